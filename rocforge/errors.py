@@ -1,0 +1,17 @@
+"""The errors that rocforge raises. Bad arguments raise ValueError or TypeError instead."""
+
+
+class RocforgeError(Exception):
+    """Base of the errors below: catch it to catch everything that a file, model or device can cause."""
+
+
+class GGUFError(RocforgeError):
+    """A bad or truncated GGUF file; the message names the field and the byte offset."""
+
+
+class UnsupportedModelError(RocforgeError):
+    """An architecture, tokenizer or tensor type that rocforge does not know; the message lists those it does."""
+
+
+class DeviceError(RocforgeError):
+    """No such device, or too little memory on it; the message says what was asked for and what there was."""
