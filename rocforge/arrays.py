@@ -1,0 +1,183 @@
+"""Array modules and devices: which library owns an array, which device there is, and copies between them.
+
+CuPy is imported once, on first use, and a failing import is remembered with its reason instead of raised:
+`cupy-rocm-7-0` installs anywhere but imports only where ROCm's libraries are.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from rocforge.errors import DeviceError
+
+
+@functools.cache
+def _import_cupy() -> tuple[ModuleType | None, str | None]:
+    """CuPy if it imports and sees a device, else None; and the reason why not."""
+    try:
+        import cupy
+    except ImportError as error:
+        first = str(error).strip().splitlines()
+        detail = next((line.strip() for line in reversed(first) if ".so" in line), first[0] if first else "")
+        installed = not isinstance(error, ModuleNotFoundError) or error.name != "cupy"
+        if not installed:
+            return None, "CuPy is not installed (pip install 'rocforge[rocm]' or 'rocforge[cuda]')"
+        return None, f"CuPy is installed but does not import: {detail}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return None, f"CuPy {cupy.__version__} finds no usable GPU: {error}"
+    if count == 0:
+        return None, f"CuPy {cupy.__version__} finds no GPU"
+    return cupy, None
+
+
+def cupy_module() -> ModuleType:
+    """CuPy, or a DeviceError that says why there is none."""
+    module, reason = _import_cupy()
+    if module is None:
+        raise DeviceError(f"no GPU: {reason}")
+    return module
+
+
+def get_array_module(*arrays: Any) -> ModuleType:
+    """The module, numpy or cupy, that computes on the given arrays, as `cupy.get_array_module` does.
+
+    A QuantizedArray counts as its packed blocks. Without CuPy arrays it is numpy, and CuPy is not imported.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and hasattr(cupy, "ndarray"):
+        for array in arrays:
+            if isinstance(getattr(array, "data", None) if _is_quantized(array) else array, cupy.ndarray):
+                return cupy
+    return np
+
+
+def _is_quantized(array: Any) -> bool:
+    return hasattr(array, "qtype")
+
+
+def resolve_device(device: str | None) -> str:
+    """Normalize a device name to "cpu" or "gpu:N".
+
+    Args:
+        device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
+
+    Raises:
+        ValueError: the name is none of these.
+        DeviceError: a GPU was asked for and there is none, or not that many.
+    """
+    if device is None:
+        return "cpu" if _import_cupy()[0] is None else "gpu:0"
+    kind, _, number = device.partition(":")
+    if device == "cpu":
+        return device
+    if kind != "gpu" or not (number.isdecimal() or device == "gpu"):
+        raise ValueError(f'device is {device!r}; allowed are None, "cpu", "gpu" and "gpu:N"')
+    cupy, index = cupy_module(), int(number or 0)
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        raise DeviceError(f"device {device!r} was asked for, and there are {count}: gpu:0 to gpu:{count - 1}")
+    return f"gpu:{index}"
+
+
+def to_device(array: Any, device: str | None = None) -> Any:
+    """Copy an array, or the blocks of a QuantizedArray, to a device; on the device already, it is returned as it is.
+
+    Args:
+        array: a NumPy or CuPy array, or a QuantizedArray.
+        device: as in `resolve_device`. A copy to a GPU is ordered on its current stream.
+    """
+    device = resolve_device(device)
+    if _is_quantized(array):
+        return array.to_device(device)
+    if device == "cpu":
+        return asnumpy(array)
+    cupy = cupy_module()
+    with cupy.cuda.Device(int(device[4:])):
+        return cupy.asarray(array)
+
+
+def asnumpy(array: Any) -> np.ndarray:
+    """A NumPy array of the same values; a device array is copied and waited for. A QuantizedArray is dequantized."""
+    if _is_quantized(array):
+        array = array.dequantize()
+    return np.asarray(array) if get_array_module(array) is np else array.get()
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What `device_info` found.
+
+    Attributes:
+        device: "cpu" or "gpu:N", the device that `rf.load` would pick.
+        name: the processor's name.
+        arch: gfx942, gfx1100, ... on AMD; sm_90, ... on NVIDIA; the machine type for a CPU.
+        memory_total, memory_free: bytes.
+        runtime: "ROCm 7.0.2", "CUDA 13.0" or "NumPy 2.4".
+        cupy: CuPy's version, or None where it does not import.
+        reason: why there is no GPU, or None where there is one.
+    """
+
+    device: str
+    name: str
+    arch: str
+    memory_total: int
+    memory_free: int
+    runtime: str
+    cupy: str | None
+    reason: str | None
+
+    def __str__(self) -> str:
+        memory = f"{self.memory_free / 2**30:.1f} of {self.memory_total / 2**30:.1f} GiB free"
+        line = f"{self.device}: {self.name} ({self.arch}), {memory}, {self.runtime}"
+        return line if self.reason is None else f"{line}\nno GPU: {self.reason}"
+
+
+def device_info(device: str | None = None) -> DeviceInfo:
+    """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU was found."""
+    device = resolve_device(device)
+    cupy, reason = _import_cupy()
+    if device == "cpu":
+        return _cpu_info(cupy, reason)
+    runtime = cupy.cuda.runtime
+    with cupy.cuda.Device(int(device[4:])) as current:
+        properties = runtime.getDeviceProperties(current.id)
+        free, total = current.mem_info
+    version = runtime.runtimeGetVersion()
+    if runtime.is_hip:
+        arch = properties["gcnArchName"].decode().split(":")[0]
+        name = f"ROCm {version // 10_000_000}.{version // 100_000 % 100}"
+    else:
+        arch = f"sm_{properties['major']}{properties['minor']}"
+        name = f"CUDA {version // 1000}.{version % 1000 // 10}"
+    return DeviceInfo(device, properties["name"].decode(), arch, total, free, name, cupy.__version__, None)
+
+
+def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
+    import os
+    import platform
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), available_memory()
+    version = cupy.__version__ if cupy is not None else None
+    name = f"{os.cpu_count()} CPU cores"
+    return DeviceInfo("cpu", name, platform.machine(), total, free, f"NumPy {np.__version__}", version, reason)
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can be taken without swapping."""
+    import os
+
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,210 @@
+"""QuantizedArray: a matrix kept in GGUF's packed blocks, that slices, multiplies and prints like an array."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize as gguf_quantize
+
+from rocforge.arrays import get_array_module
+from rocforge.errors import UnsupportedModelError
+
+
+def _dequantizable() -> dict[str, GGMLQuantizationType]:
+    from gguf.quants import _type_traits
+
+    types = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, *_type_traits]
+    return {qtype.name: qtype for qtype in sorted(set(types))}
+
+
+QTYPES: dict[str, GGMLQuantizationType] = _dequantizable()
+"""The block formats that can be read: name -> GGMLQuantizationType. Sizes are in gguf.GGML_QUANT_SIZES."""
+
+
+def as_qtype(qtype: str | int | GGMLQuantizationType) -> GGMLQuantizationType:
+    """The GGMLQuantizationType of a name such as "Q4_K" (case does not matter) or of GGUF's number for it.
+
+    Raises:
+        UnsupportedModelError: rocforge cannot read that format.
+    """
+    name = qtype.upper() if isinstance(qtype, str) else GGMLQuantizationType(qtype).name
+    if name not in QTYPES:
+        raise UnsupportedModelError(f"tensor type {name} is not supported; supported are {', '.join(QTYPES)}")
+    return QTYPES[name]
+
+
+def row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
+    """Bytes of a row of `columns` elements. Raises ValueError where the row is not a whole number of blocks."""
+    block, size = GGML_QUANT_SIZES[qtype]
+    if columns % block:
+        raise ValueError(f"a row of {columns} elements is not a whole number of {qtype.name} blocks of {block}")
+    return columns // block * size
+
+
+class QuantizedArray:
+    """An array whose last axis is packed in a GGUF block format.
+
+    It multiplies with `@`, on either side, against ordinary arrays of its device, and gives float32; it slices and
+    gathers along its leading axes, and `dequantize` gives ordinary values. Values are never changed in place.
+
+    Args:
+        data: uint8 array (NumPy or CuPy) of shape (*shape[:-1], bytes per row).
+        shape: the logical shape; the last axis is a whole number of blocks.
+        qtype: the block format, as in `as_qtype`.
+
+    Attributes:
+        data, shape, qtype: as given (shape of the transpose, for a transpose).
+        keep_float32: keep the float32 values that the first product on the CPU makes; set by `rf.load` where memory
+            is ample, since unpacking costs many times the product itself.
+
+    Source: the block formats of ggml (https://github.com/ggml-org/ggml), as the `gguf` package reads them.
+    """
+
+    # NumPy and CuPy hand `array @ quantized` to __rmatmul__ instead of looping over elements.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+    __hash__ = None
+
+    def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
+        self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
+        self.keep_float32 = False
+        self._float32 = None
+        self._transposed = False
+        expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
+        if data.dtype != np.uint8 or data.shape != expected:
+            raise ValueError(
+                f"data of {self.qtype.name} for shape {self.shape} must be uint8 of shape {expected}, "
+                f"not {data.dtype} of shape {data.shape}"
+            )
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed blocks."""
+        return self.data.nbytes
+
+    @property
+    def T(self) -> QuantizedArray:  # noqa: N802 (NumPy's name)
+        """The transpose of a matrix, without a copy."""
+        if self.ndim != 2:
+            raise ValueError(f"only a matrix has a .T here, and the shape is {self.shape}; take a slice first")
+        view = self._view(self.data, self.shape[::-1])
+        view._float32, view._transposed = self._float32, not self._transposed
+        return view
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        device = "" if isinstance(self.data, np.ndarray) else f", device={self.data.device.id}"
+        bits = 8 * self.nbytes / max(self.size, 1)
+        return f"QuantizedArray(shape={self.shape}, qtype={self.qtype.name}, {bits:.4g} bits per element{device})"
+
+    def __getitem__(self, index: Any) -> QuantizedArray:
+        """Rows by integer, slice, mask or integer array: NumPy's rules over the leading axes, the last one whole."""
+        if self._transposed:
+            raise IndexError("a transposed QuantizedArray does not slice; slice the rows before .T")
+        index = index if isinstance(index, tuple) else (index,)
+        if len(index) >= self.ndim or any(i is Ellipsis or i is None for i in index):
+            raise IndexError(f"only the leading {self.ndim - 1} axes of a QuantizedArray of shape {self.shape} slice")
+        data = self.data[index]
+        view = self._view(data, (*data.shape[:-1], self.shape[-1]))
+        if self._float32 is not None and not any(isinstance(i, (list, np.ndarray)) for i in index):
+            view._float32 = self._float32[index]
+        return view
+
+    def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
+        view = object.__new__(QuantizedArray)
+        view.data, view.shape, view.qtype = data, shape, self.qtype
+        view.keep_float32, view._float32, view._transposed = False, None, False
+        return view
+
+    def dequantize(self, dtype: Any = np.float32) -> Any:
+        """The values, as a new array of this shape, on the same device.
+
+        Args:
+            dtype: float32 (exact, bit-equal to the gguf package), float16 or float64.
+        """
+        values = self.float32()
+        values = values.T if self._transposed else values
+        return values.astype(dtype, copy=self._float32 is not None)
+
+    def float32(self) -> Any:
+        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to."""
+        if self._float32 is not None:
+            return self._float32
+        if get_array_module(self.data) is not np:
+            from rocforge.ops.dequantize import dequantize_device
+
+            return dequantize_device(self)
+        stored = self.shape[::-1] if self._transposed else self.shape
+        rows = np.ascontiguousarray(self.data).reshape(-1, self.data.shape[-1])
+        values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(stored)
+        if self.keep_float32:
+            self._float32 = values
+        return values
+
+    def __matmul__(self, other: Any) -> Any:
+        """`w @ x`: w (rows, cols), x (cols,) or (..., cols, n); gives float32 (rows,) or (..., rows, n)."""
+        if isinstance(other, QuantizedArray):
+            other = other.dequantize()
+        self._check_product(self.shape, other.shape, self.shape[-1], other.shape[-2:][:1])
+        if other.ndim == 1:
+            return other @ self.T
+        return (other.swapaxes(-1, -2) @ self.T).swapaxes(-1, -2)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """`x @ w.T`: x (..., cols), w (rows, cols); gives float32 (..., rows). Also `x @ w`, which unpacks all of w."""
+        from rocforge.ops.linear import linear
+
+        self._check_product(other.shape, self.shape, self.shape[0], other.shape[-1:])
+        if self._transposed:
+            return linear(other, self.T)
+        return other.astype(np.float32, copy=False) @ self.dequantize()
+
+    def _check_product(self, left: tuple, right: tuple, inner: int, other: tuple) -> None:
+        if self.ndim != 2:
+            raise ValueError(f"@ needs a QuantizedArray of two axes, and its shape is {self.shape}; take a slice first")
+        if other != (inner,):
+            raise ValueError(f"shapes {left} and {right} do not fit for @")
+
+    def to_device(self, device: str) -> QuantizedArray:
+        """This array on another device; see `rf.to_device`."""
+        from rocforge.arrays import to_device
+
+        moved = self._view(to_device(self.data, device), self.shape)
+        moved._transposed = self._transposed
+        return moved
+
+
+def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> QuantizedArray:
+    """Pack a float array into blocks along its last axis.
+
+    Args:
+        array: floats, shape (..., columns), columns a whole number of blocks.
+        qtype: a format that the gguf package can write: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0,
+            MXFP4.
+
+    Raises:
+        ValueError: the last axis is not a whole number of blocks.
+        UnsupportedModelError: that format can only be read.
+    """
+    qtype = as_qtype(qtype)
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    row_nbytes(array.shape[-1], qtype)
+    try:
+        packed = gguf_quantize(array.reshape(-1, array.shape[-1]), qtype)
+    except NotImplementedError:
+        raise UnsupportedModelError(f"{qtype.name} can be read but not written; quantize to Q8_0, say") from None
+    packed = packed.view(np.uint8)
+    return QuantizedArray(packed.reshape(*array.shape[:-1], packed.shape[-1]), array.shape, qtype)
