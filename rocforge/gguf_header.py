@@ -1,0 +1,324 @@
+"""The header of one GGUF file: metadata and tensor table, parsed from a memory map.
+
+Nothing the file says is trusted: every length and count is held against the bytes that are left before anything is
+read or allocated, so a malformed file ends in a GGUFError that names the field and its byte offset. The format is
+specified in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rocforge.errors import GGUFError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+MAX_NAME = 65535  # bytes of a metadata key or tensor name
+MAX_STRING = 1 << 26  # bytes of a metadata string
+MAX_ITEMS = 1 << 24  # items in all metadata arrays together: ten times the largest vocabulary with its merges
+MAX_NESTING = 4  # arrays within arrays
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+# GGUF's scalar value types: the character is the same in struct and in NumPy.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
+_SMALLEST_ITEM = {_STRING: 8, _ARRAY: 12} | {code: struct.calcsize(f"<{char}") for code, char in _SCALARS.items()}
+_SMALLEST_PAIR = 13  # an empty key (8 bytes), a value type (4), one byte
+_SMALLEST_TENSOR = 24  # an empty name (8 bytes), n_dims (4), type (4), offset (8)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is.
+
+    `shape` is NumPy's (slowest dimension first), `offset` counts bytes from the start of the file `path`, `byteorder`
+    is "little" or "big". For a type unknown to the gguf package, `qtype` is the plain number and `nbytes` is None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: GGMLQuantizationType | int
+    nbytes: int | None
+    path: Path
+    offset: int
+    byteorder: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """One parsed file: its map, metadata, the byte offset of each metadata key, and its tensors in file order."""
+
+    path: Path
+    buffer: mmap.mmap
+    version: int
+    byteorder: str
+    metadata: dict[str, Any]
+    key_offsets: dict[str, int]
+    tensors: dict[str, TensorInfo]
+
+    def integer(self, key: str, default: int) -> int:
+        """The metadata value `key` as an int; GGUFError if it is anything else."""
+        value = self.metadata.get(key, default)
+        if type(value) is not int:
+            raise self.key_error(key, f"must be an integer, not {type(value).__name__}")
+        return value
+
+    def key_error(self, key: str, problem: str) -> GGUFError:
+        where = f" at byte {self.key_offsets[key]}" if key in self.key_offsets else ""
+        return GGUFError(f"{self.path}: metadata key {key!r}{where}: {problem}")
+
+
+def read_header(path: Path) -> Header:
+    """Map the file `path` and parse its header; no tensor data is read. Raises GGUFError, and OSError as open does."""
+    buffer = _map(path)
+    cursor = _Cursor(path, buffer)
+    version = _read_version(cursor)
+    tensor_count = cursor.count("tensor_count", _SMALLEST_TENSOR)
+    pair_count = cursor.count("metadata_kv_count", _SMALLEST_PAIR)
+    metadata, key_offsets = _read_metadata(cursor, pair_count)
+    byteorder = "little" if cursor.order == "<" else "big"
+    header = Header(path, buffer, version, byteorder, metadata, key_offsets, {})
+    alignment = _alignment(header)
+    entries = _read_tensor_table(cursor, tensor_count)
+    _place_tensors(cursor, header, entries, alignment)
+    return header
+
+
+def _map(path: Path) -> mmap.mmap:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+        raise GGUFError(f"{path}: not a regular file")
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise GGUFError(f"{path}: magic at byte 0: the file is empty")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+class _Cursor:
+    """Reads values from the front of a mapped file, each checked against the file's end."""
+
+    def __init__(self, path: Path, buffer: mmap.mmap):
+        self.path, self.buffer, self.size = path, buffer, len(buffer)
+        self.position, self.order, self.items = 0, "<", 0
+
+    def error(self, field: str, offset: int, problem: str) -> GGUFError:
+        return GGUFError(f"{self.path}: {field} at byte {offset}: {problem}")
+
+    def take(self, size: int, field: str) -> int:
+        """Step over `size` bytes; returns where they start."""
+        start = self.position
+        if size > self.size - start:
+            raise self.error(field, start, f"needs {size} bytes, but the file ends {self.size - start} bytes on")
+        self.position = start + size
+        return start
+
+    def scalar(self, code: int, field: str) -> Any:
+        start = self.take(_SMALLEST_ITEM[code], field)
+        (value,) = struct.unpack_from(self.order + _SCALARS[code], self.buffer, start)
+        if code != _BOOL:
+            return value
+        if value > 1:
+            raise self.error(field, start, f"a bool is 0 or 1, not {value}")
+        return bool(value)
+
+    def uint32(self, field: str) -> int:
+        return self.scalar(4, field)
+
+    def uint64(self, field: str) -> int:
+        return self.scalar(10, field)
+
+    def count(self, field: str, smallest: int) -> int:
+        """A uint64 that counts things of at least `smallest` bytes each, all still to come in the file."""
+        start = self.position
+        count = self.uint64(field)
+        left = self.size - self.position
+        if count > left // smallest:
+            raise self.error(field, start, f"{count} takes at least {smallest} bytes each, but {left} are left")
+        return count
+
+    def string(self, field: str, limit: int = MAX_STRING, errors: str = "surrogateescape") -> str:
+        """A string; bytes that are no UTF-8 become lone surrogates, or a GGUFError with errors="strict"."""
+        start = self.position
+        length = self.uint64(f"{field} length")
+        if length > limit:
+            raise self.error(f"{field} length", start, f"{length} is over the limit of {limit} bytes")
+        start = self.take(length, field)
+        try:
+            return self.buffer[start : self.position].decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            raise self.error(field, start + error.start, "not UTF-8") from None
+
+    def strings(self, count: int, field: str) -> list[str]:
+        """`count` strings as string() reads them, in one loop: vocabularies hold hundreds of thousands."""
+        unpack, buffer, size = struct.Struct(f"{self.order}Q").unpack_from, self.buffer, self.size
+        end, strings = self.position, []
+        append = strings.append
+        for i in range(count):
+            begin = end + 8
+            if begin > size:
+                raise self.error(f"{field}[{i}] length", end, "the file ends here")
+            (length,) = unpack(buffer, end)
+            end = begin + length
+            if length > MAX_STRING or end > size:
+                left = min(MAX_STRING, size - begin)
+                raise self.error(f"{field}[{i}] length", begin - 8, f"{length} is over the {left} bytes allowed here")
+            append(buffer[begin:end].decode("utf-8", "surrogateescape"))
+        self.position = end
+        return strings
+
+    def value(self, field: str) -> Any:
+        """A typed metadata value: bool, int, float, str, or what array() gives."""
+        start = self.position
+        code = self.uint32(f"{field} value type")
+        if code == _STRING:
+            return self.string(field)
+        if code == _ARRAY:
+            return self.array(field)
+        if code not in _SCALARS:
+            raise self.error(f"{field} value type", start, f"{code} is not one of GGUF's types, 0 to 12")
+        return self.scalar(code, field)
+
+    def array(self, field: str, depth: int = 0) -> list | np.ndarray:
+        """A list of str, a list of arrays, or a 1-D array of native byte order."""
+        start = self.position
+        code = self.uint32(f"{field} item type")
+        if code not in _SMALLEST_ITEM:
+            raise self.error(f"{field} item type", start, f"{code} is not one of GGUF's types, 0 to 12")
+        if depth > MAX_NESTING:
+            raise self.error(field, start, f"arrays nest more than {MAX_NESTING} deep")
+        count = self.count(f"{field} length", _SMALLEST_ITEM[code])
+        self.items += count
+        if self.items > MAX_ITEMS:
+            raise self.error(f"{field} length", start + 4, f"metadata arrays hold more than {MAX_ITEMS} items in all")
+        if code == _STRING:
+            return self.strings(count, field)
+        if code == _ARRAY:
+            return [self.array(f"{field}[{i}]", depth + 1) for i in range(count)]
+        dtype = np.dtype(self.order + _SCALARS[code])
+        start = self.take(count * dtype.itemsize, field)
+        items = np.frombuffer(self.buffer, dtype, count, start).astype(dtype.newbyteorder("="))
+        if code != _BOOL:
+            return items
+        if count and items.max() > 1:
+            raise self.error(field, start + int((items > 1).argmax()), "a bool is 0 or 1")
+        return items.astype(bool)
+
+
+def _read_version(cursor: _Cursor) -> int:
+    """Check the magic, find the byte order, and return the version, 2 or 3."""
+    magic = cursor.buffer[cursor.take(4, "magic") : 4]
+    if magic != b"GGUF":
+        raise cursor.error("magic", 0, f"{magic!r} is not b'GGUF': not a GGUF file")
+    version = cursor.uint32("version")
+    if version and version & 0xFFFF == 0:  # a small number read in the wrong byte order
+        cursor.order = ">"
+        version = int.from_bytes(version.to_bytes(4, "little"), "big")
+    if version not in (2, 3):
+        raise cursor.error("version", 4, f"GGUF version {version} is not supported; versions 2 and 3 are")
+    return version
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """The metadata, and where each key starts."""
+    metadata: dict[str, Any] = {}
+    offsets: dict[str, int] = {}
+    for i in range(count):
+        start = cursor.position
+        key = cursor.string(f"metadata key {i}", MAX_NAME, "strict")
+        if key in metadata:
+            raise cursor.error(f"metadata key {key!r}", start, f"already set at byte {offsets[key]}")
+        metadata[key] = cursor.value(f"metadata value {key!r}")
+        offsets[key] = start
+    return metadata, offsets
+
+
+def _alignment(header: Header) -> int:
+    alignment = header.integer("general.alignment", 32)
+    if alignment < 8 or alignment & (alignment - 1):
+        raise header.key_error("general.alignment", f"{alignment} is not a power of two of at least 8")
+    return alignment
+
+
+@dataclass(frozen=True)
+class _TensorEntry:
+    """A row of the tensor table; `start` is where the row itself lies, `offset` counts from the data section."""
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: GGMLQuantizationType | int
+    nbytes: int | None
+    start: int
+    offset: int
+
+
+def _read_tensor_table(cursor: _Cursor, count: int) -> list[_TensorEntry]:
+    entries: dict[str, _TensorEntry] = {}
+    for i in range(count):
+        start = cursor.position
+        name = cursor.string(f"tensor {i} name", MAX_NAME, "strict")
+        if name in entries:
+            raise cursor.error(f"tensor name {name!r}", start, f"already used at byte {entries[name].start}")
+        n_dims = cursor.uint32(f"tensor {name!r} n_dims")
+        if n_dims > 4:
+            raise cursor.error(f"tensor {name!r} n_dims", cursor.position - 4, f"{n_dims} is not one of 0 to 4")
+        dims_at = cursor.position
+        shape = tuple(cursor.uint64(f"tensor {name!r} dimensions") for _ in range(n_dims))[::-1]
+        code = cursor.uint32(f"tensor {name!r} type")
+        qtype, nbytes = _type_and_size(cursor, f"tensor {name!r} dimensions", dims_at, shape, code)
+        offset = cursor.uint64(f"tensor {name!r} offset")
+        entries[name] = _TensorEntry(name, shape, qtype, nbytes, start, offset)
+    return list(entries.values())
+
+
+def _type_and_size(cursor: _Cursor, field: str, dims_at: int, shape: tuple[int, ...], code: int):
+    """The tensor's type and its size in bytes; (code, None) for a type that the gguf package does not know."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # costs 50 ms: only when a file is opened
+
+    # Zeros are left out of the product: NumPy multiplies the other dimensions even of an empty array.
+    items = math.prod(n for n in shape if n)
+    if items >= 1 << 60:
+        raise cursor.error(field, dims_at, f"{shape} has too many items")
+    if code not in GGMLQuantizationType.__members__.values():
+        return code, None
+    qtype = GGMLQuantizationType(code)
+    block_items, block_bytes = GGML_QUANT_SIZES[qtype]
+    row = shape[-1] if shape else 1
+    if row % block_items:
+        raise cursor.error(
+            field, dims_at, f"rows of {row} items are no multiple of {qtype.name}'s block of {block_items}"
+        )
+    return qtype, math.prod(shape) // block_items * block_bytes
+
+
+def _place_tensors(cursor: _Cursor, header: Header, entries: list[_TensorEntry], alignment: int) -> None:
+    """Fill `header.tensors` in file order, once every tensor is aligned, inside the file, and apart from the others."""
+    data_start = -(-cursor.position // alignment) * alignment
+    for entry in entries:
+        field = f"tensor {entry.name!r} offset"
+        if entry.offset % alignment:
+            raise cursor.error(field, entry.start, f"{entry.offset} is no multiple of the alignment {alignment}")
+        begin = data_start + entry.offset
+        if begin + (entry.nbytes or 0) > cursor.size:
+            size = "unknown" if entry.nbytes is None else entry.nbytes
+            raise cursor.error(field, entry.start, f"data at {begin}, size {size}, ends past the file's {cursor.size}")
+        header.tensors[entry.name] = TensorInfo(
+            entry.name, entry.shape, entry.qtype, entry.nbytes, header.path, begin, header.byteorder
+        )
+    _refuse_overlaps(cursor, entries)
+
+
+def _refuse_overlaps(cursor: _Cursor, entries: list[_TensorEntry]) -> None:
+    filled = sorted((entry for entry in entries if entry.nbytes), key=lambda entry: entry.offset)
+    for first, second in pairwise(filled):
+        if first.offset + first.nbytes > second.offset:
+            problem = f"{second.offset} lies inside tensor {first.name!r}, {first.nbytes} bytes from {first.offset}"
+            raise cursor.error(f"tensor {second.name!r} offset", second.start, problem)
