@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize, quantize as gguf_quantize
+from gguf.quants import dequantize
+from gguf.quants import quantize as gguf_quantize
 
 from rocforge.arrays import get_array_module
 from rocforge.errors import UnsupportedModelError
@@ -94,7 +95,7 @@ class QuantizedArray:
         return self.data.nbytes
 
     @property
-    def T(self) -> QuantizedArray:  # noqa: N802 (NumPy's name)
+    def T(self) -> QuantizedArray:
         """The transpose of a matrix, without a copy."""
         if self.ndim != 2:
             raise ValueError(f"only a matrix has a .T here, and the shape is {self.shape}; take a slice first")

@@ -1,0 +1,106 @@
+"""Attention as a residual layer: norm, projections, rope, cache, attention, output, residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.batch import Batch
+from rocforge.nn.config import Config
+from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.module import Module, Parameter
+from rocforge.ops.attention import paged_attention, store_kv
+from rocforge.ops.rope import RopeFrequencies, rotate
+
+
+class Sinks(Module):
+    """A score for each head that takes part in its softmax: weight (heads,)."""
+
+    def __init__(self, heads: int):
+        self.weight = Parameter(heads)
+
+
+class Attention(Module):
+    """Self-attention with its norm and its residual: x (tokens, dim) gives (tokens, dim).
+
+    Args:
+        config: the sizes.
+        layer: index into the cache.
+        frequencies: the rotary embedding.
+        window: see this token and window - 1 before it; None for all.
+        qkv_bias, output_bias: whether these projections have one; "optional" for where the file has.
+        head_norms: queries and keys are normalized a head at a time (attn_q_norm, attn_k_norm).
+        fused_qkv: one weight holds the rows of q, k and v (attn_qkv).
+        sinks: each head has a sink (attn_sinks).
+        post_norm: what attention gives is normalized before it is added to the residual (post_attention_norm).
+        scale: factor on the scores; None for `1 / sqrt(head_dim)`.
+    """
+
+    inline = True
+
+    def __init__(
+        self,
+        config: Config,
+        layer: int,
+        frequencies: RopeFrequencies,
+        *,
+        window: int | None = None,
+        qkv_bias: bool | str = False,
+        output_bias: bool | str = False,
+        head_norms: bool = False,
+        fused_qkv: bool = False,
+        sinks: bool = False,
+        post_norm: bool = False,
+        scale: float | None = None,
+    ):
+        c = config
+        self.layer, self.frequencies, self.heads, self.kv_heads = layer, frequencies, c.heads, c.kv_heads
+        self.options = {
+            "window": window,
+            "softcap": c.attention_softcap or None,
+            "scale": c.attention_scale if scale is None else scale,
+        }
+        rows, kv_rows = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.attn_norm = RMSNorm(c.dim, c.norm_eps)
+        if fused_qkv:
+            self.attn_qkv = Linear(c.dim, rows + 2 * kv_rows, bias=qkv_bias)
+        else:
+            self.attn_q = Linear(c.dim, rows, bias=qkv_bias)
+            self.attn_k = Linear(c.dim, kv_rows, bias=qkv_bias)
+            self.attn_v = Linear(c.dim, kv_rows, bias=qkv_bias)
+        if head_norms:
+            self.attn_q_norm = RMSNorm(c.head_dim, c.norm_eps)
+            self.attn_k_norm = RMSNorm(c.head_dim, c.norm_eps)
+        if sinks:
+            self.attn_sinks = Sinks(c.heads)
+        self.attn_output = Linear(rows, c.dim, bias=output_bias)
+        if post_norm:
+            self.post_attention_norm = RMSNorm(c.dim, c.norm_eps)
+        self.fused_qkv, self.head_norms, self.sinks, self.post_norm = fused_qkv, head_norms, sinks, post_norm
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        q, k, v = self.project(self.attn_norm(x))
+        cos, sin = batch.cos_sin(self.frequencies)
+        q, k = rotate(q, cos, sin, self.frequencies.neox), rotate(k, cos, sin, self.frequencies.neox)
+        store_kv(k, v, batch, self.layer)
+        sinks = self.attn_sinks.weight if self.sinks else None
+        y = paged_attention(q, batch, self.layer, sinks=sinks, **self.options).reshape(len(x), -1)
+        if self.post_norm:
+            return x + self.post_attention_norm(self.attn_output(y))
+        return self.attn_output(y, residual=x)
+
+    def project(self, x: Any) -> tuple[Any, Any, Any]:
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim) of normalized x."""
+        if self.fused_qkv:
+            qkv = self.attn_qkv(x).reshape(len(x), self.heads + 2 * self.kv_heads, -1)
+            q, k, v = (
+                qkv[:, : self.heads],
+                qkv[:, self.heads : self.heads + self.kv_heads],
+                qkv[:, self.heads + self.kv_heads :],
+            )
+        else:
+            q = self.attn_q(x).reshape(len(x), self.heads, -1)
+            k = self.attn_k(x).reshape(len(x), self.kv_heads, -1)
+            v = self.attn_v(x).reshape(len(x), self.kv_heads, -1)
+        if self.head_norms:
+            q, k = self.attn_q_norm(q), self.attn_k_norm(k)
+        return q, k, v

@@ -1,0 +1,54 @@
+"""The layers that hold one weight each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.nn.module import Module, Parameter
+from rocforge.ops.embedding import embedding
+from rocforge.ops.linear import linear
+from rocforge.ops.norm import layer_norm, rms_norm
+
+
+class Linear(Module):
+    """`x @ weight.T + bias`: weight (rows, columns), bias (rows,) or none; x (..., columns) gives (..., rows).
+
+    `bias` may be "optional": the layer has one where the weights do. `optional` says so of the weight.
+    """
+
+    def __init__(self, columns: int, rows: int, bias: bool | str = False, optional: bool = False):
+        self.weight = Parameter(rows, columns, optional=optional)
+        self.bias = Parameter(rows, optional=bias == "optional") if bias else None
+
+    def forward(self, x: Any, residual: Any = None) -> Any:
+        return linear(x, self.weight, self.bias, residual)
+
+
+class Embedding(Module):
+    """Rows of `weight` (vocabulary, dim) by token id."""
+
+    def __init__(self, vocabulary: int, dim: int):
+        self.weight = Parameter(vocabulary, dim)
+
+    def forward(self, ids: Any) -> Any:
+        return embedding(ids, self.weight)
+
+
+class RMSNorm(Module):
+    """Root-mean-square normalization with a weight (dim,)."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight, self.eps = Parameter(dim), eps
+
+    def forward(self, x: Any) -> Any:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(Module):
+    """Layer normalization with a weight and a bias (dim,)."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight, self.bias, self.eps = Parameter(dim), Parameter(dim), eps
+
+    def forward(self, x: Any) -> Any:
+        return layer_norm(x, self.weight, self.bias, self.eps)

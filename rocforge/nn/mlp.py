@@ -1,0 +1,118 @@
+"""Feed-forward layers, dense and with experts, as residual layers: norm, products, activation, residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rocforge.batch import Batch
+from rocforge.nn.config import Config
+from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.module import Module, Parameter
+from rocforge.ops.activation import swiglu
+from rocforge.ops.linear import linear
+from rocforge.ops.moe import experts, route
+
+Gated = Callable[[Any, Any], Any]
+
+
+class MLP(Module):
+    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim) gives (tokens, dim).
+
+    Args:
+        config: the sizes.
+        activation: of (gate, up).
+        bias: whether the projections have one; "optional" for where the file has.
+        post_norm: the result is normalized before it is added to the residual (post_ffw_norm).
+    """
+
+    inline = True
+
+    def __init__(
+        self, config: Config, activation: Gated = swiglu, *, bias: bool | str = False, post_norm: bool = False
+    ):
+        c = config
+        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
+        self.ffn_gate = Linear(c.dim, c.ffn, bias=bias)
+        self.ffn_up = Linear(c.dim, c.ffn, bias=bias)
+        self.ffn_down = Linear(c.ffn, c.dim, bias=bias)
+        if post_norm:
+            self.post_ffw_norm = RMSNorm(c.dim, c.norm_eps)
+        self.activation, self.post_norm = activation, post_norm
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        y = self.ffn_norm(x)
+        y = self.activation(self.ffn_gate(y), self.ffn_up(y))
+        if self.post_norm:
+            return x + self.post_ffw_norm(self.ffn_down(y))
+        return self.ffn_down(y, residual=x)
+
+
+class FusedMLP(Module):
+    """As MLP, where ffn_up holds the rows of gate and up."""
+
+    inline = True
+
+    def __init__(self, config: Config, activation: Gated = swiglu):
+        c = config
+        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
+        self.ffn_up = Linear(c.dim, 2 * c.ffn)
+        self.ffn_down = Linear(c.ffn, c.dim)
+        self.activation, self.ffn = activation, c.ffn
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        y = self.ffn_up(self.ffn_norm(x))
+        return self.ffn_down(self.activation(y[:, : self.ffn], y[:, self.ffn :]), residual=x)
+
+
+class Experts(Module):
+    """One Linear an expert: weight (experts, rows, columns), bias (experts, rows) or none."""
+
+    def __init__(self, config: Config, columns: int, rows: int, bias: bool = False):
+        self.weight = Parameter(config.experts, rows, columns)
+        self.bias = Parameter(config.experts, rows) if bias else None
+
+    def forward(self, expert: int, x: Any) -> Any:
+        return linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+
+
+class MoE(Module):
+    """Mixture of experts: a router (ffn_gate_inp) sends each token to a few gated feed-forwards.
+
+    Args:
+        config: the sizes.
+        activation: of (gate, up).
+        bias: router and experts have biases.
+        softmax_before, normalize: as in rocforge.ops.moe.route.
+        norm: the name of the layer's norm.
+    """
+
+    inline = True
+
+    def __init__(
+        self,
+        config: Config,
+        activation: Gated = swiglu,
+        *,
+        bias: bool = False,
+        softmax_before: bool = True,
+        normalize: bool = True,
+        norm: str = "ffn_norm",
+    ):
+        c = config
+        setattr(self, norm, RMSNorm(c.dim, c.norm_eps))
+        self.ffn_gate_inp = Linear(c.dim, c.experts, bias=bias)
+        self.ffn_gate_exps = Experts(c, c.dim, c.expert_ffn, bias)
+        self.ffn_up_exps = Experts(c, c.dim, c.expert_ffn, bias)
+        self.ffn_down_exps = Experts(c, c.expert_ffn, c.dim, bias)
+        self.norm, self.activation, self.used, self.scale = norm, activation, c.experts_used, c.expert_scale
+        self.softmax_before, self.normalize = softmax_before, normalize
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        y = getattr(self, self.norm)(x)
+        ids, weights = route(self.ffn_gate_inp(y), self.used, self.softmax_before, self.normalize)
+        return x + experts(y, ids, weights * self.scale, self.expert)
+
+    def expert(self, index: int, x: Any) -> Any:
+        """What one expert gives for rows of x (rows, dim)."""
+        return self.ffn_down_exps(index, self.activation(self.ffn_gate_exps(index, x), self.ffn_up_exps(index, x)))

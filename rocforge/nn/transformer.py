@@ -1,0 +1,119 @@
+"""Transformer: embedding, blocks, final norm, output; the part that all decoder-only models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import BLOCK_SIZE, KVCache
+from rocforge.nn.config import Config
+from rocforge.nn.layers import Embedding, Linear, RMSNorm
+from rocforge.nn.module import Module
+from rocforge.ops.activation import scale, softcap
+from rocforge.ops.linear import linear
+from rocforge.ops.rope import RopeFrequencies, rope_frequencies
+
+
+class Block(Module):
+    """One layer: attention, then feed-forward, each with its norm and its residual."""
+
+    def __init__(self, attn: Module, ffn: Module):
+        self.attn, self.ffn = attn, ffn
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        return self.ffn(self.attn(x, batch), batch)
+
+
+class Transformer(Module):
+    """A decoder-only language model. A subclass says in `block` what its layers are made of.
+
+    Args:
+        config: the sizes.
+
+    Attributes:
+        device: where its weights are, "cpu" or "gpu:N".
+        neox: the rotary embedding's style of pairing; see RopeFrequencies.
+        embedding_scale: factor on the embeddings, or None.
+        default_pattern: of how many layers the last sees everything and the others a window, where the file has a
+            window and does not say; None: no layer has a window.
+        default_window_base: the rope base of the layers with a window; None: that of all layers.
+    """
+
+    neox = False
+    embedding_scale: float | None = None
+    default_pattern: int | None = None
+    default_window_base: float | None = None
+
+    def __init__(self, config: Config):
+        self.config, self.device = config, "cpu"
+        self.frequencies = config.rope.frequencies(self.neox)
+        self.window_frequencies = self._window_frequencies()
+        self.token_embd = Embedding(config.vocabulary, config.dim)
+        self.blk = [self.block(layer) for layer in range(config.layers)]
+        self.output_norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = Linear(config.dim, config.vocabulary, optional=True)
+
+    def block(self, layer: int) -> Block:
+        """The layer of that index."""
+        raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
+
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of a layer, in tokens, or None where it sees everything."""
+        pattern = self.config.window_pattern or self.default_pattern
+        return self.config.window or None if (layer + 1) % pattern else None
+
+    def frequencies_of(self, layer: int) -> RopeFrequencies:
+        """The rotary embedding of a layer: layers with a window may have their own."""
+        return self.window_frequencies if self.window_of(layer) else self.frequencies
+
+    def _window_frequencies(self) -> RopeFrequencies:
+        base = self.config.window_rope_base or self.default_window_base
+        if base is None:
+            return self.frequencies
+        return rope_frequencies(self.config.rope.dimensions, base, neox=self.neox)
+
+    def forward(self, tokens: Any, batch: Batch | None = None) -> Any:
+        """Logits of the tokens of a batch.
+
+        Args:
+            tokens: integers, shape (tokens,), of any number of sequences one after another.
+            batch: says which token is whose; None: one sequence from its start, all logits wanted.
+
+        Returns:
+            float32, shape (rows whose logits are wanted, vocabulary).
+
+        Raises:
+            IndexError: a token id is not in the vocabulary.
+            ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
+        """
+        tokens = np.asarray(tokens)
+        if batch is None:
+            batch = self.trivial_batch(len(tokens))
+        if tokens.ndim != 1 or len(tokens) != len(batch.positions) or not len(tokens):
+            raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
+        x = self.token_embd(tokens)
+        if self.embedding_scale is not None:
+            x = scale(x, self.embedding_scale)
+        for block in self.blk:
+            x = block(x, batch)
+        if batch.logits_rows is not None:
+            x = x[batch.logits_rows]
+        return self.logits(self.output_norm(x))
+
+    def logits(self, x: Any) -> Any:
+        """Logits (rows, vocabulary) of normalized x (rows, dim); a tied output uses the embedding's weight."""
+        weight = self.token_embd.weight if self.output.weight is None else self.output.weight
+        logits = self.output.observed(linear(x, weight))
+        return softcap(logits, self.config.final_softcap) if self.config.final_softcap else logits
+
+    def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
+        """A key/value cache for this model with that many blocks, on its device."""
+        c = self.config
+        return KVCache(c.layers, c.kv_heads, c.head_dim, blocks, block_size, device=self.device)
+
+    def trivial_batch(self, tokens: int) -> Batch:
+        """The batch of one new sequence, with a cache of its own and all logits wanted."""
+        blocks = -(-tokens // BLOCK_SIZE)
+        return Batch.of(self.new_cache(blocks), [Chunk(0, tokens, range(blocks))], all_logits=True)

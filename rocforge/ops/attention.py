@@ -1,0 +1,127 @@
+"""Attention: causal, grouped-query, with a sliding window, a cap on the scores and sinks.
+
+Sources: grouped queries: Ainslie et al., https://arxiv.org/abs/2305.13245; sliding window: Jiang et al.,
+https://arxiv.org/abs/2310.06825; score cap: Gemma 2, https://arxiv.org/abs/2408.00118; sinks (a learned score a head
+that takes part in the softmax and adds nothing): Xiao et al., https://arxiv.org/abs/2309.17453, and gpt-oss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rocforge.batch import Batch
+from rocforge.ops.activation import softcap as cap_scores
+
+QUERY_TILE = 256
+"""Queries whose scores are held at a time, which bounds memory on long prompts."""
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+) -> Any:
+    """Softmax-weighted mean of the values, for one sequence.
+
+    Args:
+        q: floats, shape (queries, heads, head_dim); the queries are the last tokens of the sequence.
+        k, v: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads.
+        scale: factor on the scores; None for `1 / sqrt(head_dim)`.
+        causal: a query sees no later token.
+        window: a query sees itself and the window - 1 tokens before it; None for all.
+        softcap: scores become `softcap * tanh(scores / softcap)`.
+        sinks: shape (heads,), one more score for each head's softmax.
+
+    Returns:
+        float32, the shape of q.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    tokens, kv_heads, head_dim = k.shape
+    if v.shape != k.shape or q.shape[2] != head_dim or q.shape[1] % kv_heads or len(q) > tokens:
+        raise ValueError(f"attention: shapes {q.shape}, {k.shape} and {v.shape} of q, k and v do not fit")
+    queries, heads, _ = q.shape
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    k, v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
+    # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
+    grouped = (q * np.float32(scale)).reshape(queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
+    keys, values = k.transpose(1, 2, 0)[:, None], v.transpose(1, 0, 2)[:, None]
+    out = np.empty((queries, kv_heads, heads // kv_heads, head_dim), np.float32)
+    for start in range(0, queries, QUERY_TILE):
+        rows = slice(start, min(start + QUERY_TILE, queries))
+        scores = _product(grouped[:, :, rows], keys)
+        if softcap:
+            scores = cap_scores(scores, softcap)
+        _mask(scores, tokens - queries + start, causal, window)
+        weights = _softmax_with_sinks(scores, sinks)
+        out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
+    return out.reshape(queries, heads, head_dim)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a (kv_heads, group, queries, n) @ b (kv_heads, 1, n, m): the group and the queries share one matrix product."""
+    kv_heads, group, queries, n = a.shape
+    y = a.reshape(kv_heads, group * queries, n) @ b[:, 0]
+    return y.reshape(kv_heads, group, queries, -1)
+
+
+def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> None:
+    """Put -inf where a query may not look; `first` is the position of the first query."""
+    queries, tokens = scores.shape[-2:]
+    if causal and queries == 1 and (window is None or tokens <= window):
+        return
+    distance = np.arange(first, first + queries)[:, None] - np.arange(tokens)
+    hidden = np.zeros(distance.shape, bool)
+    if causal:
+        hidden |= distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    scores[..., hidden] = -np.inf
+
+
+def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:
+    highest = scores.max(axis=-1, keepdims=True)
+    if sinks is None:
+        weights = np.exp(scores - highest)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return weights
+    sinks = sinks.reshape(*scores.shape[:2], 1, 1)
+    highest = np.maximum(highest, sinks)
+    weights = np.exp(scores - highest)
+    weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sinks - highest)
+    return weights
+
+
+def paged_attention(q: Any, batch: Batch, layer: int, **options: Any) -> Any:
+    """`attention` for each sequence of a batch, with keys and values from a layer of its cache.
+
+    Args:
+        q: floats, shape (tokens, heads, head_dim).
+        batch: says which rows are whose; their keys and values have been stored already.
+        layer: index into the cache.
+        options: scale, window, softcap and sinks, as in `attention`.
+
+    Returns:
+        float32, the shape of q.
+    """
+    keys, values = batch.cache.layer(layer)
+    out = np.empty(q.shape, np.float32)
+    for span in batch.spans:
+        out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
+    return out
+
+
+def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
+    """Put the keys and values of a batch's tokens, (tokens, kv_heads, head_dim) each, into a layer of its cache."""
+    keys, values = batch.cache.layer(layer)
+    keys[batch.slots], values[batch.slots] = k, v

@@ -1,0 +1,147 @@
+"""Rotary position embedding: frequencies with their scalings, and the rotation.
+
+Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class RopeFrequencies:
+    """The angle that each pair of elements turns by per position, with the style of pairing.
+
+    Attributes:
+        frequencies: float64, shape (pairs,), radians per position; 2 * pairs elements of a head are rotated.
+        magnitude: factor on the rotated elements (YaRN's and LongRoPE's attention factor).
+        neox: True pairs element i with i + pairs (GPT-NeoX), False pairs 2i with 2i + 1 (GPT-J, GGUF's "normal").
+    """
+
+    frequencies: np.ndarray
+    magnitude: float = 1.0
+    neox: bool = False
+
+    def cos_sin(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 cosines and sines, each of shape (*positions.shape, pairs), times the magnitude."""
+        angles = positions[..., None] * self.frequencies
+        return (
+            (np.cos(angles) * self.magnitude).astype(np.float32),
+            (np.sin(angles) * self.magnitude).astype(np.float32),
+        )
+
+
+def rope_frequencies(
+    dimensions: int,
+    base: float = 10000.0,
+    *,
+    neox: bool = False,
+    factors: np.ndarray | None = None,
+    scaling: str = "none",
+    scale: float = 1.0,
+    original_context: int = 0,
+    magnitude: float = 1.0,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    low_frequency: float = 1.0,
+    high_frequency: float = 4.0,
+) -> RopeFrequencies:
+    """Frequencies `base ** (-2 i / dimensions)`, scaled for contexts beyond the training length.
+
+    Args:
+        dimensions: elements of a head that are rotated, even.
+        base: the frequency base, theta.
+        neox: the style of pairing; see RopeFrequencies.
+        factors: shape (dimensions / 2,); each frequency is divided by its factor (rope_freqs.weight, LongRoPE).
+        scaling: "none", "linear" (all frequencies over `scale`), "yarn" or "llama3".
+        scale: by how much the context grew, at least 1.
+        original_context: positions in training, for yarn and llama3.
+        magnitude: factor on the rotated elements; yarn multiplies it by `1 + 0.1 ln(scale)`.
+        beta_fast, beta_slow: yarn: turns in the original context from which a frequency is kept, or wholly scaled.
+        low_frequency, high_frequency: llama3: likewise, wholly scaled below and kept above.
+
+    Raises:
+        ValueError: an unknown scaling, odd dimensions, or factors of another length.
+
+    Source: linear: Chen et al., https://arxiv.org/abs/2306.15595; yarn: Peng et al.,
+    https://arxiv.org/abs/2309.00071; llama3: the Llama 3.1 release, https://github.com/meta-llama/llama-models.
+    """
+    if dimensions % 2:
+        raise ValueError(f"rope: dimensions is {dimensions}; it must be even")
+    frequencies = float(base) ** (-np.arange(0, dimensions, 2, dtype=np.float64) / dimensions)
+    if factors is not None:
+        if len(factors) != len(frequencies):
+            raise ValueError(f"rope: {len(factors)} factors for {len(frequencies)} frequencies")
+        frequencies = frequencies / np.asarray(factors, np.float64)
+    if scaling == "linear":
+        frequencies = frequencies / scale
+    elif scaling == "yarn":
+        keep = _yarn_kept(dimensions, base, original_context, beta_fast, beta_slow)
+        frequencies = frequencies * (keep + (1 - keep) / scale)
+        magnitude *= 1 + 0.1 * math.log(scale)
+    elif scaling == "llama3":
+        turns = original_context * frequencies / (2 * math.pi)
+        keep = np.clip((turns - low_frequency) / (high_frequency - low_frequency), 0, 1)
+        frequencies = frequencies * (keep + (1 - keep) / scale)
+    elif scaling != "none":
+        raise ValueError(f'rope: scaling is {scaling!r}; allowed are "none", "linear", "yarn" and "llama3"')
+    return RopeFrequencies(frequencies, magnitude, neox)
+
+
+def _yarn_kept(dimensions: int, base: float, context: int, beta_fast: float, beta_slow: float) -> np.ndarray:
+    """How much of each frequency YaRN keeps, 0 to 1: a ramp between pairs turning beta_fast and beta_slow times."""
+
+    def pair_of(turns: float) -> float:
+        return dimensions * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(0, math.floor(pair_of(beta_fast)))
+    high = min(dimensions - 1, math.ceil(pair_of(beta_slow)))
+    ramp = (np.arange(dimensions // 2) - low) / max(0.001, high - low)
+    return 1 - np.clip(ramp, 0, 1)
+
+
+def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, base: float = 10000.0) -> Any:
+    """Rotate the leading elements of each head by its token's position.
+
+    Args:
+        x: floats, shape (tokens, heads, head_dim).
+        positions: integers, shape (tokens,).
+        frequencies: from `rope_frequencies`; None: unscaled, over the whole head, with `base`.
+        base: the frequency base where `frequencies` is None.
+
+    Returns:
+        float32, the shape of x.
+
+    Raises:
+        ValueError: the shapes do not fit, or more elements are rotated than a head has.
+    """
+    if x.ndim != 3 or x.shape[:1] != positions.shape:
+        raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
+    if frequencies is None:
+        frequencies = rope_frequencies(x.shape[-1], base)
+    return rotate(x, *frequencies.cos_sin(positions), neox=frequencies.neox)
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool) -> np.ndarray:
+    """Rotate the leading pairs of x (tokens, heads, head_dim) by angles whose cos and sin are (tokens, pairs)."""
+    pairs = cos.shape[-1]
+    if 2 * pairs > x.shape[-1]:
+        raise ValueError(f"rope: {2 * pairs} elements are rotated, and a head has {x.shape[-1]}")
+    first, second = _pair_slices(pairs, neox)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    y = np.empty(x.shape, np.float32)
+    y[..., 2 * pairs :] = x[..., 2 * pairs :]
+    a, b = x[..., first], x[..., second]
+    y[..., first] = a * cos - b * sin
+    y[..., second] = b * cos + a * sin
+    return y
+
+
+def _pair_slices(pairs: int, neox: bool) -> tuple[slice, slice]:
+    if neox:
+        return slice(0, pairs), slice(pairs, 2 * pairs)
+    return slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
