@@ -184,7 +184,7 @@ def _in_order(headers: list[Header]) -> list[Header]:
 
 def _read_tensor(info: TensorInfo, buffer: mmap) -> Any:
     """The array of one tensor: a view of `buffer`, or a copy in native byte order of a big-endian file."""
-    from rocforge.quant import QTYPES, QuantizedArray
+    from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
     name = getattr(info.qtype, "name", None)
     swapped = info.byteorder == "big"
@@ -200,7 +200,7 @@ def _read_tensor(info: TensorInfo, buffer: mmap) -> Any:
     data = np.frombuffer(buffer, np.uint8, info.nbytes, info.offset)
     if swapped:
         data = _read_only(_swap_fields(data, info))
-    return QuantizedArray(data.reshape(*shape[:-1], -1), shape, info.qtype)
+    return QuantizedArray(data.reshape(*shape[:-1], row_nbytes(shape[-1], info.qtype)), shape, info.qtype)
 
 
 def _swap_fields(data: np.ndarray, info: TensorInfo) -> np.ndarray:

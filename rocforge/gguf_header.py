@@ -145,17 +145,28 @@ class _Cursor:
             raise self.error(field, start, f"{count} takes at least {smallest} bytes each, but {left} are left")
         return count
 
-    def string(self, field: str, limit: int = MAX_STRING, errors: str = "surrogateescape") -> str:
-        """A string; bytes that are no UTF-8 become lone surrogates, or a GGUFError with errors="strict"."""
+    def string(self, field: str) -> str:
+        """A string of any bytes: those that are no UTF-8 become lone surrogates."""
+        return self._string_bytes(field, MAX_STRING).decode("utf-8", "surrogateescape")
+
+    def name(self, field: str) -> str:
+        """A metadata key or tensor name: UTF-8, not empty."""
+        start = self.position
+        data = self._string_bytes(field, MAX_NAME)
+        if not data:
+            raise self.error(f"{field} length", start, "0 is too short")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(field, start + 8 + error.start, "not UTF-8") from None
+
+    def _string_bytes(self, field: str, limit: int) -> bytes:
         start = self.position
         length = self.uint64(f"{field} length")
         if length > limit:
             raise self.error(f"{field} length", start, f"{length} is over the limit of {limit} bytes")
         start = self.take(length, field)
-        try:
-            return self.buffer[start : self.position].decode("utf-8", errors)
-        except UnicodeDecodeError as error:
-            raise self.error(field, start + error.start, "not UTF-8") from None
+        return self.buffer[start : self.position]
 
     def strings(self, count: int, field: str) -> list[str]:
         """`count` strings as string() reads them, in one loop: vocabularies hold hundreds of thousands."""
@@ -233,7 +244,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
     offsets: dict[str, int] = {}
     for i in range(count):
         start = cursor.position
-        key = cursor.string(f"metadata key {i}", MAX_NAME, "strict")
+        key = cursor.name(f"metadata key {i}")
         if key in metadata:
             raise cursor.error(f"metadata key {key!r}", start, f"already set at byte {offsets[key]}")
         metadata[key] = cursor.value(f"metadata value {key!r}")
@@ -264,7 +275,7 @@ def _read_tensor_table(cursor: _Cursor, count: int) -> list[_TensorEntry]:
     entries: dict[str, _TensorEntry] = {}
     for i in range(count):
         start = cursor.position
-        name = cursor.string(f"tensor {i} name", MAX_NAME, "strict")
+        name = cursor.name(f"tensor {i} name")
         if name in entries:
             raise cursor.error(f"tensor name {name!r}", start, f"already used at byte {entries[name].start}")
         n_dims = cursor.uint32(f"tensor {name!r} n_dims")
