@@ -1,0 +1,163 @@
+"""generate and stream_generate: the engine, for one call."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rocforge.arrays import cupy_module
+from rocforge.engine import Engine
+from rocforge.nn.transformer import Transformer
+from rocforge.sampling import Logprobs, SamplingParams
+from rocforge.scheduler import Request
+from rocforge.text import TextStream
+from rocforge.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass
+class Stats:
+    """How a request went.
+
+    Attributes:
+        prompt_tokens, generated_tokens: counts.
+        time_to_first_token: seconds from the request to its first token.
+        generation_seconds: seconds from the first token to the last.
+        peak_memory: bytes, the most that the process (CPU) or CuPy's pool (GPU) has held.
+        device: "cpu" or "gpu:N".
+    """
+
+    prompt_tokens: int
+    device: str
+    generated_tokens: int = 0
+    time_to_first_token: float = 0.0
+    generation_seconds: float = 0.0
+    peak_memory: int = 0
+    _start: float = field(default_factory=time.perf_counter, repr=False)
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.time_to_first_token if self.time_to_first_token else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first."""
+        return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
+
+    def count(self) -> None:
+        """Note that a token has come."""
+        now = time.perf_counter() - self._start
+        self.generated_tokens += 1
+        if self.generated_tokens == 1:
+            self.time_to_first_token = now
+        self.generation_seconds = now - self.time_to_first_token
+        self.peak_memory = _peak_memory(self.device)
+
+    def __str__(self) -> str:
+        return (
+            f"prompt: {self.prompt_tokens} tokens, {self.prompt_tokens_per_second:.1f} tokens/s; "
+            f"generation: {self.generated_tokens} tokens, {self.tokens_per_second:.1f} tokens/s; "
+            f"first token after {self.time_to_first_token:.3f} s; "
+            f"peak memory {self.peak_memory / 2**20:.0f} MiB; device {self.device}"
+        )
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return cupy_module().get_default_memory_pool().total_bytes()
+
+
+@dataclass(frozen=True)
+class GenerationResponse:
+    """One piece of a generation.
+
+    Attributes:
+        text: what is certain since the piece before; may be empty.
+        token: the id that gave it.
+        finish_reason: None, or on the last piece "stop" (end-of-generation token, or stop string) or "length".
+        logprobs: where asked for.
+        stats: of the generation so far.
+    """
+
+    text: str
+    token: int
+    finish_reason: str | None
+    logprobs: Logprobs | None
+    stats: Stats
+
+
+class _Stream:
+    """A request of an engine, with its text and its stats."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.engine, self.text = engine, TextStream(tokenizer, params.stop)
+        self.stats = Stats(len(ids), engine.model.device)
+        self.request: Request = engine.add(ids, params)
+
+    def add(self, token: Any) -> GenerationResponse:
+        self.stats.count()
+        reason = token.finish_reason
+        text = "" if reason == "stop" else self.text.add(token.id)
+        if self.text.stopped:
+            reason = "stop"
+            self.engine.cancel(self.request)
+        elif reason:
+            text += self.text.finish()
+            reason = "stop" if self.text.stopped else reason
+        return GenerationResponse(text, token.id, reason, token.logprobs, self.stats)
+
+
+def stream_generate(
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Any
+) -> Iterator[GenerationResponse]:
+    """Continue a prompt, token by token.
+
+    Args:
+        model, tokenizer: from `rf.load`.
+        prompt: text (encoded with special tokens) or token ids.
+        sampling: the fields of SamplingParams, by name.
+
+    Raises:
+        ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
+    """
+    with Engine(model, tokenizer.eog_token_ids) as engine:
+        stream = _Stream(engine, tokenizer, prompt, SamplingParams(**sampling))
+        while engine.busy:
+            for token in engine.step():
+                yield stream.add(token)
+
+
+def generate(
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt | Sequence[Prompt], **sampling: Any
+) -> str | list[str]:
+    """Continue one prompt, or many of them at once, which share the model's steps.
+
+    Args:
+        model, tokenizer: from `rf.load`.
+        prompt: text or token ids; or a list of those.
+        sampling: the fields of SamplingParams, by name.
+
+    Returns:
+        The text that follows the prompt; a list for a list.
+
+    Raises:
+        ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
+    """
+    many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    prompts = prompt if many else [prompt]
+    params = SamplingParams(**sampling)
+    with Engine(model, tokenizer.eog_token_ids) as engine:
+        streams = [_Stream(engine, tokenizer, p, params) for p in prompts]
+        by_request = {stream.request: stream for stream in streams}
+        texts = {stream.request: [] for stream in streams}
+        while engine.busy:
+            for token in engine.step():
+                texts[token.request].append(by_request[token.request].add(token).text)
+    pieces = ["".join(texts[stream.request]) for stream in streams]
+    return pieces if many else pieces[0]

@@ -1,0 +1,60 @@
+"""Files on the Hugging Face Hub: "hf:owner/repo[:quant]" to a path in its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+DEFAULT_QUANT = "Q4_K_M"
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The local file of a path, or of "hf:owner/repo[:quant]", which is downloaded into the Hub's cache if need be.
+
+    Args:
+        path: a path, or a Hub name; quant picks among the repository's files, Q4_K_M where it is left out and there
+            is one.
+
+    Raises:
+        FileNotFoundError: no such file, or the repository has no GGUF file of that quantization (those it has are
+            named).
+        ValueError: a Hub name that is not of the form "hf:owner/repo[:quant]".
+    """
+    text = os.fspath(path)
+    if not text.startswith("hf:"):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such file: {text}")
+        return Path(path)
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+))?", text)
+    if match is None:
+        raise ValueError(f'model name {text!r} is not of the form "hf:owner/repo[:quant]"')
+    return _download(*match.groups())
+
+
+def _download(repository: str, quant: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".gguf")]
+    first = choose(files, quant)
+    if first is None:
+        have = ", ".join(sorted(files)) or "no GGUF file"
+        raise FileNotFoundError(f"{repository} has no GGUF file for {quant or DEFAULT_QUANT}; it has {have}")
+    split = _SPLIT.search(first)
+    names = [first]
+    if split:
+        count = int(split[2])
+        names = [f"{first[: split.start()]}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
+    paths = [hf_hub_download(repository, name) for name in names]
+    return Path(paths[0])
+
+
+def choose(files: list[str], quant: str | None) -> str | None:
+    """The file of a quantization, the first of its set; None where there is none, or no telling which is meant."""
+    firsts = [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
+    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-._/]|$)", re.IGNORECASE)
+    matching = [name for name in firsts if wanted.search(name)]
+    if matching:
+        return min(matching, key=len)
+    return firsts[0] if quant is None and len(firsts) == 1 else None

@@ -1,0 +1,76 @@
+"""load: a model and its tokenizer, from a GGUF file on disk or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import available_memory, resolve_device, to_device
+from rocforge.gguf import open_gguf
+from rocforge.hub import resolve
+from rocforge.models import build_model
+from rocforge.nn.config import ROPE_TENSORS
+from rocforge.nn.transformer import Transformer
+from rocforge.quant import QuantizedArray
+from rocforge.tokenizer import Tokenizer
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | None = None,
+    context: int | None = None,
+    progress: bool = False,
+) -> tuple[Transformer, Tokenizer]:
+    """Load a model and its tokenizer.
+
+    Args:
+        path: a GGUF file, any member of a split set, or "hf:owner/repo[:quant]" for one on the Hugging Face Hub.
+        device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
+        context: the longest sequence to serve, in tokens; None for what the model was made for.
+        progress: show a bar on stderr while the weights load.
+
+    Raises:
+        FileNotFoundError: no such file.
+        GGUFError: the file is malformed.
+        UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
+        DeviceError: no such device, or too little memory on it.
+    """
+    device = resolve_device(device)
+    with open_gguf(resolve(path)) as file:
+        model = build_model(file, context)
+        weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
+        keep = _fits_unpacked(weights) if device == "cpu" else False
+        total = sum(weight.nbytes for weight in weights.values())
+        with _bar(total, progress) as bar:
+
+            def place(weight: Any) -> Any:
+                placed = _for_cpu(weight, keep) if device == "cpu" else to_device(weight, device)
+                bar.update(weight.nbytes)
+                return placed
+
+            model.load_weights(weights, place)
+        model.device = device
+        return model, Tokenizer(file)
+
+
+def _fits_unpacked(weights: dict[str, Any]) -> bool:
+    """Whether float32 values of all weights take no more than half of the free memory."""
+    return 4 * sum(weight.size for weight in weights.values()) < available_memory() // 2
+
+
+def _for_cpu(weight: Any, keep: bool) -> Any:
+    """A weight as the NumPy code wants it: packed, its values kept once unpacked or not, or float32."""
+    if isinstance(weight, np.ndarray):
+        if weight.dtype != np.float16 or weight.ndim < 2:
+            return weight.astype(np.float32, copy=False)
+        weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")
+    weight.keep_float32 = keep
+    return weight
+
+
+def _bar(total: int, show: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1024, disable=not show)

@@ -1,0 +1,175 @@
+"""Sampling: SamplingParams, and choosing the next token from logits on the host.
+
+Each draw depends on the request's seed and on how many tokens it has, and on nothing else: the same request gives
+the same text in any batch, and after being preempted.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How a request's tokens are chosen; names and meanings are the OpenAI API's where it has them.
+
+    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_k, top_p, min_p.
+
+    Attributes:
+        max_tokens: stop after this many tokens; None: when the model's context is full.
+        temperature: divides the logits, 0 to 2; 0 takes the most likely token.
+        top_k: keep that many of the most likely tokens; 0 for all.
+        top_p: keep the most likely tokens that reach this probability together, over 0 to 1.
+        min_p: keep tokens at least this share as likely as the most likely one, 0 to 1.
+        repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
+            (Keskar et al., https://arxiv.org/abs/1909.05858); 1 for none.
+        presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
+        frequency_penalty: subtracted from a token's logit for each time it is in the text, -2 to 2.
+        logit_bias: token id -> added to its logit, -100 to 100.
+        seed: of the draws, any integer; None for a random one.
+        stop: strings that end the text, and are not part of it.
+        logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
+            among them); None for no report.
+        ignore_eos: go on past end-of-generation tokens, for measuring.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self):
+        def check(name: str, low: float, high: float, open_low: bool = False) -> None:
+            value = getattr(self, name)
+            if not (low < value if open_low else low <= value) or not value <= high:
+                bounds = f"{'over' if open_low else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+                raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
+
+        check("temperature", 0, 2)
+        check("top_k", 0, math.inf)
+        check("top_p", 0, 1, open_low=True)
+        check("min_p", 0, 1)
+        check("repetition_penalty", 0, math.inf, open_low=True)
+        check("presence_penalty", -2, 2)
+        check("frequency_penalty", -2, 2)
+        if self.max_tokens is not None:
+            check("max_tokens", 1, math.inf)
+        if self.logprobs is not None:
+            check("logprobs", 0, 20)
+        for token, bias in self.logit_bias.items():
+            if not -100 <= bias <= 100:
+                raise ValueError(f"logit_bias of token {token} is {bias!r}; allowed is from -100 to 100")
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(63))
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens so far change the logits."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural-log probabilities at one step, of the unchanged logits: of the token, and of the most likely ones."""
+
+    token: float
+    top: dict[int, float]
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1), float32-representable, from a seed and a step; the same on every device.
+
+    Source: splitmix64, Steele, Lea and Flood, https://doi.org/10.1145/2714064.2660195, with the step as its counter.
+    """
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((z ^ (z >> 31)) >> 40) / (1 << 24)
+
+
+def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
+    """Choose the next token of one request.
+
+    Args:
+        logits: float32, shape (vocabulary,); not changed.
+        params: how to choose.
+        prompt, output: the request's token ids so far; the draw is the one of step len(output).
+    """
+    if params.counts_tokens:
+        logits = _penalized(logits, params, prompt, output)
+    if params.logit_bias:
+        logits = logits.copy()
+        logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    return _draw(logits, params, uniform(params.seed, len(output)))
+
+
+def _penalized(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
+    logits = logits.copy()
+    seen = np.unique(np.concatenate([np.asarray(prompt, np.int64), np.asarray(output, np.int64)]))
+    factor = np.float32(params.repetition_penalty)
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+    if len(output):
+        written, counts = np.unique(np.asarray(output, np.int64), return_counts=True)
+        logits[written] -= counts.astype(np.float32) * np.float32(params.frequency_penalty)
+        logits[written] -= np.float32(params.presence_penalty)
+    return logits
+
+
+def _draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
+    """The token at the u-quantile of the distribution of the kept tokens, taken in the order of their ids."""
+    scaled = logits / np.float32(params.temperature)
+    weights = np.exp(scaled - scaled.max(), dtype=np.float64)
+    ids = _kept(weights, params)
+    cumulative = np.cumsum(weights if ids is None else weights[ids])
+    index = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(cumulative) - 1)
+    return index if ids is None else int(ids[index])
+
+
+def _kept(weights: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """Ids, ascending, that top_k, top_p and min_p keep; of equally likely ones the lowest first. None for all."""
+    if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
+        return None
+    threshold = params.min_p * weights.max()
+    if 0 < params.top_k < len(weights):
+        threshold = max(threshold, np.partition(weights, -params.top_k)[-params.top_k])
+    ids = np.flatnonzero(weights >= threshold)
+    ids = ids[np.argsort(-weights[ids], kind="stable")][: params.top_k or None]
+    if params.top_p < 1:
+        # the share is of what top_k keeps, before min_p
+        total = weights.sum() if params.top_k == 0 else np.sort(weights)[-params.top_k :].sum()
+        sums = np.cumsum(weights[ids])
+        ids = ids[sums - weights[ids] < params.top_p * total]
+    return np.sort(ids)
+
+
+def logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
+    """Log-probabilities of a token and of the `count` most likely ones, from unchanged logits (vocabulary,)."""
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    top = np.argsort(-values, kind="stable")[:count]
+    return Logprobs(float(values[token]), {int(i): float(values[i]) for i in top})
