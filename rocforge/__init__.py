@@ -1,3 +1,69 @@
-"""rocforge: a CuPy-style array framework for transformers on AMD GPUs."""
+"""rocforge: a CuPy-style array framework for transformers on AMD GPUs.
+
+    import rocforge as rf
+
+    model, tokenizer = rf.load("model.gguf")
+    print(rf.generate(model, tokenizer, "def fib(n):", max_tokens=64))
+"""
+
+from rocforge.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import KVCache
+from rocforge.engine import Engine
+from rocforge.errors import DeviceError, GGUFError, RocforgeError, UnsupportedModelError
+from rocforge.generate import GenerationResponse, generate, stream_generate
+from rocforge.gguf import GGUFFile, open_gguf
+from rocforge.load import load
+from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
+from rocforge.ops.attention import attention
+from rocforge.ops.embedding import embedding
+from rocforge.ops.linear import linear
+from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.rope import rope, rope_frequencies
+from rocforge.quant import QuantizedArray, quantize
+from rocforge.sampling import SamplingParams
+from rocforge.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Chunk",
+    "DeviceError",
+    "DeviceInfo",
+    "Engine",
+    "GGUFError",
+    "GGUFFile",
+    "GenerationResponse",
+    "KVCache",
+    "QuantizedArray",
+    "RocforgeError",
+    "SamplingParams",
+    "Tokenizer",
+    "UnsupportedModelError",
+    "add",
+    "asnumpy",
+    "attention",
+    "device_info",
+    "embedding",
+    "geglu",
+    "gelu",
+    "generate",
+    "get_array_module",
+    "layer_norm",
+    "linear",
+    "load",
+    "open_gguf",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "rope_frequencies",
+    "scale",
+    "silu",
+    "softcap",
+    "softmax",
+    "stream_generate",
+    "swiglu",
+    "swiglu_oai",
+    "to_device",
+]

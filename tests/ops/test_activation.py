@@ -1,0 +1,72 @@
+"""Activations against their definitions in float64, at ordinary and extreme values."""
+
+import math
+
+import numpy as np
+import pytest
+
+import rocforge.ops.activation as ops
+
+
+def values(rng):
+    return np.concatenate([rng.standard_normal(200) * 5, [0, -100, 100, 1e-8]]).astype(np.float32)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu64(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    "op, exact",
+    [
+        (ops.silu, lambda x: x * sigmoid(x)),
+        (ops.gelu, gelu64),
+        (lambda x: ops.softcap(x, 30.0), lambda x: 30 * np.tanh(x / 30)),
+    ],
+)
+def test_unary(rng, op, exact):
+    """silu, gelu and softcap."""
+    x = values(rng)
+    y = op(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "op, exact",
+    [
+        (ops.swiglu, lambda g, u: g * sigmoid(g) * u),
+        (ops.geglu, lambda g, u: gelu64(g) * u),
+        (
+            ops.swiglu_oai,
+            lambda g, u: np.minimum(g, 7) * sigmoid(1.702 * np.minimum(g, 7)) * (np.clip(u, -7, 7) + 1),
+        ),
+    ],
+)
+def test_gated(rng, op, exact):
+    """swiglu, geglu and gpt-oss's clamped swiglu."""
+    gate, up = values(rng), values(rng)
+    expected = exact(gate.astype(np.float64), up.astype(np.float64))
+    np.testing.assert_allclose(op(gate, up), expected, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_softmax(rng, axis):
+    """Sums to one along the axis and does not overflow."""
+    x = (rng.standard_normal((5, 33)) * 10).astype(np.float32)
+    x[0, 0] = 1e4
+    exact = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+    np.testing.assert_allclose(ops.softmax(x, axis), exact / exact.sum(axis, keepdims=True), rtol=1e-5, atol=1e-7)
+
+
+def test_add_and_scale_in_place(rng):
+    """With `out` the result lands in it, and is it; without, the inputs stay."""
+    x, y = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    total, doubled = x + y, x * 2
+    assert (ops.add(x, y) == total).all() and (ops.scale(x, 2) == doubled).all()
+    assert ops.scale(x, 2, out=x) is x and (x == doubled).all()
+    assert ops.add(x, y, out=x) is x and (x == doubled + y).all()

@@ -1,0 +1,98 @@
+"""attention against the definition in float64, one query and head at a time; and over the paged cache."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import KVCache
+from rocforge.ops import attention as attention_module
+from rocforge.ops.attention import attention, paged_attention, store_kv
+
+
+def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None):
+    queries, heads, dim = q.shape
+    tokens, kv_heads, _ = k.shape
+    scale = scale or 1 / math.sqrt(dim)
+    out = np.zeros(q.shape)
+    for i in range(queries):
+        here = tokens - queries + i
+        for h in range(heads):
+            scores = k[:, h * kv_heads // heads].astype(np.float64) @ q[i, h].astype(np.float64) * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            for j in range(tokens):
+                if (causal and j > here) or (window and here - j >= window):
+                    scores[j] = -np.inf
+            weights = np.exp(scores - scores.max())
+            total = weights.sum() + (np.exp(sinks[h] - scores.max()) if sinks is not None else 0)
+            out[i, h] = weights / total @ v[:, h * kv_heads // heads].astype(np.float64)
+    return out
+
+
+def draw(rng, queries, tokens, heads, kv_heads, dim):
+    return (
+        rng.standard_normal((queries, heads, dim)).astype(np.float32) * 2,
+        rng.standard_normal((tokens, kv_heads, dim)).astype(np.float32),
+        rng.standard_normal((tokens, kv_heads, dim)).astype(np.float32),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    queries=st.integers(1, 9),
+    before=st.integers(0, 20),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    dim=st.sampled_from([1, 8, 33]),
+    causal=st.booleans(),
+)
+def test_matches_definition(data, queries, before, kv_heads, group, dim, causal):
+    """Any shape, with any combination of window, cap, sinks and scale."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    heads = kv_heads * group
+    q, k, v = draw(rng, queries, queries + before, heads, kv_heads, dim)
+    options = {
+        "scale": data.draw(st.sampled_from([None, 0.3])),
+        "causal": causal,
+        "window": data.draw(st.sampled_from([None, 1, 4])),
+        "softcap": data.draw(st.sampled_from([None, 5.0])),
+        "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
+    }
+    expected = reference(q, k, v, **options)
+    assert np.linalg.norm(attention(q, k, v, **options) - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_tiles_equal_whole(rng, monkeypatch):
+    """Queries in tiles give what they give at once."""
+    q, k, v = draw(rng, 37, 50, 4, 2, 16)
+    whole = attention(q, k, v, window=20)
+    monkeypatch.setattr(attention_module, "QUERY_TILE", 8)
+    np.testing.assert_allclose(attention(q, k, v, window=20), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_misfit_names_shapes(rng):
+    """Heads that are no multiple of kv_heads, or more queries than tokens."""
+    for arguments in [(1, 4, 3, 2, 8), (5, 4, 2, 2, 8)]:
+        with pytest.raises(ValueError, match="do not fit"):
+            attention(*draw(rng, *arguments))
+
+
+@pytest.mark.parametrize("tables", [([0, 1], [2, 3, 4]), ([6, 1], [2, 5, 0])])
+def test_paged_equals_dense(rng, tables):
+    """Two sequences in one batch, their blocks in order or scattered, each attend to their own tokens alone."""
+    cache = KVCache(2, 2, 16, blocks=8, block_size=4)
+    lengths, counts = (7, 10), (3, 1)
+    k, v = rng.standard_normal((2, sum(lengths), 2, 16)).astype(np.float32)
+    whole = Batch.of(cache, [Chunk(0, n, table) for n, table in zip(lengths, tables, strict=True)])
+    store_kv(k, v, whole, layer=1)
+    batch = Batch.of(cache, [Chunk(n - c, c, t) for n, c, t in zip(lengths, counts, tables, strict=True)])
+    q = rng.standard_normal((sum(counts), 4, 16)).astype(np.float32)
+    out = paged_attention(q, batch, 1, window=5)
+    np.testing.assert_allclose(out[:3], reference(q[:3], k[:7], v[:7], window=5), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out[3:], reference(q[3:], k[7:], v[7:], window=5), rtol=1e-5, atol=1e-6)
+    assert not cache.keys[0].any()
