@@ -70,7 +70,7 @@ def write(path: Path, tensors: dict[str, np.ndarray | tuple], metadata=None, ali
         if isinstance(value, tuple):
             writer.add_tensor(name, value[0], raw_dtype=value[1])
         else:
-            writer.add_tensor(name, value)
+            writer.add_tensor(name, value.copy())  # gguf 0.17 swaps it in place for a big-endian file
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
