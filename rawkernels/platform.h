@@ -1,1 +1,493 @@
+// The target: AMD (hiprtc, or clang without HIP's headers), NVIDIA (NVRTC, nvcc) or the host (__HIPSIM__).
+// Everything that differs between them is here, and kernels use these names alone.
+//
+// WAVE, the lanes of a wave (a warp), is defined by the compile options: 64 on gfx9, else 32.
 #pragma once
+
+#ifndef WAVE
+#error "define WAVE: the lanes of a wave, 32 or 64"
+#endif
+static_assert(WAVE == 32 || WAVE == 64, "WAVE is 32 or 64");
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+#if defined(__HIPSIM__)
+#define PLATFORM_HOST 1
+#elif defined(__AMDGCN__)
+#define PLATFORM_AMD 1
+#elif defined(__CUDACC__)
+#define PLATFORM_NVIDIA 1
+#else
+#error "platform.h knows AMD and NVIDIA device compilers, and the host under __HIPSIM__"
+#endif
+
+// ---- The language: HIP's qualifiers, where the compiler has no headers that bring them ----
+
+#ifdef PLATFORM_AMD
+#ifndef __global__
+#define __global__ __attribute__((global))
+#endif
+#ifndef __device__
+#define __device__ __attribute__((device))
+#endif
+#ifndef __shared__
+#define __shared__ __attribute__((shared))
+#endif
+#ifndef __launch_bounds__
+#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
+#endif
+#endif
+
+#define DEVICE static inline __device__ __attribute__((always_inline))
+// Member functions of structs.
+#define MEMBER inline __device__ __attribute__((always_inline))
+// KERNEL(256) void name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#elif defined(PLATFORM_NVIDIA)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+// DYNAMIC_SHARED(float, scores): the LDS whose size the launch gives, 16-byte aligned.
+#define DYNAMIC_SHARED(type, name)                                 \
+    extern __shared__ __attribute__((aligned(16))) char name##_[]; \
+    type* const name = reinterpret_cast<type*>(name##_)
+
+#ifdef PLATFORM_AMD
+DEVICE u32 thread_x() { return __builtin_amdgcn_workitem_id_x(); }
+DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+DEVICE u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
+DEVICE u32 block_threads() { return __builtin_amdgcn_workgroup_size_x(); }
+DEVICE u32 grid_blocks() { return __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x(); }
+#else
+DEVICE u32 thread_x() { return threadIdx.x; }
+DEVICE u32 block_x() { return blockIdx.x; }
+DEVICE u32 block_y() { return blockIdx.y; }
+DEVICE u32 block_z() { return blockIdx.z; }
+DEVICE u32 block_threads() { return blockDim.x; }
+DEVICE u32 grid_blocks() { return gridDim.x; }
+#endif
+
+// Blocks have one dimension, so waves are runs of WAVE threads.
+DEVICE u32 lane() { return thread_x() % WAVE; }
+DEVICE u32 wave() { return thread_x() / WAVE; }
+
+// Every thread of the block waits; LDS and global writes before are seen after.
+DEVICE void barrier() {
+#ifdef PLATFORM_AMD
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+#else
+    __syncthreads();
+#endif
+}
+
+// The lanes of a wave wait for each other; LDS writes before are seen by the wave after.
+DEVICE void wave_barrier() {
+#if defined(PLATFORM_AMD)
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+#else
+    __syncwarp();
+#endif
+}
+
+// Global writes of this thread before are seen by the device's other threads before those after.
+DEVICE void device_fence() {
+#ifdef PLATFORM_AMD
+    __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "agent");
+#else
+    __threadfence();
+#endif
+}
+
+// ---- Bits and memory ----
+
+DEVICE u32 float_bits(float x) {
+    u32 bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return bits;
+}
+DEVICE float bits_float(u32 bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return x;
+}
+
+// 16 and 8 bytes that load and store as one instruction; elements by .x .y .z .w
+#ifdef __clang__
+typedef u32 u32x4 __attribute__((ext_vector_type(4)));
+typedef u32 u32x2 __attribute__((ext_vector_type(2)));
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+DEVICE u32x4 make_u32x4(u32 x, u32 y, u32 z, u32 w) { return u32x4{x, y, z, w}; }
+DEVICE f32x4 make_f32x4(float x, float y, float z, float w) { return f32x4{x, y, z, w}; }
+#else
+struct alignas(16) u32x4 {
+    u32 x, y, z, w;
+};
+struct alignas(8) u32x2 {
+    u32 x, y;
+};
+struct alignas(16) f32x4 {
+    float x, y, z, w;
+};
+DEVICE u32x4 make_u32x4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+DEVICE f32x4 make_f32x4(float x, float y, float z, float w) { return {x, y, z, w}; }
+#endif
+
+template <class T>
+DEVICE T load(const void* p) {
+    return *reinterpret_cast<const T*>(p);
+}
+
+// A load of weights: read once, so not worth a place in the first-level cache. p is aligned to the size of T.
+template <class T>
+DEVICE T load_once(const void* p) {
+#if defined(PLATFORM_NVIDIA)
+    if constexpr (sizeof(T) == 16) {
+        u32x4 v;
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+            : "l"(p));
+        return reinterpret_cast<const T&>(v);
+    }
+    return *reinterpret_cast<const T*>(p);
+#elif defined(PLATFORM_AMD)
+    return __builtin_nontemporal_load(reinterpret_cast<const T*>(p));
+#else
+    return *reinterpret_cast<const T*>(p);
+#endif
+}
+
+// ---- Lanes: all lanes of the wave take part in each of these ----
+
+#ifdef PLATFORM_AMD
+template <class T>
+DEVICE T shuffle(T value, u32 from) {
+    static_assert(sizeof(T) == 4, "shuffle moves 4 bytes");
+    i32 bits;
+    __builtin_memcpy(&bits, &value, 4);
+    bits = __builtin_amdgcn_ds_bpermute(from << 2, bits);
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+DEVICE u64 wave_ballot(bool predicate) {
+#if WAVE == 64
+    return __builtin_amdgcn_ballot_w64(predicate);
+#else
+    return __builtin_amdgcn_ballot_w32(predicate);
+#endif
+}
+#elif defined(PLATFORM_NVIDIA)
+template <class T>
+DEVICE T shuffle(T value, u32 from) {
+    return __shfl_sync(0xffffffffu, value, from);
+}
+DEVICE u64 wave_ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+#else
+template <class T>
+DEVICE T shuffle(T value, u32 from) {
+    return __shfl(value, from);
+}
+DEVICE u64 wave_ballot(bool predicate) { return __ballot(predicate); }
+#endif
+
+// The value of the lane whose number differs in the bits of mask; a compile-time mask.
+template <u32 MASK, class T>
+DEVICE T shuffle_xor(T value) {
+    static_assert(MASK < WAVE, "shuffle_xor stays in the wave");
+#if defined(PLATFORM_NVIDIA)
+    return __shfl_xor_sync(0xffffffffu, value, MASK);
+#elif defined(PLATFORM_AMD)
+    static_assert(sizeof(T) == 4, "shuffle_xor moves 4 bytes");
+    i32 bits;
+    __builtin_memcpy(&bits, &value, 4);
+    if constexpr (MASK == 1) {
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0xb1, 0xf, 0xf, true);  // quad_perm(1, 0, 3, 2)
+    } else if constexpr (MASK == 2) {
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0x4e, 0xf, 0xf, true);  // quad_perm(2, 3, 0, 1)
+    } else if constexpr (MASK < 32) {
+        bits = __builtin_amdgcn_ds_swizzle(bits, 0x1f | MASK << 10);  // within each half of 32 lanes
+    } else {
+        bits = __builtin_amdgcn_ds_bpermute((lane() ^ MASK) << 2, bits);
+    }
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+#else
+    return __shfl_xor(value, MASK);
+#endif
+}
+
+DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
+DEVICE float minimum(float a, float b) { return __builtin_fminf(a, b); }
+DEVICE i32 maximum(i32 a, i32 b) { return a > b ? a : b; }
+DEVICE i32 minimum(i32 a, i32 b) { return a < b ? a : b; }
+
+struct Add {
+    template <class T>
+    MEMBER T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+struct Maximum {
+    template <class T>
+    MEMBER T operator()(T a, T b) const {
+        return maximum(a, b);
+    }
+};
+
+// Every lane gets the combined value of its run of LANES lanes (a power of two).
+template <u32 LANES, class Combine, class T>
+DEVICE T reduce_lanes(T value, Combine combine) {
+    if constexpr (LANES > 1) value = combine(value, shuffle_xor<1>(value));
+    if constexpr (LANES > 2) value = combine(value, shuffle_xor<2>(value));
+    if constexpr (LANES > 4) value = combine(value, shuffle_xor<4>(value));
+    if constexpr (LANES > 8) value = combine(value, shuffle_xor<8>(value));
+    if constexpr (LANES > 16) value = combine(value, shuffle_xor<16>(value));
+    if constexpr (LANES > 32) value = combine(value, shuffle_xor<32>(value));
+    return value;
+}
+
+template <class T>
+DEVICE T wave_sum(T value) {
+    return reduce_lanes<WAVE>(value, Add());
+}
+template <class T>
+DEVICE T wave_max(T value) {
+    return reduce_lanes<WAVE>(value, Maximum());
+}
+
+// Every thread of a block of THREADS (a multiple of WAVE) gets the combined value; all must call it.
+template <u32 THREADS, class Combine, class T>
+DEVICE T block_reduce(T value, Combine combine) {
+    static_assert(THREADS % WAVE == 0, "a block is whole waves");
+    value = reduce_lanes<WAVE>(value, combine);
+    if constexpr (THREADS == WAVE) return value;
+    __shared__ T parts[THREADS / WAVE];
+    barrier();  // a previous call's parts have been read
+    if (lane() == 0) parts[wave()] = value;
+    barrier();
+    value = parts[0];
+    UNROLL
+    for (u32 i = 1; i < THREADS / WAVE; ++i) value = combine(value, parts[i]);
+    return value;
+}
+template <u32 THREADS, class T>
+DEVICE T block_sum(T value) {
+    return block_reduce<THREADS>(value, Add());
+}
+template <u32 THREADS, class T>
+DEVICE T block_max(T value) {
+    return block_reduce<THREADS>(value, Maximum());
+}
+
+// The old value; relaxed order, seen by the whole device.
+template <class T>
+DEVICE T atomic_add(T* p, T value) {
+#ifdef PLATFORM_AMD
+    return __hip_atomic_fetch_add(p, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+#else
+    return atomicAdd(p, value);
+#endif
+}
+
+// ---- Integer arithmetic on packed bytes ----
+
+// c plus the dot product of four signed bytes.
+DEVICE i32 dot4(u32 a, u32 b, i32 c) {
+#if defined(PLATFORM_NVIDIA)
+    i32 d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#elif defined(PLATFORM_AMD)
+#if defined(__GFX11__) || defined(__GFX12__)
+    return __builtin_amdgcn_sudot4(true, a, true, b, c, false);
+#else
+    return __builtin_amdgcn_sdot4(a, b, c, false);
+#endif
+#else
+    for (int i = 0; i < 32; i += 8) c += i32(i8(a >> i)) * i32(i8(b >> i));
+    return c;
+#endif
+}
+
+// Four bytes of the eight in (high, low), each picked by the low 3 bits of a byte of `index`, other bits zero.
+DEVICE u32 pick_bytes(u32 high, u32 low, u32 index) {
+#if defined(PLATFORM_AMD)
+    return __builtin_amdgcn_perm(high, low, index);
+#else
+    u32 picked = 0;
+    for (int i = 0; i < 32; i += 8) {
+        u32 k = index >> i & 7;
+        picked |= (k < 4 ? low >> 8 * k & 255 : high >> 8 * (k - 4) & 255) << i;
+    }
+    return picked;
+#endif
+}
+
+// Four entries of a table of 16 bytes (t0 has the first four), one for each byte of `index`, a byte being 0 to 15.
+DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
+#ifdef PLATFORM_NVIDIA
+    // prmt takes its selectors as nibbles: put the four in the low half
+    u32 n = index | index >> 4;
+    n = __byte_perm(n, 0, 0x4420);
+    u32 low = __byte_perm(t0, t1, n & 0x7777), high = __byte_perm(t2, t3, n & 0x7777);
+    return __byte_perm(low, high, 0x3210 | (n & 0x8888) >> 1);
+#else
+    u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
+    return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
+#endif
+}
+
+// ---- Floating point ----
+
+// Rounded products and sums that are not contracted into a fused multiply-add, and keep subnormals on NVIDIA.
+DEVICE float mul_rn(float a, float b) {
+#if defined(PLATFORM_NVIDIA)
+    float c;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
+#elif defined(PLATFORM_AMD)
+#pragma clang fp contract(off)
+    return a * b;
+#else
+    float c = a * b;
+    asm("" : "+x"(c));  // the compiler may not look through this
+    return c;
+#endif
+}
+DEVICE float add_rn(float a, float b) {
+#if defined(PLATFORM_NVIDIA)
+    float c;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
+#elif defined(PLATFORM_AMD)
+#pragma clang fp contract(off)
+    return a + b;
+#else
+    asm("" : "+x"(a), "+x"(b));
+    return a + b;
+#endif
+}
+DEVICE float sub_rn(float a, float b) { return add_rn(a, -b); }
+
+// Approximations of a few units in the last place.
+DEVICE float fast_exp2(float x) {
+#if defined(PLATFORM_NVIDIA)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#elif defined(PLATFORM_AMD)
+    return __builtin_amdgcn_exp2f(x);
+#else
+    return __builtin_exp2f(x);
+#endif
+}
+DEVICE float fast_exp(float x) { return fast_exp2(x * 1.4426950408889634f); }
+DEVICE float fast_log(float x) {
+#if defined(PLATFORM_NVIDIA)
+    return __logf(x);
+#elif defined(PLATFORM_AMD)
+    return __builtin_amdgcn_logf(x) * 0.6931471805599453f;
+#else
+    return __builtin_logf(x);
+#endif
+}
+DEVICE float fast_reciprocal(float x) {
+#if defined(PLATFORM_NVIDIA)
+    return __frcp_rn(x);
+#elif defined(PLATFORM_AMD)
+    return __builtin_amdgcn_rcpf(x);
+#else
+    return 1.0f / x;
+#endif
+}
+DEVICE float fast_rsqrt(float x) {
+#if defined(PLATFORM_NVIDIA)
+    return rsqrtf(x);
+#elif defined(PLATFORM_AMD)
+    return __builtin_amdgcn_rsqf(x);
+#else
+    return 1.0f / __builtin_sqrtf(x);
+#endif
+}
+// Without overflow: tanh(x) = 1 - 2 / (exp(2x) + 1), and its series where that cancels.
+DEVICE float fast_tanh(float x) {
+    float square = x * x;
+    if (square < 0.01f) return x * (1.0f + square * (-0.33333334f + square * (0.13333334f - square * 0.05396825f)));
+    return 1.0f - 2.0f * fast_reciprocal(fast_exp(2.0f * x) + 1.0f);
+}
+
+// 16-bit floats in memory. Arithmetic is in float: to_float(x), from_float<f16>(y), rounded to nearest even.
+struct f16 {
+    u16 bits;
+};
+struct bf16 {
+    u16 bits;
+};
+
+DEVICE float to_float(float x) { return x; }
+DEVICE float to_float(bf16 x) { return bits_float(u32(x.bits) << 16); }
+DEVICE float to_float(f16 x) {
+#if defined(PLATFORM_NVIDIA)
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+#elif defined(PLATFORM_AMD)
+    _Float16 h;
+    __builtin_memcpy(&h, &x.bits, 2);
+    return float(h);
+#else
+    u32 sign = u32(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    if (rest >= 0x7c00) return bits_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    // scaling by 2^112 turns half's exponents, subnormal ones too, into float's
+    return bits_float(sign | float_bits(bits_float(rest << 13) * bits_float(0x77800000)));
+#endif
+}
+DEVICE float low_half(u32 pair) { return to_float(f16{u16(pair)}); }
+DEVICE float high_half(u32 pair) { return to_float(f16{u16(pair >> 16)}); }
+
+DEVICE void round_into(float& y, float x) { y = x; }
+DEVICE void round_into(bf16& y, float x) {
+    u32 bits = float_bits(x);
+    bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    y.bits = u16(nan ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+DEVICE void round_into(f16& y, float x) {
+#if defined(PLATFORM_NVIDIA)
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#elif defined(PLATFORM_AMD)
+    _Float16 h = _Float16(x);
+    __builtin_memcpy(&y.bits, &h, 2);
+#else
+    u32 bits = float_bits(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) {
+        y.bits = u16(sign | 0x7e00);
+    } else if (rest >= 0x477ff000) {  // rounds past the largest half, 65504
+        y.bits = u16(sign | 0x7c00);
+    } else if (rest < 0x38800000) {  // subnormal: adding 0.5 puts the last place at half's
+        y.bits = u16(sign | (float_bits(bits_float(rest) + 0.5f) - 0x3f000000));
+    } else {
+        y.bits = u16(sign | (rest + 0xfff + (rest >> 13 & 1) - 0x38000000) >> 13);
+    }
+#endif
+}
+template <class T>
+DEVICE T from_float(float x) {
+    T y;
+    round_into(y, x);
+    return y;
+}
