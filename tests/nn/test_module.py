@@ -1,0 +1,107 @@
+"""Module: paths, loading whole or not at all, the printed tree, and captured outputs."""
+
+import numpy as np
+import pytest
+
+from rocforge.errors import UnsupportedModelError
+from rocforge.nn import Linear, Module, RMSNorm
+
+
+class Inner(Module):
+    inline = True
+
+    def __init__(self):
+        self.norm = RMSNorm(4, 1e-5)
+        self.up = Linear(4, 8, bias="optional")
+
+    def forward(self, x):
+        return self.up(self.norm(x))
+
+
+class Layer(Module):
+    def __init__(self):
+        self.inner, self.down = Inner(), Linear(8, 4)
+
+    def forward(self, x):
+        return self.down(self.inner(x), residual=x)
+
+
+class Model(Module):
+    def __init__(self, layers=3):
+        self.blk = [Layer() for _ in range(layers)]
+
+    def forward(self, x):
+        for layer in self.blk:
+            x = layer(x)
+        return x
+
+
+def weights(rng, layers=3):
+    arrays = {}
+    for i in range(layers):
+        arrays[f"blk.{i}.norm.weight"] = np.ones(4, np.float32)
+        arrays[f"blk.{i}.up.weight"] = rng.standard_normal((8, 4)).astype(np.float32)
+        arrays[f"blk.{i}.down.weight"] = rng.standard_normal((4, 8)).astype(np.float32)
+    return arrays
+
+
+def test_paths_are_flat_through_inline_modules(rng):
+    """An inline module adds no name: blk.0.up.weight, as a path and as attributes."""
+    model, arrays = Model(), weights(rng)
+    arrays["blk.1.up.bias"] = np.ones(8, np.float32)
+    model.load_weights(arrays)
+    assert dict(model.named_parameters()).keys() == arrays.keys()
+    assert model.blk[0].up.weight is arrays["blk.0.up.weight"]
+    assert model.blk[0].up.bias is None and model.blk[1].up.bias is arrays["blk.1.up.bias"]
+    with pytest.raises(AttributeError, match="Layer has no attribute 'sideways'"):
+        _ = model.blk[0].sideways
+
+
+def test_load_names_every_fault_and_loads_nothing(rng):
+    """Missing, extra and misshapen arrays are all named, and no parameter has changed."""
+    model, arrays = Model(), weights(rng)
+    del arrays["blk.2.norm.weight"]
+    arrays["blk.0.up.weight"] = np.zeros((8, 5))
+    arrays["blk.9.up.weight"] = np.zeros((8, 4))
+    with pytest.raises(UnsupportedModelError) as error:
+        model.load_weights(arrays)
+    for part in (
+        "1 missing: blk.2.norm.weight",
+        "blk.0.up.weight is (8, 5) and should be (8, 4)",
+        "without a place in this model: blk.9.up.weight",
+    ):
+        assert part in str(error.value)
+    model.load_weights(weights(rng))
+
+
+def test_repr_is_a_tree(rng):
+    """A line a module, with shapes and types; equal layers share one, another one does not."""
+    model, arrays = Model(4), weights(rng, 4)
+    arrays["blk.3.up.weight"] = arrays["blk.3.up.weight"].astype(np.float16)
+    model.load_weights(arrays)
+    assert repr(model).splitlines() == [
+        "Model()",
+        "  blk.0-2: Layer()",
+        "    norm: RMSNorm(weight 4 float32)",
+        "    up: Linear(weight 8 x 4 float32)",
+        "    down: Linear(weight 4 x 8 float32)",
+        "  blk.3: Layer()",
+        "    norm: RMSNorm(weight 4 float32)",
+        "    up: Linear(weight 8 x 4 float16)",
+        "    down: Linear(weight 4 x 8 float32)",
+    ]
+
+
+def test_capture(rng):
+    """Outputs by path, patterns allowed, while the context lasts; an unknown path is an error."""
+    model = Model()
+    model.load_weights(weights(rng))
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    with model.capture("blk.*.up", "blk.1") as seen:
+        y = model(x)
+        assert set(seen) == {"blk.0.up", "blk.1.up", "blk.2.up", "blk.1"}
+        np.testing.assert_array_equal(seen["blk.2.up"], model.blk[2].up(model.blk[2].norm(seen["blk.1"])))
+        seen.clear()
+    assert (model(x) == y).all() and not seen
+    with pytest.raises(ValueError, match=r"'blk\.7'"), model.capture("blk.7"):
+        pass
