@@ -1,0 +1,214 @@
+"""Kernels: finds the sources in rawkernels/, compiles them for the device in use, keeps the modules, and launches.
+
+    _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
+    _scale((blocks,), (256,), (y, x, x.size, 2.0))
+
+A source is compiled at its first use on a device, by hiprtc or NVRTC; CuPy keeps the machine code in its cache folder,
+by content, so a later process only loads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.errors import DeviceError
+
+STATIC_SHARED_LIMIT = 48 << 10
+"""Bytes of dynamic LDS up to which CUDA needs no opt-in."""
+
+
+def source_folder() -> Path:
+    """Where the sources lie: in the package (a wheel), or beside it (a checkout).
+
+    Raises:
+        FileNotFoundError: they lie in neither.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "rawkernels", package.parent / "rawkernels"):
+        if (folder / "platform.h").exists():
+            return folder
+    raise FileNotFoundError(f"no rawkernels/ with the kernels' sources in {package} or beside it")
+
+
+@functools.cache
+def source_text(name: str) -> str:
+    """A source with its `#include "..."` lines replaced by the files they name, each once.
+
+    The compiler then needs no include folder, and CuPy's cache, which goes by text, sees every change.
+    """
+    return _with_includes(name, set())
+
+
+def _with_includes(name: str, seen: set[str]) -> str:
+    if name in seen:
+        return ""
+    seen.add(name)
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate((source_folder() / name).read_text().splitlines(), 1):
+        include = re.match(r'\s*#include "([^"]+)"', line)
+        if include:
+            lines += [_with_includes(include[1], seen), f'#line {number + 1} "{name}"']
+        elif line.strip() != "#pragma once":
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def compile_options(wave: int, defines: dict[str, Any]) -> tuple[str, ...]:
+    """The options for a device of that wave size, defines in a fixed order."""
+    named = {"WAVE": wave, **defines}
+    return ("-std=c++17", *(f"-D{key}={named[key]}" for key in sorted(named)))
+
+
+@functools.cache
+def wave_size(device: int) -> int:
+    """Lanes in a wave of a GPU: 64 on AMD's data-centre cards, else 32."""
+    return int(cupy_module().cuda.runtime.getDeviceProperties(device)["warpSize"])
+
+
+class _Module:
+    """One source, with its defines, compiled for one device: at first use, once, whichever thread comes first."""
+
+    def __init__(self, source: str, defines: dict[str, Any], device: int):
+        self.source, self.defines, self.device = source, defines, device
+        self._lock, self._module = threading.Lock(), None
+
+    def get_function(self, name: str) -> Any:
+        with self._lock:
+            if self._module is None:
+                self._module = self._compile()
+        return self._module.get_function(name)
+
+    def _compile(self) -> Any:
+        cupy = cupy_module()
+        options = compile_options(wave_size(self.device), self.defines)
+        module = cupy.RawModule(code=source_text(self.source), options=options)
+        try:
+            module.compile()
+        except cupy.cuda.compiler.CompileException as error:
+            raise DeviceError(f"{self.source} does not compile with {' '.join(options)}:\n{error}") from error
+        return module
+
+
+_modules: dict[tuple, _Module] = {}
+
+
+def _module(source: str, defines: dict[str, Any], device: int) -> _Module:
+    # setdefault is atomic: of two threads that come at once, one's _Module is kept, and neither has compiled yet
+    key = (source, device, *sorted(defines.items()))
+    return _modules.get(key) or _modules.setdefault(key, _Module(source, defines, device))
+
+
+class Kernel:
+    """A kernel of a source in rawkernels/, to be called with its grid, block and arguments.
+
+    Args:
+        source: the file's name.
+        name: of the kernel, declared there by KERNEL(...).
+        signature: a type for each argument, separated by spaces: a NumPy scalar type (`int32`, `float32`, ...) for a
+            Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
+            with `*?` where None is allowed and gives a null pointer.
+        defines: macros that the source is compiled with.
+    """
+
+    def __init__(self, source: str, name: str, signature: str, **defines: Any):
+        self.source, self.name, self.defines = source, name, defines
+        self._checks = [_check_of(kind) for kind in signature.split()]
+        self._functions: dict[int, Any] = {}
+        self._shared: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        defines = "".join(f", {key}={value}" for key, value in self.defines.items())
+        return f"Kernel({self.source}, {self.name}{defines})"
+
+    def compile(self) -> None:
+        """Compile and load it for the current device, now instead of at the first launch."""
+        self._load(cupy_module().cuda.runtime.getDevice())
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int = 0) -> None:
+        """Launch on the current device and its current stream.
+
+        Args:
+            grid, block: blocks and threads a block, up to three axes each.
+            args: as the signature says.
+            shared: bytes of dynamic LDS.
+
+        Raises:
+            TypeError: an argument is not of its declared type, or their number is wrong.
+            ValueError: an array is not C-contiguous or lies on another device; a number does not fit its type.
+        """
+        device = cupy_module().cuda.runtime.getDevice()
+        function = self._functions.get(device) or self._load(device)
+        if len(args) != len(self._checks):
+            raise TypeError(f"{self.name} takes {len(self._checks)} arguments, and was given {len(args)}")
+        try:
+            checked = [check(value, device) for check, value in zip(self._checks, args)]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {self._blame(args, device)}") from error
+        if shared > STATIC_SHARED_LIMIT and shared > self._shared.get(device, 0):
+            self._allow_shared(device, shared)
+        function.kernel(grid, block, checked, shared_mem=shared)
+
+    def _load(self, device: int) -> Any:
+        function = _module(self.source, self.defines, device).get_function(self.name)
+        self._functions[device] = function
+        return function
+
+    def _allow_shared(self, device: int, shared: int) -> None:
+        if not cupy_module().cuda.runtime.is_hip:
+            self._functions[device].max_dynamic_shared_size_bytes = shared
+        self._shared[device] = shared
+
+    def _blame(self, args: Sequence[Any], device: int) -> str:
+        """Which argument is wrong, and how: worked out only after a check has failed."""
+        for position, (check, value) in enumerate(zip(self._checks, args)):
+            try:
+                check(value, device)
+            except (TypeError, ValueError) as error:
+                return f"argument {position}: {error}"
+        return "arguments"
+
+
+def _check_of(kind: str) -> Callable[[Any, int], Any]:
+    """A function that checks an argument of a kind, as `Kernel` describes them, and makes it what CuPy passes."""
+    name, star, optional = kind.partition("*")
+    if star:
+        return _array_check(None if name == "void" else np.dtype(name), optional == "?")
+    scalar = np.dtype(name).type
+    number = (int, np.integer) if issubclass(scalar, np.integer) else (int, float, np.integer, np.floating)
+
+    def check(value: Any, device: int) -> Any:
+        if not isinstance(value, number) or isinstance(value, bool):
+            raise TypeError(f"{name} expected, not {type(value).__name__} ({value!r})")
+        try:
+            return scalar(value)
+        except OverflowError as error:
+            raise ValueError(str(error)) from None
+
+    return check
+
+
+def _array_check(dtype: np.dtype | None, optional: bool) -> Callable[[Any, int], Any]:
+    null = np.uint64(0)
+
+    def check(value: Any, device: int) -> Any:
+        if value is None and optional:
+            return null
+        if type(value).__module__.partition(".")[0] != "cupy":
+            raise TypeError(f"a CuPy array of {dtype or 'any dtype'} expected, not {type(value).__name__}")
+        if dtype is not None and value.dtype != dtype:
+            raise TypeError(f"an array of {dtype} expected, not of {value.dtype}")
+        if not value.flags.c_contiguous:
+            raise ValueError(f"a C-contiguous array expected; this one of shape {value.shape} is not")
+        if value.data.device_id != device:
+            raise ValueError(f"an array on device {device} expected, not on device {value.data.device_id}")
+        return value
+
+    return check
