@@ -1,0 +1,99 @@
+"""Stores llama.cpp's logits for the golden models, and says how far they lie from float64 arithmetic.
+
+Run from tests/ as `python -m golden.make_references [VARIANT-RECIPE ...]`. Needs llama-cpp-python built from source
+(README.md says how). Everything runs on the CPU in two threads, with flash attention off and a float32 KV cache, so
+that nothing but llama.cpp's own arithmetic rounds.
+"""
+
+import contextlib
+import ctypes
+import sys
+import tempfile
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from golden import BOUNDS, CASES, FOLDER, build, reference, relative_error
+from golden.models import PROMPT, prompt
+
+GREEDY = 16
+
+
+@llama_cpp.llama_log_callback
+def _errors_only(level, text, _):
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        sys.stderr.write(text.decode())
+
+
+@contextlib.contextmanager
+def llama(path, context: int):
+    """Yields a function from token ids to logits, float32 (tokens, vocab), that continues one sequence."""
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise RuntimeError(f"llama.cpp does not load {path}")
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = context
+    params.n_threads = params.n_threads_batch = 2
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+    params.no_perf = True
+    ctx = llama_cpp.llama_init_from_model(model, params)
+    vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    batch = llama_cpp.llama_batch_init(context, 0, 1)
+    position = 0
+
+    def feed(tokens) -> np.ndarray:
+        nonlocal position
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = int(token), position + i, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        if llama_cpp.llama_decode(ctx, batch) != 0:
+            raise RuntimeError(f"llama.cpp does not decode {path}")
+        position += len(tokens)
+        pointer = ctypes.cast(llama_cpp.llama_get_logits(ctx), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (len(tokens), vocab)).copy()
+
+    try:
+        yield feed
+    finally:
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(ctx)
+        llama_cpp.llama_model_free(model)
+
+
+def record(path, ids: np.ndarray, greedy: int, rows: slice | np.ndarray, context: int = 256) -> dict[str, np.ndarray]:
+    """Runs a prompt and then `greedy` steps; returns tokens, the rows kept, and the logits of those rows."""
+    with llama(path, context) as feed:
+        tokens, logits = list(ids), feed(ids)
+        for _ in range(greedy):
+            tokens.append(int(logits[-1].argmax()))
+            logits = np.concatenate([logits, feed(tokens[-1:])])
+    kept = np.arange(len(tokens))[rows]
+    return {"tokens": np.array(tokens, np.int32), "rows": kept.astype(np.int32), "logits": logits[kept]}
+
+
+def main() -> None:
+    wanted = sys.argv[1:]
+    llama_cpp.llama_log_set(_errors_only, ctypes.c_void_p(0))
+    some = np.array([*range(7, PROMPT, 8), *range(PROMPT, PROMPT + GREEDY)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        for variant, recipe in CASES:
+            if wanted and f"{variant}-{recipe}" not in wanted:
+                continue
+            build(path, variant, recipe)
+            golden = record(path, prompt(variant), GREEDY, slice(None) if recipe == "F32" else some)
+            exact = reference.logits(path, golden["tokens"])[golden["rows"]]
+            error = relative_error(golden["logits"], exact)
+            stored = error <= BOUNDS[recipe]
+            if stored:
+                np.savez_compressed(FOLDER / f"{variant}-{recipe}.npz", **golden)
+            print(f"| {variant} | {recipe} | {error:.1e} |" + ("" if stored else " beyond the bound, not stored"))
+
+
+if __name__ == "__main__":
+    main()
