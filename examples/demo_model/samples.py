@@ -1,0 +1,119 @@
+"""Write completions of the demo model in PyTorch and count how many of them Python's parser accepts.
+
+    python samples.py demo-11M-Q8_0.gguf --temperature 0.7 --count 4 [--show]
+
+A completion ends at <|endoftext|> or after --tokens tokens. One that was cut off is judged up to its last complete
+top-level statement, that is up to the last line break before a line that begins a new statement in the first column;
+one that has no such place counts as a failure.
+"""
+
+import argparse
+import ast
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from loading import load_gguf
+from model import Llama
+from tokenizers import Tokenizer
+
+PROMPTS = [
+    "def fibonacci(n):",
+    "def factorial(n):",
+    "def is_prime(n):",
+    "def gcd(a, b):",
+    "def binary_search(items, target):",
+    "def quicksort(items):",
+    "def reverse_string(s):",
+    "def flatten(nested):",
+    "def count_words(text):",
+    "def read_json(path):",
+    "def parse_arguments():",
+    'def main():\n    """Entry point."""\n',
+    "class Stack:",
+    "class Point:\n    def __init__(self, x, y):",
+    "class Node(object):\n",
+    "import os\nimport sys\n",
+    "from dataclasses import dataclass\n\n\n@dataclass\nclass",
+    "def softmax(x, axis=-1):",
+    "def mean(values):\n    ",
+    "def test_",
+]
+
+
+@torch.no_grad()
+def complete(model: Llama, prompts: list[list[int]], tokens: int, temperature: float) -> list[list[int]]:
+    """Each prompt with up to `tokens` ids more; <|endoftext|> (id 0) ends a row and is kept.
+
+    Rows are padded on the right, which causal attention never sees.
+    """
+    lengths = torch.tensor([len(p) for p in prompts])
+    rows = torch.zeros(len(prompts), int(lengths.max()) + tokens, dtype=torch.long)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    ends = lengths + tokens
+    live = torch.arange(len(prompts))
+    for _ in range(tokens):
+        logits = model(rows[live, : int(lengths[live].max())])[torch.arange(len(live)), lengths[live] - 1]
+        if temperature > 0:
+            chosen = torch.multinomial((logits / temperature).softmax(-1), 1).flatten()
+        else:
+            chosen = logits.argmax(-1)
+        rows[live, lengths[live]] = chosen
+        lengths[live] += 1
+        live = live[chosen != 0]
+        if not len(live):
+            break
+    return [row[: min(n, end)].tolist() for row, n, end in zip(rows, lengths.tolist(), ends.tolist(), strict=True)]
+
+
+def complete_part(text: str, ended: bool) -> str:
+    """The text up to its last complete top-level statement; all of it where the model ended it itself."""
+    if ended:
+        return text
+    openings = [match.start() for match in re.finditer(r"(?<=\n)[A-Za-z_@]", text)]
+    return text[: openings[-1]] if openings else ""
+
+
+def parses(text: str) -> bool:
+    """Whether Python's parser takes the text, which must hold a statement."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return bool(ast.parse(text).body)
+        except (SyntaxError, ValueError):
+            return False
+
+
+def run(model: Llama, tokenizer: Tokenizer, temperature: float, tokens: int, show: bool) -> list[bool]:
+    prompts = [[0, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in PROMPTS]
+    verdicts = []
+    for ids in complete(model, prompts, tokens, temperature):
+        ended = ids[-1] == 0
+        text = tokenizer.decode(ids[1 : len(ids) - ended], skip_special_tokens=False)
+        verdicts.append(parses(complete_part(text, ended)))
+        if show:
+            print(f"--- {'parses' if verdicts[-1] else 'FAILS'}{'' if ended else ', cut off'}\n{text}")
+    return verdicts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--count", type=int, default=1, help="completions of each prompt")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    model, tokenizer = load_gguf(arguments.gguf)
+    verdicts = []
+    for _ in range(arguments.count):
+        verdicts += run(model, tokenizer, arguments.temperature, arguments.tokens, arguments.show)
+    print(f"temperature {arguments.temperature}: {sum(verdicts)} of {len(verdicts)} completions parse")
+
+
+if __name__ == "__main__":
+    main()
