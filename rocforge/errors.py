@@ -15,3 +15,7 @@ class UnsupportedModelError(RocforgeError):
 
 class DeviceError(RocforgeError):
     """No such device, or too little memory on it; the message says what was asked for and what there was."""
+
+
+class ChatTemplateError(RocforgeError):
+    """There is no chat template, or it failed: it refused the messages, is wrong, or went past its bounds."""

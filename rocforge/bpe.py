@@ -1,0 +1,102 @@
+"""Byte pair encoding on the `tokenizers` library, from what a GGUF file stores.
+
+Both functions return what turns a piece of text without special tokens into token ids.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+from rocforge.pretokenizers import PreTokenizer
+from rocforge.vocabulary import CONTROL, UNKNOWN, Vocabulary
+
+Encode = Callable[[str], list[int]]
+
+
+def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> Encode:
+    """GPT-2's byte-level BPE (Radford et al., 2019). `merges` holds "left right" pairs, the first to apply first."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+    from tokenizers.models import BPE
+
+    pieces = _pieces(vocabulary)
+    pairs = [(merge[:space], merge[space + 1 :]) for merge in merges if (space := merge.find(" ", 1)) > 0]
+    pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
+    tokenizer = Tokenizer(BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges))
+    splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in pre_tokenizer.regexes]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
+    """SentencePiece's BPE (Kudo and Richardson, 2018): of all neighbours that join to a token, the best score first.
+
+    What is no token in the end becomes its UTF-8 bytes' tokens, or `unknown_id` where the vocabulary has none. The text
+    comes with "▁" for spaces.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    pieces = _pieces(vocabulary)
+    # A character that only occurs inside longer tokens still takes part in merges, under an id past the vocabulary's.
+    lone = dict.fromkeys(char for text in pieces for char in text if char not in pieces)
+    fallback = {len(vocabulary.texts) + i: _byte_ids(vocabulary, char, unknown_id) for i, char in enumerate(lone)}
+    pieces.update(zip(lone, fallback, strict=True))
+    merges = _merges_by_score(vocabulary, pieces)
+    bytes_ = {text: vocabulary.ids[text] for text in map("<0x{:02X}>".format, range(256)) if text in vocabulary.ids}
+    unknown = {} if unknown_id is None else {vocabulary.texts[unknown_id]: unknown_id}
+    tokenizer = Tokenizer(
+        BPE(
+            vocab={**pieces, **bytes_, **unknown},
+            merges=merges,
+            byte_fallback=True,
+            fuse_unk=True,
+            unk_token=None if unknown_id is None else vocabulary.texts[unknown_id],
+        )
+    )
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if fallback and max(ids, default=0) >= len(vocabulary.texts):
+            return [each for id in ids for each in fallback.get(id, (id,))]
+        return ids
+
+    return encode
+
+
+def _pieces(vocabulary: Vocabulary) -> dict[str, int]:
+    """The tokens that text can become: no control token is ever made of plain text, and none that is not UTF-8."""
+    kinds = zip(vocabulary.texts, vocabulary.types, strict=False)
+    pieces = {text: i for i, (text, kind) in enumerate(kinds) if kind not in (CONTROL, UNKNOWN)}
+    try:
+        "".join(pieces).encode()
+    except UnicodeEncodeError:
+        return {text: id for text, id in pieces.items() if text.encode(errors="replace").decode() == text}
+    return pieces
+
+
+def _merges_by_score(vocabulary: Vocabulary, pieces: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to join two pieces to a third, the highest score first; of one token, the longest left part first."""
+    scores = vocabulary.scores
+    tokens = [(text, id) for text, id in pieces.items() if len(text) > 1 and id < len(scores)]
+    tokens.sort(key=lambda token: (-scores[token[1]], token[1]))
+    return [
+        (text[:i], text[i:])
+        for text, _ in tokens
+        for i in range(len(text) - 1, 0, -1)
+        if text[:i] in pieces and text[i:] in pieces
+    ]
+
+
+def _byte_ids(vocabulary: Vocabulary, char: str, unknown_id: int | None) -> list[int]:
+    ids = [vocabulary.ids.get(f"<0x{byte:02X}>", unknown_id) for byte in char.encode()]
+    return [id for id in ids if id is not None]
+
+
+@functools.cache
+def byte_of_char() -> dict[str, int]:
+    """The byte that each character of a byte-level token stands for (GPT-2's table: printable ones for themselves)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}

@@ -1,0 +1,197 @@
+"""Text to token ids and back, from the metadata of a GGUF file alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rocforge.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
+from rocforge.chat import ChatTemplates
+from rocforge.detokenizer import Detokenizer
+from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.pretokenizers import find_pre_tokenizer
+from rocforge.special_tokens import SpecialTokens
+from rocforge.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+
+_SPECIAL = (CONTROL, UNKNOWN, USER_DEFINED)
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """The tokenizer of an open GGUF file, ids as llama.cpp gives them.
+
+    `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). Two models are
+    known: "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE, with the pre-tokenizers of `rocforge.pretokenizers`).
+
+    Attributes: `vocab_size`; `bos_token_id`, `eos_token_id`, `unk_token_id` and `pad_token_id`, each None where the
+    file has none; `eog_token_ids`, all tokens that end generation.
+
+    Raises GGUFError where the metadata is missing or contradicts itself, UnsupportedModelError for a tokenizer model or
+    pre-tokenizer that is not known.
+    """
+
+    def __init__(self, file: Any):
+        metadata: Mapping[str, Any] = file.metadata
+        self._metadata = metadata
+        model = metadata.get("tokenizer.ggml.model")
+        if model not in ("llama", "gpt2"):
+            raise UnsupportedModelError(f"unknown tokenizer tokenizer.ggml.model = {model!r}; known: gpt2, llama")
+        self._sentencepiece = model == "llama"
+        self._vocabulary = Vocabulary(metadata)
+        # SentencePiece's trainer gives <unk>, <s> and </s> these ids, and files written early rely on it.
+        unk, bos, eos = (0, 1, 2) if self._sentencepiece else (None, None, None)
+        self.unk_token_id = self._vocabulary.special_id("unknown", unk)
+        self.bos_token_id = self._vocabulary.special_id("bos", bos)
+        self.eos_token_id = self._vocabulary.special_id("eos", eos)
+        self.pad_token_id = self._vocabulary.special_id("padding")
+        self.eog_token_ids = self._vocabulary.end_of_generation | ({self.eos_token_id} - {None})
+        if self._sentencepiece:
+            self._encode_text = sentencepiece_bpe(self._vocabulary, self.unk_token_id)
+            add_bos = True
+        else:
+            pre_tokenizer = find_pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
+            merges = metadata.get("tokenizer.ggml.merges")
+            if merges is None:
+                raise GGUFError("tokenizer.ggml.merges is missing, which tokenizer.ggml.model = 'gpt2' needs")
+            self._encode_text = byte_level_bpe(self._vocabulary, merges, pre_tokenizer)
+            add_bos = pre_tokenizer.add_bos
+        self._add_space_prefix = self._flag("add_space_prefix", self._sentencepiece) and self._sentencepiece
+        self._remove_extra_whitespaces = self._flag("remove_extra_whitespaces", False) and self._sentencepiece
+        self._prefix_ids = self._added("bos", self._flag("add_bos_token", add_bos), self.bos_token_id)
+        self._suffix_ids = self._added("eos", self._flag("add_eos_token", False), self.eos_token_id)
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return len(self._vocabulary.texts)
+
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`.
+
+        `add_special_tokens` puts the begin and end tokens around it that the file asks for. `parse_special_tokens`
+        turns a control token's text into that token; without it, it is text like any other. User-defined tokens always
+        count. Lone surrogates, which no UTF-8 text holds, are read as U+FFFD.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids = list(self._prefix_ids) if add_special_tokens else []
+        after_special = True
+        for part in (self._all_special if parse_special_tokens else self._user_defined).split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            elif self._sentencepiece:
+                ids += self._encode_text(self._escape(part, after_special))
+            else:
+                ids += self._encode_text(part)
+            after_special = isinstance(part, int)
+        return ids + self._suffix_ids if add_special_tokens else ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`: what is not UTF-8 becomes U+FFFD. Where `encode` puts a space before the text that begins
+        and that follows a special token (`tokenizer.ggml.add_space_prefix`), that space is taken off again.
+        `skip_special_tokens` leaves control tokens out. Raises ValueError for an id outside the vocabulary."""
+        detokenizer = self.detokenizer(skip_special_tokens)
+        return "".join([detokenizer.add(id) for id in ids]) + detokenizer.finish()
+
+    def detokenizer(self, skip_special_tokens: bool = False, previous_id: int | None = None) -> Detokenizer:
+        """A streaming `decode`. `previous_id` is the token that the stream continues: after text, the space that begins
+        the stream belongs to it."""
+        token_bytes = self._text_bytes if skip_special_tokens else self._token_bytes
+        return Detokenizer(token_bytes, self._drops_space_after, previous_id)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        *,
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> list[int] | str:
+        """`messages` (dicts with "role" and "content") as a prompt: its ids, or with `tokenize=False` its text.
+
+        `tools` are JSON schemas of functions; `add_generation_prompt` ends with the header of the assistant's turn;
+        `chat_template` is a template, or the name of one of the file's; further `variables` go to the template. As in
+        Hugging Face's `apply_chat_template`, the template writes the begin token itself, so none is added. Raises
+        ChatTemplateError where there is no template or where it fails.
+        """
+        text = self._chat_templates.render(
+            chat_template,
+            messages=messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **{**self._special_texts, **variables},
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    @cached_property
+    def _chat_templates(self) -> ChatTemplates:
+        return ChatTemplates(self._metadata)
+
+    @cached_property
+    def _special_texts(self) -> dict[str, str]:
+        names = ("bos", "eos", "unk", "pad")
+        ids = {f"{name}_token": getattr(self, f"{name}_token_id") for name in names}
+        return {name: self._vocabulary.texts[id] for name, id in ids.items() if id is not None}
+
+    @cached_property
+    def _all_special(self) -> SpecialTokens:
+        ids = self._ids_of(_SPECIAL)
+        rstrip: list[int] = []
+        if self._sentencepiece and self._metadata.get("general.architecture") == "phi3":
+            # Phi-3's added tokens swallow white space after them; GGUF has no field that says so.
+            rstrip = [id for text, id in ids.items() if text not in ("<unk>", "<s>", "<|endoftext|>")]
+        return SpecialTokens(ids, rstrip)
+
+    @cached_property
+    def _user_defined(self) -> SpecialTokens:
+        return SpecialTokens(self._ids_of((USER_DEFINED,)))
+
+    def _ids_of(self, kinds: tuple[int, ...]) -> dict[str, int]:
+        types = self._vocabulary.types
+        return {text: id for text, id in self._vocabulary.ids.items() if types[id] in kinds}
+
+    def _flag(self, name: str, default: bool) -> bool:
+        return bool(self._metadata.get(f"tokenizer.ggml.{name}", default))
+
+    def _added(self, name: str, wanted: bool, id: int | None) -> list[int]:
+        if wanted and id is None:
+            raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
+        return [id] if wanted else []
+
+    def _escape(self, text: str, after_special: bool) -> str:
+        if self._remove_extra_whitespaces:
+            text = re.sub(" +", " ", text.strip(" "))
+        return (" " * (self._add_space_prefix and after_special) + text).replace(" ", "▁")
+
+    def _drops_space_after(self, id: int | None) -> bool:
+        return self._add_space_prefix and (id is None or self._vocabulary.types[id] in _SPECIAL)
+
+    def _text_bytes(self, id: int) -> bytes:
+        piece = self._token_bytes(id)
+        return b"" if self._vocabulary.types[id] in (CONTROL, UNKNOWN) else piece
+
+    def _token_bytes(self, id: int) -> bytes:
+        """The bytes that token `id` stands for."""
+        if id not in self._pieces:
+            if not 0 <= id < self.vocab_size:
+                raise ValueError(f"token id {id} is outside the vocabulary of {self.vocab_size} tokens")
+            self._pieces[id] = self._make_bytes(self._vocabulary.texts[id], self._vocabulary.types[id])
+        return self._pieces[id]
+
+    def _make_bytes(self, text: str, kind: int) -> bytes:
+        if kind in _SPECIAL:
+            return text.encode("utf-8", "surrogateescape")
+        if kind == BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
+            return bytes.fromhex(match[1])
+        if self._sentencepiece:
+            return text.replace("▁", " ").encode("utf-8", "surrogateescape")
+        table = byte_of_char()
+        if all(char in table for char in text):
+            return bytes(table[char] for char in text)
+        return text.encode("utf-8", "surrogateescape")
