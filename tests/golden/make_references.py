@@ -1,8 +1,8 @@
 """Stores llama.cpp's logits for the golden models, and says how far they lie from float64 arithmetic.
 
-Run from tests/ as `python -m golden.make_references [VARIANT-RECIPE ...]`. Needs llama-cpp-python built from source
-(README.md says how). Everything runs on the CPU in two threads, with flash attention off and a float32 KV cache, so
-that nothing but llama.cpp's own arithmetic rounds.
+Run from tests/ as `python -m golden.make_references [VARIANT-RECIPE ...]`; the demo model counts as demo-F32 and
+demo-Q8_0. Needs llama-cpp-python built from source (README.md says how). Everything runs on the CPU in two threads,
+with flash attention off and a float32 KV cache, so that nothing but llama.cpp's own arithmetic rounds.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from golden import BOUNDS, CASES, FOLDER, build, reference, relative_error
+from golden import BOUNDS, CASES, FOLDER, build, demo, reference, relative_error
 from golden.models import PROMPT, prompt
 
-GREEDY = 16
+GREEDY, DEMO_GREEDY = 16, 64
 
 
 @llama_cpp.llama_log_callback
@@ -76,23 +76,45 @@ def record(path, ids: np.ndarray, greedy: int, rows: slice | np.ndarray, context
     return {"tokens": np.array(tokens, np.int32), "rows": kept.astype(np.int32), "logits": logits[kept]}
 
 
+def tokenize(path, text: str) -> np.ndarray:
+    """The first 64 tokens of a text, special tokens added."""
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    data, ids = text.encode(), (llama_cpp.llama_token * 1024)()
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    count = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), True, False)
+    llama_cpp.llama_model_free(model)
+    if count < PROMPT:
+        raise RuntimeError(f"the demo model's prompt has {count} tokens; {PROMPT} are needed")
+    return np.array(ids[:PROMPT], np.int32)
+
+
+def store(name: str, recipe: str, path, golden: dict[str, np.ndarray]) -> None:
+    """Keeps a record if float64 arithmetic bears it out; prints a row of the table either way."""
+    exact = reference.logits(path, golden["tokens"])[golden["rows"]]
+    error = relative_error(golden["logits"], exact)
+    stored = error <= BOUNDS[recipe]
+    if stored:
+        np.savez_compressed(FOLDER / f"{name}-{recipe}.npz", **golden)
+    print(f"| {name} | {recipe} | {error:.1e} |" + ("" if stored else " beyond the bound, not stored"))
+
+
 def main() -> None:
-    wanted = sys.argv[1:]
+    wanted = sys.argv[1:] or [f"{variant}-{recipe}" for variant, recipe in [*CASES, *demo.CASES]]
     llama_cpp.llama_log_set(_errors_only, ctypes.c_void_p(0))
     some = np.array([*range(7, PROMPT, 8), *range(PROMPT, PROMPT + GREEDY)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         for variant, recipe in CASES:
-            if wanted and f"{variant}-{recipe}" not in wanted:
-                continue
-            build(path, variant, recipe)
-            golden = record(path, prompt(variant), GREEDY, slice(None) if recipe == "F32" else some)
-            exact = reference.logits(path, golden["tokens"])[golden["rows"]]
-            error = relative_error(golden["logits"], exact)
-            stored = error <= BOUNDS[recipe]
-            if stored:
-                np.savez_compressed(FOLDER / f"{variant}-{recipe}.npz", **golden)
-            print(f"| {variant} | {recipe} | {error:.1e} |" + ("" if stored else " beyond the bound, not stored"))
+            if f"{variant}-{recipe}" in wanted:
+                build(path, variant, recipe)
+                rows = slice(None) if recipe == "F32" else some
+                store(variant, recipe, path, record(path, prompt(variant), GREEDY, rows))
+        for recipe in ("F32", "Q8_0"):
+            if f"demo-{recipe}" in wanted:
+                demo.build(path, recipe)
+                store("demo", recipe, path, record(path, tokenize(path, demo.TEXT), DEMO_GREEDY, slice(7, None, 8)))
 
 
 if __name__ == "__main__":
