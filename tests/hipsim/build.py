@@ -1,0 +1,94 @@
+"""Builds the simulator into a cache folder, once for each state of its sources and each version of the wheel."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from stubs import LIBRARIES, stub_source, wheel_symbols
+
+HERE = Path(__file__).resolve().parent
+RUNTIME_LIBRARY = "libamdhip64.so.7"
+PARTS = {"libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute module",
+         "libhiprtc.so.7": "hiprtc", "libhipblas.so.3": "hipblas", "libhiprand.so.1": "hiprand"}  # fmt: skip
+CXX_OPTIONS = "-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden".split()
+HIPCC = """#!/bin/sh
+# What CuPy asks of hipcc: where the headers are.
+printf '#include <...> search starts here:\\n {include}\\nEnd of search list.\\n' >&2
+"""
+
+
+def wheel_folder() -> Path:
+    """The site-packages folder with CuPy for ROCm in it."""
+    found = importlib.util.find_spec("cupy_backends")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("hipsim: cupy-rocm-7-0 is not installed for this Python")
+    return Path(found.submodule_search_locations[0]).parent
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("HIPSIM_CACHE") or Path.home() / ".cache" / "rocforge-hipsim")
+
+
+def host_compiler() -> str:
+    """The compiler for kernels: $HIPSIM_CXX, else a clang++ if there is one, else g++."""
+    names = [os.environ.get("HIPSIM_CXX"), "clang++-19", "clang++", "g++"]
+    for name in filter(None, names):
+        if path := shutil.which(name):
+            return path
+    raise SystemExit("hipsim: neither clang++ nor g++ is installed")
+
+
+def state_key(symbols: dict[str, list[str]]) -> str:
+    """A hash of all that goes into the build."""
+    digest = hashlib.sha256(repr((sorted(symbols.items()), sys.version)).encode())
+    for path in sorted(p for p in HERE.rglob("*") if p.suffix in {".py", ".h", ".cpp"}):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"hipsim: {' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def build_library(name: str, wanted: list[str], folder: Path) -> None:
+    """Compiles the parts of one library, and stubs for those of the wheel's symbols that no part defines."""
+    objects = []
+    for part in PARTS.get(name, "").split():
+        objects.append(str(folder / f"{part}.o"))
+        run(["g++", *CXX_OPTIONS, f"-I{HERE / 'include'}", "-c", str(HERE / "src" / f"{part}.cpp"), "-o", objects[-1]])
+    defined = set(run(["nm", "--defined-only", "-j", *objects]).split()) if objects else set()
+    stubs = folder / f"{name}.stubs.c"
+    stubs.write_text(stub_source(name, [symbol for symbol in wanted if symbol not in defined]))
+    runtime = [] if name == RUNTIME_LIBRARY else [str(folder / "lib" / RUNTIME_LIBRARY)]
+    output = str(folder / "lib" / name)
+    run(["g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", output, "-x", "c++", str(stubs), "-x", "none", *objects, *runtime])  # fmt: skip
+
+
+def build() -> Path:
+    """Builds if need be and returns the folder: lib/ with the libraries, bin/ with hipcc, kernels/ for compiled kernels."""
+    symbols = wheel_symbols(wheel_folder())
+    folder = cache_folder() / state_key(symbols)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "complete").exists():
+            return folder
+        (folder / "lib").mkdir(exist_ok=True)
+        (folder / "bin").mkdir(exist_ok=True)
+        for name in sorted(LIBRARIES, key=lambda name: name != RUNTIME_LIBRARY):
+            build_library(name, symbols[name], folder)
+        hipcc = folder / "bin" / "hipcc"
+        hipcc.write_text(HIPCC.format(include=HERE / "include"))
+        hipcc.chmod(0o755)
+        (folder / "complete").touch()
+    return folder

@@ -1,0 +1,2 @@
+#pragma once
+// The type is part of hipsim/prelude.h.

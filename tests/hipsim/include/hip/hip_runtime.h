@@ -1,0 +1,2 @@
+#pragma once
+// hiprtc includes the runtime by itself: see hipsim/prelude.h.
