@@ -18,6 +18,7 @@ from golden import BOUNDS, CASES, FOLDER, build, demo, reference, relative_error
 from golden.models import PROMPT, prompt
 
 GREEDY, DEMO_GREEDY = 16, 64
+CONTEXT = 256
 
 
 @llama_cpp.llama_log_callback
@@ -27,7 +28,7 @@ def _errors_only(level, text, _):
 
 
 @contextlib.contextmanager
-def llama(path, context: int):
+def llama(path):
     """Yields a function from token ids to logits, float32 (tokens, vocab), that continues one sequence."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
@@ -35,14 +36,14 @@ def llama(path, context: int):
     if not model:
         raise RuntimeError(f"llama.cpp does not load {path}")
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = context
+    params.n_ctx = params.n_batch = params.n_ubatch = CONTEXT
     params.n_threads = params.n_threads_batch = 2
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
     params.no_perf = True
     ctx = llama_cpp.llama_init_from_model(model, params)
     vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    batch = llama_cpp.llama_batch_init(context, 0, 1)
+    batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
     position = 0
 
     def feed(tokens) -> np.ndarray:
@@ -65,9 +66,9 @@ def llama(path, context: int):
         llama_cpp.llama_model_free(model)
 
 
-def record(path, ids: np.ndarray, greedy: int, rows: slice | np.ndarray, context: int = 256) -> dict[str, np.ndarray]:
+def record(path, ids: np.ndarray, greedy: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
     """Runs a prompt and then `greedy` steps; returns tokens, the rows kept, and the logits of those rows."""
-    with llama(path, context) as feed:
+    with llama(path) as feed:
         tokens, logits = list(ids), feed(ids)
         for _ in range(greedy):
             tokens.append(int(logits[-1].argmax()))
@@ -111,7 +112,7 @@ def main() -> None:
                 build(path, variant, recipe)
                 rows = slice(None) if recipe == "F32" else some
                 store(variant, recipe, path, record(path, prompt(variant), GREEDY, rows))
-        for recipe in ("F32", "Q8_0"):
+        for _, recipe in demo.CASES:
             if f"demo-{recipe}" in wanted:
                 demo.build(path, recipe)
                 store("demo", recipe, path, record(path, tokenize(path, demo.TEXT), DEMO_GREEDY, slice(7, None, 8)))
