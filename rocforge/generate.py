@@ -96,7 +96,7 @@ class _Stream:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self.engine, self.text = engine, TextStream(tokenizer, params.stop)
+        self.engine, self.text = engine, TextStream(tokenizer, params.stop, ids[-1] if ids else None)
         self.stats = Stats(len(ids), engine.model.device)
         self.request: Request = engine.add(ids, params)
 

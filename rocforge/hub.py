@@ -27,7 +27,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such file: {text}")
         return Path(path)
-    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+))?", text)
+    match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", text)
     if match is None:
         raise ValueError(f'model name {text!r} is not of the form "hf:owner/repo[:quant]"')
     return _download(*match.groups())
@@ -53,7 +53,7 @@ def _download(repository: str, quant: str | None) -> Path:
 def choose(files: list[str], quant: str | None) -> str | None:
     """The file of a quantization, the first of its set; None where there is none, or no telling which is meant."""
     firsts = [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
-    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-._/]|$)", re.IGNORECASE)
+    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-./]|$)", re.IGNORECASE)
     matching = [name for name in firsts if wanted.search(name)]
     if matching:
         return min(matching, key=len)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import available_memory, resolve_device, to_device
-from rocforge.gguf import open_gguf
+from rocforge.gguf import GGUFFile, open_gguf
 from rocforge.hub import resolve
 from rocforge.models import build_model
 from rocforge.nn.config import ROPE_TENSORS
@@ -39,20 +39,27 @@ def load(
     """
     device = resolve_device(device)
     with open_gguf(resolve(path)) as file:
-        model = build_model(file, context)
-        weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
-        keep = _fits_unpacked(weights) if device == "cpu" else False
-        total = sum(weight.nbytes for weight in weights.values())
-        with _bar(total, progress) as bar:
+        return load_model(file, device, context, progress), Tokenizer(file)
 
-            def place(weight: Any) -> Any:
-                placed = _for_cpu(weight, keep) if device == "cpu" else to_device(weight, device)
-                bar.update(weight.nbytes)
-                return placed
 
-            model.load_weights(weights, place)
-        model.device = device
-        return model, Tokenizer(file)
+def load_model(
+    file: GGUFFile, device: str | None = None, context: int | None = None, progress: bool = False
+) -> Transformer:
+    """The model of an open GGUF file, without a tokenizer; the other arguments and errors as in `load`."""
+    device = resolve_device(device)
+    model = build_model(file, context)
+    weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
+    keep = device == "cpu" and _fits_unpacked(weights)
+    with _bar(sum(weight.nbytes for weight in weights.values()), progress) as bar:
+
+        def place(weight: Any) -> Any:
+            placed = _for_cpu(weight, keep) if device == "cpu" else to_device(weight, device)
+            bar.update(weight.nbytes)
+            return placed
+
+        model.load_weights(weights, place)
+    model.device = device
+    return model
 
 
 def _fits_unpacked(weights: dict[str, Any]) -> bool:

@@ -13,13 +13,15 @@ class TextStream:
     Args:
         tokenizer: of the model.
         stop: strings that end the text, and are not part of it.
+        previous: the prompt's last token.
 
     Attributes:
         stopped: whether a stop string was met; the text is complete then.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self._detokenizer, self._stop, self._held = tokenizer.detokenizer(), tuple(stop), ""
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), previous: int | None = None):
+        self._detokenizer = tokenizer.detokenizer(previous_id=previous)
+        self._stop, self._held = tuple(stop), ""
         self.stopped = False
 
     def add(self, token: int) -> str:
