@@ -41,14 +41,15 @@ typedef unsigned long long u64;
 #define __shared__ __attribute__((shared))
 #endif
 #ifndef __launch_bounds__
-#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
+// what HIP's headers make of it; clang's own launch_bounds attribute does nothing for AMD
+#define __launch_bounds__(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
 #endif
 #endif
 
 #define DEVICE static inline __device__ __attribute__((always_inline))
 // Member functions of structs.
 #define MEMBER inline __device__ __attribute__((always_inline))
-// KERNEL(256) void name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
+// KERNEL(256) name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -424,6 +425,15 @@ DEVICE float fast_rsqrt(float x) {
     return 1.0f / __builtin_sqrtf(x);
 #endif
 }
+// To the nearest integer, ties to even.
+DEVICE i32 round_int(float x) {
+#ifdef PLATFORM_NVIDIA
+    return __float2int_rn(x);
+#else
+    return i32(__builtin_rintf(x));
+#endif
+}
+
 // Without overflow: tanh(x) = 1 - 2 / (exp(2x) + 1), and its series where that cancels.
 DEVICE float fast_tanh(float x) {
     float square = x * x;
