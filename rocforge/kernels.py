@@ -149,7 +149,7 @@ class Kernel:
         if len(args) != len(self._checks):
             raise TypeError(f"{self.name} takes {len(self._checks)} arguments, and was given {len(args)}")
         try:
-            checked = [check(value, device) for check, value in zip(self._checks, args)]
+            checked = [check(value, device) for check, value in zip(self._checks, args, strict=True)]
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {self._blame(args, device)}") from error
         if shared > STATIC_SHARED_LIMIT and shared > self._shared.get(device, 0):
@@ -168,7 +168,7 @@ class Kernel:
 
     def _blame(self, args: Sequence[Any], device: int) -> str:
         """Which argument is wrong, and how: worked out only after a check has failed."""
-        for position, (check, value) in enumerate(zip(self._checks, args)):
+        for position, (check, value) in enumerate(zip(self._checks, args, strict=True)):
             try:
                 check(value, device)
             except (TypeError, ValueError) as error:
