@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 RUNTIME_LIBRARY = "libamdhip64.so.7"
 PARTS = {"libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute module",
          "libhiprtc.so.7": "hiprtc", "libhipblas.so.3": "hipblas", "libhiprand.so.1": "hiprand"}  # fmt: skip
-CXX_OPTIONS = "-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden".split()
+CXX_OPTIONS = ["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden"]
 HIPCC = """#!/bin/sh
 # What CuPy asks of hipcc: where the headers are.
 printf '#include <...> search starts here:\\n {include}\\nEnd of search list.\\n' >&2
@@ -71,11 +71,12 @@ def build_library(name: str, wanted: list[str], folder: Path) -> None:
     stubs.write_text(stub_source(name, [symbol for symbol in wanted if symbol not in defined]))
     runtime = [] if name == RUNTIME_LIBRARY else [str(folder / "lib" / RUNTIME_LIBRARY)]
     output = str(folder / "lib" / name)
-    run(["g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", output, "-x", "c++", str(stubs), "-x", "none", *objects, *runtime])  # fmt: skip
+    options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", output]
+    run(["g++", *options, "-x", "c++", str(stubs), "-x", "none", *objects, *runtime])
 
 
 def build() -> Path:
-    """Builds if need be and returns the folder: lib/ with the libraries, bin/ with hipcc, kernels/ for compiled kernels."""
+    """Builds if need be; returns the folder, in which lib/ holds the libraries and bin/ a hipcc."""
     symbols = wheel_symbols(wheel_folder())
     folder = cache_folder() / state_key(symbols)
     folder.mkdir(parents=True, exist_ok=True)

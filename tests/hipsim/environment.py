@@ -21,7 +21,7 @@ def simulated_environment(arch: str) -> dict[str, str]:
         "HIPSIM_PYTHON": sys.executable,
         "HIPSIM_COMPILE": str(HERE / "compile.py"),
         "HIPSIM_CXX": compiler,
-        "HIPSIM_KERNELS": str(folder / "kernels"),
+        "HIPSIM_KERNELS": str(folder.parent / "kernels"),
         "HIPSIM_RUNTIME": str(folder / "lib" / RUNTIME_LIBRARY),
         "ROCM_HOME": str(folder),
         "LD_LIBRARY_PATH": _prepend(folder / "lib", "LD_LIBRARY_PATH"),

@@ -52,6 +52,8 @@ hipError_t take_fault() {
     return fail(hipErrorLaunchFailure, message);
 }
 
+void drop_fault() { pending_fault.clear(); }
+
 uint64_t setting(const char* name, uint64_t fallback) {
     const char* text = getenv(name);
     return text && *text ? strtoull(text, nullptr, 0) : fallback;
@@ -87,10 +89,17 @@ HIPSIM_API const char* hipGetErrorString(hipError_t code) {
     return found == details.end() ? error_text(code) : found->second.c_str();
 }
 
-HIPSIM_API hipError_t hipPeekAtLastError() { return last_error; }
+// hipLaunchKernel of AMD code leaves a fault behind for callers that never look; this one looks.
+static hipError_t look() {
+    Guard guard(state_mutex);
+    if (last_error == hipErrorNotSupported) drop_fault();
+    return last_error;
+}
+
+HIPSIM_API hipError_t hipPeekAtLastError() { return look(); }
 
 HIPSIM_API hipError_t hipGetLastError() {
-    hipError_t error = last_error;
+    hipError_t error = look();
     last_error = hipSuccess;
     return error;
 }

@@ -286,5 +286,7 @@ HIPSIM_API hipError_t __hipPopCallConfiguration(hipsim_dim3* grid, hipsim_dim3* 
 
 HIPSIM_API hipError_t hipLaunchKernel(const void* host, hipsim_dim3, hipsim_dim3, void**, size_t, hipStream_t) {
     Guard guard(state_mutex);
-    return fail(hipErrorNotSupported, "kernel " + precompiled[host] + " is AMD machine code compiled into the wheel");
+    std::string message = "kernel " + precompiled[host] + " is AMD machine code compiled into the wheel";
+    report_fault(message);
+    return fail(hipErrorNotSupported, message);
 }

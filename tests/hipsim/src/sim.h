@@ -22,6 +22,7 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 hipError_t fail(hipError_t code, const std::string& detail); // detail becomes part of hipGetErrorString on this thread
 void report_fault(const std::string& message);               // a failure inside queued work: told to whoever waits next
 hipError_t take_fault();
+void drop_fault(); // somebody was told of it in another way
 uint64_t setting(const char* name, uint64_t fallback);
 void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
@@ -103,7 +104,11 @@ bool is_null_stream(const Stream* stream);
 void end_capture(const std::shared_ptr<Capture>& capture); // in every stream that took part
 // Puts work on a stream: queued, or recorded if the stream is being captured. Gives its Op, or nullptr if recorded.
 hipError_t submit(Stream* stream, Work work, OpRef* op = nullptr, const std::vector<OpRef>& after = {});
+// The same for the other libraries, which hold no lock and have only a handle.
+__attribute__((visibility("default"))) hipError_t submit_call(hipStream_t handle, const char* what, std::function<void()> run);
 hipError_t strict_stream_check(const Stream* stream, const std::string& what);
+
+extern "C" hipError_t hipStreamSynchronize(hipStream_t handle);
 
 // ---- module.cpp
 struct Module;

@@ -194,6 +194,12 @@ HIPSIM_API hipError_t hipStreamWaitEvent(hipStream_t handle, hipEvent_t event, u
     return submit(stream, {"wait for event"}, nullptr, {event->op});
 }
 
+hipError_t hipsim::submit_call(hipStream_t handle, const char* what, std::function<void()> run) {
+    RESOLVE_STREAM(stream, handle);
+    if ((error = strict_stream_check(stream, what))) return error;
+    return submit(stream, {what, std::move(run)});
+}
+
 static hipError_t add_callback(hipStream_t handle, const char* what, std::function<void()> call) {
     RESOLVE_STREAM(stream, handle);
     if ((error = strict_stream_check(stream, what))) return error;
