@@ -1,9 +1,8 @@
 """rocforge: a CuPy-style array framework for transformers on AMD GPUs.
 
-    import rocforge as rf
-
-    model, tokenizer = rf.load("model.gguf")
-    print(rf.generate(model, tokenizer, "def fib(n):", max_tokens=64))
+>>> import rocforge as rf
+>>> model, tokenizer = rf.load("model.gguf")
+>>> rf.generate(model, tokenizer, "def fib(n):", max_tokens=64)
 """
 
 from rocforge.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device

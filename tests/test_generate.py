@@ -1,0 +1,105 @@
+"""generate and stream_generate on the demo model: the text, the stops, the statistics, many prompts at once."""
+
+import numpy as np
+import pytest
+from golden import demo, load, relative_error
+
+import rocforge as rf
+
+PROMPT = "def fibonacci(n):\n"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The bundled demo model and its tokenizer, on the CPU."""
+    return rf.load(demo.bundled(), device="cpu")
+
+
+def test_stream_equals_generate(loaded):
+    """The pieces of a stream make up the text; only the last has a finish reason."""
+    pieces = list(rf.stream_generate(*loaded, PROMPT, max_tokens=40, temperature=0.8, seed=1))
+    assert "".join(p.text for p in pieces) == rf.generate(*loaded, PROMPT, max_tokens=40, temperature=0.8, seed=1)
+    assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish_reason in ("length", "stop")
+
+
+def test_many_prompts_share_steps_and_change_nothing(loaded, monkeypatch):
+    """A list gives a list, each text as if alone, in fewer steps of the model than one by one."""
+    model, tokenizer = loaded
+    prompts = [PROMPT, "import os\n", "class Stack:\n    def push(self", tokenizer.encode("for i in range(")]
+    options = {"max_tokens": 24, "temperature": 0.7, "seed": 3}
+    alone = [rf.generate(model, tokenizer, p, **options) for p in prompts]
+    steps = []
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda *a, **k: (steps.append(1), forward(*a, **k))[1])
+    assert rf.generate(model, tokenizer, prompts, **options) == alone
+    assert len(steps) <= 25
+
+
+def test_seed_decides(loaded):
+    """The same seed gives the same text, another one another text."""
+    texts = [rf.generate(*loaded, PROMPT, max_tokens=30, temperature=1, seed=s) for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_string(loaded):
+    """The text ends before a stop string, with finish reason "stop"; nothing of it shows."""
+    whole = rf.generate(*loaded, PROMPT, max_tokens=40, temperature=0)
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 4]
+    pieces = list(rf.stream_generate(*loaded, PROMPT, max_tokens=40, temperature=0, stop=["nowhere", middle]))
+    assert "".join(p.text for p in pieces) == whole[: whole.index(middle)]
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_logprobs_and_stats(loaded):
+    """Log-probabilities come with each token; the statistics count prompt and tokens and take time."""
+    model, tokenizer = loaded
+    pieces = list(rf.stream_generate(model, tokenizer, PROMPT, max_tokens=5, temperature=0, logprobs=2))
+    assert all(p.logprobs.token == max(p.logprobs.top.values()) for p in pieces)
+    stats = pieces[-1].stats
+    assert stats.prompt_tokens == len(tokenizer.encode(PROMPT)) and stats.generated_tokens == len(pieces)
+    assert 0 < stats.time_to_first_token < 60 and stats.tokens_per_second > 0 and stats.peak_memory > 2**20
+    assert "device cpu" in str(stats)
+
+
+def test_a_closed_stream_leaves_nothing(loaded, monkeypatch):
+    """Leaving a stream early closes its engine."""
+    closed = []
+    close = rf.Engine.close
+    monkeypatch.setattr(rf.Engine, "close", lambda self: (closed.append(self), close(self))[1])
+    stream = rf.stream_generate(*loaded, PROMPT, max_tokens=40)
+    next(stream)
+    stream.close()
+    (engine,) = closed
+    assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+
+
+def test_bad_arguments(loaded):
+    """Unknown sampling names, values out of range, and empty prompts."""
+    with pytest.raises(TypeError, match="top_q"):
+        rf.generate(*loaded, PROMPT, top_q=1)
+    with pytest.raises(ValueError, match="temperature is 9"):
+        rf.generate(*loaded, PROMPT, temperature=9)
+    with pytest.raises(ValueError, match="no tokens"):
+        rf.generate(*loaded, [[]])
+
+
+@pytest.mark.parametrize("recipe", ["F32", "Q8_0"])
+def test_logits_against_llama_cpp(tmp_path, recipe):
+    """The demo model's logits over a prompt: 2e-5 in F32, 8e-2 quantized."""
+    demo.build(tmp_path / "demo.gguf", recipe)
+    model, _ = rf.load(tmp_path / "demo.gguf", device="cpu")
+    golden = load("demo", recipe)
+    logits = model(golden["tokens"])[golden["rows"]]
+    assert relative_error(logits, golden["logits"]) < (2e-5 if recipe == "F32" else 8e-2)
+
+
+def test_greedy_tokens_agree_with_llama_cpp(tmp_path):
+    """In F32, 64 greedy tokens of the demo model are llama.cpp's."""
+    demo.build(tmp_path / "demo.gguf", "F32")
+    model, tokenizer = rf.load(tmp_path / "demo.gguf", device="cpu")
+    tokens = load("demo", "F32")["tokens"]
+    prompt, expected = tokens[:64].tolist(), tokens[64:128].tolist()
+    pieces = rf.stream_generate(model, tokenizer, prompt, max_tokens=64, temperature=0, ignore_eos=True)
+    assert [p.token for p in pieces] == expected
+    assert np.array_equal(tokenizer.encode(demo.TEXT)[:64], prompt)

@@ -1,0 +1,57 @@
+"""The wheel: built from the checkout, installed in a fresh environment elsewhere, it holds all it needs."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GENERATE = """
+import sys
+from pathlib import Path
+import rocforge as rf
+from rocforge.kernels import source_folder
+assert not Path(rf.__file__).is_relative_to(sys.argv[2]), rf.__file__
+assert (source_folder() / "platform.h").is_file()
+model, tokenizer = rf.load(sys.argv[1], device="cpu")
+print(repr(rf.generate(model, tokenizer, "def fibonacci(n):", max_tokens=16, temperature=0)))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The path of a wheel built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_contents(wheel):
+    """Package, kernels, licence; no tests, no model."""
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {f"rocforge/{path.relative_to(ROOT / 'rocforge')}" for path in (ROOT / "rocforge").rglob("*.py")}
+    kernels = {f"rocforge/rawkernels/{path.name}" for path in (ROOT / "rawkernels").iterdir()}
+    packaged = {name for name in names if ".dist-info/" not in name}
+    assert packaged == modules | kernels
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_installed_elsewhere(wheel, tmp_path):
+    """In a fresh environment outside the checkout, without the extras, the demo model writes."""
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
+    (model,) = (ROOT / "examples" / "demo_model").glob("*.gguf")
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", GENERATE, model, ROOT], cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(eval(done.stdout)) > 8
