@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import rocforge as rf
 from rocforge.batch import Batch, Chunk
 
