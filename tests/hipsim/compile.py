@@ -22,6 +22,8 @@ def compiler_options(hiprtc_options: list[str]) -> list[str]:
     """Keeps the options that mean something to the host's compiler; the rest is about the device."""
     options, rest = [], iter(hiprtc_options)
     for option in rest:
+        if option.startswith("-I") and option != "-I":
+            option = f"-I{os.path.abspath(option[2:])}"  # the compiler will run in another folder
         if option in ("-I", "-D", "-U", "-include", "-isystem"):
             options += [option, next(rest)]
         elif PASSED_ON.match(option):
