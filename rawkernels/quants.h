@@ -96,6 +96,7 @@ struct Codes {
 template <u32 LOW, u32 HIGH, u32 HEADER_>
 struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
     static constexpr u32 ELEMENTS = 32, HEADER = HEADER_, BYTES = HEADER + 4 * (LOW + HIGH);
+    static constexpr u32 TAIL_FROM = 0, SUPER_FROM = 0;
     static constexpr bool HALVES = false;
     static MEMBER Place high_place(u32 e) { return {HEADER + e / 8, e % 8}; }
     static MEMBER Place low_place(u32 e) {
@@ -228,7 +229,7 @@ template <u32 HIGH, u32 BYTES, u32 LOW_AT>
 struct Affine256 : Block256<4, HIGH, 8, 0, BYTES, LOW_AT, 16> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = true;
-    static constexpr u32 HEADER = 16, SUPER_FROM = 0;
+    static constexpr u32 TAIL_FROM = 0, HEADER = 16, SUPER_FROM = 0;
     u32 d, scales, mins;
     MEMBER void load(const u8* row, u32 cells, u32 c) {
         this->load_codes(row, cells, c);

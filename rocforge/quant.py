@@ -58,6 +58,8 @@ class QuantizedArray:
 
     Attributes:
         data, shape, qtype: as given (shape of the transpose, for a transpose).
+        planar: the rows of data are planes of fields, as `to_device` makes them for a GPU's kernels, instead of
+            GGUF's blocks; see rocforge.ops.dequantize.
         keep_float32: keep the float32 values that the first product on the CPU makes; set by `rf.load` where memory
             is ample, since unpacking costs many times the product itself.
 
@@ -71,7 +73,7 @@ class QuantizedArray:
 
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
-        self.keep_float32 = False
+        self.planar = self.keep_float32 = False
         self._float32 = None
         self._transposed = False
         expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
@@ -93,6 +95,11 @@ class QuantizedArray:
     def nbytes(self) -> int:
         """Bytes of the packed blocks."""
         return self.data.nbytes
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the rows that data holds: that of the array, or of what it is the transpose of."""
+        return self.shape[::-1] if self._transposed else self.shape
 
     @property
     def T(self) -> QuantizedArray:
@@ -120,13 +127,13 @@ class QuantizedArray:
             raise IndexError(f"only the leading {self.ndim - 1} axes of a QuantizedArray of shape {self.shape} slice")
         data = self.data[index]
         view = self._view(data, (*data.shape[:-1], self.shape[-1]))
-        if self._float32 is not None and not any(isinstance(i, (list, np.ndarray)) for i in index):
+        if self._float32 is not None:
             view._float32 = self._float32[index]
         return view
 
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
-        view.data, view.shape, view.qtype = data, shape, self.qtype
+        view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
         view.keep_float32, view._float32, view._transposed = False, None, False
         return view
 
@@ -148,11 +155,10 @@ class QuantizedArray:
             from rocforge.ops.dequantize import dequantize_device
 
             return dequantize_device(self)
-        stored = self.shape[::-1] if self._transposed else self.shape
         rows = np.ascontiguousarray(self.data).reshape(-1, self.data.shape[-1])
-        values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(stored)
+        values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(self.stored_shape)
         if self.keep_float32:
-            self._float32 = values
+            self._float32 = values = columns_contiguous(values)
         return values
 
     def __matmul__(self, other: Any) -> Any:
@@ -180,12 +186,25 @@ class QuantizedArray:
             raise ValueError(f"shapes {left} and {right} do not fit for @")
 
     def to_device(self, device: str) -> QuantizedArray:
-        """This array on another device; see `rf.to_device`."""
-        from rocforge.arrays import to_device
+        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
+        from rocforge.arrays import resolve_device, to_device
+        from rocforge.ops.dequantize import PLANAR, pack, unpack
 
-        moved = self._view(to_device(self.data, device), self.shape)
+        device, columns = resolve_device(device), self.stored_shape[-1]
+        leave = self.planar and device == "cpu"
+        data = to_device(unpack(self.data, columns, self.qtype) if leave else self.data, device)
+        moved = self._view(data, self.shape)
         moved._transposed = self._transposed
+        if device == "cpu":
+            moved.planar = False
+        elif not self.planar and self.qtype.name in PLANAR:
+            moved.data, moved.planar = pack(data, columns, self.qtype), True
         return moved
+
+
+def columns_contiguous(values: np.ndarray) -> np.ndarray:
+    """The same matrices with their columns contiguous, the order in which BLAS multiplies one row fastest."""
+    return np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2) if values.ndim > 1 else values
 
 
 def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> QuantizedArray:

@@ -1,0 +1,18 @@
+// Activations to int8, as products with packed weights want them (`Activation` in quants.h).
+#include "quants.h"
+
+// x is (columns, size); the columns' filled-up cells are written as zeros. A block takes 1024 elements of a column.
+KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells) {
+    u32 k = 1024 * block_x() + 4 * thread_x();
+    x += u64(block_y()) * size;
+    f32x4 v = make_f32x4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (k + 3 < u32(size) && size % 4 == 0) {
+        v = load<f32x4>(x + k);
+    } else if (k < u32(size)) {
+        v.x = x[k];
+        if (k + 1 < u32(size)) v.y = x[k + 1];
+        if (k + 2 < u32(size)) v.z = x[k + 2];
+        if (k + 3 < u32(size)) v.w = x[k + 3];
+    }
+    store_activation(y + u64(block_y()) * activation_bytes(cells), cells, k, v);
+}
