@@ -1,0 +1,59 @@
+// Elementwise activations, gated products, and softmax.
+#include "platform.h"
+
+#define THREADS 256
+
+DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
+DEVICE float silu_of(float x) { return x * sigmoid(x); }
+DEVICE float gelu_of(float x) {
+    // 0.5 (1 + tanh(z)) is sigmoid(2 z)
+    return x * sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
+}
+DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
+DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
+DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
+    gate = minimum(gate, limit);
+    up = maximum(minimum(up, limit), -limit);
+    return gate * sigmoid(alpha * gate) * (up + 1.0f);
+}
+
+// Elements of contiguous arrays, a thread each.
+#define ELEMENTWISE(name, expression, ...)                                \
+    KERNEL(THREADS) name(float* out, const float* x, __VA_ARGS__) {  \
+        u64 i = u64(block_x()) * THREADS + thread_x();                    \
+        if (i < size) out[i] = expression;                                \
+    }
+ELEMENTWISE(silu, silu_of(x[i]), u64 size)
+ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
+ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
+ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
+
+// Rows of gate and up, which may be columns of wider arrays; out is contiguous. Grid: (columns / THREADS, rows).
+#define GATED(name, expression, ...)                                                                      \
+    KERNEL(THREADS)                                                                                       \
+    name(float* out, const float* gate, const float* up, u32 columns, u64 gate_stride, u64 up_stride \
+              __VA_ARGS__) {                                                                              \
+        u32 column = block_x() * THREADS + thread_x();                                                    \
+        u64 row = block_y();                                                                              \
+        if (column >= columns) return;                                                                    \
+        float g = gate[row * gate_stride + column], u = up[row * up_stride + column];                     \
+        out[row * columns + column] = expression;                                                         \
+    }
+#define COMMA ,
+GATED(swiglu, swiglu_of(g, u))
+GATED(geglu, geglu_of(g, u))
+GATED(swiglu_oai, swiglu_oai_of(g, u, alpha, limit), COMMA float alpha COMMA float limit)
+
+// exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
+KERNEL(THREADS)
+softmax(float* out, const float* x, u32 n) {
+    u64 start = u64(block_x()) * n;
+    x += start, out += start;
+    float highest = -__builtin_inff(), sum = 0;
+    for (u32 i = thread_x(); i < n; i += THREADS) highest = maximum(highest, x[i]);
+    highest = block_max<THREADS>(highest);
+    for (u32 i = thread_x(); i < n; i += THREADS) sum += fast_exp(x[i] - highest);
+    float factor = 1.0f / block_sum<THREADS>(sum);
+    for (u32 i = thread_x(); i < n; i += THREADS) out[i] = fast_exp(x[i] - highest) * factor;
+}

@@ -1,0 +1,271 @@
+// Attention of few queries over the paged cache: split-K decode.
+//
+// Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block). A cache layer is
+// (blocks, BLOCK_SIZE, kv_heads, HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can be
+// replayed while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+#include "platform.h"
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#define GROUP 4
+#define BLOCK_SIZE 32
+#endif
+
+constexpr u32 power_of_two(u32 n) {
+    u32 p = 1;
+    while (p < n) p *= 2;
+    return p;
+}
+constexpr u32 largest_divisor(u32 n, u32 limit) {
+    while (n % limit) --limit;
+    return limit;
+}
+constexpr u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
+constexpr u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
+
+// A wave reads rows of HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
+// time. It serves SLICE of the GROUP's heads; other waves of the block serve the other slices, or other tokens.
+constexpr u32 TOKEN_LANES = power_of_two(HEAD_DIM / 8);
+constexpr u32 ROWS = WAVE / TOKEN_LANES;
+constexpr u32 SLICE = largest_divisor(GROUP, at_most(GROUP, 8));
+constexpr u32 SLICES = GROUP / SLICE;
+constexpr u32 PADDED = power_of_two(SLICE);
+constexpr u32 LOADS = at_most(at_most(at_least(16 / PADDED, 2), 8), BLOCK_SIZE / ROWS);
+constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
+constexpr u32 WAVES = at_least(at_most(256 / WAVE, 8192 / (SLICE * HEAD_DIM)), SLICES);
+constexpr u32 STRIPES = WAVES / SLICES;
+constexpr u32 THREADS = WAVES * WAVE;
+
+// After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
+constexpr u32 SCORES = LOADS * PADDED;
+constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
+constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
+constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
+
+static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM is a multiple of 8 up to 256");
+static_assert(BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
+static_assert(KEPT <= PADDED && WAVES % SLICES == 0 && THREADS <= 1024, "");
+
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
+
+// Sums COUNT values over 2 * OFFSET lanes, each lane keeping the sums of its share: a butterfly that halves the number
+// of values with each exchange, where summing each value over all lanes would exchange all of them each time.
+template <u32 COUNT, u32 OFFSET>
+DEVICE void scatter_sums(float* v) {
+    if constexpr (OFFSET > 0) {
+        if constexpr (COUNT > 1) {
+            bool upper = lane() & OFFSET;
+            UNROLL
+            for (u32 i = 0; i < COUNT / 2; ++i) {
+                float sent = upper ? v[i] : v[i + COUNT / 2], kept = upper ? v[i + COUNT / 2] : v[i];
+                v[i] = kept + shuffle_xor<OFFSET>(sent);
+            }
+        } else {
+            v[0] += shuffle_xor<OFFSET>(v[0]);
+        }
+        scatter_sums<(COUNT > 1 ? COUNT / 2 : 1), OFFSET / 2>(v);
+    }
+}
+
+// Combines over the lanes whose numbers differ in multiples of FIRST (a power of two).
+template <u32 FIRST, class Combine>
+DEVICE float reduce_strided(float value, Combine combine) {
+    if constexpr (FIRST < WAVE) {
+        return reduce_strided<FIRST * 2>(combine(value, shuffle_xor<FIRST>(value)), combine);
+    } else {
+        return value;
+    }
+}
+
+DEVICE void unpack8(float* x, u32x4 packed) {
+    x[0] = low_half(packed.x), x[1] = high_half(packed.x), x[2] = low_half(packed.y), x[3] = high_half(packed.y);
+    x[4] = low_half(packed.z), x[5] = high_half(packed.z), x[6] = low_half(packed.w), x[7] = high_half(packed.w);
+}
+
+// What one wave, and then the block, has of its heads: softmax numerators times values, their sum, and the highest
+// score (in units of log 2), by which both are scaled.
+struct Shared {
+    float weights[WAVES][ROWS][SCORES];
+    float rescale[WAVES][PADDED];
+    float highest[STRIPES][GROUP], sum[STRIPES][GROUP];
+    alignas(16) float values[STRIPES][GROUP][HEAD_DIM];
+    u32 last;
+};
+
+// Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
+// `first` is the first token that the window lets the query see.
+DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f16* values, const i32* table, u32 begin,
+                       u32 end, u32 first, u32 kv_heads, u32 kv_head, float scale, float softcap) {
+    u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
+    u32 dim = lane() % TOKEN_LANES * 8;
+    bool inside = HEAD_DIM / 8 == TOKEN_LANES || dim < HEAD_DIM;
+    float query[SLICE][8], sums[SLICE][8];
+    UNROLL
+    for (u32 h = 0; h < SLICE; ++h) {
+        UNROLL
+        for (u32 i = 0; i < 8; ++i) {
+            query[h][i] = inside ? q[(slice * SLICE + h) * HEAD_DIM + dim + i] * scale : 0.0f;
+            sums[h][i] = 0;
+        }
+    }
+    float highest[KEPT], sum[KEPT];
+    UNROLL
+    for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
+    // the score that this lane keeps: of this load, of heads kept_head and on
+    u32 place = lane() % TOKEN_LANES / COPIES;
+    u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
+
+    for (u32 start = begin + stripe * STEP; start < end; start += STRIPES * STEP) {
+        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE;
+        u64 offset = ((slot + row) * kv_heads + kv_head) * HEAD_DIM + dim;
+        u32x4 k[LOADS], v[LOADS];
+        UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            u32 token = start + l * ROWS + row;
+            bool seen = inside && token >= first && token < end;
+            u64 at = offset + u64(l * ROWS) * kv_heads * HEAD_DIM;
+            k[l] = seen ? load<u32x4>(keys + at) : make_u32x4(0, 0, 0, 0);
+            v[l] = seen ? load<u32x4>(values + at) : make_u32x4(0, 0, 0, 0);
+        }
+        float scores[SCORES];
+        UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            float x[8];
+            unpack8(x, k[l]);
+            UNROLL
+            for (u32 h = 0; h < PADDED; ++h) {
+                float score = 0;
+                UNROLL
+                for (u32 i = 0; i < 8; ++i)
+                    if (h < SLICE) score += query[h < SLICE ? h : 0][i] * x[i];
+                scores[l * PADDED + h] = score;
+            }
+        }
+        scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
+        u32 token = start + kept_load * ROWS + row;
+        bool seen = token >= first && token < end, changed = false;
+        UNROLL
+        for (u32 i = 0; i < KEPT; ++i) {
+            float score = softcap > 0 ? softcap * fast_tanh(scores[i] / softcap) : scores[i];
+            score = seen ? score * LOG2E : LOWEST;
+            float before = highest[i];
+            highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
+            float weight = seen ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
+            sum[i] = sum[i] * rescale + weight;
+            changed |= highest[i] != before;
+            shared.weights[wave()][row][(kept_load * PADDED) + kept_head + i] = weight;
+            shared.rescale[wave()][kept_head + i] = rescale;
+        }
+        changed = wave_ballot(changed);
+        wave_barrier();
+        if (changed) {
+            UNROLL
+            for (u32 h = 0; h < SLICE; ++h) {
+                float rescale = shared.rescale[wave()][h];
+                UNROLL
+                for (u32 i = 0; i < 8; ++i) sums[h][i] *= rescale;
+            }
+        }
+        UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            float x[8];
+            unpack8(x, v[l]);
+            UNROLL
+            for (u32 h = 0; h < SLICE; ++h) {
+                float weight = shared.weights[wave()][row][l * PADDED + h];
+                UNROLL
+                for (u32 i = 0; i < 8; ++i) sums[h][i] += weight * x[i];
+            }
+        }
+        wave_barrier();  // the weights are written again in the next round
+    }
+
+    UNROLL
+    for (u32 i = 0; i < KEPT; ++i) {
+        sum[i] = reduce_strided<HEAD_LANES>(sum[i], Add());
+        if (lane() < HEAD_LANES && lane() % COPIES == 0 && kept_head + i < SLICE) {
+            shared.highest[stripe][slice * SLICE + kept_head + i] = highest[i];
+            shared.sum[stripe][slice * SLICE + kept_head + i] = sum[i];
+        }
+    }
+    UNROLL
+    for (u32 h = 0; h < SLICE; ++h) {
+        UNROLL
+        for (u32 i = 0; i < 8; ++i) {
+            float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
+            if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
+        }
+    }
+}
+
+// out (tokens, heads, HEAD_DIM), from q of that shape. Grid: (splits, kv_heads, sequences). A sequence with other than
+// one query, by query_starts (sequences + 1,), is left alone; so are rows of length zero, but for zeros in out.
+// A split takes an equal share of the tokens, but at least `least` of them (a multiple of BLOCK_SIZE). The last split
+// of a head to finish, by `counters` (sequences * kv_heads, zero before and after), combines them all from `partials`
+// (sequences, kv_heads, splits, GROUP, HEAD_DIM + 2).
+KERNEL(THREADS)
+attention_decode(float* out, const float* q, const f16* keys, const f16* values, const i32* tables, const i32* lengths,
+                 const i32* query_starts, const float* sinks, float* partials, i32* counters, u32 table_stride,
+                 i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window) {
+    __shared__ Shared shared;
+    i32 split = block_x(), kv_head = block_y(), sequence = block_z(), query = query_starts[sequence];
+    if (query_starts[sequence + 1] != query + 1) return;
+    u64 base = (u64(query) * kv_heads + kv_head) * GROUP * HEAD_DIM;
+    out += base, q += base;
+    i32 length = lengths[sequence], first = window ? maximum(length - window, 0) : 0;
+    i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
+    i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
+    share = maximum(share, least);
+    i32 active = (range + share - 1) / share;
+    if (length == 0 && split == 0)
+        for (u32 i = thread_x(); i < GROUP * HEAD_DIM; i += THREADS) out[i] = 0;
+    if (split >= active) return;
+
+    i32 begin = origin + split * share, end = minimum(begin + share, length);
+    accumulate(shared, q, keys, values, tables + u64(sequence) * table_stride, begin, end, first, kv_heads, kv_head,
+               scale, softcap);
+    barrier();
+    u64 pair = u64(sequence) * kv_heads + kv_head;
+    constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 2);
+    partials += pair * splits * RECORD;
+    float* record = partials + split * RECORD;
+    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
+        u32 head = i / HEAD_DIM;
+        float highest = LOWEST, sum = 0, value = 0;
+        for (u32 s = 0; s < STRIPES; ++s) highest = maximum(highest, shared.highest[s][head]);
+        for (u32 s = 0; s < STRIPES; ++s) {
+            float weight = fast_exp2(shared.highest[s][head] - highest);
+            sum += weight * shared.sum[s][head], value += weight * shared.values[s][head][i % HEAD_DIM];
+        }
+        if (active == 1) {
+            float sink = sinks ? sinks[kv_head * GROUP + head] * LOG2E : LOWEST, top = maximum(highest, sink);
+            float factor = fast_exp2(highest - top);
+            out[i] = value * factor / (sum * factor + fast_exp2(sink - top));
+        } else {
+            record[i] = value;
+            if (i % HEAD_DIM == 0) record[SIZE + 2 * head] = highest, record[SIZE + 2 * head + 1] = sum;
+        }
+    }
+    if (active == 1) return;
+
+    device_fence();
+    barrier();
+    if (thread_x() == 0) shared.last = atomic_add(counters + pair, 1) == active - 1;
+    barrier();
+    if (!shared.last) return;
+    device_fence();
+    if (thread_x() == 0) counters[pair] = 0;
+    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
+        u32 head = i / HEAD_DIM;
+        float sink = sinks ? sinks[kv_head * GROUP + head] * LOG2E : LOWEST, highest = sink;
+        for (i32 s = 0; s < active; ++s) highest = maximum(highest, partials[s * RECORD + SIZE + 2 * head]);
+        float sum = fast_exp2(sink - highest), value = 0;
+        for (i32 s = 0; s < active; ++s) {
+            const float* part = partials + s * RECORD;
+            float weight = fast_exp2(part[SIZE + 2 * head] - highest);
+            sum += weight * part[SIZE + 2 * head + 1], value += weight * part[i];
+        }
+        out[i] = value / sum;
+    }
+}

@@ -1,0 +1,236 @@
+// Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
+//
+// Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block); the layout of the cache is
+// that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+#include "platform.h"
+#include "fragments.h"
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#define GROUP 4
+#define BLOCK_SIZE 32
+#endif
+
+// A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % GROUP of the group
+// of query r / GROUP, so that keys and values are read once for the whole group. Where a row's output would fill a
+// wave's registers, PARTS waves have the same rows and a part of the output each.
+constexpr u32 WAVES = 4, THREADS = WAVES * WAVE;
+constexpr u32 PARTS = HEAD_DIM > 128 ? 2 : 1;
+constexpr u32 ROWS = WAVES / PARTS * 16;
+constexpr u32 KEYS = HEAD_DIM > 128 ? 16 : 32;
+constexpr u32 COLUMNS = KEYS / 16, DEPTH = HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
+constexpr u32 CHUNKS = HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
+
+static_assert(DEPTH * 16 == HEAD_DIM && DIMS * PARTS == DEPTH && HEAD_DIM <= 256, "HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
+static_assert(BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
+
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
+
+// Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
+constexpr u32 STRIDE = HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
+struct Shared {
+    alignas(16) f16 queries[ROWS][STRIDE];
+    alignas(16) f16 keys[KEYS][STRIDE];
+    alignas(16) f16 values[HEAD_DIM][KEY_STRIDE];  // transposed: the depth of both products runs along rows
+    alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
+};
+
+// A tile of keys and values on its way from the cache to LDS, in registers, so that its loads overlap arithmetic.
+struct Tile {
+    static constexpr u32 KEY_LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
+    static constexpr u32 VALUE_LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
+    u32x4 keys[KEY_LOADS], values[VALUE_LOADS][2];
+
+    // Rows from `start` on; those at `length` and beyond are zero.
+    MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
+                          u32 kv_heads, u32 kv_head) {
+        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE;
+        u64 base = (slot * kv_heads + kv_head) * HEAD_DIM, step = u64(kv_heads) * HEAD_DIM;
+        u32 rows = minimum(length - start, i32(KEYS));
+        UNROLL
+        for (u32 i = 0; i < KEY_LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
+            keys[i] = row < rows ? load<u32x4>(cache_keys + base + row * step + unit % CHUNKS * 8)
+                                 : make_u32x4(0, 0, 0, 0);
+        }
+        UNROLL
+        for (u32 i = 0; i < VALUE_LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
+            UNROLL
+            for (u32 j = 0; j < 2; ++j)
+                values[i][j] = row + j < rows && chunk < CHUNKS
+                                   ? load<u32x4>(cache_values + base + (row + j) * step + chunk * 8)
+                                   : make_u32x4(0, 0, 0, 0);
+        }
+    }
+
+    MEMBER void store_rows(Shared& shared) const {
+        UNROLL
+        for (u32 i = 0; i < KEY_LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
+            if (row < KEYS) *reinterpret_cast<u32x4*>(&shared.keys[row][unit % CHUNKS * 8]) = keys[i];
+        }
+        UNROLL
+        for (u32 i = 0; i < VALUE_LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
+            if (chunk >= CHUNKS) continue;
+            const u32 a[4] = {values[i][0].x, values[i][0].y, values[i][0].z, values[i][0].w};
+            const u32 b[4] = {values[i][1].x, values[i][1].y, values[i][1].z, values[i][1].w};
+            UNROLL
+            for (u32 j = 0; j < 4; ++j) {
+                u32* even = reinterpret_cast<u32*>(&shared.values[chunk * 8 + 2 * j][row]);
+                u32* odd = reinterpret_cast<u32*>(&shared.values[chunk * 8 + 2 * j + 1][row]);
+                *even = (a[j] & 0xffff) | b[j] << 16;
+                *odd = a[j] >> 16 | (b[j] & 0xffff0000);
+            }
+        }
+    }
+};
+
+// The first of a wave's rows among the block's, and the first of its columns of the output.
+DEVICE u32 wave_row() { return wave() / PARTS * 16; }
+DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
+
+// A wave's 16 rows: softmax numerators times values, their sums, and the highest scores (in units of log 2).
+struct Rows {
+    Accumulator sums[DIMS];
+    float highest[ROW_SLOTS], sum[ROW_SLOTS];
+    i32 position[ROW_SLOTS];
+};
+
+DEVICE void scores_of(Accumulator* scores, const Shared& shared) {
+    UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) scores[n].x[i] = 0;
+    UNROLL_DEPTH
+    for (u32 k = 0; k < DEPTH; ++k) {
+        Fragment a = load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
+        UNROLL
+        for (u32 n = 0; n < COLUMNS; ++n)
+            multiply_add(scores[n], a, load_fragment(&shared.keys[n * 16][k * 16], STRIDE));
+    }
+}
+
+// Turns scores of the keys from `start` on into weights, in LDS, and scales what the rows have so far to match.
+DEVICE void update(Rows& rows, Accumulator* scores, Shared& shared, i32 start, float softcap, i32 window) {
+    float rescale[ROW_SLOTS];
+    UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        float highest = rows.highest[slot];
+        UNROLL
+        for (u32 n = 0; n < COLUMNS; ++n)
+            UNROLL
+            for (u32 i = 0; i < ELEMENTS; ++i) {
+                if (row_slot(i) != slot) continue;
+                i32 distance = rows.position[slot] - (start + i32(n * 16 + fragment_column(i)));
+                float& score = scores[n].x[i];
+                if (softcap > 0) score = softcap * fast_tanh(score / softcap);
+                bool seen = distance >= 0 && (window == 0 || distance < window);
+                score = seen ? score * LOG2E : -__builtin_inff();
+                highest = maximum(highest, score);
+            }
+        highest = reduce_lanes<ROW_LANES>(highest, Maximum());
+        rescale[slot] = fast_exp2(rows.highest[slot] - highest);
+        rows.highest[slot] = highest;
+        rows.sum[slot] *= rescale[slot];
+    }
+    UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) {
+            u32 slot = row_slot(i);
+            float weight = fast_exp2(scores[n].x[i] - rows.highest[slot]);
+            rows.sum[slot] += weight;
+            shared.weights[wave()][fragment_row(slot)][n * 16 + fragment_column(i)] = from_float<f16>(weight);
+        }
+    UNROLL
+    for (u32 n = 0; n < DIMS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] *= rescale[row_slot(i)];
+}
+
+DEVICE void add_values(Rows& rows, const Shared& shared) {
+    UNROLL_DEPTH
+    for (u32 k = 0; k < COLUMNS; ++k) {
+        Fragment a = load_fragment(&shared.weights[wave()][0][k * 16], KEY_STRIDE);
+        UNROLL
+        for (u32 n = 0; n < DIMS; ++n) {
+            multiply_add(rows.sums[n], a, load_fragment(&shared.values[wave_column() + n * 16][k * 16], KEY_STRIDE));
+            if (n % 2) fragments_in_order();
+        }
+    }
+}
+
+// out (tokens, heads, HEAD_DIM), from q of that shape. Grid: (tiles of rows of the longest, kv_heads, sequences).
+// Queries are the last of their sequence; without `causal`, each sees all of it. A sequence with one query is left to
+// attention_decode.
+KERNEL(THREADS)
+attention_prefill(float* out, const float* q, const f16* keys, const f16* values, const i32* tables,
+                  const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
+                  float scale, float softcap, i32 window, i32 causal) {
+    __shared__ Shared shared;
+    u32 kv_head = block_y(), sequence = block_z();
+    i32 query = query_starts[sequence], queries = query_starts[sequence + 1] - query, length = lengths[sequence];
+    i32 total = queries * GROUP;
+    // the last tiles have most keys to see: they go first
+    i32 first_row = ((total + ROWS - 1) / i32(ROWS) - 1 - i32(block_x())) * i32(ROWS);
+    if (queries == 1 || first_row < 0) return;
+    const i32* table = tables + u64(sequence) * table_stride;
+    u64 base = (u64(query) * kv_heads + kv_head) * GROUP * HEAD_DIM, query_step = u64(kv_heads) * GROUP * HEAD_DIM;
+
+    for (u32 i = thread_x(); i < ROWS * HEAD_DIM; i += THREADS) {
+        i32 row = i / HEAD_DIM, r = first_row + row;
+        u64 at = base + r / GROUP * query_step + r % GROUP * HEAD_DIM + i % HEAD_DIM;
+        shared.queries[row][i % HEAD_DIM] = from_float<f16>(r < total ? q[at] * scale : 0.0f);
+    }
+
+    Rows rows;
+    UNROLL
+    for (u32 n = 0; n < DIMS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] = 0;
+    i32 offset = length - queries;  // position of the first query
+    UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        i32 r = minimum(first_row + i32(wave_row() + fragment_row(slot)), total - 1);
+        rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
+        rows.position[slot] = causal ? offset + r / GROUP : length - 1;
+    }
+    i32 lowest = causal ? offset + first_row / GROUP : length - 1;
+    i32 end = causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / GROUP + 1 : length;
+    i32 start = window ? maximum(lowest - window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
+
+    Tile tile;
+    tile.load_rows(keys, values, table, start, length, kv_heads, kv_head);
+    for (; start < end; start += KEYS) {
+        barrier();  // the tile before has been used
+        tile.store_rows(shared);
+        barrier();
+        if (start + i32(KEYS) < end)
+            tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
+        Accumulator scores[COLUMNS];
+        scores_of(scores, shared);
+        update(rows, scores, shared, start, softcap, window);
+        wave_barrier();
+        add_values(rows, shared);
+        wave_barrier();  // the weights are written again in the next round
+    }
+
+    UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        i32 r = first_row + i32(wave_row() + fragment_row(slot));
+        float sum = reduce_lanes<ROW_LANES>(rows.sum[slot], Add());
+        float sink = sinks && r < total ? sinks[kv_head * GROUP + r % GROUP] * LOG2E : LOWEST;
+        float top = maximum(rows.highest[slot], sink), factor = fast_exp2(rows.highest[slot] - top);
+        factor /= sum * factor + fast_exp2(sink - top);
+        if (r >= total) continue;
+        float* row = out + base + r / GROUP * query_step + r % GROUP * HEAD_DIM + wave_column();
+        UNROLL
+        for (u32 n = 0; n < DIMS; ++n)
+            UNROLL
+            for (u32 i = 0; i < ELEMENTS; ++i)
+                if (row_slot(i) == slot) row[n * 16 + fragment_column(i)] = rows.sums[n].x[i] * factor;
+    }
+}

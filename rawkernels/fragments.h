@@ -1,0 +1,160 @@
+// Matrix products of a wave: 16 x 16 x 16, float16 in, float32 out, on each target's matrix unit.
+//
+// Targets without one (gfx1030), and the host, multiply in plain code; their fragments point into memory, which must
+// not change before the product.
+#pragma once
+#include "platform.h"
+
+#if defined(PLATFORM_NVIDIA)
+#define FRAGMENTS_NVIDIA 1
+#elif defined(PLATFORM_AMD) && defined(__GFX9__)
+#define FRAGMENTS_MFMA 1
+#elif defined(PLATFORM_AMD) && (defined(__GFX11__) || defined(__GFX12__))
+#define FRAGMENTS_WMMA 1
+#else
+#define FRAGMENTS_PLAIN 1
+#endif
+
+#ifdef PLATFORM_AMD
+typedef _Float16 half4 __attribute__((ext_vector_type(4)));
+typedef _Float16 half8 __attribute__((ext_vector_type(8)));
+typedef _Float16 half16 __attribute__((ext_vector_type(16)));
+typedef float float8 __attribute__((ext_vector_type(8)));
+#endif
+
+// A lane's share of a 16 x 16 float32 tile: element i is at (fragment_row(row_slot(i)), fragment_column(i)).
+constexpr u32 ELEMENTS = 256 / WAVE;
+struct Accumulator {
+    float x[ELEMENTS];
+};
+
+// A lane holds elements of ROW_SLOTS rows, and ROW_LANES neighbouring lanes (a power of two) share a row.
+#ifdef FRAGMENTS_NVIDIA
+constexpr u32 ROW_SLOTS = 2, ROW_LANES = 4;
+DEVICE constexpr u32 row_slot(u32 i) { return i / 2 % 2; }
+DEVICE u32 fragment_row(u32 slot) { return lane() / 4 + 8 * slot; }
+DEVICE u32 fragment_column(u32 i) { return lane() % 4 * 2 + i % 2 + i / 4 * 8; }
+#else
+constexpr u32 ROW_SLOTS = ELEMENTS, ROW_LANES = 16;
+DEVICE constexpr u32 row_slot(u32 i) { return i; }
+DEVICE u32 fragment_column(u32) { return lane() % 16; }
+#if defined(FRAGMENTS_MFMA) || defined(__GFX12__)
+DEVICE u32 fragment_row(u32 slot) { return lane() / 16 * ELEMENTS + slot; }
+#else
+DEVICE u32 fragment_row(u32 slot) { return slot * (WAVE / 16) + lane() / 16; }
+#endif
+#endif
+
+// A lane's share of a 16 x 16 float16 tile of either operand.
+struct Fragment {
+#if defined(FRAGMENTS_NVIDIA)
+    u32 x[4];
+#elif defined(FRAGMENTS_MFMA)
+    half4 x;
+#elif defined(FRAGMENTS_WMMA) && defined(__GFX12__)
+    half8 x;
+#elif defined(FRAGMENTS_WMMA)
+    half16 x;
+#else
+    const f16* x;
+    u32 stride;
+#endif
+};
+
+// A tile of 16 rows of 16 elements, `stride` elements apart; rows are 16-byte aligned. The depth runs along the row
+// for both operands.
+DEVICE Fragment load_fragment(const f16* tile, u32 stride) {
+    Fragment f;
+#if defined(FRAGMENTS_NVIDIA)
+    const f16* p = tile + lane() / 4 * stride + lane() % 4 * 2;
+    f.x[0] = load<u32>(p);
+    f.x[1] = load<u32>(p + 8 * stride);
+    f.x[2] = load<u32>(p + 8);
+    f.x[3] = load<u32>(p + 8 * stride + 8);
+#elif defined(FRAGMENTS_MFMA)
+    f.x = load<half4>(tile + lane() % 16 * stride + lane() / 16 * 4);
+#elif defined(FRAGMENTS_WMMA) && defined(__GFX12__)
+    f.x = load<half8>(tile + lane() % 16 * stride + lane() / 16 * 8);
+#elif defined(FRAGMENTS_WMMA)
+    const f16* p = tile + lane() % 16 * stride;
+    half8 low = load<half8>(p), high = load<half8>(p + 8);
+    f.x = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    f.x = tile, f.stride = stride;
+#endif
+    return f;
+}
+
+#ifdef FRAGMENTS_NVIDIA
+// Sixteen rows of a by eight columns, at c[0..3]; b0 and b1 are the columns' halves in depth.
+DEVICE void multiply_add_eight(float* c, const u32* a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    for (u32 half = 0; half < 2; ++half)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(half ? b1 : b0));
+#endif
+}
+#endif
+
+#ifdef FRAGMENTS_PLAIN
+// c + a . b of two pairs of float16.
+DEVICE float dot_pair(u32 a, u32 b, float c) {
+#ifdef PLATFORM_AMD
+    typedef _Float16 half2 __attribute__((ext_vector_type(2)));
+    return __builtin_amdgcn_fdot2(reinterpret_cast<half2&>(a), reinterpret_cast<half2&>(b), c, false);
+#else
+    return c + low_half(a) * low_half(b) + high_half(a) * high_half(b);
+#endif
+}
+DEVICE float dot_eight(u32x4 a, u32x4 b, float c) {
+    return dot_pair(a.w, b.w, dot_pair(a.z, b.z, dot_pair(a.y, b.y, dot_pair(a.x, b.x, c))));
+}
+#endif
+
+// Where a product's operands take many registers, a loop over the depth is not unrolled (UNROLL_DEPTH), and the loads
+// of one product are kept behind the product before (fragments_in_order): all of them in flight would spill.
+#if defined(FRAGMENTS_NVIDIA) || defined(FRAGMENTS_MFMA)
+#define UNROLL_DEPTH UNROLL
+DEVICE void fragments_in_order() {}
+#else
+#define UNROLL_DEPTH _Pragma("unroll 1")
+DEVICE void fragments_in_order() { asm volatile("" ::: "memory"); }
+#endif
+
+// c += a b^T; all lanes of the wave take part.
+DEVICE void multiply_add(Accumulator& c, const Fragment& a, const Fragment& b) {
+#if defined(FRAGMENTS_NVIDIA)
+    multiply_add_eight(c.x, a.x, b.x[0], b.x[2]);
+    multiply_add_eight(c.x + 4, a.x, b.x[1], b.x[3]);
+#elif defined(FRAGMENTS_MFMA)
+    f32x4 sum = make_f32x4(c.x[0], c.x[1], c.x[2], c.x[3]);
+    sum = __builtin_amdgcn_mfma_f32_16x16x16f16(a.x, b.x, sum, 0, 0, 0);
+    c.x[0] = sum.x, c.x[1] = sum.y, c.x[2] = sum.z, c.x[3] = sum.w;
+#elif defined(FRAGMENTS_WMMA)
+    float8 sum;
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) sum[i] = c.x[i];
+#ifdef __GFX12__
+    sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(a.x, b.x, sum);
+#else
+    sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(a.x, b.x, sum);
+#endif
+    UNROLL
+    for (u32 i = 0; i < 8; ++i) c.x[i] = sum[i];
+#else
+    const f16* column = b.x + fragment_column(0) * b.stride;
+    u32x4 low = load<u32x4>(column), high = load<u32x4>(column + 8);
+    UNROLL
+    for (u32 i = 0; i < ELEMENTS; ++i) {
+        const f16* row = a.x + fragment_row(i) * a.stride;
+        c.x[i] = dot_eight(load<u32x4>(row + 8), high, dot_eight(load<u32x4>(row), low, c.x[i]));
+        if (i % 2) fragments_in_order();
+    }
+#endif
+}
