@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from rocforge.pretokenizers import PreTokenizer
-from rocforge.vocabulary import CONTROL, UNKNOWN, Vocabulary
+from rocforge.vocabulary import Vocabulary
 
 Encode = Callable[[str], list[int]]
 
@@ -19,7 +19,7 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
     from tokenizers import Regex, Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
 
-    pieces = _pieces(vocabulary)
+    pieces = vocabulary.pieces
     pairs = [(merge[:space], merge[space + 1 :]) for merge in merges if (space := merge.find(" ", 1)) > 0]
     pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
     tokenizer = Tokenizer(BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges))
@@ -38,7 +38,7 @@ def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
-    pieces = _pieces(vocabulary)
+    pieces = dict(vocabulary.pieces)
     # A character that only occurs inside longer tokens still takes part in merges, under an id past the vocabulary's.
     lone = dict.fromkeys(char for text in pieces for char in text if char not in pieces)
     fallback = {len(vocabulary.texts) + i: _byte_ids(vocabulary, char, unknown_id) for i, char in enumerate(lone)}
@@ -63,17 +63,6 @@ def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
         return ids
 
     return encode
-
-
-def _pieces(vocabulary: Vocabulary) -> dict[str, int]:
-    """The tokens that text can become: no control token is ever made of plain text, and none that is not UTF-8."""
-    kinds = zip(vocabulary.texts, vocabulary.types, strict=False)
-    pieces = {text: i for i, (text, kind) in enumerate(kinds) if kind not in (CONTROL, UNKNOWN)}
-    try:
-        "".join(pieces).encode()
-    except UnicodeEncodeError:
-        return {text: id for text, id in pieces.items() if text.encode(errors="replace").decode() == text}
-    return pieces
 
 
 def _merges_by_score(vocabulary: Vocabulary, pieces: dict[str, int]) -> list[tuple[str, str]]:

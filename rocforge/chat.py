@@ -44,6 +44,8 @@ class ChatTemplates:
     def render(self, template: str | None = None, **variables: Any) -> str:
         """The text that the template makes of `variables`, which hold JSON values: `messages`, `tools`, .... Raises
         TypeError for other values, and ChatTemplateError where the template fails, refuses or goes past its bounds."""
+        from jinja2 import TemplateError
+
         from rocforge import sandbox
 
         try:
@@ -58,7 +60,8 @@ class ChatTemplates:
         except Exception as error:  # a template can raise anything
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
-            raise ChatTemplateError(f"chat template{where}: {type(error).__name__}: {error}") from error
+            what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            raise ChatTemplateError(f"chat template{where}: {what}") from error
 
 
 def _raise_exception(message: str) -> None:

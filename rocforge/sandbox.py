@@ -9,11 +9,8 @@ input at will is not among them.
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from string import Formatter
 from types import BuiltinMethodType
 from typing import Any
 
@@ -24,87 +21,29 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_SECONDS = 2.0
-MAX_TEMPLATE_CHARACTERS = 1 << 18
-BASE_BUDGET = 1 << 23
-BUDGET_PER_INPUT = 32
-_ENTRY_COST = 16  # characters
-_MAX_BITS = 4096
-_TICKS_PER_LOOK = 32
+from rocforge.budget import Budget, check_bits
 
+MAX_TEMPLATE_CHARACTERS = 1 << 16
+
+_STRING_METHODS = (
+    "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
+    "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip",
+    "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
+    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+)  # fmt: skip
 _METHODS: dict[type, frozenset[str]] = {
-    str: frozenset(
-        "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower "
-        "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
-        "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
-    ),
+    str: frozenset(_STRING_METHODS),
     dict: frozenset(("copy", "get", "items", "keys", "values")),
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
     **dict.fromkeys((int, float, complex, bytes, set, frozenset, range), frozenset()),
 }
 _FILTERS = (
-    "abs attr capitalize count d default dictsort e escape first float forceescape groupby int items last length list "
-    "lower map max min reject rejectattr reverse safe select selectattr sort string title trim unique upper wordcount"
-).split()
-_CONTAINERS = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
-
-
-class Budget:
-    """What one rendering may still use: CPU time of this thread, and characters' worth of values."""
-
-    def __init__(self, inputs: Any):
-        self._deadline = time.thread_time() + MAX_SECONDS
-        self._left = BASE_BUDGET + BUDGET_PER_INPUT * size_of(inputs, limit=1 << 62)
-        self._ticks = 0
-
-    def tick(self) -> None:
-        """One step was taken."""
-        self._ticks += 1
-        if self._ticks % _TICKS_PER_LOOK == 0 and time.thread_time() > self._deadline:
-            raise SecurityError(f"it runs for more than {MAX_SECONDS} seconds")
-
-    def spend(self, characters: int) -> None:
-        """One step was taken that makes, or is about to make, so many characters."""
-        self._left -= characters
-        if self._left < 0:
-            raise SecurityError("it makes too much text, or too many values")
-        self.tick()
-
-    def pay_for(self, value: Any) -> Any:
-        """Spends what `value` is worth and returns it; of an iterator, each element as it is drawn."""
-        if isinstance(value, Iterator):
-            return map(self.pay_for, value)
-        self.spend(self.price_of(value))
-        return value
-
-    def price_of(self, value: Any) -> int:
-        """`size_of(value)`, or any number that cannot be paid."""
-        return size_of(value, self._left)
-
-
-def size_of(value: Any, limit: int) -> int:
-    """About how many characters `value` has when written out (so parts that occur twice count twice); counting stops
-    past `limit`. Raises SecurityError for an int of absurd length."""
-    size, stack = 0, [value]
-    while stack and size <= limit:
-        part = stack.pop()
-        size += _ENTRY_COST
-        if isinstance(part, str):
-            size += len(part)
-        elif isinstance(part, int):
-            _check_bits(part.bit_length())
-        elif isinstance(part, Mapping):
-            stack.extend(part.keys())
-            stack.extend(part.values())
-        elif isinstance(part, _CONTAINERS):
-            stack.extend(part)
-    return size
-
-
-def _check_bits(bits: int) -> None:
-    if bits > _MAX_BITS:
-        raise SecurityError(f"it makes a number of more than {_MAX_BITS} bits")
+    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
+    "forceescape", "groupby", "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "reverse", "safe", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
+    "wordcount",
+)  # fmt: skip
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
@@ -180,19 +119,20 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context, function, /, *args, **kwargs):
         budget = _budget.get()
+        budget.pay_for_entries(len(args) + len(kwargs))
         method = getattr(function, "__wrapped__", function)  # str.format comes wrapped by the sandbox
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str):
-            args = _pay_for_method(budget, method.__self__, method.__name__, args, kwargs)
+            args = budget.pay_for_method(method.__self__, method.__name__, args, kwargs)
         return budget.pay_for(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context, operator: str, left: Any, right: Any):
         budget = _budget.get()
         if operator == "*":
-            _pay_for_product(budget, left, right)
+            budget.pay_for_product(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_bits(left.bit_length() * right)
+            check_bits(left.bit_length() * right)
         elif operator == "%" and isinstance(left, str):
-            _pay_for_percent(budget, left, right)
+            budget.pay_for_percent(left, right)
         return budget.pay_for(super().call_binop(context, operator, left, right))
 
 
@@ -201,7 +141,9 @@ class _Instrument(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
-        node.iter = _through("_ticked", node.iter)
+        node.body.insert(0, nodes.ExprStmt(_through("_step", nodes.Const(None)), lineno=node.lineno))
+        if node.test is not None:
+            node.test = nodes.And(_through("_step", nodes.Const(True)), node.test, lineno=node.lineno)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
@@ -235,11 +177,9 @@ def _finalize(context, value: Any) -> str:
 
 
 @pass_context
-def _ticked(context, iterable: Iterable) -> Iterator:
-    tick = _budget.get().tick
-    for item in iterable:
-        tick()
-        yield item
+def _step(context, value: Any) -> Any:
+    _budget.get().tick()
+    return value
 
 
 @pass_context
@@ -263,13 +203,13 @@ def _concat_all(texts: Iterable[str]) -> str:
 @pass_context
 def _join(context, value: Iterable, d: str = "", attribute: str | int | None = None) -> str:
     items = list(value)
-    _pay_for_join(_budget.get(), str(d), items)
+    _budget.get().pay_for_join(str(d), items)
     return filters.do_join(context.eval_ctx, items, d, attribute)
 
 
 @pass_context
 def _replace(context, s: str, old: str, new: str, count: int | None = None) -> str:
-    _pay_for_replace(_budget.get(), str(s), str(old), str(new))
+    _budget.get().pay_for_replace(str(s), str(old), str(new))
     return filters.do_replace(context.eval_ctx, s, old, new, count)
 
 
@@ -294,7 +234,7 @@ def _sum(context, iterable: Iterable, attribute: str | int | None = None, start:
 
 
 _BOUNDED_FILTERS = {
-    "_ticked": _ticked,
+    "_step": _step,
     "_paid": _paid,
     "_concat": _concat,
     "join": _join,
@@ -303,50 +243,6 @@ _BOUNDED_FILTERS = {
     "round": _round,
     "sum": _sum,
 }
-
-
-def _pay_for_method(budget: Budget, text: str, name: str, args: tuple, kwargs: Mapping[str, Any]) -> tuple:
-    """Pays for what `text.name(*args)` makes beyond a text of the same length; returns the arguments, for use."""
-    if name == "join" and args:
-        items = list(args[0])
-        _pay_for_join(budget, text, items)
-        return (items,)
-    if name == "replace" and len(args) > 1:
-        _pay_for_replace(budget, text, *map(str, args[:2]))
-    elif name == "format":
-        specs = [spec for _, field, spec, _ in Formatter().parse(text) if field is not None]
-        if any("{" in spec for spec in specs):
-            raise SecurityError("it formats with a computed width")
-        budget.spend(_numbers_in("".join(specs)) + len(specs) * budget.price_of([args, kwargs]))
-    return args
-
-
-def _pay_for_join(budget: Budget, separator: str, items: list) -> None:
-    budget.pay_for(items)
-    budget.spend(len(separator) * len(items))
-
-
-def _pay_for_replace(budget: Budget, text: str, old: str, new: str) -> None:
-    budget.spend(len(text) + text.count(old) * len(new))
-
-
-def _pay_for_product(budget: Budget, left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() + right.bit_length())
-    elif isinstance(left, int):
-        budget.spend(budget.price_of(right) * max(left, 0))
-    elif isinstance(right, int):
-        budget.spend(budget.price_of(left) * max(right, 0))
-
-
-def _pay_for_percent(budget: Budget, text: str, arguments: Any) -> None:
-    if re.search(r"%[^a-zA-Z%]*\*", text):
-        raise SecurityError("it formats with a computed width")
-    budget.spend(_numbers_in(text) + text.count("%") * budget.price_of(arguments))
-
-
-def _numbers_in(text: str) -> int:
-    return sum(int(digits) for digits in re.findall(r"[0-9]{1,18}", text))
 
 
 def spend(characters: int) -> None:

@@ -16,7 +16,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _END_OF_GENERATION = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
     "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>",
-    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[", "</s>",
     # Fill-in-the-middle: padding, a new repository and a new file end what was asked for.
     "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
     "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
@@ -36,18 +36,20 @@ _END_OF_GENERATION_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_
 class Vocabulary:
     """Tokens by id, from GGUF metadata (`tokenizer.ggml.*`).
 
-    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `end_of_generation`: the ids that end
-    generation. Raises GGUFError where a field is missing, too short or points outside the vocabulary.
+    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `pieces`: of these the tokens that
+    plain text can become, which the file's control tokens are not; `end_of_generation`: the ids that end generation.
+    Raises GGUFError where a field is missing, too short or points outside the vocabulary.
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
         self._metadata = metadata
         texts = metadata.get("tokenizer.ggml.tokens")
-        if texts is None or not len(texts):
-            raise GGUFError("the file has no vocabulary: tokenizer.ggml.tokens is missing or empty")
+        if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
+            raise GGUFError("the file has no vocabulary: tokenizer.ggml.tokens is not a list of strings, or empty")
         self.texts: list[str] = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
         self.ids: dict[str, int] = {text: i for i, text in enumerate(self.texts)}
         self.types: list[int] = self._per_token("token_type") or [NORMAL] * len(self.texts)
+        self.pieces = self._pieces()
         self.end_of_generation = self._apply_names()
 
     @cached_property
@@ -61,9 +63,9 @@ class Vocabulary:
         id = self._metadata.get(key)
         if id is None:
             return default if default is not None and default < len(self.texts) else None
-        if not 0 <= id < len(self.texts):
-            raise GGUFError(f"{key} = {id} lies outside the vocabulary of {len(self.texts)} tokens")
-        return int(id)
+        if not isinstance(id, int) or not 0 <= id < len(self.texts):
+            raise GGUFError(f"{key} = {id!r} lies outside the vocabulary of {len(self.texts)} tokens")
+        return id
 
     def _per_token(self, name: str) -> list:
         values = self._metadata.get(f"tokenizer.ggml.{name}")
@@ -73,6 +75,15 @@ class Vocabulary:
             raise GGUFError(f"tokenizer.ggml.{name} has {len(values)} entries for {len(self.texts)} tokens")
         return values.tolist() if hasattr(values, "tolist") else list(values)
 
+    def _pieces(self) -> dict[str, int]:
+        kinds = zip(self.texts, self.types, strict=False)
+        pieces = {text: i for i, (text, kind) in enumerate(kinds) if kind not in (CONTROL, UNKNOWN)}
+        try:
+            "".join(pieces).encode()
+        except UnicodeEncodeError:  # tokens that are not UTF-8, which no text contains
+            return {text: id for text, id in pieces.items() if text.encode(errors="replace").decode() == text}
+        return pieces
+
     def _apply_names(self) -> frozenset[int]:
         """Corrects the kinds of well-known tokens and returns those that end generation."""
         for kind, names in ((CONTROL, _CONTROL_BY_NAME), (USER_DEFINED, _USER_DEFINED_BY_NAME)):
@@ -81,9 +92,6 @@ class Vocabulary:
                     self.types[self.ids[name]] = kind
         ends = {self.ids[name] for name in _END_OF_GENERATION if name in self.ids}
         ends |= {self.special_id(key.removesuffix("_token_id")) for key in _END_OF_GENERATION_KEYS} - {None}
-        # "</s>" ends a sequence where it is a control token; where it is text, it is HTML's end of a strike-through.
-        if "</s>" in self.ids and self.types[self.ids["</s>"]] == CONTROL:
-            ends.add(self.ids["</s>"])
         # In gpt-oss and Solar "<|end|>" ends a message, after which the same turn goes on.
         if {"<|return|>", "<|call|>"} <= self.ids.keys() or {"<|calls|>", "<|flush|>"} <= self.ids.keys():
             end = self.ids.get("<|end|>")
