@@ -206,6 +206,15 @@ DEVICE T shuffle(T value, u32 from) {
 DEVICE u64 wave_ballot(bool predicate) { return __ballot(predicate); }
 #endif
 
+// The number of the lowest set bit of a mask that has one.
+DEVICE u32 lowest_bit(u64 mask) {
+#ifdef PLATFORM_NVIDIA
+    return __ffsll(mask) - 1;
+#else
+    return __builtin_ctzll(mask);
+#endif
+}
+
 // The value of the lane whose number differs in the bits of mask; a compile-time mask.
 template <u32 MASK, class T>
 DEVICE T shuffle_xor(T value) {
