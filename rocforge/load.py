@@ -13,7 +13,7 @@ from rocforge.hub import resolve
 from rocforge.models import build_model
 from rocforge.nn.config import ROPE_TENSORS
 from rocforge.nn.transformer import Transformer
-from rocforge.quant import QuantizedArray
+from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.tokenizer import Tokenizer
 
 
@@ -71,7 +71,8 @@ def _for_cpu(weight: Any, keep: bool) -> Any:
     """A weight as the NumPy code wants it: packed, its values kept once unpacked or not, or float32."""
     if isinstance(weight, np.ndarray):
         if weight.dtype != np.float16 or weight.ndim < 2:
-            return weight.astype(np.float32, copy=False)
+            weight = weight.astype(np.float32, copy=False)
+            return columns_contiguous(weight) if keep else weight
         weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")
     weight.keep_float32 = keep
     return weight
