@@ -322,8 +322,9 @@ struct Activation {
     MEMBER i32 sum(u32 s, u32 h) const { return h ? i32(element(sums, s)) >> 16 : i32(i16(element(sums, s))); }
 };
 
-// Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros. All lanes of the wave call
-// it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive elements, k % 32 == 0 first.
+// Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros; k past that writes nothing.
+// All lanes of the wave call it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive
+// elements, k % 32 == 0 first.
 DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
     float most = maximum(maximum(__builtin_fabsf(v.x), __builtin_fabsf(v.y)),
                          maximum(__builtin_fabsf(v.z), __builtin_fabsf(v.w)));
@@ -334,6 +335,7 @@ DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
     i32 sum = reduce_lanes<4>(a + b + c + d, Add());
     i32 second = shuffle_xor<4>(sum);
     u32 cell = k / CELL, within = k % CELL;
+    if (cell >= cells) return;
     u32 q = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | u32(d) << 24;
     *reinterpret_cast<u32*>(column + 16 * (within / 16 * cells + cell) + within % 16) = q;
     if (k % 32 == 0) {

@@ -1,0 +1,158 @@
+"""Products of one to eight columns with weights on a device: one launch for up to three matrices.
+
+The activations are rounded to int8, each 32 elements with a float32 scale, unless the weights are floats.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.kernels import Kernel
+from rocforge.ops.dequantize import cells_of
+from rocforge.quant import QuantizedArray
+
+MAX_COLUMNS = 8
+THREADS, ROWS = 128, 2
+"""As in matvec.hip: threads of a block, and rows that a group of lanes computes together."""
+ACTIVATION_NBYTES = 160
+"""Bytes of a cell of activations: 128 int8 values, four float32 scales, eight int16 sums."""
+
+_FLOATS = {"float32": "Floats<float>", "float16": "Floats<f16>", "F32": "Floats<float>", "F16": "Floats<f16>"}
+_FLOATS["BF16"] = "Floats<bf16>"
+_MATRIX = "void* float32*? float32*? int32"
+
+
+class Activations:
+    """Rows of activations in int8, as `Activation` in rawkernels/quants.h lays them out.
+
+    Args:
+        data: uint8 CuPy array (rows, bytes of a row).
+        size: elements of a row; shape is (rows, size).
+    """
+
+    def __init__(self, data: Any, size: int):
+        self.data, self.shape = data, (len(data), size)
+
+    @classmethod
+    def empty(cls, rows: int, size: int) -> Activations:
+        """Room for that many rows, on the current device."""
+        nbytes = ACTIVATION_NBYTES * cells_of(size)
+        return cls(cupy_module().empty((rows, nbytes), np.uint8), size)
+
+
+_quantize = Kernel("quantize.hip", "quantize_activations", "float32* uint8* int32 int32")
+
+
+def quantize_activations(x: Any) -> Activations:
+    """Rows of a float32 CuPy array (rows, size) in int8."""
+    rows, size = x.shape
+    y = Activations.empty(rows, size)
+    cells = cells_of(size)
+    _quantize((-(-cells * 128 // 1024), rows), (256,), (cupy_module().ascontiguousarray(x), y.data, size, cells))
+    return y
+
+
+def multiplies(weight: Any) -> bool:
+    """Whether `products` takes this weight: planar, or floats whose rows are whole 16 bytes."""
+    if isinstance(weight, QuantizedArray) and weight.planar:
+        return True
+    return _format(weight) in _FLOATS.values() and weight.data.nbytes // weight.shape[0] % 16 == 0
+
+
+def _format(weight: Any) -> str | None:
+    """The format as matvec.hip names it."""
+    if isinstance(weight, QuantizedArray):
+        return weight.qtype.name if weight.planar else _FLOATS.get(weight.qtype.name)
+    return _FLOATS.get(weight.dtype.name)
+
+
+def _rows(weight: Any) -> Any:
+    """The array of a weight, C-contiguous."""
+    return cupy_module().ascontiguousarray(weight.data if isinstance(weight, QuantizedArray) else weight)
+
+
+def _column(x: Any, weight: Any) -> tuple[Any, int]:
+    """x as the kernel for that weight takes it, and the cells of a row."""
+    name = _format(weight)
+    if name in _FLOATS.values():
+        return cupy_module().ascontiguousarray(x, dtype=np.float32), _rows(weight).nbytes // weight.shape[0] // 16
+    return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
+
+
+def _lanes(cells: int) -> int:
+    """Lanes that share a row: as many as are busy all the time."""
+    return min((32, 16, 8), key=lambda lanes: -(-cells // lanes) * lanes)
+
+
+def products(
+    x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None
+) -> list[Any]:
+    """`x @ w.T + bias` for each of one to three matrices, in one launch.
+
+    Args:
+        x: float32 CuPy array (n, columns), n from 1 to MAX_COLUMNS; or Activations, where the weights are not floats.
+        weights: matrices of (rows, columns) that `multiplies` takes, of one format, or the last of another.
+        biases: float32 (rows,) or None, for each.
+        residual: float32 (n, rows of the first), added to the first; or None.
+
+    Returns:
+        float32 CuPy arrays (n, rows), one for each.
+    """
+    cupy, n = cupy_module(), x.shape[0]
+    data, cells = _column(x, weights[0])
+    ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
+    lanes, last = _lanes(cells), len(weights) - 1
+    args = [data, cells, lanes]
+    for i in (0, 1, 2):
+        # a matrix of another format goes last; the others come first
+        at = i if i < last else last if i == 2 and last else 0 if i == 0 else None
+        if at is None:
+            args += [data, None, None, 0]
+        else:
+            args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
+    blocks = sum(-(-len(w) // (THREADS // lanes * ROWS)) for w in weights)
+    _product_kernel(n, _format(weights[0]), _format(weights[-1]))((blocks,), (THREADS,), (*args, residual))
+    return ys
+
+
+@functools.cache
+def _product_kernel(columns: int, first: str, last: str) -> Kernel:
+    signature = f"void* int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?"
+    other = {} if first == last else {"QTYPE_LAST": last}
+    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, COLUMNS=columns, **other)
+
+
+GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
+
+
+def gated_product(
+    x: Any, gate: Any, up: Any, gate_bias: Any = None, up_bias: Any = None, activation: str = "swiglu"
+) -> Any:
+    """`activation(x @ gate.T + gate_bias, x @ up.T + up_bias)` in one launch.
+
+    Args:
+        x: as in `products`.
+        gate, up: matrices of equal shape and format.
+        gate_bias, up_bias: float32 (rows,), or None.
+        activation: one of GATES; functions of that name are in rocforge.ops.activation.
+
+    Returns:
+        float32 CuPy array (n, rows).
+    """
+    n, rows = x.shape[0], len(gate)
+    data, cells = _column(x, gate)
+    y, lanes = cupy_module().empty((n, rows), np.float32), _lanes(cells)
+    args = (data, cells, lanes, _rows(gate), _rows(up), gate_bias, up_bias, y, rows, GATES[activation])
+    _gated_kernel(n, _format(gate))((-(-rows * lanes // THREADS),), (THREADS,), args)
+    return y
+
+
+@functools.cache
+def _gated_kernel(columns: int, name: str) -> Kernel:
+    signature = "void* int32 int32 void* void* float32*? float32*? float32* int32 int32"
+    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, COLUMNS=columns)
