@@ -6,6 +6,7 @@ after an error.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from rocforge.arrays import asnumpy
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
 from rocforge.nn.transformer import Transformer
+from rocforge.pacing import Pacer
 from rocforge.sampling import Logprobs, SamplingParams, logprobs, sample
-from rocforge.scheduler import Request, Scheduler, Status, Work
+from rocforge.scheduler import Constraint, Request, Scheduler, Status, Work
 
 DEFAULT_CACHE_TOKENS = 16384
 
@@ -31,13 +33,15 @@ class Token:
         id: its id.
         logprobs: where the request asks for them.
         finish_reason: None while the request goes on; "stop" at an end-of-generation token (which is `id`), "length"
-            when max_tokens or the context is reached.
+            when max_tokens or the context is reached, "error" where its constraint failed.
+        error: what failed; `id` is -1 then.
     """
 
     request: Request
     id: int
     logprobs: Logprobs | None
     finish_reason: str | None
+    error: Exception | None = None
 
 
 class Engine:
@@ -68,6 +72,7 @@ class Engine:
         pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
         self.cache = model.new_cache(pool.blocks, pool.block_size)
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
+        self._pacer = Pacer(max_batch_tokens)
         self.limit = min(model.config.context, self.cache.tokens)
 
     def __enter__(self) -> Engine:
@@ -78,8 +83,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what is in flight and drop the cache. A closed engine takes no more requests."""
-        for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            self.scheduler.finish(request)
+        self.cancel_all()
         self.cache = None
 
     @property
@@ -87,20 +91,34 @@ class Engine:
         """Whether a request is waiting or running."""
         return len(self.scheduler) > 0
 
-    def add(self, prompt: Sequence[int], params: SamplingParams | None = None) -> Request:
+    def add(
+        self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
+    ) -> Request:
         """Queue a prompt.
 
         Args:
             prompt: token ids, at least one.
             params: how to continue it; None for the defaults.
+            constraint: what the text must obey, new for each request.
 
         Raises:
-            ValueError: the prompt is empty, has an id outside the vocabulary, or leaves no room for a token.
+            ValueError: as in `check`.
             RuntimeError: the engine is closed.
         """
         if self.cache is None:
             raise RuntimeError("the engine is closed")
-        prompt = [int(token) for token in prompt]
+        prompt, params = [int(token) for token in prompt], params or SamplingParams()
+        self.check(prompt, params)
+        request = Request(prompt, params, constraint)
+        self.scheduler.add(request)
+        return request
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Whether a request can be served at all; any thread may ask.
+
+        Raises:
+            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary.
+        """
         vocabulary = self.model.config.vocabulary
         if not prompt:
             raise ValueError("the prompt has no tokens")
@@ -108,27 +126,32 @@ class Engine:
             raise ValueError(f"the prompt has a token id outside 0 to {vocabulary - 1}")
         if len(prompt) >= self.limit:
             raise ValueError(f"the prompt has {len(prompt)} tokens, and the limit is {self.limit} with the reply")
-        request = Request(prompt, params or SamplingParams())
-        self.scheduler.add(request)
-        return request
+        if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
+            raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
 
     def cancel(self, request: Request) -> None:
         """End a request now and free its cache blocks; one that has ended stays as it is."""
         if request.status is not Status.FINISHED:
             self.scheduler.finish(request)
 
+    def cancel_all(self) -> None:
+        """End all requests now; also after an exception in `step`, which leaves them neither here nor there."""
+        for request in [*self.scheduler.running, *self.scheduler.waiting]:
+            self.scheduler.finish(request)
+
     def step(self) -> list[Token]:
-        """Run one batch, and return the tokens that it gave."""
-        work = self.scheduler.schedule()
+        """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next."""
+        start = time.perf_counter()
+        work = self.scheduler.schedule(self._pacer)
         if not work:
             return []
-        logits = iter(self._run(work))
-        tokens = []
+        decodes = sum(item.request.remaining == 1 for item in work)
+        logits = self._run(work)
+        sampling = [item.request for item in work if item.samples]
         for item in work:
-            samples = item.samples
             self.scheduler.advance(item)
-            if samples:
-                tokens.append(self._next(item.request, next(logits)))
+        tokens = [self._next(request, row) for request, row in zip(sampling, logits, strict=True)]
+        self._pacer.observe(time.perf_counter() - start, decodes, sum(item.count for item in work) - decodes)
         return tokens
 
     def _run(self, work: list[Work]) -> np.ndarray:
@@ -139,9 +162,18 @@ class Engine:
         return asnumpy(self.model(np.concatenate(ids).astype(np.int32), batch))
 
     def _next(self, request: Request, logits: np.ndarray) -> Token:
-        params = request.params
-        token = sample(logits, params, request.prompt, request.output)
-        report = None if params.logprobs is None else logprobs(logits, token, params.logprobs)
+        params, constraint = request.params, request.constraint
+        report = None
+        try:
+            allowed = logits if constraint is None else _masked(logits, constraint)
+            token = sample(allowed, params, request.prompt, request.output)
+            if constraint is not None:
+                constraint.accept(token)
+        except Exception as error:
+            self.scheduler.finish(request)
+            return Token(request, -1, None, "error", error)
+        if params.logprobs is not None:
+            report = logprobs(logits, token, params.logprobs)
         request.output.append(token)
         reason = None
         if token in self.eog_token_ids and not params.ignore_eos:
@@ -151,3 +183,9 @@ class Engine:
         if reason:
             self.scheduler.finish(request)
         return Token(request, token, report, reason)
+
+
+def _masked(logits: np.ndarray, constraint: Constraint) -> np.ndarray:
+    logits = logits.copy()
+    constraint.mask(logits)
+    return logits

@@ -6,9 +6,12 @@ import enum
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from rocforge.cache import BlockPool
+from rocforge.pacing import Pacer
 from rocforge.sampling import SamplingParams
 
 _ids = itertools.count()
@@ -22,6 +25,16 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
+class Constraint(Protocol):
+    """What a request's text must obey, such as a grammar. Its errors fail the request and no other."""
+
+    def mask(self, logits: np.ndarray) -> None:
+        """Put -inf in a row of logits (vocabulary,) where a token may not come next."""
+
+    def accept(self, token: int) -> None:
+        """Note the token that was chosen."""
+
+
 @dataclass(eq=False)
 class Request:
     """A prompt being continued.
@@ -29,14 +42,16 @@ class Request:
     Attributes:
         prompt: token ids.
         params: how its tokens are chosen, and when it ends.
+        constraint: what its text must obey, or None.
         output: token ids so far.
         computed: how many of its tokens have their keys and values in the cache.
         table: its cache blocks.
-        digests: of its full blocks, for sharing prefixes.
+        digests: of its first full blocks, for sharing prefixes.
     """
 
     prompt: list[int]
     params: SamplingParams
+    constraint: Constraint | None = None
     id: int = field(default_factory=lambda: next(_ids))
     output: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
@@ -48,6 +63,11 @@ class Request:
     def length(self) -> int:
         """Tokens of prompt and output."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that have yet to run; 1 while it writes."""
+        return self.length - self.computed
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions start to stop."""
@@ -64,15 +84,16 @@ class Work(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether the step reaches the request's last token, so that the next one can be chosen."""
-        return self.request.computed + self.count == self.request.length
+        return self.count == self.request.remaining
 
 
 class Scheduler:
     """Continuous batching over a pool of cache blocks.
 
     Requests past their prompt come first, one token each, so decoding is never held up; what is left of a step's
-    budget goes to prompts, in chunks, in order of arrival. When the blocks run out, the request that came last gives
-    its own back, waits, and is computed anew; while that happens none is admitted.
+    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. When the blocks run out, the request that came last gives
+    its own back, waits, and is computed anew; while that happens none is admitted. A request whose next block is just
+    being computed for another waits for that block instead of computing it again.
 
     Args:
         pool: the cache's blocks.
@@ -92,12 +113,15 @@ class Scheduler:
         """Queue a request."""
         self.waiting.append(request)
 
-    def schedule(self) -> list[Work]:
-        """The work of the next step; its cache blocks are allotted. Empty only where there is no request."""
+    def schedule(self, pacer: Pacer | None = None) -> list[Work]:
+        """The work of the next step; its cache blocks are allotted. Empty only where no request can run."""
         budget, preempted = self.max_batch_tokens, False
+        decodes = sum(request.remaining == 1 for request in self.running)
+        if pacer and decodes:
+            budget = min(budget, decodes + pacer.share(decodes))
         work: dict[Request, int] = {}
-        for request in sorted(self.running, key=lambda r: r.length - r.computed > 1):
-            count = min(request.length - request.computed, budget)
+        for request in sorted(self.running, key=lambda r: r.remaining > 1):
+            count = min(request.remaining, budget)
             while count and request.status is Status.RUNNING and not self._grow(request, request.computed + count):
                 victim = self.running[-1]
                 budget += work.pop(victim, 0)
@@ -106,14 +130,18 @@ class Scheduler:
             if count and request.status is Status.RUNNING:
                 work[request] = count
                 budget -= count
-        while self.waiting and budget and len(self.running) < self.max_requests and not preempted:
-            request = self.waiting[0]
+        for request in list(self.waiting):
+            if preempted or not budget or len(self.running) >= self.max_requests:
+                break
             self._share_prefix(request)
-            count = min(request.length - request.computed, budget)
+            if self._soon_shared(request):
+                self._release(request)
+                continue
+            count = min(request.remaining, budget)
             if not self._grow(request, request.computed + count):
                 self._release(request)
                 break
-            self.waiting.popleft()
+            self.waiting.remove(request)
             request.status = Status.RUNNING
             self.running.append(request)
             work[request] = count
@@ -123,16 +151,12 @@ class Scheduler:
     def advance(self, work: Work) -> None:
         """Note that a request's part of a step has run: its tokens are in the cache, its full blocks can be shared."""
         request = work.request
+        before = request.computed // self.pool.block_size
         request.computed += work.count
         full = request.computed // self.pool.block_size
-        known = len(request.digests)
-        if full > known:
-            size = self.pool.block_size
-            previous = request.digests[-1] if known else b""
-            fresh = self.pool.digests(request.tokens(known * size, full * size), previous)
-            for block, digest in zip(request.table[known:full], fresh, strict=True):
-                self.pool.remember(block, digest)
-            request.digests += fresh
+        self._extend_digests(request, full)
+        for block, digest in zip(request.table[before:full], request.digests[before:full], strict=True):
+            self.pool.remember(block, digest)
 
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is, and give back its blocks."""
@@ -145,13 +169,25 @@ class Scheduler:
 
     def _share_prefix(self, request: Request) -> None:
         """Take over blocks that hold the start of the request already; its last token is always computed."""
-        if request.computed:
-            return
-        tokens = request.tokens(0, request.length - 1)
-        request.digests = self.pool.digests(tokens)
-        request.table = self.pool.share(request.digests)
-        request.digests = request.digests[: len(request.table)]
+        full = (request.length - 1) // self.pool.block_size
+        self._extend_digests(request, full)
+        request.table = self.pool.share(request.digests[:full])
         request.computed = len(request.table) * self.pool.block_size
+
+    def _soon_shared(self, request: Request) -> bool:
+        """Whether a running request is about to compute the next block of this one, which then need not."""
+        index = len(request.table)
+        wanted = request.digests[index : index + 1]
+        end = (index + 1) * self.pool.block_size
+        return bool(wanted) and any(
+            other.computed < end and other.digests[index : index + 1] == wanted for other in self.running
+        )
+
+    def _extend_digests(self, request: Request, blocks: int) -> None:
+        known, size = len(request.digests), self.pool.block_size
+        if blocks > known:
+            previous = request.digests[-1] if known else b""
+            request.digests += self.pool.digests(request.tokens(known * size, blocks * size), previous)
 
     def _grow(self, request: Request, tokens: int) -> bool:
         """Give a request blocks for that many tokens; False, and nothing given, where too few are free."""
@@ -170,4 +206,4 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.pool.release(request.table)
-        request.table, request.digests, request.computed = [], [], 0
+        request.table, request.computed = [], 0

@@ -1,0 +1,47 @@
+"""Pacer: how many prompt tokens a step may take while other requests are writing."""
+
+from __future__ import annotations
+
+SLOWDOWN = 1.6
+"""What a step with prompt tokens may take, in times of a step without; low enough that noise stays below 2."""
+LOOK_EVERY = 32
+"""One step in this many takes no prompt tokens, so that the time without is known even in a flood of prompts."""
+GROWTH = 1.5
+MEMORY = 0.3
+
+
+class Pacer:
+    """Keeps long prompts from holding up requests that are writing, by the measured times of the steps.
+
+    What a step takes beyond one without prompt tokens is set against what it may, and the share of prompts in the next
+    one follows: down at once, up by half at a time.
+
+    Args:
+        most: prompt tokens a step, at most.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self._share = min(8.0, float(most))
+        self._plain_seconds, self._plain_decodes, self._since_plain = 0.0, 0, 0
+
+    def share(self, decodes: int) -> int:
+        """How many prompt tokens a step may take that also gives `decodes` requests, at least one, a token each."""
+        measured = self._plain_decodes
+        if self._since_plain >= LOOK_EVERY or not measured <= 2 * decodes <= 4 * measured:
+            return 0
+        return max(1, int(self._share))
+
+    def observe(self, seconds: float, decodes: int, prompt_tokens: int) -> None:
+        """Note how long a step took that gave `decodes` requests a token each and took so many prompt tokens."""
+        if not decodes:
+            return
+        if not prompt_tokens:
+            steady = self._plain_decodes == decodes
+            self._plain_seconds += (MEMORY if steady else 1.0) * (seconds - self._plain_seconds)
+            self._plain_decodes, self._since_plain = decodes, 0
+            return
+        self._since_plain += 1
+        extra = max(seconds - self._plain_seconds, 1e-9)
+        fitting = prompt_tokens * (SLOWDOWN - 1) * self._plain_seconds / extra
+        self._share = min(max(min(fitting, self._share * GROWTH), 1.0), float(self.most))
