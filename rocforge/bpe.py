@@ -20,9 +20,13 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
     from tokenizers.models import BPE
 
     pieces = vocabulary.pieces
-    pairs = [(merge[:space], merge[space + 1 :]) for merge in merges if (space := merge.find(" ", 1)) > 0]
-    pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
-    tokenizer = Tokenizer(BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges))
+    pairs = [merge.partition(" ")[::2] for merge in merges]
+    try:
+        model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
+    except Exception:  # the library's answer to a merge of what is no token; checking 150,000 first takes 0.1 s
+        pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
+        model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
+    tokenizer = Tokenizer(model)
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in pre_tokenizer.regexes]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])

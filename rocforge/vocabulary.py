@@ -47,7 +47,7 @@ class Vocabulary:
         if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
             raise GGUFError("the file has no vocabulary: tokenizer.ggml.tokens is not a list of strings, or empty")
         self.texts: list[str] = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
-        self.ids: dict[str, int] = {text: i for i, text in enumerate(self.texts)}
+        self.ids: dict[str, int] = dict(zip(self.texts, range(len(texts)), strict=True))
         self.types: list[int] = self._per_token("token_type") or [NORMAL] * len(self.texts)
         self.pieces = self._pieces()
         self.end_of_generation = self._apply_names()
@@ -76,8 +76,10 @@ class Vocabulary:
         return values.tolist() if hasattr(values, "tolist") else list(values)
 
     def _pieces(self) -> dict[str, int]:
-        kinds = zip(self.texts, self.types, strict=False)
-        pieces = {text: i for i, (text, kind) in enumerate(kinds) if kind not in (CONTROL, UNKNOWN)}
+        pieces = dict(self.ids)
+        for text, kind in zip(self.texts, self.types, strict=False):
+            if kind in (CONTROL, UNKNOWN):
+                pieces.pop(text, None)
         try:
             "".join(pieces).encode()
         except UnicodeEncodeError:  # tokens that are not UTF-8, which no text contains
