@@ -16,3 +16,9 @@ KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells) {
     }
     store_activation(y + u64(block_y()) * activation_bytes(cells), cells, k, v);
 }
+
+// x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
+KERNEL(256) to_halves(const float* x, f16* y, i64 size) {
+    i64 i = i64(block_x()) * 256 + thread_x();
+    if (i < size) y[i] = from_float<f16>(maximum(minimum(x[i], 65504.0f), -65504.0f));
+}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import get_array_module
 from rocforge.quant import QuantizedArray
 
 
@@ -13,18 +14,30 @@ def embedding(ids: Any, table: Any) -> Any:
     """The rows of a table, unpacked.
 
     Args:
-        ids: integers, any shape.
+        ids: integers, any shape. With a table on a device they may be on the host or on that device.
         table: QuantizedArray or float array, shape (rows, columns).
 
     Returns:
         float32, shape (*ids.shape, columns).
 
     Raises:
-        IndexError: an id is negative or past the last row.
+        IndexError: an id is negative or past the last row; ids on a device are not looked at, which would wait for it.
     """
     rows = table.shape[0]
+    if get_array_module(ids) is not np:
+        return _embedding_device(ids, table)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         bad = ids[(ids < 0) | (ids >= rows)].flat[0]
         raise IndexError(f"embedding: id {bad} is outside the table's {rows} rows")
+    if get_array_module(table) is not np:
+        return _embedding_device(get_array_module(table).asarray(ids, np.int32), table)
     picked = table[ids]
     return picked.dequantize() if isinstance(table, QuantizedArray) else picked.astype(np.float32)
+
+
+def _embedding_device(ids: Any, table: Any) -> Any:
+    if isinstance(table, QuantizedArray):
+        from rocforge.ops.dequantize import dequantize_device
+
+        return dequantize_device(table, ids=ids.astype(np.int32, copy=False))
+    return table[ids].astype(np.float32)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import get_array_module
+from rocforge.ops import activation
 from rocforge.quant import QuantizedArray
 
 TILE_ELEMENTS = 1 << 22
@@ -15,8 +18,11 @@ TILE_ELEMENTS = 1 << 22
 def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     """`x @ weight.T + bias + residual` in float32.
 
+    On a device, up to eight rows of x are multiplied with the packed weights, x rounded to int8 in runs of 32; more
+    of them by the BLAS library, in float16.
+
     Args:
-        x: floats, shape (..., columns).
+        x: floats, shape (..., columns); on a device also Activations.
         weight: QuantizedArray or float array, shape (rows, columns).
         bias: shape (rows,), or None.
         residual: shape (..., rows), or None.
@@ -27,15 +33,60 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     Raises:
         ValueError: the shapes do not fit.
     """
-    if x.shape[-1] != weight.shape[-1]:
-        raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape}")
+    return linears(x, [weight], [bias], residual)[0]
+
+
+def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
+    """`linear` of one x with several weights; on a device in one launch for few rows of x.
+
+    Args:
+        x, residual: as in `linear`; the residual is added to the first product.
+        weights: matrices with the columns of x.
+        biases: one for each, or None.
+
+    Returns:
+        One float32 array for each weight.
+    """
+    for weight in weights:
+        if x.shape[-1] != weight.shape[-1]:
+            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape}")
+    biases = [None] * len(weights) if biases is None else biases
+    if get_array_module(*weights) is not np:
+        from rocforge.ops.products import products_device
+
+        return products_device(x, weights, biases, residual)
     x = x.astype(np.float32, copy=False)
-    y = _product_packed(x, weight) if isinstance(weight, QuantizedArray) else x @ _float32(weight).T
-    if bias is not None:
-        y += bias
+    ys = [_product(x, weight) for weight in weights]
+    for y, bias in zip(ys, biases, strict=True):
+        if bias is not None:
+            y += bias
     if residual is not None:
-        y += residual
-    return y
+        ys[0] += residual
+    return ys
+
+
+def gated_linear(
+    x: Any, gate: Any, up: Any, gate_bias: Any = None, up_bias: Any = None, activate: str = "swiglu"
+) -> Any:
+    """`activate(linear(x, gate, gate_bias), linear(x, up, up_bias))`; on a device in one launch for few rows of x.
+
+    Args:
+        x: as in `linear`.
+        gate, up: matrices of one shape.
+        gate_bias, up_bias: shape (rows,), or None.
+        activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
+    """
+    if get_array_module(gate) is not np:
+        from rocforge.ops.products import gated_product_device
+
+        y = gated_product_device(x, gate, up, gate_bias, up_bias, activate)
+        if y is not None:
+            return y
+    return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
+
+
+def _product(x: np.ndarray, weight: Any) -> np.ndarray:
+    return _product_packed(x, weight) if isinstance(weight, QuantizedArray) else x @ _float32(weight).T
 
 
 def _float32(weight: np.ndarray) -> np.ndarray:

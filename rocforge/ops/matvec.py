@@ -57,18 +57,21 @@ def quantize_activations(x: Any) -> Activations:
     return y
 
 
-def multiplies(weight: Any) -> bool:
-    """Whether `products` takes this weight: planar, or floats whose rows are whole 16 bytes."""
+def format_of(weight: Any) -> str | None:
+    """The format of a weight as matvec.hip names it, or None where it has no kernel for that or for its row length."""
     if isinstance(weight, QuantizedArray) and weight.planar:
-        return True
-    return _format(weight) in _FLOATS.values() and weight.data.nbytes // weight.shape[0] % 16 == 0
+        return weight.qtype.name
+    name = _FLOATS.get(weight.qtype.name if isinstance(weight, QuantizedArray) else weight.dtype.name)
+    return name if _nbytes_of_row(weight) % 16 == 0 else None
 
 
-def _format(weight: Any) -> str | None:
-    """The format as matvec.hip names it."""
-    if isinstance(weight, QuantizedArray):
-        return weight.qtype.name if weight.planar else _FLOATS.get(weight.qtype.name)
-    return _FLOATS.get(weight.dtype.name)
+def is_packed(name: str | None) -> bool:
+    """Whether weights of that format (of `format_of`) are multiplied with int8 activations."""
+    return name is not None and name not in _FLOATS.values()
+
+
+def _nbytes_of_row(weight: Any) -> int:
+    return (weight.data if isinstance(weight, QuantizedArray) else weight).nbytes // max(len(weight), 1)
 
 
 def _rows(weight: Any) -> Any:
@@ -78,9 +81,8 @@ def _rows(weight: Any) -> Any:
 
 def _column(x: Any, weight: Any) -> tuple[Any, int]:
     """x as the kernel for that weight takes it, and the cells of a row."""
-    name = _format(weight)
-    if name in _FLOATS.values():
-        return cupy_module().ascontiguousarray(x, dtype=np.float32), _rows(weight).nbytes // weight.shape[0] // 16
+    if not is_packed(format_of(weight)):
+        return cupy_module().ascontiguousarray(x, dtype=np.float32), _nbytes_of_row(weight) // 16
     return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
 
 
@@ -89,14 +91,12 @@ def _lanes(cells: int) -> int:
     return min((32, 16, 8), key=lambda lanes: -(-cells // lanes) * lanes)
 
 
-def products(
-    x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None
-) -> list[Any]:
+def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
     """`x @ w.T + bias` for each of one to three matrices, in one launch.
 
     Args:
         x: float32 CuPy array (n, columns), n from 1 to MAX_COLUMNS; or Activations, where the weights are not floats.
-        weights: matrices of (rows, columns) that `multiplies` takes, of one format, or the last of another.
+        weights: one to three matrices (rows, columns) of one format, or the last of another; all packed or all floats.
         biases: float32 (rows,) or None, for each.
         residual: float32 (n, rows of the first), added to the first; or None.
 
@@ -116,7 +116,7 @@ def products(
         else:
             args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
     blocks = sum(-(-len(w) // (THREADS // lanes * ROWS)) for w in weights)
-    _product_kernel(n, _format(weights[0]), _format(weights[-1]))((blocks,), (THREADS,), (*args, residual))
+    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), (*args, residual))
     return ys
 
 
@@ -148,7 +148,7 @@ def gated_product(
     data, cells = _column(x, gate)
     y, lanes = cupy_module().empty((n, rows), np.float32), _lanes(cells)
     args = (data, cells, lanes, _rows(gate), _rows(up), gate_bias, up_bias, y, rows, GATES[activation])
-    _gated_kernel(n, _format(gate))((-(-rows * lanes // THREADS),), (THREADS,), args)
+    _gated_kernel(n, format_of(gate))((-(-rows * lanes // THREADS),), (THREADS,), args)
     return y
 
 

@@ -1,0 +1,75 @@
+"""Products of many columns on a device: float16 tiles of the weights, multiplied by hipBLAS or cuBLAS into float32."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.kernels import Kernel
+from rocforge.ops.dequantize import dequantize_device
+from rocforge.quant import QuantizedArray
+
+TILE_NBYTES = 32 << 20
+"""Bytes of float16 weights unpacked at a time: they stay in the card's last cache until they are multiplied."""
+
+_to_halves = Kernel("quantize.hip", "to_halves", "float32* float16* int64")
+_ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
+
+
+def product_halves(x: Any, weight: Any) -> Any:
+    """`x @ weight.T` with both rounded to float16 and sums in float32.
+
+    Args:
+        x: float32 CuPy array (n, columns); values beyond ±65504 are cut to that.
+        weight: QuantizedArray or float16 or float32 CuPy array (rows, columns). float32 ones are not rounded, nor is x
+            then.
+
+    Returns:
+        float32 CuPy array (n, rows).
+    """
+    cupy = cupy_module()
+    if not isinstance(weight, QuantizedArray) and weight.dtype != np.float16:
+        return x @ weight.T
+    rows, columns = weight.shape
+    x, y = _halves(x), cupy.empty((len(x), rows), np.float32)
+    if not isinstance(weight, QuantizedArray):
+        _multiply(x, cupy.ascontiguousarray(weight), y, 0)
+        return y
+    step = max(1, TILE_NBYTES // (2 * columns))
+    tile = cupy.empty((min(step, rows), columns), np.float16)
+    for start in range(0, rows, step):
+        part = weight[start : start + step]
+        _multiply(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start)
+    return y
+
+
+def _halves(x: Any) -> Any:
+    cupy = cupy_module()
+    x = cupy.ascontiguousarray(x)
+    y = cupy.empty(x.shape, np.float16)
+    _to_halves((-(-x.size // 256),), (256,), (x, y, x.size))
+    return y
+
+
+@functools.cache
+def _compute_type() -> int:
+    """Sums in float32: CuPy's name for that differs, since on HIP it takes a data type there."""
+    cupy = cupy_module()
+    return cupy.cuda.runtime.CUDA_R_32F if cupy.cuda.runtime.is_hip else cupy.cuda.cublas.CUBLAS_COMPUTE_32F
+
+
+def _multiply(x: Any, weight: Any, y: Any, start: int) -> None:
+    """y[:, start : start + len(weight)] = x @ weight.T, on the current stream; float16 in, float32 out."""
+    cupy = cupy_module()
+    blas, half, single = cupy.cuda.cublas, cupy.cuda.runtime.CUDA_R_16F, cupy.cuda.runtime.CUDA_R_32F
+    (n, columns), rows = x.shape, len(weight)
+    # BLAS counts columns first: y's transpose is weight @ x's transpose
+    blas.gemmEx(
+        cupy.cuda.device.get_cublas_handle(),
+        *(blas.CUBLAS_OP_T, blas.CUBLAS_OP_N, rows, n, columns, _ONE.ctypes.data),
+        *(weight.data.ptr, half, columns, x.data.ptr, half, columns, _ZERO.ctypes.data),
+        *(y.data.ptr + start * y.itemsize, single, y.shape[1], _compute_type(), blas.CUBLAS_GEMM_DEFAULT),
+    )
