@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rocforge.arrays import cupy_module
-from rocforge.engine import Engine
+from rocforge.engine import Engine, Token
 from rocforge.nn.transformer import Transformer
 from rocforge.sampling import Logprobs, SamplingParams
 from rocforge.scheduler import Request
@@ -91,8 +91,15 @@ class GenerationResponse:
     stats: Stats
 
 
-class _Stream:
-    """A request of an engine, with its text and its stats."""
+class RequestStream:
+    """A request of an engine that is kept open, with its text and its stats.
+
+    Args:
+        engine: the request is added to it; its tokens come from `engine.step()`.
+        tokenizer: of its model.
+        prompt: text (encoded with special tokens) or token ids.
+        params: how to continue it.
+    """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -100,7 +107,8 @@ class _Stream:
         self.stats = Stats(len(ids), engine.model.device)
         self.request: Request = engine.add(ids, params)
 
-    def add(self, token: Any) -> GenerationResponse:
+    def add(self, token: Token) -> GenerationResponse:
+        """What a token of this request gives; one that completes a stop string ends the request."""
         self.stats.count()
         reason = token.finish_reason
         text = "" if reason == "stop" else self.text.add(token.id)
@@ -127,7 +135,7 @@ def stream_generate(
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
     """
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        stream = _Stream(engine, tokenizer, prompt, SamplingParams(**sampling))
+        stream = RequestStream(engine, tokenizer, prompt, SamplingParams(**sampling))
         while engine.busy:
             for token in engine.step():
                 yield stream.add(token)
@@ -153,7 +161,7 @@ def generate(
     prompts = prompt if many else [prompt]
     params = SamplingParams(**sampling)
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        streams = [_Stream(engine, tokenizer, p, params) for p in prompts]
+        streams = [RequestStream(engine, tokenizer, p, params) for p in prompts]
         by_request = {stream.request: stream for stream in streams}
         texts = {stream.request: [] for stream in streams}
         while engine.busy:

@@ -1,0 +1,45 @@
+"""The `rocforge` command: `main` runs it, and turns what goes wrong into a line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from rocforge.cli.errors import INTERRUPTED, OUTPUT_CLOSED, report
+from rocforge.cli.interrupts import Interrupts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: its arguments; None for those of the process.
+
+    Returns:
+        The exit code; docs/cli.md lists them.
+    """
+    with Interrupts():
+        try:
+            return _run(argv)
+        except (KeyboardInterrupt, typer.Abort):
+            print(file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:
+            # what Python still flushes at exit must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OUTPUT_CLOSED
+        except Exception as error:
+            if os.environ.get("ROCFORGE_TRACEBACK"):
+                raise
+            return report(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from rocforge.cli.app import app
+
+    code = app((sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="rocforge", standalone_mode=False)
+    sys.stdout.flush()
+    return code or 0

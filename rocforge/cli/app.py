@@ -1,0 +1,35 @@
+"""The typer application: its commands, and what they share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rocforge import __version__
+from rocforge.cli import bench, chat, generate, info, models, remote
+
+app = typer.Typer(
+    name="rocforge",
+    help="Transformers on AMD GPUs: GGUF models, from the terminal.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rocforge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
+    """Transformers on AMD GPUs: GGUF models, from the terminal."""
+
+
+for _module in (generate, chat, remote, models, info, bench):
+    for _command in _module.COMMANDS:
+        app.command()(_command)

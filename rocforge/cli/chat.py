@@ -1,0 +1,148 @@
+"""`rocforge chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rocforge.cli.conversation import Conversation
+from rocforge.cli.interrupts import Interrupts
+from rocforge.cli.options import Context, Device, Model, Quiet, System, Template, set_sampling, takes_sampling
+from rocforge.cli.output import note, write_text
+from rocforge.errors import RocforgeError
+
+HELP = """\
+/system [TEXT]     set the system message, or take it out; begins anew
+/set [NAME VALUE]  show the sampling settings, or change one: /set temperature 0.2
+/retry             another reply to the last message
+/reset             begin anew
+/save FILE         write the messages as JSON
+/exit              leave, as Ctrl-D does
+A line that ends in \\ goes on in the next one. Ctrl-C stops a reply; twice, it leaves."""
+
+
+@takes_sampling
+def chat(
+    model: Model,
+    system: System = None,
+    chat_template: Template = None,
+    device: Device = None,
+    context: Context = None,
+    quiet: Quiet = False,
+    *,
+    sampling: dict[str, Any],
+) -> None:
+    """Talk with a model; what was said stays in its cache."""
+    import rocforge as rf
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() then edits lines and remembers them
+
+    loaded, tokenizer = rf.load(model, device, context, progress=not quiet and sys.stderr.isatty())
+    template = chat_template.read() if chat_template else None
+    tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
+    with rf.Engine(loaded, tokenizer.eog_token_ids) as engine:
+        Chat(Conversation(engine, tokenizer, template, system), sampling, quiet).run()
+
+
+class Chat:
+    """Reads lines, runs the commands among them, and says the rest.
+
+    Args:
+        conversation: where messages go.
+        sampling: arguments of SamplingParams; /set changes them.
+        quiet: leave the statistics out.
+    """
+
+    def __init__(self, conversation: Conversation, sampling: dict[str, Any], quiet: bool):
+        self._conversation, self._sampling, self._quiet = conversation, sampling, quiet
+        self._commands = {
+            "help": lambda _: print(HELP),
+            "system": lambda text: conversation.set_system(text or None),
+            "set": self._set,
+            "retry": self._retry,
+            "reset": lambda _: conversation.reset(),
+            "save": self._save,
+        }
+
+    def run(self) -> None:
+        """Until /exit or the end of the input."""
+        if sys.stdin.isatty():
+            note("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves")
+        Interrupts.current.deferred = True
+        while (text := _read()) is not None:
+            try:
+                if text.startswith("/"):
+                    name, _, argument = text[1:].partition(" ")
+                    if name in ("exit", "quit"):
+                        return
+                    self._command(name)(argument.strip())
+                elif text:
+                    self._say(text)
+            except (RocforgeError, ValueError, OSError) as error:
+                note(f"{error}; /help lists the commands" if text.startswith("/") else f"{error}; /reset begins anew")
+
+    def _command(self, name: str) -> Any:
+        if name not in self._commands:
+            raise ValueError(f"there is no command /{name}")
+        return self._commands[name]
+
+    def _say(self, text: str) -> None:
+        interrupts, stats = Interrupts.current, None
+        for response in self._conversation.reply(text, self._sampling, lambda: interrupts.requested):
+            write_text(response.text)
+            stats = response.stats
+        stopped = interrupts.requested
+        interrupts.answered()
+        print(flush=True)
+        if stopped:
+            note("stopped")
+        if stats and not self._quiet:
+            note(str(stats))
+
+    def _set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        if argument:
+            self._sampling = set_sampling(self._sampling, name, value.strip())
+        for key in [name] if argument else self._sampling:
+            note(f"{key} {self._sampling[key]}")
+
+    def _retry(self, _: str) -> None:
+        text = self._conversation.forget_reply()
+        if text is None:
+            raise ValueError("nothing was said yet")
+        self._say(text)
+
+    def _save(self, path: str) -> None:
+        if not path:
+            raise ValueError("/save needs the name of a file")
+        text = json.dumps({"messages": self._conversation.messages}, indent=2, ensure_ascii=False)
+        Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
+        note(f"wrote {path}")
+
+
+def _read() -> str | None:
+    """The next line, without surrounding space; None where the input ends, or at the second Ctrl-C in a row."""
+    interrupts, lines = Interrupts.current, []
+    while True:
+        interrupts.deferred = False
+        try:
+            line = input((">>> " if not lines else "... ") if sys.stdin.isatty() else "")
+        except EOFError:
+            return "\n".join(lines).strip() or None
+        except KeyboardInterrupt:
+            lines = []
+            note("\nCtrl-C again, Ctrl-D or /exit leaves")
+            continue
+        finally:
+            interrupts.deferred = True
+        interrupts.answered()
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            return "\n".join(lines).strip()
+
+
+COMMANDS = [chat]

@@ -1,0 +1,79 @@
+"""A chat on one engine: its messages, and the replies to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rocforge.engine import Engine
+from rocforge.generate import GenerationResponse, RequestStream
+from rocforge.sampling import SamplingParams
+from rocforge.scheduler import Status
+from rocforge.tokenizer import Tokenizer
+
+
+class Conversation:
+    """Messages and replies. What a turn has in common with the turn before is in the engine's cache, and not computed
+    again.
+
+    Args:
+        engine: kept open by the caller.
+        tokenizer: of its model.
+        chat_template: a Jinja template, or None for the model's own.
+        system: the system message, or None.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, chat_template: str | None = None, system: str | None = None
+    ):
+        self._engine, self._tokenizer, self._template = engine, tokenizer, chat_template
+        self._system, self._turns = system, []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """Role and content of each message, the system message first."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return system + self._turns
+
+    def reset(self) -> None:
+        """Forget all but the system message."""
+        self._turns = []
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the system message, or take it out, and begin anew."""
+        self._system = text
+        self.reset()
+
+    def forget_reply(self) -> str | None:
+        """Take out the last question with its reply; returns the question, None where there is none."""
+        last, self._turns = self._turns[-2:], self._turns[:-2]
+        return last[0]["content"] if last else None
+
+    def reply(
+        self, text: str, sampling: dict[str, Any], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[GenerationResponse]:
+        """Say something, and get the reply piece by piece.
+
+        Args:
+            text: the user's message.
+            sampling: arguments of SamplingParams.
+            stopped: asked between the engine's steps; where it says True, the reply ends, and what there is of it
+                counts.
+
+        Raises:
+            ValueError: the conversation does not fit the context any more; it is as it was before.
+            ChatTemplateError: there is no template, or it refuses the messages; likewise.
+        """
+        question = {"role": "user", "content": text}
+        ids = self._tokenizer.apply_chat_template([*self.messages, question], chat_template=self._template)
+        stream = RequestStream(self._engine, self._tokenizer, ids, SamplingParams(**sampling))
+        pieces: list[str] = []
+        try:
+            while stream.request.status is not Status.FINISHED and not stopped():
+                for token in self._engine.step():
+                    response = stream.add(token)
+                    pieces.append(response.text)
+                    yield response
+        finally:
+            self._engine.cancel(stream.request)
+            self._turns += [question, {"role": "assistant", "content": "".join(pieces)}]

@@ -1,0 +1,51 @@
+"""Errors as the command shows them: one line, a hint, an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rocforge.cli.output import printable
+from rocforge.errors import ChatTemplateError, DeviceError, GGUFError, RocforgeError, UnsupportedModelError
+
+FAILED, USAGE, UNREACHABLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 130, 141
+"""Exit codes; 0 is success."""
+
+
+class UsageError(ValueError):
+    """The command line asks for what cannot be, though each option alone is valid."""
+
+
+class UnreachableError(ConnectionError):
+    """No rocforge server answers at a URL."""
+
+
+_USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, which typer keeps in a place of its own
+
+_KINDS: list[tuple[type[Exception], int, str]] = [
+    (_USAGE_ERROR, USAGE, "rocforge --help lists the commands, rocforge COMMAND --help the options of one"),
+    (UnreachableError, UNREACHABLE, "rocforge serve MODEL starts a server; --url says where it listens"),
+    (UnsupportedModelError, FAILED, "rocforge inspect FILE shows what a file holds"),
+    (GGUFError, FAILED, "the file may be cut short: compare its size, or get it anew"),
+    (DeviceError, FAILED, "rocforge info says what was found; --device cpu runs without a GPU"),
+    (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
+    (RocforgeError, FAILED, "rocforge COMMAND --help shows the options"),
+    (FileNotFoundError, FAILED, "rocforge models [FOLDER...] lists the models at hand"),
+    (OSError, FAILED, "check the path, its permissions and the connection"),
+    (MemoryError, FAILED, "a smaller model, or --context with fewer tokens, needs less memory"),
+    (ValueError, USAGE, "rocforge COMMAND --help lists what is allowed"),
+]
+
+
+def report(error: Exception) -> int:
+    """Write an error to stderr, as a line and a hint, and return the exit code that goes with it."""
+    message = getattr(error, "format_message", error.__str__)() or type(error).__name__
+    known = next(((code, hint) for kind, code, hint in _KINDS if isinstance(error, kind)), None)
+    code, hint = known or (FAILED, "this is a fault of rocforge: ROCFORGE_TRACEBACK=1 shows where")
+    if known is None:
+        message = f"{type(error).__name__}: {message}"
+    if isinstance(error, _USAGE_ERROR):
+        message = message[:1].lower() + message[1:].rstrip(".")
+    print(f"error: {printable(' '.join(message.split()))}\nhint: {hint}", file=sys.stderr)
+    return code

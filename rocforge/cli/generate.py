@@ -1,0 +1,65 @@
+"""`rocforge generate`: continue a prompt, or answer it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from rocforge.cli.errors import UsageError
+from rocforge.cli.options import Context, Device, Model, Quiet, System, Template, takes_sampling
+from rocforge.cli.output import console, note, write_text
+
+
+@takes_sampling
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The text; - or nothing: stdin.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
+    system: System = None,
+    chat_template: Template = None,
+    echo: Annotated[
+        bool | None, typer.Option("--echo/--no-echo", help="Write the prompt too; on a terminal.", show_default=False)
+    ] = None,
+    device: Device = None,
+    context: Context = None,
+    quiet: Quiet = False,
+    *,
+    sampling: dict[str, Any],
+) -> None:
+    """Continue a prompt, token by token."""
+    import rocforge as rf
+
+    if (system or chat_template) and not chat:
+        raise UsageError("--system and --chat-template need --chat")
+    text = _prompt(prompt)
+    loaded, tokenizer = rf.load(model, device, context, progress=not quiet and sys.stderr.isatty())
+    if chat:
+        messages = [{"role": "system", "content": system}] if system else []
+        template = chat_template.read() if chat_template else None
+        ids = tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}], chat_template=template)
+    else:
+        ids = tokenizer.encode(text)
+        if echo or (echo is None and sys.stdout.isatty()):
+            console().print(text, style="bold", end="")
+    stats = None
+    with contextlib.closing(rf.stream_generate(loaded, tokenizer, ids, **sampling)) as stream:
+        for response in stream:
+            write_text(response.text)
+            stats = response.stats
+    print(flush=True)
+    if not quiet:
+        note(str(stats))
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt not in (None, "-"):
+        return prompt
+    if sys.stdin.isatty():
+        note("reading the prompt from the terminal; Ctrl-D ends it")
+    return sys.stdin.read()
+
+
+COMMANDS = [generate]

@@ -1,0 +1,86 @@
+"""Ctrl-C: the first one asks, the second one always ends the process at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from rocforge.cli.errors import INTERRUPTED
+
+
+class Interrupts:
+    """While the context lasts, a SIGINT raises KeyboardInterrupt in the main thread, and a second one ends the process.
+
+    Python runs signal handlers in the main thread, between two of its own instructions, so a handler cannot end a
+    program that is inside a library. The interpreter also writes each signal's number to a pipe as it arrives; a
+    thread reads that pipe, and ends the process itself.
+
+    Attributes:
+        deferred: while it is True, the first SIGINT raises nothing: it only sets `requested`.
+    """
+
+    current: Interrupts | None = None
+    """The one in force, if any."""
+
+    def __init__(self) -> None:
+        self._count, self.deferred = 0, False
+        self._terminal = _terminal_settings()
+
+    def __enter__(self) -> Interrupts:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before = signal.signal(signal.SIGINT, self._handle), signal.set_wakeup_fd(self._write)
+        self._watcher = threading.Thread(target=self._watch, name="interrupts", daemon=True)
+        self._watcher.start()
+        Interrupts.current = self
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        Interrupts.current = None
+        handler, descriptor = self._before
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGINT, handler)
+        os.close(self._write)
+        self._watcher.join()
+        os.close(self._read)
+
+    @property
+    def requested(self) -> bool:
+        """Whether a SIGINT has come that was not answered yet."""
+        return self._count > 0
+
+    def answered(self) -> None:
+        """The program did what the SIGINT asked for: the next one counts as a first one again."""
+        self._count = 0
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if not self.deferred:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        while numbers := os.read(self._read, 64):
+            self._count += numbers.count(signal.SIGINT)
+            if self._count > 1:
+                _restore_terminal(self._terminal)
+                os._exit(INTERRUPTED)
+
+
+def _terminal_settings() -> Any:
+    import termios
+
+    with contextlib.suppress(termios.error, OSError, ValueError):
+        return termios.tcgetattr(sys.__stdin__.fileno())
+    return None
+
+
+def _restore_terminal(settings: Any) -> None:
+    """Line editing turns echo off; a process that ends inside it must turn it on again."""
+    import termios
+
+    if settings is not None:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(sys.__stdin__.fileno(), termios.TCSANOW, settings)
