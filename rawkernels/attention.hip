@@ -3,7 +3,7 @@
 // Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block). A cache layer is
 // (blocks, BLOCK_SIZE, kv_heads, HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can be
 // replayed while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
-#include "platform.h"
+#include "quants.h"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
@@ -32,8 +32,9 @@ constexpr u32 SLICES = GROUP / SLICE;
 constexpr u32 PADDED = power_of_two(SLICE);
 constexpr u32 LOADS = at_most(at_most(at_least(16 / PADDED, 2), 8), BLOCK_SIZE / ROWS);
 constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
-constexpr u32 WAVES = at_least(at_most(256 / WAVE, 8192 / (SLICE * HEAD_DIM)), SLICES);
-constexpr u32 STRIPES = WAVES / SLICES;
+// as many waves as 256 threads have, if 32 KiB of LDS hold their results
+constexpr u32 STRIPES = at_least(at_most(256 / WAVE, 8192 / (SLICE * HEAD_DIM)) / SLICES, 1);
+constexpr u32 WAVES = STRIPES * SLICES;
 constexpr u32 THREADS = WAVES * WAVE;
 
 // After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
@@ -44,7 +45,7 @@ constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree
 
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM is a multiple of 8 up to 256");
 static_assert(BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
-static_assert(KEPT <= PADDED && WAVES % SLICES == 0 && THREADS <= 1024, "");
+static_assert(KEPT <= PADDED && THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
@@ -199,52 +200,84 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
     }
 }
 
-// out (tokens, heads, HEAD_DIM), from q of that shape. Grid: (splits, kv_heads, sequences). A sequence with other than
-// one query, by query_starts (sequences + 1,), is left alone; so are rows of length zero, but for zeros in out.
-// A split takes an equal share of the tokens, but at least `least` of them (a multiple of BLOCK_SIZE). The last split
-// of a head to finish, by `counters` (sequences * kv_heads, zero before and after), combines them all from `partials`
-// (sequences, kv_heads, splits, GROUP, HEAD_DIM + 2).
+constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 2);
+constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
+
+// Four elements of a sum of parts, each scaled by its own highest score.
+struct Sum {
+    f32x4 value;
+    float sum, highest;
+
+    MEMBER void add(f32x4 v, float part_sum, float weight) {
+        sum += weight * part_sum;
+        value = make_f32x4(value.x + weight * v.x, value.y + weight * v.y, value.z + weight * v.z,
+                           value.w + weight * v.w);
+    }
+    // With the head's sink among the scores, where it has one.
+    MEMBER f32x4 result(const float* sinks, u32 head) const {
+        float sink = sinks ? sinks[head] * LOG2E : LOWEST, top = maximum(highest, sink);
+        float factor = fast_exp2(highest - top);
+        factor /= sum * factor + fast_exp2(sink - top);
+        return make_f32x4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
+    }
+};
+
+// Where a block's results go: floats, or int8 columns of `heads * HEAD_DIM` elements for the product that follows.
+struct Output {
+    float* floats;
+    u8* column;
+    u32 first, cells;
+
+    // All lanes of the wave; i past the block's elements writes nothing.
+    MEMBER void write(u32 i, f32x4 v) const {
+        if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + first + i) = v;
+        if (column) store_activation(column, cells, i < SIZE ? first + i : cells * CELL, v);
+    }
+};
+
+// From q (tokens, heads, HEAD_DIM), either `out` of that shape or int8 activations, the other being null. Grid:
+// (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
+// one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
+// of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
+// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 2)).
 KERNEL(THREADS)
-attention_decode(float* out, const float* q, const f16* keys, const f16* values, const i32* tables, const i32* lengths,
-                 const i32* query_starts, const float* sinks, float* partials, i32* counters, u32 table_stride,
-                 i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window) {
+attention_decode(float* out, u8* quantized, const float* q, const f16* keys, const f16* values, const i32* tables,
+                 const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
+                 u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window) {
     __shared__ Shared shared;
     i32 split = block_x(), kv_head = block_y(), sequence = block_z(), query = query_starts[sequence];
     if (query_starts[sequence + 1] != query + 1) return;
-    u64 base = (u64(query) * kv_heads + kv_head) * GROUP * HEAD_DIM;
-    out += base, q += base;
+    u32 columns = kv_heads * SIZE, cells = (columns + CELL - 1) / CELL;
+    Output output = {out ? out + u64(query) * columns : nullptr,
+                     quantized ? quantized + u64(query) * activation_bytes(cells) : nullptr, kv_head * SIZE, cells};
     i32 length = lengths[sequence], first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
     share = maximum(share, least);
     i32 active = (range + share - 1) / share;
     if (length == 0 && split == 0)
-        for (u32 i = thread_x(); i < GROUP * HEAD_DIM; i += THREADS) out[i] = 0;
+        for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (split >= active) return;
 
     i32 begin = origin + split * share, end = minimum(begin + share, length);
-    accumulate(shared, q, keys, values, tables + u64(sequence) * table_stride, begin, end, first, kv_heads, kv_head,
-               scale, softcap);
+    accumulate(shared, q + u64(query) * columns + kv_head * SIZE, keys, values, tables + u64(sequence) * table_stride,
+               begin, end, first, kv_heads, kv_head, scale, softcap);
     barrier();
     u64 pair = u64(sequence) * kv_heads + kv_head;
-    constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 2);
     partials += pair * splits * RECORD;
     float* record = partials + split * RECORD;
-    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
-        u32 head = i / HEAD_DIM;
-        float highest = LOWEST, sum = 0, value = 0;
-        for (u32 s = 0; s < STRIPES; ++s) highest = maximum(highest, shared.highest[s][head]);
-        for (u32 s = 0; s < STRIPES; ++s) {
-            float weight = fast_exp2(shared.highest[s][head] - highest);
-            sum += weight * shared.sum[s][head], value += weight * shared.values[s][head][i % HEAD_DIM];
-        }
+    for (u32 r = 0; r < ROUNDS; ++r) {
+        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / HEAD_DIM : 0;
+        Sum sum = {make_f32x4(0, 0, 0, 0), 0, LOWEST};
+        for (u32 s = 0; s < STRIPES; ++s) sum.highest = maximum(sum.highest, shared.highest[s][head]);
+        for (u32 s = 0; s < STRIPES; ++s)
+            sum.add(load<f32x4>(&shared.values[s][head][i % HEAD_DIM]), shared.sum[s][head],
+                    fast_exp2(shared.highest[s][head] - sum.highest));
         if (active == 1) {
-            float sink = sinks ? sinks[kv_head * GROUP + head] * LOG2E : LOWEST, top = maximum(highest, sink);
-            float factor = fast_exp2(highest - top);
-            out[i] = value * factor / (sum * factor + fast_exp2(sink - top));
-        } else {
-            record[i] = value;
-            if (i % HEAD_DIM == 0) record[SIZE + 2 * head] = highest, record[SIZE + 2 * head + 1] = sum;
+            output.write(i, sum.result(sinks, kv_head * GROUP + head));
+        } else if (i < SIZE) {
+            *reinterpret_cast<f32x4*>(record + i) = sum.value;
+            if (i % HEAD_DIM == 0) record[SIZE + 2 * head] = sum.highest, record[SIZE + 2 * head + 1] = sum.sum;
         }
     }
     if (active == 1) return;
@@ -256,16 +289,15 @@ attention_decode(float* out, const float* q, const f16* keys, const f16* values,
     if (!shared.last) return;
     device_fence();
     if (thread_x() == 0) counters[pair] = 0;
-    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
-        u32 head = i / HEAD_DIM;
-        float sink = sinks ? sinks[kv_head * GROUP + head] * LOG2E : LOWEST, highest = sink;
-        for (i32 s = 0; s < active; ++s) highest = maximum(highest, partials[s * RECORD + SIZE + 2 * head]);
-        float sum = fast_exp2(sink - highest), value = 0;
+    for (u32 r = 0; r < ROUNDS; ++r) {
+        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / HEAD_DIM : 0, at = i < SIZE ? i : 0;
+        Sum sum = {make_f32x4(0, 0, 0, 0), 0, LOWEST};
+        for (i32 s = 0; s < active; ++s) sum.highest = maximum(sum.highest, partials[s * RECORD + SIZE + 2 * head]);
         for (i32 s = 0; s < active; ++s) {
             const float* part = partials + s * RECORD;
-            float weight = fast_exp2(part[SIZE + 2 * head] - highest);
-            sum += weight * part[SIZE + 2 * head + 1], value += weight * part[i];
+            sum.add(load<f32x4>(part + at), part[SIZE + 2 * head + 1],
+                    fast_exp2(part[SIZE + 2 * head] - sum.highest));
         }
-        out[i] = value / sum;
+        output.write(i, sum.result(sinks, kv_head * GROUP + head));
     }
 }

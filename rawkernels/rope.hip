@@ -105,8 +105,8 @@ rope(float* out, const float* x, const float* cos, const float* sin, u32 tokens,
 // Queries are normalized and rotated into q_out (tokens, heads, HEAD_DIM); keys likewise, into the cache, with the
 // values. Rows of q, k and v are strides apart, in floats. Norm weights (HEAD_DIM,) may be null. The cache layer is
 // (slots, kv_heads, HEAD_DIM); a token whose slot is negative is not stored. A wave a head of a token.
-template <class T>
-DEVICE void rope_store(float* q_out, T* keys, T* values, const float* q, const float* k, const float* v, u64 q_stride,
+KERNEL(THREADS)
+rope_store(float* q_out, f16* keys, f16* values, const float* q, const float* k, const float* v, u64 q_stride,
                        u64 k_stride, u64 v_stride, const i32* slots, const float* cos, const float* sin,
                        const float* q_norm, const float* k_norm, float eps, u32 tokens, u32 heads, u32 kv_heads,
                        u32 pairs, i32 neox) {
@@ -135,14 +135,3 @@ DEVICE void rope_store(float* q_out, T* keys, T* values, const float* q, const f
         store_head(values + (slot + row) * HEAD_DIM, load_head(v + token * v_stride + row * HEAD_DIM));
     }
 }
-
-#define ROPE_STORE(name, type)                                                                                   \
-    KERNEL(THREADS)                                                                                              \
-    name(float* q_out, type* keys, type* values, const float* q, const float* k, const float* v,            \
-              u64 q_stride, u64 k_stride, u64 v_stride, const i32* slots, const float* cos, const float* sin,    \
-              const float* q_norm, const float* k_norm, float eps, u32 tokens, u32 heads, u32 kv_heads,          \
-              u32 pairs, i32 neox) {                                                                             \
-        rope_store(q_out, keys, values, q, k, v, q_stride, k_stride, v_stride, slots, cos, sin, q_norm, k_norm,  \
-                   eps, tokens, heads, kv_heads, pairs, neox);                                                   \
-    }
-ROPE_STORE(rope_store_f16, f16)

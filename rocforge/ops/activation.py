@@ -6,6 +6,44 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import cupy_module, get_array_module
+from rocforge.kernels import Kernel
+from rocforge.ops.strided import blocks, float32, rows_of
+
+THREADS = 256
+"""As in activation.hip."""
+
+_KERNELS = {
+    name: Kernel("activation.hip", name, f"float32* float32* {more} uint64")
+    for name, more in {"silu": "", "gelu": "", "softcap": "float32", "scale": "float32", "add": "float32*"}.items()
+}
+_GATED = {
+    name: Kernel("activation.hip", name, f"float32* float32* float32* uint32 uint64 uint64 {more}")
+    for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
+}
+_softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
+
+
+def _elementwise_device(name: str, x: Any, *more: Any, out: Any = None) -> Any:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32) if out is None else out
+    if x.size:
+        _KERNELS[name]((blocks(x.size, THREADS),), (THREADS,), (out, x, *more, x.size))
+    return out
+
+
+def _gated_device(name: str, gate: Any, up: Any, *more: Any) -> Any:
+    """Rows of gate and up may be columns of wider arrays."""
+    if gate.shape != up.shape:
+        raise ValueError(f"{name}: gate and up have different shapes, {gate.shape} and {up.shape}")
+    out = cupy_module().empty(gate.shape, np.float32)
+    columns = gate.shape[-1] if gate.ndim else 1
+    if gate.size:
+        (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
+        grid = (gate.size // columns, blocks(columns, THREADS))
+        _GATED[name](grid, (THREADS,), (out, g, u, columns, g_stride, u_stride, *more))
+    return out
+
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * (np.tanh(x * np.float32(0.5)) + np.float32(1))
@@ -13,6 +51,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def silu(x: Any) -> Any:
     """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415."""
+    if get_array_module(x) is not np:
+        return _elementwise_device("silu", x)
     x = x.astype(np.float32, copy=False)
     return x * _sigmoid(x)
 
@@ -22,6 +62,8 @@ def gelu(x: Any) -> Any:
 
     float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
     """
+    if get_array_module(x) is not np:
+        return _elementwise_device("gelu", x)
     x = x.astype(np.float32, copy=False)
     inner = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
     return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
@@ -29,11 +71,15 @@ def gelu(x: Any) -> Any:
 
 def swiglu(gate: Any, up: Any) -> Any:
     """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    if get_array_module(gate) is not np:
+        return _gated_device("swiglu", gate, up)
     return silu(gate) * up
 
 
 def geglu(gate: Any, up: Any) -> Any:
     """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    if get_array_module(gate) is not np:
+        return _gated_device("geglu", gate, up)
     return gelu(gate) * up
 
 
@@ -42,6 +88,8 @@ def swiglu_oai(gate: Any, up: Any, alpha: float = 1.702, limit: float = 7.0) -> 
 
     Source: the reference implementation of gpt-oss, https://github.com/openai/gpt-oss.
     """
+    if get_array_module(gate) is not np:
+        return _gated_device("swiglu_oai", gate, up, alpha, limit)
     gate = np.minimum(gate.astype(np.float32, copy=False), np.float32(limit))
     up = np.clip(up.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
     return gate * _sigmoid(np.float32(alpha) * gate) * (up + np.float32(1))
@@ -49,23 +97,49 @@ def swiglu_oai(gate: Any, up: Any, alpha: float = 1.702, limit: float = 7.0) -> 
 
 def softmax(x: Any, axis: int = -1) -> Any:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x."""
+    if get_array_module(x) is not np:
+        return _softmax_device(x, axis)
     x = x.astype(np.float32, copy=False)
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     e /= e.sum(axis=axis, keepdims=True)
     return e
 
 
+def _softmax_device(x: Any, axis: int) -> Any:
+    cupy = cupy_module()
+    x = float32(cupy.moveaxis(x, axis, -1))
+    out = cupy.empty(x.shape, np.float32)
+    if x.size:
+        _softmax((x.size // x.shape[-1],), (THREADS,), (out, x, x.shape[-1]))
+    return cupy.moveaxis(out, -1, axis)
+
+
 def softcap(x: Any, cap: float) -> Any:
     """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
+    if get_array_module(x) is not np:
+        return _elementwise_device("softcap", x, cap)
     cap = np.float32(cap)
     return cap * np.tanh(x.astype(np.float32, copy=False) / cap)
 
 
 def add(x: Any, y: Any, out: Any = None) -> Any:
     """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y)."""
+    if _plain_floats(x, y, out):
+        return _elementwise_device("add", x, y, out=out)
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
 
 
 def scale(x: Any, factor: float, out: Any = None) -> Any:
     """`x * factor` in float32; into `out` where given (which may be x)."""
+    if _plain_floats(x, x, out):
+        return _elementwise_device("scale", x, factor, out=out)
     return np.multiply(x, np.float32(factor), out=out, dtype=np.float32, casting="unsafe")
+
+
+def _plain_floats(x: Any, y: Any, out: Any) -> bool:
+    """Whether these are contiguous float32 arrays of one shape on a device; CuPy's own ufuncs take the others."""
+    arrays = [x, y] if out is None else [x, y, out]
+    return all(
+        get_array_module(a) is not np and a.dtype == np.float32 and a.shape == x.shape and a.flags.c_contiguous
+        for a in arrays
+    )

@@ -6,14 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import cupy_module, get_array_module
+from rocforge.kernels import Kernel
+from rocforge.ops.matvec import Activations
+from rocforge.ops.strided import float32
 
-def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Any:
-    """Divide by the root mean square over the last axis: `x / sqrt(mean(x**2) + eps) * weight`.
+THREADS = 512
+"""As in norm.hip."""
+
+_rms_norm = Kernel("norm.hip", "rms_norm", "float32*? uint8*? float32* float32*? float32*? uint32 float32")
+_layer_norm = Kernel("norm.hip", "layer_norm", "float32* float32* float32*? float32*? uint32 float32")
+
+
+def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None) -> Any:
+    """Divide by the root mean square over the last axis: `x / sqrt(mean(x**2) + eps) * weight + residual`.
 
     Args:
         x: floats, shape (..., n).
         weight: shape (n,), or None for one.
         eps: added under the root.
+        residual: float32, the shape of x, or None.
 
     Returns:
         float32, shape (..., n).
@@ -21,12 +33,34 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5) -> Any:
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467.
     """
     _check_weight("rms_norm", x, weight)
+    if get_array_module(x) is not np:
+        return _rms_norm_device(x, weight, eps, residual)
     x = x.astype(np.float32, copy=False)
     mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
     y = x / np.sqrt(mean + np.float32(eps))
     if weight is not None:
         y *= weight
+    if residual is not None:
+        y += residual
     return y
+
+
+def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32)
+    n = x.shape[-1]
+    if x.size:
+        _rms_norm((x.size // n,), (THREADS,), (out, None, x, weight, residual, n, eps))
+    return out
+
+
+def rms_norm_quantized(x: Any, weight: Any, eps: float) -> Activations:
+    """`rms_norm` of a CuPy array (rows, n), rounded to int8 in the same launch, for products with packed weights."""
+    _check_weight("rms_norm_quantized", x, weight)
+    x = float32(x)
+    out = Activations.empty(*x.shape)
+    _rms_norm((len(x),), (THREADS,), (None, out.data, x, weight, None, x.shape[-1], eps))
+    return out
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
@@ -43,6 +77,8 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     Source: Ba, Kiros and Hinton, Layer Normalization, https://arxiv.org/abs/1607.06450.
     """
     _check_weight("layer_norm", x, weight)
+    if get_array_module(x) is not np:
+        return _layer_norm_device(x, weight, bias, eps)
     x = x.astype(np.float32, copy=False)
     y = x - x.mean(axis=-1, keepdims=True)
     y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + np.float32(eps))
@@ -51,6 +87,15 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     if bias is not None:
         y += bias
     return y
+
+
+def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32)
+    n = x.shape[-1]
+    if x.size:
+        _layer_norm((x.size // n,), (THREADS,), (out, x, weight, bias, n, eps))
+    return out
 
 
 def _check_weight(name: str, x: Any, weight: Any) -> None:

@@ -1,0 +1,170 @@
+// Choosing the next token of each row of logits, as rocforge.sampling.sample does.
+#include "platform.h"
+#include "select.h"
+
+// How one row is sampled: 64 bytes, made by rocforge.ops.sampling.
+struct Parameters {
+    u64 seed;
+    i32 step, top_k, counts_row, bias_start, bias_count, unused;
+    float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    i32 reserved[2];
+};
+static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
+
+constexpr u32 SLICE_THREADS = 256, SLICE = 2048;
+
+// scaled = the logits with penalties and biases, over the temperature if that is not zero; -inf past the vocabulary.
+// highest, best: the highest of each slice, and the lowest id that has it. Grid: (slices, rows); `scaled` is
+// (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is in the prompt).
+KERNEL(SLICE_THREADS)
+sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
+              const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
+    __shared__ float values[SLICE];
+    u32 start = block_x() * SLICE, row = block_y();
+    const Parameters& p = parameters[row];
+    logits += u64(row) * vocabulary;
+    const i32* counted = p.counts_row < 0 ? nullptr : counts + u64(p.counts_row) * vocabulary;
+    for (u32 i = thread_x(); i < SLICE; i += SLICE_THREADS) {
+        u32 id = start + i;
+        float value = id < vocabulary ? logits[id] : -__builtin_inff();
+        i32 count = counted && id < vocabulary ? counted[id] : 0;
+        if (count) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
+        if (count > 1) value = sub_rn(sub_rn(value, mul_rn(count >> 1, p.frequency_penalty)), p.presence_penalty);
+        values[i] = value;
+    }
+    barrier();
+    for (u32 i = thread_x(); i < u32(p.bias_count); i += SLICE_THREADS) {
+        u32 id = bias_ids[p.bias_start + i];
+        if (id >= start && id - start < SLICE) values[id - start] += bias_values[p.bias_start + i];
+    }
+    barrier();
+    float top = -__builtin_inff();
+    i32 top_id = 0x7fffffff;
+    for (u32 i = thread_x(); i < SLICE; i += SLICE_THREADS) {
+        float value = p.temperature > 0 ? values[i] / p.temperature : values[i];
+        scaled[(u64(row) * slices + block_x()) * SLICE + i] = value;
+        if (value > top || top_id == 0x7fffffff) top = value, top_id = start + i;
+    }
+    float slice_top = block_max<SLICE_THREADS>(top);
+    i32 slice_best = -block_max<SLICE_THREADS>(top == slice_top ? -top_id : -0x7fffffff);
+    if (thread_x() == 0) {
+        highest[row * slices + block_x()] = slice_top;
+        best[row * slices + block_x()] = slice_best;
+    }
+}
+
+// 24 random bits: splitmix64 with the step as its counter.
+DEVICE u32 random24(u64 seed, u32 step) {
+    u64 z = seed + (u64(step) + 1) * 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return u32((z ^ z >> 31) >> 40);
+}
+
+template <class Source>
+DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p, u32 vocabulary, u64 total) {
+    Cut cut = {ALL, ALL};
+    if (p.top_k > 0 && u32(p.top_k) < vocabulary) {
+        u64 limit = p.top_k;
+        cut = cut_at(shared, source, [](u32, u32) -> u64 { return 1; }, [=](u64) { return limit; });
+    }
+    auto weight = [&](u32 id, u32 gap) -> u64 { return cut.keeps(id, gap) ? weight_of(gap) : 0; };
+    if (p.top_p < 1) {
+        double share = p.top_p;
+        bool all = cut.gap == ALL;
+        Cut nucleus = cut_at(shared, source, weight, [=](u64 kept) {
+            double mass = share * double(all ? total : kept);
+            u64 limit = u64(mass);
+            return limit + (double(limit) < mass || limit == 0);
+        });
+        cut = {nucleus.gap, nucleus.gap == cut.gap && cut.id < nucleus.id ? cut.id : nucleus.id};
+    }
+    if (p.min_p > 0) {
+        u32 widest = float_bits(maximum(-fast_log(p.min_p), 0.0f));
+        if (widest < cut.gap) cut = {widest, ALL};
+    }
+    u64 random = random24(p.seed, p.step);
+    return find(shared, source, ById(), weight, [=](u64 kept) {
+               return (kept >> 24) * random + ((kept & 0xffffff) * random >> 24) + 1;
+           }).key;
+}
+
+// tokens (rows,): the drawn token, or the most likely one where the temperature is zero. The row's step goes up by
+// one, and its count of the token. A block a row.
+KERNEL(ROW_THREADS)
+sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
+            const i32* best, u32 vocabulary, u32 slices) {
+    __shared__ SelectShared shared;
+    u32 row = block_x();
+    Parameters p = parameters[row];
+    float top = -__builtin_inff();
+    for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
+    top = block_max<ROW_THREADS>(top);
+    i32 token = 0x7fffffff;
+    if (p.temperature > 0) {
+        Row source = {scaled + u64(row) * slices * SLICE, top, slices * SLICE};
+        bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
+        u64 total = 0;
+        if (ranked) {
+            total = list_likely(shared, source, listed);
+            // does the list reach as far as the cuts may?
+            if (listed && p.top_k > 0) {
+                listed = u32(p.top_k) <= shared.listed;
+            } else if (listed) {
+                u64 sum = 0, mass;
+                for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
+                block_prefix(shared, sum, mass);
+                listed = double(mass) >= double(p.top_p) * double(total);
+            }
+        }
+        token = listed ? draw(shared, List{shared}, p, vocabulary, total)
+                       : draw(shared, source, p, vocabulary, total);
+    } else {
+        for (u32 i = thread_x(); i < slices; i += ROW_THREADS)
+            if (highest[row * slices + i] == top) token = minimum(token, best[row * slices + i]);
+        token = -block_max<ROW_THREADS>(-token);
+    }
+    if (thread_x() != 0) return;
+    tokens[row] = token;
+    parameters[row].step = p.step + 1;
+    if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
+}
+
+// Log-probabilities of unchanged logits (rows, vocabulary): of `tokens`, in `chosen`, and of the `count` most likely
+// ones, in descending order, in top_ids and top_values (rows, count). A block a row.
+KERNEL(ROW_THREADS)
+token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens, u32 vocabulary,
+               u32 count) {
+    __shared__ SelectShared shared;
+    u32 row = block_x();
+    logits += u64(row) * vocabulary;
+    float top = -__builtin_inff(), sum = 0;
+    for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) top = maximum(top, logits[i]);
+    top = block_max<ROW_THREADS>(top);
+    for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) sum += fast_exp(logits[i] - top);
+    float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
+    if (thread_x() == 0) chosen[row] = logits[tokens[row]] - top - log_sum;
+    if (count == 0) return;
+    Row source = {logits, top, vocabulary};
+    u64 limit = count;
+    bool listed;
+    list_likely(shared, source, listed);
+    listed = listed && shared.listed >= count;
+    auto one = [](u32, u32) -> u64 { return 1; };
+    auto limit_of = [=](u64) { return limit; };
+    Cut cut = listed ? cut_at(shared, List{shared}, one, limit_of) : cut_at(shared, source, one, limit_of);
+    barrier();
+    if (thread_x() == 0) shared.listed = 0;
+    barrier();
+    source.each(0, vocabulary, [&](bool active, u32 id, u32 gap) {
+        if (!active || !cut.keeps(id, gap)) return;
+        u32 i = atomic_add(&shared.listed, 1u);
+        shared.ids[i] = id, shared.gaps[i] = gap;
+    });
+    barrier();
+    if (thread_x() >= count) return;
+    u32 id = shared.ids[thread_x()], gap = shared.gaps[thread_x()], rank = 0;
+    for (u32 i = 0; i < count; ++i) rank += shared.ids[i] != id && Cut{gap, id}.keeps(shared.ids[i], shared.gaps[i]);
+    top_ids[u64(row) * count + rank] = id;
+    top_values[u64(row) * count + rank] = -bits_float(gap) - log_sum;
+}

@@ -1,0 +1,32 @@
+"""What the launches of several op families share: device arrays as kernels take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+
+
+def float32(x: Any) -> Any:
+    """A CuPy array as C-contiguous float32, copied only where it is not."""
+    return cupy_module().ascontiguousarray(x, dtype=np.float32)
+
+
+def rows_of(x: Any) -> tuple[Any, int]:
+    """The memory that a CuPy array (rows, ...) lies in, flat, and how many elements its rows are apart.
+
+    The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
+    whose rows are not contiguous, or not float32, is copied.
+    """
+    cupy = cupy_module()
+    if x.dtype != np.float32 or not x[:1].flags.c_contiguous:
+        x = float32(x)
+    stride = x.strides[0] // x.itemsize if len(x) > 1 else x[:1].size
+    return cupy.ndarray(((len(x) - 1) * stride + x[:1].size,), x.dtype, memptr=x.data), stride
+
+
+def blocks(size: int, a_block: int) -> int:
+    """How many blocks it takes, each doing `a_block`."""
+    return -(-size // a_block)

@@ -1,0 +1,83 @@
+"""Normalizations on a device against float64 arithmetic: every width, with and without weights."""
+
+from __future__ import annotations
+
+import cupy as cp
+import numpy as np
+import pytest
+
+from rocforge.ops.dequantize import cells_of
+from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_quantized
+
+WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
+
+
+def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
+
+
+def rms_norm_64(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
+    x = x.astype(np.float64)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+    return y if weight is None else y * weight
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_rms_norm(n: int):
+    rng = np.random.default_rng(n)
+    x, residual = (rng.standard_normal((5, n), np.float32) for _ in range(2))
+    weight = rng.standard_normal(n, np.float32)
+    device = cp.asarray(x)
+    assert relative_error(rms_norm(device, eps=1e-6), rms_norm_64(x, None, 1e-6)) < 1e-5
+    plain = rms_norm(device, cp.asarray(weight), 1e-5)
+    assert relative_error(plain, rms_norm_64(x, weight, 1e-5)) < 1e-5
+    added = rms_norm(device, cp.asarray(weight), 1e-5, cp.asarray(residual))
+    assert relative_error(added, rms_norm_64(x, weight, 1e-5) + residual) < 1e-5
+
+
+def test_rms_norm_of_strided_and_shaped_arrays():
+    """A view with gaps between its rows, more axes, and another float type give what their copies give."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4, 96), np.float32)
+    weight = cp.asarray(rng.standard_normal(64, np.float32))
+    view = cp.asarray(x)[:, 1:3, 16:80]
+    assert relative_error(rms_norm(view, weight), rms_norm_64(x[:, 1:3, 16:80], weight.get(), 1e-5)) < 1e-5
+    half = view.astype(np.float16)
+    assert relative_error(rms_norm(half, weight), rms_norm_64(half.get(), weight.get(), 1e-5)) < 1e-5
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_layer_norm(n: int):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((3, n), np.float32) + np.float32(2)
+    weight, bias = (rng.standard_normal(n, np.float32) for _ in range(2))
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    reference = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    if n > 1:
+        assert relative_error(layer_norm(cp.asarray(x)), reference) < 1e-5
+    y = layer_norm(cp.asarray(x), cp.asarray(weight), cp.asarray(bias))
+    assert relative_error(y, reference * weight + bias) < 1e-5
+
+
+@pytest.mark.parametrize("n", [32, 96, 128, 1000, 4096])
+def test_quantized_rms_norm(n: int):
+    """The int8 values times their scales are within half a step of the normalized row, and the rest is zero."""
+    rng = np.random.default_rng(n)
+    x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
+    quantized = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5)
+    assert quantized.shape == (3, n)
+    cells = cells_of(n)
+    planes = quantized.data.get().reshape(3, 10, cells, 16)
+    values = planes[:, :8].transpose(0, 2, 1, 3).reshape(3, cells, 4, 32).view(np.int8).astype(np.float64)
+    scales = planes[:, 8].copy().view(np.float32).reshape(3, cells, 4, 1)
+    y = (values * scales).reshape(3, -1)
+    expected = rms_norm_64(x, weight, 1e-5)
+    step = np.repeat(scales.reshape(3, -1), 32, axis=1)
+    assert (np.abs(y[:, :n] - expected) <= 0.501 * step[:, :n]).all()
+    assert not y[:, n:].any()
+
+
+def test_wrong_weight():
+    with pytest.raises(ValueError, match="shape"):
+        rms_norm(cp.ones((2, 8), np.float32), cp.ones(7, np.float32))
