@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rocforge.arrays import cupy_module, get_array_module
 from rocforge.cache import KVCache
 from rocforge.ops.rope import RopeFrequencies
 
@@ -39,14 +40,23 @@ class Batch:
         slots: int32, shape (tokens,): the cache slot that each token's key and value go to.
         spans: one Span a sequence.
         logits_rows: int32: the rows whose logits are wanted, or None for all.
+        tables, lengths, query_starts: of a cache on a device, there, what attention reads instead of the spans, int32:
+            blocks of each sequence (sequences, most blocks of any), its length with its tokens (sequences,), and its
+            first row, with the number of rows as last (sequences + 1,).
+
+    With a cache on a device, positions and slots are there as well. A launch reads all of these when it runs, so a
+    captured one can be replayed after their contents have changed.
     """
 
     cache: KVCache
-    positions: np.ndarray
-    slots: np.ndarray
+    positions: Any
+    slots: Any
     spans: list[Span]
     logits_rows: np.ndarray | None = None
-    _angles: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    tables: Any = None
+    lengths: Any = None
+    query_starts: Any = None
+    _angles: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, cache: KVCache, chunks: Sequence[Chunk], all_logits: bool = False) -> Batch:
@@ -69,15 +79,30 @@ class Batch:
             row += chunk.count
             if chunk.wants_logits:
                 rows.append(row - 1)
-        return cls(
+        batch = cls(
             cache,
             np.concatenate(positions),
             np.concatenate(slots).astype(np.int32),
             spans,
             None if all_logits else np.array(rows, np.int32),
         )
+        if get_array_module(cache.keys) is not np:
+            batch._move_to_device([chunk.table for chunk in chunks])
+        return batch
 
-    def cos_sin(self, frequencies: RopeFrequencies) -> tuple[np.ndarray, np.ndarray]:
+    def _move_to_device(self, tables: Sequence[Sequence[int]]) -> None:
+        """One copy for all, on the current stream."""
+        width = max(len(table) for table in tables)
+        padded = np.array([[*table, *[0] * (width - len(table))] for table in tables], np.int32)
+        lengths = np.array([span.length for span in self.spans], np.int32)
+        starts = np.array([0, *[span.rows.stop for span in self.spans]], np.int32)
+        parts = [self.positions, self.slots, padded, lengths, starts]
+        joined = cupy_module().asarray(np.concatenate([part.reshape(-1) for part in parts]))
+        ends = np.cumsum([part.size for part in parts])
+        views = [joined[end - part.size : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
+        self.positions, self.slots, self.tables, self.lengths, self.query_starts = views
+
+    def cos_sin(self, frequencies: RopeFrequencies) -> tuple[Any, Any]:
         """Cosines and sines of the positions, computed once for all layers that share the frequencies."""
         key = id(frequencies)
         if key not in self._angles:

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import get_array_module
 from rocforge.batch import Batch
+from rocforge.ops import attention_device
 from rocforge.ops.activation import softcap as cap_scores
+from rocforge.ops.norm import rms_norm
+from rocforge.ops.rope import RopeFrequencies, rotate
 
 QUERY_TILE = 256
 """Queries whose scores are held at a time, which bounds memory on long prompts."""
@@ -52,6 +56,8 @@ def attention(
         raise ValueError(f"attention: shapes {q.shape}, {k.shape} and {v.shape} of q, k and v do not fit")
     queries, heads, _ = q.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    if get_array_module(q) is not np:
+        return attention_device.attention(q, k, v, scale, causal, window, softcap, sinks)
     k, v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
     # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
     grouped = (q * np.float32(scale)).reshape(queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
@@ -102,26 +108,79 @@ def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndar
     return weights
 
 
-def paged_attention(q: Any, batch: Batch, layer: int, **options: Any) -> Any:
+def paged_attention(
+    q: Any,
+    batch: Batch,
+    layer: int,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+) -> Any:
     """`attention` for each sequence of a batch, with keys and values from a layer of its cache.
 
     Args:
         q: floats, shape (tokens, heads, head_dim).
         batch: says which rows are whose; their keys and values have been stored already.
         layer: index into the cache.
-        options: scale, window, softcap and sinks, as in `attention`.
+        scale, window, softcap, sinks: as in `attention`.
 
     Returns:
         float32, the shape of q.
     """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if get_array_module(q) is not np:
+        return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks)
     keys, values = batch.cache.layer(layer)
     out = np.empty(q.shape, np.float32)
     for span in batch.spans:
-        out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
+        k, v = keys[span.slots], values[span.slots]
+        out[span.rows] = attention(q[span.rows], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks)
     return out
+
+
+def rotate_and_store(
+    q: Any,
+    k: Any,
+    v: Any,
+    batch: Batch,
+    layer: int,
+    frequencies: RopeFrequencies,
+    q_norm: Any = None,
+    k_norm: Any = None,
+    eps: float = 1e-6,
+) -> Any:
+    """Normalize queries and keys a head at a time, rotate them, and put keys and values into a layer of the cache.
+
+    On a device it is one launch.
+
+    Args:
+        q: floats, shape (tokens, heads, head_dim).
+        k, v: floats, shape (tokens, kv_heads, head_dim).
+        batch: its positions say by how much to rotate, its slots where to store.
+        layer: index into the cache.
+        frequencies: the rotary embedding.
+        q_norm, k_norm: weights (head_dim,) of RMS norms, both or none.
+        eps: of these norms.
+
+    Returns:
+        The queries, float32, the shape of q.
+    """
+    cos, sin = batch.cos_sin(frequencies)
+    if get_array_module(q) is not np:
+        norms = (q_norm, k_norm, eps)
+        return attention_device.rotate_and_store(q, k, v, batch, layer, cos, sin, frequencies.neox, norms)
+    if q_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    store_kv(rotate(k, cos, sin, frequencies.neox), v, batch, layer)
+    return rotate(q, cos, sin, frequencies.neox)
 
 
 def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
     """Put the keys and values of a batch's tokens, (tokens, kv_heads, head_dim) each, into a layer of its cache."""
+    if get_array_module(k) is not np:
+        attention_device.store_kv(k, v, batch, layer)
+        return
     keys, values = batch.cache.layer(layer)
     keys[batch.slots], values[batch.slots] = k, v

@@ -5,11 +5,21 @@ Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from rocforge.arrays import cupy_module, get_array_module
+from rocforge.kernels import Kernel, wave_size
+from rocforge.ops.strided import blocks, rows_of
+
+THREADS = 256
+"""As in rope.hip."""
+
+_angles = Kernel("rope.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +36,37 @@ class RopeFrequencies:
     magnitude: float = 1.0
     neox: bool = False
 
-    def cos_sin(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def cos_sin(self, positions: Any) -> tuple[Any, Any]:
         """float32 cosines and sines, each of shape (*positions.shape, pairs), times the magnitude."""
+        if get_array_module(positions) is not np:
+            return _cos_sin_device(self, positions)
         angles = positions[..., None] * self.frequencies
         return (
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),
         )
+
+
+def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, Any]:
+    """Angles are reduced in float64, since float32 is short of digits at positions in the thousands."""
+    cupy = cupy_module()
+    pairs = len(frequencies.frequencies)
+    cos, sin = (cupy.empty((*positions.shape, pairs), np.float32) for _ in range(2))
+    positions = cupy.ascontiguousarray(positions, dtype=np.int32)
+    if cos.size:
+        on_device = _frequencies_on(cupy.cuda.runtime.getDevice(), frequencies)
+        args = (cos, sin, positions, on_device, positions.size, pairs, frequencies.magnitude)
+        _angles((blocks(cos.size, THREADS),), (THREADS,), args)
+    return cos, sin
+
+
+@functools.lru_cache(maxsize=64)
+def _frequencies_on(device: int, frequencies: RopeFrequencies) -> Any:
+    """The frequencies on the current device. Waited for, since later launches may be on other streams."""
+    cupy = cupy_module()
+    copy = cupy.asarray(frequencies.frequencies, dtype=np.float64)
+    cupy.cuda.get_current_stream().synchronize()
+    return copy
 
 
 def rope_frequencies(
@@ -123,14 +157,17 @@ def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, bas
         raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
     if frequencies is None:
         frequencies = rope_frequencies(x.shape[-1], base)
+    positions = get_array_module(x).asarray(positions)
     return rotate(x, *frequencies.cos_sin(positions), neox=frequencies.neox)
 
 
-def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool) -> np.ndarray:
+def rotate(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
     """Rotate the leading pairs of x (tokens, heads, head_dim) by angles whose cos and sin are (tokens, pairs)."""
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:
         raise ValueError(f"rope: {2 * pairs} elements are rotated, and a head has {x.shape[-1]}")
+    if get_array_module(x) is not np:
+        return _rotate_device(x, cos, sin, neox)
     first, second = _pair_slices(pairs, neox)
     cos, sin = cos[:, None, :], sin[:, None, :]
     y = np.empty(x.shape, np.float32)
@@ -139,6 +176,22 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool) -> np.nd
     y[..., first] = a * cos - b * sin
     y[..., second] = b * cos + a * sin
     return y
+
+
+def _rotate_device(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
+    tokens, heads, head_dim = x.shape
+    y = cupy_module().empty(x.shape, np.float32)
+    if y.size:
+        flat, stride = rows_of(x)
+        grid = (blocks(tokens * heads * wave_size(x.device.id), THREADS),)
+        _rope_kernel(head_dim)(grid, (THREADS,), (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox)))
+    return y
+
+
+@functools.cache
+def _rope_kernel(head_dim: int) -> Kernel:
+    signature = "float32* float32* float32* float32* uint32 uint32 uint64 uint32 int32"
+    return Kernel("rope.hip", "rope", signature, HEAD_DIM=head_dim)
 
 
 def _pair_slices(pairs: int, neox: bool) -> tuple[slice, slice]:

@@ -1,0 +1,228 @@
+"""Attention on a device: launches of attention.hip and attention_prefill.hip, and of rope.hip's store into the cache.
+
+Shapes and meanings are those of rocforge.ops.attention. The cache is float16.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.batch import Batch
+from rocforge.cache import BLOCK_SIZE
+from rocforge.kernels import Kernel, wave_size
+from rocforge.ops.matvec import Activations
+from rocforge.ops.strided import blocks, float32, rows_of
+
+LEAST_SHARE = 128
+"""Tokens that a split of a sequence has at least: fewer cost more to combine than they save."""
+PAIRS = 1 << 16
+"""Sequences times key heads up to which a decode launch splits sequences; more fill any device without."""
+
+
+class Sequences(NamedTuple):
+    """Where the keys and values of some sequences are: int32 CuPy arrays, as in Batch, and the most queries of any."""
+
+    tables: Any
+    lengths: Any
+    query_starts: Any
+    most_queries: int
+    some_have_one: bool
+
+
+def paged_attention(
+    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any
+) -> Any:
+    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    out = cupy_module().empty(q.shape, np.float32)
+    sequences = _sequences_of(batch)
+    options = (scale, softcap or 0.0, window or 0)
+    _attend(out, None, q, keys, values, sequences, sinks, options)
+    return out
+
+
+def decode_quantized(
+    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any
+) -> Activations:
+    """`paged_attention` of a batch in which each sequence has one query, rounded to int8 in the same launch.
+
+    Raises:
+        ValueError: a sequence has more queries, or head_dim is not a multiple of 32.
+    """
+    sequences = _sequences_of(batch)
+    if sequences.most_queries != 1 or q.shape[2] % 32:
+        raise ValueError(
+            f"decode_quantized: q of shape {q.shape} with up to {sequences.most_queries} queries a sequence"
+        )
+    out = Activations.empty(len(q), q.shape[1] * q.shape[2])
+    options = (scale, softcap or 0.0, window or 0)
+    _attend(None, out.data, q, batch.cache.keys[layer], batch.cache.values[layer], sequences, sinks, options)
+    return out
+
+
+def _sequences_of(batch: Batch) -> Sequences:
+    counts = [span.rows.stop - span.rows.start for span in batch.spans]
+    return Sequences(batch.tables, batch.lengths, batch.query_starts, max(counts), min(counts) == 1)
+
+
+def attention(
+    q: Any, k: Any, v: Any, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Any
+) -> Any:
+    """One sequence, whose keys and values are taken for a cache with its blocks in order."""
+    cupy = cupy_module()
+    tokens, queries = len(k), len(q)
+    table = np.arange(blocks(tokens, BLOCK_SIZE))
+    numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
+    sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1)
+    if not causal and queries == 1 and window:
+        raise ValueError("attention: a window of one query needs causal attention")
+    out = cupy.empty(q.shape, np.float32)
+    k, v = (cupy.ascontiguousarray(a, dtype=np.float16) for a in (k, v))
+    _attend(out, None, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
+    return out
+
+
+def _attend(
+    out: Any,
+    quantized: Any,
+    q: Any,
+    keys: Any,
+    values: Any,
+    sequences: Sequences,
+    sinks: Any,
+    options: tuple[float, float, int],
+    causal: bool = True,
+) -> None:
+    """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel."""
+    if q.size == 0:
+        return
+    kv_heads, head_dim = keys.shape[-2:]
+    group, device = q.shape[1] // kv_heads, q.device.id
+    shape = _Shape(head_dim, group, wave_size(device))
+    q, count, stride = float32(q), len(sequences.lengths), sequences.tables.shape[1]
+    sinks = None if sinks is None else float32(sinks)
+    where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
+    if sequences.some_have_one:
+        splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
+        partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 2), np.float32)
+        counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
+        work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
+        decode = _decode_kernel(head_dim, group)
+        decode((splits, kv_heads, count), (shape.decode_threads,), (out, quantized, *where, *work, *options))
+    if sequences.most_queries > 1:
+        tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
+        prefill = _prefill_kernel(head_dim, group)
+        args = (out, *where, stride, kv_heads, *options, int(causal))
+        prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
+
+
+class _Shape(NamedTuple):
+    """What the kernels make of their compile-time sizes; as in attention.hip and attention_prefill.hip."""
+
+    head_dim: int
+    group: int
+    wave: int
+
+    @property
+    def decode_threads(self) -> int:
+        share = max(n for n in range(1, min(self.group, 8) + 1) if self.group % n == 0)
+        slices = self.group // share
+        return max(min(256 // self.wave, 8192 // (share * self.head_dim)) // slices, 1) * slices * self.wave
+
+    @property
+    def prefill_rows(self) -> int:
+        return 32 if self.head_dim > 128 else 64
+
+
+def _splits(device: int, pairs: int, longest: int) -> int:
+    """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
+    if pairs > PAIRS:
+        return 1
+    return max(1, min(blocks(2 * _units(device), pairs), blocks(longest, LEAST_SHARE)))
+
+
+@functools.cache
+def _units(device: int) -> int:
+    return cupy_module().cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+@functools.cache
+def _counters(device: int, stream: int) -> Any:
+    """Zeros that decode launches on that stream count in, and leave as zeros; never freed, as graphs may hold them."""
+    return cupy_module().zeros(PAIRS, np.int32)
+
+
+_WHERE = "float32* float16* float16* int32* int32* int32* float32*?"
+
+
+def _sizes(head_dim: int, group: int) -> dict[str, int]:
+    if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
+        raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
+    return {"HEAD_DIM": head_dim, "GROUP": group, "BLOCK_SIZE": BLOCK_SIZE}
+
+
+@functools.cache
+def _decode_kernel(head_dim: int, group: int) -> Kernel:
+    more = "float32* int32* uint32 int32 int32 int32 float32 float32 int32"
+    signature = f"float32*? uint8*? {_WHERE} {more}"
+    return Kernel("attention.hip", "attention_decode", signature, **_sizes(head_dim, group))
+
+
+@functools.cache
+def _prefill_kernel(head_dim: int, group: int) -> Kernel:
+    signature = f"float32* {_WHERE} uint32 uint32 float32 float32 int32 int32"
+    return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
+
+
+ROPE_THREADS = 256
+"""As in rope.hip."""
+
+
+def rotate_and_store(
+    q: Any, k: Any, v: Any, batch: Batch, layer: int, cos: Any, sin: Any, neox: bool, norms: tuple[Any, Any, float]
+) -> Any:
+    out = cupy_module().empty(q.shape, np.float32)
+    _store(out, q, k, v, batch, layer, cos, sin, neox, norms, heads=q.shape[1])
+    return out
+
+
+def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
+    """As rotate_and_store, with no queries and nothing to rotate."""
+    nothing = cupy_module().empty((len(k), 0), np.float32)
+    _store(None, k, k, v, batch, layer, nothing, nothing, False, (None, None, 0.0), heads=0)
+
+
+def _store(
+    out: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    batch: Batch,
+    layer: int,
+    cos: Any,
+    sin: Any,
+    neox: bool,
+    norms: tuple[Any, Any, float],
+    heads: int,
+) -> None:
+    tokens, kv_heads, head_dim = k.shape
+    keys, values = batch.cache.layer(layer)
+    if 2 * cos.shape[1] > head_dim:
+        raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {head_dim}")
+    if tokens == 0:
+        return
+    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, k, v))
+    sizes = (tokens, heads, kv_heads, cos.shape[1], int(neox))
+    args = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, batch.slots, cos, sin, *norms, *sizes)
+    rows = tokens * (heads + 2 * kv_heads)
+    _store_kernel(head_dim)((blocks(rows * wave_size(keys.device.id), ROPE_THREADS),), (ROPE_THREADS,), args)
+
+
+@functools.cache
+def _store_kernel(head_dim: int) -> Kernel:
+    arrays = "float32*? float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
+    sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
+    return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", HEAD_DIM=head_dim)

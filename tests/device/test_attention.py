@@ -1,0 +1,165 @@
+"""Attention on a device against float64 arithmetic on the float16 keys and values that it reads."""
+
+from __future__ import annotations
+
+import cupy as cp
+import numpy as np
+import pytest
+
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import BLOCK_SIZE, KVCache
+from rocforge.ops import attention_device
+from rocforge.ops.attention import attention, paged_attention
+
+SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
+
+
+def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
+
+
+def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None) -> np.ndarray:
+    """The last len(q) tokens of a sequence, a head and a query at a time."""
+    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    out = np.empty(q.shape)
+    group = q.shape[1] // k.shape[1]
+    scale = 1 / np.sqrt(q.shape[2]) if scale is None else scale
+    for i in range(len(q)):
+        position = len(k) - len(q) + i if causal else len(k) - 1
+        first = max(0, position - window + 1) if window else 0
+        for h in range(q.shape[1]):
+            scores = k[first : position + 1, h // group] @ q[i, h] * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            weights = np.exp(scores)
+            weights /= weights.sum() + (0 if sinks is None else np.exp(np.float64(sinks[h])))
+            out[i, h] = weights @ v[first : position + 1, h // group]
+    return out
+
+
+def filled(rng, kv_heads: int, head_dim: int, blocks: int) -> KVCache:
+    """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
+    cache = KVCache(1, kv_heads, head_dim, blocks, dtype=np.float16, device="gpu")
+    for array in (cache.keys, cache.values):
+        array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
+    return cache
+
+
+def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> None:
+    """paged_attention of the chunks, against each sequence alone."""
+    batch = Batch.of(cache, chunks)
+    keys, values = (array.get() for array in cache.layer(0))
+    q = rng.standard_normal((sum(c.count for c in chunks), heads, keys.shape[-1]), np.float32)
+    given = {**options, "sinks": cp.asarray(options["sinks"])} if "sinks" in options else options
+    y = paged_attention(cp.asarray(q), batch, 0, **given)
+    expected = []
+    for chunk, span in zip(chunks, batch.spans, strict=True):
+        slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.start + chunk.count)]
+        expected.append(attention_64(q[span.rows], keys[slots], values[slots], **options))
+    assert relative_error(y, np.concatenate(expected)) < 1e-3
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
+def test_decode(heads: int, kv_heads: int, head_dim: int):
+    """One query a sequence: lengths around the edges of blocks, of splits, and of one token; tables out of order."""
+    rng = np.random.default_rng(head_dim)
+    cache = filled(rng, kv_heads, head_dim, 40)
+    blocks = list(rng.permutation(40))
+    lengths = [1, 32, 33, 100, 300, 5]
+    chunks = [Chunk(n - 1, 1, [int(blocks.pop()) for _ in range(-(-n // 32))]) for n in lengths]
+    check(rng, cache, chunks, heads)
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
+def test_prefill(heads: int, kv_heads: int, head_dim: int):
+    """Chunks of a prompt, at its start and later, of sizes around those of tiles; and a decoding sequence with them."""
+    rng = np.random.default_rng(head_dim)
+    cache = filled(rng, kv_heads, head_dim, 16)
+    chunks = [Chunk(0, 37, [3, 9]), Chunk(31, 3, [5, 0]), Chunk(70, 1, [7, 2, 11]), Chunk(33, 20, [1, 14])]
+    check(rng, cache, chunks, heads)
+
+
+OPTIONS = [
+    {"window": 5},
+    {"window": 40},
+    {"softcap": 2.0},
+    {"scale": 0.3},
+    {"sinks": np.array([3.0, -20.0, 60.0, 0.5], np.float32)},
+    {"window": 33, "softcap": 1.5, "scale": 0.2, "sinks": np.array([0.0, 1.0, -1.0, 2.0], np.float32)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
+def test_options(options: dict):
+    rng = np.random.default_rng(1)
+    cache = filled(rng, 2, 64, 16)
+    chunks = [Chunk(0, 50, [1, 5]), Chunk(129, 1, [0, 2, 3, 4, 6]), Chunk(60, 10, [8, 9, 7]), Chunk(3, 1, [10])]
+    check(rng, cache, chunks, heads=4, **options)
+
+
+def test_large_scores():
+    """Scores in the hundreds, rising along the sequence, so that the running maximum changes at each step."""
+    rng = np.random.default_rng(2)
+    cache = filled(rng, 1, 64, 8)
+    cache.keys[...] = cp.linspace(-4, 4, 8 * 32).reshape(1, 8, 32, 1, 1) * cp.ones(64)
+    batch = Batch.of(cache, [Chunk(255, 1, range(8)), Chunk(100, 20, range(4))])
+    q = np.abs(rng.standard_normal((21, 2, 64), np.float32)) * 4
+    keys, values = (array.get() for array in cache.layer(0))
+    expected = [attention_64(q[:1], keys, values), attention_64(q[1:], keys[:120], values[:120])]
+    assert relative_error(paged_attention(cp.asarray(q), batch, 0), np.concatenate(expected)) < 1e-3
+
+
+def test_lengths_are_read_by_the_launch(monkeypatch: pytest.MonkeyPatch):
+    """Many splits, of which the lengths decide how many have work; the counters are ready again after each launch."""
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(attention_device, "LEAST_SHARE", 32)
+    cache = filled(rng, 2, 64, 12)
+    batch = Batch.of(cache, [Chunk(383, 1, range(12))])
+    q = rng.standard_normal((1, 4, 64), np.float32)
+    keys, values = (array.get() for array in cache.layer(0))
+    for length in [384, 1, 32, 200, 33, 384]:
+        batch.lengths[...] = length
+        y = paged_attention(cp.asarray(q), batch, 0)
+        assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
+    stream = cp.cuda.get_current_stream().ptr
+    assert not attention_device._counters(0, stream).any()
+
+
+def test_a_sequence_of_length_zero_gives_zeros():
+    rng = np.random.default_rng(4)
+    batch = Batch.of(filled(rng, 1, 64, 2), [Chunk(40, 1, [0, 1]), Chunk(0, 1, [1])])
+    batch.lengths[1] = 0
+    y = paged_attention(cp.ones((2, 3, 64), np.float32), batch, 0).get()
+    assert np.isfinite(y).all() and y[0].any() and not y[1].any()
+
+
+def test_decode_quantized():
+    """Within half a step of int8 of what paged_attention gives, for one split and for many."""
+    rng = np.random.default_rng(5)
+    cache = filled(rng, 2, 64, 24)
+    batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(20, 1, [23])])
+    q = cp.asarray(rng.standard_normal((2, 6, 64), np.float32))
+    expected = paged_attention(q, batch, 0).get().reshape(2, 384)
+    y = attention_device.decode_quantized(q, batch, 0, 0.125, None, None, None)
+    planes = y.data.get().reshape(2, 10, 3, 16)
+    values = planes[:, :8].transpose(0, 2, 1, 3).reshape(2, 12, 32).view(np.int8).astype(np.float64)
+    scales = planes[:, 8].copy().view(np.float32).reshape(2, 12, 1)
+    assert (np.abs((values * scales).reshape(2, 384) - expected) <= 0.501 * np.repeat(scales[..., 0], 32, 1)).all()
+
+
+@pytest.mark.parametrize(
+    "queries, causal, window", [(1, True, None), (9, True, 4), (40, False, None), (1, False, None)]
+)
+def test_one_sequence(queries: int, causal: bool, window: int | None):
+    """`attention` of arrays that lie in no cache."""
+    rng = np.random.default_rng(6)
+    q = rng.standard_normal((queries, 4, 64), np.float32)
+    k, v = (rng.standard_normal((45, 2, 64), np.float32).astype(np.float16) for _ in range(2))
+    y = attention(*(cp.asarray(a) for a in (q, k, v)), causal=causal, window=window)
+    assert relative_error(y, attention_64(q, k, v, causal=causal, window=window)) < 1e-3
+
+
+def test_head_dim_that_has_no_kernel():
+    x = cp.zeros((2, 1, 72), np.float32)
+    with pytest.raises(ValueError, match="head_dim is 72"):
+        attention(x, x, x)
