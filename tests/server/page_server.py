@@ -1,0 +1,108 @@
+"""A server with scripted replies, for tests of the chat page: what comes, how fast, and what goes wrong."""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "rocforge" / "server" / "page.html"
+
+
+class Script:
+    """What the server does, to be changed at any time, and what it saw.
+
+    Attributes:
+        pieces: of each reply's text.
+        pause: seconds before each.
+        fault: None, "error" (in the stream), "cut" (the connection ends half way), or a status with a message.
+        model: what /v1/models says of the model.
+        requests: (path, body, headers) of each POST.
+        gone: how many clients left before their reply's end.
+    """
+
+    def __init__(self):
+        self.pieces: Sequence[str] = ("Hello", ", ", "world", ".")
+        self.pause = 0.0
+        self.fault: str | tuple[int, str] | None = None
+        self.model = {"id": "scripted", "object": "model"}
+        self.requests: list[tuple[str, dict, dict]] = []
+        self.gone = 0
+
+
+@contextmanager
+def serving(headers):
+    """(URL, Script) of a server; `headers` go with the page."""
+    script = Script()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments):
+            """Says nothing: a test's output is its own."""
+
+        def do_GET(self):
+            if self.path == "/":
+                self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes(), headers)
+            elif self.path == "/v1/models":
+                self._json(200, {"object": "list", "data": [script.model]})
+            else:
+                self._json(404, {"error": {"message": f"no {self.path}"}})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            script.requests.append((self.path, body, dict(self.headers)))
+            if isinstance(script.fault, tuple):
+                self._json(script.fault[0], {"error": {"message": script.fault[1]}})
+                return
+            try:
+                self._stream(self.path == "/v1/chat/completions")
+            except (BrokenPipeError, ConnectionResetError):
+                script.gone += 1
+            self.close_connection = True
+
+        def _stream(self, chat):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for index, piece in enumerate(script.pieces):
+                time.sleep(script.pause)
+                if script.fault and index == len(script.pieces) // 2:
+                    if script.fault == "error":
+                        self._event({"error": {"message": "the engine failed"}})
+                    return
+                content = {"delta": {"content": piece}} if chat else {"text": piece}
+                self._event({"choices": [{"index": 0, "finish_reason": None, **content}]})
+            self._event({"choices": [{"index": 0, "finish_reason": "stop", "delta": {}}]})
+            self._event({"choices": [], "usage": {"completion_tokens": len(script.pieces)}})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _event(self, event):
+            # in two writes, so that events do not arrive whole
+            text = f"data: {json.dumps(event)}\r\n\r\n".encode()
+            self.wfile.write(text[:9])
+            self.wfile.flush()
+            self.wfile.write(text[9:])
+            self.wfile.flush()
+
+        def _json(self, status, value):
+            self._answer(status, "application/json", json.dumps(value).encode(), {})
+
+        def _answer(self, status, kind, body, more):
+            self.send_response(status)
+            for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **more}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", script
+    finally:
+        server.shutdown()
+        server.server_close()
