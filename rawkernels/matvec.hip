@@ -12,7 +12,9 @@
 #ifndef ROWS
 #define ROWS 2
 #endif
-const u32 THREADS = 128;
+#ifndef THREADS
+#define THREADS 128
+#endif
 
 // Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
 template <class T>
@@ -123,9 +125,9 @@ struct Matrix {
 };
 
 template <class F>
-DEVICE void product(const Matrix& m, const u8* x, u32 cells, u32 lanes, u32 block) {
-    u32 group = thread_x() / lanes, rank = thread_x() % lanes;
-    u32 first = (block * (THREADS / lanes) + group) * ROWS;
+DEVICE void product(const Matrix& m, const u8* x, u32 cells, u32 log_lanes, u32 block) {
+    u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
+    u32 first = ((block * THREADS >> log_lanes) + group) * ROWS;
     const u8* row[ROWS];
     UNROLL
     for (u32 r = 0; r < ROWS; ++r) row[r] = m.w + u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(cells);
@@ -136,7 +138,7 @@ DEVICE void product(const Matrix& m, const u8* x, u32 cells, u32 lanes, u32 bloc
     for (u32 r = 0; r < ROWS; ++r) {
         UNROLL
         for (u32 k = 0; k < COLUMNS; ++k) {
-            if (rank != (r * COLUMNS + k) % lanes || first + r >= m.rows) continue;
+            if (rank != ((r * COLUMNS + k) & (lanes - 1)) || first + r >= m.rows) continue;
             u64 at = u64(k) * m.rows + first + r;
             float value = sum[r][k];
             if (m.bias) value += m.bias[first + r];
@@ -146,16 +148,15 @@ DEVICE void product(const Matrix& m, const u8* x, u32 cells, u32 lanes, u32 bloc
     }
 }
 
-DEVICE u32 blocks_of(u32 rows, u32 lanes) {
-    u32 rows_a_block = THREADS / lanes * ROWS;
-    return (rows + rows_a_block - 1) / rows_a_block;
+DEVICE u32 blocks_of(u32 rows, u32 log_lanes) {
+    return ((rows + ROWS - 1) / ROWS * (1 << log_lanes) + THREADS - 1) / THREADS;
 }
 
-KERNEL(THREADS)
-matvec(const u8* x, i32 cells, i32 lanes, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
+KERNEL_WIDE(THREADS)
+matvec(const u8* x, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
        const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
        const float* residual) {
-    u32 block = block_x(), blocks0 = blocks_of(rows0, lanes), blocks1 = blocks_of(rows1, lanes);
+    u32 block = block_x(), blocks0 = blocks_of(rows0, log_lanes), blocks1 = blocks_of(rows1, log_lanes);
     Matrix m = {w0, bias0, residual, y0, u32(rows0)};
     bool last = block >= blocks0 + blocks1;
     if (last) {
@@ -166,9 +167,9 @@ matvec(const u8* x, i32 cells, i32 lanes, const u8* w0, const float* bias0, floa
         m = {w1, bias1, nullptr, y1, u32(rows1)};
     }
 #ifdef QTYPE_LAST
-    if (last) return product<QTYPE_LAST>(m, x, cells, lanes, block);
+    if (last) return product<QTYPE_LAST>(m, x, cells, log_lanes, block);
 #endif
-    product<QTYPE>(m, x, cells, lanes, block);
+    product<QTYPE>(m, x, cells, log_lanes, block);
 }
 
 enum { SWIGLU, GEGLU, SWIGLU_OAI };
@@ -187,10 +188,10 @@ DEVICE float gated(i32 activation, float gate, float up) {
 }
 
 // y = activation(x @ gate.T + gate_bias, x @ up.T + up_bias): a group takes the same row of both matrices.
-KERNEL(THREADS)
-matvec_gated(const u8* x, i32 cells, i32 lanes, const u8* gate, const u8* up, const float* gate_bias,
+KERNEL_WIDE(THREADS)
+matvec_gated(const u8* x, i32 cells, i32 log_lanes, const u8* gate, const u8* up, const float* gate_bias,
              const float* up_bias, float* y, i32 rows, i32 activation) {
-    u32 group = thread_x() / lanes, rank = thread_x() % lanes, row = block_x() * (THREADS / lanes) + group;
+    u32 lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1), row = (block_x() * THREADS + thread_x()) >> log_lanes;
     u64 offset = u64(minimum(i32(row), rows - 1)) * QTYPE::row_bytes(cells);
     const u8* pair[2] = {gate + offset, up + offset};
     float sum[2][COLUMNS] = {};

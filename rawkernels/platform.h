@@ -28,6 +28,16 @@ typedef unsigned long long u64;
 #error "platform.h knows AMD and NVIDIA device compilers, and the host under __HIPSIM__"
 #endif
 
+#ifdef __CUDACC_RTC__
+// NVRTC has these under their C names alone
+#define __builtin_memcpy memcpy
+#define __builtin_fmaxf fmaxf
+#define __builtin_fminf fminf
+#define __builtin_fabsf fabsf
+#define __builtin_sqrtf sqrtf
+#define __builtin_inff() __int_as_float(0x7f800000)
+#endif
+
 // ---- The language: HIP's qualifiers, where the compiler has no headers that bring them ----
 
 #ifdef PLATFORM_AMD
@@ -51,6 +61,15 @@ typedef unsigned long long u64;
 #define MEMBER inline __device__ __attribute__((always_inline))
 // KERNEL(256) name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// KERNEL_WIDE(128): a kernel that wants many loads in flight more than many waves. Compilers otherwise delay loads until
+// their first use to save registers; here 512 threads a multiprocessor, or 4 waves a SIMD, are enough for them.
+#if defined(PLATFORM_NVIDIA)
+#define KERNEL_WIDE(threads) extern "C" __global__ void __launch_bounds__(threads, 512 / threads)
+#elif defined(PLATFORM_AMD)
+#define KERNEL_WIDE(threads) extern "C" __global__ __attribute__((amdgpu_waves_per_eu(1, 4))) void __launch_bounds__(threads)
+#else
+#define KERNEL_WIDE(threads) KERNEL(threads)
+#endif
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #elif defined(PLATFORM_NVIDIA)
@@ -160,7 +179,8 @@ DEVICE T load_once(const void* p) {
 #if defined(PLATFORM_NVIDIA)
     if constexpr (sizeof(T) == 16) {
         u32x4 v;
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        // volatile keeps it where the source has it: early, with the others, before the first use
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
             : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
             : "l"(p));
         return reinterpret_cast<const T&>(v);

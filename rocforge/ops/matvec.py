@@ -70,6 +70,11 @@ def is_packed(name: str | None) -> bool:
     return name is not None and name not in _FLOATS.values()
 
 
+def takes_int8(rows: int, weights: Sequence[Any]) -> bool:
+    """Whether products of that many rows with these weights all take int8 activations."""
+    return 0 < rows <= MAX_COLUMNS and all(is_packed(format_of(weight)) for weight in weights)
+
+
 def _nbytes_of_row(weight: Any) -> int:
     return (weight.data if isinstance(weight, QuantizedArray) else weight).nbytes // max(len(weight), 1)
 
@@ -86,9 +91,13 @@ def _column(x: Any, weight: Any) -> tuple[Any, int]:
     return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
 
 
-def _lanes(cells: int) -> int:
-    """Lanes that share a row: as many as are busy all the time."""
-    return min((32, 16, 8), key=lambda lanes: -(-cells // lanes) * lanes)
+def _log_lanes(cells: int) -> int:
+    """Lanes that share a row, as a power of two: as many as are busy all the time."""
+    return min((5, 4, 3), key=lambda log: -(-cells // (1 << log)) << log)
+
+
+def _blocks(rows: int, log_lanes: int, rows_together: int) -> int:
+    return -(-(-(-rows // rows_together) << log_lanes) // THREADS)
 
 
 def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
@@ -106,8 +115,8 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     cupy, n = cupy_module(), x.shape[0]
     data, cells = _column(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
-    lanes, last = _lanes(cells), len(weights) - 1
-    args = [data, cells, lanes]
+    log_lanes, last = _log_lanes(cells), len(weights) - 1
+    args = [data, cells, log_lanes]
     for i in (0, 1, 2):
         # a matrix of another format goes last; the others come first
         at = i if i < last else last if i == 2 and last else 0 if i == 0 else None
@@ -115,7 +124,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
             args += [data, None, None, 0]
         else:
             args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
-    blocks = sum(-(-len(w) // (THREADS // lanes * ROWS)) for w in weights)
+    blocks = sum(_blocks(len(w), log_lanes, ROWS) for w in weights)
     _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), (*args, residual))
     return ys
 
@@ -146,9 +155,9 @@ def gated_product(
     """
     n, rows = x.shape[0], len(gate)
     data, cells = _column(x, gate)
-    y, lanes = cupy_module().empty((n, rows), np.float32), _lanes(cells)
-    args = (data, cells, lanes, _rows(gate), _rows(up), gate_bias, up_bias, y, rows, GATES[activation])
-    _gated_kernel(n, format_of(gate))((-(-rows * lanes // THREADS),), (THREADS,), args)
+    y, log_lanes = cupy_module().empty((n, rows), np.float32), _log_lanes(cells)
+    args = (data, cells, log_lanes, _rows(gate), _rows(up), gate_bias, up_bias, y, rows, GATES[activation])
+    _gated_kernel(n, format_of(gate))((_blocks(rows, log_lanes, 1),), (THREADS,), args)
     return y
 
 
