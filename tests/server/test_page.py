@@ -1,5 +1,4 @@
-"""The chat page in headless Chromium: type, stream, stop, reload; errors, keyboard, phone, and nothing runs that a model
-writes."""
+"""The chat page in headless Chromium: type, stream, stop, reload, errors, keyboard, phone; nothing a model writes runs."""
 
 import base64
 import hashlib
@@ -7,7 +6,6 @@ import re
 import shutil
 
 import pytest
-
 from server.page_server import PAGE, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -276,7 +274,7 @@ def test_a_text_is_continued(page, script):
 
 
 def test_keyboard(page, script):
-    """Shift+Enter breaks the line; Tab goes through the controls in order; Esc closes the settings, and nothing else."""
+    """Shift+Enter breaks the line; Tab goes through the controls in order; Esc closes the settings only."""
     page.keyboard.type("one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
@@ -321,7 +319,7 @@ def test_for_screen_readers(page, script):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(320, 568), (390, 760), (1100, 760)])
 def test_fits_screens(browser, server, script, size, scheme, tmp_path):
-    """From a small phone to a desktop nothing is cut off sideways, what one taps is large enough, and text stands out."""
+    """From a small phone to a desktop nothing is cut off, buttons are large enough, and text stands out."""
     width, height = size
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 800, is_mobile=width < 800
