@@ -59,6 +59,12 @@ typedef unsigned long long u64;
 #define DEVICE static inline __device__ __attribute__((always_inline))
 // Member functions of structs.
 #define MEMBER inline __device__ __attribute__((always_inline))
+// Functions of constants, that run in the compiler.
+#ifdef PLATFORM_NVIDIA
+#define COMPILE_TIME __host__ __device__ constexpr
+#else
+#define COMPILE_TIME constexpr
+#endif
 // KERNEL(256) name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 // KERNEL_WIDE(128): a kernel that wants many loads in flight more than many waves. Compilers otherwise delay loads until
