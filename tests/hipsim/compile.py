@@ -1,15 +1,16 @@
 """Compiles HIP source to a shared object of the host: what the simulated hiprtc runs.
 
 The source is preprocessed with the prelude in front, which leaves markers where HIP's keywords stood; the markers are
-rewritten, a table of the kernels is added, and the result is compiled. Results are cached by preprocessed text.
+rewritten, a table of the kernels is added, and the result is compiled. Results are cached twice: by source, options and
+the state of every file that was included, and by preprocessed text.
 
     compile.py SOURCE OUTPUT [--expression=NAME ...] -- [hiprtc options]
 """
 
 import hashlib
+import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def dialect(compiler: str) -> list[str]:
 
 
 def run(command: list[str], text: str | None = None) -> str:
+    import subprocess  # late, as is all that a cache hit does not need
+
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     sys.stderr.write(done.stderr)
     if done.returncode:
@@ -126,30 +129,71 @@ def run(command: list[str], text: str | None = None) -> str:
     return done.stdout
 
 
+def state_of(path: str) -> list[int]:
+    status = os.stat(path)
+    return [status.st_mtime_ns, status.st_size]
+
+
+def included_files(text: str, source: str) -> dict[str, list[int]]:
+    """The files that line markers name, and the state of each."""
+    names = set(re.findall(r'^# \d+ "([^"<>]+)"', text, re.M)) - {source}
+    return {name: state_of(name) for name in sorted(names) if os.path.isfile(name)}
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes in one step, since other processes may want the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.rename(path)
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def cached(manifest: Path) -> bytes | None:
+    """The library that `manifest` names, if no file it was made from has changed."""
+    try:
+        record = json.loads(manifest.read_text())
+        if all(state_of(name) == state for name, state in record["included"].items()):
+            return manifest.with_name(record["library"]).read_bytes()
+    except FileNotFoundError:
+        pass  # not compiled yet, or an included file is gone
+    return None
+
+
+def compile_source(compiler: str, options: list[str], source: str, expressions: list[str], manifest: Path) -> bytes:
+    """Preprocesses, rewrites and compiles, and leaves the result in the cache."""
+    preprocessed = run([compiler, *options, "-E", "-include", "hipsim/prelude.h", "-x", "c++", source])
+    text = rewrite(preprocessed, expressions)
+    library = manifest.with_name(f"{digest(text, options, compiler)}.so")
+    if not library.exists():
+        fresh = library.with_suffix(f".{os.getpid()}")
+        language = ["-x", "c++-cpp-output"] if "clang" in compiler else ["-fpreprocessed", "-x", "c++"]
+        runtime = os.environ["HIPSIM_RUNTIME"]
+        run([compiler, *options, *language, "-shared", "-", "-x", "none", "-o", str(fresh), runtime], text)
+        fresh.rename(library)
+    record = {"library": library.name, "included": included_files(preprocessed, source)}
+    write(manifest, json.dumps(record).encode())
+    return library.read_bytes()
+
+
 def main() -> None:
     split = sys.argv.index("--")
     source, output = Path(sys.argv[1]), Path(sys.argv[2])
     expressions = [word.removeprefix("--expression=") for word in sys.argv[3:split]]
-    compiler, cache, runtime = (os.environ[f"HIPSIM_{name}"] for name in ("CXX", "KERNELS", "RUNTIME"))
+    compiler, cache = os.environ["HIPSIM_CXX"], Path(os.environ["HIPSIM_KERNELS"])
     asan = os.environ.get("HIPSIM_ASAN", "") not in ("", "0")
     options = [*compiler_options(sys.argv[split + 1 :]), *dialect(compiler), *cpu_options(), f"-I{HERE / 'include'}"]
     options += ["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"]
     options += ["-O1", "-fsanitize=address", "-fsanitize-recover=address"] if asan else ["-O2"]
 
-    os.chdir(source.parent)  # so that the line markers, and the cache's key, do not hold the temporary folder
+    os.chdir(source.parent)  # so that neither line markers nor the cache's keys hold the temporary folder
+    cache.mkdir(parents=True, exist_ok=True)
     options = [option.replace(f"{source.parent}/", "") for option in options]
-    text = run([compiler, *options, "-E", "-include", "hipsim/prelude.h", "-x", "c++", source.name])
-    text = rewrite(text, expressions)
-    key = hashlib.sha256(repr((text, options, compiler)).encode()).hexdigest()[:32]
-    library = Path(cache) / f"{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        fresh = library.with_suffix(f".{os.getpid()}")
-        kind = "c++-cpp-output" if "clang" in Path(compiler).name else "c++"
-        extra = [] if "clang" in Path(compiler).name else ["-fpreprocessed"]
-        run([compiler, *options, *extra, "-shared", "-x", kind, "-", "-x", "none", "-o", str(fresh), runtime], text)
-        fresh.rename(library)
-    output.write_bytes(library.read_bytes())
+    manifest = cache / f"{digest(source.read_text(), source.name, options, expressions, compiler)}.json"
+    output.write_bytes(cached(manifest) or compile_source(compiler, options, source.name, expressions, manifest))
 
 
 if __name__ == "__main__":

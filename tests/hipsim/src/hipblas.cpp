@@ -1,5 +1,6 @@
 // libhipblas: the real matrix and vector products that CuPy's dot and matmul call, as plain loops that are queued on the
 // handle's stream. Sums of half and bfloat16 products are kept in float, as the library does with a float compute type.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -175,6 +176,16 @@ static hipblasStatus_t queue_result(Handle* handle, const char* what, T* result,
     return status || hipStreamSynchronize(handle->stream) ? HIPBLAS_STATUS_EXECUTION_FAILED : HIPBLAS_STATUS_SUCCESS;
 }
 
+// c = alpha op(a) + beta op(b), which CuPy transposes with; c may be a or b.
+template <class T>
+static void geam(int m, int n, T alpha, Matrix<T> a, T beta, Matrix<T> b, T* c, int ldc) {
+    std::vector<T> sums(size_t(m) * n);
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < m; i++)
+            sums[i + size_t(j) * m] = (alpha == 0 ? T(0) : alpha * a(i, j)) + (beta == 0 ? T(0) : beta * b(i, j));
+    for (int j = 0; j < n; j++) std::copy_n(&sums[size_t(j) * m], m, c + size_t(j) * ldc);
+}
+
 #define REAL_FUNCTIONS(P, T)                                                                                                     \
     HIPSIM_API hipblasStatus_t hipblas##P##gemm(Handle* handle, hipblasOperation_t op_a, hipblasOperation_t op_b, int m, int n,    \
                                                 int k, const T* alpha, const T* a, int lda, const T* b, int ldb, const T* beta,   \
@@ -210,6 +221,14 @@ static hipblasStatus_t queue_result(Handle* handle, const char* what, T* result,
         return queue(handle, "hipblas ger", [=] {                                                                                 \
             for (int j = 0; j < n; j++)                                                                                           \
                 for (int i = 0; i < m; i++) a[i + size_t(j) * lda] += p() * x[size_t(i) * incx] * y[size_t(j) * incy];            \
+        });                                                                                                                       \
+    }                                                                                                                             \
+    HIPSIM_API hipblasStatus_t hipblas##P##geam(Handle* handle, hipblasOperation_t op_a, hipblasOperation_t op_b, int m, int n,    \
+                                                const T* alpha, const T* a, int lda, const T* beta, const T* b, int ldb, T* c,    \
+                                                int ldc) {                                                                        \
+        auto p = scalar(handle, alpha), q = scalar(handle, beta);                                                                 \
+        return queue(handle, "hipblas geam", [=] {                                                                                \
+            geam<T>(m, n, p(), {a, lda, op_a != HIPBLAS_OP_N}, q(), {b, ldb, op_b != HIPBLAS_OP_N}, c, ldc);                      \
         });                                                                                                                       \
     }                                                                                                                             \
     HIPSIM_API hipblasStatus_t hipblas##P##dot(Handle* handle, int n, const T* x, int incx, const T* y, int incy, T* result) {    \

@@ -64,6 +64,16 @@ void check_canaries(const std::string& culprit) {
             }
 }
 
+void adopt_variable(void* variable, size_t size) {
+    char* base = static_cast<char*>(variable);
+    live[base] = {base, size, base, size, hipMemoryTypeDevice, current_device(), 0, false};
+}
+
+void disown_variables(const void* start, const void* end) {
+    for (auto it = live.lower_bound(static_cast<const char*>(start)); it != live.end() && it->first < end;)
+        it = it->second.owned ? std::next(it) : live.erase(it);
+}
+
 extern "C" void __asan_poison_memory_region(const volatile void*, size_t) __attribute__((weak));
 extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
 
@@ -80,7 +90,7 @@ static hipError_t allocate(void** out, size_t size, hipMemoryType type, unsigned
     if (map == MAP_FAILED || mprotect(static_cast<char*>(map) + page, body, PROT_READ | PROT_WRITE))
         return fail(hipErrorOutOfMemory, format("the host cannot give %zu bytes", size));
     char* end = static_cast<char*>(map) + page + body;
-    Allocation a{end - padded, size, static_cast<char*>(map), body + 2 * page, type, device, flags};
+    Allocation a{end - padded, size, static_cast<char*>(map), body + 2 * page, type, device, flags, true};
     memset(a.base, poison, size);
     set_canaries(a);
     live[a.map] = a;
@@ -96,7 +106,7 @@ static hipError_t allocate(void** out, size_t size, hipMemoryType type, unsigned
 static hipError_t release(Guard& guard, void* pointer, bool host) {
     if (!pointer) return hipSuccess;
     const Allocation* found = find_in(live, pointer);
-    if (!found || found->base != pointer || (found->type == hipMemoryTypeHost) != host)
+    if (!found || found->base != pointer || !found->owned || (found->type == hipMemoryTypeHost) != host)
         return fail(hipErrorInvalidValue, format("free of %p: %s", pointer, describe_address(pointer).c_str()));
     wait_for_all(guard); // hipFree is an implicit device synchronize
     Allocation a = *find_in(live, pointer);

@@ -20,9 +20,11 @@ struct Module {
     int file = -1;
     void* library = nullptr;
     char* load_address = nullptr;
+    char* variables_end = nullptr; // of those that were asked for
     std::string image;
     std::map<std::string, Kernel> kernels;
     ~Module() {
+        disown_variables(load_address, variables_end);
         if (library) dlclose(library);
         if (file >= 0) close(file);
     }
@@ -190,18 +192,15 @@ HIPSIM_API hipError_t hipModuleGetFunction(Kernel** out, Module* module, const c
 HIPSIM_API hipError_t hipModuleGetGlobal(void** address, size_t* size, Module* module, const char* name) {
     Guard guard(state_mutex);
     if (!modules.count(module)) return fail(hipErrorInvalidHandle, "not a loaded module");
-    auto found = module->kernels.find(name);
-    if (found != module->kernels.end()) {
-        *address = found->second.entry->address;
-        *size = found->second.entry->size;
-        return hipSuccess;
-    }
     Dl_info info;
     const Elf64_Sym* symbol = nullptr;
-    *address = dlsym(module->library, name);
+    auto found = module->kernels.find(name);
+    *address = found != module->kernels.end() ? found->second.entry->address : dlsym(module->library, name);
     if (!*address || !dladdr1(*address, &info, (void**)&symbol, RTLD_DL_SYMENT) || !symbol)
         return fail(hipErrorNotFound, format("variable %s", name));
     *size = symbol->st_size;
+    adopt_variable(*address, *size);
+    module->variables_end = std::max(module->variables_end, static_cast<char*>(*address) + *size);
     return hipSuccess;
 }
 

@@ -46,7 +46,10 @@ struct Allocation {
     hipMemoryType type;
     int device;
     unsigned flags;
+    bool owned; // false: a variable of a module
 };
+void adopt_variable(void* variable, size_t size);
+void disown_variables(const void* start, const void* end);
 const Allocation* find_allocation(const void* pointer);
 hipError_t check_range(const void* pointer, size_t size, const char* use); // known memory must hold the whole range
 std::string describe_address(const void* pointer);

@@ -1,0 +1,67 @@
+"""Tests here run on the GPU if CuPy sees one, else on the simulator, once with wave 64 and once with wave 32."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_path = Path(__file__).resolve().parents[1] / "hipsim" / "pytest_bridge.py"
+_spec = importlib.util.spec_from_file_location("hipsim_pytest_bridge", _path)
+bridge = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = bridge
+_spec.loader.exec_module(bridge)
+
+pytest_runtest_protocol = bridge.pytest_runtest_protocol
+pytest_sessionfinish = bridge.pytest_sessionfinish
+
+
+@functools.cache
+def cupy_sees_a_device() -> bool:
+    """Asked in another process, since a failed import of CuPy leaves parts of it behind."""
+    if "HIPSIM_ARCH" in os.environ:  # already under the simulator
+        return True
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    question = "import cupy; assert cupy.cuda.runtime.getDeviceCount() > 0"
+    return subprocess.run([sys.executable, "-c", question], capture_output=True).returncode == 0
+
+
+def _wheel_for_rocm() -> bool:
+    try:
+        importlib.metadata.distribution("cupy-rocm-7-0")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class WithoutDevice(pytest.File):
+    def collect(self) -> list:
+        pytest.skip("no GPU, and no cupy-rocm-7-0 to run on the simulator", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if cupy_sees_a_device():
+        return None
+    kind = bridge.SimulatedModule if _wheel_for_rocm() else WithoutDevice
+    return kind.from_parent(parent, path=module_path)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := os.environ.get("HIPSIM_REPORT"):
+        config.pluginmanager.register(bridge.Reporter(path, config))
+
+
+@pytest.fixture(autouse=True)
+def _errors_in_their_own_test():
+    """Work that a test leaves queued runs, and fails, in that test."""
+    yield
+    import cupy
+
+    cupy.cuda.Device().synchronize()
