@@ -1,4 +1,4 @@
-"""The chat page in headless Chromium: type, stream, stop, reload, errors, keyboard, phone; nothing a model writes runs."""
+"""The chat page in headless Chromium: type, stream, stop, reload, errors, keyboard, phone; no text can run."""
 
 import base64
 import hashlib
