@@ -407,4 +407,4 @@ for _ in range(2):
 """
     done = simulate(program, HIPSIM_TRACE="1")
     assert done.stdout.split() == ["refused", "refused"]
-    assert done.stderr.count("rocsolver_dgesvd is not simulated") == 1
+    assert done.stderr.count("rocblas_create_handle is not simulated") == 1

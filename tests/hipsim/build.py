@@ -15,8 +15,12 @@ from stubs import LIBRARIES, stub_source, wheel_symbols
 
 HERE = Path(__file__).resolve().parent
 RUNTIME_LIBRARY = "libamdhip64.so.7"
-PARTS = {"libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute module",
-         "libhiprtc.so.7": "hiprtc", "libhipblas.so.3": "hipblas", "libhiprand.so.1": "hiprand"}  # fmt: skip
+PARTS = {  # the sources of each library; the libraries that have none are all stubs
+    "libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute faults module",
+    "libhiprtc.so.7": "hiprtc",
+    "libhipblas.so.3": "hipblas",
+    "libhiprand.so.1": "hiprand",
+}
 CXX_OPTIONS = ["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden"]
 HIPCC = """#!/bin/sh
 # What CuPy asks of hipcc: where the headers are.

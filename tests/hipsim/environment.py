@@ -32,7 +32,7 @@ def simulated_environment(arch: str) -> dict[str, str]:
     if asan:
         library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
         variables["LD_PRELOAD"] = os.path.realpath(library.stdout.strip())
-        variables["ASAN_OPTIONS"] = "detect_leaks=0:halt_on_error=0:handle_segv=0:handle_sigbus=0"
+        variables["ASAN_OPTIONS"] = "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0:handle_segv=0:handle_sigbus=0"
     return {**os.environ, **variables}
 
 

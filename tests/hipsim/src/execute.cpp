@@ -1,11 +1,6 @@
 // Runs a kernel: block after block in a shuffled order, and in a block a fiber per thread. A thread runs until it waits
 // at a barrier or in a wave operation. When nothing in the block can run any more and threads still wait, they wait for
 // something that will never come: a fault that is reported, where a device would hang or go on with wrong data.
-#include <setjmp.h>
-#include <signal.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -184,8 +179,7 @@ static bool release_barrier() {
 }
 
 static std::string describe(const Thread& thread) {
-    std::string who = format("thread (%u,%u,%u) ", thread.index.x, thread.index.y, thread.index.z);
-    return who + (thread.state == State::done ? "has returned" : "waits in " + ::describe(thread.site));
+    return "thread " + place(thread.index) + " " + (thread.state == State::done ? "has returned" : "waits in " + ::describe(thread.site));
 }
 
 // Why a block stands still: one thread that waits, and one that keeps it waiting.
@@ -216,57 +210,7 @@ static std::string run_block() {
             while (run_wave(waves[backwards ? waves.size() - 1 - i : i])) moved = true;
         moved |= trapped.empty() && release_barrier();
     }
-    if (!trapped.empty()) return format("thread (%u,%u,%u): ", self().index.x, self().index.y, self().index.z) + trapped;
-    return deadlock();
-}
-
-// ---- memory faults
-
-static sigjmp_buf fault_exit;
-static volatile bool running;
-static struct sigaction previous[2];
-static const void *fault_address, *fault_counter;
-
-static void on_fault(int signal, siginfo_t* info, void* context) {
-    if (!running) {
-        sigaction(signal, &previous[signal == SIGBUS], nullptr); // not ours: happens again, for whoever came before
-        return;
-    }
-    fault_address = info->si_addr;
-    fault_counter = reinterpret_cast<void*>(static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP]);
-    siglongjmp(fault_exit, 1);
-}
-
-static void catch_faults() {
-    thread_local bool has_signal_stack = false;
-    if (!has_signal_stack) {
-        constexpr size_t size = 64 << 10;
-        void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        stack_t stack{memory, 0, size};
-        has_signal_stack = sigaltstack(&stack, nullptr) == 0;
-    }
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    struct sigaction current;
-    for (int signal : {SIGSEGV, SIGBUS}) {
-        sigaction(signal, nullptr, &current);
-        if (current.sa_sigaction == on_fault) continue;
-        sigaction(signal, &action, &previous[signal == SIGBUS]);
-    }
-}
-
-static std::string run_block_guarded() {
-    if (sigsetjmp(fault_exit, 1)) {
-        running = false;
-        std::string where = source_line(fault_counter);
-        std::string what = in_stack_guard(fault_address) ? "stack overflow" : "bad address " + format("%p: ", fault_address) + describe_address(fault_address);
-        return format("thread (%u,%u,%u)", self().index.x, self().index.y, self().index.z) + (where.empty() ? "" : " at " + where) + ": " + what;
-    }
-    running = true;
-    std::string fault = run_block();
-    running = false;
-    return fault;
+    return trapped.empty() ? deadlock() : "thread " + place(self().index) + ": " + trapped;
 }
 
 // ---- LDS
@@ -322,7 +266,6 @@ void run_kernel(Launch& work) {
     random_state = (setting("HIPSIM_SEED", 0) + 1) * 0x9E3779B97F4A7C15;
     hipsim_dim3 grid = hipsim_grid_dim = work.grid;
     lay_out_block(work.block);
-    catch_faults();
     // Blocks come in the order start, start + step, start + 2 step ...: every block once, since step is coprime.
     uint64_t count = uint64_t(grid.x) * grid.y * grid.z, step = 1, start = 0;
     std::mt19937_64 random(random_state);
@@ -332,12 +275,11 @@ void run_kernel(Launch& work) {
         uint64_t block = (start + i * step) % count;
         hipsim_block_index = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / grid.x / grid.y)};
         fill_lds();
-        std::string fault = run_block_guarded();
+        std::string fault = catch_faults(run_block);
         std::string lds_fault = check_lds();
         if (fault.empty()) fault = lds_fault;
         if (!fault.empty()) {
-            report_fault(format("kernel %s, block (%u,%u,%u): ", work.kernel->name.c_str(), hipsim_block_index.x,
-                                hipsim_block_index.y, hipsim_block_index.z) + fault);
+            report_fault("kernel " + work.kernel->name + ", block " + place(hipsim_block_index) + ": " + fault);
             drop_fibers();
             trapped.clear();
             break;

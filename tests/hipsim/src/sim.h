@@ -134,6 +134,10 @@ struct Launch {
 };
 void run_kernel(Launch& launch);
 
+// ---- faults.cpp
+std::string catch_faults(std::string (*body)()); // what body says went wrong, or the signal that ended it, or ""
+inline std::string place(hipsim_dim3 index) { return format("(%u,%u,%u)", index.x, index.y, index.z); }
+
 } // namespace hipsim
 
 // Opens an entry point that takes a stream: locks, and gives the stream that the handle stands for.
