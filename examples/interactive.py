@@ -51,16 +51,16 @@ with model.capture("blk.*") as seen:
     logits = model(tokens)
 for path, hidden in seen.items():
     if path.count(".") == 1:
-        guess = model.logits(model.output_norm(hidden[-1:]))[0].argmax()
+        guess = model.logits(hidden[-1:])[0].argmax()
         print(f"{path}: {tokenizer.decode([guess])!r}")
 print(f"at the end: {tokenizer.decode([logits[-1].argmax()])!r}\n")
 
 print("# Where the last layer's heads look")
 layer = model.blk[-1].attn
-with model.capture(f"blk.{len(model.blk) - 1}.attn_norm") as seen:
+with model.capture(f"blk.{len(model.blk) - 2}") as seen:
     model(tokens)
-(normed,) = seen.values()
-q, k, _ = layer.project(normed)
+(hidden,) = seen.values()
+q, k, _ = layer.project(hidden)
 q, k = (rf.rope(part, np.arange(len(tokens)), layer.frequencies) for part in (q, k))
 k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
 scores = np.einsum("qhd,khd->hqk", q, k) * model.config.attention_scale

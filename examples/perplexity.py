@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         model, tokenizer = rf.load(options.model, options.device)
-        value, count = perplexity(model, tokenizer, options.text.read_text(encoding="utf-8"), options.window)
+        value, count = perplexity(model, tokenizer, options.text.read_bytes().decode("utf-8"), options.window)
     except (rf.RocforgeError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@ import math
 
 from rocforge.nn import MLP, Attention, Transformer
 from rocforge.nn.transformer import Block
-from rocforge.ops.activation import geglu
 
 
 class Gemma2(Transformer):
@@ -32,7 +31,7 @@ class Gemma2(Transformer):
             post_norm=True,
             scale=1 / math.sqrt(c.dim // c.heads) if wide else None,
         )
-        return Block(attention, MLP(c, geglu, post_norm=True))
+        return Block(attention, MLP(c, "geglu", post_norm=True))
 
 
 class Gemma3(Gemma2):

@@ -2,7 +2,6 @@
 
 from rocforge.nn import Attention, MoE, Transformer
 from rocforge.nn.transformer import Block
-from rocforge.ops.activation import swiglu_oai
 
 
 class GptOss(Transformer):
@@ -22,5 +21,5 @@ class GptOss(Transformer):
             output_bias=True,
             sinks=True,
         )
-        experts = MoE(c, swiglu_oai, bias=True, softmax_before=False, norm="post_attention_norm")
+        experts = MoE(c, "swiglu_oai", bias=True, softmax_before=False, norm="post_attention_norm")
         return Block(attention, experts)

@@ -6,10 +6,10 @@ from typing import Any
 
 from rocforge.batch import Batch
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.layers import Linear, RMSNorm, apply_together
 from rocforge.nn.module import Module, Parameter
-from rocforge.ops.attention import paged_attention, store_kv
-from rocforge.ops.rope import RopeFrequencies, rotate
+from rocforge.ops.attention import paged_attention, rotate_and_store
+from rocforge.ops.rope import RopeFrequencies
 
 
 class Sinks(Module):
@@ -78,29 +78,25 @@ class Attention(Module):
         self.fused_qkv, self.head_norms, self.sinks, self.post_norm = fused_qkv, head_norms, sinks, post_norm
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        q, k, v = self.project(self.attn_norm(x))
-        cos, sin = batch.cos_sin(self.frequencies)
-        q, k = rotate(q, cos, sin, self.frequencies.neox), rotate(k, cos, sin, self.frequencies.neox)
-        store_kv(k, v, batch, self.layer)
+        q, k, v = self.project(x)
+        norms = ()
+        if self.head_norms:
+            norms = (self.attn_q_norm.weight, self.attn_k_norm.weight, self.attn_q_norm.eps)
+            if self.attn_q_norm.observers or self.attn_k_norm.observers:
+                q, k, norms = self.attn_q_norm(q), self.attn_k_norm(k), ()
+        q = rotate_and_store(q, k, v, batch, self.layer, self.frequencies, *norms)
         sinks = self.attn_sinks.weight if self.sinks else None
         y = paged_attention(q, batch, self.layer, sinks=sinks, **self.options).reshape(len(x), -1)
         if self.post_norm:
-            return x + self.post_attention_norm(self.attn_output(y))
+            return self.post_attention_norm(self.attn_output(y), residual=x)
         return self.attn_output(y, residual=x)
 
     def project(self, x: Any) -> tuple[Any, Any, Any]:
-        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim) of normalized x."""
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim) of x, before their norms."""
+        tokens, heads, kv_heads = len(x), self.heads, self.kv_heads
         if self.fused_qkv:
-            qkv = self.attn_qkv(x).reshape(len(x), self.heads + 2 * self.kv_heads, -1)
-            q, k, v = (
-                qkv[:, : self.heads],
-                qkv[:, self.heads : self.heads + self.kv_heads],
-                qkv[:, self.heads + self.kv_heads :],
-            )
-        else:
-            q = self.attn_q(x).reshape(len(x), self.heads, -1)
-            k = self.attn_k(x).reshape(len(x), self.kv_heads, -1)
-            v = self.attn_v(x).reshape(len(x), self.kv_heads, -1)
-        if self.head_norms:
-            q, k = self.attn_q_norm(q), self.attn_k_norm(k)
-        return q, k, v
+            qkv = self.attn_qkv(self.attn_norm.before(x, self.attn_qkv)).reshape(tokens, heads + 2 * kv_heads, -1)
+            return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+        layers = (self.attn_q, self.attn_k, self.attn_v)
+        q, k, v = apply_together(self.attn_norm.before(x, *layers), *layers)
+        return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1)

@@ -1,4 +1,4 @@
-"""The layers that hold one weight each."""
+"""The layers that hold one weight each, and products of one input with several of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear
-from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.linear import linear, linears
+from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_for
 
 
 class Linear(Module):
@@ -22,6 +22,12 @@ class Linear(Module):
 
     def forward(self, x: Any, residual: Any = None) -> Any:
         return linear(x, self.weight, self.bias, residual)
+
+
+def apply_together(x: Any, *layers: Linear) -> list[Any]:
+    """What each Linear gives for x: on a device in one launch where it can be."""
+    ys = linears(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+    return [layer.observed(y) for layer, y in zip(layers, ys, strict=True)]
 
 
 class Embedding(Module):
@@ -40,8 +46,14 @@ class RMSNorm(Module):
     def __init__(self, dim: int, eps: float):
         self.weight, self.eps = Parameter(dim), eps
 
-    def forward(self, x: Any) -> Any:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Any, residual: Any = None) -> Any:
+        return rms_norm(x, self.weight, self.eps, residual)
+
+    def before(self, x: Any, *layers: Linear) -> Any:
+        """x normalized, in the form that products with these layers' weights take: rounded already, on a device."""
+        if self.observers:
+            return self(x)
+        return rms_norm_for([layer.weight for layer in layers], x, self.weight, self.eps)
 
 
 class LayerNorm(Module):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from rocforge.batch import Batch
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.layers import Linear, RMSNorm, apply_together
 from rocforge.nn.module import Module, Parameter
-from rocforge.ops.activation import swiglu
-from rocforge.ops.linear import linear
+from rocforge.ops import activation as activations
+from rocforge.ops.linear import gated_linear, linear
 from rocforge.ops.moe import experts, route
-
-Gated = Callable[[Any, Any], Any]
 
 
 class MLP(Module):
@@ -21,7 +18,7 @@ class MLP(Module):
 
     Args:
         config: the sizes.
-        activation: of (gate, up).
+        activation: the name of a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
         bias: whether the projections have one; "optional" for where the file has.
         post_norm: the result is normalized before it is added to the residual (post_ffw_norm).
     """
@@ -29,7 +26,7 @@ class MLP(Module):
     inline = True
 
     def __init__(
-        self, config: Config, activation: Gated = swiglu, *, bias: bool | str = False, post_norm: bool = False
+        self, config: Config, activation: str = "swiglu", *, bias: bool | str = False, post_norm: bool = False
     ):
         c = config
         self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
@@ -41,10 +38,14 @@ class MLP(Module):
         self.activation, self.post_norm = activation, post_norm
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        y = self.ffn_norm(x)
-        y = self.activation(self.ffn_gate(y), self.ffn_up(y))
+        gate, up = self.ffn_gate, self.ffn_up
+        y = self.ffn_norm.before(x, gate, up)
+        if gate.observers or up.observers:
+            y = getattr(activations, self.activation)(*apply_together(y, gate, up))
+        else:
+            y = gated_linear(y, gate.weight, up.weight, gate.bias, up.bias, self.activation)
         if self.post_norm:
-            return x + self.post_ffw_norm(self.ffn_down(y))
+            return self.post_ffw_norm(self.ffn_down(y), residual=x)
         return self.ffn_down(y, residual=x)
 
 
@@ -53,7 +54,7 @@ class FusedMLP(Module):
 
     inline = True
 
-    def __init__(self, config: Config, activation: Gated = swiglu):
+    def __init__(self, config: Config, activation: str = "swiglu"):
         c = config
         self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
         self.ffn_up = Linear(c.dim, 2 * c.ffn)
@@ -61,8 +62,9 @@ class FusedMLP(Module):
         self.activation, self.ffn = activation, c.ffn
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        y = self.ffn_up(self.ffn_norm(x))
-        return self.ffn_down(self.activation(y[:, : self.ffn], y[:, self.ffn :]), residual=x)
+        y = self.ffn_up(self.ffn_norm.before(x, self.ffn_up))
+        y = getattr(activations, self.activation)(y[:, : self.ffn], y[:, self.ffn :])
+        return self.ffn_down(y, residual=x)
 
 
 class Experts(Module):
@@ -81,7 +83,7 @@ class MoE(Module):
 
     Args:
         config: the sizes.
-        activation: of (gate, up).
+        activation: the name of a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
         bias: router and experts have biases.
         softmax_before, normalize: as in rocforge.ops.moe.route.
         norm: the name of the layer's norm.
@@ -92,7 +94,7 @@ class MoE(Module):
     def __init__(
         self,
         config: Config,
-        activation: Gated = swiglu,
+        activation: str = "swiglu",
         *,
         bias: bool = False,
         softmax_before: bool = True,
@@ -115,4 +117,5 @@ class MoE(Module):
 
     def expert(self, index: int, x: Any) -> Any:
         """What one expert gives for rows of x (rows, dim)."""
-        return self.ffn_down_exps(index, self.activation(self.ffn_gate_exps(index, x), self.ffn_up_exps(index, x)))
+        activation = getattr(activations, self.activation)
+        return self.ffn_down_exps(index, activation(self.ffn_gate_exps(index, x), self.ffn_up_exps(index, x)))

@@ -29,14 +29,14 @@ class Module:
     """
 
     inline = False
-    _hooks: tuple[Callable[[Any], None], ...] = ()
+    observers: tuple[Callable[[Any], None], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.observed(self.forward(*args, **kwargs))
 
     def observed(self, output: Any) -> Any:
         """Show an output to whoever captures this module, and return it."""
-        for hook in self._hooks:
+        for hook in self.observers:
             hook(output)
         return output
 
@@ -122,14 +122,14 @@ class Module:
                 raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
         seen: dict[str, Any] = {}
         watched = {path: m for path, m in modules.items() if any(fnmatch.fnmatchcase(path, p) for p in patterns)}
-        before = {path: module._hooks for path, module in watched.items()}
+        before = {path: module.observers for path, module in watched.items()}
         for path, module in watched.items():
-            module._hooks = (*module._hooks, lambda output, path=path: seen.__setitem__(path, output))
+            module.observers = (*module.observers, lambda output, path=path: seen.__setitem__(path, output))
         try:
             yield seen
         finally:
             for path, module in watched.items():
-                module._hooks = before[path]
+                module.observers = before[path]
 
     def describe(self) -> str:
         """What `repr` shows of this module in its line: parameters by shape and type."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import get_array_module
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.nn.config import Config
@@ -88,7 +89,8 @@ class Transformer(Module):
             IndexError: a token id is not in the vocabulary.
             ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
         """
-        tokens = np.asarray(tokens)
+        if get_array_module(tokens) is np:
+            tokens = np.asarray(tokens)
         if batch is None:
             batch = self.trivial_batch(len(tokens))
         if tokens.ndim != 1 or len(tokens) != len(batch.positions) or not len(tokens):
@@ -98,20 +100,20 @@ class Transformer(Module):
             x = scale(x, self.embedding_scale)
         for block in self.blk:
             x = block(x, batch)
-        if batch.logits_rows is not None:
+        if batch.logits_rows is not None and len(batch.logits_rows) < len(x):
             x = x[batch.logits_rows]
-        return self.logits(self.output_norm(x))
+        return self.logits(x)
 
     def logits(self, x: Any) -> Any:
-        """Logits (rows, vocabulary) of normalized x (rows, dim); a tied output uses the embedding's weight."""
-        weight = self.token_embd.weight if self.output.weight is None else self.output.weight
-        logits = self.output.observed(linear(x, weight))
+        """Logits (rows, vocabulary) of the residual stream x (rows, dim); a tied output uses the embedding's weight."""
+        output = self.token_embd if self.output.weight is None else self.output
+        logits = self.output.observed(linear(self.output_norm.before(x, output), output.weight))
         return softcap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
-        """A key/value cache for this model with that many blocks, on its device."""
-        c = self.config
-        return KVCache(c.layers, c.kv_heads, c.head_dim, blocks, block_size, device=self.device)
+        """A key/value cache for this model with that many blocks, on its device: float16 on a GPU, else float32."""
+        c, dtype = self.config, np.float32 if self.device == "cpu" else np.float16
+        return KVCache(c.layers, c.kv_heads, c.head_dim, blocks, block_size, dtype, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""

@@ -17,8 +17,8 @@ from rocforge.ops.dequantize import cells_of
 from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
-THREADS, ROWS = 128, 2
-"""As in matvec.hip: threads of a block, and rows that a group of lanes computes together."""
+THREADS = 128
+"""As in matvec.hip: threads of a block."""
 ACTIVATION_NBYTES = 160
 """Bytes of a cell of activations: 128 int8 values, four float32 scales, eight int16 sums."""
 
@@ -124,7 +124,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
             args += [data, None, None, 0]
         else:
             args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
-    blocks = sum(_blocks(len(w), log_lanes, ROWS) for w in weights)
+    blocks = sum(_blocks(len(w), log_lanes, 1 if n == 1 else 2) for w in weights)
     _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), (*args, residual))
     return ys
 

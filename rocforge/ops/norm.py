@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel
-from rocforge.ops.matvec import Activations
+from rocforge.ops.matvec import Activations, takes_int8
 from rocforge.ops.strided import float32
 
 THREADS = 512
@@ -61,6 +62,13 @@ def rms_norm_quantized(x: Any, weight: Any, eps: float) -> Activations:
     out = Activations.empty(*x.shape)
     _rms_norm((len(x),), (THREADS,), (None, out.data, x, weight, None, x.shape[-1], eps))
     return out
+
+
+def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any:
+    """`rms_norm` of x (rows, n) in the form that products with these matrices take: int8 where all of them do."""
+    if get_array_module(x) is np or not takes_int8(len(x), weights):
+        return rms_norm(x, weight, eps)
+    return rms_norm_quantized(x, weight, eps)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
