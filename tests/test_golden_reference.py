@@ -5,7 +5,7 @@ Two implementations that share no code agree, so either one is fit to judge rocf
 
 import numpy as np
 import pytest
-from golden import BOUNDS, CASES, build, load, reference, relative_error
+from golden import BOUNDS, CASES, build, demo, load, reference, relative_error
 from golden.models import MIXED, VARIANTS, qtype_of, tensors
 
 
@@ -30,6 +30,19 @@ def test_float64_agrees_with_llama_cpp(model, variant, recipe):
     assert relative_error(golden["logits"], logits[golden["rows"]]) <= BOUNDS[recipe]
     if recipe == "F32":  # every row is close, and every greedy token is the argmax
         assert max(map(relative_error, golden["logits"], logits)) <= BOUNDS[recipe]
+        assert np.array_equal(logits[63:-1].argmax(axis=1), golden["tokens"][64:])
+
+
+@pytest.mark.parametrize(("name", "recipe"), demo.CASES, ids="-".join)
+def test_float64_agrees_with_llama_cpp_on_the_demo_model(tmp_path, name, recipe):
+    """And in F32 so does each of the 64 tokens that llama.cpp chose."""
+    if not demo.bundled():
+        pytest.skip("examples/demo_model holds no GGUF file")
+    golden = load(name, recipe)
+    demo.build(tmp_path / "demo.gguf", recipe)
+    logits = reference.logits(tmp_path / "demo.gguf", golden["tokens"])
+    assert relative_error(golden["logits"], logits[golden["rows"]]) <= BOUNDS[recipe]
+    if recipe == "F32":
         assert np.array_equal(logits[63:-1].argmax(axis=1), golden["tokens"][64:])
 
 
