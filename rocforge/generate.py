@@ -12,7 +12,7 @@ from rocforge.arrays import cupy_module
 from rocforge.engine import Engine, Token
 from rocforge.nn.transformer import Transformer
 from rocforge.sampling import Logprobs, SamplingParams
-from rocforge.scheduler import Request
+from rocforge.scheduler import Constraint, Request
 from rocforge.text import TextStream
 from rocforge.tokenizer import Tokenizer
 
@@ -99,13 +99,21 @@ class RequestStream:
         tokenizer: of its model.
         prompt: text (encoded with special tokens) or token ids.
         params: how to continue it.
+        constraint: what the text must obey, or None.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        params: SamplingParams,
+        constraint: Constraint | None = None,
+    ):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self.engine, self.text = engine, TextStream(tokenizer, params.stop, ids[-1] if ids else None)
         self.stats = Stats(len(ids), engine.model.device)
-        self.request: Request = engine.add(ids, params)
+        self.request: Request = engine.add(ids, params, constraint)
 
     def add(self, token: Token) -> GenerationResponse:
         """What a token of this request gives; one that completes a stop string ends the request."""

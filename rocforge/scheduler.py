@@ -45,6 +45,7 @@ class Request:
         constraint: what its text must obey, or None.
         output: token ids so far.
         computed: how many of its tokens have their keys and values in the cache.
+        cached: how many of its tokens were found in the cache when it was last admitted.
         table: its cache blocks.
         digests: of its first full blocks, for sharing prefixes.
     """
@@ -56,6 +57,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     computed: int = 0
+    cached: int = 0
     table: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
 
@@ -91,9 +93,10 @@ class Scheduler:
     """Continuous batching over a pool of cache blocks.
 
     Requests past their prompt come first, one token each, so decoding is never held up; what is left of a step's
-    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. When the blocks run out, the request that came last gives
-    its own back, waits, and is computed anew; while that happens none is admitted. A request whose next block is just
-    being computed for another waits for that block instead of computing it again.
+    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. When
+    the blocks run out, the request that came last gives its own back, waits, and is computed anew; while that happens
+    none is admitted. A request whose next block is just being computed for another waits for that block instead of
+    computing it again.
 
     Args:
         pool: the cache's blocks.
@@ -172,7 +175,7 @@ class Scheduler:
         full = (request.length - 1) // self.pool.block_size
         self._extend_digests(request, full)
         request.table = self.pool.share(request.digests[:full])
-        request.computed = len(request.table) * self.pool.block_size
+        request.computed = request.cached = len(request.table) * self.pool.block_size
 
     def _soon_shared(self, request: Request) -> bool:
         """Whether a running request is about to compute the next block of this one, which then need not."""

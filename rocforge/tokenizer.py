@@ -100,7 +100,7 @@ class Tokenizer:
     def detokenizer(self, skip_special_tokens: bool = False, previous_id: int | None = None) -> Detokenizer:
         """A streaming `decode`. `previous_id` is the token that the stream continues: after text, the space that begins
         the stream belongs to it."""
-        token_bytes = self._text_bytes if skip_special_tokens else self._token_bytes
+        token_bytes = self._text_bytes if skip_special_tokens else self.token_bytes
         return Detokenizer(token_bytes, self._drops_space_after, previous_id)
 
     def apply_chat_template(
@@ -128,6 +128,16 @@ class Tokenizer:
             **{**self._special_texts, **variables},
         )
         return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the file's default chat template, or None."""
+        return self._chat_templates.sources.get("default")
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of the tokens that `encode` finds in text only where it parses special tokens."""
+        return self._ids_of((CONTROL, UNKNOWN))
 
     @cached_property
     def _chat_templates(self) -> ChatTemplates:
@@ -173,10 +183,10 @@ class Tokenizer:
         return self._add_space_prefix and (id is None or self._vocabulary.types[id] in _SPECIAL)
 
     def _text_bytes(self, id: int) -> bytes:
-        piece = self._token_bytes(id)
+        piece = self.token_bytes(id)
         return b"" if self._vocabulary.types[id] in (CONTROL, UNKNOWN) else piece
 
-    def _token_bytes(self, id: int) -> bytes:
+    def token_bytes(self, id: int) -> bytes:
         """The bytes that token `id` stands for."""
         if id not in self._pieces:
             if not 0 <= id < self.vocab_size:

@@ -33,9 +33,10 @@ def wheel(tmp_path_factory):
 
 
 def test_contents(wheel):
-    """Package, kernels, licence; no tests, no model."""
+    """Modules, the chat page, kernels, licence; no tests, no model."""
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {f"rocforge/{path.relative_to(ROOT / 'rocforge')}" for path in (ROOT / "rocforge").rglob("*.py")}
+    sources = [path for kind in ("*.py", "*.html") for path in (ROOT / "rocforge").rglob(kind)]
+    modules = {f"rocforge/{path.relative_to(ROOT / 'rocforge')}" for path in sources}
     kernels = {f"rocforge/rawkernels/{path.name}" for path in (ROOT / "rawkernels").iterdir()}
     packaged = {name for name in names if ".dist-info/" not in name}
     assert packaged == modules | kernels

@@ -1,0 +1,152 @@
+"""create_app: the HTTP endpoints over a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from rocforge.server import errors
+from rocforge.server.chat import ChatCompletions
+from rocforge.server.completions import Completions
+from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.generation import Generator
+from rocforge.server.limits import Limits
+from rocforge.server.metrics import Metrics
+from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from rocforge.server.settings import Settings
+from rocforge.service import Service, State
+
+PAGE = Path(__file__).with_name("page.html")
+_ERROR = {"content": {"application/json": {"example": APIError("what was wrong").body}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is wrong, or too many wait", **_ERROR},
+    503: {"description": "The model is not loaded", **_ERROR},
+}
+
+
+def create_app(service: Service, settings: Settings) -> FastAPI:
+    """The ASGI application that serves a service, whose life is the caller's business."""
+    app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
+    errors.install(app)
+    app.add_middleware(Limits, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    generator = Generator(service, settings)
+    _add_generation(app, generator)
+    _add_tokens(app, generator)
+    _add_requests(app, generator)
+    _add_state(app, generator)
+    return app
+
+
+def _add_generation(app: FastAPI, generator: Generator) -> None:
+    complete, chat = Completions(generator), ChatCompletions(generator)
+
+    @app.post("/v1/completions", response_class=JSONResponse)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """The text that follows a prompt."""
+        return await complete(body, request)
+
+    @app.post("/v1/chat/completions", response_class=JSONResponse)
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """The assistant's next message."""
+        return await chat(body, request)
+
+    @app.get("/v1/models", response_class=JSONResponse)
+    async def models() -> Response:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [_model(generator)]})
+
+    @app.get("/v1/models/{name:path}", response_class=JSONResponse)
+    async def model(name: str) -> Response:
+        """A model by name."""
+        generator.check_model(name)
+        return JSONResponse(_model(generator))
+
+
+def _model(generator: Generator) -> dict[str, Any]:
+    return {
+        "id": generator.settings.model_name,
+        "object": "model",
+        "created": generator.created,
+        "owned_by": "rocforge",
+        "context_length": generator.limit or None,
+    }
+
+
+def _add_tokens(app: FastAPI, generator: Generator) -> None:
+    @app.post("/tokenize", response_class=JSONResponse)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """The token ids of a text."""
+        options = {"add_special_tokens": body.add_special, "parse_special_tokens": body.parse_special}
+        ids = await generator.encode(body.content, **options)
+        return JSONResponse({"tokens": ids, "count": len(ids)})
+
+    @app.post("/detokenize", response_class=JSONResponse)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        with errors.refusing("tokens"):
+            return JSONResponse({"content": generator.tokenizer.decode(body.tokens)})
+
+
+def _add_requests(app: FastAPI, generator: Generator) -> None:
+    def find(id: str) -> Any:
+        if id not in generator.jobs:
+            raise APIError(f"there is no request {id!r}, or it ended long ago", 404, param="id", code="unknown_request")
+        return generator.jobs[id]
+
+    @app.get("/v1/requests", response_class=JSONResponse)
+    async def requests() -> Response:
+        """The status of requests in flight, and of those that ended last."""
+        return JSONResponse({"object": "list", "data": [job.status for job in reversed(generator.jobs.values())]})
+
+    @app.get("/v1/requests/{id}", response_class=JSONResponse)
+    async def status(id: str) -> Response:
+        """The status of a request, by the id of its completion."""
+        return JSONResponse(find(id).status)
+
+    @app.delete("/v1/requests/{id}", response_class=JSONResponse)
+    async def cancel(id: str) -> Response:
+        """Cancel a request; one that has ended stays as it is."""
+        job = find(id)
+        job.cancel()
+        return JSONResponse(job.status)
+
+
+def _add_state(app: FastAPI, generator: Generator) -> None:
+    service, metrics = generator.service, generator.service.observer
+    if isinstance(metrics, Metrics):
+        metrics.watch(service)
+
+        @app.get("/metrics")
+        async def metrics_text() -> Response:
+            """Counters, times and gauges, in Prometheus's text format."""
+            return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/health", response_class=JSONResponse)
+    async def health() -> Response:
+        """Whether the server is alive: 503 once the engine has given up."""
+        state = service.state
+        body = {"status": "error" if state is State.FAILED else "ok", "state": state.value}
+        return JSONResponse(body, 503 if state is State.FAILED else 200)
+
+    @app.get("/ready", response_class=JSONResponse)
+    async def ready() -> Response:
+        """Whether requests are served now: 503 while the model loads and once the server stops."""
+        state = service.state
+        return JSONResponse({"state": state.value}, 200 if state is State.READY else 503)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The chat page."""
+        return FileResponse(PAGE, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+
+
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"

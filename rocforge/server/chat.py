@@ -1,0 +1,250 @@
+"""/v1/chat/completions: messages in, the assistant's message out."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rocforge.errors import ChatTemplateError
+from rocforge.generate import GenerationResponse
+from rocforge.scheduler import Constraint
+from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.generation import EventStream, Generator, Job, client_closed, collect, merged
+from rocforge.server.logprobs import chat_logprobs
+from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
+from rocforge.server.tools import HarmonyFormat, Parser, PlainParser, Said, ToolFormat, format_of
+
+
+class ChatCompletions:
+    """Answers requests for chat completions."""
+
+    def __init__(self, generator: Generator):
+        self._generator = generator
+
+    async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
+        generator = self._generator
+        generator.check_model(body.model)
+        format = self._format(body)
+        count = None
+        if body.top_logprobs is not None and not body.logprobs:
+            raise APIError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        if body.logprobs:
+            count = body.top_logprobs or 0
+        most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
+        params = generator.params(body, most, count)
+        prompt = await self._prompt(body, tools=format is not None)
+        constraints = await self._constraints(body, format, len(params))
+        job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
+        answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
+        if body.stream:
+            return EventStream(job, answer.chunks())
+        pieces = await collect(job, request)
+        return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+
+    @property
+    def _template(self) -> str:
+        template = self._generator.settings.chat_template or self._generator.tokenizer.chat_template
+        if template is None:
+            message = "the model has no chat template; start the server with --chat-template, or use /v1/completions"
+            raise APIError(message, code="no_chat_template")
+        return template
+
+    def _format(self, body: ChatCompletionRequest) -> ToolFormat | None:
+        """How calls are written; None where none are wanted."""
+        template = self._template
+        if not body.tools:
+            if body.tool_choice not in (None, "none", "auto"):
+                raise APIError("tool_choice needs tools", param="tool_choice")
+            return None
+        if body.tool_choice == "none":
+            return None
+        format = format_of(template)
+        if format is None:
+            raise APIError("the model's chat template knows no tools", param="tools", code="unsupported_parameter")
+        return format
+
+    async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
+        generator = self._generator
+        messages = [_plain(message) for message in body.messages]
+        definitions = [tool.model_dump(exclude_none=True) for tool in body.tools] if tools else None
+        variables = dict(body.chat_template_kwargs or {})
+        if body.reasoning_effort is not None:
+            variables["reasoning_effort"] = body.reasoning_effort
+        if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
+            raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
+        marks = _Marks(generator.tokenizer.special_tokens)
+        text = await run_in_threadpool(
+            generator.tokenizer.apply_chat_template,
+            marks.hide(messages),
+            marks.hide(definitions),
+            chat_template=generator.settings.chat_template,
+            tokenize=False,
+            **marks.hide(variables),
+        )
+        ids: list[int] = []
+        for part, literal in marks.parts(text):
+            ids += await generator.encode(part, add_special_tokens=False, parse_special_tokens=not literal)
+        if not ids:
+            raise ChatTemplateError("the chat template makes an empty prompt of these messages")
+        return ids
+
+    async def _constraints(
+        self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
+    ) -> list[Constraint | None]:
+        """As response_format and the like say; a call that is required is one too."""
+        constraints = await self._generator.constraints(body, count)
+        if format is None or body.tool_choice in (None, "auto", "none"):
+            return constraints
+        if constraints[0] is not None:
+            raise APIError("a required tool call does not go with other constraints", param="tool_choice")
+        functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools]
+        if isinstance(body.tool_choice, NamedTool):
+            functions = [f for f in functions if f["name"] == body.tool_choice.function.name]
+            if not functions:
+                raise APIError(
+                    f"tool_choice names {body.tool_choice.function.name!r}, which tools lacks", param="tools"
+                )
+        compiler = await self._generator.compiler()
+        grammar = format.lark(compiler, functions)
+        return [await self._generator.compile("lark", grammar) for _ in range(count)]
+
+
+def _parser(format: ToolFormat | None, template: str) -> Parser:
+    """Models of the harmony format write in channels without tools too."""
+    if format is None and isinstance(harmony := format_of(template), HarmonyFormat):
+        format = harmony
+    return PlainParser() if format is None else format.parser()
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as templates want it: content as text, arguments of calls as objects."""
+    plain = message.model_dump(exclude_none=True)
+    content = plain.get("content")
+    if isinstance(content, list):
+        plain["content"] = "".join(part["text"] for part in content)
+    plain.setdefault("content", "")
+    for call in plain.get("tool_calls", ()):
+        try:
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        except ValueError as error:
+            raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
+    return plain
+
+
+class _Marks:
+    """Keeps control tokens that clients write from becoming control tokens: they go through the template as marks that
+    nobody can guess, and are text afterwards.
+    """
+
+    def __init__(self, special: Sequence[str]):
+        self._special = sorted((text for text in special if text), key=len, reverse=True)
+        self._key = secrets.token_hex(8)
+        self._texts: list[str] = []
+
+    def hide(self, value: Any) -> Any:
+        """The same value with marks in all its strings."""
+        if isinstance(value, str):
+            for text in self._special:
+                if text in value:
+                    self._texts.append(text)
+                    value = value.replace(text, f"{{{self._key}:{len(self._texts) - 1}}}")
+            return value
+        if isinstance(value, list):
+            return [self.hide(entry) for entry in value]
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide(entry) for key, entry in value.items()}
+        return value
+
+    def parts(self, text: str) -> list[tuple[str, bool]]:
+        """The text in parts, and whether each was a mark."""
+        parts = []
+        for index, part in enumerate(text.split(f"{{{self._key}:")):
+            if index:
+                number, _, part = part.partition("}")
+                parts.append((self._texts[int(number)], True))
+            parts.append((part, False))
+        return [(part, literal) for part, literal in parts if part]
+
+
+class _Answer:
+    """A job's replies in OpenAI's shapes."""
+
+    def __init__(self, job: Job, body: ChatCompletionRequest, generator: Generator, parsers: list[Parser]):
+        self.job, self.body, self.generator, self.parsers = job, body, generator, parsers
+        self._calls = [0] * len(parsers)
+
+    def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
+        """The completion."""
+        choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self.job.usage}
+
+    def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
+        parser = self.parsers[index]
+        said = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
+        calls = [call.as_dict() for part in said for call in part.calls]
+        content = "".join(part.content for part in said)
+        reasoning = "".join(part.reasoning for part in said)
+        message = {"role": "assistant", "content": None if calls and not content else content, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        reason = pieces[-1].finish_reason
+        logprobs = chat_logprobs(self.generator.tokenizer, pieces) if self.body.logprobs else None
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": "tool_calls" if calls and reason == "stop" else reason,
+        }
+
+    async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks of a stream, in bunches."""
+        yield [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.parsers))]
+        async for index, pieces in merged(self.job):
+            yield [chunk for piece in pieces for chunk in self._chunks_of(index, piece)]
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            yield [{**self._head("chat.completion.chunk"), "choices": [], "usage": self.job.usage}]
+
+    def _chunks_of(self, index: int, piece: GenerationResponse) -> list[dict[str, Any]]:
+        parser, reason = self.parsers[index], piece.finish_reason
+        said = [parser.add(piece.text)] + ([parser.finish()] if reason else [])
+        deltas = [delta for part in said for delta in self._deltas(index, part)]
+        logprobs = chat_logprobs(self.generator.tokenizer, [piece]) if self.body.logprobs else None
+        if logprobs and logprobs["content"] and not deltas:
+            deltas = [{"content": ""}]
+        chunks = [self._chunk(index, delta) for delta in deltas]
+        if chunks:
+            chunks[0]["choices"][0]["logprobs"] = logprobs
+        if reason:
+            reason = "tool_calls" if self._calls[index] and reason == "stop" else reason
+            chunks.append(self._chunk(index, {}, reason))
+        return chunks
+
+    def _deltas(self, index: int, said: Said) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
+        if said.reasoning:
+            deltas.append({"reasoning_content": said.reasoning})
+        if said.content:
+            deltas.append({"content": said.content})
+        for call in said.calls:
+            deltas.append({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]})
+            self._calls[index] += 1
+        return deltas
+
+    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        name = self.generator.settings.model_name
+        return {"id": self.job.id, "object": kind, "created": self.job.created, "model": name}

@@ -1,0 +1,126 @@
+"""Errors as the OpenAI API gives them: {"error": {"message", "type", "param", "code"}} with a status.
+
+Source: https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse as _JSONResponse
+from starlette.exceptions import HTTPException
+
+from rocforge.errors import ChatTemplateError, RocforgeError
+from rocforge.grammar import GrammarError
+from rocforge.reply import CancelledError, DeadlineError, QueueFullError, ServiceError
+
+log = logging.getLogger("rocforge.server")
+INVALID = "invalid_request_error"
+CLIENT_CLOSED_REQUEST = 499
+
+
+class JSONResponse(_JSONResponse):
+    """JSON in ASCII, which can hold whatever a client sent, lone surrogates too."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+class APIError(Exception):
+    """An error to answer with."""
+
+    def __init__(
+        self, message: str, status: int = 400, type: str = INVALID, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        self.message, self.status, self.type, self.param, self.code = message, status, type, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else None
+        return JSONResponse(self.body, self.status, headers)
+
+
+def as_api_error(error: Exception) -> APIError:
+    """What to answer where that was raised. Of an error that is the server's own, the client learns no details."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, QueueFullError):
+        return APIError(str(error), 429, "rate_limit_error", code="queue_full")
+    if isinstance(error, CancelledError):
+        return APIError(str(error), CLIENT_CLOSED_REQUEST, "cancelled", code="request_cancelled")
+    if isinstance(error, DeadlineError):
+        return APIError(str(error), 504, "timeout_error", code="deadline_exceeded")
+    if isinstance(error, ServiceError):
+        return APIError(str(error), 503, "server_error", code="not_ready")
+    if isinstance(error, ChatTemplateError):
+        return APIError(str(error), param="messages", code="chat_template_error")
+    if isinstance(error, GrammarError):
+        return APIError(str(error), code="invalid_grammar")
+    log.error("a request failed", exc_info=error)
+    return APIError("the server failed to answer; its log says why", 500, "server_error")
+
+
+@contextmanager
+def refusing(param: str | None = None, code: str | None = None) -> Iterator[None]:
+    """ValueErrors raised inside are the client's: they name what it sent."""
+    try:
+        yield
+    except ValueError as error:
+        raise APIError(str(error), param=_named_field(str(error)) or param, code=code) from error
+
+
+def install(app: FastAPI) -> None:
+    """Answer with these errors wherever an endpoint raises."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _of_validation(error.errors()[0]).response
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return APIError(f"Invalid URL ({request.method} {request.url.path})", 404, code="unknown_url").response
+        response = APIError(str(error.detail), error.status_code).response
+        response.headers.update(error.headers or {})
+        return response
+
+    for kind in (APIError, RocforgeError, GrammarError, Exception):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    return as_api_error(error).response
+
+
+def _of_validation(error: dict[str, Any]) -> APIError:
+    """What pydantic finds wrong first, in OpenAI's words where it has some."""
+    path = [str(part) for part in error["loc"] if part != "body"]
+    # parts that name a member of a union, not a field
+    path = [part for part in path if not re.search(r"[\[\](),]|^(str|int|float|bool|constrained-.*)$", part)]
+    param = ".".join(path) or None
+    if error["type"] == "extra_forbidden":
+        return APIError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+    if error["type"] == "missing":
+        return APIError(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
+    if error["type"] == "json_invalid":
+        return APIError(f"The body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+    where = f"Invalid value for '{param}'" if param else "Invalid body"
+    return APIError(f"{where}: {error['msg']}", param=param, code="invalid_value")
+
+
+def _named_field(message: str) -> str | None:
+    """The field that a message of SamplingParams begins with."""
+    match = re.match(r"([a-z_]+) (?:is|of|has) ", message)
+    return match[1] if match else None

@@ -1,0 +1,144 @@
+"""serve: load a model and answer HTTP until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from rocforge.arrays import cupy_module
+from rocforge.engine import Engine
+from rocforge.load import load
+from rocforge.reply import ServiceError
+from rocforge.server.app import create_app
+from rocforge.server.metrics import Metrics
+from rocforge.server.protocol import protocol
+from rocforge.server.settings import Settings
+from rocforge.service import Service
+from rocforge.tokenizer import Tokenizer
+
+
+def serve(
+    model_path: str | os.PathLike[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    device: str | None = None,
+    context: int | None = None,
+    cache_tokens: int | None = None,
+    max_batch_tokens: int = 512,
+    max_requests: int = 256,
+    max_queue: int = 256,
+    settings: Settings | None = None,
+    log_level: str = "info",
+    progress: bool = False,
+    on_ready: Callable[[str], Any] | None = None,
+) -> None:
+    """Answer HTTP until SIGTERM or SIGINT; call it in the main thread.
+
+    The server listens at once; /ready and requests for text say 503 until the model is loaded. The first signal lets
+    requests in flight finish for `settings.grace` seconds, fails the others and returns; a second one ends the process
+    at once, with status 128 plus the signal's number.
+
+    Args:
+        model_path, device, context, progress: as in `rf.load`.
+        host, port: where to listen; port 0 takes a free one.
+        cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
+        max_queue: as in Service.
+        settings: None: the defaults, the model called as its file.
+        log_level: of uvicorn's log on stderr: "critical", "error", "warning", "info", "debug" or "trace".
+        on_ready: called with the server's URL, from another thread, once the model is loaded.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        RocforgeError, FileNotFoundError, ...: what `rf.load` raises, after the server has stopped.
+    """
+    settings = settings or Settings(model_name=model_name(model_path))
+
+    def load_engine() -> tuple[Engine, Tokenizer]:
+        model, tokenizer = load(model_path, device, context, progress)
+        if model.device != "cpu":
+            cupy_module().cuda.Device(int(model.device[4:])).use()
+        return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
+
+    with _listen(host, port) as listener:
+        service = Service(load_engine, max_queue, Metrics())
+        server = _Server(service, settings, log_level)
+        service.start()
+        threading.Thread(target=_watch, args=(service, server, _url(listener), on_ready), daemon=True).start()
+        before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            server.run([listener])
+        finally:
+            service.stop(timeout=settings.grace)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if service.error is not None:
+        raise service.error
+
+
+def model_name(path: str | os.PathLike[str]) -> str:
+    """What a model is called after its file."""
+    return Path(path).name.removesuffix(".gguf")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with a service that stops when it stops, and signals as `serve` says."""
+
+    def __init__(self, service: Service, settings: Settings, log_level: str):
+        config = uvicorn.Config(
+            create_app(service, settings),
+            http=protocol(settings.client_timeout),
+            ws="none",
+            lifespan="off",
+            log_level=log_level,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=math.ceil(settings.client_timeout),
+            timeout_graceful_shutdown=math.ceil(settings.grace) + 1,
+            h11_max_incomplete_event_size=settings.max_header_bytes,
+        )
+        super().__init__(config)
+        self._service, self._grace = service, settings.grace
+
+    def handle_exit(self, number: int, frame: Any) -> None:
+        if self.should_exit:
+            os._exit(128 + number)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        stopping = loop.run_in_executor(None, self._service.stop, self._grace, self._grace + 1)
+        await super().shutdown(sockets)
+        await stopping
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _watch(service: Service, server: uvicorn.Server, url: str, on_ready: Callable[[str], Any] | None) -> None:
+    """Say when the model is loaded; end the server when the service ends."""
+    try:
+        service.wait_until_ready()
+    except ServiceError:
+        pass  # serve raises the cause
+    else:
+        if on_ready is not None:
+            on_ready(url)
+    service.wait()
+    server.should_exit = True

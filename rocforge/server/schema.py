@@ -1,0 +1,165 @@
+"""Bodies of requests, as the OpenAI API has them, with extensions marked as such. Ranges are SamplingParams's.
+
+A field of the API that has no effect here is accepted where ignoring it changes nothing that the client can rely on;
+others are refused.
+
+Source: https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Text = Annotated[str, Field(max_length=1 << 22)]
+
+
+class Body(BaseModel):
+    """Unknown fields are refused, and values of other types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class Part(BaseModel):
+    """What may have fields that we do not know."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class JSONSchema(Body):
+    name: str = "reply"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
+
+
+class FunctionDefinition(Part):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class FunctionCall(Part):
+    name: str
+    arguments: str
+
+
+class ToolCall(Part):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class TextPart(Part):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Part):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Sampling(Body):
+    """What both kinds of completion share."""
+
+    model: str = Field(max_length=512)
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+    top_k: int | None = Field(None, description="Extension: keep that many of the most likely tokens.")
+    min_p: float | None = Field(None, description="Extension: keep tokens at least this share as likely as the first.")
+    repetition_penalty: float | None = Field(None, description="Extension: divides the logits of tokens in the text.")
+    ignore_eos: bool | None = Field(None, description="Extension: go on past end-of-generation tokens.")
+    timeout: float | None = Field(None, gt=0, description="Extension: seconds that the request may take.")
+    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a pattern that the text matches.")
+    grammar: str | None = Field(None, max_length=1 << 18, description="Extension: a Lark grammar of the text.")
+
+
+class CompletionRequest(Sampling):
+    """The body of /v1/completions."""
+
+    prompt: (
+        Text
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, max_length=1024)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+class ChatCompletionRequest(Sampling):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the template.")
+
+
+class TokenizeRequest(Body):
+    """The body of /tokenize."""
+
+    content: Text
+    add_special: bool = False
+    parse_special: bool = True
+
+
+class DetokenizeRequest(Body):
+    """The body of /detokenize."""
+
+    tokens: list[TokenId] = Field(max_length=1 << 20)
