@@ -5,8 +5,9 @@
 // How one row is sampled: 64 bytes, made by rocforge.ops.sampling.
 struct Parameters {
     u64 seed;
-    i32 step, top_k, counts_row, bias_start, bias_count, unused;
-    float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    double top_p;
+    i32 step, top_k, counts_row, bias_start, bias_count;
+    float temperature, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     i32 reserved[2];
 };
 static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
@@ -70,10 +71,9 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
     }
     auto weight = [&](u32 id, u32 gap) -> u64 { return cut.keeps(id, gap) ? weight_of(gap) : 0; };
     if (p.top_p < 1) {
-        double share = p.top_p;
         bool all = cut.gap == ALL;
-        Cut nucleus = cut_at(shared, source, weight, [=](u64 kept) {
-            double mass = share * double(all ? total : kept);
+        Cut nucleus = cut_at(shared, source, weight, [&](u64 kept) {
+            double mass = p.top_p * double(all ? total : kept);
             u64 limit = u64(mass);
             return limit + (double(limit) < mass || limit == 0);
         });
@@ -114,7 +114,7 @@ sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scale
                 u64 sum = 0, mass;
                 for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
                 block_prefix(shared, sum, mass);
-                listed = double(mass) >= double(p.top_p) * double(total);
+                listed = double(mass) >= p.top_p * double(total);
             }
         }
         token = listed ? draw(shared, List{shared}, p, vocabulary, total)

@@ -1,0 +1,103 @@
+"""Activations, gated products, softmax, add and scale on a device against float64 arithmetic."""
+
+from __future__ import annotations
+
+import cupy as cp
+import numpy as np
+import pytest
+
+from rocforge.ops import activation
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return gate * sigmoid(1.702 * gate) * (up + 1)
+
+
+ELEMENTWISE = {
+    "silu": (lambda x: x * sigmoid(x), ()),
+    "gelu": (gelu, ()),
+    "softcap": (lambda x: 30 * np.tanh(x / 30), (30.0,)),
+    "scale": (lambda x: x * 0.37, (0.37,)),
+}
+GATED = {"swiglu": lambda g, u: g * sigmoid(g) * u, "geglu": lambda g, u: gelu(g) * u, "swiglu_oai": swiglu_oai}
+
+
+def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
+
+
+def values(shape: tuple[int, ...]) -> np.ndarray:
+    """Small numbers, large ones, and zero."""
+    rng = np.random.default_rng(len(shape))
+    x = rng.standard_normal(shape, np.float32) * rng.choice([0.01, 1, 20], shape).astype(np.float32)
+    if x.size > 2:
+        x.flat[0] = 0
+    return x
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (1025,)])
+def test_elementwise(name: str, shape: tuple[int, ...]):
+    function, more = ELEMENTWISE[name]
+    x = values((*shape, 2))
+    y = getattr(activation, name)(cp.asarray(x), *more)
+    assert y.dtype == np.float32 and relative_error(y, function(x.astype(np.float64))) < 1e-5
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_far_arguments_stay_finite(name: str):
+    function, more = ELEMENTWISE[name]
+    x = np.array([-1e4, -200, -100, 100, 200, 1e4], np.float32)
+    with np.errstate(over="ignore"):
+        expected = function(x.astype(np.float64))
+    assert np.allclose(getattr(activation, name)(cp.asarray(x), *more).get(), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 257), (2, 1000)])
+def test_gated(name: str, rows: int, columns: int):
+    """Of two arrays, and of the halves of one."""
+    both = values((rows, 2 * columns))
+    gate, up = both[:, :columns], both[:, columns:]
+    expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
+    function, wide = getattr(activation, name), cp.asarray(both)
+    assert relative_error(function(cp.asarray(gate), cp.asarray(up)), expected) < 1e-5
+    assert relative_error(function(wide[:, :columns], wide[:, columns:]), expected) < 1e-5
+
+
+def test_gated_shapes():
+    with pytest.raises(ValueError, match="different shapes"):
+        activation.swiglu(cp.zeros((2, 3)), cp.zeros((2, 4)))
+
+
+@pytest.mark.parametrize("shape, axis", [((3, 1), -1), ((4, 1000), -1), ((2, 3, 33), 1), ((257,), 0)])
+def test_softmax(shape: tuple[int, ...], axis: int):
+    x = values(shape)
+    e = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+    y = activation.softmax(cp.asarray(x), axis)
+    assert y.shape == shape and relative_error(y, e / e.sum(axis, keepdims=True)) < 1e-5
+
+
+def test_add_and_scale_in_place():
+    x, y = values((5, 300)), values((5, 301))[:, 1:]
+    a, b = cp.asarray(x), cp.ascontiguousarray(cp.asarray(y))
+    assert (activation.add(a, b).get() == x + y).all()
+    assert activation.add(a, b, out=b) is b and (b.get() == x + y).all()
+    assert activation.scale(a, -0.5, out=a) is a and (a.get() == x * np.float32(-0.5)).all()
+
+
+def test_add_broadcasts_and_converts():
+    """What the kernel does not take, CuPy's own function does."""
+    x, row = values((5, 30)), values((30,))
+    assert (activation.add(cp.asarray(x), cp.asarray(row)).get() == x + row).all()
+    wide = activation.add(cp.asarray(x.astype(np.float64)), cp.asarray(x))
+    assert wide.dtype == np.float32 and (wide.get() == x + x).all()
