@@ -119,10 +119,6 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "tekken": PreTokenizer((_by_case(r"\p{N}"),), ignore_merges=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _GPT4O),
-    **dict.fromkeys(
-        ("tiny_aya", "cohere2moe"),
-        PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", *_GPT4O.regexes)),
-    ),
     "granite-embed-multi-97m": PreTokenizer(_GPT4O.regexes, ignore_merges=True),
     "youtu": PreTokenizer(
         (
