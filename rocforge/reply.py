@@ -67,10 +67,10 @@ class Reply:
         prompt: Sequence[int],
         params: SamplingParams,
         constraint: Constraint | None,
-        deadline: float | None,
+        timeout: float | None,
         cancel: Callable[[Reply], None],
     ):
-        self.prompt, self.params, self.constraint, self.deadline = prompt, params, constraint, deadline
+        self.prompt, self.params, self.constraint, self.timeout = prompt, params, constraint, timeout
         self.created, self.submitted = time.time(), time.monotonic()
         self.progress, self.cached_tokens, self.completion_tokens = Progress.QUEUED, 0, 0
         self.finish_reason: str | None = None
@@ -78,6 +78,11 @@ class Reply:
         self._cancel = cancel
         self._lock, self._pieces, self._wake = threading.Lock(), deque(), None
         self._ended = False
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is over."""
+        return self.timeout is not None and time.monotonic() > self.submitted + self.timeout
 
     @property
     def ended(self) -> bool:

@@ -164,8 +164,7 @@ class Service:
             ServiceError: the service is not running.
         """
         params = params or SamplingParams()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        reply = Reply(prompt, params, constraint, deadline, self._request_cancel)
+        reply = Reply(prompt, params, constraint, timeout, self._request_cancel)
         with self._changed:
             if self.state not in (State.STARTING, State.READY):
                 raise self._unavailable()
@@ -253,14 +252,13 @@ class Service:
             self._arrived.popleft()
         for reply in cancelled:
             self._drop(engine, reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
-        now = time.monotonic()
         for reply, stream in list(self._live.values()):
-            if reply.deadline is not None and now > reply.deadline:
-                error = DeadlineError(f"the request was not done after {reply.deadline - reply.submitted:g} seconds")
+            if reply.overdue:
+                error = DeadlineError(f"the request was not done after {reply.timeout:g} seconds")
                 self._drop(engine, reply, Progress.FAILED, error)
             elif stream.request.status is Status.RUNNING:
                 reply.progress = Progress.RUNNING
-        return not stopping or (engine.busy and now < self._give_up_at)
+        return not stopping or (engine.busy and time.monotonic() < self._give_up_at)
 
     def _admit(self, engine: Engine, reply: Reply) -> None:
         try:
