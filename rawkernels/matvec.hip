@@ -3,17 +3,23 @@
 // Compiled with QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
 // QTYPE_LAST, that of the last matrix of a launch, where it differs, and COLUMNS.
 //
-// A group of 8, 16 or 32 lanes computes ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads the
-// cell of all its rows, then the columns' cell, so many independent loads are in flight and the columns are loaded once
-// for ROWS rows. A launch covers up to three matrices of equal row length, whose rows are laid end to end over the grid.
+// A group of 8, 16 or 32 lanes computes ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads all
+// of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch covers up
+// to three matrices of equal row length, whose rows are laid end to end over the grid.
 #include "quants.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,Floats<f16>,Floats<float> COLUMNS=1,4,8
-#ifndef ROWS
-#define ROWS 2
-#endif
-#ifndef THREADS
-#define THREADS 128
+// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=1
+// variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=1,8
+// variants: QTYPE=Q4_K,Q6_K,Q8_0 COLUMNS=2,4,8
+// variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=1
+const u32 THREADS = 128, ROWS = COLUMNS == 1 ? 1 : 2;
+#if COLUMNS == 1
+// more threads a multiprocessor where a cell is few registers
+#define MATVEC KERNEL_WIDE(THREADS, sizeof(QTYPE) <= 96 ? 768 : 512)
+#define MATVEC_GATED KERNEL_WIDE(THREADS, 512)
+#else
+#define MATVEC KERNEL(THREADS)
+#define MATVEC_GATED KERNEL(THREADS)
 #endif
 
 // Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
@@ -24,8 +30,11 @@ struct Floats {
     static MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
     MEMBER void load(const u8* row, u32, u32 c) { data = load_once<u32x4>(row + 16 * c); }
     MEMBER float value(u32 i) const {
-        if constexpr (sizeof(T) == 4) return bits_float(element(data, i));
-        return to_float(T{u16(element(data, i / 2) >> 16 * (i % 2))});
+        if constexpr (sizeof(T) == 4) {
+            return bits_float(element(data, i));
+        } else {
+            return to_float(T{u16(element(data, i / 2) >> 16 * (i % 2))});
+        }
     }
 };
 
@@ -152,7 +161,7 @@ DEVICE u32 blocks_of(u32 rows, u32 log_lanes) {
     return ((rows + ROWS - 1) / ROWS * (1 << log_lanes) + THREADS - 1) / THREADS;
 }
 
-KERNEL_WIDE(THREADS)
+MATVEC
 matvec(const u8* x, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
        const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
        const float* residual) {
@@ -188,7 +197,7 @@ DEVICE float gated(i32 activation, float gate, float up) {
 }
 
 // y = activation(x @ gate.T + gate_bias, x @ up.T + up_bias): a group takes the same row of both matrices.
-KERNEL_WIDE(THREADS)
+MATVEC_GATED
 matvec_gated(const u8* x, i32 cells, i32 log_lanes, const u8* gate, const u8* up, const float* gate_bias,
              const float* up_bias, float* y, i32 rows, i32 activation) {
     u32 lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1), row = (block_x() * THREADS + thread_x()) >> log_lanes;

@@ -67,14 +67,15 @@ typedef unsigned long long u64;
 #endif
 // KERNEL(256) name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
-// KERNEL_WIDE(128): a kernel that wants many loads in flight more than many waves. Compilers otherwise delay loads until
-// their first use to save registers; here 512 threads a multiprocessor, or 4 waves a SIMD, are enough for them.
+// KERNEL_WIDE(128, 512): a kernel that wants many loads in flight more than many waves. Compilers otherwise delay loads
+// until their first use to save registers; here 512 threads a multiprocessor, or 256 a SIMD, are enough for them.
 #if defined(PLATFORM_NVIDIA)
-#define KERNEL_WIDE(threads) extern "C" __global__ void __launch_bounds__(threads, 512 / threads)
+#define KERNEL_WIDE(threads, resident) extern "C" __global__ void __launch_bounds__(threads, (resident) / (threads))
 #elif defined(PLATFORM_AMD)
-#define KERNEL_WIDE(threads) extern "C" __global__ __attribute__((amdgpu_waves_per_eu(1, 4))) void __launch_bounds__(threads)
+#define KERNEL_WIDE(threads, resident) \
+    extern "C" __global__ __attribute__((amdgpu_waves_per_eu(1, 256 / WAVE))) void __launch_bounds__(threads)
 #else
-#define KERNEL_WIDE(threads) KERNEL(threads)
+#define KERNEL_WIDE(threads, resident) KERNEL(threads)
 #endif
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")

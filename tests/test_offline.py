@@ -1,0 +1,119 @@
+"""Every kernel compiles for the AMD targets with clang alone, and its machine code is what was meant.
+
+`python tests/test_offline.py` prints the table of docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rocforge.kernels import source_folder
+
+TARGETS = {"gfx90a": 64, "gfx942": 64, "gfx1030": 32, "gfx1100": 32, "gfx1201": 32}
+CLANG = shutil.which("clang++-19")
+SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
+LDS_LIMIT = 64 << 10
+VGPR_LIMIT = 256
+"""A lane's registers on RDNA; CDNA has 512, of which a kernel past 256 leaves only one wave a SIMD."""
+
+pytestmark = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
+
+
+def variants(source: str) -> list[dict[str, str]]:
+    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines."""
+    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
+    found = []
+    for line in lines:
+        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
+        names = [name for name, _ in axes]
+        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+    return found or [{}]
+
+
+@functools.cache
+def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
+    """The assembly text of a source, with the resources of its kernels at the end."""
+    command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
+    command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}"]
+    command += [f"-D{name}={value}" for name, value in defines]
+    command += ["-S", "-o", "-", str(source_folder() / source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resources(text: str) -> dict[str, dict[str, int]]:
+    """Kernel name -> its registers, spills, LDS and scratch, from the metadata of an assembly text."""
+    kernels = {}
+    for part in re.split(r"^  - \.a", text[text.index("amdhsa.kernels:") :], flags=re.M)[1:]:
+        name = re.search(r"^    \.name: +(\S+)", part, re.M)[1]
+        kernels[name] = {
+            key: int(re.search(rf"^    \.{field}: +(\d+)", part, re.M)[1])
+            for key, field in {
+                "vgpr": "vgpr_count",
+                "sgpr": "sgpr_count",
+                "spills": "vgpr_spill_count",
+                "sgpr_spills": "sgpr_spill_count",
+                "lds": "group_segment_fixed_size",
+                "scratch": "private_segment_fixed_size",
+            }.items()
+        }
+    return kernels
+
+
+CASES = [
+    pytest.param(source, tuple(defines.items()), id="-".join([source, *defines.values()]))
+    for source in SOURCES
+    for defines in variants(source)
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("source", "defines"), CASES)
+def test_no_kernel_spills(source, defines, target):
+    """It compiles without a warning, and every kernel keeps within registers and LDS, with no spill and no scratch."""
+    kernels = resources(assembly(source, target, defines))
+    assert kernels, f"{source} has no kernels"
+    for name, used in kernels.items():
+        assert used["spills"] == used["sgpr_spills"] == used["scratch"] == 0, (name, used)
+        assert used["vgpr"] <= VGPR_LIMIT and used["lds"] <= LDS_LIMIT, (name, used)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("qtype", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
+def test_matvec_instructions(qtype, target):
+    """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
+    text = assembly("matvec.hip", target, (("QTYPE", qtype), ("COLUMNS", "1")))
+    body = text[text.index("\nmatvec:") :]
+    body = body[: body.index("s_endpgm")]
+    dot = r"v_dot4_i32_iu8|v_dot4c?_i32_i8"
+    assert len(re.findall(dot, body)) >= 32
+    wide = r"global_load_(?:dwordx4|b128)"
+    loads_before = re.split(dot, body, maxsplit=1)[0]
+    planes = {"Q4_0": 4, "Q8_0": 8, "Q4_K": 5, "Q6_K": 6, "MXFP4": 4}[qtype]
+    assert len(re.findall(wide, loads_before)) >= planes
+    assert not re.search(r"flat_load|scratch_", body[: body.rindex("v_dot4")])
+
+
+def print_table() -> None:
+    """VGPRs of each kernel and target (LDS in bytes after a plus sign where it has some)."""
+    print("| kernel | " + " | ".join(TARGETS) + " |\n|---" * (len(TARGETS) + 1) + "|")
+    for source in SOURCES:
+        for defines in variants(source):
+            columns = [resources(assembly(source, target, tuple(defines.items()))) for target in TARGETS]
+            label = " ".join(f"{value}" for value in defines.values())
+            for name in columns[0]:
+                cells = [f"{c[name]['vgpr']}" + (f" + {c[name]['lds']} B" if c[name]["lds"] else "") for c in columns]
+                print(f"| {Path(source).stem}: {name} {label} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(print_table())
