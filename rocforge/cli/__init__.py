@@ -28,13 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:
-            # what Python still flushes at exit must not fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return OUTPUT_CLOSED
+            return _output_closed()
+        except SystemExit as end:  # how typer answers a broken pipe, and a shell that asks for completions
+            if isinstance(end.__context__, BrokenPipeError):
+                return _output_closed()
+            raise
         except Exception as error:
             if os.environ.get("ROCFORGE_TRACEBACK"):
                 raise
             return report(error)
+
+
+def _output_closed() -> int:
+    """Throw away what is still to be written, so that Python's flush at exit does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OUTPUT_CLOSED
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -40,6 +40,11 @@ class Interrupts:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if Interrupts.current is self:
+            self.release()
+
+    def release(self) -> None:
+        """Leave the signals to others from now on."""
         Interrupts.current = None
         handler, descriptor = self._before
         signal.set_wakeup_fd(descriptor)

@@ -21,10 +21,10 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else _PIPE_WIDTH)
 
 
-def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], title: str | None = None) -> None:
-    """Write rows below their columns' names; a column's name that begins with ">" is set to the right."""
+def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
+    """Write rows below their columns' names, if they have any; ">" before a name sets its column to the right."""
     terminal = sys.stdout.isatty()
-    grid = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, title=title, title_justify="left")
+    grid = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, show_header=any(columns))
     for name in columns:
         grid.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
     for row in rows:

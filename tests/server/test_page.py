@@ -179,15 +179,16 @@ def test_try_again(page, script):
 def test_settings_reach_the_server(page, script):
     """Each setting is a field of the request; empty ones are left out; Defaults brings the defaults back."""
     page.get_by_role("button", name="Settings").click()
-    given = {"Top p": "0.5", "Presence penalty": "1", "Frequency penalty": "-1", "Most tokens": "7", "Seed": "42"}
+    given = {"Top p": "0.5", "Top k": "9", "Min p": "0.1", "Presence penalty": "1", "Frequency penalty": "-1"}
+    given |= {"Most tokens": "7", "Seed": "42"}
     for label, value in {**given, "Stop before": "END"}.items():
         page.get_by_label(label).fill(value)
     page.keyboard.press("Escape")
     say(page, "x")
     complete(page)
     body = script.requests[-1][1]
-    wanted = {"top_p": 0.5, "presence_penalty": 1, "frequency_penalty": -1, "max_tokens": 7, "seed": 42, "stop": "END"}
-    assert wanted.items() <= body.items()
+    wanted = {"top_p": 0.5, "top_k": 9, "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": -1, "max_tokens": 7}
+    assert {**wanted, "seed": 42, "stop": "END"}.items() <= body.items()
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Defaults").click()
     page.get_by_role("button", name="Done").click()
@@ -271,6 +272,15 @@ def test_a_text_is_continued(page, script):
     expect(replies(page)).to_have_count(2)
     complete(page)
     assert script.requests[-1][1]["prompt"] == "def f():\n    return `1` ```\n"
+
+
+def test_waits_for_the_model(page, script):
+    """While the model is loaded the page says so, and looks again."""
+    script.model["context_length"] = None
+    page.reload()
+    expect(page.locator("#model")).to_have_text("scripted is loading …")
+    script.model["context_length"] = 4096
+    expect(page.locator("#model")).to_have_text("scripted")
 
 
 def test_keyboard(page, script):

@@ -1,0 +1,71 @@
+"""`rocforge generate`: the text that the library gives, plain when piped, and livelier on a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+
+import rocforge as rf
+
+PROMPT = "def fibonacci(n):"
+
+
+def test_the_text_is_the_librarys(rocforge, model):
+    """Stdout holds what rf.generate gives, and nothing else; stderr has the statistics."""
+    done = rocforge("generate", model, PROMPT, "--max-tokens", 12, "--seed", 5, "--device", "cpu")
+    loaded = rf.load(model, device="cpu")
+    assert done.stdout == rf.generate(*loaded, PROMPT, max_tokens=12, seed=5, top_p=0.95) + "\n"
+    assert "12 tokens" in done.stderr and "loading" not in done.stderr
+
+
+def test_prompt_from_stdin(rocforge, model):
+    """Without a prompt, or with -, stdin is the prompt; --echo writes it too; --quiet leaves stderr empty."""
+    options = ("--max-tokens", 6, "--temperature", 0, "--quiet")
+    given = rocforge("generate", model, PROMPT, *options)
+    for prompt in ((), ("-",)):
+        done = rocforge("generate", model, *prompt, "--echo", *options, input=PROMPT)
+        assert done.stdout == PROMPT + given.stdout and done.stderr == ""
+
+
+def test_chat_template(rocforge, model, template):
+    """--chat puts system message and prompt through the template; --stop ends the text."""
+    options = ("--max-tokens", 8, "--temperature", 0)
+    chat = ("--chat", "--chat-template", template, "--system", "Be brief.")
+    done = rocforge("generate", model, "Hello", *chat, *options)
+    plain = rocforge("generate", model, "system: Be brief.\nuser: Hello\nassistant:", *options)
+    assert done.stdout == plain.stdout
+    middle = plain.stdout[4:8]
+    stopped = rocforge("generate", model, "Hello", *chat, *options, "--stop", middle)
+    assert stopped.stdout == plain.stdout[: plain.stdout.index(middle)] + "\n"
+
+
+def test_terminal(terminal, model):
+    """A terminal sees the load bar, the prompt before the text, and the statistics."""
+    process = terminal("generate", model, PROMPT, "--max-tokens", 4)
+    process.expect("loading")
+    process.expect_exact(PROMPT)
+    process.expect("generation: 4 tokens")
+    process.wait()
+    assert process.exitstatus == 0
+
+
+def test_terminal_gets_no_control_characters(monkeypatch, capsys):
+    """What a model writes cannot command the terminal; a pipe gets it as it is."""
+    from rocforge.cli.output import write_text
+
+    hostile = "a\x1b[2J\x07\x9b31m\r\x08b\n\tü 漢 🙂"
+    write_text(hostile)
+    assert capsys.readouterr().out == hostile
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write_text(hostile)
+    assert capsys.readouterr().out == "a[2J31mb\n\tü 漢 🙂"
+
+
+@pytest.mark.parametrize("unbuffered", [(), ("-u",)])
+def test_the_reader_leaves(model, unbuffered):
+    """Where the reader of the pipe has gone, the command ends with code 141 and says nothing."""
+    command = [sys.executable, *unbuffered, "-m", "rocforge", "generate", model, PROMPT, "--max-tokens", "50", "-q"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""

@@ -1,0 +1,127 @@
+"""Ctrl-C, with real processes and real signals: one ends or stops cleanly, a second one ends at once."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+BUSY = """
+import hashlib, sys, time
+from rocforge.cli.interrupts import Interrupts
+with Interrupts():
+    print("ready", flush=True)
+    try:
+        if sys.argv[1] == "library":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Python's handler cannot run before this returns
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("cleaning up", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("where", ["library", "clean-up"])
+def test_the_second_always_ends_it_at_once(where):
+    """Also inside a library, and while the first one's clean-up hangs."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY, where], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    if where == "clean-up":
+        assert process.stdout.readline() == "cleaning up\n"
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(3) == 130
+
+
+def test_handlers_are_put_back():
+    """After Interrupts the process handles SIGINT as before, and has no thread and no descriptor more."""
+    from rocforge.cli.interrupts import Interrupts
+
+    before = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        with Interrupts(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(1)
+    after = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    assert after == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_generate_ends_at_any_time(model):
+    """One SIGINT while it loads or writes: code 130, no traceback, and no process of its group is left."""
+    for _ in range(4):
+        command = [sys.executable, "-m", "rocforge", "generate", model, "def f(", "--max-tokens", "900", "--echo"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+        )
+        process.stdout.read(1)  # the prompt: the model is loaded
+        time.sleep(random.uniform(0, 1))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert "Traceback" not in process.stderr.read()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+def start_chat(terminal, model, template, *options):
+    process = terminal("chat", model, "--chat-template", template, "--device", "cpu", *options)
+    process.expect(">>> ")
+    return process
+
+
+def test_chat_stops_a_reply_and_goes_on(terminal, model, template):
+    """Ctrl-C ends the reply, not the program, again and again; the next turn works; /exit gives code 0."""
+    process = start_chat(terminal, model, template)
+    for delay in (0.0, 0.5, 1.0):
+        process.sendline("tell me a long story")
+        time.sleep(delay)
+        process.sendintr()
+        process.expect("stopped")
+        process.expect(">>> ")
+    process.sendline("/set max_tokens 3")
+    process.expect(">>> ")
+    process.sendline("and now a short one")
+    process.expect("generation: 3 tokens")
+    process.expect(">>> ")
+    process.sendline("/exit")
+    process.wait()
+    assert process.exitstatus == 0
+
+
+def test_chat_ends_at_the_second_in_a_row(terminal, model, template):
+    """At the prompt the first Ctrl-C clears the line and says how to leave, the second leaves, with the terminal as it
+    was; a line between them starts the count anew."""
+    process = start_chat(terminal, model, template, "--max-tokens", 2)
+    for _ in range(2):
+        process.send("half a li")
+        process.sendintr()
+        process.expect("Ctrl-C again")
+        process.expect(">>> ")
+        process.sendline("/set")
+        process.expect("temperature 0.7")
+        process.expect(">>> ")
+    process.sendintr()
+    process.expect("Ctrl-C again")
+    process.sendintr()
+    started = time.monotonic()
+    process.wait()
+    assert process.exitstatus == 130 and time.monotonic() - started < 2
+
+
+def test_chat_stops_a_long_prompt(terminal, model, template):
+    """Ctrl-C is heard between the steps of a prompt, before there is a first token."""
+    process = start_chat(terminal, model, template, "--context", 1000)
+    process.sendline("word " * 600)
+    time.sleep(0.3)
+    process.sendintr()
+    process.expect("stopped")
+    process.expect(">>> ")
+    process.sendeof()
+    process.wait()
+    assert process.exitstatus == 0 and not re.search("error", process.before)
