@@ -219,6 +219,7 @@ constexpr int lds_poison = 0xFF, lds_canary = 0xA5;
 constexpr size_t canary_bytes = 1024;
 
 static void fill_lds() {
+    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(hipsim_dynamic_lds, sizeof hipsim_dynamic_lds);
     for (auto [base, size] : launch->kernel->static_lds) memset(base, lds_poison, size);
     memset(hipsim_dynamic_lds, lds_poison, launch->dynamic_lds);
     memset(hipsim_dynamic_lds + launch->dynamic_lds, lds_canary, canary_bytes);
@@ -227,7 +228,6 @@ static void fill_lds() {
 }
 
 static std::string check_lds() {
-    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(hipsim_dynamic_lds, sizeof hipsim_dynamic_lds);
     const char* end = hipsim_dynamic_lds + launch->dynamic_lds;
     for (size_t i = 0; i < canary_bytes; i++)
         if (end[i] != char(lds_canary))
@@ -261,31 +261,38 @@ static void drop_fibers() {
         }
 }
 
-void run_kernel(Launch& work) {
-    launch = &work;
-    random_state = (setting("HIPSIM_SEED", 0) + 1) * 0x9E3779B97F4A7C15;
-    hipsim_dim3 grid = hipsim_grid_dim = work.grid;
-    lay_out_block(work.block);
-    // Blocks come in the order start, start + step, start + 2 step ...: every block once, since step is coprime.
-    uint64_t count = uint64_t(grid.x) * grid.y * grid.z, step = 1, start = 0;
+// Runs every block and says what went wrong in the first that failed. Blocks come in the order start, start + step,
+// start + 2 step ...: every block once, since step is coprime to their number.
+static std::string run_grid() {
+    hipsim_dim3 grid = launch->grid;
+    uint64_t count = uint64_t(grid.x) * grid.y * grid.z;
     std::mt19937_64 random(random_state);
-    for (start = random() % count, step = random() % count | 1; std::gcd(step, count) != 1; step += 2) {
-    }
+    uint64_t start = random() % count, step = random() % count | 1;
+    while (std::gcd(step, count) != 1) step += 2;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t block = (start + i * step) % count;
         hipsim_block_index = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / grid.x / grid.y)};
         fill_lds();
-        std::string fault = catch_faults(run_block);
-        std::string lds_fault = check_lds();
-        if (fault.empty()) fault = lds_fault;
-        if (!fault.empty()) {
-            report_fault("kernel " + work.kernel->name + ", block " + place(hipsim_block_index) + ": " + fault);
-            drop_fibers();
-            trapped.clear();
-            break;
-        }
+        std::string fault = run_block();
+        if (fault.empty()) fault = check_lds();
+        if (fault.empty()) fault = sanitizer_fault();
+        if (!fault.empty()) return fault;
     }
-    check_canaries("kernel " + work.kernel->name);
+    return "";
+}
+
+void run_kernel(Launch& work) {
+    launch = &work;
+    random_state = (setting("HIPSIM_SEED", 0) + 1) * 0x9E3779B97F4A7C15;
+    hipsim_grid_dim = work.grid;
+    lay_out_block(work.block);
+    std::string kernel = "kernel " + work.kernel->name, fault = catch_faults(run_grid);
+    if (!fault.empty()) {
+        report_fault(kernel + ", block " + place(hipsim_block_index) + ": " + fault);
+        drop_fibers();
+        trapped.clear();
+    }
+    check_canaries(kernel);
 }
 
 } // namespace hipsim

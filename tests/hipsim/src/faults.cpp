@@ -66,9 +66,14 @@ static std::string summary(const std::string& report) {
     return path == std::string::npos ? line : line.substr(0, path) + line.substr(name + 1);
 }
 
+std::string sanitizer_fault() {
+    std::string report;
+    report.swap(sanitizer_report);
+    return report.empty() ? "" : "address sanitizer: " + summary(report);
+}
+
 std::string catch_faults(std::string (*body)()) {
     install_handlers();
-    sanitizer_report.clear();
     if (sigsetjmp(way_out, 1)) {
         running = false;
         return describe_signal();
@@ -76,7 +81,7 @@ std::string catch_faults(std::string (*body)()) {
     running = true;
     std::string fault = body();
     running = false;
-    return sanitizer_report.empty() ? fault : "address sanitizer: " + summary(sanitizer_report);
+    return fault;
 }
 
 } // namespace hipsim

@@ -177,5 +177,14 @@ HIPSIM_API hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes,
 }
 
 // Managed memory is plain memory here: there is nothing to advise or to move.
-HIPSIM_API hipError_t hipMemAdvise(const void*, size_t, int, int) { return hipSuccess; }
-HIPSIM_API hipError_t hipMemPrefetchAsync(const void*, size_t, int, void*) { return hipSuccess; }
+static bool device_or_host(int device) { return device >= -1 && device < device_count(); }
+
+HIPSIM_API hipError_t hipMemAdvise(const void*, size_t, int advice, int device) {
+    bool known = (advice >= 1 && advice <= 6) || advice == 100 || advice == 101;
+    if (!known || !device_or_host(device)) return fail(hipErrorInvalidValue, format("advice %d for device %d", advice, device));
+    return hipSuccess;
+}
+
+HIPSIM_API hipError_t hipMemPrefetchAsync(const void*, size_t, int device, void*) {
+    return device_or_host(device) ? hipSuccess : fail(hipErrorInvalidDevice, format("prefetch to device %d", device));
+}

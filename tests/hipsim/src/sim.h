@@ -136,6 +136,7 @@ void run_kernel(Launch& launch);
 
 // ---- faults.cpp
 std::string catch_faults(std::string (*body)()); // what body says went wrong, or the signal that ended it, or ""
+std::string sanitizer_fault(); // what the address sanitizer has reported since the last call, or ""
 inline std::string place(hipsim_dim3 index) { return format("(%u,%u,%u)", index.x, index.y, index.z); }
 
 } // namespace hipsim

@@ -1,4 +1,5 @@
 // Streams and the order HIP promises between them; events; host callbacks.
+#include <algorithm>
 #include <set>
 
 #include "sim.h"
@@ -129,7 +130,7 @@ using hipEvent_t = Event*;
 HIPSIM_API hipError_t hipStreamCreate(hipStream_t* out) { return create_stream(out, 0, 0); }
 HIPSIM_API hipError_t hipStreamCreateWithFlags(hipStream_t* out, unsigned flags) { return create_stream(out, flags, 0); }
 HIPSIM_API hipError_t hipStreamCreateWithPriority(hipStream_t* out, unsigned flags, int priority) {
-    return create_stream(out, flags, priority);
+    return create_stream(out, flags, std::max(-1, std::min(priority, 1))); // the range that HIP clamps to
 }
 
 HIPSIM_API hipError_t hipStreamDestroy(hipStream_t handle) {
