@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from rocforge.server import errors
 from rocforge.server.chat import ChatCompletions
@@ -17,11 +16,11 @@ from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
+from rocforge.server.page import page
 from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from rocforge.server.settings import Settings
 from rocforge.service import Service, State
 
-PAGE = Path(__file__).with_name("page.html")
 _ERROR = {"content": {"application/json": {"example": APIError("what was wrong").body}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request is wrong, or too many wait", **_ERROR},
@@ -72,12 +71,14 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
 
 
 def _model(generator: Generator) -> dict[str, Any]:
+    settings, tokenizer = generator.settings, generator.service.tokenizer
     return {
-        "id": generator.settings.model_name,
+        "id": settings.model_name,
         "object": "model",
         "created": generator.created,
         "owned_by": "rocforge",
         "context_length": generator.limit or None,
+        "chat_template": None if tokenizer is None else bool(settings.chat_template or tokenizer.chat_template),
     }
 
 
@@ -144,9 +145,6 @@ def _add_state(app: FastAPI, generator: Generator) -> None:
         return JSONResponse({"state": state.value}, 200 if state is State.READY else 503)
 
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
+    async def chat_page() -> Response:
         """The chat page."""
-        return FileResponse(PAGE, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
-
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+        return page()

@@ -1,13 +1,13 @@
 """The chat page in headless Chromium: type, stream, stop, reload, errors, keyboard, phone; no text can run."""
 
-import base64
-import hashlib
 import re
 import shutil
+import time
 
 import pytest
-from server.page_server import PAGE, serving
+from server.page_server import serving
 
+pytest.importorskip("fastapi", reason="the extra server is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = playwright.expect
 
@@ -21,19 +21,6 @@ OPTIONS = (
 HOSTILE = "<img src=x onerror=hacked=1><script>hacked=1</script><b>bold</b>"
 
 
-def policy():
-    """The strictest Content-Security-Policy that lets the page's own script and style run."""
-    text = PAGE.read_text()
-    digests = {}
-    for tag in ("script", "style"):
-        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digests[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digests['script']}'; style-src 'sha256-{digests['style']}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, with a profile of its own."""
@@ -45,7 +32,9 @@ def browser():
 
 @pytest.fixture
 def server():
-    """(URL, Script) of a scripted server."""
+    """(URL, Script) of a scripted server, which shows the page under the real one's policy."""
+    from rocforge.server.page import policy
+
     with serving({"Content-Security-Policy": policy()}) as served:
         yield served
 
@@ -375,3 +364,59 @@ def test_nothing_from_outside(context, server):
     say(page, "Hello")
     complete(page)
     assert len(asked) >= 3 and all(url.startswith((server[0], "data:")) for url in asked)
+
+
+def test_with_the_real_server(context, start):
+    """Chat against a model: stream, stop, another turn, reload; a reply that is stopped frees the engine."""
+    with start(max_tokens=400) as real:
+        page, faults = open_page(context, real.url)
+        expect(page.locator("#model")).to_have_text("small")
+        say(page, "Hello")
+        expect(replies(page)).to_have_text(re.compile("..", re.DOTALL))
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("status")).to_have_text("Stopped")
+        deadline = time.monotonic() + 10
+        while real.service.in_flight and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not real.service.in_flight
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Most tokens").fill("12")
+        page.keyboard.press("Escape")
+        say(page, "Again")
+        expect(page.get_by_role("status")).to_have_text(re.compile("complete"))
+        expect(page.locator("article.assistant .about").last).to_contain_text("12 tokens")
+        page.reload()
+        expect(page.locator("article")).to_have_count(4)
+        say(page, "word " * 4000)
+        expect(page.get_by_role("alert")).to_contain_text("maximum context length is 2048 tokens")
+        assert not faults
+
+
+def test_the_key_of_the_real_server(context, start):
+    """Without the key the page says where it belongs; with it, it works."""
+    with start(api_key="secret", max_tokens=4) as real:
+        page, _ = open_page(context, real.url)
+        expect(page.locator("#model")).to_contain_text("API key")
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("API key").fill("secret")
+        page.keyboard.press("Escape")
+        expect(page.locator("#model")).to_have_text("small")
+        say(page, "Hello")
+        complete(page)
+
+
+def test_a_model_without_template_on_the_real_server(context, start):
+    """The page continues texts, and its seed repeats them."""
+    with start(chat_template=None) as real:
+        page, _ = open_page(context, real.url)
+        page.get_by_role("button", name="Settings").click()
+        for label, value in {"Most tokens": "8", "Seed": "3"}.items():
+            page.get_by_label(label).fill(value)
+        page.keyboard.press("Escape")
+        say(page, "def f(")
+        complete(page)
+        first = replies(page).inner_text()
+        page.get_by_role("button", name="Try again").click()
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        complete(page)
+        assert replies(page).inner_text() == first
