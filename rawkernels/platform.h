@@ -256,8 +256,16 @@ DEVICE T shuffle_xor(T value) {
         bits = __builtin_amdgcn_update_dpp(0, bits, 0xb1, 0xf, 0xf, true);  // quad_perm(1, 0, 3, 2)
     } else if constexpr (MASK == 2) {
         bits = __builtin_amdgcn_update_dpp(0, bits, 0x4e, 0xf, 0xf, true);  // quad_perm(2, 3, 0, 1)
-    } else if constexpr (MASK < 32) {
-        bits = __builtin_amdgcn_ds_swizzle(bits, 0x1f | MASK << 10);  // within each half of 32 lanes
+    } else if constexpr (MASK == 4) {  // reversed in runs of 8, then of 4: no trip through LDS
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0x141, 0xf, 0xf, true);
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0x1b, 0xf, 0xf, true);
+    } else if constexpr (MASK == 8) {  // reversed in runs of 16, then of 8
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0x140, 0xf, 0xf, true);
+        bits = __builtin_amdgcn_update_dpp(0, bits, 0x141, 0xf, 0xf, true);
+#ifndef __GFX9__
+    } else if constexpr (MASK == 16) {
+        bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, true, false);
+#endif
     } else {
         bits = __builtin_amdgcn_ds_bpermute((lane() ^ MASK) << 2, bits);
     }
