@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import os
 import signal
@@ -100,6 +101,7 @@ class _Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_level=log_level,
+            log_config=_log_config(),
             server_header=False,
             limit_concurrency=settings.max_connections,
             timeout_keep_alive=math.ceil(settings.client_timeout),
@@ -119,6 +121,13 @@ class _Server(uvicorn.Server):
         stopping = loop.run_in_executor(None, self._service.stop, self._grace, self._grace + 1)
         await super().shutdown(sockets)
         await stopping
+
+
+def _log_config() -> dict[str, Any]:
+    """uvicorn's, but the log of requests goes to stderr like the rest."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config
 
 
 def _listen(host: str, port: int) -> socket.socket:
