@@ -1,0 +1,123 @@
+"""`rocforge serve`, a real process with real signals, and `status` and `cancel` against it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra server is not installed")
+
+
+@contextlib.contextmanager
+def serving(model, *options):
+    """A server process on a free port: (process, URL, lines of its stderr)."""
+    command = [sys.executable, "-m", "rocforge", "serve", model, "--port", "0", "--device", "cpu", *options]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    lines, ready = [], threading.Event()
+
+    def read():
+        for line in process.stderr:
+            lines.append(line)
+            if "ready at " in line:
+                ready.set()
+        ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        assert ready.wait(60) and process.poll() is None, lines
+        yield process, re.search(r"ready at (\S+)", "".join(lines))[1], lines
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stream(url, tokens, key=None):
+    """The response of a streamed completion, and its id."""
+    body = {"model": "demo-11M-Q8_0", "prompt": "def f(", "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    response = urllib.request.urlopen(
+        urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers), timeout=60
+    )
+    return response, json.loads(response.readline().removeprefix(b"data: "))["id"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_it_in_good_order(model, number):
+    """With a request in flight: it finishes, the process ends with 0 and no traceback, and nothing of it is left."""
+    with serving(model) as (process, url, lines):
+        response, _ = stream(url, 6)
+        process.send_signal(number)
+        rest = response.read().decode()
+        assert rest.rstrip().endswith("data: [DONE]")
+        assert process.wait(20) == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    assert not any("Traceback" in line for line in lines)
+    assert process.stdout.read() == ""
+
+
+def test_the_second_signal_ends_it_at_once(model):
+    """While a long request is in flight."""
+    with serving(model) as (process, url, _):
+        response, _ = stream(url, 900)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(3) == 130
+        response.close()
+
+
+def test_stopped_while_it_loads(model):
+    """A signal as soon as the server listens, while the model loads: it ends in good order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = [sys.executable, "-m", "rocforge", "serve", model, "--port", "0"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+def test_status_and_cancel(model, rocforge):
+    """The server's state, a request's state, and its end by cancel; the key is asked for."""
+    with serving(model, "--api-key", "secret", "--quiet") as (_, url, _lines):
+        response, request = stream(url, 900, "secret")
+        server = {"ROCFORGE_URL": url, "ROCFORGE_API_KEY": "secret"}
+        found = json.loads(rocforge("status", "--json", environment=server).stdout)
+        assert found["state"] == "ready" and found["requests_running"] == 1 and found["cache_blocks_used"] > 0
+        about = json.loads(rocforge("status", request, "--json", environment=server).stdout)
+        assert about["id"] == request and about["status"] == "running"
+        assert "cancelled" in rocforge("cancel", request, environment=server).stderr
+        response.read()
+        about = json.loads(rocforge("status", request, "--json", environment=server).stdout)
+        assert about["status"] == "cancelled"
+        found = json.loads(rocforge("status", "--json", environment=server).stdout)
+        assert found["requests_running"] == 0 and found["cache_blocks_used"] == 0
+        refused = rocforge("status", request, "--url", url, check=False)
+        assert refused.returncode == 1 and "401" in refused.stderr
+
+
+def test_a_port_that_is_taken(model, rocforge):
+    """One line, with the port; the exit code is 1."""
+    with serving(model, "--quiet") as (_, url, _lines):
+        done = rocforge("serve", model, "--port", url.rpartition(":")[2], check=False)
+        assert done.returncode == 1 and "error: " in done.stderr
+
+
+def test_a_model_that_is_not_there(rocforge):
+    """The server ends with the error that loading gave."""
+    done = rocforge("serve", "nowhere.gguf", "--port", 0, "--quiet", check=False)
+    assert done.returncode == 1 and "error: no such file: nowhere.gguf" in done.stderr
