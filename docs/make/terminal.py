@@ -3,9 +3,9 @@
     python docs/make/terminal.py
 """
 
+import io
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ OPTIONS = ["--temperature", "0", "--max-tokens", "110"]
 command = [sys.executable, ROOT / "examples" / "generate.py", PROMPT, *OPTIONS]
 done = subprocess.run(command, capture_output=True, text=True, check=True)
 load, _, closing = done.stderr.replace("\r", "\n").strip().rpartition("\n")
-console = Console(record=True, width=100, file=tempfile.TemporaryFile("w"))
+console = Console(record=True, width=100, file=io.StringIO())
 console.print(Text("$ ", "bold green") + Text(f'python examples/generate.py "{PROMPT}" {" ".join(OPTIONS)}', "bold"))
 console.print(Text(load.splitlines()[-1].strip(), "dim"))
 console.print(Text(done.stdout.rstrip()))
