@@ -14,6 +14,7 @@ from pathlib import Path
 from stubs import LIBRARIES, stub_source, wheel_symbols
 
 HERE = Path(__file__).resolve().parent
+ABI = HERE / "include" / "hipsim" / "device_abi.h"
 RUNTIME_LIBRARY = "libamdhip64.so.7"
 PARTS = {  # the sources of each library; the libraries that have none are all stubs
     "libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute faults module",
@@ -21,10 +22,9 @@ PARTS = {  # the sources of each library; the libraries that have none are all s
     "libhipblas.so.3": "hipblas",
     "libhiprand.so.1": "hiprand",
 }
-CXX_OPTIONS = ["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden"]
+CXX_OPTIONS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden"]
 HIPCC = """#!/bin/sh
-# What CuPy asks of hipcc: where the headers are.
-printf '#include <...> search starts here:\\n {include}\\nEnd of search list.\\n' >&2
+PYTHONPATH={here} exec "$HIPSIM_PYTHON" -s -S {here}/hipcc.py "$@"
 """
 
 
@@ -51,7 +51,7 @@ def host_compiler() -> str:
 def state_key(symbols: dict[str, list[str]]) -> str:
     """A hash of all that goes into the build."""
     digest = hashlib.sha256(repr((sorted(symbols.items()), sys.version)).encode())
-    for path in sorted(p for p in HERE.rglob("*") if p.suffix in {".py", ".h", ".cpp"}):
+    for path in [HERE / "build.py", HERE / "stubs.py", *sorted((HERE / "src").iterdir()), ABI]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -92,7 +92,7 @@ def build() -> Path:
         for name in sorted(LIBRARIES, key=lambda name: name != RUNTIME_LIBRARY):
             build_library(name, symbols[name], folder)
         hipcc = folder / "bin" / "hipcc"
-        hipcc.write_text(HIPCC.format(include=HERE / "include"))
+        hipcc.write_text(HIPCC.format(here=HERE))
         hipcc.chmod(0o755)
         (folder / "complete").touch()
     return folder

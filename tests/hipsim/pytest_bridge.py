@@ -60,6 +60,7 @@ class Simulation:
 
     def __init__(self, config: pytest.Config) -> None:
         self.root = config.rootpath
+        self.wanted = _device_paths(config)
         self._collected: dict[str, list[tuple[str, dict]]] | None = None
         self._running: dict[str, Child] = {}
         self._reports: dict[tuple[str, str], list[dict]] = {}
@@ -68,7 +69,7 @@ class Simulation:
         """(arch, record) for what the children collected from one file."""
         if self._collected is None:
             self._collected = {}
-            children = [Child(arch, ["--collect-only", str(DEVICE_TESTS)], self.root) for arch in ARCHS]
+            children = [Child(arch, ["--collect-only", *self.wanted], self.root) for arch in ARCHS]
             for child in children:
                 child.process.wait()
                 records = child.new_records()
@@ -136,6 +137,14 @@ class SimulatedTest(pytest.Item):
 
 
 SIMULATION = pytest.StashKey[Simulation]()
+
+
+def _device_paths(config: pytest.Config) -> list[str]:
+    """What of tests/device/ the command line asks for, without the names of tests."""
+    paths = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in config.args]
+    if any(DEVICE_TESTS.is_relative_to(path) for path in paths):
+        return [str(DEVICE_TESTS)]
+    return [str(path) for path in paths if path.is_relative_to(DEVICE_TESTS)]
 
 
 def _with_arch(nodeid: str, arch: str) -> str:
