@@ -265,6 +265,8 @@ DEVICE T shuffle_xor(T value) {
 #ifndef __GFX9__
     } else if constexpr (MASK == 16) {
         bits = __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, true, false);
+        // LLVM 19 sinks this instruction into a branch that its result is used in, where the other lanes are off
+        asm volatile("" : "+v"(bits));
 #endif
     } else {
         bits = __builtin_amdgcn_ds_bpermute((lane() ^ MASK) << 2, bits);
