@@ -1,0 +1,83 @@
+"""Packed weights on a device: layout, values, rows by id."""
+
+import cupy as cp
+import numpy as np
+import pytest
+from gguf.constants import GGML_QUANT_SIZES
+from weights import random_bytes, random_weight, sizes
+
+import rocforge.quant as quant
+from rocforge.arrays import asnumpy
+from rocforge.ops.dequantize import PLANAR, dequantize_device, planar_row_nbytes
+from rocforge.ops.embedding import embedding
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # blocks of random bytes hold infinities
+QTYPES = list(quant.QTYPES)
+
+
+def same(a, b):
+    """Bit for bit, whatever a NaN's bits."""
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_blocks_come_back(rng, qtype):
+    """Any bits, packed in planes on the device and copied back, are GGUF's blocks again; odd shapes too."""
+    for columns in sizes(qtype) if GGML_QUANT_SIZES[quant.QTYPES[qtype]][0] != 64 else (512, 576, 64):
+        weight = random_bytes(rng, qtype, (3, 5, columns))
+        there = weight.to_device("gpu")
+        assert there.planar == (qtype in PLANAR)
+        assert np.array_equal(there.to_device("cpu").data, weight.data)
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_values_are_gguf_s(rng, qtype):
+    """dequantize() on the device is bit-equal to the gguf package, for any bits."""
+    for columns in sizes(qtype):
+        weight = random_bytes(rng, qtype, (7, columns)) if columns % 64 == 0 or qtype != "NVFP4" else None
+        if weight is not None:
+            assert same(asnumpy(weight.to_device("gpu")), weight.dequantize())
+
+
+@pytest.mark.parametrize("qtype", ["Q4_0", "Q5_1", "Q6_K", "MXFP4", "BF16", "IQ2_XS"])
+def test_halves(rng, qtype):
+    """float16 and bfloat16 values are the float32 ones, rounded to nearest even."""
+    weight = random_weight(rng, qtype, (5, 512))
+    values, there = weight.dequantize(), weight.to_device("gpu")
+    assert same(dequantize_device(there, "float16").get(), values.astype(np.float16))
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    assert same(dequantize_device(there, "bfloat16").get(), rounded)
+
+
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "Q6_K", "IQ3_S", "F16"])
+def test_slices(rng, qtype):
+    """Rows by slice, by list and by step, a transpose, and a stack of matrices are those of the CPU's array."""
+    weight = random_weight(rng, qtype, (4, 6, 512))
+    there = weight.to_device("gpu")
+    for index in (2, slice(1, 3), (1, slice(None, None, 2)), ([2, 0],)):
+        assert same(asnumpy(there[index]), weight[index].dequantize())
+    assert same(asnumpy(there[1].T), weight[1].dequantize().T)
+    assert there[1].T.T.shape == (6, 512)
+
+
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q5_0", "IQ1_S", "F32"])
+def test_embedding(rng, qtype):
+    """Rows by id, ids on the host or on the device, of packed and of float tables."""
+    table = random_weight(rng, qtype, (40, 256))
+    ids = rng.integers(0, 40, (3, 4))
+    expected = table.dequantize()[ids]
+    there = table.to_device("gpu")
+    assert same(embedding(ids, there).get(), expected)
+    assert same(embedding(cp.asarray(ids, np.int32), there).get(), expected)
+    assert same(embedding(cp.asarray(ids), cp.asarray(table.dequantize())).get(), expected)
+    with pytest.raises(IndexError, match="40"):
+        embedding(np.array([40]), there)
+
+
+def test_planar_rows_keep_the_size():
+    """A planar row of whole super-blocks is as long as GGUF's, but for Q3_K, whose 110 bytes become 112."""
+    for name in PLANAR:
+        qtype = quant.QTYPES[name]
+        expected = 16 * 112 if name == "Q3_K" else quant.row_nbytes(4096, qtype)
+        assert planar_row_nbytes(4096, qtype) == expected

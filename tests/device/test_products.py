@@ -1,0 +1,168 @@
+"""Products with weights on a device, against float64."""
+
+import cupy as cp
+import numpy as np
+import pytest
+from weights import random_weight, relative_error, sizes
+
+from rocforge.ops.activation import geglu, swiglu, swiglu_oai
+from rocforge.ops.dequantize import PLANAR, cells_of
+from rocforge.ops.linear import gated_linear, linear, linears
+from rocforge.ops.matvec import GATES, format_of, quantize_activations
+from rocforge.ops.products import launches
+from rocforge.quant import QTYPES, QuantizedArray
+
+FLOATS = ["F32", "F16", "BF16"]
+RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
+
+
+def rounded(x):
+    """x as int8 with a float32 scale for each 32 elements, and back, in float64."""
+    runs = np.zeros((len(x), cells_of(x.shape[1]) * 4, 32), np.float32)
+    runs.reshape(len(x), -1)[:, : x.shape[1]] = x
+    scale = np.abs(runs).max(-1, keepdims=True) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        q = np.nan_to_num(np.rint(runs / scale))
+    return (q.astype(np.float64) * scale).reshape(len(x), -1)[:, : x.shape[1]]
+
+
+def columns_of(data, size):
+    """The values that a column of activations stands for, from its planes; the sums are checked against them."""
+    cells = cells_of(size)
+    planes = data.reshape(len(data), 10, cells, 16)
+    q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(len(data), cells, 4, 32)
+    scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
+    sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(len(data), cells, 4, 2)
+    assert np.array_equal(q.reshape(len(data), cells, 4, 2, 16).sum(-1), sums)
+    return (q.astype(np.float64) * scales[..., None]).reshape(len(data), -1)
+
+
+@pytest.mark.parametrize("size", [32, 128, 300, 2049])
+def test_quantized_activations(rng, size):
+    """Values are x to 1/127 of the largest of their 32; a last cell is filled up with zeros; zeros stay zero."""
+    x = rng.standard_normal((3, size)).astype(np.float32) * rng.uniform(0.01, 100, (3, 1)).astype(np.float32)
+    x[1, :32] = 0
+    values = columns_of(quantize_activations(cp.asarray(x)).data.get(), size)
+    assert not values[:, size:].any() and not values[1, :32].any()
+    largest = np.abs(np.pad(x, ((0, 0), (0, -size % 32))).reshape(3, -1, 32)).max(-1).repeat(32, axis=1)[:, :size]
+    assert (np.abs(values[:, :size] - x) <= largest / 127 * 0.501).all()
+
+
+@pytest.mark.parametrize("qtype", PLANAR)
+def test_one_column(rng, qtype):
+    """Exact (1e-5) for the rounded activations, and within 1e-2 for the unrounded."""
+    for columns in (*sizes(qtype), 2816):
+        x, weight = rng.standard_normal((1, columns)).astype(np.float32), random_weight(rng, qtype, (37, columns))
+        y, w = linear(cp.asarray(x), weight.to_device("gpu")), weight.dequantize().astype(np.float64)
+        assert y.dtype == np.float32 and y.shape == (1, 37)
+        assert relative_error(y, rounded(x) @ w.T) < 1e-5
+        assert relative_error(y, x.astype(np.float64) @ w.T) < 1.5e-2
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0"])
+def test_few_columns(rng, qtype, n):
+    """Two to eight columns are as one column each."""
+    x, weight = rng.standard_normal((n, 768)).astype(np.float32), random_weight(rng, qtype, (21, 768))
+    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    assert relative_error(y, rounded(x) @ weight.dequantize().astype(np.float64).T) < 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("qtype", FLOATS)
+def test_float_weights(rng, qtype, n):
+    """Weights of floats, packed as such or ordinary arrays, are multiplied in float32."""
+    x, weight = rng.standard_normal((n, 520)).astype(np.float32), random_weight(rng, qtype, (19, 520))
+    there = weight.to_device("gpu")
+    reference = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
+    assert relative_error(linear(cp.asarray(x), there), reference) < 1e-5
+    if qtype == "F16":
+        assert relative_error(linear(cp.asarray(x), cp.asarray(weight.dequantize(np.float16))), reference) < 1e-5
+
+
+def test_bias_and_residual(rng):
+    """A bias for each matrix, a residual for the first; leading axes of x are kept."""
+    x, residual = (
+        rng.standard_normal((2, 1, 256)).astype(np.float32),
+        rng.standard_normal((2, 1, 33)).astype(np.float32),
+    )
+    weights = [random_weight(rng, "Q5_K", (rows, 256)) for rows in (33, 8, 1)]
+    biases = [rng.standard_normal(len(w)).astype(np.float32) for w in weights]
+    there = [w.to_device("gpu") for w in weights]
+    ys = linears(cp.asarray(x), there, [cp.asarray(b) for b in biases], cp.asarray(residual))
+    exact = rounded(x[:, 0])[:, None]
+    expected = [exact @ w.dequantize().astype(np.float64).T + b for w, b in zip(weights, biases, strict=True)]
+    expected[0] += residual
+    for y, reference in zip(ys, expected, strict=True):
+        assert y.shape == reference.shape and relative_error(y, reference) < 1e-5
+
+
+def test_matrices_of_several_formats(rng):
+    """q and k of one format and v of another are one launch; floats and more than three matrices are launches apart."""
+    qtypes = ["Q4_K", "Q4_K", "Q6_K", "F16", "Q4_K", "Q4_K", "Q4_K", "Q4_K"]
+    assert launches(["Q4_K", "Q4_K", "Q6_K"]) == [(0, 3)]
+    x = rng.standard_normal((1, 512)).astype(np.float32)
+    weights = [random_weight(rng, qtype, (rows, 512)) for rows, qtype in enumerate(qtypes, 5)]
+    there = [w.to_device("gpu") for w in weights]
+    assert launches([format_of(w) for w in there]) == [(0, 3), (3, 4), (4, 7), (7, 8)]
+    for y, weight in zip(linears(cp.asarray(x), there), weights, strict=True):
+        exact = x.astype(np.float64) if weight.qtype.name == "F16" else rounded(x)
+        assert relative_error(y, exact @ weight.dequantize().astype(np.float64).T) < 1e-5
+
+
+@pytest.mark.parametrize("activation", GATES)
+def test_gated(rng, activation):
+    """activation(gate, up) of both products with their biases, in one launch."""
+    x = rng.standard_normal((1, 512)).astype(np.float32)
+    gate, up = (random_weight(rng, "Q4_K", (45, 512)) for _ in range(2))
+    biases = [rng.standard_normal(45).astype(np.float32) for _ in range(2)]
+    y = gated_linear(
+        cp.asarray(x), gate.to_device("gpu"), up.to_device("gpu"), *map(cp.asarray, biases), activate=activation
+    )
+    g, u = (rounded(x) @ w.dequantize().astype(np.float64).T + b for w, b in zip((gate, up), biases, strict=True))
+    function = {"swiglu": swiglu, "geglu": geglu, "swiglu_oai": swiglu_oai}[activation]
+    assert relative_error(y, function(g, u)) < 2e-5
+
+
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", *RARE])
+def test_many_columns(rng, qtype):
+    """More than eight columns go through float16 tiles and the BLAS library: within 1e-3."""
+    x, weight = rng.standard_normal((11, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
+    bias, residual = rng.standard_normal(23).astype(np.float32), rng.standard_normal((11, 23)).astype(np.float32)
+    y = linear(cp.asarray(x), weight.to_device("gpu"), cp.asarray(bias), cp.asarray(residual))
+    reference = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T + bias + residual
+    assert relative_error(y, reference) < 1e-3
+
+
+@pytest.mark.parametrize("qtype", RARE)
+def test_rare_formats_few_columns(rng, qtype):
+    """The formats without a kernel of their own are unpacked to float16 for any number of columns."""
+    x, weight = rng.standard_normal((1, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
+    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    assert relative_error(y, x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
+
+
+def test_tiles(rng, monkeypatch):
+    """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
+    monkeypatch.setattr("rocforge.ops.gemm.TILE_NBYTES", 2 * 256 * 10)
+    x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
+    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    assert relative_error(y, x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
+
+
+def test_operators(rng):
+    """x @ w.T and w @ x on the device, by slices of rows too; large activations do not overflow float16."""
+    weight = random_weight(rng, "Q8_0", (24, 256))
+    there, x = weight.to_device("gpu"), rng.standard_normal((256,)).astype(np.float32)
+    w, exact = weight.dequantize().astype(np.float64), rounded(x[None])[0]
+    assert relative_error(cp.asarray(x) @ there.T, exact @ w.T) < 1e-5
+    assert relative_error(there @ cp.asarray(x), w @ exact) < 1e-5
+    assert relative_error(cp.asarray(x) @ there[3:9].T, exact @ w[3:9].T) < 1e-5
+    many = np.full((9, 256), 1e6, np.float32)
+    assert np.isfinite((cp.asarray(many) @ there.T).get()).all()
+
+
+def test_no_rows(rng):
+    """An x of no rows gives no rows."""
+    there = random_weight(rng, "Q4_0", (5, 64)).to_device("gpu")
+    assert isinstance(there, QuantizedArray) and linear(cp.zeros((0, 64), np.float32), there).shape == (0, 5)

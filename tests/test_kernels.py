@@ -1,0 +1,92 @@
+"""Finding, putting together and checking kernels, as far as that needs no device."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from rocforge import kernels
+from rocforge.kernels import Kernel, compile_options, source_folder, source_text
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An empty package folder in the place of rocforge's."""
+    folder = tmp_path / "rocforge"
+    folder.mkdir()
+    monkeypatch.setattr(kernels, "__file__", str(folder / "kernels.py"))
+    source_text.cache_clear()
+    yield folder
+    source_text.cache_clear()
+
+
+def test_sources_of_the_checkout():
+    """In a checkout the sources are those beside the package."""
+    assert (source_folder() / "matvec.hip").exists() and source_folder().name == "rawkernels"
+
+
+def test_sources_of_a_wheel_come_first(package):
+    """In a wheel they lie in the package, and that wins over a folder beside it."""
+    for folder in (package, package.parent):
+        (folder / "rawkernels").mkdir()
+        (folder / "rawkernels" / "platform.h").touch()
+    assert source_folder() == package / "rawkernels"
+    shutil.rmtree(package / "rawkernels")
+    assert source_folder() == package.parent / "rawkernels"
+
+
+def test_no_sources(package):
+    """Without sources, the error says where they were looked for."""
+    with pytest.raises(FileNotFoundError, match=re.escape(str(package))):
+        source_folder()
+
+
+def test_includes_are_put_in_once(package):
+    """An include is replaced by the file, once however often it is named, and line numbers stay the files'."""
+    folder = package / "rawkernels"
+    folder.mkdir()
+    (folder / "platform.h").write_text("#pragma once\nint p;\n")
+    (folder / "quants.h").write_text('#include "platform.h"\nint q;\n')
+    (folder / "k.hip").write_text('#include "platform.h"\n#include "quants.h"\nint k;\n')
+    lines = source_text("k.hip").splitlines()
+    assert [line for line in lines if line.startswith("int")] == ["int p;", "int q;", "int k;"]
+    assert not any("include" in line or "pragma" in line for line in lines)
+    assert lines[-2:] == ['#line 3 "k.hip"', "int k;"]
+
+
+def test_every_source_is_whole():
+    """No include is left in any source."""
+    for path in source_folder().glob("*.hip"):
+        assert "#include" not in source_text(path.name) and "KERNEL" in source_text(path.name)
+
+
+def test_compile_options():
+    """The wave size and the defines, in an order that does not depend on how they were given."""
+    options = compile_options(64, {"QTYPE": "Q4_K", "COLUMNS": 2})
+    assert options == ("-std=c++17", "-DCOLUMNS=2", "-DQTYPE=Q4_K", "-DWAVE=64")
+
+
+def test_numbers_are_cast():
+    """A number becomes the declared type; what does not fit it is an error, as is a float for an integer."""
+    check = kernels._check_of("int32")
+    assert type(check(7, 0)) is np.int32 and check(np.int64(7), 0) == 7
+    for wrong in (1.5, "1", True, None):
+        with pytest.raises(TypeError, match="int32"):
+            check(wrong, 0)
+    with pytest.raises(ValueError):
+        check(1 << 40, 0)
+    assert type(kernels._check_of("float32")(3, 0)) is np.float32
+
+
+def test_only_device_arrays():
+    """A NumPy array, or none where none is allowed, is refused; an optional one may be missing."""
+    for wrong in (np.zeros(3, np.float32), None, 3):
+        with pytest.raises(TypeError, match="CuPy array of float32"):
+            kernels._check_of("float32*")(wrong, 0)
+    assert kernels._check_of("float32*?")(None, 0) == 0
+
+
+def test_repr():
+    """A kernel says where it comes from."""
+    assert repr(Kernel("matvec.hip", "matvec", "int32", QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, QTYPE=Q8_0)"
