@@ -8,10 +8,13 @@ from pathlib import Path
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 DEFAULT_QUANT = "Q4_K_M"
+_SECONDS = 10.0  # until the Hub counts as out of reach
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
     """The local file of a path, or of "hf:owner/repo[:quant]", which is downloaded into the Hub's cache if need be.
+
+    Where the Hub cannot be reached, what its cache holds is used.
 
     Args:
         path: a path, or a Hub name; quant picks among the repository's files, Q4_K_M where it is left out and there
@@ -20,6 +23,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: no such file, or the repository has no GGUF file of that quantization (those it has are
             named).
+        ConnectionError: the Hub cannot be reached, and its cache has nothing of the repository.
         ValueError: a Hub name that is not of the form "hf:owner/repo[:quant]".
     """
     text = os.fspath(path)
@@ -34,9 +38,9 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def _download(repository: str, quant: str | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".gguf")]
+    files, offline = _files(repository)
     first = choose(files, quant)
     if first is None:
         have = ", ".join(sorted(files)) or "no GGUF file"
@@ -46,8 +50,27 @@ def _download(repository: str, quant: str | None) -> Path:
     if split:
         count = int(split[2])
         names = [f"{first[: split.start()]}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
-    paths = [hf_hub_download(repository, name) for name in names]
+    paths = [hf_hub_download(repository, name, local_files_only=offline) for name in names]
     return Path(paths[0])
+
+
+def _files(repository: str) -> tuple[list[str], bool]:
+    """The GGUF files of a repository, and whether they are only those in the cache: the Hub cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        files = HfApi().model_info(repository, timeout=_SECONDS).siblings or []
+        return [file.rfilename for file in files if file.rfilename.endswith(".gguf")], False
+    except HfHubHTTPError:
+        raise  # it was reached, and refuses
+    except Exception as error:  # any of the HTTP library's, which is not the same with each version of the client
+        try:
+            folder = Path(snapshot_download(repository, local_files_only=True))
+        except LocalEntryNotFoundError:
+            problem = f"the Hugging Face Hub cannot be reached, and its cache has no {repository}: {error}"
+            raise ConnectionError(problem) from error
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], True
 
 
 def choose(files: list[str], quant: str | None) -> str | None:

@@ -104,7 +104,7 @@ import sys
 from rocforge.hub import resolve
 try:
     print(resolve(sys.argv[1]))
-except FileNotFoundError as error:
+except OSError as error:
     print(f"error: {error}")
 """
 
@@ -118,9 +118,9 @@ def hub(tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_OFFLINE", None)
 
-    def run(name):
+    def run(name, **variables):
         command = [sys.executable, "-c", DOWNLOAD, name]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -143,3 +143,13 @@ def test_a_quantization_that_is_not_there(hub):
     assert hub("hf:owner/repo:Q2_K") == (
         "error: owner/repo has no GGUF file for Q2_K; it has m-Q4_K_M.gguf, m-Q8_0.gguf"
     )
+
+
+@pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}])
+def test_without_the_hub(hub, offline):
+    """Told to stay offline, or with nobody there: the cache serves what it has, and the error says what it has not."""
+    before = hub("hf:owner/repo:Q8_0")
+    assert hub("hf:owner/repo:Q8_0", **offline) == before
+    assert hub("hf:owner/repo", **offline) == before  # the only one there is, so no quantization need be said
+    assert "has no GGUF file for Q4_K_M; it has m-Q8_0.gguf" in hub("hf:owner/repo:Q4_K_M", **offline)
+    assert "cannot be reached, and its cache has no other/repo" in hub("hf:other/repo", **offline)
