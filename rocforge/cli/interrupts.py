@@ -33,7 +33,9 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._before = signal.signal(signal.SIGINT, self._handle), signal.set_wakeup_fd(self._write)
+        self._before = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(self._write)
+        if self._before[0] is not signal.SIG_IGN:  # as a shell's script sets it for what runs in the background
+            signal.signal(signal.SIGINT, self._handle)
         self._watcher = threading.Thread(target=self._watch, name="interrupts", daemon=True)
         self._watcher.start()
         Interrupts.current = self

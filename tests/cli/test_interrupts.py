@@ -40,6 +40,19 @@ def test_the_second_always_ends_it_at_once(where):
     assert process.wait(3) == 130
 
 
+def test_a_process_that_ignores_it_goes_on_to():
+    """Where SIGINT is ignored from the start, as for a script's background jobs, it stays ignored."""
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", BUSY, "clean-up"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
 def test_handlers_are_put_back():
     """After Interrupts the process handles SIGINT as before, and has no thread and no descriptor more."""
     from rocforge.cli.interrupts import Interrupts
