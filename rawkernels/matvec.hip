@@ -13,13 +13,14 @@
 // variants: QTYPE=Q4_K,Q6_K,Q8_0 COLUMNS=2,4,8
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=1
 const u32 THREADS = 128, ROWS = COLUMNS == 1 ? 1 : 2;
+const u32 GATED_THREADS = 256, GATED_LANES = 8;
 #if COLUMNS == 1
 // more threads a multiprocessor where a cell is few registers
 #define MATVEC KERNEL_WIDE(THREADS, sizeof(QTYPE) <= 96 ? 768 : 512)
-#define MATVEC_GATED KERNEL_WIDE(THREADS, 512)
+#define MATVEC_GATED KERNEL_WIDE(GATED_THREADS, 512)
 #else
 #define MATVEC KERNEL(THREADS)
-#define MATVEC_GATED KERNEL(THREADS)
+#define MATVEC_GATED KERNEL(GATED_THREADS)
 #endif
 
 // Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
@@ -196,20 +197,36 @@ DEVICE float gated(i32 activation, float gate, float up) {
     return gate * sigmoid(1.702f * gate) * (up + 1.0f);
 }
 
-// y = activation(x @ gate.T + gate_bias, x @ up.T + up_bias): a group takes the same row of both matrices.
+// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (COLUMNS, rows), or to int8 columns of `out_cells` cells
+// for the product that follows, or both; either may be null. A group takes the same row of both matrices, so that a
+// block of 8-lane groups has 32 rows: one scale. Blocks past the last row fill up the last cell with zeros.
 MATVEC_GATED
-matvec_gated(const u8* x, i32 cells, i32 log_lanes, const u8* gate, const u8* up, const float* gate_bias,
-             const float* up_bias, float* y, i32 rows, i32 activation) {
-    u32 lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1), row = (block_x() * THREADS + thread_x()) >> log_lanes;
+matvec_gated(const u8* x, i32 cells, const u8* gate, const u8* up, const float* gate_bias, const float* up_bias,
+             float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+    __shared__ float results[COLUMNS][32];
+    u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, row = 32 * block_x() + group;
     u64 offset = u64(minimum(i32(row), rows - 1)) * QTYPE::row_bytes(cells);
     const u8* pair[2] = {gate + offset, up + offset};
     float sum[2][COLUMNS] = {};
-    accumulate<QTYPE, 2>(sum, pair, x, cells, rank, lanes);
-    reduce_group<2>(sum, lanes);
+    accumulate<QTYPE, 2>(sum, pair, x, cells, rank, GATED_LANES);
+    reduce_group<2>(sum, GATED_LANES);
     UNROLL
     for (u32 k = 0; k < COLUMNS; ++k) {
-        if (rank != k || row >= u32(rows)) continue;
-        float g = sum[0][k] + (gate_bias ? gate_bias[row] : 0.0f), u = sum[1][k] + (up_bias ? up_bias[row] : 0.0f);
-        y[u64(k) * rows + row] = gated(activation, g, u);
+        if (rank != k) continue;
+        float value = 0.0f;
+        if (row < u32(rows)) {
+            float g = sum[0][k] + (gate_bias ? gate_bias[row] : 0.0f), u = sum[1][k] + (up_bias ? up_bias[row] : 0.0f);
+            value = gated(activation, g, u);
+            if (y) y[u64(k) * rows + row] = value;
+        }
+        results[k][group] = value;
     }
+    if (!rounded) return;
+    barrier();
+    if (wave() * WAVE >= 8 * COLUMNS) return;
+    u32 k = thread_x() / 8, at = 4 * (thread_x() % 8);
+    const float* v = results[k < COLUMNS ? k : 0] + at;
+    // lanes past the last column write nothing: their element is past the end
+    u32 to = k < COLUMNS ? 32 * block_x() + at : out_cells * CELL;
+    store_activation(rounded + u64(k) * activation_bytes(out_cells), out_cells, to, make_f32x4(v[0], v[1], v[2], v[3]));
 }

@@ -66,7 +66,13 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
 
 
 def gated_linear(
-    x: Any, gate: Any, up: Any, gate_bias: Any = None, up_bias: Any = None, activate: str = "swiglu"
+    x: Any,
+    gate: Any,
+    up: Any,
+    gate_bias: Any = None,
+    up_bias: Any = None,
+    activate: str = "swiglu",
+    then: Any = None,
 ) -> Any:
     """`activate(linear(x, gate, gate_bias), linear(x, up, up_bias))`; on a device in one launch for few rows of x.
 
@@ -75,11 +81,16 @@ def gated_linear(
         gate, up: matrices of one shape.
         gate_bias, up_bias: shape (rows,), or None.
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
+        then: the weight that the result is to be multiplied with, if that is all it is for; on a device the result
+            may then be Activations, as `linear` takes them.
+
+    Returns:
+        float32, shape (..., rows); or Activations.
     """
     if get_array_module(gate) is not np:
         from rocforge.ops.products import gated_product_device
 
-        y = gated_product_device(x, gate, up, gate_bias, up_bias, activate)
+        y = gated_product_device(x, gate, up, gate_bias, up_bias, activate, then)
         if y is not None:
             return y
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))

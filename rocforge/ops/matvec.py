@@ -17,7 +17,7 @@ from rocforge.ops.dequantize import cells_of
 from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
-THREADS = 128
+THREADS, GATED_THREADS = 128, 256
 """As in matvec.hip: threads of a block."""
 ACTIVATION_NBYTES = 160
 """Bytes of a cell of activations: 128 int8 values, four float32 scales, eight int16 sums."""
@@ -36,7 +36,7 @@ class Activations:
     """
 
     def __init__(self, data: Any, size: int):
-        self.data, self.shape = data, (len(data), size)
+        self.data, self.shape, self.ndim = data, (len(data), size), 2
 
     @classmethod
     def empty(cls, rows: int, size: int) -> Activations:
@@ -140,7 +140,13 @@ GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
 
 
 def gated_product(
-    x: Any, gate: Any, up: Any, gate_bias: Any = None, up_bias: Any = None, activation: str = "swiglu"
+    x: Any,
+    gate: Any,
+    up: Any,
+    gate_bias: Any = None,
+    up_bias: Any = None,
+    activation: str = "swiglu",
+    rounded: bool = False,
 ) -> Any:
     """`activation(x @ gate.T + gate_bias, x @ up.T + up_bias)` in one launch.
 
@@ -149,19 +155,26 @@ def gated_product(
         gate, up: matrices of equal shape and format.
         gate_bias, up_bias: float32 (rows,), or None.
         activation: one of GATES; functions of that name are in rocforge.ops.activation.
+        rounded: give Activations, for the product that follows.
 
     Returns:
-        float32 CuPy array (n, rows).
+        float32 CuPy array (n, rows), or Activations of that shape.
     """
     n, rows = x.shape[0], len(gate)
     data, cells = _column(x, gate)
-    y, log_lanes = cupy_module().empty((n, rows), np.float32), _log_lanes(cells)
-    args = (data, cells, log_lanes, _rows(gate), _rows(up), gate_bias, up_bias, y, rows, GATES[activation])
-    _gated_kernel(n, format_of(gate))((_blocks(rows, log_lanes, 1),), (THREADS,), args)
-    return y
+    if rounded:
+        result = Activations.empty(n, rows)
+        outputs = (None, result.data, cells_of(rows))
+    else:
+        result = cupy_module().empty((n, rows), np.float32)
+        outputs = (result, None, 0)
+    blocks = 4 * cells_of(rows) if rounded else -(-rows // 32)
+    args = (data, cells, _rows(gate), _rows(up), gate_bias, up_bias, *outputs, rows, GATES[activation])
+    _gated_kernel(n, format_of(gate))((blocks,), (GATED_THREADS,), args)
+    return result
 
 
 @functools.cache
 def _gated_kernel(columns: int, name: str) -> Kernel:
-    signature = "void* int32 int32 void* void* float32*? float32*? float32* int32 int32"
+    signature = "void* int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
     return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, COLUMNS=columns)

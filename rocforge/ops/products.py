@@ -43,12 +43,19 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
     return [y.reshape(*leading, y.shape[-1]) for y in ys]
 
 
-def gated_product_device(x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any, activation: str) -> Any:
-    """What `rocforge.ops.linear.gated_linear` gives, in one launch; None where no kernel does that."""
+def gated_product_device(
+    x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any, activation: str, then: Any = None
+) -> Any:
+    """What `rocforge.ops.linear.gated_linear` gives, in one launch; None where no kernel does that.
+
+    Where the weight `then`, that the result is to be multiplied with, wants it, these are Activations.
+    """
     n = int(np.prod(x.shape[:-1]))
     if not 0 < n <= MAX_COLUMNS or format_of(gate) is None or format_of(gate) != format_of(up):
         return None
-    flat = x if isinstance(x, Activations) else x.reshape(n, -1)
+    flat = x.reshape(n, x.shape[-1]) if _is_array(x) else x
+    if then is not None and x.ndim == 2 and is_packed(format_of(then)):
+        return gated_product(flat, gate, up, gate_bias, up_bias, activation, rounded=True)
     return gated_product(flat, gate, up, gate_bias, up_bias, activation).reshape(*x.shape[:-1], -1)
 
 

@@ -124,6 +124,17 @@ def test_gated(rng, activation):
     assert relative_error(y, function(g, u)) < 2e-5
 
 
+@pytest.mark.parametrize(("n", "rows"), [(1, 160), (3, 70), (8, 256)])
+def test_gated_rounds_for_what_follows(rng, n, rows):
+    """Given the weight that follows, gated_linear gives its float result as int8, filled up to whole cells."""
+    x = rng.standard_normal((n, 256)).astype(np.float32)
+    gate, up = (random_weight(rng, "Q4_0", (rows, 256)).to_device("gpu") for _ in range(2))
+    down = random_weight(rng, "Q8_0", (5, -(-rows // 32) * 32)).to_device("gpu")
+    plain = gated_linear(cp.asarray(x), gate, up)
+    activations = gated_linear(cp.asarray(x), gate, up, then=down)
+    assert np.array_equal(activations.data.get(), quantize_activations(plain).data.get())
+
+
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", *RARE])
 def test_many_columns(rng, qtype):
     """More than eight columns go through float16 tiles and the BLAS library: within 1e-3."""
