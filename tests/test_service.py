@@ -1,4 +1,4 @@
-"""The service: its life, in any order and timing; errors; cancellation; deadlines; that nothing is left of a request."""
+"""The service: its life, in any order and timing; errors, cancellation, deadlines; nothing is left of a request."""
 
 import asyncio
 import random
@@ -92,9 +92,12 @@ def test_text_from_any_thread_and_loop():
         [thread.join(10) for thread in threads]
 
         async def collect():
-            return ["".join([p.text async for p in reply]) for reply in [service.submit([s], GREEDY) for s in range(4)]]
+            pieces = []
+            for reply in [service.submit([start], GREEDY) for start in range(4)]:
+                pieces.append([piece.text async for piece in reply])
+            return pieces
 
-        assert asyncio.run(collect()) == [texts[start] for start in range(4)]
+        assert ["".join(pieces) for pieces in asyncio.run(collect())] == [texts[start] for start in range(4)]
         assert texts[0] == "bcdefghi"
     assert len(model.threads) == 1 and threading.get_ident() not in model.threads
     assert_clean(service, engines)
@@ -151,7 +154,7 @@ def test_stop_never_started():
 
 
 def test_stop_with_work_in_flight():
-    """With a drain, what finishes in time finishes, and the rest fails; without, all fails; new requests are refused."""
+    """What finishes within the drain finishes, the rest fails, and what comes meanwhile is refused."""
     model = CountingModel()
     service, engines = make(model)
     service.start()

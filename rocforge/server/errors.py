@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,7 +86,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _of_validation(error.errors()[0]).response
+        return _of_validation(error.errors()).response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -104,20 +104,26 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     return as_api_error(error).response
 
 
-def _of_validation(error: dict[str, Any]) -> APIError:
+def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
     """What pydantic finds wrong first, in OpenAI's words where it has some."""
-    path = [str(part) for part in error["loc"] if part != "body"]
-    # parts that name a member of a union, not a field
-    path = [part for part in path if not re.search(r"[\[\](),]|^(str|int|float|bool|constrained-.*)$", part)]
-    param = ".".join(path) or None
-    if error["type"] == "extra_forbidden":
+    first, param = found[0], _param(found[0])
+    if first["type"] == "extra_forbidden":
         return APIError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
-    if error["type"] == "missing":
+    if first["type"] == "missing":
         return APIError(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
-    if error["type"] == "json_invalid":
-        return APIError(f"The body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+    if first["type"] == "json_invalid":
+        return APIError(f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     where = f"Invalid value for '{param}'" if param else "Invalid body"
-    return APIError(f"{where}: {error['msg']}", param=param, code="invalid_value")
+    # a union says of each of its members why it is not that
+    reasons = dict.fromkeys(error["msg"] for error in found if _param(error) == param)
+    return APIError(f"{where}: {', or: '.join(reasons)}", param=param, code="invalid_value")
+
+
+def _param(error: dict[str, Any]) -> str | None:
+    """The field that an error of pydantic is about, without the members of unions that it passed through."""
+    member = re.compile(r".*[\[\](),].*|str|int|float|bool|constrained-.*|[A-Z]\w*")
+    path = [str(part) for part in error["loc"] if part != "body" and not member.fullmatch(str(part))]
+    return ".".join(path) or None
 
 
 def _named_field(message: str) -> str | None:

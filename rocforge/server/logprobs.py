@@ -9,6 +9,15 @@ from rocforge.generate import GenerationResponse
 from rocforge.tokenizer import Tokenizer
 
 
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text; where it is part of a character, its bytes, as in "bytes:\\xe2\\x82"."""
+    piece = tokenizer.token_bytes(token)
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
 def _reported(pieces: Sequence[GenerationResponse], tokenizer: Tokenizer) -> list[GenerationResponse]:
     """Those with a report; not the token that ends the text, which is no part of it."""
     return [piece for piece in pieces if piece.logprobs and piece.token not in tokenizer.eog_token_ids]
@@ -18,8 +27,7 @@ def chat_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse]) ->
     """Of tokens of a chat completion."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
-        piece = tokenizer.token_bytes(token)
-        return {"token": piece.decode(errors="replace"), "logprob": value, "bytes": list(piece)}
+        return {"token": _name(tokenizer, token), "logprob": value, "bytes": list(tokenizer.token_bytes(token))}
 
     content = [
         {
@@ -36,13 +44,9 @@ def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationRespons
     report: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     shown = _reported(pieces, tokenizer)
     for piece in shown:
-        text = tokenizer.token_bytes(piece.token).decode(errors="replace")
-        top = {
-            tokenizer.token_bytes(token).decode(errors="replace"): value for token, value in piece.logprobs.top.items()
-        }
-        report["tokens"].append(text)
+        report["tokens"].append(_name(tokenizer, piece.token))
         report["token_logprobs"].append(piece.logprobs.token)
-        report["top_logprobs"].append(top)
+        report["top_logprobs"].append({_name(tokenizer, token): p for token, p in piece.logprobs.top.items()})
         report["text_offset"].append(offset)
         offset += len(piece.text)
     return report

@@ -72,7 +72,7 @@ class MarkedFormat:
         """A grammar of replies that are calls of these tools, functions in OpenAI's shape."""
         schema = _any_call(tools, "arguments")
         if not self.end:
-            schema = {"type": "array", "items": schema, "minItems": 1}
+            schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 16}
         rule = f"start: {compiler.literal(self.begin)} call"
         return f"{rule} {compiler.literal(self.end) if self.end else ''}\ncall: %json {json.dumps(schema)}\n"
 

@@ -1,0 +1,79 @@
+"""A server with a small random model, on a port of its own."""
+
+import contextlib
+import socket
+import threading
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from golden import build
+
+import rocforge as rf
+from rocforge.engine import Engine
+from rocforge.server.metrics import Metrics
+from rocforge.server.run import _Server
+from rocforge.server.settings import Settings
+from rocforge.service import Service
+
+CONTEXT = 2048
+TEMPLATE = (
+    "{% if tools %}tools: {{ tools | tojson }} in <tool_call>\n{% endif %}"
+    "{% for message in messages %}<|user|>{{ message.role }}: {{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory):
+    """A small random llama as a file."""
+    path = tmp_path_factory.mktemp("model") / "small.gguf"
+    build(path, "llama-linear", "F32")
+    return path
+
+
+@contextlib.contextmanager
+def running(model_file, **settings):
+    """A server in a thread: `url`, `service`, `engine`, and `get` and `post` to it. Nothing may be left at its end."""
+    engines = []
+
+    def load():
+        model, tokenizer = rf.load(model_file, device="cpu", context=CONTEXT)
+        engines.append(Engine(model, tokenizer.eog_token_ids, cache_tokens=4 * CONTEXT))
+        return engines[0], tokenizer
+
+    service = Service(load, max_queue=64, observer=Metrics())
+    options = {"model_name": "small", "chat_template": TEMPLATE, **settings}
+    server = _Server(service, Settings(**options), "warning")
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a client that does not read is noticed
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    service.start()
+    service.wait_until_ready(60)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            yield SimpleNamespace(
+                url=url, service=service, engine=engines[0], client=client, get=client.get, post=client.post
+            )
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive() and service.wait(10)
+    pool = engines[0].scheduler.pool
+    assert pool.free == pool.blocks and service.in_flight == 0
+
+
+@pytest.fixture(scope="package")
+def server(model_file):
+    """One for all tests that change nothing about it."""
+    with running(model_file) as server:
+        yield server
+
+
+@pytest.fixture
+def start(model_file):
+    """A server with settings of its own: `start(name=value)` as a context manager."""
+    return lambda **settings: running(model_file, **settings)

@@ -1,0 +1,65 @@
+"""schemathesis makes requests of all kinds from the server's own OpenAPI description: none is answered with a 5xx."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+
+OPERATIONS = [
+    ("/v1/completions", "POST"),
+    ("/v1/chat/completions", "POST"),
+    ("/v1/models", "GET"),
+    ("/v1/models/{name}", "GET"),
+    ("/v1/requests", "GET"),
+    ("/v1/requests/{id}", "GET"),
+    ("/v1/requests/{id}", "DELETE"),
+    ("/tokenize", "POST"),
+    ("/detokenize", "POST"),
+    ("/metrics", "GET"),
+    ("/health", "GET"),
+    ("/ready", "GET"),
+]
+
+
+@pytest.fixture(scope="module")
+def api(server):
+    """The server's description of itself."""
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+def test_all_operations_are_tried(api):
+    """None is missing from the list above."""
+    described = {(found.ok().path, found.ok().method.upper()) for found in api.get_all_operations()}
+    assert described == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path, method", OPERATIONS)
+def test_no_server_errors(api, path, method, mode):
+    """Whatever is sent, of the described shape or not."""
+    operation = api[path][method]
+    seen = set()
+
+    @given(case=operation.as_strategy(generation_mode=mode), real_model=st.booleans(), short=st.booleans())
+    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def send(case, real_model, short):
+        if isinstance(case.body, dict):
+            if real_model:
+                case.body["model"] = "small"
+            if short:
+                case.body["max_tokens"] = 3
+        response = case.call(timeout=60)
+        seen.add(response.status_code)
+        not_a_server_error(None, response, case)
+
+    try:
+        send()
+    except schemathesis.errors.InvalidSchema as error:
+        pytest.skip(f"nothing to generate: {error}")
+    except Exception as error:
+        if "Unsatisfiable" in type(error).__name__:
+            pytest.skip("there is nothing wrong that could be sent")
+        raise
+    assert seen

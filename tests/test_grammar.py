@@ -1,0 +1,135 @@
+"""Grammars: what they let through obeys them, whatever the model would like to write; what is wrong says so."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from golden import build
+
+import rocforge as rf
+from rocforge.engine import Engine
+from rocforge.grammar import GrammarCompiler, GrammarError
+from rocforge.sampling import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A small random llama and its tokenizer."""
+    path = tmp_path_factory.mktemp("grammar") / "small.gguf"
+    build(path, "llama-linear", "F32")
+    return rf.load(path, device="cpu", context=1024)
+
+
+@pytest.fixture(scope="module")
+def compiler(loaded):
+    return GrammarCompiler(loaded[1])
+
+
+def write(loaded, *grammars, **sampling):
+    """A text for each grammar, all in one batch, with the reason that each ended for."""
+    model, tokenizer = loaded
+    with Engine(model, tokenizer.eog_token_ids) as engine:
+        options = {"temperature": 1, "max_tokens": 400, **sampling}
+        requests = [engine.add([1, 2], SamplingParams(seed=i, **options), g) for i, g in enumerate(grammars)]
+        reasons = {}
+        while engine.busy:
+            reasons.update({token.request: token.finish_reason for token in engine.step()})
+    texts = []
+    for request in requests:
+        end = request.output[-1] in tokenizer.eog_token_ids
+        texts.append((tokenizer.decode(request.output[: len(request.output) - end]), reasons[request]))
+    return texts
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 120}, "kind": {"enum": ["cat", "dog"]}},
+    "required": ["age", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 2])
+def test_json_schema(loaded, compiler, temperature):
+    """Texts are JSON of the schema, and end when it is complete."""
+    for text, reason in write(loaded, *(compiler.json_schema(SCHEMA) for _ in range(4)), temperature=temperature):
+        value = json.loads(text)
+        assert reason == "stop" and 0 <= value["age"] <= 120 and value["kind"] in ("cat", "dog") and len(value) == 2
+
+
+def test_regex(loaded, compiler):
+    """Texts match the pattern as a whole."""
+    pattern = "(19|20)[0-9]{2}-(0[1-9]|1[0-2]) [a-c]{1,3}é?"
+    for text, reason in write(loaded, *(compiler.regex(pattern) for _ in range(6))):
+        assert reason == "stop" and re.fullmatch(pattern, text), text
+
+
+def test_lark(loaded, compiler):
+    """Texts are of the grammar; a special token stands for itself, and its text is not spelled."""
+    grammar = f'start: "a" {compiler.literal("<|user|>")} {compiler.literal("b")}'
+    assert write(loaded, compiler.lark(grammar)) == [("a<|user|>b", "stop")]
+
+
+def test_unconstrained_requests_are_not_touched(loaded, compiler):
+    """A constraint in the batch changes nothing for the others."""
+    alone = write(loaded, None, max_tokens=30)
+    assert write(loaded, None, compiler.regex("[a-z]{5}"), max_tokens=30)[0] == alone[0]
+
+
+def test_same_text_after_preemption(loaded, compiler):
+    """A preempted request goes on under its grammar where it was."""
+    model, tokenizer = loaded
+    texts = []
+    for cache_tokens in (1024, 96):
+        with Engine(model, tokenizer.eog_token_ids, cache_tokens=cache_tokens) as engine:
+            options = {"temperature": 1, "max_tokens": 60}
+            requests = [
+                engine.add([1, 2, i], SamplingParams(seed=i, **options), compiler.regex("([0-9]{3},){40}"))
+                for i in range(4)
+            ]
+            while engine.busy:
+                engine.step()
+        texts.append([tokenizer.decode(request.output) for request in requests])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "kind, source, message",
+    [
+        ("regex", "(", "unclosed group"),
+        ("json_schema", {"type": "nope"}, "Invalid type: nope"),
+        ("json_schema", {"$ref": "https://example.org/x"}, "not present in a registry"),
+        ("lark", "start: foo", 'unknown name: "foo"'),
+    ],
+)
+def test_errors(compiler, kind, source, message):
+    """A GrammarError, which is a ValueError, with the library's reason."""
+    with pytest.raises(GrammarError, match=message):
+        getattr(compiler, kind)(source)
+
+
+def test_deep_schemas(compiler):
+    """Nesting that a recursive parser would die of is refused."""
+    schema = {}
+    for _ in range(100_000):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(GrammarError, match="nested too deeply"):
+        compiler.json_schema(schema)
+
+
+def test_mask_reaches_rows_beyond_the_tokenizer(compiler):
+    """Embeddings are often padded: what no token stands for is never chosen."""
+    logits = np.zeros(300, np.float32)
+    compiler.regex("[a-z]").mask(logits)
+    assert set(np.flatnonzero(np.isfinite(logits))) == {ord(c) for c in "abcdefghijklmnopqrstuvwxyz"}
+
+
+def test_a_model_without_an_end():
+    """Structured output needs an end-of-generation token."""
+
+    class Endless:
+        eog_token_ids = frozenset()
+
+    with pytest.raises(GrammarError, match="no end-of-generation token"):
+        GrammarCompiler(Endless())
