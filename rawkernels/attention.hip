@@ -11,17 +11,17 @@
 #define BLOCK_SIZE 32
 #endif
 
-constexpr u32 power_of_two(u32 n) {
+COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
     while (p < n) p *= 2;
     return p;
 }
-constexpr u32 largest_divisor(u32 n, u32 limit) {
+COMPILE_TIME u32 largest_divisor(u32 n, u32 limit) {
     while (n % limit) --limit;
     return limit;
 }
-constexpr u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
-constexpr u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
+COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
+COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
 // A wave reads rows of HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
 // time. It serves SLICE of the GROUP's heads; other waves of the block serve the other slices, or other tokens.
@@ -222,16 +222,18 @@ struct Sum {
     }
 };
 
-// Where a block's results go: floats, or int8 columns of `heads * HEAD_DIM` elements for the product that follows.
+// Where a block's results go: rows of `columns` floats, or of int8 for the product that follows.
 struct Output {
     float* floats;
-    u8* column;
-    u32 first, cells;
+    u8* rows;
+    u64 query;
+    u32 first, cells, columns;
 
     // All lanes of the wave; i past the block's elements writes nothing.
     MEMBER void write(u32 i, f32x4 v) const {
-        if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + first + i) = v;
-        if (column) store_activation(column, cells, i < SIZE ? first + i : cells * CELL, v);
+        if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
+        if (rows)
+            store_activation(rows + query * activation_bytes(cells), cells, i < SIZE ? first + i : cells * CELL, v);
     }
 };
 
@@ -248,8 +250,7 @@ attention_decode(float* out, u8* quantized, const float* q, const f16* keys, con
     i32 split = block_x(), kv_head = block_y(), sequence = block_z(), query = query_starts[sequence];
     if (query_starts[sequence + 1] != query + 1) return;
     u32 columns = kv_heads * SIZE, cells = (columns + CELL - 1) / CELL;
-    Output output = {out ? out + u64(query) * columns : nullptr,
-                     quantized ? quantized + u64(query) * activation_bytes(cells) : nullptr, kv_head * SIZE, cells};
+    Output output = {out, quantized, u64(query), kv_head * SIZE, cells, columns};
     i32 length = lengths[sequence], first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;

@@ -27,7 +27,6 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
     u64 start = u64(block_x()) * n;
     u32 cells = (n + CELL - 1) / CELL, end = quantized ? cells * CELL : n;
     x += start;
-    if (quantized) quantized += u64(block_x()) * activation_bytes(cells);
     float squares = 0;
     for (u32 i = thread_x() * 4; i < n; i += THREADS * 4) {
         f32x4 v = load4(x, i, n);
@@ -42,7 +41,7 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
         v = make_f32x4(v.x * factor * w.x + r.x, v.y * factor * w.y + r.y, v.z * factor * w.z + r.z,
                        v.w * factor * w.w + r.w);
         if (out) store4(out + start, i, n, v);
-        if (quantized) store_activation(quantized, cells, i, v);
+        if (quantized) store_activation(quantized + u64(block_x()) * activation_bytes(cells), cells, i, v);
     }
 }
 

@@ -24,11 +24,12 @@ sample_slices(float* scaled, float* highest, i32* best, const float* logits, con
     u32 start = block_x() * SLICE, row = block_y();
     const Parameters& p = parameters[row];
     logits += u64(row) * vocabulary;
-    const i32* counted = p.counts_row < 0 ? nullptr : counts + u64(p.counts_row) * vocabulary;
+    bool counted = p.counts_row >= 0;
+    counts += u64(counted ? p.counts_row : 0) * vocabulary;
     for (u32 i = thread_x(); i < SLICE; i += SLICE_THREADS) {
         u32 id = start + i;
         float value = id < vocabulary ? logits[id] : -__builtin_inff();
-        i32 count = counted && id < vocabulary ? counted[id] : 0;
+        i32 count = counted && id < vocabulary ? counts[id] : 0;
         if (count) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
         if (count > 1) value = sub_rn(sub_rn(value, mul_rn(count >> 1, p.frequency_penalty)), p.presence_penalty);
         values[i] = value;
