@@ -44,7 +44,7 @@ def test_contents(wheel):
 
 
 def test_installed_elsewhere(wheel, tmp_path):
-    """In a fresh environment outside the checkout, without the extras, the demo model writes."""
+    """In a fresh environment outside the checkout, without the extras: the demo model writes, and so does the command."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -56,3 +56,9 @@ def test_installed_elsewhere(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(eval(done.stdout)) > 8
+    command = [environment / "bin" / "rocforge"]
+    options = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True}
+    done = subprocess.run([*command, "generate", model, "def f(", "--max-tokens", "2", "--quiet"], **options)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    done = subprocess.run([*command, "serve", model], **options)
+    assert done.returncode == 1 and "rocforge[server]" in done.stderr and len(done.stderr.splitlines()) == 2

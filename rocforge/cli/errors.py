@@ -33,6 +33,7 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
     (RocforgeError, FAILED, "rocforge COMMAND --help shows the options"),
     (FileNotFoundError, FAILED, "rocforge models [FOLDER...] lists the models at hand"),
     (OSError, FAILED, "check the path, its permissions and the connection"),
+    (ModuleNotFoundError, FAILED, "rocforge serve needs the extra: pip install 'rocforge[server]'"),
     (MemoryError, FAILED, "a smaller model, or --context with fewer tokens, needs less memory"),
     (ValueError, USAGE, "rocforge COMMAND --help lists what is allowed"),
 ]

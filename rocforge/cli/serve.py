@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from rocforge.cli.errors import UsageError
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import Context, Device, Model, Quiet, Template
 from rocforge.cli.output import note
@@ -34,14 +33,9 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Answer HTTP as the OpenAI API does; / is a chat page."""
-    try:
-        from rocforge.server.run import model_name
-        from rocforge.server.run import serve as run
-        from rocforge.server.settings import Settings
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("rocforge"):
-            raise
-        raise UsageError(f"serve needs {error.name}: pip install 'rocforge[server]'") from error
+    from rocforge.server.run import model_name
+    from rocforge.server.run import serve as run
+    from rocforge.server.settings import Settings
 
     settings = Settings(
         model_name=name or model_name(model),
