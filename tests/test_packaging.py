@@ -44,7 +44,7 @@ def test_contents(wheel):
 
 
 def test_installed_elsewhere(wheel, tmp_path):
-    """In a fresh environment outside the checkout, without the extras: the demo model writes, and so does the command."""
+    """In a fresh environment elsewhere, without the extras: the demo model writes, and so does the command."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"

@@ -22,7 +22,6 @@ CASES = [
     (("generate", DOCS, "y"), 1, "GGUF"),
     (("generate", "MODEL", "y", "--device", "gpu:99"), 1, "gpu"),
     (("generate", "MODEL", "y", "--device", "tpu"), 2, "device is 'tpu'"),
-    (("generate", "MODEL", "--quiet"), 2, "the prompt has no tokens"),
     (("generate", "MODEL", "y", "--chat"), 1, "no default chat template"),
     (("chat", "MODEL"), 1, "no default chat template"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),
