@@ -200,7 +200,7 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
     }
 }
 
-constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 2);
+constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 4);
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
 // Four elements of a sum of parts, each scaled by its own highest score.
@@ -241,7 +241,7 @@ struct Output {
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
-// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 2)).
+// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)).
 KERNEL(THREADS)
 attention_decode(float* out, u8* quantized, const float* q, const f16* keys, const f16* values, const i32* tables,
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,

@@ -107,7 +107,7 @@ def _attend(
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
     if sequences.some_have_one:
         splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
-        partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 2), np.float32)
+        partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
         work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
         decode = _decode_kernel(head_dim, group)
