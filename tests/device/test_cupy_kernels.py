@@ -139,6 +139,17 @@ def test_module_with_options_templates_and_globals():
     assert counter.get().tolist() == [0, 40, 0]
 
 
+def test_modules_that_come_and_go():
+    """A module loaded after others were dropped is its own, not one of theirs."""
+    for number in range(20):
+        source = f"""
+        template <int n> struct Value {{ static constexpr int value[1] = {{n}}; }};
+        extern "C" __global__ void k{number % 7}(int* x) {{ x[0] = Value<{number}>::value[x[0]]; }}"""
+        out = cp.zeros(1, dtype=cp.int32)
+        cp.RawModule(code=source, options=("-std=c++17",)).get_function(f"k{number % 7}")((1,), (1,), (out,))
+        assert int(out[0]) == number
+
+
 def test_compile_error_carries_the_log():
     with pytest.raises(cp.cuda.compiler.CompileException, match="no_such_name"):
         raw('extern "C" __global__ void k(int* x) { x[0] = no_such_name; }').compile()

@@ -113,10 +113,10 @@ def cpu_options() -> list[str]:
 
 
 def dialect(compiler: str) -> list[str]:
-    """Rounds _Float16 after every operation, as the device does; each compiler spells it in its own way."""
+    """Rounds _Float16 after every operation, as the device does, and makes modules that can be unloaded."""
     if "clang" in Path(compiler).name:
         return ["-Xclang", "-ffloat16-excess-precision=none", "-Wno-unknown-attributes", "-Wno-unused-value"]
-    return ["-fexcess-precision=16", "-Wno-attributes"]
+    return ["-fexcess-precision=16", "-fno-gnu-unique", "-Wno-attributes"]
 
 
 def run(command: list[str], text: str | None = None) -> str:

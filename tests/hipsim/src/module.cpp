@@ -1,11 +1,12 @@
-// Modules: the image that hiprtc made is a shared object of the host, opened from memory. Kernel launches.
+// Modules: the image that hiprtc made is a shared object of the host, opened from a temporary file. Kernel launches.
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <list>
@@ -87,11 +88,13 @@ static hipError_t load(Module** out, std::string image) {
         return fail(hipErrorInvalidImage, "AMD machine code cannot run on the simulator, only what its own hiprtc compiled");
     auto module = std::make_shared<Module>();
     module->image = std::move(image);
-    module->file = memfd_create("hipsim-module", 0);
-    if (write(module->file, module->image.data(), module->image.size()) != ssize_t(module->image.size()))
-        return fail(hipErrorOutOfMemory, "module image");
-    std::string path = format("/proc/self/fd/%d", module->file);
+    // A name of its own for each load: the loader takes a name that it knows for the library that it has.
+    std::string path = (std::filesystem::temp_directory_path() / "hipsim-module-XXXXXX").string();
+    module->file = mkstemp(path.data());
+    ssize_t written = write(module->file, module->image.data(), module->image.size());
     module->library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    unlink(path.c_str());
+    if (written != ssize_t(module->image.size())) return fail(hipErrorOutOfMemory, "no room for the module in the temporary folder");
     if (!module->library) return fail(hipErrorInvalidImage, dlerror());
     auto* entry = static_cast<const hipsim_entry* const*>(dlsym(module->library, "hipsim_entries"));
     if (!entry) return fail(hipErrorInvalidImage, "no list of kernels in the module");
