@@ -7,14 +7,15 @@ SLOWDOWN = 1.6
 LOOK_EVERY = 32
 """One step in this many takes no prompt tokens, so that the time without is known even in a flood of prompts."""
 GROWTH = 1.5
-MEMORY = 0.3
+MEMORY = 0.8
+OUTLIER = 4.0
 
 
 class Pacer:
     """Keeps long prompts from holding up requests that are writing, by the measured times of the steps.
 
-    What a step takes beyond one without prompt tokens is set against what it may, and the share of prompts in the next
-    one follows: down at once, up by half at a time.
+    What steps take beyond one without prompt tokens gives the cost of a prompt token, by least squares over the last
+    few steps; the share of prompts in the next step follows, growing by half at a time.
 
     Args:
         most: prompt tokens a step, at most.
@@ -24,6 +25,7 @@ class Pacer:
         self.most = most
         self._share = min(8.0, float(most))
         self._plain_seconds, self._plain_decodes, self._since_plain = 0.0, 0, 0
+        self._cost_times_squares, self._squares = 0.0, 0.0
 
     def share(self, decodes: int) -> int:
         """How many prompt tokens a step may take that also gives `decodes` requests, at least one, a token each."""
@@ -34,14 +36,18 @@ class Pacer:
 
     def observe(self, seconds: float, decodes: int, prompt_tokens: int) -> None:
         """Note how long a step took that gave `decodes` requests a token each and took so many prompt tokens."""
-        if not decodes:
-            return
-        if not prompt_tokens:
+        if decodes and prompt_tokens:
+            self._observe_mixed(seconds, prompt_tokens)
+        elif decodes:
             steady = self._plain_decodes == decodes
-            self._plain_seconds += (MEMORY if steady else 1.0) * (seconds - self._plain_seconds)
+            self._plain_seconds += (1 - MEMORY if steady else 1.0) * (seconds - self._plain_seconds)
             self._plain_decodes, self._since_plain = decodes, 0
-            return
+
+    def _observe_mixed(self, seconds: float, prompt_tokens: int) -> None:
         self._since_plain += 1
-        extra = max(seconds - self._plain_seconds, 1e-9)
-        fitting = prompt_tokens * (SLOWDOWN - 1) * self._plain_seconds / extra
+        extra = min(max(seconds - self._plain_seconds, 0.0), OUTLIER * self._plain_seconds)
+        self._cost_times_squares = MEMORY * self._cost_times_squares + prompt_tokens * extra
+        self._squares = MEMORY * self._squares + prompt_tokens**2
+        allowed = (SLOWDOWN - 1) * self._plain_seconds
+        fitting = allowed * self._squares / max(self._cost_times_squares, 1e-12)
         self._share = min(max(min(fitting, self._share * GROWTH), 1.0), float(self.most))

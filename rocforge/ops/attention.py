@@ -8,12 +8,13 @@ that takes part in the softmax and adds nothing): Xiao et al., https://arxiv.org
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import get_array_module
-from rocforge.batch import Batch
+from rocforge.batch import Batch, Span
 from rocforge.ops import attention_device
 from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.norm import rms_norm
@@ -69,7 +70,7 @@ def attention(
         if softcap:
             scores = cap_scores(scores, softcap)
         _mask(scores, tokens - queries + start, causal, window)
-        weights = _softmax_with_sinks(scores, sinks)
+        weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
     return out.reshape(queries, heads, head_dim)
 
@@ -101,7 +102,6 @@ def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndar
         weights = np.exp(scores - highest)
         weights /= weights.sum(axis=-1, keepdims=True)
         return weights
-    sinks = sinks.reshape(*scores.shape[:2], 1, 1)
     highest = np.maximum(highest, sinks)
     weights = np.exp(scores - highest)
     weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sinks - highest)
@@ -134,10 +134,49 @@ def paged_attention(
         return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks)
     keys, values = batch.cache.layer(layer)
     out = np.empty(q.shape, np.float32)
-    for span in batch.spans:
-        k, v = keys[span.slots], values[span.slots]
-        out[span.rows] = attention(q[span.rows], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
+    spans = batch.spans
+    single = [span for span in spans if span.rows.stop - span.rows.start == 1]
+    if len(single) > 1:
+        spans = [span for span in spans if span.rows.stop - span.rows.start > 1]
+        rows = [span.rows.start for span in single]
+        out[rows] = _attention_of_single_queries(q[rows], keys, values, single, **options)
+    for span in spans:
+        out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
     return out
+
+
+def _attention_of_single_queries(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    spans: Sequence[Span],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: np.ndarray | None,
+) -> np.ndarray:
+    """`attention` of one query, the last token, for each of many sequences: q (sequences, heads, head_dim).
+
+    Products are a sequence at a time, since each has its own keys; all else is for all at once.
+    """
+    count, heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    lengths = np.array([span.length for span in spans])
+    grouped = (q * np.float32(scale)).reshape(count, kv_heads, heads // kv_heads, head_dim)
+    scores = np.zeros((*grouped.shape[:3], lengths.max()), np.float32)
+    for row, span in enumerate(spans):
+        np.matmul(grouped[row], keys[span.slots].transpose(1, 2, 0), out=scores[row, ..., : span.length])
+    if softcap:
+        scores = cap_scores(scores, softcap)
+    age = lengths[:, None] - 1 - np.arange(scores.shape[-1])
+    hidden = age < 0 if window is None else (age < 0) | (age >= window)
+    np.copyto(scores, -np.inf, where=hidden[:, None, None])
+    weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
+    out = np.empty_like(grouped)
+    for row, span in enumerate(spans):
+        np.matmul(weights[row, ..., : span.length], values[span.slots].transpose(1, 0, 2), out=out[row])
+    return out.reshape(q.shape)
 
 
 def rotate_and_store(

@@ -96,3 +96,32 @@ def test_paged_equals_dense(rng, tables):
     np.testing.assert_allclose(out[:3], reference(q[:3], k[:7], v[:7], window=5), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out[3:], reference(q[3:], k[7:], v[7:], window=5), rtol=1e-5, atol=1e-6)
     assert not cache.keys[0].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    lengths=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3),
+)
+def test_many_single_queries(data, lengths, kv_heads, group):
+    """Sequences of any lengths that ask for one token each, between others that ask for more, with all options."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    heads, dim, size = kv_heads * group, 16, 4
+    counts = [data.draw(st.integers(1, min(n, 3))) if data.draw(st.booleans()) else 1 for n in lengths]
+    blocks = iter(data.draw(st.permutations(range(sum(-(-n // size) for n in lengths)))))
+    tables = [[next(blocks) for _ in range(-(-n // size))] for n in lengths]
+    cache = KVCache(1, kv_heads, dim, blocks=sum(map(len, tables)), block_size=size)
+    parts = [draw(rng, c, n, heads, kv_heads, dim) for n, c in zip(lengths, counts, strict=True)]
+    q, k, v = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    store_kv(k, v, Batch.of(cache, [Chunk(0, n, t) for n, t in zip(lengths, tables, strict=True)]), layer=0)
+    batch = Batch.of(cache, [Chunk(n - c, c, t) for n, c, t in zip(lengths, counts, tables, strict=True)])
+    options = {
+        "window": data.draw(st.sampled_from([None, 1, 4])),
+        "softcap": data.draw(st.sampled_from([None, 5.0])),
+        "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
+    }
+    expected = np.concatenate([reference(*part, **options) for part in parts])
+    out = paged_attention(q, batch, 0, **options)
+    assert np.linalg.norm(out - expected) <= 1e-5 * np.linalg.norm(expected)

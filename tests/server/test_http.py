@@ -39,7 +39,8 @@ def test_metrics(server):
     after = values(server)
 
     def grown(name, *labels):
-        return after[f"rocforge_{name}", *labels] - before[f"rocforge_{name}", *labels]
+        key = (f"rocforge_{name}", *labels)
+        return after[key] - before[key]
 
     usage = reply["usage"]
     assert grown("generated_tokens_total") == usage["completion_tokens"]

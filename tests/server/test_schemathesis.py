@@ -4,7 +4,6 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 
 OPERATIONS = [
@@ -42,17 +41,20 @@ def test_no_server_errors(api, path, method, mode):
     operation = api[path][method]
     seen = set()
 
-    @given(case=operation.as_strategy(generation_mode=mode), real_model=st.booleans(), short=st.booleans())
-    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    def send(case, real_model, short):
+    @given(case=operation.as_strategy(generation_mode=mode), real_model=st.booleans())
+    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def send(case, real_model):
         if isinstance(case.body, dict):
             if real_model:
                 case.body["model"] = "small"
-            if short:
-                case.body["max_tokens"] = 3
+            # right requests are made cheap, wrong ones stay wrong
+            for name, most in (("max_tokens", 3), ("max_completion_tokens", 3), ("n", 2)):
+                value = case.body.get(name)
+                if (value is None and name == "max_tokens") or (type(value) is int and value > most):
+                    case.body[name] = most
         response = case.call(timeout=60)
         seen.add(response.status_code)
-        not_a_server_error(None, response, case)
+        assert response.status_code < 500, response.text
 
     try:
         send()

@@ -48,7 +48,7 @@ CASES = [
     ),
     (
         HarmonyFormat(),
-        '<|channel|>commentary<|message|>First.<|end|><|start|>assistant to=functions.f<|channel|>commentary'
+        "<|channel|>commentary<|message|>First.<|end|><|start|>assistant to=functions.f<|channel|>commentary"
         '<|message|>{"x": 1}',
         "First.",
         "",
