@@ -43,6 +43,9 @@ constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
 constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
 constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
 
+constexpr u32 MOST_SPLITS = 64;
+constexpr u32 MOST_PARTS = at_least(MOST_SPLITS, STRIPES);
+
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM is a multiple of 8 up to 256");
 static_assert(BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
 static_assert(KEPT <= PADDED && THREADS <= 1024, "");
@@ -84,13 +87,14 @@ DEVICE void unpack8(float* x, u32x4 packed) {
     x[4] = low_half(packed.z), x[5] = high_half(packed.z), x[6] = low_half(packed.w), x[7] = high_half(packed.w);
 }
 
-// What one wave, and then the block, has of its heads: softmax numerators times values, their sum, and the highest
-// score (in units of log 2), by which both are scaled.
+// What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
+// highest score (in units of log 2), by which both are scaled.
 struct Shared {
     float weights[WAVES][ROWS][SCORES];
     float rescale[WAVES][PADDED];
-    float highest[STRIPES][GROUP], sum[STRIPES][GROUP];
+    float highest[MOST_PARTS][GROUP], sum[MOST_PARTS][GROUP];
     alignas(16) float values[STRIPES][GROUP][HEAD_DIM];
+    float top[GROUP], total[GROUP];
     u32 last;
 };
 
@@ -106,7 +110,7 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
     for (u32 h = 0; h < SLICE; ++h) {
         UNROLL
         for (u32 i = 0; i < 8; ++i) {
-            query[h][i] = inside ? q[(slice * SLICE + h) * HEAD_DIM + dim + i] * scale : 0.0f;
+            query[h][i] = inside ? q[(slice * SLICE + h) * HEAD_DIM + dim + i] : 0.0f;
             sums[h][i] = 0;
         }
     }
@@ -148,7 +152,8 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
         bool seen = token >= first && token < end, changed = false;
         UNROLL
         for (u32 i = 0; i < KEPT; ++i) {
-            float score = softcap > 0 ? softcap * fast_tanh(scores[i] / softcap) : scores[i];
+            float score = scores[i] * scale;
+            if (softcap > 0) score = softcap * fast_tanh(score / softcap);
             score = seen ? score * LOG2E : LOWEST;
             float before = highest[i];
             highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
@@ -203,24 +208,35 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
 constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 4);
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
-// Four elements of a sum of parts, each scaled by its own highest score.
-struct Sum {
-    f32x4 value;
-    float sum, highest;
+DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
+    return make_f32x4(sum.x + factor * v.x, sum.y + factor * v.y, sum.z + factor * v.z, sum.w + factor * v.w);
+}
 
-    MEMBER void add(f32x4 v, float part_sum, float weight) {
-        sum += weight * part_sum;
-        value = make_f32x4(value.x + weight * v.x, value.y + weight * v.y, value.z + weight * v.z,
-                           value.w + weight * v.w);
+// Turns the highest scores of `parts` results of each head into the factors that bring them together, and leaves the
+// head's highest score of all and the sum. The whole block takes part, a wave a head.
+DEVICE void factors_of(Shared& shared, u32 parts) {
+    barrier();
+    for (u32 head = wave(); head < GROUP; head += WAVES) {
+        float highest = LOWEST, sum = 0;
+        for (u32 p = lane(); p < parts; p += WAVE) highest = maximum(highest, shared.highest[p][head]);
+        highest = wave_max(highest);
+        for (u32 p = lane(); p < parts; p += WAVE) {
+            float factor = fast_exp2(shared.highest[p][head] - highest);
+            sum += factor * shared.sum[p][head];
+            shared.highest[p][head] = factor;
+        }
+        sum = wave_sum(sum);
+        if (lane() == 0) shared.total[head] = sum, shared.top[head] = highest;
     }
-    // With the head's sink among the scores, where it has one.
-    MEMBER f32x4 result(const float* sinks, u32 head) const {
-        float sink = sinks ? sinks[head] * LOG2E : LOWEST, top = maximum(highest, sink);
-        float factor = fast_exp2(highest - top);
-        factor /= sum * factor + fast_exp2(sink - top);
-        return make_f32x4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
-    }
-};
+    barrier();
+}
+
+// One over the softmax's denominator, with the head's sink among the scores where it has one.
+DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u32 first_head) {
+    float highest = shared.top[head], sink = sinks ? sinks[first_head + head] * LOG2E : LOWEST;
+    float top = maximum(highest, sink), factor = fast_exp2(highest - top);
+    return factor / (shared.total[head] * factor + fast_exp2(sink - top));
+}
 
 // Where a block's results go: rows of `columns` floats, or of int8 for the product that follows.
 struct Output {
@@ -237,6 +253,39 @@ struct Output {
     }
 };
 
+// What the last split does: the sum of all splits' records. Groups of threads take every COMBINERS-th split.
+constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
+
+DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
+                    u32 first_head) {
+    for (u32 i = thread_x(); i < active * GROUP; i += THREADS) {
+        const float* pair = partials + i / GROUP * RECORD + SIZE + 2 * (i % GROUP);
+        shared.highest[i / GROUP][i % GROUP] = pair[0], shared.sum[i / GROUP][i % GROUP] = pair[1];
+    }
+    factors_of(shared, active);
+    u32 combiner = COMBINERS > 1 ? thread_x() / QUADS : 0;
+    for (u32 r = 0; r < ROUNDS; ++r) {
+        u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
+        u32 head = at / HEAD_DIM;
+        f32x4 sum = make_f32x4(0, 0, 0, 0);
+        if (combiner < COMBINERS) {
+#pragma unroll 8
+            for (u32 s = combiner; s < active; s += COMBINERS)
+                sum = add_scaled(sum, load<f32x4>(partials + s * RECORD + at), shared.highest[s][head]);
+        }
+        if (COMBINERS > 1) {
+            float* values = &shared.values[0][0][0];
+            if (combiner < COMBINERS) *reinterpret_cast<f32x4*>(values + combiner * SIZE + i) = sum;
+            barrier();
+            sum = make_f32x4(0, 0, 0, 0);
+            for (u32 c = 0; c < COMBINERS; ++c) sum = add_scaled(sum, load<f32x4>(values + c * SIZE + i), 1.0f);
+            if (combiner > 0) i = SIZE;
+        }
+        float factor = normalizer(shared, head, sinks, first_head);
+        output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
+    }
+}
+
 // From q (tokens, heads, HEAD_DIM), either `out` of that shape or int8 activations, the other being null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
@@ -247,11 +296,12 @@ attention_decode(float* out, u8* quantized, const float* q, const f16* keys, con
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
                  u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window) {
     __shared__ Shared shared;
-    i32 split = block_x(), kv_head = block_y(), sequence = block_z(), query = query_starts[sequence];
-    if (query_starts[sequence + 1] != query + 1) return;
+    i32 split = block_x(), kv_head = block_y(), sequence = block_z();
+    i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
+    if (next != query + 1) return;
     u32 columns = kv_heads * SIZE, cells = (columns + CELL - 1) / CELL;
     Output output = {out, quantized, u64(query), kv_head * SIZE, cells, columns};
-    i32 length = lengths[sequence], first = window ? maximum(length - window, 0) : 0;
+    i32 first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
     share = maximum(share, least);
@@ -263,25 +313,28 @@ attention_decode(float* out, u8* quantized, const float* q, const f16* keys, con
     i32 begin = origin + split * share, end = minimum(begin + share, length);
     accumulate(shared, q + u64(query) * columns + kv_head * SIZE, keys, values, tables + u64(sequence) * table_stride,
                begin, end, first, kv_heads, kv_head, scale, softcap);
-    barrier();
+    factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * kv_heads + kv_head;
     partials += pair * splits * RECORD;
     float* record = partials + split * RECORD;
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / HEAD_DIM : 0;
-        Sum sum = {make_f32x4(0, 0, 0, 0), 0, LOWEST};
-        for (u32 s = 0; s < STRIPES; ++s) sum.highest = maximum(sum.highest, shared.highest[s][head]);
+        f32x4 sum = make_f32x4(0, 0, 0, 0);
+        UNROLL
         for (u32 s = 0; s < STRIPES; ++s)
-            sum.add(load<f32x4>(&shared.values[s][head][i % HEAD_DIM]), shared.sum[s][head],
-                    fast_exp2(shared.highest[s][head] - sum.highest));
+            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % HEAD_DIM]), shared.highest[s][head]);
         if (active == 1) {
-            output.write(i, sum.result(sinks, kv_head * GROUP + head));
+            float factor = normalizer(shared, head, sinks, kv_head * GROUP);
+            output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
         } else if (i < SIZE) {
-            *reinterpret_cast<f32x4*>(record + i) = sum.value;
-            if (i % HEAD_DIM == 0) record[SIZE + 2 * head] = sum.highest, record[SIZE + 2 * head + 1] = sum.sum;
+            *reinterpret_cast<f32x4*>(record + i) = sum;
         }
     }
     if (active == 1) return;
+    if (thread_x() < GROUP) {
+        record[SIZE + 2 * thread_x()] = shared.top[thread_x()];
+        record[SIZE + 2 * thread_x() + 1] = shared.total[thread_x()];
+    }
 
     device_fence();
     barrier();
@@ -290,15 +343,5 @@ attention_decode(float* out, u8* quantized, const float* q, const f16* keys, con
     if (!shared.last) return;
     device_fence();
     if (thread_x() == 0) counters[pair] = 0;
-    for (u32 r = 0; r < ROUNDS; ++r) {
-        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / HEAD_DIM : 0, at = i < SIZE ? i : 0;
-        Sum sum = {make_f32x4(0, 0, 0, 0), 0, LOWEST};
-        for (i32 s = 0; s < active; ++s) sum.highest = maximum(sum.highest, partials[s * RECORD + SIZE + 2 * head]);
-        for (i32 s = 0; s < active; ++s) {
-            const float* part = partials + s * RECORD;
-            sum.add(load<f32x4>(part + at), part[SIZE + 2 * head + 1],
-                    fast_exp2(part[SIZE + 2 * head] - sum.highest));
-        }
-        output.write(i, sum.result(sinks, kv_head * GROUP + head));
-    }
+    combine(shared, output, partials, active, sinks, kv_head * GROUP);
 }

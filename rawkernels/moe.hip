@@ -2,6 +2,7 @@
 #include "platform.h"
 
 #define THREADS 256
+#define KEPT 4
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
 // weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
@@ -12,18 +13,29 @@ route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u3
     u32 token = block_x() * (THREADS / WAVE) + wave();
     if (token >= tokens) return;
     logits += u64(token) * experts, ids += u64(token) * used, weights += u64(token) * used;
+    float kept[KEPT];
+    UNROLL
+    for (u32 i = 0; i < KEPT; ++i) {
+        i32 e = lane() + i * WAVE;
+        kept[i] = e < experts ? logits[e] : -__builtin_inff();
+    }
     float all = 0, chosen = 0, highest = 0, last = __builtin_inff();
     i32 last_id = -1;
     for (u32 i = 0; i < used; ++i) {
+        // the best of those behind the last one chosen
         float best = -__builtin_inff();
         i32 best_id = 0x7fffffff;
-        for (i32 e = lane(); e < experts; e += WAVE) {
-            float logit = logits[e];
+        auto consider = [&](i32 e, float logit) {
             bool left = logit < last || (logit == last && e > last_id);
-            if (left && (logit > best || best_id == 0x7fffffff)) best = logit, best_id = e;
-        }
+            if (e < experts && left && (logit > best || best_id == 0x7fffffff)) best = logit, best_id = e;
+        };
+        UNROLL
+        for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * WAVE, kept[k]);
+        for (i32 e = lane() + KEPT * WAVE; e < experts; e += WAVE) consider(e, logits[e]);
         last = wave_max(best);
-        last_id = -wave_max(best == last ? -best_id : -0x7fffffff);
+        u64 equals = wave_ballot(best == last && best_id != 0x7fffffff);
+        last_id = shuffle(best_id, lowest_bit(equals));
+        if (equals & (equals - 1)) last_id = -wave_max(best == last ? -best_id : -0x7fffffff);
         if (i == 0) highest = last;
         float weight = fast_exp(last - highest);
         chosen += weight;

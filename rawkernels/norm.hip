@@ -2,6 +2,7 @@
 #include "quants.h"
 
 #define THREADS 512
+#define KEPT 2
 
 // Four elements of a row of n from i on; those past its end are zero, and are not written.
 DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
@@ -20,6 +21,8 @@ DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
     if (i + 3 < n) row[i + 3] = v.w;
 }
 
+DEVICE float square(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
 // x / sqrt(mean(x^2) + eps) * weight + residual, into `out` or, as int8 for the product that follows, into `quantized`,
 // the other being null; weight and residual may be null. Rows are contiguous.
 KERNEL(THREADS)
@@ -27,21 +30,33 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
     u64 start = u64(block_x()) * n;
     u32 cells = (n + CELL - 1) / CELL, end = quantized ? cells * CELL : n;
     x += start;
+    // the first elements of the row, and their weights, wait in registers for the sum
+    f32x4 kept[KEPT], weights[KEPT];
     float squares = 0;
-    for (u32 i = thread_x() * 4; i < n; i += THREADS * 4) {
-        f32x4 v = load4(x, i, n);
-        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    UNROLL
+    for (u32 k = 0; k < KEPT; ++k) {
+        u32 i = (k * THREADS + thread_x()) * 4;
+        kept[k] = load4(x, i, n);
+        weights[k] = weight ? load4(weight, i, n) : make_f32x4(1, 1, 1, 1);
     }
+    UNROLL
+    for (u32 k = 0; k < KEPT; ++k) squares += square(kept[k]);
+    for (u32 i = (KEPT * THREADS + thread_x()) * 4; i < n; i += THREADS * 4) squares += square(load4(x, i, n));
     float factor = fast_rsqrt(block_sum<THREADS>(squares) / float(n) + eps);
     // all lanes of a wave go round together
-    for (u32 base = 0; base < end; base += THREADS * 4) {
-        u32 i = base + thread_x() * 4;
-        f32x4 v = load4(x, i, n), w = weight ? load4(weight, i, n) : make_f32x4(1, 1, 1, 1);
+    auto write = [&](u32 i, f32x4 v, f32x4 w) {
         f32x4 r = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
         v = make_f32x4(v.x * factor * w.x + r.x, v.y * factor * w.y + r.y, v.z * factor * w.z + r.z,
                        v.w * factor * w.w + r.w);
         if (out) store4(out + start, i, n, v);
         if (quantized) store_activation(quantized + u64(block_x()) * activation_bytes(cells), cells, i, v);
+    };
+    UNROLL
+    for (u32 k = 0; k < KEPT; ++k)
+        if (k * THREADS * 4 < end) write((k * THREADS + thread_x()) * 4, kept[k], weights[k]);
+    for (u32 base = KEPT * THREADS * 4; base < end; base += THREADS * 4) {
+        u32 i = base + thread_x() * 4;
+        write(i, load4(x, i, n), weight ? load4(weight, i, n) : make_f32x4(1, 1, 1, 1));
     }
 }
 

@@ -85,9 +85,8 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
         if (widest < cut.gap) cut = {widest, ALL};
     }
     u64 random = random24(p.seed, p.step);
-    return find(shared, source, ById(), weight, [=](u64 kept) {
-               return (kept >> 24) * random + ((kept & 0xffffff) * random >> 24) + 1;
-           }).key;
+    auto limit_of = [=](u64 kept) { return (kept >> 24) * random + ((kept & 0xffffff) * random >> 24) + 1; };
+    return find<ById>(shared, source, weight, limit_of).key;
 }
 
 // tokens (rows,): the drawn token, or the most likely one where the temperature is zero. The row's step goes up by
@@ -157,10 +156,13 @@ token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logi
     barrier();
     if (thread_x() == 0) shared.listed = 0;
     barrier();
-    source.each(0, vocabulary, [&](bool active, u32 id, u32 gap) {
-        if (!active || !cut.keeps(id, gap)) return;
-        u32 i = atomic_add(&shared.listed, 1u);
-        shared.ids[i] = id, shared.gaps[i] = gap;
+    source.each(0, vocabulary, [&](u32 size, u32 id, const u32* gaps) {
+        UNROLL
+        for (u32 j = 0; j < Row::AT_ONCE; ++j) {
+            if (j >= size || !cut.keeps(id + j, gaps[j])) continue;
+            u32 i = atomic_add(&shared.listed, 1u);
+            shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
+        }
     });
     barrier();
     if (thread_x() >= count) return;

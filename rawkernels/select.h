@@ -7,14 +7,14 @@
 #include "platform.h"
 
 constexpr u32 ROW_THREADS = 1024;
-constexpr u32 BINS = 2048, BIN_BITS = 11;
-constexpr u32 GAP_SHIFT = 20, ID_SHIFT = 8;  // of the widest bins: gaps have 31 bits, ids 19
+constexpr u32 BINS = 2048;
+constexpr u32 ID_BIN = 256;  // ids in one of the first bins; ids have 19 bits
 constexpr u32 LIST = 3072;
 constexpr float LIST_GAP = 10.0f;  // elements e^10 times less likely than the first are not listed
 constexpr u32 ALL = 0xffffffff;
 
 struct SelectShared {
-    u64 bins[BINS];
+    u32 low[BINS], high[BINS];  // sums of 64 bits in halves: devices add 32 bits to LDS in one step
     u64 totals[ROW_THREADS / WAVE];
     u64 below, inside;
     u32 bin, listed;
@@ -41,24 +41,28 @@ DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total) {
     barrier();
     if (lane() == WAVE - 1) shared.totals[wave()] = sum;
     barrier();
-    u64 prefix = sum - value;
-    total = 0;
-    for (u32 i = 0; i < ROW_THREADS / WAVE; ++i) {
-        if (i < wave()) prefix += shared.totals[i];
-        total += shared.totals[i];
-    }
-    return prefix;
+    u64 mine = lane() < ROW_THREADS / WAVE ? shared.totals[lane()] : 0;
+    u64 before = wave_sum64(lane() < wave() ? mine : 0);
+    total = wave_sum64(mine);
+    return before + sum - value;
 }
 
-DEVICE u64 weight_of(u32 gap) { return u64(fast_exp(-bits_float(gap)) * 1099511627776.0f); }
+// exp(-gap) * 2^40; one conversion to 32 bits, since those to 64 are slow.
+DEVICE u64 weight_of(u32 gap) {
+    float weight = fast_exp(-bits_float(gap));
+    bool small = weight < 0.001953125f;  // 2^-9
+    return u64(u32(weight * (small ? 1099511627776.0f : 2147483648.0f))) << (small ? 0 : 9);
+}
 
 // A row of `size` floats in memory; 16-byte aligned where size is a multiple of 4.
 struct Row {
+    static constexpr u32 AT_ONCE = 4;
     const float* values;
     float highest;
     u32 size;
 
-    // Calls f(active, id, gap) with all lanes, for the elements from begin (a multiple of 4) to end.
+    // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them, up
+    // to 4, from `id` on.
     template <class F>
     MEMBER void each(u32 begin, u32 end, F f) const {
         if (end > size) end = size;
@@ -72,14 +76,17 @@ struct Row {
                 UNROLL
                 for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : highest;
             }
+            u32 gaps[4], count = id + 4 <= end ? 4 : id < end ? end - id : 0;
             UNROLL
-            for (u32 j = 0; j < 4; ++j) f(id + j < end, id + j, float_bits(highest - v[j]));
+            for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j]);
+            f(count, id, gaps);
         }
     }
 };
 
 // The likely elements of a row, in LDS, in any order.
 struct List {
+    static constexpr u32 AT_ONCE = 1;
     const SelectShared& shared;
 
     template <class F>
@@ -87,33 +94,48 @@ struct List {
         for (u32 base = 0; base < shared.listed; base += ROW_THREADS) {
             u32 i = base + thread_x();
             bool active = i < shared.listed;
-            f(active, active ? shared.ids[i] : 0, active ? shared.gaps[i] : 0);
+            u32 gaps[1] = {active ? shared.gaps[i] : 0};
+            f(u32(active), active ? shared.ids[i] : 0, gaps);
         }
     }
 };
 
-// All lanes take part; neighbours that share a bin add to it once.
-DEVICE void add_to_bin(SelectShared& shared, bool active, u32 bin, u64 value) {
-    u64 lanes = wave_ballot(active);
-    if (!lanes) return;
-    u32 first = shuffle(bin, lowest_bit(lanes));
-    if (wave_ballot(active && bin != first)) {
-        if (active) atomic_add(&shared.bins[bin], value);
-        return;
-    }
-    value = wave_sum64(active ? value : 0);
-    if (lane() == 0) atomic_add(&shared.bins[first], value);
+DEVICE void add_to_bin(SelectShared& shared, u32 bin, u64 value) {
+    u32 added = u32(value), old = atomic_add(&shared.low[bin], added);
+    u32 high = u32(value >> 32) + (old + added < old);
+    if (high) atomic_add(&shared.high[bin], high);
 }
 
+// All lanes take part; lanes with a value that share one bin add to it once.
+DEVICE void add_together(SelectShared& shared, u32 bin, u64 value) {
+    u64 lanes = wave_ballot(value != 0);
+    if (!lanes) return;
+    u32 first = shuffle(bin, lowest_bit(lanes));
+    if (wave_ballot(value != 0 && bin != first)) {
+        if (value) add_to_bin(shared, bin, value);
+        return;
+    }
+    value = wave_sum64(value);
+    if (lane() == 0) add_to_bin(shared, first, value);
+}
+
+// How keys are put in bins: first by `first_bin`, then by equal ranges of the keys in the bin that was found, which
+// begin at `start_of` it.
 struct ByGap {
-    static constexpr u32 SHIFT = GAP_SHIFT;
-    static constexpr bool RANGE = false;
-    MEMBER u32 operator()(u32, u32 gap) const { return gap; }
+    static constexpr bool BY_ID = false;
+    static MEMBER u32 key(u32, u32 gap) { return gap; }
+    // even in the gap itself, 64 bins for a factor of e, so that few elements share one
+    static MEMBER u32 first_bin(u32 gap) {
+        float bin = bits_float(gap) * 64.0f;
+        return bin < BINS - 1 ? u32(bin) : BINS - 1;
+    }
+    static MEMBER u32 start_of(u32 bin) { return bin < BINS ? float_bits(float(bin) / 64.0f) : 0x7f800001; }
 };
 struct ById {
-    static constexpr u32 SHIFT = ID_SHIFT;
-    static constexpr bool RANGE = true;  // only ids in the bins' range need be looked at
-    MEMBER u32 operator()(u32 id, u32) const { return id; }
+    static constexpr bool BY_ID = true;
+    static MEMBER u32 key(u32 id, u32) { return id; }
+    static MEMBER u32 first_bin(u32 id) { return id / ID_BIN; }
+    static MEMBER u32 start_of(u32 bin) { return bin * ID_BIN; }
 };
 
 // What `find` found: the key at which the running sum reaches the limit, the limit less the sum before that key, and
@@ -126,34 +148,55 @@ struct Found {
 // With elements in the order of their keys, the key of the one at which the sum of their measures reaches
 // limit_of(sum of all). Measures of zero count for nothing. The sum is taken over bins of keys, then over bins of the
 // keys in the bin that was found, down to single keys.
-template <class Source, class Key, class Measure, class LimitOf>
-DEVICE Found find(SelectShared& shared, const Source& source, Key key, Measure measure, LimitOf limit_of) {
-    u32 low = 0;
+template <class Key, class Source, class Measure, class LimitOf>
+DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
+    u32 low = 0, width = 0, shift = 0;  // a width of zero: the first round
     u64 base = 0, limit = 0;
-    for (u32 shift = Key::SHIFT;; shift = shift > BIN_BITS ? shift - BIN_BITS : 0) {
+    for (;;) {
         barrier();
-        for (u32 i = thread_x(); i < BINS; i += ROW_THREADS) shared.bins[i] = 0;
+        for (u32 i = thread_x(); i < BINS; i += ROW_THREADS) shared.low[i] = shared.high[i] = 0;
         barrier();
-        bool narrowed = Key::RANGE && shift != Key::SHIFT;
-        source.each(narrowed ? low : 0, narrowed ? low + (1 << Key::SHIFT) : ALL, [&](bool active, u32 id, u32 gap) {
-            u32 k = key(id, gap) - low;
-            u64 value = active && k >> shift < BINS ? measure(id, gap) : 0;
-            add_to_bin(shared, value != 0, k >> shift, value);
+        bool range = Key::BY_ID && width;
+        source.each(range ? low : 0, range ? low + width : ALL, [&](u32 count, u32 id, const u32* gaps) {
+            u64 sum = 0;
+            UNROLL
+            for (u32 j = 0; j < Source::AT_ONCE; ++j) {
+                u32 key = Key::key(id + j, gaps[j]);
+                bool inside = j < count && (!width || key - low < width);
+                u64 value = inside ? measure(id + j, gaps[j]) : 0;
+                u32 bin = inside ? (width ? (key - low) >> shift : Key::first_bin(key)) : 0;
+                if (Key::BY_ID && !width) {
+                    sum += value;  // neighbours share a bin
+                    if (j + 1 == Source::AT_ONCE) add_together(shared, Key::first_bin(id), sum);
+                } else if (value) {
+                    add_to_bin(shared, bin, value);
+                }
+            }
         });
         barrier();
-        u64 first = shared.bins[2 * thread_x()], second = shared.bins[2 * thread_x() + 1], total;
+        u32 i = 2 * thread_x();
+        u64 first = u64(shared.high[i]) << 32 | shared.low[i];
+        u64 second = u64(shared.high[i + 1]) << 32 | shared.low[i + 1], total;
         u64 before = base + block_prefix(shared, first + second, total);
-        if (shift == Key::SHIFT) limit = limit_of(total);
+        if (!width) limit = limit_of(total);
         for (u32 j = 0; j < 2; ++j) {
             u64 value = j ? second : first;
             if (before < limit && limit <= before + value)
-                shared.bin = 2 * thread_x() + j, shared.below = before, shared.inside = value;
+                shared.bin = i + j, shared.below = before, shared.inside = value;
             before += value;
         }
         barrier();
-        low += shared.bin << shift;
         base = shared.below;
-        if (shift == 0) return {low, limit - base, shared.inside};
+        if (width) {
+            low += shared.bin << shift;
+            width = 1 << shift;
+        } else {
+            low = Key::start_of(shared.bin);
+            width = Key::start_of(shared.bin + 1) - low;
+        }
+        if (width == 1) return {low, limit - base, shared.inside};
+        shift = 0;
+        while ((width - 1) >> shift >= BINS) ++shift;
     }
 }
 
@@ -167,12 +210,12 @@ struct Cut {
 // first, reaches the limit.
 template <class Source, class Measure, class LimitOf>
 DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
-    Found found = find(shared, source, ByGap(), measure, limit_of);
+    Found found = find<ByGap>(shared, source, measure, limit_of);
     if (found.rest > found.inside - measure(0, found.key)) return {found.key, ALL};  // up to the last of its equals
     u32 gap = found.key;
     u64 rest = found.rest;
-    Found at = find(
-        shared, source, ById(), [=](u32 id, u32 g) { return g == gap ? measure(id, g) : 0; },
+    Found at = find<ById>(
+        shared, source, [=](u32 id, u32 g) { return g == gap ? measure(id, g) : 0; },
         [=](u64) { return rest; });
     return {gap, at.key};
 }
@@ -183,12 +226,15 @@ DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
     if (thread_x() == 0) shared.listed = 0;
     barrier();
     u64 sum = 0, total;
-    row.each(0, row.size, [&](bool active, u32 id, u32 gap) {
-        if (!active) return;
-        sum += weight_of(gap);
-        if (gap > float_bits(LIST_GAP)) return;
-        u32 i = atomic_add(&shared.listed, 1u);
-        if (i < LIST) shared.ids[i] = id, shared.gaps[i] = gap;
+    row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
+        UNROLL
+        for (u32 j = 0; j < Row::AT_ONCE; ++j) {
+            if (j >= count) continue;
+            sum += weight_of(gaps[j]);
+            if (gaps[j] > float_bits(LIST_GAP)) continue;
+            u32 i = atomic_add(&shared.listed, 1u);
+            if (i < LIST) shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
+        }
     });
     block_prefix(shared, sum, total);
     complete = shared.listed <= LIST;

@@ -19,6 +19,8 @@ from rocforge.ops.strided import blocks, float32, rows_of
 
 LEAST_SHARE = 128
 """Tokens that a split of a sequence has at least: fewer cost more to combine than they save."""
+MOST_SPLITS = 64
+"""As in attention.hip."""
 PAIRS = 1 << 16
 """Sequences times key heads up to which a decode launch splits sequences; more fill any device without."""
 
@@ -141,7 +143,7 @@ def _splits(device: int, pairs: int, longest: int) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
     if pairs > PAIRS:
         return 1
-    return max(1, min(blocks(2 * _units(device), pairs), blocks(longest, LEAST_SHARE)))
+    return max(1, min(blocks(2 * _units(device), pairs), blocks(longest, LEAST_SHARE), MOST_SPLITS))
 
 
 @functools.cache
