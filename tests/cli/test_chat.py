@@ -64,6 +64,7 @@ def test_a_stopped_reply_frees_its_blocks_and_counts(loaded, template):
         assert engine.scheduler.pool.free == engine.scheduler.pool.blocks and not engine.busy
         conversation.reply("again", GREEDY).close()
         assert not engine.busy
+        assert list(conversation.reply("before its first token", GREEDY, lambda: True)) == [] and not engine.busy
 
 
 def test_a_refused_turn_changes_nothing(loaded, template):

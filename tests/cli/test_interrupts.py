@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from golden import build
 
 BUSY = """
 import hashlib, sys, time
@@ -66,10 +67,19 @@ def test_handlers_are_put_back():
     assert after == before and signal.set_wakeup_fd(-1) == -1
 
 
-def test_generate_ends_at_any_time(model):
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A small random model, which, greedily, goes on for as long as it may."""
+    path = tmp_path_factory.mktemp("endless") / "small.gguf"
+    build(path, "llama-linear", "F32")
+    return path
+
+
+def test_generate_ends_at_any_time(endless):
     """One SIGINT while it loads or writes: code 130, no traceback, and no process of its group is left."""
     for _ in range(4):
-        command = [sys.executable, "-m", "rocforge", "generate", model, "def f(", "--max-tokens", "900", "--echo"]
+        command = [sys.executable, "-m", "rocforge", "generate", endless, "def f(", "--echo"]
+        command += ["--temperature", "0", "--context", "8000", "--device", "cpu"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
         )
@@ -83,14 +93,15 @@ def test_generate_ends_at_any_time(model):
 
 
 def start_chat(terminal, model, template, *options):
-    process = terminal("chat", model, "--chat-template", template, "--device", "cpu", *options)
+    fixed = ("--chat-template", template, "--device", "cpu", "--temperature", 0, "--context", 8000)
+    process = terminal("chat", model, *fixed, *options)
     process.expect(">>> ")
     return process
 
 
-def test_chat_stops_a_reply_and_goes_on(terminal, model, template):
+def test_chat_stops_a_reply_and_goes_on(terminal, endless, template):
     """Ctrl-C ends the reply, not the program, again and again; the next turn works; /exit gives code 0."""
-    process = start_chat(terminal, model, template)
+    process = start_chat(terminal, endless, template)
     for delay in (0.0, 0.5, 1.0):
         process.sendline("tell me a long story")
         time.sleep(delay)
@@ -107,17 +118,17 @@ def test_chat_stops_a_reply_and_goes_on(terminal, model, template):
     assert process.exitstatus == 0
 
 
-def test_chat_ends_at_the_second_in_a_row(terminal, model, template):
+def test_chat_ends_at_the_second_in_a_row(terminal, endless, template):
     """At the prompt the first Ctrl-C clears the line and says how to leave, the second leaves, with the terminal as it
     was; a line between them starts the count anew."""
-    process = start_chat(terminal, model, template, "--max-tokens", 2)
+    process = start_chat(terminal, endless, template)
     for _ in range(2):
         process.send("half a li")
         process.sendintr()
         process.expect("Ctrl-C again")
         process.expect(">>> ")
         process.sendline("/set")
-        process.expect("temperature 0.7")
+        process.expect("temperature 0.0")
         process.expect(">>> ")
     process.sendintr()
     process.expect("Ctrl-C again")
@@ -127,10 +138,10 @@ def test_chat_ends_at_the_second_in_a_row(terminal, model, template):
     assert process.exitstatus == 130 and time.monotonic() - started < 2
 
 
-def test_chat_stops_a_long_prompt(terminal, model, template):
-    """Ctrl-C is heard between the steps of a prompt, before there is a first token."""
-    process = start_chat(terminal, model, template, "--context", 1000)
-    process.sendline("word " * 600)
+def test_chat_stops_a_long_prompt(terminal, endless, template):
+    """Ctrl-C is heard while a prompt of thousands of tokens is computed."""
+    process = start_chat(terminal, endless, template)
+    process.sendline("word " * 1200)
     time.sleep(0.3)
     process.sendintr()
     process.expect("stopped")
