@@ -110,6 +110,8 @@ class BlockPool:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
+                if self._digests[block] is None:  # nothing is lost with it, so it goes before all prefixes
+                    self._free.move_to_end(block, last=False)
 
     def digests(self, tokens: Sequence[int], previous: bytes = b"") -> list[bytes]:
         """One digest for each full block of tokens, over its tokens and, through `previous`, all that come before."""

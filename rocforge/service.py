@@ -55,7 +55,7 @@ class Service:
 
     Args:
         load: gives the engine and the tokenizer; called by the service's thread.
-        max_queue: requests that may wait beyond those that the engine runs at a time.
+        max_queue: requests that may wait for their first step, at least 1.
         observer: is told what happens.
 
     Attributes:
@@ -68,6 +68,8 @@ class Service:
     def __init__(
         self, load: Callable[[], tuple[Engine, Tokenizer]], max_queue: int = 256, observer: Observer | None = None
     ):
+        if max_queue < 1:
+            raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more, since each request waits for a step")
         self.state, self.error = State.NEW, None
         self.engine: Engine | None = None
         self.tokenizer: Tokenizer | None = None

@@ -44,6 +44,26 @@ def test_freed_blocks_are_shared_until_reused():
     assert pool.share(digests) == [0]
 
 
+def test_the_least_recently_used_prefix_goes_first():
+    """Blocks that hold nothing known are reused before prefixes, and of these the one that was used last goes last."""
+    pool = BlockPool(4, SIZE)
+    prefixes = {name: pool.digests([name] * SIZE) for name in range(3)}
+    for digests in prefixes.values():
+        block = pool.allocate()
+        pool.remember(block, digests[0])
+        pool.release([block])
+    pool.release(pool.share(prefixes[0]))
+    pool.release([pool.allocate()])
+    taken = [pool.allocate()]
+    assert all(pool.share(digests) for digests in prefixes.values()), "the block without a prefix was taken"
+    for block in range(3):
+        pool.release([block])
+    pool.release(pool.share(prefixes[0]))
+    taken.append(pool.allocate())
+    assert pool.share(prefixes[0]) and sum(bool(pool.share(prefixes[name])) for name in (1, 2)) == 1
+    assert len(set(taken)) == 2
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Sequences of random tokens come, grow, and go; a model of the pool checks every step."""
 

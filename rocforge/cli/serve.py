@@ -27,7 +27,7 @@ def serve(
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that the cache holds.")] = None,
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 512,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for their first step.")] = 256,
     device: Device = None,
     context: Context = None,
     quiet: Quiet = False,

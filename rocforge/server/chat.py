@@ -15,7 +15,8 @@ from rocforge.errors import ChatTemplateError
 from rocforge.generate import GenerationResponse
 from rocforge.scheduler import Constraint
 from rocforge.server.errors import APIError, JSONResponse
-from rocforge.server.generation import EventStream, Generator, Job, client_closed, collect, merged
+from rocforge.server.generation import Generator
+from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
 from rocforge.server.tools import HarmonyFormat, Parser, PlainParser, Said, ToolFormat, format_of

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from rocforge.generate import GenerationResponse
 from rocforge.server.errors import APIError, JSONResponse
-from rocforge.server.generation import EventStream, Generator, Job, client_closed, collect, merged
+from rocforge.server.generation import Generator
+from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
 from rocforge.server.schema import CompletionRequest
 

@@ -1,28 +1,21 @@
-"""What both kinds of completion share: parameters, replies, their merging, their end."""
+"""Generator: what both kinds of completion share on the way from a body to replies."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
-from rocforge.generate import GenerationResponse
 from rocforge.grammar import GrammarCompiler
-from rocforge.reply import Progress, Reply
 from rocforge.sampling import SamplingParams
 from rocforge.scheduler import Constraint
-from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, as_api_error, refusing
+from rocforge.server.errors import APIError, refusing
+from rocforge.server.jobs import Job
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.service import Service, State
@@ -32,49 +25,6 @@ KEPT = 1024
 """Ended jobs whose status can still be asked for."""
 LONGEST_TOKEN = 256
 """Characters; a text with more than this a token of the context is refused before it is tokenized."""
-
-
-@dataclass
-class Job:
-    """A client's request: one reply for each choice."""
-
-    id: str
-    replies: list[Reply]
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def cancel(self) -> None:
-        for reply in self.replies:
-            reply.cancel()
-
-    @property
-    def usage(self) -> dict[str, Any]:
-        """Tokens, in OpenAI's shape; a prompt counts once however many choices it has."""
-        prompts = {id(reply.prompt): reply for reply in self.replies}.values()
-        prompt = sum(len(reply.prompt) for reply in prompts)
-        completion = sum(reply.completion_tokens for reply in self.replies)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(reply.cached_tokens for reply in prompts)},
-        }
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What /v1/requests/{id} says."""
-        states = [reply.progress for reply in self.replies]
-        worst = (Progress.RUNNING, Progress.QUEUED, Progress.FAILED, Progress.CANCELLED, Progress.FINISHED)
-        usage = self.usage
-        return {
-            "id": self.id,
-            "object": "request",
-            "created": self.created,
-            "status": next(state.value for state in worst if state in states),
-            "choices": len(self.replies),
-            "prompt_tokens": usage["prompt_tokens"],
-            "completion_tokens": usage["completion_tokens"],
-            "finish_reasons": [reply.finish_reason for reply in self.replies],
-        }
 
 
 class Generator:
@@ -205,97 +155,6 @@ class Generator:
     def _too_long(self, what: str) -> APIError:
         message = f"This model's maximum context length is {self.limit} tokens. However, you requested {what}."
         return APIError(message, param="messages", code="context_length_exceeded")
-
-
-async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
-    """All pieces of each reply; None, and the job cancelled, where the client goes away meanwhile."""
-
-    async def pieces(reply: Reply) -> list[GenerationResponse]:
-        return [piece async for piece in reply]
-
-    work = asyncio.gather(*(pieces(reply) for reply in job.replies))
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        gone.cancel()
-        work.cancel()
-        job.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def client_closed() -> Response:
-    """For a client that is not there to read it."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def merged(job: Job) -> AsyncIterator[tuple[int, list[GenerationResponse]]]:
-    """Index of the reply and its next pieces, of all replies as they come."""
-    if len(job.replies) == 1:
-        async for pieces in job.replies[0].bunches():
-            yield 0, pieces
-        return
-    queue: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def pump(index: int, reply: Reply) -> None:
-        try:
-            async for pieces in reply.bunches():
-                queue.put_nowait((index, pieces))
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.ensure_future(pump(index, reply)) for index, reply in enumerate(job.replies)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events of chunks, ended by [DONE] or by an error; the job does not outlive them.
-
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
-    """
-
-    def __init__(self, job: Job, bunches: AsyncIterator[list[dict[str, Any]]]):
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(bunches), media_type="text/event-stream", headers=headers)
-        self._job = job
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._job.cancel()
-
-
-async def _events(bunches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
-    try:
-        async for chunks in bunches:
-            if chunks:
-                yield b"".join(map(_event, chunks))
-        yield b"data: [DONE]\n\n"
-    except Exception as error:
-        yield _event(as_api_error(error).body)
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _token_id(text: str) -> int:
