@@ -30,7 +30,7 @@ constexpr u32 ROWS = WAVE / TOKEN_LANES;
 constexpr u32 SLICE = largest_divisor(GROUP, at_most(GROUP, 8));
 constexpr u32 SLICES = GROUP / SLICE;
 constexpr u32 PADDED = power_of_two(SLICE);
-constexpr u32 LOADS = at_most(at_most(at_least(16 / PADDED, 2), 8), BLOCK_SIZE / ROWS);
+constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), 4), BLOCK_SIZE / ROWS);
 constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
 // as many waves as 256 threads have, if 32 KiB of LDS hold their results
 constexpr u32 STRIPES = at_least(at_most(256 / WAVE, 8192 / (SLICE * HEAD_DIM)) / SLICES, 1);
@@ -98,6 +98,27 @@ struct Shared {
     u32 last;
 };
 
+// What a lane has of the keys and values of a step's tokens, 8 elements of each row.
+struct Step {
+    u32x4 keys[LOADS], values[LOADS];
+
+    // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
+    MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
+                          u32 end, u32 kv_heads, u32 kv_head) {
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
+        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE + row;
+        u64 offset = (slot * kv_heads + kv_head) * HEAD_DIM + dim;
+        UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            u32 token = start + l * ROWS + row;
+            bool seen = dim < HEAD_DIM && token >= first && token < end;
+            u64 at = offset + u64(l * ROWS) * kv_heads * HEAD_DIM;
+            keys[l] = seen ? load<u32x4>(cache_keys + at) : make_u32x4(0, 0, 0, 0);
+            values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
+        }
+    }
+};
+
 // Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
 // `first` is the first token that the window lets the query see.
 DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f16* values, const i32* table, u32 begin,
@@ -121,23 +142,19 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
     u32 place = lane() % TOKEN_LANES / COPIES;
     u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
 
-    for (u32 start = begin + stripe * STEP; start < end; start += STRIPES * STEP) {
-        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE;
-        u64 offset = ((slot + row) * kv_heads + kv_head) * HEAD_DIM + dim;
-        u32x4 k[LOADS], v[LOADS];
-        UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            u32 token = start + l * ROWS + row;
-            bool seen = inside && token >= first && token < end;
-            u64 at = offset + u64(l * ROWS) * kv_heads * HEAD_DIM;
-            k[l] = seen ? load<u32x4>(keys + at) : make_u32x4(0, 0, 0, 0);
-            v[l] = seen ? load<u32x4>(values + at) : make_u32x4(0, 0, 0, 0);
-        }
+    u32 start = begin + stripe * STEP;
+    Step next;
+    if (start < end) next.load_rows(keys, values, table, start, first, end, kv_heads, kv_head);
+    for (; start < end; start += STRIPES * STEP) {
+        Step step = next;
+        // the step after is on its way while this one is computed
+        if (start + STRIPES * STEP < end)
+            next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
         float scores[SCORES];
         UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             float x[8];
-            unpack8(x, k[l]);
+            unpack8(x, step.keys[l]);
             UNROLL
             for (u32 h = 0; h < PADDED; ++h) {
                 float score = 0;
@@ -176,7 +193,7 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
         UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             float x[8];
-            unpack8(x, v[l]);
+            unpack8(x, step.values[l]);
             UNROLL
             for (u32 h = 0; h < SLICE; ++h) {
                 float weight = shared.weights[wave()][row][l * PADDED + h];
