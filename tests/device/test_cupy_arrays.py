@@ -1,8 +1,11 @@
 """CuPy's arrays on the device: what the library builds on. Each result is held against NumPy's."""
 
+import ctypes
+
 import cupy as cp
 import numpy as np
 import pytest
+from cupy.cuda import cublas, runtime
 
 FLOATS = ["float16", "float32", "float64"]
 TOLERANCE = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-12}
@@ -87,6 +90,41 @@ def test_matmul(rng, dtype, shapes):
         result = (left @ right).get()
         assert result.dtype == a.dtype
         np.testing.assert_allclose(result, expected, rtol=20 * TOLERANCE[dtype], atol=20 * TOLERANCE[dtype])
+
+
+def test_gemm_of_float16_into_float32(rng):
+    """float16 in, float32 sums and out, columns first, as the products of many rows call it."""
+    m, n, k = 33, 20, 47
+    a, b = rng.standard_normal((k, m)).astype("float16"), rng.standard_normal((n, k)).astype("float16")
+    da, db, y = cp.asarray(a), cp.asarray(b), cp.empty((n, m), cp.float32)
+    one, zero = np.array(1, np.float32), np.array(0, np.float32)
+    half, single = runtime.CUDA_R_16F, runtime.CUDA_R_32F
+    cublas.gemmEx(
+        cp.cuda.device.get_cublas_handle(),
+        *(cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_N, m, n, k, one.ctypes.data),
+        *(da.data.ptr, half, m, db.data.ptr, half, k, zero.ctypes.data),
+        *(y.data.ptr, single, m, single if runtime.is_hip else cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT),
+    )
+    expected = b.astype("float64") @ a.astype("float64")
+    np.testing.assert_allclose(y.get(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not runtime.is_hip, reason="hipBLAS is ROCm's library")
+def test_hipblas_gemm_of_bfloat16(rng):
+    """bfloat16 in, float32 out, through the library itself: CuPy 14.2 does not pass that type on to hipBLAS."""
+    m, n, k = 13, 7, 21
+    words = [rng.standard_normal(shape).astype("float32").view("uint32") >> 16 for shape in ((k, m), (n, k))]
+    a, b = ((word << 16).view("float32").astype("float64") for word in words)
+    da, db = (cp.asarray(word.astype("uint16")) for word in words)
+    y, one, zero = cp.empty((n, m), cp.float32), ctypes.c_float(1), ctypes.c_float(0)
+    pointer, normal, bfloat16, single, compute_32f = ctypes.c_void_p, 111, 14, 0, 2
+    status = ctypes.CDLL("libhipblas.so.3").hipblasGemmEx(
+        *(pointer(cp.cuda.device.get_cublas_handle()), normal, normal, m, n, k, ctypes.byref(one)),
+        *(pointer(da.data.ptr), bfloat16, m, pointer(db.data.ptr), bfloat16, k, ctypes.byref(zero)),
+        *(pointer(y.data.ptr), single, m, compute_32f, 160),
+    )
+    assert status == 0
+    np.testing.assert_allclose(y.get(), b @ a, rtol=1e-5, atol=1e-5)
 
 
 def test_random(rng):

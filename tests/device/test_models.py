@@ -1,0 +1,55 @@
+"""Whole models on a device: their logits against the CPU's, and generation through the engine."""
+
+import numpy as np
+import pytest
+from golden import build, relative_error
+
+import rocforge as rf
+from rocforge.load import load_model
+
+HALF, INT8 = 5e-3, 8e-2
+"""Products of many rows round to float16; those of up to eight round activations to int8, as llama.cpp does."""
+
+
+@pytest.fixture(scope="module", params=["llama-Q4_K_M", "gemma3-Q8_0", "qwen3-F32", "gpt-oss-Q8_0"])
+def models(request, tmp_path_factory):
+    """The same small model on the CPU and on the device."""
+    variant, recipe = request.param.rsplit("-", 1)
+    path = tmp_path_factory.mktemp("device") / "model.gguf"
+    build(path, variant, recipe)
+    return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
+
+
+def test_logits_of_a_prompt(models, rng):
+    """More rows than the int8 kernels take: float16 accuracy."""
+    cpu, gpu = models
+    tokens = rng.integers(0, cpu.config.vocabulary, 40)
+    assert relative_error(rf.asnumpy(gpu(tokens)), cpu(tokens)) < HALF
+
+
+def test_logits_of_few_tokens(models, rng):
+    """Up to eight rows: the matrix-vector kernels."""
+    cpu, gpu = models
+    tokens = rng.integers(0, cpu.config.vocabulary, 5)
+    assert relative_error(rf.asnumpy(gpu(tokens)), cpu(tokens)) < INT8
+
+
+def test_engine_mixes_prompts_and_steps(models, rng):
+    """Requests of several lengths, one of them preempted or chunked: each token's logits follow the CPU's."""
+    cpu, gpu = models
+    prompts = [rng.integers(0, cpu.config.vocabulary, n).tolist() for n in (3, 40, 17)]
+    with rf.Engine(gpu, cache_tokens=160, max_batch_tokens=24) as engine:
+        params = rf.SamplingParams(max_tokens=6, temperature=0, logprobs=1)
+        requests = [engine.add(prompt, params) for prompt in prompts]
+        reports = {request: [] for request in requests}
+        while engine.busy:
+            for token in engine.step():
+                reports[token.request].append(token)
+        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+    for request in requests:
+        exact = cpu(request.prompt + request.output)[len(request.prompt) - 1 : -1].astype(np.float64)
+        exact -= np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1, keepdims=True)) + exact.max(1, keepdims=True)
+        spread = exact.std()
+        for row, token in zip(exact, reports[request], strict=True):
+            assert row.max() - row[token.id] < 0.3 * spread
+            assert abs(token.logprobs.token - row[token.id]) < 0.3 * spread
