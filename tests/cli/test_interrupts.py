@@ -83,11 +83,11 @@ def test_generate_ends_at_any_time(endless):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
         )
-        process.stdout.read(1)  # the prompt: the model is loaded
+        assert process.stdout.read(1) == "d"  # the prompt: the model is loaded
         time.sleep(random.uniform(0, 1))
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
-        assert "Traceback" not in process.stderr.read()
+        code, text = process.wait(10), process.stderr.read()
+        assert code == 130 and "Traceback" not in text, text
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
 
