@@ -125,12 +125,13 @@ class Chat:
 
 
 def _read() -> str | None:
-    """The next line, without surrounding space; None where the input ends, or at the second Ctrl-C in a row."""
+    """The next line, without surrounding space; None where the input ends."""
     interrupts, lines = Interrupts.current, []
     while True:
         interrupts.deferred = False
         try:
             line = input((">>> " if not lines else "... ") if sys.stdin.isatty() else "")
+            interrupts.answered()
         except EOFError:
             return "\n".join(lines).strip() or None
         except KeyboardInterrupt:
@@ -139,7 +140,6 @@ def _read() -> str | None:
             continue
         finally:
             interrupts.deferred = True
-        interrupts.answered()
         lines.append(line.removesuffix("\\"))
         if not line.endswith("\\"):
             return "\n".join(lines).strip()
