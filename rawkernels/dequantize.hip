@@ -34,25 +34,24 @@ DEVICE void store4(T* y, const float (&v)[4]) {
     *reinterpret_cast<u32x2*>(y) = packed;
 }
 
-// A thread a cell; ids may be null.
+// A thread takes eight elements, so that neighbours write neighbouring addresses; ids may be null.
 template <class T>
 DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 columns) {
-    u32 cells = (columns + CELL - 1) / CELL, i = block_x() * 256 + thread_x(), c = i % cells, row = i / cells;
+    u32 eighths = columns / 8, cells = (columns + CELL - 1) / CELL;
+    u32 i = block_x() * 256 + thread_x(), row = i / eighths, k = i % eighths * 8;
     if (row >= u32(rows)) return;
+    u32 c = k / CELL, s = k % CELL / 32, t = k % 32 / 4;
+    planar += u64(ids ? ids[row] : row) * F::row_bytes(cells);
     F w;
-    w.load(planar + u64(ids ? ids[row] : row) * F::row_bytes(cells), cells, c);
-    y += u64(row) * columns + CELL * c;
+    w.load_scales(planar, cells, c);
+    y += u64(row) * columns + k;
     UNROLL
-    for (u32 s = 0; s < 4; ++s) {
-        if (CELL * c + 32 * s >= u32(columns)) return;
+    for (u32 j = 0; j < 2; ++j) {
+        u32 four = F::values(F::stored_four(planar, cells, c, s, t + j));
+        float v[4];
         UNROLL
-        for (u32 t = 0; t < 8; ++t) {
-            u32 four = w.values(s, t);
-            float v[4];
-            UNROLL
-            for (u32 b = 0; b < 4; ++b) v[b] = value_of(w, s, t / 4, i32(i8(byte_of(four, b))) - F::OFFSET);
-            store4(y + 32 * s + 4 * t, v);
-        }
+        for (u32 b = 0; b < 4; ++b) v[b] = value_of(w, s, t / 4, i32(i8(byte_of(four, b))) - F::OFFSET);
+        store4(y + 4 * j, v);
     }
 }
 

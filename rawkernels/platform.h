@@ -132,6 +132,22 @@ DEVICE void wave_barrier() {
 #endif
 }
 
+// AMD's compiler moves no instruction across this, so that an unrolled loop does not load for all its rounds at once.
+DEVICE void schedule_barrier() {
+#ifdef PLATFORM_AMD
+    __builtin_amdgcn_sched_barrier(0);
+#endif
+}
+
+// The same number, which all lanes share, computed anew from here: AMD's compiler otherwise keeps every address that an
+// unrolled loop will need, and runs out of registers.
+DEVICE u32 anew(u32 shared_by_lanes) {
+#ifdef PLATFORM_AMD
+    asm volatile("" : "+s"(shared_by_lanes));
+#endif
+    return shared_by_lanes;
+}
+
 // Global writes of this thread before are seen by the device's other threads before those after.
 DEVICE void device_fence() {
 #ifdef PLATFORM_AMD

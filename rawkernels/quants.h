@@ -34,7 +34,6 @@ struct Place {
 template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_>
 struct Codes {
     static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
-    static constexpr u32 CELL_ELEMENTS = CELL;
     u32x4 plane[PLANES];
 
     static MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
@@ -77,16 +76,16 @@ struct Codes {
         return out;
     }
 
-    // The code of element e of cell c, read from the planes in memory.
-    static MEMBER u32 stored_code(const u8* row, u32 cells, u32 c, u32 e) {
-        u32 half = e / 16, r = e % 16, b = e % 4;
-        auto at = [&](u32 p, u32 i) -> u32 { return row[16 * (p * cells + c) + i]; };
-        if constexpr (LOW == 8) return at(half, r);
+    // As `four`, read from the planes in memory, for s and t that are not constants.
+    static MEMBER u32 stored_four(const u8* row, u32 cells, u32 c, u32 s, u32 t) {
+        u32 half = 2 * s + t / 4;
+        auto word = [&](u32 p, u32 i) -> u32 { return ::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
+        if constexpr (LOW == 8) return word(half, t % 4);
         u32 code;
-        if constexpr (LOW == 4) code = at(half / 2, r) >> 4 * (half % 2) & 15;
-        if constexpr (LOW == 2) code = at(half / 4, 4 * (half % 4) + b) >> 2 * (r / 4) & 3;
-        if constexpr (HIGH == 1) code |= (at(LOW, 4 * (half / 2) + b) >> e % 32 / 4 & 1) << LOW;
-        if constexpr (HIGH == 2) code |= (at(LOW + half / 4, 4 * (half % 4) + b) >> 2 * (r / 4) & 3) << LOW;
+        if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
+        if constexpr (LOW == 2) code = word(half / 4, half % 4) >> 2 * (t % 4) & 0x03030303;
+        if constexpr (HIGH == 1) code |= (word(LOW, s) >> t & 0x01010101) << LOW;
+        if constexpr (HIGH == 2) code |= (word(LOW + half / 4, half % 4) >> 2 * (t % 4) & 0x03030303) << LOW;
         return code;
     }
 };
@@ -108,7 +107,7 @@ struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
     MEMBER float outer_scale() const { return 1.0f; }
     MEMBER float outer_min() const { return 1.0f; }
     MEMBER float min(u32, u32) const { return 0.0f; }
-    MEMBER u32 values(u32 s, u32 t) const { return this->four(s, t); }
+    static MEMBER u32 values(u32 codes) { return codes; }
 };
 
 template <u32 LOW, u32 HIGH, i32 OFFSET_>
@@ -116,8 +115,7 @@ struct Scaled32 : Block32<LOW, HIGH, 2> {
     static constexpr i32 OFFSET = OFFSET_;
     static constexpr bool MINS = false;
     u32x2 tail;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        this->load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + this->tail_at(cells) + 8 * c);
     }
     MEMBER float scale(u32 s, u32) const {
@@ -131,8 +129,7 @@ struct Affine32 : Block32<4, HIGH, 4> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = true;
     u32x4 tail;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        this->load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * c);
     }
     MEMBER float scale(u32 s, u32) const { return low_half(element(tail, s)); }
@@ -148,14 +145,13 @@ struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
 struct IQ4_NL : Scaled32<4, 0, 0> {
-    MEMBER u32 values(u32 s, u32 t) const { return iq4_values(four(s, t)); }
+    static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 struct MXFP4 : Block32<4, 0, 1> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32>(row + tail_at(cells) + 4 * c);
     }
     // A power of two, 2^(e - 128): half of what the exponent says, since the table's values are doubled.
@@ -163,7 +159,7 @@ struct MXFP4 : Block32<4, 0, 1> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
-    MEMBER u32 values(u32 s, u32 t) const { return fp4_values(four(s, t)); }
+    static MEMBER u32 values(u32 codes) { return fp4_values(codes); }
 };
 
 // ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----
@@ -178,7 +174,7 @@ struct Block256 : Codes<LOW, HIGH, TAIL, SUPER> {
     static MEMBER Place high_place(u32 e) { return {HIGH_AT + e % 32, e / 32}; }
     MEMBER float min(u32, u32) const { return 0.0f; }
     MEMBER float outer_min() const { return 1.0f; }
-    MEMBER u32 values(u32 s, u32 t) const { return this->four(s, t); }
+    static MEMBER u32 values(u32 codes) { return codes; }
 };
 
 // The tail and super planes hold bytes of the block as they are: TAIL_BYTES of them from TAIL_FROM, SUPER from SUPER_FROM.
@@ -194,8 +190,7 @@ struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
     static constexpr bool HALVES = true, MINS = true;
     u32x2 tail;
     u32 super;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
         super = load_once<u32>(row + super_at(cells) + 4 * (c / 2));
     }
@@ -211,8 +206,7 @@ struct Q3_K : Block256<2, 1, 8, 0, 110, 32, 0>, CopiedScales<96, 14, 0> {
     static constexpr bool HALVES = true, MINS = false;
     u32 scales[2];
     u32 d;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x4 tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
         u32 shift = 4 * (c % 2), high = tail.z >> shift;
         scales[0] = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
@@ -231,8 +225,7 @@ struct Affine256 : Block256<4, HIGH, 8, 0, BYTES, LOW_AT, 16> {
     static constexpr bool HALVES = false, MINS = true;
     static constexpr u32 TAIL_FROM = 0, HEADER = 16, SUPER_FROM = 0;
     u32 d, scales, mins;
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        this->load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x4 tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * (c / 2));
         u32 own = c % 2 ? tail.z : tail.y;
         d = tail.x;
@@ -274,8 +267,7 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     f16 d;
     static MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
     static MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
         d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
     }
@@ -288,8 +280,7 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     static constexpr bool HALVES = false, MINS = false;
     u32 d, low, high;
     static MEMBER Place low_place(u32 e) { return {8 + e / 32 * 16 + e % 16, e % 32 / 16 * 4}; }
-    MEMBER void load(const u8* row, u32 cells, u32 c) {
-        load_codes(row, cells, c);
+    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x2 tail = load_once<u32x2>(row + tail_at(cells) + 8 * (c / 2));
         d = tail.x;
         high = tail.x >> (16 + 8 * (c % 2));
@@ -297,7 +288,7 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     }
     MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
     MEMBER float outer_scale() const { return low_half(d); }
-    MEMBER u32 values(u32 s, u32 t) const { return iq4_values(four(s, t)); }
+    static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 
 // ---- Activations: columns of int8 with a float32 scale for each 32 elements ----

@@ -58,7 +58,8 @@ KERNEL(256) unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
     const u8* super = planar + F::super_at(cells) + F::SUPER * b;
     for (u32 j = 0; j < F::SUPER; ++j) block[F::SUPER_FROM + j] = super[j];
     for (u32 e = 0; e < F::ELEMENTS; ++e) {
-        u32 at = b * F::ELEMENTS + e, code = F::stored_code(planar, cells, at / CELL, at % CELL);
+        u32 at = b * F::ELEMENTS + e;
+        u32 code = byte_of(F::stored_four(planar, cells, at / CELL, at % CELL / 32, at % 32 / 4), at % 4);
         Place low = F::low_place(e);
         block[low.byte] |= (code & LOW_MASK) << low.shift;
         if constexpr (F::HIGH > 0) {

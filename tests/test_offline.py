@@ -91,7 +91,7 @@ def test_no_kernel_spills(source, defines, target):
 @pytest.mark.parametrize("qtype", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
 def test_matvec_instructions(qtype, target):
     """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
-    text = assembly("matvec.hip", target, (("QTYPE", qtype), ("COLUMNS", "1")))
+    text = assembly("matvec.hip", target, (("QTYPE", qtype), ("COLUMNS", "1"), ("ROWS", "1")))
     body = text[text.index("\nmatvec:") :]
     body = body[: body.index("s_endpgm")]
     dot = r"v_dot4_i32_iu8|v_dot4c?_i32_i8"

@@ -98,7 +98,7 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
         return out
     if weight.planar:
         kernel = _planar_kernel(dtype, weight.qtype.name)
-        kernel(_grid(rows * cells_of(columns)), (256,), (data, ids, out, rows, columns))
+        kernel(_grid(rows * columns // 8), (256,), (data, ids, out, rows, columns))
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
         grid = _device_grid(weight.qtype.name, data.data.device_id)

@@ -91,13 +91,20 @@ def _column(x: Any, weight: Any) -> tuple[Any, int]:
     return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
 
 
-def _log_lanes(cells: int) -> int:
-    """Lanes that share a row, as a power of two: as many as are busy all the time."""
-    return min((5, 4, 3), key=lambda log: -(-cells // (1 << log)) << log)
+def _rows_together(n: int) -> int:
+    """Rows that a group of lanes computes together, to read the columns once for all of them."""
+    return 1 if n == 1 else 2 if n <= 4 else 4
 
 
-def _blocks(rows: int, log_lanes: int, rows_together: int) -> int:
-    return -(-(-(-rows // rows_together) << log_lanes) // THREADS)
+def _log_lanes(n: int, rows: int, cells: int) -> int:
+    """Lanes that share a row, as a power of two.
+
+    For one column as many as are busy all the time; for more, as few as make enough threads for the card.
+    """
+    if n == 1:
+        return min((5, 4, 3), key=lambda log: -(-cells // (1 << log)) << log)
+    enough = 300_000 // n
+    return next((log for log in (3, 4) if rows // _rows_together(n) << log >= enough), 5)
 
 
 def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
@@ -115,7 +122,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     cupy, n = cupy_module(), x.shape[0]
     data, cells = _column(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
-    log_lanes, last = _log_lanes(cells), len(weights) - 1
+    log_lanes, last = _log_lanes(n, sum(map(len, weights)), cells), len(weights) - 1
     args = [data, cells, log_lanes]
     for i in (0, 1, 2):
         # a matrix of another format goes last; the others come first
@@ -124,7 +131,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
             args += [data, None, None, 0]
         else:
             args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
-    blocks = sum(_blocks(len(w), log_lanes, 1 if n == 1 else 2) for w in weights)
+    blocks = sum(-(-(-(-len(w) // _rows_together(n)) << log_lanes) // THREADS) for w in weights)
     _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), (*args, residual))
     return ys
 
@@ -133,7 +140,11 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
 def _product_kernel(columns: int, first: str, last: str) -> Kernel:
     signature = f"void* int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?"
     other = {} if first == last else {"QTYPE_LAST": last}
-    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, COLUMNS=columns, **other)
+    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(columns), **other)
+
+
+def _shape(columns: int) -> dict[str, int]:
+    return {"COLUMNS": columns, "ROWS": _rows_together(columns)}
 
 
 GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
@@ -168,7 +179,8 @@ def gated_product(
     else:
         result = cupy_module().empty((n, rows), np.float32)
         outputs = (result, None, 0)
-    blocks = 4 * cells_of(rows) if rounded else -(-rows // 32)
+    block_rows = 64 if _rows_together(n) == 4 else 32
+    blocks = -(-(128 * cells_of(rows) if rounded else rows) // block_rows)
     args = (data, cells, _rows(gate), _rows(up), gate_bias, up_bias, *outputs, rows, GATES[activation])
     _gated_kernel(n, format_of(gate))((blocks,), (GATED_THREADS,), args)
     return result
@@ -177,4 +189,4 @@ def gated_product(
 @functools.cache
 def _gated_kernel(columns: int, name: str) -> Kernel:
     signature = "void* int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
-    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, COLUMNS=columns)
+    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, **_shape(columns))
