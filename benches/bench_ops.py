@@ -1,0 +1,218 @@
+"""Products with packed weights on a device, at the shapes of Llama 3: against the card's own limits.
+
+    pytest benches/bench_ops.py --benchmark-enable --benchmark-json=ops.json
+
+Small products are launched from a captured graph, one after another over copies of the weight that are together larger
+than the card's last cache, so that each reads its weight from memory and launches cost what they cost in decoding. The
+limits, a streaming read and the library's float16 product, are measured in the same run. Each record's extra_info has
+the microseconds of one launch, its bytes, and the share of the limit.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+import rocforge.ops.matvec as matvec
+from rocforge.arrays import _import_cupy
+from rocforge.ops.dequantize import dequantize_device, pack, unpack
+from rocforge.ops.gemm import product_halves
+from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
+
+cp, _reason = _import_cupy()
+if cp is None:
+    pytest.skip(f"needs a GPU: {_reason}", allow_module_level=True)
+
+CACHE_NBYTES = 400 << 20
+"""Copies of a weight add up to this at least: several times the last cache."""
+ROUNDS = 15
+
+READ = r"""
+extern "C" __global__ void read_all(const uint4* p, unsigned* out) {
+    p += 2048ull * blockIdx.x + threadIdx.x;
+    uint4 v[8];
+    for (int i = 0; i < 8; ++i) v[i] = p[256 * i];
+    unsigned sum = 0;
+    for (int i = 0; i < 8; ++i) sum += v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+    if (sum == 12345) *out = sum;
+}
+"""
+
+
+def seconds_of(run, rounds: int = ROUNDS) -> list[float]:
+    """Device seconds of each of some runs on the current stream, by events."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start, stop = cp.cuda.Event(), cp.cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(cp.cuda.get_elapsed_time(start, stop) / 1e3)
+    return times
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stream():
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        yield stream
+
+
+@pytest.fixture(scope="module")
+def bandwidth(stream) -> float:
+    """Bytes a second that a plain kernel reads."""
+    data, out, kernel = noise(3 << 30), cp.zeros(1, np.uint32), cp.RawKernel(READ, "read_all")
+    return data.nbytes / float(np.median(seconds_of(lambda: kernel((data.size // 32768,), (256,), (data, out)))))
+
+
+@pytest.fixture(scope="module")
+def product_rate(stream) -> float:
+    """Float16 operations a second of the library's own product of 8192 cubed."""
+    a = cp.asarray(np.random.default_rng(0).standard_normal((8192, 8192), np.float32))
+    w = a.astype(np.float16)
+    return 2 * 8192**3 / float(np.median(seconds_of(lambda: product_halves(a, w))))
+
+
+def noise(nbytes: int):
+    """Random bytes on the device; 16 MiB of them again and again."""
+    return cp.resize(cp.asarray(np.random.default_rng(0).integers(0, 256, 1 << 24, dtype=np.uint8)), nbytes)
+
+
+def random_weights(qtype: str, rows: int, columns: int, copies: int) -> list[QuantizedArray]:
+    """Weights of random bytes, on the device in its own layout."""
+    blocks = noise(rows * row_nbytes(columns, QTYPES[qtype])).reshape(rows, -1)
+    first = QuantizedArray(blocks, (rows, columns), qtype).to_device("gpu")
+    weights = [first]
+    for _ in range(copies - 1):
+        copy = first[:]
+        copy.data = first.data.copy()
+        weights.append(copy)
+    return weights
+
+
+def copies_of(qtype: str, rows: int, columns: int) -> int:
+    return max(4, min(64, CACHE_NBYTES // (rows * row_nbytes(columns, QTYPES[qtype]))))
+
+
+def run_graph(benchmark, stream, launches: list, bytes_each: int, bandwidth: float) -> None:
+    """Time a graph of the launches, and record what one of them costs."""
+    for launch in launches:
+        launch()
+    stream.begin_capture()
+    for launch in launches:
+        launch()
+    graph = stream.end_capture()
+    seconds = float(np.median(seconds_of(lambda: graph.launch(stream)))) / len(launches)
+    share = bytes_each / seconds / bandwidth
+    benchmark.extra_info.update(microseconds=seconds * 1e6, megabytes=bytes_each / 1e6, share_of_read=share)
+
+    def replay():
+        graph.launch(stream)
+        stream.synchronize()
+
+    benchmark.pedantic(replay, rounds=ROUNDS, warmup_rounds=2)
+
+
+SHAPES = [(4096, 4096), (6144, 4096), (1024, 4096), (4096, 14336), (2048, 2048), (3072, 2048), (2048, 8192)]
+FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("qtype", FAST)
+def test_matvec(benchmark, stream, bandwidth, qtype, rows, columns):
+    """One column, from int8 activations."""
+    weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
+    x = matvec.quantize_activations(cp.ones((1, columns), np.float32))
+    launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(14336, 4096), (8192, 2048)])
+@pytest.mark.parametrize("qtype", ["Q8_0", "Q4_K", "Q6_K"])
+def test_gated(benchmark, stream, bandwidth, qtype, rows, columns, rounded):
+    """Gate and up with SwiGLU; with the rounding for the product that follows."""
+    weights = random_weights(qtype, 2 * rows, columns, copies_of(qtype, 2 * rows, columns))
+    x = matvec.quantize_activations(cp.ones((1, columns), np.float32))
+    launches = [lambda w=w: matvec.gated_product(x, w[:rows], w[rows:], rounded=rounded) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
+
+
+def test_output(benchmark, stream, bandwidth):
+    """The output layer of Llama 3 8B in Q4_K_M: 128256 rows of Q6_K."""
+    weights = random_weights("Q6_K", 128256, 4096, 4)
+    x = matvec.quantize_activations(cp.ones((1, 4096), np.float32))
+    run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
+def test_columns(benchmark, stream, bandwidth, qtype, rows, columns, n):
+    """Two to eight columns."""
+    weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
+    x = matvec.quantize_activations(cp.ones((n, columns), np.float32))
+    launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_float_matvec(benchmark, stream, bandwidth, dtype):
+    """One column with float weights."""
+    weights = random_weights(dtype, 4096, 4096, copies_of(dtype, 4096, 4096))
+    x = cp.ones((1, 4096), np.float32)
+    run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
+
+
+def run_events(benchmark, run, **figures) -> None:
+    seconds = float(np.median(seconds_of(run)))
+    benchmark.extra_info.update(microseconds=seconds * 1e6, **{name: f(seconds) for name, f in figures.items()})
+    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("n", [16, 64, 512, 2048])
+@pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
+def test_many(benchmark, product_rate, qtype, rows, columns, n):
+    """Many columns: float16 tiles and the BLAS library."""
+    (weight,) = random_weights(qtype, rows, columns, 1)
+    x = cp.ones((n, columns), np.float32)
+    rate = {"share_of_product": lambda s: 2 * n * rows * columns / s / product_rate}
+    run_events(benchmark, lambda: product_halves(x, weight), **rate)
+
+
+@pytest.mark.parametrize("qtype", FAST)
+def test_dequantize(benchmark, qtype):
+    """To float16: bytes read and written."""
+    (weight,) = random_weights(qtype, 28672, 4096, 1)
+    out = cp.empty(weight.shape, np.float16)
+    total = weight.nbytes + out.nbytes
+    figures = {"terabytes_a_second": lambda s: total / s / 1e12}
+    run_events(benchmark, lambda: dequantize_device(weight, "float16", out=out), **figures)
+
+
+@pytest.mark.parametrize("qtype", FAST)
+def test_pack(benchmark, qtype):
+    """GGUF's blocks to planes: gigabytes a second of blocks."""
+    (weight,) = random_weights(qtype, 28672, 4096, 1)
+    blocks = unpack(weight.data, 4096, weight.qtype)
+    figures = {"gigabytes_a_second": lambda s: blocks.nbytes / s / 1e9}
+    run_events(benchmark, lambda: pack(blocks, 4096, weight.qtype), **figures)
+
+
+def test_python_launch(benchmark):
+    """What one call costs the host: 1000 launches, not waited for."""
+    (weight,) = random_weights("Q4_K", 64, 256, 1)
+    x = matvec.quantize_activations(cp.ones((1, 256), np.float32))
+    matvec.products(x, [weight])
+
+    def launch_1000():
+        for _ in range(1000):
+            matvec.products(x, [weight])
+
+    start = time.perf_counter()
+    launch_1000()
+    benchmark.extra_info["microseconds"] = (time.perf_counter() - start) * 1e3
+    cp.cuda.get_current_stream().synchronize()
+    benchmark.pedantic(launch_1000, rounds=5)
