@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,11 @@ def resolve_device(device: str | None) -> str:
     return f"gpu:{index}"
 
 
+def on_device(device: str) -> AbstractContextManager:
+    """A context in which "gpu:N" is this thread's current device; nothing changes for "cpu"."""
+    return nullcontext() if device == "cpu" else cupy_module().cuda.Device(int(device[4:]))
+
+
 def to_device(array: Any, device: str | None = None) -> Any:
     """Copy an array, or the blocks of a QuantizedArray, to a device; on the device already, it is returned as it is.
 
@@ -99,9 +105,8 @@ def to_device(array: Any, device: str | None = None) -> Any:
         return array.to_device(device)
     if device == "cpu":
         return asnumpy(array)
-    cupy = cupy_module()
-    with cupy.cuda.Device(int(device[4:])):
-        return cupy.asarray(array)
+    with on_device(device):
+        return cupy_module().asarray(array)
 
 
 def asnumpy(array: Any) -> np.ndarray:
@@ -147,7 +152,7 @@ def device_info(device: str | None = None) -> DeviceInfo:
     if device == "cpu":
         return _cpu_info(cupy, reason)
     runtime = cupy.cuda.runtime
-    with cupy.cuda.Device(int(device[4:])) as current:
+    with on_device(device) as current:
         properties = runtime.getDeviceProperties(current.id)
         free, total = current.mem_info
     version = runtime.runtimeGetVersion()

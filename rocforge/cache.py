@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, resolve_device
+from rocforge.arrays import cupy_module, on_device, resolve_device
 
 BLOCK_SIZE = 32
 
@@ -44,9 +44,11 @@ class KVCache:
         dtype: Any = np.float32,
         device: str | None = "cpu",
     ):
-        xp = np if resolve_device(device) == "cpu" else cupy_module()
+        device = resolve_device(device)
+        xp = np if device == "cpu" else cupy_module()
         shape = (layers, blocks, block_size, kv_heads, head_dim)
-        self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
+        with on_device(device):
+            self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
         self.blocks, self.block_size = blocks, block_size
 
     @property

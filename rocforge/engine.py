@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import asnumpy
+from rocforge.arrays import asnumpy, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
 from rocforge.nn.transformer import Transformer
@@ -158,8 +158,9 @@ class Engine:
         """Logits of the last row of each item that samples, in order."""
         chunks = [Chunk(item.request.computed, item.count, item.request.table, item.samples) for item in work]
         ids = [item.request.tokens(item.request.computed, item.request.computed + item.count) for item in work]
-        batch = Batch.of(self.cache, chunks)
-        return asnumpy(self.model(np.concatenate(ids).astype(np.int32), batch))
+        with on_device(self.model.device):
+            batch = Batch.of(self.cache, chunks)
+            return asnumpy(self.model(np.concatenate(ids).astype(np.int32), batch))
 
     def _next(self, request: Request, logits: np.ndarray) -> Token:
         params, constraint = request.params, request.constraint

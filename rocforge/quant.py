@@ -10,7 +10,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from gguf.quants import quantize as gguf_quantize
 
-from rocforge.arrays import get_array_module
+from rocforge.arrays import get_array_module, on_device, resolve_device, to_device
 from rocforge.errors import UnsupportedModelError
 
 
@@ -92,6 +92,11 @@ class QuantizedArray:
         return math.prod(self.shape)
 
     @property
+    def device(self) -> str:
+        """Where the blocks are: "cpu" or "gpu:N"."""
+        return "cpu" if isinstance(self.data, np.ndarray) else f"gpu:{self.data.device.id}"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed blocks."""
         return self.data.nbytes
@@ -114,7 +119,7 @@ class QuantizedArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        device = "" if isinstance(self.data, np.ndarray) else f", device={self.data.device.id}"
+        device = "" if self.device == "cpu" else f", {self.device}"
         bits = 8 * self.nbytes / max(self.size, 1)
         return f"QuantizedArray(shape={self.shape}, qtype={self.qtype.name}, {bits:.4g} bits per element{device})"
 
@@ -187,18 +192,17 @@ class QuantizedArray:
 
     def to_device(self, device: str) -> QuantizedArray:
         """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
-        from rocforge.arrays import resolve_device, to_device
         from rocforge.ops.dequantize import PLANAR, pack, unpack
 
-        device, columns = resolve_device(device), self.stored_shape[-1]
-        leave = self.planar and device == "cpu"
-        data = to_device(unpack(self.data, columns, self.qtype) if leave else self.data, device)
-        moved = self._view(data, self.shape)
-        moved._transposed = self._transposed
-        if device == "cpu":
-            moved.planar = False
-        elif not self.planar and self.qtype.name in PLANAR:
-            moved.data, moved.planar = pack(data, columns, self.qtype), True
+        device, columns, data = resolve_device(device), self.stored_shape[-1], self.data
+        if self.planar and device == "cpu":
+            with on_device(self.device):
+                data = unpack(data, columns, self.qtype)
+        moved = self._view(to_device(data, device), self.shape)
+        moved._transposed, moved.planar = self._transposed, device != "cpu" and self.qtype.name in PLANAR
+        if moved.planar and not self.planar:
+            with on_device(device):
+                moved.data = pack(moved.data, columns, self.qtype)
         return moved
 
 

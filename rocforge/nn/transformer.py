@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module
+from rocforge.arrays import get_array_module, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.nn.config import Config
@@ -74,6 +74,10 @@ class Transformer(Module):
         if base is None:
             return self.frequencies
         return rope_frequencies(self.config.rope.dimensions, base, neox=self.neox)
+
+    def __call__(self, tokens: Any, batch: Batch | None = None) -> Any:
+        with on_device(self.device):
+            return super().__call__(tokens, batch)
 
     def forward(self, tokens: Any, batch: Batch | None = None) -> Any:
         """Logits of the tokens of a batch.

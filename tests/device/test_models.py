@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cupy.cuda import runtime
 from golden import build, relative_error
 
 import rocforge as rf
@@ -53,3 +54,20 @@ def test_engine_mixes_prompts_and_steps(models, rng):
         for row, token in zip(exact, reports[request], strict=True):
             assert row.max() - row[token.id] < 0.3 * spread
             assert abs(token.logprobs.token - row[token.id]) < 0.3 * spread
+
+
+@pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
+def test_second_device(tmp_path, rng):
+    """A model on gpu:1 runs there, its cache too, from a thread whose current device is another one."""
+    build(tmp_path / "model.gguf", "llama", "Q8_0")
+    cpu, gpu = [load_model(rf.open_gguf(tmp_path / "model.gguf"), device) for device in ("cpu", "gpu:1")]
+    prompt = rng.integers(0, cpu.config.vocabulary, 20).tolist()
+    assert runtime.getDevice() == 0
+    logits = gpu(prompt)
+    assert logits.device.id == 1 and relative_error(rf.asnumpy(logits), cpu(prompt)) < HALF
+    with rf.Engine(gpu) as engine:
+        assert engine.cache.keys.device.id == 1
+        request = engine.add(prompt, rf.SamplingParams(max_tokens=3, temperature=0))
+        while engine.busy:
+            engine.step()
+    assert len(request.output) == 3 and runtime.getDevice() == 0
