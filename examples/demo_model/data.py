@@ -1,13 +1,14 @@
 """Collect permissively licensed Python source from the standard library and the installed distributions.
 
-    python data.py CORPUS [--stdlib DIR]
+    python data.py CORPUS [--stdlib DIR] [--site DIR ...] [--brief]
 
 writes `CORPUS/train.jsonl` and `CORPUS/heldout.jsonl` (one document a line: kind, source, path, text),
 `CORPUS/heldout.txt` (the standard library's held-out files as they are) and `CORPUS/report.json`, which names every
 distribution used with its version, licence, files and bytes.
 
 Two kinds of documents are made: whole files, and single top-level functions and classes, so that a model trained on
-them can begin at either. A file is held out or not by a hash of its path; nothing of a held-out file is trained on.
+them can begin at either; --brief leaves one line of each docstring of the latter, or none. A file is held out or not by
+a hash of its path; nothing of a held-out file is trained on.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import hashlib
 import json
 import multiprocessing
 import re
+import sys
 import sysconfig
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -182,13 +185,36 @@ def definitions(text: str) -> list[str]:
     return found
 
 
+def brief(text: str) -> str:
+    """The text with each docstring of several lines cut to its summary, or left out where that is not one sentence."""
+    lines: list[str | None] = list(text.split("\n"))
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        docstring, first = ast.get_docstring(node), node.body[0]
+        if docstring is None or first.lineno == first.end_lineno:
+            continue
+        summary, _, rest = docstring.partition("\n")
+        indent = " " * first.col_offset
+        kept = None if len(node.body) > 1 else f"{indent}pass"
+        if re.fullmatch(r"[^\"\\]+\.", summary) and not rest.partition("\n")[0].strip():
+            kept = f'{indent}"""{summary}"""'
+        end = first.end_lineno
+        while kept is None and lines[end] == "":
+            end += 1
+        lines[first.lineno - 1 : end] = [kept, *[None] * (end - first.lineno)]
+    return "\n".join(line for line in lines if line is not None)
+
+
 def read(file: SourceFile) -> tuple[SourceFile, str | None, list[str]]:
     """One file's clean text and its definitions (none of a test's)."""
     text = clean(file.location.read_bytes()) if file.location.is_file() else None
     return file, text, definitions(text) if text and not file.is_test else []
 
 
-def collect(files: list[SourceFile]) -> tuple[list[dict], list[dict], dict[str, list[int]]]:
+def collect(
+    files: list[SourceFile], shorten: Callable[[str], str]
+) -> tuple[list[dict], list[dict], dict[str, list[int]]]:
     """Training documents, held-out documents, and [files, bytes] of each source that was used.
 
     Exact duplicates are dropped, one in five tests is kept, and a source stops at MAX_BYTES_PER_SOURCE.
@@ -215,16 +241,20 @@ def collect(files: list[SourceFile]) -> tuple[list[dict], list[dict], dict[str, 
                 seen.update(hashlib.sha256(part.encode()).digest() for part in parts)
                 continue
             train.append(record)
-            train.extend(record | {"kind": "definition", "text": part} for part in parts if is_new(part))
+            train.extend(record | {"kind": "definition", "text": shorten(part)} for part in parts if is_new(part))
             used[file.source][0] += 1
             used[file.source][1] += len(text.encode())
     return train, heldout, used
 
 
 def heldout_text(files: list[SourceFile], heldout: list[dict], version: str) -> str:
-    """The standard library's held-out files, tests left out, unchanged, each below a line that says whence it is."""
+    """The standard library's held-out files, unchanged, each below a line that says whence it is.
+
+    Tests and files of more than 100 kB are left out.
+    """
     paths = {record["path"] for record in heldout if record["source"] == "python"}
     chosen = [f for f in files if f.source == "python" and f.path in paths and not f.is_test]
+    chosen = [f for f in chosen if f.location.stat().st_size <= 100_000]
     return "".join(
         f"# ===== CPython {version}: Lib/{f.path} (PSF-2.0) =====\n{f.location.read_text(encoding='utf-8')}"
         for f in chosen
@@ -241,20 +271,22 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--stdlib", type=Path, default=Path(sysconfig.get_path("stdlib")))
     parser.add_argument("--stdlib-version", default=sysconfig.get_python_version())
+    parser.add_argument("--site", nargs="*", default=sys.path, help="folders of installed distributions")
+    parser.add_argument("--brief", action="store_true", help="cut the docstrings of definitions")
     arguments = parser.parse_args()
     arguments.corpus.mkdir(parents=True, exist_ok=True)
 
     files = standard_library(arguments.stdlib)
     about = {"python": {"version": arguments.stdlib_version, "licence": "PSF-2.0"}}
     refused = {}
-    for distribution in metadata.distributions():
+    for distribution in metadata.distributions(path=arguments.site):
         name, version = distribution.metadata["Name"].lower(), distribution.version
         if licence := permissive_licence(distribution.metadata):
             about[name] = {"version": version, "licence": licence}
             files += distribution_files(distribution)
         else:
             refused[name] = distribution.metadata.get("License-Expression") or distribution.metadata.get("License", "")
-    train, heldout, used = collect(list(dict.fromkeys(files)))
+    train, heldout, used = collect(list(dict.fromkeys(files)), brief if arguments.brief else str)
     write_lines(arguments.corpus / "train.jsonl", train)
     write_lines(arguments.corpus / "heldout.jsonl", heldout)
     text = heldout_text(files, heldout, arguments.stdlib_version)

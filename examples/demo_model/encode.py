@@ -1,9 +1,10 @@
 """Train the byte-level BPE vocabulary on a corpus and encode the corpus with it.
 
-    python encode.py CORPUS
+    python encode.py CORPUS [--tokenizer OTHER/tokenizer.json]
 
 reads `train.jsonl` and `heldout.jsonl` (data.py makes them) and writes `tokenizer.json`, `train.bin` and `heldout.bin`:
-uint16 token ids, every document preceded by <|endoftext|>, which is beginning and end of text at once.
+uint16 token ids, every document preceded by <|endoftext|>, which is beginning and end of text at once. With
+--tokenizer no vocabulary is trained.
 
 The pre-tokenizer is GPT-2's (`tokenizer.ggml.pre` = "gpt-2"). It never joins punctuation and the line break after it,
 so a prompt that ends in "):" ends where a token ends in the training text too.
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 VOCABULARY = 4096
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_TEXT_BYTES = 96_000_000
-CUT_SHARE = 0.1
+CUT_SHARE = 0.2
 BATCH = 2048
 
 
@@ -53,12 +54,14 @@ def sample(texts: list[str], size: int, rng: random.Random) -> Iterator[str]:
 def encode(tokenizer: Tokenizer, texts: list[str], cut_share: float, rng: random.Random) -> np.ndarray:
     """All texts as one array of uint16 ids, END_OF_TEXT before each.
 
-    A share of the texts is cut in two at a random character and the halves are encoded apart, as happens to a text
-    whose first half is a prompt: so the model has met tokens that end where a prompt may end.
+    A share of the texts is cut in two, at a random character or after a line break, and the halves are encoded apart,
+    as happens to a text whose first half is a prompt: so the model has met tokens that end where a prompt may end.
     """
     pieces: list[tuple[bool, str]] = []
     for text in texts:
         cut = rng.randrange(1, len(text)) if rng.random() < cut_share else len(text)
+        if rng.random() < 0.5:
+            cut = text.find("\n", cut) + 1 or len(text)
         pieces.append((True, text[:cut]))
         if cut < len(text):
             pieces.append((False, text[cut:]))
@@ -79,11 +82,16 @@ def read_texts(path: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path)
-    corpus = parser.parse_args().corpus
+    parser.add_argument("--tokenizer", type=Path)
+    arguments = parser.parse_args()
+    corpus = arguments.corpus
     rng = random.Random(0)
     train, heldout = read_texts(corpus / "train.jsonl"), read_texts(corpus / "heldout.jsonl")
     rng.shuffle(train)
-    tokenizer = train_tokenizer(sample(train, VOCABULARY_TEXT_BYTES, rng))
+    if arguments.tokenizer:
+        tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+    else:
+        tokenizer = train_tokenizer(sample(train, VOCABULARY_TEXT_BYTES, rng))
     tokenizer.save(str(corpus / "tokenizer.json"))
     for name, texts, cut_share in (("train", train, CUT_SHARE), ("heldout", heldout, 0.0)):
         ids = encode(tokenizer, texts, cut_share, rng)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Past = list[Tensor]  # keys and values of the tokens before, each (batch, kv heads, time, head_size); empty at first
+
 
 @dataclass(frozen=True)
 class Config:
@@ -62,15 +64,19 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(width, config.feed_forward_length, bias=False)
         self.ffn_down = nn.Linear(config.feed_forward_length, width, bias=False)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> Tensor:
         shape = (*x.shape[:-1], -1, self.config.head_size)
         q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.attn_q, self.attn_k, self.attn_v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        causal = True
+        if past is not None:
+            causal = not past
+            k, v = past[:] = [torch.cat(parts, dim=2) for parts in zip(past, (k, v), strict=True)] if past else [k, v]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
         return self.attn_output(out.transpose(1, 2).flatten(-2))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attn_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), cos, sin, past)
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
 
@@ -95,9 +101,11 @@ class Llama(nn.Module):
                 writes = name.endswith(("attn_output.weight", "ffn_down.weight"))
                 nn.init.normal_(weight, std=0.02 / (2 * self.config.block_count) ** 0.5 if writes else 0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cache: list[Past] | None = None) -> Tensor:
+        """With a cache, one empty list a layer at first, `tokens` is a whole prompt and then one token a call."""
         x = self.token_embd(tokens)
-        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
-        for block in self.blk:
-            x = block(x, cos, sin)
+        start = cache[0][0].shape[2] if cache and cache[0] else 0
+        positions = slice(start, start + tokens.shape[1])
+        for index, block in enumerate(self.blk):
+            x = block(x, self.cos[positions], self.sin[positions], cache[index] if cache else None)
         return F.linear(self.output_norm(x), self.token_embd.weight)

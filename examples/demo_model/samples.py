@@ -43,29 +43,19 @@ PROMPTS = [
 
 
 @torch.no_grad()
-def complete(model: Llama, prompts: list[list[int]], tokens: int, temperature: float) -> list[list[int]]:
-    """Each prompt with up to `tokens` ids more; <|endoftext|> (id 0) ends a row and is kept.
-
-    Rows are padded on the right, which causal attention never sees.
-    """
-    lengths = torch.tensor([len(p) for p in prompts])
-    rows = torch.zeros(len(prompts), int(lengths.max()) + tokens, dtype=torch.long)
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    ends = lengths + tokens
-    live = torch.arange(len(prompts))
-    for _ in range(tokens):
-        logits = model(rows[live, : int(lengths[live].max())])[torch.arange(len(live)), lengths[live] - 1]
+def complete(model: Llama, prompt: list[int], count: int, tokens: int, temperature: float) -> list[list[int]]:
+    """`count` continuations of a prompt, each of up to `tokens` ids; <|endoftext|> (id 0) ends one and is kept."""
+    cache = [[] for _ in model.blk]
+    inputs = torch.tensor([prompt] * count)
+    outputs = torch.zeros(count, 0, dtype=torch.long)
+    while outputs.shape[1] < tokens and not (outputs == 0).any(dim=1).all():
+        logits = model(inputs, cache)[:, -1]
         if temperature > 0:
-            chosen = torch.multinomial((logits / temperature).softmax(-1), 1).flatten()
+            inputs = torch.multinomial((logits / temperature).softmax(-1), 1)
         else:
-            chosen = logits.argmax(-1)
-        rows[live, lengths[live]] = chosen
-        lengths[live] += 1
-        live = live[chosen != 0]
-        if not len(live):
-            break
-    return [row[: min(n, end)].tolist() for row, n, end in zip(rows, lengths.tolist(), ends.tolist(), strict=True)]
+            inputs = logits.argmax(-1, keepdim=True)
+        outputs = torch.cat((outputs, inputs), dim=1)
+    return [row[: row.index(0) + 1] if 0 in row else row for row in outputs.tolist()]
 
 
 def complete_part(text: str, ended: bool) -> str:
@@ -86,16 +76,14 @@ def parses(text: str) -> bool:
             return False
 
 
-def run(model: Llama, tokenizer: Tokenizer, temperature: float, tokens: int, show: bool) -> list[bool]:
-    prompts = [[0, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in PROMPTS]
-    verdicts = []
-    for ids in complete(model, prompts, tokens, temperature):
-        ended = ids[-1] == 0
-        text = tokenizer.decode(ids[1 : len(ids) - ended], skip_special_tokens=False)
-        verdicts.append(parses(complete_part(text, ended)))
-        if show:
-            print(f"--- {'parses' if verdicts[-1] else 'FAILS'}{'' if ended else ', cut off'}\n{text}")
-    return verdicts
+def judge(tokenizer: Tokenizer, prompt: str, output: list[int], show: bool) -> bool:
+    """Whether a prompt with its completion parses, printed on request."""
+    ended = output[-1] == 0
+    text = prompt + tokenizer.decode(output[: len(output) - ended], skip_special_tokens=False)
+    verdict = parses(complete_part(text, ended))
+    if show:
+        print(f"--- {'parses' if verdict else 'FAILS'}{'' if ended else ', cut off'}\n{text}", flush=True)
+    return verdict
 
 
 def main() -> None:
@@ -110,8 +98,10 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     model, tokenizer = load_gguf(arguments.gguf)
     verdicts = []
-    for _ in range(arguments.count):
-        verdicts += run(model, tokenizer, arguments.temperature, arguments.tokens, arguments.show)
+    for prompt in PROMPTS:
+        ids = [0, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+        outputs = complete(model, ids, arguments.count, arguments.tokens, arguments.temperature)
+        verdicts += [judge(tokenizer, prompt, output, arguments.show) for output in outputs]
     print(f"temperature {arguments.temperature}: {sum(verdicts)} of {len(verdicts)} completions parse")
 
 

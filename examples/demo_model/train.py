@@ -1,6 +1,6 @@
 """Train the demo model on an encoded corpus, within a budget of wall-clock seconds.
 
-    python train.py CORPUS OUT --seconds 440
+    python train.py CORPUS OUT --seconds 470 [--start EARLIER/model.pt]
 
 reads `train.bin` and `heldout.bin` and writes `OUT/model.pt` (float32 weights, the configuration, the figures reached)
 and `OUT/log.txt`. The learning rate depends on the share of the budget that is spent: a short warm-up, a plateau, and a
@@ -74,10 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--rows", type=int, default=192, help="rows of a batch")
+    parser.add_argument("--rows", type=int, default=128, help="rows of a batch")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
-    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate")
     parser.add_argument("--every", type=int, default=100, help="steps between reports; checkpoints are rarer")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,8 @@ def main() -> None:
     config = Config()
     model = Llama(config).to(device)
     model.initialize()
+    if arguments.start:
+        model.load_state_dict(torch.load(arguments.start, map_location=device, weights_only=True)["weights"])
     optimizer_list = optimizers(model, arguments.rate)
     draw = batches(train, arguments.rows, arguments.length, generator)
 
