@@ -2,6 +2,7 @@
 
     python benches/load_test.py --clients 64 --seconds 180      # the load, with everything that may go wrong
     python benches/load_test.py --throughput                    # 16 clients at a time against one at a time
+    python benches/load_test.py --fairness                      # gaps between tokens while an 8k prompt comes in
 
 Clients ask for completions of mixed lengths; a fifth leave in the middle of their stream, some send garbage. Afterwards
 every reply is compared with the one computed alone with the same seed; the server may have given no error that is not
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -231,10 +233,8 @@ async def under_load(model: Path, clients: int, seconds: float) -> bool:
     wrong = wrong_replies(model, bodies, result)
     third = len(memory) // 3
     grown = max(memory[2 * third :]) / max(memory[third : 2 * third]) - 1
-    print(
-        f"{clients} clients, {elapsed:.0f} s: {result.completed} completed, {result.left} left, {result.refused} refused"
-    )
-    print(f"{result.tokens / elapsed:.0f} tokens/s")
+    print(f"{clients} clients, {elapsed:.0f} s, {result.tokens / elapsed:.0f} tokens/s")
+    print(f"{result.completed} replies completed, {result.left} left by their clients, {result.refused} refused")
     print(percentiles("time to first token", result.first))
     print(percentiles("time between tokens", result.between))
     print(f"memory: {memory[third]:.0f} MiB after a third, {memory[-1]:.0f} at the end; last third {grown:+.1%}")
@@ -276,19 +276,55 @@ async def throughput(model: Path, seconds: float) -> bool:
     return ratio >= 3 and status == 0
 
 
+def fairness(model: Path) -> bool:
+    """Gaps between the tokens of running requests at rest, and while a prompt of 8192 tokens comes in beside them."""
+    loaded, _ = rf.load(model, device="cpu", context=16384)
+    fair = True
+    for writers in (1, 8):
+        with rf.Engine(loaded, cache_tokens=32768) as engine:
+            params = rf.SamplingParams(max_tokens=6000, seed=0, ignore_eos=True)
+            running = [engine.add([index + 1], params) for index in range(writers)]
+            while any(len(request.output) < 3 for request in running):
+                engine.step()
+            rest = gaps(engine, lambda count: count == 100)
+            chance = random.Random(0)
+            prompt = [chance.randrange(1000) for _ in range(8192)]
+            long = engine.add(prompt, rf.SamplingParams(max_tokens=1))
+            start = time.perf_counter()
+            loaded_gaps = gaps(engine, lambda count, long=long: bool(long.output))
+            seconds = time.perf_counter() - start
+        ratio = statistics.median(loaded_gaps) / statistics.median(rest)
+        fair &= ratio < 2
+        print(f"{writers} writing, {percentiles('gap at rest', rest)}; {percentiles('beside the prompt', loaded_gaps)}")
+        print(f"ratio of the medians {ratio:.2f}; {8192 / len(loaded_gaps):.1f} prompt tokens a step, {seconds:.1f} s")
+    return fair
+
+
+def gaps(engine: rf.Engine, done: Callable[[int], bool]) -> list[float]:
+    """Seconds of each step, which gives each running request a token, until `done` of their number."""
+    found: list[float] = []
+    while not done(len(found)):
+        start = time.perf_counter()
+        engine.step()
+        found.append(time.perf_counter() - start)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--throughput", action="store_true", help="compare 16 clients with one")
+    parser.add_argument("--fairness", action="store_true", help="measure gaps between tokens beside a long prompt")
     options = parser.parse_args()
     (model,) = (ROOT / "examples" / "demo_model").glob("*.gguf")
-    run = (
-        throughput(model, options.seconds)
-        if options.throughput
-        else under_load(model, options.clients, options.seconds)
-    )
-    sys.exit(0 if asyncio.run(run) else 1)
+    if options.fairness:
+        passed = fairness(model)
+    elif options.throughput:
+        passed = asyncio.run(throughput(model, options.seconds))
+    else:
+        passed = asyncio.run(under_load(model, options.clients, options.seconds))
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":
