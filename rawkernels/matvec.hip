@@ -1,11 +1,11 @@
-// Products of one to eight columns with packed weights: y = x @ w.T.
+// Products of up to COLUMNS columns with packed weights: y = x @ w.T. Of fewer, the last is computed again and dropped.
 //
 // Compiled with QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
-// QTYPE_LAST, that of the last matrix of a launch, where it differs, COLUMNS, and ROWS.
+// QTYPE_LAST, that of the last matrix of a launch, where it differs, COLUMNS (1, 2, 4 or 8), and ROWS.
 //
 // A group of 8, 16 or 32 lanes computes ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads all
-// of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch covers up
-// to three matrices of equal row length, whose rows are laid end to end over the grid.
+// of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch covers
+// up to three matrices of equal row length, whose rows are laid end to end over the grid.
 #include "quants.h"
 
 // variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=1 ROWS=1
@@ -15,7 +15,8 @@
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=1 ROWS=1
 const u32 THREADS = 128;
 // The gated kernel's groups take PAIRS rows of both matrices, its blocks BLOCK_ROWS.
-const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = ROWS < 4 ? 1 : 2, BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
+const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = ROWS < 4 ? 1 : 2;
+const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
 #if COLUMNS == 1
 // more threads a multiprocessor where a cell is few registers
 #define MATVEC KERNEL_WIDE(THREADS, sizeof(QTYPE) <= 96 ? 768 : 512)
@@ -38,6 +39,9 @@ struct Floats {
         }
     }
 };
+
+// The column that the kernel's column k is.
+DEVICE u32 column_of(u32 k, u32 columns) { return k < columns || k == 0 ? k : columns - 1; }
 
 // Bytes of a column of x.
 template <class F>
@@ -109,7 +113,7 @@ struct Run {
 
 // Adds the products of cell c of N rows with all columns.
 template <class F, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32 cells, u32 c) {
+DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
     if constexpr (COLUMNS == 1) {
         Activation column;
         column.load(x, cells, c);
@@ -126,8 +130,9 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32
         for (u32 k = 0; k < COLUMNS; ++k) {
             // what all lanes share comes first, so that it is scalar
             u32 plane = 16 * anew(cells);
-            const u8* column = x + k * ACTIVATION_PLANES * plane;
-            u32x4 q[2] = {load<u32x4>(column + 2 * s * plane + 16 * c), load<u32x4>(column + (2 * s + 1) * plane + 16 * c)};
+            const u8* column = x + column_of(k, columns) * ACTIVATION_PLANES * plane;
+            u32x4 q[2] = {load<u32x4>(column + 2 * s * plane + 16 * c),
+                          load<u32x4>(column + (2 * s + 1) * plane + 16 * c)};
             float scale = load<float>(column + (8 * plane + 4 * s) + 16 * c);
             u32 sums = load<u32>(column + (9 * plane + 4 * s) + 16 * c);
             UNROLL
@@ -137,10 +142,10 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32
     }
 }
 template <class T, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8* x, u32 cells, u32 c) {
+DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
     UNROLL
     for (u32 k = 0; k < COLUMNS; ++k) {
-        const u8* column = x + k * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
+        const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
         UNROLL
         for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
             f32x4 v = load<f32x4>(column + 4 * i);
@@ -155,8 +160,8 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8
 
 // Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together.
 template <class F, u32 N, u32 AHEAD>
-DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 cells, u32 first,
-                            u32 step) {
+DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
+                            u32 first, u32 step) {
     u32 c = first;
     for (; c + (AHEAD - 1) * step < cells; c += AHEAD * step) {
         F w[AHEAD][N];
@@ -166,16 +171,16 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
             for (u32 r = 0; r < N; ++r) load_cell(w[a][r], row[r], cells, c + a * step);
         }
         UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, cells, c + a * step);
+        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
     }
     return c;
 }
 template <class F, u32 N>
-DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 cells, u32 first,
-                       u32 step) {
+DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
+                       u32 first, u32 step) {
     // a cell of floats is a single load
-    if (sizeof(F) == 16) first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, cells, first, step);
-    accumulate_ahead<F, N, 1>(sum, row, x, cells, first, step);
+    if (sizeof(F) == 16) first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step);
+    accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step);
 }
 
 template <u32 N>
@@ -200,20 +205,20 @@ struct Matrix {
 };
 
 template <class F>
-DEVICE void product(const Matrix& m, const u8* x, u32 cells, u32 log_lanes, u32 block) {
+DEVICE void product(const Matrix& m, const u8* x, u32 columns, u32 cells, u32 log_lanes, u32 block) {
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     u32 first = ((block * THREADS >> log_lanes) + group) * ROWS;
     const u8* row[ROWS];
     UNROLL
     for (u32 r = 0; r < ROWS; ++r) row[r] = m.w + u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(cells);
     float sum[ROWS][COLUMNS] = {};
-    accumulate<F, ROWS>(sum, row, x, cells, rank, lanes);
+    accumulate<F, ROWS>(sum, row, x, columns, cells, rank, lanes);
     reduce_group<ROWS>(sum, lanes);
     UNROLL
     for (u32 r = 0; r < ROWS; ++r) {
         UNROLL
         for (u32 k = 0; k < COLUMNS; ++k) {
-            if (rank != ((r * COLUMNS + k) & (lanes - 1)) || first + r >= m.rows) continue;
+            if (rank != ((r * COLUMNS + k) & (lanes - 1)) || first + r >= m.rows || k >= columns) continue;
             u64 at = u64(k) * m.rows + first + r;
             float value = sum[r][k];
             if (m.bias) value += m.bias[first + r];
@@ -228,8 +233,8 @@ DEVICE u32 blocks_of(u32 rows, u32 log_lanes) {
 }
 
 MATVEC
-matvec(const u8* x, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
-       const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
+matvec(const u8* x, i32 columns, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0,
+       const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
        const float* residual) {
     u32 block = block_x(), blocks0 = blocks_of(rows0, log_lanes), blocks1 = blocks_of(rows1, log_lanes);
     Matrix m = {w0, bias0, residual, y0, u32(rows0)};
@@ -242,9 +247,9 @@ matvec(const u8* x, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, 
         m = {w1, bias1, nullptr, y1, u32(rows1)};
     }
 #ifdef QTYPE_LAST
-    if (last) return product<QTYPE_LAST>(m, x, cells, log_lanes, block);
+    if (last) return product<QTYPE_LAST>(m, x, columns, cells, log_lanes, block);
 #endif
-    product<QTYPE>(m, x, cells, log_lanes, block);
+    product<QTYPE>(m, x, columns, cells, log_lanes, block);
 }
 
 enum { SWIGLU, GEGLU, SWIGLU_OAI };
@@ -266,8 +271,8 @@ DEVICE float gated(i32 activation, float gate, float up) {
 // for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a block
 // has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros.
 MATVEC_GATED
-matvec_gated(const u8* x, i32 cells, const u8* gate, const u8* up, const float* gate_bias, const float* up_bias,
-             float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+matvec_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
+             const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
     __shared__ float results[COLUMNS][BLOCK_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES;
     const u8* row[2 * PAIRS];
@@ -278,7 +283,7 @@ matvec_gated(const u8* x, i32 cells, const u8* gate, const u8* up, const float* 
         row[2 * p + 1] = up + u64(r) * QTYPE::row_bytes(cells);
     }
     float sum[2 * PAIRS][COLUMNS] = {};
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, cells, rank, GATED_LANES);
+    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES);
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
     UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
@@ -291,7 +296,7 @@ matvec_gated(const u8* x, i32 cells, const u8* gate, const u8* up, const float* 
                 float g = sum[2 * p][k] + (gate_bias ? gate_bias[r] : 0.0f);
                 float u = sum[2 * p + 1][k] + (up_bias ? up_bias[r] : 0.0f);
                 value = gated(activation, g, u);
-                if (y) y[u64(k) * rows + r] = value;
+                if (y && k < u32(columns)) y[u64(k) * rows + r] = value;
             }
             results[k][within] = value;
         }
@@ -303,6 +308,6 @@ matvec_gated(const u8* x, i32 cells, const u8* gate, const u8* up, const float* 
     if (wave() * WAVE >= fours * COLUMNS) return;
     u32 k = thread_x() / fours, at = 4 * (thread_x() % fours);
     const float* v = results[k < COLUMNS ? k : 0] + at;
-    u32 to = k < COLUMNS ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
+    u32 to = k < u32(columns) ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
     store_activation(rounded + u64(k) * activation_bytes(out_cells), out_cells, to, make_f32x4(v[0], v[1], v[2], v[3]));
 }

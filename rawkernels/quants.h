@@ -177,7 +177,7 @@ struct Block256 : Codes<LOW, HIGH, TAIL, SUPER> {
     static MEMBER u32 values(u32 codes) { return codes; }
 };
 
-// The tail and super planes hold bytes of the block as they are: TAIL_BYTES of them from TAIL_FROM, SUPER from SUPER_FROM.
+// The tail and super planes hold bytes of the block as they are: TAIL_BYTES from TAIL_FROM, SUPER from SUPER_FROM.
 template <u32 TAIL_FROM_, u32 TAIL_BYTES_, u32 SUPER_FROM_>
 struct CopiedScales {
     static constexpr u32 TAIL_FROM = TAIL_FROM_, HEADER = TAIL_BYTES_, SUPER_FROM = SUPER_FROM_;

@@ -12,8 +12,8 @@ from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
 
-TILE_NBYTES = 32 << 20
-"""Bytes of float16 weights unpacked at a time: they stay in the card's last cache until they are multiplied."""
+TILE_ROWS = 4096
+"""Rows that are unpacked at a time: enough to fill the card, and a workspace of 8 KiB for each column of the weight."""
 
 _to_halves = Kernel("quantize.hip", "to_halves", "float32* float16* int64")
 _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
@@ -38,10 +38,9 @@ def product_halves(x: Any, weight: Any) -> Any:
     if not isinstance(weight, QuantizedArray):
         _multiply(x, cupy.ascontiguousarray(weight), y, 0)
         return y
-    step = max(1, TILE_NBYTES // (2 * columns))
-    tile = cupy.empty((min(step, rows), columns), np.float16)
-    for start in range(0, rows, step):
-        part = weight[start : start + step]
+    tile = cupy.empty((min(TILE_ROWS, rows), columns), np.float16)
+    for start in range(0, rows, TILE_ROWS):
+        part = weight[start : start + TILE_ROWS]
         _multiply(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start)
     return y
 

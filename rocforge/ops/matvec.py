@@ -123,7 +123,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     data, cells = _column(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
     log_lanes, last = _log_lanes(n, sum(map(len, weights)), cells), len(weights) - 1
-    args = [data, cells, log_lanes]
+    args = [data, n, cells, log_lanes]
     for i in (0, 1, 2):
         # a matrix of another format goes last; the others come first
         at = i if i < last else last if i == 2 and last else 0 if i == 0 else None
@@ -137,14 +137,15 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
 
 
 @functools.cache
-def _product_kernel(columns: int, first: str, last: str) -> Kernel:
-    signature = f"void* int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?"
+def _product_kernel(n: int, first: str, last: str) -> Kernel:
+    signature = f"void* int32 int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?"
     other = {} if first == last else {"QTYPE_LAST": last}
-    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(columns), **other)
+    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(n), **other)
 
 
-def _shape(columns: int) -> dict[str, int]:
-    return {"COLUMNS": columns, "ROWS": _rows_together(columns)}
+def _shape(n: int) -> dict[str, int]:
+    """The kernel for that many columns: there is one for 1, for 2, for up to 4 and for up to 8."""
+    return {"COLUMNS": 1 << (n - 1).bit_length(), "ROWS": _rows_together(n)}
 
 
 GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
@@ -181,12 +182,12 @@ def gated_product(
         outputs = (result, None, 0)
     block_rows = 64 if _rows_together(n) == 4 else 32
     blocks = -(-(128 * cells_of(rows) if rounded else rows) // block_rows)
-    args = (data, cells, _rows(gate), _rows(up), gate_bias, up_bias, *outputs, rows, GATES[activation])
+    args = (data, n, cells, _rows(gate), _rows(up), gate_bias, up_bias, *outputs, rows, GATES[activation])
     _gated_kernel(n, format_of(gate))((blocks,), (GATED_THREADS,), args)
     return result
 
 
 @functools.cache
-def _gated_kernel(columns: int, name: str) -> Kernel:
-    signature = "void* int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
-    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, **_shape(columns))
+def _gated_kernel(n: int, name: str) -> Kernel:
+    signature = "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
+    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, **_shape(n))

@@ -155,7 +155,7 @@ def test_rare_formats_few_columns(rng, qtype):
 
 def test_tiles(rng, monkeypatch):
     """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
-    monkeypatch.setattr("rocforge.ops.gemm.TILE_NBYTES", 2 * 256 * 10)
+    monkeypatch.setattr("rocforge.ops.gemm.TILE_ROWS", 10)
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
     y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert relative_error(y, x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
