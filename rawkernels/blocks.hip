@@ -17,7 +17,9 @@ DEVICE bool even_sign(u32 seven, u32 i) {
     parity ^= parity >> 1;
     return (seven | (parity & 1) << 7) >> i & 1;
 }
-DEVICE float signed_value(float scale, float value, bool minus) { return mul_rn(mul_rn(scale, value), minus ? -1.0f : 1.0f); }
+DEVICE float signed_value(float scale, float value, bool minus) {
+    return mul_rn(mul_rn(scale, value), minus ? -1.0f : 1.0f);
+}
 // d * (0.5 + n) * factor
 DEVICE float half_step(float d, u32 n, float factor) { return mul_rn(mul_rn(d, 0.5f + float(n)), factor); }
 
