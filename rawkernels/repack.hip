@@ -45,14 +45,13 @@ KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
     }
 }
 
-// A thread a block.
+// A thread a block. `blocks` holds zeros.
 KERNEL(256) unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
     u32 row_blocks = columns / F::ELEMENTS, cells = (columns + CELL - 1) / CELL;
     u32 i = block_x() * 256 + thread_x(), b = i % row_blocks;
     if (i >= rows * row_blocks) return;
     planar += u64(i / row_blocks) * F::row_bytes(cells);
     u8* block = blocks + u64(i) * F::BYTES;
-    for (u32 j = 0; j < F::BYTES; ++j) block[j] = 0;
     const u8* tail = planar + F::tail_at(cells) + BLOCK_TAIL * b;
     for (u32 j = 0; j < F::HEADER; ++j) block[F::TAIL_FROM + j] = u8(F::header_byte(tail, j));
     const u8* super = planar + F::super_at(cells) + F::SUPER * b;

@@ -69,7 +69,7 @@ def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType) -> Any:
 def unpack(planar: Any, columns: int, qtype: GGMLQuantizationType) -> Any:
     """Planar rows, a CuPy array, as GGUF's blocks again, a new one."""
     cupy = cupy_module()
-    blocks = cupy.empty((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
+    blocks = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
     rows, elements = blocks.size // blocks.shape[-1], GGML_QUANT_SIZES[qtype][0]
     kernel = _repack_kernel("unpack", qtype.name)
     kernel(_grid(rows * (columns // elements)), (256,), (cupy.ascontiguousarray(planar), blocks, rows, columns))
