@@ -1,11 +1,13 @@
 """The bundled demo model as a golden model: as it is, and in F32."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 
+EXCERPT = 30_000  # characters of the held-out text
 CASES = [("demo", "F32"), ("demo", "Q8_0")]
 TEXT = '''"""Numbers that read well."""
 
@@ -32,15 +34,23 @@ def bundled() -> Path | None:
 
 
 def build(path, recipe: str) -> None:
-    """Writes the demo model to `path`: "Q8_0" as it is bundled, "F32" with every tensor dequantized."""
-    if recipe == "F32":
-        dequantize(bundled(), path)
+    """Writes the demo model to `path`: "Q8_0" as it is bundled, "F32" and "F16" with every tensor dequantized.
+
+    Norms stay F32, as they are in any file.
+    """
+    if recipe in ("F32", "F16"):
+        dequantize(bundled(), path, np.float32 if recipe == "F32" else np.float16)
     else:
         shutil.copyfile(bundled(), path)
 
 
-def dequantize(source, path) -> None:
-    """Writes to `path` the GGUF file `source` with every tensor in F32."""
+def heldout(characters: int) -> str:
+    """The beginning of the text that the demo model was not trained on."""
+    return (bundled().parent / "heldout.txt").read_bytes().decode()[:characters]
+
+
+def dequantize(source, path, dtype) -> None:
+    """Writes to `path` the GGUF file `source` with every matrix in float32 or float16."""
     reader = gguf.GGUFReader(source)
     w = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     for key, field in reader.fields.items():
@@ -48,10 +58,17 @@ def dequantize(source, path) -> None:
             value_type = field.types[0]
             element_type = field.types[-1] if value_type is gguf.GGUFValueType.ARRAY else None
             w.add_key_value(key, field.contents(), value_type, element_type)
-    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    w.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype is np.float32 else gguf.LlamaFileType.MOSTLY_F16)
     for t in reader.tensors:
-        w.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32))
+        values = gguf.quants.dequantize(t.data, t.tensor_type)
+        w.add_tensor(t.name, values.astype(dtype if values.ndim > 1 else np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+
+
+if __name__ == "__main__":  # python -m golden.demo FOLDER: the files that test_perplexity.py's figure was made from
+    folder = Path(sys.argv[1])
+    build(folder / "demo-F16.gguf", "F16")
+    (folder / "excerpt.txt").write_bytes(heldout(EXCERPT).encode())
