@@ -204,16 +204,15 @@ struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
 struct Q3_K : Block256<2, 1, 8, 0, 110, 32, 0>, CopiedScales<96, 14, 0> {
     static constexpr i32 OFFSET = 4;
     static constexpr bool HALVES = true, MINS = false;
-    u32 scales[2];
-    u32 d;
+    u32 first, second, d;  // scales of two runs of 32 each
     MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x4 tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
         u32 shift = 4 * (c % 2), high = tail.z >> shift;
-        scales[0] = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
-        scales[1] = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
+        first = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
+        second = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
         d = tail.w;
     }
-    MEMBER float scale(u32 s, u32 h) const { return float(i32(byte_of(scales[s / 2], 2 * (s % 2) + h)) - 32); }
+    MEMBER float scale(u32 s, u32 h) const { return float(i32(byte_of(s < 2 ? first : second, 2 * (s % 2) + h)) - 32); }
     MEMBER float outer_scale() const { return low_half(d); }
 };
 
