@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SLOWDOWN = 1.6
+SLOWDOWN = 1.75
 """What a step with prompt tokens may take, in times of a step without; low enough that noise stays below 2."""
 LOOK_EVERY = 32
 """One step in this many takes no prompt tokens, so that the time without is known even in a flood of prompts."""
@@ -32,7 +32,7 @@ class Pacer:
         measured = self._plain_decodes
         if self._since_plain >= LOOK_EVERY or not measured <= 2 * decodes <= 4 * measured:
             return 0
-        return max(1, int(self._share))
+        return int(self._share)
 
     def observe(self, seconds: float, decodes: int, prompt_tokens: int) -> None:
         """Note how long a step took that gave `decodes` requests a token each and took so many prompt tokens."""

@@ -93,8 +93,9 @@ class Scheduler:
     """Continuous batching over a pool of cache blocks.
 
     Requests past their prompt come first, one token each, so decoding is never held up; what is left of a step's
-    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. When
-    the blocks run out, the request that came last gives its own back, waits, and is computed anew; while that happens
+    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. A
+    prompt is admitted when there are blocks for all of it, which then follow each other where they can. When the
+    blocks run out, the request that came last gives its own back, waits, and is computed anew; while that happens
     none is admitted. A request whose next block is just being computed for another waits for that block instead of
     computing it again.
 
@@ -141,7 +142,7 @@ class Scheduler:
                 self._release(request)
                 continue
             count = min(request.remaining, budget)
-            if not self._grow(request, request.computed + count):
+            if not self._grow(request, request.length):
                 self._release(request)
                 break
             self.waiting.remove(request)

@@ -22,7 +22,7 @@ def run(prompt, decodes, seconds, most=512):
 def linear(decodes, prompt_tokens, done):
     """Seconds as measured with the demo model on one core: products, and attention over what has been read."""
     first = 0.0025 if prompt_tokens else 0
-    return 0.0055 + 0.0003 * decodes + first + prompt_tokens * (0.0003 + 2e-8 * done)
+    return 0.0055 + 0.0003 * decodes + first + prompt_tokens * (0.0003 + 1e-8 * done)
 
 
 @pytest.mark.parametrize("decodes", [1, 8, 32])

@@ -85,6 +85,9 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> None:
     """Put -inf where a query may not look; `first` is the position of the first query."""
     queries, tokens = scores.shape[-2:]
+    if causal and window is None:
+        scores, first = scores[..., first:], 0  # all queries see all that comes before the first of them
+        tokens = scores.shape[-1]
     if causal and queries == 1 and (window is None or tokens <= window):
         return
     distance = np.arange(first, first + queries)[:, None] - np.arange(tokens)
@@ -93,7 +96,7 @@ def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> N
         hidden |= distance < 0
     if window is not None:
         hidden |= distance >= window
-    scores[..., hidden] = -np.inf
+    np.copyto(scores, -np.inf, where=hidden)
 
 
 def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:
