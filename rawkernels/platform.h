@@ -77,12 +77,12 @@ typedef unsigned long long u64;
 #else
 #define KERNEL_WIDE(threads, resident) KERNEL(threads)
 #endif
-#ifdef __clang__
+#if defined(__clang__) || defined(PLATFORM_NVIDIA)
 #define UNROLL _Pragma("unroll")
-#elif defined(PLATFORM_NVIDIA)
-#define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #else
 #define UNROLL _Pragma("GCC unroll 64")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 // DYNAMIC_SHARED(float, scores): the LDS whose size the launch gives, 16-byte aligned.

@@ -32,6 +32,7 @@ KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
         UNROLL
         for (u32 w = 0; w < 4; ++w) {
             words[w] = 0;
+            NO_UNROLL
             for (u32 b = 0; b < 4; ++b) words[w] |= F::packed_byte(p, 4 * w + b, code) << 8 * b;
         }
         *reinterpret_cast<u32x4*>(planar + 16 * (p * cells + c)) = make_u32x4(words[0], words[1], words[2], words[3]);
