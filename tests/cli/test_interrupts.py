@@ -102,8 +102,9 @@ def start_chat(terminal, model, template, *options):
 def test_chat_stops_a_reply_and_goes_on(terminal, endless, template):
     """Ctrl-C ends the reply, not the program, again and again; the next turn works; /exit gives code 0."""
     process = start_chat(terminal, endless, template)
-    for delay in (0.2, 0.5, 1.0):  # a terminal throws away what was typed just before Ctrl-C
+    for delay in (0.2, 0.5, 1.0):
         process.sendline("tell me a long story")
+        process.expect("long story\r\n")  # a terminal throws away at Ctrl-C what was typed and not yet read
         time.sleep(delay)
         process.sendintr()
         process.expect("stopped")
