@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from rocforge.arrays import cupy_module
 from rocforge.engine import Engine
@@ -66,7 +67,10 @@ def serve(
 
     def load_engine() -> tuple[Engine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress)
-        if model.device != "cpu":
+        if model.device == "cpu":
+            # BLAS threads wait for each other, so one that shares its core with the HTTP side holds up all of them
+            threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))
+        else:
             cupy_module().cuda.Device(int(model.device[4:])).use()
         return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
 
