@@ -29,6 +29,8 @@ static void on_signal(int signal, siginfo_t* info, void* context) {
     siglongjmp(way_out, 1);
 }
 
+bool under_address_sanitizer() { return __asan_set_error_report_callback; }
+
 static void install_handlers() {
     thread_local bool has_signal_stack = false; // an overflow leaves no room on the fiber's own stack
     if (!has_signal_stack) {

@@ -19,6 +19,7 @@ namespace hipsim {
 
 struct Module {
     int file = -1;
+    std::string path; // of the file, where it still has one
     void* library = nullptr;
     char* load_address = nullptr;
     char* variables_end = nullptr; // of those that were asked for
@@ -28,6 +29,7 @@ struct Module {
         disown_variables(load_address, variables_end);
         if (library) dlclose(library);
         if (file >= 0) close(file);
+        if (!path.empty()) unlink(path.c_str());
     }
 };
 static std::map<Module*, std::shared_ptr<Module>> modules;
@@ -93,7 +95,10 @@ static hipError_t load(Module** out, std::string image) {
     module->file = mkstemp(path.data());
     ssize_t written = write(module->file, module->image.data(), module->image.size());
     module->library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    unlink(path.c_str());
+    if (under_address_sanitizer())
+        module->path = path; // its reports find lines by the file's name
+    else
+        unlink(path.c_str());
     if (written != ssize_t(module->image.size())) return fail(hipErrorOutOfMemory, "no room for the module in the temporary folder");
     if (!module->library) return fail(hipErrorInvalidImage, dlerror());
     auto* entry = static_cast<const hipsim_entry* const*>(dlsym(module->library, "hipsim_entries"));

@@ -122,6 +122,7 @@ struct Kernel {
     std::vector<std::pair<char*, size_t>> static_lds;
     size_t static_lds_bytes = 0;
 };
+bool under_address_sanitizer();
 std::string source_line(const void* program_counter); // "file:line" of an address inside a loaded kernel, or ""
 
 // ---- execute.cpp
