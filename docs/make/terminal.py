@@ -1,6 +1,6 @@
 """Makes docs/terminal.svg: a real run of the README's command, as a terminal shows it.
 
-    python docs/make/terminal.py
+python docs/make/terminal.py
 """
 
 import io
