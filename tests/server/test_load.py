@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_load():
     """16 clients, some leaving, some sending garbage: replies as computed alone, no leak, clean shutdown."""
     command = [sys.executable, ROOT / "benches" / "load_test.py", "--clients", "16", "--seconds", "10"]
