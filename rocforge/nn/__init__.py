@@ -1,7 +1,7 @@
 """Modules: state plus a call. A model is a tree of them, with GGUF's tensor names as paths."""
 
 from rocforge.nn.attention import Attention
-from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from rocforge.nn.layers import Embedding, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, FusedMLP, MoE
 from rocforge.nn.module import Module, Parameter
 from rocforge.nn.transformer import Transformer
@@ -11,7 +11,6 @@ __all__ = [
     "Attention",
     "Embedding",
     "FusedMLP",
-    "LayerNorm",
     "Linear",
     "MoE",
     "Module",

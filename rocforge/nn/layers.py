@@ -7,7 +7,7 @@ from typing import Any
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear, linears
-from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_for
+from rocforge.ops.norm import rms_norm, rms_norm_for
 
 
 class Linear(Module):
@@ -54,13 +54,3 @@ class RMSNorm(Module):
         if self.observers:
             return self(x)
         return rms_norm_for([layer.weight for layer in layers], x, self.weight, self.eps)
-
-
-class LayerNorm(Module):
-    """Layer normalization with a weight and a bias (dim,)."""
-
-    def __init__(self, dim: int, eps: float):
-        self.weight, self.bias, self.eps = Parameter(dim), Parameter(dim), eps
-
-    def forward(self, x: Any) -> Any:
-        return layer_norm(x, self.weight, self.bias, self.eps)

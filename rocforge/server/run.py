@@ -16,7 +16,6 @@ from typing import Any
 import uvicorn
 from threadpoolctl import threadpool_limits
 
-from rocforge.arrays import cupy_module
 from rocforge.engine import Engine
 from rocforge.load import load
 from rocforge.reply import ServiceError
@@ -70,8 +69,6 @@ def serve(
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side holds up all of them
             threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))
-        else:
-            cupy_module().cuda.Device(int(model.device[4:])).use()
         return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
 
     with _listen(host, port) as listener:
