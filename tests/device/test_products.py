@@ -50,13 +50,13 @@ def test_quantized_activations(rng, size):
 
 @pytest.mark.parametrize("qtype", PLANAR)
 def test_one_column(rng, qtype):
-    """Exact (1e-5) for the rounded activations, and within 1e-2 for the unrounded."""
+    """Exact (1e-5) for the rounded activations, and within 2e-2 for the unrounded."""
     for columns in (*sizes(qtype), 2816):
         x, weight = rng.standard_normal((1, columns)).astype(np.float32), random_weight(rng, qtype, (37, columns))
         y, w = linear(cp.asarray(x), weight.to_device("gpu")), weight.dequantize().astype(np.float64)
         assert y.dtype == np.float32 and y.shape == (1, 37)
         assert relative_error(y, rounded(x) @ w.T) < 1e-5
-        assert relative_error(y, x.astype(np.float64) @ w.T) < 1.5e-2
+        assert relative_error(y, x.astype(np.float64) @ w.T) < 2e-2
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
