@@ -6,7 +6,7 @@
 // A group of 8, 16 or 32 lanes computes ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads all
 // of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch covers
 // up to three matrices of equal row length, whose rows are laid end to end over the grid.
-#include "quants.h"
+#include "products.h"
 
 // variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=1 ROWS=1
 // variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=1 ROWS=1
@@ -14,187 +14,12 @@
 // variants: QTYPE=Q4_0,Q8_0,Q4_K,Q5_K,Q6_K,MXFP4,Floats<f16> COLUMNS=8 ROWS=4
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=1 ROWS=1
 const u32 THREADS = 128;
-// The gated kernel's groups take PAIRS rows of both matrices, its blocks BLOCK_ROWS.
-const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = ROWS < 4 ? 1 : 2;
-const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
 #if COLUMNS == 1
 // more threads a multiprocessor where a cell is few registers
 #define MATVEC KERNEL_WIDE(THREADS, sizeof(QTYPE) <= 96 ? 768 : 512)
-#define MATVEC_GATED KERNEL_WIDE(GATED_THREADS, 512)
 #else
 #define MATVEC KERNEL(THREADS)
-#define MATVEC_GATED KERNEL(GATED_THREADS)
 #endif
-
-// Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
-template <class T>
-struct Floats {
-    u32x4 data;
-    static MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
-    MEMBER float value(u32 i) const {
-        if constexpr (sizeof(T) == 4) {
-            return bits_float(element(data, i));
-        } else {
-            return to_float(T{u16(element(data, i / 2) >> 16 * (i % 2))});
-        }
-    }
-};
-
-// The column that the kernel's column k is.
-DEVICE u32 column_of(u32 k, u32 columns) { return k < columns || k == 0 ? k : columns - 1; }
-
-// Bytes of a column of x.
-template <class F>
-DEVICE u32 column_bytes(const F&, u32 cells) {
-    return activation_bytes(cells);
-}
-template <class T>
-DEVICE u32 column_bytes(const Floats<T>&, u32 cells) {
-    return 64 / sizeof(T) * cells;
-}
-
-template <class F>
-DEVICE void load_cell(F& w, const u8* row, u32 cells, u32 c) {
-    w.load_codes(row, cells, c);
-    w.load_scales(row, cells, c);
-}
-template <class T>
-DEVICE void load_cell(Floats<T>& w, const u8* row, u32, u32 c) {
-    w.data = load_once<u32x4>(row + 16 * c);
-}
-
-// The product of a cell with that of one column: scales of scales are applied once.
-template <class F>
-DEVICE float dot(const F& w, const Activation& x) {
-    float total = 0.0f, mins = 0.0f;
-    UNROLL
-    for (u32 s = 0; s < 4; ++s) {
-        float part = 0.0f, min_part = 0.0f;
-        i32 products = 0, sums = 0;
-        UNROLL
-        for (u32 h = 0; h < 2; ++h) {
-            if (F::HALVES || h == 0) products = 0, sums = 0;
-            if (F::OFFSET || F::MINS) sums += x.sum(s, h);
-            UNROLL
-            for (u32 t = 0; t < 4; ++t)
-                products = dot4(F::values(w.four(s, 4 * h + t)), element(x.q[2 * s + h], t), products);
-            if (F::HALVES || h == 1) {
-                part += w.scale(s, h) * float(products - F::OFFSET * sums);
-                if (F::MINS) min_part += w.min(s, h) * float(sums);
-            }
-        }
-        total += element(x.scale, s) * part;
-        if (F::MINS) mins += element(x.scale, s) * min_part;
-    }
-    return w.outer_scale() * total + w.outer_min() * mins;
-}
-
-// 32 elements of a row, unpacked: for several columns.
-template <class F>
-struct Run {
-    u32 q[8];
-    float scale[2], min[2];
-    MEMBER void unpack(const F& w, u32 s) {
-        UNROLL
-        for (u32 t = 0; t < 8; ++t) q[t] = F::values(w.four(s, t));
-        UNROLL
-        for (u32 h = 0; h < 2; ++h) scale[h] = w.outer_scale() * w.scale(s, h), min[h] = w.outer_min() * w.min(s, h);
-    }
-    MEMBER float dot(const u32x4 (&x)[2], u32 pair) const {
-        i32 sum[2] = {i32(i16(pair)), i32(pair) >> 16}, products[2] = {-F::OFFSET * sum[0], -F::OFFSET * sum[1]};
-        UNROLL
-        for (u32 t = 0; t < 8; ++t) products[t / 4] = dot4(q[t], element(x[t / 4], t % 4), products[t / 4]);
-        float result = F::HALVES ? scale[0] * float(products[0]) + scale[1] * float(products[1])
-                                 : scale[0] * float(products[0] + products[1]);
-        if (!F::MINS) return result;
-        return result + (F::HALVES ? min[0] * float(sum[0]) + min[1] * float(sum[1]) : min[0] * float(sum[0] + sum[1]));
-    }
-};
-
-// Adds the products of cell c of N rows with all columns.
-template <class F, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    if constexpr (COLUMNS == 1) {
-        Activation column;
-        column.load(x, cells, c);
-        UNROLL
-        for (u32 r = 0; r < N; ++r) sum[r][0] += dot(w[r], column);
-        return;
-    }
-    UNROLL
-    for (u32 s = 0; s < 4; ++s) {
-        Run<F> run[N];
-        UNROLL
-        for (u32 r = 0; r < N; ++r) run[r].unpack(w[r], s);
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
-            // what all lanes share comes first, so that it is scalar
-            u32 plane = 16 * anew(cells);
-            const u8* column = x + column_of(k, columns) * ACTIVATION_PLANES * plane;
-            u32x4 q[2] = {load<u32x4>(column + 2 * s * plane + 16 * c),
-                          load<u32x4>(column + (2 * s + 1) * plane + 16 * c)};
-            float scale = load<float>(column + (8 * plane + 4 * s) + 16 * c);
-            u32 sums = load<u32>(column + (9 * plane + 4 * s) + 16 * c);
-            UNROLL
-            for (u32 r = 0; r < N; ++r) sum[r][k] += scale * run[r].dot(q, sums);
-            schedule_barrier();
-        }
-    }
-}
-template <class T, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    UNROLL
-    for (u32 k = 0; k < COLUMNS; ++k) {
-        const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
-        UNROLL
-        for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
-            f32x4 v = load<f32x4>(column + 4 * i);
-            UNROLL
-            for (u32 r = 0; r < N; ++r) {
-                UNROLL
-                for (u32 j = 0; j < 4; ++j) sum[r][k] += w[r].value(i + j) * element(v, j);
-            }
-        }
-    }
-}
-
-// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together.
-template <class F, u32 N, u32 AHEAD>
-DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                            u32 first, u32 step) {
-    u32 c = first;
-    for (; c + (AHEAD - 1) * step < cells; c += AHEAD * step) {
-        F w[AHEAD][N];
-        UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) {
-            UNROLL
-            for (u32 r = 0; r < N; ++r) load_cell(w[a][r], row[r], cells, c + a * step);
-        }
-        UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
-    }
-    return c;
-}
-template <class F, u32 N>
-DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                       u32 first, u32 step) {
-    // a cell of floats is a single load
-    if (sizeof(F) == 16) first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step);
-    accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step);
-}
-
-template <u32 N>
-DEVICE void reduce_group(float (&sum)[N][COLUMNS], u32 lanes) {
-    UNROLL
-    for (u32 r = 0; r < N; ++r) {
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
-            sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
-            if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
-            if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
-        }
-    }
-}
 
 // One matrix of a launch; bias and residual may be null. residual and y are (COLUMNS, rows).
 struct Matrix {
@@ -251,63 +76,9 @@ matvec(const u8* x, i32 columns, i32 cells, i32 log_lanes, const u8* w0, const f
 #endif
     product<QTYPE>(m, x, columns, cells, log_lanes, block);
 }
-
-enum { SWIGLU, GEGLU, SWIGLU_OAI };
-
-DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
-
-DEVICE float gated(i32 activation, float gate, float up) {
-    if (activation == SWIGLU) return gate * sigmoid(gate) * up;
-    if (activation == GEGLU) {
-        float inner = 0.7978845608028654f * gate * (1.0f + 0.044715f * gate * gate);
-        return 0.5f * gate * (1.0f + fast_tanh(inner)) * up;
-    }
-    gate = minimum(gate, 7.0f);
-    up = maximum(minimum(up, 7.0f), -7.0f);
-    return gate * sigmoid(1.702f * gate) * (up + 1.0f);
-}
-
-// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (COLUMNS, rows), or to int8 columns of `out_cells` cells
-// for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a block
-// has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros.
+// As `gated_product`.
 MATVEC_GATED
 matvec_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
              const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
-    __shared__ float results[COLUMNS][BLOCK_ROWS];
-    u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES;
-    const u8* row[2 * PAIRS];
-    UNROLL
-    for (u32 p = 0; p < PAIRS; ++p) {
-        u32 r = minimum(i32(BLOCK_ROWS * block_x() + PAIRS * group + p), rows - 1);
-        row[2 * p] = gate + u64(r) * QTYPE::row_bytes(cells);
-        row[2 * p + 1] = up + u64(r) * QTYPE::row_bytes(cells);
-    }
-    float sum[2 * PAIRS][COLUMNS] = {};
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES);
-    reduce_group<2 * PAIRS>(sum, GATED_LANES);
-    UNROLL
-    for (u32 p = 0; p < PAIRS; ++p) {
-        u32 within = PAIRS * group + p, r = BLOCK_ROWS * block_x() + within;
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
-            if (rank != k) continue;
-            float value = 0.0f;
-            if (r < u32(rows)) {
-                float g = sum[2 * p][k] + (gate_bias ? gate_bias[r] : 0.0f);
-                float u = sum[2 * p + 1][k] + (up_bias ? up_bias[r] : 0.0f);
-                value = gated(activation, g, u);
-                if (y && k < u32(columns)) y[u64(k) * rows + r] = value;
-            }
-            results[k][within] = value;
-        }
-    }
-    if (!rounded) return;
-    barrier();
-    // four values a lane; lanes past the last column write nothing, since their element is past the end
-    const u32 fours = BLOCK_ROWS / 4;
-    if (wave() * WAVE >= fours * COLUMNS) return;
-    u32 k = thread_x() / fours, at = 4 * (thread_x() % fours);
-    const float* v = results[k < COLUMNS ? k : 0] + at;
-    u32 to = k < u32(columns) ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
-    store_activation(rounded + u64(k) * activation_bytes(out_cells), out_cells, to, make_f32x4(v[0], v[1], v[2], v[3]));
+    gated_product({gate, up, gate_bias, up_bias, u32(rows), activation}, x, columns, cells, y, rounded, out_cells);
 }
