@@ -1,24 +1,28 @@
 """Engine: the step loop. Schedule, run the model on a flat batch, sample, hand out tokens.
 
+On a GPU, steps in which every request gets its next token are queued one ahead of the tokens that the host has read.
 An engine belongs to the thread that calls it. `with Engine(model) as engine` gives everything back at the end, also
 after an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import asnumpy, on_device
+from rocforge.arrays import cupy_module, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
+from rocforge.choose import Choice, choose
+from rocforge.decode import Decoder, Flight
 from rocforge.nn.transformer import Transformer
 from rocforge.pacing import Pacer
-from rocforge.sampling import Logprobs, SamplingParams, logprobs, sample
+from rocforge.sampling import Logprobs, SamplingParams
 from rocforge.scheduler import Constraint, Request, Scheduler, Status, Work
 
 DEFAULT_CACHE_TOKENS = 16384
@@ -70,10 +74,18 @@ class Engine:
         if cache_tokens is None:
             cache_tokens = min(model.config.context, DEFAULT_CACHE_TOKENS)
         pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
-        self.cache = model.new_cache(pool.blocks, pool.block_size)
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)
-        self.limit = min(model.config.context, self.cache.tokens)
+        self._stream, self._decoder, self._flight = None, None, None
+        if model.device != "cpu":
+            with on_device(model.device) as device:
+                device.synchronize()  # the weights may have come by other streams
+                self._stream = cupy_module().cuda.Stream(non_blocking=True)
+        with self._ordered():
+            self.cache = model.new_cache(pool.blocks, pool.block_size)
+            self.limit = min(model.config.context, self.cache.tokens)
+            if self._stream:
+                self._decoder = Decoder(model, self.cache, pool.blocks_for(self.limit))
 
     def __enter__(self) -> Engine:
         return self
@@ -83,8 +95,16 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what is in flight and drop the cache. A closed engine takes no more requests."""
-        self.cancel_all()
-        self.cache = None
+        try:
+            self.cancel_all()
+        finally:
+            self.cache, self._decoder = None, None
+
+    @contextlib.contextmanager
+    def _ordered(self) -> Iterator[None]:
+        """On a GPU, all of the engine's work is on one stream of its own, in the order in which it was queued."""
+        with on_device(self.model.device), self._stream or contextlib.nullcontext():
+            yield
 
     @property
     def busy(self) -> bool:
@@ -138,55 +158,71 @@ class Engine:
         """End all requests now; also after an exception in `step`, which leaves them neither here nor there."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
+        if self._stream:
+            self._flight = None
+            self._decoder.forget()
+            self._stream.synchronize()
 
     def step(self) -> list[Token]:
         """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next."""
         start = time.perf_counter()
-        work = self.scheduler.schedule(self._pacer)
-        if not work:
-            return []
-        decodes = sum(item.request.remaining == 1 for item in work)
-        logits = self._run(work)
+        with self._ordered():
+            flight, self._flight = self._flight, None
+            work = [Work(r, 1) for r in flight.requests if r.status is Status.RUNNING] if flight else []
+            if flight and not work:
+                flight = flight.landed.synchronize()  # all were cancelled
+            work = work or self.scheduler.schedule(self._pacer)
+            if not work:
+                return []
+            if flight or self._can_decode(work):
+                choices = self._decode(flight or self._decoder.launch([item.request for item in work]))
+            else:
+                choices = self._run_and_choose(work)
+        decodes, count = sum(item.request.remaining == 1 for item in work), sum(item.count for item in work)
         sampling = [item.request for item in work if item.samples]
         for item in work:
             self.scheduler.advance(item)
-        tokens = [self._next(request, row) for request, row in zip(sampling, logits, strict=True)]
-        self._pacer.observe(time.perf_counter() - start, decodes, sum(item.count for item in work) - decodes)
+        tokens = [self._accept(request, choice) for request, choice in zip(sampling, choices, strict=True)]
+        self._pacer.observe(time.perf_counter() - start, decodes, count - decodes)
         return tokens
 
-    def _run(self, work: list[Work]) -> np.ndarray:
+    def _can_decode(self, work: list[Work]) -> bool:
+        """Whether a step is the Decoder's: on a GPU, one token for each request, and none chosen on the host."""
+        return self._decoder is not None and all(
+            item.count == 1 and item.samples and item.request.constraint is None for item in work
+        )
+
+    def _decode(self, flight: Flight) -> list[Choice]:
+        """What a queued step gives, once the step after it is queued as well, if that can be told already.
+
+        A request that ended since the step was queued is left out.
+        """
+        if self.scheduler.repeats(flight.requests, self.limit):
+            self._flight = self._decoder.launch(flight.requests)
+        chosen = zip(flight.requests, flight.choices(), strict=True)
+        return [choice for request, choice in chosen if request.status is Status.RUNNING]
+
+    def _run_and_choose(self, work: list[Work]) -> list[Choice]:
+        if self._decoder:
+            self._decoder.forget()
+        return choose(self._run(work), [item.request for item in work if item.samples])
+
+    def _run(self, work: list[Work]) -> Any:
         """Logits of the last row of each item that samples, in order."""
         chunks = [Chunk(item.request.computed, item.count, item.request.table, item.samples) for item in work]
         ids = [item.request.tokens(item.request.computed, item.request.computed + item.count) for item in work]
-        with on_device(self.model.device):
-            batch = Batch.of(self.cache, chunks)
-            return asnumpy(self.model(np.concatenate(ids).astype(np.int32), batch))
+        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self.cache, chunks))
 
-    def _next(self, request: Request, logits: np.ndarray) -> Token:
-        params, constraint = request.params, request.constraint
-        report = None
-        try:
-            allowed = logits if constraint is None else _masked(logits, constraint)
-            token = sample(allowed, params, request.prompt, request.output)
-            if constraint is not None:
-                constraint.accept(token)
-        except Exception as error:
+    def _accept(self, request: Request, choice: Choice) -> Token:
+        if choice.error:
             self.scheduler.finish(request)
-            return Token(request, -1, None, "error", error)
-        if params.logprobs is not None:
-            report = logprobs(logits, token, params.logprobs)
-        request.output.append(token)
+            return Token(request, -1, None, "error", choice.error)
+        request.output.append(choice.token)
         reason = None
-        if token in self.eog_token_ids and not params.ignore_eos:
+        if choice.token in self.eog_token_ids and not request.params.ignore_eos:
             reason = "stop"
-        elif len(request.output) == params.max_tokens or request.length >= self.limit:
+        elif len(request.output) == request.params.max_tokens or request.length >= self.limit:
             reason = "length"
         if reason:
             self.scheduler.finish(request)
-        return Token(request, token, report, reason)
-
-
-def _masked(logits: np.ndarray, constraint: Constraint) -> np.ndarray:
-    logits = logits.copy()
-    constraint.mask(logits)
-    return logits
+        return Token(request, choice.token, choice.logprobs, reason)

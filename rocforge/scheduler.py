@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -151,6 +152,21 @@ class Scheduler:
             work[request] = count
             budget -= count
         return [Work(request, count) for request, count in work.items()]
+
+    def repeats(self, requests: Sequence[Request], limit: int) -> bool:
+        """Whether the step after one that gives each of these requests a token will be of the same requests.
+
+        Asked before those tokens are known: one of them may still end its request. Blocks for the step are allotted.
+
+        Args:
+            requests: all one token from their end.
+            limit: the longest sequence.
+        """
+        if self.waiting or self.running != requests:
+            return False
+        if any(r.length + 1 >= limit or len(r.output) + 1 == r.params.max_tokens for r in requests):
+            return False
+        return all(self._grow(request, request.length + 1) for request in requests)
 
     def advance(self, work: Work) -> None:
         """Note that a request's part of a step has run: its tokens are in the cache, its full blocks can be shared."""

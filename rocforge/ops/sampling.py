@@ -46,9 +46,11 @@ class Sampler:
         steps: how many tokens each row's request has so far.
         counts_rows: for each row, its row in `counts`, or -1 where nothing depends on the tokens so far.
         counts: int32 CuPy array (.., vocabulary), from `count_tokens`; or None where counts_rows are all -1.
+        room: biases that there is room for, at least.
 
     Attributes:
         parameters: uint8 CuPy array (rows, 64), PARAMETERS for each row.
+        biases: how many biases there is room for.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Sampler:
         steps: Sequence[int],
         counts_rows: Sequence[int] | None = None,
         counts: Any = None,
+        room: int = 0,
     ):
         cupy = cupy_module()
         rows = np.zeros(len(params), PARAMETERS)
@@ -70,9 +73,20 @@ class Sampler:
         rows["bias_start"] = np.cumsum(rows["bias_count"]) - rows["bias_count"]
         self.parameters = cupy.asarray(rows.view(np.uint8).reshape(len(rows), -1))
         self.counts, self._bias_ids, self._bias_values = counts, None, None
-        if any(biases):
-            self._bias_ids = cupy.asarray([token for bias in biases for token in bias], dtype=np.int32)
-            self._bias_values = cupy.asarray([value for bias in biases for value in bias.values()], dtype=np.float32)
+        ids = [token for bias in biases for token in bias]
+        values = [value for bias in biases for value in bias.values()]
+        self.biases = max(len(ids), room)
+        if self.biases:
+            spare = [0] * (self.biases - len(ids))
+            self._bias_ids = cupy.asarray(np.array(ids + spare, np.int32))
+            self._bias_values = cupy.asarray(np.array(values + spare, np.float32))
+
+    def become(self, other: Sampler) -> None:
+        """Take over how another one of the same sizes samples, in this one's memory, where captured launches see it."""
+        mine, others = ((s.parameters, s.counts, s._bias_ids, s._bias_values) for s in (self, other))
+        for target, source in zip(mine, others, strict=True):
+            if target is not None:
+                target[...] = source
 
     def __call__(self, logits: Any, tokens: Any = None) -> Any:
         """The next token of each row; its step, and its counts, go up by one.

@@ -1,0 +1,192 @@
+"""Decode steps on a device: one token for each of some requests, as a replayed graph that feeds itself.
+
+The tokens, their positions, the block tables and how each row is sampled lie in device memory, and a step moves them
+on. So the host can queue a step before it knows the tokens of the one before, and one step is one call: the launch of
+a graph. A graph is captured for each batch size, rounded up to a power of two; ROCFORGE_GRAPHS=0 queues the same
+kernels one by one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.batch import Batch, Span
+from rocforge.cache import KVCache
+from rocforge.choose import Choice, choices_of, reports, sampler_of
+from rocforge.kernels import Kernel
+from rocforge.nn.transformer import Transformer
+from rocforge.ops.sampling import Sampler
+from rocforge.ops.strided import blocks
+from rocforge.scheduler import Request
+
+THREADS = 256
+"""As in decode.hip."""
+
+_place = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* uint32 uint32 uint32")
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that is queued.
+
+    Attributes:
+        requests: whose step it is.
+        arrays: pinned host memory that the tokens, and what `reports` gives, arrive in.
+        landed: the event after these copies.
+        staged: pinned host memory that copies to the device still read.
+    """
+
+    requests: list[Request]
+    arrays: list[np.ndarray]
+    landed: Any
+    staged: Any
+
+    def choices(self) -> list[Choice]:
+        """What each request was given; waits for the step."""
+        self.landed.synchronize()
+        return choices_of(self.requests, *self.arrays)
+
+
+class Decoder:
+    """Queues decode steps on the current stream, which must be the same one each time.
+
+    Args:
+        model: on a device.
+        cache: its cache, there.
+        width: blocks of the longest sequence.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, width: int):
+        self._model, self._cache, self._width = model, cache, width
+        self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
+        self._pool = cupy_module().cuda.MemoryPool()
+        self._plans: dict[tuple[int, bool, int], _Plan] = {}
+        self._requests: list[Request] = []
+
+    def launch(self, requests: Sequence[Request]) -> Flight:
+        """Queue a step: each request's next token from its last one.
+
+        If it is of the same requests as the step before, it needs none of that one's tokens on the host.
+
+        Args:
+            requests: each has one token that is not in the cache, and the blocks for it.
+        """
+        staged = None
+        if requests != self._requests:
+            self._begin(requests)
+        elif self._blocks != (lengths := [len(request.table) for request in requests]):
+            staged, self._blocks = self._plan.set_tables(requests), lengths
+        self._plan.run(self._graphs and not self._watched)
+        on_device = [self._plan.tokens, *reports(self._plan.logits, self._plan.tokens, requests)]
+        arrays = [_download(array) for array in on_device]
+        landed = cupy_module().cuda.Event(disable_timing=True)
+        landed.record()
+        return Flight(self._requests, arrays, landed, staged)
+
+    def forget(self) -> None:
+        """Other steps have moved the requests on."""
+        self._requests = []
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        vocabulary = self._model.config.vocabulary
+        rows = 1 << (len(requests) - 1).bit_length()
+        biases = sum(len(request.params.logit_bias) for request in requests)
+        room = 1 << max(biases - 1, 15).bit_length() if biases else 0
+        sampler = sampler_of(requests, vocabulary, rows, room)
+        key = rows, sampler.counts is not None, room
+        if key not in self._plans:
+            self._plans[key] = _Plan(self._model, self._cache, self._width, sampler, self._pool)
+        self._plan, self._requests = self._plans[key], list(requests)
+        self._plan.begin(requests, sampler)
+        self._blocks = [len(request.table) for request in requests]
+        self._watched = any(module.observers for _, module in self._model.named_modules())
+
+
+class _Plan:
+    """The memory of a decode step of some size, and its graph.
+
+    Attributes:
+        tokens: int32 (rows,): the last token of each row; a step replaces it with the next one.
+        logits: of the last step.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, pool: Any):
+        rows, cupy = len(sampler.parameters), cupy_module()
+        self._model, self._cache, self._sampler, self._pool = model, cache, sampler, pool
+        self._state = cupy.zeros((5 + width, rows), np.int32)
+        self.tokens, self._next, self._positions, self._slots, self._lengths = self._state[:5]
+        self._tables = self._state[5:].reshape(rows, width)
+        self._starts = cupy.arange(rows + 1, dtype=np.int32)
+        self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
+        self._warm, self._graph, self.logits = False, None, None
+
+    def begin(self, requests: Sequence[Request], sampler: Sampler) -> None:
+        """Put these requests in the rows, from the first; the rest are idle."""
+        state = np.zeros(self._state.shape, np.int32)
+        state[1] = -1
+        for row, request in enumerate(requests):
+            state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
+        state[5:] = self._padded_tables(requests).reshape(state[5:].shape)
+        self._state.set(state)
+        if sampler is not self._sampler:
+            self._sampler.become(sampler)
+
+    def set_tables(self, requests: Sequence[Request]) -> Any:
+        """Copy the requests' block tables, in the order of the stream; from memory that is to be kept until then."""
+        import cupyx
+
+        staged = cupyx.empty_pinned(self._tables.shape, np.int32)
+        staged[...] = self._padded_tables(requests)
+        self._tables.data.copy_from_host_async(staged.ctypes.data, staged.nbytes)
+        return staged
+
+    def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
+        tables = np.zeros(self._tables.shape, np.int32)
+        for row, request in enumerate(requests):
+            tables[row, : len(request.table)] = request.table
+        return tables
+
+    def run(self, graphs: bool) -> None:
+        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
+        with cupy_module().cuda.using_allocator(self._pool.malloc):
+            if not graphs or not self._warm:
+                self.logits, self._warm = self._step(), True
+                return
+            if self._graph is None:
+                self._graph = self._captured()
+        graph, self.logits = self._graph
+        graph.launch()
+
+    def _captured(self) -> tuple[Any, Any]:
+        """A graph of a step, and its logits. What it allocates is the pool's, where only decode steps take any."""
+        stream = cupy_module().cuda.get_current_stream()
+        stream.begin_capture()
+        try:
+            logits = self._step()
+        finally:
+            graph = stream.end_capture()
+        return graph, logits
+
+    def _step(self) -> Any:
+        rows, width = self._tables.shape
+        args = (self._next, self._positions, self._slots, self._lengths, self._tables)
+        _place((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
+        places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
+        logits = self._model(self.tokens, Batch(self._cache, *places))
+        self._sampler(logits, self.tokens)
+        return logits
+
+
+def _download(array: Any) -> np.ndarray:
+    """Pinned memory that the array is copied to, in the order of the current stream."""
+    import cupyx
+
+    host = cupyx.empty_pinned(array.shape, array.dtype)
+    array.data.copy_to_host_async(host.ctypes.data, host.nbytes)
+    return host
