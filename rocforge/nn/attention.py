@@ -86,7 +86,7 @@ class Attention(Module):
                 q, k, norms = self.attn_q_norm(q), self.attn_k_norm(k), ()
         q = rotate_and_store(q, k, v, batch, self.layer, self.frequencies, *norms)
         sinks = self.attn_sinks.weight if self.sinks else None
-        y = paged_attention(q, batch, self.layer, sinks=sinks, **self.options).reshape(len(x), -1)
+        y = paged_attention(q, batch, self.layer, sinks=sinks, then=self.attn_output.weight, **self.options)
         if self.post_norm:
             return self.post_attention_norm(self.attn_output(y), residual=x)
         return self.attn_output(y, residual=x)

@@ -43,7 +43,7 @@ class MLP(Module):
         if gate.observers or up.observers:
             y = getattr(activations, self.activation)(*apply_together(y, gate, up))
         else:
-            y = gated_linear(y, gate.weight, up.weight, gate.bias, up.bias, self.activation)
+            y = gated_linear(y, gate.weight, up.weight, gate.bias, up.bias, self.activation, self.ffn_down.weight)
         if self.post_norm:
             return self.post_ffw_norm(self.ffn_down(y), residual=x)
         return self.ffn_down(y, residual=x)

@@ -120,6 +120,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Any = None,
+    then: Any = None,
 ) -> Any:
     """`attention` for each sequence of a batch, with keys and values from a layer of its cache.
 
@@ -128,13 +129,14 @@ def paged_attention(
         batch: says which rows are whose; their keys and values have been stored already.
         layer: index into the cache.
         scale, window, softcap, sinks: as in `attention`.
+        then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, the shape of q.
+        float32, the shape of q; with `then` (tokens, heads * head_dim), or, on a device, Activations of that shape.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks)
+        return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks, then)
     keys, values = batch.cache.layer(layer)
     out = np.empty(q.shape, np.float32)
     options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
@@ -146,7 +148,7 @@ def paged_attention(
         out[rows] = _attention_of_single_queries(q[rows], keys, values, single, **options)
     for span in spans:
         out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
-    return out
+    return out if then is None else out.reshape(len(q), -1)
 
 
 def _attention_of_single_queries(

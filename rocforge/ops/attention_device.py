@@ -14,7 +14,7 @@ from rocforge.arrays import cupy_module
 from rocforge.batch import Batch
 from rocforge.cache import BLOCK_SIZE
 from rocforge.kernels import Kernel, wave_size
-from rocforge.ops.matvec import Activations
+from rocforge.ops.matvec import Activations, takes_int8
 from rocforge.ops.strided import blocks, float32, rows_of
 
 LEAST_SHARE = 128
@@ -36,33 +36,18 @@ class Sequences(NamedTuple):
 
 
 def paged_attention(
-    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any
+    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any, then: Any
 ) -> Any:
+    """As rocforge.ops.attention.paged_attention: one query a sequence is rounded to int8, for `then`, as it is written."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
+    if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and takes_int8(len(q), [then]):
+        rounded = Activations.empty(len(q), q.shape[1] * q.shape[2])
+        _attend(None, rounded.data, q, keys, values, sequences, sinks, options)
+        return rounded
     out = cupy_module().empty(q.shape, np.float32)
-    sequences = _sequences_of(batch)
-    options = (scale, softcap or 0.0, window or 0)
     _attend(out, None, q, keys, values, sequences, sinks, options)
-    return out
-
-
-def decode_quantized(
-    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any
-) -> Activations:
-    """`paged_attention` of a batch in which each sequence has one query, rounded to int8 in the same launch.
-
-    Raises:
-        ValueError: a sequence has more queries, or head_dim is not a multiple of 32.
-    """
-    sequences = _sequences_of(batch)
-    if sequences.most_queries != 1 or q.shape[2] % 32:
-        raise ValueError(
-            f"decode_quantized: q of shape {q.shape} with up to {sequences.most_queries} queries a sequence"
-        )
-    out = Activations.empty(len(q), q.shape[1] * q.shape[2])
-    options = (scale, softcap or 0.0, window or 0)
-    _attend(None, out.data, q, batch.cache.keys[layer], batch.cache.values[layer], sequences, sinks, options)
-    return out
+    return out if then is None else out.reshape(len(q), -1)
 
 
 def _sequences_of(batch: Batch) -> Sequences:

@@ -6,6 +6,7 @@ import cupy as cp
 import numpy as np
 import pytest
 
+import rocforge as rf
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.ops import attention_device
@@ -133,14 +134,15 @@ def test_a_sequence_of_length_zero_gives_zeros():
     assert np.isfinite(y).all() and y[0].any() and not y[1].any()
 
 
-def test_decode_quantized():
+def test_rounded_for_a_product():
     """Within half a step of int8 of what paged_attention gives, for one split and for many."""
     rng = np.random.default_rng(5)
     cache = filled(rng, 2, 64, 24)
     batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(20, 1, [23])])
     q = cp.asarray(rng.standard_normal((2, 6, 64), np.float32))
     expected = paged_attention(q, batch, 0).get().reshape(2, 384)
-    y = attention_device.decode_quantized(q, batch, 0, 0.125, None, None, None)
+    weight = rf.quantize(rng.standard_normal((4, 384), np.float32), "Q8_0").to_device("gpu")
+    y = paged_attention(q, batch, 0, then=weight)
     planes = y.data.get().reshape(2, 10, 3, 16)
     values = planes[:, :8].transpose(0, 2, 1, 3).reshape(2, 12, 32).view(np.int8).astype(np.float64)
     scales = planes[:, 8].copy().view(np.float32).reshape(2, 12, 1)

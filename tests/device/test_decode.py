@@ -1,0 +1,164 @@
+"""Decode on a device: replayed graphs against kernels queued one by one, and steps that run ahead of the host."""
+
+import numpy as np
+import pytest
+from golden import build
+
+import rocforge as rf
+from rocforge import decode
+from rocforge.load import load_model
+
+PARAMS = [
+    {"temperature": 0, "logprobs": 3},
+    {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
+    {"temperature": 1.0, "top_k": 20, "min_p": 0.01, "logit_bias": {7: 3.0, 9: -2.0}},
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A small random llama on the CPU and on the device."""
+    path = tmp_path_factory.mktemp("decode") / "model.gguf"
+    build(path, "llama", "Q8_0")
+    return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
+
+
+@pytest.fixture
+def model(models):
+    return models[1]
+
+
+@pytest.fixture
+def prompts(model, rng):
+    return [rng.integers(0, model.config.vocabulary, n).tolist() for n in (3, 29, 17)]
+
+
+def run(model, prompts, params=None, between=lambda engine, requests, step: None, **options):
+    """The outputs of a request for each prompt, with logprobs, of an engine that leaves nothing behind."""
+    params = params or [rf.SamplingParams(max_tokens=40 + i, seed=i, **p) for i, p in enumerate(PARAMS)]
+    with rf.Engine(model, **{"cache_tokens": 512, **options}) as engine:
+        requests = [engine.add(p, s) for p, s in zip(prompts, params, strict=True)]
+        seen, step = {request: [] for request in requests}, 0
+        while engine.busy:
+            for token in engine.step():
+                seen.setdefault(token.request, []).append((token.id, token.logprobs))
+            step += 1
+            between(engine, requests, step)
+        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+    assert all([id for id, _ in tokens] == request.output for request, tokens in seen.items())
+    return list(seen.values())
+
+
+def follows(models, prompt, tokens):
+    """Whether each token is the CPU's most likely one after the prompt and those before it, or next to it.
+
+    Bit equality is not to be had: other numbers of rows are summed in another order, and rounding to int8 magnifies it.
+    """
+    ids = [id for id, _ in tokens]
+    logits = models[0](np.array(prompt + ids))[len(prompt) - 1 : -1]
+    return (logits.max(1) - logits[np.arange(len(ids)), ids] < 0.3 * logits.std()).all()
+
+
+def test_graphs_change_nothing(model, prompts, monkeypatch):
+    """With graphs and without, bit for bit: tokens of every kind of sampling, and log-probabilities."""
+    graphs = run(model, prompts)
+    assert [len(tokens) for tokens in graphs] == [40, 41, 42]
+    monkeypatch.setenv("ROCFORGE_GRAPHS", "0")
+    assert run(model, prompts) == graphs
+
+
+def test_graphs_are_used(model, prompts, monkeypatch):
+    """Most steps are one launch of a graph, and each size of batch captures once."""
+    captured, launched = decode._Plan._captured, []
+
+    class Counted:
+        def __init__(self, graph):
+            self.graph = graph
+
+        def launch(self):
+            launched.append(self)
+            self.graph.launch()
+
+    def capture(plan):
+        graph, logits = captured(plan)
+        return Counted(graph), logits
+
+    monkeypatch.setattr(decode._Plan, "_captured", capture)
+    run(model, prompts[:2], [rf.SamplingParams(max_tokens=n, temperature=0) for n in (20, 40)])
+    assert len(launched) >= 33 and len(set(launched)) == 2
+
+
+def test_requests_come_and_go(models, prompts):
+    """Requests that join and are cancelled while steps are queued, which run in the rows of others."""
+    params = [rf.SamplingParams(max_tokens=24, temperature=0)] * 3
+
+    def between(engine, requests, step):
+        if step == 6:
+            engine.cancel(requests[1])
+        if step == 9:
+            engine.add(prompts[1], params[1])
+        if step == 14:
+            engine.cancel(requests[0])
+
+    outputs = run(models[1], prompts, params, between)
+    lengths = [len(tokens) for tokens in outputs]
+    assert 10 <= lengths[0] <= 14 and 4 <= lengths[1] <= 6 and lengths[2:] == [24, 24]
+    assert all(follows(models, *pair) for pair in zip([*prompts, prompts[1]], outputs, strict=True))
+
+
+def test_all_cancelled_then_another(models, prompts):
+    """A queued step that nobody waits for any more is no step of the next request."""
+    params = [rf.SamplingParams(max_tokens=9, temperature=0)]
+
+    def between(engine, requests, step):
+        if step == 4:
+            engine.cancel_all()
+            engine.add(prompts[0], params[0])
+
+    _, tokens = run(models[1], prompts[1:2], params, between)
+    assert len(tokens) == 9 and follows(models, prompts[0], tokens)
+
+
+def test_preempted(models, prompts):
+    """A cache too small for all: requests give way and come back."""
+    params = [rf.SamplingParams(max_tokens=24, temperature=0)] * 3
+    outputs = run(models[1], prompts, params, cache_tokens=128)
+    assert [len(tokens) for tokens in outputs] == [24] * 3
+    assert all(follows(models, *pair) for pair in zip(prompts, outputs, strict=True))
+
+
+def test_watched_modules(model, prompts):
+    """`capture` sees every step, which is then not replayed."""
+    seen = []
+    with model.capture("blk.1.ffn_down") as values:
+        params = [rf.SamplingParams(max_tokens=8, temperature=0)]
+        run(model, prompts[:1], params, lambda *_: seen.append(rf.asnumpy(values["blk.1.ffn_down"]).copy()))
+    assert len({array.tobytes() for array in seen[1:]}) == len(seen) - 1 >= 6
+
+
+def test_a_failed_step(models, prompts, monkeypatch):
+    """After an exception the engine can be used again, and it still ends cleanly."""
+    params = [rf.SamplingParams(max_tokens=12, temperature=0)]
+    launch = decode.Decoder.launch
+
+    def between(engine, requests, step):
+        if step == 5:
+            monkeypatch.setattr(decode.Decoder, "launch", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                engine.step()
+            monkeypatch.setattr(decode.Decoder, "launch", launch)
+            engine.cancel_all()
+            engine.add(prompts[0], params[0])
+
+    _, tokens = run(models[1], prompts[1:2], params, between)
+    assert len(tokens) == 12 and follows(models, prompts[0], tokens)
+
+
+def test_logprobs_are_of_the_logits(models, prompts):
+    """What is reported beside the tokens is near what the CPU's unchanged logits give."""
+    (tokens,) = run(models[1], prompts[1:2], [rf.SamplingParams(max_tokens=5, temperature=0.8, seed=3, logprobs=4)])
+    logits = models[0](np.array(prompts[1] + [id for id, _ in tokens])).astype(np.float64)[len(prompts[1]) - 1 : -1]
+    exact = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    for row, (id, report) in zip(exact, tokens, strict=True):
+        assert abs(report.token - row[id]) < 0.3 * logits.std() and len(report.top) == 4
+        assert list(report.top.values()) == sorted(report.top.values(), reverse=True)
