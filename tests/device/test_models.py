@@ -1,23 +1,27 @@
 """Whole models on a device: their logits against the CPU's, and generation through the engine."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cupy.cuda import runtime
-from golden import build, relative_error
+from golden import CASES, build, relative_error
 
 import rocforge as rf
 from rocforge.load import load_model
 
 HALF, INT8 = 5e-3, 8e-2
 """Products of many rows round to float16; those of up to eight round activations to int8, as llama.cpp does."""
+SIMULATED = "HIPSIM_ARCH" in os.environ
+(DEMO,) = (Path(__file__).parents[2] / "examples" / "demo_model").glob("*.gguf")
 
 
-@pytest.fixture(scope="module", params=["llama-Q4_K_M"])
+@pytest.fixture(scope="module", params=[("llama", "Q4_K_M")] if SIMULATED else CASES, ids="-".join)
 def models(request, tmp_path_factory):
     """The same small model on the CPU and on the device; every architecture would take the simulator too long."""
-    variant, recipe = request.param.rsplit("-", 1)
     path = tmp_path_factory.mktemp("device") / "model.gguf"
-    build(path, variant, recipe)
+    build(path, *request.param)
     return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
 
 
@@ -54,6 +58,31 @@ def test_engine_mixes_prompts_and_steps(models, rng):
         for row, token in zip(exact, reports[request], strict=True):
             assert row.max() - row[token.id] < 0.3 * spread
             assert abs(token.logprobs.token - row[token.id]) < 0.3 * spread
+
+
+class InHalves(dict):
+    """The tensors of a GGUF file, with the matrices' values in float16."""
+
+    def __init__(self, file):
+        super().__init__({name: file[name] if len(file[name].shape) == 1 else self.halves(file[name]) for name in file})
+        self.metadata = file.metadata
+
+    @staticmethod
+    def halves(weight):
+        values = weight.dequantize() if isinstance(weight, rf.QuantizedArray) else weight
+        return values.astype(np.float16)
+
+
+@pytest.mark.skipif(SIMULATED, reason="64 steps of 11 million parameters take the simulator too long")
+def test_demo_text_in_halves():
+    """The demo model in float16 writes on the device what it writes on the CPU, for 64 tokens, greedily."""
+    with rf.open_gguf(DEMO) as file:
+        tokenizer, halves = rf.Tokenizer(file), InHalves(file)
+        texts = [
+            rf.generate(load_model(halves, device), tokenizer, "def fibonacci(n):", max_tokens=64, temperature=0)
+            for device in ("cpu", "gpu")
+        ]
+    assert texts[0] == texts[1] and len(texts[0]) > 100
 
 
 @pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
