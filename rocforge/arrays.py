@@ -7,6 +7,7 @@ CuPy is imported once, on first use, and a failing import is remembered with its
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -166,7 +167,6 @@ def device_info(device: str | None = None) -> DeviceInfo:
 
 
 def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
-    import os
     import platform
 
     page = os.sysconf("SC_PAGE_SIZE")
@@ -176,10 +176,13 @@ def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
     return DeviceInfo("cpu", name, platform.machine(), total, free, f"NumPy {np.__version__}", version, reason)
 
 
-def available_memory() -> int:
-    """Bytes of host memory that can be taken without swapping."""
-    import os
-
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that can be taken: of host memory without swapping; of a GPU's, with what CuPy's pool holds unused."""
+    if device != "cpu":
+        with on_device(device) as current:
+            pool = cupy_module().get_default_memory_pool()
+            free = current.mem_info[0] + pool.free_bytes()
+            return min(free, pool.get_limit() - pool.used_bytes()) if pool.get_limit() else free
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)

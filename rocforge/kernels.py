@@ -3,16 +3,20 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC; CuPy keeps the machine code in its cache folder,
-by content, so a later process only loads it.
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by BackgroundCompilation; CuPy
+keeps the machine code in its cache folder, by content, so a later process only loads it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
+import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +65,18 @@ def _with_includes(name: str, seen: set[str]) -> str:
     return "\n".join(lines)
 
 
-def compile_options(wave: int, defines: dict[str, Any]) -> tuple[str, ...]:
-    """The options for a device of that wave size, defines in a fixed order."""
-    named = {"WAVE": wave, **defines}
-    return ("-std=c++17", *(f"-D{key}={named[key]}" for key in sorted(named)))
+def compile_options(wave: int) -> tuple[str, ...]:
+    """The options for a device of that wave size.
+
+    They are the same for all sources: for each new set of options CuPy first compiles an empty program, to learn the
+    compiler's version, which takes longer than to load a module from its cache.
+    """
+    return ("-std=c++17", f"-DWAVE={wave}")
+
+
+def with_defines(source: str, defines: dict[str, Any]) -> str:
+    """A source's text with macros defined before it, in a fixed order."""
+    return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + source_text(source)
 
 
 @functools.cache
@@ -78,22 +90,36 @@ class _Module:
 
     def __init__(self, source: str, defines: dict[str, Any], device: int):
         self.source, self.defines, self.device = source, defines, device
-        self._lock, self._module = threading.Lock(), None
+        self._lock, self._module, self._failure = threading.Lock(), None, None
+
+    def prepare(self) -> None:
+        """Compile and load it, with its device current; an error is kept, for the first `get_function` to raise."""
+        with self._lock:
+            if self._module is None:
+                try:
+                    self._module = self._compile()
+                except Exception as error:
+                    self._failure = error
 
     def get_function(self, name: str) -> Any:
         with self._lock:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None  # what may have passed, as want of memory, is tried again
+                raise failure
             if self._module is None:
                 self._module = self._compile()
         return self._module.get_function(name)
 
     def _compile(self) -> Any:
         cupy = cupy_module()
-        options = compile_options(wave_size(self.device), self.defines)
-        module = cupy.RawModule(code=source_text(self.source), options=options)
+        module = cupy.RawModule(
+            code=with_defines(self.source, self.defines), options=compile_options(wave_size(self.device))
+        )
         try:
             module.compile()
         except cupy.cuda.compiler.CompileException as error:
-            raise DeviceError(f"{self.source} does not compile with {' '.join(options)}:\n{error}") from error
+            defines = " ".join(f"{name}={value}" for name, value in sorted(self.defines.items()))
+            raise DeviceError(f"{self.source} does not compile with {defines or 'no defines'}:\n{error}") from error
         return module
 
 
@@ -144,6 +170,9 @@ class Kernel:
             TypeError: an argument is not of its declared type, or their number is wrong.
             ValueError: an array is not C-contiguous or lies on another device; a number does not fit its type.
         """
+        if _this_thread.recorded is not None:
+            _this_thread.recorded.append(self)
+            return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get(device) or self._load(device)
         if len(args) != len(self._checks):
@@ -174,6 +203,73 @@ class Kernel:
             except (TypeError, ValueError) as error:
                 return f"argument {position}: {error}"
         return "arguments"
+
+
+class _ThisThread(threading.local):
+    recorded: list[Kernel] | None = None
+
+
+_this_thread = _ThisThread()
+
+
+@contextlib.contextmanager
+def recorded_launches() -> Iterator[list[Kernel]]:
+    """Within this context, and this thread, kernels are listed instead of launched, and new CuPy arrays are zeros.
+
+    So code that launches kernels says itself which ones it needs, in what order; what it computes means nothing.
+    """
+    cupy = cupy_module()
+    allocate = cupy.cuda.get_allocator()
+
+    def zeros(nbytes: int) -> Any:
+        memory = allocate(nbytes)
+        memory.memset_async(0, nbytes, cupy.cuda.get_current_stream())
+        return memory
+
+    _this_thread.recorded = recorded = []
+    try:
+        with cupy.cuda.using_allocator(zeros):
+            yield recorded
+    finally:
+        _this_thread.recorded = None
+
+
+class BackgroundCompilation:
+    """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
+
+    CuPy lets go of Python's lock while it compiles. NVRTC then works in several threads at a time, as far as it does
+    not lock itself; hiprtc compiles one program at a time. Errors are raised where the kernel is launched.
+
+    Args:
+        kernels: the order in which they are begun.
+    """
+
+    def __init__(self, kernels: Iterable[Kernel]):
+        device = cupy_module().cuda.runtime.getDevice()
+        modules = dict.fromkeys(_module(kernel.source, kernel.defines, device) for kernel in kernels)
+        self._device, self._waiting = device, deque(modules)
+        count = min(len(modules), os.cpu_count() or 1)
+        # daemons, for the interpreter waits for other threads before it lets `cancel` tell them to stop
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        atexit.register(self.cancel)
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        with cupy_module().cuda.Device(self._device), contextlib.suppress(IndexError):
+            while True:
+                self._waiting.popleft().prepare()
+
+    def wait(self) -> None:
+        """Until all are compiled."""
+        for thread in self._threads:
+            thread.join()
+        atexit.unregister(self.cancel)
+
+    def cancel(self) -> None:
+        """Begin no more, and wait for those that have begun."""
+        self._waiting.clear()
+        self.wait()
 
 
 def _check_of(kind: str) -> Callable[[Any, int], Any]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import available_memory, resolve_device, to_device
+from rocforge.arrays import available_memory, resolve_device
 from rocforge.gguf import GGUFFile, open_gguf
 from rocforge.hub import resolve
+from rocforge.memory import check_fit, out_of_memory_explained
 from rocforge.models import build_model
 from rocforge.nn.config import ROPE_TENSORS
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.tokenizer import Tokenizer
+from rocforge.upload import Uploader
+from rocforge.warmup import compile_for
+
+Weights = dict[str, Any]
+Progress = Callable[[int], Any]
 
 
 def load(
@@ -38,31 +46,60 @@ def load(
         DeviceError: no such device, or too little memory on it.
     """
     device = resolve_device(device)
-    with open_gguf(resolve(path)) as file:
-        return load_model(file, device, context, progress), Tokenizer(file)
+    with open_gguf(resolve(path)) as file, _loading(file, device, context, progress) as model:
+        tokenizer = Tokenizer(file)
+    return model, tokenizer
 
 
 def load_model(
     file: GGUFFile, device: str | None = None, context: int | None = None, progress: bool = False
 ) -> Transformer:
     """The model of an open GGUF file, without a tokenizer; the other arguments and errors as in `load`."""
-    device = resolve_device(device)
+    with _loading(file, resolve_device(device), context, progress) as model:
+        return model
+
+
+@contextlib.contextmanager
+def _loading(file: GGUFFile, device: str, context: int | None, progress: bool) -> Iterator[Transformer]:
+    """A model whose weights are all there when the context has been left; on a GPU they arrive within it."""
     model = build_model(file, context)
     weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
-    keep = device == "cpu" and _fits_unpacked(weights)
+    if device != "cpu":
+        check_fit(model.config, weights.values(), device, context)
     with _bar(sum(weight.nbytes for weight in weights.values()), progress) as bar:
-
-        def place(weight: Any) -> Any:
-            placed = _for_cpu(weight, keep) if device == "cpu" else to_device(weight, device)
-            bar.update(weight.nbytes)
-            return placed
-
-        model.load_weights(weights, place)
-    model.device = device
-    return model
+        fill = _fill_on_cpu if device == "cpu" else _fill_on_gpu
+        with fill(model, weights, device, bar.update):
+            yield model
 
 
-def _fits_unpacked(weights: dict[str, Any]) -> bool:
+@contextlib.contextmanager
+def _fill_on_cpu(model: Transformer, weights: Weights, device: str, progress: Progress) -> Iterator[None]:
+    keep = _fits_unpacked(weights)
+
+    def place(weight: Any) -> Any:
+        placed = _for_cpu(weight, keep)
+        progress(weight.nbytes)
+        return placed
+
+    model.load_weights(weights, place)
+    yield
+
+
+@contextlib.contextmanager
+def _fill_on_gpu(model: Transformer, weights: Weights, device: str, progress: Progress) -> Iterator[None]:
+    """The kernels that the model needs are compiled, or loaded from their cache, in the meantime."""
+    with out_of_memory_explained(device, "loading"), contextlib.ExitStack() as undo:
+        # whoever keeps the error's traceback keeps the model, but not what it holds on the device
+        undo.callback(vars(model).clear)
+        with Uploader(weights.values(), device, progress) as uploader:
+            model.load_weights(weights, uploader.place)
+            model.device = device
+            undo.callback(compile_for(model).cancel)
+            yield
+        undo.pop_all()
+
+
+def _fits_unpacked(weights: Weights) -> bool:
     """Whether float32 values of all weights take no more than half of the free memory."""
     return 4 * sum(weight.size for weight in weights.values()) < available_memory() // 2
 

@@ -198,11 +198,16 @@ class QuantizedArray:
         if self.planar and device == "cpu":
             with on_device(self.device):
                 data = unpack(data, columns, self.qtype)
-        moved = self._view(to_device(data, device), self.shape)
-        moved._transposed, moved.planar = self._transposed, device != "cpu" and self.qtype.name in PLANAR
-        if moved.planar and not self.planar:
+        planar, data = device != "cpu" and self.qtype.name in PLANAR, to_device(data, device)
+        if planar and not self.planar:
             with on_device(device):
-                moved.data = pack(moved.data, columns, self.qtype)
+                data = pack(data, columns, self.qtype)
+        return self.with_data(data, planar)
+
+    def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
+        """The same array in other memory: `data` holds its rows, in planes or in GGUF's blocks."""
+        moved = self._view(data, self.shape)
+        moved._transposed, moved.planar = self._transposed, planar
         return moved
 
 

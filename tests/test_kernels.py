@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rocforge import kernels
-from rocforge.kernels import Kernel, compile_options, source_folder, source_text
+from rocforge.kernels import Kernel, source_folder, source_text
 
 
 @pytest.fixture
@@ -61,10 +61,11 @@ def test_every_source_is_whole():
         assert "#include" not in source_text(path.name) and "KERNEL" in source_text(path.name)
 
 
-def test_compile_options():
-    """The wave size and the defines, in an order that does not depend on how they were given."""
-    options = compile_options(64, {"QTYPE": "Q4_K", "COLUMNS": 2})
-    assert options == ("-std=c++17", "-DCOLUMNS=2", "-DQTYPE=Q4_K", "-DWAVE=64")
+def test_defines_come_first():
+    """Macros are defined before the source, in an order that does not depend on how they were given; lines stay."""
+    text = kernels.with_defines("repack.hip", {"QTYPE": "Q4_K", "COLUMNS": 2})
+    assert text == "#define COLUMNS 2\n#define QTYPE Q4_K\n" + source_text("repack.hip")
+    assert kernels.with_defines("norm.hip", {}) == source_text("norm.hip")
 
 
 def test_numbers_are_cast():

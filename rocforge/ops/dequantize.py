@@ -56,10 +56,14 @@ def _round16(n: int) -> int:
     return -(-n // 16) * 16
 
 
-def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType) -> Any:
-    """GGUF's blocks (..., row_nbytes), a CuPy array, as planar rows (..., planar_row_nbytes), a new one."""
+def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType, out: Any = None) -> Any:
+    """GGUF's blocks (..., row_nbytes), a CuPy array, as planar rows (..., planar_row_nbytes).
+
+    They are written to `out`, zeros of that shape, or to a new array.
+    """
     cupy = cupy_module()
-    planar = cupy.zeros((*blocks.shape[:-1], planar_row_nbytes(columns, qtype)), np.uint8)
+    shape = (*blocks.shape[:-1], planar_row_nbytes(columns, qtype))
+    planar = cupy.zeros(shape, np.uint8) if out is None else out
     rows = planar.size // planar.shape[-1]
     kernel = _repack_kernel("pack", qtype.name)
     kernel(_grid(rows * cells_of(columns)), (256,), (cupy.ascontiguousarray(blocks), planar, rows, columns))

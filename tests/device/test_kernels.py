@@ -1,6 +1,7 @@
 """Launching kernels: checks of arguments, streams, threads, and one compilation for all."""
 
 import threading
+from unittest.mock import Mock
 
 import cupy as cp
 import numpy as np
@@ -71,7 +72,78 @@ def test_one_compilation_for_all_threads(monkeypatch):
 
 
 def test_source_that_does_not_compile():
-    """The error says which source and which options, and brings the compiler's words."""
+    """The error says which source and which defines, and brings the compiler's words."""
     kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
     with pytest.raises(DeviceError, match=r"repack.hip does not compile with .*QTYPE=Q9_9[\s\S]*Q9_9"):
         kernel.compile()
+
+
+def test_one_set_of_options(monkeypatch):
+    """All modules of a device are compiled with the same options, for which CuPy asks the compiler's version once."""
+    seen = []
+    monkeypatch.setattr(cp, "RawModule", lambda code, options: seen.append(options) or Mock())
+    for defines in ({"QTYPE": "Q4_K"}, {"QTYPE": "Q6_K", "COLUMNS": 1}, {}):
+        kernels._Module("matvec.hip", defines, 0).prepare()
+    assert len(seen) == 3 and len(set(seen)) == 1
+
+
+@pytest.fixture
+def fresh_modules(monkeypatch):
+    """No kernel has been compiled, as in a new process."""
+    monkeypatch.setattr(kernels, "_modules", {})
+
+
+def test_background_compilation(fresh_modules, monkeypatch):
+    """Modules are compiled once each, in other threads; a launch in the meantime waits for its own."""
+    threads, gate, original = [], threading.Event(), kernels._Module._compile
+
+    def compile_late(module):
+        threads.append((module.source, threading.current_thread()))
+        gate.wait(10)
+        return original(module)
+
+    monkeypatch.setattr(kernels._Module, "_compile", compile_late)
+    halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
+    wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
+    compilation = kernels.BackgroundCompilation(wanted)
+    threading.Timer(0.1, gate.set).start()
+    x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
+    halves((2,), (256,), (x, y, 300))
+    assert (y.get() == 1).all()
+    compilation.wait()
+    assert sorted(source for source, _ in threads) == ["norm.hip", "quantize.hip"]
+    assert threading.current_thread() not in {thread for _, thread in threads}
+
+
+def test_background_error_surfaces_at_the_launch(fresh_modules):
+    """What does not compile in the background is no one's error until its kernel is launched: then with the log."""
+    kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
+    kernels.BackgroundCompilation([kernel, Kernel("norm.hip", "rms_norm", "void*")]).wait()
+    with pytest.raises(DeviceError, match=r"repack.hip does not compile with QTYPE=Q9_9:[\s\S]*Q9_9"):
+        kernel((1,), (256,), (cp.zeros(1),))
+
+
+def test_cancelled_compilation(fresh_modules, monkeypatch):
+    """Cancelled, it begins no more and its threads have ended; what is launched later is compiled then."""
+    begun, gate = [], threading.Event()
+    monkeypatch.setattr(kernels._Module, "_compile", lambda module: begun.append(module.defines) or gate.wait(10))
+    monkeypatch.setattr(kernels.os, "cpu_count", lambda: 2)
+    compilation = kernels.BackgroundCompilation(Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50))
+    threading.Timer(0.1, gate.set).start()
+    compilation.cancel()
+    assert len(begun) <= 2 and not any(thread.is_alive() for thread in compilation._threads)
+
+
+def test_recorded_launches(to_halves):
+    """Launches of this thread are listed instead of done, new arrays are zeros; other threads are not concerned."""
+    x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
+    other = threading.Thread(target=to_halves, args=((1,), (100,), (x, y, 100)))
+    with kernels.recorded_launches() as recorded:
+        to_halves((2,), (256,), (x, y, 300))
+        fresh = [cp.empty(1000, np.float32) for _ in range(3)]
+        other.start()
+        other.join()
+    assert recorded == [to_halves] and not any(array.get().any() for array in fresh)
+    assert y.get().sum() == 100
+    to_halves((2,), (256,), (x, y, 300))
+    assert y.get().sum() == 300 and len(recorded) == 1

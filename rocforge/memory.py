@@ -1,0 +1,89 @@
+"""Memory of a device: what a model takes, whether that fits, and what happens where it does not after all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rocforge.arrays import available_memory, cupy_module, on_device
+from rocforge.cache import BLOCK_SIZE
+from rocforge.errors import DeviceError
+from rocforge.nn.config import Config
+from rocforge.upload import device_nbytes
+
+LEAST_CACHE_TOKENS = 2048
+"""The cache that a model is not loaded without, where no context was asked for."""
+MARGIN = 1 << 30
+"""Bytes that a cache leaves free for activations and libraries; an eighth of what is free, where that is less."""
+
+
+def cache_nbytes(config: Config, tokens: int) -> int:
+    """Bytes of a cache on a device that holds that many tokens: float16 keys and values, in whole blocks."""
+    blocks = -(-tokens // BLOCK_SIZE)
+    return 2 * blocks * BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2
+
+
+def cache_tokens_that_fit(config: Config, device: str, most: int) -> int:
+    """How many tokens a cache can hold on a GPU in what is free there now, at most `most`.
+
+    Raises:
+        DeviceError: not even one block fits.
+    """
+    free = available_memory(device)
+    block = cache_nbytes(config, BLOCK_SIZE)
+    fitting = (free - min(MARGIN, free // 8)) // block * BLOCK_SIZE
+    if fitting < min(BLOCK_SIZE, most):
+        raise DeviceError(
+            f"a cache block of {BLOCK_SIZE} tokens takes {_size(block)}, and {device} has {_size(free)} free"
+        )
+    return min(fitting, most)
+
+
+def check_fit(config: Config, weights: Iterable[Any], device: str, context: int | None) -> None:
+    """Raise a DeviceError, before anything is placed, where a GPU has no room for a model.
+
+    Args:
+        config: the model's.
+        weights: on the CPU, all that are to be placed.
+        device: "gpu:N".
+        context: the tokens that the cache must hold; None for any useful number.
+    """
+    tokens = context or min(config.context, LEAST_CACHE_TOKENS)
+    weight, cache, free = sum(map(device_nbytes, weights)), cache_nbytes(config, tokens), available_memory(device)
+    if weight + cache <= free:
+        return
+    fitting = max(free - weight, 0) // cache_nbytes(config, BLOCK_SIZE) * BLOCK_SIZE
+    helps = "a smaller quantization"
+    if context and fitting:
+        helps += f" or a shorter context (context={fitting} fits)"
+    raise DeviceError(
+        f"the model needs {_size(weight + cache)} on {device}, {_size(weight)} for weights and {_size(cache)} for a "
+        f"cache of {tokens} tokens, and {_size(free)} are free; what helps is {helps}"
+    )
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
+    """CuPy's out-of-memory error as a DeviceError; what nothing uses is given back to the device first.
+
+    Args:
+        device: "cpu" or "gpu:N".
+        purpose: what the memory was for, as the error begins.
+    """
+    if device == "cpu":
+        yield
+        return
+    try:
+        yield
+        return
+    except cupy_module().cuda.memory.OutOfMemoryError as error:
+        failure = error.with_traceback(None)  # its frames hold what had been allocated
+    with on_device(device):
+        cupy_module().get_default_memory_pool().free_all_blocks()
+    raise DeviceError(f"{purpose}: {failure} {device} has {_size(available_memory(device))} free now") from failure
+
+
+def _size(nbytes: int) -> str:
+    amount = f"{nbytes / 2**30:.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / 2**20:.2f} MiB"
+    return f"{amount} ({nbytes:,} bytes)"
