@@ -20,6 +20,7 @@ from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
 from rocforge.choose import Choice, choose
 from rocforge.decode import Decoder, Flight
+from rocforge.memory import cache_tokens_that_fit, out_of_memory_explained
 from rocforge.nn.transformer import Transformer
 from rocforge.pacing import Pacer
 from rocforge.sampling import Logprobs, SamplingParams
@@ -54,7 +55,8 @@ class Engine:
     Args:
         model: its weights loaded.
         eog_token_ids: tokens that end a generation.
-        cache_tokens: how many tokens the cache holds; None: the model's context, up to 16384.
+        cache_tokens: how many tokens the cache holds; None: the model's context, up to 16384
+            and to what is free on a GPU.
         max_batch_tokens: tokens a step, at most.
         max_requests: requests in flight, at most.
 
@@ -73,6 +75,8 @@ class Engine:
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         if cache_tokens is None:
             cache_tokens = min(model.config.context, DEFAULT_CACHE_TOKENS)
+            if model.device != "cpu":
+                cache_tokens = cache_tokens_that_fit(model.config, model.device, cache_tokens)
         pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)
@@ -81,7 +85,7 @@ class Engine:
             with on_device(model.device) as device:
                 device.synchronize()  # the weights may have come by other streams
                 self._stream = cupy_module().cuda.Stream(non_blocking=True)
-        with self._ordered():
+        with self._ordered(), out_of_memory_explained(model.device, "the cache"):
             self.cache = model.new_cache(pool.blocks, pool.block_size)
             self.limit = min(model.config.context, self.cache.tokens)
             if self._stream:

@@ -62,6 +62,8 @@ class QuantizedArray:
             GGUF's blocks; see rocforge.ops.dequantize.
         keep_float32: keep the float32 values that the first product on the CPU makes; set by `rf.load` where memory
             is ample, since unpacking costs many times the product itself.
+        halves: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
+            by `rf.load` where memory is ample.
 
     Source: the block formats of ggml (https://github.com/ggml-org/ggml), as the `gguf` package reads them.
     """
@@ -74,7 +76,7 @@ class QuantizedArray:
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
         self.planar = self.keep_float32 = False
-        self._float32 = None
+        self._float32 = self.halves = None
         self._transposed = False
         expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
         if data.dtype != np.uint8 or data.shape != expected:
@@ -139,7 +141,7 @@ class QuantizedArray:
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
         view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
-        view.keep_float32, view._float32, view._transposed = False, None, False
+        view.keep_float32, view._float32, view.halves, view._transposed = False, None, None, False
         return view
 
     def dequantize(self, dtype: Any = np.float32) -> Any:

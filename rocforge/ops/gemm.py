@@ -23,20 +23,20 @@ def product_halves(x: Any, weight: Any) -> Any:
     """`x @ weight.T` with both rounded to float16 and sums in float32.
 
     Args:
-        x: float32 CuPy array (n, columns); values beyond ±65504 are cut to that.
-        weight: QuantizedArray or float16 or float32 CuPy array (rows, columns). float32 ones are not rounded, nor is x
-            then.
+        x: float32 or float16 CuPy array (n, columns).
+        weight: QuantizedArray or float16 or float32 CuPy array (rows, columns). float32 ones are not rounded.
 
     Returns:
         float32 CuPy array (n, rows).
     """
     cupy = cupy_module()
-    if not isinstance(weight, QuantizedArray) and weight.dtype != np.float16:
+    if is_single(weight):
         return x @ weight.T
     rows, columns = weight.shape
-    x, y = _halves(x), cupy.empty((len(x), rows), np.float32)
-    if not isinstance(weight, QuantizedArray):
-        _multiply(x, cupy.ascontiguousarray(weight), y, 0)
+    x, y = to_halves(x), cupy.empty((len(x), rows), np.float32)
+    whole = weight.halves if isinstance(weight, QuantizedArray) else cupy.ascontiguousarray(weight)
+    if whole is not None:
+        _multiply(x, whole, y, 0)
         return y
     tile = cupy.empty((min(TILE_ROWS, rows), columns), np.float16)
     for start in range(0, rows, TILE_ROWS):
@@ -45,9 +45,17 @@ def product_halves(x: Any, weight: Any) -> Any:
     return y
 
 
-def _halves(x: Any) -> Any:
+def is_single(weight: Any) -> bool:
+    """Whether a weight is multiplied in float32."""
+    return not isinstance(weight, QuantizedArray) and weight.dtype != np.float16
+
+
+def to_halves(x: Any) -> Any:
+    """A CuPy array in float16, contiguous; values beyond ±65504 are cut to that."""
     cupy = cupy_module()
     x = cupy.ascontiguousarray(x)
+    if x.dtype == np.float16:
+        return x
     y = cupy.empty(x.shape, np.float16)
     _to_halves((-(-x.size // 256),), (256,), (x, y, x.size))
     return y

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.ops.gemm import product_halves
+from rocforge.ops.gemm import is_single, product_halves, to_halves
 from rocforge.ops.matvec import (
     MAX_COLUMNS,
     Activations,
@@ -32,7 +32,7 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
     if residual is not None:
         residual = cupy_module().ascontiguousarray(residual).reshape(n, -1)
     if not 0 < n <= MAX_COLUMNS or None in formats:
-        ys = [_many(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        ys = _many(x, weights, biases)
         if residual is not None:
             ys[0] += residual
     else:
@@ -70,13 +70,15 @@ def launches(formats: Sequence[str]) -> list[tuple[int, int]]:
     return runs
 
 
-def _many(x: Any, weight: Any, bias: Any) -> Any:
+def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
     if isinstance(x, Activations):
         raise TypeError(f"int8 activations are for up to {MAX_COLUMNS} rows and packed weights; these are {x.shape}")
-    y = product_halves(x, weight)
-    if bias is not None:
-        y += bias
-    return y
+    rounded = x if all(map(is_single, weights)) else to_halves(x)
+    ys = [product_halves(x if is_single(weight) else rounded, weight) for weight in weights]
+    for y, bias in zip(ys, biases, strict=True):
+        if bias is not None:
+            y += bias
+    return ys
 
 
 def _is_array(x: Any) -> bool:

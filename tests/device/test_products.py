@@ -6,7 +6,7 @@ import pytest
 from weights import random_weight, relative_error, sizes
 
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
-from rocforge.ops.dequantize import PLANAR, cells_of
+from rocforge.ops.dequantize import PLANAR, cells_of, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.ops.matvec import GATES, format_of, quantize_activations
 from rocforge.ops.products import launches
@@ -159,6 +159,16 @@ def test_tiles(rng, monkeypatch):
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
     y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert relative_error(y, x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
+
+
+def test_kept_halves(rng, monkeypatch):
+    """A weight whose float16 values are kept is not unpacked for many columns; for few the blocks are used."""
+    x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256)).to_device("gpu")
+    y, few = linear(cp.asarray(x), weight), linear(cp.asarray(x[:3]), weight)
+    weight.halves = dequantize_device(weight, "float16")
+    monkeypatch.setattr("rocforge.ops.gemm.dequantize_device", None)
+    assert relative_error(linear(cp.asarray(x), weight), y.get()) < 1e-6
+    assert np.array_equal(linear(cp.asarray(x[:3]), weight).get(), few.get())
 
 
 def test_operators(rng):

@@ -1,0 +1,44 @@
+"""Float16 values of a model's packed matrices, kept beside the blocks where memory is ample.
+
+Products of more than a few rows then read them, instead of unpacking the blocks each time: several times the memory,
+for prompts and large batches that run about as fast as the BLAS library multiplies float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rocforge.arrays import available_memory, cupy_module, on_device
+from rocforge.memory import out_of_memory_explained
+from rocforge.nn.transformer import Transformer
+from rocforge.ops.dequantize import dequantize_device
+from rocforge.quant import QuantizedArray
+
+
+def keep_halves(model: Transformer, wanted: bool | None = None) -> None:
+    """Make and keep the float16 values.
+
+    Args:
+        model: on a GPU, its weights loaded.
+        wanted: True, False, or None: if they take no more than half of the device's free memory.
+
+    Raises:
+        DeviceError: they are wanted, and do not fit.
+    """
+    matrices = list(_matrices(model))
+    if wanted is None:
+        wanted = 2 * sum(matrix.size for matrix in matrices) <= available_memory(model.device) // 2
+    if wanted:
+        with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):
+            with cupy_module().cuda.Stream(non_blocking=True) as stream:
+                for matrix in matrices:
+                    matrix.halves = dequantize_device(matrix, "float16")
+            stream.synchronize()
+
+
+def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
+    """What the model multiplies with: the embedding only where it is the output's weight too."""
+    for path, weight in model.named_parameters():
+        used = path != "token_embd.weight" or model.output.weight is None
+        if used and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+            yield weight
