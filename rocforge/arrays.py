@@ -177,12 +177,16 @@ def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that can be taken: of host memory without swapping; of a GPU's, with what CuPy's pool holds unused."""
+    """Bytes that can be taken: of host memory without swapping, of a GPU's by one allocation.
+
+    On a GPU, what CuPy's pool holds unused is given back first, since no allocation could take all of it from there.
+    """
     if device != "cpu":
+        pool = cupy_module().get_default_memory_pool()
         with on_device(device) as current:
-            pool = cupy_module().get_default_memory_pool()
-            free = current.mem_info[0] + pool.free_bytes()
-            return min(free, pool.get_limit() - pool.used_bytes()) if pool.get_limit() else free
+            pool.free_all_blocks()
+            free, limit = current.mem_info[0], pool.get_limit()
+            return min(free, limit - pool.total_bytes()) if limit else free
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rocforge.arrays import available_memory, cupy_module, on_device
+from rocforge.arrays import available_memory, cupy_module
 from rocforge.cache import BLOCK_SIZE
 from rocforge.errors import DeviceError
 from rocforge.nn.config import Config
@@ -79,8 +79,6 @@ def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
         return
     except cupy_module().cuda.memory.OutOfMemoryError as error:
         failure = error.with_traceback(None)  # its frames hold what had been allocated
-    with on_device(device):
-        cupy_module().get_default_memory_pool().free_all_blocks()
     raise DeviceError(f"{purpose}: {failure} {device} has {_size(available_memory(device))} free now") from failure
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
@@ -26,12 +29,18 @@ def compile_for(model: Transformer) -> BackgroundCompilation:
 
 def kernels_of(model: Transformer) -> list[Kernel]:
     """The kernels that a prompt, a decode step and sampling launch, in order: what the model itself would launch."""
-    cupy = cupy_module()
     with on_device(model.device):
-        with cupy.cuda.Stream(non_blocking=True) as stream, recorded_launches() as recorded:
+        with _stream(model.device) as stream, recorded_launches() as recorded:
             model(np.zeros(PROMPT_TOKENS, np.int32))
             logits = model(np.zeros(1, np.int32))
             Sampler([SamplingParams(temperature=0, seed=0)], [0])(logits)
+            del logits
         stream.synchronize()
-        cupy.get_default_memory_pool().free_all_blocks(stream)
+        cupy_module().get_default_memory_pool().free_all_blocks(stream)
     return list(dict.fromkeys(recorded))
+
+
+@functools.cache
+def _stream(device: str) -> Any:
+    """One for all models, since attention keeps an array for each stream that it was on."""
+    return cupy_module().cuda.Stream(non_blocking=True)

@@ -1,0 +1,182 @@
+"""Loading whole models onto a device: what is there afterwards, and what is not after an error."""
+
+import gc
+import importlib
+import os
+import subprocess
+import sys
+
+import cupy as cp
+import pytest
+from golden import build
+
+import rocforge as rf
+from rocforge import kernels, warmup
+from rocforge.load import load_model
+from rocforge.memory import cache_nbytes, cache_tokens_that_fit
+from rocforge.models import build_model
+from rocforge.upload import device_nbytes
+
+load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("load") / "model.gguf"
+    build(path, "llama", "Q8_0")
+    return path
+
+
+@pytest.fixture
+def pool(path):
+    """CuPy's pool, with nothing unused in it, after a first load, and no limit when the test ends."""
+    load_model(rf.open_gguf(path), "gpu")
+    pool = cp.get_default_memory_pool()
+    gc.collect()
+    pool.free_all_blocks()
+    yield pool
+    pool.set_limit(0)
+
+
+def weights_of(model):
+    arrays = dict(model.named_parameters())
+    return {name: array.data if hasattr(array, "qtype") else array for name, array in arrays.items()}
+
+
+def test_same_model_as_without_overlap(path, rng):
+    """Weights have the bytes that `to_device` gives, and the warmup has left no trace in what is computed."""
+    model, file = load_model(rf.open_gguf(path), "gpu"), rf.open_gguf(path)
+    plain = build_model(file)
+    plain.load_weights(file, lambda weight: rf.to_device(weight, "gpu"))
+    plain.device = "gpu:0"
+    expected, got = weights_of(plain), weights_of(model)
+    assert expected.keys() == got.keys()
+    assert all(cp.asnumpy(got[name]).tobytes() == cp.asnumpy(expected[name]).tobytes() for name in expected)
+    for count in (40, 1):
+        tokens = rng.integers(0, plain.config.vocabulary, count)
+        assert (model(tokens).get() == plain(tokens).get()).all()
+
+
+def test_kernels_of_a_request_are_known(path, monkeypatch):
+    """The warmup names the kernels that a prompt and decode steps then launch, and launches none itself."""
+    model = load_model(rf.open_gguf(path), "gpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.Kernel, "_load", lambda *args: pytest.fail("a kernel was launched"))
+        known = {(kernel.source, *sorted(kernel.defines.items())) for kernel in warmup.kernels_of(model)}
+    launched = set()
+    original = kernels.Kernel.__call__
+
+    def launch(kernel, *args, **options):
+        launched.add((kernel.source, *sorted(kernel.defines.items())))
+        original(kernel, *args, **options)
+
+    monkeypatch.setattr(kernels.Kernel, "__call__", launch)
+    with rf.Engine(model, cache_tokens=64) as engine:
+        engine.add(list(range(20)), rf.SamplingParams(max_tokens=4, temperature=0))
+        while engine.busy:
+            engine.step()
+    assert launched - {("decode.hip",)} == known
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup"])
+def test_error_leaves_nothing(path, pool, monkeypatch, what):
+    """Whatever fails, and although the error is kept: no weights stay on the device, no compilation goes on."""
+    error, cancelled = {"interrupt": KeyboardInterrupt}.get(what, ValueError), []
+    exits, cancel = load.Uploader.__exit__, kernels.BackgroundCompilation.cancel
+
+    def fail(*args, **options):
+        raise error(what)
+
+    if what == "tokenizer":
+        monkeypatch.setattr(load, "Tokenizer", fail)
+    elif what == "interrupt":
+        monkeypatch.setattr(load.Uploader, "__exit__", lambda *args: exits(*args) or fail())
+    else:
+        monkeypatch.setattr(warmup, "kernels_of", fail)
+    monkeypatch.setattr(kernels.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
+    used = pool.used_bytes()
+    with pytest.raises(error, match=what) as kept:
+        rf.load(path, "gpu")
+    assert pool.used_bytes() - used <= 1024 and kept.traceback  # the frequencies of rope, of which a few stay
+    assert len(cancelled) == (what != "warmup")
+
+
+def test_too_little_memory_is_told_before(path, pool):
+    """Weights fit and the cache that is asked for does not: the error says what is needed, free, and would fit."""
+    file = rf.open_gguf(path)
+    config = build_model(file).config
+    weights = sum(device_nbytes(file[name]) for name in file)
+    pool.set_limit(pool.total_bytes() + weights + cache_nbytes(config, 96) + 64)
+    used = pool.used_bytes()
+    with pytest.raises(rf.DeviceError) as error:
+        load_model(file, "gpu", context=200)
+    message = str(error.value)
+    assert f"{weights + cache_nbytes(config, 200):,} bytes" in message and "context=96 fits" in message
+    assert f"{weights + cache_nbytes(config, 96) + 64:,} bytes) are free" in message
+    assert pool.used_bytes() == used
+    with pytest.raises(rf.DeviceError, match=r"smaller quantization$"):
+        pool.set_limit(pool.total_bytes() + weights // 2)
+        load_model(file, "gpu", context=200)
+
+
+def test_cache_fills_what_is_free(path, pool):
+    """A cache of the size that fits is allocated, its bytes are as predicted, and a margin stays free."""
+    model = load_model(rf.open_gguf(path), "gpu")
+    pool.set_limit(pool.total_bytes() + (8 << 20))
+    tokens = cache_tokens_that_fit(model.config, "gpu:0", 1 << 30)
+    cache = model.new_cache(tokens // 32)
+    assert cache.nbytes == cache_nbytes(model.config, tokens) == cache_nbytes(model.config, tokens - 31)
+    assert 6 << 20 < cache.nbytes <= 7 << 20
+    assert cache_tokens_that_fit(model.config, "gpu:0", 40) == 40
+    pool.set_limit(pool.total_bytes() + 1000)
+    with pytest.raises(rf.DeviceError, match=r"a cache block of 32 tokens .*\(1,000 bytes"):
+        cache_tokens_that_fit(model.config, "gpu:0", 40)
+
+
+def on_the_simulator(code, path, **variables):
+    """What a program prints on a simulated device of its own."""
+    environment = {**os.environ, **{f"HIPSIM_{name}": str(value) for name, value in variables.items()}}
+    environment.pop("HIPSIM_REPORT", None)
+    command = [sys.executable, "-c", f"import rocforge as rf, sys; path = {str(path)!r}\n{code}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device has the memory it has")
+
+OUT_OF_MEMORY = """
+import cupy as cp
+from rocforge.load import load_model
+hog = cp.cuda.runtime.malloc(cp.cuda.runtime.memGetInfo()[0] - (1 << 20))
+free = cp.cuda.runtime.memGetInfo()[0]
+try:
+    load_model(rf.open_gguf(path), "gpu")
+except rf.DeviceError as error:
+    print("before:", error)
+sys.modules["rocforge.load"].check_fit = lambda *args: None
+try:
+    load_model(rf.open_gguf(path), "gpu")
+except rf.DeviceError as error:
+    print("during:", error)
+    assert cp.cuda.runtime.memGetInfo()[0] == free
+cp.cuda.runtime.free(hog)
+model = load_model(rf.open_gguf(path), "gpu")
+print("after:", model([1, 2, 3]).shape)
+"""
+
+
+@only_simulated
+def test_device_that_is_full(path):
+    """A device's memory is taken: told before, and by the allocation too, as DeviceError; then there is room."""
+    before, during, after = on_the_simulator(OUT_OF_MEMORY, path, MEMORY=64 << 20).splitlines()
+    assert "the model needs" in before and "(1,048,576 bytes) are free" in before
+    assert during.startswith("during: loading: Out of memory allocating") and "gpu:0 has 1.00 MiB" in during
+    assert after.startswith("after: (3, ")
+
+
+@only_simulated
+def test_nothing_on_the_null_stream(path):
+    """Copies, repacking and the warmup are all on streams of their own."""
+    code = 'model, tokenizer = rf.load(path, "gpu"); print(model.device)'
+    assert on_the_simulator(code, path, STRICT_STREAM=1) == "gpu:0\n"
