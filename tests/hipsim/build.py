@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +37,6 @@ def wheel_folder() -> Path:
 
 def cache_folder() -> Path:
     return Path(os.environ.get("HIPSIM_CACHE") or Path.home() / ".cache" / "rocforge-hipsim")
-
-
-def host_compiler() -> str:
-    """The compiler for kernels: $HIPSIM_CXX, else g++ (twice as quick as clang++ on CuPy's kernels), else clang++."""
-    for name in filter(None, [os.environ.get("HIPSIM_CXX"), "g++", "clang++"]):
-        if path := shutil.which(name):
-            return path
-    raise SystemExit("hipsim: neither g++ nor clang++ is installed")
 
 
 def state_key(symbols: dict[str, list[str]]) -> str:

@@ -1,8 +1,10 @@
 """Compiles HIP source to a shared object of the host: what the simulated hiprtc runs.
 
 The source is preprocessed with the prelude in front, which leaves markers where HIP's keywords stood; the markers are
-rewritten, a table of the kernels is added, and the result is compiled. Results are cached twice: by source, options and
-the state of every file that was included, and by preprocessed text.
+rewritten, a table of the kernels is added, and the result is compiled: without optimization, since tests run a kernel
+for milliseconds, and optimizing an unrolled one takes seconds. The prelude is precompiled; what was preprocessed refers
+to it. Results are cached twice: by source, options and the state of every file that was included, and by preprocessed
+text.
 
     compile.py SOURCE OUTPUT [--expression=NAME ...] -- [hiprtc options]
 """
@@ -15,23 +17,29 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PASSED_ON = re.compile(r"-([DUI].+|std=.+|include|isystem|O[0-3]|W.*|w)$")
+PASSED_ON = re.compile(r"-[DUI].+$")
+GENERAL = [  # _Float16 is rounded after every operation, as on the device; modules can be unloaded
+    *["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"],
+    *["-fexcess-precision=16", "-fno-gnu-unique", f"-I{HERE / 'include'}"],
+]
+OPTIMIZATION = ["-O0"]
+UNDER_SANITIZER = ["-O1", "-fsanitize=address", "-fsanitize-recover=address"]
 LINKAGE_AND_NAME = re.compile(r"\b(__attribute__|__hipsim_bounds__|alignas|decltype|([A-Za-z_]\w*))\s*\(")
 
 
-def compiler_options(hiprtc_options: list[str]) -> list[str]:
-    """Keeps the options that mean something to the host's compiler; the rest is about the device."""
-    options, rest = [], iter(hiprtc_options)
+def compiler_options(hiprtc_options: list[str]) -> tuple[str, list[str]]:
+    """The -std option, and of the others those that mean something to the host's compiler; the rest is for a device."""
+    standard, options, rest = "-std=c++17", [], iter(hiprtc_options)
     for option in rest:
         if option.startswith("-I") and option != "-I":
             option = f"-I{os.path.abspath(option[2:])}"  # the compiler will run in another folder
         if option in ("-I", "-D", "-U", "-include", "-isystem"):
             options += [option, next(rest)]
+        elif option.startswith("-std="):
+            standard = option
         elif PASSED_ON.match(option):
             options.append(option)
-    if not any(option.startswith("-std=") for option in options):
-        options.append("-std=c++17")
-    return options
+    return standard, options
 
 
 def closing(text: str, start: int) -> int:
@@ -112,13 +120,6 @@ def cpu_options() -> list[str]:
     return ["-march=x86-64-v3"] if {"avx2", "fma", "f16c", "bmi2"} <= set(flags) else []
 
 
-def dialect(compiler: str) -> list[str]:
-    """Rounds _Float16 after every operation, as the device does, and makes modules that can be unloaded."""
-    if "clang" in Path(compiler).name:
-        return ["-Xclang", "-ffloat16-excess-precision=none", "-Wno-unknown-attributes", "-Wno-unused-value"]
-    return ["-fexcess-precision=16", "-fno-gnu-unique", "-Wno-attributes"]
-
-
 def run(command: list[str], text: str | None = None) -> str:
     import subprocess  # late, as is all that a cache hit does not need
 
@@ -140,60 +141,86 @@ def included_files(text: str, source: str) -> dict[str, list[int]]:
     return {name: state_of(name) for name in sorted(names) if os.path.isfile(name)}
 
 
-def write(path: Path, content: bytes) -> None:
-    """Writes in one step, since other processes may want the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.rename(path)
+def fresh_name(path: Path) -> Path:
+    """Where to write what is then renamed, since other processes may want the same file."""
+    return path.with_suffix(f".{os.getpid()}")
+
+
+def write_record(manifest: Path, record: dict) -> dict:
+    fresh = fresh_name(manifest)
+    fresh.write_text(json.dumps(record))
+    fresh.rename(manifest)
+    return record
 
 
 def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def cached(manifest: Path) -> bytes | None:
-    """The library that `manifest` names, if no file it was made from has changed."""
+def up_to_date(manifest: Path) -> dict | None:
+    """The record of what was made, if none of the files it was made from has changed since."""
     try:
         record = json.loads(manifest.read_text())
         if all(state_of(name) == state for name, state in record["included"].items()):
-            return manifest.with_name(record["library"]).read_bytes()
+            return record
     except FileNotFoundError:
-        pass  # not compiled yet, or an included file is gone
+        pass  # not made yet, or an included file is gone
     return None
 
 
-def compile_source(compiler: str, options: list[str], source: str, expressions: list[str], manifest: Path) -> bytes:
-    """Preprocesses, rewrites and compiles, and leaves the result in the cache."""
-    preprocessed = run([compiler, *options, "-E", "-include", "hipsim/prelude.h", "-x", "c++", source])
+def precompiled_prelude(options: list[str], cache: Path) -> dict:
+    """The record of a header that stands for the prelude and is precompiled for these options.
+
+    Where the compiler cannot use it precompiled, it reads the header itself, which includes the prelude.
+    """
+    manifest = cache / f"{digest('prelude', options)}.json"
+    if record := up_to_date(manifest):
+        return record
+    include = f'#include "{HERE / "include" / "hipsim" / "prelude.h"}"\n'
+    text = run(["g++", *options, "-E", "-x", "c++-header", "-"], include)
+    header = cache / f"{digest(text, options)}.h"
+    header.write_text(include)
+    precompiled = header.with_suffix(".h.gch")
+    fresh = fresh_name(precompiled)
+    run(["g++", *options, "-x", "c++-header", str(header), "-o", str(fresh)])
+    fresh.rename(precompiled)
+    return write_record(manifest, {"header": header.name, "included": included_files(text, "-")})
+
+
+def compile_source(options: list[str], given: list[str], source: str, expressions: list[str], manifest: Path) -> dict:
+    """Preprocesses, rewrites and compiles into the cache; returns the record that it leaves there."""
+    cache = manifest.parent
+    prelude = precompiled_prelude(options, cache)
+    before = ["-fpch-preprocess", "-include", str(cache / prelude["header"])]
+    preprocessed = run(["g++", *options, *given, *before, "-E", "-x", "c++", source])
     text = rewrite(preprocessed, expressions)
-    library = manifest.with_name(f"{digest(text, options, compiler)}.so")
+    library = cache / f"{digest(text, options, given)}.so"
     if not library.exists():
-        fresh = library.with_suffix(f".{os.getpid()}")
-        language = ["-x", "c++-cpp-output"] if "clang" in compiler else ["-fpreprocessed", "-x", "c++"]
-        runtime = os.environ["HIPSIM_RUNTIME"]
-        run([compiler, *options, *language, "-shared", "-", "-x", "none", "-o", str(fresh), runtime], text)
+        fresh, runtime = fresh_name(library), os.environ["HIPSIM_RUNTIME"]
+        language = ["-fpreprocessed", "-x", "c++", "-shared", "-", "-x", "none"]
+        run(["g++", *options, *given, *language, "-o", str(fresh), runtime], text)
         fresh.rename(library)
-    record = {"library": library.name, "included": included_files(preprocessed, source)}
-    write(manifest, json.dumps(record).encode())
-    return library.read_bytes()
+    included = {**prelude["included"], **included_files(preprocessed, source)}
+    return write_record(manifest, {"library": library.name, "included": included})
 
 
 def main() -> None:
     split = sys.argv.index("--")
     source, output = Path(sys.argv[1]), Path(sys.argv[2])
     expressions = [word.removeprefix("--expression=") for word in sys.argv[3:split]]
-    compiler, cache = os.environ["HIPSIM_CXX"], Path(os.environ["HIPSIM_KERNELS"])
+    cache = Path(os.environ["HIPSIM_KERNELS"])
+    standard, given = compiler_options(sys.argv[split + 1 :])
     asan = os.environ.get("HIPSIM_ASAN", "") not in ("", "0")
-    options = [*compiler_options(sys.argv[split + 1 :]), *dialect(compiler), *cpu_options(), f"-I{HERE / 'include'}"]
-    options += ["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"]
-    options += ["-O1", "-fsanitize=address", "-fsanitize-recover=address"] if asan else ["-O2"]
+    options = [standard, *cpu_options(), *GENERAL, *(UNDER_SANITIZER if asan else OPTIMIZATION)]
 
     os.chdir(source.parent)  # so that neither line markers nor the cache's keys hold the temporary folder
     cache.mkdir(parents=True, exist_ok=True)
-    options = [option.replace(f"{source.parent}/", "") for option in options]
-    manifest = cache / f"{digest(source.read_text(), source.name, options, expressions, compiler)}.json"
-    output.write_bytes(cached(manifest) or compile_source(compiler, options, source.name, expressions, manifest))
+    given = [option.replace(f"{source.parent}/", "") for option in given]
+    manifest = cache / f"{digest(source.read_text(), source.name, options, given, expressions)}.json"
+    record = up_to_date(manifest)
+    if record is None:
+        record = compile_source(options, given, source.name, expressions, manifest)
+    output.write_bytes((cache / record["library"]).read_bytes())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from build import HERE, RUNTIME_LIBRARY, build, host_compiler
+from build import HERE, RUNTIME_LIBRARY, build
 
 ARCHS = {32: "gfx1100", 64: "gfx942"}  # one for each wave size
 
@@ -15,12 +15,10 @@ def simulated_environment(arch: str) -> dict[str, str]:
     """The present environment with the simulator built and put in front."""
     folder = build()
     asan = os.environ.get("HIPSIM_ASAN", "") not in ("", "0")
-    compiler = "g++" if asan else host_compiler()  # g++ brings the sanitizer's library with it
     variables = {
         "HIPSIM_ARCH": arch,
         "HIPSIM_PYTHON": sys.executable,
         "HIPSIM_COMPILE": str(HERE / "compile.py"),
-        "HIPSIM_CXX": compiler,
         "HIPSIM_KERNELS": str(folder.parent / "kernels"),
         "HIPSIM_RUNTIME": str(folder / "lib" / RUNTIME_LIBRARY),
         "ROCM_HOME": str(folder),
@@ -30,7 +28,7 @@ def simulated_environment(arch: str) -> dict[str, str]:
         "CUPY_CACHE_IN_MEMORY": "1",
     }
     if asan:
-        library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
         variables["LD_PRELOAD"] = os.path.realpath(library.stdout.strip())
         variables["ASAN_OPTIONS"] = "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0:handle_segv=0:handle_sigbus=0"
     return {**os.environ, **variables}
