@@ -3,51 +3,53 @@
 
 #define THREADS 256
 #define KEPT 4
+#define NONE 0x7fffffff
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
 // weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
-// the chosen ones' sum; else over the chosen ones alone. A wave a token.
+// the chosen ones' sum; else over the chosen ones alone; then times `scale`. A wave a token, a lane a choice, so used is
+// at most 32. Ids are those of experts whatever the logits are, NaN too.
 KERNEL(THREADS)
 route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
-      i32 normalize) {
+      i32 normalize, float scale) {
     u32 token = block_x() * (THREADS / WAVE) + wave();
     if (token >= tokens) return;
-    logits += u64(token) * experts, ids += u64(token) * used, weights += u64(token) * used;
+    logits += u64(token) * experts;
     float kept[KEPT];
     UNROLL
     for (u32 i = 0; i < KEPT; ++i) {
         i32 e = lane() + i * WAVE;
         kept[i] = e < experts ? logits[e] : -__builtin_inff();
     }
-    float all = 0, chosen = 0, highest = 0, last = __builtin_inff();
-    i32 last_id = -1;
+    float all = 0, chosen = 0, highest = 0, last = __builtin_inff(), own_weight = 0;
+    i32 last_id = -1, own_id = 0;
     for (u32 i = 0; i < used; ++i) {
         // the best of those behind the last one chosen
         float best = -__builtin_inff();
-        i32 best_id = 0x7fffffff;
+        i32 best_id = NONE;
         auto consider = [&](i32 e, float logit) {
             bool left = logit < last || (logit == last && e > last_id);
-            if (e < experts && left && (logit > best || best_id == 0x7fffffff)) best = logit, best_id = e;
+            if (e < experts && left && (logit > best || best_id == NONE)) best = logit, best_id = e;
         };
         UNROLL
         for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * WAVE, kept[k]);
         for (i32 e = lane() + KEPT * WAVE; e < experts; e += WAVE) consider(e, logits[e]);
         last = wave_max(best);
-        u64 equals = wave_ballot(best == last && best_id != 0x7fffffff);
-        last_id = shuffle(best_id, lowest_bit(equals));
-        if (equals & (equals - 1)) last_id = -wave_max(best == last ? -best_id : -0x7fffffff);
+        u64 equals = wave_ballot(best == last && best_id != NONE);
+        last_id = equals ? shuffle(best_id, lowest_bit(equals)) : i32(i);
+        if (equals & (equals - 1)) last_id = -wave_max(best == last ? -best_id : -NONE);
         if (i == 0) highest = last;
         float weight = fast_exp(last - highest);
         chosen += weight;
-        if (lane() == 0) ids[i] = last_id, weights[i] = weight;
+        if (lane() == i) own_id = last_id, own_weight = weight;
     }
     for (i32 e = lane(); e < experts; e += WAVE) all += fast_exp(logits[e] - highest);
     all = wave_sum(all);
-    wave_barrier();
     // the floor is the smallest normal float16, as the published implementations have it
     float sum = !softmax_before ? chosen : normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
-    if (lane() == 0)
-        for (u32 i = 0; i < used; ++i) weights[i] /= sum;
+    if (lane() >= used) return;
+    ids[u64(token) * used + lane()] = own_id;
+    weights[u64(token) * used + lane()] = own_weight / sum * scale;
 }
 
 // Sorts places (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
@@ -73,21 +75,16 @@ group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i
     }
 }
 
-// out (size, columns): row k is row order[k] / used of x. Grid: (size, columns / THREADS).
+// out (tokens, columns): residual, which may be null, plus the sum over a token's choices of weight times row rank[place]
+// of y. Grid: (tokens, columns / THREADS).
 KERNEL(THREADS)
-gather_rows(float* out, const float* x, const i32* order, u32 used, u32 columns) {
+combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
+                u32 columns) {
     u32 column = block_y() * THREADS + thread_x();
-    if (column < columns) out[u64(block_x()) * columns + column] = x[u64(order[block_x()] / used) * columns + column];
-}
-
-// out (tokens, columns): the sum over a token's choices of weight times row rank[place] of y. Grid as gather_rows.
-KERNEL(THREADS)
-combine_experts(float* out, const float* y, const i32* rank, const float* weights, u32 used, u32 columns) {
-    u32 column = block_y() * THREADS + thread_x();
-    u64 token = block_x();
+    u64 token = block_x(), at = token * columns + column;
     if (column >= columns) return;
     float sum = 0;
     for (u32 i = 0; i < used; ++i)
         sum += weights[token * used + i] * y[u64(rank[token * used + i]) * columns + column];
-    out[token * columns + column] = sum;
+    out[at] = sum + (residual ? residual[at] : 0.0f);
 }

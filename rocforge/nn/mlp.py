@@ -9,8 +9,10 @@ from rocforge.nn.config import Config
 from rocforge.nn.layers import Linear, RMSNorm, apply_together
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops import activation as activations
-from rocforge.ops.linear import gated_linear, linear
+from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.linear import gated_linear
 from rocforge.ops.moe import experts, route
+from rocforge.ops.norm import rms_norm_both
 
 
 class MLP(Module):
@@ -68,14 +70,11 @@ class FusedMLP(Module):
 
 
 class Experts(Module):
-    """One Linear an expert: weight (experts, rows, columns), bias (experts, rows) or none."""
+    """One matrix an expert: weight (experts, rows, columns), bias (experts, rows) or none; `experts` multiplies."""
 
     def __init__(self, config: Config, columns: int, rows: int, bias: bool = False):
         self.weight = Parameter(config.experts, rows, columns)
         self.bias = Parameter(config.experts, rows) if bias else None
-
-    def forward(self, expert: int, x: Any) -> Any:
-        return linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
 
 
 class MoE(Module):
@@ -111,11 +110,15 @@ class MoE(Module):
         self.softmax_before, self.normalize = softmax_before, normalize
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        y = getattr(self, self.norm)(x)
-        ids, weights = route(self.ffn_gate_inp(y), self.used, self.softmax_before, self.normalize)
-        return x + experts(y, ids, weights * self.scale, self.expert)
+        y, operand = self._normalized(x)
+        ids, weights = route(self.ffn_gate_inp(y), self.used, self.softmax_before, self.normalize, self.scale)
+        matrices = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
+        return experts(operand, ids, weights, *matrices, self.activation, residual=x)
 
-    def expert(self, index: int, x: Any) -> Any:
-        """What one expert gives for rows of x (rows, dim)."""
-        activation = getattr(activations, self.activation)
-        return self.ffn_down_exps(index, activation(self.ffn_gate_exps(index, x), self.ffn_up_exps(index, x)))
+    def _normalized(self, x: Any) -> tuple[Any, Any]:
+        """x normalized, for the router and for the experts: on a device the latter may be int8, of the same launch."""
+        norm = getattr(self, self.norm)
+        if norm.observers or not takes_int8(len(x), self.ffn_gate_exps, self.ffn_up_exps):
+            y = norm(x)
+            return y, y
+        return rms_norm_both(x, norm.weight, norm.eps)

@@ -5,26 +5,29 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel, wave_size
+from rocforge.ops import activation
 from rocforge.ops.activation import softmax
+from rocforge.ops.linear import linear
 from rocforge.ops.strided import blocks, float32
 
 THREADS = 256
 """As in moe.hip."""
+MAX_USED = 32
+"""The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
 
-_route = Kernel("moe.hip", "route", "int32* float32* float32* uint32 int32 uint32 int32 int32")
+_route = Kernel("moe.hip", "route", "int32* float32* float32* uint32 int32 uint32 int32 int32 float32")
 _group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32 int32")
-_gather = Kernel("moe.hip", "gather_rows", "float32* float32* int32* uint32 uint32")
-_combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32* float32* uint32 uint32")
 
 
-def route(logits: Any, used: int, softmax_before: bool = True, normalize: bool = True) -> tuple[Any, Any]:
+def route(
+    logits: Any, used: int, softmax_before: bool = True, normalize: bool = True, scale: float = 1.0
+) -> tuple[Any, Any]:
     """The experts with the highest logits for each token, and their weights.
 
     Args:
@@ -32,29 +35,37 @@ def route(logits: Any, used: int, softmax_before: bool = True, normalize: bool =
         used: how many experts a token goes to.
         softmax_before: the softmax is over all experts; False: over the chosen ones alone (gpt-oss).
         normalize: a token's weights are made to sum to one.
+        scale: factor on all weights.
 
     Returns:
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
+
+    Raises:
+        ValueError: `used` is not 1 to the number of experts, or on a device more than MAX_USED.
     """
-    if get_array_module(logits) is not np:
-        return _route_device(logits, used, softmax_before, normalize)
+    on_host = get_array_module(logits) is np
+    most = logits.shape[-1] if on_host else min(logits.shape[-1], MAX_USED)
+    if not 1 <= used <= most:
+        raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
+    if not on_host:
+        return _route_device(logits, used, softmax_before, normalize, scale)
     ids = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
     if not softmax_before:
-        return ids, softmax(np.take_along_axis(logits, ids, axis=-1))
+        return ids, softmax(np.take_along_axis(logits, ids, axis=-1)) * np.float32(scale)
     weights = np.take_along_axis(softmax(logits), ids, axis=-1)
     if normalize:
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
-    return ids, weights
+    return ids, weights * np.float32(scale)
 
 
-def _route_device(logits: Any, used: int, softmax_before: bool, normalize: bool) -> tuple[Any, Any]:
+def _route_device(logits: Any, used: int, softmax_before: bool, normalize: bool, scale: float) -> tuple[Any, Any]:
     cupy, logits = cupy_module(), float32(logits)
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
         grid = (blocks(tokens * wave_size(logits.device.id), THREADS),)
-        args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize))
+        args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
         _route(grid, (THREADS,), args)
     return ids, weights
 
@@ -88,39 +99,54 @@ def group_by_expert(ids: Any, count: int) -> Groups:
     return Groups(order, rank, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-def experts(x: Any, ids: Any, weights: Any, expert: Callable[[int, Any], Any]) -> Any:
-    """The weighted sum of what each token's experts give.
+class Matrices(NamedTuple):
+    """The matrices of all experts for one of their products.
+
+    Attributes:
+        weight: QuantizedArray or floats, shape (experts, rows, columns).
+        bias: shape (experts, rows), or None.
+    """
+
+    weight: Any
+    bias: Any = None
+
+
+def experts(
+    x: Any,
+    ids: Any,
+    weights: Any,
+    gate: Matrices,
+    up: Matrices,
+    down: Matrices,
+    activate: str = "swiglu",
+    residual: Any = None,
+) -> Any:
+    """The weighted sum of what each token's experts, gated feed-forwards, give: `down(activate(gate(x), up(x)))`.
+
+    On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim).
+        x: floats, shape (tokens, dim); on a device also Activations, where `takes_int8` says so.
         ids, weights: shape (tokens, used), from `route`.
-        expert: (index, rows of x) -> float32 of the rows' shape.
+        gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
+        down: weights (experts, dim, ffn).
+        activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
+        residual: float32, shape (tokens, dim), is added; or None.
 
     Returns:
         float32, shape (tokens, dim).
     """
-    if get_array_module(x) is not np:
-        return _experts_device(x, ids, weights, expert)
-    out = np.zeros(x.shape, np.float32)
+    if get_array_module(ids) is not np:
+        from rocforge.ops.experts_device import experts_device
+
+        return experts_device(x, ids, weights, gate, up, down, activate, residual)
+    out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
-        out[rows] += weights[rows, slots][:, None] * expert(int(index), x[rows])
+        y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
+        out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
 
 
-def _experts_device(x: Any, ids: Any, weights: Any, expert: Callable[[int, Any], Any]) -> Any:
-    """Each expert on its rows, side by side. The host waits for the ids, so this cannot be captured in a graph."""
-    cupy, x = cupy_module(), float32(x)
-    (tokens, dim), used = x.shape, ids.shape[1]
-    out, y = cupy.empty(x.shape, np.float32), cupy.empty((tokens * used, dim), np.float32)
-    chosen = ids.get()
-    groups = group_by_expert(ids, int(chosen.max()) + 1)
-    rows = cupy.empty((tokens * used, dim), np.float32)
-    _gather((tokens * used, blocks(dim, THREADS)), (THREADS,), (rows, x, groups.order, used, dim))
-    start = 0
-    for index, count in enumerate(np.bincount(chosen.reshape(-1))):
-        if count:
-            y[start : start + count] = expert(index, rows[start : start + count])
-        start += count
-    _combine((tokens, blocks(dim, THREADS)), (THREADS,), (out, y, groups.rank, float32(weights), used, dim))
-    return out
+def _linear_of(index: int, x: np.ndarray, matrices: Matrices) -> np.ndarray:
+    return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])

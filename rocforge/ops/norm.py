@@ -64,6 +64,15 @@ def rms_norm_quantized(x: Any, weight: Any, eps: float) -> Activations:
     return out
 
 
+def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
+    """`rms_norm` and `rms_norm_quantized` of a CuPy array (rows, n) in one launch."""
+    _check_weight("rms_norm_both", x, weight)
+    x = float32(x)
+    out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
+    _rms_norm((len(x),), (THREADS,), (out, rounded.data, x, weight, None, x.shape[-1], eps))
+    return out, rounded
+
+
 def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any:
     """`rms_norm` of x (rows, n) in the form that products with these matrices take: int8 where all of them do."""
     if get_array_module(x) is np or not takes_int8(len(x), weights):

@@ -1,12 +1,18 @@
-"""Routing, grouping and the sum over experts on a device, against the NumPy code and float64 arithmetic."""
+"""Routing, grouping and the products with experts on a device, against the NumPy code and float64 arithmetic."""
 
 from __future__ import annotations
 
 import cupy as cp
 import numpy as np
 import pytest
+from golden import build, load, relative_error
+from weights import random_weight
 
-from rocforge.ops.moe import experts, group_by_expert, route
+import rocforge as rf
+from rocforge.load import load_model
+from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.matvec import quantize_activations
+from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 
 
 @pytest.mark.parametrize("softmax_before, normalize", [(True, True), (True, False), (False, True)])
@@ -39,13 +45,169 @@ def test_groups(tokens: int, used: int, count: int):
     assert (on_host.order[on_host.rank] == np.arange(ids.size)).all()
 
 
-def test_experts():
-    rng = np.random.default_rng(0)
-    x, matrices = rng.standard_normal((19, 70), np.float32), rng.standard_normal((6, 70, 70), np.float32)
-    ids = np.argsort(rng.random((19, 6)), axis=1)[:, :3]
-    ids[ids == 4] = 5
-    weights = rng.random((19, 3), np.float32)
-    on_device = cp.asarray(matrices)
-    y = experts(cp.asarray(x), cp.asarray(ids), cp.asarray(weights), lambda e, rows: rows @ on_device[e])
-    expected = np.einsum("tu,td,tude->te", weights.astype(np.float64), x, matrices[ids])
-    assert np.linalg.norm(y.get() - expected) < 1e-5 * np.linalg.norm(expected)
+def test_route_scales():
+    """The scale multiplies every weight; more experts a token than a wave has lanes are refused."""
+    logits = cp.asarray(np.random.default_rng(1).standard_normal((3, 40), np.float32))
+    plain, scaled = (route(logits, 4, scale=scale)[1].get() for scale in (1.0, 2.5))
+    assert np.allclose(scaled, 2.5 * plain, rtol=1e-6)
+    with pytest.raises(ValueError, match="1 to 32"):
+        route(logits, 33)
+
+
+@pytest.mark.parametrize("fill", [np.nan, -np.inf, np.inf])
+def test_route_names_experts_whatever_the_logits(fill):
+    """Logits that are no numbers, as of a row of padding, give ids that can be read from."""
+    logits = np.full((2, 70), fill, np.float32)
+    logits[1, 3] = 1
+    ids, _ = route(cp.asarray(logits), 5)
+    assert ((ids.get() >= 0) & (ids.get() < 70)).all()
+
+
+class Layer:
+    """Random experts, on the host and on the device, and what they give in float64."""
+
+    def __init__(self, rng, qtypes, count=6, ffn=96, dim=160, biased=False):
+        shapes = [(count, ffn, dim), (count, ffn, dim), (count, dim, ffn)]
+        self.weights = [random_weight(rng, qtype, shape) for qtype, shape in zip(qtypes, shapes, strict=True)]
+        self.biases = [rng.standard_normal(s[:2]).astype(np.float32) if biased else None for s in shapes]
+        self.device = [
+            Matrices(w.to_device("gpu"), None if b is None else cp.asarray(b))
+            for w, b in zip(self.weights, self.biases, strict=True)
+        ]
+        self.values = [weight.dequantize().astype(np.float64) for weight in self.weights]
+        self.count, self.dim = count, dim
+
+    def routing(self, rng, tokens, used):
+        """ids and weights; expert 1 is nobody's."""
+        ids = np.argsort(rng.random((tokens, self.count)), axis=1)[:, :used].astype(np.int32)
+        ids[ids == 1] = 0
+        return ids, rng.random((tokens, used), np.float32)
+
+    def reference(self, x, ids, weights, activate, residual):
+        matrices = [Matrices(*pair) for pair in zip(self.values, self.biases, strict=True)]
+        return _experts_float64(x, ids, weights, matrices, activate, residual)
+
+
+GATED = {
+    "swiglu": lambda g, u: g / (1 + np.exp(-g)) * u,
+    "geglu": lambda g, u: 0.5 * g * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g**3))) * u,
+    "swiglu_oai": lambda g, u: (np.minimum(g, 7) / (1 + np.exp(-1.702 * np.minimum(g, 7)))) * (np.clip(u, -7, 7) + 1),
+}
+
+
+def _experts_float64(x, ids, weights, matrices, activate, residual):
+    out = residual.astype(np.float64)
+    for token, places in enumerate(ids):
+        for index, weight in zip(places, weights[token], strict=True):
+            gate, up, down = (m.weight[index] for m in matrices)
+            gate_bias, up_bias, down_bias = (0 if m.bias is None else m.bias[index] for m in matrices)
+            row = x[token].astype(np.float64)
+            out[token] += weight * (down @ GATED[activate](gate @ row + gate_bias, up @ row + up_bias) + down_bias)
+    return out
+
+
+def run_layer(rng, layer, tokens, used, activate="swiglu"):
+    """The relative error of what experts add to the residual. x is small, so that float16 holds what comes of it."""
+    x = rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16
+    residual = rng.standard_normal((tokens, layer.dim)).astype(np.float32)
+    ids, weights = layer.routing(rng, tokens, used)
+    args = [cp.asarray(a) for a in (x, ids, weights)]
+    y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
+    return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual) - residual)
+
+
+INT8, HALF = 3e-2, 2e-3
+"""Few tokens are rounded to int8, twice; more to float16."""
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 150])
+@pytest.mark.parametrize(
+    "qtype, activate, used", [("Q8_0", "swiglu", 2), ("MXFP4", "swiglu_oai", 4), ("F16", "geglu", 3)]
+)
+def test_experts(rng, qtype, activate, used, tokens):
+    """Few tokens and many, rows that end inside a cell, an expert nobody chose, biases, and every gated unit.
+
+    Of 150 tokens an expert gets one tile of places, or two; a place too few or too many would show in every row.
+    """
+    layer = Layer(rng, [qtype] * 3, biased=activate == "swiglu_oai")
+    bound = HALF if tokens > 8 else INT8 if qtype != "F16" else 1e-5
+    assert run_layer(rng, layer, tokens, used, activate) < bound
+
+
+@pytest.mark.parametrize("tokens", [2, 20])
+@pytest.mark.parametrize("qtypes", [("Q4_K", "Q4_K", "Q6_K"), ("Q4_K", "Q5_K", "BF16"), ("IQ2_XS", "IQ2_XS", "F32")])
+def test_experts_of_several_formats(rng, qtypes, tokens):
+    """down of another format, gate and up of two, and formats without a kernel of their own."""
+    layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
+    assert run_layer(rng, layer, tokens, 2) < (HALF if tokens > 8 or qtypes[2] == "F32" else INT8)
+
+
+def test_alone_and_in_a_batch(rng):
+    """Bit-equal: each place is computed by itself."""
+    layer = Layer(rng, ["Q8_0"] * 3)
+    x = cp.asarray(rng.standard_normal((5, layer.dim)).astype(np.float32))
+    ids, weights = map(cp.asarray, layer.routing(rng, 5, 3))
+    together = experts(x, ids, weights, *layer.device)
+    for i in range(5):
+        row = slice(i, i + 1)
+        assert (experts(x[row], ids[row], weights[row], *layer.device).get() == together[row].get()).all()
+
+
+def test_rounded_already(rng):
+    """Activations, as a norm writes them, are as floats."""
+    layer = Layer(rng, ["Q8_0"] * 3)
+    x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
+    ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
+    assert takes_int8(2, *layer.device[:2]) and not takes_int8(9, *layer.device[:2])
+    y = experts(quantize_activations(x), ids, weights, *layer.device)
+    assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
+
+
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_captured(rng, tokens):
+    """A graph of routing and experts, replayed with other logits, chooses other experts: the host has no part in it."""
+    layer, stream = Layer(rng, ["Q8_0"] * 3), cp.cuda.Stream(non_blocking=True)
+    x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
+    logits = [rng.standard_normal((tokens, layer.count)).astype(np.float32) for _ in range(3)]
+    cp.cuda.Device().synchronize()
+
+    def run(given):
+        return experts(x, *route(given, 2), *layer.device)
+
+    with stream:
+        given = cp.asarray(logits[0])
+        expected = [run(cp.asarray(rows)).get() for rows in logits]
+        stream.begin_capture()
+        y = run(given)
+        graph = stream.end_capture()
+        for rows, once in zip(logits, expected, strict=True):
+            given.set(rows)
+            graph.launch()
+            assert (y.get() == once).all()
+    assert any((expected[0] != other).any() for other in expected[1:])
+
+
+def test_refuses_odd_rows(rng):
+    """Rows that 16-byte loads do not fit are refused by size."""
+    matrices = [Matrices(cp.zeros(shape, np.float32)) for shape in [(2, 12, 8), (2, 12, 8), (2, 8, 12)]]
+    with pytest.raises(ValueError, match="8 and 12"):
+        experts(cp.zeros((1, 8), np.float32), cp.zeros((1, 1), np.int32), cp.ones((1, 1), np.float32), *matrices)
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3moe", "gpt-oss"])
+def test_models(variant, tmp_path):
+    """Whole models: the prompt, then tokens one and four at a time, against the CPU's logits.
+
+    In this recipe no choice between experts is so close that rounding would tip it.
+    """
+    build(tmp_path / "model.gguf", variant, "Q4_K_M")
+    cpu, gpu = (load_model(rf.open_gguf(tmp_path / "model.gguf"), device) for device in ("cpu", "gpu"))
+    tokens = load(variant, "Q4_K_M")["tokens"][:30]
+    exact = cpu(tokens)
+    assert relative_error(gpu(tokens).get(), exact) < 5e-3
+    cache = gpu.new_cache(1)
+    rows = []
+    for start, stop in [(0, 20), (20, 21), (21, 25), (25, 26)]:
+        batch = rf.Batch.of(cache, [rf.Chunk(start, stop - start, [0])], all_logits=True)
+        rows.append(gpu(tokens[start:stop], batch).get())
+    assert relative_error(np.concatenate(rows)[20:], exact[20:26]) < 8e-2

@@ -1,0 +1,249 @@
+// Mixture of experts, many tokens: a matrix product for each expert with the places that chose it, in one launch.
+//
+// Places (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where each
+// expert begins. A block multiplies WEIGHTS rows of an expert's matrix, unpacked to float16 in LDS, with a tile of up to
+// PLACES of its places on the matrix unit. Compiled with QTYPE, as products.h.
+#define COLUMNS 1
+#define ROWS 1
+#include "products.h"
+#include "fragments.h"
+
+// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,Floats<float>,Floats<f16>,Floats<bf16>
+const u32 THREADS = 128, WAVES = THREADS / WAVE;
+const u32 WEIGHTS = 128, PLACES = 64, DEPTH = CELL / 2;
+const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;  // a wave's, of fragments
+const u32 PIECES = PLACES * DEPTH / 8 / THREADS;  // of 16 bytes of x, a thread's
+
+// Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
+const u32 STRIDE = DEPTH + 8;
+struct Shared {
+    alignas(16) f16 weights[WEIGHTS][STRIDE];
+    alignas(16) f16 x[PLACES][STRIDE];
+    i32 expert, first, count;
+};
+
+DEVICE u32 cells_of(u32 columns) { return (columns + CELL - 1) / CELL; }
+
+DEVICE void store_eight(f16* to, const float (&v)[8]) {
+    u32 pair[4];
+    UNROLL
+    for (u32 i = 0; i < 4; ++i)
+        pair[i] = from_float<f16>(v[2 * i]).bits | u32(from_float<f16>(v[2 * i + 1]).bits) << 16;
+    *reinterpret_cast<u32x4*>(to) = make_u32x4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+// A cell of a row on its way to LDS: loaded during the arithmetic on what came before, then unpacked in two halves.
+template <class F>
+struct RowCell {
+    F w;
+    static MEMBER u32 row_bytes(u32 columns) { return F::row_bytes(cells_of(columns)); }
+    MEMBER void load(const u8* row, u32 columns, u32 c) { load_cell(w, row, cells_of(columns), c); }
+    MEMBER void unpack(f16* to, u32 half) const {
+        UNROLL
+        for (u32 i = 0; i < DEPTH / 8; ++i) {
+            u32 s = 2 * half + i / 4, h = i % 4 / 2;
+            float scale = w.outer_scale() * w.scale(s, h), v[8];
+            float zero = w.outer_min() * w.min(s, h) - scale * float(128 + F::OFFSET);
+            UNROLL
+            for (u32 j = 0; j < 8; ++j) {
+                u32 unsigned_four = F::values(w.four(s, i % 4 * 2 + j / 4)) ^ 0x80808080;
+                v[j] = scale * byte_float(unsigned_four, j % 4) + zero;
+            }
+            store_eight(to + 8 * i, v);
+        }
+    }
+};
+template <class T>
+struct RowCell<Floats<T>> {
+    const T* from;
+    i32 left;
+    static MEMBER u32 row_bytes(u32 columns) { return sizeof(T) * columns; }
+    MEMBER void load(const u8* row, u32 columns, u32 c) {
+        from = reinterpret_cast<const T*>(row) + c * CELL, left = columns - c * CELL;
+    }
+    MEMBER void unpack(f16* to, u32 half) const {
+        UNROLL
+        for (u32 i = 0; i < DEPTH / 8; ++i) {
+            u32 at = half * DEPTH + 8 * i;
+            float v[8] = {};
+            if (i32(at) < left) {
+                UNROLL
+                for (u32 j = 0; j < 8; j += 16 / sizeof(T)) {
+                    Floats<T> piece = {load_once<u32x4>(from + at + j)};
+                    UNROLL
+                    for (u32 k = 0; k < 16 / sizeof(T); ++k) v[j + k] = piece.value(k);
+                }
+            }
+            store_eight(to + 8 * i, v);
+        }
+    }
+};
+
+// Rows of x that a thread copies to LDS, DEPTH of their elements at a time.
+struct Columns {
+    const f16* row[PIECES];
+    u32x4 piece[PIECES];
+    // The rows of x (..., columns) of the places from `first` on: those of their tokens, or, without an order, their own.
+    MEMBER void find(const f16* x, const i32* order, u32 used, u32 columns, i32 first, i32 count) {
+        UNROLL
+        for (u32 i = 0; i < PIECES; ++i) {
+            i32 at = place(i);
+            row[i] = at < count ? x + u64(order ? order[first + at] / used : first + at) * columns : nullptr;
+        }
+    }
+    MEMBER void load(u32 start, u32 columns) {
+        u32 at = start + thread_x() % (DEPTH / 8) * 8;
+        UNROLL
+        for (u32 i = 0; i < PIECES; ++i)
+            piece[i] = row[i] && at < columns ? ::load<u32x4>(row[i] + at) : make_u32x4(0, 0, 0, 0);
+    }
+    static MEMBER u32 place(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
+    MEMBER void store(Shared& shared) const {
+        UNROLL
+        for (u32 i = 0; i < PIECES; ++i)
+            *reinterpret_cast<u32x4*>(&shared.x[place(i)][thread_x() % (DEPTH / 8) * 8]) = piece[i];
+    }
+};
+
+// Which expert's places this tile has. Expert e has the tiles from offsets[e] / PLACES + e on, of which the last may be
+// empty: so a tile finds its expert without a sum over those before.
+DEVICE void find_tile(Shared& shared, const i32* offsets, i32 experts, i32 tile) {
+    if (thread_x() == 0) shared.count = 0;
+    barrier();
+    for (i32 e = thread_x(); e < experts; e += THREADS) {
+        i32 begin = offsets[e], end = offsets[e + 1], local = tile - (begin / i32(PLACES) + e);
+        if (local < 0 || tile > end / i32(PLACES) + e) continue;
+        shared.expert = e, shared.first = begin + local * i32(PLACES);
+        shared.count = minimum(end - shared.first, i32(PLACES));
+    }
+    barrier();
+}
+
+template <u32 TILES>
+struct Sums {
+    Accumulator of[TILES][WEIGHT_TILES];
+};
+
+// The products of the first TILES fragments of places with the block's rows: this thread unpacks the row at `weights`.
+template <u32 TILES>
+DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Columns& x, u32 columns) {
+    u32 cells = cells_of(columns);
+    UNROLL
+    for (u32 p = 0; p < TILES; ++p)
+        UNROLL
+        for (u32 n = 0; n < WEIGHT_TILES; ++n)
+            UNROLL
+            for (u32 i = 0; i < ELEMENTS; ++i) sums.of[p][n].x[i] = 0;
+    RowCell<QTYPE> cell;
+    cell.load(weights, columns, 0);
+    x.load(0, columns);
+    for (u32 c = 0; c < cells; ++c) {
+        UNROLL
+        for (u32 half = 0; half < 2; ++half) {
+            barrier();  // what LDS has has been used
+            cell.unpack(shared.weights[thread_x()], half);
+            x.store(shared);
+            barrier();
+            x.load(c * CELL + (half + 1) * DEPTH, columns);
+            if (half == 1 && c + 1 < cells) cell.load(weights, columns, c + 1);
+            UNROLL_DEPTH
+            for (u32 k = 0; k < DEPTH / 16; ++k) {
+                u32 at = anew(16 * k);
+                Fragment w[WEIGHT_TILES];
+                UNROLL
+                for (u32 n = 0; n < WEIGHT_TILES; ++n)
+                    w[n] = load_fragment(&shared.weights[(wave() * WEIGHT_TILES + n) * 16][at], STRIDE);
+                UNROLL
+                for (u32 p = 0; p < TILES; ++p) {
+                    Fragment a = load_fragment(&shared.x[16 * p][at], STRIDE);
+                    UNROLL
+                    for (u32 n = 0; n < WEIGHT_TILES; ++n) {
+                        multiply_add(sums.of[p][n], a, w[n]);
+                        fragments_in_order();
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The row of its matrix that LDS row i has, of a block's first row on. A gated block has 16 rows of gate, the same of
+// up, the next 16 of gate and so on, so that a wave has both of a pair.
+template <bool GATED>
+DEVICE u32 matrix_row(u32 i) {
+    return GATED ? i / 32 * 16 + i % 16 : i;
+}
+
+// A launch: y (places, rows), in the order of the places, is x @ gate.T + gate_bias, or, gated, with up the activation
+// of both.
+template <class T>
+struct Launch {
+    T* y;
+    const f16* x;
+    const i32 *order, *offsets;
+    u32 used;
+    i32 experts;
+    Gated m;
+    u32 columns;
+};
+
+template <bool GATED, u32 TILES, class T>
+DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared) {
+    i32 expert = shared.expert, first = shared.first, count = shared.count;
+    u32 first_row = block_x() * (GATED ? WEIGHTS / 2 : WEIGHTS), row = first_row + matrix_row<GATED>(thread_x());
+    const u8* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
+    u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
+    Columns places;
+    places.find(l.x, l.order, l.used, l.columns, first, count);
+    Sums<TILES> sums;
+    multiply(sums, shared, matrix + at * RowCell<QTYPE>::row_bytes(l.columns), places, l.columns);
+    UNROLL
+    for (u32 p = 0; p < TILES; ++p) {
+        UNROLL
+        for (u32 n = 0; n < WEIGHT_TILES; n += GATED ? 2 : 1) {
+            UNROLL
+            for (u32 i = 0; i < ELEMENTS; ++i) {
+                i32 place = 16 * p + fragment_row(row_slot(i));
+                u32 r = first_row + matrix_row<GATED>((wave() * WEIGHT_TILES + n) * 16) + fragment_column(i);
+                if (place >= count || r >= l.m.rows) continue;
+                u64 bias_at = u64(expert) * l.m.rows + r;
+                float value = sums.of[p][n].x[i] + (l.m.gate_bias ? l.m.gate_bias[bias_at] : 0.0f);
+                if (GATED) {
+                    float up = sums.of[p][n + GATED].x[i] + (l.m.up_bias ? l.m.up_bias[bias_at] : 0.0f);
+                    // what float16 cannot hold becomes its largest value
+                    value = maximum(minimum(gated(l.m.activation, value, up), 65504.0f), -65504.0f);
+                }
+                l.y[u64(first + place) * l.m.rows + r] = from_float<T>(value);
+            }
+        }
+    }
+}
+
+template <bool GATED, class T>
+DEVICE void tile_product(const Launch<T>& l) {
+    __shared__ Shared shared;
+    find_tile(shared, l.offsets, l.experts, block_y());
+    // no more registers and products than the places need
+    if (shared.count > 32) return multiply_and_store<GATED, 4>(l, shared);
+    if (shared.count > 16) return multiply_and_store<GATED, 2>(l, shared);
+    if (shared.count > 0) multiply_and_store<GATED, 1>(l, shared);
+}
+
+// float16 (places, rows): activation(x @ gate.T + gate_bias, x @ up.T + up_bias) of each place's token and expert; x is
+// (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows) or null. Grid: (rows / (WEIGHTS / 2),
+// tiles), of which there are at most places / PLACES + experts.
+KERNEL(THREADS)
+experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts, const u8* gate,
+                    const u8* up, const float* gate_bias, const float* up_bias, i32 rows, u32 columns,
+                    i32 activation) {
+    Gated m = {gate, up, gate_bias, up_bias, u32(rows), activation};
+    tile_product<true, f16>({y, x, order, offsets, used, experts, m, columns});
+}
+
+// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: (rows / WEIGHTS, tiles).
+KERNEL(THREADS)
+experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
+                   u32 columns) {
+    Gated m = {w, nullptr, bias, nullptr, u32(rows), 0};
+    tile_product<false, float>({y, x, nullptr, offsets, 1, experts, m, columns});
+}
