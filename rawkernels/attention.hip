@@ -3,10 +3,10 @@
 // Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block). A cache layer is
 // (blocks, BLOCK_SIZE, kv_heads, HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can be
 // replayed while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+#include "heads.h"
 #include "quants.h"
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
+#ifndef GROUP
 #define GROUP 4
 #define BLOCK_SIZE 32
 #endif
@@ -95,8 +95,49 @@ struct Shared {
     float highest[MOST_PARTS][GROUP], sum[MOST_PARTS][GROUP];
     alignas(16) float values[STRIPES][GROUP][HEAD_DIM];
     float top[GROUP], total[GROUP];
+    float buffers[WAVES][HEAD_DIM];
     u32 last;
 };
+
+// What is left to do to the queries, and to the key and value of the newest token, before attention: a norm a head and
+// the rotation, of rows that lie strides apart. `keys` is null where all that is done.
+struct Fresh {
+    const float *keys, *values;
+    u64 q_stride, k_stride, v_stride;
+    const i32* slots;
+    const float *cos, *sin, *q_norm, *k_norm;
+    float eps;
+    u32 pairs;
+    i32 neox;
+};
+
+// The block's queries, normalized and rotated, where they are to be read from: LDS that is later used for results. The
+// split with the newest token puts its key and value into the cache. The whole block takes part.
+DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const float* q, f16* keys, f16* values, u32 query,
+                            u32 kv_heads, u32 kv_head, bool newest) {
+    float* queries = &shared.values[0][0][0];
+    const float *cos = fresh.cos + query * fresh.pairs, *sin = fresh.sin + query * fresh.pairs;
+    for (u32 row = wave(); row < (newest ? GROUP + 2 : GROUP); row += WAVES) {
+        u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * HEAD_DIM;
+        if (row == GROUP + 1) {
+            store_head(values + slot, load_head(fresh.values + query * fresh.v_stride + kv_head * HEAD_DIM));
+            continue;
+        }
+        bool key = row == GROUP;
+        const float* norm = key ? fresh.k_norm : fresh.q_norm;
+        Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * HEAD_DIM
+                                  : q + query * fresh.q_stride + (kv_head * GROUP + row) * HEAD_DIM);
+        if (norm) rms_norm_head(head, norm, fresh.eps);
+        rotate_head(head, shared.buffers[wave()], cos, sin, fresh.pairs, fresh.neox);
+        if (key) {
+            store_head(keys + slot, head);
+        } else {
+            store_head(queries + row * HEAD_DIM, head);
+        }
+    }
+    barrier();
+    return queries;
+}
 
 // What a lane has of the keys and values of a step's tokens, 8 elements of each row.
 struct Step {
@@ -135,6 +176,7 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
             sums[h][i] = 0;
         }
     }
+    barrier();  // q may lie where results go
     float highest[KEPT], sum[KEPT];
     UNROLL
     for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
@@ -307,11 +349,15 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
-// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)).
+// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). With new_keys, the rest of
+// the arguments is a Fresh, and rows of q are q_stride apart: the keys and values of the queries' tokens are stored first.
 KERNEL(THREADS)
-attention_decode(float* out, u8* quantized, const float* q, const f16* keys, const f16* values, const i32* tables,
+attention_decode(float* out, u8* quantized, const float* q, f16* keys, f16* values, const i32* tables,
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
-                 u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window) {
+                 u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
+                 const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
+                 const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
+                 float eps, u32 pairs, i32 neox) {
     __shared__ Shared shared;
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
@@ -328,8 +374,14 @@ attention_decode(float* out, u8* quantized, const float* q, const f16* keys, con
     if (split >= active) return;
 
     i32 begin = origin + split * share, end = minimum(begin + share, length);
-    accumulate(shared, q + u64(query) * columns + kv_head * SIZE, keys, values, tables + u64(sequence) * table_stride,
-               begin, end, first, kv_heads, kv_head, scale, softcap);
+    const float* queries = q + u64(query) * columns + kv_head * SIZE;
+    if (new_keys) {
+        Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, cos,
+                       sin,      q_norm,     k_norm,   eps,      pairs,    neox};
+        queries = prepare(shared, fresh, q, keys, values, query, kv_heads, kv_head, split == active - 1);
+    }
+    accumulate(shared, queries, keys, values, tables + u64(sequence) * table_stride, begin, end, first, kv_heads,
+               kv_head, scale, softcap);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * kv_heads + kv_head;
     partials += pair * splits * RECORD;

@@ -8,7 +8,7 @@ from rocforge.batch import Batch
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Linear, RMSNorm, apply_together
 from rocforge.nn.module import Module, Parameter
-from rocforge.ops.attention import paged_attention, rotate_and_store
+from rocforge.ops.attention import attend
 from rocforge.ops.rope import RopeFrequencies
 
 
@@ -79,14 +79,16 @@ class Attention(Module):
 
     def forward(self, x: Any, batch: Batch) -> Any:
         q, k, v = self.project(x)
-        norms = ()
+        options = dict(self.options)
         if self.head_norms:
-            norms = (self.attn_q_norm.weight, self.attn_k_norm.weight, self.attn_q_norm.eps)
-            if self.attn_q_norm.observers or self.attn_k_norm.observers:
-                q, k, norms = self.attn_q_norm(q), self.attn_k_norm(k), ()
-        q = rotate_and_store(q, k, v, batch, self.layer, self.frequencies, *norms)
-        sinks = self.attn_sinks.weight if self.sinks else None
-        y = paged_attention(q, batch, self.layer, sinks=sinks, then=self.attn_output.weight, **self.options)
+            q_norm, k_norm = self.attn_q_norm, self.attn_k_norm
+            if q_norm.observers or k_norm.observers:
+                q, k = q_norm(q), k_norm(k)
+            else:
+                options |= {"q_norm": q_norm.weight, "k_norm": k_norm.weight, "eps": q_norm.eps}
+        if self.sinks:
+            options["sinks"] = self.attn_sinks.weight
+        y = attend(q, k, v, batch, self.layer, self.frequencies, then=self.attn_output.weight, **options)
         if self.post_norm:
             return self.post_attention_norm(self.attn_output(y), residual=x)
         return self.attn_output(y, residual=x)

@@ -184,6 +184,39 @@ def _attention_of_single_queries(
     return out.reshape(q.shape)
 
 
+def attend(
+    q: Any,
+    k: Any,
+    v: Any,
+    batch: Batch,
+    layer: int,
+    frequencies: RopeFrequencies,
+    *,
+    q_norm: Any = None,
+    k_norm: Any = None,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    **options: Any,
+) -> Any:
+    """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query.
+
+    Args:
+        q, k, v, batch, layer, frequencies, q_norm, k_norm, eps: as in `rotate_and_store`.
+        scale: as in `attention`.
+        options: window, softcap, sinks and then, as in `paged_attention`.
+
+    Returns:
+        As `paged_attention`.
+    """
+    if get_array_module(q) is np:
+        q = rotate_and_store(q, k, v, batch, layer, frequencies, q_norm, k_norm, eps)
+        return paged_attention(q, batch, layer, scale=scale, **options)
+    fresh = _fresh(q, k, v, batch, frequencies, q_norm, k_norm, eps)
+    options = {"window": None, "softcap": None, "sinks": None, "then": None, **options}
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return attention_device.attend(q, fresh, batch, layer, scale, **options)
+
+
 def rotate_and_store(
     q: Any,
     k: Any,
@@ -211,14 +244,23 @@ def rotate_and_store(
     Returns:
         The queries, float32, the shape of q.
     """
-    cos, sin = batch.cos_sin(frequencies)
     if get_array_module(q) is not np:
-        norms = (q_norm, k_norm, eps)
-        return attention_device.rotate_and_store(q, k, v, batch, layer, cos, sin, frequencies.neox, norms)
+        fresh = _fresh(q, k, v, batch, frequencies, q_norm, k_norm, eps)
+        return attention_device.rotate_and_store(q, fresh, batch, layer)
+    cos, sin = batch.cos_sin(frequencies)
     if q_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     store_kv(rotate(k, cos, sin, frequencies.neox), v, batch, layer)
     return rotate(q, cos, sin, frequencies.neox)
+
+
+def _fresh(
+    q: Any, k: Any, v: Any, batch: Batch, frequencies: RopeFrequencies, q_norm: Any, k_norm: Any, eps: float
+) -> attention_device.Fresh:
+    cos, sin = batch.cos_sin(frequencies)
+    if 2 * cos.shape[1] > q.shape[2]:
+        raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
+    return attention_device.Fresh(k, v, batch.slots, cos, sin, q_norm, k_norm, eps, frequencies.neox)
 
 
 def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:

@@ -35,18 +35,57 @@ class Sequences(NamedTuple):
     some_have_one: bool
 
 
-def paged_attention(
-    q: Any, batch: Batch, layer: int, scale: float, window: int | None, softcap: float | None, sinks: Any, then: Any
+class Fresh(NamedTuple):
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
+
+    k: Any
+    v: Any
+    slots: Any
+    cos: Any
+    sin: Any
+    q_norm: Any
+    k_norm: Any
+    eps: float
+    neox: bool
+
+
+def attend(
+    q: Any,
+    fresh: Fresh,
+    batch: Batch,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Any,
+    then: Any,
 ) -> Any:
-    """As rocforge.ops.attention.paged_attention: one query a sequence is rounded to int8, for `then`, as it is written."""
+    """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
+    if _sequences_of(batch).most_queries > 1:
+        q, fresh = rotate_and_store(q, fresh, batch, layer), None
+    return paged_attention(q, batch, layer, scale, window, softcap, sinks, then, fresh)
+
+
+def paged_attention(
+    q: Any,
+    batch: Batch,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Any,
+    then: Any,
+    fresh: Fresh | None = None,
+) -> Any:
+    """As rocforge.ops.attention.paged_attention: for `then`, single queries are rounded to int8 as they are written."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
     if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and takes_int8(len(q), [then]):
         rounded = Activations.empty(len(q), q.shape[1] * q.shape[2])
-        _attend(None, rounded.data, q, keys, values, sequences, sinks, options)
+        _attend(None, rounded.data, q, keys, values, sequences, sinks, options, fresh=fresh)
         return rounded
     out = cupy_module().empty(q.shape, np.float32)
-    _attend(out, None, q, keys, values, sequences, sinks, options)
+    _attend(out, None, q, keys, values, sequences, sinks, options, fresh=fresh)
     return out if then is None else out.reshape(len(q), -1)
 
 
@@ -82,14 +121,19 @@ def _attend(
     sinks: Any,
     options: tuple[float, float, int],
     causal: bool = True,
+    fresh: Fresh | None = None,
 ) -> None:
-    """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel."""
+    """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
+
+    With `fresh`, all of them are alone.
+    """
     if q.size == 0:
         return
     kv_heads, head_dim = keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
     shape = _Shape(head_dim, group, wave_size(device))
-    q, count, stride = float32(q), len(sequences.lengths), sequences.tables.shape[1]
+    count, stride = len(sequences.lengths), sequences.tables.shape[1]
+    q, before = (float32(q), _NOTHING_BEFORE) if fresh is None else _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
     if sequences.some_have_one:
@@ -98,12 +142,22 @@ def _attend(
         counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
         work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
         decode = _decode_kernel(head_dim, group)
-        decode((splits, kv_heads, count), (shape.decode_threads,), (out, quantized, *where, *work, *options))
+        decode((splits, kv_heads, count), (shape.decode_threads,), (out, quantized, *where, *work, *options, *before))
     if sequences.most_queries > 1:
         tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
         prefill = _prefill_kernel(head_dim, group)
         args = (out, *where, stride, kv_heads, *options, int(causal))
         prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
+
+
+_NOTHING_BEFORE = (None, None, 0, 0, 0, None, None, None, None, None, 0.0, 0, 0)
+
+
+def _before(q: Any, fresh: Fresh) -> tuple[Any, tuple]:
+    """The queries, and the decode kernel's last arguments."""
+    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
+    rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
+    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
 
 
 class _Shape(NamedTuple):
@@ -154,7 +208,8 @@ def _sizes(head_dim: int, group: int) -> dict[str, int]:
 @functools.cache
 def _decode_kernel(head_dim: int, group: int) -> Kernel:
     more = "float32* int32* uint32 int32 int32 int32 float32 float32 int32"
-    signature = f"float32*? uint8*? {_WHERE} {more}"
+    before = f"float32*? float32*? uint64 uint64 uint64 int32*? {' '.join(['float32*?'] * 4)} float32 uint32 int32"
+    signature = f"float32*? uint8*? {_WHERE} {more} {before}"
     return Kernel("attention.hip", "attention_decode", signature, **_sizes(head_dim, group))
 
 
@@ -168,44 +223,29 @@ ROPE_THREADS = 256
 """As in rope.hip."""
 
 
-def rotate_and_store(
-    q: Any, k: Any, v: Any, batch: Batch, layer: int, cos: Any, sin: Any, neox: bool, norms: tuple[Any, Any, float]
-) -> Any:
+def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
     out = cupy_module().empty(q.shape, np.float32)
-    _store(out, q, k, v, batch, layer, cos, sin, neox, norms, heads=q.shape[1])
+    _store(out, q, fresh, batch, layer, heads=q.shape[1])
     return out
 
 
 def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
     """As rotate_and_store, with no queries and nothing to rotate."""
     nothing = cupy_module().empty((len(k), 0), np.float32)
-    _store(None, k, k, v, batch, layer, nothing, nothing, False, (None, None, 0.0), heads=0)
+    _store(None, k, Fresh(k, v, batch.slots, nothing, nothing, None, None, 0.0, False), batch, layer, heads=0)
 
 
-def _store(
-    out: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    batch: Batch,
-    layer: int,
-    cos: Any,
-    sin: Any,
-    neox: bool,
-    norms: tuple[Any, Any, float],
-    heads: int,
-) -> None:
-    tokens, kv_heads, head_dim = k.shape
+def _store(out: Any, q: Any, fresh: Fresh, batch: Batch, layer: int, heads: int) -> None:
+    tokens, kv_heads, head_dim = fresh.k.shape
     keys, values = batch.cache.layer(layer)
-    if 2 * cos.shape[1] > head_dim:
-        raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {head_dim}")
     if tokens == 0:
         return
-    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, k, v))
-    sizes = (tokens, heads, kv_heads, cos.shape[1], int(neox))
-    args = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, batch.slots, cos, sin, *norms, *sizes)
+    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
+    arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
+    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
-    _store_kernel(head_dim)((blocks(rows * wave_size(keys.device.id), ROPE_THREADS),), (ROPE_THREADS,), args)
+    grid = (blocks(rows * wave_size(keys.device.id), ROPE_THREADS),)
+    _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
 
 
 @functools.cache

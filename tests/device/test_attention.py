@@ -10,7 +10,8 @@ import rocforge as rf
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.ops import attention_device
-from rocforge.ops.attention import attention, paged_attention
+from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
+from rocforge.ops.rope import rope_frequencies
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
 
@@ -147,6 +148,28 @@ def test_rounded_for_a_product():
     values = planes[:, :8].transpose(0, 2, 1, 3).reshape(2, 12, 32).view(np.int8).astype(np.float64)
     scales = planes[:, 8].copy().view(np.float32).reshape(2, 12, 1)
     assert (np.abs((values * scales).reshape(2, 384) - expected) <= 0.501 * np.repeat(scales[..., 0], 32, 1)).all()
+
+
+@pytest.mark.parametrize("norms, neox", [(False, True), (True, False)])
+def test_one_launch_with_rope_and_store(norms: bool, neox: bool):
+    """`attend` of one query a sequence is `rotate_and_store`, then `paged_attention`, bit for bit, in the cache too."""
+    rng = np.random.default_rng(8)
+    caches = [filled(np.random.default_rng(5), 2, 64, 24) for _ in range(2)]
+    x = cp.asarray(rng.standard_normal((3, 6 + 2 + 2, 64), np.float32))
+    frequencies = rope_frequencies(32, neox=neox)
+    weights = [cp.asarray(rng.standard_normal(64, np.float32)) if norms else None for _ in range(2)]
+    results = []
+    for cache in caches:
+        batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(0, 1, [0]), Chunk(20, 1, [23])])
+        batch.lengths[1], batch.slots[1] = 0, -1
+        given = (x[:, :6], x[:, 6:8], x[:, 8:], batch, 0, frequencies)
+        if cache is caches[0]:
+            q = rotate_and_store(*given, *weights, eps=1e-5)
+            results.append(paged_attention(q, batch, 0))
+        else:
+            results.append(attend(*given, q_norm=weights[0], k_norm=weights[1], eps=1e-5))
+    assert np.array_equal(*[y.get() for y in results])
+    assert all(np.array_equal(a.get(), b.get()) for a, b in zip(caches[0].layer(0), caches[1].layer(0), strict=True))
 
 
 @pytest.mark.parametrize(
