@@ -56,8 +56,8 @@ typedef unsigned long long u64;
 #endif
 #endif
 
-// DEVICE functions, and MEMBER functions of structs. The host compiles without optimization, and the unrolled code that
-// inlining makes would take it minutes.
+// DEVICE functions, and MEMBER functions of structs. The simulator runs a kernel for milliseconds: to inline everything
+// would cost it more in compiling than it saves.
 #ifdef PLATFORM_HOST
 #define INLINE inline __device__
 #else
