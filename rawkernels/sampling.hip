@@ -125,6 +125,7 @@ sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scale
         token = -block_max<ROW_THREADS>(-token);
     }
     if (thread_x() != 0) return;
+    token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // logits that are not numbers give no token
     tokens[row] = token;
     parameters[row].step = p.step + 1;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;

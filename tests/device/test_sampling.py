@@ -44,6 +44,13 @@ def test_greedy_takes_the_lowest_id_of_equals():
     assert check(logits, [SamplingParams(temperature=0)] * 3).tolist() == [4096, 2047, 0]
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_no_numbers(temperature: float):
+    """Whatever a model gives, the next step's embedding has a row for the token."""
+    sampler = Sampler([SamplingParams(temperature=temperature, seed=0)], [0])
+    assert 0 <= int(sampler(cp.full((1, 3000), np.nan, np.float32))[0]) < 3000
+
+
 DRAWS = [
     {},
     {"temperature": 0.2},
