@@ -16,7 +16,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,8 @@ class Kernel:
             TypeError: an argument is not of its declared type, or their number is wrong.
             ValueError: an array is not C-contiguous or lies on another device; a number does not fit its type.
         """
-        if _this_thread.recorded is not None:
-            _this_thread.recorded.append(self)
+        if _this_thread.record is not None:
+            _this_thread.record(self)
             return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get(device) or self._load(device)
@@ -206,17 +206,17 @@ class Kernel:
 
 
 class _ThisThread(threading.local):
-    recorded: list[Kernel] | None = None
+    record: Callable[[Kernel], Any] | None = None
 
 
 _this_thread = _ThisThread()
 
 
 @contextlib.contextmanager
-def recorded_launches() -> Iterator[list[Kernel]]:
-    """Within this context, and this thread, kernels are listed instead of launched, and new CuPy arrays are zeros.
+def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
+    """In this context, and this thread, `record` gets each kernel instead of a launch, and new CuPy arrays are zeros.
 
-    So code that launches kernels says itself which ones it needs, in what order; what it computes means nothing.
+    So code that launches kernels says itself which ones it needs; what it computes means nothing.
     """
     cupy = cupy_module()
     allocate = cupy.cuda.get_allocator()
@@ -226,12 +226,12 @@ def recorded_launches() -> Iterator[list[Kernel]]:
         memory.memset_async(0, nbytes, cupy.cuda.get_current_stream())
         return memory
 
-    _this_thread.recorded = recorded = []
+    _this_thread.record = record
     try:
         with cupy.cuda.using_allocator(zeros):
-            yield recorded
+            yield
     finally:
-        _this_thread.recorded = None
+        _this_thread.record = None
 
 
 class BackgroundCompilation:
@@ -239,21 +239,27 @@ class BackgroundCompilation:
 
     CuPy lets go of Python's lock while it compiles. NVRTC then works in several threads at a time, as far as it does
     not lock itself; hiprtc compiles one program at a time. Errors are raised where the kernel is launched.
-
-    Args:
-        kernels: the order in which they are begun.
     """
 
-    def __init__(self, kernels: Iterable[Kernel]):
-        device = cupy_module().cuda.runtime.getDevice()
-        modules = dict.fromkeys(_module(kernel.source, kernel.defines, device) for kernel in kernels)
-        self._device, self._waiting = device, deque(modules)
-        count = min(len(modules), os.cpu_count() or 1)
-        # daemons, for the interpreter waits for other threads before it lets `cancel` tell them to stop
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+    def __init__(self):
+        self._device = cupy_module().cuda.runtime.getDevice()
+        self._known: set[_Module] = set()
+        self._waiting: deque[_Module] = deque()
+        self._threads: list[threading.Thread] = []
         atexit.register(self.cancel)
-        for thread in self._threads:
-            thread.start()
+
+    def add(self, kernel: Kernel) -> None:
+        """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
+        module = _module(kernel.source, kernel.defines, self._device)
+        if module in self._known:
+            return
+        self._known.add(module)
+        self._waiting.append(module)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) < (os.cpu_count() or 1):
+            # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
 
     def _work(self) -> None:
         with cupy_module().cuda.Device(self._device), contextlib.suppress(IndexError):
@@ -262,6 +268,7 @@ class BackgroundCompilation:
 
     def wait(self) -> None:
         """Until all are compiled."""
+        self._work()
         for thread in self._threads:
             thread.join()
         atexit.unregister(self.cancel)

@@ -31,13 +31,20 @@ def cache_tokens_that_fit(config: Config, device: str, most: int) -> int:
         DeviceError: not even one block fits.
     """
     free = available_memory(device)
-    block = cache_nbytes(config, BLOCK_SIZE)
-    fitting = (free - min(MARGIN, free // 8)) // block * BLOCK_SIZE
+    fitting = _tokens_in(free, config)
     if fitting < min(BLOCK_SIZE, most):
-        raise DeviceError(
-            f"a cache block of {BLOCK_SIZE} tokens takes {_size(block)}, and {device} has {_size(free)} free"
-        )
+        block = _size(cache_nbytes(config, BLOCK_SIZE))
+        raise DeviceError(f"a cache block of {BLOCK_SIZE} tokens takes {block}, and {device} has {_size(free)} free")
     return min(fitting, most)
+
+
+def _tokens_in(free: int, config: Config) -> int:
+    """Tokens of the largest cache that leaves a margin in that many bytes."""
+    return max(free - _margin(free), 0) // cache_nbytes(config, BLOCK_SIZE) * BLOCK_SIZE
+
+
+def _margin(free: int) -> int:
+    return min(MARGIN, max(free, 0) // 8)
 
 
 def check_fit(config: Config, weights: Iterable[Any], device: str, context: int | None) -> None:
@@ -51,15 +58,14 @@ def check_fit(config: Config, weights: Iterable[Any], device: str, context: int 
     """
     tokens = context or min(config.context, LEAST_CACHE_TOKENS)
     weight, cache, free = sum(map(device_nbytes, weights)), cache_nbytes(config, tokens), available_memory(device)
-    if weight + cache <= free:
+    fitting = _tokens_in(free - weight, config)
+    if tokens <= fitting:
         return
-    fitting = max(free - weight, 0) // cache_nbytes(config, BLOCK_SIZE) * BLOCK_SIZE
-    helps = "a smaller quantization"
-    if context and fitting:
-        helps += f" or a shorter context (context={fitting} fits)"
+    needed = f"{_size(weight + cache + _margin(free - weight))} on {device}: {_size(weight)} for weights"
+    helps = f" or a shorter context (context={fitting} fits)" if context and fitting else ""
     raise DeviceError(
-        f"the model needs {_size(weight + cache)} on {device}, {_size(weight)} for weights and {_size(cache)} for a "
-        f"cache of {tokens} tokens, and {_size(free)} are free; what helps is {helps}"
+        f"the model needs {needed}, {_size(cache)} for a cache of {tokens} tokens, the rest to work with; "
+        f"{_size(free)} are free; what helps is a smaller quantization{helps}"
     )
 
 

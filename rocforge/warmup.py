@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
-from rocforge.kernels import BackgroundCompilation, Kernel, recorded_launches
+from rocforge.kernels import BackgroundCompilation, Kernel, launches_recorded
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
@@ -18,26 +19,35 @@ PROMPT_TOKENS = 16
 
 
 def compile_for(model: Transformer) -> BackgroundCompilation:
-    """Begin to compile what one request needs: a prompt, a decode step, and sampling.
+    """Begin to compile what a request needs: its decode steps, a prompt, and sampling.
 
     Args:
         model: on a GPU; its weights need not have their values yet.
     """
     with on_device(model.device):
-        return BackgroundCompilation(kernels_of(model))
+        compilation = BackgroundCompilation()
+        try:
+            record_kernels(model, compilation.add)
+        except BaseException:
+            compilation.cancel()
+            raise
+    return compilation
 
 
-def kernels_of(model: Transformer) -> list[Kernel]:
-    """The kernels that a prompt, a decode step and sampling launch, in order: what the model itself would launch."""
+def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
+    """Call `record` with each kernel that a decode step, a prompt and sampling would launch.
+
+    The model itself is run, on zeros and with its launches left out. What it does by libraries is done, and so the BLAS
+    library has been initialized after it.
+    """
     with on_device(model.device):
-        with _stream(model.device) as stream, recorded_launches() as recorded:
+        with _stream(model.device) as stream, launches_recorded(record):
+            sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
+            sampler(model(np.zeros(1, np.int32)))
             model(np.zeros(PROMPT_TOKENS, np.int32))
-            logits = model(np.zeros(1, np.int32))
-            Sampler([SamplingParams(temperature=0, seed=0)], [0])(logits)
-            del logits
         stream.synchronize()
+        del sampler
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
-    return list(dict.fromkeys(recorded))
 
 
 @functools.cache

@@ -93,6 +93,13 @@ def fresh_modules(monkeypatch):
     monkeypatch.setattr(kernels, "_modules", {})
 
 
+def compile_all(wanted):
+    compilation = kernels.BackgroundCompilation()
+    for kernel in wanted:
+        compilation.add(kernel)
+    return compilation
+
+
 def test_background_compilation(fresh_modules, monkeypatch):
     """Modules are compiled once each, in other threads; a launch in the meantime waits for its own."""
     threads, gate, original = [], threading.Event(), kernels._Module._compile
@@ -105,7 +112,7 @@ def test_background_compilation(fresh_modules, monkeypatch):
     monkeypatch.setattr(kernels._Module, "_compile", compile_late)
     halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
     wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
-    compilation = kernels.BackgroundCompilation(wanted)
+    compilation = compile_all(wanted)
     threading.Timer(0.1, gate.set).start()
     x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
     halves((2,), (256,), (x, y, 300))
@@ -113,12 +120,14 @@ def test_background_compilation(fresh_modules, monkeypatch):
     compilation.wait()
     assert sorted(source for source, _ in threads) == ["norm.hip", "quantize.hip"]
     assert threading.current_thread() not in {thread for _, thread in threads}
+    compilation.add(halves)
+    assert len(threads) == 2
 
 
 def test_background_error_surfaces_at_the_launch(fresh_modules):
     """What does not compile in the background is no one's error until its kernel is launched: then with the log."""
     kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
-    kernels.BackgroundCompilation([kernel, Kernel("norm.hip", "rms_norm", "void*")]).wait()
+    compile_all([kernel, Kernel("norm.hip", "rms_norm", "void*")]).wait()
     with pytest.raises(DeviceError, match=r"repack.hip does not compile with QTYPE=Q9_9:[\s\S]*Q9_9"):
         kernel((1,), (256,), (cp.zeros(1),))
 
@@ -128,17 +137,18 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
     begun, gate = [], threading.Event()
     monkeypatch.setattr(kernels._Module, "_compile", lambda module: begun.append(module.defines) or gate.wait(10))
     monkeypatch.setattr(kernels.os, "cpu_count", lambda: 2)
-    compilation = kernels.BackgroundCompilation(Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50))
+    compilation = compile_all([Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50)])
     threading.Timer(0.1, gate.set).start()
     compilation.cancel()
-    assert len(begun) <= 2 and not any(thread.is_alive() for thread in compilation._threads)
+    assert len(begun) == 2 and not any(thread.is_alive() for thread in compilation._threads)
 
 
-def test_recorded_launches(to_halves):
-    """Launches of this thread are listed instead of done, new arrays are zeros; other threads are not concerned."""
+def test_launches_recorded(to_halves):
+    """Launches of this thread are recorded instead of done, new arrays are zeros; other threads are not concerned."""
     x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
     other = threading.Thread(target=to_halves, args=((1,), (100,), (x, y, 100)))
-    with kernels.recorded_launches() as recorded:
+    recorded = []
+    with kernels.launches_recorded(recorded.append):
         to_halves((2,), (256,), (x, y, 300))
         fresh = [cp.empty(1000, np.float32) for _ in range(3)]
         other.start()

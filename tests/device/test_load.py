@@ -13,7 +13,7 @@ from golden import build
 import rocforge as rf
 from rocforge import kernels, warmup
 from rocforge.load import load_model
-from rocforge.memory import cache_nbytes, cache_tokens_that_fit
+from rocforge.memory import cache_nbytes, cache_tokens_that_fit, check_fit
 from rocforge.models import build_model
 from rocforge.upload import device_nbytes
 
@@ -57,20 +57,23 @@ def test_same_model_as_without_overlap(path, rng):
         assert (model(tokens).get() == plain(tokens).get()).all()
 
 
+def module_of(kernel):
+    return (kernel.source, *sorted(kernel.defines.items()))
+
+
 def test_kernels_of_a_request_are_known(path, monkeypatch):
-    """The warmup names the kernels that a prompt and decode steps then launch, and launches none itself."""
-    model = load_model(rf.open_gguf(path), "gpu")
+    """The warmup names the modules that a prompt and decode steps then need, and launches nothing of them itself."""
+    model, known, launched = load_model(rf.open_gguf(path), "gpu"), set(), set()
     with monkeypatch.context() as patch:
         patch.setattr(kernels.Kernel, "_load", lambda *args: pytest.fail("a kernel was launched"))
-        known = {(kernel.source, *sorted(kernel.defines.items())) for kernel in warmup.kernels_of(model)}
-    launched = set()
-    original = kernels.Kernel.__call__
+        warmup.record_kernels(model, lambda kernel: known.add(module_of(kernel)))
+    launch = kernels.Kernel.__call__
 
-    def launch(kernel, *args, **options):
-        launched.add((kernel.source, *sorted(kernel.defines.items())))
-        original(kernel, *args, **options)
+    def record_and_launch(kernel, *args, **options):
+        launched.add(module_of(kernel))
+        launch(kernel, *args, **options)
 
-    monkeypatch.setattr(kernels.Kernel, "__call__", launch)
+    monkeypatch.setattr(kernels.Kernel, "__call__", record_and_launch)
     with rf.Engine(model, cache_tokens=64) as engine:
         engine.add(list(range(20)), rf.SamplingParams(max_tokens=4, temperature=0))
         while engine.busy:
@@ -92,13 +95,13 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
     elif what == "interrupt":
         monkeypatch.setattr(load.Uploader, "__exit__", lambda *args: exits(*args) or fail())
     else:
-        monkeypatch.setattr(warmup, "kernels_of", fail)
+        monkeypatch.setattr(warmup, "record_kernels", fail)
     monkeypatch.setattr(kernels.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
         rf.load(path, "gpu")
     assert pool.used_bytes() - used <= 1024 and kept.traceback  # the frequencies of rope, of which a few stay
-    assert len(cancelled) == (what != "warmup")
+    assert len(cancelled) == 1
 
 
 def test_too_little_memory_is_told_before(path, pool):
@@ -106,17 +109,20 @@ def test_too_little_memory_is_told_before(path, pool):
     file = rf.open_gguf(path)
     config = build_model(file).config
     weights = sum(device_nbytes(file[name]) for name in file)
-    pool.set_limit(pool.total_bytes() + weights + cache_nbytes(config, 96) + 64)
+    room = cache_nbytes(config, 96) * 8 // 7 + 8
+    pool.set_limit(pool.total_bytes() + weights + room)
     used = pool.used_bytes()
     with pytest.raises(rf.DeviceError) as error:
         load_model(file, "gpu", context=200)
     message = str(error.value)
-    assert f"{weights + cache_nbytes(config, 200):,} bytes" in message and "context=96 fits" in message
-    assert f"{weights + cache_nbytes(config, 96) + 64:,} bytes) are free" in message
+    assert f"needs {(weights + cache_nbytes(config, 200) + room // 8) / 2**20:.2f} MiB" in message
+    assert f"({weights:,} bytes) for weights" in message and f"({weights + room:,} bytes) are free" in message
+    assert message.endswith("a smaller quantization or a shorter context (context=96 fits)")
     assert pool.used_bytes() == used
+    check_fit(config, [file[name] for name in file], "gpu:0", 96)
+    pool.set_limit(pool.total_bytes() + weights // 2)
     with pytest.raises(rf.DeviceError, match=r"smaller quantization$"):
-        pool.set_limit(pool.total_bytes() + weights // 2)
-        load_model(file, "gpu", context=200)
+        load_model(file, "gpu", context=96)
 
 
 def test_cache_fills_what_is_free(path, pool):
