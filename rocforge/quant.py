@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,8 +62,8 @@ class QuantizedArray:
         data, shape, qtype: as given (shape of the transpose, for a transpose).
         planar: the rows of data are planes of fields, as `to_device` makes them for a GPU's kernels, instead of
             GGUF's blocks; see rocforge.ops.dequantize.
-        keep_float32: keep the float32 values that the first product on the CPU makes; set by `rf.load` where memory
-            is ample, since unpacking costs many times the product itself.
+        keep_float32: keep the float32 values that the first product on the CPU makes, or the first slice of several
+            matrices; set by `rf.load` where memory is ample, since unpacking costs many times the product itself.
         halves: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
             by `rf.load` where memory is ample.
 
@@ -76,7 +78,7 @@ class QuantizedArray:
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
         self.planar = self.keep_float32 = False
-        self._float32 = self.halves = None
+        self._float32 = self._joined = self.halves = None
         self._transposed = False
         expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
         if data.dtype != np.uint8 or data.shape != expected:
@@ -134,14 +136,15 @@ class QuantizedArray:
             raise IndexError(f"only the leading {self.ndim - 1} axes of a QuantizedArray of shape {self.shape} slice")
         data = self.data[index]
         view = self._view(data, (*data.shape[:-1], self.shape[-1]))
-        if self._float32 is not None:
-            view._float32 = self._float32[index]
+        if self._float32 is not None or (self.keep_float32 and self.ndim > 2):
+            view._float32 = self.float32()[index]
         return view
 
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
         view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
-        view.keep_float32, view._float32, view.halves, view._transposed = False, None, None, False
+        view.keep_float32 = view._transposed = False
+        view._float32 = view._joined = view.halves = None
         return view
 
     def dequantize(self, dtype: Any = np.float32) -> Any:
@@ -211,6 +214,23 @@ class QuantizedArray:
         moved = self._view(data, self.shape)
         moved._transposed, moved.planar = self._transposed, planar
         return moved
+
+
+def joined_float32(weights: Sequence[Any]) -> np.ndarray | None:
+    """float32 values of matrices with equal columns, one below the other; None unless all are to keep theirs.
+
+    They are joined once: what each keeps becomes a part of the whole.
+    """
+    if not all(isinstance(weight, QuantizedArray) and weight.keep_float32 for weight in weights):
+        return None
+    first, *others = weights
+    if first._joined is None or first._joined[0] != others:
+        whole = columns_contiguous(np.concatenate([weight.float32() for weight in weights]))
+        ends = itertools.accumulate(len(weight) for weight in weights)
+        for weight, end in zip(weights, ends, strict=True):
+            weight._float32 = whole[end - len(weight) : end]
+        first._joined = others, whole
+    return first._joined[1]
 
 
 def columns_contiguous(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from rocforge.arrays import get_array_module
 from rocforge.ops import activation
-from rocforge.quant import QuantizedArray
+from rocforge.quant import QuantizedArray, joined_float32
 
 TILE_ELEMENTS = 1 << 22
 """Elements of a packed weight that are unpacked at a time: 16 MiB of float32, about what the last cache level holds."""
@@ -56,7 +57,7 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
 
         return products_device(x, weights, biases, residual)
     x = x.astype(np.float32, copy=False)
-    ys = [_product(x, weight) for weight in weights]
+    ys = _products(x, weights)
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:
             y += bias
@@ -94,6 +95,15 @@ def gated_linear(
         if y is not None:
             return y
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
+
+
+def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:
+    """Several as one, where they keep their values: BLAS reads one large matrix faster than some small ones."""
+    joined = joined_float32(weights) if len(weights) > 1 else None
+    if joined is None:
+        return [_product(x, weight) for weight in weights]
+    y, ends = x @ joined.T, itertools.accumulate(len(weight) for weight in weights)
+    return [y[..., end - len(weight) : end] for weight, end in zip(weights, ends, strict=True)]
 
 
 def _product(x: np.ndarray, weight: Any) -> np.ndarray:

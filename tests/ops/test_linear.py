@@ -5,8 +5,8 @@ import pytest
 
 from rocforge.ops import linear as linear_module
 from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear
-from rocforge.quant import quantize
+from rocforge.ops.linear import linear, linears
+from rocforge.quant import QuantizedArray, quantize
 
 
 def error(a, b):
@@ -35,6 +35,29 @@ def test_tiles_equal_whole(rng, monkeypatch):
     whole = linear(x, weight)
     monkeypatch.setattr(linear_module, "TILE_ELEMENTS", 64 * 16)
     assert error(linear(x, weight), whole) < 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_kept_weights_are_joined(rng, count):
+    """Several weights that keep their values give what each gives alone, and hold one copy of them between them."""
+    weights = [quantize(rng.standard_normal((rows, 64)), "Q8_0") for rows in (32, 8, 16)]
+    x, bias = rng.standard_normal((count, 64)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    alone = [linear(x, weight, b) for weight, b in zip(weights, (None, bias, None), strict=True)]
+    for weight in weights:
+        weight.keep_float32 = True
+    for _ in range(2):
+        together = linears(x, weights, [None, bias, None])
+        assert all(error(y, expected) < 1e-6 for y, expected in zip(together, alone, strict=True))
+    wholes = {id(weight.float32().base) for weight in weights}
+    assert len(wholes) == 1 and weights[0].float32().base.size == 56 * 64
+    for y, expected in zip(linears(x, weights[:2]), alone, strict=False):
+        assert y.shape == expected.shape
+    np.testing.assert_array_equal(weights[1].dequantize(), quantize_like(weights[1]))
+
+
+def quantize_like(weight):
+    """The values of a weight's blocks, unpacked anew."""
+    return QuantizedArray(weight.data, weight.shape, weight.qtype).dequantize()
 
 
 def test_float64_and_float16_activations_give_float32(rng):
