@@ -95,7 +95,7 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
     elif what == "interrupt":
         monkeypatch.setattr(load.Uploader, "__exit__", lambda *args: exits(*args) or fail())
     else:
-        monkeypatch.setattr(warmup, "record_kernels", fail)
+        monkeypatch.setattr(kernels.Kernel, "__call__", fail)
     monkeypatch.setattr(kernels.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
