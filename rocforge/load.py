@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,16 +77,16 @@ def _loading(
     weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
     if device != "cpu":
         check_fit(model.config, weights.values(), device, context)
-    with _bar(sum(weight.nbytes for weight in weights.values()), progress) as bar:
-        fill = _fill_on_cpu if device == "cpu" else _fill_on_gpu
-        with fill(model, weights, device, bar.update):
+    with _bar(sum(weight.nbytes for weight in weights.values()), progress) as advance:
+        if device == "cpu":
+            _fill_on_cpu(model, weights, advance)
             yield model
-    if device != "cpu":
-        keep_halves(model, halves)
+        else:
+            with _filling_on_gpu(model, weights, device, halves, advance):
+                yield model
 
 
-@contextlib.contextmanager
-def _fill_on_cpu(model: Transformer, weights: Weights, device: str, progress: Progress) -> Iterator[None]:
+def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> None:
     keep = _fits_unpacked(weights)
 
     def place(weight: Any) -> Any:
@@ -94,21 +95,32 @@ def _fill_on_cpu(model: Transformer, weights: Weights, device: str, progress: Pr
         return placed
 
     model.load_weights(weights, place)
-    yield
 
 
 @contextlib.contextmanager
-def _fill_on_gpu(model: Transformer, weights: Weights, device: str, progress: Progress) -> Iterator[None]:
+def _filling_on_gpu(
+    model: Transformer, weights: Weights, device: str, halves: bool | None, progress: Progress
+) -> Iterator[None]:
     """The kernels that the model needs are compiled, or loaded from their cache, in the meantime."""
-    with out_of_memory_explained(device, "loading"), contextlib.ExitStack() as undo:
-        # whoever keeps the error's traceback keeps the model, but not what it holds on the device
-        undo.callback(vars(model).clear)
+    with out_of_memory_explained(device, "loading"), _emptied_on_error(model), contextlib.ExitStack() as undo:
         with Uploader(weights.values(), device, progress) as uploader:
             model.load_weights(weights, uploader.place)
             model.device = device
             undo.callback(compile_for(model).cancel)
             yield
+        keep_halves(model, halves)
         undo.pop_all()
+
+
+@contextlib.contextmanager
+def _emptied_on_error(model: Transformer) -> Iterator[None]:
+    """Whoever keeps an error, with its traceback, keeps the model, but not what it has on a device."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        vars(model).clear()
+        raise
 
 
 def _fits_unpacked(weights: Weights) -> bool:
@@ -127,7 +139,13 @@ def _for_cpu(weight: Any, keep: bool) -> Any:
     return weight
 
 
-def _bar(total: int, show: bool) -> Any:
+@contextlib.contextmanager
+def _bar(total: int, show: bool) -> Iterator[Progress]:
+    """What is called with the bytes that have been loaded."""
+    if not show:
+        yield lambda nbytes: None
+        return
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1024, disable=not show)
+    with tqdm(total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield bar.update

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +28,8 @@ def compile_for(model: Transformer) -> BackgroundCompilation:
         compilation = BackgroundCompilation()
         try:
             record_kernels(model, compilation.add)
-        except BaseException as error:
+        except BaseException:
             compilation.cancel()
-            traceback.clear_frames(error.__traceback__)  # whoever keeps the error does not keep the model's parts
             raise
     return compilation
 

@@ -81,7 +81,7 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
     assert launched - {("decode.hip",)} == known
 
 
-@pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup"])
+@pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup", "halves"])
 def test_error_leaves_nothing(path, pool, monkeypatch, what):
     """Whatever fails, and although the error is kept: no weights stay on the device, no compilation goes on."""
     error, cancelled = {"interrupt": KeyboardInterrupt}.get(what, ValueError), []
@@ -94,12 +94,14 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
         monkeypatch.setattr(load, "Tokenizer", fail)
     elif what == "interrupt":
         monkeypatch.setattr(load.Uploader, "__exit__", lambda *args: exits(*args) or fail())
+    elif what == "halves":
+        monkeypatch.setattr("rocforge.halves.dequantize_device", fail)
     else:
         monkeypatch.setattr(kernels.Kernel, "__call__", fail)
     monkeypatch.setattr(kernels.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
-        rf.load(path, "gpu")
+        rf.load(path, "gpu", halves=True)
     assert pool.used_bytes() - used <= 1024 and kept.traceback  # the frequencies of rope, of which a few stay
     assert len(cancelled) == 1
 
