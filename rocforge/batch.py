@@ -112,8 +112,8 @@ class Batch:
 
 def _slots(table: Sequence[int], length: int, block_size: int) -> slice | np.ndarray:
     """Cache slots of a sequence's tokens; a slice where its blocks follow each other, which needs no copy to read."""
-    blocks = np.asarray(table[: -(-length // block_size)], np.int64)
-    if len(blocks) and (np.diff(blocks) == 1).all():
-        first = int(blocks[0]) * block_size
+    blocks = list(table[: -(-length // block_size)])
+    if blocks and blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+        first = blocks[0] * block_size
         return slice(first, first + length)
-    return (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:length]
+    return (np.array(blocks, np.int64)[:, None] * block_size + np.arange(block_size)).reshape(-1)[:length]
