@@ -3,19 +3,16 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by BackgroundCompilation; CuPy
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.warmup; CuPy
 keeps the machine code in its cache folder, by content, so a later process only loads it.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import os
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,10 +65,23 @@ def _with_includes(name: str, seen: set[str]) -> str:
 def compile_options(wave: int) -> tuple[str, ...]:
     """The options for a device of that wave size.
 
-    They are the same for all sources: for each new set of options CuPy first compiles an empty program, to learn the
-    compiler's version, which takes longer than to load a module from its cache.
+    They are the same for all sources: see `_ask_compiler`.
     """
     return ("-std=c++17", f"-DWAVE={wave}")
+
+
+_asking = threading.Lock()
+
+
+@functools.cache
+def _ask_compiler(device: int) -> None:
+    """Compile next to nothing, with the options that all sources have, while `_asking` is held.
+
+    For each new set of options CuPy first compiles an empty program, to learn the compiler's version, which takes
+    longer than to load a module from its cache. Threads that begin together would each do so.
+    """
+    code = 'extern "C" __global__ void nothing() {}'
+    cupy_module().RawModule(code=code, options=compile_options(wave_size(device))).compile()
 
 
 def with_defines(source: str, defines: dict[str, Any]) -> str:
@@ -112,6 +122,8 @@ class _Module:
 
     def _compile(self) -> Any:
         cupy = cupy_module()
+        with _asking:
+            _ask_compiler(self.device)
         module = cupy.RawModule(
             code=with_defines(self.source, self.defines), options=compile_options(wave_size(self.device))
         )
@@ -154,6 +166,10 @@ class Kernel:
         defines = "".join(f", {key}={value}" for key, value in self.defines.items())
         return f"Kernel({self.source}, {self.name}{defines})"
 
+    def module(self, device: int) -> _Module:
+        """What it is compiled with for a device: the same for all kernels of one source with the same defines."""
+        return _module(self.source, self.defines, device)
+
     def compile(self) -> None:
         """Compile and load it for the current device, now instead of at the first launch."""
         self._load(cupy_module().cuda.runtime.getDevice())
@@ -186,7 +202,7 @@ class Kernel:
         function.kernel(grid, block, checked, shared_mem=shared)
 
     def _load(self, device: int) -> Any:
-        function = _module(self.source, self.defines, device).get_function(self.name)
+        function = self.module(device).get_function(self.name)
         self._functions[device] = function
         return function
 
@@ -232,51 +248,6 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
             yield
     finally:
         _this_thread.record = None
-
-
-class BackgroundCompilation:
-    """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
-
-    CuPy lets go of Python's lock while it compiles. NVRTC then works in several threads at a time, as far as it does
-    not lock itself; hiprtc compiles one program at a time. Errors are raised where the kernel is launched.
-    """
-
-    def __init__(self):
-        self._device = cupy_module().cuda.runtime.getDevice()
-        self._known: set[_Module] = set()
-        self._waiting: deque[_Module] = deque()
-        self._threads: list[threading.Thread] = []
-        atexit.register(self.cancel)
-
-    def add(self, kernel: Kernel) -> None:
-        """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
-        module = _module(kernel.source, kernel.defines, self._device)
-        if module in self._known:
-            return
-        self._known.add(module)
-        self._waiting.append(module)
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if len(self._threads) < (os.cpu_count() or 1):
-            # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
-            self._threads.append(threading.Thread(target=self._work, daemon=True))
-            self._threads[-1].start()
-
-    def _work(self) -> None:
-        with cupy_module().cuda.Device(self._device), contextlib.suppress(IndexError):
-            while True:
-                self._waiting.popleft().prepare()
-
-    def wait(self) -> None:
-        """Until all are compiled."""
-        self._work()
-        for thread in self._threads:
-            thread.join()
-        atexit.unregister(self.cancel)
-
-    def cancel(self) -> None:
-        """Begin no more, and wait for those that have begun."""
-        self._waiting.clear()
-        self.wait()
 
 
 def _check_of(kind: str) -> Callable[[Any, int], Any]:

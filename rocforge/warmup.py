@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
+import os
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
-from rocforge.kernels import BackgroundCompilation, Kernel, launches_recorded
+from rocforge.kernels import Kernel, launches_recorded
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
@@ -54,3 +59,48 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
 def _stream(device: str) -> Any:
     """One for all models, since attention keeps an array for each stream that it was on."""
     return cupy_module().cuda.Stream(non_blocking=True)
+
+
+class BackgroundCompilation:
+    """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
+
+    CuPy lets go of Python's lock while it compiles. NVRTC then works in several threads at a time, as far as it does
+    not lock itself; hiprtc compiles one program at a time. Errors are raised where the kernel is launched.
+    """
+
+    def __init__(self):
+        self._device = cupy_module().cuda.runtime.getDevice()
+        self._known: set[Any] = set()
+        self._waiting: deque[Any] = deque()
+        self._threads: list[threading.Thread] = []
+        atexit.register(self.cancel)
+
+    def add(self, kernel: Kernel) -> None:
+        """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
+        module = kernel.module(self._device)
+        if module in self._known:
+            return
+        self._known.add(module)
+        self._waiting.append(module)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) < (os.cpu_count() or 1):
+            # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        with cupy_module().cuda.Device(self._device), contextlib.suppress(IndexError):
+            while True:
+                self._waiting.popleft().prepare()
+
+    def wait(self) -> None:
+        """Until all are compiled."""
+        self._work()
+        for thread in self._threads:
+            thread.join()
+        atexit.unregister(self.cancel)
+
+    def cancel(self) -> None:
+        """Begin no more, and wait for those that have begun."""
+        self._waiting.clear()
+        self.wait()

@@ -85,7 +85,7 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
 def test_error_leaves_nothing(path, pool, monkeypatch, what):
     """Whatever fails, and although the error is kept: no weights stay on the device, no compilation goes on."""
     error, cancelled = {"interrupt": KeyboardInterrupt}.get(what, ValueError), []
-    exits, cancel = load.Uploader.__exit__, kernels.BackgroundCompilation.cancel
+    exits, cancel = load.Uploader.__exit__, warmup.BackgroundCompilation.cancel
 
     def fail(*args, **options):
         raise error(what)
@@ -98,7 +98,7 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
         monkeypatch.setattr("rocforge.halves.dequantize_device", fail)
     else:
         monkeypatch.setattr(kernels.Kernel, "__call__", fail)
-    monkeypatch.setattr(kernels.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
+    monkeypatch.setattr(warmup.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
         rf.load(path, "gpu", halves=True)
