@@ -21,6 +21,7 @@ from rocforge.cache import KVCache
 from rocforge.choose import Choice, choices_of, reports, sampler_of
 from rocforge.kernels import Kernel
 from rocforge.nn.transformer import Transformer
+from rocforge.ops.matvec import MAX_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.ops.strided import blocks
 from rocforge.scheduler import Request
@@ -82,7 +83,7 @@ class Decoder:
             self._begin(requests)
         elif self._blocks != (lengths := [len(request.table) for request in requests]):
             staged, self._blocks = self._plan.set_tables(requests), lengths
-        self._plan.run(self._graphs and not self._watched)
+        self._plan.run(self._graphs)
         on_device = [self._plan.tokens, *reports(self._plan.logits, self._plan.tokens, requests)]
         arrays = [_download(array) for array in on_device]
         landed = cupy_module().cuda.Event(disable_timing=True)
@@ -105,7 +106,6 @@ class Decoder:
         self._plan, self._requests = self._plans[key], list(requests)
         self._plan.begin(requests, sampler)
         self._blocks = [len(request.table) for request in requests]
-        self._watched = any(module.observers for _, module in self._model.named_modules())
 
 
 class _Plan:
@@ -125,6 +125,8 @@ class _Plan:
         self._starts = cupy.arange(rows + 1, dtype=np.int32)
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
+        # CuPy refuses calls of cuBLAS in a capture, not those of hipBLAS
+        self._capturable = rows <= MAX_COLUMNS or cupy.cuda.runtime.is_hip
 
     def begin(self, requests: Sequence[Request], sampler: Sampler) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
@@ -155,7 +157,7 @@ class _Plan:
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
         with cupy_module().cuda.using_allocator(self._pool.malloc):
-            if not graphs or not self._warm:
+            if not graphs or not self._warm or not self._capturable:
                 self.logits, self._warm = self._step(), True
                 return
             if self._graph is None:

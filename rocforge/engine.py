@@ -21,6 +21,7 @@ from rocforge.cache import BlockPool
 from rocforge.choose import Choice, choose
 from rocforge.decode import Decoder, Flight
 from rocforge.memory import cache_tokens_that_fit, out_of_memory_explained
+from rocforge.nn.module import Module
 from rocforge.nn.transformer import Transformer
 from rocforge.pacing import Pacer
 from rocforge.sampling import Logprobs, SamplingParams
@@ -191,8 +192,8 @@ class Engine:
         return tokens
 
     def _can_decode(self, work: list[Work]) -> bool:
-        """Whether a step is the Decoder's: on a GPU, one token for each request, and none chosen on the host."""
-        return self._decoder is not None and all(
+        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host, none watched."""
+        return (self._decoder is not None and not Module.captures) and all(
             item.count == 1 and item.samples and item.request.constraint is None for item in work
         )
 
@@ -201,7 +202,7 @@ class Engine:
 
         A request that ended since the step was queued is left out.
         """
-        if self.scheduler.repeats(flight.requests, self.limit):
+        if not Module.captures and self.scheduler.repeats(flight.requests, self.limit):
             self._flight = self._decoder.launch(flight.requests)
         chosen = zip(flight.requests, flight.choices(), strict=True)
         return [choice for request, choice in chosen if request.status is Status.RUNNING]

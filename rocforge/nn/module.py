@@ -29,6 +29,8 @@ class Module:
     """
 
     inline = False
+    captures = 0
+    """How many `capture` contexts there are, of all modules."""
     observers: tuple[Callable[[Any], None], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,9 +127,11 @@ class Module:
         before = {path: module.observers for path, module in watched.items()}
         for path, module in watched.items():
             module.observers = (*module.observers, lambda output, path=path: seen.__setitem__(path, output))
+        Module.captures += 1
         try:
             yield seen
         finally:
+            Module.captures -= 1
             for path, module in watched.items():
                 module.observers = before[path]
 

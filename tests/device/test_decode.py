@@ -128,12 +128,13 @@ def test_preempted(models, prompts):
 
 
 def test_watched_modules(model, prompts):
-    """`capture` sees every step, which is then not replayed."""
+    """`capture` sees every step, with a row for each token, and no step is queued ahead of what it sees."""
     seen = []
     with model.capture("blk.1.ffn_down") as values:
-        params = [rf.SamplingParams(max_tokens=8, temperature=0)]
-        run(model, prompts[:1], params, lambda *_: seen.append(rf.asnumpy(values["blk.1.ffn_down"]).copy()))
-    assert len({array.tobytes() for array in seen[1:]}) == len(seen) - 1 >= 6
+        params = [rf.SamplingParams(max_tokens=8, temperature=0)] * 3
+        run(model, prompts, params, lambda *_: seen.append(rf.asnumpy(values["blk.1.ffn_down"])))
+    assert {len(array) for array in seen[1:]} == {3}
+    assert len({array.tobytes() for array in seen}) == len(seen) == 8
 
 
 def test_a_failed_step(models, prompts, monkeypatch):
