@@ -192,7 +192,7 @@ class Engine:
         return tokens
 
     def _can_decode(self, work: list[Work]) -> bool:
-        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host, none watched."""
+        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host or watched."""
         return (self._decoder is not None and not Module.captures) and all(
             item.count == 1 and item.samples and item.request.constraint is None for item in work
         )
