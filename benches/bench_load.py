@@ -33,7 +33,7 @@ import rocforge as rf
 imported = time.perf_counter()
 model, tokenizer = rf.load(sys.argv[1], "gpu")
 loaded = time.perf_counter()
-next(rf.stream_generate(model, tokenizer, "Once upon a time", max_tokens=1))
+next(rf.stream_generate(model, tokenizer, "Once upon a time, in a country far away, there was", max_tokens=1))
 done = time.perf_counter()
 print(f"{done - start:.2f} s: import {imported - start:.2f}, load {loaded - imported:.2f}, token {done - loaded:.2f}")
 """
