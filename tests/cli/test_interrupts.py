@@ -27,6 +27,30 @@ with Interrupts():
 """
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_while_modules_are_imported(tmp_path, ignored):
+    """The command's own imports end quietly, with an interrupt's code; where SIGINT is ignored they go on."""
+    (tmp_path / "numpy.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+    code = "import sys, rocforge_command; sys.exit(rocforge_command.main())"
+    command = ["sh", "-c", f'trap "{"" if ignored else "-"}" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    if ignored:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.kill()
+        process.communicate()
+    else:
+        assert process.communicate(timeout=5) == ("", "") and process.returncode == 130
+
+
 @pytest.mark.parametrize("where", ["library", "clean-up"])
 def test_the_second_always_ends_it_at_once(where):
     """Also inside a library, and while the first one's clean-up hangs."""
