@@ -9,6 +9,7 @@ larger than the caches; beside it, the share of the read bandwidth, or the rate 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -23,10 +24,13 @@ from rocforge.cache import KVCache
 from rocforge.ops import attention_device
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
-from rocforge.ops.moe import group_by_expert, route
+from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.matvec import quantize_activations
+from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import Sampler, logprobs_device
+from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 from rocforge.sampling import SamplingParams
 
 CACHES = 256 << 20
@@ -130,7 +134,7 @@ class Report:
         if nbytes is not None:
             more = f"{nbytes / 1e12:6.2f} TB/s {nbytes / self.bandwidth:5.0%}"
         if rate is not None:
-            more = f"{rate / 1e12:6.1f} TFLOP/s"
+            more += f"{rate / 1e12:6.1f} TFLOP/s"
         self.figures[name] = {"seconds": time, "bytes_a_second": nbytes, "operations_a_second": rate}
         print(f"{name:52} {time * 1e6:9.2f} us {more}", flush=True)
 
@@ -194,12 +198,52 @@ def rope(report: Report) -> None:
         report.add(f"rope and store {tokens} x 48 heads x 128", seconds(launches))
 
 
-def experts(report: Report) -> None:
+def routing(report: Report) -> None:
     for tokens in (1, 2048):
         logits = rows_of_floats(tokens, 128)
         report.add(f"route {tokens} x 128, 8 used", seconds([lambda x=x: route(x, 8) for x in logits]))
         ids, _ = route(logits[0], 8)
         report.add(f"group {tokens} x 8 by 128 experts", seconds([lambda ids=ids: group_by_expert(ids, 128)] * 4))
+
+
+EXPERTS = {
+    "gpt-oss-20b": (32, 4, 2880, 2880, ("MXFP4", "MXFP4", "MXFP4"), "swiglu_oai"),
+    "qwen3-30b-a3b": (128, 8, 2048, 768, ("Q4_K", "Q4_K", "Q6_K"), "swiglu"),
+}
+"""Published shapes: experts, those used, dim, ffn; formats of gate, up and down; the gated unit. gpt-oss has biases."""
+
+
+def expert_matrices(rows: int, columns: int, count: int, qtype: str, biased: bool) -> Matrices:
+    """Random bytes, of which float16 makes small scales."""
+    shape = (count, rows, row_nbytes(columns, QTYPES[qtype]))
+    some = np.random.default_rng(0).integers(0, 48, 1_000_003, dtype=np.uint8)
+    weight = QuantizedArray(cp.resize(cp.asarray(some), shape), (count, rows, columns), qtype).to_device("gpu")
+    return Matrices(weight, noise((count, rows)) if biased else None)
+
+
+def expert_products(report: Report) -> None:
+    """Gate, up, down and the sum of a layer; bytes are those of the chosen experts, each read once."""
+    for name, (count, used, dim, ffn, qtypes, activate) in EXPERTS.items():
+        shapes = [(ffn, dim), (ffn, dim), (dim, ffn)]
+        layer = [
+            expert_matrices(*shape, count, qtype, biased=activate == "swiglu_oai")
+            for shape, qtype in zip(shapes, qtypes, strict=True)
+        ]
+        nbytes = sum(matrices.weight.nbytes for matrices in layer) / count
+        for tokens in (1, 2, 4, 8, 16, 64, 512, 2048):
+            x = noise((tokens, dim))
+            x = quantize_activations(x) if takes_int8(tokens, *layer[:2]) else x
+            routings = [route(noise_of(seed, tokens, count), used) for seed in range(16)]
+            chosen = statistics.mean(len(np.unique(ids.get())) for ids, _ in routings)
+            run = functools.partial(experts, x, gate=layer[0], up=layer[1], down=layer[2], activate=activate)
+            time = seconds([functools.partial(run, ids=ids, weights=weights) for ids, weights in routings])
+            operations = 6 * tokens * used * dim * ffn
+            report.add(f"experts {name} {tokens} tokens", time, nbytes * chosen / time, operations / time)
+
+
+def noise_of(seed: int, *shape: int) -> cp.ndarray:
+    """Fresh numbers of a seed."""
+    return cp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def sampling(report: Report) -> None:
@@ -222,7 +266,7 @@ def sampling(report: Report) -> None:
         report.add(f"logprobs {rows} x 128256, 20", seconds([lambda x=device, t=tokens: logprobs_device(x, t, 20)] * 4))
 
 
-SUITES = {suite.__name__: suite for suite in (attention, norms, rope, experts, sampling, shares)}
+SUITES = {suite.__name__: suite for suite in (attention, norms, rope, routing, expert_products, sampling, shares)}
 
 
 def main() -> None:

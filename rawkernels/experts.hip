@@ -21,9 +21,7 @@ experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, 
     Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
     if (gate_bias) m.gate_bias = gate_bias + bias_at;
     if (up_bias) m.up_bias = up_bias + bias_at;
-    if (y) y += u64(place) * rows;
-    if (rounded) rounded += u64(place) * activation_bytes(out_cells);
-    gated_product(m, x + u64(place / used) * column_bytes(QTYPE(), cells), 1, cells, y, rounded, out_cells);
+    gated_product(m, x + u64(place / used) * column_bytes(QTYPE(), cells), 1, cells, y, rounded, out_cells, place);
 }
 
 // y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a

@@ -8,7 +8,7 @@
 #include "products.h"
 #include "fragments.h"
 
-// variants: QTYPE=Q5_1,Q8_0,Q4_K,Q6_K,MXFP4,Floats<f16>
+// variants: QTYPE=Q8_0,Q4_K,MXFP4,Floats<f16>
 const u32 THREADS = 128, WAVES = THREADS / WAVE;
 const u32 WEIGHTS = 128, PLACES = 64, DEPTH = CELL / 2;
 const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;  // a wave's, of fragments
@@ -79,23 +79,26 @@ struct RowCell<Floats<T>> {
     }
 };
 
-// Rows of x that a thread copies to LDS, DEPTH of their elements at a time.
+// The part of x (..., columns) that a thread copies to LDS, DEPTH elements of a row at a time.
 struct Columns {
-    const f16* row[PIECES];
+    const f16* x;
+    i32 row[PIECES];  // or -1
     u32x4 piece[PIECES];
-    // The rows of x (..., columns) of the places from `first` on: those of their tokens, or, without an order, their own.
-    MEMBER void find(const f16* x, const i32* order, u32 used, u32 columns, i32 first, i32 count) {
+    // The rows of the places from `first` on: those of their tokens, or, without an order, their own.
+    MEMBER void find(const i32* order, u32 used, i32 first, i32 count) {
         UNROLL
         for (u32 i = 0; i < PIECES; ++i) {
             i32 at = place(i);
-            row[i] = at < count ? x + u64(order ? order[first + at] / used : first + at) * columns : nullptr;
+            row[i] = at >= count ? -1 : order ? order[first + at] / used : first + at;
         }
     }
     MEMBER void load(u32 start, u32 columns) {
         u32 at = start + thread_x() % (DEPTH / 8) * 8;
         UNROLL
-        for (u32 i = 0; i < PIECES; ++i)
-            piece[i] = row[i] && at < columns ? ::load<u32x4>(row[i] + at) : make_u32x4(0, 0, 0, 0);
+        for (u32 i = 0; i < PIECES; ++i) {
+            piece[i] = make_u32x4(0, 0, 0, 0);
+            if (row[i] >= 0 && at < columns) piece[i] = ::load<u32x4>(x + u64(row[i]) * columns + at);
+        }
     }
     static MEMBER u32 place(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
     MEMBER void store(Shared& shared) const {
@@ -193,8 +196,8 @@ DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared) {
     u32 first_row = block_x() * (GATED ? WEIGHTS / 2 : WEIGHTS), row = first_row + matrix_row<GATED>(thread_x());
     const u8* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
     u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
-    Columns places;
-    places.find(l.x, l.order, l.used, l.columns, first, count);
+    Columns places = {l.x};
+    places.find(l.order, l.used, first, count);
     Sums<TILES> sums;
     multiply(sums, shared, matrix + at * RowCell<QTYPE>::row_bytes(l.columns), places, l.columns);
     UNROLL

@@ -210,8 +210,10 @@ struct Gated {
 
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (COLUMNS, rows), or to int8 columns of `out_cells` cells
 // for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a block
-// has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros.
-DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, float* y, u8* rounded, u32 out_cells) {
+// has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results are
+// written as columns `to` and following.
+DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, float* y, u8* rounded, u32 out_cells,
+                          u32 to = 0) {
     __shared__ float results[COLUMNS][BLOCK_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES;
     const u8* row[2 * PAIRS];
@@ -235,7 +237,7 @@ DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, f
                 float g = sum[2 * p][k] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
                 float u = sum[2 * p + 1][k] + (m.up_bias ? m.up_bias[r] : 0.0f);
                 value = gated(m.activation, g, u);
-                if (y && k < columns) y[u64(k) * m.rows + r] = value;
+                if (y && k < columns) y[u64(to + k) * m.rows + r] = value;
             }
             results[k][within] = value;
         }
@@ -247,6 +249,7 @@ DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, f
     if (wave() * WAVE >= fours * COLUMNS) return;
     u32 k = thread_x() / fours, at = 4 * (thread_x() % fours);
     const float* v = results[k < COLUMNS ? k : 0] + at;
-    u32 to = k < columns ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
-    store_activation(rounded + u64(k) * activation_bytes(out_cells), out_cells, to, make_f32x4(v[0], v[1], v[2], v[3]));
+    u32 element = k < columns ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
+    u8* column = rounded + u64(to + k) * activation_bytes(out_cells);
+    store_activation(column, out_cells, element, make_f32x4(v[0], v[1], v[2], v[3]));
 }

@@ -103,6 +103,16 @@ def test_matvec_instructions(qtype, target):
     assert not re.search(r"flat_load|scratch_", body[: body.rindex("v_dot4")])
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_expert_instructions(target):
+    """Products with experts use the int8 dot instruction or the matrix unit, and pointers known to be global or LDS."""
+    few, many = (assembly(source, target, (("QTYPE", "Q4_K"),)) for source in ("experts.hip", "experts_prefill.hip"))
+    assert len(re.findall(r"v_dot4_i32_iu8|v_dot4c?_i32_i8", few)) >= 96
+    unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
+    assert len(re.findall("v_dot2" if target == "gfx1030" else unit, many)) >= 56
+    assert not re.search(r"^\s(flat|scratch)_", few + many, re.M)
+
+
 def print_table() -> None:
     """VGPRs of each kernel and target (LDS in bytes after a plus sign where it has some)."""
     print("| kernel | " + " | ".join(TARGETS) + " |\n|---" * (len(TARGETS) + 1) + "|")
