@@ -29,7 +29,7 @@ from rocforge.scheduler import Request
 THREADS = 256
 """As in decode.hip."""
 
-_place = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* uint32 uint32 uint32")
+place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* uint32 uint32 uint32")
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Plan:
     def _step(self) -> Any:
         rows, width = self._tables.shape
         args = (self._next, self._positions, self._slots, self._lengths, self._tables)
-        _place((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
+        place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
         places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
         logits = self._model(self.tokens, Batch(self._cache, *places))
         self._sampler(logits, self.tokens)

@@ -27,7 +27,8 @@ from rocforge.pacing import Pacer
 from rocforge.sampling import Logprobs, SamplingParams
 from rocforge.scheduler import Constraint, Request, Scheduler, Status, Work
 
-DEFAULT_CACHE_TOKENS = 16384
+CPU_CACHE_TOKENS = 16384
+"""A cache on the CPU has that many where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Engine:
     Args:
         model: its weights loaded.
         eog_token_ids: tokens that end a generation.
-        cache_tokens: how many tokens the cache holds; None: the model's context, up to 16384
-            and to what is free on a GPU.
+        cache_tokens: how many tokens the cache holds; None: on a GPU what is free there but a margin, as far as
+            max_requests can use it; on a CPU the model's context, up to 16384.
         max_batch_tokens: tokens a step, at most.
         max_requests: requests in flight, at most.
 
@@ -75,9 +76,11 @@ class Engine:
     ):
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         if cache_tokens is None:
-            cache_tokens = min(model.config.context, DEFAULT_CACHE_TOKENS)
-            if model.device != "cpu":
-                cache_tokens = cache_tokens_that_fit(model.config, model.device, cache_tokens)
+            if model.device == "cpu":
+                cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
+            else:
+                most = max_requests * model.config.context
+                cache_tokens = cache_tokens_that_fit(model.config, model.device, most)
         pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)

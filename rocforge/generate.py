@@ -18,6 +18,9 @@ from rocforge.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 
+MOST_TOGETHER = 256
+"""Prompts of one call that share a step, at most."""
+
 
 @dataclass
 class Stats:
@@ -142,7 +145,7 @@ def stream_generate(
     Raises:
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
     """
-    with Engine(model, tokenizer.eog_token_ids) as engine:
+    with Engine(model, tokenizer.eog_token_ids, max_requests=1) as engine:
         stream = RequestStream(engine, tokenizer, prompt, SamplingParams(**sampling))
         while engine.busy:
             for token in engine.step():
@@ -168,7 +171,7 @@ def generate(
     many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
     prompts = prompt if many else [prompt]
     params = SamplingParams(**sampling)
-    with Engine(model, tokenizer.eog_token_ids) as engine:
+    with Engine(model, tokenizer.eog_token_ids, max_requests=max(1, min(len(prompts), MOST_TOGETHER))) as engine:
         streams = [RequestStream(engine, tokenizer, p, params) for p in prompts]
         by_request = {stream.request: stream for stream in streams}
         texts = {stream.request: [] for stream in streams}

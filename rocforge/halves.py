@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rocforge.arrays import available_memory, cupy_module, on_device
-from rocforge.memory import out_of_memory_explained
+from rocforge.memory import cache_nbytes, out_of_memory_explained
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
@@ -20,14 +20,15 @@ def keep_halves(model: Transformer, wanted: bool | None = None) -> None:
 
     Args:
         model: on a GPU, its weights loaded.
-        wanted: True, False, or None: if they take no more than half of the device's free memory.
+        wanted: True, False, or None: if they take no more than half of what a cache of one full context leaves free.
 
     Raises:
         DeviceError: they are wanted, and do not fit.
     """
     matrices = list(_matrices(model))
     if wanted is None:
-        wanted = 2 * sum(matrix.size for matrix in matrices) <= available_memory(model.device) // 2
+        free = available_memory(model.device) - cache_nbytes(model.config, model.config.context)
+        wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2
     if wanted:
         with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):
             with cupy_module().cuda.Stream(non_blocking=True) as stream:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
+from rocforge.decode import place_tokens
 from rocforge.kernels import Kernel, launches_recorded
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Sampler
@@ -47,6 +48,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     """
     with on_device(model.device):
         with _stream(model.device) as stream, launches_recorded(record):
+            record(place_tokens)
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
             model(np.zeros(PROMPT_TOKENS, np.int32))

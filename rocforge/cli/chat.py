@@ -44,7 +44,7 @@ def chat(
     loaded, tokenizer = rf.load(model, device, context, progress=not quiet and sys.stderr.isatty())
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
-    with rf.Engine(loaded, tokenizer.eog_token_ids) as engine:
+    with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:
         Chat(Conversation(engine, tokenizer, template, system), sampling, quiet).run()
 
 

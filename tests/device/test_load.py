@@ -78,7 +78,7 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
         engine.add(list(range(20)), rf.SamplingParams(max_tokens=4, temperature=0))
         while engine.busy:
             engine.step()
-    assert launched - {("decode.hip",)} == known
+    assert launched == known
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup", "halves"])
