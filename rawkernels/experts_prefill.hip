@@ -89,7 +89,7 @@ struct Columns {
         UNROLL
         for (u32 i = 0; i < PIECES; ++i) {
             i32 at = place(i);
-            row[i] = at >= count ? -1 : order ? order[first + at] / used : first + at;
+            row[i] = at >= count ? -1 : order ? i32(order[first + at] / used) : first + at;
         }
     }
     MEMBER void load(u32 start, u32 columns) {

@@ -166,19 +166,21 @@ def test_rounded_already(rng):
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_captured(rng, tokens):
     """A graph of routing and experts, replayed with other logits, chooses other experts: the host has no part in it."""
-    layer, stream = Layer(rng, ["Q8_0"] * 3), cp.cuda.Stream(non_blocking=True)
-    x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
-    logits = [rng.standard_normal((tokens, layer.count)).astype(np.float32) for _ in range(3)]
-    cp.cuda.Device().synchronize()
-
-    def run(given):
-        return experts(x, *route(given, 2), *layer.device)
-
-    with stream:
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        layer = Layer(rng, ["Q8_0"] * 3)
+        x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
+        logits = [rng.standard_normal((tokens, layer.count)).astype(np.float32) for _ in range(3)]
         given = cp.asarray(logits[0])
-        expected = [run(cp.asarray(rows)).get() for rows in logits]
+
+        def run():
+            return experts(x, *route(given, 2), *layer.device)
+
+        expected = []
+        for rows in logits:
+            given.set(rows)
+            expected.append(run().get())
         stream.begin_capture()
-        y = run(given)
+        y = run()
         graph = stream.end_capture()
         for rows, once in zip(logits, expected, strict=True):
             given.set(rows)
