@@ -1,10 +1,10 @@
 """Compiles HIP source to a shared object of the host: what the simulated hiprtc runs.
 
 The source is preprocessed with the prelude in front, which leaves markers where HIP's keywords stood; the markers are
-rewritten, a table of the kernels is added, and the result is compiled: without optimization, since tests run a kernel
-for milliseconds, and optimizing an unrolled one takes seconds. The prelude is precompiled; what was preprocessed refers
-to it. Results are cached twice: by source, options and the state of every file that was included, and by preprocessed
-text.
+rewritten, a table of the kernels is added, and the result is compiled: with little optimization and no loop unrolled,
+since tests run a kernel for milliseconds, and its unrolled code can take the compiler many seconds. The prelude is
+precompiled; what was preprocessed refers to it. Results are cached twice: by source, options and the state of every
+included file, and by preprocessed text.
 
     compile.py SOURCE OUTPUT [--expression=NAME ...] -- [hiprtc options]
 """
@@ -22,8 +22,9 @@ GENERAL = [  # _Float16 is rounded after every operation, as on the device; modu
     *["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"],
     *["-fexcess-precision=16", "-fno-gnu-unique", f"-I{HERE / 'include'}"],
 ]
-OPTIMIZATION = ["-O0"]
+OPTIMIZATION = ["-O1"]
 UNDER_SANITIZER = ["-O1", "-fsanitize=address", "-fsanitize-recover=address"]
+UNROLL = re.compile(r"^#pragma GCC unroll.*$", re.M)
 LINKAGE_AND_NAME = re.compile(r"\b(__attribute__|__hipsim_bounds__|alignas|decltype|([A-Za-z_]\w*))\s*\(")
 
 
@@ -193,7 +194,7 @@ def compile_source(options: list[str], given: list[str], source: str, expression
     prelude = precompiled_prelude(options, cache)
     before = ["-fpch-preprocess", "-include", str(cache / prelude["header"])]
     preprocessed = run(["g++", *options, *given, *before, "-E", "-x", "c++", source])
-    text = rewrite(preprocessed, expressions)
+    text = UNROLL.sub("", rewrite(preprocessed, expressions))
     library = cache / f"{digest(text, options, given)}.so"
     if not library.exists():
         fresh, runtime = fresh_name(library), os.environ["HIPSIM_RUNTIME"]
