@@ -21,6 +21,7 @@ from rocforge.ops.norm import layer_norm, rms_norm
 from rocforge.ops.rope import rope, rope_frequencies
 from rocforge.quant import QuantizedArray, quantize
 from rocforge.sampling import SamplingParams
+from rocforge.streams import Stream
 from rocforge.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "QuantizedArray",
     "RocforgeError",
     "SamplingParams",
+    "Stream",
     "Tokenizer",
     "UnsupportedModelError",
     "add",

@@ -34,7 +34,7 @@ class Child:
         (folder / "arguments").write_text("\n".join(arguments))
         command = [sys.executable, str(RUN), "--arch", arch, "pytest", "-q", "-p", "no:cacheprovider"]
         command.append(f"@{folder / 'arguments'}")
-        environment = {**os.environ, "HIPSIM_REPORT": str(self.report_path)}
+        environment = {"HIPSIM_DEVICES": "2", **os.environ, "HIPSIM_REPORT": str(self.report_path)}
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
         self._reports = open(self.report_path)  # noqa: SIM115 - read for as long as the child writes

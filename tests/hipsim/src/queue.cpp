@@ -35,8 +35,10 @@ OpRef enqueue(Work work, const std::vector<OpRef>& after) {
 }
 
 static OpRef choose() {
-    static const uint64_t seed = setting("HIPSIM_SEED", 0);
-    static std::mt19937_64 random(seed);
+    static uint64_t seed = 0;
+    static std::mt19937_64 random;
+    uint64_t wanted = setting("HIPSIM_SEED", 0); // a program may try several, one after another
+    if (wanted != seed) random.seed(seed = wanted);
     auto chosen = seed ? std::next(ready.begin(), random() % ready.size()) : std::prev(ready.end());
     OpRef op = chosen->second;
     ready.erase(chosen);

@@ -36,8 +36,7 @@ Stream* resolve(hipStream_t handle, hipError_t& error) {
 bool is_null_stream(const Stream* stream) { return stream == null_stream(stream->device); }
 
 hipError_t strict_stream_check(const Stream* stream, const std::string& what) {
-    static const bool strict = setting("HIPSIM_STRICT_STREAM", 0) != 0;
-    if (!strict || !is_null_stream(stream)) return hipSuccess;
+    if (!is_null_stream(stream) || !setting("HIPSIM_STRICT_STREAM", 0)) return hipSuccess;
     return fail(hipErrorInvalidHandle, what + " was put on the null stream (HIPSIM_STRICT_STREAM)");
 }
 

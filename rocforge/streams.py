@@ -1,0 +1,150 @@
+"""Streams: queues of work, each on one device, and copies that keep their order.
+
+Work on a stream runs in the order in which it was queued, and the host does not wait for it. Between two streams there
+is no order but what `Stream.wait_for` makes; docs/streams.md tells more.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module, get_array_module, on_device, resolve_device
+
+
+class Stream:
+    """A queue of work on one device, and a context: what a thread does inside it is queued there.
+
+        with rf.Stream("gpu:1") as stream:
+            y = model(tokens)            # gpu:1 is this thread's current device, and the stream its current stream
+            pending = stream.download(y)
+        logits = pending.get()           # waits for the copy, and so for all that was queued before it
+
+    Ops, libraries and CuPy's own functions all follow the current stream, `b[...] = a` between arrays on the device
+    too. It is a non-blocking stream: nothing orders it with the null stream, which is CuPy's where no other is current.
+    Contexts nest, several threads may be inside at a time, and leaving one does not wait. On "cpu" there is nothing to
+    queue: all is done at once, and the same code runs.
+
+    Args:
+        device: as in `rf.load`: None, "cpu", "gpu" or "gpu:N".
+
+    Attributes:
+        device: "cpu" or "gpu:N".
+
+    Raises:
+        ValueError, DeviceError: as in `rf.load`.
+    """
+
+    def __init__(self, device: str | None = None):
+        self.device = resolve_device(device)
+        self._staged: deque[tuple[Any, np.ndarray]] = deque()
+        self._lock = threading.Lock()
+        if self.device != "cpu":
+            with on_device(self.device) as current:
+                self._context, self._stream = current, cupy_module().cuda.Stream(non_blocking=True)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.device!r})"
+
+    def __enter__(self) -> Stream:
+        if self.device != "cpu":
+            self._context.__enter__()
+            self._stream.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.device != "cpu":
+            self._stream.__exit__(*exception)
+            self._context.__exit__(*exception)
+
+    def synchronize(self) -> None:
+        """Wait on the host until all that is queued has been done."""
+        if self.device != "cpu":
+            self._stream.synchronize()
+            self._drop_staged()
+
+    def wait_for(self, other: Stream) -> None:
+        """What is queued here from now on runs after what is queued on another stream so far. The host goes on."""
+        if self.device != "cpu" and other.device != "cpu":
+            with other:
+                event = _recorded()
+            with self:
+                self._stream.wait_event(event)
+
+    def upload(self, array: Any) -> Any:
+        """Queue a copy from the host to the device.
+
+        Args:
+            array: anything `np.asarray` takes; it may be changed as soon as this returns.
+
+        Returns:
+            An array of its shape and dtype on the device, for work on this stream.
+        """
+        array = np.asarray(array)
+        if self.device == "cpu":
+            return array.copy()
+        with self:
+            staged = _pinned(array.shape, array.dtype)
+            staged[...] = array
+            there = cupy_module().empty(array.shape, array.dtype)
+            there.data.copy_from_host_async(staged.ctypes.data, staged.nbytes)
+            self._drop_staged()
+            self._staged.append((_recorded(), staged))
+        return there
+
+    def _drop_staged(self) -> None:
+        """Let go of the host memory of copies that are done."""
+        with self._lock:
+            while self._staged and self._staged[0][0].done:
+                self._staged.popleft()
+
+    def download(self, array: Any) -> Download:
+        """Queue a copy from the device to the host.
+
+        Args:
+            array: what this stream computes, or what was complete before; it is read when the queue comes to it.
+        """
+        if get_array_module(array) is np:
+            return Download(np.array(array), None, None)
+        with self:
+            array = array if array.flags.c_contiguous else array.copy()
+            host = _pinned(array.shape, array.dtype)
+            array.data.copy_to_host_async(host.ctypes.data, host.nbytes)
+            return Download(host, _recorded(), array)
+
+
+class Download:
+    """A copy to the host that is under way."""
+
+    def __init__(self, host: np.ndarray, landed: Any, source: Any):
+        self._host, self._landed, self._source = host, landed, source
+
+    @property
+    def done(self) -> bool:
+        """Whether `get` would return at once."""
+        return self._landed is None or self._landed.done
+
+    def get(self) -> np.ndarray:
+        """The values, once they are there: waits for the copy, and not for what was queued after it."""
+        if self._landed is not None:
+            self._landed.synchronize()
+            self._landed = self._source = None
+        return self._host
+
+
+def _recorded() -> Any:
+    """An event on the current stream."""
+    event = cupy_module().cuda.Event(disable_timing=True)
+    event.record()
+    return event
+
+
+def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory of the host that a device copies from and to by itself."""
+    size = math.prod(shape)
+    memory = cupy_module().cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
+    return np.frombuffer(memory, dtype, size).reshape(shape)
