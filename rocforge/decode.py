@@ -25,6 +25,7 @@ from rocforge.ops.matvec import MAX_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.ops.strided import blocks
 from rocforge.scheduler import Request
+from rocforge.streams import Download, Stream
 
 THREADS = 256
 """As in decode.hip."""
@@ -38,33 +39,29 @@ class Flight:
 
     Attributes:
         requests: whose step it is.
-        arrays: pinned host memory that the tokens, and what `reports` gives, arrive in.
-        landed: the event after these copies.
-        staged: pinned host memory that copies to the device still read.
+        arrays: copies to the host that follow it: of the tokens, and of what `reports` gives.
     """
 
     requests: list[Request]
-    arrays: list[np.ndarray]
-    landed: Any
-    staged: Any
+    arrays: list[Download]
 
     def choices(self) -> list[Choice]:
         """What each request was given; waits for the step."""
-        self.landed.synchronize()
-        return choices_of(self.requests, *self.arrays)
+        return choices_of(self.requests, *[array.get() for array in self.arrays])
 
 
 class Decoder:
-    """Queues decode steps on the current stream, which must be the same one each time.
+    """Queues decode steps on a stream, which is to be the current one.
 
     Args:
-        model: on a device.
+        stream: on a GPU.
+        model: on that GPU.
         cache: its cache, there.
         width: blocks of the longest sequence.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, width: int):
-        self._model, self._cache, self._width = model, cache, width
+    def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
+        self._stream, self._model, self._cache, self._width = stream, model, cache, width
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._pool = cupy_module().cuda.MemoryPool()
         self._plans: dict[tuple[int, bool, int], _Plan] = {}
@@ -78,17 +75,14 @@ class Decoder:
         Args:
             requests: each has one token that is not in the cache, and the blocks for it.
         """
-        staged = None
         if requests != self._requests:
             self._begin(requests)
         elif self._blocks != (lengths := [len(request.table) for request in requests]):
-            staged, self._blocks = self._plan.set_tables(requests), lengths
+            self._plan.set_tables(requests, self._stream)
+            self._blocks = lengths
         self._plan.run(self._graphs)
-        on_device = [self._plan.tokens, *reports(self._plan.logits, self._plan.tokens, requests)]
-        arrays = [_download(array) for array in on_device]
-        landed = cupy_module().cuda.Event(disable_timing=True)
-        landed.record()
-        return Flight(self._requests, arrays, landed, staged)
+        arrays = [self._plan.tokens, *reports(self._plan.logits, self._plan.tokens, requests)]
+        return Flight(self._requests, [self._stream.download(array) for array in arrays])
 
     def forget(self) -> None:
         """Other steps have moved the requests on."""
@@ -104,7 +98,7 @@ class Decoder:
         if key not in self._plans:
             self._plans[key] = _Plan(self._model, self._cache, self._width, sampler, self._pool)
         self._plan, self._requests = self._plans[key], list(requests)
-        self._plan.begin(requests, sampler)
+        self._plan.begin(requests, sampler, self._stream)
         self._blocks = [len(request.table) for request in requests]
 
 
@@ -128,25 +122,20 @@ class _Plan:
         # CuPy refuses calls of cuBLAS in a capture, not those of hipBLAS
         self._capturable = rows <= MAX_COLUMNS or cupy.cuda.runtime.is_hip
 
-    def begin(self, requests: Sequence[Request], sampler: Sampler) -> None:
+    def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
         state = np.zeros(self._state.shape, np.int32)
         state[1] = -1
         for row, request in enumerate(requests):
             state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
         state[5:] = self._padded_tables(requests).reshape(state[5:].shape)
-        self._state.set(state)
+        self._state[...] = stream.upload(state)
         if sampler is not self._sampler:
             self._sampler.become(sampler)
 
-    def set_tables(self, requests: Sequence[Request]) -> Any:
-        """Copy the requests' block tables, in the order of the stream; from memory that is to be kept until then."""
-        import cupyx
-
-        staged = cupyx.empty_pinned(self._tables.shape, np.int32)
-        staged[...] = self._padded_tables(requests)
-        self._tables.data.copy_from_host_async(staged.ctypes.data, staged.nbytes)
-        return staged
+    def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
+        """Take over the requests' block tables, between two steps."""
+        self._tables[...] = stream.upload(self._padded_tables(requests))
 
     def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
         tables = np.zeros(self._tables.shape, np.int32)
@@ -183,12 +172,3 @@ class _Plan:
         logits = self._model(self.tokens, Batch(self._cache, *places))
         self._sampler(logits, self.tokens)
         return logits
-
-
-def _download(array: Any) -> np.ndarray:
-    """Pinned memory that the array is copied to, in the order of the current stream."""
-    import cupyx
-
-    host = cupyx.empty_pinned(array.shape, array.dtype)
-    array.data.copy_to_host_async(host.ctypes.data, host.nbytes)
-    return host

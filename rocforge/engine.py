@@ -7,15 +7,14 @@ after an error.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, on_device
+from rocforge.arrays import on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
 from rocforge.choose import Choice, choose
@@ -26,6 +25,7 @@ from rocforge.nn.transformer import Transformer
 from rocforge.pacing import Pacer
 from rocforge.sampling import Logprobs, SamplingParams
 from rocforge.scheduler import Constraint, Request, Scheduler, Status, Work
+from rocforge.streams import Stream
 
 CPU_CACHE_TOKENS = 16384
 """A cache on the CPU has that many where nobody says how many."""
@@ -84,16 +84,16 @@ class Engine:
         pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)
-        self._stream, self._decoder, self._flight = None, None, None
         if model.device != "cpu":
             with on_device(model.device) as device:
                 device.synchronize()  # the weights may have come by other streams
-                self._stream = cupy_module().cuda.Stream(non_blocking=True)
-        with self._ordered(), out_of_memory_explained(model.device, "the cache"):
+        self._stream = Stream(model.device)
+        self._decoder, self._flight = None, None
+        with self._stream, out_of_memory_explained(model.device, "the cache"):
             self.cache = model.new_cache(pool.blocks, pool.block_size)
             self.limit = min(model.config.context, self.cache.tokens)
-            if self._stream:
-                self._decoder = Decoder(model, self.cache, pool.blocks_for(self.limit))
+            if model.device != "cpu":
+                self._decoder = Decoder(self._stream, model, self.cache, pool.blocks_for(self.limit))
 
     def __enter__(self) -> Engine:
         return self
@@ -107,12 +107,6 @@ class Engine:
             self.cancel_all()
         finally:
             self.cache, self._decoder = None, None
-
-    @contextlib.contextmanager
-    def _ordered(self) -> Iterator[None]:
-        """On a GPU, all of the engine's work is on one stream of its own, in the order in which it was queued."""
-        with on_device(self.model.device), self._stream or contextlib.nullcontext():
-            yield
 
     @property
     def busy(self) -> bool:
@@ -166,19 +160,19 @@ class Engine:
         """End all requests now; also after an exception in `step`, which leaves them neither here nor there."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
-        if self._stream:
-            self._flight = None
+        self._flight = None
+        if self._decoder:
             self._decoder.forget()
-            self._stream.synchronize()
+        self._stream.synchronize()
 
     def step(self) -> list[Token]:
         """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next."""
         start = time.perf_counter()
-        with self._ordered():
+        with self._stream:
             flight, self._flight = self._flight, None
             work = [Work(r, 1) for r in flight.requests if r.status is Status.RUNNING] if flight else []
-            if flight and not work:
-                flight = flight.landed.synchronize()  # all were cancelled
+            if flight and not work:  # all of its requests were cancelled
+                flight = self._stream.synchronize()
             work = work or self.scheduler.schedule(self._pacer)
             if not work:
                 return []
