@@ -224,7 +224,7 @@ def percentiles(name: str, values: list[float]) -> str:
 async def under_load(model: Path, clients: int, seconds: float) -> bool:
     """The load, and what must hold after it."""
     server = Server(model)
-    bodies = requests(150 if seconds > 60 else 40, server.name)
+    bodies = requests(150 if seconds > 60 else 16, server.name)
     start = time.perf_counter()
     result, memory = await load(server, bodies, clients, seconds)
     elapsed = time.perf_counter() - start

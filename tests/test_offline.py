@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,8 @@ SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
 LDS_LIMIT = 64 << 10
 VGPR_LIMIT = 256
 """A lane's registers on RDNA; CDNA has 512, of which a kernel past 256 leaves only one wave a SIMD."""
+
+THREADS = ThreadPoolExecutor(os.cpu_count())
 
 pytestmark = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
 
@@ -38,9 +43,7 @@ def variants(source: str) -> list[dict[str, str]]:
     return found or [{}]
 
 
-@functools.cache
-def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
-    """The assembly text of a source, with the resources of its kernels at the end."""
+def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
     command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
     command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}"]
     command += [f"-D{name}={value}" for name, value in defines]
@@ -48,6 +51,26 @@ def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@functools.cache
+def compilation(*args: Any) -> Future[str]:
+    return THREADS.submit(compiled, *args)
+
+
+def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
+    """The assembly text of a source, with the resources of its kernels at the end."""
+    return compilation(source, target, defines).result()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_ahead(request):
+    """Compiles on all processors what the chosen tests will ask for."""
+    for item in request.session.items:
+        if item.path == request.path and "source" in item.callspec.params:
+            compilation(*(item.callspec.params[name] for name in ("source", "target", "defines")))
+    yield
+    THREADS.shutdown(cancel_futures=True)
 
 
 def resources(text: str) -> dict[str, dict[str, int]]:
@@ -118,7 +141,8 @@ def print_table() -> None:
     print("| kernel | " + " | ".join(TARGETS) + " |\n|---" * (len(TARGETS) + 1) + "|")
     for source in SOURCES:
         for defines in variants(source):
-            columns = [resources(assembly(source, target, tuple(defines.items()))) for target in TARGETS]
+            under_way = [compilation(source, target, tuple(defines.items())) for target in TARGETS]
+            columns = [resources(future.result()) for future in under_way]
             label = " ".join(f"{value}" for value in defines.values())
             for name in columns[0]:
                 cells = [f"{c[name]['vgpr']}" + (f" + {c[name]['lds']} B" if c[name]["lds"] else "") for c in columns]

@@ -18,6 +18,8 @@ bridge = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = bridge
 _spec.loader.exec_module(bridge)
 
+pytest_collection_modifyitems = bridge.pytest_collection_modifyitems
+pytest_collection_finish = bridge.pytest_collection_finish
 pytest_runtest_protocol = bridge.pytest_runtest_protocol
 pytest_sessionfinish = bridge.pytest_sessionfinish
 

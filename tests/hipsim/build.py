@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stubs import LIBRARIES, stub_source, wheel_symbols
@@ -55,11 +57,8 @@ def run(command: list[str]) -> str:
 
 
 def build_library(name: str, wanted: list[str], folder: Path) -> None:
-    """Compiles the parts of one library, and stubs for those of the wheel's symbols that no part defines."""
-    objects = []
-    for part in PARTS.get(name, "").split():
-        objects.append(str(folder / f"{part}.o"))
-        run(["g++", *CXX_OPTIONS, f"-I{HERE / 'include'}", "-c", str(HERE / "src" / f"{part}.cpp"), "-o", objects[-1]])
+    """Links the parts of one library, and stubs for those of the wheel's symbols that no part defines."""
+    objects = [str(folder / f"{part}.o") for part in PARTS.get(name, "").split()]
     defined = set(run(["nm", "--defined-only", "-j", *objects]).split()) if objects else set()
     stubs = folder / f"{name}.stubs.c"
     stubs.write_text(stub_source(name, [symbol for symbol in wanted if symbol not in defined]))
@@ -67,6 +66,11 @@ def build_library(name: str, wanted: list[str], folder: Path) -> None:
     output = str(folder / "lib" / name)
     options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", output]
     run(["g++", *options, "-x", "c++", str(stubs), "-x", "none", *objects, *runtime])
+
+
+def compile_part(part: str, folder: Path) -> None:
+    source, output = HERE / "src" / f"{part}.cpp", folder / f"{part}.o"
+    run(["g++", *CXX_OPTIONS, f"-I{HERE / 'include'}", "-c", str(source), "-o", str(output)])
 
 
 def build() -> Path:
@@ -80,6 +84,8 @@ def build() -> Path:
             return folder
         (folder / "lib").mkdir(exist_ok=True)
         (folder / "bin").mkdir(exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_part, " ".join(PARTS.values()).split(), itertools.repeat(folder)))
         for name in sorted(LIBRARIES, key=lambda name: name != RUNTIME_LIBRARY):
             build_library(name, symbols[name], folder)
         hipcc = folder / "bin" / "hipcc"

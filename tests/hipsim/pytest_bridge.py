@@ -2,7 +2,8 @@
 
 The wheel binds to ROCm's libraries when it is imported, so the tests run in child processes that `run` starts, one for
 each wave size. A child writes its collection and its reports, one JSON object a line, to the file named by
-HIPSIM_REPORT; here each of its tests is an item, and its reports are passed on as that item's own.
+HIPSIM_REPORT; here each of its tests is an item, and its reports are passed on as that item's own. The children run
+beside this process's own tests, at a lower priority, and their tests come last.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Child:
         environment = {"HIPSIM_DEVICES": "2", **os.environ, "HIPSIM_REPORT": str(self.report_path)}
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+        os.setpriority(os.PRIO_PROCESS, self.process.pid, 10)  # tests beside it may look at the clock
         self._reports = open(self.report_path)  # noqa: SIM115 - read for as long as the child writes
         self._partial = ""
 
@@ -80,13 +82,15 @@ class Simulation:
                 child.stop()
         return self._collected.get(path.relative_to(self.root).as_posix(), [])
 
+    def start(self, chosen: list[SimulatedTest]) -> None:
+        """Starts a child for each arch. Each begins elsewhere in the list, and finds the other's kernels compiled."""
+        for number, arch in enumerate(ARCHS):
+            if nodeids := [item.child_nodeid for item in chosen if item.arch == arch]:
+                middle = number * len(nodeids) // len(ARCHS)
+                self._running[arch] = Child(arch, nodeids[middle:] + nodeids[:middle], self.root)
+
     def reports(self, item: SimulatedTest) -> Iterator[dict]:
-        """The child's reports on a test, waited for; all children start with the first test asked for."""
-        if not self._running:
-            chosen = [i for i in item.session.items if isinstance(i, SimulatedTest)]
-            for arch in ARCHS:
-                if nodeids := [i.child_nodeid for i in chosen if i.arch == arch]:
-                    self._running[arch] = Child(arch, nodeids, self.root)
+        """The child's reports on a test, waited for."""
         child, done = self._running[item.arch], self._reports
         key = (item.arch, item.child_nodeid)
         while not any(report["when"] == "teardown" for report in done.get(key, [])):
@@ -150,6 +154,17 @@ def _device_paths(config: pytest.Config) -> list[str]:
 def _with_arch(nodeid: str, arch: str) -> str:
     name = nodeid.split("::", 1)[1]
     return name[:-1] + f"-{arch}]" if name.endswith("]") else f"{name}[{arch}]"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: isinstance(item, SimulatedTest))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    simulation = session.config.stash.get(SIMULATION, None)
+    if simulation and not session.config.option.collectonly:
+        simulation.start([item for item in session.items if isinstance(item, SimulatedTest)])
 
 
 @pytest.hookimpl(tryfirst=True)
