@@ -6,7 +6,7 @@ Both functions return what turns a piece of text without special tokens into tok
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rocforge.pretokenizers import PreTokenizer
 from rocforge.vocabulary import Vocabulary
@@ -22,6 +22,8 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
     pieces = vocabulary.pieces
     pairs = [merge.partition(" ")[::2] for merge in merges]
     try:
+        if _longest(merges) > _longest(pieces) + len(" "):
+            raise ValueError("a merge gives more than the longest token, for which the library would end in a panic")
         model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
     except Exception:  # the library's answer to a merge of what is no token; checking 150,000 first takes 0.1 s
         pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
@@ -31,6 +33,10 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(len, map(str.encode, texts)), default=0)
 
 
 def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
