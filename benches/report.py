@@ -59,9 +59,7 @@ def tables(records: list[dict[str, Any]]) -> str:
         [
             table(["model", "file, GB", "on the device, GB", "loaded, GB/s"], loads),
             table(["model", "prompt", "tokens/s"], prefills),
-            table(
-                ["model", "batch", "context", "tokens/s", "of the read rate", "other MB"], decodes
-            ),
+            table(["model", "batch", "context", "tokens/s", "of the read rate", "other MB"], decodes),
         ]
     )
 
