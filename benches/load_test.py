@@ -26,7 +26,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 import rocforge as rf
+from rocforge.sampling import sample
 
 ROOT = Path(__file__).parents[1]
 SERVE = """
@@ -206,14 +209,34 @@ async def shut_down(server: Server, bodies: list[dict]) -> int:
 
 
 def wrong_replies(model: Path, bodies: list[dict], result: Result) -> list[int]:
-    """Indices of requests whose replies differ from the one computed alone."""
+    """Indices of requests whose replies differ from the one computed alone, by more than rounding explains."""
     loaded = rf.load(model, device="cpu")
     wrong = []
     for index, texts in sorted(result.replies.items()):
         sampling = {name: value for name, value in bodies[index].items() if name not in ("model", "prompt", "stream")}
-        if texts != {rf.generate(*loaded, bodies[index]["prompt"], **sampling)}:
+        alone = rf.generate(*loaded, bodies[index]["prompt"], **sampling)
+        if not all(text == alone or is_on_a_border(loaded, bodies[index]["prompt"], sampling, text) for text in texts):
             wrong.append(index)
     return wrong
+
+
+def is_on_a_border(loaded: tuple, prompt: str, sampling: dict, text: str) -> bool:
+    """Whether a reply leaves the one computed alone where the draw falls on the border of two tokens.
+
+    A batch's sums are in another order than those of a request alone. So logits differ by 1e-5, and once in some
+    thousand tokens that decides; noise of 1e-4 then gives both.
+    """
+    model, tokenizer = loaded
+    written, ids = "", []
+    for piece in rf.stream_generate(model, tokenizer, prompt, **sampling):
+        if not text.startswith(written + piece.text):
+            break
+        written += piece.text
+        ids.append(piece.token)
+    start, params, chance = tokenizer.encode(prompt), rf.SamplingParams(**sampling), np.random.default_rng(0)
+    logits = model(np.array(start + ids))[-1]
+    noisy = [logits + chance.normal(0, 1e-4, logits.shape).astype(np.float32) for _ in range(50)]
+    return len({sample(row, params, start, ids) for row in noisy}) > 1
 
 
 def percentiles(name: str, values: list[float]) -> str:
