@@ -28,6 +28,8 @@ VGPR_LIMIT = 256
 """A lane's registers on RDNA; CDNA has 512, of which a kernel past 256 leaves only one wave a SIMD."""
 
 THREADS = ThreadPoolExecutor(os.cpu_count())
+ENVIRONMENT = dict(os.environ)
+"""A copy, since pytest changes the process's own before each test, and a thread may be starting a process with it."""
 
 pytestmark = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
 
@@ -48,7 +50,7 @@ def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> 
     command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}"]
     command += [f"-D{name}={value}" for name, value in defines]
     command += ["-S", "-o", "-", str(source_folder() / source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
