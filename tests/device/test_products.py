@@ -107,8 +107,8 @@ def test_matrices_of_several_formats(rng):
 
 @pytest.mark.parametrize("activation", GATES)
 def test_gated(rng, activation):
-    """activation(gate, up) of both products with their biases, in one launch."""
-    x = rng.standard_normal((1, 512)).astype(np.float32)
+    """activation(gate, up) of both products with their biases, in one launch; gates of some units each way."""
+    x = 0.01 * rng.standard_normal((1, 512)).astype(np.float32)
     gate, up = (random_weight(rng, "Q4_K", (45, 512)) for _ in range(2))
     biases = [rng.standard_normal(45).astype(np.float32) for _ in range(2)]
     y = gated_linear(

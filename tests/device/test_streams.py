@@ -88,18 +88,6 @@ def test_streams_of_two_devices():
     assert (second.download(y).get() == 3 * np.arange(1000) + 1).all()
 
 
-def test_on_the_cpu():
-    """The same code runs where there is nothing to queue."""
-    stream, x = rf.Stream("cpu"), np.arange(4)
-    with stream:
-        y = stream.upload(x)
-        pending = stream.download(y)
-        x[:] = y[:] = 7
-    stream.wait_for(rf.Stream("cpu"))
-    stream.synchronize()
-    assert pending.done and pending.get().tolist() == [0, 1, 2, 3]
-
-
 # ---- copies
 
 
