@@ -349,7 +349,7 @@ def test_a_set_that_contradicts_itself_is_refused(tmp_path, first, second, messa
 
 
 def test_a_large_vocabulary_parses_fast(tmp_path):
-    """150 thousand tokens with scores and types and 280 thousand merges: under 0.3 s of CPU time."""
+    """150 thousand tokens with scores and types and 280 thousand merges: under 0.6 s of CPU time."""
     words = [f"Ġtoken{i}" for i in range(150_000)]
     merges = [f"Ġtok en{i}" for i in range(280_000)]
     pairs = [
@@ -366,7 +366,7 @@ def test_a_large_vocabulary_parses_fast(tmp_path):
         f = open_gguf(path)
         times.append(time.process_time() - start)
     assert f.metadata["tokenizer.ggml.tokens"] == words and f.metadata["tokenizer.ggml.merges"] == merges
-    assert min(times) < 0.3
+    assert min(times) < 0.6
 
 
 PROBE = """
