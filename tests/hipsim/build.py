@@ -24,8 +24,10 @@ PARTS = {  # the sources of each library; the libraries that have none are all s
     "libhiprand.so.1": "hiprand",
 }
 CXX_OPTIONS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden"]
+# The folder may serve several checkouts, and outlive each: the sources are those of the process.
 HIPCC = """#!/bin/sh
-PYTHONPATH={here} exec "$HIPSIM_PYTHON" -s -S {here}/hipcc.py "$@"
+here="${HIPSIM_COMPILE%/*}"
+PYTHONPATH="$here" exec "$HIPSIM_PYTHON" -s -S "$here/hipcc.py" "$@"
 """
 
 
@@ -89,7 +91,7 @@ def build() -> Path:
         for name in sorted(LIBRARIES, key=lambda name: name != RUNTIME_LIBRARY):
             build_library(name, symbols[name], folder)
         hipcc = folder / "bin" / "hipcc"
-        hipcc.write_text(HIPCC.format(here=HERE))
+        hipcc.write_text(HIPCC)
         hipcc.chmod(0o755)
         (folder / "complete").touch()
     return folder
