@@ -48,6 +48,17 @@ def relative_error(y, reference):
     return np.linalg.norm(y - reference) / np.linalg.norm(reference)
 
 
+def product_error(y, x, w, *added):
+    """The norm of the difference of y from x @ w.T + added, over that of all the products and terms that y sums up.
+
+    Without cancellation that is the relative error. Of a sum that nearly cancels, as with rows that are nearly
+    proportional, little is left to be relative to, while rounding stays in proportion to the terms.
+    """
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    difference = np.asarray(y.get(), np.float64) - sum(added, x @ w.T)
+    return np.linalg.norm(difference) / np.sqrt(np.sum(sum((a * a for a in added), (x * x) @ (w * w).T)))
+
+
 def sizes(qtype):
     """Row lengths: whole cells, a last cell in part, and less than one cell, as far as the format's blocks allow."""
     return (512, 544, 96) if GGML_QUANT_SIZES[QTYPES[qtype]][0] <= 32 else (512, 768, 256)
