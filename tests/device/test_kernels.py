@@ -1,6 +1,7 @@
 """Launching kernels: checks of arguments, streams, threads, and one compilation for all."""
 
 import threading
+from collections import deque
 from unittest.mock import Mock
 
 import cupy as cp
@@ -115,9 +116,11 @@ def test_version_is_asked_once(fresh_modules, monkeypatch):
 def test_background_compilation(fresh_modules, monkeypatch):
     """Modules are compiled once each, in other threads; a launch in the meantime waits for its own."""
     threads, gate, original = [], threading.Event(), kernels._Module._compile
+    begun = {source: threading.Event() for source in ("quantize.hip", "norm.hip")}
 
     def compile_late(module):
         threads.append((module.source, threading.current_thread()))
+        begun[module.source].set()
         gate.wait(10)
         return original(module)
 
@@ -125,6 +128,7 @@ def test_background_compilation(fresh_modules, monkeypatch):
     halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
     wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
     compilation = compile_all(wanted)
+    assert begun["quantize.hip"].wait(10)
     threading.Timer(0.1, gate.set).start()
     x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
     halves((2,), (256,), (x, y, 300))
@@ -146,11 +150,24 @@ def test_background_error_surfaces_at_the_launch(fresh_modules):
 
 def test_cancelled_compilation(fresh_modules, monkeypatch):
     """Cancelled, it begins no more and its threads have ended; what is launched later is compiled then."""
-    begun, gate = [], threading.Event()
-    monkeypatch.setattr(kernels._Module, "_compile", lambda module: begun.append(module.defines) or gate.wait(10))
+    begun, both, gate = [], threading.Barrier(3), threading.Event()
+
+    def compile_late(module):
+        begun.append(module.defines)
+        if len(begun) <= 2:
+            both.wait(10)
+        gate.wait(10)
+
+    class Waiting(deque):
+        def clear(self):
+            super().clear()
+            gate.set()
+
+    monkeypatch.setattr(kernels._Module, "_compile", compile_late)
+    monkeypatch.setattr(warmup, "deque", Waiting)
     monkeypatch.setattr(warmup.os, "cpu_count", lambda: 2)
     compilation = compile_all([Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50)])
-    threading.Timer(0.1, gate.set).start()
+    both.wait(10)
     compilation.cancel()
     assert len(begun) == 2 and not any(thread.is_alive() for thread in compilation._threads)
 

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cupy as cp
 import numpy as np
@@ -102,10 +103,16 @@ def test_left_through_an_error(weights, small_buffers, pinned, monkeypatch, erro
         read.append(source.nbytes)
         copy(buffer, source, *args)
 
+    class Executor(ThreadPoolExecutor):
+        def shutdown(self, **options):
+            super().shutdown(wait=False, **options)
+            gate.set()
+            super().shutdown()
+
     monkeypatch.setattr(upload._Buffer, "copy", late_copy)
+    monkeypatch.setattr(upload, "ThreadPoolExecutor", Executor)
     with pytest.raises(error, match="stop"), Uploader(weights, "gpu:0") as uploader:
         placed = [uploader.place(weight) for weight in weights]
-        threading.Timer(0.1, gate.set).start()
         raise error("stop")
     assert len(read) <= upload.READERS and not upload_threads() and not pinned
     del placed, uploader
@@ -128,6 +135,7 @@ def test_error_of_a_part(weights, small_buffers, monkeypatch):
 def test_out_of_memory_places_nothing(weights):
     """With too little memory the allocation fails before a thread or a buffer exists."""
     pool = cp.get_default_memory_pool()
+    gc.collect()  # as CuPy does before it gives up
     pool.free_all_blocks()
     pool.set_limit(pool.used_bytes() + 1024)
     try:
