@@ -3,10 +3,10 @@
 import cupy as cp
 import numpy as np
 import pytest
-from weights import product_error, random_weight, relative_error, sizes
+from weights import half_steps, product_error, random_weight, relative_error, sizes, values_of
 
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
-from rocforge.ops.dequantize import PLANAR, cells_of, dequantize_device
+from rocforge.ops.dequantize import PLANAR, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.ops.matvec import GATES, format_of, quantize_activations
 from rocforge.ops.products import launches
@@ -18,24 +18,7 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 def rounded(x):
     """What the device's int8 values of x stand for, float64; test_quantized_activations says how near they are."""
-    return columns_of(quantize_activations(cp.asarray(x)).data.get(), x.shape[1])[:, : x.shape[1]]
-
-
-def half_steps(x):
-    """The most that rounding to int8 moves each value of x: half of 1/127 of the largest of its 32."""
-    largest = np.abs(np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)).max(-1)
-    return largest.repeat(32, axis=1)[:, : x.shape[1]] / 127 * 0.501
-
-
-def columns_of(data, size):
-    """The values that a column of activations stands for, from its planes; the sums are checked against them."""
-    cells = cells_of(size)
-    planes = data.reshape(len(data), 10, cells, 16)
-    q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(len(data), cells, 4, 32)
-    scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
-    sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(len(data), cells, 4, 2)
-    assert np.array_equal(q.reshape(len(data), cells, 4, 2, 16).sum(-1), sums)
-    return (q.astype(np.float64) * scales[..., None]).reshape(len(data), -1)
+    return values_of(quantize_activations(cp.asarray(x)))[:, : x.shape[1]]
 
 
 @pytest.mark.parametrize("size", [32, 128, 300, 2049])
@@ -43,7 +26,7 @@ def test_quantized_activations(rng, size):
     """Values are x to 1/127 of the largest of their 32; a last cell is filled up with zeros; zeros stay zero."""
     x = rng.standard_normal((3, size)).astype(np.float32) * rng.uniform(0.01, 100, (3, 1)).astype(np.float32)
     x[1, :32] = 0
-    values = columns_of(quantize_activations(cp.asarray(x)).data.get(), size)
+    values = values_of(quantize_activations(cp.asarray(x)))
     assert not values[:, size:].any() and not values[1, :32].any()
     assert (np.abs(values[:, :size] - x) <= half_steps(x)).all()
 

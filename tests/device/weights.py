@@ -3,6 +3,7 @@
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
+from rocforge.ops.dequantize import cells_of
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
 # where a block's float16 scales lie; the scales of the rest are bytes of their own kind
@@ -40,6 +41,24 @@ def random_weight(rng, qtype, shape):
         for i in range(4):
             blocks[:, 49 + 2 * i] = (blocks[:, 49 + 2 * i] & 15) | ((bits >> 4 * i & 15) << 4).astype(np.uint8)
     return weight
+
+
+def values_of(activations):
+    """What int8 activations stand for, float64, with the zeros up to whole cells; their sums are checked as well."""
+    rows, size = activations.shape
+    cells = cells_of(size)
+    planes = activations.data.get().reshape(rows, 10, cells, 16)
+    q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(rows, cells, 4, 32)
+    scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
+    sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(rows, cells, 4, 2)
+    assert np.array_equal(q.reshape(rows, cells, 4, 2, 16).sum(-1), sums)
+    return (q.astype(np.float64) * scales[..., None]).reshape(rows, -1)
+
+
+def half_steps(x):
+    """The most that rounding to int8 moves each value of x (rows, columns): half of 1/127 of the largest of its 32."""
+    largest = np.abs(np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)).max(-1)
+    return largest.repeat(32, axis=1)[:, : x.shape[1]] / 127 * 0.501
 
 
 def relative_error(y, reference):
