@@ -25,9 +25,9 @@ from rocforge.ops import attention_device
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.experts_device import takes_int8
-from rocforge.ops.matvec import quantize_activations
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
+from rocforge.ops.operands import quantize_activations
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import Sampler, logprobs_device
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes

@@ -297,18 +297,17 @@ DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u32 
     return factor / (shared.total[head] * factor + fast_exp2(sink - top));
 }
 
-// Where a block's results go: rows of `columns` floats, or of int8 for the product that follows.
+// Where a block's results go: rows of `columns` floats, or what the product that follows takes.
 struct Output {
     float* floats;
-    u8* rows;
+    Rounded rounded;
     u64 query;
-    u32 first, cells, columns;
+    u32 first, columns;
 
     // All lanes of the wave; i past the block's elements writes nothing.
     MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
-        if (rows)
-            store_activation(rows + query * activation_bytes(cells), cells, i < SIZE ? first + i : cells * CELL, v);
+        if (rounded.data) rounded.store(query, i < SIZE ? first + i : rounded.cells * CELL, v);
     }
 };
 
@@ -345,14 +344,14 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
     }
 }
 
-// From q (tokens, heads, HEAD_DIM), either `out` of that shape or int8 activations, the other being null. Grid:
+// From q (tokens, heads, HEAD_DIM), either `out` of that shape or `Rounded` activations, the other being null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
 // combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). With new_keys, the rest of
 // the arguments is a Fresh, and rows of q are q_stride apart: the keys and values of the queries' tokens are stored first.
 KERNEL(THREADS)
-attention_decode(float* out, u8* quantized, const float* q, f16* keys, f16* values, const i32* tables,
+attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values, const i32* tables,
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
                  u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
                  const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
@@ -363,7 +362,7 @@ attention_decode(float* out, u8* quantized, const float* q, f16* keys, f16* valu
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
     if (next != query + 1) return;
     u32 columns = kv_heads * SIZE, cells = (columns + CELL - 1) / CELL;
-    Output output = {out, quantized, u64(query), kv_head * SIZE, cells, columns};
+    Output output = {out, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
     i32 first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;

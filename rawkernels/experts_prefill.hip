@@ -213,8 +213,7 @@ DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared) {
                 float value = sums.of[p][n].x[i] + (l.m.gate_bias ? l.m.gate_bias[bias_at] : 0.0f);
                 if (GATED) {
                     float up = sums.of[p][n + GATED].x[i] + (l.m.up_bias ? l.m.up_bias[bias_at] : 0.0f);
-                    // what float16 cannot hold becomes its largest value
-                    value = maximum(minimum(gated(l.m.activation, value, up), 65504.0f), -65504.0f);
+                    value = held(gated(l.m.activation, value, up));
                 }
                 l.y[u64(first + place) * l.m.rows + r] = from_float<T>(value);
             }

@@ -106,7 +106,6 @@ DEVICE void multiply_add_eight(float* c, const u32* a, u32 b0, u32 b1) {
 // c + a . b of two pairs of float16.
 DEVICE float dot_pair(u32 a, u32 b, float c) {
 #ifdef PLATFORM_AMD
-    typedef _Float16 half2 __attribute__((ext_vector_type(2)));
     return __builtin_amdgcn_fdot2(reinterpret_cast<half2&>(a), reinterpret_cast<half2&>(b), c, false);
 #else
     return c + low_half(a) * low_half(b) + high_half(a) * high_half(b);
@@ -156,5 +155,74 @@ DEVICE void multiply_add(Accumulator& c, const Fragment& a, const Fragment& b) {
         c.x[i] = dot_eight(load<u32x4>(row + 8), high, dot_eight(load<u32x4>(row), low, c.x[i]));
         if (i % 2) fragments_in_order();
     }
+#endif
+}
+
+// ---- Fragments from registers ----
+//
+// FRAGMENT_LANES lanes share a row (of either operand), each with 16 / FRAGMENT_LANES of its 16 elements, as pairs; on
+// NVIDIA a lane has its share of two rows, FRAGMENT_PARTS, eight apart. Which elements go where in depth is free, as
+// long as both operands agree.
+#if defined(FRAGMENTS_NVIDIA)
+constexpr u32 FRAGMENT_LANES = 4, FRAGMENT_PARTS = 2;
+DEVICE u32 part_row(u32 part) { return lane() / 4 + 8 * part; }
+DEVICE u32 part_lane() { return lane() % 4; }
+#else
+#if defined(FRAGMENTS_WMMA) && !defined(__GFX12__)
+constexpr u32 FRAGMENT_LANES = 1, FRAGMENT_PARTS = 1;  // lanes 16 apart hold the same
+#else
+constexpr u32 FRAGMENT_LANES = WAVE / 16, FRAGMENT_PARTS = 1;
+#endif
+DEVICE u32 part_row(u32) { return lane() % 16; }
+DEVICE u32 part_lane() { return lane() / 16 % FRAGMENT_LANES; }
+#endif
+constexpr u32 FRAGMENT_PAIRS = 8 / FRAGMENT_LANES;
+
+#ifdef FRAGMENTS_PLAIN
+struct PairFragment {
+    u32 x[FRAGMENT_PAIRS];
+};
+#else
+typedef Fragment PairFragment;
+#endif
+
+// From a lane's pairs of each part, those from `first` on.
+template <u32 N>
+DEVICE PairFragment fragment_of(const u32 (&pairs)[FRAGMENT_PARTS][N], u32 first) {
+    PairFragment f;
+#if defined(FRAGMENTS_NVIDIA)
+    UNROLL
+    for (u32 i = 0; i < 4; ++i) f.x[i] = pairs[i % 2][first + i / 2];
+#else
+    u32 x[FRAGMENT_PAIRS];
+    UNROLL
+    for (u32 i = 0; i < FRAGMENT_PAIRS; ++i) x[i] = pairs[0][first + i];
+    __builtin_memcpy(&f.x, x, sizeof x);
+#endif
+    return f;
+}
+
+#ifdef FRAGMENTS_PLAIN
+DEVICE void multiply_add(Accumulator& c, const PairFragment& a, const PairFragment& b) {
+    NO_UNROLL
+    for (u32 t = 0; t < FRAGMENT_LANES; ++t) {
+        UNROLL
+        for (u32 q = 0; q < FRAGMENT_PAIRS; ++q) {
+            schedule_barrier();
+            u32 column = shuffle(b.x[q], 16 * t + fragment_column(0));
+            UNROLL
+            for (u32 i = 0; i < ELEMENTS; ++i)
+                c.x[i] = dot_pair(shuffle(a.x[q], 16 * t + fragment_row(i)), column, c.x[i]);
+        }
+    }
+}
+#endif
+
+// c += a b^T, of which only the first eight columns are wanted.
+DEVICE void multiply_add_half(Accumulator& c, const PairFragment& a, const PairFragment& b) {
+#ifdef FRAGMENTS_NVIDIA
+    multiply_add_eight(c.x, a.x, b.x[0], b.x[2]);
+#else
+    multiply_add(c, a, b);
 #endif
 }

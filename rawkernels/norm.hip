@@ -23,12 +23,14 @@ DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
 
 DEVICE float square(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// x / sqrt(mean(x^2) + eps) * weight + residual, into `out` or, as int8 for the product that follows, into `quantized`,
-// the other being null; weight and residual may be null. Rows are contiguous.
+// x / sqrt(mean(x^2) + eps) * weight + residual, into `out` or, for the product that follows, into `quantized` as
+// `Rounded` has it, or both, either may be null; weight and residual may be null. Rows are contiguous.
 KERNEL(THREADS)
-rms_norm(float* out, u8* quantized, const float* x, const float* weight, const float* residual, u32 n, float eps) {
+rms_norm(float* out, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
+         float eps) {
     u64 start = u64(block_x()) * n;
     u32 cells = (n + CELL - 1) / CELL, end = quantized ? cells * CELL : n;
+    Rounded rounded = {quantized, columns, cells};
     x += start;
     // the first elements of the row, and their weights, wait in registers for the sum
     f32x4 kept[KEPT], weights[KEPT];
@@ -49,7 +51,7 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
         v = make_f32x4(v.x * factor * w.x + r.x, v.y * factor * w.y + r.y, v.z * factor * w.z + r.z,
                        v.w * factor * w.w + r.w);
         if (out) store4(out + start, i, n, v);
-        if (quantized) store_activation(quantized + u64(block_x()) * activation_bytes(cells), cells, i, v);
+        if (quantized) rounded.store(block_x(), i, v);
     };
     UNROLL
     for (u32 k = 0; k < KEPT; ++k)

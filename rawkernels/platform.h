@@ -154,6 +154,13 @@ DEVICE u32 anew(u32 shared_by_lanes) {
     return shared_by_lanes;
 }
 
+// AMD's compiler computes x before anything that is computed anew after this, where it might else load for that first.
+DEVICE void computed(float& x) {
+#ifdef PLATFORM_AMD
+    asm volatile("" : "+v"(x));
+#endif
+}
+
 // Global writes of this thread before are seen by the device's other threads before those after.
 DEVICE void device_fence() {
 #ifdef PLATFORM_AMD
@@ -578,4 +585,39 @@ DEVICE T from_float(float x) {
     T y;
     round_into(y, x);
     return y;
+}
+
+// Pairs of float16 in a word, the first in its low half.
+DEVICE u32 pack_halves(float low, float high) {
+    return from_float<f16>(low).bits | u32(from_float<f16>(high).bits) << 16;
+}
+#ifdef PLATFORM_AMD
+typedef _Float16 half2 __attribute__((ext_vector_type(2)));
+#endif
+// a - b of each.
+DEVICE u32 sub_halves(u32 a, u32 b) {
+#if defined(PLATFORM_NVIDIA)
+    u32 c;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+#elif defined(PLATFORM_AMD)
+    half2 c = reinterpret_cast<half2&>(a) - reinterpret_cast<half2&>(b);
+    return reinterpret_cast<u32&>(c);
+#else
+    return pack_halves(low_half(a) - low_half(b), high_half(a) - high_half(b));
+#endif
+}
+// a * b + c of each, rounded once (on the host to float first).
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+#if defined(PLATFORM_NVIDIA)
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#elif defined(PLATFORM_AMD)
+    half2 d = __builtin_elementwise_fma(reinterpret_cast<half2&>(a), reinterpret_cast<half2&>(b),
+                                        reinterpret_cast<half2&>(c));
+    return reinterpret_cast<u32&>(d);
+#else
+    return pack_halves(low_half(a) * low_half(b) + low_half(c), high_half(a) * high_half(b) + high_half(c));
+#endif
 }

@@ -1,8 +1,8 @@
-// Activations to int8, as products with packed weights want them (`Activation` in quants.h).
+// Activations as products with packed weights want them: int8, or float16 units (`Rounded` in quants.h).
 #include "quants.h"
 
-// x is (columns, size); the columns' filled-up cells are written as zeros. A block takes 1024 elements of a column.
-KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells) {
+// x is (rows, size); the rows' filled-up cells are written as zeros. A block takes 1024 elements of a row.
+KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
     u32 k = 1024 * block_x() + 4 * thread_x();
     x += u64(block_y()) * size;
     f32x4 v = make_f32x4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -14,11 +14,11 @@ KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells) {
         if (k + 2 < u32(size)) v.z = x[k + 2];
         if (k + 3 < u32(size)) v.w = x[k + 3];
     }
-    store_activation(y + u64(block_y()) * activation_bytes(cells), cells, k, v);
+    Rounded{y, columns, u32(cells)}.store(block_y(), k, v);
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
 KERNEL(256) to_halves(const float* x, f16* y, i64 size) {
     i64 i = i64(block_x()) * 256 + thread_x();
-    if (i < size) y[i] = from_float<f16>(maximum(minimum(x[i], 65504.0f), -65504.0f));
+    if (i < size) y[i] = from_float<f16>(held(x[i]));
 }

@@ -334,3 +334,52 @@ DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
         *reinterpret_cast<u32*>(column + 16 * (9 * cells + cell) + 4 * s) = (sum & 0xffff) | u32(second) << 16;
     }
 }
+
+// ---- Activations in float16, for products of many columns on the matrix unit ----
+//
+// `columns` columns (a power of two, 8 at least) of `cells` cells. A unit is eight elements of a column: 16 bytes, which
+// hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. UNIT_CELLS consecutive cells are what the
+// lanes of a wave that share a column multiply at a time; unit j of all columns' cells lies together:
+//
+//     unit j of cell c of column k at ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS
+
+#if defined(PLATFORM_NVIDIA) || WAVE == 64
+const u32 UNIT_CELLS = 4;
+#elif defined(__GFX11__)
+const u32 UNIT_CELLS = 1;
+#else
+const u32 UNIT_CELLS = 2;
+#endif
+
+DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
+    return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;
+}
+
+// What float16 cannot hold becomes its largest value.
+DEVICE float held(float x) { return maximum(minimum(x, 65504.0f), -65504.0f); }
+
+// Elements i to i + 3 of column k, i being a multiple of 4; i past the cells writes nothing.
+DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
+    if (i >= cells * CELL) return;
+    u32x2 pairs;
+    pairs.x = pack_halves(held(v.x), held(v.z)), pairs.y = pack_halves(held(v.y), held(v.w));
+    *reinterpret_cast<u32x2*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
+}
+// Element i alone.
+DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
+    if (i >= cells * CELL) return;
+    u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
+    f16* unit = reinterpret_cast<f16*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16);
+    unit[place] = from_float<f16>(held(v));
+}
+
+// Where activations for the next product go, in the form that it takes: units of `columns` columns, or, where columns
+// is 0, int8. All lanes of the wave call `store` together, as store_activation has it.
+struct Rounded {
+    u8* data;
+    u32 columns, cells;
+    MEMBER void store(u32 k, u32 i, f32x4 v) const {
+        if (columns) return store_units(data, columns, cells, k, i, v);
+        store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
+    }
+};

@@ -21,7 +21,6 @@ from rocforge.cache import KVCache
 from rocforge.choose import Choice, choices_of, reports, sampler_of
 from rocforge.kernels import Kernel
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.matvec import MAX_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.ops.strided import blocks
 from rocforge.scheduler import Request
@@ -119,8 +118,7 @@ class _Plan:
         self._starts = cupy.arange(rows + 1, dtype=np.int32)
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
-        # CuPy refuses calls of cuBLAS in a capture, not those of hipBLAS
-        self._capturable = rows <= MAX_COLUMNS or cupy.cuda.runtime.is_hip
+        self._capturable = True
 
     def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
@@ -146,23 +144,29 @@ class _Plan:
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
         with cupy_module().cuda.using_allocator(self._pool.malloc):
-            if not graphs or not self._warm or not self._capturable:
+            if graphs and self._warm and self._capturable and self._graph is None:
+                self._graph = self._captured()
+                self._capturable = self._graph is not None
+            if self._graph is None:
                 self.logits, self._warm = self._step(), True
                 return
-            if self._graph is None:
-                self._graph = self._captured()
         graph, self.logits = self._graph
         graph.launch()
 
-    def _captured(self) -> tuple[Any, Any]:
-        """A graph of a step, and its logits. What it allocates is the pool's, where only decode steps take any."""
-        stream = cupy_module().cuda.get_current_stream()
+    def _captured(self) -> tuple[Any, Any] | None:
+        """A graph of a step, and its logits; None where CuPy refuses, as it does calls of cuBLAS (not of hipBLAS).
+
+        What the step allocates is the pool's, where only decode steps take any.
+        """
+        stream, logits = cupy_module().cuda.get_current_stream(), None
         stream.begin_capture()
         try:
             logits = self._step()
+        except NotImplementedError:
+            logits = None
         finally:
             graph = stream.end_capture()
-        return graph, logits
+        return None if logits is None else (graph, logits)
 
     def _step(self) -> Any:
         rows, width = self._tables.shape

@@ -45,6 +45,12 @@ def variants(source: str) -> list[dict[str, str]]:
     return found or [{}]
 
 
+def targets(source: str) -> list[str]:
+    """The targets that a source is for: those of its `// targets: ...` line, or all."""
+    line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
+    return line[1].split() if line else list(TARGETS)
+
+
 def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
     command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
     command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}"]
@@ -95,14 +101,14 @@ def resources(text: str) -> dict[str, dict[str, int]]:
 
 
 CASES = [
-    pytest.param(source, tuple(defines.items()), id="-".join([source, *defines.values()]))
+    pytest.param(source, tuple(defines.items()), target, id="-".join([source, *defines.values(), target]))
     for source in SOURCES
     for defines in variants(source)
+    for target in targets(source)
 ]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("source", "defines"), CASES)
+@pytest.mark.parametrize(("source", "defines", "target"), CASES)
 def test_no_kernel_spills(source, defines, target):
     """It compiles without a warning, and every kernel keeps within registers and LDS, with no spill and no scratch."""
     kernels = resources(assembly(source, target, defines))
@@ -138,16 +144,32 @@ def test_expert_instructions(target):
     assert not re.search(r"^\s(flat|scratch)_", few + many, re.M)
 
 
+@pytest.mark.parametrize("target", targets("tiles.hip"))
+@pytest.mark.parametrize("qtype", ["Q4_K", "MXFP4"])
+def test_tile_instructions(qtype, target):
+    """A cell's loads are all issued before it is multiplied, and no weight passes through LDS."""
+    text = assembly("tiles.hip", target, (("QTYPE", qtype), ("COLUMNS", "8"), ("ROW_WAVES", "1")))
+    body = text[text.index("\ntile_products:") :]
+    body = body[: body.index("s_endpgm")]
+    unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
+    assert len(re.findall(unit, body)) == {"gfx1100": 16, "gfx1201": 32}.get(target, 64)
+    loads = list(re.finditer(r"global_load_(?:dwordx4|b128) .* (nt|slc dlc|glc slc|th:TH_LOAD_NT)\n", body))
+    assert len(loads) >= 8
+    assert unit not in body[loads[0].start() : loads[-1].end()]
+    assert not re.search(r"\b(ds_write|ds_store|flat_|scratch_)", body[: body.rindex(unit)])
+
+
 def print_table() -> None:
     """VGPRs of each kernel and target (LDS in bytes after a plus sign where it has some)."""
     print("| kernel | " + " | ".join(TARGETS) + " |\n|---" * (len(TARGETS) + 1) + "|")
     for source in SOURCES:
         for defines in variants(source):
-            under_way = [compilation(source, target, tuple(defines.items())) for target in TARGETS]
-            columns = [resources(future.result()) for future in under_way]
+            under_way = [(target, compilation(source, target, tuple(defines.items()))) for target in targets(source)]
+            columns = {target: resources(future.result()) for target, future in under_way}
             label = " ".join(f"{value}" for value in defines.values())
-            for name in columns[0]:
-                cells = [f"{c[name]['vgpr']}" + (f" + {c[name]['lds']} B" if c[name]["lds"] else "") for c in columns]
+            for name in next(iter(columns.values())):
+                used = [columns[target][name] if target in columns else None for target in TARGETS]
+                cells = [f"{u['vgpr']}" + (f" + {u['lds']} B" if u["lds"] else "") if u else "-" for u in used]
                 print(f"| {Path(source).stem}: {name} {label} | " + " | ".join(cells) + " |")
 
 

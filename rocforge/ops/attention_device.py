@@ -14,7 +14,8 @@ from rocforge.arrays import cupy_module
 from rocforge.batch import Batch
 from rocforge.cache import BLOCK_SIZE
 from rocforge.kernels import Kernel, wave_size
-from rocforge.ops.matvec import Activations, takes_int8
+from rocforge.ops.dequantize import CELL
+from rocforge.ops.operands import Activations, columns_for_weights
 from rocforge.ops.strided import blocks, float32, rows_of
 
 LEAST_SHARE = 128
@@ -77,12 +78,15 @@ def paged_attention(
     then: Any,
     fresh: Fresh | None = None,
 ) -> Any:
-    """As rocforge.ops.attention.paged_attention: for `then`, single queries are rounded to int8 as they are written."""
+    """As rocforge.ops.attention.paged_attention: for `then`, single queries are written as Activations."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
-    if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and takes_int8(len(q), [then]):
-        rounded = Activations.empty(len(q), q.shape[1] * q.shape[2])
-        _attend(None, rounded.data, q, keys, values, sequences, sinks, options, fresh=fresh)
+    columns = None
+    if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
+        columns = columns_for_weights(len(q), [then])
+    if columns is not None:
+        rounded = Activations.empty(len(q), q.shape[1] * q.shape[2], columns)
+        _attend(None, rounded, q, keys, values, sequences, sinks, options, fresh=fresh)
         return rounded
     out = cupy_module().empty(q.shape, np.float32)
     _attend(out, None, q, keys, values, sequences, sinks, options, fresh=fresh)
@@ -113,7 +117,7 @@ def attention(
 
 def _attend(
     out: Any,
-    quantized: Any,
+    rounded: Activations | None,
     q: Any,
     keys: Any,
     values: Any,
@@ -142,7 +146,8 @@ def _attend(
         counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
         work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
         decode = _decode_kernel(head_dim, group)
-        decode((splits, kv_heads, count), (shape.decode_threads,), (out, quantized, *where, *work, *options, *before))
+        to = (out, None, 0) if rounded is None else (out, rounded.data, rounded.columns)
+        decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
     if sequences.most_queries > 1:
         tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
         prefill = _prefill_kernel(head_dim, group)
@@ -209,7 +214,7 @@ def _sizes(head_dim: int, group: int) -> dict[str, int]:
 def _decode_kernel(head_dim: int, group: int) -> Kernel:
     more = "float32* int32* uint32 int32 int32 int32 float32 float32 int32"
     before = f"float32*? float32*? uint64 uint64 uint64 int32*? {' '.join(['float32*?'] * 4)} float32 uint32 int32"
-    signature = f"float32*? uint8*? {_WHERE} {more} {before}"
+    signature = f"float32*? uint8*? uint32 {_WHERE} {more} {before}"
     return Kernel("attention.hip", "attention_decode", signature, **_sizes(head_dim, group))
 
 

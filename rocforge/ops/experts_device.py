@@ -16,8 +16,9 @@ from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import cells_of, dequantize_device
 from rocforge.ops.gemm import to_halves
-from rocforge.ops.matvec import GATES, MAX_COLUMNS, Activations, format_of, is_packed, quantize_activations
+from rocforge.ops.matvec import GATES
 from rocforge.ops.moe import MAX_USED, Matrices, group_by_expert
+from rocforge.ops.operands import MAX_COLUMNS, Activations, format_of, is_packed, quantize_activations
 from rocforge.ops.strided import blocks, float32
 from rocforge.quant import QuantizedArray
 

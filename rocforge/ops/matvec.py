@@ -1,6 +1,6 @@
 """Products of one to eight columns with weights on a device: one launch for up to three matrices.
 
-The activations are rounded to int8, each 32 elements with a float32 scale, unless the weights are floats.
+The activations are int8 (`rocforge.ops.operands`), unless the weights are floats.
 """
 
 from __future__ import annotations
@@ -14,69 +14,13 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import cells_of
+from rocforge.ops.operands import Activations, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.quant import QuantizedArray
 
-MAX_COLUMNS = 8
 THREADS, GATED_THREADS = 128, 256
 """As in matvec.hip: threads of a block."""
-ACTIVATION_NBYTES = 160
-"""Bytes of a cell of activations: 128 int8 values, four float32 scales, eight int16 sums."""
 
-_FLOATS = {"float32": "Floats<float>", "float16": "Floats<f16>", "F32": "Floats<float>", "F16": "Floats<f16>"}
-_FLOATS["BF16"] = "Floats<bf16>"
 _MATRIX = "void* float32*? float32*? int32"
-
-
-class Activations:
-    """Rows of activations in int8, as `Activation` in rawkernels/quants.h lays them out.
-
-    Args:
-        data: uint8 CuPy array (rows, bytes of a row).
-        size: elements of a row; shape is (rows, size).
-    """
-
-    def __init__(self, data: Any, size: int):
-        self.data, self.shape, self.ndim = data, (len(data), size), 2
-
-    @classmethod
-    def empty(cls, rows: int, size: int) -> Activations:
-        """Room for that many rows, on the current device."""
-        nbytes = ACTIVATION_NBYTES * cells_of(size)
-        return cls(cupy_module().empty((rows, nbytes), np.uint8), size)
-
-
-_quantize = Kernel("quantize.hip", "quantize_activations", "float32* uint8* int32 int32")
-
-
-def quantize_activations(x: Any) -> Activations:
-    """Rows of a float32 CuPy array (rows, size) in int8."""
-    rows, size = x.shape
-    y = Activations.empty(rows, size)
-    cells = cells_of(size)
-    _quantize((-(-cells * 128 // 1024), rows), (256,), (cupy_module().ascontiguousarray(x), y.data, size, cells))
-    return y
-
-
-def format_of(weight: Any) -> str | None:
-    """The format of a weight as matvec.hip names it, or None where it has no kernel for that or for its row length."""
-    if isinstance(weight, QuantizedArray) and weight.planar:
-        return weight.qtype.name
-    name = _FLOATS.get(weight.qtype.name if isinstance(weight, QuantizedArray) else weight.dtype.name)
-    return name if _nbytes_of_row(weight) % 16 == 0 else None
-
-
-def is_packed(name: str | None) -> bool:
-    """Whether weights of that format (of `format_of`) are multiplied with int8 activations."""
-    return name is not None and name not in _FLOATS.values()
-
-
-def takes_int8(rows: int, weights: Sequence[Any]) -> bool:
-    """Whether products of that many rows with these weights all take int8 activations."""
-    return 0 < rows <= MAX_COLUMNS and all(is_packed(format_of(weight)) for weight in weights)
-
-
-def _nbytes_of_row(weight: Any) -> int:
-    return (weight.data if isinstance(weight, QuantizedArray) else weight).nbytes // max(len(weight), 1)
 
 
 def _rows(weight: Any) -> Any:
@@ -87,7 +31,7 @@ def _rows(weight: Any) -> Any:
 def _column(x: Any, weight: Any) -> tuple[Any, int]:
     """x as the kernel for that weight takes it, and the cells of a row."""
     if not is_packed(format_of(weight)):
-        return cupy_module().ascontiguousarray(x, dtype=np.float32), _nbytes_of_row(weight) // 16
+        return cupy_module().ascontiguousarray(x, dtype=np.float32), nbytes_of_row(weight) // 16
     return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
 
 
@@ -122,18 +66,30 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     cupy, n = cupy_module(), x.shape[0]
     data, cells = _column(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
-    log_lanes, last = _log_lanes(n, sum(map(len, weights)), cells), len(weights) - 1
-    args = [data, n, cells, log_lanes]
+    log_lanes = _log_lanes(n, sum(map(len, weights)), cells)
+    args = (data, n, cells, log_lanes, *laid_out(data, weights, biases, ys), residual)
+    blocks = sum(-(-(-(-len(w) // _rows_together(n)) << log_lanes) // THREADS) for w in weights)
+    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), args)
+    return ys
+
+
+def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None, ys: Sequence[Any]) -> list[Any]:
+    """The arguments for the three matrices of a launch: rows, bias, result and number of rows of each.
+
+    Of fewer than three the first comes first and the last goes last, since that may be of another format.
+
+    Args:
+        nothing: an array that stands in for a matrix that is not there.
+        weights, biases, ys: of one to three matrices.
+    """
+    args, last = [], len(weights) - 1
     for i in (0, 1, 2):
-        # a matrix of another format goes last; the others come first
         at = i if i < last else last if i == 2 and last else 0 if i == 0 else None
         if at is None:
-            args += [data, None, None, 0]
+            args += [nothing, None, None, 0]
         else:
             args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
-    blocks = sum(-(-(-(-len(w) // _rows_together(n)) << log_lanes) // THREADS) for w in weights)
-    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), (*args, residual))
-    return ys
+    return args
 
 
 @functools.cache

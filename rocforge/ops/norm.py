@@ -9,13 +9,13 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel
-from rocforge.ops.matvec import Activations, takes_int8
+from rocforge.ops.operands import Activations, columns_for_weights
 from rocforge.ops.strided import float32
 
 THREADS = 512
 """As in norm.hip."""
 
-_rms_norm = Kernel("norm.hip", "rms_norm", "float32*? uint8*? float32* float32*? float32*? uint32 float32")
+_rms_norm = Kernel("norm.hip", "rms_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32* float32* float32*? float32*? uint32 float32")
 
 
@@ -51,33 +51,32 @@ def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _rms_norm((x.size // n,), (THREADS,), (out, None, x, weight, residual, n, eps))
+        _rms_norm((x.size // n,), (THREADS,), (out, None, x, weight, residual, 0, n, eps))
     return out
 
 
-def rms_norm_quantized(x: Any, weight: Any, eps: float) -> Activations:
-    """`rms_norm` of a CuPy array (rows, n), rounded to int8 in the same launch, for products with packed weights."""
+def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Activations:
+    """`rms_norm` of a CuPy array (rows, n) in int8, or in units for that many columns, of one launch."""
     _check_weight("rms_norm_quantized", x, weight)
     x = float32(x)
-    out = Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (None, out.data, x, weight, None, x.shape[-1], eps))
+    out = Activations.empty(*x.shape, columns)
+    _rms_norm((len(x),), (THREADS,), (None, out.data, x, weight, None, columns, x.shape[-1], eps))
     return out
 
 
 def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
-    """`rms_norm` and `rms_norm_quantized` of a CuPy array (rows, n) in one launch."""
+    """`rms_norm` and, in int8, `rms_norm_quantized` of a CuPy array (rows, n) in one launch."""
     _check_weight("rms_norm_both", x, weight)
     x = float32(x)
     out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (out, rounded.data, x, weight, None, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (out, rounded.data, x, weight, None, 0, x.shape[-1], eps))
     return out, rounded
 
 
 def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any:
-    """`rms_norm` of x (rows, n) in the form that products with these matrices take: int8 where all of them do."""
-    if get_array_module(x) is np or not takes_int8(len(x), weights):
-        return rms_norm(x, weight, eps)
-    return rms_norm_quantized(x, weight, eps)
+    """`rms_norm` of x (rows, n) in the form that products with these matrices take."""
+    columns = None if get_array_module(x) is np else columns_for_weights(len(x), weights)
+    return rms_norm(x, weight, eps) if columns is None else rms_norm_quantized(x, weight, eps, columns)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

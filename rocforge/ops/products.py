@@ -9,15 +9,17 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.ops.gemm import is_single, product_halves, to_halves
-from rocforge.ops.matvec import (
+from rocforge.ops.matvec import gated_product, products
+from rocforge.ops.operands import (
     MAX_COLUMNS,
+    MOST_COLUMNS,
     Activations,
+    columns_for,
     format_of,
-    gated_product,
     is_packed,
-    products,
     quantize_activations,
 )
+from rocforge.ops.tiles import tile_gated, tile_products
 
 MATRICES = 3
 """The most that one launch multiplies."""
@@ -26,20 +28,21 @@ MATRICES = 3
 def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     """What `rocforge.ops.linear.linears` gives, of arrays on a device."""
     leading, n = x.shape[:-1], int(np.prod(x.shape[:-1]))
-    formats = [format_of(weight) for weight in weights]
+    formats, form, ys = [format_of(weight) for weight in weights], columns_for(n), []
     if not isinstance(x, Activations):
         x = x.reshape(n, x.shape[-1]).astype(np.float32, copy=False)
     if residual is not None:
         residual = cupy_module().ascontiguousarray(residual).reshape(n, -1)
-    if not 0 < n <= MAX_COLUMNS or None in formats:
-        ys = _many(x, weights, biases)
-        if residual is not None:
-            ys[0] += residual
-    else:
-        ys, rounded = [], quantize_activations(x) if any(map(is_packed, formats)) and _is_array(x) else x
-        for start, stop in launches(formats):
-            operand = rounded if is_packed(formats[start]) else x
-            ys += products(operand, weights[start:stop], biases[start:stop], None if start else residual)
+    rounded = x
+    for start, stop in launches(formats):
+        run = weights[start:stop], biases[start:stop], None if start else residual
+        if is_packed(formats[start]) and form is not None:
+            rounded = rounded if isinstance(rounded, Activations) else quantize_activations(x, form)
+            ys += tile_products(rounded, *run) if form else products(rounded, *run)
+        elif formats[start] is not None and 0 < n <= MAX_COLUMNS:
+            ys += products(x, *run)
+        else:
+            ys += _many(x, *run)
     return [y.reshape(*leading, y.shape[-1]) for y in ys]
 
 
@@ -50,13 +53,18 @@ def gated_product_device(
 
     Where the weight `then`, that the result is to be multiplied with, wants it, these are Activations.
     """
-    n = int(np.prod(x.shape[:-1]))
-    if not 0 < n <= MAX_COLUMNS or format_of(gate) is None or format_of(gate) != format_of(up):
+    n, kind = int(np.prod(x.shape[:-1])), format_of(gate)
+    form = columns_for(n) if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
+    if form is None or kind is None or kind != format_of(up):
         return None
-    flat = x.reshape(n, x.shape[-1]) if _is_array(x) else x
-    if then is not None and x.ndim == 2 and is_packed(format_of(then)):
-        return gated_product(flat, gate, up, gate_bias, up_bias, activation, rounded=True)
-    return gated_product(flat, gate, up, gate_bias, up_bias, activation).reshape(*x.shape[:-1], -1)
+    flat, biases = x if isinstance(x, Activations) else x.reshape(n, x.shape[-1]), (gate_bias, up_bias)
+    rounded = then is not None and x.ndim == 2 and is_packed(format_of(then)) and columns_for(n) == form
+    if form:
+        units = flat if isinstance(flat, Activations) else quantize_activations(flat, form)
+        y = tile_gated(units, gate, up, biases, activation, rounded)
+    else:
+        y = gated_product(flat, gate, up, *biases, activation, rounded)
+    return y if rounded else y.reshape(*x.shape[:-1], -1)
 
 
 def launches(formats: Sequence[str]) -> list[tuple[int, int]]:
@@ -70,16 +78,14 @@ def launches(formats: Sequence[str]) -> list[tuple[int, int]]:
     return runs
 
 
-def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     if isinstance(x, Activations):
-        raise TypeError(f"int8 activations are for up to {MAX_COLUMNS} rows and packed weights; these are {x.shape}")
+        raise TypeError(f"activations {x.shape} are for packed weights and up to {MOST_COLUMNS} rows")
     rounded = x if all(map(is_single, weights)) else to_halves(x)
     ys = [product_halves(x if is_single(weight) else rounded, weight) for weight in weights]
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:
             y += bias
+    if residual is not None:
+        ys[0] += residual
     return ys
-
-
-def _is_array(x: Any) -> bool:
-    return not isinstance(x, Activations)

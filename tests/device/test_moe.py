@@ -11,8 +11,8 @@ from weights import half_steps, random_weight, values_of
 import rocforge as rf
 from rocforge.load import load_model
 from rocforge.ops.experts_device import takes_int8
-from rocforge.ops.matvec import quantize_activations
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
+from rocforge.ops.operands import quantize_activations
 
 
 @pytest.mark.parametrize("softmax_before, normalize", [(True, True), (True, False), (False, True)])

@@ -5,15 +5,23 @@ import numpy as np
 import pytest
 from weights import half_steps, product_error, random_weight, relative_error, sizes, values_of
 
+from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linears
-from rocforge.ops.matvec import GATES, format_of, quantize_activations
+from rocforge.ops.matvec import GATES
+from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
 
 FLOATS = ["F32", "F16", "BF16"]
 RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
+
+
+@pytest.fixture(autouse=True)
+def no_matrix_unit(monkeypatch):
+    """test_tiles.py has what a card with a matrix unit does with five to 64 columns."""
+    monkeypatch.setattr(operands, "has_matrix_unit", lambda device: False)
 
 
 def rounded(x):

@@ -1,0 +1,94 @@
+"""Products of many columns with packed weights on the matrix unit: one launch for up to three matrices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.kernels import Kernel, wave_size
+from rocforge.ops.dequantize import cells_of
+from rocforge.ops.matvec import GATES, laid_out
+from rocforge.ops.operands import Activations, format_of
+
+THREADS, ROWS = 256, 32
+"""As in tiles.hip: threads of a block, and the rows of a wave."""
+
+
+def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] | None, residual: Any) -> list[Any]:
+    """`x @ w.T + bias` for each of one to three matrices, in one launch.
+
+    Args:
+        x: units.
+        weights: one to three packed matrices (rows, columns) of one format, or the last of another.
+        biases: float32 (rows,) or None, for each.
+        residual: float32 (n, rows of the first), added to the first; or None.
+
+    Returns:
+        float32 CuPy arrays (n, rows), one for each.
+    """
+    ys = [cupy_module().empty((len(x), len(w)), np.float32) for w in weights]
+    height = ROWS * (waves := _row_waves(sum(map(len, weights)), x.columns))
+    first, last = format_of(weights[0]), format_of(weights[-1])
+    kernel = _kernel("tile_products", first, x.columns, waves, last if last != first else None)
+    args = (x.data, len(x), cells_of(x.shape[1]), *laid_out(x.data, weights, biases, ys), residual)
+    kernel((sum(-(-len(w) // height) for w in weights),), (THREADS,), args)
+    return ys
+
+
+def tile_gated(x: Activations, gate: Any, up: Any, biases: tuple[Any, Any], activation: str, rounded: bool) -> Any:
+    """`activation(x @ gate.T + gate_bias, x @ up.T + up_bias)` in one launch.
+
+    Args:
+        x: units.
+        gate, up: packed matrices of one shape and format.
+        biases: float32 (rows,) or None, for each.
+        activation: one of GATES.
+        rounded: give units, for the product that follows.
+
+    Returns:
+        float32 CuPy array (n, rows), or Activations of that shape.
+    """
+    rows = len(gate)
+    height = ROWS // 2 * (waves := _row_waves(2 * rows, x.columns))
+    if rounded:
+        result = Activations.empty(len(x), rows, x.columns)
+        outputs, blocks = (None, result.data, cells_of(rows)), -(-128 * cells_of(rows) // height)
+    else:
+        result = cupy_module().empty((len(x), rows), np.float32)
+        outputs, blocks = (result, None, 0), -(-rows // height)
+    contiguous = cupy_module().ascontiguousarray
+    args = (x.data, len(x), cells_of(x.shape[1]), contiguous(gate.data), contiguous(up.data), *biases)
+    kernel = _kernel("tile_gated", format_of(gate), x.columns, waves, None)
+    kernel((blocks,), (THREADS,), (*args, *outputs, rows, GATES[activation]))
+    return result
+
+
+def _row_waves(rows: int, columns: int) -> int:
+    """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
+    device = cupy_module().cuda.runtime.getDevice()
+    if columns == 8:
+        return 1
+    most = THREADS // wave_size(device) // 2
+    return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * _units(device)), 1)
+
+
+@functools.cache
+def _units(device: int) -> int:
+    return cupy_module().cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+_MATRIX = "void* float32*? float32*? int32"
+_SIGNATURES = {
+    "tile_products": f"void* int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?",
+    "tile_gated": "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32",
+}
+
+
+@functools.cache
+def _kernel(name: str, first: str, columns: int, row_waves: int, last: str | None) -> Kernel:
+    other = {} if last is None else {"QTYPE_LAST": last}
+    return Kernel("tiles.hip", name, _SIGNATURES[name], QTYPE=first, COLUMNS=columns, ROW_WAVES=row_waves, **other)

@@ -1,0 +1,104 @@
+"""Products of many columns on the matrix unit, against float64."""
+
+import cupy as cp
+import numpy as np
+import pytest
+from weights import random_weight, sizes
+
+from rocforge.ops.dequantize import PLANAR
+from rocforge.ops.linear import gated_linear, linear, linears
+from rocforge.ops.matvec import GATES
+from rocforge.ops.operands import MOST_COLUMNS, columns_for, quantize_activations
+from rocforge.ops.tiles import tile_gated, tile_products
+
+ROWS = 37
+
+
+def unpacked(weight):
+    """The float16 values that the kernel multiplies with, float64 (rows, columns): its products with unit vectors."""
+    on_device, columns = weight.to_device("gpu"), weight.shape[1]
+    parts = []
+    for start in range(0, columns, MOST_COLUMNS):
+        x = cp.eye(min(MOST_COLUMNS, columns - start), columns, start, dtype=np.float32)
+        parts.append(tile_products(quantize_activations(x, MOST_COLUMNS), [on_device], None, None)[0].get())
+    return np.concatenate(parts).T.astype(np.float64)
+
+
+def halves(x):
+    return x.astype(np.float16).astype(np.float64)
+
+
+def far(y, reference, x, w):
+    """The largest error, in what the sum of the products' magnitudes is."""
+    return (np.abs(y.get() - reference) / (np.abs(x) @ np.abs(w).T)).max()
+
+
+@pytest.mark.parametrize("qtype", PLANAR)
+def test_products(rng, qtype):
+    """Weights are those of the blocks to a few 2^-11 of the row's largest; the sums of products are exact (1e-5)."""
+    for columns in sizes(qtype):
+        weight = random_weight(rng, qtype, (ROWS, columns))
+        w, exact = unpacked(weight), weight.dequantize().astype(np.float64)
+        assert (np.abs(w - exact) <= 3e-3 * np.abs(exact).max(axis=1, keepdims=True)).all()
+        x = rng.standard_normal((5, columns)).astype(np.float32)
+        (y,) = tile_products(quantize_activations(cp.asarray(x), 8), [weight.to_device("gpu")], None, None)
+        assert y.dtype == np.float32 and y.shape == (5, ROWS)
+        assert far(y, halves(x) @ w.T, x, w) < 1e-5
+
+
+@pytest.mark.parametrize(("n", "rows"), [(9, 37), (17, 5), (33, 70), (64, 300)])
+def test_numbers_of_columns(rng, n, rows):
+    """From 5 to 64 rows of x, filled up to 8, 16, 32 or 64; with a bias and a residual."""
+    weight = random_weight(rng, "Q4_K", (rows, 768))
+    x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 768), rows, (n, rows)))
+    y = linear(cp.asarray(x), weight.to_device("gpu"), cp.asarray(bias), cp.asarray(residual))
+    w = unpacked(weight)
+    assert far(y - cp.asarray(residual + bias), halves(x) @ w.T, x, w) < 1e-5
+
+
+def test_three_matrices(rng):
+    """A launch takes up to three, of which the last may be of another format; each has its bias."""
+    weights = [random_weight(rng, qtype, (rows, 512)) for qtype, rows in (("Q4_K", 70), ("Q4_K", 33), ("Q6_K", 5))]
+    x, biases = rng.standard_normal((12, 512)).astype(np.float32), [None, cp.ones(33, np.float32), None]
+    ys = linears(cp.asarray(x), [weight.to_device("gpu") for weight in weights], biases)
+    for y, weight, bias in zip(ys, weights, biases, strict=True):
+        w = unpacked(weight)
+        assert far(y if bias is None else y - bias, halves(x) @ w.T, x, w) < 1e-5
+
+
+@pytest.mark.parametrize("waves", [1, 2, 4])
+def test_runs_of_rows(rng, monkeypatch, waves):
+    """The waves of a block may share out its depth, its rows, or both: results agree to 1e-5."""
+    import rocforge.ops.tiles as tiles
+
+    weight, other = (random_weight(rng, "Q5_K", (150, 2048)) for _ in range(2))
+    x = cp.asarray(rng.standard_normal((16, 2048)).astype(np.float32))
+    units, (a, b) = quantize_activations(x, 16), (w.to_device("gpu") for w in (weight, other))
+    wanted = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
+    monkeypatch.setattr(tiles, "_row_waves", lambda rows, columns: waves)
+    seen = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
+    for y, z in zip(seen, wanted, strict=True):
+        assert cp.abs(y - z).max() < 1e-5 * cp.abs(z).max()
+
+
+@pytest.mark.parametrize("activation", GATES)
+@pytest.mark.parametrize("n", [6, 20])
+def test_gated(rng, activation, n):
+    """The gated product is that of the two products, and its units are what rounding its floats gives, bit for bit."""
+    gate, up = (random_weight(rng, "Q4_0", (160, 256)).to_device("gpu") for _ in range(2))
+    biases = [cp.asarray(rng.standard_normal(160).astype(np.float32)) for _ in range(2)]
+    x = cp.asarray(rng.standard_normal((n, 256)).astype(np.float32))
+    y = gated_linear(x, gate, up, *biases, activation)
+    g, u = (z.get().astype(np.float64) for z in linears(x, [gate, up], biases))
+    if activation == "swiglu_oai":
+        g, u = np.minimum(g, 7), np.clip(u, -7, 7) + 1
+        reference = g / (1 + np.exp(-1.702 * g)) * u
+    elif activation == "swiglu":
+        reference = g / (1 + np.exp(-g)) * u
+    else:
+        reference = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u
+    assert np.linalg.norm(y.get() - reference) < 1e-5 * np.linalg.norm(reference)
+    units = tile_gated(quantize_activations(x, columns_for(n)), gate, up, biases, activation, True)
+    then = random_weight(rng, "Q8_0", (64, 160)).to_device("gpu")
+    (z,), (wanted,) = (tile_products(a, [then], None, None) for a in (units, quantize_activations(y, columns_for(n))))
+    assert cp.array_equal(z, wanted)
