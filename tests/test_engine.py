@@ -9,7 +9,7 @@ from golden import build
 import rocforge as rf
 from rocforge.engine import Engine
 from rocforge.load import load_model
-from rocforge.sampling import SamplingParams
+from rocforge.sampling import SamplingParams, sample
 from rocforge.scheduler import Scheduler, Status
 
 
@@ -38,6 +38,26 @@ def outputs(model, prompts, params, **options):
         return [request.output for request in requests]
 
 
+def same(model, prompt, params, output, alone):
+    """Whether two outputs are equal, as far as to a draw that falls on the border of two tokens.
+
+    A batch's sums are in another order than those of a request alone. Logits then differ by some 1e-5, which decides a
+    draw in ten thousand; noise of 1e-4 gives both tokens where it does.
+    """
+    if output == alone or len(output) != len(alone):
+        return output == alone
+    step = next(i for i, (a, b) in enumerate(zip(output, alone, strict=True)) if a != b)
+    logits, chance = model(np.array([*prompt, *alone[:step]]))[-1], np.random.default_rng(0)
+    noisy = [logits + chance.normal(0, 1e-4, logits.shape).astype(np.float32) for _ in range(50)]
+    return {output[step], alone[step]} <= {sample(row, params, prompt, alone[:step]) for row in noisy}
+
+
+def near(top, alone):
+    """Whether the five most likely of ten tokens are among the ten of the other report, and as likely to 1e-4."""
+    likely = list(alone)[:5]
+    return [top.get(id) for id in likely] == pytest.approx([alone[id] for id in likely], abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def workload(model):
     """Prompts of many lengths, some with a common beginning, and their outputs computed alone."""
@@ -63,7 +83,8 @@ def workload(model):
 def test_same_text_in_any_company(model, workload, options):
     """The same seed gives the same tokens whatever else runs, however prompts are cut, and through preemption."""
     prompts, params, alone = workload
-    assert outputs(model, prompts, params, **options) == alone
+    together = outputs(model, prompts, params, **options)
+    assert all(same(model, *request) for request in zip(prompts, params, together, alone, strict=True))
 
 
 def test_preemption_happens_and_loses_nothing(model, workload, monkeypatch):
@@ -72,7 +93,8 @@ def test_preemption_happens_and_loses_nothing(model, workload, monkeypatch):
     count = []
     preempt = Scheduler._preempt
     monkeypatch.setattr(Scheduler, "_preempt", lambda self, request: (count.append(request), preempt(self, request)))
-    assert outputs(model, prompts, params, cache_tokens=192) == alone
+    together = outputs(model, prompts, params, cache_tokens=192)
+    assert all(same(model, *request) for request in zip(prompts, params, together, alone, strict=True))
     assert count
 
 
@@ -80,9 +102,9 @@ def test_an_equal_prefix_is_not_computed_again(model, rng):
     """A second request with the same 70 tokens in front computes only what its full blocks do not hold."""
     prefix = list(rng.integers(0, model.config.vocabulary, 70))
     with Engine(model) as engine:
-        first = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
+        first = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         finish(engine)
-        again = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
+        again = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         other = engine.add([*prefix, 2], SamplingParams(max_tokens=1, temperature=0))
         work = engine.scheduler.schedule()
         assert [item.count for item in work] == [71 - 64, 71 - 64]
@@ -90,13 +112,13 @@ def test_an_equal_prefix_is_not_computed_again(model, rng):
             engine.scheduler.advance(item)
             engine.cancel(item.request)
         assert again.status is other.status is Status.FINISHED
-        repeat = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
+        repeat = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         reports = [token.logprobs for token in finish(engine)]
         assert repeat.output == first.output
     with Engine(model) as engine:
-        engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
+        engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         for report, token in zip(reports, finish(engine), strict=True):
-            assert report.top == pytest.approx(token.logprobs.top, abs=1e-4)
+            assert near(report.top, token.logprobs.top)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +145,7 @@ def count_tokens(engine):
 def test_a_2k_prefix_is_computed_once(long_model, rng):
     """Of a second request with the same 2048 tokens in front only what differs runs, with the same logits."""
     prefix = list(rng.integers(0, long_model.config.vocabulary, 2048))
-    params = SamplingParams(max_tokens=3, temperature=0, logprobs=5)
+    params = SamplingParams(max_tokens=3, temperature=0, logprobs=10)
     reports = []
     for warm in (False, True):
         with Engine(long_model, cache_tokens=8192) as engine:
@@ -137,7 +159,7 @@ def test_a_2k_prefix_is_computed_once(long_model, rng):
             assert counts[request] == (2 if warm else 2050) + 2
             assert request.cached == (2048 if warm else 0)
     for alone, shared in zip(*reports, strict=True):
-        assert shared == pytest.approx(alone, abs=1e-4)
+        assert near(shared, alone)
 
 
 def test_requests_that_come_together_share_a_prefix(long_model, rng):
@@ -149,7 +171,7 @@ def test_requests_that_come_together_share_a_prefix(long_model, rng):
         counts = count_tokens(engine)
         requests = [engine.add(prompt, p) for p in params]
         finish(engine)
-    assert [request.output for request in requests] == alone
+    assert all(same(long_model, prompt, *p) for p in zip(params, [r.output for r in requests], alone, strict=True))
     assert sorted(counts.values()) == [1000 % 32 + 4] * 3 + [1000 + 4]
 
 
@@ -171,7 +193,8 @@ def test_a_shared_prefix_outlives_its_first_user(long_model, rng):
         others = [engine.add(list(rng.integers(0, 200, 300)), SamplingParams(max_tokens=2)) for _ in range(3)]
         assert engine.scheduler.pool.blocks - free == len(second.table)
         finish(engine)
-    assert second.output == alone and all(other.status is Status.FINISHED for other in others)
+    assert same(long_model, [*prompt, 7], params, second.output, alone)
+    assert all(other.status is Status.FINISHED for other in others)
 
 
 def test_decoding_keeps_its_pace_beside_a_long_prompt(long_model, monkeypatch):

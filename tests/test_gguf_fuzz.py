@@ -18,7 +18,7 @@ from rocforge.gguf import open_gguf
 from rocforge.quant import QuantizedArray
 
 CASES = 450  # for each of the five tests below
-SECONDS = 2.0  # a case takes some milliseconds
+SECONDS = 2.0  # of CPU time; a case takes some milliseconds
 BYTES = 16 << 20  # the files have under 16 KiB
 
 
@@ -56,7 +56,7 @@ def check(tmp_path_factory):
     def check(data: bytes) -> bool:
         path = folder / f"{next(numbers)}.gguf"  # a fresh file: one still mapped must not be cut short
         path.write_bytes(data)
-        start = time.perf_counter()
+        start = time.process_time()
         tracemalloc.start()
         try:
             opened = opens(path)
@@ -64,7 +64,7 @@ def check(tmp_path_factory):
         finally:
             tracemalloc.stop()
             path.unlink()
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
         assert peak < BYTES
         return opened
 

@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rocforge as rf
@@ -30,6 +30,7 @@ def test_bytes_of_weights():
     assert device_nbytes(padded) == 512 >= 3 * (128 + 16)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 34), st.integers(1, 1 << 20))
 def test_check_and_cache_agree(free_bytes, context):
     """A model passes the check just where the cache that is made after its weights holds the context."""
