@@ -117,16 +117,17 @@ DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
     return sum;
 }
 
-// One matrix of a launch; bias and residual may be null. residual and y are (columns, rows).
+// One matrix of a launch; the bias may be null. y, and a residual, are (columns, rows).
 struct Matrix {
     const u8* w;
-    const float *bias, *residual;
+    const float* bias;
     float* y;
     u32 rows;
+    bool plus_residual;
 };
 
 template <class F>
-DEVICE void product(const Matrix& m, const u8* x, u32 columns, u32 cells, u32 block) {
+DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 block) {
     __shared__ Shared shared;
     const u32 height = 16 * TILES;
     u32 run = wave() % ROW_WAVES, first = block * ROW_WAVES * height;
@@ -149,7 +150,7 @@ DEVICE void product(const Matrix& m, const u8* x, u32 columns, u32 cells, u32 bl
             if (k >= columns || r >= m.rows) continue;
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (m.residual) value += m.residual[at];
+            if (m.plus_residual) value += residual[at];
             m.y[at] = value;
         }
     }
@@ -162,19 +163,19 @@ tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bi
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
     u32 block = block_x(), blocks0 = blocks_of(rows0), blocks1 = blocks_of(rows1);
-    Matrix m = {w0, bias0, residual, y0, u32(rows0)};
+    Matrix m = {w0, bias0, y0, u32(rows0), residual != nullptr};
     bool last = block >= blocks0 + blocks1;
     if (last) {
         block -= blocks0 + blocks1;
-        m = {w2, bias2, nullptr, y2, u32(rows2)};
+        m = {w2, bias2, y2, u32(rows2), false};
     } else if (block >= blocks0) {
         block -= blocks0;
-        m = {w1, bias1, nullptr, y1, u32(rows1)};
+        m = {w1, bias1, y1, u32(rows1), false};
     }
 #ifdef QTYPE_LAST
-    if (last) return product<QTYPE_LAST>(m, x, columns, cells, block);
+    if (last) return product<QTYPE_LAST>(m, residual, x, columns, cells, block);
 #endif
-    product<QTYPE>(m, x, columns, cells, block);
+    product<QTYPE>(m, residual, x, columns, cells, block);
 }
 
 // As `gated_product` of products.h; a wave has the same 16 rows of gate and up. y, or, for the product that follows,
