@@ -17,6 +17,8 @@ import rocforge.ops.matvec as matvec
 from rocforge.arrays import _import_cupy
 from rocforge.ops.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.gemm import product_halves
+from rocforge.ops.operands import quantize_activations
+from rocforge.ops.tiles import tile_gated, tile_products
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
 cp, _reason = _import_cupy()
@@ -123,7 +125,7 @@ FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 def test_matvec(benchmark, stream, bandwidth, qtype, rows, columns):
     """One column, from int8 activations."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
-    x = matvec.quantize_activations(cp.ones((1, columns), np.float32))
+    x = quantize_activations(cp.ones((1, columns), np.float32))
     launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
@@ -134,7 +136,7 @@ def test_matvec(benchmark, stream, bandwidth, qtype, rows, columns):
 def test_gated(benchmark, stream, bandwidth, qtype, rows, columns, rounded):
     """Gate and up with SwiGLU; with the rounding for the product that follows."""
     weights = random_weights(qtype, 2 * rows, columns, copies_of(qtype, 2 * rows, columns))
-    x = matvec.quantize_activations(cp.ones((1, columns), np.float32))
+    x = quantize_activations(cp.ones((1, columns), np.float32))
     launches = [lambda w=w: matvec.gated_product(x, w[:rows], w[rows:], rounded=rounded) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
@@ -142,7 +144,7 @@ def test_gated(benchmark, stream, bandwidth, qtype, rows, columns, rounded):
 def test_output(benchmark, stream, bandwidth):
     """The output layer of Llama 3 8B in Q4_K_M: 128256 rows of Q6_K."""
     weights = random_weights("Q6_K", 128256, 4096, 4)
-    x = matvec.quantize_activations(cp.ones((1, 4096), np.float32))
+    x = quantize_activations(cp.ones((1, 4096), np.float32))
     run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
 
 
@@ -150,10 +152,24 @@ def test_output(benchmark, stream, bandwidth):
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
 def test_columns(benchmark, stream, bandwidth, qtype, rows, columns, n):
-    """Two to eight columns."""
+    """Two to eight columns, with the dot instruction."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
-    x = matvec.quantize_activations(cp.ones((n, columns), np.float32))
+    x = quantize_activations(cp.ones((n, columns), np.float32))
     launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
+
+
+@pytest.mark.parametrize("n", [8, 16, 32, 64])
+@pytest.mark.parametrize(("rows", "columns"), [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
+def test_tiles(benchmark, stream, bandwidth, qtype, rows, columns, n):
+    """Up to 64 columns, with the matrix unit; 28,672 rows as gate and up, rounded for the product that follows."""
+    weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
+    x, half = quantize_activations(cp.ones((n, columns), np.float32), n), rows // 2
+    if rows == 28672:
+        launches = [lambda w=w: tile_gated(x, w[:half], w[half:], (None, None), "swiglu", True) for w in weights]
+    else:
+        launches = [lambda w=w: tile_products(x, [w], None, None) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
@@ -204,7 +220,7 @@ def test_pack(benchmark, qtype):
 def test_python_launch(benchmark):
     """What one call costs the host: 1000 launches, not waited for."""
     (weight,) = random_weights("Q4_K", 64, 256, 1)
-    x = matvec.quantize_activations(cp.ones((1, 256), np.float32))
+    x = quantize_activations(cp.ones((1, 256), np.float32))
     matvec.products(x, [weight])
 
     def launch_1000():
