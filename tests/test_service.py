@@ -20,13 +20,14 @@ GREEDY = SamplingParams(max_tokens=8, temperature=0)
 
 
 class CountingModel:
-    """A model that is fast: after token t comes t + 1. It can be told to fail, and to take its time."""
+    """A model that is fast: after token t comes t + 1. It can be told to fail, and to take its time; it can be held."""
 
     device = "cpu"
 
     def __init__(self, context=512):
         self.config = SimpleNamespace(context=context, vocabulary=VOCABULARY)
         self.failures, self.seconds, self.threads = 0, 0.0, set()
+        self.held, self.waiting = threading.Lock(), threading.Event()
 
     def new_cache(self, blocks, block_size):
         return KVCache(1, 1, 1, blocks, block_size)
@@ -34,6 +35,10 @@ class CountingModel:
     def __call__(self, tokens, batch):
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
+        if not self.held.acquire(blocking=False):
+            self.waiting.set()
+            self.held.acquire()
+        self.held.release()
         if self.failures:
             self.failures -= 1
             raise MemoryError("no room on the device")
@@ -49,12 +54,13 @@ class Letters:
         return SimpleNamespace(add=lambda id: chr(97 + id), finish=lambda: "")
 
 
-def make(model=None, load_seconds=0.0, **options):
-    """A service of a CountingModel, and the list that its engine goes to."""
+def make(model=None, load_seconds=0.0, loads=None, **options):
+    """A service of a CountingModel, which loads once `loads` is set, and the list that its engine goes to."""
     engines = []
 
     def load():
         time.sleep(load_seconds)
+        assert loads is None or loads.wait(10)
         engines.append(Engine(model or CountingModel(), cache_tokens=1024))
         return engines[0], Letters()
 
@@ -65,15 +71,14 @@ def text(reply):
     return "".join(piece.text for piece in reply)
 
 
-def assert_clean(service, engines, threads_before=None):
+def assert_clean(service, engines, threads_before=float("inf")):
     """No thread, no cache block, no entry in any queue is left."""
     assert service.wait(10)
     for engine in engines:
         pool = engine.scheduler.pool
         assert pool.free == pool.blocks and not engine.busy and engine.cache is None
     assert not (service._arrived or service._cancelled or service._live or service._in_flight)
-    if threads_before is not None:
-        assert threading.active_count() <= threads_before
+    assert threading.active_count() <= threads_before
 
 
 def test_text_from_any_thread_and_loop():
@@ -123,12 +128,14 @@ def test_start_twice_and_stop_twice():
 
 def test_submit_before_start_and_while_it_starts():
     """Before: refused. While the model loads: queued, and answered once it is there; what cannot fit fails then."""
-    service, _ = make(load_seconds=0.2)
+    loads = threading.Event()
+    service, _ = make(loads=loads)
     with pytest.raises(ServiceError, match="new"):
         service.submit([1])
     with service:
         reply, wrong = service.submit([3], GREEDY), service.submit([99], GREEDY)
         assert reply.progress is Progress.QUEUED and service.state is State.STARTING
+        loads.set()
         assert text(reply) == "efghijkl" and reply.finish_reason == "length"
         with pytest.raises(ValueError, match="outside 0 to 15"):
             text(wrong)
@@ -136,10 +143,12 @@ def test_submit_before_start_and_while_it_starts():
 
 def test_stop_while_it_starts():
     """What waits fails; the thread ends when the loading does; the engine is closed."""
-    service, engines = make(load_seconds=0.2)
+    loads = threading.Event()
+    service, engines = make(loads=loads)
     service.start()
     reply = service.submit([1])
     assert not service.stop(timeout=0)
+    loads.set()
     with pytest.raises(ServiceError):
         text(reply)
     assert_clean(service, engines)
@@ -162,7 +171,7 @@ def test_stop_with_work_in_flight():
     model.seconds = 0.01
     short = service.submit([1], GREEDY)
     long = service.submit([2], SamplingParams(max_tokens=400, temperature=0))
-    stopper = threading.Thread(target=service.stop, args=(0.5,))
+    stopper = threading.Thread(target=service.stop, args=(1.5,))
     stopper.start()
     while service.state is State.READY:
         time.sleep(0.001)
@@ -247,12 +256,14 @@ def test_cancel_frees_blocks_within_a_step():
     service, engines = make(model)
     with service:
         service.wait_until_ready(10)
-        model.seconds = 0.02
+        model.seconds = 0.001
         reply = service.submit(list(range(10)) * 10, SamplingParams(max_tokens=400, temperature=0))
         pieces = iter(reply)
         next(pieces)
-        steps_before = reply.completion_tokens
-        reply.cancel()
+        with model.held:
+            assert model.waiting.wait(10)
+            steps_before = reply.completion_tokens
+            reply.cancel()
         with pytest.raises(CancelledError):
             list(pieces)
         assert reply.completion_tokens <= steps_before + 1 and reply.progress is Progress.CANCELLED
@@ -270,10 +281,9 @@ def test_deadline():
         service.wait_until_ready(10)
         model.seconds = 0.02
         reply = service.submit([1], SamplingParams(max_tokens=400, temperature=0), timeout=0.1)
-        start = time.monotonic()
         with pytest.raises(DeadlineError, match=r"not done after 0\.1 seconds"):
             text(reply)
-        assert time.monotonic() - start < 2 and engines[0].scheduler.pool.free == engines[0].scheduler.pool.blocks
+        assert reply.completion_tokens < 100 and engines[0].scheduler.pool.free == engines[0].scheduler.pool.blocks
 
 
 def test_admission():
@@ -374,11 +384,9 @@ def test_any_order_and_timing(part):
         jobs = [start, start, use, use] + [stop] * chance.randint(0, 2)
         threads = [threading.Thread(target=job, args=(random.Random(seed * 31 + i),)) for i, job in enumerate(jobs)]
         chance.shuffle(threads)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-            assert not thread.is_alive(), f"seed {seed}"
+        [thread.start() for thread in threads]
+        [thread.join(20) for thread in threads]
+        assert not any(thread.is_alive() for thread in threads), f"seed {seed}"
         service.stop()
         for reply in replies:
             assert reply.ended, f"seed {seed}"

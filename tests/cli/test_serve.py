@@ -41,9 +41,10 @@ def serving(model, *options):
         process.wait()
 
 
-def stream(url, tokens, key=None):
+def stream(url, tokens, key=None, **options):
     """The response of a streamed completion, and its id."""
     body = {"model": "demo-11M-Q8_0", "prompt": "def f(", "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    body |= options
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     response = urllib.request.urlopen(
         urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers), timeout=60
@@ -94,10 +95,10 @@ def test_stopped_while_it_loads(model):
 def test_status_and_cancel(model, rocforge):
     """The server's state, a request's state, and its end by cancel; the key is asked for."""
     with serving(model, "--api-key", "secret", "--quiet") as (_, url, _lines):
-        response, request = stream(url, 900, "secret")
+        response, request = stream(url, 900, "secret", n=8)  # longer than the commands take to start
         server = {"ROCFORGE_URL": url, "ROCFORGE_API_KEY": "secret"}
         found = json.loads(rocforge("status", "--json", environment=server).stdout)
-        assert found["state"] == "ready" and found["requests_running"] == 1 and found["cache_blocks_used"] > 0
+        assert found["state"] == "ready" and 0 < found["requests_running"] <= 8 and found["cache_blocks_used"] > 0
         about = json.loads(rocforge("status", request, "--json", environment=server).stdout)
         assert about["id"] == request and about["status"] == "running"
         assert "cancelled" in rocforge("cancel", request, environment=server).stderr

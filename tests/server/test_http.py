@@ -36,6 +36,9 @@ def test_metrics(server):
     """Counters count what was asked and written; times have as many entries as tokens; nothing waits at rest."""
     before = values(server)
     reply = server.post("/v1/completions", json={"model": "small", "prompt": "abc", "max_tokens": 7, "n": 2}).json()
+    ended, deadline = ("rocforge_requests_total", "finished"), time.monotonic() + 10
+    while values(server)[ended] < before[ended] + 2 and time.monotonic() < deadline:
+        time.sleep(0.01)  # an end is counted just after the client is told
     after = values(server)
 
     def grown(name, *labels):

@@ -23,7 +23,7 @@ serve(sys.argv[1], port=0, device="cpu", context=4096, settings=settings, log_le
 print("returned", flush=True)
 """
 ROOT = Path(__file__).parents[2]
-LONG = {"model": "small", "prompt": "abc", "max_tokens": 3500, "ignore_eos": True, "stream": True}
+LONG = {"model": "small", "prompt": "abc", "max_tokens": 3500, "n": 2, "ignore_eos": True, "stream": True}
 
 
 @contextmanager
@@ -60,18 +60,24 @@ def stream(url, body, lines):
     return thread
 
 
+def wait_for_tokens(url, count):
+    """Until that many requests have begun to write."""
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            jobs = client.get("/v1/requests").json()["data"]
+            if len(jobs) == count and all(job["completion_tokens"] for job in jobs):
+                return
+    raise AssertionError(f"not {count} requests that write: {jobs}")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_with_requests_in_flight(model_file, number):
     """What is short finishes; what is long is told that the server stops; the process ends by itself, with status 0."""
     with serving(model_file, grace=1.0) as (process, url):
         long, short = [], []
-        threads = [stream(url, LONG, long), stream(url, {**LONG, "max_tokens": 30}, short)]
-        with httpx.Client(base_url=url, trust_env=False) as client:
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:
-                jobs = client.get("/v1/requests").json()["data"]
-                if len(jobs) == 2 and all(job["completion_tokens"] for job in jobs):
-                    break
+        threads = [stream(url, LONG, long), stream(url, {**LONG, "max_tokens": 30, "n": 1}, short)]
+        wait_for_tokens(url, 2)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
         for thread in threads:
@@ -89,7 +95,7 @@ def test_a_second_signal_ends_it_at_once(model_file):
     with serving(model_file, grace=60.0) as (process, url):
         lines = []
         thread = stream(url, LONG, lines)
-        time.sleep(0.5)
+        wait_for_tokens(url, 1)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None
@@ -105,10 +111,11 @@ def test_a_signal_while_it_loads(model_file):
     code = SERVE.replace(
         "from rocforge.server.run import serve",
         """
-import time
+import signal, time
 import rocforge.server.run as run
-real = run.load
 def slow(*arguments):
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # in the main thread, this being another one
+        time.sleep(0.01)
     print("loading", flush=True)
     time.sleep(60)
 run.load = slow
