@@ -234,9 +234,12 @@ def is_on_a_border(loaded: tuple, prompt: str, sampling: dict, text: str) -> boo
         written += piece.text
         ids.append(piece.token)
     start, params, chance = tokenizer.encode(prompt), rf.SamplingParams(**sampling), np.random.default_rng(0)
-    logits = model(np.array(start + ids))[-1]
-    noisy = [logits + chance.normal(0, 1e-4, logits.shape).astype(np.float32) for _ in range(50)]
-    return len({sample(row, params, start, ids) for row in noisy}) > 1
+    for count in range(len(ids), max(len(ids) - 4, -1), -1):  # the text may show it some tokens later
+        logits = model(np.array(start + ids[:count]))[-1]
+        noisy = [logits + chance.normal(0, 1e-4, logits.shape).astype(np.float32) for _ in range(50)]
+        if len({sample(row, params, start, ids[:count]) for row in noisy}) > 1:
+            return True
+    return False
 
 
 def percentiles(name: str, values: list[float]) -> str:

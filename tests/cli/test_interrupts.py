@@ -172,7 +172,8 @@ def test_chat_ends_at_the_second_in_a_row(terminal, endless, template):
 def test_chat_stops_a_long_prompt(terminal, endless, template):
     """Ctrl-C is heard while a prompt of thousands of tokens is computed."""
     process = start_chat(terminal, endless, template)
-    process.sendline("word " * 1200)
+    process.sendline("word " * 1200 + "the end")
+    process.expect("the end\r\n")  # the line is read: before that Ctrl-C would clear it
     time.sleep(0.3)
     process.sendintr()
     process.expect("stopped")
