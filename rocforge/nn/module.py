@@ -116,12 +116,15 @@ class Module:
             A dict that fills as the model runs: path -> its latest output.
 
         Raises:
-            ValueError: a pattern matches no module.
+            ValueError: a pattern matches no module, or none with an output: some only hold what others compute with.
         """
-        modules = dict(self.named_modules())
+        every = dict(self.named_modules())
+        modules = {path: module for path, module in every.items() if hasattr(type(module), "forward")}
         for pattern in patterns:
-            if not fnmatch.filter(modules, pattern):
+            if not (named := fnmatch.filter(every, pattern)):
                 raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
+            if not fnmatch.filter(modules, pattern):
+                raise ValueError(f"capture: {named[0]} has no output of its own, it only holds {every[named[0]]}")
         seen: dict[str, Any] = {}
         watched = {path: m for path, m in modules.items() if any(fnmatch.fnmatchcase(path, p) for p in patterns)}
         before = {path: module.observers for path, module in watched.items()}

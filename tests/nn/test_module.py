@@ -93,7 +93,7 @@ def test_repr_is_a_tree(rng):
 
 
 def test_capture(rng):
-    """Outputs by path, patterns allowed, while the context lasts; an unknown path is an error."""
+    """Outputs by path, patterns allowed, in the context alone; a path unknown, or without an output, is an error."""
     model = Model()
     model.load_weights(weights(rng))
     x = rng.standard_normal((2, 4)).astype(np.float32)
@@ -104,4 +104,7 @@ def test_capture(rng):
         seen.clear()
     assert (model(x) == y).all() and not seen
     with pytest.raises(ValueError, match=r"'blk\.7'"), model.capture("blk.7"):
+        pass
+    model.blk[0].held = Module()
+    with pytest.raises(ValueError, match=r"blk\.0\.held has no output"), model.capture("*.held"):
         pass
