@@ -10,6 +10,13 @@ from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.sampling import SamplingParams, logprobs, sample
 
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers():
+    """Whichever tests ran before."""
+    RNG.bit_generator.state = START
 
 
 def check(logits: np.ndarray, params: list[SamplingParams], prompts=None, outputs=None) -> np.ndarray:
