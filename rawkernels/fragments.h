@@ -203,18 +203,23 @@ DEVICE PairFragment fragment_of(const u32 (&pairs)[FRAGMENT_PARTS][N], u32 first
 }
 
 #ifdef FRAGMENTS_PLAIN
+// Lanes see each other's fragments through LDS; blocks have at most 256 threads.
 DEVICE void multiply_add(Accumulator& c, const PairFragment& a, const PairFragment& b) {
+    __shared__ PairFragment rows[256], columns[256];
+    u32 first = wave() * WAVE;
+    rows[thread_x()] = a, columns[thread_x()] = b;
+    wave_barrier();
     NO_UNROLL
-    for (u32 t = 0; t < FRAGMENT_LANES; ++t) {
+    for (u32 t = 0; t < WAVE; t += 16) {
+        const PairFragment& column = columns[first + t + fragment_column(0)];
         UNROLL
-        for (u32 q = 0; q < FRAGMENT_PAIRS; ++q) {
-            schedule_barrier();
-            u32 column = shuffle(b.x[q], 16 * t + fragment_column(0));
+        for (u32 i = 0; i < ELEMENTS; ++i) {
+            const PairFragment& row = rows[first + t + fragment_row(i)];
             UNROLL
-            for (u32 i = 0; i < ELEMENTS; ++i)
-                c.x[i] = dot_pair(shuffle(a.x[q], 16 * t + fragment_row(i)), column, c.x[i]);
+            for (u32 q = 0; q < FRAGMENT_PAIRS; ++q) c.x[i] = dot_pair(row.x[q], column.x[q], c.x[i]);
         }
     }
+    wave_barrier();
 }
 #endif
 
