@@ -17,15 +17,17 @@ from rocforge.arrays import cupy_module, on_device
 from rocforge.decode import place_tokens
 from rocforge.kernels import Kernel, launches_recorded
 from rocforge.nn.transformer import Transformer
+from rocforge.ops.operands import MOST_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
 
-PROMPT_TOKENS = 16
-"""Tokens of a prompt that is long enough to take the kernels of long ones."""
+PROMPT_TOKENS = (16, MOST_COLUMNS + 1)
+"""Of a short prompt and of a long one. Those of 5 to 64 tokens take one of four widths of a product's kernel, of which
+one is made ready: the others take a second or two each to compile, once."""
 
 
 def compile_for(model: Transformer) -> BackgroundCompilation:
-    """Begin to compile what a request needs: its decode steps, a prompt, and sampling.
+    """Begin to compile what a request needs: its decode steps, prompts, and sampling.
 
     Args:
         model: on a GPU; its weights need not have their values yet.
@@ -41,7 +43,7 @@ def compile_for(model: Transformer) -> BackgroundCompilation:
 
 
 def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
-    """Call `record` with each kernel that a decode step, a prompt and sampling would launch.
+    """Call `record` with each kernel that a decode step, prompts and sampling would launch.
 
     The model itself is run, on zeros and with its launches left out. What it does by libraries is done, and so the BLAS
     library has been initialized after it.
@@ -51,7 +53,8 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
             record(place_tokens)
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
-            model(np.zeros(PROMPT_TOKENS, np.int32))
+            for tokens in PROMPT_TOKENS:
+                model(np.zeros(tokens, np.int32))
         stream.synchronize()
         del sampler
         cupy_module().get_default_memory_pool().free_all_blocks(stream)

@@ -62,7 +62,7 @@ def module_of(kernel):
 
 
 def test_kernels_of_a_request_are_known(path, monkeypatch):
-    """The warmup names the modules that a prompt and decode steps then need, and launches nothing of them itself."""
+    """The warmup names the modules that prompts and decode steps then need, and launches nothing of them itself."""
     model, known, launched = load_model(rf.open_gguf(path), "gpu"), set(), set()
     with monkeypatch.context() as patch:
         patch.setattr(kernels.Kernel, "_load", lambda *args: pytest.fail("a kernel was launched"))
@@ -74,10 +74,11 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
         launch(kernel, *args, **options)
 
     monkeypatch.setattr(kernels.Kernel, "__call__", record_and_launch)
-    with rf.Engine(model, cache_tokens=64) as engine:
-        engine.add(list(range(20)), rf.SamplingParams(max_tokens=4, temperature=0))
-        while engine.busy:
-            engine.step()
+    with rf.Engine(model, cache_tokens=128) as engine:
+        for tokens in warmup.PROMPT_TOKENS:
+            engine.add(list(range(tokens)), rf.SamplingParams(max_tokens=4, temperature=0))
+            while engine.busy:
+                engine.step()
     assert launched == known
 
 
