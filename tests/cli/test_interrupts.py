@@ -1,11 +1,13 @@
 """Ctrl-C, with real processes and real signals: one ends or stops cleanly, a second one ends at once."""
 
+import contextlib
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import gguf
@@ -80,16 +82,25 @@ def test_a_process_that_ignores_it_goes_on_to():
 
 
 def test_handlers_are_put_back():
-    """After Interrupts the process handles SIGINT as before, and has no thread and no descriptor more."""
+    """After Interrupts the process handles SIGINT as before, and has no thread and no pipe more."""
     from rocforge.cli.interrupts import Interrupts
 
-    before = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    handler, threads, pipes = signal.getsignal(signal.SIGINT), set(threading.enumerate()), open_pipes()
     for _ in range(3):
         with Interrupts(), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
             time.sleep(1)
-    after = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    assert after == before and signal.set_wakeup_fd(-1) == -1
+    assert signal.getsignal(signal.SIGINT) is handler and signal.set_wakeup_fd(-1) == -1
+    assert set(threading.enumerate()) <= threads and open_pipes() <= pipes
+
+
+def open_pipes():
+    """The pipes of this process, as "pipe:[inode]"."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add(os.readlink(f"/proc/self/fd/{number}"))
+    return {name for name in found if name.startswith("pipe:")}
 
 
 @pytest.fixture(scope="module")
