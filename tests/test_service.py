@@ -71,14 +71,14 @@ def text(reply):
     return "".join(piece.text for piece in reply)
 
 
-def assert_clean(service, engines, threads_before=float("inf")):
+def assert_clean(service, engines, threads_before=None):
     """No thread, no cache block, no entry in any queue is left."""
     assert service.wait(10)
     for engine in engines:
         pool = engine.scheduler.pool
         assert pool.free == pool.blocks and not engine.busy and engine.cache is None
     assert not (service._arrived or service._cancelled or service._live or service._in_flight)
-    assert threading.active_count() <= threads_before
+    assert threads_before is None or set(threading.enumerate()) <= threads_before
 
 
 def test_text_from_any_thread_and_loop():
@@ -347,7 +347,7 @@ class Observed:
 def test_any_order_and_timing(part):
     """A thousand lives (in four parts): started, used, cancelled and stopped from several threads at random moments;
     each request ends exactly once, as one of the things it may end with, and nothing is left."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for life in range(250):
         seed = part * 250 + life
         chance = random.Random(seed)
@@ -397,4 +397,4 @@ def test_any_order_and_timing(part):
                 assert reply.progress in (Progress.CANCELLED, Progress.FAILED)
         assert sorted(map(id, observer.ends)) == sorted(map(id, replies)), f"seed {seed}"
         assert_clean(service, engines)
-    assert threading.active_count() <= before
+    assert set(threading.enumerate()) <= before
