@@ -13,9 +13,10 @@ import rocforge as rf
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE
 from rocforge.load import load_model
+from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS
 
 HALF, INT8 = 5e-3, 8e-2
-"""Products of many rows round to float16; those of up to eight round activations to int8, as llama.cpp does."""
+"""Products of many rows round to float16; those of up to INT8_ROWS round activations to int8, as llama.cpp does."""
 SIMULATED = "HIPSIM_ARCH" in os.environ
 (DEMO,) = (Path(__file__).parents[2] / "examples" / "demo_model").glob("*.gguf")
 
@@ -33,17 +34,18 @@ def typical_error(a, b):
     return np.median([relative_error(*rows) for rows in zip(rf.asnumpy(a), b, strict=True)])
 
 
-def test_logits_of_a_prompt(models, rng):
-    """More rows than the int8 kernels take: float16 accuracy."""
+@pytest.mark.parametrize("count", [40, MOST_COLUMNS + 6])
+def test_logits_of_a_prompt(models, rng, count):
+    """More rows than the int8 kernels take, by the matrix unit and by the BLAS library: float16 accuracy."""
     cpu, gpu = models
-    tokens = rng.integers(0, cpu.config.vocabulary, 40)
+    tokens = rng.integers(0, cpu.config.vocabulary, count)
     assert typical_error(gpu(tokens), cpu(tokens)) < HALF
 
 
 def test_logits_of_few_tokens(models, rng):
-    """Up to eight rows: the matrix-vector kernels."""
+    """Few rows: the matrix-vector kernels."""
     cpu, gpu = models
-    tokens = rng.integers(0, cpu.config.vocabulary, 5)
+    tokens = rng.integers(0, cpu.config.vocabulary, INT8_ROWS)
     assert typical_error(gpu(tokens), cpu(tokens)) < INT8
 
 
@@ -61,8 +63,8 @@ def test_error_beside_llama_cpp(models, request):
     exact = cpu(tokens)[rows]
     blocks = -(-len(tokens) // BLOCK_SIZE)
     cache, logits = gpu.new_cache(blocks), []
-    for start in range(0, len(tokens), 8):
-        few = tokens[start : start + 8]
+    for start in range(0, len(tokens), INT8_ROWS):
+        few = tokens[start : start + INT8_ROWS]
         logits.append(rf.asnumpy(gpu(few, Batch.of(cache, [Chunk(start, len(few), range(blocks))], all_logits=True))))
     assert typical_error(np.concatenate(logits)[rows], exact) < 1.5 * typical_error(reference["logits"], exact)
 

@@ -11,8 +11,11 @@ from weights import random_weight, relative_error
 
 import rocforge as rf
 from rocforge.ops.gemm import TILE_ROWS
+from rocforge.ops.operands import MOST_COLUMNS
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
+ROWS = MOST_COLUMNS + 6
+"""Of x: a product of the BLAS library's."""
 several_devices = pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="there is one GPU")
 
 
@@ -152,11 +155,11 @@ COPIES = {
 def test_a_copy_waits_for_the_product(strict, monkeypatch, rng, seed, copy):
     """What inference once read unfinished: however a copy on the device is written, it follows the BLAS library."""
     monkeypatch.setenv("HIPSIM_SEED", str(seed))
-    weight, x = random_weight(rng, "Q8_0", (24, 64)), rng.standard_normal((11, 64)).astype(np.float32)
+    weight, x = random_weight(rng, "Q8_0", (24, 64)), rng.standard_normal((ROWS, 64)).astype(np.float32)
     with rf.Stream("gpu") as stream:
-        there, residual = weight.to_device("gpu"), cp.zeros((11, 24), np.float32)
+        there, residual = weight.to_device("gpu"), cp.zeros((ROWS, 24), np.float32)
         stream.synchronize()
-        copy(rf.linear(stream.upload(x), there), residual)  # more than eight rows: a product of the BLAS library's
+        copy(rf.linear(stream.upload(x), there), residual)
         residual *= 2
         y = stream.download(residual).get()
     assert TILE_ROWS >= 24
@@ -166,9 +169,9 @@ def test_a_copy_waits_for_the_product(strict, monkeypatch, rng, seed, copy):
 @only_simulated
 def test_a_copy_on_the_null_stream_does_not(monkeypatch, rng):
     """The fault itself: the copy is not ordered with the product, and reads what was there before."""
-    weight, x = random_weight(rng, "Q8_0", (24, 64)), rng.standard_normal((11, 64)).astype(np.float32)
+    weight, x = random_weight(rng, "Q8_0", (24, 64)), rng.standard_normal((ROWS, 64)).astype(np.float32)
     with rf.Stream("gpu") as stream:
-        there, residual = weight.to_device("gpu"), cp.zeros((11, 24), np.float32)
+        there, residual = weight.to_device("gpu"), cp.zeros((ROWS, 24), np.float32)
         stream.synchronize()
         y = rf.linear(stream.upload(x), there)
         with cp.cuda.Stream.null as null:
@@ -188,7 +191,8 @@ def generated(path):
     """Greedy and sampled tokens of prompts of several lengths, from loading to the end."""
     model, tokenizer = rf.load(path, "gpu")
     greedy, sampled = rf.SamplingParams(max_tokens=4, temperature=0), rf.SamplingParams(max_tokens=6, seed=3, top_p=0.9)
-    requests = [([1, 2, 3], greedy), (list(range(33)), sampled), ([9] * 17, sampled)]
+    requests = [([1, 2, 3], greedy), (list(range(50)), sampled), ([9] * 17, sampled)]
+    assert sum(len(prompt) for prompt, _ in requests) > MOST_COLUMNS  # a step that calls the BLAS library
     with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=160) as engine:
         running = [engine.add(*request) for request in requests]
         while engine.busy:
