@@ -67,3 +67,13 @@ def _errors_in_their_own_test():
     import cupy
 
     cupy.cuda.Device().synchronize()
+
+
+@pytest.fixture(scope="session")
+def path(tmp_path_factory) -> Path:
+    """A small random llama in Q8_0, as a file."""
+    from golden import build
+
+    path = tmp_path_factory.mktemp("llama") / "model.gguf"
+    build(path, "llama", "Q8_0")
+    return path

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from golden import build
 
 import rocforge as rf
 from rocforge import decode
@@ -16,10 +15,8 @@ PARAMS = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(path):
     """A small random llama on the CPU and on the device."""
-    path = tmp_path_factory.mktemp("decode") / "model.gguf"
-    build(path, "llama", "Q8_0")
     return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
 
 

@@ -1,7 +1,7 @@
 """Float16 values kept beside packed weights: the setting, and that logits stay what they were."""
 
 import pytest
-from golden import build, relative_error
+from golden import relative_error
 
 import rocforge as rf
 from rocforge.load import load_model
@@ -10,9 +10,7 @@ from rocforge.ops.operands import MOST_COLUMNS
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("halves") / "model.gguf"
-    build(path, "llama", "Q8_0")
+def file(path):
     with rf.open_gguf(path) as file:
         yield file
 

@@ -8,7 +8,6 @@ import sys
 
 import cupy as cp
 import pytest
-from golden import build
 
 import rocforge as rf
 from rocforge import kernels, warmup
@@ -19,13 +18,6 @@ from rocforge.ops.operands import MOST_COLUMNS
 from rocforge.upload import device_nbytes
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("load") / "model.gguf"
-    build(path, "llama", "Q8_0")
-    return path
 
 
 @pytest.fixture

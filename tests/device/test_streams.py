@@ -6,7 +6,6 @@ import threading
 import cupy as cp
 import numpy as np
 import pytest
-from golden import build
 from weights import random_weight, relative_error
 
 import rocforge as rf
@@ -17,13 +16,6 @@ only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a r
 ROWS = MOST_COLUMNS + 6
 """Of x: a product of the BLAS library's."""
 several_devices = pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="there is one GPU")
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("streams") / "model.gguf"
-    build(path, "llama", "Q8_0")
-    return path
 
 
 @pytest.fixture
