@@ -361,7 +361,7 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
     if (next != query + 1) return;
-    u32 columns = kv_heads * SIZE, cells = (columns + CELL - 1) / CELL;
+    u32 columns = kv_heads * SIZE, cells = cells_of(columns);
     Output output = {out, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
     i32 first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;

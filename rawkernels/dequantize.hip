@@ -37,7 +37,7 @@ DEVICE void store4(T* y, const float (&v)[4]) {
 // A thread takes eight elements, so that neighbours write neighbouring addresses; ids may be null.
 template <class T>
 DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 columns) {
-    u32 eighths = columns / 8, cells = (columns + CELL - 1) / CELL;
+    u32 eighths = columns / 8, cells = cells_of(columns);
     u32 i = block_x() * 256 + thread_x(), row = i / eighths, k = i % eighths * 8;
     if (row >= u32(rows)) return;
     u32 c = k / CELL, s = k % CELL / 32, t = k % 32 / 4;

@@ -22,13 +22,10 @@ struct Shared {
     i32 expert, first, count;
 };
 
-DEVICE u32 cells_of(u32 columns) { return (columns + CELL - 1) / CELL; }
-
 DEVICE void store_eight(f16* to, const float (&v)[8]) {
     u32 pair[4];
     UNROLL
-    for (u32 i = 0; i < 4; ++i)
-        pair[i] = from_float<f16>(v[2 * i]).bits | u32(from_float<f16>(v[2 * i + 1]).bits) << 16;
+    for (u32 i = 0; i < 4; ++i) pair[i] = pack_halves(v[2 * i], v[2 * i + 1]);
     *reinterpret_cast<u32x4*>(to) = make_u32x4(pair[0], pair[1], pair[2], pair[3]);
 }
 

@@ -164,15 +164,11 @@ DEVICE void multiply_add(Accumulator& c, const Fragment& a, const Fragment& b) {
 // NVIDIA a lane has its share of two rows, FRAGMENT_PARTS, eight apart. Which elements go where in depth is free, as
 // long as both operands agree.
 #if defined(FRAGMENTS_NVIDIA)
-constexpr u32 FRAGMENT_LANES = 4, FRAGMENT_PARTS = 2;
+constexpr u32 FRAGMENT_PARTS = 2;
 DEVICE u32 part_row(u32 part) { return lane() / 4 + 8 * part; }
 DEVICE u32 part_lane() { return lane() % 4; }
 #else
-#if defined(FRAGMENTS_WMMA) && !defined(__GFX12__)
-constexpr u32 FRAGMENT_LANES = 1, FRAGMENT_PARTS = 1;  // lanes 16 apart hold the same
-#else
-constexpr u32 FRAGMENT_LANES = WAVE / 16, FRAGMENT_PARTS = 1;
-#endif
+constexpr u32 FRAGMENT_PARTS = 1;
 DEVICE u32 part_row(u32) { return lane() % 16; }
 DEVICE u32 part_lane() { return lane() / 16 % FRAGMENT_LANES; }
 #endif

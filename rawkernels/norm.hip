@@ -29,7 +29,7 @@ KERNEL(THREADS)
 rms_norm(float* out, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
          float eps) {
     u64 start = u64(block_x()) * n;
-    u32 cells = (n + CELL - 1) / CELL, end = quantized ? cells * CELL : n;
+    u32 cells = cells_of(n), end = quantized ? cells * CELL : n;
     Rounded rounded = {quantized, columns, cells};
     x += start;
     // the first elements of the row, and their weights, wait in registers for the sum

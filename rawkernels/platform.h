@@ -112,6 +112,15 @@ DEVICE u32 block_threads() { return blockDim.x; }
 DEVICE u32 grid_blocks() { return gridDim.x; }
 #endif
 
+// Lanes of a wave that share a row of a 16 x 16 operand of the matrix unit. Those of gfx11 16 apart hold the same.
+#if defined(PLATFORM_NVIDIA) || WAVE == 64
+const u32 FRAGMENT_LANES = 4;
+#elif defined(__GFX11__)
+const u32 FRAGMENT_LANES = 1;
+#else
+const u32 FRAGMENT_LANES = 2;
+#endif
+
 // Blocks have one dimension, so waves are runs of WAVE threads.
 DEVICE u32 lane() { return thread_x() % WAVE; }
 DEVICE u32 wave() { return thread_x() / WAVE; }

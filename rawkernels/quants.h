@@ -16,6 +16,7 @@
 
 const u32 CELL = 128;
 
+DEVICE u32 cells_of(u32 elements) { return (elements + CELL - 1) / CELL; }
 DEVICE u32 round16(u32 n) { return (n + 15) / 16 * 16; }
 
 // A word of 16 bytes; i is a constant after unrolling.
@@ -343,13 +344,7 @@ DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
 //
 //     unit j of cell c of column k at ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS
 
-#if defined(PLATFORM_NVIDIA) || WAVE == 64
-const u32 UNIT_CELLS = 4;
-#elif defined(__GFX11__)
-const u32 UNIT_CELLS = 1;
-#else
-const u32 UNIT_CELLS = 2;
-#endif
+const u32 UNIT_CELLS = FRAGMENT_LANES;
 
 DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
     return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;

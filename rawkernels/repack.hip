@@ -21,7 +21,7 @@ DEVICE u32 code_of(const u8* blocks, u32 e) {
 
 // A thread a cell. `planar` holds rows * F::row_bytes zeros.
 KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
-    u32 cells = (columns + CELL - 1) / CELL, i = block_x() * 256 + thread_x(), c = i % cells;
+    u32 cells = cells_of(columns), i = block_x() * 256 + thread_x(), c = i % cells;
     if (i >= rows * cells) return;
     u32 row_blocks = columns / F::ELEMENTS;
     blocks += u64(i / cells) * row_blocks * F::BYTES;

@@ -18,7 +18,6 @@
 // targets: gfx90a gfx942 gfx1100 gfx1201
 const u32 THREADS = 256, WAVES = THREADS / WAVE, K_WAVES = WAVES / ROW_WAVES;
 const u32 TILES = 2, COLUMN_TILES = (COLUMNS + 15) / 16;
-static_assert(UNIT_CELLS == FRAGMENT_LANES, "a lane's cell is its share of a fragment");
 
 const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
 struct Shared {

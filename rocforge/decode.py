@@ -8,6 +8,7 @@ kernels one by one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,9 +162,8 @@ class _Plan:
         stream, logits = cupy_module().cuda.get_current_stream(), None
         stream.begin_capture()
         try:
-            logits = self._step()
-        except NotImplementedError:
-            logits = None
+            with contextlib.suppress(NotImplementedError):
+                logits = self._step()
         finally:
             graph = stream.end_capture()
         return None if logits is None else (graph, logits)

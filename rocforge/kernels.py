@@ -95,6 +95,12 @@ def wave_size(device: int) -> int:
     return int(cupy_module().cuda.runtime.getDeviceProperties(device)["warpSize"])
 
 
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """Compute units of an AMD GPU, multiprocessors of an NVIDIA one: what blocks are spread over."""
+    return int(cupy_module().cuda.Device(device).attributes["MultiProcessorCount"])
+
+
 class _Module:
     """One source, with its defines, compiled for one device: at first use, once, whichever thread comes first."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.batch import Batch
 from rocforge.cache import BLOCK_SIZE
-from rocforge.kernels import Kernel, wave_size
+from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import CELL
 from rocforge.ops.operands import Activations, columns_for_weights
 from rocforge.ops.strided import blocks, float32, rows_of
@@ -187,12 +187,7 @@ def _splits(device: int, pairs: int, longest: int) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
     if pairs > PAIRS:
         return 1
-    return max(1, min(blocks(2 * _units(device), pairs), blocks(longest, LEAST_SHARE), MOST_SPLITS))
-
-
-@functools.cache
-def _units(device: int) -> int:
-    return cupy_module().cuda.Device(device).attributes["MultiProcessorCount"]
+    return max(1, min(blocks(2 * multiprocessors(device), pairs), blocks(longest, LEAST_SHARE), MOST_SPLITS))
 
 
 @functools.cache

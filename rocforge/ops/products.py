@@ -54,11 +54,12 @@ def gated_product_device(
     Where the weight `then`, that the result is to be multiplied with, wants it, these are Activations.
     """
     n, kind = int(np.prod(x.shape[:-1])), format_of(gate)
-    form = columns_for(n) if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
+    packed_form = columns_for(n)
+    form = packed_form if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
     if form is None or kind is None or kind != format_of(up):
         return None
     flat, biases = x if isinstance(x, Activations) else x.reshape(n, x.shape[-1]), (gate_bias, up_bias)
-    rounded = then is not None and x.ndim == 2 and is_packed(format_of(then)) and columns_for(n) == form
+    rounded = then is not None and x.ndim == 2 and is_packed(format_of(then)) and packed_form == form
     if form:
         units = flat if isinstance(flat, Activations) else quantize_activations(flat, form)
         y = tile_gated(units, gate, up, biases, activation, rounded)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel, wave_size
+from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import cells_of
 from rocforge.ops.matvec import GATES, laid_out
 from rocforge.ops.operands import Activations, format_of
@@ -73,12 +73,7 @@ def _row_waves(rows: int, columns: int) -> int:
     if columns == 8:
         return 1
     most = THREADS // wave_size(device) // 2
-    return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * _units(device)), 1)
-
-
-@functools.cache
-def _units(device: int) -> int:
-    return cupy_module().cuda.Device(device).attributes["MultiProcessorCount"]
+    return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * multiprocessors(device)), 1)
 
 
 _MATRIX = "void* float32*? float32*? int32"
