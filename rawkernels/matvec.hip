@@ -21,16 +21,8 @@ const u32 THREADS = 128;
 #define MATVEC KERNEL(THREADS)
 #endif
 
-// One matrix of a launch; bias and residual may be null. residual and y are (COLUMNS, rows).
-struct Matrix {
-    const u8* w;
-    const float *bias, *residual;
-    float* y;
-    u32 rows;
-};
-
 template <class F>
-DEVICE void product(const Matrix& m, const u8* x, u32 columns, u32 cells, u32 log_lanes, u32 block) {
+DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 log_lanes, u32 block) {
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     u32 first = ((block * THREADS >> log_lanes) + group) * ROWS;
     const u8* row[ROWS];
@@ -47,34 +39,24 @@ DEVICE void product(const Matrix& m, const u8* x, u32 columns, u32 cells, u32 lo
             u64 at = u64(k) * m.rows + first + r;
             float value = sum[r][k];
             if (m.bias) value += m.bias[first + r];
-            if (m.residual) value += m.residual[at];
+            if (m.number == 0 && residual) value += residual[at];
             m.y[at] = value;
         }
     }
-}
-
-DEVICE u32 blocks_of(u32 rows, u32 log_lanes) {
-    return ((rows + ROWS - 1) / ROWS * (1 << log_lanes) + THREADS - 1) / THREADS;
 }
 
 MATVEC
 matvec(const u8* x, i32 columns, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0,
        const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
        const float* residual) {
-    u32 block = block_x(), blocks0 = blocks_of(rows0, log_lanes), blocks1 = blocks_of(rows1, log_lanes);
-    Matrix m = {w0, bias0, residual, y0, u32(rows0)};
-    bool last = block >= blocks0 + blocks1;
-    if (last) {
-        block -= blocks0 + blocks1;
-        m = {w2, bias2, nullptr, y2, u32(rows2)};
-    } else if (block >= blocks0) {
-        block -= blocks0;
-        m = {w1, bias1, nullptr, y1, u32(rows1)};
-    }
+    auto blocks_of = [&](u32 rows) { return ((rows + ROWS - 1) / ROWS * (1 << log_lanes) + THREADS - 1) / THREADS; };
+    u32 block = block_x();
+    Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
+                         {w2, bias2, y2, u32(rows2), 2}, blocks_of);
 #ifdef QTYPE_LAST
-    if (last) return product<QTYPE_LAST>(m, x, columns, cells, log_lanes, block);
+    if (m.number == 2) return product<QTYPE_LAST>(m, residual, x, columns, cells, log_lanes, block);
 #endif
-    product<QTYPE>(m, x, columns, cells, log_lanes, block);
+    product<QTYPE>(m, residual, x, columns, cells, log_lanes, block);
 }
 // As `gated_product`.
 MATVEC_GATED

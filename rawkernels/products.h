@@ -185,6 +185,25 @@ DEVICE void reduce_group(float (&sum)[N][COLUMNS], u32 lanes) {
     }
 }
 
+// One of the up to three matrices of a launch, whose rows are laid end to end over the grid; the bias may be null. y is
+// (columns, rows). A residual, of that shape too, is the first one's.
+struct Matrix {
+    const u8* w;
+    const float* bias;
+    float* y;
+    u32 rows, number;
+};
+
+// The matrix that a block of the grid belongs to; `block` becomes its number within that one's blocks.
+template <class BlocksOf>
+DEVICE Matrix matrix_of(u32& block, const Matrix& first, const Matrix& second, const Matrix& third, BlocksOf blocks_of) {
+    if (block < blocks_of(first.rows)) return first;
+    block -= blocks_of(first.rows);
+    if (block < blocks_of(second.rows)) return second;
+    block -= blocks_of(second.rows);
+    return third;
+}
+
 enum { SWIGLU, GEGLU, SWIGLU_OAI };
 
 DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }

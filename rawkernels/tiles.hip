@@ -116,15 +116,6 @@ DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
     return sum;
 }
 
-// One matrix of a launch; the bias may be null. y, and a residual, are (columns, rows).
-struct Matrix {
-    const u8* w;
-    const float* bias;
-    float* y;
-    u32 rows;
-    bool plus_residual;
-};
-
 template <class F>
 DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 block) {
     __shared__ Shared shared;
@@ -149,30 +140,22 @@ DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 col
             if (k >= columns || r >= m.rows) continue;
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (m.plus_residual) value += residual[at];
+            if (m.number == 0 && residual) value += residual[at];
             m.y[at] = value;
         }
     }
 }
 
-DEVICE u32 blocks_of(u32 rows) { return (rows + ROW_WAVES * 16 * TILES - 1) / (ROW_WAVES * 16 * TILES); }
-
 KERNEL(THREADS)
 tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
-    u32 block = block_x(), blocks0 = blocks_of(rows0), blocks1 = blocks_of(rows1);
-    Matrix m = {w0, bias0, y0, u32(rows0), residual != nullptr};
-    bool last = block >= blocks0 + blocks1;
-    if (last) {
-        block -= blocks0 + blocks1;
-        m = {w2, bias2, y2, u32(rows2), false};
-    } else if (block >= blocks0) {
-        block -= blocks0;
-        m = {w1, bias1, y1, u32(rows1), false};
-    }
+    const u32 height = ROW_WAVES * 16 * TILES;
+    u32 block = block_x();
+    Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
+                         {w2, bias2, y2, u32(rows2), 2}, [](u32 rows) { return (rows + height - 1) / height; });
 #ifdef QTYPE_LAST
-    if (last) return product<QTYPE_LAST>(m, residual, x, columns, cells, block);
+    if (m.number == 2) return product<QTYPE_LAST>(m, residual, x, columns, cells, block);
 #endif
     product<QTYPE>(m, residual, x, columns, cells, block);
 }

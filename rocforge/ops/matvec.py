@@ -13,17 +13,21 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
-from rocforge.ops.dequantize import cells_of
+from rocforge.ops.dequantize import CELL, cells_of
 from rocforge.ops.operands import Activations, format_of, is_packed, nbytes_of_row, quantize_activations
+from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
 
 THREADS, GATED_THREADS = 128, 256
 """As in matvec.hip: threads of a block."""
 
-_MATRIX = "void* float32*? float32*? int32"
+MATRICES = " ".join(["void* float32*? float32*? int32"] * 3)
+"""The signature of what `laid_out` gives."""
+GATED = "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
+"""The signature of a gated kernel."""
 
 
-def _rows(weight: Any) -> Any:
+def rows_in_order(weight: Any) -> Any:
     """The array of a weight, C-contiguous."""
     return cupy_module().ascontiguousarray(weight.data if isinstance(weight, QuantizedArray) else weight)
 
@@ -68,8 +72,8 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
     log_lanes = _log_lanes(n, sum(map(len, weights)), cells)
     args = (data, n, cells, log_lanes, *laid_out(data, weights, biases, ys), residual)
-    blocks = sum(-(-(-(-len(w) // _rows_together(n)) << log_lanes) // THREADS) for w in weights)
-    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((blocks,), (THREADS,), args)
+    grid = sum(blocks(blocks(len(w), _rows_together(n)) << log_lanes, THREADS) for w in weights)
+    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((grid,), (THREADS,), args)
     return ys
 
 
@@ -88,13 +92,13 @@ def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None,
         if at is None:
             args += [nothing, None, None, 0]
         else:
-            args += [_rows(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
+            args += [rows_in_order(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
     return args
 
 
 @functools.cache
 def _product_kernel(n: int, first: str, last: str) -> Kernel:
-    signature = f"void* int32 int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?"
+    signature = f"void* int32 int32 int32 {MATRICES} float32*?"
     other = {} if first == last else {"QTYPE_LAST": last}
     return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(n), **other)
 
@@ -130,20 +134,37 @@ def gated_product(
     """
     n, rows = x.shape[0], len(gate)
     data, cells = _column(x, gate)
-    if rounded:
-        result = Activations.empty(n, rows)
-        outputs = (None, result.data, cells_of(rows))
-    else:
-        result = cupy_module().empty((n, rows), np.float32)
-        outputs = (result, None, 0)
+    result, outputs, elements = gated_outputs(n, rows, rounded)
+    args = (
+        data,
+        n,
+        cells,
+        rows_in_order(gate),
+        rows_in_order(up),
+        gate_bias,
+        up_bias,
+        *outputs,
+        rows,
+        GATES[activation],
+    )
     block_rows = 64 if _rows_together(n) == 4 else 32
-    blocks = -(-(128 * cells_of(rows) if rounded else rows) // block_rows)
-    args = (data, n, cells, _rows(gate), _rows(up), gate_bias, up_bias, *outputs, rows, GATES[activation])
-    _gated_kernel(n, format_of(gate))((blocks,), (GATED_THREADS,), args)
+    _gated_kernel(n, format_of(gate))((blocks(elements, block_rows),), (GATED_THREADS,), args)
     return result
+
+
+def gated_outputs(n: int, rows: int, rounded: bool, columns: int = 0) -> tuple[Any, tuple[Any, Any, int], int]:
+    """Room for the result of a gated product: Activations, of units for that many columns, or floats.
+
+    Returns:
+        The result; the kernel's arguments for it; and the elements of a row of it, as far as they are filled up.
+    """
+    if rounded:
+        result, cells = Activations.empty(n, rows, columns), cells_of(rows)
+        return result, (None, result.data, cells), CELL * cells
+    result = cupy_module().empty((n, rows), np.float32)
+    return result, (result, None, 0), rows
 
 
 @functools.cache
 def _gated_kernel(n: int, name: str) -> Kernel:
-    signature = "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
-    return Kernel("matvec.hip", "matvec_gated", signature, QTYPE=name, **_shape(n))
+    return Kernel("matvec.hip", "matvec_gated", GATED, QTYPE=name, **_shape(n))

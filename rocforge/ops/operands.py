@@ -14,7 +14,8 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
-from rocforge.ops.dequantize import cells_of
+from rocforge.ops.dequantize import CELL, cells_of
+from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
@@ -49,7 +50,7 @@ class Activations:
         """Room for that many rows, on the current device."""
         cells = cells_of(size)
         if columns:
-            nbytes = -(-cells // UNIT_CELLS) * UNIT_CELLS * 256 * columns
+            nbytes = blocks(cells, UNIT_CELLS) * UNIT_CELLS * 256 * columns
             return cls(cupy_module().empty(nbytes, np.uint8), (rows, size), columns)
         return cls(cupy_module().empty((rows, ACTIVATION_NBYTES * cells), np.uint8), (rows, size))
 
@@ -66,7 +67,7 @@ def quantize_activations(x: Any, columns: int = 0) -> Activations:
     y = Activations.empty(rows, size, columns)
     cells = cells_of(size)
     args = (cupy_module().ascontiguousarray(x), y.data, size, cells, columns)
-    _quantize((-(-cells * 128 // 1024), rows), (256,), args)
+    _quantize((blocks(cells * CELL, 1024), rows), (256,), args)
     return y
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import cells_of
-from rocforge.ops.matvec import GATES, laid_out
+from rocforge.ops.matvec import GATED, GATES, MATRICES, gated_outputs, laid_out, rows_in_order
 from rocforge.ops.operands import Activations, format_of
+from rocforge.ops.strided import blocks
 
 THREADS, ROWS = 256, 32
 """As in tiles.hip: threads of a block, and the rows of a wave."""
@@ -35,7 +36,7 @@ def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] 
     first, last = format_of(weights[0]), format_of(weights[-1])
     kernel = _kernel("tile_products", first, x.columns, waves, last if last != first else None)
     args = (x.data, len(x), cells_of(x.shape[1]), *laid_out(x.data, weights, biases, ys), residual)
-    kernel((sum(-(-len(w) // height) for w in weights),), (THREADS,), args)
+    kernel((sum(blocks(len(w), height) for w in weights),), (THREADS,), args)
     return ys
 
 
@@ -54,16 +55,10 @@ def tile_gated(x: Activations, gate: Any, up: Any, biases: tuple[Any, Any], acti
     """
     rows = len(gate)
     height = ROWS // 2 * (waves := _row_waves(2 * rows, x.columns))
-    if rounded:
-        result = Activations.empty(len(x), rows, x.columns)
-        outputs, blocks = (None, result.data, cells_of(rows)), -(-128 * cells_of(rows) // height)
-    else:
-        result = cupy_module().empty((len(x), rows), np.float32)
-        outputs, blocks = (result, None, 0), -(-rows // height)
-    contiguous = cupy_module().ascontiguousarray
-    args = (x.data, len(x), cells_of(x.shape[1]), contiguous(gate.data), contiguous(up.data), *biases)
+    result, outputs, elements = gated_outputs(len(x), rows, rounded, x.columns)
+    args = (x.data, len(x), cells_of(x.shape[1]), rows_in_order(gate), rows_in_order(up), *biases, *outputs)
     kernel = _kernel("tile_gated", format_of(gate), x.columns, waves, None)
-    kernel((blocks,), (THREADS,), (*args, *outputs, rows, GATES[activation]))
+    kernel((blocks(elements, height),), (THREADS,), (*args, rows, GATES[activation]))
     return result
 
 
@@ -76,11 +71,7 @@ def _row_waves(rows: int, columns: int) -> int:
     return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * multiprocessors(device)), 1)
 
 
-_MATRIX = "void* float32*? float32*? int32"
-_SIGNATURES = {
-    "tile_products": f"void* int32 int32 {_MATRIX} {_MATRIX} {_MATRIX} float32*?",
-    "tile_gated": "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32",
-}
+_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": GATED}
 
 
 @functools.cache
