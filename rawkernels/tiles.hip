@@ -117,8 +117,8 @@ DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
 }
 
 template <class F>
-DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 block) {
-    __shared__ Shared shared;
+DEVICE void product(Shared& shared, const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells,
+                    u32 block) {
     const u32 height = 16 * TILES;
     u32 run = wave() % ROW_WAVES, first = block * ROW_WAVES * height;
     const u8* row[TILES][FRAGMENT_PARTS];
@@ -150,14 +150,15 @@ KERNEL(THREADS)
 tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
+    __shared__ Shared shared;
     const u32 height = ROW_WAVES * 16 * TILES;
     u32 block = block_x();
     Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
                          {w2, bias2, y2, u32(rows2), 2}, [](u32 rows) { return (rows + height - 1) / height; });
 #ifdef QTYPE_LAST
-    if (m.number == 2) return product<QTYPE_LAST>(m, residual, x, columns, cells, block);
+    if (m.number == 2) return product<QTYPE_LAST>(shared, m, residual, x, columns, cells, block);
 #endif
-    product<QTYPE>(m, residual, x, columns, cells, block);
+    product<QTYPE>(shared, m, residual, x, columns, cells, block);
 }
 
 // As `gated_product` of products.h; a wave has the same 16 rows of gate and up. y, or, for the product that follows,
