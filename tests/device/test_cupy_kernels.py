@@ -56,10 +56,10 @@ def test_barrier_and_static_shared_memory(rng):
 def test_dynamic_shared_memory(rng):
     source = r"""
     extern "C" __global__ void k(const int* x, int* y, int n) {
-        extern __shared__ int all[];
-        for (int i = threadIdx.x; i < n; i += blockDim.x) all[i] = x[i];
+        extern __shared__ int ints[];
+        for (int i = threadIdx.x; i < n; i += blockDim.x) ints[i] = x[i];
         __syncthreads();
-        for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = all[n - 1 - i];
+        for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = ints[n - 1 - i];
     }"""
     x = rng.integers(0, 1000, 5000, dtype=np.int32)
     y = cp.empty(5000, dtype=cp.int32)
@@ -93,11 +93,21 @@ def test_atomics_from_many_blocks(dtype, name):
     source = f"""
     extern "C" __global__ void k({name}* out) {{
         atomicAdd(out, ({name})1);
-        atomicExch(out + 1, ({name})7);
     }}"""
-    out = cp.zeros(2, dtype=dtype)
+    out = cp.zeros(1, dtype=dtype)
     raw(source)((50,), (96,), (out,))
-    assert out.get().tolist() == [4800, 7]
+    assert out.get().tolist() == [4800]
+
+
+def test_atomic_exchange():
+    source = r"""
+    extern "C" __global__ void k(int* out, float* other) {
+        atomicExch(out, 7);
+        atomicExch(other, 8.0f);
+    }"""
+    out, other = cp.zeros(1, cp.int32), cp.zeros(1, cp.float32)
+    raw(source)((5,), (96,), (out, other))
+    assert (out.get()[0], other.get()[0]) == (7, 8)
 
 
 def test_half_precision(rng):
