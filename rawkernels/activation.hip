@@ -19,7 +19,8 @@ DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
 
 // Elements of contiguous arrays, a thread each.
 #define ELEMENTWISE(name, expression, ...)                                \
-    KERNEL(THREADS) name(float* out, const float* x, __VA_ARGS__) {  \
+    KERNEL(THREADS) name(float* out, const float* x, __VA_ARGS__) {       \
+        wait_for_previous();                                              \
         u64 i = u64(block_x()) * THREADS + thread_x();                    \
         if (i < size) out[i] = expression;                                \
     }
@@ -34,6 +35,7 @@ ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
     KERNEL(THREADS)                                                                                       \
     name(float* out, const float* gate, const float* up, u32 columns, u64 gate_stride, u64 up_stride \
               __VA_ARGS__) {                                                                              \
+        wait_for_previous();                                                                              \
         u32 column = block_y() * THREADS + thread_x();                                                    \
         u64 row = block_x();                                                                              \
         if (column >= columns) return;                                                                    \
@@ -48,6 +50,7 @@ GATED(swiglu_oai, swiglu_oai_of(g, u, alpha, limit), COMMA float alpha COMMA flo
 // exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
 KERNEL(THREADS)
 softmax(float* out, const float* x, u32 n) {
+    wait_for_previous();
     u64 start = u64(block_x()) * n;
     x += start, out += start;
     float highest = -__builtin_inff(), sum = 0;

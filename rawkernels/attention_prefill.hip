@@ -170,6 +170,7 @@ KERNEL(THREADS)
 attention_prefill(float* out, const float* q, const f16* keys, const f16* values, const i32* tables,
                   const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                   float scale, float softcap, i32 window, i32 causal) {
+    wait_for_previous();
     __shared__ Shared shared;
     u32 kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], queries = query_starts[sequence + 1] - query, length = lengths[sequence];

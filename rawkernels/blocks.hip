@@ -134,11 +134,14 @@ DEVICE void dequantize(const u8* blocks, const i32* ids, const float* grid, T* y
 }
 
 KERNEL(256) dequantize_float32(const u8* blocks, const i32* ids, const float* grid, float* y, i32 columns) {
+    wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }
 KERNEL(256) dequantize_float16(const u8* blocks, const i32* ids, const float* grid, f16* y, i32 columns) {
+    wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }
 KERNEL(256) dequantize_bfloat16(const u8* blocks, const i32* ids, const float* grid, bf16* y, i32 columns) {
+    wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }

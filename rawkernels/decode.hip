@@ -9,6 +9,7 @@
 KERNEL(THREADS)
 place_tokens(i32* next, i32* positions, i32* slots, i32* lengths, const i32* tables, u32 rows, u32 width,
              u32 block_size) {
+    wait_for_previous();
     u32 row = block_x() * THREADS + thread_x();
     if (row >= rows) return;
     i32 position = next[row];

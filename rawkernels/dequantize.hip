@@ -44,6 +44,7 @@ DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 col
     planar += u64(ids ? ids[row] : row) * F::row_bytes(cells);
     F w;
     w.load_scales(planar, cells, c);
+    w.ready();
     y += u64(row) * columns + k;
     UNROLL
     for (u32 j = 0; j < 2; ++j) {
@@ -56,11 +57,14 @@ DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 col
 }
 
 KERNEL(256) dequantize_float32(const u8* planar, const i32* ids, float* y, i32 rows, i32 columns) {
+    wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
 KERNEL(256) dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
+    wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
 KERNEL(256) dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
+    wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }

@@ -16,6 +16,7 @@ const u32 GROUPS = GATED_THREADS / GATED_LANES;
 MATVEC_GATED
 experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, const u8* up, const float* gate_bias,
               const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+    wait_for_previous();
     u32 place = block_y(), bias_at = ids[place] * rows;
     u64 at = u64(bias_at) * QTYPE::row_bytes(cells);
     Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
@@ -30,6 +31,7 @@ experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, 
 MATVEC_GATED
 experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
              const float* residual, float* y, i32 rows) {
+    wait_for_previous();
     __shared__ float results[GROUPS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
     u32 together = GROUPS / used, first = together * block_x();

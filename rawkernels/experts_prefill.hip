@@ -35,7 +35,8 @@ struct RowCell {
     F w;
     static MEMBER u32 row_bytes(u32 columns) { return F::row_bytes(cells_of(columns)); }
     MEMBER void load(const u8* row, u32 columns, u32 c) { load_cell(w, row, cells_of(columns), c); }
-    MEMBER void unpack(f16* to, u32 half) const {
+    MEMBER void unpack(f16* to, u32 half) {
+        if (half == 0) w.ready();
         UNROLL
         for (u32 i = 0; i < DEPTH / 8; ++i) {
             u32 s = 2 * half + i / 4, h = i % 4 / 2;
@@ -235,6 +236,7 @@ KERNEL(THREADS)
 experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts, const u8* gate,
                     const u8* up, const float* gate_bias, const float* up_bias, i32 rows, u32 columns,
                     i32 activation) {
+    wait_for_previous();
     Gated m = {gate, up, gate_bias, up_bias, u32(rows), activation};
     tile_product<true, f16>({y, x, order, offsets, used, experts, m, columns});
 }
@@ -243,6 +245,7 @@ experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, 
 KERNEL(THREADS)
 experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
                    u32 columns) {
+    wait_for_previous();
     Gated m = {w, nullptr, bias, nullptr, u32(rows), 0};
     tile_product<false, float>({y, x, nullptr, offsets, 1, experts, m, columns});
 }

@@ -12,6 +12,7 @@
 KERNEL(THREADS)
 route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
       i32 normalize, float scale) {
+    wait_for_previous();
     u32 token = block_x() * (THREADS / WAVE) + wave();
     if (token >= tokens) return;
     logits += u64(token) * experts;
@@ -56,6 +57,7 @@ route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u3
 // k-th place, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
 KERNEL(THREADS)
 group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
+    wait_for_previous();
     __shared__ i32 counts[THREADS];
     i32 expert = block_x(), share = (size + THREADS - 1) / THREADS;
     i32 begin = minimum(i32(thread_x()) * share, size), end = minimum(begin + share, size);
@@ -80,6 +82,7 @@ group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i
 KERNEL(THREADS)
 combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
                 u32 columns) {
+    wait_for_previous();
     u32 column = block_y() * THREADS + thread_x();
     u64 token = block_x(), at = token * columns + column;
     if (column >= columns) return;

@@ -28,6 +28,7 @@ DEVICE float square(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * 
 KERNEL(THREADS)
 rms_norm(float* out, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
          float eps) {
+    wait_for_previous();
     u64 start = u64(block_x()) * n;
     u32 cells = cells_of(n), end = quantized ? cells * CELL : n;
     Rounded rounded = {quantized, columns, cells};
@@ -65,6 +66,7 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
 // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null.
 KERNEL(THREADS)
 layer_norm(float* out, const float* x, const float* weight, const float* bias, u32 n, float eps) {
+    wait_for_previous();
     u64 start = u64(block_x()) * n;
     x += start, out += start;
     float sum = 0;

@@ -170,6 +170,15 @@ DEVICE void computed(float& x) {
 #endif
 }
 
+// In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
+// launch). So every thread of every kernel calls wait_for_previous() before it reads or writes what another kernel may
+// write or read, and before it returns; what lies before can only load weights.
+DEVICE void wait_for_previous() {
+#if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Global writes of this thread before are seen by the device's other threads before those after.
 DEVICE void device_fence() {
 #ifdef PLATFORM_AMD

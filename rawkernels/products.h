@@ -102,7 +102,9 @@ struct Run {
 
 // Adds the products of cell c of N rows with all columns.
 template <class F, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+DEVICE void add_cell(float (&sum)[N][COLUMNS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+    UNROLL
+    for (u32 r = 0; r < N; ++r) w[r].ready();
     if constexpr (COLUMNS == 1) {
         Activation column;
         column.load(x, cells, c);
@@ -131,7 +133,7 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], const F (&w)[N], const u8* x, u32
     }
 }
 template <class T, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+DEVICE void add_cell(float (&sum)[N][COLUMNS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
     UNROLL
     for (u32 k = 0; k < COLUMNS; ++k) {
         const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
@@ -147,18 +149,37 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], const Floats<T> (&w)[N], const u8
     }
 }
 
-// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together.
+template <class F, u32 N, u32 AHEAD>
+DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells, u32 c, u32 step) {
+    UNROLL
+    for (u32 a = 0; a < AHEAD; ++a) {
+        UNROLL
+        for (u32 r = 0; r < N; ++r) load_cell(w[a][r], row[r], cells, c + a * step);
+    }
+}
+
+// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together, of
+// one column the first of them before what x depends on has ended.
 template <class F, u32 N, u32 AHEAD>
 DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
                             u32 first, u32 step) {
-    u32 c = first;
-    for (; c + (AHEAD - 1) * step < cells; c += AHEAD * step) {
+    u32 c = first, ahead = (AHEAD - 1) * step;
+    if constexpr (COLUMNS == 1) {
         F w[AHEAD][N];
-        UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) {
+        if (c + ahead < cells) load_cells(w, row, cells, c, step);
+        wait_for_previous();
+        while (c + ahead < cells) {
             UNROLL
-            for (u32 r = 0; r < N; ++r) load_cell(w[a][r], row[r], cells, c + a * step);
+            for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
+            c += AHEAD * step;
+            if (c + ahead < cells) load_cells(w, row, cells, c, step);
         }
+        return c;
+    }
+    wait_for_previous();
+    for (; c + ahead < cells; c += AHEAD * step) {
+        F w[AHEAD][N];
+        load_cells(w, row, cells, c, step);
         UNROLL
         for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
     }

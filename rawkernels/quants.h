@@ -46,6 +46,9 @@ struct Codes {
         for (u32 p = 0; p < PLANES; ++p) plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
     }
 
+    // Called once between loading and use: what is computed while loading would wait there for what is loaded.
+    MEMBER void ready() {}
+
     // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each.
     MEMBER u32 four(u32 s, u32 t) const {
         u32 half = 2 * s + t / 4;
@@ -224,18 +227,21 @@ struct Affine256 : Block256<4, HIGH, 8, 0, BYTES, LOW_AT, 16> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = true;
     static constexpr u32 TAIL_FROM = 0, HEADER = 16, SUPER_FROM = 0;
-    u32 d, scales, mins;
+    u32x4 tail;  // as loaded; once it is ready d and dmin, the cell's scales, and its minimums
+    u32 odd;     // which of the tail's cells it is
     MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
-        u32x4 tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * (c / 2));
-        u32 own = c % 2 ? tail.z : tail.y;
-        d = tail.x;
-        scales = own & 0x3f3f3f3f;
-        mins = (own >> 6 & 0x03030303) | (tail.w >> 4 * (c % 2) & 0x0f0f0f0f) << 2;
+        tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * (c / 2));
+        odd = c % 2;
     }
-    MEMBER float scale(u32 s, u32) const { return float(byte_of(scales, s)); }
-    MEMBER float min(u32 s, u32) const { return float(byte_of(mins, s)); }
-    MEMBER float outer_scale() const { return low_half(d); }
-    MEMBER float outer_min() const { return -high_half(d); }
+    MEMBER void ready() {
+        u32 own = odd ? tail.z : tail.y;
+        tail.y = own & 0x3f3f3f3f;
+        tail.z = (own >> 6 & 0x03030303) | (tail.w >> 4 * odd & 0x0f0f0f0f) << 2;
+    }
+    MEMBER float scale(u32 s, u32) const { return byte_float(tail.y, s); }
+    MEMBER float min(u32 s, u32) const { return byte_float(tail.z, s); }
+    MEMBER float outer_scale() const { return low_half(tail.x); }
+    MEMBER float outer_min() const { return -high_half(tail.x); }
 
     static MEMBER u32 scale_of(const u8* block, u32 j) {
         return j < 4 ? block[4 + j] & 63 : (block[8 + j] & 15) | (block[j] >> 6) << 4;
@@ -320,7 +326,7 @@ DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
     float most = maximum(maximum(__builtin_fabsf(v.x), __builtin_fabsf(v.y)),
                          maximum(__builtin_fabsf(v.z), __builtin_fabsf(v.w)));
     most = reduce_lanes<8>(most, Maximum());
-    float scale = most / 127.0f, inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+    float scale = most * (1.0f / 127.0f), inverse = most > 1e-30f ? 127.0f * fast_reciprocal(most) : 0.0f;
     i32 a = round_int(v.x * inverse), b = round_int(v.y * inverse);
     i32 c = round_int(v.z * inverse), d = round_int(v.w * inverse);
     i32 sum = reduce_lanes<4>(a + b + c + d, Add());

@@ -21,6 +21,7 @@ DEVICE u32 code_of(const u8* blocks, u32 e) {
 
 // A thread a cell. `planar` holds rows * F::row_bytes zeros.
 KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
+    wait_for_previous();
     u32 cells = cells_of(columns), i = block_x() * 256 + thread_x(), c = i % cells;
     if (i >= rows * cells) return;
     u32 row_blocks = columns / F::ELEMENTS;
@@ -48,6 +49,7 @@ KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
 
 // A thread a block. `blocks` holds zeros.
 KERNEL(256) unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
+    wait_for_previous();
     u32 row_blocks = columns / F::ELEMENTS, cells = (columns + CELL - 1) / CELL;
     u32 i = block_x() * 256 + thread_x(), b = i % row_blocks;
     if (i >= rows * row_blocks) return;

@@ -20,6 +20,7 @@ DEVICE double cosine(double x) {
 KERNEL(THREADS)
 rope_angles(float* cos, float* sin, const i32* positions, const double* frequencies, u32 tokens, u32 pairs,
                  float magnitude) {
+    wait_for_previous();
     u32 i = block_x() * THREADS + thread_x();
     if (i >= tokens * pairs) return;
     double angle = positions[i / pairs] * frequencies[i % pairs];
@@ -35,6 +36,7 @@ rope_angles(float* cos, float* sin, const i32* positions, const double* frequenc
 KERNEL(THREADS)
 rope(float* out, const float* x, const float* cos, const float* sin, u32 tokens, u32 heads, u64 stride, u32 pairs,
           i32 neox) {
+    wait_for_previous();
     __shared__ float buffers[THREADS / WAVE][HEAD_DIM];
     u32 index = block_x() * (THREADS / WAVE) + wave();
     if (index >= tokens * heads) return;
@@ -52,6 +54,7 @@ rope_store(float* q_out, f16* keys, f16* values, const float* q, const float* k,
                        u64 k_stride, u64 v_stride, const i32* slots, const float* cos, const float* sin,
                        const float* q_norm, const float* k_norm, float eps, u32 tokens, u32 heads, u32 kv_heads,
                        u32 pairs, i32 neox) {
+    wait_for_previous();
     __shared__ float buffers[THREADS / WAVE][HEAD_DIM];
     u32 rows = heads + 2 * kv_heads, index = block_x() * (THREADS / WAVE) + wave();
     u32 token = index / rows, row = index % rows;

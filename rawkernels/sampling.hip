@@ -20,6 +20,7 @@ constexpr u32 SLICE_THREADS = 256, SLICE = 2048;
 KERNEL(SLICE_THREADS)
 sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
               const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
+    wait_for_previous();
     __shared__ float values[SLICE];
     u32 start = block_x() * SLICE, row = block_y();
     const Parameters& p = parameters[row];
@@ -94,6 +95,7 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
 KERNEL(ROW_THREADS)
 sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
             const i32* best, u32 vocabulary, u32 slices) {
+    wait_for_previous();
     __shared__ SelectShared shared;
     u32 row = block_x();
     Parameters p = parameters[row];
@@ -136,6 +138,7 @@ sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scale
 KERNEL(ROW_THREADS)
 token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens, u32 vocabulary,
                u32 count) {
+    wait_for_previous();
     __shared__ SelectShared shared;
     u32 row = block_x();
     logits += u64(row) * vocabulary;

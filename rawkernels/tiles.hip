@@ -56,6 +56,10 @@ DEVICE void multiply(Sums& sums, const u8* const (&row)[TILES][FRAGMENT_PARTS], 
         for (u32 m = 0; m < TILES; ++m)
             UNROLL
             for (u32 p = 0; p < FRAGMENT_PARTS; ++p) load_cell(w[m][p], row[m][p], cells, c);
+        UNROLL
+        for (u32 m = 0; m < TILES; ++m)
+            UNROLL
+            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) w[m][p].ready();
         u32 units[FRAGMENT_PARTS];
         UNROLL
         for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(COLUMNS, part_row(p) % COLUMNS, c, 0);
@@ -150,6 +154,7 @@ KERNEL(THREADS)
 tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
+    wait_for_previous();
     __shared__ Shared shared;
     const u32 height = ROW_WAVES * 16 * TILES;
     u32 block = block_x();
@@ -163,9 +168,10 @@ tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bi
 
 // As `gated_product` of products.h; a wave has the same 16 rows of gate and up. y, or, for the product that follows,
 // the units of `rounded` may be null. Blocks past the last row fill up the last cell with zeros.
-KERNEL(THREADS)
+KERNEL_WIDE(THREADS, COLUMNS == 8 ? 512 : 256)
 tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
            const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+    wait_for_previous();
     __shared__ Shared shared;
     u32 run = wave() % ROW_WAVES, first = block_x() * ROW_WAVES * 16;
     const u8* row[TILES][FRAGMENT_PARTS];

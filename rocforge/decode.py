@@ -20,7 +20,7 @@ from rocforge.arrays import cupy_module
 from rocforge.batch import Batch, Span
 from rocforge.cache import KVCache
 from rocforge.choose import Choice, choices_of, reports, sampler_of
-from rocforge.kernels import Kernel
+from rocforge.kernels import Kernel, launches_overlap
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Sampler
 from rocforge.ops.strided import blocks
@@ -162,7 +162,7 @@ class _Plan:
         stream, logits = cupy_module().cuda.get_current_stream(), None
         stream.begin_capture()
         try:
-            with contextlib.suppress(NotImplementedError):
+            with launches_overlap(), contextlib.suppress(NotImplementedError):
                 logits = self._step()
         finally:
             graph = stream.end_capture()

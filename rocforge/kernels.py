@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge import overlap
 from rocforge.arrays import cupy_module
 from rocforge.errors import DeviceError
 
@@ -205,7 +206,10 @@ class Kernel:
             raise type(error)(f"{self.name}: {self._blame(args, device)}") from error
         if shared > STATIC_SHARED_LIMIT and shared > self._shared.get(device, 0):
             self._allow_shared(device, shared)
-        function.kernel(grid, block, checked, shared_mem=shared)
+        if _this_thread.overlap:
+            overlap.launch(function.kernel, grid, block, checked, shared)
+        else:
+            function.kernel(grid, block, checked, shared_mem=shared)
 
     def _load(self, device: int) -> Any:
         function = self.module(device).get_function(self.name)
@@ -229,6 +233,7 @@ class Kernel:
 
 class _ThisThread(threading.local):
     record: Callable[[Kernel], Any] | None = None
+    overlap = False
 
 
 _this_thread = _ThisThread()
@@ -254,6 +259,16 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
             yield
     finally:
         _this_thread.record = None
+
+
+@contextlib.contextmanager
+def launches_overlap() -> Iterator[None]:
+    """In this context, and this thread, kernels begin while the one before still runs, where the device can do that."""
+    _this_thread.overlap = overlap.overlaps(cupy_module().cuda.runtime.getDevice())
+    try:
+        yield
+    finally:
+        _this_thread.overlap = False
 
 
 def _check_of(kind: str) -> Callable[[Any, int], Any]:

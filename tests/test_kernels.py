@@ -91,3 +91,14 @@ def test_only_device_arrays():
 def test_repr():
     """A kernel says where it comes from."""
     assert repr(Kernel("matvec.hip", "matvec", "int32", QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, QTYPE=Q8_0)"
+
+
+WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bgated_product\("
+"""What a kernel does at first: it waits, or calls what loads weights and then waits."""
+
+
+@pytest.mark.parametrize("path", sorted(source_folder().glob("*.hip")), ids=lambda path: path.name)
+def test_every_kernel_waits(path):
+    """Launches of a captured graph overlap, so a kernel that did not wait would read what is not yet written."""
+    _, *bodies = re.split(r"^(?: {4})?(?=(?:KERNEL|MATVEC)\w*\b)", path.read_text(), flags=re.MULTILINE)
+    assert bodies and all(re.search(WAITS, body) for body in bodies)

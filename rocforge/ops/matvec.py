@@ -47,10 +47,11 @@ def _rows_together(n: int) -> int:
 def _log_lanes(n: int, rows: int, cells: int) -> int:
     """Lanes that share a row, as a power of two.
 
-    For one column as many as are busy all the time; for more, as few as make enough threads for the card.
+    For one column 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
+    more columns as few as make enough.
     """
     if n == 1:
-        return min((5, 4, 3), key=lambda log: -(-cells // (1 << log)) << log)
+        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= 4096 else 5
     enough = 300_000 // n
     return next((log for log in (3, 4) if rows // _rows_together(n) << log >= enough), 5)
 

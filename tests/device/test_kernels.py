@@ -8,10 +8,14 @@ import cupy as cp
 import numpy as np
 import pytest
 from cupy.cuda import compiler
+from weights import random_weight
 
-from rocforge import kernels, warmup
+from rocforge import kernels, overlap, warmup
 from rocforge.errors import DeviceError
 from rocforge.kernels import Kernel
+from rocforge.ops.activation import softcap, swiglu
+from rocforge.ops.matvec import products
+from rocforge.ops.norm import rms_norm_quantized
 
 SIGNATURE = "float32* float16* int64"
 
@@ -190,3 +194,35 @@ def test_launches_recorded(to_halves):
     assert y.get().sum() == 100
     to_halves((2,), (256,), (x, y, 300))
     assert y.get().sum() == 300 and len(recorded) == 1
+
+
+def chain(x, weights, count=40):
+    """Launches of which each reads what the one before has written, over the same memory again and again."""
+    for i in range(count):
+        (y,) = products(rms_norm_quantized(x, None, 1e-5), [weights[i % len(weights)]])
+        x = swiglu(softcap(y, 5.0), x)
+    return x
+
+
+def test_launches_overlap_in_order(rng):
+    """A graph of launches that begin early gives, replayed, the bits that the launches give one by one."""
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        weights = [random_weight(rng, "Q8_0", (512, 512)).to_device("gpu") for _ in range(3)]
+        x = cp.asarray(rng.standard_normal((1, 512), np.float32))
+        expected = chain(x, weights).get()
+        stream.begin_capture()
+        with kernels.launches_overlap():
+            y = chain(x, weights)
+        graph = stream.end_capture()
+        for _ in range(20):
+            y[...] = -1
+            graph.launch()
+            assert np.array_equal(y.get(), expected)
+
+
+@pytest.mark.skipif(not overlap.overlaps(0), reason="launches do not overlap on this device")
+def test_overlapping_launch_that_the_driver_refuses():
+    """More threads than a block may have: an error that says so, instead of a launch that is lost."""
+    x, y = cp.zeros(8, np.float32), cp.zeros(8, np.float16)
+    with kernels.launches_overlap(), pytest.raises(DeviceError, match="cuLaunchKernelEx"):
+        Kernel("quantize.hip", "to_halves", SIGNATURE)((1,), (4096,), (x, y, 8))
