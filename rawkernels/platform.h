@@ -172,7 +172,12 @@ DEVICE void computed(float& x) {
 
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch). So every thread of every kernel calls wait_for_previous() before it reads or writes what another kernel may
-// write or read, and before it returns; what lies before can only load weights.
+// write or read, and before it returns; what lies before can only load weights. On AMD nothing can be gained so.
+#ifdef PLATFORM_AMD
+const bool LOADS_BEFORE_WAIT = false;
+#else
+const bool LOADS_BEFORE_WAIT = true;
+#endif
 DEVICE void wait_for_previous() {
 #if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");

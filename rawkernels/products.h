@@ -164,7 +164,7 @@ template <class F, u32 N, u32 AHEAD>
 DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
                             u32 first, u32 step) {
     u32 c = first, ahead = (AHEAD - 1) * step;
-    if constexpr (COLUMNS == 1) {
+    if constexpr (COLUMNS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
         wait_for_previous();
