@@ -22,7 +22,8 @@ const u32 THREADS = 128;
 #endif
 
 template <class F>
-DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 log_lanes, u32 block) {
+DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 log_lanes,
+                    u32 block) {
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     u32 first = ((block * THREADS >> log_lanes) + group) * ROWS;
     const u8* row[ROWS];

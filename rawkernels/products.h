@@ -159,7 +159,7 @@ DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells, u
 }
 
 // Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together, of
-// one column the first of them before what x depends on has ended.
+// one column the first of them before what x depends on has ended: of more there are no registers to spare.
 template <class F, u32 N, u32 AHEAD>
 DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
                             u32 first, u32 step) {

@@ -99,15 +99,15 @@ def test_atomics_from_many_blocks(dtype, name):
     assert out.get().tolist() == [4800]
 
 
-def test_atomic_exchange():
-    source = r"""
-    extern "C" __global__ void k(int* out, float* other) {
-        atomicExch(out, 7);
-        atomicExch(other, 8.0f);
-    }"""
-    out, other = cp.zeros(1, cp.int32), cp.zeros(1, cp.float32)
-    raw(source)((5,), (96,), (out, other))
-    assert (out.get()[0], other.get()[0]) == (7, 8)
+@pytest.mark.parametrize("dtype, name", [("int32", "int"), ("uint32", "unsigned"), ("float32", "float")])
+def test_atomic_exchange(dtype, name):
+    source = f"""
+    extern "C" __global__ void k({name}* out) {{
+        atomicExch(out, ({name})7);
+    }}"""
+    out = cp.zeros(1, dtype=dtype)
+    raw(source)((50,), (96,), (out,))
+    assert out.get().tolist() == [7]
 
 
 def test_half_precision(rng):
