@@ -22,7 +22,7 @@ experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, 
     Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
     if (gate_bias) m.gate_bias = gate_bias + bias_at;
     if (up_bias) m.up_bias = up_bias + bias_at;
-    gated_product(m, x + u64(place / used) * column_bytes(QTYPE(), cells), 1, cells, y, rounded, out_cells, place);
+    gated_product(m, x + u64(place / used) * column_bytes(QTYPE(), cells), {}, 1, cells, y, rounded, out_cells, place);
 }
 
 // y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a
@@ -40,7 +40,7 @@ experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 u
     u32 r = ids[place] * rows + minimum(i32(first + group % together), rows - 1);
     const u8* row[1] = {w + u64(r) * QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
-    accumulate<QTYPE, 1>(sum, row, x + u64(place) * column_bytes(QTYPE(), cells), 1, cells, rank, GATED_LANES);
+    accumulate<QTYPE, 1>(sum, row, x + u64(place) * column_bytes(QTYPE(), cells), 1, cells, rank, GATED_LANES, [] {});
     reduce_group<1>(sum, GATED_LANES);
     if (rank == 0) results[group] = weights[place] * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();

@@ -22,23 +22,24 @@ const u32 THREADS = 128;
 #endif
 
 template <class F>
-DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells, u32 log_lanes,
-                    u32 block) {
+DEVICE void product(const Matrix& m, const float* residual, const u8* x, const Norm& norm, u32 columns, u32 cells,
+                    u32 log_lanes, u32 block) {
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     u32 first = ((block * THREADS >> log_lanes) + group) * ROWS;
     const u8* row[ROWS];
     UNROLL
     for (u32 r = 0; r < ROWS; ++r) row[r] = m.w + u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(cells);
-    float sum[ROWS][COLUMNS] = {};
-    accumulate<F, ROWS>(sum, row, x, columns, cells, rank, lanes);
+    float sum[ROWS][COLUMNS] = {}, share = 0.0f;
+    accumulate<F, ROWS>(sum, row, x, columns, cells, rank, lanes, [&] { share = norm.share<THREADS>(); });
     reduce_group<ROWS>(sum, lanes);
+    float factor = norm.factor<THREADS>(share);
     UNROLL
     for (u32 r = 0; r < ROWS; ++r) {
         UNROLL
         for (u32 k = 0; k < COLUMNS; ++k) {
             if (rank != ((r * COLUMNS + k) & (lanes - 1)) || first + r >= m.rows || k >= columns) continue;
             u64 at = u64(k) * m.rows + first + r;
-            float value = sum[r][k];
+            float value = factor * sum[r][k];
             if (m.bias) value += m.bias[first + r];
             if (m.number == 0 && residual) value += residual[at];
             m.y[at] = value;
@@ -46,22 +47,64 @@ DEVICE void product(const Matrix& m, const float* residual, const u8* x, u32 col
     }
 }
 
+// Of more than one column the norm is complete: its squares are null.
 MATVEC
-matvec(const u8* x, i32 columns, i32 cells, i32 log_lanes, const u8* w0, const float* bias0, float* y0, i32 rows0,
-       const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
-       const float* residual) {
+matvec(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 cells, i32 log_lanes, const u8* w0,
+       const float* bias0, float* y0, i32 rows0, const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2,
+       const float* bias2, float* y2, i32 rows2, const float* residual) {
     auto blocks_of = [&](u32 rows) { return ((rows + ROWS - 1) / ROWS * (1 << log_lanes) + THREADS - 1) / THREADS; };
     u32 block = block_x();
+    Norm norm = {COLUMNS == 1 ? squares : nullptr, u32(n), eps};
     Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
                          {w2, bias2, y2, u32(rows2), 2}, blocks_of);
 #ifdef QTYPE_LAST
-    if (m.number == 2) return product<QTYPE_LAST>(m, residual, x, columns, cells, log_lanes, block);
+    if (m.number == 2) return product<QTYPE_LAST>(m, residual, x, norm, columns, cells, log_lanes, block);
 #endif
-    product<QTYPE>(m, residual, x, columns, cells, log_lanes, block);
+    product<QTYPE>(m, residual, x, norm, columns, cells, log_lanes, block);
 }
+
 // As `gated_product`.
 MATVEC_GATED
-matvec_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
-             const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
-    gated_product({gate, up, gate_bias, up_bias, u32(rows), activation}, x, columns, cells, y, rounded, out_cells);
+matvec_gated(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 cells, const u8* gate, const u8* up,
+             const float* gate_bias, const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows,
+             i32 activation) {
+    Norm norm = {COLUMNS == 1 ? squares : nullptr, u32(n), eps};
+    gated_product({gate, up, gate_bias, up_bias, u32(rows), activation}, x, norm, columns, cells, y, rounded, out_cells);
 }
+
+#if COLUMNS == 1
+const u32 RUN = 32;  // rows of a block
+
+// y = x @ w.T + bias + residual of one column, and what the norm that follows makes of it but for its factor: y times
+// that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block of
+// RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
+KERNEL_WIDE(512, 512)
+matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual, float* y,
+                 i32 rows, const float* weight, u8* rounded, i32 out_cells, float* squares) {
+    __shared__ struct {
+        alignas(16) float y[RUN], scaled[RUN];
+    } results;
+    u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
+    i32 r = RUN * block_x() + group, within = minimum(r, rows - 1);
+    const u8* row[1] = {w + u64(within) * QTYPE::row_bytes(cells)};
+    float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
+    if (bias) offset = load_early(bias + within);
+    accumulate<QTYPE, 1>(sum, row, x, 1, cells, rank, lanes, [&] {
+        if (residual) before = load_early(residual + within);
+    });
+    reduce_group<1>(sum, lanes);
+    if (rank == 0) {
+        float value = r < rows ? sum[0][0] + offset + before : 0.0f;
+        if (r < rows) y[r] = value;
+        results.y[group] = value, results.scaled[group] = value * scale;
+    }
+    barrier();
+    if (wave() > 0) return;
+    // four values a lane of the first eight; the others' are past the end
+    u32 at = 4 * thread_x(), from = at % RUN;
+    f32x4 v = load<f32x4>(results.y + from), scaled = load<f32x4>(results.scaled + from);
+    float square = reduce_lanes<RUN / 4>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, Add());
+    if (at == 0 && i32(RUN * block_x()) < rows) squares[block_x()] = square;
+    store_activation(rounded, out_cells, at < RUN ? RUN * block_x() + at : out_cells * CELL, scaled);
+}
+#endif

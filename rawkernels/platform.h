@@ -252,6 +252,17 @@ DEVICE T load_once(const void* p) {
 #endif
 }
 
+// A load that stays where the source has it, for a value that is needed much later.
+DEVICE float load_early(const float* p) {
+#ifdef PLATFORM_NVIDIA
+    float v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
 // ---- Lanes: all lanes of the wave take part in each of these ----
 
 #ifdef PLATFORM_AMD

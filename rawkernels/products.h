@@ -159,15 +159,17 @@ DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells, u
 }
 
 // Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together, of
-// one column the first of them before what x depends on has ended: of more there are no registers to spare.
-template <class F, u32 N, u32 AHEAD>
+// one column the first of them before what x depends on has ended: of more there are no registers to spare. `ready` is
+// called when that has.
+template <class F, u32 N, u32 AHEAD, class Ready>
 DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                            u32 first, u32 step) {
+                            u32 first, u32 step, Ready ready) {
     u32 c = first, ahead = (AHEAD - 1) * step;
     if constexpr (COLUMNS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
         wait_for_previous();
+        ready();
         while (c + ahead < cells) {
             UNROLL
             for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
@@ -177,6 +179,7 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
         return c;
     }
     wait_for_previous();
+    ready();
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
@@ -185,12 +188,16 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
     }
     return c;
 }
-template <class F, u32 N>
+template <class F, u32 N, class Ready>
 DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                       u32 first, u32 step) {
+                       u32 first, u32 step, Ready ready) {
     // a cell of floats is a single load
-    if (sizeof(F) == 16) first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step);
-    accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step);
+    if constexpr (sizeof(F) == 16) {
+        first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step, ready);
+        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, [] {});
+    } else {
+        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, ready);
+    }
 }
 
 template <u32 N>
@@ -205,6 +212,31 @@ DEVICE void reduce_group(float (&sum)[N][COLUMNS], u32 lanes) {
         }
     }
 }
+
+// The norm that one column still lacks: division by its root mean square. Its int8 values are those before, whose
+// squares are here, a sum for each 32; null where nothing is lacking. Products are multiplied by its factor.
+struct Norm {
+    const float* squares;
+    u32 n;
+    float eps;
+
+    // A thread's share of the squares' sum, loaded now.
+    template <u32 THREADS>
+    MEMBER float share() const {
+        float sum = 0.0f;
+        if (!squares) return sum;
+        u32 runs = (n + 31) / 32;
+        if (thread_x() < runs) sum = load_early(squares + thread_x());
+        NO_UNROLL
+        for (u32 i = thread_x() + THREADS; i < runs; i += THREADS) sum += squares[i];
+        return sum;
+    }
+    // All threads of the block call it.
+    template <u32 THREADS>
+    MEMBER float factor(float share) const {
+        return squares ? fast_rsqrt(block_sum<THREADS>(share) / float(n) + eps) : 1.0f;
+    }
+};
 
 // One of the up to three matrices of a launch, whose rows are laid end to end over the grid; the bias may be null. y is
 // (columns, rows). A residual, of that shape too, is the first one's.
@@ -252,8 +284,8 @@ struct Gated {
 // for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a block
 // has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results are
 // written as columns `to` and following.
-DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, float* y, u8* rounded, u32 out_cells,
-                          u32 to = 0) {
+DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y, u8* rounded,
+                          u32 out_cells, u32 to = 0) {
     __shared__ float results[COLUMNS][BLOCK_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES;
     const u8* row[2 * PAIRS];
@@ -263,9 +295,11 @@ DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, f
         row[2 * p] = m.gate + u64(r) * QTYPE::row_bytes(cells);
         row[2 * p + 1] = m.up + u64(r) * QTYPE::row_bytes(cells);
     }
-    float sum[2 * PAIRS][COLUMNS] = {};
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES);
+    float sum[2 * PAIRS][COLUMNS] = {}, share = 0.0f;
+    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES,
+                                 [&] { share = norm.share<GATED_THREADS>(); });
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
+    float factor = norm.factor<GATED_THREADS>(share);
     UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
         u32 within = PAIRS * group + p, r = BLOCK_ROWS * block_x() + within;
@@ -274,8 +308,8 @@ DEVICE void gated_product(const Gated& m, const u8* x, u32 columns, u32 cells, f
             if (rank != k) continue;
             float value = 0.0f;
             if (r < m.rows) {
-                float g = sum[2 * p][k] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
-                float u = sum[2 * p + 1][k] + (m.up_bias ? m.up_bias[r] : 0.0f);
+                float g = factor * sum[2 * p][k] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
+                float u = factor * sum[2 * p + 1][k] + (m.up_bias ? m.up_bias[r] : 0.0f);
                 value = gated(m.activation, g, u);
                 if (y && k < columns) y[u64(to + k) * m.rows + r] = value;
             }

@@ -6,7 +6,7 @@ from typing import Any
 
 from rocforge.batch import Batch
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Linear, RMSNorm, apply_together
+from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.attention import attend
 from rocforge.ops.rope import RopeFrequencies
@@ -20,7 +20,7 @@ class Sinks(Module):
 
 
 class Attention(Module):
-    """Self-attention with its norm and its residual: x (tokens, dim) gives (tokens, dim).
+    """Self-attention with its norm and its residual: x (tokens, dim), or Ahead, gives the like for what comes `then`.
 
     Args:
         config: the sizes.
@@ -77,7 +77,11 @@ class Attention(Module):
             self.post_attention_norm = RMSNorm(c.dim, c.norm_eps)
         self.fused_qkv, self.head_norms, self.sinks, self.post_norm = fused_qkv, head_norms, sinks, post_norm
 
-    def forward(self, x: Any, batch: Batch) -> Any:
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.attn_norm, (self.attn_qkv,) if self.fused_qkv else (self.attn_q, self.attn_k, self.attn_v))
+
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
         q, k, v = self.project(x)
         options = dict(self.options)
         if self.head_norms:
@@ -90,15 +94,14 @@ class Attention(Module):
             options["sinks"] = self.attn_sinks.weight
         y = attend(q, k, v, batch, self.layer, self.frequencies, then=self.attn_output.weight, **options)
         if self.post_norm:
-            return self.post_attention_norm(self.attn_output(y), residual=x)
-        return self.attn_output(y, residual=x)
+            return self.post_attention_norm(self.attn_output(y), residual=plain(x))
+        return self.attn_output.add_to(x, y, then)
 
     def project(self, x: Any) -> tuple[Any, Any, Any]:
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim) of x, before their norms."""
-        tokens, heads, kv_heads = len(x), self.heads, self.kv_heads
+        tokens, heads, kv_heads, y = len(plain(x)), self.heads, self.kv_heads, self.entry(x)
         if self.fused_qkv:
-            qkv = self.attn_qkv(self.attn_norm.before(x, self.attn_qkv)).reshape(tokens, heads + 2 * kv_heads, -1)
+            qkv = self.attn_qkv(y).reshape(tokens, heads + 2 * kv_heads, -1)
             return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-        layers = (self.attn_q, self.attn_k, self.attn_v)
-        q, k, v = apply_together(self.attn_norm.before(x, *layers), *layers)
+        q, k, v = apply_together(y, self.attn_q, self.attn_k, self.attn_v)
         return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1)

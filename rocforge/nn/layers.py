@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear, linears
+from rocforge.ops.linear import linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm, rms_norm_for
 
 
@@ -22,6 +22,15 @@ class Linear(Module):
 
     def forward(self, x: Any, residual: Any = None) -> Any:
         return linear(x, self.weight, self.bias, residual)
+
+    def add_to(self, residual: Any, x: Any, then: Entry | None = None) -> Any:
+        """`residual + self(x)`; Ahead, where `then` comes next and one launch makes both."""
+        residual = plain(residual)
+        if then is None or Module.captures:
+            return self(x, residual=residual)
+        norm, weights = then.norm, [layer.weight for layer in then.layers]
+        y, normed = linear_then_norm(x, self.weight, self.bias, residual, norm.weight, norm.eps, weights)
+        return y if normed is None else Ahead(y, normed)
 
 
 def apply_together(x: Any, *layers: Linear) -> list[Any]:
@@ -54,3 +63,26 @@ class RMSNorm(Module):
         if self.observers:
             return self(x)
         return rms_norm_for([layer.weight for layer in layers], x, self.weight, self.eps)
+
+
+class Entry(NamedTuple):
+    """Where the residual stream enters a module: its norm, and the layers that multiply what that gives."""
+
+    norm: RMSNorm
+    layers: tuple[Linear, ...]
+
+    def __call__(self, x: Any) -> Any:
+        """x, plain or Ahead, as `norm.before` gives it."""
+        return x.normed if isinstance(x, Ahead) else self.norm.before(x, *self.layers)
+
+
+class Ahead(NamedTuple):
+    """The residual stream x (tokens, dim) with what the next module's Entry makes of it, of one launch."""
+
+    x: Any
+    normed: Any
+
+
+def plain(x: Any) -> Any:
+    """The residual stream as an array."""
+    return x.x if isinstance(x, Ahead) else x

@@ -6,7 +6,7 @@ from typing import Any
 
 from rocforge.batch import Batch
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Linear, RMSNorm, apply_together
+from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.experts_device import takes_int8
@@ -16,7 +16,7 @@ from rocforge.ops.norm import rms_norm_both
 
 
 class MLP(Module):
-    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim) gives (tokens, dim).
+    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim), or Ahead, gives the like.
 
     Args:
         config: the sizes.
@@ -39,16 +39,19 @@ class MLP(Module):
             self.post_ffw_norm = RMSNorm(c.dim, c.norm_eps)
         self.activation, self.post_norm = activation, post_norm
 
-    def forward(self, x: Any, batch: Batch) -> Any:
-        gate, up = self.ffn_gate, self.ffn_up
-        y = self.ffn_norm.before(x, gate, up)
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.ffn_norm, (self.ffn_gate, self.ffn_up))
+
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
+        gate, up, y = self.ffn_gate, self.ffn_up, self.entry(x)
         if gate.observers or up.observers:
             y = getattr(activations, self.activation)(*apply_together(y, gate, up))
         else:
             y = gated_linear(y, gate.weight, up.weight, gate.bias, up.bias, self.activation, self.ffn_down.weight)
         if self.post_norm:
-            return self.post_ffw_norm(self.ffn_down(y), residual=x)
-        return self.ffn_down(y, residual=x)
+            return self.post_ffw_norm(self.ffn_down(y), residual=plain(x))
+        return self.ffn_down.add_to(x, y, then)
 
 
 class FusedMLP(Module):
@@ -63,10 +66,14 @@ class FusedMLP(Module):
         self.ffn_down = Linear(c.ffn, c.dim)
         self.activation, self.ffn = activation, c.ffn
 
-    def forward(self, x: Any, batch: Batch) -> Any:
-        y = self.ffn_up(self.ffn_norm.before(x, self.ffn_up))
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.ffn_norm, (self.ffn_up,))
+
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
+        y = self.ffn_up(self.entry(x))
         y = getattr(activations, self.activation)(y[:, : self.ffn], y[:, self.ffn :])
-        return self.ffn_down(y, residual=x)
+        return self.ffn_down.add_to(x, y, then)
 
 
 class Experts(Module):
@@ -109,7 +116,9 @@ class MoE(Module):
         self.norm, self.activation, self.used, self.scale = norm, activation, c.experts_used, c.expert_scale
         self.softmax_before, self.normalize = softmax_before, normalize
 
-    def forward(self, x: Any, batch: Batch) -> Any:
+    entry = None
+
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
         y, operand = self._normalized(x)
         ids, weights = route(self.ffn_gate_inp(y), self.used, self.softmax_before, self.normalize, self.scale)
         matrices = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps

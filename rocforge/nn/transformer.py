@@ -10,7 +10,7 @@ from rocforge.arrays import get_array_module, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Embedding, Linear, RMSNorm
+from rocforge.nn.layers import Ahead, Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.linear import linear
@@ -23,8 +23,12 @@ class Block(Module):
     def __init__(self, attn: Module, ffn: Module):
         self.attn, self.ffn = attn, ffn
 
-    def forward(self, x: Any, batch: Batch) -> Any:
-        return self.ffn(self.attn(x, batch), batch)
+    @property
+    def entry(self) -> Entry | None:
+        return self.attn.entry
+
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
+        return self.ffn(self.attn(x, batch, self.ffn.entry), batch, then)
 
 
 class Transformer(Module):
@@ -102,16 +106,22 @@ class Transformer(Module):
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
-        for block in self.blk:
-            x = block(x, batch)
+        for block, following in zip(self.blk, [*self.blk[1:], self], strict=True):
+            x = block(x, batch, following.entry)
+        if isinstance(x, Ahead):
+            return self.logits(x)
         if batch.logits_rows is not None and len(batch.logits_rows) < len(x):
             x = x[batch.logits_rows]
         return self.logits(x)
 
+    @property
+    def entry(self) -> Entry:
+        """Where the residual stream meets the output; a tied one uses the embedding's weight."""
+        return Entry(self.output_norm, (self.token_embd if self.output.weight is None else self.output,))
+
     def logits(self, x: Any) -> Any:
-        """Logits (rows, vocabulary) of the residual stream x (rows, dim); a tied output uses the embedding's weight."""
-        output = self.token_embd if self.output.weight is None else self.output
-        logits = self.output.observed(linear(self.output_norm.before(x, output), output.weight))
+        """Logits (rows, vocabulary) of the residual stream x (rows, dim), plain or Ahead."""
+        logits = self.output.observed(linear(self.entry(x), self.entry.layers[0].weight))
         return softcap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:

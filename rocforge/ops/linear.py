@@ -37,6 +37,29 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     return linears(x, [weight], [bias], residual)[0]
 
 
+def linear_then_norm(
+    x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
+) -> tuple[Any, Any]:
+    """`linear(x, weight, bias, residual)` and, where the same launch can make it, its rms_norm for the next product.
+
+    Args:
+        x, weight, bias, residual: as in `linear`.
+        norm, eps: weight (rows,) and epsilon of the norm.
+        weights: the matrices that the norm's result is to be multiplied with.
+
+    Returns:
+        float32, shape (..., rows); and Activations as `linear` takes them, or None: on a device, of one row, with
+        packed weights, there are some.
+    """
+    if get_array_module(weight) is not np:
+        from rocforge.ops.products import product_then_norm_device
+
+        both = product_then_norm_device(x, weight, bias, residual, norm, eps, weights)
+        if both is not None:
+            return both
+    return linear(x, weight, bias, residual), None
+
+
 def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
     """`linear` of one x with several weights; on a device in one launch for few rows of x.
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel
+from rocforge.kernels import Kernel, multiprocessors
 from rocforge.ops.dequantize import CELL, cells_of
-from rocforge.ops.operands import Activations, format_of, is_packed, nbytes_of_row, quantize_activations
+from rocforge.ops.operands import Activations, Norm, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
 
@@ -23,8 +23,10 @@ THREADS, GATED_THREADS = 128, 256
 
 MATRICES = " ".join(["void* float32*? float32*? int32"] * 3)
 """The signature of what `laid_out` gives."""
-GATED = "void* int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
-"""The signature of a gated kernel."""
+GATED = "int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
+"""The signature of a gated kernel, after its activations."""
+RUN = 32
+"""As in matvec.hip: rows of a block that are rounded together."""
 
 
 def rows_in_order(weight: Any) -> Any:
@@ -32,11 +34,17 @@ def rows_in_order(weight: Any) -> Any:
     return cupy_module().ascontiguousarray(weight.data if isinstance(weight, QuantizedArray) else weight)
 
 
-def _column(x: Any, weight: Any) -> tuple[Any, int]:
-    """x as the kernel for that weight takes it, and the cells of a row."""
+_X = "void* float32*? int32 float32"
+"""The signature of what `_columns` gives first."""
+
+
+def _columns(x: Any, weight: Any) -> tuple[tuple[Any, Any, int, float], int]:
+    """x as the kernel for that weight takes it, with the norm that it lacks, and the cells of a row."""
     if not is_packed(format_of(weight)):
-        return cupy_module().ascontiguousarray(x, dtype=np.float32), nbytes_of_row(weight) // 16
-    return (x if isinstance(x, Activations) else quantize_activations(x)).data, cells_of(weight.shape[1])
+        return (cupy_module().ascontiguousarray(x, dtype=np.float32), None, 0, 0.0), nbytes_of_row(weight) // 16
+    x = x if isinstance(x, Activations) else quantize_activations(x)
+    squares, eps = x.norm or (None, 0.0)
+    return (x.data, squares, x.shape[1], eps), cells_of(weight.shape[1])
 
 
 def _rows_together(n: int) -> int:
@@ -69,13 +77,52 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
         float32 CuPy arrays (n, rows), one for each.
     """
     cupy, n = cupy_module(), x.shape[0]
-    data, cells = _column(x, weights[0])
+    columns, cells = _columns(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
     log_lanes = _log_lanes(n, sum(map(len, weights)), cells)
-    args = (data, n, cells, log_lanes, *laid_out(data, weights, biases, ys), residual)
+    args = (*columns, n, cells, log_lanes, *laid_out(columns[0], weights, biases, ys), residual)
     grid = sum(blocks(blocks(len(w), _rows_together(n)) << log_lanes, THREADS) for w in weights)
     _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((grid,), (THREADS,), args)
     return ys
+
+
+def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float) -> tuple[Any, Activations]:
+    """`x @ weight.T + bias + residual`, and its rms_norm for the product that follows, of one launch.
+
+    The norm's factor, for which all elements have to be there, is left to that product.
+
+    Args:
+        x: as in `products`, one row, no norm lacking.
+        weight: packed matrix (rows, columns).
+        bias: float32 (rows,), or None.
+        residual: float32 (1, rows), or None.
+        norm: float32 (rows,), the norm's weight.
+        eps: of the norm.
+
+    Returns:
+        float32 CuPy array (1, rows), and Activations of that shape.
+    """
+    (data, *_), cells = _columns(x, weight)
+    rows, cupy = len(weight), cupy_module()
+    y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, RUN), np.float32)
+    rounded = Activations.empty(1, rows)
+    rounded.norm = Norm(squares, eps)
+    out_cells, log_lanes = cells_of(rows), _run_log_lanes(rows, cells)
+    args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows, norm, rounded.data, out_cells, squares)
+    _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
+    return y, rounded
+
+
+def _run_log_lanes(rows: int, cells: int) -> int:
+    """As `_log_lanes`: 16, unless so many blocks do not fit the card at a time."""
+    device = cupy_module().cuda.runtime.getDevice()
+    return 4 if cells > 8 and blocks(rows, RUN) <= multiprocessors(device) else 3
+
+
+@functools.cache
+def _then_norm_kernel(name: str) -> Kernel:
+    signature = "void* int32 int32 void* float32*? float32*? float32* int32 float32* uint8* int32 float32*"
+    return Kernel("matvec.hip", "matvec_then_norm", signature, QTYPE=name, COLUMNS=1, ROWS=1)
 
 
 def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None, ys: Sequence[Any]) -> list[Any]:
@@ -99,7 +146,7 @@ def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None,
 
 @functools.cache
 def _product_kernel(n: int, first: str, last: str) -> Kernel:
-    signature = f"void* int32 int32 int32 {MATRICES} float32*?"
+    signature = f"{_X} int32 int32 int32 {MATRICES} float32*?"
     other = {} if first == last else {"QTYPE_LAST": last}
     return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(n), **other)
 
@@ -134,10 +181,10 @@ def gated_product(
         float32 CuPy array (n, rows), or Activations of that shape.
     """
     n, rows = x.shape[0], len(gate)
-    data, cells = _column(x, gate)
+    columns, cells = _columns(x, gate)
     result, outputs, elements = gated_outputs(n, rows, rounded)
     args = (
-        data,
+        *columns,
         n,
         cells,
         rows_in_order(gate),
@@ -168,4 +215,4 @@ def gated_outputs(n: int, rows: int, rounded: bool, columns: int = 0) -> tuple[A
 
 @functools.cache
 def _gated_kernel(n: int, name: str) -> Kernel:
-    return Kernel("matvec.hip", "matvec_gated", GATED, QTYPE=name, **_shape(n))
+    return Kernel("matvec.hip", "matvec_gated", f"{_X} {GATED}", QTYPE=name, **_shape(n))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,13 @@ _FLOATS = {"float32": "Floats<float>", "float16": "Floats<f16>", "F32": "Floats<
 _FLOATS["BF16"] = "Floats<bf16>"
 
 
+class Norm(NamedTuple):
+    """Division by the root mean square of values whose squares are summed here, float32, each 32 elements."""
+
+    squares: Any
+    eps: float
+
+
 class Activations:
     """Rows of activations, as `Activation`, or `unit_at`, in rawkernels/quants.h lay them out.
 
@@ -40,10 +47,11 @@ class Activations:
         data: uint8 CuPy array: (rows, bytes of a row) of int8, or (bytes,) of units.
         shape: (rows, elements of a row).
         columns: that units are laid out for; 0 for int8.
+        norm: what the one row of int8 still lacks of its norm; None: nothing.
     """
 
-    def __init__(self, data: Any, shape: tuple[int, int], columns: int = 0):
-        self.data, self.shape, self.ndim, self.columns = data, shape, 2, columns
+    def __init__(self, data: Any, shape: tuple[int, int], columns: int = 0, norm: Norm | None = None):
+        self.data, self.shape, self.ndim, self.columns, self.norm = data, shape, 2, columns, norm
 
     @classmethod
     def empty(cls, rows: int, size: int, columns: int = 0) -> Activations:

@@ -9,12 +9,13 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.ops.gemm import is_single, product_halves, to_halves
-from rocforge.ops.matvec import gated_product, products
+from rocforge.ops.matvec import gated_product, product_then_norm, products
 from rocforge.ops.operands import (
     MAX_COLUMNS,
     MOST_COLUMNS,
     Activations,
     columns_for,
+    columns_for_weights,
     format_of,
     is_packed,
     quantize_activations,
@@ -66,6 +67,19 @@ def gated_product_device(
     else:
         y = gated_product(flat, gate, up, *biases, activation, rounded)
     return y if rounded else y.reshape(*x.shape[:-1], -1)
+
+
+def product_then_norm_device(
+    x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
+) -> tuple[Any, Activations] | None:
+    """What `rocforge.ops.linear.linear_then_norm` gives, in one launch; None where no kernel does that."""
+    if x.ndim != 2 or columns_for_weights(len(x), [weight, *weights]) != 0 or len(x) != 1:
+        return None
+    if isinstance(x, Activations) and x.norm is not None:
+        return None
+    if residual is not None:
+        residual = cupy_module().ascontiguousarray(residual, dtype=np.float32)
+    return product_then_norm(x, weight, bias, residual, norm, eps)
 
 
 def launches(formats: Sequence[str]) -> list[tuple[int, int]]:

@@ -71,7 +71,7 @@ def _row_waves(rows: int, columns: int) -> int:
     return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * multiprocessors(device)), 1)
 
 
-_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": GATED}
+_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED}"}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from weights import half_steps, product_error, random_weight, relative_error, si
 from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
-from rocforge.ops.linear import gated_linear, linear, linears
+from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.matvec import GATES
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
@@ -49,6 +49,38 @@ def test_one_column(rng, qtype):
         assert product_error(y, rounded(x), w) < 1e-5
         bound = (half_steps(x) + 1e-5 * np.abs(x)) @ np.abs(w).T
         assert (np.abs(y.get() - x.astype(np.float64) @ w.T) <= bound).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(32, 768), (96, 2816), (2080, 1024), (9024, 256)])
+@pytest.mark.parametrize("qtype", PLANAR)
+def test_product_then_norm(rng, qtype, rows, columns):
+    """A product and, for the products after it, its norm, to 1e-5 of what these values are once they are rounded."""
+    x, residual = (rng.standard_normal((1, n)).astype(np.float32) for n in (columns, rows))
+    w, after = random_weight(rng, qtype, (rows, columns)), [random_weight(rng, "Q8_0", (n, rows)) for n in (40, 5)]
+    bias, norm = rng.standard_normal(rows).astype(np.float32), rng.uniform(0.5, 2, rows).astype(np.float32)
+    on_device = w.to_device("gpu"), *map(cp.asarray, (bias, residual, norm))
+    matrices = [a.to_device("gpu") for a in after]
+    y, normed = linear_then_norm(cp.asarray(x), *on_device, 1e-3, matrices)
+    assert product_error(y, rounded(x), w.dequantize(), bias, residual) < 1e-5
+    y = y.get().astype(np.float64)
+    scaled, factor = y * norm, 1 / np.sqrt(np.mean(y * y) + 1e-3)
+    values = values_of(normed)
+    assert not values[:, rows:].any()
+    assert (np.abs(values[:, :rows] - scaled) <= half_steps(scaled)).all()
+    expected = [values[:, :rows] * factor @ a.dequantize().astype(np.float64).T for a in after]
+    for result, e in zip(linears(normed, matrices), expected, strict=True):
+        assert np.abs(result.get() - e).max() < 1e-5 * np.abs(values * factor).sum() * 4
+    gated = gated_linear(normed, matrices[0], matrices[0]).get()
+    assert relative_error(gated, swiglu(expected[0], expected[0])) < 1e-4
+
+
+def test_product_then_norm_is_for_one_row_of_packed_weights(rng):
+    """Anything else is the product alone."""
+    packed, floats = (random_weight(rng, name, (64, 64)).to_device("gpu") for name in ("Q8_0", "F16"))
+    norm, x = cp.ones(64, np.float32), cp.asarray(rng.standard_normal((2, 64)).astype(np.float32))
+    for rows, weight, after in ((2, packed, packed), (1, floats, packed), (1, packed, floats)):
+        y, normed = linear_then_norm(x[:rows], weight, None, None, norm, 1e-5, [after])
+        assert normed is None and cp.array_equal(y, linear(x[:rows], weight))
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
