@@ -96,31 +96,32 @@ struct Shared {
     alignas(16) float values[STRIPES][GROUP][HEAD_DIM];
     float top[GROUP], total[GROUP];
     float buffers[WAVES][HEAD_DIM];
+    alignas(16) f16 newest[2][HEAD_DIM];  // the newest token's key and value
     u32 last;
 };
 
 // What is left to do to the queries, and to the key and value of the newest token, before attention: a norm a head and
-// the rotation, of rows that lie strides apart. `keys` is null where all that is done.
+// the rotation, of rows that lie strides apart. `keys` is null where all that is done. Queries, keys and values are
+// those of the kernel queued before, the rest is older.
 struct Fresh {
     const float *keys, *values;
     u64 q_stride, k_stride, v_stride;
     const i32* slots;
-    const float *cos, *sin, *q_norm, *k_norm;
+    const float *q_norm, *k_norm;
     float eps;
-    u32 pairs;
-    i32 neox;
 };
 
 // The block's queries, normalized and rotated, where they are to be read from: LDS that is later used for results. The
-// split with the newest token puts its key and value into the cache. The whole block takes part.
-DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const float* q, f16* keys, f16* values, u32 query,
-                            u32 kv_heads, u32 kv_head, bool newest) {
+// split with the newest token puts its key and value into the cache and into LDS. The whole block takes part.
+DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& rotation, const float* q, f16* keys,
+                            f16* values, u32 query, u32 kv_heads, u32 kv_head, bool newest) {
     float* queries = &shared.values[0][0][0];
-    const float *cos = fresh.cos + query * fresh.pairs, *sin = fresh.sin + query * fresh.pairs;
+    u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * HEAD_DIM;
     for (u32 row = wave(); row < (newest ? GROUP + 2 : GROUP); row += WAVES) {
-        u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * HEAD_DIM;
         if (row == GROUP + 1) {
-            store_head(values + slot, load_head(fresh.values + query * fresh.v_stride + kv_head * HEAD_DIM));
+            Head head = load_head(fresh.values + query * fresh.v_stride + kv_head * HEAD_DIM);
+            store_head(values + slot, head);
+            store_head(shared.newest[1], head);
             continue;
         }
         bool key = row == GROUP;
@@ -128,9 +129,10 @@ DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const float* q, 
         Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * HEAD_DIM
                                   : q + query * fresh.q_stride + (kv_head * GROUP + row) * HEAD_DIM);
         if (norm) rms_norm_head(head, norm, fresh.eps);
-        rotate_head(head, shared.buffers[wave()], cos, sin, fresh.pairs, fresh.neox);
+        rotate_head(head, shared.buffers[wave()], rotation);
         if (key) {
             store_head(keys + slot, head);
+            store_head(shared.newest[0], head);
         } else {
             store_head(queries + row * HEAD_DIM, head);
         }
@@ -158,12 +160,26 @@ struct Step {
             values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
         }
     }
+
+    // Key and value of one token, from LDS.
+    MEMBER void put(const f16 (&pair)[2][HEAD_DIM], u32 start, u32 token) {
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
+        UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            if (start + l * ROWS + row != token || dim >= HEAD_DIM) continue;
+            keys[l] = load<u32x4>(pair[0] + dim), values[l] = load<u32x4>(pair[1] + dim);
+        }
+    }
 };
 
+const u32 NO_TOKEN = ~0u;
+
 // Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
-// `first` is the first token that the window lets the query see.
-DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f16* values, const i32* table, u32 begin,
-                       u32 end, u32 first, u32 kv_heads, u32 kv_head, float scale, float softcap) {
+// `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
+// what belongs to the token `newest`.
+DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values, const i32* table,
+                       u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head, float scale,
+                       float softcap) {
     u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
     u32 dim = lane() % TOKEN_LANES * 8;
     bool inside = HEAD_DIM / 8 == TOKEN_LANES || dim < HEAD_DIM;
@@ -185,10 +201,9 @@ DEVICE void accumulate(Shared& shared, const float* q, const f16* keys, const f1
     u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
 
     u32 start = begin + stripe * STEP;
-    Step next;
-    if (start < end) next.load_rows(keys, values, table, start, first, end, kv_heads, kv_head);
     for (; start < end; start += STRIPES * STEP) {
         Step step = next;
+        if (newest != NO_TOKEN) step.put(shared.newest, start, newest);
         // the step after is on its way while this one is computed
         if (start + STRIPES * STEP < end)
             next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
@@ -357,30 +372,39 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
                  const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
                  const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
                  float eps, u32 pairs, i32 neox) {
-    wait_for_previous();
     __shared__ Shared shared;
+    if (!new_keys) wait_for_previous();
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
-    if (next != query + 1) return;
-    u32 columns = kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {out, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
     i32 first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
     share = maximum(share, least);
-    i32 active = (range + share - 1) / share;
-    if (length == 0 && split == 0)
-        for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
-    if (split >= active) return;
-
-    i32 begin = origin + split * share, end = minimum(begin + share, length);
-    const float* queries = q + u64(query) * columns + kv_head * SIZE;
-    if (new_keys) {
-        Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, cos,
-                       sin,      q_norm,     k_norm,   eps,      pairs,    neox};
-        queries = prepare(shared, fresh, q, keys, values, query, kv_heads, kv_head, split == active - 1);
+    i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
+    bool wanted = next == query + 1 && split < active;
+    const i32* table = tables + u64(sequence) * table_stride;
+    Step step;
+    Rotation rotation;
+    if (wanted) {
+        i32 start = begin + i32(wave() / SLICES * STEP);
+        if (start < end) step.load_rows(keys, values, table, start, first, end, kv_heads, kv_head);
+        if (new_keys) rotation = load_rotation(cos + query * pairs, sin + query * pairs, pairs, neox);
     }
-    accumulate(shared, queries, keys, values, tables + u64(sequence) * table_stride, begin, end, first, kv_heads,
+    wait_for_previous();
+
+    u32 columns = kv_heads * SIZE, cells = cells_of(columns);
+    Output output = {out, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
+    if (next == query + 1 && length == 0 && split == 0)
+        for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
+    if (!wanted) return;
+
+    const float* queries = q + u64(query) * columns + kv_head * SIZE;
+    bool newest = new_keys && split == active - 1;
+    if (new_keys) {
+        Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, q_norm, k_norm, eps};
+        queries = prepare(shared, fresh, rotation, q, keys, values, query, kv_heads, kv_head, newest);
+    }
+    accumulate(shared, queries, step, keys, values, table, begin, end, first, newest ? length - 1 : NO_TOKEN, kv_heads,
                kv_head, scale, softcap);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * kv_heads + kv_head;

@@ -44,19 +44,34 @@ DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     }
 }
 
-// Rotates the first 2 * pairs elements; neox pairs element i with i + pairs, else 2i with 2i + 1. `buffer` is the
-// wave's own LDS of HEAD_DIM floats.
-DEVICE void rotate_head(Head& head, float* buffer, const float* cos, const float* sin, u32 pairs, bool neox) {
+// The rotation of the first 2 * pairs elements; neox pairs element i with i + pairs, else 2i with 2i + 1. Of a lane's
+// elements, what they and their partners are multiplied with.
+struct Rotation {
+    float own[PER_LANE], other[PER_LANE];
+    u32 partner[PER_LANE];
+};
+
+DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, bool neox) {
+    Rotation rotation;
+    UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 element = lane() + i * WAVE;
+        bool turned = element < 2 * pairs, second = neox ? element >= pairs : element & 1;
+        u32 pair = neox ? (second ? element - pairs : element) : element / 2;
+        u32 partner = neox ? (second ? element - pairs : element + pairs) : element ^ 1;
+        rotation.own[i] = turned ? cos[pair] : 1.0f;
+        rotation.other[i] = turned ? (second ? sin[pair] : -sin[pair]) : 0.0f;
+        rotation.partner[i] = turned ? partner : 0;
+    }
+    return rotation;
+}
+
+// `buffer` is the wave's own LDS of HEAD_DIM floats.
+DEVICE void rotate_head(Head& head, float* buffer, const Rotation& rotation) {
     wave_barrier();
     store_head(buffer, head);
     wave_barrier();
     UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * WAVE;
-        if (element >= 2 * pairs) continue;
-        bool second = neox ? element >= pairs : element & 1;
-        u32 pair = neox ? (second ? element - pairs : element) : element / 2;
-        u32 partner = neox ? (second ? element - pairs : element + pairs) : element ^ 1;
-        head.x[i] = head.x[i] * cos[pair] + (second ? buffer[partner] : -buffer[partner]) * sin[pair];
-    }
+    for (u32 i = 0; i < PER_LANE; ++i)
+        head.x[i] = head.x[i] * rotation.own[i] + buffer[rotation.partner[i]] * rotation.other[i];
 }

@@ -171,8 +171,9 @@ DEVICE void computed(float& x) {
 }
 
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
-// launch). So every thread of every kernel calls wait_for_previous() before it reads or writes what another kernel may
-// write or read, and before it returns; what lies before can only load weights. On AMD nothing can be gained so.
+// launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
+// calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
+// returns. What lies before can load weights, and what older kernels of the graph wrote. On AMD nothing can be gained so.
 #ifdef PLATFORM_AMD
 const bool LOADS_BEFORE_WAIT = false;
 #else
@@ -180,7 +181,7 @@ const bool LOADS_BEFORE_WAIT = true;
 #endif
 DEVICE void wait_for_previous() {
 #if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -42,7 +42,7 @@ rope(float* out, const float* x, const float* cos, const float* sin, u32 tokens,
     if (index >= tokens * heads) return;
     u32 token = index / heads;
     Head head = load_head(x + token * stride + index % heads * HEAD_DIM);
-    rotate_head(head, buffers[wave()], cos + token * pairs, sin + token * pairs, pairs, neox);
+    rotate_head(head, buffers[wave()], load_rotation(cos + token * pairs, sin + token * pairs, pairs, neox));
     store_head(out + u64(index) * HEAD_DIM, head);
 }
 
@@ -63,7 +63,7 @@ rope_store(float* q_out, f16* keys, f16* values, const float* q, const float* k,
     if (row < heads) {
         Head head = load_head(q + token * q_stride + row * HEAD_DIM);
         if (q_norm) rms_norm_head(head, q_norm, eps);
-        rotate_head(head, buffers[wave()], cos, sin, pairs, neox);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, pairs, neox));
         store_head(q_out + (u64(token) * heads + row) * HEAD_DIM, head);
         return;
     }
@@ -73,7 +73,7 @@ rope_store(float* q_out, f16* keys, f16* values, const float* q, const float* k,
     if (row < kv_heads) {
         Head head = load_head(k + token * k_stride + row * HEAD_DIM);
         if (k_norm) rms_norm_head(head, k_norm, eps);
-        rotate_head(head, buffers[wave()], cos, sin, pairs, neox);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, pairs, neox));
         store_head(keys + (slot + row) * HEAD_DIM, head);
     } else {
         row -= kv_heads;
