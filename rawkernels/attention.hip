@@ -174,6 +174,18 @@ struct Step {
 
 const u32 NO_TOKEN = ~0u;
 
+// Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
+DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
+                          u32 kv_head) {
+    const u32 MOST = 256, LINE = 64, LINES = (HEAD_DIM + LINE - 1) / LINE;
+    for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
+        u32 token = begin + i / LINES;
+        u64 slot = u64(table[token / BLOCK_SIZE]) * BLOCK_SIZE + token % BLOCK_SIZE;
+        u64 at = (slot * kv_heads + kv_head) * HEAD_DIM + i % LINES * LINE;
+        prefetch(keys + at), prefetch(values + at);
+    }
+}
+
 // Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
 // `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
 // what belongs to the token `newest`.
@@ -328,6 +340,7 @@ struct Output {
 
 // What the last split does: the sum of all splits' records. Groups of threads take every COMBINERS-th split.
 constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
+constexpr u32 TOGETHER = 8;  // splits whose loads are on their way at a time
 
 DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
                     u32 first_head) {
@@ -341,10 +354,15 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
         u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
         u32 head = at / HEAD_DIM;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
-        if (combiner < COMBINERS) {
-#pragma unroll 8
-            for (u32 s = combiner; s < active; s += COMBINERS)
-                sum = add_scaled(sum, load<f32x4>(partials + s * RECORD + at), shared.highest[s][head]);
+        // loads that depend on no branch are on their way together
+        for (u32 s = combiner; s < (combiner < COMBINERS ? active : 0); s += TOGETHER * COMBINERS) {
+            f32x4 parts[TOGETHER];
+            UNROLL
+            for (u32 t = 0; t < TOGETHER; ++t)
+                parts[t] = load<f32x4>(partials + minimum(i32(s + t * COMBINERS), i32(active - 1)) * RECORD + at);
+            UNROLL
+            for (u32 t = 0; t < TOGETHER; ++t)
+                sum = add_scaled(sum, parts[t], s + t * COMBINERS < active ? shared.highest[s + t * COMBINERS][head] : 0.0f);
         }
         if (COMBINERS > 1) {
             float* values = &shared.values[0][0][0];
@@ -365,7 +383,7 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
 // combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). With new_keys, the rest of
 // the arguments is a Fresh, and rows of q are q_stride apart: the keys and values of the queries' tokens are stored first.
-KERNEL(THREADS)
+KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
 attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values, const i32* tables,
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
                  u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
@@ -388,6 +406,8 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
     if (wanted) {
         i32 start = begin + i32(wave() / SLICES * STEP);
         if (start < end) step.load_rows(keys, values, table, start, first, end, kv_heads, kv_head);
+        // few blocks leave the memory idle
+        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(keys, values, table, begin, end, kv_heads, kv_head);
         if (new_keys) rotation = load_rotation(cos + query * pairs, sin + query * pairs, pairs, neox);
     }
     wait_for_previous();

@@ -40,7 +40,7 @@ experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 u
     u32 r = ids[place] * rows + minimum(i32(first + group % together), rows - 1);
     const u8* row[1] = {w + u64(r) * QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
-    accumulate<QTYPE, 1>(sum, row, x + u64(place) * column_bytes(QTYPE(), cells), 1, cells, rank, GATED_LANES, [] {});
+    accumulate<QTYPE, 1>(sum, row, x + u64(place) * column_bytes(QTYPE(), cells), 1, cells, rank, GATED_LANES);
     reduce_group<1>(sum, GATED_LANES);
     if (rank == 0) results[group] = weights[place] * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();

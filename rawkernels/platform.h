@@ -83,6 +83,12 @@ typedef unsigned long long u64;
 #else
 #define KERNEL_WIDE(threads, resident) KERNEL(threads)
 #endif
+// KERNEL_BOUND(256, 512): on NVIDIA no more registers than let 512 threads share a multiprocessor.
+#ifdef PLATFORM_NVIDIA
+#define KERNEL_BOUND(threads, resident) KERNEL_WIDE(threads, resident)
+#else
+#define KERNEL_BOUND(threads, resident) KERNEL(threads)
+#endif
 #if defined(__clang__) || defined(PLATFORM_NVIDIA)
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
@@ -261,6 +267,13 @@ DEVICE float load_early(const float* p) {
     return v;
 #else
     return *p;
+#endif
+}
+
+// Asks for the 128 bytes at p to be brought into the last cache.
+DEVICE void prefetch(const void* p) {
+#ifdef PLATFORM_NVIDIA
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif
 }
 

@@ -188,13 +188,16 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
     }
     return c;
 }
-template <class F, u32 N, class Ready>
+struct Nothing {
+    MEMBER void operator()() const {}
+};
+template <class F, u32 N, class Ready = Nothing>
 DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                       u32 first, u32 step, Ready ready) {
+                       u32 first, u32 step, Ready ready = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
         first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step, ready);
-        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, [] {});
+        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, Nothing());
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, ready);
     }
@@ -220,21 +223,37 @@ struct Norm {
     u32 n;
     float eps;
 
-    // A thread's share of the squares' sum, loaded now.
+    MEMBER u32 runs() const { return (n + 31) / 32; }
+    MEMBER float factor_of(float sum) const { return fast_rsqrt(sum / float(n) + eps); }
+
+    // All lanes of a wave call it.
+    MEMBER float factor() const {
+        if (!squares) return 1.0f;
+        const u32 TOGETHER = 4;
+        float sum = 0.0f;
+        for (u32 i = lane(); i < runs(); i += TOGETHER * WAVE) {
+            float part[TOGETHER];
+            UNROLL
+            for (u32 t = 0; t < TOGETHER; ++t) part[t] = squares[minimum(i32(i + t * WAVE), i32(runs() - 1))];
+            UNROLL
+            for (u32 t = 0; t < TOGETHER; ++t) sum += i + t * WAVE < runs() ? part[t] : 0.0f;
+        }
+        return factor_of(wave_sum(sum));
+    }
+
+    // For a factor of all threads of a block: a thread's share of the sum, loaded now.
     template <u32 THREADS>
     MEMBER float share() const {
         float sum = 0.0f;
         if (!squares) return sum;
-        u32 runs = (n + 31) / 32;
-        if (thread_x() < runs) sum = load_early(squares + thread_x());
+        if (thread_x() < runs()) sum = load_early(squares + thread_x());
         NO_UNROLL
-        for (u32 i = thread_x() + THREADS; i < runs; i += THREADS) sum += squares[i];
+        for (u32 i = thread_x() + THREADS; i < runs(); i += THREADS) sum += squares[i];
         return sum;
     }
-    // All threads of the block call it.
     template <u32 THREADS>
     MEMBER float factor(float share) const {
-        return squares ? fast_rsqrt(block_sum<THREADS>(share) / float(n) + eps) : 1.0f;
+        return squares ? factor_of(block_sum<THREADS>(share)) : 1.0f;
     }
 };
 
@@ -286,44 +305,51 @@ struct Gated {
 // written as columns `to` and following.
 DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y, u8* rounded,
                           u32 out_cells, u32 to = 0) {
-    __shared__ float results[COLUMNS][BLOCK_ROWS];
-    u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES;
+    const u32 SIZE = COLUMNS * BLOCK_ROWS;
+    __shared__ struct {
+        alignas(16) float gate[SIZE], up[SIZE];
+    } sums;
+    u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, first = BLOCK_ROWS * block_x();
     const u8* row[2 * PAIRS];
     UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
-        u32 r = minimum(i32(BLOCK_ROWS * block_x() + PAIRS * group + p), i32(m.rows - 1));
+        u32 r = minimum(i32(first + PAIRS * group + p), i32(m.rows - 1));
         row[2 * p] = m.gate + u64(r) * QTYPE::row_bytes(cells);
         row[2 * p + 1] = m.up + u64(r) * QTYPE::row_bytes(cells);
     }
-    float sum[2 * PAIRS][COLUMNS] = {}, share = 0.0f;
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES,
-                                 [&] { share = norm.share<GATED_THREADS>(); });
+    float sum[2 * PAIRS][COLUMNS] = {};
+    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES);
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
-    float factor = norm.factor<GATED_THREADS>(share);
     UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
-        u32 within = PAIRS * group + p, r = BLOCK_ROWS * block_x() + within;
         UNROLL
         for (u32 k = 0; k < COLUMNS; ++k) {
-            if (rank != k) continue;
-            float value = 0.0f;
-            if (r < m.rows) {
-                float g = factor * sum[2 * p][k] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
-                float u = factor * sum[2 * p + 1][k] + (m.up_bias ? m.up_bias[r] : 0.0f);
-                value = gated(m.activation, g, u);
-                if (y && k < columns) y[u64(to + k) * m.rows + r] = value;
-            }
-            results[k][within] = value;
+            u32 at = k * BLOCK_ROWS + PAIRS * group + p;
+            if (rank == k) sums.gate[at] = sum[2 * p][k], sums.up[at] = sum[2 * p + 1][k];
         }
     }
-    if (!rounded) return;
+    float factor = 1.0f;
+    if (COLUMNS == 1 && wave() == 0) factor = norm.factor();
     barrier();
-    // four values a lane; lanes past the last column write nothing, since their element is past the end
-    const u32 fours = BLOCK_ROWS / 4;
-    if (wave() * WAVE >= fours * COLUMNS) return;
-    u32 k = thread_x() / fours, at = 4 * (thread_x() % fours);
-    const float* v = results[k < COLUMNS ? k : 0] + at;
-    u32 element = k < columns ? BLOCK_ROWS * block_x() + at : out_cells * CELL;
-    u8* column = rounded + u64(to + k) * activation_bytes(out_cells);
-    store_activation(column, out_cells, element, make_f32x4(v[0], v[1], v[2], v[3]));
+    // a lane a row, then, of each run of 32, eight lanes with four each
+    for (u32 from = wave() * WAVE; from < SIZE; from += GATED_THREADS) {
+        u32 at = from + lane(), k = at / BLOCK_ROWS, r = first + at % BLOCK_ROWS;
+        float value = 0.0f;
+        if (at < SIZE && r < m.rows) {
+            float g = factor * sums.gate[at] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
+            float u = factor * sums.up[at] + (m.up_bias ? m.up_bias[r] : 0.0f);
+            value = gated(m.activation, g, u);
+            if (y && k < columns) y[u64(to + k) * m.rows + r] = value;
+        }
+        if (!rounded) continue;
+        if (at < SIZE) sums.gate[at] = value;
+        wave_barrier();
+        at = from + 4 * lane();
+        // lanes past the last row or column write nothing, since their element is past the end
+        bool wanted = 4 * lane() < WAVE && at < SIZE && at / BLOCK_ROWS < columns;
+        at = wanted ? at : from;
+        u8* column = rounded + u64(to + at / BLOCK_ROWS) * activation_bytes(out_cells);
+        store_activation(column, out_cells, wanted ? first + at % BLOCK_ROWS : out_cells * CELL,
+                         load<f32x4>(sums.gate + at));
+    }
 }

@@ -12,41 +12,55 @@ struct Parameters {
 };
 static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
 
-constexpr u32 SLICE_THREADS = 256, SLICE = 2048;
+constexpr u32 SLICE_THREADS = 256, SLICE = 1024, PER_THREAD = SLICE / SLICE_THREADS;
 
-// scaled = the logits with penalties and biases, over the temperature if that is not zero; -inf past the vocabulary.
+// scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero none.
 // highest, best: the highest of each slice, and the lowest id that has it. Grid: (slices, rows); `scaled` is
 // (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is in the prompt).
 KERNEL(SLICE_THREADS)
 sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
               const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
+    __shared__ float staged[SLICE];
+    u32 row = block_y(), first = block_x() * SLICE + thread_x();
+    const Parameters p = parameters[row];
     wait_for_previous();
-    __shared__ float values[SLICE];
-    u32 start = block_x() * SLICE, row = block_y();
-    const Parameters& p = parameters[row];
-    logits += u64(row) * vocabulary;
-    bool counted = p.counts_row >= 0;
-    counts += u64(counted ? p.counts_row : 0) * vocabulary;
-    for (u32 i = thread_x(); i < SLICE; i += SLICE_THREADS) {
-        u32 id = start + i;
-        float value = id < vocabulary ? logits[id] : -__builtin_inff();
-        i32 count = counted && id < vocabulary ? counts[id] : 0;
-        if (count) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
-        if (count > 1) value = sub_rn(sub_rn(value, mul_rn(count >> 1, p.frequency_penalty)), p.presence_penalty);
-        values[i] = value;
+    logits += u64(row) * vocabulary, scaled += u64(row) * slices * SLICE;
+    float values[PER_THREAD];
+    i32 uses[PER_THREAD] = {};
+    auto id_of = [&](u32 j) { return first + j * SLICE_THREADS; };
+    auto inside = [&](u32 id) { return u32(minimum(i32(id), i32(vocabulary - 1))); };
+    UNROLL
+    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(id_of(j))];
+    if (p.counts_row >= 0) {
+        UNROLL
+        for (u32 j = 0; j < PER_THREAD; ++j) uses[j] = counts[u64(p.counts_row) * vocabulary + inside(id_of(j))];
     }
-    barrier();
-    for (u32 i = thread_x(); i < u32(p.bias_count); i += SLICE_THREADS) {
-        u32 id = bias_ids[p.bias_start + i];
-        if (id >= start && id - start < SLICE) values[id - start] += bias_values[p.bias_start + i];
+    UNROLL
+    for (u32 j = 0; j < PER_THREAD; ++j) {
+        float value = id_of(j) < vocabulary ? values[j] : -__builtin_inff();
+        if (uses[j]) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
+        if (uses[j] > 1) value = sub_rn(sub_rn(value, mul_rn(uses[j] >> 1, p.frequency_penalty)), p.presence_penalty);
+        values[j] = value;
     }
-    barrier();
+    if (p.bias_count) {
+        UNROLL
+        for (u32 j = 0; j < PER_THREAD; ++j) staged[thread_x() + j * SLICE_THREADS] = values[j];
+        barrier();
+        for (u32 i = thread_x(); i < u32(p.bias_count); i += SLICE_THREADS) {
+            u32 place = bias_ids[p.bias_start + i] - block_x() * SLICE;
+            if (place < SLICE) staged[place] += bias_values[p.bias_start + i];
+        }
+        barrier();
+        UNROLL
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = staged[thread_x() + j * SLICE_THREADS];
+    }
     float top = -__builtin_inff();
     i32 top_id = 0x7fffffff;
-    for (u32 i = thread_x(); i < SLICE; i += SLICE_THREADS) {
-        float value = p.temperature > 0 ? values[i] / p.temperature : values[i];
-        scaled[(u64(row) * slices + block_x()) * SLICE + i] = value;
-        if (value > top || top_id == 0x7fffffff) top = value, top_id = start + i;
+    UNROLL
+    for (u32 j = 0; j < PER_THREAD; ++j) {
+        // a greedy row's values are not read again
+        if (p.temperature > 0) scaled[id_of(j)] = values[j] = values[j] / p.temperature;
+        if (values[j] > top || top_id == 0x7fffffff) top = values[j], top_id = id_of(j);
     }
     float slice_top = block_max<SLICE_THREADS>(top);
     i32 slice_best = -block_max<SLICE_THREADS>(top == slice_top ? -top_id : -0x7fffffff);
@@ -95,10 +109,10 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
 KERNEL(ROW_THREADS)
 sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
             const i32* best, u32 vocabulary, u32 slices) {
-    wait_for_previous();
     __shared__ SelectShared shared;
     u32 row = block_x();
     Parameters p = parameters[row];
+    wait_for_previous();
     float top = -__builtin_inff();
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);

@@ -17,7 +17,7 @@ from rocforge.kernels import Kernel
 from rocforge.ops.strided import blocks, float32
 from rocforge.sampling import SamplingParams
 
-SLICE, SLICE_THREADS, ROW_THREADS = 2048, 256, 1024
+SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024
 """As in sampling.hip and select.h."""
 VOCABULARY_LIMIT = 1 << 19
 
