@@ -3,7 +3,8 @@
     python benches/random_gguf.py llama-3.1-8b Q4_K_M model.gguf
 
 Tensors have the names, shapes and types of the published files of a recipe, so a token moves the bytes it moves there;
-the values are random, of a size that keeps activations finite. There is no tokenizer in them.
+the values are random, of a size that keeps activations finite. The tokenizer is byte-level BPE with random merges, of
+the published number of tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as T
+
+from rocforge.bpe import byte_of_char
 
 POOL_BLOCKS = 1 << 16
 """Random blocks of a type that its tensors repeat, each from another one on."""
@@ -105,6 +108,20 @@ def tensors_of(shape: Shape) -> Iterator[tuple[str, int, tuple[int, ...]]]:
         yield "output.weight", 0, (s.vocabulary, s.dim)
 
 
+def random_merges(count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Tokens of a byte-level BPE, `count` of them, 256 single bytes first; and the merges that make the rest."""
+    tokens, merges = list(byte_of_char()), []
+    known = set(tokens)
+    while len(tokens) < count:
+        first, second = (tokens[i] for i in (rng.random(2) ** 2 * len(tokens)).astype(int))
+        if len(first + second) > 16 or first + second in known:
+            continue
+        tokens.append(first + second)
+        known.add(first + second)
+        merges.append(f"{first} {second}")
+    return tokens, merges
+
+
 def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
     """Write the file of a shape and a recipe."""
     s, rng = shape, np.random.default_rng(0)
@@ -121,6 +138,13 @@ def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
     w.add_rope_dimension_count(s.head_dim)
     w.add_rope_freq_base(s.rope_base)
     w.add_layer_norm_rms_eps(1e-5)
+    tokens, merges = random_merges(s.vocabulary, rng)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("llama-bpe")
+    w.add_token_list(tokens)
+    w.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    w.add_token_merges(merges)
+    w.add_add_bos_token(False)
     pools: dict[T, np.ndarray] = {}
     for name, layer, size in tensors_of(shape):
         if len(size) == 1:

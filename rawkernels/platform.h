@@ -191,6 +191,12 @@ DEVICE void wait_for_previous() {
 #endif
 }
 
+DEVICE void let_next_begin() {
+#if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Global writes of this thread before are seen by the device's other threads before those after.
 DEVICE void device_fence() {
 #ifdef PLATFORM_AMD

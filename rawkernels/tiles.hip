@@ -4,10 +4,10 @@
 // where it differs, COLUMNS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves it), and
 // ROW_WAVES.
 //
-// A wave multiplies two tiles of 16 rows with all columns. The lanes that share a row of a fragment take a cell each, of
-// UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes become float16 where
-// the matrix unit wants them. The waves of a block are ROW_WAVES runs of rows by K_WAVES shares of the depth, whose sums
-// meet in LDS.
+// A wave multiplies a tile of 16 rows, or of 64 columns two, with all columns. The lanes that share a row of a fragment
+// take a cell each, of UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes
+// become float16 where the matrix unit wants them. The waves of a block are ROW_WAVES runs of rows by K_WAVES shares of
+// the depth, whose sums meet in LDS.
 #include "fragments.h"
 #define ROWS 1
 #include "products.h"
@@ -17,7 +17,7 @@
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=16 ROW_WAVES=1
 // targets: gfx90a gfx942 gfx1100 gfx1201
 const u32 THREADS = 256, WAVES = THREADS / WAVE, K_WAVES = WAVES / ROW_WAVES;
-const u32 TILES = 2, COLUMN_TILES = (COLUMNS + 15) / 16;
+const u32 TILES = COLUMNS == 64 ? 2 : 1, COLUMN_TILES = (COLUMNS + 15) / 16;
 
 const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
 struct Shared {
@@ -150,7 +150,7 @@ DEVICE void product(Shared& shared, const Matrix& m, const float* residual, cons
     }
 }
 
-KERNEL(THREADS)
+KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
 tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
@@ -166,30 +166,34 @@ tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bi
     product<QTYPE>(shared, m, residual, x, columns, cells, block);
 }
 
-// As `gated_product` of products.h; a wave has the same 16 rows of gate and up. y, or, for the product that follows,
+// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the product that follows,
 // the units of `rounded` may be null. Blocks past the last row fill up the last cell with zeros.
-KERNEL_WIDE(THREADS, COLUMNS == 8 ? 512 : 256)
+KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
 tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
            const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
     wait_for_previous();
     __shared__ Shared shared;
-    u32 run = wave() % ROW_WAVES, first = block_x() * ROW_WAVES * 16;
+    const u32 own = 8 * TILES;  // rows of either matrix that a wave takes
+    u32 run = wave() % ROW_WAVES, first = block_x() * ROW_WAVES * own;
     const u8* row[TILES][FRAGMENT_PARTS];
     UNROLL
-    for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
-        u64 at = u64(minimum(i32(first + run * 16 + part_row(p)), rows - 1)) * QTYPE::row_bytes(cells);
-        row[0][p] = gate + at, row[1][p] = up + at;
-    }
+    for (u32 t = 0; t < TILES; ++t)
+        UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+            u32 within = 16 * t + part_row(p);
+            row[t][p] = (within < own ? gate : up) +
+                        u64(minimum(i32(first + run * own + within % own), rows - 1)) * QTYPE::row_bytes(cells);
+        }
     Sums sums = {};
     multiply<QTYPE>(sums, row, x, cells, wave() / ROW_WAVES);
     UNROLL
     for (u32 n = 0; n < COLUMN_TILES; ++n) {
         share(shared, sums, n);
         NO_UNROLL
-        for (u32 i = thread_x(); i < ROW_WAVES * 16 * 16; i += THREADS) {
-            u32 within = i % (ROW_WAVES * 16), k = 16 * n + i / (ROW_WAVES * 16), r = first + within;
-            float g = summed(shared, within / 16, k % 16, within % 16);
-            float u = summed(shared, within / 16, k % 16, 16 + within % 16);
+        for (u32 i = thread_x(); i < ROW_WAVES * own * 16; i += THREADS) {
+            u32 within = i % (ROW_WAVES * own), k = 16 * n + i / (ROW_WAVES * own), r = first + within;
+            float g = summed(shared, within / own, k % 16, within % own);
+            float u = summed(shared, within / own, k % 16, own + within % own);
             if (k >= u32(columns)) continue;
             float value = 0.0f;
             if (r < u32(rows)) {

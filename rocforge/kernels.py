@@ -98,8 +98,11 @@ def wave_size(device: int) -> int:
 
 @functools.cache
 def multiprocessors(device: int) -> int:
-    """Compute units of an AMD GPU, multiprocessors of an NVIDIA one: what blocks are spread over."""
-    return int(cupy_module().cuda.Device(device).attributes["MultiProcessorCount"])
+    """Compute units of an AMD GPU, multiprocessors of an NVIDIA one: what blocks are spread over.
+
+    CuPy's `Device.attributes` asks ROCm for it by a number that stands for something else.
+    """
+    return int(cupy_module().cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
 
 
 class _Module:

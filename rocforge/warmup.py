@@ -22,7 +22,7 @@ from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
 
 PROMPT_TOKENS = (16, MOST_COLUMNS + 1)
-"""Of a short prompt and of a long one. Those of 5 to 64 tokens take one of four widths of a product's kernel, of which
+"""Of a short prompt and of a long one. Those of 3 to 64 tokens take one of four widths of a product's kernel, of which
 one is made ready: the others take a second or two each to compile, once."""
 
 

@@ -20,7 +20,7 @@ class Sinks(Module):
 
 
 class Attention(Module):
-    """Self-attention with its norm and its residual: x (tokens, dim), or Ahead, gives the like for what comes `then`.
+    """Self-attention with its norm and its residual: x (tokens, dim) or Ahead gives the like.
 
     Args:
         config: the sizes.

@@ -16,7 +16,7 @@ from rocforge.ops.norm import rms_norm_both
 
 
 class MLP(Module):
-    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim), or Ahead, gives the like.
+    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim) or Ahead gives the like.
 
     Args:
         config: the sizes.

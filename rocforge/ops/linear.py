@@ -19,7 +19,7 @@ TILE_ELEMENTS = 1 << 22
 def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     """`x @ weight.T + bias + residual` in float32.
 
-    On a device, up to four rows of x are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64
+    On a device, one or two rows of x are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64
     on the matrix unit, in float16; more by the BLAS library, in float16.
 
     Args:

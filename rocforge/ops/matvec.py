@@ -107,16 +107,18 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, RUN), np.float32)
     rounded = Activations.empty(1, rows)
     rounded.norm = Norm(squares, eps)
-    out_cells, log_lanes = cells_of(rows), _run_log_lanes(rows, cells)
-    args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows, norm, rounded.data, out_cells, squares)
+    out_cells, log_lanes = cells_of(rows), 3 if cells <= 8 else 4
+    args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
+    args = (*args, norm, rounded.data, out_cells, squares)
     _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
     return y, rounded
 
 
-def _run_log_lanes(rows: int, cells: int) -> int:
-    """As `_log_lanes`: 16, unless so many blocks do not fit the card at a time."""
-    device = cupy_module().cuda.runtime.getDevice()
-    return 4 if cells > 8 and blocks(rows, RUN) <= multiprocessors(device) else 3
+def fills_device(rows: int) -> bool:
+    """Whether the blocks of `product_then_norm` for that many rows, one a multiprocessor, leave few of them idle at the
+    end: where most would be, a product in smaller blocks, and a launch for the norm, is faster."""
+    units, count = multiprocessors(cupy_module().cuda.runtime.getDevice()), blocks(rows, RUN)
+    return count <= units or count >= 0.8 * units * blocks(count, units)
 
 
 @functools.cache

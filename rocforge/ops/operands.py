@@ -20,7 +20,7 @@ from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
 """The most rows of x that kernels with the dot instruction multiply."""
-INT8_ROWS = 4
+INT8_ROWS = 2
 """Up to so many rows they are faster than the matrix unit."""
 MOST_COLUMNS = 64
 """The most rows of x that kernels with the matrix unit multiply."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.ops.gemm import is_single, product_halves, to_halves
-from rocforge.ops.matvec import gated_product, product_then_norm, products
+from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
 from rocforge.ops.operands import (
     MAX_COLUMNS,
     MOST_COLUMNS,
@@ -75,7 +75,7 @@ def product_then_norm_device(
     """What `rocforge.ops.linear.linear_then_norm` gives, in one launch; None where no kernel does that."""
     if x.ndim != 2 or columns_for_weights(len(x), [weight, *weights]) != 0 or len(x) != 1:
         return None
-    if isinstance(x, Activations) and x.norm is not None:
+    if (isinstance(x, Activations) and x.norm is not None) or not fills_device(len(weight)):
         return None
     if residual is not None:
         residual = cupy_module().ascontiguousarray(residual, dtype=np.float32)

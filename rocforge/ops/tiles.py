@@ -15,8 +15,8 @@ from rocforge.ops.matvec import GATED, GATES, MATRICES, gated_outputs, laid_out,
 from rocforge.ops.operands import Activations, format_of
 from rocforge.ops.strided import blocks
 
-THREADS, ROWS = 256, 32
-"""As in tiles.hip: threads of a block, and the rows of a wave."""
+THREADS = 256
+"""As in tiles.hip: threads of a block."""
 
 
 def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] | None, residual: Any) -> list[Any]:
@@ -32,7 +32,7 @@ def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] 
         float32 CuPy arrays (n, rows), one for each.
     """
     ys = [cupy_module().empty((len(x), len(w)), np.float32) for w in weights]
-    height = ROWS * (waves := _row_waves(sum(map(len, weights)), x.columns))
+    height = _wave_rows(x.columns) * (waves := _row_waves(sum(map(len, weights)), x.columns))
     first, last = format_of(weights[0]), format_of(weights[-1])
     kernel = _kernel("tile_products", first, x.columns, waves, last if last != first else None)
     args = (x.data, len(x), cells_of(x.shape[1]), *laid_out(x.data, weights, biases, ys), residual)
@@ -54,12 +54,17 @@ def tile_gated(x: Activations, gate: Any, up: Any, biases: tuple[Any, Any], acti
         float32 CuPy array (n, rows), or Activations of that shape.
     """
     rows = len(gate)
-    height = ROWS // 2 * (waves := _row_waves(2 * rows, x.columns))
+    height = _wave_rows(x.columns) // 2 * (waves := _row_waves(2 * rows, x.columns))
     result, outputs, elements = gated_outputs(len(x), rows, rounded, x.columns)
     args = (x.data, len(x), cells_of(x.shape[1]), rows_in_order(gate), rows_in_order(up), *biases, *outputs)
     kernel = _kernel("tile_gated", format_of(gate), x.columns, waves, None)
     kernel((blocks(elements, height),), (THREADS,), (*args, rows, GATES[activation]))
     return result
+
+
+def _wave_rows(columns: int) -> int:
+    """As in tiles.hip: rows of a wave, one tile or two."""
+    return 32 if columns == 64 else 16
 
 
 def _row_waves(rows: int, columns: int) -> int:
@@ -68,7 +73,7 @@ def _row_waves(rows: int, columns: int) -> int:
     if columns == 8:
         return 1
     most = THREADS // wave_size(device) // 2
-    return next((n for n in (4, 2) if n <= most and rows >= n * ROWS * multiprocessors(device)), 1)
+    return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(columns) * multiprocessors(device)), 1)
 
 
 _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED}"}

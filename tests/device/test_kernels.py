@@ -34,6 +34,11 @@ def test_launch(rng, to_halves):
     assert np.array_equal(y.get(), x.astype(np.float16))
 
 
+def test_multiprocessors():
+    """Their number is known, on ROCm too."""
+    assert kernels.multiprocessors(0) > 1
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

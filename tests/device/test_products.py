@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from weights import half_steps, product_error, random_weight, relative_error, sizes, values_of
 
+from rocforge.kernels import multiprocessors
 from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.matvec import GATES
+from rocforge.ops.matvec import GATES, fills_device, product_then_norm
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
@@ -20,7 +21,7 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 @pytest.fixture(autouse=True)
 def no_matrix_unit(monkeypatch):
-    """test_tiles.py has what a card with a matrix unit does with five to 64 columns."""
+    """test_tiles.py has what a card with a matrix unit does with three to 64 columns."""
     monkeypatch.setattr(operands, "has_matrix_unit", lambda device: False)
 
 
@@ -60,7 +61,7 @@ def test_product_then_norm(rng, qtype, rows, columns):
     bias, norm = rng.standard_normal(rows).astype(np.float32), rng.uniform(0.5, 2, rows).astype(np.float32)
     on_device = w.to_device("gpu"), *map(cp.asarray, (bias, residual, norm))
     matrices = [a.to_device("gpu") for a in after]
-    y, normed = linear_then_norm(cp.asarray(x), *on_device, 1e-3, matrices)
+    y, normed = product_then_norm(cp.asarray(x), *on_device, 1e-3)
     assert product_error(y, rounded(x), w.dequantize(), bias, residual) < 1e-5
     y = y.get().astype(np.float64)
     scaled, factor = y * norm, 1 / np.sqrt(np.mean(y * y) + 1e-3)
@@ -75,12 +76,16 @@ def test_product_then_norm(rng, qtype, rows, columns):
 
 
 def test_product_then_norm_is_for_one_row_of_packed_weights(rng):
-    """Anything else is the product alone."""
+    """Anything else is the product alone, and so is what would leave most of the card idle for half of the time."""
     packed, floats = (random_weight(rng, name, (64, 64)).to_device("gpu") for name in ("Q8_0", "F16"))
     norm, x = cp.ones(64, np.float32), cp.asarray(rng.standard_normal((2, 64)).astype(np.float32))
     for rows, weight, after in ((2, packed, packed), (1, floats, packed), (1, packed, floats)):
         y, normed = linear_then_norm(x[:rows], weight, None, None, norm, 1e-5, [after])
         assert normed is None and cp.array_equal(y, linear(x[:rows], weight))
+    y, normed = linear_then_norm(x[:1], packed, None, None, norm, 1e-5, [packed])
+    assert normed.norm.eps == 1e-5 and cp.array_equal(y, linear(x[:1], packed))
+    units = multiprocessors(0)
+    assert fills_device(32 * units) and fills_device(64 * units) and not fills_device(32 * units + 1)
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])

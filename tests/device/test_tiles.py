@@ -46,9 +46,9 @@ def test_products(rng, qtype):
         assert far(y, halves(x) @ w.T, x, w) < 1e-5
 
 
-@pytest.mark.parametrize(("n", "rows"), [(9, 37), (17, 5), (33, 70), (64, 300)])
+@pytest.mark.parametrize(("n", "rows"), [(3, 50), (9, 37), (17, 5), (33, 70), (64, 300)])
 def test_numbers_of_columns(rng, n, rows):
-    """From 5 to 64 rows of x, filled up to 8, 16, 32 or 64; with a bias and a residual."""
+    """From 3 to 64 rows of x, filled up to 8, 16, 32 or 64; with a bias and a residual."""
     weight = random_weight(rng, "Q4_K", (rows, 768))
     x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 768), rows, (n, rows)))
     y = linear(cp.asarray(x), weight.to_device("gpu"), cp.asarray(bias), cp.asarray(residual))
