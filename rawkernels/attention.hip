@@ -390,13 +390,8 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
                  const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
                  const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
                  float eps, u32 pairs, i32 neox) {
-#ifndef E
-#define E 0
-#endif
-#if E & 4
-    let_next_begin();
-#endif
     __shared__ Shared shared;
+    let_next_begin();
     if (!new_keys) wait_for_previous();
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];

@@ -81,9 +81,6 @@ const u32 RUN = 32;  // rows of a block
 KERNEL_WIDE(512, 512)
 matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual, float* y,
                  i32 rows, const float* weight, u8* rounded, i32 out_cells, float* squares) {
-#if E & 2
-    let_next_begin();
-#endif
     __shared__ struct {
         alignas(16) float y[RUN], scaled[RUN];
     } results;

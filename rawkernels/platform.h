@@ -179,22 +179,23 @@ DEVICE void computed(float& x) {
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
-// returns. What lies before can load weights, and what older kernels of the graph wrote. On AMD nothing can be gained so.
+// returns. What lies before can load weights, and what older kernels of the graph wrote. A kernel whose successor loads
+// weights alone may let_next_begin() before it waits itself. On AMD nothing can be gained so.
 #ifdef PLATFORM_AMD
 const bool LOADS_BEFORE_WAIT = false;
 #else
 const bool LOADS_BEFORE_WAIT = true;
 #endif
-DEVICE void wait_for_previous() {
-#if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 DEVICE void let_next_begin() {
 #if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+DEVICE void wait_for_previous() {
+#if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    let_next_begin();
 }
 
 // Global writes of this thread before are seen by the device's other threads before those after.

@@ -7,9 +7,6 @@
 #include "quants.h"
 
 // The gated kernels' groups take PAIRS rows of both matrices, their blocks BLOCK_ROWS.
-#ifndef E
-#define E 0
-#endif
 const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = ROWS < 4 ? 1 : 2;
 const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
 #if COLUMNS == 1
@@ -308,9 +305,6 @@ struct Gated {
 // written as columns `to` and following.
 DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y, u8* rounded,
                           u32 out_cells, u32 to = 0) {
-#if E & 1
-    if (COLUMNS == 1) let_next_begin();
-#endif
     const u32 SIZE = COLUMNS * BLOCK_ROWS;
     __shared__ struct {
         alignas(16) float gate[SIZE], up[SIZE];
