@@ -1,5 +1,5 @@
 // Elementwise activations, gated products, and softmax.
-#include "platform.h"
+#include "quants.h"
 
 #define THREADS 256
 
@@ -30,17 +30,22 @@ ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 
-// Rows of gate and up, which may be columns of wider arrays; out is contiguous. Grid: (rows, columns / THREADS).
-#define GATED(name, expression, ...)                                                                      \
-    KERNEL(THREADS)                                                                                       \
-    name(float* out, const float* gate, const float* up, u32 columns, u64 gate_stride, u64 up_stride \
-              __VA_ARGS__) {                                                                              \
-        wait_for_previous();                                                                              \
-        u32 column = block_y() * THREADS + thread_x();                                                    \
-        u64 row = block_x();                                                                              \
-        if (column >= columns) return;                                                                    \
-        float g = gate[row * gate_stride + column], u = up[row * up_stride + column];                     \
-        out[row * columns + column] = expression;                                                         \
+// Rows of gate and up, which may be columns of wider arrays; out, or halves where that is not null, is contiguous. Grid:
+// (rows, columns / THREADS).
+#define GATED(name, expression, ...)                                                                     \
+    KERNEL(THREADS)                                                                                      \
+    name(float* out, f16* halves, const float* gate, const float* up, u32 columns, u64 gate_stride,      \
+         u64 up_stride __VA_ARGS__) {                                                                    \
+        wait_for_previous();                                                                             \
+        u32 column = block_y() * THREADS + thread_x();                                                   \
+        u64 row = block_x();                                                                             \
+        if (column >= columns) return;                                                                   \
+        float g = gate[row * gate_stride + column], u = up[row * up_stride + column], y = expression;    \
+        if (halves) {                                                                                    \
+            halves[row * columns + column] = from_float<f16>(held(y));                                   \
+        } else {                                                                                         \
+            out[row * columns + column] = y;                                                             \
+        }                                                                                                \
     }
 #define COMMA ,
 GATED(swiglu, swiglu_of(g, u))

@@ -21,12 +21,26 @@ DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
     if (i + 3 < n) row[i + 3] = v.w;
 }
 
+DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
+    v = make_f32x4(held(v.x), held(v.y), held(v.z), held(v.w));
+    if (n % 4 == 0 && i < n) {
+        u32x2 pairs;
+        pairs.x = pack_halves(v.x, v.y), pairs.y = pack_halves(v.z, v.w);
+        *reinterpret_cast<u32x2*>(row + i) = pairs;
+        return;
+    }
+    UNROLL
+    for (u32 j = 0; j < 4; ++j)
+        if (i + j < n) row[i + j] = from_float<f16>(element(v, j));
+}
+
 DEVICE float square(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// x / sqrt(mean(x^2) + eps) * weight + residual, into `out` or, for the product that follows, into `quantized` as
-// `Rounded` has it, or both, either may be null; weight and residual may be null. Rows are contiguous.
+// x / sqrt(mean(x^2) + eps) * weight + residual, into `out`, or, for the product that follows, in float16 into `halves`,
+// or into `quantized` as `Rounded` has it; those that are null are not wanted. Weight and residual may be null. Rows are
+// contiguous.
 KERNEL(THREADS)
-rms_norm(float* out, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
+rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
          float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
@@ -52,6 +66,7 @@ rms_norm(float* out, u8* quantized, const float* x, const float* weight, const f
         v = make_f32x4(v.x * factor * w.x + r.x, v.y * factor * w.y + r.y, v.z * factor * w.z + r.z,
                        v.w * factor * w.w + r.w);
         if (out) store4(out + start, i, n, v);
+        if (halves) store4(halves + start, i, n, v);
         if (quantized) rounded.store(block_x(), i, v);
     };
     UNROLL

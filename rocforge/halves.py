@@ -6,7 +6,10 @@ for prompts and large batches that run about as fast as the BLAS library multipl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from rocforge.arrays import available_memory, cupy_module, on_device
 from rocforge.memory import cache_nbytes, out_of_memory_explained
@@ -32,9 +35,17 @@ def keep_halves(model: Transformer, wanted: bool | None = None) -> None:
     if wanted:
         with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):
             with cupy_module().cuda.Stream(non_blocking=True) as stream:
-                for matrix in matrices:
-                    matrix.halves = dequantize_device(matrix, "float16")
+                for columns, run in itertools.groupby(matrices, lambda matrix: matrix.shape[1]):
+                    _keep_together(list(run), columns)
             stream.synchronize()
+
+
+def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
+    """One below the other, so that neighbours such as q, k and v can be multiplied as one."""
+    ends = list(itertools.accumulate(map(len, matrices)))
+    whole = cupy_module().empty((ends[-1], columns), np.float16)
+    for matrix, end in zip(matrices, ends, strict=True):
+        matrix.halves = dequantize_device(matrix, "float16", out=whole[end - len(matrix) : end])
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:

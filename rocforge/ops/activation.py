@@ -18,7 +18,7 @@ _KERNELS = {
     for name, more in {"silu": "", "gelu": "", "softcap": "float32", "scale": "float32", "add": "float32*"}.items()
 }
 _GATED = {
-    name: Kernel("activation.hip", name, f"float32* float32* float32* uint32 uint64 uint64 {more}")
+    name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
     for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
 }
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
@@ -32,16 +32,22 @@ def _elementwise_device(name: str, x: Any, *more: Any, out: Any = None) -> Any:
     return out
 
 
-def _gated_device(name: str, gate: Any, up: Any, *more: Any) -> Any:
+def gated_halves(name: str, gate: Any, up: Any) -> Any:
+    """swiglu, geglu or, as it is by itself, swiglu_oai of CuPy arrays in float16, cut to ±65504."""
+    return _gated_device(name, gate, up, *([1.702, 7.0] if name == "swiglu_oai" else []), dtype=np.float16)
+
+
+def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.float32) -> Any:
     """Rows of gate and up may be columns of wider arrays."""
     if gate.shape != up.shape:
         raise ValueError(f"{name}: gate and up have different shapes, {gate.shape} and {up.shape}")
-    out = cupy_module().empty(gate.shape, np.float32)
+    out = cupy_module().empty(gate.shape, dtype)
+    to = (out, None) if dtype == np.float32 else (None, out)
     columns = gate.shape[-1] if gate.ndim else 1
     if gate.size:
         (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
         grid = (gate.size // columns, blocks(columns, THREADS))
-        _GATED[name](grid, (THREADS,), (out, g, u, columns, g_stride, u_stride, *more))
+        _GATED[name](grid, (THREADS,), (*to, g, u, columns, g_stride, u_stride, *more))
     return out
 
 

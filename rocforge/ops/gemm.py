@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import dequantize_device
+from rocforge.ops.operands import is_single
 from rocforge.quant import QuantizedArray
 
 TILE_ROWS = 4096
@@ -45,9 +48,24 @@ def product_halves(x: Any, weight: Any) -> Any:
     return y
 
 
-def is_single(weight: Any) -> bool:
-    """Whether a weight is multiplied in float32."""
-    return not isinstance(weight, QuantizedArray) and weight.dtype != np.float16
+def products_halves(x: Any, weights: Sequence[Any]) -> list[Any]:
+    """`product_halves` of one x with several weights; as one product, where their float16 values lie end to end."""
+    if not any(map(is_single, weights)):
+        x = to_halves(x)
+    halves = [getattr(weight, "halves", None) for weight in weights]
+    if len(weights) == 1 or not _end_to_end(halves):
+        return [product_halves(x, weight) for weight in weights]
+    cupy, ends = cupy_module(), list(itertools.accumulate(map(len, halves)))
+    whole = cupy.ndarray((ends[-1], halves[0].shape[1]), np.float16, memptr=halves[0].data)
+    y = cupy.empty((len(x), ends[-1]), np.float32)
+    _multiply(x, whole, y, 0)
+    return [y[:, end - len(part) : end] for part, end in zip(halves, ends, strict=True)]
+
+
+def _end_to_end(arrays: Sequence[Any]) -> bool:
+    if any(array is None or array.shape[1] != arrays[0].shape[1] for array in arrays):
+        return False
+    return all(a.data.ptr + a.nbytes == b.data.ptr for a, b in itertools.pairwise(arrays))
 
 
 def to_halves(x: Any) -> Any:

@@ -106,17 +106,20 @@ def gated_linear(
         gate_bias, up_bias: shape (rows,), or None.
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
         then: the weight that the result is to be multiplied with, if that is all it is for; on a device the result
-            may then be Activations, as `linear` takes them.
+            may then be Activations, as `linear` takes them, or float16.
 
     Returns:
-        float32, shape (..., rows); or Activations.
+        float32, shape (..., rows); or Activations, or float16.
     """
     if get_array_module(gate) is not np:
+        from rocforge.ops.operands import takes_halves
         from rocforge.ops.products import gated_product_device
 
         y = gated_product_device(x, gate, up, gate_bias, up_bias, activate, then)
         if y is not None:
             return y
+        if then is not None and takes_halves(len(x), [then]):
+            return activation.gated_halves(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
 
 

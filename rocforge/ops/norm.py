@@ -9,13 +9,15 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel
-from rocforge.ops.operands import Activations, columns_for_weights
+from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
 from rocforge.ops.strided import float32
 
 THREADS = 512
 """As in norm.hip."""
 
-_rms_norm = Kernel("norm.hip", "rms_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
+_rms_norm = Kernel(
+    "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
+)
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32* float32* float32*? float32*? uint32 float32")
 
 
@@ -51,7 +53,16 @@ def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _rms_norm((x.size // n,), (THREADS,), (out, None, x, weight, residual, 0, n, eps))
+        _rms_norm((x.size // n,), (THREADS,), (out, None, None, x, weight, residual, 0, n, eps))
+    return out
+
+
+def rms_norm_halves(x: Any, weight: Any, eps: float) -> Any:
+    """`rms_norm` of a CuPy array (rows, n) in float16, cut to ±65504."""
+    _check_weight("rms_norm_halves", x, weight)
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float16)
+    _rms_norm((len(x),), (THREADS,), (None, out, None, x, weight, None, 0, x.shape[-1], eps))
     return out
 
 
@@ -60,7 +71,7 @@ def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Act
     _check_weight("rms_norm_quantized", x, weight)
     x = float32(x)
     out = Activations.empty(*x.shape, columns)
-    _rms_norm((len(x),), (THREADS,), (None, out.data, x, weight, None, columns, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (None, None, out.data, x, weight, None, columns, x.shape[-1], eps))
     return out
 
 
@@ -69,14 +80,18 @@ def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
     _check_weight("rms_norm_both", x, weight)
     x = float32(x)
     out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (out, rounded.data, x, weight, None, 0, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (out, None, rounded.data, x, weight, None, 0, x.shape[-1], eps))
     return out, rounded
 
 
 def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any:
     """`rms_norm` of x (rows, n) in the form that products with these matrices take."""
-    columns = None if get_array_module(x) is np else columns_for_weights(len(x), weights)
-    return rms_norm(x, weight, eps) if columns is None else rms_norm_quantized(x, weight, eps, columns)
+    if get_array_module(x) is np:
+        return rms_norm(x, weight, eps)
+    columns = columns_for_weights(len(x), weights)
+    if columns is not None:
+        return rms_norm_quantized(x, weight, eps, columns)
+    return (rms_norm_halves if takes_halves(len(x), weights) else rms_norm)(x, weight, eps)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

@@ -113,6 +113,16 @@ def columns_for_weights(rows: int, weights: Sequence[Any]) -> int | None:
     return columns_for(rows) if all(is_packed(format_of(weight)) for weight in weights) else None
 
 
+def takes_halves(rows: int, weights: Sequence[Any]) -> bool:
+    """Whether the BLAS library multiplies that many rows with these weights, all of them in float16."""
+    return rows > MAX_COLUMNS and columns_for(rows) is None and not any(map(is_single, weights))
+
+
+def is_single(weight: Any) -> bool:
+    """Whether a weight is multiplied in float32."""
+    return not isinstance(weight, QuantizedArray) and weight.dtype != np.float16
+
+
 @functools.cache
 def has_matrix_unit(device: int) -> bool:
     """Whether a GPU multiplies small float16 matrices in one instruction: AMD's have since CDNA and RDNA 3."""

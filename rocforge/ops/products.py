@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.ops.gemm import is_single, product_halves, to_halves
+from rocforge.ops.gemm import products_halves
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
 from rocforge.ops.operands import (
     MAX_COLUMNS,
@@ -19,6 +19,7 @@ from rocforge.ops.operands import (
     format_of,
     is_packed,
     quantize_activations,
+    takes_halves,
 )
 from rocforge.ops.tiles import tile_gated, tile_products
 
@@ -31,7 +32,9 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
     leading, n = x.shape[:-1], int(np.prod(x.shape[:-1]))
     formats, form, ys = [format_of(weight) for weight in weights], columns_for(n), []
     if not isinstance(x, Activations):
-        x = x.reshape(n, x.shape[-1]).astype(np.float32, copy=False)
+        x = x.reshape(n, x.shape[-1])
+        if x.dtype != np.float16 or not takes_halves(n, weights):
+            x = x.astype(np.float32, copy=False)
     if residual is not None:
         residual = cupy_module().ascontiguousarray(residual).reshape(n, -1)
     rounded = x
@@ -96,8 +99,7 @@ def launches(formats: Sequence[str]) -> list[tuple[int, int]]:
 def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     if isinstance(x, Activations):
         raise TypeError(f"activations {x.shape} are for packed weights and up to {MOST_COLUMNS} rows")
-    rounded = x if all(map(is_single, weights)) else to_halves(x)
-    ys = [product_halves(x if is_single(weight) else rounded, weight) for weight in weights]
+    ys = products_halves(x, weights)
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:
             y += bias

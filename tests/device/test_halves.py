@@ -1,11 +1,15 @@
 """Float16 values kept beside packed weights: the setting, and that logits stay what they were."""
 
+import cupy as cp
+import numpy as np
 import pytest
 from golden import relative_error
 
 import rocforge as rf
 from rocforge.load import load_model
 from rocforge.memory import cache_nbytes
+from rocforge.ops import gemm
+from rocforge.ops.linear import linears
 from rocforge.ops.operands import MOST_COLUMNS
 
 
@@ -26,6 +30,20 @@ def test_logits_stay(file, rng):
     assert not kept(without) and kept(with_halves) == {p for p, w in without.named_parameters() if len(w.shape) == 2}
     tokens = rng.integers(0, without.config.vocabulary, MOST_COLUMNS + 6)
     assert relative_error(rf.asnumpy(with_halves(tokens)), rf.asnumpy(without(tokens))) < 1e-5
+
+
+def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
+    """q, k and v, and gate and up, lie one below the other; a product of theirs is what each gives alone."""
+    model, calls = load_model(file, "gpu", halves=True), []
+    attn, mlp, multiply = model.blk[0].attn, model.blk[0].ffn, gemm._multiply
+    monkeypatch.setattr(gemm, "_multiply", lambda *args: calls.append(len(args[1])) or multiply(*args))
+    for layers in ([attn.attn_q, attn.attn_k, attn.attn_v], [mlp.ffn_gate, mlp.ffn_up]):
+        weights, calls[:] = [layer.weight for layer in layers], []
+        x = cp.asarray(rng.standard_normal((MOST_COLUMNS + 1, weights[0].shape[1])).astype(np.float16))
+        ys = linears(x, weights)
+        assert calls == [sum(map(len, weights))]
+        for y, weight in zip(ys, weights, strict=True):
+            assert relative_error(y.get(), x.get().astype(np.float64) @ weight.halves.get().T.astype(np.float64)) < 1e-5
 
 
 def test_by_itself(file, monkeypatch):
