@@ -103,6 +103,9 @@ class Transformer(Module):
             batch = self.trivial_batch(len(tokens))
         if tokens.ndim != 1 or len(tokens) != len(batch.positions) or not len(tokens):
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
+        # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
+        for frequencies in (self.frequencies, self.window_frequencies):
+            batch.cos_sin(frequencies)
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from golden import build
+
 import rocforge as rf
-from rocforge import decode
+from rocforge import decode, warmup
 from rocforge.load import load_model
 
 PARAMS = [
@@ -83,6 +85,30 @@ def test_graphs_are_used(model, prompts, monkeypatch):
     monkeypatch.setattr(decode._Plan, "_captured", capture)
     run(model, prompts[:2], [rf.SamplingParams(max_tokens=n, temperature=0) for n in (20, 40)])
     assert len(launched) >= 33 and len(set(launched)) == 2
+
+
+def launched(model):
+    """Names of the kernels of a decode step of one request, in order; rope_angles stands for all of the step's angles."""
+    kernels = []
+    warmup.record_kernels(model, kernels.append)
+    names = [kernel.name for kernel in kernels]
+    return names[: names.index("sample_rows") + 1]
+
+
+def test_launches_of_a_step(model):
+    """Five launches a layer: q, k and v; attention; its output with the norm; gate and up; down with the next norm."""
+    layer = ["matvec", "attention_decode", "matvec_then_norm", "matvec_gated", "matvec_then_norm"]
+    first = ["place_tokens", "rope_angles", "dequantize_float32", "rms_norm"]
+    assert launched(model) == [*first, *layer * model.config.layers, "matvec", "sample_slices", "sample_rows"]
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "qwen3"])
+def test_angles_are_older_than_attention(tmp_path, architecture):
+    """No attention follows directly upon a kernel that writes what it reads before it waits for that kernel."""
+    build(tmp_path / "model.gguf", architecture, "Q8_0")
+    names = launched(load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"))
+    before = {names[i - 1] for i, name in enumerate(names) if name == "attention_decode"}
+    assert before == {"matvec"}
 
 
 def test_requests_come_and_go(models, prompts):
