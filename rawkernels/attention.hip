@@ -101,8 +101,8 @@ struct Shared {
 };
 
 // What is left to do to the queries, and to the key and value of the newest token, before attention: a norm a head and
-// the rotation, of rows that lie strides apart. `keys` is null where all that is done. Queries, keys and values are
-// those of the kernel queued before, the rest is older.
+// the rotation, of rows that lie strides apart. `keys` is null where all that is done: then nothing but q_stride counts.
+// Queries, keys and values are those of the kernel queued before, the rest is older.
 struct Fresh {
     const float *keys, *values;
     u64 q_stride, k_stride, v_stride;
@@ -111,8 +111,8 @@ struct Fresh {
     float eps;
 };
 
-// The block's queries, normalized and rotated, where they are to be read from: LDS that is later used for results. The
-// split with the newest token puts its key and value into the cache and into LDS. The whole block takes part.
+// The block's queries, normalized and rotated, in LDS that is later used for results. The split with the newest token
+// puts its key and value into the cache and into LDS. The whole block takes part.
 DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& rotation, const float* q, f16* keys,
                             f16* values, u32 query, u32 kv_heads, u32 kv_head, bool newest) {
     float* queries = &shared.values[0][0][0];
@@ -129,7 +129,7 @@ DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& 
         Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * HEAD_DIM
                                   : q + query * fresh.q_stride + (kv_head * GROUP + row) * HEAD_DIM);
         if (norm) rms_norm_head(head, norm, fresh.eps);
-        rotate_head(head, shared.buffers[wave()], rotation);
+        if (fresh.keys) rotate_head(head, shared.buffers[wave()], rotation);
         if (key) {
             store_head(keys + slot, head);
             store_head(shared.newest[0], head);
@@ -381,8 +381,8 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
-// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). With new_keys, the rest of
-// the arguments is a Fresh, and rows of q are q_stride apart: the keys and values of the queries' tokens are stored first.
+// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are q_stride apart;
+// with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are stored first.
 KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
 attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values, const i32* tables,
                  const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
@@ -419,12 +419,9 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;
 
-    const float* queries = q + u64(query) * columns + kv_head * SIZE;
     bool newest = new_keys && split == active - 1;
-    if (new_keys) {
-        Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, q_norm, k_norm, eps};
-        queries = prepare(shared, fresh, rotation, q, keys, values, query, kv_heads, kv_head, newest);
-    }
+    Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, q_norm, k_norm, eps};
+    const float* queries = prepare(shared, fresh, rotation, q, keys, values, query, kv_heads, kv_head, newest);
     accumulate(shared, queries, step, keys, values, table, begin, end, first, newest ? length - 1 : NO_TOKEN, kv_heads,
                kv_head, scale, softcap);
     factors_of(shared, STRIPES);

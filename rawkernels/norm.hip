@@ -15,12 +15,10 @@ DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
         *reinterpret_cast<f32x4*>(row + i) = v;
         return;
     }
-    if (i < n) row[i] = v.x;
-    if (i + 1 < n) row[i + 1] = v.y;
-    if (i + 2 < n) row[i + 2] = v.z;
-    if (i + 3 < n) row[i + 3] = v.w;
+    UNROLL
+    for (u32 j = 0; j < 4; ++j)
+        if (i + j < n) row[i + j] = element(v, j);
 }
-
 DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
     v = make_f32x4(held(v.x), held(v.y), held(v.z), held(v.w));
     if (n % 4 == 0 && i < n) {
@@ -34,64 +32,93 @@ DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
         if (i + j < n) row[i + j] = from_float<f16>(element(v, j));
 }
 
-DEVICE float square(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+// A row of n floats, or of one number where there is none. A block's first elements wait in registers.
+struct Row {
+    const float* row;
+    u32 n;
+    float otherwise;
+    f32x4 kept[KEPT];
 
-// x / sqrt(mean(x^2) + eps) * weight + residual, into `out`, or, for the product that follows, in float16 into `halves`,
-// or into `quantized` as `Rounded` has it; those that are null are not wanted. Weight and residual may be null. Rows are
-// contiguous.
-KERNEL(THREADS)
-rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual, u32 columns, u32 n,
-         float eps) {
-    wait_for_previous();
-    u64 start = u64(block_x()) * n;
-    u32 cells = cells_of(n), end = quantized ? cells * CELL : n;
-    Rounded rounded = {quantized, columns, cells};
-    x += start;
-    // the first elements of the row, and their weights, wait in registers for the sum
-    f32x4 kept[KEPT], weights[KEPT];
-    float squares = 0;
-    UNROLL
-    for (u32 k = 0; k < KEPT; ++k) {
-        u32 i = (k * THREADS + thread_x()) * 4;
-        kept[k] = load4(x, i, n);
-        weights[k] = weight ? load4(weight, i, n) : make_f32x4(1, 1, 1, 1);
+    MEMBER Row(const float* row, u32 n, float otherwise = 0.0f) : row(row), n(n), otherwise(otherwise) {
+        UNROLL
+        for (u32 k = 0; k < KEPT; ++k) kept[k] = loaded((k * THREADS + thread_x()) * 4);
     }
-    UNROLL
-    for (u32 k = 0; k < KEPT; ++k) squares += square(kept[k]);
-    for (u32 i = (KEPT * THREADS + thread_x()) * 4; i < n; i += THREADS * 4) squares += square(load4(x, i, n));
-    float factor = fast_rsqrt(block_sum<THREADS>(squares) / float(n) + eps);
-    // all lanes of a wave go round together
-    auto write = [&](u32 i, f32x4 v, f32x4 w) {
-        f32x4 r = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
-        v = make_f32x4(v.x * factor * w.x + r.x, v.y * factor * w.y + r.y, v.z * factor * w.z + r.z,
-                       v.w * factor * w.w + r.w);
-        if (out) store4(out + start, i, n, v);
-        if (halves) store4(halves + start, i, n, v);
-        if (quantized) rounded.store(block_x(), i, v);
-    };
+    MEMBER f32x4 loaded(u32 i) const {
+        return row ? load4(row, i, n) : make_f32x4(otherwise, otherwise, otherwise, otherwise);
+    }
+    // Four elements from i on, which the thread comes to in its k-th round.
+    MEMBER f32x4 at(u32 k, u32 i) const { return k < KEPT ? kept[k < KEPT ? k : 0] : loaded(i); }
+};
+
+// Calls f(k, i) for the fours of a row up to `end`; all lanes of a wave go round together.
+template <class F>
+DEVICE void each_four(u32 end, F f) {
     UNROLL
     for (u32 k = 0; k < KEPT; ++k)
-        if (k * THREADS * 4 < end) write((k * THREADS + thread_x()) * 4, kept[k], weights[k]);
-    for (u32 base = KEPT * THREADS * 4; base < end; base += THREADS * 4) {
-        u32 i = base + thread_x() * 4;
-        write(i, load4(x, i, n), weight ? load4(weight, i, n) : make_f32x4(1, 1, 1, 1));
-    }
+        if (k * THREADS * 4 < end) f(k, (k * THREADS + thread_x()) * 4);
+    for (u32 base = KEPT * THREADS * 4; base < end; base += THREADS * 4) f(KEPT, base + thread_x() * 4);
 }
 
-// out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null.
+// Where the block's row goes: as floats, in float16 or, for the product that follows, as `Rounded` has it; what is null
+// is not wanted.
+struct Output {
+    float* floats;
+    f16* halves;
+    Rounded rounded;
+    u32 n;
+
+    MEMBER u32 end() const { return rounded.data ? rounded.cells * CELL : n; }
+    MEMBER void write(u32 i, f32x4 v) const {
+        u64 start = u64(block_x()) * n;
+        if (floats) store4(floats + start, i, n, v);
+        if (halves) store4(halves + start, i, n, v);
+        if (rounded.data) rounded.store(block_x(), i, v);
+    }
+};
+
+DEVICE float total(f32x4 v) { return v.x + v.y + v.z + v.w; }
+DEVICE float squares(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+// v * factor * w + b
+DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
+    return make_f32x4(v.x * factor * w.x + b.x, v.y * factor * w.y + b.y, v.z * factor * w.z + b.z,
+                      v.w * factor * w.w + b.w);
+}
+
+// x / sqrt(mean(x^2) + eps) * weight + residual; weight and residual may be null. Rows are contiguous.
 KERNEL(THREADS)
-layer_norm(float* out, const float* x, const float* weight, const float* bias, u32 n, float eps) {
+rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual,
+         u32 columns, u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
-    x += start, out += start;
-    float sum = 0;
-    for (u32 i = thread_x() * 4; i < n; i += THREADS * 4) {
-        f32x4 v = load4(x, i, n);
-        sum += v.x + v.y + v.z + v.w;
-    }
-    float mean = block_sum<THREADS>(sum) / float(n), squares = 0;
-    for (u32 i = thread_x(); i < n; i += THREADS) squares += (x[i] - mean) * (x[i] - mean);
-    float factor = fast_rsqrt(block_sum<THREADS>(squares) / float(n) + eps);
-    for (u32 i = thread_x(); i < n; i += THREADS)
-        out[i] = (x[i] - mean) * factor * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f);
+    Row row(x + start, n), weights(weight, n, 1.0f);
+    float sum = 0.0f;
+    each_four(n, [&](u32 k, u32 i) { sum += squares(row.at(k, i)); });
+    float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
+    Output output = {out, halves, {quantized, columns, cells_of(n)}, n};
+    each_four(output.end(), [&](u32 k, u32 i) {
+        f32x4 added = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
+        output.write(i, scaled(row.at(k, i), factor, weights.at(k, i), added));
+    });
+}
+
+// (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
+KERNEL(THREADS)
+layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,
+           float eps) {
+    wait_for_previous();
+    Row row(x + u64(block_x()) * n, n), weights(weight, n, 1.0f), biases(bias, n);
+    float sum = 0.0f;
+    each_four(n, [&](u32 k, u32 i) { sum += total(row.at(k, i)); });
+    float mean = block_sum<THREADS>(sum) / float(n);
+    auto centred = [&](u32 k, u32 i) {
+        f32x4 v = row.at(k, i);
+        return make_f32x4(i < n ? v.x - mean : 0.0f, i + 1 < n ? v.y - mean : 0.0f, i + 2 < n ? v.z - mean : 0.0f,
+                          i + 3 < n ? v.w - mean : 0.0f);
+    };
+    sum = 0.0f;
+    each_four(n, [&](u32 k, u32 i) { sum += squares(centred(k, i)); });
+    float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
+    Output output = {out, nullptr, {quantized, columns, cells_of(n)}, n};
+    each_four(output.end(),
+              [&](u32 k, u32 i) { output.write(i, scaled(centred(k, i), factor, weights.at(k, i), biases.at(k, i))); });
 }

@@ -137,7 +137,7 @@ def _attend(
     group, device = q.shape[1] // kv_heads, q.device.id
     shape = _Shape(head_dim, group, wave_size(device))
     count, stride = len(sequences.lengths), sequences.tables.shape[1]
-    q, before = (float32(q), _NOTHING_BEFORE) if fresh is None else _before(q, fresh)
+    q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
     if sequences.some_have_one:
@@ -155,11 +155,10 @@ def _attend(
         prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
 
 
-_NOTHING_BEFORE = (None, None, 0, 0, 0, None, None, None, None, None, 0.0, 0, 0)
-
-
-def _before(q: Any, fresh: Fresh) -> tuple[Any, tuple]:
-    """The queries, and the decode kernel's last arguments."""
+def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
+    """The queries, and the decode kernel's last arguments: what is to be done before."""
+    if fresh is None:
+        return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
     return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))

@@ -18,7 +18,7 @@ THREADS = 512
 _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
 )
-_layer_norm = Kernel("norm.hip", "layer_norm", "float32* float32* float32*? float32*? uint32 float32")
+_layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None) -> Any:
@@ -125,7 +125,16 @@ def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _layer_norm((x.size // n,), (THREADS,), (out, x, weight, bias, n, eps))
+        _layer_norm((x.size // n,), (THREADS,), (out, None, x, weight, bias, 0, n, eps))
+    return out
+
+
+def layer_norm_quantized(x: Any, weight: Any, bias: Any, eps: float, columns: int = 0) -> Activations:
+    """`layer_norm` of a CuPy array (rows, n) as activations for the product that follows, of one launch."""
+    _check_weight("layer_norm_quantized", x, weight)
+    x = float32(x)
+    out = Activations.empty(*x.shape, columns)
+    _layer_norm((len(x),), (THREADS,), (None, out.data, x, weight, bias, columns, x.shape[-1], eps))
     return out
 
 

@@ -9,14 +9,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-_path = Path(__file__).resolve().parents[1] / "hipsim" / "pytest_bridge.py"
-_spec = importlib.util.spec_from_file_location("hipsim_pytest_bridge", _path)
-bridge = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = bridge
-_spec.loader.exec_module(bridge)
+
+def _of_hipsim(name: str) -> ModuleType:
+    """A module of tests/hipsim/, which is no package."""
+    path = Path(__file__).resolve().parents[1] / "hipsim" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"hipsim_{name}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bridge = _of_hipsim("pytest_bridge")
 
 pytest_collection_modifyitems = bridge.pytest_collection_modifyitems
 pytest_collection_finish = bridge.pytest_collection_finish
@@ -56,6 +63,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "HIPSIM_ARCH" in os.environ and "HIPSIM_MACHINE_CODE" in os.environ:
+        _of_hipsim("machine_code").install()
     if path := os.environ.get("HIPSIM_REPORT"):
         config.pluginmanager.register(bridge.Reporter(path, config))
 

@@ -74,6 +74,17 @@ def test_gated(name: str, rows: int, columns: int):
     assert relative_error(function(wide[:, :columns], wide[:, columns:]), expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", GATED)
+def test_gated_halves(name: str):
+    """In float16 for the product that follows: what is too large for that is cut, not infinite."""
+    gate, up = values((3, 300)), values((3, 300))
+    gate[:, 0], up[:, 0] = 7, 1e8
+    y = activation.gated_halves(name, cp.asarray(gate), cp.asarray(up)).get()
+    expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
+    assert y.dtype == np.float16 and np.abs(y - expected)[:, 1:].max() < 1e-3 * np.abs(expected[:, 1:]).max()
+    assert (y[:, 0] == np.float16(np.minimum(expected[:, 0], 65504))).all()
+
+
 def test_gated_shapes():
     with pytest.raises(ValueError, match="different shapes"):
         activation.swiglu(cp.zeros((2, 3)), cp.zeros((2, 4)))

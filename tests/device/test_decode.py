@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from golden import build
 
 import rocforge as rf
@@ -88,7 +87,7 @@ def test_graphs_are_used(model, prompts, monkeypatch):
 
 
 def launched(model):
-    """Names of the kernels of a decode step of one request, in order; rope_angles stands for all of the step's angles."""
+    """Names of the kernels of a decode step of one request, in order."""
     kernels = []
     warmup.record_kernels(model, kernels.append)
     names = [kernel.name for kernel in kernels]

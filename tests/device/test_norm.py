@@ -5,9 +5,9 @@ from __future__ import annotations
 import cupy as cp
 import numpy as np
 import pytest
+from weights import half_steps, values_of
 
-from rocforge.ops.dequantize import cells_of
-from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_quantized
+from rocforge.ops.norm import layer_norm, layer_norm_quantized, rms_norm, rms_norm_halves, rms_norm_quantized
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
 
@@ -46,36 +46,50 @@ def test_rms_norm_of_strided_and_shaped_arrays():
     assert relative_error(rms_norm(half, weight), rms_norm_64(half.get(), weight.get(), 1e-5)) < 1e-5
 
 
+def layer_norm_64(x: np.ndarray, weight: np.ndarray | float, bias: np.ndarray | float) -> np.ndarray:
+    centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+
+
 @pytest.mark.parametrize("n", WIDTHS)
 def test_layer_norm(n: int):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((3, n), np.float32) + np.float32(2)
     weight, bias = (rng.standard_normal(n, np.float32) for _ in range(2))
-    wide = x.astype(np.float64)
-    centred = wide - wide.mean(-1, keepdims=True)
-    reference = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     if n > 1:
-        assert relative_error(layer_norm(cp.asarray(x)), reference) < 1e-5
+        assert relative_error(layer_norm(cp.asarray(x)), layer_norm_64(x, 1, 0)) < 1e-5
     y = layer_norm(cp.asarray(x), cp.asarray(weight), cp.asarray(bias))
-    assert relative_error(y, reference * weight + bias) < 1e-5
+    assert relative_error(y, layer_norm_64(x, weight, bias)) < 1e-5
 
 
-@pytest.mark.parametrize("n", [32, 96, 128, 1000, 4096])
-def test_quantized_rms_norm(n: int):
+@pytest.mark.parametrize("n", [32, 96, 128, 1000, 4096, 5000])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_quantized(n: int, norm: str):
     """The int8 values times their scales are within half a step of the normalized row, and the rest is zero."""
     rng = np.random.default_rng(n)
-    x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
-    quantized = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5)
+    x = rng.standard_normal((3, n), np.float32)
+    weight, bias = (rng.standard_normal(n, np.float32) for _ in range(2))
+    if norm == "rms":
+        quantized, expected = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
+    else:
+        quantized = layer_norm_quantized(cp.asarray(x), cp.asarray(weight), cp.asarray(bias), 1e-5)
+        expected = layer_norm_64(x, weight, bias)
     assert quantized.shape == (3, n)
-    cells = cells_of(n)
-    planes = quantized.data.get().reshape(3, 10, cells, 16)
-    values = planes[:, :8].transpose(0, 2, 1, 3).reshape(3, cells, 4, 32).view(np.int8).astype(np.float64)
-    scales = planes[:, 8].copy().view(np.float32).reshape(3, cells, 4, 1)
-    y = (values * scales).reshape(3, -1)
+    values = values_of(quantized)
+    assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
+    assert not values[:, n:].any()
+
+
+@pytest.mark.parametrize("n", [64, 1000, 4099])
+def test_halves(n: int):
+    """In float16 for the product that follows: what is too large for that is cut, not infinite."""
+    rng = np.random.default_rng(n)
+    x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
+    weight[0] = 1e8
+    y = rms_norm_halves(cp.asarray(x), cp.asarray(weight), 1e-5)
     expected = rms_norm_64(x, weight, 1e-5)
-    step = np.repeat(scales.reshape(3, -1), 32, axis=1)
-    assert (np.abs(y[:, :n] - expected) <= 0.501 * step[:, :n]).all()
-    assert not y[:, n:].any()
+    assert y.dtype == np.float16 and (np.abs(y[:, 0].get()) == 65504).all()
+    assert relative_error(y[:, 1:], expected[:, 1:]) < 1e-3
 
 
 def test_wrong_weight():
