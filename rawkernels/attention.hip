@@ -62,8 +62,9 @@ DEVICE void scatter_sums(float* v) {
             bool upper = lane() & OFFSET;
             UNROLL
             for (u32 i = 0; i < COUNT / 2; ++i) {
-                float sent = upper ? v[i] : v[i + COUNT / 2], kept = upper ? v[i + COUNT / 2] : v[i];
-                v[i] = kept + shuffle_xor<OFFSET>(sent);
+                float low = v[i], high = v[i + COUNT / 2];
+                computed(low), computed(high);  // else the choice of a value becomes that of an address
+                v[i] = (upper ? high : low) + shuffle_xor<OFFSET>(upper ? low : high);
             }
         } else {
             v[0] += shuffle_xor<OFFSET>(v[0]);

@@ -39,8 +39,8 @@ USER_SGPRS = (4, 2, 2, 2, 2, 2, 1)
 KERNARG = 3
 LDS_WINDOW = 4 << 30
 """Bytes that an LDS address can reach: the emulator also loads for lanes that are switched off."""
-A, B = "v254", "v255"
-"""Vector registers that no kernel uses."""
+A, B, S = "v254", "v255", "s105"
+"""Registers that no kernel uses."""
 THREAD = ThreadPoolExecutor(1)
 """Runs the emulator, which works in one thread only."""
 MAP_NORESERVE = 0x4000
@@ -65,7 +65,15 @@ def _emulator() -> Any:
         memory_is_made = options is not None and options.external_ptr == 0
         return plain(device, size, dtype, options=options, **more)
 
-    emu.Buffer, emu.lds_window = buffer, window
+    # whether an atomic operation gives the old value: a bit with another name on each architecture
+    attribute = emu._iattr
+
+    def attribute_of_any(inst: Any, name: str, *default: Any) -> Any:
+        if name != "glc":
+            return attribute(inst, name, *default)
+        return attribute(inst, "glc", 0) or attribute(inst, "sc0", 0) or attribute(inst, "th", 0) & 1
+
+    emu.Buffer, emu._iattr, emu.lds_window = buffer, attribute_of_any, window
     return emu
 
 
@@ -73,8 +81,7 @@ def _compiled(source: str, target: str, wave: int, folder: Path) -> Path:
     code, text, path = folder / "source.hip", folder / "code.s", folder / "code.elf"
     code.write_text(source)
     options = ["-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib", "-O3"]
-    # what the emulator lacks: buffer_gl0_inv, and the sign of gfx9's sub-word operands
-    options += ["-mllvm", "-amdgpu-sdwa-peephole=0"] if target.startswith("gfx9") else ["-mcumode"]
+    options += ["-mllvm", "-amdgpu-sdwa-peephole=0"]  # the emulator lacks the sign of gfx9's sub-word operands
     _run("clang++-19", *options, "-std=c++17", f"-DWAVE={wave}", "-S", code, "-o", text)
     text.write_text(_for_the_emulator(text.read_text()))
     _run("clang-19", "--target=amdgcn-amd-amdhsa", f"-mcpu={target}", text, "-o", path)
@@ -89,24 +96,34 @@ def _run(*command: Any) -> str:
 
 
 def _for_the_emulator(assembly: str) -> str:
-    """The same program, without three things that the emulator gets wrong.
+    """The same program, without what the emulator lacks or gets wrong.
 
-    It goes lane by lane, so an instruction that moves lanes within one register is given a copy of it to read. It takes
-    v128 and up in short 16-bit instructions for high halves of registers, as RDNA has them, on CDNA too: there the long
-    encoding is used. And it multiplies all bits of operands of which only 24 count: the others are cleared before.
+    It knows no caches: instructions about these are left out. It goes lane by lane, so an instruction that moves lanes
+    within one register is given a copy of it to read. It takes v128 and up in short 16-bit instructions for high halves
+    of registers, as RDNA has them, on CDNA too: there the long encoding is used. It takes no literal for which lanes to
+    permute: that goes through a register. And it multiplies all bits of operands of which only 24 count: the others are
+    cleared before.
     """
-    if re.search(r"\bv25[45]\b|:25[45]\]", assembly):
-        raise RuntimeError(f"the kernel uses {A} or {B}, which are to be spare")
+    if re.search(r"\bv25[45]\b|\bs105\b|:(25[45]|105)\]", assembly):
+        raise RuntimeError(f"the kernel uses {A}, {B} or {S}, which are to be spare")
     vector, high = r"v\d+", r"v(?:12[89]|1[3-9]\d|2\d\d)\b"
-    changes = {
-        rf"(v_\w+_dpp) ({vector}), \2(,? .*)": rf"v_mov_b32_e32 {A}, \2\n\t\1 \2, {A}\3",
-        rf"(v_\w+16\w*)_e32( .*\b{high}.*)": r"\1_e64\2",
-        rf"(v_m\w+_u24\w*) ({vector}), (\w+), (\w+)(.*)": (
-            rf"v_bfe_u32 {A}, \3, 0, 24\n\tv_bfe_u32 {B}, \4, 0, 24\n\t\1 \2, {A}, {B}\5"
-        ),
-    }
-    for pattern, change in changes.items():
-        assembly = re.sub(rf"^\t{pattern}$", rf"\t{change}", assembly, flags=re.M)
+
+    def masked(found: re.Match) -> str:
+        name, target, *operands, rest = found.groups()
+        spare = [
+            operand if operand[0].isdigit() else register for register, operand in zip((A, B), operands, strict=True)
+        ]
+        masks = [f"v_bfe_u32 {s}, {operand}, 0, 24" for s, operand in zip(spare, operands, strict=True) if s != operand]
+        return "\n".join(f"\t{line}" for line in [*masks, f"{name} {target}, {spare[0]}, {spare[1]}{rest}"])
+
+    for pattern, change in {
+        r"(?:global_(?:wb|inv|wbinv)|buffer_(?:wbl2|inv|gl[01]_inv))\b.*": r"\ts_nop 0",
+        rf"(v_\w+_dpp) ({vector}), \2(,? .*)": rf"\tv_mov_b32_e32 {A}, \2\n\t\1 \2, {A}\3",
+        rf"(v_\w+16\w*)_e32( .*\b{high}.*)": r"\t\1_e64\2",
+        r"(v_permlanex16_b32 .*), (0x\w+)(.*)": rf"\ts_mov_b32 {S}, \2\n\t\1, {S}\3",
+        rf"(v_m\w+_u24\w*) ({vector}), (\w+), (\w+)(.*)": masked,
+    }.items():
+        assembly = re.sub(rf"^\t{pattern}$", change, assembly, flags=re.M)
     return assembly
 
 
