@@ -6,10 +6,9 @@
 #include "heads.h"
 #include "quants.h"
 
-#ifndef GROUP
-#define GROUP 4
-#define BLOCK_SIZE 32
-#endif
+// variants: HEAD_DIM=64 GROUP=2 BLOCK_SIZE=32
+// variants: HEAD_DIM=128 GROUP=1,4,8 BLOCK_SIZE=32
+// variants: HEAD_DIM=256 GROUP=2 BLOCK_SIZE=32
 
 COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;

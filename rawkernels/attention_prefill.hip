@@ -5,11 +5,7 @@
 #include "platform.h"
 #include "fragments.h"
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
-#define GROUP 4
-#define BLOCK_SIZE 32
-#endif
+// variants: HEAD_DIM=64,128,256 GROUP=4 BLOCK_SIZE=32
 
 // A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % GROUP of the group
 // of query r / GROUP, so that keys and values are read once for the whole group. Where a row's output would fill a
@@ -21,7 +17,8 @@ constexpr u32 KEYS = HEAD_DIM > 128 ? 16 : 32;
 constexpr u32 COLUMNS = KEYS / 16, DEPTH = HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
 constexpr u32 CHUNKS = HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
 
-static_assert(DEPTH * 16 == HEAD_DIM && DIMS * PARTS == DEPTH && HEAD_DIM <= 256, "HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
+static_assert(DEPTH * 16 == HEAD_DIM && DIMS * PARTS == DEPTH && HEAD_DIM <= 256,
+              "HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
 static_assert(BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
 
 constexpr float LOG2E = 1.4426950408889634f;

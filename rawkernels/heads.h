@@ -2,10 +2,6 @@
 #pragma once
 #include "platform.h"
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
-#endif
-
 constexpr u32 PER_LANE = (HEAD_DIM + WAVE - 1) / WAVE;
 
 // A head's elements in the lanes of a wave: lane l has elements l, l + WAVE, ...

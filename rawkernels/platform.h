@@ -107,15 +107,11 @@ DEVICE u32 thread_x() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
 DEVICE u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
-DEVICE u32 block_threads() { return __builtin_amdgcn_workgroup_size_x(); }
-DEVICE u32 grid_blocks() { return __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x(); }
 #else
 DEVICE u32 thread_x() { return threadIdx.x; }
 DEVICE u32 block_x() { return blockIdx.x; }
 DEVICE u32 block_y() { return blockIdx.y; }
 DEVICE u32 block_z() { return blockIdx.z; }
-DEVICE u32 block_threads() { return blockDim.x; }
-DEVICE u32 grid_blocks() { return gridDim.x; }
 #endif
 
 // Lanes of a wave that share a row of a 16 x 16 operand of the matrix unit. Those of gfx11 16 apart hold the same.

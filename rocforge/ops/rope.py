@@ -17,9 +17,9 @@ from rocforge.kernels import Kernel, wave_size
 from rocforge.ops.strided import blocks, rows_of
 
 THREADS = 256
-"""As in rope.hip."""
+"""As in rope.hip and angles.hip."""
 
-_angles = Kernel("rope.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
+_angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,7 +104,7 @@ def _for_the_emulator(assembly: str) -> str:
     permute: that goes through a register. And it multiplies all bits of operands of which only 24 count: the others are
     cleared before.
     """
-    if re.search(r"\bv25[45]\b|\bs105\b|:(25[45]|105)\]", assembly):
+    if re.search(r"\b(v25[45]|s105)\b|\bv\[\d+:25[45]\]|\bs\[\d+:105\]", assembly):
         raise RuntimeError(f"the kernel uses {A}, {B} or {S}, which are to be spare")
     vector, high = r"v\d+", r"v(?:12[89]|1[3-9]\d|2\d\d)\b"
 
