@@ -27,10 +27,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cupy
 import numpy as np
 import pytest
 
+from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel, wave_size, with_defines
 
 PAGE = 4096
@@ -159,7 +159,7 @@ class Function:
         self._module, self._address = module, module.base + module.symbols[name + ".kd"]
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
-        stream = cupy.cuda.get_current_stream()
+        stream = cupy_module().cuda.get_current_stream()
         if stream.is_capturing():
             stream.end_capture()
             pytest.skip("the emulator runs no captured launches")
