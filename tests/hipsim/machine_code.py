@@ -202,8 +202,8 @@ def _kernarg(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], sha
 
 
 def install() -> None:
-    """From now on, in this process, rocforge's kernels are run so."""
-    target = os.environ["HIPSIM_ARCH"]
+    """From now on, in this process, rocforge's kernels are run so, and decode steps are not captured."""
+    target, os.environ["ROCFORGE_GRAPHS"] = os.environ["HIPSIM_ARCH"], "0"
 
     def load(kernel: Kernel, device: int) -> Any:
         defines = tuple(sorted(kernel.defines.items()))
