@@ -167,20 +167,13 @@ class Function:
         grid, block = ((*axes, 1, 1)[:3] for axes in (grid, block))
         descriptor = ctypes.string_at(self._address, 64)
         fixed, scratch = struct.unpack_from("<II", descriptor)
-        (entry,), (resources, properties) = (
-            struct.unpack_from("<q", descriptor, 16),
-            struct.unpack_from("<IH", descriptor, 52),
-        )
+        (entry,) = struct.unpack_from("<q", descriptor, 16)
+        resources, properties = struct.unpack_from("<IH", descriptor, 52)
         lds = -(-(fixed + shared_mem) // 512)
         kernarg = ctypes.create_string_buffer(_kernarg(grid, block, args, shared_mem))
-        words: list[int] = []
-        for bit, count in enumerate(USER_SGPRS):
-            if properties >> bit & 1:
-                words += (
-                    struct.unpack("<II", struct.pack("<Q", ctypes.addressof(kernarg)))
-                    if bit == KERNARG
-                    else [0] * count
-                )
+        address = struct.unpack("<II", struct.pack("<Q", ctypes.addressof(kernarg)))
+        wanted = [(bit, count) for bit, count in enumerate(USER_SGPRS) if properties >> bit & 1]
+        words = [word for bit, count in wanted for word in (address if bit == KERNARG else [0] * count)]
         words += [0] * ((resources >> 1 & 31) - len(words))
         where = self._address + entry, self._module.size, *grid, *block, ctypes.addressof(kernarg)
         resources = resources & ~(0x1FF << 15) | lds << 15
