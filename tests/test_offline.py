@@ -1,4 +1,4 @@
-"""Every kernel compiles for the AMD targets with clang alone, and its machine code is what was meant.
+"""Every kernel compiles for the AMD targets with clang alone, and its machine code is what was meant; and with nvcc.
 
 `python tests/test_offline.py` prints the table of docs/kernels.md.
 """
@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from rocforge.kernels import source_folder
 
 TARGETS = {"gfx90a": 64, "gfx942": 64, "gfx1030": 32, "gfx1100": 32, "gfx1201": 32}
-CLANG = shutil.which("clang++-19")
+CLANG, NVCC = shutil.which("clang++-19"), shutil.which("nvcc")
 SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
 LDS_LIMIT = 64 << 10
 VGPR_LIMIT = 256
@@ -31,7 +32,7 @@ THREADS = ThreadPoolExecutor(os.cpu_count())
 ENVIRONMENT = dict(os.environ)
 """A copy, since pytest changes the process's own before each test, and a thread may be starting a process with it."""
 
-pytestmark = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
+needs_clang = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
 
 
 def variants(source: str) -> list[dict[str, str]]:
@@ -52,10 +53,13 @@ def targets(source: str) -> list[str]:
 
 
 def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
-    command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
-    command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}"]
+    if target.startswith("sm_"):
+        command = [NVCC, "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DWAVE=32"]
+    else:
+        command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
+        command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}", "-S"]
     command += [f"-D{name}={value}" for name, value in defines]
-    command += ["-S", "-o", "-", str(source_folder() / source)]
+    command += ["-o", "-", str(source_folder() / source)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -75,10 +79,14 @@ def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> 
 def compiled_ahead(request):
     """Compiles on all processors what the chosen tests will ask for."""
     for item in request.session.items:
-        if item.path == request.path and "source" in item.callspec.params:
+        if item.path == request.path and "source" in item.callspec.params and not skipped(item):
             compilation(*(item.callspec.params[name] for name in ("source", "target", "defines")))
     yield
     THREADS.shutdown(cancel_futures=True)
+
+
+def skipped(item: pytest.Item) -> bool:
+    return any(mark.args[0] for mark in item.iter_markers("skipif"))
 
 
 def resources(text: str) -> dict[str, dict[str, int]]:
@@ -100,15 +108,26 @@ def resources(text: str) -> dict[str, dict[str, int]]:
     return kernels
 
 
-CASES = [
-    pytest.param(source, tuple(defines.items()), target, id="-".join([source, *defines.values(), target]))
-    for source in SOURCES
-    for defines in variants(source)
-    for target in targets(source)
-]
+def cases(targets_of: Callable[[str], list[str]]) -> list[Any]:
+    """(source, defines, target) of each variant of each source."""
+    return [
+        pytest.param(source, tuple(defines.items()), target, id="-".join([source, *defines.values(), target]))
+        for source in SOURCES
+        for defines in variants(source)
+        for target in targets_of(source)
+    ]
 
 
-@pytest.mark.parametrize(("source", "defines", "target"), CASES)
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize(("source", "defines", "target"), cases(lambda source: ["sm_75", "sm_90"]))
+def test_compiles_for_nvidia(source, defines, target):
+    """The oldest generation that is supported, and the first whose launches overlap."""
+    text = assembly(source, target, defines)
+    assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
+
+
+@needs_clang
+@pytest.mark.parametrize(("source", "defines", "target"), cases(targets))
 def test_no_kernel_spills(source, defines, target):
     """It compiles without a warning; every kernel keeps within registers and LDS, with no spill and no scratch, and the
     compiler knows of each access whether it goes to LDS or to memory."""
@@ -120,6 +139,7 @@ def test_no_kernel_spills(source, defines, target):
         assert used["vgpr"] <= VGPR_LIMIT and used["lds"] <= LDS_LIMIT, (name, used)
 
 
+@needs_clang
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("qtype", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
 def test_matvec_instructions(qtype, target):
@@ -135,6 +155,7 @@ def test_matvec_instructions(qtype, target):
     assert len(re.findall(wide, loads_before)) >= planes
 
 
+@needs_clang
 @pytest.mark.parametrize("target", TARGETS)
 def test_expert_instructions(target):
     """Products with experts use the int8 dot instruction or the matrix unit."""
@@ -144,6 +165,7 @@ def test_expert_instructions(target):
     assert len(re.findall("v_dot2" if target == "gfx1030" else unit, many)) >= 56
 
 
+@needs_clang
 @pytest.mark.parametrize("target", targets("tiles.hip"))
 @pytest.mark.parametrize("qtype", ["Q4_K", "MXFP4"])
 def test_tile_instructions(qtype, target):
@@ -159,6 +181,7 @@ def test_tile_instructions(qtype, target):
     assert not re.search(r"\b(ds_write|ds_store)", body[: body.rindex(unit)])
 
 
+@needs_clang
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("head_dim", "group"), [("64", "2"), ("128", "8")])
 def test_attention_instructions(head_dim, group, target):
