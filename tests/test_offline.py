@@ -1,6 +1,6 @@
 """Every kernel compiles for the AMD targets with clang alone, and its machine code is what was meant; and with nvcc.
 
-`python tests/test_offline.py` prints the table of docs/kernels.md.
+`python tests/test_offline.py` prints what each kernel takes, of which docs/kernels.md shows some.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def skipped(item: pytest.Item) -> bool:
 
 
 def resources(text: str) -> dict[str, dict[str, int]]:
-    """Kernel name -> its registers, spills, LDS and scratch, from the metadata of an assembly text."""
+    """Kernel name -> its instructions, registers, spills, LDS and scratch, from an assembly text."""
     kernels = {}
     for part in re.split(r"^  - \.a", text[text.index("amdhsa.kernels:") :], flags=re.M)[1:]:
         name = re.search(r"^    \.name: +(\S+)", part, re.M)[1]
@@ -105,6 +105,8 @@ def resources(text: str) -> dict[str, dict[str, int]]:
                 "scratch": "private_segment_fixed_size",
             }.items()
         }
+        body = text[text.index(f"\n{name}:") :]
+        kernels[name]["instructions"] = len(re.findall(r"^\t[a-z]", body[: body.index(".Lfunc_end")], re.M))
     return kernels
 
 
@@ -191,7 +193,7 @@ def test_attention_instructions(head_dim, group, target):
 
 
 def print_table() -> None:
-    """VGPRs of each kernel and target (LDS in bytes after a plus sign where it has some)."""
+    """VGPRs, bytes of LDS and instructions of each kernel and target."""
     print("| kernel | " + " | ".join(TARGETS) + " |\n|---" * (len(TARGETS) + 1) + "|")
     for source in SOURCES:
         for defines in variants(source):
@@ -200,7 +202,7 @@ def print_table() -> None:
             label = " ".join(f"{value}" for value in defines.values())
             for name in next(iter(columns.values())):
                 used = [columns[target][name] if target in columns else None for target in TARGETS]
-                cells = [f"{u['vgpr']}" + (f" + {u['lds']} B" if u["lds"] else "") if u else "-" for u in used]
+                cells = [f"{u['vgpr']}, {u['lds']} B, {u['instructions']}" if u else "-" for u in used]
                 print(f"| {Path(source).stem}: {name} {label} | " + " | ".join(cells) + " |")
 
 
