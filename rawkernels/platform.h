@@ -185,11 +185,15 @@ const bool LOADS_BEFORE_WAIT = true;
 DEVICE void let_next_begin() {
 #if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#elif defined(PLATFORM_HOST)
+    hipsim_let_next_begin();
 #endif
 }
 DEVICE void wait_for_previous() {
 #if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif defined(PLATFORM_HOST)
+    hipsim_wait_for_previous();
 #endif
     let_next_begin();
 }

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 ABI = HERE / "include" / "hipsim" / "device_abi.h"
 RUNTIME_LIBRARY = "libamdhip64.so.7"
 PARTS = {  # the sources of each library; the libraries that have none are all stubs
-    "libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute faults module",
+    "libamdhip64.so.7": "errors device memory queue stream graph copy fiber execute overlap faults module",
     "libhiprtc.so.7": "hiprtc",
     "libhipblas.so.3": "hipblas",
     "libhiprand.so.1": "hiprand",

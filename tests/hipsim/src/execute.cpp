@@ -273,7 +273,9 @@ static std::string run_grid() {
         uint64_t block = (start + i * step) % count;
         hipsim_block_index = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / grid.x / grid.y)};
         fill_lds();
-        std::string fault = run_block();
+        begin_overlapping_block();
+        std::string fault = run_block(), early = end_overlapping_block();
+        if (fault.empty()) fault = early;
         if (fault.empty()) fault = check_lds();
         if (fault.empty()) fault = sanitizer_fault();
         if (!fault.empty()) return fault;
@@ -286,12 +288,14 @@ void run_kernel(Launch& work) {
     random_state = (setting("HIPSIM_SEED", 0) + 1) * 0x9E3779B97F4A7C15;
     hipsim_grid_dim = work.grid;
     lay_out_block(work.block);
+    begin_overlapping(*work.kernel);
     std::string kernel = "kernel " + work.kernel->name, fault = catch_faults(run_grid);
     if (!fault.empty()) {
         report_fault(kernel + ", block " + place(hipsim_block_index) + ": " + fault);
         drop_fibers();
         trapped.clear();
     }
+    end_overlapping();
     check_canaries(kernel);
 }
 

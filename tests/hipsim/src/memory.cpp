@@ -50,6 +50,10 @@ hipError_t check_range(const void* pointer, size_t size, const char* use) {
     return fail(hipErrorInvalidValue, format("%s of %zu bytes at %p: %s", use, size, pointer, describe_address(pointer).c_str()));
 }
 
+void for_each_allocation(const std::function<void(const Allocation&)>& visit) {
+    for (const auto& [base, allocation] : live) visit(allocation);
+}
+
 static void set_canaries(const Allocation& a) {
     for (char* p = a.base + a.size; p < a.base + round_up(a.size, alignment); p++) *p = char(canary);
 }

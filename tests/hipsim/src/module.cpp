@@ -243,7 +243,7 @@ HIPSIM_API hipError_t hipModuleLaunchKernel(Kernel* kernel, unsigned gx, unsigne
         launch->arguments.push_back(memcpy(reinterpret_cast<void*>(next), arguments[i], entry.argument_sizes[i]));
         next += (entry.argument_sizes[i] + alignment - 1) / alignment * alignment;
     }
-    return submit(stream, {"kernel " + kernel->name, [launch, keep = modules[kernel->module]] { run_kernel(*launch); }});
+    return submit(stream, {"kernel " + kernel->name, [launch, keep = modules[kernel->module]] { run_kernel(*launch); }, false, true});
 }
 
 HIPSIM_API hipError_t hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel* kernel, int block_size, size_t dynamic_lds) {

@@ -55,6 +55,7 @@ static void run_one(Guard& guard) {
         trace("run #%lu %s", op->id, op->work.what.c_str());
         if (op->work.host) guard.unlock();
         op->work.run();
+        if (!op->work.kernel) end_of_overlap();
         if (op->work.host) guard.lock();
         op->work.run = nullptr;
     }

@@ -53,6 +53,7 @@ void disown_variables(const void* start, const void* end);
 const Allocation* find_allocation(const void* pointer);
 hipError_t check_range(const void* pointer, size_t size, const char* use); // known memory must hold the whole range
 std::string describe_address(const void* pointer);
+void for_each_allocation(const std::function<void(const Allocation&)>& visit);
 void check_canaries(const std::string& culprit);
 
 // ---- queue.cpp
@@ -60,6 +61,7 @@ struct Work {
     std::string what;
     std::function<void()> run; // may be empty: a marker
     bool host = false;         // a host callback: runs without the mutex
+    bool kernel = false;
 };
 struct Op;
 using OpRef = std::shared_ptr<Op>;
@@ -134,6 +136,13 @@ struct Launch {
     std::vector<void*> arguments;
 };
 void run_kernel(Launch& launch);
+
+// ---- overlap.cpp
+void begin_overlapping(const Kernel& kernel);
+void begin_overlapping_block();
+std::string end_overlapping_block(); // what the block did wrong, or ""
+void end_overlapping();
+void end_of_overlap(); // other work has run
 
 // ---- faults.cpp
 std::string catch_faults(std::string (*body)()); // what body says went wrong, or the signal that ended it, or ""

@@ -40,6 +40,9 @@ extern char hipsim_dynamic_lds[];
 unsigned hipsim_barrier(unsigned predicate, hipsim_site site);
 // Waits for the lanes in mask (0: the whole wave); returns the value each lane brought, indexed by lane.
 const unsigned long long* hipsim_exchange(unsigned long long value, unsigned long long mask, hipsim_site site);
+// The order of launches that overlap: see overlap.cpp.
+void hipsim_wait_for_previous();
+void hipsim_let_next_begin();
 [[noreturn]] void hipsim_trap(const char* message, hipsim_site site);
 }
 #pragma GCC visibility pop

@@ -1,0 +1,118 @@
+"""Launches that overlap, against the simulator's adversary: what a kernel reads before it waits is old."""
+
+import os
+
+import cupy as cp
+import numpy as np
+import pytest
+from golden import build
+
+import rocforge as rf
+from rocforge.load import load_model
+
+pytestmark = [
+    pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="for the simulator's adversary"),
+    pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="kernels are not the simulator's"),
+]
+
+KERNELS = r"""
+extern "C" __global__ void store_one(int* a, int value) {
+    hipsim_wait_for_previous();
+    a[threadIdx.x] = value;
+}
+extern "C" __global__ void store_hastily(int* a, int value) {
+    hipsim_let_next_begin();
+    hipsim_wait_for_previous();
+    a[threadIdx.x] = value;
+}
+extern "C" __global__ void look(int* early, int* late, const int* a, const int* b) {
+    early[threadIdx.x] = 10 * a[threadIdx.x] + b[threadIdx.x];
+    int seen = early[threadIdx.x];
+    hipsim_wait_for_previous();
+    early[threadIdx.x] = seen;
+    late[threadIdx.x] = 10 * a[threadIdx.x] + b[threadIdx.x];
+}
+extern "C" __global__ void never(int* a) { a[threadIdx.x] = 1; }
+"""
+
+
+@pytest.fixture
+def kernels():
+    module = cp.RawModule(code=KERNELS)
+    return {name: module.get_function(name) for name in ("store_one", "store_hastily", "look", "never")}
+
+
+@pytest.fixture
+def overlap(monkeypatch):
+    monkeypatch.setenv("HIPSIM_OVERLAP", "1")
+
+
+def chain(kernels, second):
+    """a and b become 1 by one kernel each, and are read early and late by a third."""
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        a, b, early, late = (cp.zeros(64, np.int32) for _ in range(4))
+        kernels["store_one"]((1,), (64,), (a, np.int32(1)))
+        kernels[second]((1,), (64,), (b, np.int32(1)))
+        kernels["look"]((1,), (64,), (early, late, a, b))
+        stream.synchronize()
+    return sorted(set(early.get().tolist())), sorted(set(late.get().tolist()))
+
+
+def test_in_order(kernels):
+    """Where launches do not overlap, all is written before it is read."""
+    assert chain(kernels, "store_one") == ([11], [11])
+
+
+def test_what_is_read_too_early_is_old(kernels, overlap):
+    """What the kernel before writes is seen after the wait alone; what an older one wrote is there."""
+    assert chain(kernels, "store_one") == ([10], [11])
+
+
+def test_a_kernel_that_lets_the_next_begin_before_it_waits(kernels, overlap):
+    """Then nothing of the kernel before that has been written either."""
+    assert chain(kernels, "store_hastily") == ([0], [11])
+
+
+def test_a_copy_is_in_order(kernels, overlap):
+    """Only kernels overlap."""
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        a, b, early, late = (cp.zeros(64, np.int32) for _ in range(4))
+        kernels["store_one"]((1,), (64,), (a, np.int32(1)))
+        b.data.copy_from_device_async(a.data, a.nbytes, stream)
+        kernels["look"]((1,), (64,), (early, late, a, b))
+        stream.synchronize()
+    assert (early.get() == 11).all() and (late.get() == 11).all()
+
+
+def test_a_kernel_that_does_not_wait(kernels, overlap):
+    """It is named."""
+    a = cp.zeros(64, np.int32)
+    kernels["never"]((1,), (64,), (a,))
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match=r"never.*returned before it waited"):
+        cp.cuda.Device().synchronize()
+
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "gpt-oss"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation(tmp_path, rng, architecture, overlap, monkeypatch):
+    """Tokens and log-probabilities of a prompt and of decode steps, alone and in a batch, are bit for bit what they are
+    without overlap."""
+    build(tmp_path / "model.gguf", architecture, "Q8_0")
+    model = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu")
+    prompts = [rng.integers(0, model.config.vocabulary, n).tolist() for n in (5, 3, 9)]
+
+    def written(count):
+        with rf.Engine(model, cache_tokens=256) as engine:
+            params = rf.SamplingParams(max_tokens=5, temperature=0.8, top_p=0.9, seed=1, logprobs=2)
+            for prompt in prompts[:count]:
+                engine.add(prompt, params)
+            tokens = []
+            while engine.busy:
+                tokens += [(token.id, token.logprobs) for token in engine.step()]
+            return tokens
+
+    overlapping = [written(count) for count in (1, 3)]
+    monkeypatch.setenv("HIPSIM_OVERLAP", "0")
+    assert overlapping == [written(count) for count in (1, 3)]
