@@ -92,10 +92,7 @@ def test_a_kernel_that_does_not_wait(kernels, overlap):
         cp.cuda.Device().synchronize()
 
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "gpt-oss"]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "phi3", "gpt-oss"])
 def test_generation(tmp_path, rng, architecture, overlap, monkeypatch):
     """Tokens and log-probabilities of a prompt and of decode steps, alone and in a batch, are bit for bit what they are
     without overlap."""

@@ -21,14 +21,18 @@ struct Piece {
 
 static std::vector<Copy> before, present; // memory before the last kernel, and before this one
 static std::vector<Piece> changed;
-static bool overlapping, is_old, next_may_begin;
+static bool wanted, after_kernel, overlapping, is_old, next_may_begin;
 
-static std::vector<Copy> copy_of_memory() {
-    std::vector<Copy> copies;
+// Into buffers that mostly fit, since allocations seldom come and go between two kernels.
+static void copy_memory(std::vector<Copy>& copies) {
+    size_t count = 0;
     for_each_allocation([&](const Allocation& a) {
-        if (a.owned && a.type == hipMemoryTypeDevice) copies.push_back({a.base, {a.base, a.base + a.size}});
+        if (!a.owned || a.type != hipMemoryTypeDevice) return;
+        if (count == copies.size()) copies.emplace_back();
+        copies[count].base = a.base;
+        copies[count++].bytes.assign(a.base, a.base + a.size);
     });
-    return copies;
+    copies.resize(count);
 }
 
 static std::vector<Piece> differences(const std::vector<Copy>& old) {
@@ -52,11 +56,12 @@ static void exchange() {
 }
 
 void begin_overlapping(const Kernel& kernel) {
+    wanted = setting("HIPSIM_OVERLAP", 0);
     next_may_begin = false;
-    overlapping = setting("HIPSIM_OVERLAP", 0) && kernel.name.rfind("cupy_", 0); // CuPy's own know nothing of it
-    if (!setting("HIPSIM_OVERLAP", 0)) return before.clear();
-    if (overlapping) changed = differences(before);
-    present = copy_of_memory();
+    overlapping = wanted && kernel.name.rfind("cupy_", 0); // CuPy's own know nothing of it
+    if (!wanted) return end_of_overlap();
+    if (overlapping && after_kernel) changed = differences(before);
+    copy_memory(present);
 }
 
 void begin_overlapping_block() {
@@ -70,13 +75,14 @@ std::string end_overlapping_block() {
 }
 
 void end_overlapping() {
-    if (!next_may_begin) before = std::move(present);
-    present.clear();
+    if (!wanted) return;
+    if (!next_may_begin || !after_kernel) std::swap(before, present);
+    after_kernel = true;
     changed.clear();
     overlapping = false;
 }
 
-void end_of_overlap() { before.clear(); }
+void end_of_overlap() { after_kernel = false; }
 
 } // namespace hipsim
 
