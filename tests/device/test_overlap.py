@@ -32,6 +32,10 @@ extern "C" __global__ void look(int* early, int* late, const int* a, const int* 
     early[threadIdx.x] = seen;
     late[threadIdx.x] = 10 * a[threadIdx.x] + b[threadIdx.x];
 }
+extern "C" __global__ void fail(int* a) {
+    if (a[threadIdx.x] == 0) *(volatile int*)16 = 1;
+    hipsim_wait_for_previous();
+}
 extern "C" __global__ void never(int* a) { a[threadIdx.x] = 1; }
 """
 
@@ -39,7 +43,7 @@ extern "C" __global__ void never(int* a) { a[threadIdx.x] = 1; }
 @pytest.fixture
 def kernels():
     module = cp.RawModule(code=KERNELS)
-    return {name: module.get_function(name) for name in ("store_one", "store_hastily", "look", "never")}
+    return {name: module.get_function(name) for name in ("store_one", "store_hastily", "look", "fail", "never")}
 
 
 @pytest.fixture
@@ -90,6 +94,18 @@ def test_a_kernel_that_does_not_wait(kernels, overlap):
     kernels["never"]((1,), (64,), (a,))
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match=r"never.*returned before it waited"):
         cp.cuda.Device().synchronize()
+
+
+def test_a_fault_before_the_wait(kernels, overlap):
+    """What the kernel before has written is there again afterwards."""
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        a = cp.zeros(64, np.int32)
+        kernels["store_one"]((1,), (64,), (a, np.int32(1)))
+        kernels["fail"]((1,), (64,), (a,))
+        with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="fail"):
+            stream.synchronize()
+        assert (a.get() == 1).all()
+    assert chain(kernels, "store_one") == ([10], [11])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "phi3", "gpt-oss"])

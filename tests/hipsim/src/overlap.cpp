@@ -76,6 +76,7 @@ std::string end_overlapping_block() {
 
 void end_overlapping() {
     if (!wanted) return;
+    if (is_old) exchange(); // a fault ended the kernel before its block had waited
     if (!next_may_begin || !after_kernel) std::swap(before, present);
     after_kernel = true;
     changed.clear();
