@@ -13,6 +13,9 @@ from rocforge.ops.strided import blocks, float32, rows_of
 THREADS = 256
 """As in activation.hip."""
 
+ALPHA, LIMIT = 1.702, 7.0
+"""Of gpt-oss's gated unit."""
+
 _KERNELS = {
     name: Kernel("activation.hip", name, f"float32* float32* {more} uint64")
     for name, more in {"silu": "", "gelu": "", "softcap": "float32", "scale": "float32", "add": "float32*"}.items()
@@ -34,7 +37,7 @@ def _elementwise_device(name: str, x: Any, *more: Any, out: Any = None) -> Any:
 
 def gated_halves(name: str, gate: Any, up: Any) -> Any:
     """swiglu, geglu or, as it is by itself, swiglu_oai of CuPy arrays in float16, cut to ±65504."""
-    return _gated_device(name, gate, up, *([1.702, 7.0] if name == "swiglu_oai" else []), dtype=np.float16)
+    return _gated_device(name, gate, up, *([ALPHA, LIMIT] if name == "swiglu_oai" else []), dtype=np.float16)
 
 
 def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.float32) -> Any:
@@ -89,7 +92,7 @@ def geglu(gate: Any, up: Any) -> Any:
     return gelu(gate) * up
 
 
-def swiglu_oai(gate: Any, up: Any, alpha: float = 1.702, limit: float = 7.0) -> Any:
+def swiglu_oai(gate: Any, up: Any, alpha: float = ALPHA, limit: float = LIMIT) -> Any:
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 
     Source: the reference implementation of gpt-oss, https://github.com/openai/gpt-oss.
