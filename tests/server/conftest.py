@@ -34,13 +34,17 @@ def model_file(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running(model_file, **settings):
-    """A server in a thread: `url`, `service`, `engine`, and `get` and `post` to it. Nothing may be left at its end."""
+def running(model_file, endless=False, **settings):
+    """A server in a thread: `url`, `service`, `engine`, and `get` and `post` to it. Nothing may be left at its end.
+
+    `endless`: no token ends a reply, which a random model may give at any time.
+    """
     engines = []
 
     def load():
         model, tokenizer = rf.load(model_file, device="cpu", context=CONTEXT)
-        engines.append(Engine(model, tokenizer.eog_token_ids, cache_tokens=4 * CONTEXT))
+        ends = () if endless else tokenizer.eog_token_ids
+        engines.append(Engine(model, ends, cache_tokens=4 * CONTEXT))
         return engines[0], tokenizer
 
     service = Service(load, max_queue=64, observer=Metrics())

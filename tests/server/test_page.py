@@ -368,7 +368,7 @@ def test_nothing_from_outside(context, server):
 
 def test_with_the_real_server(context, start):
     """Chat against a model: stream, stop, another turn, reload; a reply that is stopped frees the engine."""
-    with start(max_tokens=400) as real:
+    with start(endless=True, max_tokens=1500) as real:
         page, faults = open_page(context, real.url)
         expect(page.locator("#model")).to_have_text("small")
         say(page, "Hello")
