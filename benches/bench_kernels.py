@@ -86,7 +86,8 @@ def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:
     layer = 4 * tokens * kv_heads * head_dim
     layers = max(2, min(64, -(-CACHES // layer)))
     cache = KVCache(layers, kv_heads, head_dim, -(-tokens // 32), dtype=np.float16, device="gpu")
-    cache.keys, cache.values = (noise(cache.keys.shape, np.float16) for _ in range(2))
+    for array in (cache.keys, cache.values):
+        array[...] = noise(array.shape, np.float16)
     return cache
 
 
@@ -105,7 +106,8 @@ def decode_attention(batch: int, context: int, heads: int, kv_heads: int, head_d
 def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int) -> tuple[float, float]:
     """Seconds, and floating-point operations a second, those above the diagonal not counted."""
     cache = KVCache(4, kv_heads, head_dim, -(-tokens // 32), dtype=np.float16, device="gpu")
-    cache.keys, cache.values = (noise(cache.keys.shape, np.float16) for _ in range(2))
+    for array in (cache.keys, cache.values):
+        array[...] = noise(array.shape, np.float16)
     step = Batch.of(cache, [Chunk(0, tokens, range(-(-tokens // 32)))])
     q = noise((tokens, heads, head_dim))
     time = seconds([lambda layer=layer: paged_attention(q, step, layer) for layer in range(4)])

@@ -101,6 +101,30 @@ rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* we
     });
 }
 
+// The same of a sum, x + y + bias, which is written too; the bias may be null.
+KERNEL(THREADS)
+rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const float* bias, const float* weight, u32 n,
+                float eps) {
+    wait_for_previous();
+    u64 start = u64(block_x()) * n;
+    Row first(x + start, n), second(y + start, n), biases(bias, n), weights(weight, n, 1.0f);
+    f32x4 kept[KEPT];
+    float squared = 0.0f;
+    each_four(n, [&](u32 k, u32 i) {
+        f32x4 a = first.at(k, i), b = second.at(k, i), c = biases.at(k, i);
+        f32x4 v = make_f32x4(a.x + b.x + c.x, a.y + b.y + c.y, a.z + b.z + c.z, a.w + b.w + c.w);
+        if (i >= n) v = make_f32x4(0, 0, 0, 0);
+        if (k < KEPT) kept[k < KEPT ? k : 0] = v;
+        store4(sum + start, i, n, v);
+        squared += squares(v);
+    });
+    float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
+    each_four(n, [&](u32 k, u32 i) {
+        f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
+        store4(halves + start, i, n, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
+    });
+}
+
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
 KERNEL(THREADS)
 layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,

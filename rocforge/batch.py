@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -101,6 +102,11 @@ class Batch:
         ends = np.cumsum([part.size for part in parts])
         views = [joined[end - part.size : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
         self.positions, self.slots, self.tables, self.lengths, self.query_starts = views
+
+    @functools.cached_property
+    def queries(self) -> list[int]:
+        """How many tokens of each sequence there are."""
+        return [span.rows.stop - span.rows.start for span in self.spans]
 
     def cos_sin(self, frequencies: RopeFrequencies) -> tuple[Any, Any]:
         """Cosines and sines of the positions, computed once for all layers that share the frequencies."""

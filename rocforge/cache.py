@@ -50,6 +50,8 @@ class KVCache:
         with on_device(device):
             self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
         self.blocks, self.block_size = blocks, block_size
+        by_slot = (layers, self.tokens, kv_heads, head_dim)
+        self._layers = list(zip(self.keys.reshape(by_slot), self.values.reshape(by_slot), strict=True))
 
     @property
     def tokens(self) -> int:
@@ -62,8 +64,7 @@ class KVCache:
 
     def layer(self, index: int) -> tuple[Any, Any]:
         """Keys and values of a layer by slot, `block * block_size + offset`: (tokens, kv_heads, head_dim), views."""
-        shape = (self.tokens, *self.keys.shape[3:])
-        return self.keys[index].reshape(shape), self.values[index].reshape(shape)
+        return self._layers[index]
 
 
 class BlockPool:

@@ -24,7 +24,7 @@ class Linear(Module):
         return linear(x, self.weight, self.bias, residual)
 
     def add_to(self, residual: Any, x: Any, then: Entry | None = None) -> Any:
-        """`residual + self(x)`; Ahead, where `then` comes next and one launch makes both."""
+        """`residual + self(x)`; Ahead, where `then` comes next and its norm takes no launch of its own."""
         residual = plain(residual)
         if then is None or Module.captures:
             return self(x, residual=residual)
@@ -77,7 +77,7 @@ class Entry(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The residual stream x (tokens, dim) with what the next module's Entry makes of it, of one launch."""
+    """The residual stream x (tokens, dim) with what the next module's Entry makes of it."""
 
     x: Any
     normed: Any

@@ -10,7 +10,7 @@ from rocforge.arrays import get_array_module, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.nn.config import Config
-from rocforge.nn.layers import Ahead, Embedding, Entry, Linear, RMSNorm
+from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.linear import linear
@@ -109,13 +109,11 @@ class Transformer(Module):
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
-        for block, following in zip(self.blk, [*self.blk[1:], self], strict=True):
-            x = block(x, batch, following.entry)
-        if isinstance(x, Ahead):
-            return self.logits(x)
-        if batch.logits_rows is not None and len(batch.logits_rows) < len(x):
-            x = x[batch.logits_rows]
-        return self.logits(x)
+        some = batch.logits_rows is not None and len(batch.logits_rows) < len(tokens)
+        entries = [*(block.entry for block in self.blk[1:]), None if some else self.entry]
+        for block, following in zip(self.blk, entries, strict=True):
+            x = block(x, batch, following)
+        return self.logits(x[batch.logits_rows] if some else x)
 
     @property
     def entry(self) -> Entry:

@@ -62,7 +62,7 @@ def attend(
     then: Any,
 ) -> Any:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
-    if _sequences_of(batch).most_queries > 1:
+    if max(batch.queries) > 1:
         q, fresh = rotate_and_store(q, fresh, batch, layer), None
     return paged_attention(q, batch, layer, scale, window, softcap, sinks, then, fresh)
 
@@ -79,7 +79,7 @@ def paged_attention(
     fresh: Fresh | None = None,
 ) -> Any:
     """As rocforge.ops.attention.paged_attention: for `then`, single queries are written as Activations."""
-    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    keys, values = batch.cache.layer(layer)
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
     columns = None
     if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
@@ -94,8 +94,8 @@ def paged_attention(
 
 
 def _sequences_of(batch: Batch) -> Sequences:
-    counts = [span.rows.stop - span.rows.start for span in batch.spans]
-    return Sequences(batch.tables, batch.lengths, batch.query_starts, max(counts), min(counts) == 1)
+    most, least = max(batch.queries), min(batch.queries)
+    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, least == 1)
 
 
 def attention(

@@ -40,7 +40,7 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
 def linear_then_norm(
     x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """`linear(x, weight, bias, residual)` and, where the same launch can make it, its rms_norm for the next product.
+    """`linear(x, weight, bias, residual)` and, where that takes no launch of its own, its rms_norm for the next product.
 
     Args:
         x, weight, bias, residual: as in `linear`.
@@ -48,8 +48,8 @@ def linear_then_norm(
         weights: the matrices that the norm's result is to be multiplied with.
 
     Returns:
-        float32, shape (..., rows); and Activations as `linear` takes them, or None: on a device, of one row, with
-        packed weights, there are some.
+        float32, shape (..., rows); and what `linear` takes, or None: on a device it is Activations of one row, where
+        the weights are packed, or float16 of more rows than our own kernels multiply.
     """
     if get_array_module(weight) is not np:
         from rocforge.ops.products import product_then_norm_device

@@ -18,6 +18,9 @@ THREADS = 512
 _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
 )
+_rms_norm_of_sum = Kernel(
+    "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
+)
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
@@ -64,6 +67,17 @@ def rms_norm_halves(x: Any, weight: Any, eps: float) -> Any:
     out = cupy_module().empty(x.shape, np.float16)
     _rms_norm((len(x),), (THREADS,), (None, out, None, x, weight, None, 0, x.shape[-1], eps))
     return out
+
+
+def rms_norm_of_sum(x: Any, y: Any, bias: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    """`x + y + bias`, and `rms_norm_halves` of it, of one launch; x and y (rows, n) on a device, bias (n,) or None."""
+    _check_weight("rms_norm_of_sum", x, weight)
+    if x.shape != y.shape:
+        raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
+    total, halves = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
+    arrays = (total, halves, float32(x), float32(y), bias, weight)
+    _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
+    return total, halves
 
 
 def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Activations:

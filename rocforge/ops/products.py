@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.ops.gemm import products_halves
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
+from rocforge.ops.norm import rms_norm_of_sum
 from rocforge.ops.operands import (
     MAX_COLUMNS,
     MOST_COLUMNS,
@@ -29,25 +31,34 @@ MATRICES = 3
 
 def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     """What `rocforge.ops.linear.linears` gives, of arrays on a device."""
-    leading, n = x.shape[:-1], int(np.prod(x.shape[:-1]))
-    formats, form, ys = [format_of(weight) for weight in weights], columns_for(n), []
+    leading, n = x.shape[:-1], math.prod(x.shape[:-1])
     if not isinstance(x, Activations):
         x = x.reshape(n, x.shape[-1])
-        if x.dtype != np.float16 or not takes_halves(n, weights):
-            x = x.astype(np.float32, copy=False)
     if residual is not None:
         residual = cupy_module().ascontiguousarray(residual).reshape(n, -1)
+    form = columns_for(n)
+    if form is None and n > MAX_COLUMNS:
+        ys = _many(x, weights, biases, residual)
+    else:
+        ys = _few(x, form, weights, biases, residual)
+    return ys if len(leading) == 1 else [y.reshape(*leading, y.shape[-1]) for y in ys]
+
+
+def _few(x: Any, form: int | None, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
+    """By our own kernels, as far as they have the formats."""
+    formats, ys = [format_of(weight) for weight in weights], []
+    x = x if isinstance(x, Activations) else x.astype(np.float32, copy=False)
     rounded = x
     for start, stop in launches(formats):
         run = weights[start:stop], biases[start:stop], None if start else residual
         if is_packed(formats[start]) and form is not None:
             rounded = rounded if isinstance(rounded, Activations) else quantize_activations(x, form)
             ys += tile_products(rounded, *run) if form else products(rounded, *run)
-        elif formats[start] is not None and 0 < n <= MAX_COLUMNS:
+        elif formats[start] is not None and 0 < len(x) <= MAX_COLUMNS:
             ys += products(x, *run)
         else:
             ys += _many(x, *run)
-    return [y.reshape(*leading, y.shape[-1]) for y in ys]
+    return ys
 
 
 def gated_product_device(
@@ -57,7 +68,7 @@ def gated_product_device(
 
     Where the weight `then`, that the result is to be multiplied with, wants it, these are Activations.
     """
-    n, kind = int(np.prod(x.shape[:-1])), format_of(gate)
+    n, kind = math.prod(x.shape[:-1]), format_of(gate)
     packed_form = columns_for(n)
     form = packed_form if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
     if form is None or kind is None or kind != format_of(up):
@@ -74,9 +85,13 @@ def gated_product_device(
 
 def product_then_norm_device(
     x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
-) -> tuple[Any, Activations] | None:
-    """What `rocforge.ops.linear.linear_then_norm` gives, in one launch; None where no kernel does that."""
-    if x.ndim != 2 or columns_for_weights(len(x), [weight, *weights]) != 0 or len(x) != 1:
+) -> tuple[Any, Any] | None:
+    """What `rocforge.ops.linear.linear_then_norm` gives, without a launch for the norm; None where that can't be."""
+    if x.ndim != 2:
+        return None
+    if residual is not None and takes_halves(len(x), [weight, *weights]):
+        return rms_norm_of_sum(residual, *products_halves(x, [weight]), bias, norm, eps)
+    if len(x) != 1 or columns_for_weights(1, [weight, *weights]) != 0:
         return None
     if (isinstance(x, Activations) and x.norm is not None) or not fills_device(len(weight)):
         return None
@@ -99,6 +114,7 @@ def launches(formats: Sequence[str]) -> list[tuple[int, int]]:
 def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     if isinstance(x, Activations):
         raise TypeError(f"activations {x.shape} are for packed weights and up to {MOST_COLUMNS} rows")
+    x = x if x.dtype == np.float16 else x.astype(np.float32, copy=False)
     ys = products_halves(x, weights)
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,18 @@ def float32(x: Any) -> Any:
 
 
 def rows_of(x: Any) -> tuple[Any, int]:
-    """The memory that a CuPy array (rows, ...) lies in, flat, and how many elements its rows are apart.
+    """The memory that a CuPy array (rows, ...) lies in, contiguous, and how many elements its rows are apart.
 
     The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
     whose rows are not contiguous, or not float32, is copied.
     """
-    cupy = cupy_module()
-    if x.dtype != np.float32 or not x[:1].flags.c_contiguous:
+    if x.dtype != np.float32 or not (x.flags.c_contiguous or x[0].flags.c_contiguous):
         x = float32(x)
-    stride = x.strides[0] // x.itemsize if len(x) > 1 else x[:1].size
-    return cupy.ndarray(((len(x) - 1) * stride + x[:1].size,), x.dtype, memptr=x.data), stride
+    if x.flags.c_contiguous:
+        return x, x.size // max(len(x), 1)
+    stride = x.strides[0] // x.itemsize
+    size = (len(x) - 1) * stride + math.prod(x.shape[1:])
+    return cupy_module().ndarray((size,), x.dtype, memptr=x.data), stride
 
 
 def blocks(size: int, a_block: int) -> int:
