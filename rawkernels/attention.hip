@@ -327,6 +327,7 @@ DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u32 
 // Where a block's results go: rows of `columns` floats, or what the product that follows takes.
 struct Output {
     float* floats;
+    f16* halves;
     Rounded rounded;
     u64 query;
     u32 first, columns;
@@ -334,6 +335,7 @@ struct Output {
     // All lanes of the wave; i past the block's elements writes nothing.
     MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
+        if (halves && i < SIZE) store_halves(halves + query * columns + first + i, v);
         if (rounded.data) rounded.store(query, i < SIZE ? first + i : rounded.cells * CELL, v);
     }
 };
@@ -377,16 +379,16 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
     }
 }
 
-// From q (tokens, heads, HEAD_DIM), either `out` of that shape or `Rounded` activations, the other being null. Grid:
+// From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
 // of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
 // combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are q_stride apart;
 // with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are stored first.
 KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
-attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values, const i32* tables,
-                 const i32* lengths, const i32* query_starts, const float* sinks, float* partials, i32* counters,
-                 u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
+attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
+                 const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
+                 i32* counters, u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
                  const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
                  const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
                  float eps, u32 pairs, i32 neox) {
@@ -414,7 +416,7 @@ attention_decode(float* out, u8* rounded, u32 rounded_columns, const float* q, f
     wait_for_previous();
 
     u32 columns = kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {out, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
+    Output output = {out, halves, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
     if (next == query + 1 && length == 0 && split == 0)
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;

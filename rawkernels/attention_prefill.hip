@@ -160,11 +160,11 @@ DEVICE void add_values(Rows& rows, const Shared& shared) {
     }
 }
 
-// out (tokens, heads, HEAD_DIM), from q of that shape. Grid: (tiles of rows of the longest, kv_heads, sequences).
-// Queries are the last of their sequence; without `causal`, each sees all of it. A sequence with one query is left to
-// attention_decode.
+// `out` or `halves` (tokens, heads, HEAD_DIM), the other null, from q of that shape. Grid: (tiles of rows of the longest,
+// kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A sequence with
+// one query is left to attention_decode.
 KERNEL(THREADS)
-attention_prefill(float* out, const float* q, const f16* keys, const f16* values, const i32* tables,
+attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
                   const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                   float scale, float softcap, i32 window, i32 causal) {
     wait_for_previous();
@@ -224,11 +224,15 @@ attention_prefill(float* out, const float* q, const f16* keys, const f16* values
         float top = maximum(rows.highest[slot], sink), factor = fast_exp2(rows.highest[slot] - top);
         factor /= sum * factor + fast_exp2(sink - top);
         if (r >= total) continue;
-        float* row = out + base + r / GROUP * query_step + r % GROUP * HEAD_DIM + wave_column();
+        u64 at = base + r / GROUP * query_step + r % GROUP * HEAD_DIM + wave_column();
         UNROLL
         for (u32 n = 0; n < DIMS; ++n)
             UNROLL
-            for (u32 i = 0; i < ELEMENTS; ++i)
-                if (row_slot(i) == slot) row[n * 16 + fragment_column(i)] = rows.sums[n].x[i] * factor;
+            for (u32 i = 0; i < ELEMENTS; ++i) {
+                if (row_slot(i) != slot) continue;
+                float value = rows.sums[n].x[i] * factor;
+                if (halves) halves[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
+                else out[at + n * 16 + fragment_column(i)] = value;
+            }
     }
 }

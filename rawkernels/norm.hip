@@ -20,16 +20,10 @@ DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
         if (i + j < n) row[i + j] = element(v, j);
 }
 DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
-    v = make_f32x4(held(v.x), held(v.y), held(v.z), held(v.w));
-    if (n % 4 == 0 && i < n) {
-        u32x2 pairs;
-        pairs.x = pack_halves(v.x, v.y), pairs.y = pack_halves(v.z, v.w);
-        *reinterpret_cast<u32x2*>(row + i) = pairs;
-        return;
-    }
+    if (n % 4 == 0 && i < n) return store_halves(row + i, v);
     UNROLL
     for (u32 j = 0; j < 4; ++j)
-        if (i + j < n) row[i + j] = from_float<f16>(element(v, j));
+        if (i + j < n) row[i + j] = from_float<f16>(held(element(v, j)));
 }
 
 // A row of n floats, or of one number where there is none. A block's first elements wait in registers.

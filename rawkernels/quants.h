@@ -359,6 +359,13 @@ DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
 // What float16 cannot hold becomes its largest value.
 DEVICE float held(float x) { return maximum(minimum(x, 65504.0f), -65504.0f); }
 
+// Four values in float16, to an address of whole eight bytes.
+DEVICE void store_halves(f16* to, f32x4 v) {
+    u32x2 pairs;
+    pairs.x = pack_halves(held(v.x), held(v.y)), pairs.y = pack_halves(held(v.z), held(v.w));
+    *reinterpret_cast<u32x2*>(to) = pairs;
+}
+
 // Elements i to i + 3 of column k, i being a multiple of 4; i past the cells writes nothing.
 DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
     if (i >= cells * CELL) return;

@@ -132,7 +132,7 @@ def paged_attention(
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, the shape of q; with `then` (tokens, heads * head_dim), or, on a device, Activations of that shape.
+        float32, the shape of q; with `then` (tokens, heads * head_dim), on a device also float16 or Activations.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:

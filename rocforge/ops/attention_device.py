@@ -15,7 +15,7 @@ from rocforge.batch import Batch
 from rocforge.cache import BLOCK_SIZE
 from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import CELL
-from rocforge.ops.operands import Activations, columns_for_weights
+from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
 from rocforge.ops.strided import blocks, float32, rows_of
 
 LEAST_SHARE = 128
@@ -81,16 +81,19 @@ def paged_attention(
     """As rocforge.ops.attention.paged_attention: for `then`, single queries are written as Activations."""
     keys, values = batch.cache.layer(layer)
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
-    columns = None
-    if then is not None and sequences.most_queries == 1 and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
+    out = _room_for(then, q, sequences.most_queries == 1)
+    _attend(out, q, keys, values, sequences, sinks, options, fresh=fresh)
+    return out if then is None or isinstance(out, Activations) else out.reshape(len(q), -1)
+
+
+def _room_for(then: Any, q: Any, single: bool) -> Any:
+    """Where to write what is to be multiplied with the weight `then`, in the form that this takes."""
+    if then is not None and single and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
         columns = columns_for_weights(len(q), [then])
-    if columns is not None:
-        rounded = Activations.empty(len(q), q.shape[1] * q.shape[2], columns)
-        _attend(None, rounded, q, keys, values, sequences, sinks, options, fresh=fresh)
-        return rounded
-    out = cupy_module().empty(q.shape, np.float32)
-    _attend(out, None, q, keys, values, sequences, sinks, options, fresh=fresh)
-    return out if then is None else out.reshape(len(q), -1)
+        if columns is not None:
+            return Activations.empty(len(q), q.shape[1] * q.shape[2], columns)
+    halves = then is not None and takes_halves(len(q), [then])
+    return cupy_module().empty(q.shape, np.float16 if halves else np.float32)
 
 
 def _sequences_of(batch: Batch) -> Sequences:
@@ -111,13 +114,12 @@ def attention(
         raise ValueError("attention: a window of one query needs causal attention")
     out = cupy.empty(q.shape, np.float32)
     k, v = (cupy.ascontiguousarray(a, dtype=np.float16) for a in (k, v))
-    _attend(out, None, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
+    _attend(out, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
     return out
 
 
 def _attend(
     out: Any,
-    rounded: Activations | None,
     q: Any,
     keys: Any,
     values: Any,
@@ -129,7 +131,7 @@ def _attend(
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
 
-    With `fresh`, all of them are alone.
+    `out` is float32, float16, or, where all are alone, Activations. With `fresh`, all are alone.
     """
     if q.size == 0:
         return
@@ -140,19 +142,26 @@ def _attend(
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
+    to = _pointers(out)
     if sequences.some_have_one:
         splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
         work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
         decode = _decode_kernel(head_dim, group)
-        to = (out, None, 0) if rounded is None else (out, rounded.data, rounded.columns)
         decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
     if sequences.most_queries > 1:
         tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
         prefill = _prefill_kernel(head_dim, group)
-        args = (out, *where, stride, kv_heads, *options, int(causal))
+        args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
         prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
+
+
+def _pointers(out: Any) -> tuple[Any, Any, Any, int]:
+    """The decode kernel's first arguments: floats, halves, activations and their columns."""
+    if isinstance(out, Activations):
+        return None, None, out.data, out.columns
+    return (None, out, None, 0) if out.dtype == np.float16 else (out, None, None, 0)
 
 
 def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
@@ -208,13 +217,13 @@ def _sizes(head_dim: int, group: int) -> dict[str, int]:
 def _decode_kernel(head_dim: int, group: int) -> Kernel:
     more = "float32* int32* uint32 int32 int32 int32 float32 float32 int32"
     before = f"float32*? float32*? uint64 uint64 uint64 int32*? {' '.join(['float32*?'] * 4)} float32 uint32 int32"
-    signature = f"float32*? uint8*? uint32 {_WHERE} {more} {before}"
+    signature = f"float32*? float16*? uint8*? uint32 {_WHERE} {more} {before}"
     return Kernel("attention.hip", "attention_decode", signature, **_sizes(head_dim, group))
 
 
 @functools.cache
 def _prefill_kernel(head_dim: int, group: int) -> Kernel:
-    signature = f"float32* {_WHERE} uint32 uint32 float32 float32 int32 int32"
+    signature = f"float32*? float16*? {_WHERE} uint32 uint32 float32 float32 int32 int32"
     return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
 
 

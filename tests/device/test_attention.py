@@ -150,6 +150,18 @@ def test_rounded_for_a_product():
     assert (np.abs((values * scales).reshape(2, 384) - expected) <= 0.501 * np.repeat(scales[..., 0], 32, 1)).all()
 
 
+def test_halves_for_a_product():
+    """What the BLAS library multiplies comes in float16 from both kernels: the same, rounded."""
+    rng = np.random.default_rng(6)
+    cache = filled(rng, 2, 64, 32)
+    batch = Batch.of(cache, [Chunk(0, 70, [1, 2, 3]), Chunk(700, 1, range(4, 26)), Chunk(20, 1, [26])])
+    q = cp.asarray(rng.standard_normal((72, 6, 64), np.float32))
+    weight = cp.asarray(rng.standard_normal((4, 384)).astype(np.float16))
+    y = paged_attention(q, batch, 0, then=weight)
+    assert y.dtype == np.float16 and y.shape == (72, 384)
+    assert cp.array_equal(y, paged_attention(q, batch, 0).astype(np.float16).reshape(72, 384))
+
+
 @pytest.mark.parametrize("norms, neox", [(False, True), (True, False)])
 def test_one_launch_with_rope_and_store(norms: bool, neox: bool):
     """`attend` of one query a sequence is `rotate_and_store`, then `paged_attention`, bit for bit, in the cache too."""

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from weights import half_steps, values_of
 
-from rocforge.ops.norm import layer_norm, layer_norm_quantized, rms_norm, rms_norm_halves, rms_norm_quantized
+from rocforge.ops.norm import (
+    layer_norm,
+    layer_norm_quantized,
+    rms_norm,
+    rms_norm_halves,
+    rms_norm_of_sum,
+    rms_norm_quantized,
+)
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
 
@@ -92,6 +99,22 @@ def test_halves(n: int):
     assert relative_error(y[:, 1:], expected[:, 1:]) < 1e-3
 
 
-def test_wrong_weight():
+@pytest.mark.parametrize("n", WIDTHS)
+def test_of_a_sum(n: int):
+    """The sum is exact to a rounding or two; its norm is `rms_norm_halves` of it, bit for bit."""
+    rng = np.random.default_rng(n)
+    x, y = (rng.standard_normal((5, n), np.float32) for _ in range(2))
+    bias, weight = (rng.standard_normal(n, np.float32) for _ in range(2))
+    for b in (None, bias):
+        on_device = (a if a is None else cp.asarray(a) for a in (x, y, b, weight))
+        total, normed = rms_norm_of_sum(*on_device, 1e-5)
+        assert relative_error(total, x.astype(np.float64) + y + (0 if b is None else b)) < 1e-6
+        assert cp.array_equal(normed, rms_norm_halves(total, cp.asarray(weight), 1e-5))
+
+
+def test_wrong_shapes():
+    x = cp.ones((2, 8), np.float32)
     with pytest.raises(ValueError, match="shape"):
-        rms_norm(cp.ones((2, 8), np.float32), cp.ones(7, np.float32))
+        rms_norm(x, cp.ones(7, np.float32))
+    with pytest.raises(ValueError, match=r"\(2, 8\) and \(1, 8\)"):
+        rms_norm_of_sum(x, x[:1], None, x[0], 1e-5)

@@ -11,6 +11,7 @@ from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.matvec import GATES, fills_device, product_then_norm
+from rocforge.ops.norm import rms_norm
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
@@ -75,7 +76,21 @@ def test_product_then_norm(rng, qtype, rows, columns):
     assert relative_error(gated, swiglu(expected[0], expected[0])) < 1e-4
 
 
-def test_product_then_norm_is_for_one_row_of_packed_weights(rng):
+@pytest.mark.parametrize("biased", [False, True])
+def test_product_then_norm_of_many_rows(rng, biased):
+    """What the BLAS library multiplies is added to the residual where it is normalized, in float16 for the next."""
+    x, residual = (cp.asarray(rng.standard_normal((70, n)).astype(np.float32)) for n in (96, 64))
+    weight, after = (random_weight(rng, "Q8_0", shape).to_device("gpu") for shape in ((64, 96), (40, 64)))
+    bias, norm = (cp.asarray(rng.standard_normal(64).astype(np.float32)) for _ in range(2))
+    bias = bias if biased else None
+    y, normed = linear_then_norm(x, weight, bias, residual, norm, 1e-5, [after])
+    assert relative_error(y.get(), linear(x, weight, bias, residual).get()) < 1e-6
+    assert normed.dtype == np.float16 and relative_error(normed.get(), rms_norm(y, norm, 1e-5).get()) < 1e-3
+    for given, then in ((None, after), (residual, norm[None])):  # nothing to add to; a next weight in float32
+        assert linear_then_norm(x, weight, bias, given, norm, 1e-5, [then])[1] is None
+
+
+def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
     """Anything else is the product alone, and so is what would leave most of the card idle for half of the time."""
     packed, floats = (random_weight(rng, name, (64, 64)).to_device("gpu") for name in ("Q8_0", "F16"))
     norm, x = cp.ones(64, np.float32), cp.asarray(rng.standard_normal((2, 64)).astype(np.float32))
