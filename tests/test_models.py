@@ -109,3 +109,19 @@ def test_token_outside_the_vocabulary(model_of):
     _, model = model_of("llama", "F32")
     with pytest.raises(IndexError, match=str(model.config.vocabulary)):
         model([0, model.config.vocabulary])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_that_are_wanted(model_of, rng, variant):
+    """Of a batch in which one sequence wants its last logits, or none does, these are those of the whole, to 1e-5."""
+    recipe = "F32" if (variant, "F32") in CASES else "MIXED"
+    _, model = model_of(variant, recipe)
+    first, second = (rng.integers(0, model.config.vocabulary, n) for n in (9, 20))
+    cache, both = model.new_cache(2), np.concatenate([first, second[:14]])
+    for wanted in (False, True):
+        chunks = [Chunk(0, 9, [0], wants_logits=wanted), Chunk(0, 14, [1], wants_logits=False)]
+        logits = model(both, Batch.of(cache, chunks))
+        assert logits.shape == (wanted, model.config.vocabulary)
+    assert relative_error(logits[0], model(first)[-1]) < EXACT
+    last = model(second[14:], Batch.of(cache, [Chunk(14, 6, [1])]))
+    assert relative_error(last[0], model(second)[-1]) < EXACT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ class Block(Module):
     def entry(self) -> Entry | None:
         return self.attn.entry
 
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
-        return self.ffn(self.attn(x, batch, self.ffn.entry), batch, then)
+    def forward(self, x: Any, batch: Batch, then: Entry | None = None, rows: Any = None) -> Any:
+        """`rows`: those wanted of the result; None: all. Keys and values are stored of all in either case."""
+        x = self.attn(x, batch, self.ffn.entry if rows is None else None)
+        return self.ffn(x if rows is None else x[rows], batch, then)
 
 
 class Transformer(Module):
@@ -84,7 +87,7 @@ class Transformer(Module):
             return super().__call__(tokens, batch)
 
     def forward(self, tokens: Any, batch: Batch | None = None) -> Any:
-        """Logits of the tokens of a batch.
+        """Logits of the tokens of a batch. Of the last layer's feed-forward there are only the rows they come from.
 
         Args:
             tokens: integers, shape (tokens,), of any number of sequences one after another.
@@ -109,11 +112,12 @@ class Transformer(Module):
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
-        some = batch.logits_rows is not None and len(batch.logits_rows) < len(tokens)
-        entries = [*(block.entry for block in self.blk[1:]), None if some else self.entry]
-        for block, following in zip(self.blk, entries, strict=True):
-            x = block(x, batch, following)
-        return self.logits(x[batch.logits_rows] if some else x)
+        for block, following in itertools.pairwise(self.blk):
+            x = block(x, batch, following.entry)
+        rows = batch.logits_rows
+        if rows is not None and len(rows) == len(tokens):
+            rows = None
+        return self.logits(self.blk[-1](x, batch, self.entry, rows))
 
     @property
     def entry(self) -> Entry:

@@ -20,6 +20,7 @@ TILE_ROWS = 4096
 
 _to_halves = Kernel("quantize.hip", "to_halves", "float32* float16* int64")
 _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
+_ONE_AT, _ZERO_AT = _ONE.ctypes.data, _ZERO.ctypes.data
 
 
 def product_halves(x: Any, weight: Any) -> Any:
@@ -94,7 +95,7 @@ def _multiply(x: Any, weight: Any, y: Any, start: int) -> None:
     # BLAS counts columns first: y's transpose is weight @ x's transpose
     blas.gemmEx(
         cupy.cuda.device.get_cublas_handle(),
-        *(blas.CUBLAS_OP_T, blas.CUBLAS_OP_N, rows, n, columns, _ONE.ctypes.data),
-        *(weight.data.ptr, half, columns, x.data.ptr, half, columns, _ZERO.ctypes.data),
+        *(blas.CUBLAS_OP_T, blas.CUBLAS_OP_N, rows, n, columns, _ONE_AT),
+        *(weight.data.ptr, half, columns, x.data.ptr, half, columns, _ZERO_AT),
         *(y.data.ptr + start * y.itemsize, single, y.shape[1], _compute_type(), blas.CUBLAS_GEMM_DEFAULT),
     )

@@ -40,7 +40,7 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
 def linear_then_norm(
     x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """`linear(x, weight, bias, residual)` and, where that takes no launch of its own, its rms_norm for the next product.
+    """`linear(x, weight, bias, residual)` and, if that takes no launch of its own, its rms_norm for the next product.
 
     Args:
         x, weight, bias, residual: as in `linear`.

@@ -35,7 +35,7 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
     if not isinstance(x, Activations):
         x = x.reshape(n, x.shape[-1])
     if residual is not None:
-        residual = cupy_module().ascontiguousarray(residual).reshape(n, -1)
+        residual = cupy_module().ascontiguousarray(residual).reshape(n, residual.shape[-1])
     form = columns_for(n)
     if form is None and n > MAX_COLUMNS:
         ys = _many(x, weights, biases, residual)

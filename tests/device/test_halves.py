@@ -6,6 +6,7 @@ import pytest
 from golden import relative_error
 
 import rocforge as rf
+from rocforge.kernels import launches_recorded
 from rocforge.load import load_model
 from rocforge.memory import cache_nbytes
 from rocforge.ops import gemm
@@ -44,6 +45,17 @@ def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
         assert calls == [sum(map(len, weights))]
         for y, weight in zip(ys, weights, strict=True):
             assert relative_error(y.get(), x.get().astype(np.float64) @ weight.halves.get().T.astype(np.float64)) < 1e-5
+
+
+def test_launches_of_a_prompt(file, monkeypatch):
+    """Nine a layer, four of them the BLAS library's: norms add the residual, attention and units write float16."""
+    model, names = load_model(file, "gpu", halves=True), []
+    monkeypatch.setattr(gemm, "_multiply", lambda *args: names.append("product"))
+    with launches_recorded(lambda kernel: names.append(kernel.name)):
+        model(np.zeros(MOST_COLUMNS + 1, np.int32))
+    attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
+    layer = [*attention, "product", "swiglu", "product", "rms_norm_of_sum"]
+    assert names == ["rope_angles", "dequantize_float32", "rms_norm", *layer * model.config.layers, "product"]
 
 
 def test_by_itself(file, monkeypatch):

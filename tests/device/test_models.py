@@ -60,6 +60,17 @@ def test_logits_of_few_tokens(models, rng):
     assert typical_error(gpu(tokens), cpu(tokens)) < INT8
 
 
+@pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
+def test_rows_that_are_wanted(models, rng, count):
+    """None of a prompt's first part, then the last one of the rest."""
+    cpu, gpu = models
+    tokens, cache = rng.integers(0, cpu.config.vocabulary, count + 8), gpu.new_cache(3)
+    nothing = gpu(tokens[:count], Batch.of(cache, [Chunk(0, count, range(3), wants_logits=False)]))
+    assert nothing.shape == (0, cpu.config.vocabulary)
+    last = gpu(tokens[count:], Batch.of(cache, [Chunk(count, 8, range(3))]))
+    assert relative_error(rf.asnumpy(last), cpu(tokens)[-1:]) < INT8 * (3 if cpu.config.experts else 1)
+
+
 def test_error_beside_llama_cpp(models, request):
     """Rounding activations to int8 moves the logits from the exact ones by at most 1.5 times what it does in llama.cpp.
 
