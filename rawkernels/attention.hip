@@ -388,8 +388,8 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
 attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
                  const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
-                 i32* counters, u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap, i32 window,
-                 const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
+                 i32* counters, u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap,
+                 i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
                  const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
                  float eps, u32 pairs, i32 neox) {
     __shared__ Shared shared;

@@ -160,9 +160,9 @@ DEVICE void add_values(Rows& rows, const Shared& shared) {
     }
 }
 
-// `out` or `halves` (tokens, heads, HEAD_DIM), the other null, from q of that shape. Grid: (tiles of rows of the longest,
-// kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A sequence with
-// one query is left to attention_decode.
+// From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
+// longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
+// sequence with one query is left to attention_decode.
 KERNEL(THREADS)
 attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
                   const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
