@@ -104,9 +104,10 @@ class Batch:
         self.positions, self.slots, self.tables, self.lengths, self.query_starts = views
 
     @functools.cached_property
-    def queries(self) -> list[int]:
-        """How many tokens of each sequence there are."""
-        return [span.rows.stop - span.rows.start for span in self.spans]
+    def queries(self) -> tuple[int, int]:
+        """How many tokens there are of the sequence with the fewest, and of the one with the most."""
+        counts = [span.rows.stop - span.rows.start for span in self.spans]
+        return min(counts), max(counts)
 
     def cos_sin(self, frequencies: RopeFrequencies) -> tuple[Any, Any]:
         """Cosines and sines of the positions, computed once for all layers that share the frequencies."""

@@ -62,7 +62,7 @@ def attend(
     then: Any,
 ) -> Any:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
-    if max(batch.queries) > 1:
+    if batch.queries[1] > 1:
         q, fresh = rotate_and_store(q, fresh, batch, layer), None
     return paged_attention(q, batch, layer, scale, window, softcap, sinks, then, fresh)
 
@@ -78,7 +78,7 @@ def paged_attention(
     then: Any,
     fresh: Fresh | None = None,
 ) -> Any:
-    """As rocforge.ops.attention.paged_attention: for `then`, single queries are written as Activations."""
+    """As rocforge.ops.attention.paged_attention: for `then` in the form that it takes, where the kernels write that."""
     keys, values = batch.cache.layer(layer)
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
     out = _room_for(then, q, sequences.most_queries == 1)
@@ -97,8 +97,8 @@ def _room_for(then: Any, q: Any, single: bool) -> Any:
 
 
 def _sequences_of(batch: Batch) -> Sequences:
-    most, least = max(batch.queries), min(batch.queries)
-    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, least == 1)
+    fewest, most = batch.queries
+    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, fewest == 1)
 
 
 def attention(

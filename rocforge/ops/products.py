@@ -90,7 +90,7 @@ def product_then_norm_device(
     if x.ndim != 2:
         return None
     if residual is not None and takes_halves(len(x), [weight, *weights]):
-        return rms_norm_of_sum(residual, *products_halves(x, [weight]), bias, norm, eps)
+        return rms_norm_of_sum(residual, *_many(x, [weight], [None], None), bias, norm, eps)
     if len(x) != 1 or columns_for_weights(1, [weight, *weights]) != 0:
         return None
     if (isinstance(x, Activations) and x.norm is not None) or not fills_device(len(weight)):
