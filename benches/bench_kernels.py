@@ -161,13 +161,13 @@ def attention(report: Report) -> None:
 
 
 def shares(report: Report) -> None:
-    """The decode kernel over how finely it splits sequences: what LEAST_SHARE was chosen by."""
-    kept = attention_device.LEAST_SHARE
-    for attention_device.LEAST_SHARE in (64, 128, 256, 512):
-        for shape in [(1, 128, 32, 8, 128), (1, 512, 32, 8, 128), (1, 1024, 32, 8, 128), (1, 4096, 32, 8, 128)]:
-            name = f"share {attention_device.LEAST_SHARE} decode batch {shape[0]} context {shape[1]}"
-            report.add(name, *decode_attention(*shape))
-    attention_device.LEAST_SHARE = kept
+    """The decode kernel over where it begins to split sequences: what UNSPLIT was chosen by."""
+    kept = attention_device.UNSPLIT
+    for attention_device.UNSPLIT in (32, 64, 128, 256):
+        for context in (64, 96, 128, 192, 256):
+            name = f"unsplit {attention_device.UNSPLIT} decode batch 1 context {context}"
+            report.add(name, *decode_attention(1, context, 32, 8, 128))
+    attention_device.UNSPLIT = kept
 
 
 def norms(report: Report) -> None:

@@ -381,14 +381,14 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 
 // From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
-// one of length zero gives zeros. A split takes an equal share of the tokens, but at least `least` of them (a multiple
-// of BLOCK_SIZE). The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
+// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than
+// `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
 // combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are q_stride apart;
 // with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are stored first.
 KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
 attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
                  const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
-                 i32* counters, u32 table_stride, i32 splits, i32 least, i32 kv_heads, float scale, float softcap,
+                 i32* counters, u32 table_stride, i32 splits, i32 unsplit, i32 kv_heads, float scale, float softcap,
                  i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
                  const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
                  float eps, u32 pairs, i32 neox) {
@@ -400,7 +400,7 @@ attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, cons
     i32 first = window ? maximum(length - window, 0) : 0;
     i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
     i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
-    share = maximum(share, least);
+    if (range <= unsplit) share = unsplit;
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = tables + u64(sequence) * table_stride;

@@ -226,22 +226,7 @@ struct Norm {
     MEMBER u32 runs() const { return (n + 31) / 32; }
     MEMBER float factor_of(float sum) const { return fast_rsqrt(sum / float(n) + eps); }
 
-    // All lanes of a wave call it.
-    MEMBER float factor() const {
-        if (!squares) return 1.0f;
-        const u32 TOGETHER = 4;
-        float sum = 0.0f;
-        for (u32 i = lane(); i < runs(); i += TOGETHER * WAVE) {
-            float part[TOGETHER];
-            UNROLL
-            for (u32 t = 0; t < TOGETHER; ++t) part[t] = squares[minimum(i32(i + t * WAVE), i32(runs() - 1))];
-            UNROLL
-            for (u32 t = 0; t < TOGETHER; ++t) sum += i + t * WAVE < runs() ? part[t] : 0.0f;
-        }
-        return factor_of(wave_sum(sum));
-    }
-
-    // For a factor of all threads of a block: a thread's share of the sum, loaded now.
+    // A thread's share of the sum, loaded now: long before the block needs the factor.
     template <u32 THREADS>
     MEMBER float share() const {
         float sum = 0.0f;
@@ -317,8 +302,10 @@ DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 col
         row[2 * p] = m.gate + u64(r) * QTYPE::row_bytes(cells);
         row[2 * p + 1] = m.up + u64(r) * QTYPE::row_bytes(cells);
     }
-    float sum[2 * PAIRS][COLUMNS] = {};
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES);
+    float sum[2 * PAIRS][COLUMNS] = {}, share = 0.0f;
+    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
+        if (COLUMNS == 1) share = norm.share<GATED_THREADS>();
+    });
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
     UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
@@ -328,8 +315,7 @@ DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 col
             if (rank == k) sums.gate[at] = sum[2 * p][k], sums.up[at] = sum[2 * p + 1][k];
         }
     }
-    float factor = 1.0f;
-    if (COLUMNS == 1 && wave() == 0) factor = norm.factor();
+    float factor = COLUMNS == 1 ? norm.factor<GATED_THREADS>(share) : 1.0f;
     barrier();
     // a lane a row, then, of each run of 32, eight lanes with four each
     for (u32 from = wave() * WAVE; from < SIZE; from += GATED_THREADS) {

@@ -105,9 +105,10 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
 }
 
 // tokens (rows,): the drawn token, or the most likely one where the temperature is zero. The row's step goes up by
-// one, and its count of the token. A block a row.
+// one, and its count of the token. With `posted` (2, rows), memory of the host, tokens go there too, to one half and the
+// other as *turn is even or odd. A block a row.
 KERNEL(ROW_THREADS)
-sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
+sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
             const i32* best, u32 vocabulary, u32 slices) {
     __shared__ SelectShared shared;
     u32 row = block_x();
@@ -143,6 +144,7 @@ sample_rows(i32* tokens, Parameters* parameters, i32* counts, const float* scale
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // logits that are not numbers give no token
     tokens[row] = token;
+    if (posted) posted[*turn % 2 * rows + row] = token;
     parameters[row].step = p.step + 1;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }

@@ -25,12 +25,12 @@ from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Sampler
 from rocforge.ops.strided import blocks
 from rocforge.scheduler import Request
-from rocforge.streams import Download, Stream
+from rocforge.streams import Download, Stream, shared_array
 
 THREADS = 256
 """As in decode.hip."""
 
-place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* uint32 uint32 uint32")
+place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* int32* uint32 uint32 uint32")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Flight:
 
     Attributes:
         requests: whose step it is.
-        arrays: copies to the host that follow it: of the tokens, and of what `reports` gives.
+        arrays: what of it reaches the host: the tokens, and copies of what `reports` gives.
     """
 
     requests: list[Request]
@@ -81,8 +81,9 @@ class Decoder:
             self._plan.set_tables(requests, self._stream)
             self._blocks = lengths
         self._plan.run(self._graphs)
-        arrays = [self._plan.tokens, *reports(self._plan.logits, self._plan.tokens, requests)]
-        return Flight(self._requests, [self._stream.download(array) for array in arrays])
+        reported = reports(self._plan.logits, self._plan.tokens, requests)
+        arrays = [self._stream.written(self._plan.posted), *map(self._stream.download, reported)]
+        return Flight(self._requests, arrays)
 
     def forget(self) -> None:
         """Other steps have moved the requests on."""
@@ -113,13 +114,19 @@ class _Plan:
     def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, pool: Any):
         rows, cupy = len(sampler.parameters), cupy_module()
         self._model, self._cache, self._sampler, self._pool = model, cache, sampler, pool
-        self._state = cupy.zeros((5 + width, rows), np.int32)
-        self.tokens, self._next, self._positions, self._slots, self._lengths = self._state[:5]
-        self._tables = self._state[5:].reshape(rows, width)
+        self._state = cupy.zeros((6 + width, rows), np.int32)
+        self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
+        self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
+        self._posted, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.arange(rows + 1, dtype=np.int32)
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
         self._capturable = True
+
+    @property
+    def posted(self) -> np.ndarray:
+        """Memory of the host: the tokens of the last step, until the next but one."""
+        return self._posted[0][self._steps % 2]
 
     def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
@@ -127,8 +134,8 @@ class _Plan:
         state[1] = -1
         for row, request in enumerate(requests):
             state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
-        state[5:] = self._padded_tables(requests).reshape(state[5:].shape)
-        self._state[...] = stream.upload(state)
+        state[6:] = self._padded_tables(requests).reshape(state[6:].shape)
+        self._state[...], self._steps = stream.upload(state), 0
         if sampler is not self._sampler:
             self._sampler.become(sampler)
 
@@ -144,6 +151,7 @@ class _Plan:
 
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
+        self._steps += 1
         with cupy_module().cuda.using_allocator(self._pool.malloc):
             if graphs and self._warm and self._capturable and self._graph is None:
                 self._graph = self._captured()
@@ -170,9 +178,9 @@ class _Plan:
 
     def _step(self) -> Any:
         rows, width = self._tables.shape
-        args = (self._next, self._positions, self._slots, self._lengths, self._tables)
+        args = (self._next, self._positions, self._slots, self._lengths, self._turn, self._tables)
         place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
         places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
         logits = self._model(self.tokens, Batch(self._cache, *places))
-        self._sampler(logits, self.tokens)
+        self._sampler(logits, self.tokens, self._posted[1], self._turn)
         return logits

@@ -116,9 +116,14 @@ class Stream:
             array.data.copy_to_host_async(host.ctypes.data, host.nbytes)
             return Download(host, _recorded(), array)
 
+    def written(self, host: np.ndarray) -> Download:
+        """What kernels that are queued by now write to a part of an array from `shared_array`."""
+        with self:
+            return Download(host, _recorded(), None)
+
 
 class Download:
-    """A copy to the host that is under way."""
+    """What is on its way to the host: a copy, or what kernels write there."""
 
     def __init__(self, host: np.ndarray, landed: Any, source: Any):
         self._host, self._landed, self._source = host, landed, source
@@ -129,11 +134,23 @@ class Download:
         return self._landed is None or self._landed.done
 
     def get(self) -> np.ndarray:
-        """The values, once they are there: waits for the copy, and not for what was queued after it."""
+        """The values, once they are there: waits for that, and not for what was queued after it."""
         if self._landed is not None:
             self._landed.synchronize()
             self._landed = self._source = None
         return self._host
+
+
+def shared_array(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, Any]:
+    """Zeros in memory of the host that kernels on the current device can write to: a NumPy and a CuPy array of it.
+
+    A few bytes reach the host so without a copy, for which a stream would stop. The NumPy array owns the memory.
+    """
+    cupy = cupy_module()
+    host = _pinned(shape, np.dtype(dtype))
+    host[...] = 0
+    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, cupy.cuda.runtime.getDevice())
+    return host, cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
 def _recorded() -> Any:

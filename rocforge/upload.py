@@ -19,12 +19,14 @@ from rocforge.arrays import cupy_module, on_device
 from rocforge.ops.dequantize import PLANAR, pack, planar_row_nbytes
 from rocforge.quant import QuantizedArray
 
-READERS = 8
+READERS = 6
 """Threads that read: one copies from the page cache at a fraction of what PCIe takes, and disks want a queue."""
 BUFFERS = READERS + 2
 """Pinned buffers: two are on their way to the device while every reader fills one."""
 BUFFER_NBYTES = 8 << 20
 """Bytes of a buffer: enough for a copy at full rate, and few to pin, which takes the host a while."""
+PARTS = 4
+"""Buffers' worth that a thread takes at a time: what Python does for each of them, one thread at a time can do."""
 ALIGNMENT = 256
 
 
@@ -101,23 +103,27 @@ class Uploader:
     def _send(self, source: np.ndarray, target: Any, convert: Callable[[Any, Any], Any] | None = None) -> None:
         """Queue the parts of an array: whole rows, if it has any, which `convert` writes to those of the target."""
         step = self._part_nbytes // max(source[:1].nbytes, 1)
-        for start in range(0, len(source), step):
-            part = slice(start, start + step)
-            self._parts.append(self._executor.submit(self._send_part, source[part], target[part], convert))
+        for start in range(0, len(source), PARTS * step):
+            some = slice(start, start + PARTS * step)
+            self._parts.append(self._executor.submit(self._send_some, source[some], target[some], step, convert))
 
-    def _send_part(self, source: np.ndarray, target: Any, convert: Callable[[Any, Any], Any] | None) -> int:
+    def _send_some(self, source: np.ndarray, target: Any, step: int, convert: Callable[[Any, Any], Any] | None) -> int:
+        with on_device(self._device), self._stream:
+            for start in range(0, len(source), step):
+                self._send_part(source[start : start + step], target[start : start + step], convert)
+        return source.nbytes
+
+    def _send_part(self, source: np.ndarray, target: Any, convert: Callable[[Any, Any], Any] | None) -> None:
         buffer = self._buffers.get()
         try:
-            with on_device(self._device), self._stream:
-                if convert is None:
-                    buffer.copy(source, target, self._stream)
-                else:
-                    staged = buffer.staging[: source.nbytes].reshape(source.shape)
-                    buffer.copy(source, staged, self._stream)
-                    convert(staged, target)
+            if convert is None:
+                buffer.copy(source, target, self._stream)
+            else:
+                staged = buffer.staging[: source.nbytes].reshape(source.shape)
+                buffer.copy(source, staged, self._stream)
+                convert(staged, target)
         finally:
             self._buffers.put(buffer)
-        return source.nbytes
 
     def __enter__(self) -> Uploader:
         return self

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import functools
+import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from rocforge.arrays import cupy_module, on_device
 from rocforge.decode import place_tokens
 from rocforge.kernels import Kernel, launches_recorded
-from rocforge.nn.transformer import Transformer
+from rocforge.nn.transformer import Block, Transformer
 from rocforge.ops.operands import MOST_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
@@ -45,9 +47,11 @@ def compile_for(model: Transformer) -> BackgroundCompilation:
 def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     """Call `record` with each kernel that a decode step, prompts and sampling would launch.
 
-    The model itself is run, on zeros and with its launches left out. What it does by libraries is done, and so the BLAS
-    library has been initialized after it.
+    The model itself is run, on zeros, with its launches left out, and without layers that bring nothing new. What it
+    does by libraries is done, and so the BLAS library has been initialized after it.
     """
+    model = copy.copy(model)
+    model.blk = distinct(model.blk)
     with on_device(model.device):
         with _stream(model.device) as stream, launches_recorded(record):
             record(place_tokens)
@@ -58,6 +62,16 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
         stream.synchronize()
         del sampler
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
+
+
+def distinct(layers: Sequence[Block]) -> list[Block]:
+    """Of a model's layers as many as have its kernels: each kind is followed by each that follows it in the model, and
+    the last is the last. What is computed by launches left out takes the host's time, which loading wants itself."""
+    kinds = [repr(layer) for layer in layers]
+    pairs: dict[tuple[str, str], int] = {}
+    for i, pair in enumerate(itertools.pairwise(kinds)):
+        pairs.setdefault(pair, i)
+    return [layer for i in pairs.values() for layer in layers[i : i + 2]] + [layers[-1]]
 
 
 @functools.cache

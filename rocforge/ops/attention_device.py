@@ -18,8 +18,8 @@ from rocforge.ops.dequantize import CELL
 from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
 from rocforge.ops.strided import blocks, float32, rows_of
 
-LEAST_SHARE = 128
-"""Tokens that a split of a sequence has at least: fewer cost more to combine than they save."""
+UNSPLIT = 128
+"""Tokens of a sequence that is not split: to combine parts of so few costs more than it saves."""
 MOST_SPLITS = 64
 """As in attention.hip."""
 PAIRS = 1 << 16
@@ -147,7 +147,7 @@ def _attend(
         splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
-        work = (partials, counters, stride, splits, LEAST_SHARE, kv_heads)
+        work = (partials, counters, stride, splits, UNSPLIT, kv_heads)
         decode = _decode_kernel(head_dim, group)
         decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
     if sequences.most_queries > 1:
@@ -195,7 +195,7 @@ def _splits(device: int, pairs: int, longest: int) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
     if pairs > PAIRS:
         return 1
-    return max(1, min(blocks(2 * multiprocessors(device), pairs), blocks(longest, LEAST_SHARE), MOST_SPLITS))
+    return max(1, min(blocks(2 * multiprocessors(device), pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
 
 
 @functools.cache

@@ -34,7 +34,9 @@ PARAMETERS = np.dtype(
 _slices = Kernel(
     "sampling.hip", "sample_slices", "float32* float32* int32* float32* uint8* int32*? int32*? float32*? uint32 uint32"
 )
-_rows = Kernel("sampling.hip", "sample_rows", "int32* uint8* int32*? float32* float32* int32* uint32 uint32")
+_rows = Kernel(
+    "sampling.hip", "sample_rows", "int32* int32*? int32*? uint32 uint8* int32*? float32* float32* int32* uint32 uint32"
+)
 _logprobs = Kernel("sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* uint32 uint32")
 
 
@@ -88,12 +90,14 @@ class Sampler:
             if target is not None:
                 target[...] = source
 
-    def __call__(self, logits: Any, tokens: Any = None) -> Any:
+    def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
         """The next token of each row; its step, and its counts, go up by one.
 
         Args:
             logits: float32 CuPy array (rows, vocabulary); not changed.
             tokens: int32 (rows,), where they are put; None for a new array.
+            posted: int32 (2, rows), memory of the host where they are put as well; or None.
+            turn: int32, shape (1,): which half of that, the first where it is even.
 
         Returns:
             int32, shape (rows,).
@@ -112,7 +116,7 @@ class Sampler:
         biases = (self._bias_ids, self._bias_values)
         args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
         _slices((count, rows), (SLICE_THREADS,), args)
-        args = (tokens, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
+        args = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
         _rows((rows,), (ROW_THREADS,), args)
         return tokens
 

@@ -114,7 +114,7 @@ def test_large_scores():
 def test_lengths_are_read_by_the_launch(monkeypatch: pytest.MonkeyPatch):
     """Many splits, of which the lengths decide how many have work; the counters are ready again after each launch."""
     rng = np.random.default_rng(3)
-    monkeypatch.setattr(attention_device, "LEAST_SHARE", 32)
+    monkeypatch.setattr(attention_device, "UNSPLIT", 32)
     cache = filled(rng, 2, 64, 12)
     batch = Batch.of(cache, [Chunk(383, 1, range(12))])
     q = rng.standard_normal((1, 4, 64), np.float32)

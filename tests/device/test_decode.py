@@ -7,8 +7,10 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge import decode, warmup
+from rocforge import decode
+from rocforge.kernels import launches_recorded
 from rocforge.load import load_model
+from rocforge.scheduler import Request
 
 PARAMS = [
     {"temperature": 0, "logprobs": 3},
@@ -92,9 +94,10 @@ def test_graphs_are_used(model, prompts, monkeypatch):
 def launched(model):
     """Names of the kernels of a decode step of one request, in order."""
     kernels = []
-    warmup.record_kernels(model, kernels.append)
-    names = [kernel.name for kernel in kernels]
-    return names[: names.index("sample_rows") + 1]
+    with rf.Stream("gpu") as stream, launches_recorded(kernels.append), rf.Engine(model, cache_tokens=64) as engine:
+        request = Request([1], rf.SamplingParams(temperature=0), table=[0])
+        decode.Decoder(stream, model, engine.cache, 2).launch([request])
+    return [kernel.name for kernel in kernels]
 
 
 def test_launches_of_a_step(model):
