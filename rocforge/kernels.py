@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from rocforge.errors import DeviceError
 
 STATIC_SHARED_LIMIT = 48 << 10
 """Bytes of dynamic LDS up to which CUDA needs no opt-in."""
+SCALARS_KEPT = 1024
+"""Numbers that an argument is remembered for, with what CuPy passes for them."""
 
 
 def source_folder() -> Path:
@@ -280,17 +283,36 @@ def _check_of(kind: str) -> Callable[[Any, int], Any]:
     if star:
         return _array_check(None if name == "void" else np.dtype(name), optional == "?")
     scalar = np.dtype(name).type
-    number = (int, np.integer) if issubclass(scalar, np.integer) else (int, float, np.integer, np.floating)
+    whole = issubclass(scalar, np.integer)
+    number = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    usual, seen = int if whole else float, {}
 
     def check(value: Any, device: int) -> Any:
+        known = seen.get(value) if type(value) is usual else None
+        if known is not None:
+            return known
         if not isinstance(value, number) or isinstance(value, bool):
             raise TypeError(f"{name} expected, not {type(value).__name__} ({value!r})")
         try:
-            return scalar(value)
+            known = scalar(value)
         except OverflowError as error:
             raise ValueError(str(error)) from None
+        if type(value) is usual and len(seen) < SCALARS_KEPT and (whole or value):  # -0.0 equals 0.0
+            seen[value] = known
+        return known
 
     return check
+
+
+@functools.cache
+def _contiguity(kind: type) -> Callable[[Any], bool] | None:
+    """What tells whether an array of a class of CuPy is C-contiguous; None where it is no such class.
+
+    `flags` are a new object each time, which takes longer than all else that is checked.
+    """
+    if kind.__module__.partition(".")[0] != "cupy":
+        return None
+    return operator.attrgetter("_c_contiguous" if hasattr(kind, "_c_contiguous") else "flags.c_contiguous")
 
 
 def _array_check(dtype: np.dtype | None, optional: bool) -> Callable[[Any, int], Any]:
@@ -299,11 +321,12 @@ def _array_check(dtype: np.dtype | None, optional: bool) -> Callable[[Any, int],
     def check(value: Any, device: int) -> Any:
         if value is None and optional:
             return null
-        if type(value).__module__.partition(".")[0] != "cupy":
+        is_contiguous = _contiguity(type(value))
+        if is_contiguous is None:
             raise TypeError(f"a CuPy array of {dtype or 'any dtype'} expected, not {type(value).__name__}")
-        if dtype is not None and value.dtype != dtype:
+        if dtype is not None and value.dtype is not dtype and value.dtype != dtype:
             raise TypeError(f"an array of {dtype} expected, not of {value.dtype}")
-        if not value.flags.c_contiguous:
+        if not is_contiguous(value):
             raise ValueError(f"a C-contiguous array expected; this one of shape {value.shape} is not")
         if value.data.device_id != device:
             raise ValueError(f"an array on device {device} expected, not on device {value.data.device_id}")
