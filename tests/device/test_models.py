@@ -62,13 +62,18 @@ def test_logits_of_few_tokens(models, rng):
 
 @pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
 def test_rows_that_are_wanted(models, rng, count):
-    """None of a prompt's first part, then the last one of the rest."""
+    """None of a prompt's first part, then the last one of the rest; of a mixture of experts, of many short prompts."""
     cpu, gpu = models
-    tokens, cache = rng.integers(0, cpu.config.vocabulary, count + 8), gpu.new_cache(3)
-    nothing = gpu(tokens[:count], Batch.of(cache, [Chunk(0, count, range(3), wants_logits=False)]))
-    assert nothing.shape == (0, cpu.config.vocabulary)
-    last = gpu(tokens[count:], Batch.of(cache, [Chunk(count, 8, range(3))]))
-    assert relative_error(rf.asnumpy(last), cpu(tokens)[-1:]) < INT8 * (3 if cpu.config.experts else 1)
+    prompts = max(count // 10, 5) if cpu.config.experts else 1
+    firsts = np.array_split(rng.integers(0, cpu.config.vocabulary, count), prompts)
+    rests = rng.integers(0, cpu.config.vocabulary, (prompts, 8))
+    cache, tables = gpu.new_cache(3 * prompts), np.arange(3 * prompts).reshape(prompts, 3)
+    chunks = [Chunk(0, len(first), table, wants_logits=False) for first, table in zip(firsts, tables, strict=True)]
+    assert gpu(np.concatenate(firsts), Batch.of(cache, chunks)).shape == (0, cpu.config.vocabulary)
+    chunks = [Chunk(len(first), 8, table) for first, table in zip(firsts, tables, strict=True)]
+    last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
+    expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
+    assert typical_error(last, expected) < INT8
 
 
 def test_error_beside_llama_cpp(models, request):
