@@ -24,64 +24,96 @@ static_assert(BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the c
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
-// Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
+// Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
+// Rows at `rows` and beyond are zero; in the cache they are `step` elements apart.
+// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
 constexpr u32 STRIDE = HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
-struct Shared {
-    alignas(16) f16 queries[ROWS][STRIDE];
-    alignas(16) f16 keys[KEYS][STRIDE];
-    alignas(16) f16 values[HEAD_DIM][KEY_STRIDE];  // transposed: the depth of both products runs along rows
-    alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
+struct TileRows {
+    static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
+    typedef f16 Stored[KEYS][STRIDE];
+    u32x4 x[LOADS];
+
+    MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+        UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
+            x[i] = row < rows ? load<u32x4>(cache + row * step + unit % CHUNKS * 8) : make_u32x4(0, 0, 0, 0);
+        }
+    }
+    MEMBER void store_rows(Stored& to) const {
+        UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
+            if (row < KEYS) *reinterpret_cast<u32x4*>(&to[row][unit % CHUNKS * 8]) = x[i];
+        }
+    }
 };
 
-// A tile of keys and values on its way from the cache to LDS, in registers, so that its loads overlap arithmetic.
-struct Tile {
-    static constexpr u32 KEY_LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
-    static constexpr u32 VALUE_LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
-    u32x4 keys[KEY_LOADS], values[VALUE_LOADS][2];
+// The same, turned on the way: the depth of the second product, the keys, runs along rows.
+struct TileColumns {
+    static constexpr u32 LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
+    typedef f16 Stored[HEAD_DIM][KEY_STRIDE];
+    u32x4 x[LOADS][2];
 
-    // Rows from `start` on; those at `length` and beyond are zero.
+    MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+        UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
+            UNROLL
+            for (u32 j = 0; j < 2; ++j)
+                x[i][j] = row + j < rows && chunk < CHUNKS ? load<u32x4>(cache + (row + j) * step + chunk * 8)
+                                                           : make_u32x4(0, 0, 0, 0);
+        }
+    }
+    MEMBER void store_rows(Stored& to) const {
+        UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
+            if (chunk >= CHUNKS) continue;
+            const u32 a[4] = {x[i][0].x, x[i][0].y, x[i][0].z, x[i][0].w};
+            const u32 b[4] = {x[i][1].x, x[i][1].y, x[i][1].z, x[i][1].w};
+            UNROLL
+            for (u32 j = 0; j < 4; ++j) {
+                u32* even = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j][row]);
+                u32* odd = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j + 1][row]);
+                *even = (a[j] & 0xffff) | b[j] << 16;
+                *odd = a[j] >> 16 | (b[j] & 0xffff0000);
+            }
+        }
+    }
+};
+
+#ifdef FRAGMENTS_NVIDIA
+typedef TileRows TileValues;
+#else
+typedef TileColumns TileValues;
+#endif
+
+struct Shared {
+    alignas(16) f16 queries[ROWS][STRIDE];
+    alignas(16) TileRows::Stored keys;
+    alignas(16) TileValues::Stored values;
+#ifndef FRAGMENTS_NVIDIA
+    alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
+#endif
+};
+
+struct Tile {
+    TileRows keys;
+    TileValues values;
+
+    // Of tokens from `start` on.
     MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
                           u32 kv_heads, u32 kv_head) {
         u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE;
         u64 base = (slot * kv_heads + kv_head) * HEAD_DIM, step = u64(kv_heads) * HEAD_DIM;
         u32 rows = minimum(length - start, i32(KEYS));
-        UNROLL
-        for (u32 i = 0; i < KEY_LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
-            keys[i] = row < rows ? load<u32x4>(cache_keys + base + row * step + unit % CHUNKS * 8)
-                                 : make_u32x4(0, 0, 0, 0);
-        }
-        UNROLL
-        for (u32 i = 0; i < VALUE_LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
-            UNROLL
-            for (u32 j = 0; j < 2; ++j)
-                values[i][j] = row + j < rows && chunk < CHUNKS
-                                   ? load<u32x4>(cache_values + base + (row + j) * step + chunk * 8)
-                                   : make_u32x4(0, 0, 0, 0);
-        }
+        keys.load_rows(cache_keys + base, rows, step);
+        values.load_rows(cache_values + base, rows, step);
     }
-
     MEMBER void store_rows(Shared& shared) const {
-        UNROLL
-        for (u32 i = 0; i < KEY_LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
-            if (row < KEYS) *reinterpret_cast<u32x4*>(&shared.keys[row][unit % CHUNKS * 8]) = keys[i];
-        }
-        UNROLL
-        for (u32 i = 0; i < VALUE_LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
-            if (chunk >= CHUNKS) continue;
-            const u32 a[4] = {values[i][0].x, values[i][0].y, values[i][0].z, values[i][0].w};
-            const u32 b[4] = {values[i][1].x, values[i][1].y, values[i][1].z, values[i][1].w};
-            UNROLL
-            for (u32 j = 0; j < 4; ++j) {
-                u32* even = reinterpret_cast<u32*>(&shared.values[chunk * 8 + 2 * j][row]);
-                u32* odd = reinterpret_cast<u32*>(&shared.values[chunk * 8 + 2 * j + 1][row]);
-                *even = (a[j] & 0xffff) | b[j] << 16;
-                *odd = a[j] >> 16 | (b[j] & 0xffff0000);
-            }
-        }
+        keys.store_rows(shared.keys);
+        values.store_rows(shared.values);
     }
 };
 
@@ -96,22 +128,41 @@ struct Rows {
     i32 position[ROW_SLOTS];
 };
 
-DEVICE void scores_of(Accumulator* scores, const Shared& shared) {
+// A wave's queries: in registers, where a row of fragments takes few, else read again for each tile of keys.
+struct Queries {
+#if defined(FRAGMENTS_NVIDIA) || defined(FRAGMENTS_MFMA)
+    Fragment row[DEPTH];
+    MEMBER void load_all(const Shared& shared) {
+        UNROLL
+        for (u32 k = 0; k < DEPTH; ++k) row[k] = load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
+    }
+    MEMBER Fragment at(const Shared&, u32 k) const { return row[k]; }
+#else
+    MEMBER void load_all(const Shared&) {}
+    MEMBER Fragment at(const Shared& shared, u32 k) const {
+        return load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
+    }
+#endif
+};
+
+DEVICE void scores_of(Accumulator* scores, const Queries& queries, const Shared& shared) {
     UNROLL
     for (u32 n = 0; n < COLUMNS; ++n)
         UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) scores[n].x[i] = 0;
     UNROLL_DEPTH
     for (u32 k = 0; k < DEPTH; ++k) {
-        Fragment a = load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
+        Fragment a = queries.at(shared, k);
         UNROLL
         for (u32 n = 0; n < COLUMNS; ++n)
             multiply_add(scores[n], a, load_fragment(&shared.keys[n * 16][k * 16], STRIDE));
     }
 }
 
-// Turns scores of the keys from `start` on into weights, in LDS, and scales what the rows have so far to match.
-DEVICE void update(Rows& rows, Accumulator* scores, Shared& shared, i32 start, float softcap, i32 window) {
+// Turns scores of the keys from `start` on into weights, and scales what the rows have so far to match. Scores are in
+// units of log 2, but for a softcap. Unless MASKED, every row sees all these keys.
+template <bool MASKED>
+DEVICE void update(Rows& rows, Accumulator* scores, i32 start, float softcap, i32 window) {
     float rescale[ROW_SLOTS];
     UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
@@ -121,11 +172,12 @@ DEVICE void update(Rows& rows, Accumulator* scores, Shared& shared, i32 start, f
             UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
-                i32 distance = rows.position[slot] - (start + i32(n * 16 + fragment_column(i)));
                 float& score = scores[n].x[i];
-                if (softcap > 0) score = softcap * fast_tanh(score / softcap);
-                bool seen = distance >= 0 && (window == 0 || distance < window);
-                score = seen ? score * LOG2E : -__builtin_inff();
+                if (softcap > 0) score = softcap * LOG2E * fast_tanh(score / softcap);
+                if (MASKED) {
+                    i32 distance = rows.position[slot] - (start + i32(n * 16 + fragment_column(i)));
+                    if (distance < 0 || (window && distance >= window)) score = -__builtin_inff();
+                }
                 highest = maximum(highest, score);
             }
         highest = reduce_lanes<ROW_LANES>(highest, Maximum());
@@ -138,9 +190,9 @@ DEVICE void update(Rows& rows, Accumulator* scores, Shared& shared, i32 start, f
         UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             u32 slot = row_slot(i);
-            float weight = fast_exp2(scores[n].x[i] - rows.highest[slot]);
+            float& weight = scores[n].x[i];
+            weight = fast_exp2(weight - rows.highest[slot]);
             rows.sum[slot] += weight;
-            shared.weights[wave()][fragment_row(slot)][n * 16 + fragment_column(i)] = from_float<f16>(weight);
         }
     UNROLL
     for (u32 n = 0; n < DIMS; ++n)
@@ -148,7 +200,27 @@ DEVICE void update(Rows& rows, Accumulator* scores, Shared& shared, i32 start, f
         for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] *= rescale[row_slot(i)];
 }
 
-DEVICE void add_values(Rows& rows, const Shared& shared) {
+#ifdef FRAGMENTS_NVIDIA
+DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
+    UNROLL
+    for (u32 k = 0; k < COLUMNS; ++k) {
+        Fragment a = fragment_of_result(weights[k]);
+        UNROLL
+        for (u32 n = 0; n < DIMS; ++n)
+            multiply_add(rows.sums[n], a, load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], STRIDE));
+    }
+}
+#else
+// Weights change lanes by way of LDS.
+DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
+    wave_barrier();  // those of the tile before have been read
+    UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i)
+            shared.weights[wave()][fragment_row(row_slot(i))][n * 16 + fragment_column(i)] =
+                from_float<f16>(weights[n].x[i]);
+    wave_barrier();
     UNROLL_DEPTH
     for (u32 k = 0; k < COLUMNS; ++k) {
         Fragment a = load_fragment(&shared.weights[wave()][0][k * 16], KEY_STRIDE);
@@ -159,11 +231,12 @@ DEVICE void add_values(Rows& rows, const Shared& shared) {
         }
     }
 }
+#endif
 
 // From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
 // longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
 // sequence with one query is left to attention_decode.
-KERNEL(THREADS)
+KERNEL_BOUND(THREADS, HEAD_DIM > 128 ? 256 : 384)
 attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
                   const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                   float scale, float softcap, i32 window, i32 causal) {
@@ -178,11 +251,15 @@ attention_prefill(float* out, f16* halves, const float* q, const f16* keys, cons
     const i32* table = tables + u64(sequence) * table_stride;
     u64 base = (u64(query) * kv_heads + kv_head) * GROUP * HEAD_DIM, query_step = u64(kv_heads) * GROUP * HEAD_DIM;
 
+    if (softcap == 0) scale *= LOG2E;
     for (u32 i = thread_x(); i < ROWS * HEAD_DIM; i += THREADS) {
         i32 row = i / HEAD_DIM, r = first_row + row;
         u64 at = base + r / GROUP * query_step + r % GROUP * HEAD_DIM + i % HEAD_DIM;
         shared.queries[row][i % HEAD_DIM] = from_float<f16>(r < total ? q[at] * scale : 0.0f);
     }
+    barrier();
+    Queries queries_of_wave;
+    queries_of_wave.load_all(shared);
 
     Rows rows;
     UNROLL
@@ -209,11 +286,13 @@ attention_prefill(float* out, f16* halves, const float* q, const f16* keys, cons
         if (start + i32(KEYS) < end)
             tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
         Accumulator scores[COLUMNS];
-        scores_of(scores, shared);
-        update(rows, scores, shared, start, softcap, window);
-        wave_barrier();
-        add_values(rows, shared);
-        wave_barrier();  // the weights are written again in the next round
+        scores_of(scores, queries_of_wave, shared);
+        if (start + i32(KEYS) <= lowest + 1 && (window == 0 || end - start <= window)) {
+            update<false>(rows, scores, start, softcap, window);
+        } else {
+            update<true>(rows, scores, start, softcap, window);
+        }
+        add_values(rows, scores, shared);
     }
 
     UNROLL

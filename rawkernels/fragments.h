@@ -61,16 +61,15 @@ struct Fragment {
 #endif
 };
 
-// A tile of 16 rows of 16 elements, `stride` elements apart; rows are 16-byte aligned. The depth runs along the row
-// for both operands.
+// A tile, in LDS, of 16 rows of 16 elements, `stride` elements apart; rows are 16-byte aligned. The depth runs along the
+// row for both operands.
 DEVICE Fragment load_fragment(const f16* tile, u32 stride) {
     Fragment f;
 #if defined(FRAGMENTS_NVIDIA)
-    const f16* p = tile + lane() / 4 * stride + lane() % 4 * 2;
-    f.x[0] = load<u32>(p);
-    f.x[1] = load<u32>(p + 8 * stride);
-    f.x[2] = load<u32>(p + 8);
-    f.x[3] = load<u32>(p + 8 * stride + 8);
+    u32 row = u32(__cvta_generic_to_shared(tile + lane() % 16 * stride + lane() / 16 * 8));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(f.x[0]), "=r"(f.x[1]), "=r"(f.x[2]), "=r"(f.x[3])
+        : "r"(row));
 #elif defined(FRAGMENTS_MFMA)
     f.x = load<half4>(tile + lane() % 16 * stride + lane() / 16 * 4);
 #elif defined(FRAGMENTS_WMMA) && defined(__GFX12__)
@@ -86,6 +85,24 @@ DEVICE Fragment load_fragment(const f16* tile, u32 stride) {
 }
 
 #ifdef FRAGMENTS_NVIDIA
+// As load_fragment, of a tile whose rows are the depth: 16 of them, of 16 elements.
+DEVICE Fragment load_fragment_turned(const f16* tile, u32 stride) {
+    Fragment f;
+    u32 row = u32(__cvta_generic_to_shared(tile + (lane() / 16 * 8 + lane() % 8) * stride + lane() / 8 % 2 * 8));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(f.x[0]), "=r"(f.x[1]), "=r"(f.x[2]), "=r"(f.x[3])
+        : "r"(row));
+    return f;
+}
+
+// What a product gave as an operand of the next, rounded: its columns become the depth.
+DEVICE Fragment fragment_of_result(const Accumulator& c) {
+    Fragment f;
+    UNROLL
+    for (u32 i = 0; i < 4; ++i) f.x[i] = pack_halves(c.x[2 * i], c.x[2 * i + 1]);
+    return f;
+}
+
 // Sixteen rows of a by eight columns, at c[0..3]; b0 and b1 are the columns' halves in depth.
 DEVICE void multiply_add_eight(float* c, const u32* a, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800

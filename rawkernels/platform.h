@@ -644,6 +644,11 @@ DEVICE T from_float(float x) {
 
 // Pairs of float16 in a word, the first in its low half.
 DEVICE u32 pack_halves(float low, float high) {
+#if defined(PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#endif
     return from_float<f16>(low).bits | u32(from_float<f16>(high).bits) << 16;
 }
 #ifdef PLATFORM_AMD
