@@ -25,7 +25,7 @@ constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
-// Rows at `rows` and beyond are zero; in the cache they are `step` elements apart.
+// Of less than a tile of rows the last is repeated: no query sees those. In the cache rows are `step` elements apart.
 // Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
 constexpr u32 STRIDE = HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
 struct TileRows {
@@ -36,8 +36,8 @@ struct TileRows {
     MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
         UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
-            x[i] = row < rows ? load<u32x4>(cache + row * step + unit % CHUNKS * 8) : make_u32x4(0, 0, 0, 0);
+            u32 unit = thread_x() + i * THREADS, row = minimum(i32(unit / CHUNKS), i32(rows - 1));
+            x[i] = load<u32x4>(cache + row * step + unit % CHUNKS * 8);
         }
     }
     MEMBER void store_rows(Stored& to) const {
@@ -59,10 +59,10 @@ struct TileColumns {
         UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
+            chunk = minimum(i32(chunk), i32(CHUNKS - 1));
             UNROLL
             for (u32 j = 0; j < 2; ++j)
-                x[i][j] = row + j < rows && chunk < CHUNKS ? load<u32x4>(cache + (row + j) * step + chunk * 8)
-                                                           : make_u32x4(0, 0, 0, 0);
+                x[i][j] = load<u32x4>(cache + minimum(i32(row + j), i32(rows - 1)) * step + chunk * 8);
         }
     }
     MEMBER void store_rows(Stored& to) const {
@@ -128,7 +128,7 @@ struct Rows {
     i32 position[ROW_SLOTS];
 };
 
-// A wave's queries: in registers, where a row of fragments takes few, else read again for each tile of keys.
+// A wave's queries: in registers, where they take few, else read again for each tile of keys.
 struct Queries {
 #if defined(FRAGMENTS_NVIDIA) || defined(FRAGMENTS_MFMA)
     Fragment row[DEPTH];
@@ -145,7 +145,9 @@ struct Queries {
 #endif
 };
 
-DEVICE void scores_of(Accumulator* scores, const Queries& queries, const Shared& shared) {
+typedef Accumulator Scores[COLUMNS];  // of a wave's rows and a tile of keys
+
+DEVICE void scores_of(Scores& scores, const Queries& queries, const Shared& shared) {
     UNROLL
     for (u32 n = 0; n < COLUMNS; ++n)
         UNROLL
@@ -159,11 +161,30 @@ DEVICE void scores_of(Accumulator* scores, const Queries& queries, const Shared&
     }
 }
 
-// Turns scores of the keys from `start` on into weights, and scales what the rows have so far to match. Scores are in
-// units of log 2, but for a softcap. Unless MASKED, every row sees all these keys.
-template <bool MASKED>
-DEVICE void update(Rows& rows, Accumulator* scores, i32 start, float softcap, i32 window) {
+// From scores to units of log 2.
+DEVICE void cap(Scores& scores, float softcap) {
+    UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i)
+            scores[n].x[i] = softcap * LOG2E * fast_tanh(scores[n].x[i] * fast_reciprocal(softcap));
+}
+
+// Hides what a row does not see of the keys from `start` on.
+DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 window) {
+    UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n)
+        UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) {
+            i32 distance = rows.position[row_slot(i)] - (start + i32(n * 16 + fragment_column(i)));
+            if (distance < 0 || (window && distance >= window)) scores[n].x[i] = -__builtin_inff();
+        }
+}
+
+// Turns scores, in units of log 2, into weights, and scales what the rows have so far to match.
+DEVICE void update(Rows& rows, Scores& scores) {
     float rescale[ROW_SLOTS];
+    bool higher = false;
     UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         float highest = rows.highest[slot];
@@ -172,15 +193,10 @@ DEVICE void update(Rows& rows, Accumulator* scores, i32 start, float softcap, i3
             UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
-                float& score = scores[n].x[i];
-                if (softcap > 0) score = softcap * LOG2E * fast_tanh(score / softcap);
-                if (MASKED) {
-                    i32 distance = rows.position[slot] - (start + i32(n * 16 + fragment_column(i)));
-                    if (distance < 0 || (window && distance >= window)) score = -__builtin_inff();
-                }
-                highest = maximum(highest, score);
+                highest = maximum(highest, scores[n].x[i]);
             }
         highest = reduce_lanes<ROW_LANES>(highest, Maximum());
+        higher |= highest > rows.highest[slot];
         rescale[slot] = fast_exp2(rows.highest[slot] - highest);
         rows.highest[slot] = highest;
         rows.sum[slot] *= rescale[slot];
@@ -194,6 +210,7 @@ DEVICE void update(Rows& rows, Accumulator* scores, i32 start, float softcap, i3
             weight = fast_exp2(weight - rows.highest[slot]);
             rows.sum[slot] += weight;
         }
+    if (!wave_ballot(higher)) return;
     UNROLL
     for (u32 n = 0; n < DIMS; ++n)
         UNROLL
@@ -201,7 +218,7 @@ DEVICE void update(Rows& rows, Accumulator* scores, i32 start, float softcap, i3
 }
 
 #ifdef FRAGMENTS_NVIDIA
-DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
+DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
     UNROLL
     for (u32 k = 0; k < COLUMNS; ++k) {
         Fragment a = fragment_of_result(weights[k]);
@@ -212,8 +229,8 @@ DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
 }
 #else
 // Weights change lanes by way of LDS.
-DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
-    wave_barrier();  // those of the tile before have been read
+DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
+    wave_barrier();  // those before have been read
     UNROLL
     for (u32 n = 0; n < COLUMNS; ++n)
         UNROLL
@@ -236,7 +253,7 @@ DEVICE void add_values(Rows& rows, const Accumulator* weights, Shared& shared) {
 // From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
 // longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
 // sequence with one query is left to attention_decode.
-KERNEL_BOUND(THREADS, HEAD_DIM > 128 ? 256 : 384)
+KERNEL_BOUND(THREADS, 256)
 attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
                   const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                   float scale, float softcap, i32 window, i32 causal) {
@@ -285,13 +302,11 @@ attention_prefill(float* out, f16* halves, const float* q, const f16* keys, cons
         barrier();
         if (start + i32(KEYS) < end)
             tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
-        Accumulator scores[COLUMNS];
+        Scores scores;
         scores_of(scores, queries_of_wave, shared);
-        if (start + i32(KEYS) <= lowest + 1 && (window == 0 || end - start <= window)) {
-            update<false>(rows, scores, start, softcap, window);
-        } else {
-            update<true>(rows, scores, start, softcap, window);
-        }
+        if (softcap > 0) cap(scores, softcap);
+        if (start + i32(KEYS) > lowest + 1 || (window && end - start > window)) mask(scores, rows, start, window);
+        update(rows, scores);
         add_values(rows, scores, shared);
     }
 

@@ -549,7 +549,9 @@ DEVICE float fast_log(float x) {
 }
 DEVICE float fast_reciprocal(float x) {
 #if defined(PLATFORM_NVIDIA)
-    return __frcp_rn(x);
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 #elif defined(PLATFORM_AMD)
     return __builtin_amdgcn_rcpf(x);
 #else
