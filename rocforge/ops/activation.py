@@ -49,7 +49,7 @@ def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.flo
     columns = gate.shape[-1] if gate.ndim else 1
     if gate.size:
         (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
-        grid = (gate.size // columns, blocks(columns, THREADS))
+        grid = (gate.size // columns, blocks(columns, 4 * THREADS))
         _GATED[name](grid, (THREADS,), (*to, g, u, columns, g_stride, u_stride, *more))
     return out
 
