@@ -54,10 +54,11 @@ def all_logits(model, prompts):
 
 
 def test_logits_of_few_tokens(models, rng):
-    """Few rows: the matrix-vector kernels."""
+    """Few rows: the matrix-vector kernels; of a mixture of experts, of several prompts."""
     cpu, gpu = models
-    tokens = rng.integers(0, cpu.config.vocabulary, INT8_ROWS)
-    assert typical_error(gpu(tokens), cpu(tokens)) < INT8
+    prompts = rng.integers(0, cpu.config.vocabulary, (5 if cpu.config.experts else 1, INT8_ROWS))
+    rows = [np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts]) for model in (gpu, cpu)]
+    assert typical_error(*rows) < INT8
 
 
 @pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
