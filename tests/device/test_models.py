@@ -131,6 +131,38 @@ class InHalves(dict):
         return values.astype(np.float16)
 
 
+IN_HALVES = ["llama"] if SIMULATED else sorted({variant for variant, recipe in CASES if recipe == "Q8_0"} - {"gpt-oss"})
+"""Variants whose matrices can all be float16: gpt-oss has biases of two axes, which are not."""
+
+
+@pytest.mark.parametrize("variant", IN_HALVES)
+def test_logits_in_halves(tmp_path, rng, variant):
+    """Weights in float16: of few tokens nothing else is rounded, of many the activations are, too."""
+    build(tmp_path / "model.gguf", variant, "Q8_0")
+    halves = InHalves(rf.open_gguf(tmp_path / "model.gguf"))
+    check_logits([load_model(halves, device) for device in ("cpu", "gpu")], rng, few=1e-3, many=3e-3)
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="11 million parameters take an emulator too long")
+@pytest.mark.parametrize("halves", [False, True])
+def test_demo_logits(rng, halves):
+    """A trained model: of few tokens its activations are rounded to int8, or not at all where it is in float16."""
+    with rf.open_gguf(DEMO) as file:
+        weights = InHalves(file) if halves else file
+        models = [load_model(weights, device) for device in ("cpu", "gpu")]
+    check_logits(models, rng, few=1e-3 if halves else 3e-2, many=2e-3)
+
+
+def check_logits(models, rng, few, many):
+    """The typical error of some prompts of few tokens, and of one of many, or several where experts are chosen."""
+    cpu, gpu = models
+    prompts = rng.integers(0, cpu.config.vocabulary, (16, INT8_ROWS))
+    rows = [np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts]) for model in (gpu, cpu)]
+    assert typical_error(*rows) < few
+    parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if cpu.config.experts else 1)
+    assert typical_error(all_logits(gpu, parts), all_logits(cpu, parts)) < many
+
+
 @pytest.mark.skipif(SIMULATED, reason="64 steps of 11 million parameters take the simulator too long")
 def test_demo_text_in_halves():
     """The demo model in float16 writes on the device what it writes on the CPU, for 64 tokens, greedily.
