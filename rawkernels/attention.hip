@@ -382,9 +382,10 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
 // From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than
-// `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and after),
-// combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are q_stride apart;
-// with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are stored first.
+// `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before
+// and after), combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are
+// q_stride apart; with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are
+// stored first.
 KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
 attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
                  const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,

@@ -108,8 +108,8 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
 // one, and its count of the token. With `posted` (2, rows), memory of the host, tokens go there too, to one half and the
 // other as *turn is even or odd. A block a row.
 KERNEL(ROW_THREADS)
-sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts, const float* scaled, const float* highest,
-            const i32* best, u32 vocabulary, u32 slices) {
+sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
+            const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
     __shared__ SelectShared shared;
     u32 row = block_x();
     Parameters p = parameters[row];
