@@ -9,6 +9,7 @@ alone come to. Files are written to ROCFORGE_BENCH_DIR (a temporary folder where
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -31,8 +32,8 @@ MODELS = [
     ("llama-3.1-8b", "Q8_0"),
     ("llama-3.2-1b", "Q8_0"),
 ]
-TOKENS, WARM = 128, 6
-"""Decode steps that are measured, and those before them, in which the graph is captured."""
+TOKENS = 128
+"""Decode steps that are measured."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,9 @@ def test_load(benchmark, path):
     del model
 
 
-def prompts_of(model, count: int, tokens: int) -> list[list[int]]:
-    """New ones each time: what the cache has seen is not computed again."""
-    return np.random.default_rng().integers(0, model.config.vocabulary, (count, tokens)).tolist()
+def new_prompt(model, tokens: int) -> list[int]:
+    """A new one each time: what the cache has seen is not computed again."""
+    return np.random.default_rng().integers(0, model.config.vocabulary, tokens).tolist()
 
 
 @pytest.mark.parametrize("tokens", [512, 2048])
@@ -93,7 +94,7 @@ def test_prefill(benchmark, model, tokens):
     with rf.Engine(model, cache_tokens=tokens + 64, max_batch_tokens=tokens) as engine:
 
         def run():
-            engine.add(prompts_of(model, 1, tokens)[0], rf.SamplingParams(max_tokens=1, temperature=0))
+            engine.add(new_prompt(model, tokens), rf.SamplingParams(max_tokens=1, temperature=0))
             while engine.busy:
                 engine.step()
 
@@ -104,21 +105,17 @@ def test_prefill(benchmark, model, tokens):
 @pytest.mark.parametrize("batch, context", [(1, 1), (1, 4096), (8, 1), (32, 1), (64, 1)])
 def test_decode(benchmark, model, path, bandwidth, batch, context):
     """128 steps that each give all of a batch's requests a token, after the prompts and the first few steps."""
+    from bench_steps import start
+
     before = bytes_in_use()
     with rf.Engine(model, cache_tokens=batch * (context + TOKENS + 64), max_batch_tokens=2048) as engine:
-
-        def start():
-            engine.cancel_all()
-            params = rf.SamplingParams(max_tokens=TOKENS + 2 * WARM, temperature=0, ignore_eos=True)
-            requests = [engine.add(prompt, params) for prompt in prompts_of(model, batch, context)]
-            while any(len(request.output) < WARM for request in requests):
-                engine.step()
 
         def steps():
             for _ in range(TOKENS):
                 engine.step()
 
-        benchmark.pedantic(steps, setup=start, rounds=3, warmup_rounds=1)
+        setup = functools.partial(start, engine, batch, context, TOKENS)
+        benchmark.pedantic(steps, setup=setup, rounds=3, warmup_rounds=1)
         engine_bytes, cache_bytes = bytes_in_use() - before, engine.cache.nbytes
     step = benchmark.stats["median"] / TOKENS
     unread = 0 if model.output.weight is None else model.token_embd.weight.nbytes

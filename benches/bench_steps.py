@@ -22,22 +22,27 @@ from rocforge.load import load_model
 
 CONTEXTS = "1,32,64,96,120,160,224,300,420,600,1000,2000,4000"
 WARM, ROUNDS = 6, 6
+"""Decode steps before those that are timed, in which the graph is captured; rounds, of which the first is dropped."""
 
 
-def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int) -> float:
-    """Of one round: the mean of its steps."""
+def start(engine: rf.Engine, batch: int, context: int, steps: int) -> None:
+    """In place of what an engine has: new random prompts, past them and their first decode steps, `steps` to go."""
+    engine.cancel_all()
     params = rf.SamplingParams(max_tokens=steps + 2 * WARM, temperature=0, ignore_eos=True)
     prompts = np.random.default_rng().integers(0, engine.model.config.vocabulary, (batch, context)).tolist()
     requests = [engine.add(prompt, params) for prompt in prompts]
     while any(len(request.output) < WARM for request in requests):
         engine.step()
+
+
+def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int) -> float:
+    """Of one round: the mean of its steps."""
+    start(engine, batch, context, steps)
     cp.cuda.Device().synchronize()
-    start = time.perf_counter()
+    began = time.perf_counter()
     for _ in range(steps):
         engine.step()
-    time_taken = time.perf_counter() - start
-    engine.cancel_all()
-    return time_taken / steps
+    return (time.perf_counter() - began) / steps
 
 
 def main() -> None:

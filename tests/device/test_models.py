@@ -57,8 +57,12 @@ def test_logits_of_few_tokens(models, rng):
     """Few rows: the matrix-vector kernels; of a mixture of experts, of several prompts."""
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (5 if cpu.config.experts else 1, INT8_ROWS))
-    rows = [np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts]) for model in (gpu, cpu)]
-    assert typical_error(*rows) < INT8
+    assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < INT8
+
+
+def logits_alone(model, prompts):
+    """All logits of prompts, each in a step of its own."""
+    return np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts])
 
 
 @pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
@@ -157,8 +161,7 @@ def check_logits(models, rng, few, many):
     """The typical error of some prompts of few tokens, and of one of many, or several where experts are chosen."""
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (16, INT8_ROWS))
-    rows = [np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts]) for model in (gpu, cpu)]
-    assert typical_error(*rows) < few
+    assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < few
     parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if cpu.config.experts else 1)
     assert typical_error(all_logits(gpu, parts), all_logits(cpu, parts)) < many
 
