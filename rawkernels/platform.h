@@ -459,6 +459,8 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 index) {
 #if defined(PLATFORM_AMD)
     return __builtin_amdgcn_perm(high, low, index);
+#elif defined(PLATFORM_NVIDIA)
+    return __byte_perm(low, high, (index & 7) | (index >> 4 & 0x70) | (index >> 8 & 0x700) | (index >> 12 & 0x7000));
 #else
     u32 picked = 0;
     for (int i = 0; i < 32; i += 8) {
@@ -466,6 +468,18 @@ DEVICE u32 pick_bytes(u32 high, u32 low, u32 index) {
         picked |= (k < 4 ? low >> 8 * k & 255 : high >> 8 * (k - 4) & 255) << i;
     }
     return picked;
+#endif
+}
+
+// (x & mask) | bits in one instruction; mask and bits are constants.
+DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
+#ifdef PLATFORM_NVIDIA
+    // written out, as the compiler makes two of it rather than put one of the constants in a register
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+#else
+    return (x & mask) | bits;
 #endif
 }
 
@@ -656,19 +670,6 @@ DEVICE u32 pack_halves(float low, float high) {
 #ifdef PLATFORM_AMD
 typedef _Float16 half2 __attribute__((ext_vector_type(2)));
 #endif
-// a - b of each.
-DEVICE u32 sub_halves(u32 a, u32 b) {
-#if defined(PLATFORM_NVIDIA)
-    u32 c;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-    return c;
-#elif defined(PLATFORM_AMD)
-    half2 c = reinterpret_cast<half2&>(a) - reinterpret_cast<half2&>(b);
-    return reinterpret_cast<u32&>(c);
-#else
-    return pack_halves(low_half(a) - low_half(b), high_half(a) - high_half(b));
-#endif
-}
 // a * b + c of each, rounded once (on the host to float first).
 DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
 #if defined(PLATFORM_NVIDIA)

@@ -35,6 +35,7 @@ struct Place {
 template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_>
 struct Codes {
     static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
+    static constexpr bool SIGNED = LOW == 8;  // whether `values` are
     u32x4 plane[PLANES];
 
     static MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
@@ -43,8 +44,14 @@ struct Codes {
 
     MEMBER void load_codes(const u8* row, u32 cells, u32 c) {
         UNROLL
-        for (u32 p = 0; p < PLANES; ++p) plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
+        for (u32 p = 0; p < PLANES; ++p) load_plane(row, cells, c, p);
     }
+    MEMBER void load_plane(const u8* row, u32 cells, u32 c, u32 p) {
+        plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
+    }
+    // The first and the last run of 32 elements that need plane p.
+    static MEMBER u32 first_use(u32 p) { return p < LOW ? 4 * p / LOW : 4 * (p - LOW) / (HIGH ? HIGH : 1); }
+    static MEMBER u32 last_use(u32 p) { return p < LOW ? (4 * p + 3) / LOW : (4 * (p - LOW) + 3) / (HIGH ? HIGH : 1); }
 
     // Called once between loading and use: what is computed while loading would wait there for what is loaded.
     MEMBER void ready() {}
@@ -149,6 +156,7 @@ struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
 struct IQ4_NL : Scaled32<4, 0, 0> {
+    static constexpr bool SIGNED = true;
     static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 struct MXFP4 : Block32<4, 0, 1> {
@@ -163,6 +171,7 @@ struct MXFP4 : Block32<4, 0, 1> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
+    static constexpr bool SIGNED = true;
     static MEMBER u32 values(u32 codes) { return fp4_values(codes); }
 };
 
@@ -294,6 +303,7 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     }
     MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
     MEMBER float outer_scale() const { return low_half(d); }
+    static constexpr bool SIGNED = true;
     static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 

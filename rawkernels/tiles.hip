@@ -24,19 +24,30 @@ struct Shared {
     alignas(16) float sums[WAVES][16][16 * TILES + PAD];
 };
 
-// Sixteen elements of a cell in float16, in the order of units.
+// Sixteen elements of a cell in float16, in the order of units: codes * scale + min. Codes become float16 in the last
+// places of 1024, and lose what they are above by there.
 template <class F>
-DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, bool wanted) {
-    const float zero = 1024 + 128 + F::OFFSET;  // what codes are above in the last places of 1024, signed ones too
-    const u32 zeros = pack_halves(zero, zero);
-    float scale = wanted ? w.outer_scale() * w.scale(s, h) : 0.0f, min = wanted ? w.outer_min() * w.min(s, h) : 0.0f;
+DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
     u32 scales = pack_halves(scale, scale), mins = F::MINS ? pack_halves(min, min) : 0;
     UNROLL
     for (u32 i = 0; i < 4; ++i) {
-        u32 four = F::values(w.four(s, 4 * h + i));
-        u32 even = (four & 0x00ff00ff) ^ 0x64806480, odd = (four >> 8 & 0x00ff00ff) ^ 0x64806480;
-        pairs[2 * i] = fma_halves(sub_halves(even, zeros), scales, mins);
-        pairs[2 * i + 1] = fma_halves(sub_halves(odd, zeros), scales, mins);
+        u32 even, odd;
+        float unit = 1.0f, above = 1024.0f;
+        if constexpr (F::LOW == 4 && F::HIGH == 0 && !F::SIGNED) {
+            // four bits stay where they are, sixteen times as much for the second half
+            u32 word = element(w.plane[s], i);
+            even = and_or(word, 0x000f000f << 4 * h, 0x64006400);
+            odd = and_or(word >> 8, 0x000f000f << 4 * h, 0x64006400);
+            unit = h ? 1.0f / 16 : 1.0f;
+        } else {
+            u32 four = F::values(w.four(s, 4 * h + i));
+            if (F::SIGNED) four ^= 0x80808080, above += 128;
+            even = pick_bytes(0x64646464, four, 0x04020400), odd = pick_bytes(0x64646464, four, 0x04030401);
+        }
+        float zero = -(above * unit + F::OFFSET);
+        u32 units = pack_halves(unit, unit), zeros = pack_halves(zero, zero);
+        pairs[2 * i] = fma_halves(fma_halves(even, units, zeros), scales, mins);
+        pairs[2 * i + 1] = fma_halves(fma_halves(odd, units, zeros), scales, mins);
     }
 }
 
@@ -44,62 +55,130 @@ struct Sums {
     Accumulator of[TILES][COLUMN_TILES];
 };
 
-// The wave's rows with all columns, over runs of UNIT_CELLS cells first, first + K_WAVES, ...
+// Where a wave is: at a run of UNIT_CELLS cells of its rows, or past its last one.
+struct Position {
+    const u8* row[TILES][FRAGMENT_PARTS];
+    u32 number, cells;
+    MEMBER bool any() const { return number * UNIT_CELLS < cells; }
+    // Lanes past the row's last cell have that one again, times zero.
+    MEMBER u32 own() const { return number * UNIT_CELLS + part_lane(); }
+    MEMBER u32 cell() const { return minimum(i32(own()), i32(cells - 1)); }
+    MEMBER bool wanted() const { return own() < cells; }
+};
+
+// A cell of each of a lane's rows. Its planes are loaded AHEAD runs of 32 elements before they are multiplied, or as soon
+// as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell. Where x takes
+// the registers AHEAD is 0, and a cell is loaded when it is needed.
 template <class F>
-DEVICE void multiply(Sums& sums, const u8* const (&row)[TILES][FRAGMENT_PARTS], const u8* x, u32 cells, u32 first) {
-    for (u32 run = first; run * UNIT_CELLS < cells; run += K_WAVES) {
-        u32 c = run * UNIT_CELLS + part_lane();
-        bool wanted = c < cells;
-        c = minimum(i32(c), i32(cells - 1));
-        F w[TILES][FRAGMENT_PARTS];
+struct Cells {
+    static const u32 AHEAD = F::LOW == 8 && COLUMNS > 16 ? 0 : F::PLANES < 6 && COLUMNS == 8 ? 2 : 1;
+    F of[TILES][FRAGMENT_PARTS];
+    MEMBER void load_scales(const Position& at) {
         UNROLL
         for (u32 m = 0; m < TILES; ++m)
             UNROLL
-            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) load_cell(w[m][p], row[m][p], cells, c);
+            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) of[m][p].load_scales(at.row[m][p], at.cells, at.cell());
+    }
+    MEMBER void load_planes(const Position& at, u32 time) {
         UNROLL
-        for (u32 m = 0; m < TILES; ++m)
-            UNROLL
-            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) w[m][p].ready();
-        u32 units[FRAGMENT_PARTS];
-        UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(COLUMNS, part_row(p) % COLUMNS, c, 0);
-        UNROLL
-        for (u32 half = 0; half < 8; ++half) {
-            u32 a[TILES][FRAGMENT_PARTS][8];
+        for (u32 plane = 0; plane < F::PLANES; ++plane) {
+            if (time != maximum(i32(F::last_use(plane)), i32(F::first_use(plane) + 4 - AHEAD))) continue;
             UNROLL
             for (u32 m = 0; m < TILES; ++m)
                 UNROLL
-                for (u32 p = 0; p < FRAGMENT_PARTS; ++p) unpack(a[m][p], w[m][p], half / 2, half % 2, wanted);
+                for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
+                    of[m][p].load_plane(at.row[m][p], at.cells, at.cell(), plane);
+        }
+    }
+    MEMBER void load(const Position& at, u32 times) {
+        if (!at.any()) return;
+        load_scales(at);
+        UNROLL
+        for (u32 time = 0; time < times; ++time) load_planes(at, time);
+    }
+};
+
+// Adds the products of a run with all columns, and loads the one after.
+template <class F>
+DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
+    const u32 AHEAD = Cells<F>::AHEAD;
+    Cells<F> after;
+    if (AHEAD)
+        after.load(next, 0);
+    else
+        w.load(at, 8);
+    float scale[TILES][FRAGMENT_PARTS], min[TILES][FRAGMENT_PARTS];  // of scales
+    UNROLL
+    for (u32 m = 0; m < TILES; ++m)
+        UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+            w.of[m][p].ready();
+            scale[m][p] = at.wanted() ? w.of[m][p].outer_scale() : 0.0f;
+            min[m][p] = at.wanted() ? w.of[m][p].outer_min() : 0.0f;
+        }
+    u32 units[FRAGMENT_PARTS];
+    UNROLL
+    for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(COLUMNS, part_row(p) % COLUMNS, at.cell(), 0);
+    UNROLL
+    for (u32 half = 0; half < 8; ++half) {
+        u32 a[TILES][FRAGMENT_PARTS][8], s = half / 2, h = half % 2;
+        UNROLL
+        for (u32 m = 0; m < TILES; ++m)
             UNROLL
-            for (u32 n = 0; n < COLUMN_TILES; ++n) {
-                schedule_barrier();
-                u32 b[FRAGMENT_PARTS][8];
+            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+                const F& cell = w.of[m][p];
+                unpack(a[m][p], cell, s, h, scale[m][p] * cell.scale(s, h), min[m][p] * cell.min(s, h));
+            }
+        if (h == 1 && AHEAD) {
+            w.load_planes(at, 4 + s);
+            if (next.any()) after.load_planes(next, s);
+        }
+        UNROLL
+        for (u32 n = 0; n < COLUMN_TILES; ++n) {
+            schedule_barrier();
+            u32 b[FRAGMENT_PARTS][8];
+            UNROLL
+            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
                 UNROLL
-                for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+                for (u32 j = 0; j < 2; ++j) {
+                    // what all lanes share comes first, so that it is scalar
+                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * COLUMNS + 16 * n));
+                    u32x4 unit = load<u32x4>(shared_by_lanes + units[p]);
                     UNROLL
-                    for (u32 j = 0; j < 2; ++j) {
-                        // what all lanes share comes first, so that it is scalar
-                        const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * COLUMNS + 16 * n));
-                        u32x4 unit = load<u32x4>(shared_by_lanes + units[p]);
-                        UNROLL
-                        for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(unit, i);
-                    }
+                    for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(unit, i);
                 }
+            }
+            UNROLL
+            for (u32 step = 0; step < 8; step += FRAGMENT_PAIRS) {
+                PairFragment columns = fragment_of(b, step);
                 UNROLL
-                for (u32 step = 0; step < 8; step += FRAGMENT_PAIRS) {
-                    PairFragment columns = fragment_of(b, step);
-                    UNROLL
-                    for (u32 m = 0; m < TILES; ++m) {
-                        if (COLUMNS == 8)
-                            multiply_add_half(sums.of[m][n], fragment_of(a[m], step), columns);
-                        else
-                            multiply_add(sums.of[m][n], fragment_of(a[m], step), columns);
-                        computed(sums.of[m][n].x[0]);
-                    }
+                for (u32 m = 0; m < TILES; ++m) {
+                    if (COLUMNS == 8)
+                        multiply_add_half(sums.of[m][n], fragment_of(a[m], step), columns);
+                    else
+                        multiply_add(sums.of[m][n], fragment_of(a[m], step), columns);
+                    computed(sums.of[m][n].x[0]);
                 }
             }
         }
     }
+    if (AHEAD) w = after;
+}
+
+// The products of the wave's rows with all columns, from its first run `at` on; loads the run that comes `then`.
+template <class F>
+DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x) {
+    Sums sums = {};
+    bool more = at.any();
+    while (more) {
+        Position next = at;
+        next.number += K_WAVES;
+        more = next.any();
+        if (!more) next = then;
+        add_run(sums, w, at, next, x);
+        at = next;
+    }
+    return sums;
 }
 
 // Puts a wave's sums of 16 columns into LDS, where those of all shares of the depth are added up by `summed`.
@@ -120,20 +199,32 @@ DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
     return sum;
 }
 
+// The first run of a wave, whose rows are what `row_of` gives for 0 to 16 TILES - 1.
+template <class RowOf>
+DEVICE Position first_run(u32 cells, RowOf row_of) {
+    Position at;
+    UNROLL
+    for (u32 m = 0; m < TILES; ++m)
+        UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = row_of(16 * m + part_row(p));
+    at.number = wave() / ROW_WAVES, at.cells = cells;
+    return at;
+}
+
 template <class F>
 DEVICE void product(Shared& shared, const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells,
                     u32 block) {
     const u32 height = 16 * TILES;
     u32 run = wave() % ROW_WAVES, first = block * ROW_WAVES * height;
-    const u8* row[TILES][FRAGMENT_PARTS];
-    UNROLL
-    for (u32 t = 0; t < TILES; ++t)
-        UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
-            row[t][p] = m.w + u64(minimum(i32(first + run * height + 16 * t + part_row(p)), i32(m.rows - 1))) *
-                                  F::row_bytes(cells);
-    Sums sums = {};
-    multiply<F>(sums, row, x, cells, wave() / ROW_WAVES);
+    Position at = first_run(cells, [&](u32 r) {
+        return m.w + u64(minimum(i32(first + run * height + r), i32(m.rows - 1))) * F::row_bytes(cells);
+    });
+    Position none = at;
+    none.number = cells;
+    Cells<F> w;
+    if (w.AHEAD) w.load(at, 4);
+    wait_for_previous();
+    Sums sums = multiply(w, at, none, x);
     UNROLL
     for (u32 n = 0; n < COLUMN_TILES; ++n) {
         share(shared, sums, n);
@@ -154,7 +245,6 @@ KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
 tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
               const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
               const float* residual) {
-    wait_for_previous();
     __shared__ Shared shared;
     const u32 height = ROW_WAVES * 16 * TILES;
     u32 block = block_x();
@@ -166,41 +256,47 @@ tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bi
     product<QTYPE>(shared, m, residual, x, columns, cells, block);
 }
 
-// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the product that follows,
-// the units of `rounded` may be null. Blocks past the last row fill up the last cell with zeros.
+// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the product
+// that follows, the units of `rounded` may be null. Rows past the last fill up the last cell with zeros. Each of the
+// grid's blocks takes several of the launch's, and begins to load the next while its waves' sums meet.
 KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
 tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
-           const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
-    wait_for_previous();
+           const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation, i32 grid) {
     __shared__ Shared shared;
-    const u32 own = 8 * TILES;  // rows of either matrix that a wave takes
-    u32 run = wave() % ROW_WAVES, first = block_x() * ROW_WAVES * own;
-    const u8* row[TILES][FRAGMENT_PARTS];
-    UNROLL
-    for (u32 t = 0; t < TILES; ++t)
+    const u32 own = 8 * TILES, height = ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
+    u32 run = wave() % ROW_WAVES, end = rounded ? out_cells * CELL : rows;
+    auto run_of = [&](u32 first) {
+        Position at = first_run(cells, [&](u32 r) {
+            return (r < own ? gate : up) +
+                   u64(minimum(i32(first + run * own + r % own), rows - 1)) * QTYPE::row_bytes(cells);
+        });
+        if (first >= end) at.number = cells;
+        return at;
+    };
+    Position at = run_of(block_x() * height);
+    Cells<QTYPE> w;
+    if (w.AHEAD) w.load(at, 4);
+    wait_for_previous();
+    for (u32 first = block_x() * height; first < end; first += grid * height) {
+        Position next = run_of(first + grid * height);
+        Sums sums = multiply(w, at, next, x);
+        at = next;
         UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
-            u32 within = 16 * t + part_row(p);
-            row[t][p] = (within < own ? gate : up) +
-                        u64(minimum(i32(first + run * own + within % own), rows - 1)) * QTYPE::row_bytes(cells);
-        }
-    Sums sums = {};
-    multiply<QTYPE>(sums, row, x, cells, wave() / ROW_WAVES);
-    UNROLL
-    for (u32 n = 0; n < COLUMN_TILES; ++n) {
-        share(shared, sums, n);
-        NO_UNROLL
-        for (u32 i = thread_x(); i < ROW_WAVES * own * 16; i += THREADS) {
-            u32 within = i % (ROW_WAVES * own), k = 16 * n + i / (ROW_WAVES * own), r = first + within;
-            float g = summed(shared, within / own, k % 16, within % own);
-            float u = summed(shared, within / own, k % 16, own + within % own);
-            if (k >= u32(columns)) continue;
-            float value = 0.0f;
-            if (r < u32(rows)) {
-                value = gated(activation, g + (gate_bias ? gate_bias[r] : 0.0f), u + (up_bias ? up_bias[r] : 0.0f));
-                if (y) y[u64(k) * rows + r] = value;
+        for (u32 n = 0; n < COLUMN_TILES; ++n) {
+            share(shared, sums, n);
+            NO_UNROLL
+            for (u32 i = thread_x(); i < height * 16; i += THREADS) {
+                u32 within = i % height, k = 16 * n + i / height, r = first + within;
+                float g = summed(shared, within / own, k % 16, within % own);
+                float u = summed(shared, within / own, k % 16, own + within % own);
+                if (k >= u32(columns)) continue;
+                float value = 0.0f;
+                if (r < u32(rows)) {
+                    value = gated(activation, g + (gate_bias ? gate_bias[r] : 0.0f), u + (up_bias ? up_bias[r] : 0.0f));
+                    if (y) y[u64(k) * rows + r] = value;
+                }
+                if (rounded) store_unit(rounded, COLUMNS, out_cells, k, r, value);
             }
-            if (rounded) store_unit(rounded, COLUMNS, out_cells, k, r, value);
         }
     }
 }

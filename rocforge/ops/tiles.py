@@ -58,7 +58,8 @@ def tile_gated(x: Activations, gate: Any, up: Any, biases: tuple[Any, Any], acti
     result, outputs, elements = gated_outputs(len(x), rows, rounded, x.columns)
     args = (x.data, len(x), cells_of(x.shape[1]), rows_in_order(gate), rows_in_order(up), *biases, *outputs)
     kernel = _kernel("tile_gated", format_of(gate), x.columns, waves, None)
-    kernel((blocks(elements, height),), (THREADS,), (*args, rows, GATES[activation]))
+    grid = min(blocks(elements, height), _resident(x.columns))
+    kernel((grid,), (THREADS,), (*args, rows, GATES[activation], grid))
     return result
 
 
@@ -76,7 +77,13 @@ def _row_waves(rows: int, columns: int) -> int:
     return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(columns) * multiprocessors(device)), 1)
 
 
-_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED}"}
+def _resident(columns: int) -> int:
+    """Blocks that the device runs at a time: as many as registers allow, which is what KERNEL_WIDE says in tiles.hip."""
+    device = cupy_module().cuda.runtime.getDevice()
+    return multiprocessors(device) * (1 if columns == 64 else 2)
+
+
+_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
 
 
 @functools.cache

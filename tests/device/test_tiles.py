@@ -81,6 +81,22 @@ def test_runs_of_rows(rng, monkeypatch, waves):
         assert cp.abs(y - z).max() < 1e-5 * cp.abs(z).max()
 
 
+@pytest.mark.parametrize("n", [8, 16, 64])
+@pytest.mark.parametrize("qtype", PLANAR)
+def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
+    """However many blocks share the tiles of a gated product, the result is the same, bit for bit."""
+    import rocforge.ops.tiles as tiles
+
+    for columns in (256, 3072, 4864):
+        gate, up = (random_weight(rng, qtype, (230, columns)).to_device("gpu") for _ in range(2))
+        units = quantize_activations(cp.asarray(rng.standard_normal((n, columns)).astype(np.float32)), n)
+        seen = []
+        for resident in (100, 3, 1):
+            monkeypatch.setattr(tiles, "_resident", lambda columns, count=resident: count)
+            seen.append(tile_gated(units, gate, up, (None, None), "swiglu", False))
+        assert cp.array_equal(seen[0], seen[1]) and cp.array_equal(seen[0], seen[2])
+
+
 @pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("n", [6, 20])
 def test_gated(rng, activation, n):
