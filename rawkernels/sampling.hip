@@ -104,8 +104,8 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
     return find<ById>(shared, source, weight, limit_of).key;
 }
 
-// tokens (rows,): the drawn token, or the most likely one where the temperature is zero. The row's step goes up by
-// one, and its count of the token. With `posted` (2, rows), memory of the host, tokens go there too, to one half and the
+// tokens (rows,): the drawn token, or the most likely one where the temperature is zero or the highest logit is not
+// finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host, tokens go there too, to one half and the
 // other as *turn is even or odd. A block a row.
 KERNEL(ROW_THREADS)
 sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
@@ -118,7 +118,7 @@ sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* par
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);
     i32 token = 0x7fffffff;
-    if (p.temperature > 0) {
+    if (p.temperature > 0 && __builtin_fabsf(top) < __builtin_inff()) {
         Row source = {scaled + u64(row) * slices * SLICE, top, slices * SLICE};
         bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
         u64 total = 0;

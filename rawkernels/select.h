@@ -146,8 +146,8 @@ struct Found {
 };
 
 // With elements in the order of their keys, the key of the one at which the sum of their measures reaches
-// limit_of(sum of all). Measures of zero count for nothing. The sum is taken over bins of keys, then over bins of the
-// keys in the bin that was found, down to single keys.
+// limit_of(sum of all), or some key where that is more than the sum. Measures of zero count for nothing. The sum is taken
+// over bins of keys, then over bins of the keys in the bin that was found, down to single keys.
 template <class Key, class Source, class Measure, class LimitOf>
 DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
     u32 low = 0, width = 0, shift = 0;  // a width of zero: the first round
@@ -155,6 +155,7 @@ DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, L
     for (;;) {
         barrier();
         for (u32 i = thread_x(); i < BINS; i += ROW_THREADS) shared.low[i] = shared.high[i] = 0;
+        if (thread_x() == 0) shared.bin = 0, shared.below = shared.inside = 0;
         barrier();
         bool range = Key::BY_ID && width;
         source.each(range ? low : 0, range ? low + width : ALL, [&](u32 count, u32 id, const u32* gaps) {

@@ -123,7 +123,7 @@ def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], ou
     if params.logit_bias:
         logits = logits.copy()
         logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
-    if params.temperature == 0:
+    if params.temperature == 0 or not np.isfinite(logits.max()):
         return int(logits.argmax())
     return _draw(logits, params, uniform(params.seed, len(output)))
 

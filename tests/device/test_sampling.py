@@ -51,11 +51,20 @@ def test_greedy_takes_the_lowest_id_of_equals():
     assert check(logits, [SamplingParams(temperature=0)] * 3).tolist() == [4096, 2047, 0]
 
 
-@pytest.mark.parametrize("temperature", [0, 1])
-def test_no_numbers(temperature: float):
-    """Whatever a model gives, the next step's embedding has a row for the token."""
-    sampler = Sampler([SamplingParams(temperature=temperature, seed=0)], [0])
-    assert 0 <= int(sampler(cp.full((1, 3000), np.nan, np.float32))[0]) < 3000
+@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1, "top_p": 0.5}])
+def test_no_numbers(monkeypatch, params: dict, seed: int):
+    """Whatever a model gives, and LDS held, sampling ends, and the next step's embedding has a row for the token."""
+    monkeypatch.setenv("HIPSIM_SEED", str(seed))
+    logits = model_like(4, 3000)
+    logits[0] = np.nan
+    logits[1, 17], logits[2, 5], logits[3] = np.inf, np.nan, -np.inf
+    rows = [SamplingParams(seed=0, **params)] * 4
+    tokens = Sampler(rows, [0] * 4)(cp.asarray(logits)).get()
+    assert ((tokens >= 0) & (tokens < 3000)).all() and tokens[1] == sample(logits[1], rows[1], [], []) == 17
+    for row in (0, 2, 3):
+        assert 0 <= sample(logits[row], rows[row], [], []) < 3000
+    logprobs_device(cp.asarray(logits), cp.asarray(tokens), 5)
 
 
 DRAWS = [

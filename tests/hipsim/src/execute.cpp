@@ -215,10 +215,12 @@ static std::string run_block() {
 
 // ---- LDS
 
-constexpr int lds_poison = 0xFF, lds_canary = 0xA5;
+constexpr int lds_canary = 0xA5;
 constexpr size_t canary_bytes = 1024;
 
+// Whatever the block before left there: large numbers that are not numbers, or with another seed small ones.
 static void fill_lds() {
+    int lds_poison = (0xFF - 64 * setting("HIPSIM_SEED", 0)) & 0xFF;
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(hipsim_dynamic_lds, sizeof hipsim_dynamic_lds);
     for (auto [base, size] : launch->kernel->static_lds) memset(base, lds_poison, size);
     memset(hipsim_dynamic_lds, lds_poison, launch->dynamic_lds);
