@@ -9,7 +9,7 @@ from rocforge.arrays import DeviceInfo, asnumpy, device_info, get_array_module, 
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import KVCache
 from rocforge.engine import Engine
-from rocforge.errors import DeviceError, GGUFError, RocforgeError, UnsupportedModelError
+from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeError, UnsupportedModelError
 from rocforge.generate import GenerationResponse, generate, stream_generate
 from rocforge.gguf import GGUFFile, open_gguf
 from rocforge.load import load
@@ -36,6 +36,7 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "OutOfMemoryError",
     "QuantizedArray",
     "RocforgeError",
     "SamplingParams",

@@ -32,6 +32,7 @@ class KVCache:
 
     Attributes:
         keys, values: arrays of shape (layers, blocks, block_size, kv_heads, head_dim).
+        counters: of decode attention on a device, which makes them.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class KVCache:
         shape = (layers, blocks, block_size, kv_heads, head_dim)
         with on_device(device):
             self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
-        self.blocks, self.block_size = blocks, block_size
+        self.blocks, self.block_size, self.counters = blocks, block_size, None
         by_slot = (layers, self.tokens, kv_heads, head_dim)
         self._layers = list(zip(self.keys.reshape(by_slot), self.values.reshape(by_slot), strict=True))
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
+from rocforge.arrays import cupy_module, on_device
 from rocforge.batch import Batch, Span
 from rocforge.cache import KVCache
 from rocforge.choose import Choice, choices_of, reports, sampler_of
@@ -29,6 +30,8 @@ from rocforge.streams import Download, Stream, shared_array
 
 THREADS = 256
 """As in decode.hip."""
+VARIANTS = 2
+"""Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
 place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* int32* uint32 uint32 uint32")
 
@@ -63,9 +66,10 @@ class Decoder:
     def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
         self._stream, self._model, self._cache, self._width = stream, model, cache, width
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
-        self._pool = cupy_module().cuda.MemoryPool()
-        self._plans: dict[tuple[int, bool, int], _Plan] = {}
+        self._pool = cupy_module().cuda.MemoryPool(_memory_of_the_device)
+        self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
         self._requests: list[Request] = []
+        weakref.finalize(self, _give_back, self._plans, self._pool, stream.device)
 
     def launch(self, requests: Sequence[Request]) -> Flight:
         """Queue a step: each request's next token from its last one.
@@ -77,17 +81,28 @@ class Decoder:
         """
         if requests != self._requests:
             self._begin(requests)
-        elif self._blocks != (lengths := [len(request.table) for request in requests]):
-            self._plan.set_tables(requests, self._stream)
+        plan, lengths = next(reversed(self._plans.values())), [len(request.table) for request in requests]
+        if self._blocks != lengths:
+            plan.set_tables(requests, self._stream)
             self._blocks = lengths
-        self._plan.run(self._graphs)
-        reported = reports(self._plan.logits, self._plan.tokens, requests)
-        arrays = [self._stream.written(self._plan.posted), *map(self._stream.download, reported)]
+        plan.run(self._graphs)
+        reported = reports(plan.logits, plan.tokens, requests)
+        arrays = [self._stream.written(plan.posted), *map(self._stream.download, reported)]
         return Flight(self._requests, arrays)
 
     def forget(self) -> None:
-        """Other steps have moved the requests on."""
+        """The host knows all tokens: the next step begins with them, whatever has become of the one before."""
         self._requests = []
+
+    @property
+    def held_memory(self) -> int:
+        """Bytes that the graphs' pool has taken of the device."""
+        return self._pool.total_bytes()
+
+    def trim(self) -> None:
+        """Drop the graphs, and give their memory back to the device. Nothing may be in flight."""
+        self.forget()
+        _give_back(self._plans, self._pool, self._stream.device)
 
     def _begin(self, requests: Sequence[Request]) -> None:
         vocabulary = self._model.config.vocabulary
@@ -96,11 +111,40 @@ class Decoder:
         room = 1 << max(biases - 1, 15).bit_length() if biases else 0
         sampler = sampler_of(requests, vocabulary, rows, room)
         key = rows, sampler.counts is not None, room
-        if key not in self._plans:
-            self._plans[key] = _Plan(self._model, self._cache, self._width, sampler, self._pool)
-        self._plan, self._requests = self._plans[key], list(requests)
-        self._plan.begin(requests, sampler, self._stream)
+        plan = self._plans.pop(key, None) or self._new_plan(rows, sampler)
+        plan.begin(requests, sampler, self._stream)
+        self._plans[key], self._requests = plan, list(requests)
         self._blocks = [len(request.table) for request in requests]
+
+    def _new_plan(self, rows: int, sampler: Sampler) -> _Plan:
+        others = [key for key in self._plans if key[0] == rows]
+        if len(others) >= VARIANTS:
+            self._stream.synchronize()
+            del self._plans[others[0]]
+        return _Plan(self._model, self._cache, self._width, sampler, self._pool)
+
+
+def _give_back(plans: dict[Any, _Plan], pool: Any, device: str) -> None:
+    """A pool gives back what is the current device's, and nothing when it is dropped."""
+    plans.clear()
+    with on_device(device):
+        pool.free_all_blocks()
+
+
+def _memory_of_the_device(size: int) -> Any:
+    """What the graphs' pool takes: where memory is short, what CuPy's own pool does not use is given back for it.
+
+    A pool that gets CuPy's error of the runtime instead gives back what it does not use itself: what graphs work in.
+    """
+    memory, pool = cupy_module().cuda.memory, cupy_module().get_default_memory_pool()
+    try:
+        return memory.MemoryPointer(memory.Memory(size), 0)
+    except cupy_module().cuda.runtime.CUDARuntimeError:
+        pool.free_all_blocks()
+    try:
+        return memory.MemoryPointer(memory.Memory(size), 0)
+    except cupy_module().cuda.runtime.CUDARuntimeError as error:
+        raise memory.OutOfMemoryError(size, pool.total_bytes()) from error
 
 
 class _Plan:
@@ -151,16 +195,16 @@ class _Plan:
 
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
-        self._steps += 1
         with cupy_module().cuda.using_allocator(self._pool.malloc):
             if graphs and self._warm and self._capturable and self._graph is None:
                 self._graph = self._captured()
                 self._capturable = self._graph is not None
             if self._graph is None:
                 self.logits, self._warm = self._step(), True
-                return
-        graph, self.logits = self._graph
-        graph.launch()
+        if self._graph is not None:
+            graph, self.logits = self._graph
+            graph.launch()
+        self._steps += 1
 
     def _captured(self) -> tuple[Any, Any] | None:
         """A graph of a step, and its logits; None where CuPy refuses, as it does calls of cuBLAS (not of hipBLAS).

@@ -7,18 +7,20 @@ after an error.
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import on_device
+from rocforge.arrays import cupy_module, on_device
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BlockPool
 from rocforge.choose import Choice, choose
 from rocforge.decode import Decoder, Flight
+from rocforge.errors import OutOfMemoryError
 from rocforge.memory import cache_tokens_that_fit, out_of_memory_explained
 from rocforge.nn.module import Module
 from rocforge.nn.transformer import Transformer
@@ -62,8 +64,14 @@ class Engine:
         max_batch_tokens: tokens a step, at most.
         max_requests: requests in flight, at most.
 
+    On a GPU the engine works after what the thread's current stream there has queued so far.
+
     Attributes:
         limit: the longest sequence that can be served, in tokens.
+
+    Raises:
+        ValueError: a number that is not positive.
+        DeviceError: the cache does not fit.
     """
 
     def __init__(
@@ -74,6 +82,10 @@ class Engine:
         max_batch_tokens: int = 512,
         max_requests: int = 256,
     ):
+        sizes = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size}; allowed is from 1")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         if cache_tokens is None:
             if model.device == "cpu":
@@ -85,8 +97,8 @@ class Engine:
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)
         if model.device != "cpu":
-            with on_device(model.device) as device:
-                device.synchronize()  # the weights may have come by other streams
+            with on_device(model.device):
+                cupy_module().cuda.get_current_stream().synchronize()  # the weights may have come by it
         self._stream = Stream(model.device)
         self._decoder, self._flight = None, None
         with self._stream, out_of_memory_explained(model.device, "the cache"):
@@ -165,8 +177,21 @@ class Engine:
             self._decoder.forget()
         self._stream.synchronize()
 
+    @property
+    def held_memory(self) -> int:
+        """Bytes that CuPy's pools have taken of the engine's GPU; on a CPU the most that the process has held."""
+        if self.model.device == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        with on_device(self.model.device):
+            held = cupy_module().get_default_memory_pool().total_bytes()
+        return held + (self._decoder.held_memory if self._decoder else 0)
+
     def step(self) -> list[Token]:
-        """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next."""
+        """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next.
+
+        Raises:
+            OutOfMemoryError: the device has no room for it, also when what nothing uses has been given back.
+        """
         start = time.perf_counter()
         with self._stream:
             flight, self._flight = self._flight, None
@@ -177,9 +202,10 @@ class Engine:
             if not work:
                 return []
             if flight or self._can_decode(work):
-                choices = self._decode(flight or self._decoder.launch([item.request for item in work]))
+                requests = [item.request for item in work]
+                choices = self._decode(flight or self._with_room(lambda: self._decoder.launch(requests)))
             else:
-                choices = self._run_and_choose(work)
+                choices = self._with_room(lambda: self._run_and_choose(work))
         decodes, count = sum(item.request.remaining == 1 for item in work), sum(item.count for item in work)
         sampling = [item.request for item in work if item.samples]
         for item in work:
@@ -187,6 +213,24 @@ class Engine:
         tokens = [self._accept(request, choice) for request, choice in zip(sampling, choices, strict=True)]
         self._pacer.observe(time.perf_counter() - start, decodes, count - decodes)
         return tokens
+
+    def _with_room(self, run: Callable[[], Any]) -> Any:
+        """Do that; where memory is short, give back what nothing uses, in the decode steps' pool too, and do it again.
+
+        Until it is done it may be begun any number of times: what it writes to the cache is the same each time.
+        """
+        try:
+            with out_of_memory_explained(self.model.device, "a step"):
+                return run()
+        except OutOfMemoryError:
+            self._make_room()
+        with out_of_memory_explained(self.model.device, "a step"):
+            return run()
+
+    def _make_room(self) -> None:
+        self._stream.synchronize()
+        if self._decoder:
+            self._decoder.trim()
 
     def _can_decode(self, work: list[Work]) -> bool:
         """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host or watched."""
@@ -200,7 +244,11 @@ class Engine:
         A request that ended since the step was queued is left out.
         """
         if not Module.captures and self.scheduler.repeats(flight.requests, self.limit):
-            self._flight = self._decoder.launch(flight.requests)
+            try:
+                with out_of_memory_explained(self.model.device, "a step"):
+                    self._flight = self._decoder.launch(flight.requests)
+            except OutOfMemoryError:
+                self._make_room()  # the step comes when the host has the tokens of this one
         chosen = zip(flight.requests, flight.choices(), strict=True)
         return [choice for request, choice in chosen if request.status is Status.RUNNING]
 

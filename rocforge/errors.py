@@ -17,5 +17,9 @@ class DeviceError(RocforgeError):
     """No such device, or too little memory on it; the message says what was asked for and what there was."""
 
 
+class OutOfMemoryError(DeviceError):
+    """Too little memory on a device; the message says for what, how much was asked for and how much was free."""
+
+
 class ChatTemplateError(RocforgeError):
     """There is no chat template, or it failed: it refused the messages, is wrong, or went past its bounds."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
+import numbers
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rocforge.arrays import cupy_module
 from rocforge.engine import Engine, Token
 from rocforge.nn.transformer import Transformer
 from rocforge.sampling import Logprobs, SamplingParams
@@ -30,7 +29,7 @@ class Stats:
         prompt_tokens, generated_tokens: counts.
         time_to_first_token: seconds from the request to its first token.
         generation_seconds: seconds from the first token to the last.
-        peak_memory: bytes, the most that the process (CPU) or CuPy's pool (GPU) has held.
+        peak_memory: bytes, the most that the process has held (CPU), or CuPy's pools have (GPU) when a token came.
         device: "cpu" or "gpu:N".
     """
 
@@ -51,14 +50,14 @@ class Stats:
         """Of the tokens after the first."""
         return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
 
-    def count(self) -> None:
-        """Note that a token has come."""
+    def count(self, held_memory: int) -> None:
+        """Note that a token has come, and how many bytes are held."""
         now = time.perf_counter() - self._start
         self.generated_tokens += 1
         if self.generated_tokens == 1:
             self.time_to_first_token = now
         self.generation_seconds = now - self.time_to_first_token
-        self.peak_memory = _peak_memory(self.device)
+        self.peak_memory = max(self.peak_memory, held_memory)
 
     def __str__(self) -> str:
         return (
@@ -67,12 +66,6 @@ class Stats:
             f"first token after {self.time_to_first_token:.3f} s; "
             f"peak memory {self.peak_memory / 2**20:.0f} MiB; device {self.device}"
         )
-
-
-def _peak_memory(device: str) -> int:
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return cupy_module().get_default_memory_pool().total_bytes()
 
 
 @dataclass(frozen=True)
@@ -119,8 +112,14 @@ class RequestStream:
         self.request: Request = engine.add(ids, params, constraint)
 
     def add(self, token: Token) -> GenerationResponse:
-        """What a token of this request gives; one that completes a stop string ends the request."""
-        self.stats.count()
+        """What a token of this request gives; one that completes a stop string ends the request.
+
+        Raises:
+            Exception: what the token's error is.
+        """
+        if token.error:
+            raise token.error
+        self.stats.count(self.engine.held_memory)
         reason = token.finish_reason
         text = "" if reason == "stop" else self.text.add(token.id)
         if self.text.stopped:
@@ -168,7 +167,7 @@ def generate(
     Raises:
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
     """
-    many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], numbers.Integral)
     prompts = prompt if many else [prompt]
     params = SamplingParams(**sampling)
     with Engine(model, tokenizer.eog_token_ids, max_requests=max(1, min(len(prompts), MOST_TOGETHER))) as engine:

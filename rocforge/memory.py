@@ -8,7 +8,7 @@ from typing import Any
 
 from rocforge.arrays import available_memory, cupy_module
 from rocforge.cache import BLOCK_SIZE
-from rocforge.errors import DeviceError
+from rocforge.errors import DeviceError, OutOfMemoryError
 from rocforge.nn.config import Config
 from rocforge.upload import device_nbytes
 
@@ -71,7 +71,9 @@ def check_fit(config: Config, weights: Iterable[Any], device: str, context: int 
 
 @contextlib.contextmanager
 def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
-    """CuPy's out-of-memory error as a DeviceError; what nothing uses is given back to the device first.
+    """CuPy's out-of-memory error as ours; what nothing uses is given back to the device first.
+
+    While a graph is captured the error stays what it is, since nothing can be given back then.
 
     Args:
         device: "cpu" or "gpu:N".
@@ -84,8 +86,11 @@ def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
         yield
         return
     except cupy_module().cuda.memory.OutOfMemoryError as error:
+        if cupy_module().cuda.get_current_stream().is_capturing():
+            raise
         failure = error.with_traceback(None)  # its frames hold what had been allocated
-    raise DeviceError(f"{purpose}: {failure} {device} has {_size(available_memory(device))} free now") from failure
+    free = _size(available_memory(device))
+    raise OutOfMemoryError(f"{purpose}: {failure} {device} has {free} free now") from failure
 
 
 def _size(nbytes: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,6 @@ class Stream:
 
     def __init__(self, device: str | None = None):
         self.device = resolve_device(device)
-        self._staged: deque[tuple[Any, np.ndarray]] = deque()
-        self._lock = threading.Lock()
         if self.device != "cpu":
             with on_device(self.device) as current:
                 self._context, self._stream = current, cupy_module().cuda.Stream(non_blocking=True)
@@ -65,7 +62,7 @@ class Stream:
         """Wait on the host until all that is queued has been done."""
         if self.device != "cpu":
             self._stream.synchronize()
-            self._drop_staged()
+            _IN_FLIGHT.drop()
 
     def wait_for(self, other: Stream) -> None:
         """What is queued here from now on runs after what is queued on another stream so far. The host goes on."""
@@ -92,15 +89,8 @@ class Stream:
             staged[...] = array
             there = cupy_module().empty(array.shape, array.dtype)
             there.data.copy_from_host_async(staged.ctypes.data, staged.nbytes)
-            self._drop_staged()
-            self._staged.append((_recorded(), staged))
+            _IN_FLIGHT.keep(staged)
         return there
-
-    def _drop_staged(self) -> None:
-        """Let go of the host memory of copies that are done."""
-        with self._lock:
-            while self._staged and self._staged[0][0].done:
-                self._staged.popleft()
 
     def download(self, array: Any) -> Download:
         """Queue a copy from the device to the host.
@@ -109,24 +99,24 @@ class Stream:
             array: what this stream computes, or what was complete before; it is read when the queue comes to it.
         """
         if get_array_module(array) is np:
-            return Download(np.array(array), None, None)
+            return Download(np.array(array), None)
         with self:
             array = array if array.flags.c_contiguous else array.copy()
             host = _pinned(array.shape, array.dtype)
             array.data.copy_to_host_async(host.ctypes.data, host.nbytes)
-            return Download(host, _recorded(), array)
+            return Download(host, _IN_FLIGHT.keep(host, array))
 
     def written(self, host: np.ndarray) -> Download:
         """What kernels that are queued by now write to a part of an array from `shared_array`."""
         with self:
-            return Download(host, _recorded(), None)
+            return Download(host, _IN_FLIGHT.keep(host))
 
 
 class Download:
     """What is on its way to the host: a copy, or what kernels write there."""
 
-    def __init__(self, host: np.ndarray, landed: Any, source: Any):
-        self._host, self._landed, self._source = host, landed, source
+    def __init__(self, host: np.ndarray, landed: Any):
+        self._host, self._landed = host, landed
 
     @property
     def done(self) -> bool:
@@ -137,7 +127,7 @@ class Download:
         """The values, once they are there: waits for that, and not for what was queued after it."""
         if self._landed is not None:
             self._landed.synchronize()
-            self._landed = self._source = None
+            self._landed = None
         return self._host
 
 
@@ -151,6 +141,35 @@ def shared_array(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, Any]:
     host[...] = 0
     memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, cupy.cuda.runtime.getDevice())
     return host, cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+
+class _InFlight:
+    """What copies and kernels that are queued, on whatever stream, read or write: kept until they are done with it.
+
+    Whoever asked for a copy may drop what they hold of it, and the stream as well; CuPy would give pinned memory to the
+    next one that asks.
+    """
+
+    def __init__(self):
+        self._kept: list[tuple[Any, tuple[Any, ...]]] = []
+        self._lock = threading.Lock()
+
+    def keep(self, *objects: Any) -> Any:
+        """Keep these until what the current stream has queued is done; returns the event of that."""
+        event = _recorded()
+        self.drop()
+        with self._lock:
+            self._kept.append((event, objects))
+        return event
+
+    def drop(self) -> None:
+        """Let go of what is done."""
+        with self._lock:
+            done, self._kept = self._kept, [item for item in self._kept if not item[0].done]
+        del done  # memory is given back outside the lock
+
+
+_IN_FLIGHT = _InFlight()
 
 
 def _recorded() -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.batch import Batch
-from rocforge.cache import BLOCK_SIZE
+from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import CELL
 from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
@@ -27,13 +27,17 @@ PAIRS = 1 << 16
 
 
 class Sequences(NamedTuple):
-    """Where the keys and values of some sequences are: int32 CuPy arrays, as in Batch, and the most queries of any."""
+    """Where the keys and values of some sequences are: int32 CuPy arrays, as in Batch, and the most queries of any.
+
+    `counters` are zeros that decode launches count in and leave as zeros, one for each sequence's key heads.
+    """
 
     tables: Any
     lengths: Any
     query_starts: Any
     most_queries: int
     some_have_one: bool
+    counters: Any
 
 
 class Fresh(NamedTuple):
@@ -98,7 +102,7 @@ def _room_for(then: Any, q: Any, single: bool) -> Any:
 
 def _sequences_of(batch: Batch) -> Sequences:
     fewest, most = batch.queries
-    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, fewest == 1)
+    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, fewest == 1, _counters(batch.cache))
 
 
 def attention(
@@ -109,7 +113,8 @@ def attention(
     tokens, queries = len(k), len(q)
     table = np.arange(blocks(tokens, BLOCK_SIZE))
     numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
-    sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1)
+    counters = cupy.zeros(k.shape[1], np.int32)
+    sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1, counters)
     if not causal and queries == 1 and window:
         raise ValueError("attention: a window of one query needs causal attention")
     out = cupy.empty(q.shape, np.float32)
@@ -146,8 +151,7 @@ def _attend(
     if sequences.some_have_one:
         splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        counters = _counters(device, cupy_module().cuda.get_current_stream().ptr)
-        work = (partials, counters, stride, splits, UNSPLIT, kv_heads)
+        work = (partials, sequences.counters, stride, splits, UNSPLIT, kv_heads)
         decode = _decode_kernel(head_dim, group)
         decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
     if sequences.most_queries > 1:
@@ -198,10 +202,11 @@ def _splits(device: int, pairs: int, longest: int) -> int:
     return max(1, min(blocks(2 * multiprocessors(device), pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
 
 
-@functools.cache
-def _counters(device: int, stream: int) -> Any:
-    """Zeros that decode launches on that stream count in, and leave as zeros; never freed, as graphs may hold them."""
-    return cupy_module().zeros(PAIRS, np.int32)
+def _counters(cache: KVCache) -> Any:
+    """Zeros that decode launches count in, and leave as zeros; the cache's, since graphs of its steps hold them."""
+    if cache.counters is None:
+        cache.counters = cupy_module().zeros(PAIRS, np.int32)
+    return cache.counters
 
 
 _WHERE = "float32* float16* float16* int32* int32* int32* float32*?"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,19 @@ class RopeFrequencies:
     frequencies: np.ndarray
     magnitude: float = 1.0
     neox: bool = False
+    _copies: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def on_current_device(self) -> Any:
+        """The frequencies there: as long as this lives, since captured launches read them.
+
+        Waited for when they are copied, since later launches may be on other streams.
+        """
+        cupy = cupy_module()
+        device = cupy.cuda.runtime.getDevice()
+        if device not in self._copies:
+            self._copies[device] = cupy.asarray(self.frequencies, dtype=np.float64)
+            cupy.cuda.get_current_stream().synchronize()
+        return self._copies[device]
 
     def cos_sin(self, positions: Any) -> tuple[Any, Any]:
         """float32 cosines and sines, each of shape (*positions.shape, pairs), times the magnitude."""
@@ -54,19 +67,9 @@ def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, 
     cos, sin = (cupy.empty((*positions.shape, pairs), np.float32) for _ in range(2))
     positions = cupy.ascontiguousarray(positions, dtype=np.int32)
     if cos.size:
-        on_device = _frequencies_on(cupy.cuda.runtime.getDevice(), frequencies)
-        args = (cos, sin, positions, on_device, positions.size, pairs, frequencies.magnitude)
+        args = (cos, sin, positions, frequencies.on_current_device(), positions.size, pairs, frequencies.magnitude)
         _angles((blocks(cos.size, THREADS),), (THREADS,), args)
     return cos, sin
-
-
-@functools.lru_cache(maxsize=64)
-def _frequencies_on(device: int, frequencies: RopeFrequencies) -> Any:
-    """The frequencies on the current device. Waited for, since later launches may be on other streams."""
-    cupy = cupy_module()
-    copy = cupy.asarray(frequencies.frequencies, dtype=np.float64)
-    cupy.cuda.get_current_stream().synchronize()
-    return copy
 
 
 def rope_frequencies(
@@ -156,9 +159,14 @@ def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, bas
     if x.ndim != 3 or x.shape[:1] != positions.shape:
         raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
     if frequencies is None:
-        frequencies = rope_frequencies(x.shape[-1], base)
+        frequencies = _unscaled(x.shape[-1], base)
     positions = get_array_module(x).asarray(positions)
     return rotate(x, *frequencies.cos_sin(positions), neox=frequencies.neox)
+
+
+@functools.lru_cache(maxsize=64)
+def _unscaled(dimensions: int, base: float) -> RopeFrequencies:
+    return rope_frequencies(dimensions, base)
 
 
 def rotate(x: Any, cos: Any, sin: Any, neox: bool) -> Any:

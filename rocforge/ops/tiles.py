@@ -78,7 +78,7 @@ def _row_waves(rows: int, columns: int) -> int:
 
 
 def _resident(columns: int) -> int:
-    """Blocks that the device runs at a time: as many as registers allow, which is what KERNEL_WIDE says in tiles.hip."""
+    """Blocks that a device runs at a time: as many as registers allow, which is what KERNEL_WIDE says in tiles.hip."""
     device = cupy_module().cuda.runtime.getDevice()
     return multiprocessors(device) * (1 if columns == 64 else 2)
 

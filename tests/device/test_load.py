@@ -2,12 +2,10 @@
 
 import gc
 import importlib
-import os
-import subprocess
-import sys
 
 import cupy as cp
 import pytest
+from simulated import on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge import kernels, warmup
@@ -134,18 +132,6 @@ def test_cache_fills_what_is_free(path, pool):
     with pytest.raises(rf.DeviceError, match=r"a cache block of 32 tokens .*\(1,000 bytes"):
         cache_tokens_that_fit(model.config, "gpu:0", 40)
 
-
-def on_the_simulator(code, path, **variables):
-    """What a program prints on a simulated device of its own."""
-    environment = {**os.environ, **{f"HIPSIM_{name}": str(value) for name, value in variables.items()}}
-    environment.pop("HIPSIM_REPORT", None)
-    command = [sys.executable, "-c", f"import rocforge as rf, sys; path = {str(path)!r}\n{code}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device has the memory it has")
 
 OUT_OF_MEMORY = """
 import cupy as cp

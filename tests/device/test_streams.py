@@ -9,6 +9,7 @@ import pytest
 from weights import random_weight, relative_error
 
 import rocforge as rf
+from rocforge import streams
 from rocforge.ops.gemm import TILE_ROWS
 from rocforge.ops.operands import MOST_COLUMNS
 
@@ -108,7 +109,21 @@ def test_many_uploads_on_their_way(strict):
     arrays = [stream.upload(np.full(1000, i, np.int32)) for i in range(20)]
     assert [int(stream.download(array).get()[-1]) for array in arrays] == list(range(20))
     stream.synchronize()
-    assert not stream._staged
+    assert not streams._IN_FLIGHT._kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_nobody_holds_any_more(strict, monkeypatch, seed):
+    """Pinned memory is not given to the next copy while one that was forgotten, or whose stream was, is on its way."""
+    monkeypatch.setenv("HIPSIM_SEED", str(seed))
+    with rf.Stream("gpu") as stream:
+        ones = cp.ones(1000, np.int32)
+        for i in range(2, 12):
+            stream.download(ones)
+            assert (stream.download(stream.upload(np.full(1000, i, np.int32))).get() == i).all()
+    arrays = [rf.Stream("gpu").upload(np.full(1000, i, np.int32)) for i in range(20)]
+    cp.cuda.Device().synchronize()
+    assert [int(stream.download(array).get()[-1]) for array in arrays] == list(range(20))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,19 @@
+"""Programs on a simulated device of their own, with the memory and the orders that a test wants."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device has the memory it has")
+
+
+def on_the_simulator(code, path, **variables):
+    """What a program prints that is given `path`; the variables are HIPSIM's."""
+    environment = {**os.environ, **{f"HIPSIM_{name}": str(value) for name, value in variables.items()}}
+    environment.pop("HIPSIM_REPORT", None)
+    command = [sys.executable, "-c", f"import rocforge as rf, sys; path = {str(path)!r}\n{code}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,134 @@
+"""Memory of engines on a device: none is lost, and where it runs short, what nothing uses is given back."""
+
+import gc
+import threading
+
+import cupy as cp
+import pytest
+from simulated import on_the_simulator, only_simulated
+
+import rocforge as rf
+from rocforge import decode
+from rocforge.load import load_model
+
+PARAMS = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return load_model(rf.open_gguf(path), "gpu")
+
+
+def run(engine, prompts, params=PARAMS):
+    requests = [engine.add(prompt, params) for prompt in prompts]
+    while engine.busy:
+        engine.step()
+    return [request.output for request in requests]
+
+
+@only_simulated
+def test_engines_leave_nothing(model):
+    """The device has as much free after the sixth engine as after the second; the first compiles and loads."""
+    free = []
+    for _ in range(6):
+        with rf.Engine(model, cache_tokens=256) as engine:
+            run(engine, [[1, 2, 3]])
+        del engine
+        gc.collect()
+        cp.get_default_memory_pool().free_all_blocks()
+        free.append(cp.cuda.runtime.memGetInfo()[0])
+    assert free[5] == free[1]
+
+
+def test_plans_that_are_kept(model):
+    """However requests differ, a few plans of a batch size are kept; one that was dropped is made again."""
+    outputs = []
+    with rf.Engine(model, cache_tokens=256) as engine:
+        for biases in (0, 1, 20, 40, 0):
+            logit_bias = dict.fromkeys(range(100, 100 + biases), -1.0)
+            outputs += run(engine, [[1, 2, 3]], rf.SamplingParams(**{**vars(PARAMS), "logit_bias": logit_bias}))
+        assert len(engine._decoder._plans) == decode.VARIANTS
+    assert outputs[0] == outputs[4]
+
+
+def test_an_engine_that_is_made_during_a_capture(model, monkeypatch):
+    """One thread's engine begins while another's graph is captured: both go on, with the same tokens."""
+    step, outputs = decode._Plan._step, []
+
+    def other():
+        with rf.Engine(model, cache_tokens=128) as engine:
+            outputs.append(run(engine, [[1, 2, 3]]))
+
+    def with_another(plan):
+        if threading.current_thread() is threading.main_thread() and cp.cuda.get_current_stream().is_capturing():
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        return step(plan)
+
+    monkeypatch.setattr(decode._Plan, "_step", with_another)
+    with rf.Engine(model, cache_tokens=128) as engine:
+        assert outputs == [] and run(engine, [[1, 2, 3]]) == outputs[0]
+
+
+# ---- where it runs short
+
+
+BEGIN = """
+import gc
+import cupy as cp
+from rocforge.load import load_model
+model = load_model(rf.open_gguf(path), "gpu")
+params = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+free = lambda: cp.cuda.runtime.memGetInfo()[0]
+def run(engine, prompts):
+    requests = [engine.add(prompt, params) for prompt in prompts]
+    while engine.busy:
+        engine.step()
+    return [request.output for request in requests]
+"""
+HOARDED = """
+few = [[1 + i, 2, 3] for i in range(16)]
+with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64) as engine:
+    wanted = run(engine, few)
+with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64) as engine:
+    run(engine, [[5 + i] * 120 for i in range(6)])
+    gc.collect()
+    hog = cp.cuda.runtime.malloc(free() - (64 << 10))
+    hoarded = cp.get_default_memory_pool().free_bytes()
+    print(hoarded > 4 << 20, run(engine, few) == wanted)
+"""
+TOO_LARGE = """
+try:
+    rf.Engine(model, cache_tokens=10_000_000)
+except rf.OutOfMemoryError as error:
+    print("cache:", error)
+with rf.Engine(model, cache_tokens=4096, max_batch_tokens=2048) as engine:
+    wanted = run(engine, [[1, 2, 3]])
+    cp.get_default_memory_pool().free_all_blocks()
+    hog = cp.cuda.runtime.malloc(free() - (1 << 20))
+    for i in range(8):
+        engine.add([5 + i] * 250, params)
+    try:
+        while engine.busy:
+            engine.step()
+    except rf.OutOfMemoryError as error:
+        print("prompt:", error)
+    engine.cancel_all()
+    print("after:", run(engine, [[1, 2, 3]]) == wanted)
+"""
+
+
+@only_simulated
+def test_a_pool_that_keeps_what_another_needs(path):
+    """What prompts have left in CuPy's pool goes to decode steps, which have a pool of their own."""
+    assert on_the_simulator(BEGIN + HOARDED, path, MEMORY=96 << 20) == "True True\n"
+
+
+@only_simulated
+def test_a_step_without_room(path):
+    """A cache or a prompt that does not fit is an OutOfMemoryError with what was free; smaller ones work then."""
+    cache, prompt, after = on_the_simulator(BEGIN + TOO_LARGE, path, MEMORY=96 << 20).splitlines()
+    assert cache.startswith("cache: the cache: Out of memory allocating") and "gpu:0 has" in cache
+    assert prompt.startswith("prompt: a step: Out of memory allocating") and "gpu:0 has" in prompt
+    assert after == "after: True"
