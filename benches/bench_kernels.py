@@ -25,6 +25,7 @@ from rocforge.ops import attention_device
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.gemm import product_halves
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
 from rocforge.ops.operands import quantize_activations
@@ -67,8 +68,14 @@ def read_bandwidth() -> float:
             sum += x[i].x + x[i].y + x[i].z + x[i].w;
         if (sum == 12345.678f) *y = sum;
     }"""
-    kernel, x, y = cp.RawKernel(code, "read"), cp.zeros(1 << 30, np.float32), cp.zeros(1, np.float32)
+    kernel, x, y = cp.RawKernel(code, "read"), noise((1 << 30,)), cp.zeros(1, np.float32)
     return x.nbytes / seconds([lambda: kernel((132 * 16,), (512,), (x, y, np.uint64(x.size // 4)))])
+
+
+def product_rate() -> float:
+    """Float16 operations a second of the library's own product of 8192 cubed."""
+    a, w = noise((8192, 8192)), noise((8192, 8192), np.float16)
+    return 2 * 8192**3 / seconds([lambda: product_halves(a, w)])
 
 
 def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> cp.ndarray:

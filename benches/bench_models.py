@@ -44,11 +44,24 @@ def bandwidth() -> float:
     return read_bandwidth()
 
 
-def bytes_in_use() -> int:
-    """Device memory that is taken, by whatever, once CuPy has given back what it holds for later."""
-    cp.get_default_memory_pool().free_all_blocks()
+@pytest.fixture(scope="module")
+def product_rate() -> float:
+    """Operations a second of the library's own product of 8192 cubed, in float16."""
+    from bench_kernels import product_rate
+
+    return product_rate()
+
+
+def bytes_taken() -> int:
+    """Device memory that is taken, by whatever. CuPy's pools keep what they have taken, so it is their most so far."""
     free, total = cp.cuda.Device().mem_info
     return total - free
+
+
+def bytes_in_use() -> int:
+    """The same once CuPy has given back what it holds for later."""
+    cp.get_default_memory_pool().free_all_blocks()
+    return bytes_taken()
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=["-".join(model) for model in MODELS])
@@ -61,9 +74,9 @@ def path(request, tmp_path_factory) -> Path:
     return path
 
 
-def load(path: Path) -> Transformer:
+def load(path: Path, halves: bool | None = None) -> Transformer:
     with rf.open_gguf(path) as file:
-        model = load_model(file, "gpu")
+        model = load_model(file, "gpu", halves=halves)
     cp.cuda.Device().synchronize()
     return model
 
@@ -73,10 +86,11 @@ def model(path) -> Transformer:
     return load(path)
 
 
-def test_load(benchmark, path):
+@pytest.mark.parametrize("halves", [True, False])
+def test_load(benchmark, path, halves):
     """The file in the disk cache, the kernels compiled; and the device memory that the weights take."""
     before = bytes_in_use()
-    model = benchmark.pedantic(load, (path,), rounds=1, warmup_rounds=1)
+    model = benchmark.pedantic(load, (path, halves), rounds=1, warmup_rounds=1)
     benchmark.extra_info["bytes_a_second"] = path.stat().st_size / benchmark.stats["median"]
     benchmark.extra_info["file_bytes"] = path.stat().st_size
     benchmark.extra_info["weights_bytes"] = bytes_in_use() - before
@@ -89,8 +103,18 @@ def new_prompt(model, tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("tokens", [512, 2048])
-def test_prefill(benchmark, model, tokens):
-    """A prompt, to the first token."""
+def test_prefill(benchmark, model, path, product_rate, tokens):
+    """A prompt, to the first token; weights multiply from the float16 values that are kept of them."""
+    prefill(benchmark, model, path, product_rate, tokens, True)
+
+
+def test_prefill_from_blocks(benchmark, path, product_rate):
+    """The same where no float16 values are kept: each weight is unpacked for each prompt."""
+    prefill(benchmark, load(path, halves=False), path, product_rate, 2048, False)
+
+
+def prefill(benchmark, model, path, product_rate, tokens: int, halves: bool) -> None:
+    before = bytes_in_use()
     with rf.Engine(model, cache_tokens=tokens + 64, max_batch_tokens=tokens) as engine:
 
         def run():
@@ -99,7 +123,17 @@ def test_prefill(benchmark, model, tokens):
                 engine.step()
 
         benchmark.pedantic(run, rounds=7, warmup_rounds=2)
-    benchmark.extra_info["tokens_a_second"] = tokens / benchmark.stats["median"]
+        peak_bytes = bytes_taken() - before - engine.cache.keys.nbytes * 2
+    rate = tokens / benchmark.stats["median"]
+    with rf.open_gguf(path) as file:
+        weights = sum(file[name].size for name in file if name.startswith("blk.") and file[name].ndim == 2)
+    benchmark.extra_info.update(
+        tokens=tokens,
+        halves=halves,
+        tokens_a_second=rate,
+        share_of_product=2 * weights * rate / product_rate,
+        peak_bytes_beside_weights_and_cache=peak_bytes,
+    )
 
 
 @pytest.mark.parametrize("batch, context", [(1, 1), (1, 4096), (8, 1), (32, 1), (64, 1)])
@@ -116,7 +150,8 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
 
         setup = functools.partial(start, engine, batch, context, TOKENS)
         benchmark.pedantic(steps, setup=setup, rounds=3, warmup_rounds=1)
-        engine_bytes, cache_bytes = bytes_in_use() - before, engine.cache.nbytes
+        cache_bytes = engine.cache.keys.nbytes * 2
+        peak_bytes = bytes_taken() - before - cache_bytes
     step = benchmark.stats["median"] / TOKENS
     unread = 0 if model.output.weight is None else model.token_embd.weight.nbytes
     benchmark.extra_info.update(
@@ -125,5 +160,5 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
         tokens_a_second=batch / step,
         weights_share_of_bandwidth=(path.stat().st_size - unread) / step / bandwidth,
         cache_bytes=cache_bytes,
-        engine_bytes_beside_cache=engine_bytes - cache_bytes,
+        peak_bytes_beside_weights_and_cache=peak_bytes,
     )

@@ -71,10 +71,9 @@ def bandwidth(stream) -> float:
 
 @pytest.fixture(scope="module")
 def product_rate(stream) -> float:
-    """Float16 operations a second of the library's own product of 8192 cubed."""
-    a = cp.asarray(np.random.default_rng(0).standard_normal((8192, 8192), np.float32))
-    w = a.astype(np.float16)
-    return 2 * 8192**3 / float(np.median(seconds_of(lambda: product_halves(a, w))))
+    import bench_kernels
+
+    return bench_kernels.product_rate()
 
 
 def noise(nbytes: int):

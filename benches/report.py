@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
+EXPLAINED = """\
+Float16 values are kept beside the packed blocks, for prompts and large batches, or not. Shares are of what the card's
+memory and the library's product of 8192 cubed gave in the same run, for the weights alone. Peaks are the most device
+memory that was taken beside weights and cache, libraries and graphs included."""
 
 
-def rows_of(records: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
-    """extra_info and parameters of the records of a test, by model."""
+def kept(record: dict[str, Any]) -> str:
+    return "kept" if record["halves"] else "not kept"
+
+
+def peak(record: dict[str, Any]) -> str:
+    return f"{record['peak_bytes_beside_weights_and_cache'] / 1e6:,.0f}"
+
+
+def rows_of(records: list[dict[str, Any]], *names: str) -> dict[str, list[dict[str, Any]]]:
+    """extra_info and parameters of the records of some tests, by model."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        if record["name"].startswith(f"test_{name}["):
+        if record["name"].removeprefix("test_").split("[")[0] in names:
             model = "-".join(record["params"]["path"])
             rows.setdefault(model, []).append({**record["extra_info"], **record["params"]})
     return rows
@@ -35,12 +47,19 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 def tables(records: list[dict[str, Any]]) -> str:
     """Loading, prefill and decode as Markdown."""
     loads = [
-        [model, f"{r['file_bytes'] / 1e9:.2f}", f"{r['weights_bytes'] / 1e9:.2f}", f"{r['bytes_a_second'] / 1e9:.1f}"]
-        for model, (r,) in rows_of(records, "load").items()
+        [
+            model,
+            f"{r['file_bytes'] / 1e9:.2f}",
+            kept(r),
+            f"{r['weights_bytes'] / 1e9:.2f}",
+            f"{r['bytes_a_second'] / 1e9:.1f}",
+        ]
+        for model, rows in rows_of(records, "load").items()
+        for r in rows
     ]
     prefills = [
-        [model, r["tokens"], f"{r['tokens_a_second']:,.0f}"]
-        for model, rows in rows_of(records, "prefill").items()
+        [model, r["tokens"], kept(r), f"{r['tokens_a_second']:,.0f}", f"{r['share_of_product']:.0%}", peak(r)]
+        for model, rows in rows_of(records, "prefill", "prefill_from_blocks").items()
         for r in rows
     ]
     decodes = [
@@ -50,16 +69,17 @@ def tables(records: list[dict[str, Any]]) -> str:
             r["context"],
             f"{r['tokens_a_second']:,.0f}",
             f"{r['weights_share_of_bandwidth']:.0%}",
-            f"{r['engine_bytes_beside_cache'] / 1e6:,.0f}",
+            peak(r),
         ]
         for model, rows in rows_of(records, "decode").items()
         for r in rows
     ]
     return "\n\n".join(
         [
-            table(["model", "file, GB", "on the device, GB", "loaded, GB/s"], loads),
-            table(["model", "prompt", "tokens/s"], prefills),
-            table(["model", "batch", "context", "tokens/s", "of the read rate", "other MB"], decodes),
+            table(["model", "file, GB", "float16 values", "on the device, GB", "loaded, GB/s"], loads),
+            table(["model", "prompt", "float16 values", "tokens/s", "of the product rate", "peak, MB"], prefills),
+            table(["model", "batch", "context", "tokens/s", "of the read rate", "peak, MB"], decodes),
+            EXPLAINED,
         ]
     )
 

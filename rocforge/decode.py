@@ -69,7 +69,7 @@ class Decoder:
         self._pool = cupy_module().cuda.MemoryPool(_memory_of_the_device)
         self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
         self._requests: list[Request] = []
-        weakref.finalize(self, _give_back, self._plans, self._pool, stream.device)
+        weakref.finalize(self, _give_back, self._plans, self._pool, stream.device).atexit = False
 
     def launch(self, requests: Sequence[Request]) -> Flight:
         """Queue a step: each request's next token from its last one.

@@ -45,6 +45,7 @@ def load(
             None: if they take no more than half of the memory that is left.
 
     Raises:
+        ValueError: a context that is not positive, or an unknown device.
         FileNotFoundError: no such file.
         GGUFError: the file is malformed.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
@@ -73,6 +74,8 @@ def _loading(
     file: GGUFFile, device: str, context: int | None, progress: bool, halves: bool | None
 ) -> Iterator[Transformer]:
     """A model whose weights are all there when the context has been left; on a GPU they arrive within it."""
+    if context is not None and context < 1:
+        raise ValueError(f"context is {context}; allowed is from 1")
     model = build_model(file, context)
     weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
     if device != "cpu":

@@ -307,6 +307,13 @@ def test_bad_prompts(model):
         assert not engine.busy and engine.step() == []
 
 
+@pytest.mark.parametrize("name", ["cache_tokens", "max_batch_tokens", "max_requests"])
+def test_sizes_that_are_not(model, name):
+    """An engine that could never do anything is not made."""
+    with pytest.raises(ValueError, match=f"{name} is 0; allowed is from 1"):
+        Engine(model, **{name: 0})
+
+
 def test_close_ends_everything(model):
     """Leaving the context frees all blocks, also after an error in the middle; a closed engine refuses requests."""
     with pytest.raises(KeyError), Engine(model) as engine:

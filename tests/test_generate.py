@@ -82,6 +82,26 @@ def test_bad_arguments(loaded):
         rf.generate(*loaded, PROMPT, temperature=9)
     with pytest.raises(ValueError, match="no tokens"):
         rf.generate(*loaded, [[]])
+    with pytest.raises(ValueError, match="context is -5"):
+        rf.load(demo.bundled(), device="cpu", context=-5)
+
+
+def test_a_request_that_fails(loaded, monkeypatch):
+    """What fails is what is raised, by both."""
+    monkeypatch.setattr("rocforge.choose.sample", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rf.generate(*loaded, PROMPT)
+    with pytest.raises(ZeroDivisionError):
+        next(rf.stream_generate(*loaded, PROMPT))
+
+
+def test_prompts_of_numpy_ids(loaded):
+    """Ids may be NumPy's: a list of them is one prompt, a list of arrays many."""
+    ids = np.array(loaded[1].encode(PROMPT))
+    text = rf.generate(*loaded, ids.tolist(), max_tokens=3, temperature=0)
+    assert rf.generate(*loaded, list(ids), max_tokens=3, temperature=0) == text
+    assert rf.generate(*loaded, ids, max_tokens=3, temperature=0) == text
+    assert rf.generate(*loaded, [ids, ids], max_tokens=3, temperature=0) == [text, text]
 
 
 @pytest.mark.parametrize("recipe", ["F32", "Q8_0"])
