@@ -49,9 +49,9 @@ struct Codes {
     MEMBER void load_plane(const u8* row, u32 cells, u32 c, u32 p) {
         plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
     }
-    // The first and the last run of 32 elements that need plane p.
-    static MEMBER u32 first_use(u32 p) { return p < LOW ? 4 * p / LOW : 4 * (p - LOW) / (HIGH ? HIGH : 1); }
-    static MEMBER u32 last_use(u32 p) { return p < LOW ? (4 * p + 3) / LOW : (4 * (p - LOW) + 3) / (HIGH ? HIGH : 1); }
+    // The first and the last run of 16 elements that need plane p.
+    static MEMBER u32 first_use(u32 p) { return p < LOW ? 8 * p / LOW : 8 * (p - LOW) / (HIGH ? HIGH : 1); }
+    static MEMBER u32 last_use(u32 p) { return p < LOW ? (8 * p + 7) / LOW : (8 * (p - LOW) + 7) / (HIGH ? HIGH : 1); }
 
     // Called once between loading and use: what is computed while loading would wait there for what is loaded.
     MEMBER void ready() {}

@@ -66,12 +66,11 @@ struct Position {
     MEMBER bool wanted() const { return own() < cells; }
 };
 
-// A cell of each of a lane's rows. Its planes are loaded AHEAD runs of 32 elements before they are multiplied, or as soon
-// as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell. Where x takes
-// the registers AHEAD is 0, and a cell is loaded when it is needed.
+// A cell of each of a lane's rows. Its planes are loaded AHEAD runs of 16 elements before they are multiplied, or as soon
+// as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell.
 template <class F>
 struct Cells {
-    static const u32 AHEAD = F::LOW == 8 && COLUMNS > 16 ? 0 : F::PLANES < 6 && COLUMNS == 8 ? 2 : 1;
+    static const u32 AHEAD = F::PLANES < 6 && COLUMNS <= 16 ? 3 : 1;
     F of[TILES][FRAGMENT_PARTS];
     MEMBER void load_scales(const Position& at) {
         UNROLL
@@ -82,7 +81,7 @@ struct Cells {
     MEMBER void load_planes(const Position& at, u32 time) {
         UNROLL
         for (u32 plane = 0; plane < F::PLANES; ++plane) {
-            if (time != maximum(i32(F::last_use(plane)), i32(F::first_use(plane) + 4 - AHEAD))) continue;
+            if (time != maximum(i32(F::last_use(plane)), i32(F::first_use(plane) + 8 - AHEAD))) continue;
             UNROLL
             for (u32 m = 0; m < TILES; ++m)
                 UNROLL
@@ -90,23 +89,19 @@ struct Cells {
                     of[m][p].load_plane(at.row[m][p], at.cells, at.cell(), plane);
         }
     }
-    MEMBER void load(const Position& at, u32 times) {
+    MEMBER void load(const Position& at) {
         if (!at.any()) return;
         load_scales(at);
         UNROLL
-        for (u32 time = 0; time < times; ++time) load_planes(at, time);
+        for (u32 time = 0; time < 8; ++time) load_planes(at, time);
     }
 };
 
 // Adds the products of a run with all columns, and loads the one after.
 template <class F>
 DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
-    const u32 AHEAD = Cells<F>::AHEAD;
     Cells<F> after;
-    if (AHEAD)
-        after.load(next, 0);
-    else
-        w.load(at, 8);
+    if (next.any()) after.load_scales(next);
     float scale[TILES][FRAGMENT_PARTS], min[TILES][FRAGMENT_PARTS];  // of scales
     UNROLL
     for (u32 m = 0; m < TILES; ++m)
@@ -129,10 +124,8 @@ DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position&
                 const F& cell = w.of[m][p];
                 unpack(a[m][p], cell, s, h, scale[m][p] * cell.scale(s, h), min[m][p] * cell.min(s, h));
             }
-        if (h == 1 && AHEAD) {
-            w.load_planes(at, 4 + s);
-            if (next.any()) after.load_planes(next, s);
-        }
+        w.load_planes(at, 8 + half);
+        if (next.any()) after.load_planes(next, half);
         UNROLL
         for (u32 n = 0; n < COLUMN_TILES; ++n) {
             schedule_barrier();
@@ -162,7 +155,7 @@ DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position&
             }
         }
     }
-    if (AHEAD) w = after;
+    w = after;
 }
 
 // The products of the wave's rows with all columns, from its first run `at` on; loads the run that comes `then`.
@@ -222,7 +215,7 @@ DEVICE void product(Shared& shared, const Matrix& m, const float* residual, cons
     Position none = at;
     none.number = cells;
     Cells<F> w;
-    if (w.AHEAD) w.load(at, 4);
+    w.load(at);
     wait_for_previous();
     Sums sums = multiply(w, at, none, x);
     UNROLL
@@ -275,7 +268,7 @@ tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, co
     };
     Position at = run_of(block_x() * height);
     Cells<QTYPE> w;
-    if (w.AHEAD) w.load(at, 4);
+    w.load(at);
     wait_for_previous();
     for (u32 first = block_x() * height; first < end; first += grid * height) {
         Position next = run_of(first + grid * height);
