@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,11 @@ class QuantizedArray:
         return self.data.nbytes
 
     @property
+    def transposed(self) -> bool:
+        """Whether this is the transpose of the rows that data holds."""
+        return self._transposed
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the rows that data holds: that of the array, or of what it is the transpose of."""
         return self.shape[::-1] if self._transposed else self.shape
@@ -140,6 +145,23 @@ class QuantizedArray:
             view._float32 = self.float32()[index]
         return view
 
+    def __iter__(self) -> Iterator[Any]:
+        """The rows, or what else the first axis counts; the values, as an array's, of a single row."""
+        return iter(self.dequantize()) if self.ndim == 1 else (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """NumPy's view of it: the values, unpacked.
+
+        Raises:
+            TypeError: it is on a device, from where nothing is copied unasked; `rf.asnumpy` does.
+            ValueError: a view without a copy was asked for.
+        """
+        if get_array_module(self.data) is not np:
+            raise TypeError(f"a QuantizedArray on {self.device} is no NumPy array by itself; rf.asnumpy copies it")
+        if copy is False:
+            raise ValueError("a QuantizedArray is unpacked to become a NumPy array, so it takes a copy")
+        return self.dequantize(np.float32 if dtype is None else dtype)
+
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
         view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
@@ -164,7 +186,8 @@ class QuantizedArray:
         if get_array_module(self.data) is not np:
             from rocforge.ops.dequantize import dequantize_device
 
-            return dequantize_device(self)
+            with on_device(self.device):
+                return dequantize_device(self)
         rows = np.ascontiguousarray(self.data).reshape(-1, self.data.shape[-1])
         values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(self.stored_shape)
         if self.keep_float32:
@@ -173,6 +196,9 @@ class QuantizedArray:
 
     def __matmul__(self, other: Any) -> Any:
         """`w @ x`: w (rows, cols), x (cols,) or (..., cols, n); gives float32 (rows,) or (..., rows, n)."""
+        from rocforge.ops.arguments import module_of
+
+        module_of("@", left=self, right=other)
         if isinstance(other, QuantizedArray):
             other = other.dequantize()
         self._check_product(self.shape, other.shape, self.shape[-1], other.shape[-2:][:1])
@@ -182,8 +208,10 @@ class QuantizedArray:
 
     def __rmatmul__(self, other: Any) -> Any:
         """`x @ w.T`: x (..., cols), w (rows, cols); gives float32 (..., rows). Also `x @ w`, which unpacks all of w."""
+        from rocforge.ops.arguments import module_of
         from rocforge.ops.linear import linear
 
+        module_of("@", left=other, right=self)
         self._check_product(other.shape, self.shape, self.shape[0], other.shape[-1:])
         if self._transposed:
             return linear(other, self.T)
@@ -200,6 +228,8 @@ class QuantizedArray:
         from rocforge.ops.dequantize import PLANAR, pack, unpack
 
         device, columns, data = resolve_device(device), self.stored_shape[-1], self.data
+        if device == self.device and self.planar == (device != "cpu" and self.qtype.name in PLANAR):
+            return self
         if self.planar and device == "cpu":
             with on_device(self.device):
                 data = unpack(data, columns, self.qtype)

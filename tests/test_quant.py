@@ -157,3 +157,24 @@ def test_repr_and_sizes(rng):
         repr(quantize(np.zeros((2, 64)), "Q4_0")) == "QuantizedArray(shape=(2, 64), qtype=Q4_0, 4.5 bits per element)"
     )
     assert row_nbytes(512, as_qtype("Q6_K")) == 420
+
+
+def test_as_an_array(rng):
+    """NumPy takes it for its values; its rows are iterated over, and a row's values."""
+    w = quantize(rng.standard_normal((3, 64)), "Q8_0")
+    values = w.dequantize()
+    np.testing.assert_array_equal(np.asarray(w), values)
+    np.testing.assert_array_equal(np.asarray(w.T, np.float64), values.T.astype(np.float64))
+    assert np.asarray(w).dtype == np.float32 and np.mean(w) == values.mean()
+    assert [row.shape for row in w] == [(64,)] * 3 and list(w[1]) == list(values[1])
+    with pytest.raises(ValueError, match="takes a copy"):
+        np.array(w, copy=False)
+    with pytest.raises(IndexError, match="slice the rows before"):
+        list(w.T)
+
+
+def test_on_its_device_already(rng):
+    """It is returned as it is, with what it keeps."""
+    w = quantize(rng.standard_normal((3, 64)), "Q8_0")
+    w.keep_float32 = True
+    assert rf.to_device(w, "cpu") is w and rf.to_device(w.T, "cpu").transposed

@@ -7,7 +7,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from weights import random_bytes, random_weight, sizes
 
 import rocforge.quant as quant
-from rocforge.arrays import asnumpy
+from rocforge.arrays import asnumpy, to_device
 from rocforge.ops.dequantize import PLANAR, dequantize_device, planar_row_nbytes
 from rocforge.ops.embedding import embedding
 
@@ -73,6 +73,22 @@ def test_embedding(rng, qtype):
     assert same(embedding(cp.asarray(ids), cp.asarray(table.dequantize())).get(), expected)
     with pytest.raises(IndexError, match="40"):
         embedding(np.array([40]), there)
+
+
+def test_on_a_device_already(rng):
+    """It is returned as it is there, with what it keeps; NumPy does not copy it unasked."""
+    weight = random_weight(rng, "Q4_K", (4, 256)).to_device("gpu")
+    assert weight.to_device("gpu") is weight and to_device(weight, "gpu:0") is weight
+    assert all(same(asnumpy(row), values) for row, values in zip(weight, asnumpy(weight), strict=True))
+    with pytest.raises(TypeError, match=r"rf\.asnumpy"):
+        np.asarray(weight)
+
+
+@pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="needs two devices")
+def test_on_another_device_than_the_current_one(rng):
+    """It is unpacked where it is."""
+    weight = random_weight(rng, "Q4_K", (4, 256))
+    assert same(asnumpy(weight.to_device("gpu:1")), weight.dequantize())
 
 
 def test_planar_rows_keep_the_size():
