@@ -10,10 +10,14 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 _MASK = (1 << 64) - 1
+GREEDY_BELOW = 1e-5
+"""Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,12 @@ class SamplingParams:
 
     Attributes:
         max_tokens: stop after this many tokens; None: when the model's context is full.
-        temperature: divides the logits, 0 to 2; 0 takes the most likely token.
+        temperature: divides the logits, 0 to 2; 0 takes the most likely token, and what is below 1e-5 becomes 0.
         top_k: keep that many of the most likely tokens; 0 for all.
         top_p: keep the most likely tokens that reach this probability together, over 0 to 1.
         min_p: keep tokens at least this share as likely as the most likely one, 0 to 1.
         repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
-            (Keskar et al., https://arxiv.org/abs/1909.05858); 1 for none.
+            (Keskar et al., https://arxiv.org/abs/1909.05858), 1e-6 to 1e6; 1 for none.
         presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
         frequency_penalty: subtracted from a token's logit for each time it is in the text, -2 to 2.
         logit_bias: token id -> added to its logit, -100 to 100.
@@ -41,6 +45,7 @@ class SamplingParams:
 
     Raises:
         ValueError: a value outside its range.
+        TypeError: a value of another type. NumPy's numbers are taken as Python's; True and False are no numbers.
     """
 
     max_tokens: int | None = None
@@ -58,29 +63,23 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self):
-        def check(name: str, low: float, high: float, open_low: bool = False) -> None:
+        for name, (kind, low, high) in _NUMBERS.items():
             value = getattr(self, name)
-            if not (low < value if open_low else low <= value) or not value <= high:
-                bounds = f"{'over' if open_low else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+            if value is None and name in _OPTIONAL:
+                continue
+            number, over = _number(name, value, kind), name == "top_p"  # of no probability at all no token is kept
+            if not low <= value <= high or (over and value == 0):
+                bounds = f"{'over' if over else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
                 raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
-
-        check("temperature", 0, 2)
-        check("top_k", 0, math.inf)
-        check("top_p", 0, 1, open_low=True)
-        check("min_p", 0, 1)
-        check("repetition_penalty", 0, math.inf, open_low=True)
-        check("presence_penalty", -2, 2)
-        check("frequency_penalty", -2, 2)
-        if self.max_tokens is not None:
-            check("max_tokens", 1, math.inf)
-        if self.logprobs is not None:
-            check("logprobs", 0, 20)
-        for token, bias in self.logit_bias.items():
-            if not -100 <= bias <= 100:
-                raise ValueError(f"logit_bias of token {token} is {bias!r}; allowed is from -100 to 100")
+            object.__setattr__(self, name, number)
+        if self.temperature < GREEDY_BELOW:
+            object.__setattr__(self, "temperature", 0.0)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _number("seed", self.seed, Integral))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        if not all(isinstance(text, str) and text for text in self.stop):
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(63))
@@ -89,6 +88,43 @@ class SamplingParams:
     def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "max_tokens": (Integral, 1, math.inf),
+    "temperature": (Real, 0, 2),
+    "top_k": (Integral, 0, math.inf),
+    "top_p": (Real, 0, 1),
+    "min_p": (Real, 0, 1),
+    "repetition_penalty": (Real, 1e-6, 1e6),
+    "presence_penalty": (Real, -2, 2),
+    "frequency_penalty": (Real, -2, 2),
+    "logprobs": (Integral, 0, 20),
+}
+"""Fields in a range: Integral or Real, the least and the most."""
+_OPTIONAL = ("max_tokens", "logprobs")
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    """A number as Python's own."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; allowed are {'integers' if kind is Integral else 'numbers'}")
+    try:
+        return int(value) if kind is Integral else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {value!r}, which is more than a float holds") from None
+
+
+def _checked_bias(logit_bias: Any) -> dict[int, float]:
+    if not isinstance(logit_bias, Mapping):
+        raise TypeError(f"logit_bias is {logit_bias!r}; allowed is a mapping of token ids to numbers")
+    checked = {}
+    for token, bias in logit_bias.items():
+        token, bias = _number("a token id of logit_bias", token, Integral), _number("a logit_bias", bias, Real)
+        if not -100 <= bias <= 100:
+            raise ValueError(f"logit_bias of token {token} is {bias!r}; allowed is from -100 to 100")
+        checked[token] = bias
+    return checked
 
 
 @dataclass(frozen=True)

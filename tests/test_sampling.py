@@ -142,3 +142,52 @@ def test_other_checks():
         SamplingParams(stop=["a", ""])
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams().seed != SamplingParams().seed
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("max_tokens", 2.5),
+        ("max_tokens", "3"),
+        ("max_tokens", True),
+        ("top_k", 2.5),
+        ("top_k", None),
+        ("seed", 1.0),
+        ("logprobs", 2.0),
+        ("temperature", "0.5"),
+        ("temperature", None),
+        ("min_p", [0.1]),
+        ("logit_bias", [1]),
+        ("logit_bias", {"5": 1}),
+        ("logit_bias", {5: "1"}),
+    ],
+)
+def test_types(field, value):
+    """A value of another type is a TypeError with the parameter's name, and is not rounded."""
+    with pytest.raises(TypeError, match=f"{field}.* is .*; allowed"):
+        SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("value", [0, 1e-46, 1e39, float("inf"), float("nan"), 10**400])
+def test_penalties_are_what_float32_holds(value):
+    """No factor that becomes zero or infinite."""
+    with pytest.raises(ValueError, match="repetition_penalty is"):
+        SamplingParams(repetition_penalty=value)
+
+
+def test_numbers_of_numpy():
+    """They become Python's own, whatever uses them later."""
+    params = SamplingParams(
+        seed=np.int64(3), top_k=np.uint8(4), temperature=np.float32(0.5), logit_bias={np.int32(1): np.float64(2)}
+    )
+    assert [params.seed, params.top_k, params.temperature, params.logit_bias] == [3, 4, 0.5, {1: 2.0}]
+    kinds = [type(value) for value in (params.seed, params.top_k, params.temperature, *params.logit_bias)]
+    assert kinds == [int, int, float, int]
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-38, 5e-324, 9.9e-6])
+def test_tiny_temperatures_are_greedy(temperature):
+    """Logits divided by them would be infinite."""
+    params = SamplingParams(temperature=temperature)
+    assert params.temperature == 0 and sample(np.array([3, 5, 4], np.float32), params, [0], []) == 1
+    assert SamplingParams(temperature=1e-5).temperature == 1e-5
