@@ -65,14 +65,22 @@ class Batch:
 
         Args:
             cache: has the blocks that the tables name.
-            chunks: at most one for a sequence.
+            chunks: at least one, and at most one for a sequence.
             all_logits: logits for every row, instead of the last row of each chunk that wants them.
+
+        Raises:
+            ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
+                cache's.
         """
+        if not chunks:
+            raise ValueError("Batch.of: chunks are empty; allowed is at least one")
         positions, slots, spans, rows = [], [], [], []
         row = 0
         for chunk in chunks:
             length = chunk.start + chunk.count
-            every = _slots(chunk.table, length, cache.block_size)
+            if chunk.start < 0 or chunk.count < 1:
+                raise ValueError(f"Batch.of: {chunk.count} tokens from {chunk.start}; allowed are 1 or more from 0 on")
+            every = _slots(chunk.table, length, cache)
             positions.append(np.arange(chunk.start, length, dtype=np.int32))
             first = every.start + chunk.start if isinstance(every, slice) else 0
             slots.append(np.arange(first, every.stop) if isinstance(every, slice) else every[chunk.start :])
@@ -117,10 +125,15 @@ class Batch:
         return self._angles[key]
 
 
-def _slots(table: Sequence[int], length: int, block_size: int) -> slice | np.ndarray:
+def _slots(table: Sequence[int], length: int, cache: KVCache) -> slice | np.ndarray:
     """Cache slots of a sequence's tokens; a slice where its blocks follow each other, which needs no copy to read."""
+    block_size = cache.block_size
     blocks = list(table[: -(-length // block_size)])
-    if blocks and blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+    if len(blocks) * block_size < length:
+        raise ValueError(f"Batch.of: a table of {len(blocks)} blocks of {block_size} tokens for {length} tokens")
+    if min(blocks) < 0 or max(blocks) >= cache.blocks:
+        raise ValueError(f"Batch.of: a table names blocks {min(blocks)} to {max(blocks)}; there are {cache.blocks}")
+    if blocks == list(range(blocks[0], blocks[0] + len(blocks))):
         first = blocks[0] * block_size
         return slice(first, first + length)
     return (np.array(blocks, np.int64)[:, None] * block_size + np.arange(block_size)).reshape(-1)[:length]

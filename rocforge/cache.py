@@ -26,7 +26,7 @@ class KVCache:
 
     Args:
         layers, kv_heads, head_dim: of the model.
-        blocks: how many blocks to hold, of `block_size` tokens each.
+        blocks: how many blocks to hold, of `block_size` tokens each; on a device that is always BLOCK_SIZE, 32.
         dtype: float32 or float16.
         device: as in `rf.to_device`.
 
@@ -46,6 +46,8 @@ class KVCache:
         device: str | None = "cpu",
     ):
         device = resolve_device(device)
+        if block_size != BLOCK_SIZE and device != "cpu":
+            raise ValueError(f"block_size is {block_size}; allowed on a device is {BLOCK_SIZE}, as its kernels have it")
         xp = np if device == "cpu" else cupy_module()
         shape = (layers, blocks, block_size, kv_heads, head_dim)
         with on_device(device):

@@ -1,6 +1,7 @@
 """Batch: positions, slots, spans and wanted rows of chunks of several sequences."""
 
 import numpy as np
+import pytest
 
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import KVCache
@@ -29,3 +30,21 @@ def test_angles_are_shared_by_layers():
     frequencies = rope_frequencies(8)
     assert batch.cos_sin(frequencies)[0] is batch.cos_sin(frequencies)[0]
     np.testing.assert_allclose(batch.cos_sin(frequencies)[1][0], np.sin(3 * frequencies.frequencies), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "chunks, message",
+    [
+        ([], "chunks are empty"),
+        ([Chunk(0, 40, [0])], "a table of 1 blocks of 32 tokens for 40 tokens"),
+        ([Chunk(0, 2, [0]), Chunk(31, 2, [1])], "a table of 1 blocks of 32 tokens for 33 tokens"),
+        ([Chunk(0, 40, [0, 8])], "names blocks 0 to 8; there are 8"),
+        ([Chunk(0, 40, [-1, 0])], "names blocks -1 to 0; there are 8"),
+        ([Chunk(0, 0, [0])], "0 tokens from 0"),
+        ([Chunk(-1, 2, [0])], "2 tokens from -1"),
+    ],
+)
+def test_tables_hold_their_tokens(chunks, message):
+    """What would be read or written outside a sequence's blocks, or the cache, is a ValueError."""
+    with pytest.raises(ValueError, match=message):
+        Batch.of(KVCache(1, 1, 2, blocks=8), chunks)
