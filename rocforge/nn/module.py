@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -127,16 +128,16 @@ class Module:
                 raise ValueError(f"capture: {named[0]} has no output of its own, it only holds {every[named[0]]}")
         seen: dict[str, Any] = {}
         watched = {path: m for path, m in modules.items() if any(fnmatch.fnmatchcase(path, p) for p in patterns)}
-        before = {path: module.observers for path, module in watched.items()}
+        hooks = {path: functools.partial(seen.__setitem__, path) for path in watched}
         for path, module in watched.items():
-            module.observers = (*module.observers, lambda output, path=path: seen.__setitem__(path, output))
+            module.observers = (*module.observers, hooks[path])
         Module.captures += 1
         try:
             yield seen
         finally:
             Module.captures -= 1
             for path, module in watched.items():
-                module.observers = before[path]
+                module.observers = tuple(hook for hook in module.observers if hook is not hooks[path])
 
     def describe(self) -> str:
         """What `repr` shows of this module in its line: parameters by shape and type."""

@@ -108,3 +108,17 @@ def test_capture(rng):
     model.blk[0].held = Module()
     with pytest.raises(ValueError, match=r"blk\.0\.held has no output"), model.capture("*.held"):
         pass
+
+
+def test_captures_end_in_any_order(rng):
+    """Each context takes back its own watch alone."""
+    model = Model()
+    model.load_weights(weights(rng))
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    first, second = model.capture("blk.1"), model.capture("blk.*")
+    seen_first, seen_second = first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    model(x)
+    assert not seen_first and "blk.1" in seen_second
+    second.__exit__(None, None, None)
+    assert not any(module.observers for _, module in model.named_modules()) and Module.captures == 0
