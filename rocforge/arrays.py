@@ -72,11 +72,13 @@ def resolve_device(device: str | None) -> str:
         device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: the name is none of these. TypeError: it is no string.
         DeviceError: a GPU was asked for and there is none, or not that many.
     """
     if device is None:
         return "cpu" if _import_cupy()[0] is None else "gpu:0"
+    if not isinstance(device, str):
+        raise TypeError(f'device is {device!r}; allowed are None, "cpu", "gpu" and "gpu:N"')
     kind, _, number = device.partition(":")
     if device == "cpu":
         return device
