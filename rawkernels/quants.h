@@ -331,11 +331,12 @@ struct Activation {
 
 // Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros; k past that writes nothing.
 // All lanes of the wave call it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive
-// elements, k % 32 == 0 first.
+// elements, k % 32 == 0 first. The largest is found by its bits, of which a NaN has more than an infinity, and that more
+// than any number: the scale of 32 elements is what is not finite among them, and with it all their products.
 DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
-    float most = maximum(maximum(__builtin_fabsf(v.x), __builtin_fabsf(v.y)),
-                         maximum(__builtin_fabsf(v.z), __builtin_fabsf(v.w)));
-    most = reduce_lanes<8>(most, Maximum());
+    auto size = [](float x) { return i32(float_bits(x) & 0x7fffffff); };
+    i32 bits = maximum(maximum(size(v.x), size(v.y)), maximum(size(v.z), size(v.w)));
+    float most = bits_float(reduce_lanes<8>(bits, Maximum()));
     float scale = most * (1.0f / 127.0f), inverse = most > 1e-30f ? 127.0f * fast_reciprocal(most) : 0.0f;
     i32 a = round_int(v.x * inverse), b = round_int(v.y * inverse);
     i32 c = round_int(v.z * inverse), d = round_int(v.w * inverse);
@@ -366,8 +367,11 @@ DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
     return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;
 }
 
-// What float16 cannot hold becomes its largest value.
-DEVICE float held(float x) { return maximum(minimum(x, 65504.0f), -65504.0f); }
+// What float16 cannot hold becomes its largest value; infinities and NaNs stay.
+DEVICE float held(float x) {
+    float cut = maximum(minimum(x, 65504.0f), -65504.0f);
+    return __builtin_fabsf(x) < __builtin_inff() ? cut : x;
+}
 
 // Four values in float16, to an address of whole eight bytes.
 DEVICE void store_halves(f16* to, f32x4 v) {
