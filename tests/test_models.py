@@ -96,12 +96,20 @@ def test_unknown_architecture(tmp_path):
         load_model(rf.open_gguf(tmp_path / "m.gguf"))
 
 
-@pytest.mark.parametrize("tokens", [[], [[1, 2]]])
+@pytest.mark.parametrize("tokens", [[], [[1, 2]], np.zeros((1, 2), int), 3, "abc"])
 def test_tokens_must_be_flat(model_of, tokens):
-    """Empty and two-dimensional tokens are refused with their shape."""
+    """Empty and two-dimensional tokens, and what is no sequence, are refused with their shape."""
     _, model = model_of("llama", "F32")
     with pytest.raises(ValueError, match="tokens of shape"):
-        model(np.array(tokens, int))
+        model(tokens)
+
+
+@pytest.mark.parametrize("tokens", [[1.7, 2.2], ["a"], [True]])
+def test_tokens_must_be_integers(model_of, tokens):
+    """They are not rounded."""
+    _, model = model_of("llama", "F32")
+    with pytest.raises(TypeError, match=r"tokens are .*; allowed are integers"):
+        model(tokens)
 
 
 def test_token_outside_the_vocabulary(model_of):

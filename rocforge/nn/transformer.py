@@ -14,6 +14,7 @@ from rocforge.nn.config import Config
 from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
 from rocforge.ops.activation import scale, softcap
+from rocforge.ops.arguments import check_integers
 from rocforge.ops.linear import linear
 from rocforge.ops.rope import RopeFrequencies, rope_frequencies
 
@@ -97,14 +98,19 @@ class Transformer(Module):
             float32, shape (rows whose logits are wanted, vocabulary).
 
         Raises:
-            IndexError: a token id is not in the vocabulary.
+            IndexError: a token id is not in the vocabulary. Tokens on a device are not looked at, which would wait for
+                it: such an id reads memory that is not the embedding's.
             ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
+            TypeError: tokens are no integers.
         """
         if get_array_module(tokens) is np:
             tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or not len(tokens):
+            raise ValueError(f"tokens of shape {tokens.shape}; allowed is one axis with at least one token")
+        check_integers("model", "tokens", tokens)
         if batch is None:
             batch = self.trivial_batch(len(tokens))
-        if tokens.ndim != 1 or len(tokens) != len(batch.positions) or not len(tokens):
+        if len(tokens) != len(batch.positions):
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
         for frequencies in (self.frequencies, self.window_frequencies):

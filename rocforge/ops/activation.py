@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel
+from rocforge.ops.arguments import module_of
 from rocforge.ops.strided import blocks, float32, rows_of
 
 THREADS = 256
@@ -42,8 +44,6 @@ def gated_halves(name: str, gate: Any, up: Any) -> Any:
 
 def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.float32) -> Any:
     """Rows of gate and up may be columns of wider arrays."""
-    if gate.shape != up.shape:
-        raise ValueError(f"{name}: gate and up have different shapes, {gate.shape} and {up.shape}")
     out = cupy_module().empty(gate.shape, dtype)
     to = (out, None) if dtype == np.float32 else (None, out)
     columns = gate.shape[-1] if gate.ndim else 1
@@ -54,13 +54,20 @@ def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.flo
     return out
 
 
+def _module_of_pair(name: str, gate: Any, up: Any) -> ModuleType:
+    module = module_of(name, gate=gate, up=up)
+    if gate.shape != up.shape:
+        raise ValueError(f"{name}: gate and up have different shapes, {gate.shape} and {up.shape}")
+    return module
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * (np.tanh(x * np.float32(0.5)) + np.float32(1))
 
 
 def silu(x: Any) -> Any:
     """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415."""
-    if get_array_module(x) is not np:
+    if module_of("silu", x=x) is not np:
         return _elementwise_device("silu", x)
     x = x.astype(np.float32, copy=False)
     return x * _sigmoid(x)
@@ -71,7 +78,7 @@ def gelu(x: Any) -> Any:
 
     float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
     """
-    if get_array_module(x) is not np:
+    if module_of("gelu", x=x) is not np:
         return _elementwise_device("gelu", x)
     x = x.astype(np.float32, copy=False)
     inner = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
@@ -80,14 +87,14 @@ def gelu(x: Any) -> Any:
 
 def swiglu(gate: Any, up: Any) -> Any:
     """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
-    if get_array_module(gate) is not np:
+    if _module_of_pair("swiglu", gate, up) is not np:
         return _gated_device("swiglu", gate, up)
     return silu(gate) * up
 
 
 def geglu(gate: Any, up: Any) -> Any:
     """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
-    if get_array_module(gate) is not np:
+    if _module_of_pair("geglu", gate, up) is not np:
         return _gated_device("geglu", gate, up)
     return gelu(gate) * up
 
@@ -97,7 +104,7 @@ def swiglu_oai(gate: Any, up: Any, alpha: float = ALPHA, limit: float = LIMIT) -
 
     Source: the reference implementation of gpt-oss, https://github.com/openai/gpt-oss.
     """
-    if get_array_module(gate) is not np:
+    if _module_of_pair("swiglu_oai", gate, up) is not np:
         return _gated_device("swiglu_oai", gate, up, alpha, limit)
     gate = np.minimum(gate.astype(np.float32, copy=False), np.float32(limit))
     up = np.clip(up.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
@@ -106,7 +113,7 @@ def swiglu_oai(gate: Any, up: Any, alpha: float = ALPHA, limit: float = LIMIT) -
 
 def softmax(x: Any, axis: int = -1) -> Any:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x."""
-    if get_array_module(x) is not np:
+    if module_of("softmax", x=x) is not np:
         return _softmax_device(x, axis)
     x = x.astype(np.float32, copy=False)
     e = np.exp(x - x.max(axis=axis, keepdims=True))
@@ -125,7 +132,7 @@ def _softmax_device(x: Any, axis: int) -> Any:
 
 def softcap(x: Any, cap: float) -> Any:
     """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
-    if get_array_module(x) is not np:
+    if module_of("softcap", x=x) is not np:
         return _elementwise_device("softcap", x, cap)
     cap = np.float32(cap)
     return cap * np.tanh(x.astype(np.float32, copy=False) / cap)
@@ -135,6 +142,7 @@ def add(x: Any, y: Any, out: Any = None) -> Any:
     """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y)."""
     if _plain_floats(x, y, out):
         return _elementwise_device("add", x, y, out=out)
+    module_of("add", **{name: a for name, a in (("x", x), ("y", y), ("out", out)) if hasattr(a, "shape")})
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
 
 
@@ -142,6 +150,7 @@ def scale(x: Any, factor: float, out: Any = None) -> Any:
     """`x * factor` in float32; into `out` where given (which may be x)."""
     if _plain_floats(x, x, out):
         return _elementwise_device("scale", x, factor, out=out)
+    module_of("scale", x=x, out=out)
     return np.multiply(x, np.float32(factor), out=out, dtype=np.float32, casting="unsafe")
 
 

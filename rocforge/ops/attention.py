@@ -17,6 +17,7 @@ from rocforge.arrays import get_array_module
 from rocforge.batch import Batch, Span
 from rocforge.ops import attention_device
 from rocforge.ops.activation import softcap as cap_scores
+from rocforge.ops.arguments import check_shape, module_of
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import RopeFrequencies, rotate
 
@@ -39,10 +40,11 @@ def attention(
 
     Args:
         q: floats, shape (queries, heads, head_dim); the queries are the last tokens of the sequence.
-        k, v: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads.
+        k, v: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads. On a device they are rounded
+            to float16, as the cache holds them.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         causal: a query sees no later token.
-        window: a query sees itself and the window - 1 tokens before it; None for all.
+        window: a query sees itself and the window - 1 tokens before it, at least 1; None for all.
         softcap: scores become `softcap * tanh(scores / softcap)`.
         sinks: shape (heads,), one more score for each head's softmax.
 
@@ -50,14 +52,17 @@ def attention(
         float32, the shape of q.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or a window under 1.
+        TypeError: arrays on both the host and a device.
     """
-    tokens, kv_heads, head_dim = k.shape
-    if v.shape != k.shape or q.shape[2] != head_dim or q.shape[1] % kv_heads or len(q) > tokens:
+    module = module_of("attention", q=q, k=k, v=v, sinks=sinks)
+    fit = q.ndim == k.ndim == 3 and v.shape == k.shape and q.shape[2] == k.shape[2] and len(q) <= len(k)
+    if not fit or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: shapes {q.shape}, {k.shape} and {v.shape} of q, k and v do not fit")
-    queries, heads, _ = q.shape
+    _check_options(q, window, sinks)
+    (tokens, kv_heads, head_dim), (queries, heads, _) = k.shape, q.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    if get_array_module(q) is not np:
+    if module is not np:
         return attention_device.attention(q, k, v, scale, causal, window, softcap, sinks)
     k, v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
     # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
@@ -73,6 +78,12 @@ def attention(
         weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
     return out.reshape(queries, heads, head_dim)
+
+
+def _check_options(q: Any, window: int | None, sinks: Any) -> None:
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window is {window}; allowed is at least 1, or None for all")
+    check_shape("attention", "sinks", sinks, q.shape[1:2])
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -134,6 +145,7 @@ def paged_attention(
     Returns:
         float32, the shape of q; with `then` (tokens, heads * head_dim), on a device also float16 or Activations.
     """
+    _check_options(q, window, sinks)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
         return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks, then)
@@ -213,6 +225,7 @@ def attend(
         return paged_attention(q, batch, layer, scale=scale, **options)
     fresh = _fresh(q, k, v, batch, frequencies, q_norm, k_norm, eps)
     options = {"window": None, "softcap": None, "sinks": None, "then": None, **options}
+    _check_options(q, options["window"], options["sinks"])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return attention_device.attend(q, fresh, batch, layer, scale, **options)
 

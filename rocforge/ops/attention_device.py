@@ -16,7 +16,7 @@ from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.kernels import Kernel, multiprocessors, wave_size
 from rocforge.ops.dequantize import CELL
 from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
-from rocforge.ops.strided import blocks, float32, rows_of
+from rocforge.ops.strided import aligned, blocks, float32, rows_of
 
 UNSPLIT = 128
 """Tokens of a sequence that is not split: to combine parts of so few costs more than it saves."""
@@ -115,10 +115,8 @@ def attention(
     numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
     counters = cupy.zeros(k.shape[1], np.int32)
     sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1, counters)
-    if not causal and queries == 1 and window:
-        raise ValueError("attention: a window of one query needs causal attention")
     out = cupy.empty(q.shape, np.float32)
-    k, v = (cupy.ascontiguousarray(a, dtype=np.float16) for a in (k, v))
+    k, v = (aligned(cupy.ascontiguousarray(a, dtype=np.float16)) for a in (k, v))
     _attend(out, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
     return out
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module
+from rocforge.ops.arguments import check_integers, check_matrix, module_of
 from rocforge.quant import QuantizedArray
 
 
@@ -22,15 +22,20 @@ def embedding(ids: Any, table: Any) -> Any:
 
     Raises:
         IndexError: an id is negative or past the last row; ids on a device are not looked at, which would wait for it.
+        TypeError: ids that are no integers, or on a device with a table on the host.
     """
+    of_ids, of_table = module_of("embedding", ids=ids), module_of("embedding", table=table)
+    check_integers("embedding", "ids", ids)
+    check_matrix("embedding", "table", table)
     rows = table.shape[0]
-    if get_array_module(ids) is not np:
+    if of_ids is not np:
+        module_of("embedding", ids=ids, table=table)
         return _embedding_device(ids, table)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         bad = ids[(ids < 0) | (ids >= rows)].flat[0]
         raise IndexError(f"embedding: id {bad} is outside the table's {rows} rows")
-    if get_array_module(table) is not np:
-        return _embedding_device(get_array_module(table).asarray(ids, np.int32), table)
+    if of_table is not np:
+        return _embedding_device(of_table.asarray(ids, np.int32), table)
     picked = table[ids]
     return picked.dequantize() if isinstance(table, QuantizedArray) else picked.astype(np.float32)
 

@@ -28,14 +28,14 @@ def product_halves(x: Any, weight: Any) -> Any:
 
     Args:
         x: float32 or float16 CuPy array (n, columns).
-        weight: QuantizedArray or float16 or float32 CuPy array (rows, columns). float32 ones are not rounded.
+        weight: QuantizedArray or CuPy array (rows, columns). Of an array, all but float16 is multiplied in float32.
 
     Returns:
         float32 CuPy array (n, rows).
     """
     cupy = cupy_module()
     if is_single(weight):
-        return x @ weight.T
+        return x @ weight.T.astype(np.float32, copy=False)
     rows, columns = weight.shape
     x, y = to_halves(x), cupy.empty((len(x), rows), np.float32)
     whole = weight.halves if isinstance(weight, QuantizedArray) else cupy.ascontiguousarray(weight)

@@ -10,6 +10,7 @@ import numpy as np
 
 from rocforge.arrays import get_array_module
 from rocforge.ops import activation
+from rocforge.ops.arguments import check_matrix, check_shape, module_of
 from rocforge.quant import QuantizedArray, joined_float32
 
 TILE_ELEMENTS = 1 << 22
@@ -20,11 +21,12 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
     """`x @ weight.T + bias + residual` in float32.
 
     On a device, one or two rows of x are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64
-    on the matrix unit, in float16; more by the BLAS library, in float16.
+    on the matrix unit, in float16; more by the BLAS library, in float16, where finite values of x beyond ±65504
+    are cut to that. A NaN in a row of x makes that row of the result NaN, an infinity makes it infinite or NaN.
 
     Args:
         x: floats, shape (..., columns); on a device also Activations.
-        weight: QuantizedArray or float array, shape (rows, columns).
+        weight: QuantizedArray or array of numbers, shape (rows, columns).
         bias: shape (rows,), or None.
         residual: shape (..., rows), or None.
 
@@ -33,7 +35,13 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
 
     Raises:
         ValueError: the shapes do not fit.
+        TypeError: arrays on both the host and a device.
     """
+    module = module_of("linear", x=x, weight=weight, bias=bias, residual=residual)
+    check_matrix("linear", "weight", weight)
+    if weight.shape[0] == 0:
+        check_sums(x, [weight], [bias], residual)
+        return module.zeros((*x.shape[:-1], 0), np.float32)
     return linears(x, [weight], [bias], residual)[0]
 
 
@@ -54,6 +62,8 @@ def linear_then_norm(
     if get_array_module(weight) is not np:
         from rocforge.ops.products import product_then_norm_device
 
+        check_sums(x, [weight], [bias], residual)
+
         both = product_then_norm_device(x, weight, bias, residual, norm, eps, weights)
         if both is not None:
             return both
@@ -71,10 +81,8 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
     Returns:
         One float32 array for each weight.
     """
-    for weight in weights:
-        if x.shape[-1] != weight.shape[-1]:
-            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape}")
     biases = [None] * len(weights) if biases is None else biases
+    check_sums(x, weights, biases, residual)
     if get_array_module(*weights) is not np:
         from rocforge.ops.products import products_device
 
@@ -111,6 +119,9 @@ def gated_linear(
     Returns:
         float32, shape (..., rows); or Activations, or float16.
     """
+    if gate.shape != up.shape:
+        raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
+    check_sums(x, [gate, up], [gate_bias, up_bias])
     if get_array_module(gate) is not np:
         from rocforge.ops.operands import takes_halves
         from rocforge.ops.products import gated_product_device
@@ -121,6 +132,18 @@ def gated_linear(
         if then is not None and takes_halves(len(x), [then]):
             return activation.gated_halves(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
+
+
+def check_sums(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any = None) -> None:
+    """Raises ValueError where x, a bias or the first one's residual does not fit a weight."""
+    columns = x.shape[-1:]
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.shape[1:] != columns:
+            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape}")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {weight.shape}")
+    if residual is not None:
+        check_shape("linear", "residual", residual, (*x.shape[:-1], weights[0].shape[0]))
 
 
 def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:

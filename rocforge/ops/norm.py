@@ -9,6 +9,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel
+from rocforge.ops.arguments import check_shape, module_of
 from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
 from rocforge.ops.strided import float32
 
@@ -36,10 +37,16 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None
     Returns:
         float32, shape (..., n).
 
+    Raises:
+        ValueError: the shapes do not fit.
+        TypeError: arrays on both the host and a device.
+
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467.
     """
-    _check_weight("rms_norm", x, weight)
-    if get_array_module(x) is not np:
+    module = module_of("rms_norm", x=x, weight=weight, residual=residual)
+    _check("rms_norm", x, weight)
+    check_shape("rms_norm", "residual", residual, x.shape)
+    if module is not np:
         return _rms_norm_device(x, weight, eps, residual)
     x = x.astype(np.float32, copy=False)
     mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
@@ -56,45 +63,46 @@ def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _rms_norm((x.size // n,), (THREADS,), (out, None, None, x, weight, residual, 0, n, eps))
+        args = (out, None, None, x, float32(weight), float32(residual), 0, n, eps)
+        _rms_norm((x.size // n,), (THREADS,), args)
     return out
 
 
 def rms_norm_halves(x: Any, weight: Any, eps: float) -> Any:
     """`rms_norm` of a CuPy array (rows, n) in float16, cut to ±65504."""
-    _check_weight("rms_norm_halves", x, weight)
+    _check("rms_norm_halves", x, weight)
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float16)
-    _rms_norm((len(x),), (THREADS,), (None, out, None, x, weight, None, 0, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (None, out, None, x, float32(weight), None, 0, x.shape[-1], eps))
     return out
 
 
 def rms_norm_of_sum(x: Any, y: Any, bias: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     """`x + y + bias`, and `rms_norm_halves` of it, of one launch; x and y (rows, n) on a device, bias (n,) or None."""
-    _check_weight("rms_norm_of_sum", x, weight)
+    _check("rms_norm_of_sum", x, weight, bias)
     if x.shape != y.shape:
         raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
     total, halves = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
-    arrays = (total, halves, float32(x), float32(y), bias, weight)
+    arrays = (total, halves, *map(float32, (x, y, bias, weight)))
     _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
     return total, halves
 
 
 def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Activations:
     """`rms_norm` of a CuPy array (rows, n) in int8, or in units for that many columns, of one launch."""
-    _check_weight("rms_norm_quantized", x, weight)
+    _check("rms_norm_quantized", x, weight)
     x = float32(x)
     out = Activations.empty(*x.shape, columns)
-    _rms_norm((len(x),), (THREADS,), (None, None, out.data, x, weight, None, columns, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (None, None, out.data, x, float32(weight), None, columns, x.shape[-1], eps))
     return out
 
 
 def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
     """`rms_norm` and, in int8, `rms_norm_quantized` of a CuPy array (rows, n) in one launch."""
-    _check_weight("rms_norm_both", x, weight)
+    _check("rms_norm_both", x, weight)
     x = float32(x)
     out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (out, None, rounded.data, x, weight, None, 0, x.shape[-1], eps))
+    _rms_norm((len(x),), (THREADS,), (out, None, rounded.data, x, float32(weight), None, 0, x.shape[-1], eps))
     return out, rounded
 
 
@@ -119,10 +127,15 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     Returns:
         float32, shape (..., n).
 
+    Raises:
+        ValueError: the shapes do not fit.
+        TypeError: arrays on both the host and a device.
+
     Source: Ba, Kiros and Hinton, Layer Normalization, https://arxiv.org/abs/1607.06450.
     """
-    _check_weight("layer_norm", x, weight)
-    if get_array_module(x) is not np:
+    module = module_of("layer_norm", x=x, weight=weight, bias=bias)
+    _check("layer_norm", x, weight, bias)
+    if module is not np:
         return _layer_norm_device(x, weight, bias, eps)
     x = x.astype(np.float32, copy=False)
     y = x - x.mean(axis=-1, keepdims=True)
@@ -139,19 +152,23 @@ def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _layer_norm((x.size // n,), (THREADS,), (out, None, x, weight, bias, 0, n, eps))
+        _layer_norm((x.size // n,), (THREADS,), (out, None, x, float32(weight), float32(bias), 0, n, eps))
     return out
 
 
 def layer_norm_quantized(x: Any, weight: Any, bias: Any, eps: float, columns: int = 0) -> Activations:
     """`layer_norm` of a CuPy array (rows, n) as activations for the product that follows, of one launch."""
-    _check_weight("layer_norm_quantized", x, weight)
+    _check("layer_norm_quantized", x, weight, bias)
     x = float32(x)
     out = Activations.empty(*x.shape, columns)
-    _layer_norm((len(x),), (THREADS,), (None, out.data, x, weight, bias, columns, x.shape[-1], eps))
+    args = (None, out.data, x, float32(weight), float32(bias), columns, x.shape[-1], eps)
+    _layer_norm((len(x),), (THREADS,), args)
     return out
 
 
-def _check_weight(name: str, x: Any, weight: Any) -> None:
-    if weight is not None and weight.shape != x.shape[-1:]:
-        raise ValueError(f"{name}: a weight of shape {weight.shape} does not fit x of shape {x.shape}")
+def _check(name: str, x: Any, weight: Any, bias: Any = None) -> None:
+    row = x.shape[-1:]
+    for array in (weight, bias):
+        if array is not None and (array.shape != row or not row):
+            which = "weight" if array is weight else "bias"
+            raise ValueError(f"{name}: a {which} of shape {array.shape} does not fit x of shape {x.shape}")

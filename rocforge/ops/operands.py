@@ -15,7 +15,7 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import CELL, cells_of
-from rocforge.ops.strided import blocks
+from rocforge.ops.strided import ALIGNMENT, blocks, float32
 from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
@@ -74,17 +74,20 @@ def quantize_activations(x: Any, columns: int = 0) -> Activations:
     rows, size = x.shape
     y = Activations.empty(rows, size, columns)
     cells = cells_of(size)
-    args = (cupy_module().ascontiguousarray(x), y.data, size, cells, columns)
+    args = (float32(x), y.data, size, cells, columns)
     _quantize((blocks(cells * CELL, 1024), rows), (256,), args)
     return y
 
 
 def format_of(weight: Any) -> str | None:
-    """The format of a weight as the kernels name it, or None where they have none for that or for its row length."""
+    """The format of a weight as the kernels name it; None where they have none for that, or for how its rows lie."""
     if isinstance(weight, QuantizedArray) and weight.planar:
         return weight.qtype.name
     name = _FLOATS.get(weight.qtype.name if isinstance(weight, QuantizedArray) else weight.dtype.name)
-    return name if nbytes_of_row(weight) % 16 == 0 else None
+    if name is None or nbytes_of_row(weight) % ALIGNMENT:
+        return None
+    memory = weight.data.data if isinstance(weight, QuantizedArray) else weight.data
+    return None if getattr(memory, "ptr", 0) % ALIGNMENT else name
 
 
 def is_packed(name: str | None) -> bool:

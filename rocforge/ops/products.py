@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
 from rocforge.ops.gemm import products_halves
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
 from rocforge.ops.norm import rms_norm_of_sum
@@ -23,6 +22,7 @@ from rocforge.ops.operands import (
     quantize_activations,
     takes_halves,
 )
+from rocforge.ops.strided import float32
 from rocforge.ops.tiles import tile_gated, tile_products
 
 MATRICES = 3
@@ -35,7 +35,8 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
     if not isinstance(x, Activations):
         x = x.reshape(n, x.shape[-1])
     if residual is not None:
-        residual = cupy_module().ascontiguousarray(residual).reshape(n, residual.shape[-1])
+        residual = float32(residual).reshape(n, residual.shape[-1])
+    biases = [float32(bias) for bias in biases]
     form = columns_for(n)
     if form is None and n > MAX_COLUMNS:
         ys = _many(x, weights, biases, residual)
@@ -47,7 +48,7 @@ def products_device(x: Any, weights: Sequence[Any], biases: Sequence[Any], resid
 def _few(x: Any, form: int | None, weights: Sequence[Any], biases: Sequence[Any], residual: Any) -> list[Any]:
     """By our own kernels, as far as they have the formats."""
     formats, ys = [format_of(weight) for weight in weights], []
-    x = x if isinstance(x, Activations) else x.astype(np.float32, copy=False)
+    x = x if isinstance(x, Activations) else float32(x)
     rounded = x
     for start, stop in launches(formats):
         run = weights[start:stop], biases[start:stop], None if start else residual
@@ -73,7 +74,8 @@ def gated_product_device(
     form = packed_form if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
     if form is None or kind is None or kind != format_of(up):
         return None
-    flat, biases = x if isinstance(x, Activations) else x.reshape(n, x.shape[-1]), (gate_bias, up_bias)
+    flat = x if isinstance(x, Activations) else float32(x).reshape(n, x.shape[-1])
+    biases = float32(gate_bias), float32(up_bias)
     rounded = then is not None and x.ndim == 2 and is_packed(format_of(then)) and packed_form == form
     if form:
         units = flat if isinstance(flat, Activations) else quantize_activations(flat, form)
@@ -95,9 +97,7 @@ def product_then_norm_device(
         return None
     if (isinstance(x, Activations) and x.norm is not None) or not fills_device(len(weight)):
         return None
-    if residual is not None:
-        residual = cupy_module().ascontiguousarray(residual, dtype=np.float32)
-    return product_then_norm(x, weight, bias, residual, norm, eps)
+    return product_then_norm(x, weight, *map(float32, (bias, residual, norm)), eps)
 
 
 def launches(formats: Sequence[str]) -> list[tuple[int, int]]:

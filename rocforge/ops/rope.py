@@ -14,10 +14,12 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
 from rocforge.kernels import Kernel, wave_size
+from rocforge.ops.arguments import check_integers, module_of
 from rocforge.ops.strided import blocks, rows_of
 
 THREADS = 256
 """As in rope.hip and angles.hip."""
+MOST_POSITION = (1 << 31) - 1
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
 
@@ -146,7 +148,8 @@ def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, bas
 
     Args:
         x: floats, shape (tokens, heads, head_dim).
-        positions: integers, shape (tokens,).
+        positions: integers from 0 to 2**31 - 1, shape (tokens,). With x on a device they may be on the host or there;
+            what they are is not looked at there, which would wait for it.
         frequencies: from `rope_frequencies`; None: unscaled, over the whole head, with `base`.
         base: the frequency base where `frequencies` is None.
 
@@ -154,13 +157,20 @@ def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, bas
         float32, the shape of x.
 
     Raises:
-        ValueError: the shapes do not fit, or more elements are rotated than a head has.
+        ValueError: the shapes do not fit, more elements are rotated than a head has, or a position out of range.
+        TypeError: positions that are no integers.
     """
+    module, on_host = module_of("rope", x=x), module_of("rope", positions=positions) is np
+    if not on_host:
+        module_of("rope", x=x, positions=positions)
+    check_integers("rope", "positions", positions)
     if x.ndim != 3 or x.shape[:1] != positions.shape:
         raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
     if frequencies is None:
         frequencies = _unscaled(x.shape[-1], base)
-    positions = get_array_module(x).asarray(positions)
+    if on_host and (bad := positions[(positions < 0) | (positions > MOST_POSITION)]).size:
+        raise ValueError(f"rope: a position is {bad[0]}; allowed are 0 to {MOST_POSITION}")
+    positions = module.asarray(positions)
     return rotate(x, *frequencies.cos_sin(positions), neox=frequencies.neox)
 
 

@@ -9,19 +9,30 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 
+ALIGNMENT = 16
+"""Bytes that kernels load at a time, so that arrays begin at a multiple of it."""
+
 
 def float32(x: Any) -> Any:
-    """A CuPy array as C-contiguous float32, copied only where it is not."""
-    return cupy_module().ascontiguousarray(x, dtype=np.float32)
+    """A CuPy array as C-contiguous float32, aligned; copied only where it is not. None stays None."""
+    if x is None:
+        return None
+    x = cupy_module().ascontiguousarray(x, dtype=np.float32)
+    return x.copy() if x.data.ptr % ALIGNMENT else x
+
+
+def aligned(x: Any) -> Any:
+    """A CuPy array whose address is a multiple of ALIGNMENT: a copy, where it is a part of another, such as x[1:]."""
+    return x.copy() if x.data.ptr % ALIGNMENT else x
 
 
 def rows_of(x: Any) -> tuple[Any, int]:
     """The memory that a CuPy array (rows, ...) lies in, contiguous, and how many elements its rows are apart.
 
     The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
-    whose rows are not contiguous, or not float32, is copied.
+    whose rows are not contiguous, not float32, or in reverse order, is copied.
     """
-    if x.dtype != np.float32 or not (x.flags.c_contiguous or x[0].flags.c_contiguous):
+    if x.dtype != np.float32 or not (x.flags.c_contiguous or (x.strides[0] >= 0 and x[0].flags.c_contiguous)):
         x = float32(x)
     if x.flags.c_contiguous:
         return x, x.size // max(len(x), 1)
