@@ -1,7 +1,9 @@
 """Decode on a device: replayed graphs against kernels queued one by one, and steps that run ahead of the host."""
 
+import gc
 import os
 
+import cupy as cp
 import numpy as np
 import pytest
 from golden import build
@@ -89,6 +91,27 @@ def test_graphs_are_used(model, prompts, monkeypatch):
     monkeypatch.setattr(decode._Plan, "_captured", capture)
     run(model, prompts[:2], [rf.SamplingParams(max_tokens=n, temperature=0) for n in (20, 40)])
     assert len(launched) >= 33 and len(set(launched)) == 2
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+def test_memory_of_a_graph_is_its_own(model, prompts):
+    """What was taken during its capture nobody else is given: with all unused memory freed, the same tokens come."""
+
+    def free(*_):
+        gc.collect()
+        cp.get_default_memory_pool().free_all_blocks()
+
+    params = [rf.SamplingParams(max_tokens=6, temperature=0, logprobs=1)]
+    assert run(model, prompts[:1], params, free) == run(model, prompts[:1], params)
+
+
+def test_host_is_one_step_behind(model, prompts, monkeypatch):
+    """A step is queued before the tokens of the one before it are read, until a request's last one."""
+    calls, launch, choices = [], decode.Decoder.launch, decode.Flight.choices
+    monkeypatch.setattr(decode.Decoder, "launch", lambda *args: calls.append("launch") or launch(*args))
+    monkeypatch.setattr(decode.Flight, "choices", lambda flight: calls.append("read") or choices(flight))
+    run(model, prompts[:1], [rf.SamplingParams(max_tokens=5, temperature=0)])
+    assert calls == ["launch", *["launch", "read"] * 3, "read"]
 
 
 def launched(model):
