@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import cupy as cp
 import numpy as np
 import pytest
-from cupy.cuda import compiler
+from cupy.cuda import compiler, runtime
 from weights import random_weight
 
 from rocforge import kernels, overlap, warmup
@@ -93,6 +93,21 @@ def test_one_compilation_for_all_threads(monkeypatch):
         thread.join()
     assert compiled == ["quantize.hip"]
     assert all(kernel._functions for kernel in pairs)
+
+
+@pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
+def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
+    """A kernel that runs on two devices is compiled for each, once, while that one is current."""
+    compiled, original = [], kernels._Module._compile
+    monkeypatch.setattr(
+        kernels._Module, "_compile", lambda m: compiled.append((m.device, runtime.getDevice())) or original(m)
+    )
+    for device in (0, 1, 0, 1):
+        with cp.cuda.Device(device):
+            x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
+            to_halves((2,), (256,), (x, y, 300))
+            assert (y.get() == 1).all()
+    assert compiled == [(0, 0), (1, 1)]
 
 
 def test_source_that_does_not_compile():
