@@ -39,7 +39,7 @@ def test_values_are_gguf_s(rng, qtype):
             assert same(asnumpy(weight.to_device("gpu")), weight.dequantize())
 
 
-@pytest.mark.parametrize("qtype", ["Q4_0", "Q5_1", "Q6_K", "MXFP4", "BF16", "IQ2_XS"])
+@pytest.mark.parametrize("qtype", QTYPES)
 def test_halves(rng, qtype):
     """float16 and bfloat16 values are the float32 ones, rounded to nearest even."""
     weight = random_weight(rng, qtype, (5, 512))
@@ -61,7 +61,7 @@ def test_slices(rng, qtype):
     assert there[1].T.T.shape == (6, 512)
 
 
-@pytest.mark.parametrize("qtype", ["Q4_K", "Q5_0", "IQ1_S", "F32"])
+@pytest.mark.parametrize("qtype", QTYPES)
 def test_embedding(rng, qtype):
     """Rows by id, ids on the host or on the device, of packed and of float tables."""
     table = random_weight(rng, qtype, (40, 256))
