@@ -1,5 +1,7 @@
 """Products with weights on a device, against float64."""
 
+import itertools
+
 import cupy as cp
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.matvec import GATES, fills_device, product_then_norm
+from rocforge.ops.matvec import fills_device, product_then_norm
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
@@ -73,7 +75,7 @@ def test_product_then_norm(rng, qtype, rows, columns):
     for result, e in zip(linears(normed, matrices), expected, strict=True):
         assert np.abs(result.get() - e).max() < 1e-5 * np.abs(values * factor).sum() * 4
     gated = gated_linear(normed, matrices[0], matrices[0]).get()
-    assert relative_error(gated, swiglu(expected[0], expected[0])) < 1e-4
+    assert relative_error(gated, swiglu(expected[0], expected[0])) < 1e-5
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -103,13 +105,13 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
     assert fills_device(32 * units) and fills_device(64 * units) and not fills_device(32 * units + 1)
 
 
-@pytest.mark.parametrize("n", [2, 3, 8])
-@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0"])
+@pytest.mark.parametrize(("qtype", "n"), [*itertools.product(PLANAR, (1, 2, 8)), ("Q4_K", 3), ("Q8_0", 3)])
 def test_few_columns(rng, qtype, n):
-    """Two to eight columns are as one column each."""
-    x, weight = rng.standard_normal((n, 768)).astype(np.float32), random_weight(rng, qtype, (21, 768))
-    y = linear(cp.asarray(x), weight.to_device("gpu"))
-    assert product_error(y, rounded(x), weight.dequantize()) < 1e-5
+    """One to eight columns a launch: within 1e-5 for the rounded activations, 1e-2 for the real ones, of 32 columns."""
+    x, weight = rng.standard_normal((32, 256)).astype(np.float32), random_weight(rng, qtype, (21, 256))
+    there, w = weight.to_device("gpu"), weight.dequantize()
+    y = cp.concatenate([linear(cp.asarray(x[i : i + n]), there) for i in range(0, 32, n)])
+    assert product_error(y, rounded(x), w) < 1e-5 and product_error(y, x, w) < 1e-2
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -151,18 +153,16 @@ def test_matrices_of_several_formats(rng):
         assert product_error(y, exact, weight.dequantize()) < 1e-5
 
 
-@pytest.mark.parametrize("activation", GATES)
-def test_gated(rng, activation):
+@pytest.mark.parametrize("qtype", PLANAR)
+def test_gated(rng, qtype):
     """activation(gate, up) of both products with their biases, in one launch; gates of some units each way."""
     x = 0.01 * rng.standard_normal((1, 512)).astype(np.float32)
-    gate, up = (random_weight(rng, "Q4_K", (45, 512)) for _ in range(2))
+    weights = [random_weight(rng, qtype, (45, 512)) for _ in range(2)]
     biases = [rng.standard_normal(45).astype(np.float32) for _ in range(2)]
-    y = gated_linear(
-        cp.asarray(x), gate.to_device("gpu"), up.to_device("gpu"), *map(cp.asarray, biases), activate=activation
-    )
-    g, u = (rounded(x) @ w.dequantize().astype(np.float64).T + b for w, b in zip((gate, up), biases, strict=True))
-    function = {"swiglu": swiglu, "geglu": geglu, "swiglu_oai": swiglu_oai}[activation]
-    assert relative_error(y, function(g, u)) < 2e-5
+    there = cp.asarray(x), *[w.to_device("gpu") for w in weights], *map(cp.asarray, biases)
+    products = [rounded(x) @ w.dequantize().astype(np.float64).T + b for w, b in zip(weights, biases, strict=True)]
+    for activation, function in {"swiglu": swiglu, "geglu": geglu, "swiglu_oai": swiglu_oai}.items():
+        assert relative_error(gated_linear(*there, activate=activation), function(*products)) < 1e-5
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, 160), (3, 70), (8, 256)])
