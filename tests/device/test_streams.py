@@ -6,6 +6,7 @@ import threading
 import cupy as cp
 import numpy as np
 import pytest
+from golden import build
 from weights import random_weight, relative_error
 
 import rocforge as rf
@@ -194,24 +195,41 @@ def test_a_copy_on_the_null_stream_does_not(monkeypatch, rng):
 # ---- a generation
 
 
-def generated(path):
-    """Greedy and sampled tokens of prompts of several lengths, from loading to the end."""
-    model, tokenizer = rf.load(path, "gpu")
-    greedy, sampled = rf.SamplingParams(max_tokens=4, temperature=0), rf.SamplingParams(max_tokens=6, seed=3, top_p=0.9)
-    requests = [([1, 2, 3], greedy), (list(range(50)), sampled), ([9] * 17, sampled)]
+GREEDY, SAMPLED = rf.SamplingParams(max_tokens=4, temperature=0), rf.SamplingParams(max_tokens=6, seed=3, top_p=0.9)
+PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_penalty": 0.5, "logit_bias": {7: 3.0}}
+
+
+def generated(path, requests, halves=None):
+    """Tokens of prompts of several lengths, and their log-probabilities, from loading to the end."""
+    model, tokenizer = rf.load(path, "gpu", halves=halves)
     assert sum(len(prompt) for prompt, _ in requests) > MOST_COLUMNS  # a step that calls the BLAS library
     with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=160) as engine:
-        running = [engine.add(*request) for request in requests]
+        told = {engine.add(*request): [] for request in requests}
         while engine.busy:
-            engine.step()
-    return [request.output for request in running]
+            for token in engine.step():
+                told[token.request].append((token.id, token.logprobs))
+    return list(told.values())
 
 
-def test_generation_in_every_order(path, monkeypatch):
+def test_generation_in_every_order(path, strict, monkeypatch):
     """From `rf.load` to the last token nothing is on the null stream, and other orders of work give the same tokens."""
-    expected = generated(path)
-    assert sorted(map(len, expected)) == [4, 6, 6]
-    monkeypatch.setenv("HIPSIM_STRICT_STREAM", "1")
-    for seed in (0, 1, 2):
+    requests = [([1, 2, 3], GREEDY), (list(range(50)), SAMPLED), ([9] * 17, SAMPLED)]
+    expected = generated(path, requests)
+    assert [len(tokens) for tokens in expected] == [4, 6, 6]
+    for seed in (1, 2):
         monkeypatch.setenv("HIPSIM_SEED", str(seed))
-        assert generated(path) == expected
+        assert generated(path, requests) == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "halves"), [("qwen3moe", True), ("gemma2", True), ("gpt-oss", False), ("phi3", False)]
+)
+def test_generation_of_other_architectures(tmp_path, strict, monkeypatch, variant, halves):
+    """So it is with experts, windows and softcaps, float16 values kept or not, and whatever sampling takes."""
+    build(tmp_path / "model.gguf", variant, "Q8_0")
+    params = rf.SamplingParams(max_tokens=4, seed=3, logprobs=2, ignore_eos=True, **PENALTIES)
+    requests = [(list(range(MOST_COLUMNS)), params), ([9], params)]
+    expected = generated(tmp_path / "model.gguf", requests, halves)
+    monkeypatch.setenv("HIPSIM_SEED", "1")
+    assert generated(tmp_path / "model.gguf", requests, halves) == expected
+    assert [len(tokens) for tokens in expected] == [4, 4]
