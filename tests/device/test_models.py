@@ -13,10 +13,12 @@ import rocforge as rf
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE
 from rocforge.load import load_model
-from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS
+from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS, has_matrix_unit
 
-HALF, INT8 = 8e-3, 8e-2
+HALF, INT8 = 8e-3, 3e-2
 """Products of many rows round to float16; those of up to INT8_ROWS round activations to int8, as llama.cpp does."""
+ROW, EXPERTS = 0.15, 8e-2
+"""With int8, of any single row; and of a mixture of experts, where rounding may have another expert chosen."""
 SIMULATED = "HIPSIM_ARCH" in os.environ
 (DEMO,) = (Path(__file__).parents[2] / "examples" / "demo_model").glob("*.gguf")
 
@@ -31,7 +33,11 @@ def models(request, tmp_path_factory):
 
 def typical_error(a, b):
     """The median over rows of their relative errors: a token near a tie of two experts may well go to the other one."""
-    return np.median([relative_error(*rows) for rows in zip(rf.asnumpy(a), b, strict=True)])
+    return np.median(errors_of_rows(a, b))
+
+
+def errors_of_rows(a, b):
+    return [relative_error(*rows) for rows in zip(rf.asnumpy(a), b, strict=True)]
 
 
 @pytest.mark.parametrize("count", [40, MOST_COLUMNS + 6])
@@ -54,10 +60,12 @@ def all_logits(model, prompts):
 
 
 def test_logits_of_few_tokens(models, rng):
-    """Few rows: the matrix-vector kernels; of a mixture of experts, of several prompts."""
+    """Few rows, of several prompts: the matrix-vector kernels. Mixtures of experts are exempt from closer bounds."""
     cpu, gpu = models
-    prompts = rng.integers(0, cpu.config.vocabulary, (5 if cpu.config.experts else 1, INT8_ROWS))
-    assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < INT8
+    prompts = rng.integers(0, cpu.config.vocabulary, (8 if SIMULATED else 32, INT8_ROWS))
+    errors = errors_of_rows(logits_alone(gpu, prompts), logits_alone(cpu, prompts))
+    assert np.median(errors) < (EXPERTS if cpu.config.experts else INT8)
+    assert cpu.config.experts or max(errors) < ROW
 
 
 def logits_alone(model, prompts):
@@ -78,7 +86,7 @@ def test_rows_that_are_wanted(models, rng, count):
     chunks = [Chunk(len(first), 8, table) for first, table in zip(firsts, tables, strict=True)]
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
-    assert typical_error(last, expected) < INT8
+    assert typical_error(last, expected) < (EXPERTS if cpu.config.experts else INT8 if has_matrix_unit(0) else ROW)
 
 
 def test_error_beside_llama_cpp(models, request):
@@ -126,8 +134,13 @@ class InHalves(dict):
     """The tensors of a GGUF file, with the matrices' values in float16."""
 
     def __init__(self, file):
-        super().__init__({name: file[name] if len(file[name].shape) == 1 else self.halves(file[name]) for name in file})
+        super().__init__({name: self.halves(file[name]) if self.is_matrix(file, name) else file[name] for name in file})
         self.metadata = file.metadata
+
+    @staticmethod
+    def is_matrix(file, name):
+        """Biases of experts have two axes as well, and stay in float32."""
+        return len(file[name].shape) > 1 and not name.endswith(".bias")
 
     @staticmethod
     def halves(weight):
@@ -135,16 +148,19 @@ class InHalves(dict):
         return values.astype(np.float16)
 
 
-IN_HALVES = ["llama"] if SIMULATED else sorted({variant for variant, recipe in CASES if recipe == "Q8_0"} - {"gpt-oss"})
-"""Variants whose matrices can all be float16: gpt-oss has biases of two axes, which are not."""
+IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in CASES if recipe == "Q8_0"})
 
 
 @pytest.mark.parametrize("variant", IN_HALVES)
 def test_logits_in_halves(tmp_path, rng, variant):
-    """Weights in float16: of few tokens nothing else is rounded, of many the activations are, too."""
+    """Weights in float16: of few tokens nothing else is rounded but keys and values; of many the activations are, too.
+
+    Of many tokens gemma3, which has six layers, and gpt-oss come to nearly 2e-3; of few gpt-oss comes to 9e-4.
+    """
     build(tmp_path / "model.gguf", variant, "Q8_0")
     halves = InHalves(rf.open_gguf(tmp_path / "model.gguf"))
-    check_logits([load_model(halves, device) for device in ("cpu", "gpu")], rng, few=1e-3, many=3e-3)
+    few, many = 2e-3 if variant == "gpt-oss" else 1e-3, 3e-3 if variant in ("gemma3", "gpt-oss") else 2e-3
+    check_logits([load_model(halves, device) for device in ("cpu", "gpu")], rng, few, many)
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="11 million parameters take an emulator too long")
