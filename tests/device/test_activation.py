@@ -99,6 +99,18 @@ def test_softmax(shape: tuple[int, ...], axis: int):
     assert y.shape == shape and relative_error(y, e / e.sum(axis, keepdims=True)) < 1e-5
 
 
+def test_sizes_at_random(rng):
+    """Softmax along any axis, and gated products, of shapes that nobody has thought of."""
+    for shape in rng.integers([1, 1, 40], [7, 7, 400], (4, 3)):
+        x = 3 * rng.standard_normal(shape).astype(np.float32)
+        axis = int(rng.integers(-1, 3))
+        e = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+        assert relative_error(activation.softmax(cp.asarray(x), axis), e / e.sum(axis, keepdims=True)) < 1e-5
+        for name, function in GATED.items():
+            expected = function(x[0].astype(np.float64), x[-1].astype(np.float64))
+            assert relative_error(getattr(activation, name)(cp.asarray(x[0]), cp.asarray(x[-1])), expected) < 1e-5
+
+
 def test_add_and_scale_in_place():
     x, y = values((5, 300)), values((5, 301))[:, 1:]
     a, b = cp.asarray(x), cp.ascontiguousarray(cp.asarray(y))

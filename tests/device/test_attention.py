@@ -81,6 +81,16 @@ def test_prefill(heads: int, kv_heads: int, head_dim: int):
     check(rng, cache, chunks, heads)
 
 
+def test_sizes_at_random(rng):
+    """Sequences, chunks of them and windows as nobody has thought of them, of some shapes of heads."""
+    for heads, kv_heads, head_dim in rng.permutation(SHAPES[:5])[:3].tolist():
+        cache, blocks, chunks = filled(rng, kv_heads, head_dim, 30), rng.permutation(30).tolist(), []
+        for start in rng.integers(0, 150, 3).tolist():
+            count = int(rng.choice([1, rng.integers(2, 40)]))
+            chunks.append(Chunk(start, count, [blocks.pop() for _ in range(start + count + BLOCK_SIZE - 1 >> 5)]))
+        check(rng, cache, chunks, heads, window=[None, int(rng.integers(1, 100))][rng.integers(2)])
+
+
 OPTIONS = [
     {"window": 5},
     {"window": 40},

@@ -42,6 +42,20 @@ def test_rms_norm(n: int):
     assert relative_error(added, rms_norm_64(x, weight, 1e-5) + residual) < 1e-5
 
 
+def test_sizes_at_random(rng):
+    """Rows and widths that nobody has thought of: plain, rounded to int8 and in float16."""
+    for rows, n in zip(rng.integers(1, 9, 6), rng.integers(1, 6000, 6), strict=True):
+        x, weight = rng.standard_normal((rows, n), np.float32), rng.standard_normal(n, np.float32)
+        given, expected = (cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
+        assert relative_error(rms_norm(*given), expected) < 1e-5
+        assert relative_error(rms_norm_halves(*given), expected) < 1e-3
+        values = values_of(rms_norm_quantized(*given))
+        assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
+        assert not values[:, n:].any()
+        y = layer_norm(cp.asarray(x + 2), cp.asarray(weight), cp.asarray(x[0]))
+        assert relative_error(y, layer_norm_64(x + 2, weight, x[0])) < 1e-5
+
+
 def test_rms_norm_of_strided_and_shaped_arrays():
     """A view with gaps between its rows, more axes, and another float type give what their copies give."""
     rng = np.random.default_rng(0)

@@ -114,6 +114,15 @@ def test_few_columns(rng, qtype, n):
     assert product_error(y, rounded(x), w) < 1e-5 and product_error(y, x, w) < 1e-2
 
 
+def test_sizes_at_random(rng):
+    """Rows, columns and numbers of columns that nobody has thought of."""
+    for n in (1, 1, 2, 3, 8, 9, 14):
+        rows, columns = int(rng.integers(1, 400)), 32 * int(rng.integers(1, 60))
+        x, weight = rng.standard_normal((n, columns)).astype(np.float32), random_weight(rng, "Q8_0", (rows, columns))
+        y, few = linear(cp.asarray(x), weight.to_device("gpu")), n <= operands.MAX_COLUMNS
+        assert product_error(y, rounded(x) if few else x, weight.dequantize()) < (1e-5 if few else 1e-3)
+
+
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("qtype", FLOATS)
 def test_float_weights(rng, qtype, n):

@@ -44,6 +44,17 @@ def test_rope(head_dim: int, dimensions: int, neox: bool):
     assert relative_error(y, rope_64(x, positions, frequencies)) < 1e-5
 
 
+@pytest.mark.parametrize("neox", [False, True])
+def test_sizes_at_random(rng, neox: bool):
+    """Tokens, heads, positions and how much of a head is rotated, as nobody has thought of them."""
+    for head_dim in (64, 80, 128):
+        tokens, heads, pairs = rng.integers(1, [30, 9, head_dim // 2 + 1]).tolist()
+        x, positions = rng.standard_normal((tokens, heads, head_dim), np.float32), rng.integers(0, 1 << 17, tokens)
+        frequencies = rope_frequencies(2 * pairs, 10000.0, neox=neox)
+        y = rope(cp.asarray(x), cp.asarray(positions, np.int32), frequencies)
+        assert relative_error(y, rope_64(x, positions, frequencies)) < 1e-5
+
+
 def test_rope_of_columns_of_a_wider_array():
     rng = np.random.default_rng(0)
     wide = rng.standard_normal((5, 12, 64), np.float32)
