@@ -7,7 +7,8 @@
 #include "quants.h"
 
 // variants: HEAD_DIM=64 GROUP=2 BLOCK_SIZE=32
-// variants: HEAD_DIM=128 GROUP=1,4,8 BLOCK_SIZE=32
+// variants: HEAD_DIM=80,96 GROUP=1 BLOCK_SIZE=32
+// variants: HEAD_DIM=128 GROUP=1,4,7,8,16 BLOCK_SIZE=32
 // variants: HEAD_DIM=256 GROUP=2 BLOCK_SIZE=32
 
 COMPILE_TIME u32 power_of_two(u32 n) {

@@ -5,7 +5,8 @@
 #include "platform.h"
 #include "fragments.h"
 
-// variants: HEAD_DIM=64,128,256 GROUP=4 BLOCK_SIZE=32
+// variants: HEAD_DIM=64,80,96,128,256 GROUP=4 BLOCK_SIZE=32
+// variants: HEAD_DIM=128 GROUP=1,7,8 BLOCK_SIZE=32
 
 // A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % GROUP of the group
 // of query r / GROUP, so that keys and values are read once for the whole group. Where a row's output would fill a

@@ -10,9 +10,14 @@
 
 // variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=1 ROWS=1
 // variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=1 ROWS=1
-// variants: QTYPE=Q4_0,Q8_0,Q4_K,Q5_K,Q6_K,MXFP4,Floats<f16> COLUMNS=4 ROWS=2
-// variants: QTYPE=Q4_0,Q8_0,Q4_K,Q5_K,Q6_K,MXFP4,Floats<f16> COLUMNS=8 ROWS=4
+// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=2 ROWS=2
+// variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=2 ROWS=2
+// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=4 ROWS=2
+// variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=4 ROWS=2
+// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=8 ROWS=4
+// variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16> COLUMNS=8 ROWS=4
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=1 ROWS=1
+// variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=2 ROWS=2
 const u32 THREADS = 128;
 #if COLUMNS == 1
 // more threads a multiprocessor where a cell is few registers

@@ -3,7 +3,7 @@
 // Compiled for a HEAD_DIM. Cosines and sines are those of angles.hip.
 #include "heads.h"
 
-// variants: HEAD_DIM=64,80,256
+// variants: HEAD_DIM=64,80,96,128,256
 #define THREADS 256
 
 // out (tokens, heads, HEAD_DIM) = rotated x; rows of x are `stride` floats apart. A wave a head.

@@ -13,6 +13,7 @@
 #include "products.h"
 
 // variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=8 ROW_WAVES=1
+// variants: QTYPE=Q8_0,Q4_K,Q6_K COLUMNS=32 ROW_WAVES=4
 // variants: QTYPE=Q8_0,Q4_K,Q6_K COLUMNS=64 ROW_WAVES=2
 // variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=16 ROW_WAVES=1
 // targets: gfx90a gfx942 gfx1100 gfx1201
