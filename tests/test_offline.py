@@ -214,7 +214,7 @@ def test_expert_instructions(target):
 @pytest.mark.parametrize("target", targets("tiles.hip"))
 @pytest.mark.parametrize("qtype", ["Q4_K", "MXFP4"])
 def test_tile_instructions(qtype, target):
-    """Loads are in use a run of 32 elements later at the soonest, and no weight passes through LDS."""
+    """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""
     text = assembly("tiles.hip", target, (("QTYPE", qtype), ("COLUMNS", "8"), ("ROW_WAVES", "1")))
     body = body_of(text, "tile_products")
     unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
