@@ -183,6 +183,7 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
+        if (COLUMNS == 1) schedule_barrier();  // all loads come first
         UNROLL
         for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
     }
