@@ -62,8 +62,6 @@ def linear_then_norm(
     if get_array_module(weight) is not np:
         from rocforge.ops.products import product_then_norm_device
 
-        check_sums(x, [weight], [bias], residual)
-
         both = product_then_norm_device(x, weight, bias, residual, norm, eps, weights)
         if both is not None:
             return both
@@ -121,7 +119,6 @@ def gated_linear(
     """
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
-    check_sums(x, [gate, up], [gate_bias, up_bias])
     if get_array_module(gate) is not np:
         from rocforge.ops.operands import takes_halves
         from rocforge.ops.products import gated_product_device
@@ -136,14 +133,15 @@ def gated_linear(
 
 def check_sums(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any = None) -> None:
     """Raises ValueError where x, a bias or the first one's residual does not fit a weight."""
-    columns = x.shape[-1:]
+    *leading, columns = x.shape or (0,)
     for weight, bias in zip(weights, biases, strict=True):
-        if weight.shape[1:] != columns:
-            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape}")
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {weight.shape}")
+        shape = weight.shape
+        if shape[1] != columns:
+            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {shape}")
+        if bias is not None and bias.shape != shape[:1]:
+            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {shape}")
     if residual is not None:
-        check_shape("linear", "residual", residual, (*x.shape[:-1], weights[0].shape[0]))
+        check_shape("linear", "residual", residual, (*leading, weights[0].shape[0]))
 
 
 def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.ops.gemm import products_halves
+from rocforge.ops.linear import check_sums
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
 from rocforge.ops.norm import rms_norm_of_sum
 from rocforge.ops.operands import (
@@ -74,6 +75,7 @@ def gated_product_device(
     form = packed_form if is_packed(kind) else 0 if 0 < n <= MAX_COLUMNS else None
     if form is None or kind is None or kind != format_of(up):
         return None
+    check_sums(x, [gate, up], [gate_bias, up_bias])
     flat = x if isinstance(x, Activations) else float32(x).reshape(n, x.shape[-1])
     biases = float32(gate_bias), float32(up_bias)
     rounded = then is not None and x.ndim == 2 and is_packed(format_of(then)) and packed_form == form
@@ -92,11 +94,13 @@ def product_then_norm_device(
     if x.ndim != 2:
         return None
     if residual is not None and takes_halves(len(x), [weight, *weights]):
+        check_sums(x, [weight], [bias], residual)
         return rms_norm_of_sum(residual, *_many(x, [weight], [None], None), bias, norm, eps)
     if len(x) != 1 or columns_for_weights(1, [weight, *weights]) != 0:
         return None
     if (isinstance(x, Activations) and x.norm is not None) or not fills_device(len(weight)):
         return None
+    check_sums(x, [weight], [bias], residual)
     return product_then_norm(x, weight, *map(float32, (bias, residual, norm)), eps)
 
 
