@@ -123,11 +123,11 @@ struct IQ1_M {
     }
 };
 
-// A thread an element; blocks of the grid's second axis are rows; ids may be null.
+// A thread an element; ids may be null. Grid: (rows, columns / 256): for a second axis there may be too many rows.
 template <class T>
 DEVICE void dequantize(const u8* blocks, const i32* ids, const float* grid, T* y, i32 columns) {
     typedef QTYPE F;
-    u32 row = block_y(), i = block_x() * 256 + thread_x();
+    u32 row = block_x(), i = block_y() * 256 + thread_x();
     if (i >= u32(columns)) return;
     blocks += u64(ids ? ids[row] : row) * (columns / F::ELEMENTS * F::BYTES) + u64(i / F::ELEMENTS) * F::BYTES;
     y[u64(row) * columns + i] = from_float<T>(F::value(blocks, i % F::ELEMENTS, grid));

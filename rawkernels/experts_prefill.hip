@@ -190,9 +190,9 @@ struct Launch {
 };
 
 template <bool GATED, u32 TILES, class T>
-DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared) {
+DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row) {
     i32 expert = shared.expert, first = shared.first, count = shared.count;
-    u32 first_row = block_x() * (GATED ? WEIGHTS / 2 : WEIGHTS), row = first_row + matrix_row<GATED>(thread_x());
+    u32 row = first_row + matrix_row<GATED>(thread_x());
     const u8* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
     u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
     Columns places = {l.x};
@@ -223,16 +223,19 @@ DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared) {
 template <bool GATED, class T>
 DEVICE void tile_product(const Launch<T>& l) {
     __shared__ Shared shared;
-    find_tile(shared, l.offsets, l.experts, block_y());
+    const u32 HEIGHT = GATED ? WEIGHTS / 2 : WEIGHTS;
+    u32 runs = (l.m.rows + HEIGHT - 1) / HEIGHT, first_row = block_x() % runs * HEIGHT;
+    find_tile(shared, l.offsets, l.experts, block_x() / runs);
     // no more registers and products than the places need
-    if (shared.count > 32) return multiply_and_store<GATED, 4>(l, shared);
-    if (shared.count > 16) return multiply_and_store<GATED, 2>(l, shared);
-    if (shared.count > 0) multiply_and_store<GATED, 1>(l, shared);
+    if (shared.count > 32) return multiply_and_store<GATED, 4>(l, shared, first_row);
+    if (shared.count > 16) return multiply_and_store<GATED, 2>(l, shared, first_row);
+    if (shared.count > 0) multiply_and_store<GATED, 1>(l, shared, first_row);
 }
 
 // float16 (places, rows): activation(x @ gate.T + gate_bias, x @ up.T + up_bias) of each place's token and expert; x is
-// (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows) or null. Grid: (rows / (WEIGHTS / 2),
-// tiles), of which there are at most places / PLACES + experts.
+// (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows) or null. `offsets` may begin at a later
+// expert, the first that there are matrices of. Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most
+// places / PLACES + experts: for a second axis there may be too many.
 KERNEL(THREADS)
 experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts, const u8* gate,
                     const u8* up, const float* gate_bias, const float* up_bias, i32 rows, u32 columns,
@@ -242,7 +245,7 @@ experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, 
     tile_product<true, f16>({y, x, order, offsets, used, experts, m, columns});
 }
 
-// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: (rows / WEIGHTS, tiles).
+// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: rows / WEIGHTS times tiles.
 KERNEL(THREADS)
 experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
                    u32 columns) {

@@ -15,6 +15,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
+from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray, row_nbytes
 
 CELL = 128
@@ -42,7 +43,7 @@ _FLOATS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
 def cells_of(columns: int) -> int:
     """Cells of a row of that many elements, the last one perhaps in part."""
-    return -(-columns // CELL)
+    return blocks(columns, CELL)
 
 
 def planar_row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
@@ -53,7 +54,7 @@ def planar_row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
 
 
 def _round16(n: int) -> int:
-    return -(-n // 16) * 16
+    return blocks(n, 16) * 16
 
 
 def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType, out: Any = None) -> Any:
@@ -106,12 +107,12 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
         grid = _device_grid(weight.qtype.name, data.data.device_id)
-        kernel((-(-columns // 256), rows), (256,), (data, ids, grid, out, columns))
+        kernel((rows, blocks(columns, 256)), (256,), (data, ids, grid, out, columns))
     return out
 
 
 def _grid(threads: int) -> tuple[int]:
-    return (-(-threads // 256),)
+    return (blocks(threads, 256),)
 
 
 @functools.cache

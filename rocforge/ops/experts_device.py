@@ -8,19 +8,20 @@ is known to the device alone.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
-from rocforge.ops.dequantize import cells_of, dequantize_device
+from rocforge.ops.dequantize import CELL, cells_of
+from rocforge.ops.experts_parts import Part, kind_of, parts
 from rocforge.ops.gemm import to_halves
 from rocforge.ops.matvec import GATES
-from rocforge.ops.moe import MAX_USED, Matrices, group_by_expert
+from rocforge.ops.moe import MAX_USED, Groups, Matrices, group_by_expert
 from rocforge.ops.operands import MAX_COLUMNS, Activations, format_of, is_packed, quantize_activations
 from rocforge.ops.strided import blocks, float32
-from rocforge.quant import QuantizedArray
 
 THREADS, BLOCK_ROWS, GROUPS = 256, 32, MAX_USED
 """As in experts.hip: threads of a block, rows of a gated product that it computes, products that down's does."""
@@ -68,33 +69,6 @@ def experts_device(
     return out
 
 
-class _Operands(NamedTuple):
-    """Matrices as kernels take them: arrays, biases, their format's name, and which one each place takes."""
-
-    data: list[Any]
-    biases: list[Any]
-    kind: str
-    ids: Any
-
-
-def _operands(matrices: tuple[Matrices, ...], ids: Any, chosen_alone: bool) -> _Operands:
-    """Formats that have no kernel, and pairs of two formats, are unpacked to float16: all experts, or those chosen."""
-    weights, biases = [m.weight for m in matrices], [m.bias for m in matrices]
-    kinds = {format_of(weight[0]) for weight in weights}
-    if len(kinds) > 1 or None in kinds:
-        if chosen_alone:
-            chosen = ids.reshape(-1)
-            weights, biases = [w[chosen] for w in weights], [None if b is None else b[chosen] for b in biases]
-            ids = cupy_module().arange(ids.size, dtype=np.int32).reshape(ids.shape)
-        weights, kinds = [_as_halves(weight) for weight in weights], {"Floats<f16>"}
-    data = [weight.data if isinstance(weight, QuantizedArray) else weight for weight in weights]
-    return _Operands([cupy_module().ascontiguousarray(a) for a in data], biases, kinds.pop(), ids)
-
-
-def _as_halves(weight: Any) -> Any:
-    return dequantize_device(weight, "float16") if isinstance(weight, QuantizedArray) else weight.astype(np.float16)
-
-
 def _cells(kind: str, columns: int) -> int:
     """What kernels of few columns count a row in: cells of 128 elements, or 16 bytes of floats."""
     return cells_of(columns) if is_packed(kind) else columns // (4 if kind == "Floats<float>" else 8)
@@ -111,22 +85,62 @@ def _few(
     residual: Any,
 ) -> None:
     """Two launches: gate and up of each place; down of each place, and the sum over a token's places."""
-    cupy, (tokens, used), (_, ffn, dim) = cupy_module(), ids.shape, pair[0].weight.shape
-    gated, last = _operands(pair, ids, chosen_alone=True), _operands((down,), ids, chosen_alone=True)
-    if is_packed(gated.kind) and not isinstance(x, Activations):
+    cupy, ffn = cupy_module(), pair[0].weight.shape[1]
+    kind = kind_of(*pair)
+    if not is_packed(kind):
+        x = float32(x)
+    elif not isinstance(x, Activations):
         x = quantize_activations(float32(x))
-    x = x.data if is_packed(gated.kind) else float32(x)
-    if is_packed(last.kind):
-        y, rounded = None, Activations.empty(ids.size, ffn).data
-    else:
-        y, rounded = cupy.empty((ids.size, ffn), np.float32), None
-    rows = ffn if rounded is None else 128 * cells_of(ffn)
-    args = (x, _cells(gated.kind, dim), gated.ids, used, *gated.data, *gated.biases)
-    args = (*args, y, rounded, cells_of(ffn), ffn, GATES[activate])
-    _kernel("experts_gated", gated.kind)((blocks(rows, BLOCK_ROWS), ids.size), (THREADS,), args)
-    hidden = y if rounded is None else rounded
-    args = (hidden, _cells(last.kind, ffn), last.ids, weights, used, *last.data, *last.biases, residual, out, dim)
-    _kernel("experts_down", last.kind)((blocks(dim, GROUPS // used), tokens), (THREADS,), args)
+    packed = is_packed(kind_of(down))
+    hidden = Activations.empty(ids.size, ffn).data if packed else cupy.empty((ids.size, ffn), np.float32)
+    _few_gated(hidden, x.data if is_packed(kind) else x, ids, pair, activate)
+    _few_down(out, hidden, ids, weights, down, residual)
+
+
+def _few_gated(hidden: Any, x: Any, ids: Any, pair: tuple[Matrices, Matrices], activate: str) -> None:
+    """Gate and up, to float32 or int8 activations. For each place that is unpacked, its token comes once more."""
+    (_, ffn, dim), cupy = pair[0].weight.shape, cupy_module()
+
+    def launch(hidden: Any, x: Any, ids: Any, part: Part) -> None:
+        y, rounded = (None, hidden) if hidden.dtype == np.uint8 else (hidden, None)
+        args = (x, _cells(part.kind, dim), ids, ids.shape[1], *part.data, *part.biases)
+        args = (*args, y, rounded, cells_of(ffn), ffn, GATES[activate])
+        rows = ffn if rounded is None else CELL * cells_of(ffn)
+        _kernel("experts_gated", part.kind)((blocks(rows, BLOCK_ROWS), ids.size), (THREADS,), args)
+
+    if kind_of(*pair) is not None:
+        return launch(hidden, x, ids, *parts(pair))
+    x = cupy.ascontiguousarray(cupy.broadcast_to(x[:, None], (*ids.shape, dim))).reshape(-1, dim)
+    for part in parts(pair, ids.reshape(-1)):
+        launch(hidden[part.span], x[part.span], _each_its_own(part.count), part)
+
+
+def _few_down(out: Any, hidden: Any, ids: Any, weights: Any, down: Matrices, residual: Any) -> None:
+    """Down, and the sum; where it is unpacked for each place, the sum is a launch of its own."""
+    (_, dim, ffn), cupy = down.weight.shape, cupy_module()
+
+    def launch(out: Any, hidden: Any, ids: Any, weights: Any, part: Part, residual: Any = None) -> None:
+        tokens, used = ids.shape
+        args = (hidden, _cells(part.kind, ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
+        _kernel("experts_down", part.kind)((blocks(dim, GROUPS // used), tokens), (THREADS,), args)
+
+    if kind_of(down) is not None:
+        return launch(out, hidden, ids, weights, *parts([down]), residual)
+    y, weights = cupy.empty((ids.size, dim), np.float32), weights.reshape(-1)
+    for part in parts([down], ids.reshape(-1)):
+        launch(y[part.span], hidden[part.span], _each_its_own(part.count), weights[part.span], part)
+    _combine_places(out, y, _each_its_own(ids.size), cupy.ones(ids.size, np.float32), residual)
+
+
+def _each_its_own(count: int) -> Any:
+    """The ids of that many tokens with an expert of their own."""
+    return cupy_module().arange(count, dtype=np.int32).reshape(-1, 1)
+
+
+def _combine_places(out: Any, y: Any, rank: Any, weights: Any, residual: Any) -> None:
+    tokens, dim = out.shape
+    grid = (tokens, blocks(dim, THREADS))
+    _combine(grid, (THREADS,), (out, y, rank, weights, residual, len(y) // tokens, dim))
 
 
 def _many(
@@ -140,15 +154,27 @@ def _many(
     residual: Any,
 ) -> None:
     """Five launches: the places sorted, x in float16, gate and up, down, and the sum over a token's places."""
-    cupy, (tokens, used), (count, ffn, dim) = cupy_module(), ids.shape, pair[0].weight.shape
-    gated, last = _operands(pair, ids, chosen_alone=False), _operands((down,), ids, chosen_alone=False)
-    groups = group_by_expert(ids, count)
-    tiles = ids.size // TILE_PLACES + count
+    cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
+    x, groups = to_halves(float32(x)), group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
-    args = (hidden, to_halves(float32(x)), groups.order, groups.offsets, used, count, *gated.data, *gated.biases)
-    args = (*args, ffn, dim, GATES[activate])
-    _kernel("experts_gated_tiles", gated.kind)((blocks(ffn, TILE_ROWS // 2), tiles), (TILE_THREADS,), args)
-    args = (y, hidden, groups.offsets, count, *last.data, *last.biases, dim, ffn)
-    _kernel("experts_down_tiles", last.kind)((blocks(dim, TILE_ROWS), tiles), (TILE_THREADS,), args)
-    grid = (tokens, blocks(dim, THREADS))
-    _combine(grid, (THREADS,), (out, y, groups.rank, weights, residual, used, dim))
+    gated, last = (hidden, x, groups.order), (y, hidden)
+    _many_tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[activate]), TILE_ROWS // 2)
+    _many_tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), TILE_ROWS)
+    _combine_places(out, y, groups.rank, weights, residual)
+
+
+def _many_tiles(
+    name: str,
+    arrays: Sequence[Any],
+    groups: Groups,
+    used: Sequence[int],
+    matrices: Sequence[Matrices],
+    sizes: Sequence[int],
+    height: int,
+) -> None:
+    """A launch for each part of the experts, which reads from where its first one begins among the places."""
+    for part in parts(matrices):
+        offsets = groups.offsets[part.span.start : part.span.stop + 1]
+        args = (*arrays, offsets, *used, part.count, *part.data, *part.biases, *sizes)
+        tiles = groups.order.size // TILE_PLACES + part.count
+        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (TILE_THREADS,), args)

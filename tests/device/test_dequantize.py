@@ -50,6 +50,16 @@ def test_halves(rng, qtype):
     assert same(dequantize_device(there, "bfloat16").get(), rounded)
 
 
+@pytest.mark.parametrize("qtype, columns", [("BF16", 8), ("IQ2_XXS", 256), ("Q8_0", 32)])
+def test_many_rows(rng, qtype, columns):
+    """More rows than a launch may have blocks along its second axis: a vocabulary's, or those of all experts."""
+    weight = random_weight(rng, qtype, (65_540, columns))
+    there, values = weight.to_device("gpu"), weight.dequantize()
+    assert same(asnumpy(there), values)
+    ids = rng.integers(0, len(values), 5).astype(np.int32)
+    assert same(dequantize_device(there, "float16", ids=cp.asarray(ids)).get(), values[ids].astype(np.float16))
+
+
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "Q6_K", "IQ3_S", "F16"])
 def test_slices(rng, qtype):
     """Rows by slice, by list and by step, a transpose, and a stack of matrices are those of the CPU's array."""

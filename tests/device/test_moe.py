@@ -10,6 +10,7 @@ from weights import half_steps, random_weight, values_of
 
 import rocforge as rf
 from rocforge.load import load_model
+from rocforge.ops import experts_parts
 from rocforge.ops.experts_device import takes_int8
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.operands import quantize_activations
@@ -153,6 +154,22 @@ def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
     assert run_layer(rng, layer, tokens, 2) < (INT8 if takes_int8(tokens, *layer.device[:2]) else HALF)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("qtypes", [("IQ2_XS", "IQ2_XS", "IQ3_S"), ("Q4_K", "Q5_K", "Q8_0"), ("Q8_0", "Q8_0", "IQ2_S")])
+def test_unpacked_in_parts(rng, monkeypatch, qtypes, tokens):
+    """Bit-equal, and in no more than the workspace: of formats that are unpacked, a few experts at a time."""
+    layer = Layer(rng, qtypes, count=7, ffn=512, dim=768, biased=True)
+    args = [rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16, *layer.routing(rng, tokens, 3)]
+    args, residual = [*map(cp.asarray, args), *layer.device], cp.ones((tokens, layer.dim), np.float32)
+    whole = experts(*args, "swiglu_oai", residual).get()
+    one, pool = 2 * 512 * 768, cp.cuda.MemoryPool()
+    monkeypatch.setattr(experts_parts, "WORKSPACE", 2 * one)  # a pair, or two of down
+    with cp.cuda.using_allocator(pool.malloc):
+        assert (experts(*args, "swiglu_oai", residual).get() == whole).all()
+    places, chosen = 4 * 3 * tokens * (2 * 768 + 512), 2 * sum(w[0].nbytes for w in layer.weights)
+    assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
 
 
 def test_alone_and_in_a_batch(rng):

@@ -210,6 +210,16 @@ def test_tiles(rng, monkeypatch):
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
+def test_tiles_keep_to_their_bound(rng, monkeypatch):
+    """However many rows a weight has, what it takes to multiply it is one tile."""
+    monkeypatch.setattr("rocforge.ops.gemm.TILE_ROWS", 128)
+    weight, pool = random_weight(rng, "Q6_K", (1000, 1024)).to_device("gpu"), cp.cuda.MemoryPool()
+    x = cp.asarray(rng.standard_normal((9, 1024)).astype(np.float16))
+    with cp.cuda.using_allocator(pool.malloc):
+        y = linear(x, weight)
+    assert 2 * 128 * 1024 <= pool.total_bytes() - y.nbytes < 2 * 128 * 1024 + 2**16
+
+
 def test_kept_halves(rng, monkeypatch):
     """A weight whose float16 values are kept is not unpacked for many columns; for few the blocks are used."""
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256)).to_device("gpu")
