@@ -20,7 +20,7 @@ import typer
 from rocforge import __version__
 from rocforge.cli.errors import UsageError
 from rocforge.cli.models import ModelFile, describe
-from rocforge.cli.options import Device, Model
+from rocforge.cli.options import Device, Halves, Keep, Model
 from rocforge.cli.output import binary_size, count, write_json
 from rocforge.engine import Engine
 from rocforge.sampling import SamplingParams
@@ -71,6 +71,7 @@ def bench(
     batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Tokens a step, at most.")] = 512,
     form: Annotated[Form, typer.Option("--output", "-o", help="How to write the results.")] = Form.markdown,
     device: Device = None,
+    halves: Halves = Keep.auto,
 ) -> None:
     """Measure prefill and decode, as llama-bench does.
 
@@ -88,7 +89,7 @@ def bench(
     longest = max(map(max, tests))
     with rf.open_gguf(resolve(model)) as file:
         about = describe(file, model)
-        loaded = load_model(file, device, progress=sys.stderr.isatty())
+        loaded = load_model(file, device, None, sys.stderr.isatty(), halves.wanted)
     if longest >= loaded.config.context:
         raise UsageError(f"{longest} tokens and one more do not fit the model's context of {loaded.config.context}")
     with Engine(loaded, cache_tokens=longest + 1, max_batch_tokens=batch) as engine:

@@ -10,7 +10,18 @@ from typing import Any
 
 from rocforge.cli.conversation import Conversation
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Model, Quiet, System, Template, set_sampling, takes_sampling
+from rocforge.cli.options import (
+    Context,
+    Device,
+    Halves,
+    Keep,
+    Model,
+    Quiet,
+    System,
+    Template,
+    set_sampling,
+    takes_sampling,
+)
 from rocforge.cli.output import note, write_text
 from rocforge.errors import RocforgeError
 
@@ -31,6 +42,7 @@ def chat(
     chat_template: Template = None,
     device: Device = None,
     context: Context = None,
+    halves: Halves = Keep.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -41,7 +53,8 @@ def chat(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
 
-    loaded, tokenizer = rf.load(model, device, context, progress=not quiet and sys.stderr.isatty())
+    progress = not quiet and sys.stderr.isatty()
+    loaded, tokenizer = rf.load(model, device, context, progress, halves.wanted)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:

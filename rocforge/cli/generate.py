@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Context, Device, Model, Quiet, System, Template, takes_sampling
+from rocforge.cli.options import Context, Device, Halves, Keep, Model, Quiet, System, Template, takes_sampling
 from rocforge.cli.output import console, note, write_text
 
 
@@ -25,6 +25,7 @@ def generate(
     ] = None,
     device: Device = None,
     context: Context = None,
+    halves: Halves = Keep.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -35,7 +36,8 @@ def generate(
     if (system or chat_template) and not chat:
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
-    loaded, tokenizer = rf.load(model, device, context, progress=not quiet and sys.stderr.isatty())
+    progress = not quiet and sys.stderr.isatty()
+    loaded, tokenizer = rf.load(model, device, context, progress, halves.wanted)
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -15,6 +16,22 @@ Device = Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; the GPU if 
 Context = Annotated[
     int | None, typer.Option(min=1, help="The longest sequence, in tokens; the model's own.", show_default=False)
 ]
+
+
+class Keep(str, enum.Enum):
+    """Whether to keep something that takes memory; auto: where there is plenty."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+    @property
+    def wanted(self) -> bool | None:
+        """As `rf.load` takes it."""
+        return None if self is Keep.auto else self is Keep.on
+
+
+Halves = Annotated[Keep, typer.Option(help="On a GPU, keep float16 copies of the weights: faster prompts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no statistics.")]
 System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
 Template = Annotated[

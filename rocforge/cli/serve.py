@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Model, Quiet, Template
+from rocforge.cli.options import Context, Device, Halves, Keep, Model, Quiet, Template
 from rocforge.cli.output import note
 
 
@@ -30,6 +30,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for their first step.")] = 256,
     device: Device = None,
     context: Context = None,
+    halves: Halves = Keep.auto,
     quiet: Quiet = False,
 ) -> None:
     """Answer HTTP as the OpenAI API does; / is a chat page."""
@@ -50,6 +51,7 @@ def serve(
         port,
         device=device,
         context=context,
+        halves=halves.wanted,
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

@@ -34,6 +34,7 @@ def serve(
     *,
     device: str | None = None,
     context: int | None = None,
+    halves: bool | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int = 512,
     max_requests: int = 256,
@@ -50,7 +51,7 @@ def serve(
     at once, with status 128 plus the signal's number.
 
     Args:
-        model_path, device, context, progress: as in `rf.load`.
+        model_path, device, context, halves, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one.
         cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
         max_queue: as in Service.
@@ -65,7 +66,7 @@ def serve(
     settings = settings or Settings(model_name=model_name(model_path))
 
     def load_engine() -> tuple[Engine, Tokenizer]:
-        model, tokenizer = load(model_path, device, context, progress)
+        model, tokenizer = load(model_path, device, context, progress, halves)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side holds up all of them
             threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))

@@ -1,0 +1,33 @@
+"""Options that several commands share reach what loads the model."""
+
+import importlib
+
+import pytest
+
+import rocforge.cli
+
+WANTED = {(): None, ("--halves", "auto"): None, ("--halves", "on"): True, ("--halves", "off"): False}
+LOADERS = {
+    ("generate", "MODEL", "x"): "rocforge.load",
+    ("chat", "MODEL"): "rocforge.load",
+    ("serve", "MODEL", "--port", "0", "--quiet"): "rocforge.server.run.load",
+    ("bench", "MODEL"): "rocforge.load.load_model",
+}
+
+
+@pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])
+def test_halves(monkeypatch, capsys, model, command):
+    """auto, the default, leaves it to the loader."""
+    if command[0] == "serve":
+        pytest.importorskip("fastapi", reason="the extra server is not installed")
+    seen = []
+
+    def load(path, device=None, context=None, progress=False, halves=None):
+        seen.append(halves)
+        raise FileNotFoundError("no further")
+
+    owner, _, name = LOADERS[command].rpartition(".")
+    monkeypatch.setattr(importlib.import_module(owner), name, load)
+    for option, wanted in WANTED.items():
+        assert rocforge.cli.main([model if word == "MODEL" else word for word in command] + [*option]) == 1
+        assert "no further" in capsys.readouterr().err and seen.pop() is wanted
