@@ -97,11 +97,6 @@ typedef unsigned long long u64;
 #define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
-// DYNAMIC_SHARED(float, scores): the LDS whose size the launch gives, 16-byte aligned.
-#define DYNAMIC_SHARED(type, name)                                 \
-    extern __shared__ __attribute__((aligned(16))) char name##_[]; \
-    type* const name = reinterpret_cast<type*>(name##_)
-
 #ifdef PLATFORM_AMD
 DEVICE u32 thread_x() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }

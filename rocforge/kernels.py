@@ -24,8 +24,6 @@ from rocforge import overlap
 from rocforge.arrays import cupy_module
 from rocforge.errors import DeviceError
 
-STATIC_SHARED_LIMIT = 48 << 10
-"""Bytes of dynamic LDS up to which CUDA needs no opt-in."""
 SCALARS_KEPT = 1024
 """Numbers that an argument is remembered for, with what CuPy passes for them."""
 
@@ -173,7 +171,6 @@ class Kernel:
         self.source, self.name, self.defines = source, name, defines
         self._checks = [_check_of(kind) for kind in signature.split()]
         self._functions: dict[int, Any] = {}
-        self._shared: dict[int, int] = {}
 
     def __repr__(self) -> str:
         defines = "".join(f", {key}={value}" for key, value in self.defines.items())
@@ -183,17 +180,12 @@ class Kernel:
         """What it is compiled with for a device: the same for all kernels of one source with the same defines."""
         return _module(self.source, self.defines, device)
 
-    def compile(self) -> None:
-        """Compile and load it for the current device, now instead of at the first launch."""
-        self._load(cupy_module().cuda.runtime.getDevice())
-
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int = 0) -> None:
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any]) -> None:
         """Launch on the current device and its current stream.
 
         Args:
             grid, block: blocks and threads a block, up to three axes each.
             args: as the signature says.
-            shared: bytes of dynamic LDS.
 
         Raises:
             TypeError: an argument is not of its declared type, or their number is wrong.
@@ -210,22 +202,15 @@ class Kernel:
             checked = [check(value, device) for check, value in zip(self._checks, args, strict=True)]
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {self._blame(args, device)}") from error
-        if shared > STATIC_SHARED_LIMIT and shared > self._shared.get(device, 0):
-            self._allow_shared(device, shared)
         if _this_thread.overlap:
-            overlap.launch(function.kernel, grid, block, checked, shared)
+            overlap.launch(function.kernel, grid, block, checked)
         else:
-            function.kernel(grid, block, checked, shared_mem=shared)
+            function.kernel(grid, block, checked)
 
     def _load(self, device: int) -> Any:
         function = self.module(device).get_function(self.name)
         self._functions[device] = function
         return function
-
-    def _allow_shared(self, device: int, shared: int) -> None:
-        if not cupy_module().cuda.runtime.is_hip:
-            self._functions[device].max_dynamic_shared_size_bytes = shared
-        self._shared[device] = shared
 
     def _blame(self, args: Sequence[Any], device: int) -> str:
         """Which argument is wrong, and how: worked out only after a check has failed."""

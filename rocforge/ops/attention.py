@@ -277,9 +277,6 @@ def _fresh(
 
 
 def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
-    """Put the keys and values of a batch's tokens, (tokens, kv_heads, head_dim) each, into a layer of its cache."""
-    if get_array_module(k) is not np:
-        attention_device.store_kv(k, v, batch, layer)
-        return
+    """Put keys and values (tokens, kv_heads, head_dim) of a batch's tokens into a layer of its cache, on the CPU."""
     keys, values = batch.cache.layer(layer)
     keys[batch.slots], values[batch.slots] = k, v

@@ -235,32 +235,22 @@ ROPE_THREADS = 256
 
 
 def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
-    out = cupy_module().empty(q.shape, np.float32)
-    _store(out, q, fresh, batch, layer, heads=q.shape[1])
-    return out
-
-
-def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
-    """As rotate_and_store, with no queries and nothing to rotate."""
-    nothing = cupy_module().empty((len(k), 0), np.float32)
-    _store(None, k, Fresh(k, v, batch.slots, nothing, nothing, None, None, 0.0, False), batch, layer, heads=0)
-
-
-def _store(out: Any, q: Any, fresh: Fresh, batch: Batch, layer: int, heads: int) -> None:
+    out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
     keys, values = batch.cache.layer(layer)
     if tokens == 0:
-        return
+        return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
     norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
     grid = (blocks(rows * wave_size(keys.device.id), ROPE_THREADS),)
     _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
+    return out
 
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32*? float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
+    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
     return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", HEAD_DIM=head_dim)

@@ -86,13 +86,16 @@ def test_one_compilation_for_all_threads(monkeypatch):
     monkeypatch.setattr(kernels._Module, "_compile", compile_and_count)
     monkeypatch.setattr(kernels, "_modules", {})
     pairs = [Kernel("quantize.hip", "to_halves", SIGNATURE) for _ in range(4)]
-    threads = [threading.Thread(target=kernel.compile) for kernel in pairs]
+    x, y = cp.zeros(4, np.float32), cp.ones((4, 4), np.float16)
+    cp.cuda.get_current_stream().synchronize()
+    launches = [(kernel, ((1,), (256,), (x, row, 4))) for kernel, row in zip(pairs, y, strict=True)]
+    threads = [threading.Thread(target=kernel, args=args) for kernel, args in launches]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert compiled == ["quantize.hip"]
-    assert all(kernel._functions for kernel in pairs)
+    assert not y.get().any()
 
 
 @pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
@@ -114,7 +117,7 @@ def test_source_that_does_not_compile():
     """The error says which source and which defines, and brings the compiler's words."""
     kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
     with pytest.raises(DeviceError, match=r"repack.hip does not compile with .*QTYPE=Q9_9[\s\S]*Q9_9"):
-        kernel.compile()
+        kernel((1,), (256,), (cp.zeros(1),))
 
 
 def test_one_set_of_options(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import KVCache
-from rocforge.ops.attention import rotate_and_store, store_kv
+from rocforge.ops.attention import rotate_and_store
 from rocforge.ops.rope import rope, rope_frequencies, rotate
 
 
@@ -106,7 +106,7 @@ def test_a_negative_slot_is_not_stored():
     batch = Batch.of(cache, [Chunk(0, 3, [1])])
     batch.slots[1] = -1
     ones = cp.ones((3, 1, 32), np.float32)
-    store_kv(ones, 2 * ones, batch, 0)
+    rotate_and_store(ones, ones, 2 * ones, batch, 0, rope_frequencies(32))
     keys, values = (a.get()[:, 0, 0] for a in cache.layer(0))
     assert list(np.flatnonzero(keys)) == list(np.flatnonzero(values)) == [32, 34]
     assert values[34] == 2
