@@ -1,21 +1,8 @@
 // Elementwise activations, gated products, and softmax.
+#include "gates.h"
 #include "quants.h"
 
 #define THREADS 256
-
-DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
-DEVICE float silu_of(float x) { return x * sigmoid(x); }
-DEVICE float gelu_of(float x) {
-    // 0.5 (1 + tanh(z)) is sigmoid(2 z)
-    return x * sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
-}
-DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
-DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
-DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
-    gate = minimum(gate, limit);
-    up = maximum(minimum(up, limit), -limit);
-    return gate * sigmoid(alpha * gate) * (up + 1.0f);
-}
 
 // Elements of contiguous arrays, a thread each.
 #define ELEMENTWISE(name, expression, ...)                                \

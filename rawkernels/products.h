@@ -4,6 +4,7 @@
 // the columns of a product (of fewer, the last is computed again and dropped), and ROWS, those computed together.
 #pragma once
 
+#include "gates.h"
 #include "quants.h"
 
 // The gated kernels' groups take PAIRS rows of both matrices, their blocks BLOCK_ROWS.
@@ -260,21 +261,6 @@ DEVICE Matrix matrix_of(u32& block, const Matrix& first, const Matrix& second, c
     if (block < blocks_of(second.rows)) return second;
     block -= blocks_of(second.rows);
     return third;
-}
-
-enum { SWIGLU, GEGLU, SWIGLU_OAI };
-
-DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
-
-DEVICE float gated(i32 activation, float gate, float up) {
-    if (activation == SWIGLU) return gate * sigmoid(gate) * up;
-    if (activation == GEGLU) {
-        float inner = 0.7978845608028654f * gate * (1.0f + 0.044715f * gate * gate);
-        return 0.5f * gate * (1.0f + fast_tanh(inner)) * up;
-    }
-    gate = minimum(gate, 7.0f);
-    up = maximum(minimum(up, 7.0f), -7.0f);
-    return gate * sigmoid(1.702f * gate) * (up + 1.0f);
 }
 
 // Both matrices of a gated product; the biases may be null.
