@@ -64,6 +64,15 @@ def _with_includes(name: str, seen: set[str]) -> str:
     return "\n".join(lines)
 
 
+def parameter_names(source: str, kernel: str, count: int) -> list[str]:
+    """What a source calls the `count` parameters of a kernel; none where a macro declares it."""
+    for parameters in re.findall(rf"\b{kernel}\(([^()]*)\)\s*\{{", source_text(source)):
+        names = re.findall(r"(\w+)\s*(?:,|$)", parameters)
+        if len(names) == count:
+            return names
+    return []
+
+
 def compile_options(wave: int) -> tuple[str, ...]:
     """The options for a device of that wave size.
 
@@ -214,11 +223,13 @@ class Kernel:
 
     def _blame(self, args: Sequence[Any], device: int) -> str:
         """Which argument is wrong, and how: worked out only after a check has failed."""
+        names = parameter_names(self.source, self.name, len(args))
         for position, (check, value) in enumerate(zip(self._checks, args, strict=True)):
             try:
                 check(value, device)
             except (TypeError, ValueError) as error:
-                return f"argument {position}: {error}"
+                name = f" ({names[position]})" if names else ""
+                return f"argument {position}{name}: {error}"
         return "arguments"
 
 
@@ -314,7 +325,11 @@ def _array_check(dtype: np.dtype | None, optional: bool) -> Callable[[Any, int],
         if not is_contiguous(value):
             raise ValueError(f"a C-contiguous array expected; this one of shape {value.shape} is not")
         if value.data.device_id != device:
-            raise ValueError(f"an array on device {device} expected, not on device {value.data.device_id}")
+            there = value.data.device_id
+            raise ValueError(
+                f"an array on gpu:{device}, the current device, expected, not on gpu:{there}; "
+                f'inside `with rf.Stream("gpu:{there}")` that one is current'
+            )
         return value
 
     return check

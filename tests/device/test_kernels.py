@@ -42,10 +42,10 @@ def test_multiprocessors():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({0: np.zeros(4, np.float32)}, TypeError, "argument 0.*CuPy array of float32"),
+        ({0: np.zeros(4, np.float32)}, TypeError, r"argument 0 \(x\): a CuPy array of float32"),
         ({0: None}, TypeError, "argument 0"),
-        ({2: 4.0}, TypeError, "argument 2.*int64 expected, not float"),
-        ({1: "float32"}, TypeError, "argument 1.*float16 expected, not of float32"),
+        ({2: 4.0}, TypeError, r"argument 2 \(size\): int64 expected, not float"),
+        ({1: "float32"}, TypeError, r"argument 1 \(y\): an array of float16 expected, not of float32"),
         ({1: "strided"}, ValueError, "argument 1.*C-contiguous"),
     ],
 )
@@ -59,6 +59,31 @@ def test_wrong_arguments(to_halves, change, error, words):
         to_halves((1,), (256,), args)
     with pytest.raises(TypeError, match="takes 3 arguments"):
         to_halves((1,), (256,), args[:2])
+
+
+@pytest.mark.parametrize(
+    ("source", "kernel", "count", "expected"),
+    [
+        ("norm.hip", "layer_norm", 6, ["out", "x", "weight", "bias", "n", "eps"]),
+        ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
+        ("activation.hip", "swiglu", 7, []),
+        ("norm.hip", "layer_norm", 5, []),
+    ],
+)
+def test_parameter_names(source, kernel, count, expected):
+    """They are the source's, where it declares such a kernel without a macro."""
+    assert kernels.parameter_names(source, kernel, count) == expected
+
+
+def test_wrong_device(to_halves):
+    """An array on another device than the current one: both are named, and what to do."""
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two devices")
+    with cp.cuda.Device(1):
+        x, y = cp.zeros(4, np.float32), cp.zeros(4, np.float16)
+    message = r'argument 0 \(x\): an array on gpu:0, the current device, .* not on gpu:1; .*with rf.Stream\("gpu:1"\)'
+    with pytest.raises(ValueError, match=message):
+        to_halves((1,), (256,), (x, y, 4))
 
 
 @pytest.fixture
