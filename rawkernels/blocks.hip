@@ -1,4 +1,4 @@
-// The formats that are kept as GGUF's blocks: to float32 or float16, all rows or those of a list, with the
+// The formats that are kept as GGUF's blocks: to float32, float16 or bfloat16, all rows or those of a list, with the
 // same bits as the gguf package gives. Compiled with QTYPE. A format gives the value of element e of a block; `grid` is
 // the gguf package's table of the IQ formats (their lattice points, as float32), else null.
 #include "platform.h"
@@ -138,6 +138,10 @@ KERNEL(256) dequantize_float32(const u8* blocks, const i32* ids, const float* gr
     dequantize(blocks, ids, grid, y, columns);
 }
 KERNEL(256) dequantize_float16(const u8* blocks, const i32* ids, const float* grid, f16* y, i32 columns) {
+    wait_for_previous();
+    dequantize(blocks, ids, grid, y, columns);
+}
+KERNEL(256) dequantize_bfloat16(const u8* blocks, const i32* ids, const float* grid, bf16* y, i32 columns) {
     wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }

@@ -1,4 +1,4 @@
-// Planar rows to float32 or float16, all rows or those of a list; the same bits as the gguf package gives.
+// Planar rows to float32, float16 or bfloat16, all rows or those of a list; the same bits as the gguf package gives.
 // Compiled with QTYPE, a format of quants.h.
 #include "quants.h"
 
@@ -61,6 +61,10 @@ KERNEL(256) dequantize_float32(const u8* planar, const i32* ids, float* y, i32 r
     dequantize(planar, ids, y, rows, columns);
 }
 KERNEL(256) dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
+    wait_for_previous();
+    dequantize(planar, ids, y, rows, columns);
+}
+KERNEL(256) dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }

@@ -121,7 +121,8 @@ rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const f
 
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
 KERNEL(THREADS)
-layer_norm(float* out, const float* x, const float* weight, const float* bias, u32 n, float eps) {
+layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,
+           float eps) {
     wait_for_previous();
     Row row(x + u64(block_x()) * n, n), weights(weight, n, 1.0f), biases(bias, n);
     float sum = 0.0f;
@@ -135,8 +136,7 @@ layer_norm(float* out, const float* x, const float* weight, const float* bias, u
     sum = 0.0f;
     each_four(n, [&](u32 k, u32 i) { sum += squares(centred(k, i)); });
     float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
-    out += u64(block_x()) * n;
-    each_four(n, [&](u32 k, u32 i) {
-        store4(out, i, n, scaled(centred(k, i), factor, weights.at(k, i), biases.at(k, i)));
-    });
+    Output output = {out, nullptr, {quantized, columns, cells_of(n)}, n};
+    each_four(output.end(),
+              [&](u32 k, u32 i) { output.write(i, scaled(centred(k, i), factor, weights.at(k, i), biases.at(k, i))); });
 }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
-from rocforge.cache import KVCache
+from rocforge.cache import KVCache, blocks_for
 from rocforge.ops.rope import RopeFrequencies
 
 
@@ -128,7 +128,7 @@ class Batch:
 def _slots(table: Sequence[int], length: int, cache: KVCache) -> slice | np.ndarray:
     """Cache slots of a sequence's tokens; a slice where its blocks follow each other, which needs no copy to read."""
     block_size = cache.block_size
-    blocks = list(table[: -(-length // block_size)])
+    blocks = list(table[: blocks_for(length, block_size)])
     if len(blocks) * block_size < length:
         raise ValueError(f"Batch.of: a table of {len(blocks)} blocks of {block_size} tokens for {length} tokens")
     if min(blocks) < 0 or max(blocks) >= cache.blocks:

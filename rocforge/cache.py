@@ -21,6 +21,11 @@ from rocforge.arrays import cupy_module, on_device, resolve_device
 BLOCK_SIZE = 32
 
 
+def blocks_for(tokens: int, block_size: int = BLOCK_SIZE) -> int:
+    """How many blocks hold that many tokens."""
+    return -(-tokens // block_size)
+
+
 class KVCache:
     """Keys and values of every layer, in blocks.
 
@@ -91,7 +96,7 @@ class BlockPool:
 
     def blocks_for(self, tokens: int) -> int:
         """How many blocks hold that many tokens."""
-        return -(-tokens // self.block_size)
+        return blocks_for(tokens, self.block_size)
 
     def allocate(self, after: int = -1) -> int:
         """A block for one sequence: the one that follows `after` where that is unused, else the longest unused.

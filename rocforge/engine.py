@@ -17,7 +17,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
 from rocforge.batch import Batch, Chunk
-from rocforge.cache import BlockPool
+from rocforge.cache import BlockPool, blocks_for
 from rocforge.choose import Choice, choose
 from rocforge.decode import Decoder, Flight
 from rocforge.errors import OutOfMemoryError
@@ -93,7 +93,7 @@ class Engine:
             else:
                 most = max_requests * model.config.context
                 cache_tokens = cache_tokens_that_fit(model.config, model.device, most)
-        pool = BlockPool(BlockPool(0).blocks_for(cache_tokens))
+        pool = BlockPool(blocks_for(cache_tokens))
         self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
         self._pacer = Pacer(max_batch_tokens)
         if model.device != "cpu":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rocforge.arrays import available_memory, cupy_module
-from rocforge.cache import BLOCK_SIZE
+from rocforge.cache import BLOCK_SIZE, blocks_for
 from rocforge.errors import DeviceError, OutOfMemoryError
 from rocforge.nn.config import Config
 from rocforge.upload import device_nbytes
@@ -20,8 +20,7 @@ MARGIN = 1 << 30
 
 def cache_nbytes(config: Config, tokens: int) -> int:
     """Bytes of a cache on a device that holds that many tokens: float16 keys and values, in whole blocks."""
-    blocks = -(-tokens // BLOCK_SIZE)
-    return 2 * blocks * BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2
+    return 2 * blocks_for(tokens) * BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2
 
 
 def cache_tokens_that_fit(config: Config, device: str, most: int) -> int:

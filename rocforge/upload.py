@@ -17,6 +17,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
 from rocforge.ops.dequantize import PLANAR, pack, planar_row_nbytes
+from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
 
 READERS = 6
@@ -32,7 +33,7 @@ ALIGNMENT = 256
 
 def device_nbytes(weight: Any) -> int:
     """Bytes that a weight takes on a device, in the layout that it has there and with the gap to the next."""
-    return -(-_layout_nbytes(weight) // ALIGNMENT) * ALIGNMENT
+    return blocks(_layout_nbytes(weight), ALIGNMENT) * ALIGNMENT
 
 
 def _layout_nbytes(weight: Any) -> int:

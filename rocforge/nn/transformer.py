@@ -9,7 +9,7 @@ import numpy as np
 
 from rocforge.arrays import get_array_module, on_device
 from rocforge.batch import Batch, Chunk
-from rocforge.cache import BLOCK_SIZE, KVCache
+from rocforge.cache import BLOCK_SIZE, KVCache, blocks_for
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
@@ -142,5 +142,5 @@ class Transformer(Module):
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""
-        blocks = -(-tokens // BLOCK_SIZE)
+        blocks = blocks_for(tokens)
         return Batch.of(self.new_cache(blocks), [Chunk(0, tokens, range(blocks))], all_logits=True)

@@ -38,6 +38,8 @@ PLANAR: dict[str, tuple[int, int, int]] = {
 }
 """The formats kept in planes on a device: planes of 16 bytes a cell, bytes of scales a cell, and those of two cells."""
 
+_FLOATS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+
 
 def cells_of(columns: int) -> int:
     """Cells of a row of that many elements, the last one perhaps in part."""
@@ -84,7 +86,7 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
 
     Args:
         weight: on a device, of any number of axes; its stored rows are unpacked, whether it is a transpose or not.
-        dtype: "float32" (bit-equal to the gguf package) or "float16" (rounded from that).
+        dtype: "float32" (bit-equal to the gguf package), "float16" or "bfloat16" (rounded from that; bits as uint16).
         ids: int32 CuPy array: only these rows of a matrix. They are not checked, which would wait for the device.
         out: a C-contiguous array to write to; None: a new one.
 
@@ -95,7 +97,7 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
     *leading, columns = weight.stored_shape
     data = cupy.ascontiguousarray(weight.data)
     leading = leading if ids is None else ids.shape
-    out = cupy.empty((*leading, columns), dtype) if out is None else out
+    out = cupy.empty((*leading, columns), _FLOATS[dtype]) if out is None else out
     rows = out.size // columns
     if not rows:
         return out
@@ -120,13 +122,13 @@ def _repack_kernel(name: str, qtype: str) -> Kernel:
 
 @functools.cache
 def _planar_kernel(dtype: str, qtype: str) -> Kernel:
-    signature = f"uint8* int32*? {dtype}* int32 int32"
+    signature = f"uint8* int32*? {_FLOATS[dtype]}* int32 int32"
     return Kernel("dequantize.hip", f"dequantize_{dtype}", signature, QTYPE=qtype)
 
 
 @functools.cache
 def _block_kernel(dtype: str, qtype: str) -> Kernel:
-    signature = f"uint8* int32*? float32*? {dtype}* int32"
+    signature = f"uint8* int32*? float32*? {_FLOATS[dtype]}* int32"
     return Kernel("blocks.hip", f"dequantize_{dtype}", signature, QTYPE=qtype)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.ops.arguments import check_integers, check_matrix, module_of
+from rocforge.ops.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
 
 
@@ -42,7 +43,5 @@ def embedding(ids: Any, table: Any) -> Any:
 
 def _embedding_device(ids: Any, table: Any) -> Any:
     if isinstance(table, QuantizedArray):
-        from rocforge.ops.dequantize import dequantize_device
-
         return dequantize_device(table, ids=ids.astype(np.int32, copy=False))
     return table[ids].astype(np.float32)

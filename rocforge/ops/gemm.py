@@ -13,6 +13,7 @@ from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import dequantize_device
 from rocforge.ops.operands import is_single
+from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
 
 TILE_ROWS = 4096
@@ -76,7 +77,7 @@ def to_halves(x: Any) -> Any:
     if x.dtype == np.float16:
         return x
     y = cupy.empty(x.shape, np.float16)
-    _to_halves((-(-x.size // 256),), (256,), (x, y, x.size))
+    _to_halves((blocks(x.size, 256),), (256,), (x, y, x.size))
     return y
 
 

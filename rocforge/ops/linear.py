@@ -11,6 +11,8 @@ import numpy as np
 from rocforge.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.arguments import check_matrix, check_shape, module_of
+from rocforge.ops.operands import takes_halves
+from rocforge.ops.products import gated_product_device, product_then_norm_device, products_device
 from rocforge.quant import QuantizedArray, joined_float32
 
 TILE_ELEMENTS = 1 << 22
@@ -60,8 +62,6 @@ def linear_then_norm(
         the weights are packed, or float16 of more rows than our own kernels multiply.
     """
     if get_array_module(weight) is not np:
-        from rocforge.ops.products import product_then_norm_device
-
         both = product_then_norm_device(x, weight, bias, residual, norm, eps, weights)
         if both is not None:
             return both
@@ -82,8 +82,6 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
     biases = [None] * len(weights) if biases is None else biases
     check_sums(x, weights, biases, residual)
     if get_array_module(*weights) is not np:
-        from rocforge.ops.products import products_device
-
         return products_device(x, weights, biases, residual)
     x = x.astype(np.float32, copy=False)
     ys = _products(x, weights)
@@ -120,9 +118,6 @@ def gated_linear(
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
     if get_array_module(gate) is not np:
-        from rocforge.ops.operands import takes_halves
-        from rocforge.ops.products import gated_product_device
-
         y = gated_product_device(x, gate, up, gate_bias, up_bias, activate, then)
         if y is not None:
             return y

@@ -22,7 +22,7 @@ _rms_norm = Kernel(
 _rms_norm_of_sum = Kernel(
     "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
 )
-_layer_norm = Kernel("norm.hip", "layer_norm", "float32* float32* float32*? float32*? uint32 float32")
+_layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None) -> Any:
@@ -152,7 +152,17 @@ def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _layer_norm((x.size // n,), (THREADS,), (out, x, float32(weight), float32(bias), n, eps))
+        _layer_norm((x.size // n,), (THREADS,), (out, None, x, float32(weight), float32(bias), 0, n, eps))
+    return out
+
+
+def layer_norm_quantized(x: Any, weight: Any, bias: Any, eps: float, columns: int = 0) -> Activations:
+    """`layer_norm` of a CuPy array (rows, n) as activations for the product that follows, of one launch."""
+    _check("layer_norm_quantized", x, weight, bias)
+    x = float32(x)
+    out = Activations.empty(*x.shape, columns)
+    args = (None, out.data, x, float32(weight), float32(bias), columns, x.shape[-1], eps)
+    _layer_norm((len(x),), (THREADS,), args)
     return out
 
 

@@ -41,10 +41,13 @@ def test_values_are_gguf_s(rng, qtype):
 
 @pytest.mark.parametrize("qtype", QTYPES)
 def test_halves(rng, qtype):
-    """float16 values are the float32 ones, rounded to nearest even."""
+    """float16 and bfloat16 values are the float32 ones, rounded to nearest even."""
     weight = random_weight(rng, qtype, (5, 512))
     values, there = weight.dequantize(), weight.to_device("gpu")
     assert same(dequantize_device(there, "float16").get(), values.astype(np.float16))
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    assert same(dequantize_device(there, "bfloat16").get(), rounded)
 
 
 @pytest.mark.parametrize("qtype, columns", [("BF16", 8), ("IQ2_XXS", 256), ("Q8_0", 32)])

@@ -9,6 +9,7 @@ from weights import half_steps, values_of
 
 from rocforge.ops.norm import (
     layer_norm,
+    layer_norm_quantized,
     rms_norm,
     rms_norm_halves,
     rms_norm_of_sum,
@@ -83,11 +84,17 @@ def test_layer_norm(n: int):
 
 
 @pytest.mark.parametrize("n", [32, 96, 128, 1000, 4096, 5000])
-def test_quantized(n: int):
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_quantized(n: int, norm: str):
     """The int8 values times their scales are within half a step of the normalized row, and the rest is zero."""
     rng = np.random.default_rng(n)
-    x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
-    quantized, expected = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
+    x = rng.standard_normal((3, n), np.float32)
+    weight, bias = (rng.standard_normal(n, np.float32) for _ in range(2))
+    if norm == "rms":
+        quantized, expected = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
+    else:
+        quantized = layer_norm_quantized(cp.asarray(x), cp.asarray(weight), cp.asarray(bias), 1e-5)
+        expected = layer_norm_64(x, weight, bias)
     assert quantized.shape == (3, n)
     values = values_of(quantized)
     assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
