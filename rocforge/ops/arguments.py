@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -71,3 +72,16 @@ def check_matrix(op: str, name: str, array: Any) -> None:
         raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is a matrix (rows, columns)")
     if type(array) is QuantizedArray and array.transposed:
         raise ValueError(f"{op}: {name} is the transpose of packed rows; allowed are the rows")
+
+
+def check_sums(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any = None) -> None:
+    """Raises ValueError where x, a bias or the first one's residual does not fit a weight."""
+    *leading, columns = x.shape or (0,)
+    for weight, bias in zip(weights, biases, strict=True):
+        shape = weight.shape
+        if shape[1] != columns:
+            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {shape}")
+        if bias is not None and bias.shape != shape[:1]:
+            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {shape}")
+    if residual is not None:
+        check_shape("linear", "residual", residual, (*leading, weights[0].shape[0]))

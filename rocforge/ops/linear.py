@@ -10,7 +10,7 @@ import numpy as np
 
 from rocforge.arrays import get_array_module
 from rocforge.ops import activation
-from rocforge.ops.arguments import check_matrix, check_shape, module_of
+from rocforge.ops.arguments import check_matrix, check_sums, module_of
 from rocforge.ops.operands import takes_halves
 from rocforge.ops.products import gated_product_device, product_then_norm_device, products_device
 from rocforge.quant import QuantizedArray, joined_float32
@@ -124,19 +124,6 @@ def gated_linear(
         if then is not None and takes_halves(len(x), [then]):
             return activation.gated_halves(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
-
-
-def check_sums(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any = None) -> None:
-    """Raises ValueError where x, a bias or the first one's residual does not fit a weight."""
-    *leading, columns = x.shape or (0,)
-    for weight, bias in zip(weights, biases, strict=True):
-        shape = weight.shape
-        if shape[1] != columns:
-            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {shape}")
-        if bias is not None and bias.shape != shape[:1]:
-            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {shape}")
-    if residual is not None:
-        check_shape("linear", "residual", residual, (*leading, weights[0].shape[0]))
 
 
 def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:

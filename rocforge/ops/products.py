@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.ops.arguments import check_sums
 from rocforge.ops.gemm import products_halves
-from rocforge.ops.linear import check_sums
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
 from rocforge.ops.norm import rms_norm_of_sum
 from rocforge.ops.operands import (
