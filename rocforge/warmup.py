@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
-import functools
 import itertools
 import os
 import threading
@@ -53,7 +52,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     model = copy.copy(model)
     model.blk = distinct(model.blk)
     with on_device(model.device):
-        with _stream(model.device) as stream, launches_recorded(record):
+        with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
             record(place_tokens)
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
@@ -72,12 +71,6 @@ def distinct(layers: Sequence[Block]) -> list[Block]:
     for i, pair in enumerate(itertools.pairwise(kinds)):
         pairs.setdefault(pair, i)
     return [layer for i in pairs.values() for layer in layers[i : i + 2]] + [layers[-1]]
-
-
-@functools.cache
-def _stream(device: str) -> Any:
-    """One for all models, since attention keeps an array for each stream that it was on."""
-    return cupy_module().cuda.Stream(non_blocking=True)
 
 
 class BackgroundCompilation:

@@ -64,7 +64,7 @@ def test_wrong_arguments(to_halves, change, error, words):
 @pytest.mark.parametrize(
     ("source", "kernel", "count", "expected"),
     [
-        ("norm.hip", "rms_norm_of_sum", 8, "sum halves x y bias weight n eps".split()),
+        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "halves", "x", "y", "bias", "weight", "n", "eps"]),
         ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
         ("activation.hip", "swiglu", 7, []),
         ("norm.hip", "layer_norm", 5, []),
