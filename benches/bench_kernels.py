@@ -1,23 +1,21 @@
 """Times the kernels around the weights on the GPU: norms, rope, attention, experts, sampling.
 
-    python benches/bench_kernels.py [--json FILE] [NAME ...]
+    pytest benches/bench_kernels.py --benchmark-enable -s [-k attention] [--benchmark-json=kernels.json]
 
 Each figure is the median over replays of a graph that holds one launch a layer, over as many layers as make their data
-larger than the caches; beside it, the share of the read bandwidth, or the rate of arithmetic, that it comes to.
+larger than the caches; beside it, the share of the read bandwidth, or the rate of arithmetic, that it comes to. They
+are printed as they come, and are the extra_info of their suite's record.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import statistics
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import cupy as cp
 import numpy as np
+import pytest
+from measure import CACHES, cp, noise, read_bandwidth, seconds
 
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import KVCache
@@ -25,7 +23,6 @@ from rocforge.ops import attention_device
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.experts_device import takes_int8
-from rocforge.ops.gemm import product_halves
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
 from rocforge.ops.operands import quantize_activations
@@ -33,66 +30,6 @@ from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import Sampler, logprobs_device
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 from rocforge.sampling import SamplingParams
-
-CACHES = 256 << 20
-"""Bytes that are more than any level of cache holds."""
-
-
-def seconds(launches: list[Callable[[], Any]], replays: int = 15) -> float:
-    """Median seconds of one of the launches, which are captured together and replayed."""
-    stream = cp.cuda.Stream(non_blocking=True)
-    with stream:
-        for launch in launches:
-            launch()
-        stream.synchronize()
-        stream.begin_capture()
-        kept = [launch() for launch in launches]
-        graph = stream.end_capture()
-        start, end = cp.cuda.Event(), cp.cuda.Event()
-        times = []
-        for _ in range(replays + 2):
-            start.record()
-            graph.launch()
-            end.record()
-            end.synchronize()
-            times.append(cp.cuda.get_elapsed_time(start, end) / 1000 / len(launches))
-    del kept
-    return statistics.median(times[2:])
-
-
-def read_bandwidth() -> float:
-    """Bytes a second of a kernel that reads 4 GiB, 16 bytes a load, and does nothing else."""
-    code = """extern "C" __global__ void read(const float4* x, float* y, size_t n) {
-        float sum = 0;
-        for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
-            sum += x[i].x + x[i].y + x[i].z + x[i].w;
-        if (sum == 12345.678f) *y = sum;
-    }"""
-    kernel, x, y = cp.RawKernel(code, "read"), noise((1 << 30,)), cp.zeros(1, np.float32)
-    return x.nbytes / seconds([lambda: kernel((132 * 16,), (512,), (x, y, np.uint64(x.size // 4)))])
-
-
-def product_rate() -> float:
-    """Float16 operations a second of the library's own product of 8192 cubed, which no graph can hold."""
-    (a, w), times = (noise((8192, 8192), np.float16) for _ in range(2)), []
-    for _ in range(12):
-        start, stop = cp.cuda.Event(), cp.cuda.Event()
-        start.record()
-        product_halves(a, w)
-        stop.record()
-        stop.synchronize()
-        times.append(cp.cuda.get_elapsed_time(start, stop) / 1e3)
-    return 2 * 8192**3 / statistics.median(times[2:])
-
-
-def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> cp.ndarray:
-    """Random numbers, the same million over and over."""
-    some = cp.asarray(np.random.default_rng(0).standard_normal(1_000_003, np.float32).astype(dtype))
-    array = cp.empty(shape, dtype)
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, some.size):
-        flat[start : start + some.size] = some[: flat.size - start]
-    return array
 
 
 def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:
@@ -128,7 +65,7 @@ def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int) -> 
     return time, 2 * tokens * tokens * heads * head_dim / time
 
 
-def rows_of_floats(rows: int, columns: int) -> list[cp.ndarray]:
+def rows_of_floats(rows: int, columns: int) -> list[Any]:
     """Different arrays of that shape, up to 16 of them."""
     count = max(2, min(16, CACHES // (4 * rows * columns)))
     return [noise((rows, columns)) for _ in range(count)]
@@ -137,21 +74,19 @@ def rows_of_floats(rows: int, columns: int) -> list[cp.ndarray]:
 class Report:
     """Prints figures as they come, and keeps them."""
 
-    def __init__(self, names: list[str]):
-        self.names, self.figures = names, {}
-        self.bandwidth = read_bandwidth()
-        print(f"read: {self.bandwidth / 1e12:.2f} TB/s")
-
-    def wants(self, name: str) -> bool:
-        return not self.names or name in self.names
+    def __init__(self, bandwidth: float):
+        self.bandwidth, self.figures = bandwidth, {}
+        print(f"\nread: {self.bandwidth / 1e12:.2f} TB/s")
 
     def add(self, name: str, time: float, nbytes: float | None = None, rate: float | None = None) -> None:
-        more = ""
+        figure, more = {"microseconds": time * 1e6}, ""
         if nbytes is not None:
+            figure["share_of_read"] = nbytes / self.bandwidth
             more = f"{nbytes / 1e12:6.2f} TB/s {nbytes / self.bandwidth:5.0%}"
         if rate is not None:
+            figure["operations_a_second"] = rate
             more += f"{rate / 1e12:6.1f} TFLOP/s"
-        self.figures[name] = {"seconds": time, "bytes_a_second": nbytes, "operations_a_second": rate}
+        self.figures[name] = figure
         print(f"{name:52} {time * 1e6:9.2f} us {more}", flush=True)
 
 
@@ -257,7 +192,7 @@ def expert_products(report: Report) -> None:
             report.add(f"experts {name} {tokens} tokens", time, nbytes * chosen / time, operations / time)
 
 
-def noise_of(seed: int, *shape: int) -> cp.ndarray:
+def noise_of(seed: int, *shape: int) -> Any:
     """Fresh numbers of a seed."""
     return cp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
@@ -285,18 +220,13 @@ def sampling(report: Report) -> None:
 SUITES = {suite.__name__: suite for suite in (attention, norms, rope, routing, expert_products, sampling, shares)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(SUITES)}; none for all")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args()
-    report = Report(options.names)
-    for name, suite in SUITES.items():
-        if report.wants(name):
-            suite(report)
-    if options.json:
-        options.json.write_text(json.dumps(report.figures, indent=1))
+@pytest.fixture(scope="module")
+def bandwidth() -> float:
+    return read_bandwidth()
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize("suite", SUITES)
+def test_kernels(benchmark, bandwidth, suite):
+    report = Report(bandwidth)
+    benchmark.pedantic(SUITES[suite], (report,))
+    benchmark.extra_info.update(report.figures)

@@ -13,18 +13,15 @@ import functools
 import os
 from pathlib import Path
 
+import measure
 import numpy as np
 import pytest
+from measure import cp
 from random_gguf import SHAPES, write
 
 import rocforge as rf
-from rocforge.arrays import _import_cupy
 from rocforge.load import load_model
 from rocforge.nn import Transformer
-
-cp, _reason = _import_cupy()
-if cp is None:
-    pytest.skip(f"needs a GPU: {_reason}", allow_module_level=True)
 
 MODELS = [
     ("llama-3.1-8b", "Q4_K_M"),
@@ -39,17 +36,13 @@ TOKENS = 128
 @pytest.fixture(scope="module")
 def bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
-    from bench_kernels import read_bandwidth
-
-    return read_bandwidth()
+    return measure.read_bandwidth()
 
 
 @pytest.fixture(scope="module")
 def product_rate() -> float:
     """Operations a second of the library's own product of 8192 cubed, in float16."""
-    from bench_kernels import product_rate
-
-    return product_rate()
+    return measure.product_rate()
 
 
 def bytes_taken() -> int:

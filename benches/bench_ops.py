@@ -10,21 +10,18 @@ record's extra_info has the microseconds of one launch, its bytes, and the share
 
 import time
 
+import measure
 import numpy as np
 import pytest
+from measure import cp
 
 import rocforge.ops.matvec as matvec
-from rocforge.arrays import _import_cupy
 from rocforge.kernels import launches_overlap
 from rocforge.ops.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.gemm import product_halves
 from rocforge.ops.operands import quantize_activations
 from rocforge.ops.tiles import tile_gated, tile_products
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
-
-cp, _reason = _import_cupy()
-if cp is None:
-    pytest.skip(f"needs a GPU: {_reason}", allow_module_level=True)
 
 CACHE_NBYTES = 400 << 20
 """Copies of a weight add up to this at least: several times the last cache."""
@@ -71,9 +68,7 @@ def bandwidth(stream) -> float:
 
 @pytest.fixture(scope="module")
 def product_rate(stream) -> float:
-    import bench_kernels
-
-    return bench_kernels.product_rate()
+    return measure.product_rate()
 
 
 def noise(nbytes: int):

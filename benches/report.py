@@ -1,9 +1,12 @@
 """Turns the JSON of benches into tables and plots.
 
     pytest benches/bench_models.py --benchmark-enable --benchmark-json=models.json
-    python benches/report.py models.json            # writes docs/models.md and docs/models.svg
+    pytest benches/bench_ops.py --benchmark-enable --benchmark-json=ops.json
+    pytest benches/bench_kernels.py --benchmark-enable --benchmark-json=kernels.json
+    python benches/report.py models.json ops.json kernels.json
 
-The plot needs matplotlib; without it the tables are written alone.
+writes docs/models.md and docs/models.svg, and docs/ops.md of the other two, each of what it is given. The plot needs
+matplotlib; without it the tables are written alone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ EXPLAINED = """\
 Float16 values are kept beside the packed blocks, for prompts and large batches, or not. Shares are of what the card's
 memory and the library's product of 8192 cubed gave in the same run, for the weights alone. Peaks are the most device
 memory that was taken beside weights and cache, libraries and graphs included."""
+
+
+OPS_EXPLAINED = """\
+What `benches/bench_ops.py` and `benches/bench_kernels.py` give for one NVIDIA H200, by `benches/report.py`: medians of
+a launch in a replayed graph, over data larger than the last cache. Shares are of what the card gave in the same run.
+Cases are formats, rows, columns and rows of x."""
 
 
 def kept(record: dict[str, Any]) -> str:
@@ -84,6 +93,39 @@ def tables(records: list[dict[str, Any]]) -> str:
     )
 
 
+FIGURES = {
+    "microseconds": ("µs", "{:,.1f}"),
+    "share_of_read": ("of the read rate", "{:.0%}"),
+    "share_of_product": ("of the product rate", "{:.0%}"),
+    "terabytes_a_second": ("TB/s", "{:.2f}"),
+    "operations_a_second": ("TFLOP/s", "{:,.0f}"),
+}
+"""What records have: what a column of it is called, and how it is written."""
+
+
+def figures_table(figures: dict[str, dict[str, float]]) -> str:
+    """Of cases by name, with the columns that any of them has."""
+    columns = [key for key in FIGURES if any(key in figure for figure in figures.values())]
+    scale = {"operations_a_second": 1e-12}
+    rows = [
+        [name, *(FIGURES[c][1].format(f[c] * scale.get(c, 1)) if c in f else "" for c in columns)]
+        for name, f in figures.items()
+    ]
+    return table(["", *(FIGURES[c][0] for c in columns)], rows)
+
+
+def ops_tables(records: list[dict[str, Any]]) -> str:
+    """A table for each test of bench_ops.py, and for each suite of bench_kernels.py."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    for record in records:
+        test, _, case = record["name"].removeprefix("test_").removesuffix("]").partition("[")
+        if test == "kernels":
+            groups[case] = record["extra_info"]
+        else:
+            groups.setdefault(test, {})[case or test] = record["extra_info"]
+    return "\n\n".join(f"## {name}\n\n{figures_table(figures)}" for name, figures in groups.items())
+
+
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second by batch, a line a model."""
     import matplotlib.pyplot as plt
@@ -102,15 +144,20 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--into", type=Path, default=DOCS, help="the folder for models.md and models.svg")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON of bench_models.py, bench_ops.py, bench_kernels.py")
+    parser.add_argument("--into", type=Path, default=DOCS, help="the folder for what is written")
     options = parser.parse_args()
-    result = json.loads(options.file.read_text())
-    text = f"# Whole models\n\n{tables(result['benchmarks'])}\n"
-    if importlib.util.find_spec("matplotlib"):
-        plot(result["benchmarks"], options.into / "models.svg")
-        text += "\n![Tokens a second by batch size](models.svg)\n"
-    (options.into / "models.md").write_text(text)
+    records = [record for file in options.files for record in json.loads(file.read_text())["benchmarks"]]
+    models = [record for record in records if "path" in (record["params"] or {})]
+    if models:
+        text = f"# Whole models\n\n{tables(models)}\n"
+        if importlib.util.find_spec("matplotlib"):
+            plot(models, options.into / "models.svg")
+            text += "\n![Tokens a second by batch size](models.svg)\n"
+        (options.into / "models.md").write_text(text)
+    ops = [record for record in records if record not in models]
+    if ops:
+        (options.into / "ops.md").write_text(f"# Ops\n\n{OPS_EXPLAINED}\n\n{ops_tables(ops)}\n")
 
 
 if __name__ == "__main__":
