@@ -30,6 +30,8 @@ from rocforge.streams import Download, Stream, shared_array
 
 THREADS = 256
 """As in decode.hip."""
+OUT_OF_MEMORY = 2
+"""hipErrorOutOfMemory and cudaErrorMemoryAllocation."""
 VARIANTS = 2
 """Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
@@ -136,15 +138,15 @@ def _memory_of_the_device(size: int) -> Any:
 
     A pool that gets CuPy's error of the runtime instead gives back what it does not use itself: what graphs work in.
     """
-    memory, pool = cupy_module().cuda.memory, cupy_module().get_default_memory_pool()
-    try:
-        return memory.MemoryPointer(memory.Memory(size), 0)
-    except cupy_module().cuda.runtime.CUDARuntimeError:
-        pool.free_all_blocks()
-    try:
-        return memory.MemoryPointer(memory.Memory(size), 0)
-    except cupy_module().cuda.runtime.CUDARuntimeError as error:
-        raise memory.OutOfMemoryError(size, pool.total_bytes()) from error
+    cuda, pool = cupy_module().cuda, cupy_module().get_default_memory_pool()
+    for _ in range(2):
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except cuda.runtime.CUDARuntimeError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            pool.free_all_blocks()
+    raise cuda.memory.OutOfMemoryError(size, pool.total_bytes())
 
 
 class _Plan:

@@ -184,7 +184,7 @@ class Engine:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with on_device(self.model.device):
             held = cupy_module().get_default_memory_pool().total_bytes()
-        return held + (self._decoder.held_memory if self._decoder else 0)
+            return held + (self._decoder.held_memory if self._decoder else 0)
 
     def step(self) -> list[Token]:
         """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next.
