@@ -8,8 +8,7 @@
 #include "products.h"
 #include "fragments.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
-// variants: QTYPE=Floats<float>,Floats<f16>,Floats<bf16>
+// variants: QTYPE=Q4_1,Q5_0,Q8_0,Q2_K,Q3_K,Q4_K,Q6_K,MXFP4,Floats<float>,Floats<f16>
 const u32 THREADS = 128, WAVES = THREADS / WAVE;
 const u32 WEIGHTS = 128, PLACES = 64, DEPTH = CELL / 2;
 const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;  // a wave's, of fragments

@@ -88,11 +88,11 @@ def run(engine, prompts):
     return [request.output for request in requests]
 """
 HOARDED = """
-few = [[1 + i, 2, 3] for i in range(16)]
+few = [[1 + i, 2, 3] for i in range(8)]
 with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64) as engine:
     wanted = run(engine, few)
 with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64) as engine:
-    run(engine, [[5 + i] * 120 for i in range(6)])
+    run(engine, [[5 + i] * 120 for i in range(3)])
     gc.collect()
     hog = cp.cuda.runtime.malloc(free() - (64 << 10))
     hoarded = cp.get_default_memory_pool().free_bytes()
