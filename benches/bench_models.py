@@ -124,7 +124,7 @@ def prefill(benchmark, model, path, product_rate, tokens: int, halves: bool) -> 
                 engine.step()
 
         benchmark.pedantic(run, rounds=7, warmup_rounds=2)
-        peak_bytes = bytes_taken() - before - engine.cache.keys.nbytes * 2
+        peak_bytes = bytes_taken() - before - engine.cache.nbytes
     rate = tokens / benchmark.stats["median"]
     with rf.open_gguf(path) as file:
         weights = sum(file[name].size for name in file if name.startswith("blk.") and file[name].ndim == 2)
@@ -151,7 +151,7 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
 
         setup = functools.partial(start, engine, batch, context, TOKENS)
         benchmark.pedantic(steps, setup=setup, rounds=3, warmup_rounds=1)
-        cache_bytes = engine.cache.keys.nbytes * 2
+        cache_bytes = engine.cache.nbytes
         peak_bytes = bytes_taken() - before - cache_bytes
     step = benchmark.stats["median"] / TOKENS
     unread = 0 if model.output.weight is None else model.token_embd.weight.nbytes

@@ -15,10 +15,7 @@ ALIGNMENT = 16
 
 def float32(x: Any) -> Any:
     """A CuPy array as C-contiguous float32, aligned; copied only where it is not. None stays None."""
-    if x is None:
-        return None
-    x = cupy_module().ascontiguousarray(x, dtype=np.float32)
-    return x.copy() if x.data.ptr % ALIGNMENT else x
+    return None if x is None else aligned(cupy_module().ascontiguousarray(x, dtype=np.float32))
 
 
 def aligned(x: Any) -> Any:
