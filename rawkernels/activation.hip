@@ -2,55 +2,59 @@
 #include "gates.h"
 #include "quants.h"
 
-#define THREADS 256
+namespace rocforge {
+
+constexpr u32 THREADS = 256;
 
 // Elements of contiguous arrays, a thread each.
-#define ELEMENTWISE(name, expression, ...)                                \
-    KERNEL(THREADS) name(float* out, const float* x, __VA_ARGS__) {       \
-        wait_for_previous();                                              \
-        u64 i = u64(block_x()) * THREADS + thread_x();                    \
-        if (i < size) out[i] = expression;                                \
+#define RF_ELEMENTWISE(name, expression, ...)                               \
+    RF_KERNEL(THREADS) rf_##name(float* out, const float* x, __VA_ARGS__) { \
+        wait_for_previous();                                                \
+        u64 i = u64(block_x()) * THREADS + thread_x();                      \
+        if (i < size) out[i] = expression;                                  \
     }
-ELEMENTWISE(silu, silu_of(x[i]), u64 size)
-ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
-ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
-ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
-ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
+RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
+RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
+RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
+RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 
 // Rows of gate and up, which may be columns of wider arrays; out, or halves where that is not null, is contiguous. Four
 // columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns / 4 / THREADS).
 struct Quad {
     float x[4];
 };
-DEVICE Quad load_quad(const float* row, u32 column, u32 columns, bool whole) {
+RF_DEVICE Quad load_quad(const float* row, u32 column, u32 columns, bool whole) {
     Quad quad;
     if (whole) {
         f32x4 v = load<f32x4>(row + column);
         quad = {{v.x, v.y, v.z, v.w}};
     } else {
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < 4; ++i) quad.x[i] = column + i < columns ? row[column + i] : 0.0f;
     }
     return quad;
 }
-DEVICE void store_quad(float* out, f16* halves, u64 at, u32 left, const Quad& v, bool whole) {
+RF_DEVICE void store_quad(float* out, f16* halves, u64 at, u32 left, const Quad& v, bool whole) {
     if (whole && halves) {
         store_halves(halves + at, make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]));
     } else if (whole) {
         *reinterpret_cast<f32x4*>(out + at) = make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]);
     } else {
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < 4; ++i) {
             if (i >= left) continue;
-            if (halves) halves[at + i] = from_float<f16>(held(v.x[i]));
-            else out[at + i] = v.x[i];
+            if (halves)
+                halves[at + i] = from_float<f16>(held(v.x[i]));
+            else
+                out[at + i] = v.x[i];
         }
     }
 }
-#define GATED(name, expression, ...)                                                                     \
-    KERNEL(THREADS)                                                                                      \
-    name(float* out, f16* halves, const float* gate, const float* up, u32 columns, u64 gate_stride,      \
-         u64 up_stride __VA_ARGS__) {                                                                    \
+#define RF_GATED(name, expression, ...)                                                                  \
+    RF_KERNEL(THREADS)                                                                                   \
+    rf_##name(float* out, f16* halves, const float* gate, const float* up, u32 columns, u64 gate_stride, \
+              u64 up_stride __VA_ARGS__) {                                                               \
         wait_for_previous();                                                                             \
         u32 column = 4 * (block_y() * THREADS + thread_x());                                             \
         u64 row = block_x(), at = row * columns + column;                                                \
@@ -58,28 +62,30 @@ DEVICE void store_quad(float* out, f16* halves, u64 at, u32 left, const Quad& v,
         bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0;    \
         Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                        \
         Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                      \
-        UNROLL                                                                                           \
+        RF_UNROLL                                                                                        \
         for (u32 i = 0; i < 4; ++i) {                                                                    \
             float g = gates.x[i], u = ups.x[i];                                                          \
             result.x[i] = expression;                                                                    \
         }                                                                                                \
         store_quad(out, halves, at, columns - column, result, whole);                                    \
     }
-#define COMMA ,
-GATED(swiglu, swiglu_of(g, u))
-GATED(geglu, geglu_of(g, u))
-GATED(swiglu_oai, swiglu_oai_of(g, u, alpha, limit), COMMA float alpha COMMA float limit)
+#define RF_COMMA ,
+RF_GATED(swiglu, swiglu_of(g, u))
+RF_GATED(geglu, geglu_of(g, u))
+RF_GATED(swiglu_oai, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 
 // exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
-KERNEL(THREADS)
-softmax(float* out, const float* x, u32 n) {
+RF_KERNEL(THREADS)
+rf_softmax(float* out, const float* x, u32 n) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     x += start, out += start;
-    float highest = -__builtin_inff(), sum = 0;
+    float highest = -infinity(), sum = 0;
     for (u32 i = thread_x(); i < n; i += THREADS) highest = maximum(highest, x[i]);
     highest = block_max<THREADS>(highest);
     for (u32 i = thread_x(); i < n; i += THREADS) sum += fast_exp(x[i] - highest);
     float factor = 1.0f / block_sum<THREADS>(sum);
     for (u32 i = thread_x(); i < n; i += THREADS) out[i] = fast_exp(x[i] - highest) * factor;
 }
+
+}  // namespace rocforge

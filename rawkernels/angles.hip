@@ -1,23 +1,25 @@
 // The cosines and sines of rotary position embedding, computed once a step and shared by its layers.
 #include "platform.h"
 
-#define THREADS 256
+namespace rocforge {
+
+constexpr u32 THREADS = 256;
 
 // sin and cos of an angle of at most pi / 4, by their Taylor series: under 1e-8 off.
-DEVICE double sine(double x) {
+RF_DEVICE double sine(double x) {
     double z = x * x;
     return x * (1 + z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880)))));
 }
-DEVICE double cosine(double x) {
+RF_DEVICE double cosine(double x) {
     double z = x * x;
     return 1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 - z * (1.0 / 3628800)))));
 }
 
 // cos, sin (tokens, pairs) = magnitude * cos, sin(position * frequency). Angles are reduced in float64: at position
 // 100,000 a float32 angle is wrong by 0.004. A thread a pair.
-KERNEL(THREADS)
-rope_angles(float* cos, float* sin, const i32* positions, const double* frequencies, u32 tokens, u32 pairs,
-                 float magnitude) {
+RF_KERNEL(THREADS)
+rf_rope_angles(float* cos, float* sin, const i32* positions, const double* frequencies, u32 tokens, u32 pairs,
+               float magnitude) {
     wait_for_previous();
     u32 i = block_x() * THREADS + thread_x();
     if (i >= tokens * pairs) return;
@@ -29,3 +31,5 @@ rope_angles(float* cos, float* sin, const i32* positions, const double* frequenc
     sin[i] = float(quarters & 2 ? -turned_s : turned_s) * magnitude;
     cos[i] = float((quarters + 1) & 2 ? -turned_c : turned_c) * magnitude;
 }
+
+}  // namespace rocforge

@@ -1,41 +1,44 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block). A cache layer is
-// (blocks, BLOCK_SIZE, kv_heads, HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can be
-// replayed while they grow. Source: Dao et al., Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block). A cache layer is
+// (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
+// be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "heads.h"
 #include "quants.h"
 
-// variants: HEAD_DIM=64 GROUP=2 BLOCK_SIZE=32
-// variants: HEAD_DIM=80,96 GROUP=1 BLOCK_SIZE=32
-// variants: HEAD_DIM=128 GROUP=1,4,7,8,16 BLOCK_SIZE=32
-// variants: HEAD_DIM=256 GROUP=2 BLOCK_SIZE=32
+namespace rocforge {
 
-COMPILE_TIME u32 power_of_two(u32 n) {
+// variants: RF_HEAD_DIM=64 RF_GROUP=2 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=80,96 RF_GROUP=1 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32
+
+RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
     while (p < n) p *= 2;
     return p;
 }
-COMPILE_TIME u32 largest_divisor(u32 n, u32 limit) {
+RF_COMPILE_TIME u32 largest_divisor(u32 n, u32 limit) {
     while (n % limit) --limit;
     return limit;
 }
-COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
-COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
+RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
+RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
-// A wave reads rows of HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
-// time. It serves SLICE of the GROUP's heads; other waves of the block serve the other slices, or other tokens.
-constexpr u32 TOKEN_LANES = power_of_two(HEAD_DIM / 8);
-constexpr u32 ROWS = WAVE / TOKEN_LANES;
-constexpr u32 SLICE = largest_divisor(GROUP, at_most(GROUP, 8));
-constexpr u32 SLICES = GROUP / SLICE;
+// A wave reads rows of RF_HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
+// time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
+constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / 8);
+constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
+constexpr u32 SLICE = largest_divisor(RF_GROUP, at_most(RF_GROUP, 8));
+constexpr u32 SLICES = RF_GROUP / SLICE;
 constexpr u32 PADDED = power_of_two(SLICE);
-constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), 4), BLOCK_SIZE / ROWS);
+constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), 4), RF_BLOCK_SIZE / ROWS);
 constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
 // as many waves as 256 threads have, if 32 KiB of LDS hold their results
-constexpr u32 STRIPES = at_least(at_most(256 / WAVE, 8192 / (SLICE * HEAD_DIM)) / SLICES, 1);
+constexpr u32 STRIPES = at_least(at_most(256 / RF_WAVE, 8192 / (SLICE * RF_HEAD_DIM)) / SLICES, 1);
 constexpr u32 WAVES = STRIPES * SLICES;
-constexpr u32 THREADS = WAVES * WAVE;
+constexpr u32 THREADS = WAVES * RF_WAVE;
 
 // After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
 constexpr u32 SCORES = LOADS * PADDED;
@@ -46,8 +49,8 @@ constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree
 constexpr u32 MOST_SPLITS = 64;
 constexpr u32 MOST_PARTS = at_least(MOST_SPLITS, STRIPES);
 
-static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM is a multiple of 8 up to 256");
-static_assert(BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
+static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
+static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
 static_assert(KEPT <= PADDED && THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
@@ -56,11 +59,11 @@ constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference
 // Sums COUNT values over 2 * OFFSET lanes, each lane keeping the sums of its share: a butterfly that halves the number
 // of values with each exchange, where summing each value over all lanes would exchange all of them each time.
 template <u32 COUNT, u32 OFFSET>
-DEVICE void scatter_sums(float* v) {
+RF_DEVICE void scatter_sums(float* v) {
     if constexpr (OFFSET > 0) {
         if constexpr (COUNT > 1) {
             bool upper = lane() & OFFSET;
-            UNROLL
+            RF_UNROLL
             for (u32 i = 0; i < COUNT / 2; ++i) {
                 float low = v[i], high = v[i + COUNT / 2];
                 computed(low), computed(high);  // else the choice of a value becomes that of an address
@@ -75,15 +78,15 @@ DEVICE void scatter_sums(float* v) {
 
 // Combines over the lanes whose numbers differ in multiples of FIRST (a power of two).
 template <u32 FIRST, class Combine>
-DEVICE float reduce_strided(float value, Combine combine) {
-    if constexpr (FIRST < WAVE) {
+RF_DEVICE float reduce_strided(float value, Combine combine) {
+    if constexpr (FIRST < RF_WAVE) {
         return reduce_strided<FIRST * 2>(combine(value, shuffle_xor<FIRST>(value)), combine);
     } else {
         return value;
     }
 }
 
-DEVICE void unpack8(float* x, u32x4 packed) {
+RF_DEVICE void unpack8(float* x, u32x4 packed) {
     x[0] = low_half(packed.x), x[1] = high_half(packed.x), x[2] = low_half(packed.y), x[3] = high_half(packed.y);
     x[4] = low_half(packed.z), x[5] = high_half(packed.z), x[6] = low_half(packed.w), x[7] = high_half(packed.w);
 }
@@ -93,17 +96,17 @@ DEVICE void unpack8(float* x, u32x4 packed) {
 struct Shared {
     float weights[WAVES][ROWS][SCORES];
     float rescale[WAVES][PADDED];
-    float highest[MOST_PARTS][GROUP], sum[MOST_PARTS][GROUP];
-    alignas(16) float values[STRIPES][GROUP][HEAD_DIM];
-    float top[GROUP], total[GROUP];
-    float buffers[WAVES][HEAD_DIM];
-    alignas(16) f16 newest[2][HEAD_DIM];  // the newest token's key and value
+    float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
+    alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
+    float top[RF_GROUP], total[RF_GROUP];
+    float buffers[WAVES][RF_HEAD_DIM];
+    alignas(16) f16 newest[2][RF_HEAD_DIM];  // the newest token's key and value
     u32 last;
 };
 
 // What is left to do to the queries, and to the key and value of the newest token, before attention: a norm a head and
-// the rotation, of rows that lie strides apart. `keys` is null where all that is done: then nothing but q_stride counts.
-// Queries, keys and values are those of the kernel queued before, the rest is older.
+// the rotation, of rows that lie strides apart. `keys` is null where all that is done: then nothing but q_stride
+// counts. Queries, keys and values are those of the kernel queued before, the rest is older.
 struct Fresh {
     const float *keys, *values;
     u64 q_stride, k_stride, v_stride;
@@ -114,28 +117,28 @@ struct Fresh {
 
 // The block's queries, normalized and rotated, in LDS that is later used for results. The split with the newest token
 // puts its key and value into the cache and into LDS. The whole block takes part.
-DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& rotation, const float* q, f16* keys,
-                            f16* values, u32 query, u32 kv_heads, u32 kv_head, bool newest) {
+RF_DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& rotation, const float* q, f16* keys,
+                               f16* values, u32 query, u32 kv_heads, u32 kv_head, bool newest) {
     float* queries = &shared.values[0][0][0];
-    u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * HEAD_DIM;
-    for (u32 row = wave(); row < (newest ? GROUP + 2 : GROUP); row += WAVES) {
-        if (row == GROUP + 1) {
-            Head head = load_head(fresh.values + query * fresh.v_stride + kv_head * HEAD_DIM);
+    u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * RF_HEAD_DIM;
+    for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
+        if (row == RF_GROUP + 1) {
+            Head head = load_head(fresh.values + query * fresh.v_stride + kv_head * RF_HEAD_DIM);
             store_head(values + slot, head);
             store_head(shared.newest[1], head);
             continue;
         }
-        bool key = row == GROUP;
+        bool key = row == RF_GROUP;
         const float* norm = key ? fresh.k_norm : fresh.q_norm;
-        Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * HEAD_DIM
-                                  : q + query * fresh.q_stride + (kv_head * GROUP + row) * HEAD_DIM);
+        Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * RF_HEAD_DIM
+                                  : q + query * fresh.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
         if (norm) rms_norm_head(head, norm, fresh.eps);
         if (fresh.keys) rotate_head(head, shared.buffers[wave()], rotation);
         if (key) {
             store_head(keys + slot, head);
             store_head(shared.newest[0], head);
         } else {
-            store_head(queries + row * HEAD_DIM, head);
+            store_head(queries + row * RF_HEAD_DIM, head);
         }
     }
     barrier();
@@ -147,27 +150,27 @@ struct Step {
     u32x4 keys[LOADS], values[LOADS];
 
     // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
-    MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
-                          u32 end, u32 kv_heads, u32 kv_head) {
+    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
+                             u32 end, u32 kv_heads, u32 kv_head) {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE + row;
-        u64 offset = (slot * kv_heads + kv_head) * HEAD_DIM + dim;
-        UNROLL
+        u64 slot = u64(table[start / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + start % RF_BLOCK_SIZE + row;
+        u64 offset = (slot * kv_heads + kv_head) * RF_HEAD_DIM + dim;
+        RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             u32 token = start + l * ROWS + row;
-            bool seen = dim < HEAD_DIM && token >= first && token < end;
-            u64 at = offset + u64(l * ROWS) * kv_heads * HEAD_DIM;
+            bool seen = dim < RF_HEAD_DIM && token >= first && token < end;
+            u64 at = offset + u64(l * ROWS) * kv_heads * RF_HEAD_DIM;
             keys[l] = seen ? load<u32x4>(cache_keys + at) : make_u32x4(0, 0, 0, 0);
             values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
         }
     }
 
     // Key and value of one token, from LDS.
-    MEMBER void put(const f16 (&pair)[2][HEAD_DIM], u32 start, u32 token) {
+    RF_MEMBER void put(const f16 (&pair)[2][RF_HEAD_DIM], u32 start, u32 token) {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        UNROLL
+        RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
-            if (start + l * ROWS + row != token || dim >= HEAD_DIM) continue;
+            if (start + l * ROWS + row != token || dim >= RF_HEAD_DIM) continue;
             keys[l] = load<u32x4>(pair[0] + dim), values[l] = load<u32x4>(pair[1] + dim);
         }
     }
@@ -176,13 +179,13 @@ struct Step {
 const u32 NO_TOKEN = ~0u;
 
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
-DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
-                          u32 kv_head) {
-    const u32 MOST = 256, LINE = 64, LINES = (HEAD_DIM + LINE - 1) / LINE;
+RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
+                             u32 kv_head) {
+    const u32 MOST = 256, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
     for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
         u32 token = begin + i / LINES;
-        u64 slot = u64(table[token / BLOCK_SIZE]) * BLOCK_SIZE + token % BLOCK_SIZE;
-        u64 at = (slot * kv_heads + kv_head) * HEAD_DIM + i % LINES * LINE;
+        u64 slot = u64(table[token / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + token % RF_BLOCK_SIZE;
+        u64 at = (slot * kv_heads + kv_head) * RF_HEAD_DIM + i % LINES * LINE;
         prefetch(keys + at), prefetch(values + at);
     }
 }
@@ -190,24 +193,24 @@ DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, 
 // Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
 // `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
 // what belongs to the token `newest`.
-DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values, const i32* table,
-                       u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head, float scale,
-                       float softcap) {
+RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values,
+                          const i32* table, u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head,
+                          float scale, float softcap) {
     u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
     u32 dim = lane() % TOKEN_LANES * 8;
-    bool inside = HEAD_DIM / 8 == TOKEN_LANES || dim < HEAD_DIM;
+    bool inside = RF_HEAD_DIM / 8 == TOKEN_LANES || dim < RF_HEAD_DIM;
     float query[SLICE][8], sums[SLICE][8];
-    UNROLL
+    RF_UNROLL
     for (u32 h = 0; h < SLICE; ++h) {
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < 8; ++i) {
-            query[h][i] = inside ? q[(slice * SLICE + h) * HEAD_DIM + dim + i] : 0.0f;
+            query[h][i] = inside ? q[(slice * SLICE + h) * RF_HEAD_DIM + dim + i] : 0.0f;
             sums[h][i] = 0;
         }
     }
     barrier();  // q may lie where results go
     float highest[KEPT], sum[KEPT];
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
     // the score that this lane keeps: of this load, of heads kept_head and on
     u32 place = lane() % TOKEN_LANES / COPIES;
@@ -221,14 +224,14 @@ DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* key
         if (start + STRIPES * STEP < end)
             next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
         float scores[SCORES];
-        UNROLL
+        RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             float x[8];
             unpack8(x, step.keys[l]);
-            UNROLL
+            RF_UNROLL
             for (u32 h = 0; h < PADDED; ++h) {
                 float score = 0;
-                UNROLL
+                RF_UNROLL
                 for (u32 i = 0; i < 8; ++i)
                     if (h < SLICE) score += query[h < SLICE ? h : 0][i] * x[i];
                 scores[l * PADDED + h] = score;
@@ -237,7 +240,7 @@ DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* key
         scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
         u32 token = start + kept_load * ROWS + row;
         bool seen = token >= first && token < end, changed = false;
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < KEPT; ++i) {
             float score = scores[i] * scale;
             if (softcap > 0) score = softcap * fast_tanh(score / softcap);
@@ -253,28 +256,28 @@ DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* key
         changed = wave_ballot(changed);
         wave_barrier();
         if (changed) {
-            UNROLL
+            RF_UNROLL
             for (u32 h = 0; h < SLICE; ++h) {
                 float rescale = shared.rescale[wave()][h];
-                UNROLL
+                RF_UNROLL
                 for (u32 i = 0; i < 8; ++i) sums[h][i] *= rescale;
             }
         }
-        UNROLL
+        RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             float x[8];
             unpack8(x, step.values[l]);
-            UNROLL
+            RF_UNROLL
             for (u32 h = 0; h < SLICE; ++h) {
                 float weight = shared.weights[wave()][row][l * PADDED + h];
-                UNROLL
+                RF_UNROLL
                 for (u32 i = 0; i < 8; ++i) sums[h][i] += weight * x[i];
             }
         }
         wave_barrier();  // the weights are written again in the next round
     }
 
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < KEPT; ++i) {
         sum[i] = reduce_strided<HEAD_LANES>(sum[i], Add());
         if (lane() < HEAD_LANES && lane() % COPIES == 0 && kept_head + i < SLICE) {
@@ -282,9 +285,9 @@ DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* key
             shared.sum[stripe][slice * SLICE + kept_head + i] = sum[i];
         }
     }
-    UNROLL
+    RF_UNROLL
     for (u32 h = 0; h < SLICE; ++h) {
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < 8; ++i) {
             float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
             if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
@@ -292,22 +295,22 @@ DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* key
     }
 }
 
-constexpr u32 SIZE = GROUP * HEAD_DIM, RECORD = GROUP * (HEAD_DIM + 4);
+constexpr u32 SIZE = RF_GROUP * RF_HEAD_DIM, RECORD = RF_GROUP * (RF_HEAD_DIM + 4);
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
-DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
+RF_DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
     return make_f32x4(sum.x + factor * v.x, sum.y + factor * v.y, sum.z + factor * v.z, sum.w + factor * v.w);
 }
 
 // Turns the highest scores of `parts` results of each head into the factors that bring them together, and leaves the
 // head's highest score of all and the sum. The whole block takes part, a wave a head.
-DEVICE void factors_of(Shared& shared, u32 parts) {
+RF_DEVICE void factors_of(Shared& shared, u32 parts) {
     barrier();
-    for (u32 head = wave(); head < GROUP; head += WAVES) {
+    for (u32 head = wave(); head < RF_GROUP; head += WAVES) {
         float highest = LOWEST, sum = 0;
-        for (u32 p = lane(); p < parts; p += WAVE) highest = maximum(highest, shared.highest[p][head]);
+        for (u32 p = lane(); p < parts; p += RF_WAVE) highest = maximum(highest, shared.highest[p][head]);
         highest = wave_max(highest);
-        for (u32 p = lane(); p < parts; p += WAVE) {
+        for (u32 p = lane(); p < parts; p += RF_WAVE) {
             float factor = fast_exp2(shared.highest[p][head] - highest);
             sum += factor * shared.sum[p][head];
             shared.highest[p][head] = factor;
@@ -319,7 +322,7 @@ DEVICE void factors_of(Shared& shared, u32 parts) {
 }
 
 // One over the softmax's denominator, with the head's sink among the scores where it has one.
-DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u32 first_head) {
+RF_DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u32 first_head) {
     float highest = shared.top[head], sink = sinks ? sinks[first_head + head] * LOG2E : LOWEST;
     float top = maximum(highest, sink), factor = fast_exp2(highest - top);
     return factor / (shared.total[head] * factor + fast_exp2(sink - top));
@@ -334,7 +337,7 @@ struct Output {
     u32 first, columns;
 
     // All lanes of the wave; i past the block's elements writes nothing.
-    MEMBER void write(u32 i, f32x4 v) const {
+    RF_MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
         if (halves && i < SIZE) store_halves(halves + query * columns + first + i, v);
         if (rounded.data) rounded.store(query, i < SIZE ? first + i : rounded.cells * CELL, v);
@@ -345,27 +348,28 @@ struct Output {
 constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
 constexpr u32 TOGETHER = 8;  // splits whose loads are on their way at a time
 
-DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
-                    u32 first_head) {
-    for (u32 i = thread_x(); i < active * GROUP; i += THREADS) {
-        const float* pair = partials + i / GROUP * RECORD + SIZE + 2 * (i % GROUP);
-        shared.highest[i / GROUP][i % GROUP] = pair[0], shared.sum[i / GROUP][i % GROUP] = pair[1];
+RF_DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
+                       u32 first_head) {
+    for (u32 i = thread_x(); i < active * RF_GROUP; i += THREADS) {
+        const float* pair = partials + i / RF_GROUP * RECORD + SIZE + 2 * (i % RF_GROUP);
+        shared.highest[i / RF_GROUP][i % RF_GROUP] = pair[0], shared.sum[i / RF_GROUP][i % RF_GROUP] = pair[1];
     }
     factors_of(shared, active);
     u32 combiner = COMBINERS > 1 ? thread_x() / QUADS : 0;
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
-        u32 head = at / HEAD_DIM;
+        u32 head = at / RF_HEAD_DIM;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
         // loads that depend on no branch are on their way together
         for (u32 s = combiner; s < (combiner < COMBINERS ? active : 0); s += TOGETHER * COMBINERS) {
             f32x4 parts[TOGETHER];
-            UNROLL
+            RF_UNROLL
             for (u32 t = 0; t < TOGETHER; ++t)
                 parts[t] = load<f32x4>(partials + minimum(i32(s + t * COMBINERS), i32(active - 1)) * RECORD + at);
-            UNROLL
+            RF_UNROLL
             for (u32 t = 0; t < TOGETHER; ++t)
-                sum = add_scaled(sum, parts[t], s + t * COMBINERS < active ? shared.highest[s + t * COMBINERS][head] : 0.0f);
+                sum = add_scaled(sum, parts[t],
+                                 s + t * COMBINERS < active ? shared.highest[s + t * COMBINERS][head] : 0.0f);
         }
         if (COMBINERS > 1) {
             float* values = &shared.values[0][0][0];
@@ -380,28 +384,28 @@ DEVICE void combine(Shared& shared, const Output& output, const float* partials,
     }
 }
 
-// From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
-// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than
-// `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before
-// and after), combines them all from `partials` (sequences, kv_heads, splits, GROUP * (HEAD_DIM + 4)). Rows of q are
-// q_stride apart; with new_keys, the rest of the arguments is a Fresh, and the keys and values of the queries' tokens are
-// stored first.
-KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
-attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
-                 const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
-                 i32* counters, u32 table_stride, i32 splits, i32 unsplit, i32 kv_heads, float scale, float softcap,
-                 i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride, u64 v_stride,
-                 const i32* slots, const float* cos, const float* sin, const float* q_norm, const float* k_norm,
-                 float eps, u32 pairs, i32 neox) {
-    __shared__ Shared shared;
+// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
+// than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
+// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)).
+// Rows of q are q_stride apart; with new_keys, the rest of the arguments is a Fresh, and the keys and values of the
+// queries' tokens are stored first.
+RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
+rf_attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
+                    const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
+                    i32* counters, u32 table_stride, i32 splits, i32 unsplit, i32 kv_heads, float scale, float softcap,
+                    i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride,
+                    u64 v_stride, const i32* slots, const float* cos, const float* sin, const float* q_norm,
+                    const float* k_norm, float eps, u32 pairs, i32 neox) {
+    RF_SHARED Shared shared;
     let_next_begin();
     if (!new_keys) wait_for_previous();
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
     i32 first = window ? maximum(length - window, 0) : 0;
-    i32 origin = first / BLOCK_SIZE * BLOCK_SIZE, range = length - origin;
-    i32 share = ((range + splits - 1) / splits + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
+    i32 origin = first / RF_BLOCK_SIZE * RF_BLOCK_SIZE, range = length - origin;
+    i32 share = ((range + splits - 1) / splits + RF_BLOCK_SIZE - 1) / RF_BLOCK_SIZE * RF_BLOCK_SIZE;
     if (range <= unsplit) share = unsplit;
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
@@ -433,20 +437,20 @@ attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, cons
     partials += pair * splits * RECORD;
     float* record = partials + split * RECORD;
     for (u32 r = 0; r < ROUNDS; ++r) {
-        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / HEAD_DIM : 0;
+        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / RF_HEAD_DIM : 0;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
-        UNROLL
+        RF_UNROLL
         for (u32 s = 0; s < STRIPES; ++s)
-            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % HEAD_DIM]), shared.highest[s][head]);
+            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_HEAD_DIM]), shared.highest[s][head]);
         if (active == 1) {
-            float factor = normalizer(shared, head, sinks, kv_head * GROUP);
+            float factor = normalizer(shared, head, sinks, kv_head * RF_GROUP);
             output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
         } else if (i < SIZE) {
             *reinterpret_cast<f32x4*>(record + i) = sum;
         }
     }
     if (active == 1) return;
-    if (thread_x() < GROUP) {
+    if (thread_x() < RF_GROUP) {
         record[SIZE + 2 * thread_x()] = shared.top[thread_x()];
         record[SIZE + 2 * thread_x() + 1] = shared.total[thread_x()];
     }
@@ -458,5 +462,7 @@ attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, cons
     if (!shared.last) return;
     device_fence();
     if (thread_x() == 0) counters[pair] = 0;
-    combine(shared, output, partials, active, sinks, kv_head * GROUP);
+    combine(shared, output, partials, active, sinks, kv_head * RF_GROUP);
 }
+
+}  // namespace rocforge

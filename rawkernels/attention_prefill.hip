@@ -1,26 +1,28 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
-// Compiled for HEAD_DIM, GROUP (heads / kv_heads) and BLOCK_SIZE (tokens of a cache block); the layout of the cache is
-// that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block); the layout of the
+// cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "platform.h"
 #include "fragments.h"
 
-// variants: HEAD_DIM=64,80,96,128,256 GROUP=4 BLOCK_SIZE=32
-// variants: HEAD_DIM=128 GROUP=1,7,8 BLOCK_SIZE=32
+namespace rocforge {
 
-// A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % GROUP of the group
-// of query r / GROUP, so that keys and values are read once for the whole group. Where a row's output would fill a
-// wave's registers, PARTS waves have the same rows and a part of the output each.
-constexpr u32 WAVES = 4, THREADS = WAVES * WAVE;
-constexpr u32 PARTS = HEAD_DIM > 128 ? 2 : 1;
+// variants: RF_HEAD_DIM=64,80,96,128,256 RF_GROUP=4 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
+
+// A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % RF_GROUP of the
+// group of query r / RF_GROUP, so that keys and values are read once for the whole group. Where a row's output would
+// fill a wave's registers, PARTS waves have the same rows and a part of the output each.
+constexpr u32 WAVES = 4, THREADS = WAVES * RF_WAVE;
+constexpr u32 PARTS = RF_HEAD_DIM > 128 ? 2 : 1;
 constexpr u32 ROWS = WAVES / PARTS * 16;
-constexpr u32 KEYS = HEAD_DIM > 128 ? 16 : 32;
-constexpr u32 COLUMNS = KEYS / 16, DEPTH = HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
-constexpr u32 CHUNKS = HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
+constexpr u32 KEYS = RF_HEAD_DIM > 128 ? 16 : 32;
+constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
+constexpr u32 CHUNKS = RF_HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
 
-static_assert(DEPTH * 16 == HEAD_DIM && DIMS * PARTS == DEPTH && HEAD_DIM <= 256,
-              "HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
-static_assert(BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
+static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM <= 256,
+              "RF_HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
+static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
@@ -28,21 +30,21 @@ constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
 // Of less than a tile of rows the last is repeated: no query sees those. In the cache rows are `step` elements apart.
 // Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
-constexpr u32 STRIDE = HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
+constexpr u32 STRIDE = RF_HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
 struct TileRows {
     static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
     typedef f16 Stored[KEYS][STRIDE];
     u32x4 x[LOADS];
 
-    MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
-        UNROLL
+    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+        RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = minimum(i32(unit / CHUNKS), i32(rows - 1));
             x[i] = load<u32x4>(cache + row * step + unit % CHUNKS * 8);
         }
     }
-    MEMBER void store_rows(Stored& to) const {
-        UNROLL
+    RF_MEMBER void store_rows(Stored& to) const {
+        RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
             if (row < KEYS) *reinterpret_cast<u32x4*>(&to[row][unit % CHUNKS * 8]) = x[i];
@@ -53,27 +55,27 @@ struct TileRows {
 // The same, turned on the way: the depth of the second product, the keys, runs along rows.
 struct TileColumns {
     static constexpr u32 LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
-    typedef f16 Stored[HEAD_DIM][KEY_STRIDE];
+    typedef f16 Stored[RF_HEAD_DIM][KEY_STRIDE];
     u32x4 x[LOADS][2];
 
-    MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
-        UNROLL
+    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+        RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
             chunk = minimum(i32(chunk), i32(CHUNKS - 1));
-            UNROLL
+            RF_UNROLL
             for (u32 j = 0; j < 2; ++j)
                 x[i][j] = load<u32x4>(cache + minimum(i32(row + j), i32(rows - 1)) * step + chunk * 8);
         }
     }
-    MEMBER void store_rows(Stored& to) const {
-        UNROLL
+    RF_MEMBER void store_rows(Stored& to) const {
+        RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
             if (chunk >= CHUNKS) continue;
             const u32 a[4] = {x[i][0].x, x[i][0].y, x[i][0].z, x[i][0].w};
             const u32 b[4] = {x[i][1].x, x[i][1].y, x[i][1].z, x[i][1].w};
-            UNROLL
+            RF_UNROLL
             for (u32 j = 0; j < 4; ++j) {
                 u32* even = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j][row]);
                 u32* odd = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j + 1][row]);
@@ -84,7 +86,7 @@ struct TileColumns {
     }
 };
 
-#ifdef FRAGMENTS_NVIDIA
+#ifdef RF_FRAGMENTS_NVIDIA
 typedef TileRows TileValues;
 #else
 typedef TileColumns TileValues;
@@ -94,7 +96,7 @@ struct Shared {
     alignas(16) f16 queries[ROWS][STRIDE];
     alignas(16) TileRows::Stored keys;
     alignas(16) TileValues::Stored values;
-#ifndef FRAGMENTS_NVIDIA
+#ifndef RF_FRAGMENTS_NVIDIA
     alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
 #endif
 };
@@ -104,23 +106,23 @@ struct Tile {
     TileValues values;
 
     // Of tokens from `start` on.
-    MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
-                          u32 kv_heads, u32 kv_head) {
-        u64 slot = u64(table[start / BLOCK_SIZE]) * BLOCK_SIZE + start % BLOCK_SIZE;
-        u64 base = (slot * kv_heads + kv_head) * HEAD_DIM, step = u64(kv_heads) * HEAD_DIM;
+    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
+                             u32 kv_heads, u32 kv_head) {
+        u64 slot = u64(table[start / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + start % RF_BLOCK_SIZE;
+        u64 base = (slot * kv_heads + kv_head) * RF_HEAD_DIM, step = u64(kv_heads) * RF_HEAD_DIM;
         u32 rows = minimum(length - start, i32(KEYS));
         keys.load_rows(cache_keys + base, rows, step);
         values.load_rows(cache_values + base, rows, step);
     }
-    MEMBER void store_rows(Shared& shared) const {
+    RF_MEMBER void store_rows(Shared& shared) const {
         keys.store_rows(shared.keys);
         values.store_rows(shared.values);
     }
 };
 
 // The first of a wave's rows among the block's, and the first of its columns of the output.
-DEVICE u32 wave_row() { return wave() / PARTS * 16; }
-DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
+RF_DEVICE u32 wave_row() { return wave() / PARTS * 16; }
+RF_DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
 
 // A wave's 16 rows: softmax numerators times values, their sums, and the highest scores (in units of log 2).
 struct Rows {
@@ -131,16 +133,16 @@ struct Rows {
 
 // A wave's queries: in registers, where they take few, else read again for each tile of keys.
 struct Queries {
-#if defined(FRAGMENTS_NVIDIA) || defined(FRAGMENTS_MFMA)
+#if defined(RF_FRAGMENTS_NVIDIA) || defined(RF_FRAGMENTS_MFMA)
     Fragment row[DEPTH];
-    MEMBER void load_all(const Shared& shared) {
-        UNROLL
+    RF_MEMBER void load_all(const Shared& shared) {
+        RF_UNROLL
         for (u32 k = 0; k < DEPTH; ++k) row[k] = load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
     }
-    MEMBER Fragment at(const Shared&, u32 k) const { return row[k]; }
+    RF_MEMBER Fragment at(const Shared&, u32 k) const { return row[k]; }
 #else
-    MEMBER void load_all(const Shared&) {}
-    MEMBER Fragment at(const Shared& shared, u32 k) const {
+    RF_MEMBER void load_all(const Shared&) {}
+    RF_MEMBER Fragment at(const Shared& shared, u32 k) const {
         return load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
     }
 #endif
@@ -148,101 +150,108 @@ struct Queries {
 
 typedef Accumulator Scores[COLUMNS];  // of a wave's rows and a tile of keys
 
-DEVICE void scores_of(Scores& scores, const Queries& queries, const Shared& shared) {
-    UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n)
-        UNROLL
+RF_DEVICE void scores_of(Scores& scores, const Queries& queries, const Shared& shared) {
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) scores[n].x[i] = 0;
-    UNROLL_DEPTH
+    }
+    RF_UNROLL_DEPTH
     for (u32 k = 0; k < DEPTH; ++k) {
         Fragment a = queries.at(shared, k);
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < COLUMNS; ++n)
             multiply_add(scores[n], a, load_fragment(&shared.keys[n * 16][k * 16], STRIDE));
     }
 }
 
 // From scores to units of log 2.
-DEVICE void cap(Scores& scores, float softcap) {
-    UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n)
-        UNROLL
+RF_DEVICE void cap(Scores& scores, float softcap) {
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i)
             scores[n].x[i] = softcap * LOG2E * fast_tanh(scores[n].x[i] * fast_reciprocal(softcap));
+    }
 }
 
 // Hides what a row does not see of the keys from `start` on.
-DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 window) {
-    UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n)
-        UNROLL
+RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 window) {
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             i32 distance = rows.position[row_slot(i)] - (start + i32(n * 16 + fragment_column(i)));
-            if (distance < 0 || (window && distance >= window)) scores[n].x[i] = -__builtin_inff();
+            if (distance < 0 || (window && distance >= window)) scores[n].x[i] = -infinity();
         }
+    }
 }
 
 // Turns scores, in units of log 2, into weights, and scales what the rows have so far to match.
-DEVICE void update(Rows& rows, Scores& scores) {
+RF_DEVICE void update(Rows& rows, Scores& scores) {
     float rescale[ROW_SLOTS];
     bool higher = false;
-    UNROLL
+    RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         float highest = rows.highest[slot];
-        UNROLL
-        for (u32 n = 0; n < COLUMNS; ++n)
-            UNROLL
+        RF_UNROLL
+        for (u32 n = 0; n < COLUMNS; ++n) {
+            RF_UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
                 highest = maximum(highest, scores[n].x[i]);
             }
+        }
         highest = reduce_lanes<ROW_LANES>(highest, Maximum());
         higher |= highest > rows.highest[slot];
         rescale[slot] = fast_exp2(rows.highest[slot] - highest);
         rows.highest[slot] = highest;
         rows.sum[slot] *= rescale[slot];
     }
-    UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n)
-        UNROLL
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             u32 slot = row_slot(i);
             float& weight = scores[n].x[i];
             weight = fast_exp2(weight - rows.highest[slot]);
             rows.sum[slot] += weight;
         }
+    }
     if (!wave_ballot(higher)) return;
-    UNROLL
-    for (u32 n = 0; n < DIMS; ++n)
-        UNROLL
+    RF_UNROLL
+    for (u32 n = 0; n < DIMS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] *= rescale[row_slot(i)];
+    }
 }
 
-#ifdef FRAGMENTS_NVIDIA
-DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
-    UNROLL
+#ifdef RF_FRAGMENTS_NVIDIA
+RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
+    RF_UNROLL
     for (u32 k = 0; k < COLUMNS; ++k) {
         Fragment a = fragment_of_result(weights[k]);
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n)
             multiply_add(rows.sums[n], a, load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], STRIDE));
     }
 }
 #else
 // Weights change lanes by way of LDS.
-DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
+RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
     wave_barrier();  // those before have been read
-    UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n)
-        UNROLL
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i)
             shared.weights[wave()][fragment_row(row_slot(i))][n * 16 + fragment_column(i)] =
                 from_float<f16>(weights[n].x[i]);
+    }
     wave_barrier();
-    UNROLL_DEPTH
+    RF_UNROLL_DEPTH
     for (u32 k = 0; k < COLUMNS; ++k) {
         Fragment a = load_fragment(&shared.weights[wave()][0][k * 16], KEY_STRIDE);
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n) {
             multiply_add(rows.sums[n], a, load_fragment(&shared.values[wave_column() + n * 16][k * 16], KEY_STRIDE));
             if (n % 2) fragments_in_order();
@@ -251,48 +260,50 @@ DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
 }
 #endif
 
-// From q (tokens, heads, HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
 // longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
 // sequence with one query is left to attention_decode.
-KERNEL_BOUND(THREADS, 256)
-attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
-                  const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
-                  float scale, float softcap, i32 window, i32 causal) {
+RF_KERNEL_BOUND(THREADS, 256)
+rf_attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
+                     const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
+                     float scale, float softcap, i32 window, i32 causal) {
     wait_for_previous();
-    __shared__ Shared shared;
+    RF_SHARED Shared shared;
     u32 kv_head = block_y(), sequence = block_z();
     i32 query = query_starts[sequence], queries = query_starts[sequence + 1] - query, length = lengths[sequence];
-    i32 total = queries * GROUP;
+    i32 total = queries * RF_GROUP;
     // the last tiles have most keys to see: they go first
     i32 first_row = ((total + ROWS - 1) / i32(ROWS) - 1 - i32(block_x())) * i32(ROWS);
     if (queries == 1 || first_row < 0) return;
     const i32* table = tables + u64(sequence) * table_stride;
-    u64 base = (u64(query) * kv_heads + kv_head) * GROUP * HEAD_DIM, query_step = u64(kv_heads) * GROUP * HEAD_DIM;
+    u64 base = (u64(query) * kv_heads + kv_head) * RF_GROUP * RF_HEAD_DIM,
+        query_step = u64(kv_heads) * RF_GROUP * RF_HEAD_DIM;
 
     if (softcap == 0) scale *= LOG2E;
-    for (u32 i = thread_x(); i < ROWS * HEAD_DIM; i += THREADS) {
-        i32 row = i / HEAD_DIM, r = first_row + row;
-        u64 at = base + r / GROUP * query_step + r % GROUP * HEAD_DIM + i % HEAD_DIM;
-        shared.queries[row][i % HEAD_DIM] = from_float<f16>(r < total ? q[at] * scale : 0.0f);
+    for (u32 i = thread_x(); i < ROWS * RF_HEAD_DIM; i += THREADS) {
+        i32 row = i / RF_HEAD_DIM, r = first_row + row;
+        u64 at = base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM + i % RF_HEAD_DIM;
+        shared.queries[row][i % RF_HEAD_DIM] = from_float<f16>(r < total ? q[at] * scale : 0.0f);
     }
     barrier();
     Queries queries_of_wave;
     queries_of_wave.load_all(shared);
 
     Rows rows;
-    UNROLL
-    for (u32 n = 0; n < DIMS; ++n)
-        UNROLL
+    RF_UNROLL
+    for (u32 n = 0; n < DIMS; ++n) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] = 0;
+    }
     i32 offset = length - queries;  // position of the first query
-    UNROLL
+    RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         i32 r = minimum(first_row + i32(wave_row() + fragment_row(slot)), total - 1);
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
-        rows.position[slot] = causal ? offset + r / GROUP : length - 1;
+        rows.position[slot] = causal ? offset + r / RF_GROUP : length - 1;
     }
-    i32 lowest = causal ? offset + first_row / GROUP : length - 1;
-    i32 end = causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / GROUP + 1 : length;
+    i32 lowest = causal ? offset + first_row / RF_GROUP : length - 1;
+    i32 end = causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / RF_GROUP + 1 : length;
     i32 start = window ? maximum(lowest - window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
 
     Tile tile;
@@ -301,8 +312,7 @@ attention_prefill(float* out, f16* halves, const float* q, const f16* keys, cons
         barrier();  // the tile before has been used
         tile.store_rows(shared);
         barrier();
-        if (start + i32(KEYS) < end)
-            tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
+        if (start + i32(KEYS) < end) tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
         Scores scores;
         scores_of(scores, queries_of_wave, shared);
         if (softcap > 0) cap(scores, softcap);
@@ -311,23 +321,28 @@ attention_prefill(float* out, f16* halves, const float* q, const f16* keys, cons
         add_values(rows, scores, shared);
     }
 
-    UNROLL
+    RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         i32 r = first_row + i32(wave_row() + fragment_row(slot));
         float sum = reduce_lanes<ROW_LANES>(rows.sum[slot], Add());
-        float sink = sinks && r < total ? sinks[kv_head * GROUP + r % GROUP] * LOG2E : LOWEST;
+        float sink = sinks && r < total ? sinks[kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
         float top = maximum(rows.highest[slot], sink), factor = fast_exp2(rows.highest[slot] - top);
         factor /= sum * factor + fast_exp2(sink - top);
         if (r >= total) continue;
-        u64 at = base + r / GROUP * query_step + r % GROUP * HEAD_DIM + wave_column();
-        UNROLL
-        for (u32 n = 0; n < DIMS; ++n)
-            UNROLL
+        u64 at = base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM + wave_column();
+        RF_UNROLL
+        for (u32 n = 0; n < DIMS; ++n) {
+            RF_UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
                 float value = rows.sums[n].x[i] * factor;
-                if (halves) halves[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
-                else out[at + n * 16 + fragment_column(i)] = value;
+                if (halves)
+                    halves[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
+                else
+                    out[at + n * 16 + fragment_column(i)] = value;
             }
+        }
     }
 }
+
+}  // namespace rocforge

@@ -1,12 +1,14 @@
 // Planar rows to float32, float16 or bfloat16, all rows or those of a list; the same bits as the gguf package gives.
-// Compiled with QTYPE, a format of quants.h.
+// Compiled with RF_QTYPE, a format of quants.h.
 #include "quants.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
-typedef QTYPE F;
+namespace rocforge {
+
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
+typedef RF_QTYPE F;
 
 template <class W>
-DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
+RF_DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
     float scale = w.scale(s, h);
     if constexpr (W::ELEMENTS == 256) scale = mul_rn(w.outer_scale(), scale);
     float value = mul_rn(scale, float(q));
@@ -16,18 +18,18 @@ DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
 }
 
 // Small powers of two by their bits, since the device may take subnormal factors for zero.
-DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
+RF_DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
     u32 e = byte_of(w.tail, s), size = q < 0 ? -q : q, sign = q < 0 ? 0x80000000u : 0;
     if (e >= 8) return mul_rn(w.scale(s, h), float(q));
     if (size << e < 8) return bits_float(sign | size << (21 + e));
     return bits_float(sign | (float_bits(float(size)) - ((128 - e) << 23)));
 }
 
-DEVICE void store4(float* y, const float (&v)[4]) {
+RF_DEVICE void store4(float* y, const float (&v)[4]) {
     *reinterpret_cast<f32x4*>(y) = make_f32x4(v[0], v[1], v[2], v[3]);
 }
 template <class T>
-DEVICE void store4(T* y, const float (&v)[4]) {
+RF_DEVICE void store4(T* y, const float (&v)[4]) {
     u32x2 packed;
     packed.x = from_float<T>(v[0]).bits | u32(from_float<T>(v[1]).bits) << 16;
     packed.y = from_float<T>(v[2]).bits | u32(from_float<T>(v[3]).bits) << 16;
@@ -36,7 +38,7 @@ DEVICE void store4(T* y, const float (&v)[4]) {
 
 // A thread takes eight elements, so that neighbours write neighbouring addresses; ids may be null.
 template <class T>
-DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 columns) {
+RF_DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 columns) {
     u32 eighths = columns / 8, cells = cells_of(columns);
     u32 i = block_x() * 256 + thread_x(), row = i / eighths, k = i % eighths * 8;
     if (row >= u32(rows)) return;
@@ -46,25 +48,27 @@ DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 col
     w.load_scales(planar, cells, c);
     w.ready();
     y += u64(row) * columns + k;
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < 2; ++j) {
         u32 four = F::values(F::stored_four(planar, cells, c, s, t + j));
         float v[4];
-        UNROLL
+        RF_UNROLL
         for (u32 b = 0; b < 4; ++b) v[b] = value_of(w, s, t / 4, i32(i8(byte_of(four, b))) - F::OFFSET);
         store4(y + 4 * j, v);
     }
 }
 
-KERNEL(256) dequantize_float32(const u8* planar, const i32* ids, float* y, i32 rows, i32 columns) {
+RF_KERNEL(256) rf_dequantize_float32(const u8* planar, const i32* ids, float* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
-KERNEL(256) dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
+RF_KERNEL(256) rf_dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
-KERNEL(256) dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
+RF_KERNEL(256) rf_dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
+
+}  // namespace rocforge

@@ -2,45 +2,48 @@
 //
 // A place is a token with one of its experts, numbered token * used + choice. Every place is a product of one column
 // with its expert's matrix, found by the id that the kernel reads, so that a launch depends on shapes alone and a token
-// gets the same result alone and in a batch. Compiled with QTYPE, as products.h.
-#define COLUMNS 1
-#define ROWS 1
+// gets the same result alone and in a batch. Compiled with RF_QTYPE, as products.h.
+#define RF_COLUMNS 1
+#define RF_ROWS 1
 #include "products.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,Floats<f16>,Floats<bf16>
-// variants: QTYPE=Floats<float>
+namespace rocforge {
+
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,Floats<f16>,Floats<bf16>
+// variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES;
 
 // activation(x @ gate.T, x @ up.T) of each place's expert, as `gated_product`, to y (places, rows) or to int8 columns.
 // gate and up are (experts, rows, ...), biases (experts, rows) or null. Grid: (rows / BLOCK_ROWS, places).
-MATVEC_GATED
-experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, const u8* up, const float* gate_bias,
-              const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+RF_MATVEC_GATED
+rf_experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, const u8* up, const float* gate_bias,
+                 const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
     wait_for_previous();
     u32 place = block_y(), bias_at = ids[place] * rows;
-    u64 at = u64(bias_at) * QTYPE::row_bytes(cells);
+    u64 at = u64(bias_at) * RF_QTYPE::row_bytes(cells);
     Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
     if (gate_bias) m.gate_bias = gate_bias + bias_at;
     if (up_bias) m.up_bias = up_bias + bias_at;
-    gated_product(m, x + u64(place / used) * column_bytes(QTYPE(), cells), {}, 1, cells, y, rounded, out_cells, place);
+    gated_product(m, x + u64(place / used) * column_bytes(RF_QTYPE(), cells), {}, 1, cells, y, rounded, out_cells,
+                  place);
 }
 
 // y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a
 // place; bias and residual may be null. A block takes all places of a few rows, up to GROUPS products, so used is at
 // most GROUPS. Grid: (rows / (GROUPS / used), tokens).
-MATVEC_GATED
-experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
-             const float* residual, float* y, i32 rows) {
+RF_MATVEC_GATED
+rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
+                const float* residual, float* y, i32 rows) {
     wait_for_previous();
-    __shared__ float results[GROUPS];
+    RF_SHARED float results[GROUPS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
     u32 together = GROUPS / used, first = together * block_x();
     // groups to spare do the last product again
     u32 choice = minimum(i32(group / together), used - 1), place = token * used + choice;
     u32 r = ids[place] * rows + minimum(i32(first + group % together), rows - 1);
-    const u8* row[1] = {w + u64(r) * QTYPE::row_bytes(cells)};
+    const u8* row[1] = {w + u64(r) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
-    accumulate<QTYPE, 1>(sum, row, x + u64(place) * column_bytes(QTYPE(), cells), 1, cells, rank, GATED_LANES);
+    accumulate<RF_QTYPE, 1>(sum, row, x + u64(place) * column_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
     reduce_group<1>(sum, GATED_LANES);
     if (rank == 0) results[group] = weights[place] * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();
@@ -51,3 +54,5 @@ experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 u
     u64 at = u64(token) * rows + own;
     y[at] = total + (residual ? residual[at] : 0.0f);
 }
+
+}  // namespace rocforge

@@ -1,17 +1,19 @@
 // Mixture of experts, many tokens: a matrix product for each expert with the places that chose it, in one launch.
 //
-// Places (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where each
-// expert begins. A block multiplies WEIGHTS rows of an expert's matrix, unpacked to float16 in LDS, with a tile of up to
-// PLACES of its places on the matrix unit. Compiled with QTYPE, as products.h.
-#define COLUMNS 1
-#define ROWS 1
+// Places (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where
+// each expert begins. A block multiplies WEIGHTS rows of an expert's matrix, unpacked to float16 in LDS, with a tile of
+// up to PLACES of its places on the matrix unit. Compiled with RF_QTYPE, as products.h.
+#define RF_COLUMNS 1
+#define RF_ROWS 1
 #include "products.h"
 #include "fragments.h"
 
-// variants: QTYPE=Q4_1,Q5_0,Q8_0,Q2_K,Q3_K,Q4_K,Q6_K,MXFP4,Floats<float>,Floats<f16>
-const u32 THREADS = 128, WAVES = THREADS / WAVE;
+namespace rocforge {
+
+// variants: RF_QTYPE=Q4_1,Q5_0,Q8_0,Q2_K,Q3_K,Q4_K,Q6_K,MXFP4,Floats<float>,Floats<f16>
+const u32 THREADS = 128, WAVES = THREADS / RF_WAVE;
 const u32 WEIGHTS = 128, PLACES = 64, DEPTH = CELL / 2;
-const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;  // a wave's, of fragments
+const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;    // a wave's, of fragments
 const u32 PIECES = PLACES * DEPTH / 8 / THREADS;  // of 16 bytes of x, a thread's
 
 // Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
@@ -22,9 +24,9 @@ struct Shared {
     i32 expert, first, count;
 };
 
-DEVICE void store_eight(f16* to, const float (&v)[8]) {
+RF_DEVICE void store_eight(f16* to, const float (&v)[8]) {
     u32 pair[4];
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < 4; ++i) pair[i] = pack_halves(v[2 * i], v[2 * i + 1]);
     *reinterpret_cast<u32x4*>(to) = make_u32x4(pair[0], pair[1], pair[2], pair[3]);
 }
@@ -33,16 +35,16 @@ DEVICE void store_eight(f16* to, const float (&v)[8]) {
 template <class F>
 struct RowCell {
     F w;
-    static MEMBER u32 row_bytes(u32 columns) { return F::row_bytes(cells_of(columns)); }
-    MEMBER void load(const u8* row, u32 columns, u32 c) { load_cell(w, row, cells_of(columns), c); }
-    MEMBER void unpack(f16* to, u32 half) {
+    static RF_MEMBER u32 row_bytes(u32 columns) { return F::row_bytes(cells_of(columns)); }
+    RF_MEMBER void load(const u8* row, u32 columns, u32 c) { load_cell(w, row, cells_of(columns), c); }
+    RF_MEMBER void unpack(f16* to, u32 half) {
         if (half == 0) w.ready();
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < DEPTH / 8; ++i) {
             u32 s = 2 * half + i / 4, h = i % 4 / 2;
             float scale = w.outer_scale() * w.scale(s, h), v[8];
             float zero = w.outer_min() * w.min(s, h) - scale * float(128 + F::OFFSET);
-            UNROLL
+            RF_UNROLL
             for (u32 j = 0; j < 8; ++j) {
                 u32 unsigned_four = F::values(w.four(s, i % 4 * 2 + j / 4)) ^ 0x80808080;
                 v[j] = scale * byte_float(unsigned_four, j % 4) + zero;
@@ -55,20 +57,20 @@ template <class T>
 struct RowCell<Floats<T>> {
     const T* from;
     i32 left;
-    static MEMBER u32 row_bytes(u32 columns) { return sizeof(T) * columns; }
-    MEMBER void load(const u8* row, u32 columns, u32 c) {
+    static RF_MEMBER u32 row_bytes(u32 columns) { return sizeof(T) * columns; }
+    RF_MEMBER void load(const u8* row, u32 columns, u32 c) {
         from = reinterpret_cast<const T*>(row) + c * CELL, left = columns - c * CELL;
     }
-    MEMBER void unpack(f16* to, u32 half) const {
-        UNROLL
+    RF_MEMBER void unpack(f16* to, u32 half) const {
+        RF_UNROLL
         for (u32 i = 0; i < DEPTH / 8; ++i) {
             u32 at = half * DEPTH + 8 * i;
             float v[8] = {};
             if (i32(at) < left) {
-                UNROLL
+                RF_UNROLL
                 for (u32 j = 0; j < 8; j += 16 / sizeof(T)) {
                     Floats<T> piece = {load_once<u32x4>(from + at + j)};
-                    UNROLL
+                    RF_UNROLL
                     for (u32 k = 0; k < 16 / sizeof(T); ++k) v[j + k] = piece.value(k);
                 }
             }
@@ -83,24 +85,24 @@ struct Columns {
     i32 row[PIECES];  // or -1
     u32x4 piece[PIECES];
     // The rows of the places from `first` on: those of their tokens, or, without an order, their own.
-    MEMBER void find(const i32* order, u32 used, i32 first, i32 count) {
-        UNROLL
+    RF_MEMBER void find(const i32* order, u32 used, i32 first, i32 count) {
+        RF_UNROLL
         for (u32 i = 0; i < PIECES; ++i) {
             i32 at = place(i);
             row[i] = at >= count ? -1 : order ? i32(order[first + at] / used) : first + at;
         }
     }
-    MEMBER void load(u32 start, u32 columns) {
+    RF_MEMBER void load(u32 start, u32 columns) {
         u32 at = start + thread_x() % (DEPTH / 8) * 8;
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < PIECES; ++i) {
             piece[i] = make_u32x4(0, 0, 0, 0);
-            if (row[i] >= 0 && at < columns) piece[i] = ::load<u32x4>(x + u64(row[i]) * columns + at);
+            if (row[i] >= 0 && at < columns) piece[i] = rocforge::load<u32x4>(x + u64(row[i]) * columns + at);
         }
     }
-    static MEMBER u32 place(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
-    MEMBER void store(Shared& shared) const {
-        UNROLL
+    static RF_MEMBER u32 place(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
+    RF_MEMBER void store(Shared& shared) const {
+        RF_UNROLL
         for (u32 i = 0; i < PIECES; ++i)
             *reinterpret_cast<u32x4*>(&shared.x[place(i)][thread_x() % (DEPTH / 8) * 8]) = piece[i];
     }
@@ -108,7 +110,7 @@ struct Columns {
 
 // Which expert's places this tile has. Expert e has the tiles from offsets[e] / PLACES + e on, of which the last may be
 // empty: so a tile finds its expert without a sum over those before.
-DEVICE void find_tile(Shared& shared, const i32* offsets, i32 experts, i32 tile) {
+RF_DEVICE void find_tile(Shared& shared, const i32* offsets, i32 experts, i32 tile) {
     if (thread_x() == 0) shared.count = 0;
     barrier();
     for (i32 e = thread_x(); e < experts; e += THREADS) {
@@ -127,19 +129,19 @@ struct Sums {
 
 // The products of the first TILES fragments of places with the block's rows: this thread unpacks the row at `weights`.
 template <u32 TILES>
-DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Columns& x, u32 columns) {
+RF_DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Columns& x, u32 columns) {
     u32 cells = cells_of(columns);
-    UNROLL
-    for (u32 p = 0; p < TILES; ++p)
-        UNROLL
-        for (u32 n = 0; n < WEIGHT_TILES; ++n)
-            UNROLL
-            for (u32 i = 0; i < ELEMENTS; ++i) sums.of[p][n].x[i] = 0;
-    RowCell<QTYPE> cell;
+    RF_UNROLL
+    for (u32 p = 0; p < TILES; ++p) {
+        RF_UNROLL
+        for (u32 n = 0; n < WEIGHT_TILES; ++n) RF_UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) sums.of[p][n].x[i] = 0;
+    }
+    RowCell<RF_QTYPE> cell;
     cell.load(weights, columns, 0);
     x.load(0, columns);
     for (u32 c = 0; c < cells; ++c) {
-        UNROLL
+        RF_UNROLL
         for (u32 half = 0; half < 2; ++half) {
             barrier();  // what LDS has has been used
             cell.unpack(shared.weights[thread_x()], half);
@@ -147,17 +149,17 @@ DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Colum
             barrier();
             x.load(c * CELL + (half + 1) * DEPTH, columns);
             if (half == 1 && c + 1 < cells) cell.load(weights, columns, c + 1);
-            UNROLL_DEPTH
+            RF_UNROLL_DEPTH
             for (u32 k = 0; k < DEPTH / 16; ++k) {
                 u32 at = anew(16 * k);
                 Fragment w[WEIGHT_TILES];
-                UNROLL
+                RF_UNROLL
                 for (u32 n = 0; n < WEIGHT_TILES; ++n)
                     w[n] = load_fragment(&shared.weights[(wave() * WEIGHT_TILES + n) * 16][at], STRIDE);
-                UNROLL
+                RF_UNROLL
                 for (u32 p = 0; p < TILES; ++p) {
                     Fragment a = load_fragment(&shared.x[16 * p][at], STRIDE);
-                    UNROLL
+                    RF_UNROLL
                     for (u32 n = 0; n < WEIGHT_TILES; ++n) {
                         multiply_add(sums.of[p][n], a, w[n]);
                         fragments_in_order();
@@ -171,7 +173,7 @@ DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Colum
 // The row of its matrix that LDS row i has, of a block's first row on. A gated block has 16 rows of gate, the same of
 // up, the next 16 of gate and so on, so that a wave has both of a pair.
 template <bool GATED>
-DEVICE u32 matrix_row(u32 i) {
+RF_DEVICE u32 matrix_row(u32 i) {
     return GATED ? i / 32 * 16 + i % 16 : i;
 }
 
@@ -189,7 +191,7 @@ struct Launch {
 };
 
 template <bool GATED, u32 TILES, class T>
-DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row) {
+RF_DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row) {
     i32 expert = shared.expert, first = shared.first, count = shared.count;
     u32 row = first_row + matrix_row<GATED>(thread_x());
     const u8* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
@@ -197,12 +199,12 @@ DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row
     Columns places = {l.x};
     places.find(l.order, l.used, first, count);
     Sums<TILES> sums;
-    multiply(sums, shared, matrix + at * RowCell<QTYPE>::row_bytes(l.columns), places, l.columns);
-    UNROLL
+    multiply(sums, shared, matrix + at * RowCell<RF_QTYPE>::row_bytes(l.columns), places, l.columns);
+    RF_UNROLL
     for (u32 p = 0; p < TILES; ++p) {
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < WEIGHT_TILES; n += GATED ? 2 : 1) {
-            UNROLL
+            RF_UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 i32 place = 16 * p + fragment_row(row_slot(i));
                 u32 r = first_row + matrix_row<GATED>((wave() * WEIGHT_TILES + n) * 16) + fragment_column(i);
@@ -220,8 +222,8 @@ DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row
 }
 
 template <bool GATED, class T>
-DEVICE void tile_product(const Launch<T>& l) {
-    __shared__ Shared shared;
+RF_DEVICE void tile_product(const Launch<T>& l) {
+    RF_SHARED Shared shared;
     const u32 HEIGHT = GATED ? WEIGHTS / 2 : WEIGHTS;
     u32 runs = (l.m.rows + HEIGHT - 1) / HEIGHT, first_row = block_x() % runs * HEIGHT;
     find_tile(shared, l.offsets, l.experts, block_x() / runs);
@@ -235,20 +237,23 @@ DEVICE void tile_product(const Launch<T>& l) {
 // (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows) or null. `offsets` may begin at a later
 // expert, the first that there are matrices of. Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most
 // places / PLACES + experts: for a second axis there may be too many.
-KERNEL(THREADS)
-experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts, const u8* gate,
-                    const u8* up, const float* gate_bias, const float* up_bias, i32 rows, u32 columns,
-                    i32 activation) {
+RF_KERNEL(THREADS)
+rf_experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts,
+                       const u8* gate, const u8* up, const float* gate_bias, const float* up_bias, i32 rows,
+                       u32 columns, i32 activation) {
     wait_for_previous();
     Gated m = {gate, up, gate_bias, up_bias, u32(rows), activation};
     tile_product<true, f16>({y, x, order, offsets, used, experts, m, columns});
 }
 
-// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: rows / WEIGHTS times tiles.
-KERNEL(THREADS)
-experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
-                   u32 columns) {
+// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: rows / WEIGHTS times
+// tiles.
+RF_KERNEL(THREADS)
+rf_experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
+                      u32 columns) {
     wait_for_previous();
     Gated m = {w, nullptr, bias, nullptr, u32(rows), 0};
     tile_product<false, float>({y, x, nullptr, offsets, 1, experts, m, columns});
 }
+
+}  // namespace rocforge

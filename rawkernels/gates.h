@@ -2,15 +2,17 @@
 #pragma once
 #include "platform.h"
 
-DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
-DEVICE float silu_of(float x) { return x * sigmoid(x); }
-DEVICE float gelu_of(float x) {
+namespace rocforge {
+
+RF_DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
+RF_DEVICE float silu_of(float x) { return x * sigmoid(x); }
+RF_DEVICE float gelu_of(float x) {
     // 0.5 (1 + tanh(z)) is sigmoid(2 z)
     return x * sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
 }
-DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
-DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
-DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
+RF_DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
+RF_DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
+RF_DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
     gate = minimum(gate, limit);
     up = maximum(minimum(up, limit), -limit);
     return gate * sigmoid(alpha * gate) * (up + 1.0f);
@@ -18,8 +20,10 @@ DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
 
 // The unit of a launch, by its number, as GATES in ops/matvec.py has them.
 enum { SWIGLU, GEGLU, SWIGLU_OAI };
-DEVICE float gated(i32 activation, float gate, float up) {
+RF_DEVICE float gated(i32 activation, float gate, float up) {
     if (activation == SWIGLU) return swiglu_of(gate, up);
     if (activation == GEGLU) return geglu_of(gate, up);
     return swiglu_oai_of(gate, up, 1.702f, 7.0f);
 }
+
+}  // namespace rocforge

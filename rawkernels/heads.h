@@ -1,42 +1,44 @@
-// One head's elements in a wave: loaded, normalized, rotated, stored. For sources compiled for a HEAD_DIM.
+// One head's elements in a wave: loaded, normalized, rotated, stored. For sources compiled for a RF_HEAD_DIM.
 #pragma once
 #include "platform.h"
 
-constexpr u32 PER_LANE = (HEAD_DIM + WAVE - 1) / WAVE;
+namespace rocforge {
 
-// A head's elements in the lanes of a wave: lane l has elements l, l + WAVE, ...
+constexpr u32 PER_LANE = (RF_HEAD_DIM + RF_WAVE - 1) / RF_WAVE;
+
+// A head's elements in the lanes of a wave: lane l has elements l, l + RF_WAVE, ...
 struct Head {
     float x[PER_LANE];
 };
 
-DEVICE Head load_head(const float* p) {
+RF_DEVICE Head load_head(const float* p) {
     Head head;
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * WAVE;
-        head.x[i] = HEAD_DIM % WAVE == 0 || element < HEAD_DIM ? p[element] : 0.0f;
+        u32 element = lane() + i * RF_WAVE;
+        head.x[i] = RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM ? p[element] : 0.0f;
     }
     return head;
 }
 
 template <class T>
-DEVICE void store_head(T* p, const Head& head) {
-    UNROLL
+RF_DEVICE void store_head(T* p, const Head& head) {
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * WAVE;
-        if (HEAD_DIM % WAVE == 0 || element < HEAD_DIM) p[element] = from_float<T>(head.x[i]);
+        u32 element = lane() + i * RF_WAVE;
+        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) p[element] = from_float<T>(head.x[i]);
     }
 }
 
-DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
+RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     float squares = 0;
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) squares += head.x[i] * head.x[i];
-    float factor = fast_rsqrt(wave_sum(squares) / HEAD_DIM + eps);
-    UNROLL
+    float factor = fast_rsqrt(wave_sum(squares) / RF_HEAD_DIM + eps);
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * WAVE;
-        if (HEAD_DIM % WAVE == 0 || element < HEAD_DIM) head.x[i] *= factor * weight[element];
+        u32 element = lane() + i * RF_WAVE;
+        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) head.x[i] *= factor * weight[element];
     }
 }
 
@@ -47,11 +49,11 @@ struct Rotation {
     u32 partner[PER_LANE];
 };
 
-DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, bool neox) {
+RF_DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, bool neox) {
     Rotation rotation;
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * WAVE;
+        u32 element = lane() + i * RF_WAVE;
         bool turned = element < 2 * pairs, second = neox ? element >= pairs : element & 1;
         u32 pair = neox ? (second ? element - pairs : element) : element / 2;
         u32 partner = neox ? (second ? element - pairs : element + pairs) : element ^ 1;
@@ -62,12 +64,14 @@ DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, boo
     return rotation;
 }
 
-// `buffer` is the wave's own LDS of HEAD_DIM floats.
-DEVICE void rotate_head(Head& head, float* buffer, const Rotation& rotation) {
+// `buffer` is the wave's own LDS of RF_HEAD_DIM floats.
+RF_DEVICE void rotate_head(Head& head, float* buffer, const Rotation& rotation) {
     wave_barrier();
     store_head(buffer, head);
     wave_barrier();
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i)
         head.x[i] = head.x[i] * rotation.own[i] + buffer[rotation.partner[i]] * rotation.other[i];
 }
+
+}  // namespace rocforge

@@ -1,40 +1,42 @@
 // Mixture of experts: routing, grouping of tokens by expert, and the weighted sum of what the experts give.
 #include "platform.h"
 
-#define THREADS 256
-#define KEPT 4
-#define NONE 0x7fffffff
+namespace rocforge {
+
+constexpr u32 THREADS = 256;
+constexpr u32 KEPT = 4;
+constexpr i32 NONE = 0x7fffffff;
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
 // weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
-// the chosen ones' sum; else over the chosen ones alone; then times `scale`. A wave a token, a lane a choice, so used is
-// at most 32. Ids are those of experts whatever the logits are, NaN too.
-KERNEL(THREADS)
-route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
-      i32 normalize, float scale) {
+// the chosen ones' sum; else over the chosen ones alone; then times `scale`. A wave a token, a lane a choice, so used
+// is at most 32. Ids are those of experts whatever the logits are, NaN too.
+RF_KERNEL(THREADS)
+rf_route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
+         i32 normalize, float scale) {
     wait_for_previous();
-    u32 token = block_x() * (THREADS / WAVE) + wave();
+    u32 token = block_x() * (THREADS / RF_WAVE) + wave();
     if (token >= tokens) return;
     logits += u64(token) * experts;
     float kept[KEPT];
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < KEPT; ++i) {
-        i32 e = lane() + i * WAVE;
-        kept[i] = e < experts ? logits[e] : -__builtin_inff();
+        i32 e = lane() + i * RF_WAVE;
+        kept[i] = e < experts ? logits[e] : -infinity();
     }
-    float all = 0, chosen = 0, highest = 0, last = __builtin_inff(), own_weight = 0;
+    float all = 0, chosen = 0, highest = 0, last = infinity(), own_weight = 0;
     i32 last_id = -1, own_id = 0;
     for (u32 i = 0; i < used; ++i) {
         // the best of those behind the last one chosen
-        float best = -__builtin_inff();
+        float best = -infinity();
         i32 best_id = NONE;
         auto consider = [&](i32 e, float logit) {
             bool left = logit < last || (logit == last && e > last_id);
             if (e < experts && left && (logit > best || best_id == NONE)) best = logit, best_id = e;
         };
-        UNROLL
-        for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * WAVE, kept[k]);
-        for (i32 e = lane() + KEPT * WAVE; e < experts; e += WAVE) consider(e, logits[e]);
+        RF_UNROLL
+        for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * RF_WAVE, kept[k]);
+        for (i32 e = lane() + KEPT * RF_WAVE; e < experts; e += RF_WAVE) consider(e, logits[e]);
         last = wave_max(best);
         u64 equals = wave_ballot(best == last && best_id != NONE);
         last_id = equals ? shuffle(best_id, lowest_bit(equals)) : i32(i);
@@ -44,7 +46,7 @@ route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u3
         chosen += weight;
         if (lane() == i) own_id = last_id, own_weight = weight;
     }
-    for (i32 e = lane(); e < experts; e += WAVE) all += fast_exp(logits[e] - highest);
+    for (i32 e = lane(); e < experts; e += RF_WAVE) all += fast_exp(logits[e] - highest);
     all = wave_sum(all);
     // the floor is the smallest normal float16, as the published implementations have it
     float sum = !softmax_before ? chosen : normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
@@ -55,10 +57,10 @@ route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u3
 
 // Sorts places (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
 // k-th place, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
-KERNEL(THREADS)
-group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
+RF_KERNEL(THREADS)
+rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
     wait_for_previous();
-    __shared__ i32 counts[THREADS];
+    RF_SHARED i32 counts[THREADS];
     i32 expert = block_x(), share = (size + THREADS - 1) / THREADS;
     i32 begin = minimum(i32(thread_x()) * share, size), end = minimum(begin + share, size);
     i32 before = 0, count = 0;
@@ -77,17 +79,18 @@ group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i
     }
 }
 
-// out (tokens, columns): residual, which may be null, plus the sum over a token's choices of weight times row rank[place]
-// of y. Grid: (tokens, columns / THREADS).
-KERNEL(THREADS)
-combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
-                u32 columns) {
+// out (tokens, columns): residual, which may be null, plus the sum over a token's choices of weight times row
+// rank[place] of y. Grid: (tokens, columns / THREADS).
+RF_KERNEL(THREADS)
+rf_combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
+                   u32 columns) {
     wait_for_previous();
     u32 column = block_y() * THREADS + thread_x();
     u64 token = block_x(), at = token * columns + column;
     if (column >= columns) return;
     float sum = 0;
-    for (u32 i = 0; i < used; ++i)
-        sum += weights[token * used + i] * y[u64(rank[token * used + i]) * columns + column];
+    for (u32 i = 0; i < used; ++i) sum += weights[token * used + i] * y[u64(rank[token * used + i]) * columns + column];
     out[at] = sum + (residual ? residual[at] : 0.0f);
 }
+
+}  // namespace rocforge

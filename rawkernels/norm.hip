@@ -1,27 +1,29 @@
 // Normalizations over rows: a block a row, accumulated in float32.
 #include "quants.h"
 
-#define THREADS 512
-#define KEPT 2
+namespace rocforge {
+
+constexpr u32 THREADS = 512;
+constexpr u32 KEPT = 2;
 
 // Four elements of a row of n from i on; those past its end are zero, and are not written.
-DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
+RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
     if (n % 4 == 0 && i < n) return load<f32x4>(row + i);
     return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
                       i + 3 < n ? row[i + 3] : 0.0f);
 }
-DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
+RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
     if (n % 4 == 0 && i < n) {
         *reinterpret_cast<f32x4*>(row + i) = v;
         return;
     }
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < 4; ++j)
         if (i + j < n) row[i + j] = element(v, j);
 }
-DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
+RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
     if (n % 4 == 0 && i < n) return store_halves(row + i, v);
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < 4; ++j)
         if (i + j < n) row[i + j] = from_float<f16>(held(element(v, j)));
 }
@@ -33,21 +35,21 @@ struct Row {
     float otherwise;
     f32x4 kept[KEPT];
 
-    MEMBER Row(const float* row, u32 n, float otherwise = 0.0f) : row(row), n(n), otherwise(otherwise) {
-        UNROLL
+    RF_MEMBER Row(const float* row, u32 n, float otherwise = 0.0f) : row(row), n(n), otherwise(otherwise) {
+        RF_UNROLL
         for (u32 k = 0; k < KEPT; ++k) kept[k] = loaded((k * THREADS + thread_x()) * 4);
     }
-    MEMBER f32x4 loaded(u32 i) const {
+    RF_MEMBER f32x4 loaded(u32 i) const {
         return row ? load4(row, i, n) : make_f32x4(otherwise, otherwise, otherwise, otherwise);
     }
     // Four elements from i on, which the thread comes to in its k-th round.
-    MEMBER f32x4 at(u32 k, u32 i) const { return k < KEPT ? kept[k < KEPT ? k : 0] : loaded(i); }
+    RF_MEMBER f32x4 at(u32 k, u32 i) const { return k < KEPT ? kept[k < KEPT ? k : 0] : loaded(i); }
 };
 
 // Calls f(k, i) for the fours of a row up to `end`; all lanes of a wave go round together.
 template <class F>
-DEVICE void each_four(u32 end, F f) {
-    UNROLL
+RF_DEVICE void each_four(u32 end, F f) {
+    RF_UNROLL
     for (u32 k = 0; k < KEPT; ++k)
         if (k * THREADS * 4 < end) f(k, (k * THREADS + thread_x()) * 4);
     for (u32 base = KEPT * THREADS * 4; base < end; base += THREADS * 4) f(KEPT, base + thread_x() * 4);
@@ -61,8 +63,8 @@ struct Output {
     Rounded rounded;
     u32 n;
 
-    MEMBER u32 end() const { return rounded.data ? rounded.cells * CELL : n; }
-    MEMBER void write(u32 i, f32x4 v) const {
+    RF_MEMBER u32 end() const { return rounded.data ? rounded.cells * CELL : n; }
+    RF_MEMBER void write(u32 i, f32x4 v) const {
         u64 start = u64(block_x()) * n;
         if (floats) store4(floats + start, i, n, v);
         if (halves) store4(halves + start, i, n, v);
@@ -70,18 +72,18 @@ struct Output {
     }
 };
 
-DEVICE float total(f32x4 v) { return v.x + v.y + v.z + v.w; }
-DEVICE float squares(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+RF_DEVICE float total(f32x4 v) { return v.x + v.y + v.z + v.w; }
+RF_DEVICE float squares(f32x4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 // v * factor * w + b
-DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
+RF_DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
     return make_f32x4(v.x * factor * w.x + b.x, v.y * factor * w.y + b.y, v.z * factor * w.z + b.z,
                       v.w * factor * w.w + b.w);
 }
 
 // x / sqrt(mean(x^2) + eps) * weight + residual; weight and residual may be null. Rows are contiguous.
-KERNEL(THREADS)
-rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual,
-         u32 columns, u32 n, float eps) {
+RF_KERNEL(THREADS)
+rf_rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual,
+            u32 columns, u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row row(x + start, n), weights(weight, n, 1.0f);
@@ -96,9 +98,9 @@ rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* we
 }
 
 // The same of a sum, x + y + bias, which is written too; the bias may be null.
-KERNEL(THREADS)
-rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const float* bias, const float* weight, u32 n,
-                float eps) {
+RF_KERNEL(THREADS)
+rf_rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const float* bias, const float* weight,
+                   u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row first(x + start, n), second(y + start, n), biases(bias, n), weights(weight, n, 1.0f);
@@ -120,9 +122,9 @@ rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const f
 }
 
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
-KERNEL(THREADS)
-layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,
-           float eps) {
+RF_KERNEL(THREADS)
+rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,
+              float eps) {
     wait_for_previous();
     Row row(x + u64(block_x()) * n, n), weights(weight, n, 1.0f), biases(bias, n);
     float sum = 0.0f;
@@ -140,3 +142,5 @@ layer_norm(float* out, u8* quantized, const float* x, const float* weight, const
     each_four(output.end(),
               [&](u32 k, u32 i) { output.write(i, scaled(centred(k, i), factor, weights.at(k, i), biases.at(k, i))); });
 }
+
+}  // namespace rocforge

@@ -1,27 +1,30 @@
 // Products of rows of packed weights with columns of activations: what the kernels that multiply few columns share.
 //
-// Compiled with QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>), COLUMNS,
-// the columns of a product (of fewer, the last is computed again and dropped), and ROWS, those computed together.
+// Compiled with RF_QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
+// RF_COLUMNS, the columns of a product (of fewer, the last is computed again and dropped), and RF_ROWS, those computed
+// together.
 #pragma once
 
 #include "gates.h"
 #include "quants.h"
 
+namespace rocforge {
+
 // The gated kernels' groups take PAIRS rows of both matrices, their blocks BLOCK_ROWS.
-const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = ROWS < 4 ? 1 : 2;
+const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = RF_ROWS < 4 ? 1 : 2;
 const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
-#if COLUMNS == 1
-#define MATVEC_GATED KERNEL_WIDE(GATED_THREADS, 512)
+#if RF_COLUMNS == 1
+#define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, 512)
 #else
-#define MATVEC_GATED KERNEL(GATED_THREADS)
+#define RF_MATVEC_GATED RF_KERNEL(GATED_THREADS)
 #endif
 
 // Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
 template <class T>
 struct Floats {
     u32x4 data;
-    static MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
-    MEMBER float value(u32 i) const {
+    static RF_MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
+    RF_MEMBER float value(u32 i) const {
         if constexpr (sizeof(T) == 4) {
             return bits_float(element(data, i));
         } else {
@@ -31,41 +34,41 @@ struct Floats {
 };
 
 // The column that the kernel's column k is.
-DEVICE u32 column_of(u32 k, u32 columns) { return k < columns || k == 0 ? k : columns - 1; }
+RF_DEVICE u32 column_of(u32 k, u32 columns) { return k < columns || k == 0 ? k : columns - 1; }
 
 // Bytes of a column of x.
 template <class F>
-DEVICE u32 column_bytes(const F&, u32 cells) {
+RF_DEVICE u32 column_bytes(const F&, u32 cells) {
     return activation_bytes(cells);
 }
 template <class T>
-DEVICE u32 column_bytes(const Floats<T>&, u32 cells) {
+RF_DEVICE u32 column_bytes(const Floats<T>&, u32 cells) {
     return 64 / sizeof(T) * cells;
 }
 
 template <class F>
-DEVICE void load_cell(F& w, const u8* row, u32 cells, u32 c) {
+RF_DEVICE void load_cell(F& w, const u8* row, u32 cells, u32 c) {
     w.load_codes(row, cells, c);
     w.load_scales(row, cells, c);
 }
 template <class T>
-DEVICE void load_cell(Floats<T>& w, const u8* row, u32, u32 c) {
+RF_DEVICE void load_cell(Floats<T>& w, const u8* row, u32, u32 c) {
     w.data = load_once<u32x4>(row + 16 * c);
 }
 
 // The product of a cell with that of one column: scales of scales are applied once.
 template <class F>
-DEVICE float dot(const F& w, const Activation& x) {
+RF_DEVICE float dot(const F& w, const Activation& x) {
     float total = 0.0f, mins = 0.0f;
-    UNROLL
+    RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         float part = 0.0f, min_part = 0.0f;
         i32 products = 0, sums = 0;
-        UNROLL
+        RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
             if (F::HALVES || h == 0) products = 0, sums = 0;
             if (F::OFFSET || F::MINS) sums += x.sum(s, h);
-            UNROLL
+            RF_UNROLL
             for (u32 t = 0; t < 4; ++t)
                 products = dot4(F::values(w.four(s, 4 * h + t)), element(x.q[2 * s + h], t), products);
             if (F::HALVES || h == 1) {
@@ -84,15 +87,15 @@ template <class F>
 struct Run {
     u32 q[8];
     float scale[2], min[2];
-    MEMBER void unpack(const F& w, u32 s) {
-        UNROLL
+    RF_MEMBER void unpack(const F& w, u32 s) {
+        RF_UNROLL
         for (u32 t = 0; t < 8; ++t) q[t] = F::values(w.four(s, t));
-        UNROLL
+        RF_UNROLL
         for (u32 h = 0; h < 2; ++h) scale[h] = w.outer_scale() * w.scale(s, h), min[h] = w.outer_min() * w.min(s, h);
     }
-    MEMBER float dot(const u32x4 (&x)[2], u32 pair) const {
+    RF_MEMBER float dot(const u32x4 (&x)[2], u32 pair) const {
         i32 sum[2] = {i32(i16(pair)), i32(pair) >> 16}, products[2] = {-F::OFFSET * sum[0], -F::OFFSET * sum[1]};
-        UNROLL
+        RF_UNROLL
         for (u32 t = 0; t < 8; ++t) products[t / 4] = dot4(q[t], element(x[t / 4], t % 4), products[t / 4]);
         float result = F::HALVES ? scale[0] * float(products[0]) + scale[1] * float(products[1])
                                  : scale[0] * float(products[0] + products[1]);
@@ -103,23 +106,23 @@ struct Run {
 
 // Adds the products of cell c of N rows with all columns.
 template <class F, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    UNROLL
+RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+    RF_UNROLL
     for (u32 r = 0; r < N; ++r) w[r].ready();
-    if constexpr (COLUMNS == 1) {
+    if constexpr (RF_COLUMNS == 1) {
         Activation column;
         column.load(x, cells, c);
-        UNROLL
+        RF_UNROLL
         for (u32 r = 0; r < N; ++r) sum[r][0] += dot(w[r], column);
         return;
     }
-    UNROLL
+    RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         Run<F> run[N];
-        UNROLL
+        RF_UNROLL
         for (u32 r = 0; r < N; ++r) run[r].unpack(w[r], s);
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
+        RF_UNROLL
+        for (u32 k = 0; k < RF_COLUMNS; ++k) {
             // what all lanes share comes first, so that it is scalar
             u32 plane = 16 * anew(cells);
             const u8* column = x + column_of(k, columns) * ACTIVATION_PLANES * plane;
@@ -127,23 +130,23 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], F (&w)[N], const u8* x, u32 colum
                           load<u32x4>(column + (2 * s + 1) * plane + 16 * c)};
             float scale = load<float>(column + (8 * plane + 4 * s) + 16 * c);
             u32 sums = load<u32>(column + (9 * plane + 4 * s) + 16 * c);
-            UNROLL
+            RF_UNROLL
             for (u32 r = 0; r < N; ++r) sum[r][k] += scale * run[r].dot(q, sums);
             schedule_barrier();
         }
     }
 }
 template <class T, u32 N>
-DEVICE void add_cell(float (&sum)[N][COLUMNS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    UNROLL
-    for (u32 k = 0; k < COLUMNS; ++k) {
+RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+    RF_UNROLL
+    for (u32 k = 0; k < RF_COLUMNS; ++k) {
         const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
-        UNROLL
+        RF_UNROLL
         for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
             f32x4 v = load<f32x4>(column + 4 * i);
-            UNROLL
+            RF_UNROLL
             for (u32 r = 0; r < N; ++r) {
-                UNROLL
+                RF_UNROLL
                 for (u32 j = 0; j < 4; ++j) sum[r][k] += w[r].value(i + j) * element(v, j);
             }
         }
@@ -151,28 +154,28 @@ DEVICE void add_cell(float (&sum)[N][COLUMNS], Floats<T> (&w)[N], const u8* x, u
 }
 
 template <class F, u32 N, u32 AHEAD>
-DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells, u32 c, u32 step) {
-    UNROLL
+RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells, u32 c, u32 step) {
+    RF_UNROLL
     for (u32 a = 0; a < AHEAD; ++a) {
-        UNROLL
+        RF_UNROLL
         for (u32 r = 0; r < N; ++r) load_cell(w[a][r], row[r], cells, c + a * step);
     }
 }
 
-// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together, of
-// one column the first of them before what x depends on has ended: of more there are no registers to spare. `ready` is
-// called when that has.
+// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together,
+// of one column the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
+// is called when that has.
 template <class F, u32 N, u32 AHEAD, class Ready>
-DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                            u32 first, u32 step, Ready ready) {
+RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns,
+                               u32 cells, u32 first, u32 step, Ready ready) {
     u32 c = first, ahead = (AHEAD - 1) * step;
-    if constexpr (COLUMNS == 1 && LOADS_BEFORE_WAIT) {
+    if constexpr (RF_COLUMNS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
         wait_for_previous();
         ready();
         while (c + ahead < cells) {
-            UNROLL
+            RF_UNROLL
             for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
             c += AHEAD * step;
             if (c + ahead < cells) load_cells(w, row, cells, c, step);
@@ -184,21 +187,21 @@ DEVICE u32 accumulate_ahead(float (&sum)[N][COLUMNS], const u8* const (&row)[N],
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
-        if (COLUMNS == 1) schedule_barrier();  // all loads come first
-        UNROLL
+        if (RF_COLUMNS == 1) schedule_barrier();  // all loads come first
+        RF_UNROLL
         for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
     }
     return c;
 }
 struct Nothing {
-    MEMBER void operator()() const {}
+    RF_MEMBER void operator()() const {}
 };
 template <class F, u32 N, class Ready = Nothing>
-DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
-                       u32 first, u32 step, Ready ready = {}) {
+RF_DEVICE void accumulate(float (&sum)[N][RF_COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
+                          u32 first, u32 step, Ready ready = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
-        first = accumulate_ahead<F, N, COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step, ready);
+        first = accumulate_ahead<F, N, RF_COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step, ready);
         accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, Nothing());
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, ready);
@@ -206,11 +209,11 @@ DEVICE void accumulate(float (&sum)[N][COLUMNS], const u8* const (&row)[N], cons
 }
 
 template <u32 N>
-DEVICE void reduce_group(float (&sum)[N][COLUMNS], u32 lanes) {
-    UNROLL
+RF_DEVICE void reduce_group(float (&sum)[N][RF_COLUMNS], u32 lanes) {
+    RF_UNROLL
     for (u32 r = 0; r < N; ++r) {
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
+        RF_UNROLL
+        for (u32 k = 0; k < RF_COLUMNS; ++k) {
             sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
@@ -225,21 +228,21 @@ struct Norm {
     u32 n;
     float eps;
 
-    MEMBER u32 runs() const { return (n + 31) / 32; }
-    MEMBER float factor_of(float sum) const { return fast_rsqrt(sum / float(n) + eps); }
+    RF_MEMBER u32 runs() const { return (n + 31) / 32; }
+    RF_MEMBER float factor_of(float sum) const { return fast_rsqrt(sum / float(n) + eps); }
 
     // A thread's share of the sum, loaded now: long before the block needs the factor.
     template <u32 THREADS>
-    MEMBER float share() const {
+    RF_MEMBER float share() const {
         float sum = 0.0f;
         if (!squares) return sum;
         if (thread_x() < runs()) sum = load_early(squares + thread_x());
-        NO_UNROLL
+        RF_NO_UNROLL
         for (u32 i = thread_x() + THREADS; i < runs(); i += THREADS) sum += squares[i];
         return sum;
     }
     template <u32 THREADS>
-    MEMBER float factor(float share) const {
+    RF_MEMBER float factor(float share) const {
         return squares ? factor_of(block_sum<THREADS>(share)) : 1.0f;
     }
 };
@@ -255,7 +258,8 @@ struct Matrix {
 
 // The matrix that a block of the grid belongs to; `block` becomes its number within that one's blocks.
 template <class BlocksOf>
-DEVICE Matrix matrix_of(u32& block, const Matrix& first, const Matrix& second, const Matrix& third, BlocksOf blocks_of) {
+RF_DEVICE Matrix matrix_of(u32& block, const Matrix& first, const Matrix& second, const Matrix& third,
+                           BlocksOf blocks_of) {
     if (block < blocks_of(first.rows)) return first;
     block -= blocks_of(first.rows);
     if (block < blocks_of(second.rows)) return second;
@@ -271,41 +275,41 @@ struct Gated {
     i32 activation;
 };
 
-// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (COLUMNS, rows), or to int8 columns of `out_cells` cells
-// for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a block
-// has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results are
-// written as columns `to` and following.
-DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y, u8* rounded,
-                          u32 out_cells, u32 to = 0) {
-    const u32 SIZE = COLUMNS * BLOCK_ROWS;
-    __shared__ struct {
+// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (RF_COLUMNS, rows), or to int8 columns of `out_cells`
+// cells for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a
+// block has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results
+// are written as columns `to` and following.
+RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y,
+                             u8* rounded, u32 out_cells, u32 to = 0) {
+    const u32 SIZE = RF_COLUMNS * BLOCK_ROWS;
+    RF_SHARED struct {
         alignas(16) float gate[SIZE], up[SIZE];
     } sums;
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, first = BLOCK_ROWS * block_x();
     const u8* row[2 * PAIRS];
-    UNROLL
+    RF_UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
         u32 r = minimum(i32(first + PAIRS * group + p), i32(m.rows - 1));
-        row[2 * p] = m.gate + u64(r) * QTYPE::row_bytes(cells);
-        row[2 * p + 1] = m.up + u64(r) * QTYPE::row_bytes(cells);
+        row[2 * p] = m.gate + u64(r) * RF_QTYPE::row_bytes(cells);
+        row[2 * p + 1] = m.up + u64(r) * RF_QTYPE::row_bytes(cells);
     }
-    float sum[2 * PAIRS][COLUMNS] = {}, share = 0.0f;
-    accumulate<QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
-        if (COLUMNS == 1) share = norm.share<GATED_THREADS>();
+    float sum[2 * PAIRS][RF_COLUMNS] = {}, share = 0.0f;
+    accumulate<RF_QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
+        if (RF_COLUMNS == 1) share = norm.share<GATED_THREADS>();
     });
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
-    UNROLL
+    RF_UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
-        UNROLL
-        for (u32 k = 0; k < COLUMNS; ++k) {
+        RF_UNROLL
+        for (u32 k = 0; k < RF_COLUMNS; ++k) {
             u32 at = k * BLOCK_ROWS + PAIRS * group + p;
             if (rank == k) sums.gate[at] = sum[2 * p][k], sums.up[at] = sum[2 * p + 1][k];
         }
     }
-    float factor = COLUMNS == 1 ? norm.factor<GATED_THREADS>(share) : 1.0f;
+    float factor = RF_COLUMNS == 1 ? norm.factor<GATED_THREADS>(share) : 1.0f;
     barrier();
     // a lane a row, then, of each run of 32, eight lanes with four each
-    for (u32 from = wave() * WAVE; from < SIZE; from += GATED_THREADS) {
+    for (u32 from = wave() * RF_WAVE; from < SIZE; from += GATED_THREADS) {
         u32 at = from + lane(), k = at / BLOCK_ROWS, r = first + at % BLOCK_ROWS;
         float value = 0.0f;
         if (at < SIZE && r < m.rows) {
@@ -319,10 +323,12 @@ DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 col
         wave_barrier();
         at = from + 4 * lane();
         // lanes past the last row or column write nothing, since their element is past the end
-        bool wanted = 4 * lane() < WAVE && at < SIZE && at / BLOCK_ROWS < columns;
+        bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < columns;
         at = wanted ? at : from;
         u8* column = rounded + u64(to + at / BLOCK_ROWS) * activation_bytes(out_cells);
         store_activation(column, out_cells, wanted ? first + at % BLOCK_ROWS : out_cells * CELL,
                          load<f32x4>(sums.gate + at));
     }
 }
+
+}  // namespace rocforge

@@ -1,8 +1,10 @@
 // Activations as products with packed weights want them: int8, or float16 units (`Rounded` in quants.h).
 #include "quants.h"
 
+namespace rocforge {
+
 // x is (rows, size); the rows' filled-up cells are written as zeros. A block takes 1024 elements of a row.
-KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
+RF_KERNEL(256) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
     wait_for_previous();
     u32 k = 1024 * block_x() + 4 * thread_x();
     x += u64(block_y()) * size;
@@ -19,8 +21,10 @@ KERNEL(256) quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
-KERNEL(256) to_halves(const float* x, f16* y, i64 size) {
+RF_KERNEL(256) rf_to_halves(const float* x, f16* y, i64 size) {
     wait_for_previous();
     i64 i = i64(block_x()) * 256 + thread_x();
     if (i < size) y[i] = from_float<f16>(held(x[i]));
 }
+
+}  // namespace rocforge

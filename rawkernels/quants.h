@@ -14,16 +14,18 @@
 
 #include "platform.h"
 
+namespace rocforge {
+
 const u32 CELL = 128;
 
-DEVICE u32 cells_of(u32 elements) { return (elements + CELL - 1) / CELL; }
-DEVICE u32 round16(u32 n) { return (n + 15) / 16 * 16; }
+RF_DEVICE u32 cells_of(u32 elements) { return (elements + CELL - 1) / CELL; }
+RF_DEVICE u32 round16(u32 n) { return (n + 15) / 16 * 16; }
 
 // A word of 16 bytes; i is a constant after unrolling.
-DEVICE u32 element(u32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-DEVICE float element(f32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-DEVICE u32 byte_of(u32 word, u32 i) { return word >> 8 * i & 255; }
-DEVICE u32 moved(u32 word, u32 from, u32 to) { return to >= from ? word << (to - from) : word >> (from - to); }
+RF_DEVICE u32 element(u32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+RF_DEVICE float element(f32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+RF_DEVICE u32 byte_of(u32 word, u32 i) { return word >> 8 * i & 255; }
+RF_DEVICE u32 moved(u32 word, u32 from, u32 to) { return to >= from ? word << (to - from) : word >> (from - to); }
 
 // Where a field of a GGUF block or of a cell begins.
 struct Place {
@@ -38,26 +40,28 @@ struct Codes {
     static constexpr bool SIGNED = LOW == 8;  // whether `values` are
     u32x4 plane[PLANES];
 
-    static MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
-    static MEMBER u32 super_at(u32 cells) { return tail_at(cells) + round16(TAIL * cells); }
-    static MEMBER u32 row_bytes(u32 cells) { return super_at(cells) + round16(SUPER * cells / 2); }
+    static RF_MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
+    static RF_MEMBER u32 super_at(u32 cells) { return tail_at(cells) + round16(TAIL * cells); }
+    static RF_MEMBER u32 row_bytes(u32 cells) { return super_at(cells) + round16(SUPER * cells / 2); }
 
-    MEMBER void load_codes(const u8* row, u32 cells, u32 c) {
-        UNROLL
+    RF_MEMBER void load_codes(const u8* row, u32 cells, u32 c) {
+        RF_UNROLL
         for (u32 p = 0; p < PLANES; ++p) load_plane(row, cells, c, p);
     }
-    MEMBER void load_plane(const u8* row, u32 cells, u32 c, u32 p) {
+    RF_MEMBER void load_plane(const u8* row, u32 cells, u32 c, u32 p) {
         plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
     }
     // The first and the last run of 16 elements that need plane p.
-    static MEMBER u32 first_use(u32 p) { return p < LOW ? 8 * p / LOW : 8 * (p - LOW) / (HIGH ? HIGH : 1); }
-    static MEMBER u32 last_use(u32 p) { return p < LOW ? (8 * p + 7) / LOW : (8 * (p - LOW) + 7) / (HIGH ? HIGH : 1); }
+    static RF_MEMBER u32 first_use(u32 p) { return p < LOW ? 8 * p / LOW : 8 * (p - LOW) / (HIGH ? HIGH : 1); }
+    static RF_MEMBER u32 last_use(u32 p) {
+        return p < LOW ? (8 * p + 7) / LOW : (8 * (p - LOW) + 7) / (HIGH ? HIGH : 1);
+    }
 
     // Called once between loading and use: what is computed while loading would wait there for what is loaded.
-    MEMBER void ready() {}
+    RF_MEMBER void ready() {}
 
     // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each.
-    MEMBER u32 four(u32 s, u32 t) const {
+    RF_MEMBER u32 four(u32 s, u32 t) const {
         u32 half = 2 * s + t / 4;
         if constexpr (LOW == 8) return element(plane[half], t % 4);
         u32 code;
@@ -71,7 +75,7 @@ struct Codes {
 
     // Byte i of plane p of a cell, from a function that gives the code of each of its elements.
     template <class CodeOf>
-    static MEMBER u32 packed_byte(u32 p, u32 i, CodeOf code) {
+    static RF_MEMBER u32 packed_byte(u32 p, u32 i, CodeOf code) {
         u32 b = i % 4, out = 0;
         if constexpr (LOW == 8) return code(16 * p + i);
         if (p < LOW) {
@@ -88,9 +92,9 @@ struct Codes {
     }
 
     // As `four`, read from the planes in memory, for s and t that are not constants.
-    static MEMBER u32 stored_four(const u8* row, u32 cells, u32 c, u32 s, u32 t) {
+    static RF_MEMBER u32 stored_four(const u8* row, u32 cells, u32 c, u32 s, u32 t) {
         u32 half = 2 * s + t / 4;
-        auto word = [&](u32 p, u32 i) -> u32 { return ::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
+        auto word = [&](u32 p, u32 i) -> u32 { return rocforge::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
         if constexpr (LOW == 8) return word(half, t % 4);
         u32 code;
         if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
@@ -108,17 +112,17 @@ struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
     static constexpr u32 ELEMENTS = 32, HEADER = HEADER_, BYTES = HEADER + 4 * (LOW + HIGH);
     static constexpr u32 TAIL_FROM = 0, SUPER_FROM = 0;
     static constexpr bool HALVES = false;
-    static MEMBER Place high_place(u32 e) { return {HEADER + e / 8, e % 8}; }
-    static MEMBER Place low_place(u32 e) {
+    static RF_MEMBER Place high_place(u32 e) { return {HEADER + e / 8, e % 8}; }
+    static RF_MEMBER Place low_place(u32 e) {
         if constexpr (LOW == 8) return {HEADER + e, 0};
         return {HEADER + 4 * HIGH + e % 16, e / 16 * 4};
     }
-    static MEMBER u32 tail_byte(const u8* block, u32 i) { return block[i]; }
-    static MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
-    MEMBER float outer_scale() const { return 1.0f; }
-    MEMBER float outer_min() const { return 1.0f; }
-    MEMBER float min(u32, u32) const { return 0.0f; }
-    static MEMBER u32 values(u32 codes) { return codes; }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+    RF_MEMBER float outer_scale() const { return 1.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    static RF_MEMBER u32 values(u32 codes) { return codes; }
 };
 
 template <u32 LOW, u32 HIGH, i32 OFFSET_>
@@ -126,10 +130,10 @@ struct Scaled32 : Block32<LOW, HIGH, 2> {
     static constexpr i32 OFFSET = OFFSET_;
     static constexpr bool MINS = false;
     u32x2 tail;
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + this->tail_at(cells) + 8 * c);
     }
-    MEMBER float scale(u32 s, u32) const {
+    RF_MEMBER float scale(u32 s, u32) const {
         u32 pair = s < 2 ? tail.x : tail.y;
         return s % 2 ? high_half(pair) : low_half(pair);
     }
@@ -140,15 +144,15 @@ struct Affine32 : Block32<4, HIGH, 4> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = true;
     u32x4 tail;
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * c);
     }
-    MEMBER float scale(u32 s, u32) const { return low_half(element(tail, s)); }
-    MEMBER float min(u32 s, u32) const { return high_half(element(tail, s)); }
+    RF_MEMBER float scale(u32 s, u32) const { return low_half(element(tail, s)); }
+    RF_MEMBER float min(u32 s, u32) const { return high_half(element(tail, s)); }
 };
 
-DEVICE u32 iq4_values(u32 codes) { return lookup16(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, codes); }
-DEVICE u32 fp4_values(u32 codes) { return lookup16(0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc, codes); }
+RF_DEVICE u32 iq4_values(u32 codes) { return lookup16(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, codes); }
+RF_DEVICE u32 fp4_values(u32 codes) { return lookup16(0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc, codes); }
 
 struct Q4_0 : Scaled32<4, 0, 8> {};
 struct Q5_0 : Scaled32<4, 1, 16> {};
@@ -157,22 +161,20 @@ struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
 struct IQ4_NL : Scaled32<4, 0, 0> {
     static constexpr bool SIGNED = true;
-    static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
+    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 struct MXFP4 : Block32<4, 0, 1> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
-        tail = load_once<u32>(row + tail_at(cells) + 4 * c);
-    }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) { tail = load_once<u32>(row + tail_at(cells) + 4 * c); }
     // A power of two, 2^(e - 128): half of what the exponent says, since the table's values are doubled.
-    MEMBER float scale(u32 s, u32) const {
+    RF_MEMBER float scale(u32 s, u32) const {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
     static constexpr bool SIGNED = true;
-    static MEMBER u32 values(u32 codes) { return fp4_values(codes); }
+    static RF_MEMBER u32 values(u32 codes) { return fp4_values(codes); }
 };
 
 // ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----
@@ -180,22 +182,22 @@ struct MXFP4 : Block32<4, 0, 1> {
 template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT>
 struct Block256 : Codes<LOW, HIGH, TAIL, SUPER> {
     static constexpr u32 ELEMENTS = 256, BYTES = BYTES_;
-    static MEMBER Place low_place(u32 e) {
+    static RF_MEMBER Place low_place(u32 e) {
         constexpr u32 run = 256 / LOW;  // elements that share their bytes, 32 apart
         return {LOW_AT + e / run * 32 + e % 32, e % run / 32 * LOW};
     }
-    static MEMBER Place high_place(u32 e) { return {HIGH_AT + e % 32, e / 32}; }
-    MEMBER float min(u32, u32) const { return 0.0f; }
-    MEMBER float outer_min() const { return 1.0f; }
-    static MEMBER u32 values(u32 codes) { return codes; }
+    static RF_MEMBER Place high_place(u32 e) { return {HIGH_AT + e % 32, e / 32}; }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    static RF_MEMBER u32 values(u32 codes) { return codes; }
 };
 
 // The tail and super planes hold bytes of the block as they are: TAIL_BYTES from TAIL_FROM, SUPER from SUPER_FROM.
 template <u32 TAIL_FROM_, u32 TAIL_BYTES_, u32 SUPER_FROM_>
 struct CopiedScales {
     static constexpr u32 TAIL_FROM = TAIL_FROM_, HEADER = TAIL_BYTES_, SUPER_FROM = SUPER_FROM_;
-    static MEMBER u32 tail_byte(const u8* block, u32 i) { return block[TAIL_FROM + i]; }
-    static MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[TAIL_FROM + i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
 };
 
 struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
@@ -203,30 +205,32 @@ struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
     static constexpr bool HALVES = true, MINS = true;
     u32x2 tail;
     u32 super;
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
         super = load_once<u32>(row + super_at(cells) + 4 * (c / 2));
     }
-    MEMBER u32 both(u32 s, u32 h) const { return byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h); }
-    MEMBER float scale(u32 s, u32 h) const { return float(both(s, h) & 15); }
-    MEMBER float min(u32 s, u32 h) const { return float(both(s, h) >> 4); }
-    MEMBER float outer_scale() const { return low_half(super); }
-    MEMBER float outer_min() const { return -high_half(super); }
+    RF_MEMBER u32 both(u32 s, u32 h) const { return byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h); }
+    RF_MEMBER float scale(u32 s, u32 h) const { return float(both(s, h) & 15); }
+    RF_MEMBER float min(u32 s, u32 h) const { return float(both(s, h) >> 4); }
+    RF_MEMBER float outer_scale() const { return low_half(super); }
+    RF_MEMBER float outer_min() const { return -high_half(super); }
 };
 
 struct Q3_K : Block256<2, 1, 8, 0, 110, 32, 0>, CopiedScales<96, 14, 0> {
     static constexpr i32 OFFSET = 4;
     static constexpr bool HALVES = true, MINS = false;
     u32 first, second, d;  // scales of two runs of 32 each
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x4 tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
         u32 shift = 4 * (c % 2), high = tail.z >> shift;
         first = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
         second = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
         d = tail.w;
     }
-    MEMBER float scale(u32 s, u32 h) const { return float(i32(byte_of(s < 2 ? first : second, 2 * (s % 2) + h)) - 32); }
-    MEMBER float outer_scale() const { return low_half(d); }
+    RF_MEMBER float scale(u32 s, u32 h) const {
+        return float(i32(byte_of(s < 2 ? first : second, 2 * (s % 2) + h)) - 32);
+    }
+    RF_MEMBER float outer_scale() const { return low_half(d); }
 };
 
 // Scales and minimums of 6 bits. A block's tail is four words: d and dmin; for each cell four bytes, each a scale and
@@ -238,32 +242,32 @@ struct Affine256 : Block256<4, HIGH, 8, 0, BYTES, LOW_AT, 16> {
     static constexpr u32 TAIL_FROM = 0, HEADER = 16, SUPER_FROM = 0;
     u32x4 tail;  // as loaded; once it is ready d and dmin, the cell's scales, and its minimums
     u32 odd;     // which of the tail's cells it is
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * (c / 2));
         odd = c % 2;
     }
-    MEMBER void ready() {
+    RF_MEMBER void ready() {
         u32 own = odd ? tail.z : tail.y;
         tail.y = own & 0x3f3f3f3f;
         tail.z = (own >> 6 & 0x03030303) | (tail.w >> 4 * odd & 0x0f0f0f0f) << 2;
     }
-    MEMBER float scale(u32 s, u32) const { return byte_float(tail.y, s); }
-    MEMBER float min(u32 s, u32) const { return byte_float(tail.z, s); }
-    MEMBER float outer_scale() const { return low_half(tail.x); }
-    MEMBER float outer_min() const { return -high_half(tail.x); }
+    RF_MEMBER float scale(u32 s, u32) const { return byte_float(tail.y, s); }
+    RF_MEMBER float min(u32 s, u32) const { return byte_float(tail.z, s); }
+    RF_MEMBER float outer_scale() const { return low_half(tail.x); }
+    RF_MEMBER float outer_min() const { return -high_half(tail.x); }
 
-    static MEMBER u32 scale_of(const u8* block, u32 j) {
+    static RF_MEMBER u32 scale_of(const u8* block, u32 j) {
         return j < 4 ? block[4 + j] & 63 : (block[8 + j] & 15) | (block[j] >> 6) << 4;
     }
-    static MEMBER u32 min_of(const u8* block, u32 j) {
+    static RF_MEMBER u32 min_of(const u8* block, u32 j) {
         return j < 4 ? block[8 + j] & 63 : block[8 + j] >> 4 | (block[4 + j] >> 6) << 4;
     }
-    static MEMBER u32 tail_byte(const u8* block, u32 i) {
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) {
         if (i < 4) return block[i];
         if (i < 12) return scale_of(block, i - 4) | (min_of(block, i - 4) & 3) << 6;
         return min_of(block, i - 12) >> 2 | min_of(block, i - 8) >> 2 << 4;
     }
-    static MEMBER u32 header_byte(const u8* tail, u32 i) {
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) {
         auto scale = [&](u32 j) -> u32 { return tail[4 + j] & 63; };
         auto min = [&](u32 j) -> u32 { return tail[4 + j] >> 6 | (tail[12 + j % 4] >> 4 * (j / 4) & 15) << 2; };
         if (i < 4) return tail[i];
@@ -280,31 +284,31 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     static constexpr bool HALVES = true, MINS = false;
     u32x2 tail;
     f16 d;
-    static MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
-    static MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    static RF_MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
+    static RF_MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
         d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
     }
-    MEMBER float scale(u32 s, u32 h) const { return float(i8(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h))); }
-    MEMBER float outer_scale() const { return to_float(d); }
+    RF_MEMBER float scale(u32 s, u32 h) const { return float(i8(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h))); }
+    RF_MEMBER float outer_scale() const { return to_float(d); }
 };
 
 struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = false;
     u32 d, low, high;
-    static MEMBER Place low_place(u32 e) { return {8 + e / 32 * 16 + e % 16, e % 32 / 16 * 4}; }
-    MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    static RF_MEMBER Place low_place(u32 e) { return {8 + e / 32 * 16 + e % 16, e % 32 / 16 * 4}; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         u32x2 tail = load_once<u32x2>(row + tail_at(cells) + 8 * (c / 2));
         d = tail.x;
         high = tail.x >> (16 + 8 * (c % 2));
         low = tail.y >> 16 * (c % 2);
     }
-    MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
-    MEMBER float outer_scale() const { return low_half(d); }
+    RF_MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
+    RF_MEMBER float outer_scale() const { return low_half(d); }
     static constexpr bool SIGNED = true;
-    static MEMBER u32 values(u32 codes) { return iq4_values(codes); }
+    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 
 // ---- Activations: columns of int8 with a float32 scale for each 32 elements ----
@@ -314,26 +318,26 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
 
 const u32 ACTIVATION_PLANES = 10;
 
-DEVICE u32 activation_bytes(u32 cells) { return 16 * ACTIVATION_PLANES * cells; }
+RF_DEVICE u32 activation_bytes(u32 cells) { return 16 * ACTIVATION_PLANES * cells; }
 
 struct Activation {
     u32x4 q[8];
     f32x4 scale;
     u32x4 sums;
-    MEMBER void load(const u8* column, u32 cells, u32 c) {
-        UNROLL
-        for (u32 p = 0; p < 8; ++p) q[p] = ::load<u32x4>(column + 16 * (p * cells + c));
-        scale = ::load<f32x4>(column + 16 * (8 * cells + c));
-        sums = ::load<u32x4>(column + 16 * (9 * cells + c));
+    RF_MEMBER void load(const u8* column, u32 cells, u32 c) {
+        RF_UNROLL
+        for (u32 p = 0; p < 8; ++p) q[p] = rocforge::load<u32x4>(column + 16 * (p * cells + c));
+        scale = rocforge::load<f32x4>(column + 16 * (8 * cells + c));
+        sums = rocforge::load<u32x4>(column + 16 * (9 * cells + c));
     }
-    MEMBER i32 sum(u32 s, u32 h) const { return h ? i32(element(sums, s)) >> 16 : i32(i16(element(sums, s))); }
+    RF_MEMBER i32 sum(u32 s, u32 h) const { return h ? i32(element(sums, s)) >> 16 : i32(i16(element(sums, s))); }
 };
 
 // Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros; k past that writes nothing.
 // All lanes of the wave call it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive
-// elements, k % 32 == 0 first. The largest is found by its bits, of which a NaN has more than an infinity, and that more
-// than any number: the scale of 32 elements is what is not finite among them, and with it all their products.
-DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
+// elements, k % 32 == 0 first. The largest is found by its bits, of which a NaN has more than an infinity, and that
+// more than any number: the scale of 32 elements is what is not finite among them, and with it all their products.
+RF_DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
     auto size = [](float x) { return i32(float_bits(x) & 0x7fffffff); };
     i32 bits = maximum(maximum(size(v.x), size(v.y)), maximum(size(v.z), size(v.w)));
     float most = bits_float(reduce_lanes<8>(bits, Maximum()));
@@ -355,40 +359,40 @@ DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
 
 // ---- Activations in float16, for products of many columns on the matrix unit ----
 //
-// `columns` columns (a power of two, 8 at least) of `cells` cells. A unit is eight elements of a column: 16 bytes, which
-// hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. UNIT_CELLS consecutive cells are what the
-// lanes of a wave that share a column multiply at a time; unit j of all columns' cells lies together:
+// `columns` columns (a power of two, 8 at least) of `cells` cells. A unit is eight elements of a column: 16 bytes,
+// which hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. UNIT_CELLS consecutive cells are what
+// the lanes of a wave that share a column multiply at a time; unit j of all columns' cells lies together:
 //
 //     unit j of cell c of column k at ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS
 
 const u32 UNIT_CELLS = FRAGMENT_LANES;
 
-DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
+RF_DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
     return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;
 }
 
 // What float16 cannot hold becomes its largest value; infinities and NaNs stay.
-DEVICE float held(float x) {
+RF_DEVICE float held(float x) {
     float cut = maximum(minimum(x, 65504.0f), -65504.0f);
-    return __builtin_fabsf(x) < __builtin_inff() ? cut : x;
+    return absolute(x) < infinity() ? cut : x;
 }
 
 // Four values in float16, to an address of whole eight bytes.
-DEVICE void store_halves(f16* to, f32x4 v) {
+RF_DEVICE void store_halves(f16* to, f32x4 v) {
     u32x2 pairs;
     pairs.x = pack_halves(held(v.x), held(v.y)), pairs.y = pack_halves(held(v.z), held(v.w));
     *reinterpret_cast<u32x2*>(to) = pairs;
 }
 
 // Elements i to i + 3 of column k, i being a multiple of 4; i past the cells writes nothing.
-DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
+RF_DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
     if (i >= cells * CELL) return;
     u32x2 pairs;
     pairs.x = pack_halves(held(v.x), held(v.z)), pairs.y = pack_halves(held(v.y), held(v.w));
     *reinterpret_cast<u32x2*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
 }
 // Element i alone.
-DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
+RF_DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
     if (i >= cells * CELL) return;
     u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
     f16* unit = reinterpret_cast<f16*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16);
@@ -400,8 +404,10 @@ DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
 struct Rounded {
     u8* data;
     u32 columns, cells;
-    MEMBER void store(u32 k, u32 i, f32x4 v) const {
+    RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
         if (columns) return store_units(data, columns, cells, k, i, v);
         store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
     }
 };
+
+}  // namespace rocforge

@@ -1,14 +1,16 @@
-// GGUF's blocks to planar rows and back, bit for bit. Compiled with QTYPE, a format of quants.h.
+// GGUF's blocks to planar rows and back, bit for bit. Compiled with RF_QTYPE, a format of quants.h.
 #include "quants.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
-typedef QTYPE F;
+namespace rocforge {
+
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
+typedef RF_QTYPE F;
 
 // Bytes of a block's share of the tail plane.
 const u32 BLOCK_TAIL = F::TAIL * F::ELEMENTS / CELL;
 const u32 LOW_MASK = (1 << F::LOW) - 1, HIGH_MASK = (1 << F::HIGH) - 1;
 
-DEVICE u32 code_of(const u8* blocks, u32 e) {
+RF_DEVICE u32 code_of(const u8* blocks, u32 e) {
     const u8* block = blocks + e / F::ELEMENTS * F::BYTES;
     Place low = F::low_place(e % F::ELEMENTS);
     u32 code = block[low.byte] >> low.shift & LOW_MASK;
@@ -20,7 +22,7 @@ DEVICE u32 code_of(const u8* blocks, u32 e) {
 }
 
 // A thread a cell. `planar` holds rows * F::row_bytes zeros.
-KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
+RF_KERNEL(256) rf_pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
     wait_for_previous();
     u32 cells = cells_of(columns), i = block_x() * 256 + thread_x(), c = i % cells;
     if (i >= rows * cells) return;
@@ -30,10 +32,10 @@ KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
     auto code = [&](u32 e) -> u32 { return CELL * c + e < u32(columns) ? code_of(blocks, CELL * c + e) : 0; };
     for (u32 p = 0; p < F::PLANES; ++p) {
         u32 words[4];
-        UNROLL
+        RF_UNROLL
         for (u32 w = 0; w < 4; ++w) {
             words[w] = 0;
-            NO_UNROLL
+            RF_NO_UNROLL
             for (u32 b = 0; b < 4; ++b) words[w] |= F::packed_byte(p, 4 * w + b, code) << 8 * b;
         }
         *reinterpret_cast<u32x4*>(planar + 16 * (p * cells + c)) = make_u32x4(words[0], words[1], words[2], words[3]);
@@ -48,7 +50,7 @@ KERNEL(256) pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
 }
 
 // A thread a block. `blocks` holds zeros.
-KERNEL(256) unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
+RF_KERNEL(256) rf_unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
     wait_for_previous();
     u32 row_blocks = columns / F::ELEMENTS, cells = (columns + CELL - 1) / CELL;
     u32 i = block_x() * 256 + thread_x(), b = i % row_blocks;
@@ -70,3 +72,5 @@ KERNEL(256) unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
         }
     }
 }
+
+}  // namespace rocforge

@@ -2,6 +2,8 @@
 #include "platform.h"
 #include "select.h"
 
+namespace rocforge {
+
 // How one row is sampled: 64 bytes, made by rocforge.ops.sampling.
 struct Parameters {
     u64 seed;
@@ -14,13 +16,13 @@ static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
 
 constexpr u32 SLICE_THREADS = 256, SLICE = 1024, PER_THREAD = SLICE / SLICE_THREADS;
 
-// scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero none.
-// highest, best: the highest of each slice, and the lowest id that has it. Grid: (slices, rows); `scaled` is
+// scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero
+// none. highest, best: the highest of each slice, and the lowest id that has it. Grid: (slices, rows); `scaled` is
 // (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is in the prompt).
-KERNEL(SLICE_THREADS)
-sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
-              const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
-    __shared__ float staged[SLICE];
+RF_KERNEL(SLICE_THREADS)
+rf_sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
+                 const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
+    RF_SHARED float staged[SLICE];
     u32 row = block_y(), first = block_x() * SLICE + thread_x();
     const Parameters p = parameters[row];
     wait_for_previous();
@@ -29,21 +31,21 @@ sample_slices(float* scaled, float* highest, i32* best, const float* logits, con
     i32 uses[PER_THREAD] = {};
     auto id_of = [&](u32 j) { return first + j * SLICE_THREADS; };
     auto inside = [&](u32 id) { return u32(minimum(i32(id), i32(vocabulary - 1))); };
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(id_of(j))];
     if (p.counts_row >= 0) {
-        UNROLL
+        RF_UNROLL
         for (u32 j = 0; j < PER_THREAD; ++j) uses[j] = counts[u64(p.counts_row) * vocabulary + inside(id_of(j))];
     }
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < PER_THREAD; ++j) {
-        float value = id_of(j) < vocabulary ? values[j] : -__builtin_inff();
+        float value = id_of(j) < vocabulary ? values[j] : -infinity();
         if (uses[j]) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
         if (uses[j] > 1) value = sub_rn(sub_rn(value, mul_rn(uses[j] >> 1, p.frequency_penalty)), p.presence_penalty);
         values[j] = value;
     }
     if (p.bias_count) {
-        UNROLL
+        RF_UNROLL
         for (u32 j = 0; j < PER_THREAD; ++j) staged[thread_x() + j * SLICE_THREADS] = values[j];
         barrier();
         for (u32 i = thread_x(); i < u32(p.bias_count); i += SLICE_THREADS) {
@@ -51,12 +53,12 @@ sample_slices(float* scaled, float* highest, i32* best, const float* logits, con
             if (place < SLICE) staged[place] += bias_values[p.bias_start + i];
         }
         barrier();
-        UNROLL
+        RF_UNROLL
         for (u32 j = 0; j < PER_THREAD; ++j) values[j] = staged[thread_x() + j * SLICE_THREADS];
     }
-    float top = -__builtin_inff();
+    float top = -infinity();
     i32 top_id = 0x7fffffff;
-    UNROLL
+    RF_UNROLL
     for (u32 j = 0; j < PER_THREAD; ++j) {
         // a greedy row's values are not read again
         if (p.temperature > 0) scaled[id_of(j)] = values[j] = values[j] / p.temperature;
@@ -71,7 +73,7 @@ sample_slices(float* scaled, float* highest, i32* best, const float* logits, con
 }
 
 // 24 random bits: splitmix64 with the step as its counter.
-DEVICE u32 random24(u64 seed, u32 step) {
+RF_DEVICE u32 random24(u64 seed, u32 step) {
     u64 z = seed + (u64(step) + 1) * 0x9e3779b97f4a7c15ull;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ z >> 27) * 0x94d049bb133111ebull;
@@ -79,7 +81,7 @@ DEVICE u32 random24(u64 seed, u32 step) {
 }
 
 template <class Source>
-DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p, u32 vocabulary, u64 total) {
+RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p, u32 vocabulary, u64 total) {
     Cut cut = {ALL, ALL};
     if (p.top_k > 0 && u32(p.top_k) < vocabulary) {
         u64 limit = p.top_k;
@@ -105,20 +107,20 @@ DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p,
 }
 
 // tokens (rows,): the drawn token, or the most likely one where the temperature is zero or the highest logit is not
-// finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host, tokens go there too, to one half and the
-// other as *turn is even or odd. A block a row.
-KERNEL(ROW_THREADS)
-sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
-            const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
-    __shared__ SelectShared shared;
+// finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host,
+// tokens go there too, to one half and the other as *turn is even or odd. A block a row.
+RF_KERNEL(ROW_THREADS)
+rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
+               const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
+    RF_SHARED SelectShared shared;
     u32 row = block_x();
     Parameters p = parameters[row];
     wait_for_previous();
-    float top = -__builtin_inff();
+    float top = -infinity();
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);
     i32 token = 0x7fffffff;
-    if (p.temperature > 0 && __builtin_fabsf(top) < __builtin_inff()) {
+    if (p.temperature > 0 && absolute(top) < infinity()) {
         Row source = {scaled + u64(row) * slices * SLICE, top, slices * SLICE};
         bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
         u64 total = 0;
@@ -134,8 +136,7 @@ sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* par
                 listed = double(mass) >= p.top_p * double(total);
             }
         }
-        token = listed ? draw(shared, List{shared}, p, vocabulary, total)
-                       : draw(shared, source, p, vocabulary, total);
+        token = listed ? draw(shared, List{shared}, p, vocabulary, total) : draw(shared, source, p, vocabulary, total);
     } else {
         for (u32 i = thread_x(); i < slices; i += ROW_THREADS)
             if (highest[row * slices + i] == top) token = minimum(token, best[row * slices + i]);
@@ -151,14 +152,14 @@ sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* par
 
 // Log-probabilities of unchanged logits (rows, vocabulary): of `tokens`, in `chosen`, and of the `count` most likely
 // ones, in descending order, in top_ids and top_values (rows, count). A block a row.
-KERNEL(ROW_THREADS)
-token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens, u32 vocabulary,
-               u32 count) {
+RF_KERNEL(ROW_THREADS)
+rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens,
+                  u32 vocabulary, u32 count) {
     wait_for_previous();
-    __shared__ SelectShared shared;
+    RF_SHARED SelectShared shared;
     u32 row = block_x();
     logits += u64(row) * vocabulary;
-    float top = -__builtin_inff(), sum = 0;
+    float top = -infinity(), sum = 0;
     for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) top = maximum(top, logits[i]);
     top = block_max<ROW_THREADS>(top);
     for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) sum += fast_exp(logits[i] - top);
@@ -177,7 +178,7 @@ token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logi
     if (thread_x() == 0) shared.listed = 0;
     barrier();
     source.each(0, vocabulary, [&](u32 size, u32 id, const u32* gaps) {
-        UNROLL
+        RF_UNROLL
         for (u32 j = 0; j < Row::AT_ONCE; ++j) {
             if (j >= size || !cut.keeps(id + j, gaps[j])) continue;
             u32 i = atomic_add(&shared.listed, 1u);
@@ -191,3 +192,5 @@ token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logi
     top_ids[u64(row) * count + rank] = id;
     top_values[u64(row) * count + rank] = -bits_float(gap) - log_sum;
 }
+
+}  // namespace rocforge

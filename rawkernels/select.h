@@ -6,6 +6,8 @@
 #pragma once
 #include "platform.h"
 
+namespace rocforge {
+
 constexpr u32 ROW_THREADS = 1024;
 constexpr u32 BINS = 2048;
 constexpr u32 ID_BIN = 256;  // ids in one of the first bins; ids have 19 bits
@@ -15,40 +17,40 @@ constexpr u32 ALL = 0xffffffff;
 
 struct SelectShared {
     u32 low[BINS], high[BINS];  // sums of 64 bits in halves: devices add 32 bits to LDS in one step
-    u64 totals[ROW_THREADS / WAVE];
+    u64 totals[ROW_THREADS / RF_WAVE];
     u64 below, inside;
     u32 bin, listed;
     u32 gaps[LIST], ids[LIST];
 };
 
-DEVICE u64 shuffle64(u64 value, u32 from) {
+RF_DEVICE u64 shuffle64(u64 value, u32 from) {
     return u64(shuffle(u32(value >> 32), from)) << 32 | shuffle(u32(value), from);
 }
-DEVICE u64 wave_sum64(u64 value) {
-    UNROLL
-    for (u32 offset = WAVE / 2; offset > 0; offset /= 2) value += shuffle64(value, lane() ^ offset);
+RF_DEVICE u64 wave_sum64(u64 value) {
+    RF_UNROLL
+    for (u32 offset = RF_WAVE / 2; offset > 0; offset /= 2) value += shuffle64(value, lane() ^ offset);
     return value;
 }
 
 // The sum of the values of the threads before this one, and in `total` of all.
-DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total) {
+RF_DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total) {
     u64 sum = value;
-    UNROLL
-    for (u32 offset = 1; offset < WAVE; offset *= 2) {
+    RF_UNROLL
+    for (u32 offset = 1; offset < RF_WAVE; offset *= 2) {
         u64 before = shuffle64(sum, lane() >= offset ? lane() - offset : lane());
         if (lane() >= offset) sum += before;
     }
     barrier();
-    if (lane() == WAVE - 1) shared.totals[wave()] = sum;
+    if (lane() == RF_WAVE - 1) shared.totals[wave()] = sum;
     barrier();
-    u64 mine = lane() < ROW_THREADS / WAVE ? shared.totals[lane()] : 0;
+    u64 mine = lane() < ROW_THREADS / RF_WAVE ? shared.totals[lane()] : 0;
     u64 before = wave_sum64(lane() < wave() ? mine : 0);
     total = wave_sum64(mine);
     return before + sum - value;
 }
 
 // exp(-gap) * 2^40; one conversion to 32 bits, since those to 64 are slow.
-DEVICE u64 weight_of(u32 gap) {
+RF_DEVICE u64 weight_of(u32 gap) {
     float weight = fast_exp(-bits_float(gap));
     bool small = weight < 0.001953125f;  // 2^-9
     return u64(u32(weight * (small ? 1099511627776.0f : 2147483648.0f))) << (small ? 0 : 9);
@@ -61,10 +63,10 @@ struct Row {
     float highest;
     u32 size;
 
-    // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them, up
-    // to 4, from `id` on.
+    // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them,
+    // up to 4, from `id` on.
     template <class F>
-    MEMBER void each(u32 begin, u32 end, F f) const {
+    RF_MEMBER void each(u32 begin, u32 end, F f) const {
         if (end > size) end = size;
         for (u32 base = begin; base < end; base += 4 * ROW_THREADS) {
             u32 id = base + 4 * thread_x();
@@ -73,11 +75,11 @@ struct Row {
                 f32x4 four = load<f32x4>(values + id);
                 v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
             } else {
-                UNROLL
+                RF_UNROLL
                 for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : highest;
             }
             u32 gaps[4], count = id + 4 <= end ? 4 : id < end ? end - id : 0;
-            UNROLL
+            RF_UNROLL
             for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j]);
             f(count, id, gaps);
         }
@@ -90,7 +92,7 @@ struct List {
     const SelectShared& shared;
 
     template <class F>
-    MEMBER void each(u32, u32, F f) const {
+    RF_MEMBER void each(u32, u32, F f) const {
         for (u32 base = 0; base < shared.listed; base += ROW_THREADS) {
             u32 i = base + thread_x();
             bool active = i < shared.listed;
@@ -100,14 +102,14 @@ struct List {
     }
 };
 
-DEVICE void add_to_bin(SelectShared& shared, u32 bin, u64 value) {
+RF_DEVICE void add_to_bin(SelectShared& shared, u32 bin, u64 value) {
     u32 added = u32(value), old = atomic_add(&shared.low[bin], added);
     u32 high = u32(value >> 32) + (old + added < old);
     if (high) atomic_add(&shared.high[bin], high);
 }
 
 // All lanes take part; lanes with a value that share one bin add to it once.
-DEVICE void add_together(SelectShared& shared, u32 bin, u64 value) {
+RF_DEVICE void add_together(SelectShared& shared, u32 bin, u64 value) {
     u64 lanes = wave_ballot(value != 0);
     if (!lanes) return;
     u32 first = shuffle(bin, lowest_bit(lanes));
@@ -123,19 +125,19 @@ DEVICE void add_together(SelectShared& shared, u32 bin, u64 value) {
 // begin at `start_of` it.
 struct ByGap {
     static constexpr bool BY_ID = false;
-    static MEMBER u32 key(u32, u32 gap) { return gap; }
+    static RF_MEMBER u32 key(u32, u32 gap) { return gap; }
     // even in the gap itself, 64 bins for a factor of e, so that few elements share one
-    static MEMBER u32 first_bin(u32 gap) {
+    static RF_MEMBER u32 first_bin(u32 gap) {
         float bin = bits_float(gap) * 64.0f;
         return bin < BINS - 1 ? u32(bin) : BINS - 1;
     }
-    static MEMBER u32 start_of(u32 bin) { return bin < BINS ? float_bits(float(bin) / 64.0f) : 0x7f800001; }
+    static RF_MEMBER u32 start_of(u32 bin) { return bin < BINS ? float_bits(float(bin) / 64.0f) : 0x7f800001; }
 };
 struct ById {
     static constexpr bool BY_ID = true;
-    static MEMBER u32 key(u32 id, u32) { return id; }
-    static MEMBER u32 first_bin(u32 id) { return id / ID_BIN; }
-    static MEMBER u32 start_of(u32 bin) { return bin * ID_BIN; }
+    static RF_MEMBER u32 key(u32 id, u32) { return id; }
+    static RF_MEMBER u32 first_bin(u32 id) { return id / ID_BIN; }
+    static RF_MEMBER u32 start_of(u32 bin) { return bin * ID_BIN; }
 };
 
 // What `find` found: the key at which the running sum reaches the limit, the limit less the sum before that key, and
@@ -146,10 +148,10 @@ struct Found {
 };
 
 // With elements in the order of their keys, the key of the one at which the sum of their measures reaches
-// limit_of(sum of all), or some key where that is more than the sum. Measures of zero count for nothing. The sum is taken
-// over bins of keys, then over bins of the keys in the bin that was found, down to single keys.
+// limit_of(sum of all), or some key where that is more than the sum. Measures of zero count for nothing. The sum is
+// taken over bins of keys, then over bins of the keys in the bin that was found, down to single keys.
 template <class Key, class Source, class Measure, class LimitOf>
-DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
+RF_DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
     u32 low = 0, width = 0, shift = 0;  // a width of zero: the first round
     u64 base = 0, limit = 0;
     for (;;) {
@@ -160,7 +162,7 @@ DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, L
         bool range = Key::BY_ID && width;
         source.each(range ? low : 0, range ? low + width : ALL, [&](u32 count, u32 id, const u32* gaps) {
             u64 sum = 0;
-            UNROLL
+            RF_UNROLL
             for (u32 j = 0; j < Source::AT_ONCE; ++j) {
                 u32 key = Key::key(id + j, gaps[j]);
                 bool inside = j < count && (!width || key - low < width);
@@ -204,31 +206,30 @@ DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, L
 // Which elements are kept: gaps below `gap`, and at it, ids up to `id`.
 struct Cut {
     u32 gap, id;
-    MEMBER bool keeps(u32 i, u32 g) const { return g < gap || (g == gap && i <= id); }
+    RF_MEMBER bool keeps(u32 i, u32 g) const { return g < gap || (g == gap && i <= id); }
 };
 
 // Cuts behind the element at which the sum of measures, most likely first and of equally likely ones the lowest id
 // first, reaches the limit.
 template <class Source, class Measure, class LimitOf>
-DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
+RF_DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
     Found found = find<ByGap>(shared, source, measure, limit_of);
     if (found.rest > found.inside - measure(0, found.key)) return {found.key, ALL};  // up to the last of its equals
     u32 gap = found.key;
     u64 rest = found.rest;
     Found at = find<ById>(
-        shared, source, [=](u32 id, u32 g) { return g == gap ? measure(id, g) : 0; },
-        [=](u64) { return rest; });
+        shared, source, [=](u32 id, u32 g) { return g == gap ? measure(id, g) : 0; }, [=](u64) { return rest; });
     return {gap, at.key};
 }
 
 // Lists the likely elements of a row; returns the sum of all weights. False in `complete` where they are too many.
-DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
+RF_DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
     barrier();
     if (thread_x() == 0) shared.listed = 0;
     barrier();
     u64 sum = 0, total;
     row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
-        UNROLL
+        RF_UNROLL
         for (u32 j = 0; j < Row::AT_ONCE; ++j) {
             if (j >= count) continue;
             sum += weight_of(gaps[j]);
@@ -241,3 +242,5 @@ DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
     complete = shared.listed <= LIST;
     return total;
 }
+
+}  // namespace rocforge

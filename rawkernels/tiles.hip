@@ -1,24 +1,26 @@
 // Products of 8 to 64 columns with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
 //
-// Compiled with QTYPE, the weights' format (a struct of quants.h), QTYPE_LAST, that of the last matrix of a launch,
-// where it differs, COLUMNS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves it), and
-// ROW_WAVES.
+// Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
+// launch, where it differs, RF_COLUMNS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves
+// it), and RF_ROW_WAVES.
 //
 // A wave multiplies a tile of 16 rows, or of 64 columns two, with all columns. The lanes that share a row of a fragment
 // take a cell each, of UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes
-// become float16 where the matrix unit wants them. The waves of a block are ROW_WAVES runs of rows by K_WAVES shares of
-// the depth, whose sums meet in LDS.
+// become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES shares
+// of the depth, whose sums meet in LDS.
 #include "fragments.h"
-#define ROWS 1
+#define RF_ROWS 1
 #include "products.h"
 
-// variants: QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 COLUMNS=8 ROW_WAVES=1
-// variants: QTYPE=Q8_0,Q4_K,Q6_K COLUMNS=32 ROW_WAVES=4
-// variants: QTYPE=Q8_0,Q4_K,Q6_K COLUMNS=64 ROW_WAVES=2
-// variants: QTYPE=Q4_K QTYPE_LAST=Q6_K COLUMNS=16 ROW_WAVES=1
+namespace rocforge {
+
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=8 RF_ROW_WAVES=1
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=32 RF_ROW_WAVES=4
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=64 RF_ROW_WAVES=2
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_COLUMNS=16 RF_ROW_WAVES=1
 // targets: gfx90a gfx942 gfx1100 gfx1201
-const u32 THREADS = 256, WAVES = THREADS / WAVE, K_WAVES = WAVES / ROW_WAVES;
-const u32 TILES = COLUMNS == 64 ? 2 : 1, COLUMN_TILES = (COLUMNS + 15) / 16;
+const u32 THREADS = 256, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
+const u32 TILES = RF_COLUMNS == 64 ? 2 : 1, COLUMN_TILES = (RF_COLUMNS + 15) / 16;
 
 const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
 struct Shared {
@@ -28,9 +30,9 @@ struct Shared {
 // Sixteen elements of a cell in float16, in the order of units: codes * scale + min. Codes become float16 in the last
 // places of 1024, and lose what they are above by there.
 template <class F>
-DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
+RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
     u32 scales = pack_halves(scale, scale), mins = F::MINS ? pack_halves(min, min) : 0;
-    UNROLL
+    RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
         u32 even, odd;
         float unit = 1.0f, above = 1024.0f;
@@ -60,94 +62,98 @@ struct Sums {
 struct Position {
     const u8* row[TILES][FRAGMENT_PARTS];
     u32 number, cells;
-    MEMBER bool any() const { return number * UNIT_CELLS < cells; }
+    RF_MEMBER bool any() const { return number * UNIT_CELLS < cells; }
     // Lanes past the row's last cell have that one again, times zero.
-    MEMBER u32 own() const { return number * UNIT_CELLS + part_lane(); }
-    MEMBER u32 cell() const { return minimum(i32(own()), i32(cells - 1)); }
-    MEMBER bool wanted() const { return own() < cells; }
+    RF_MEMBER u32 own() const { return number * UNIT_CELLS + part_lane(); }
+    RF_MEMBER u32 cell() const { return minimum(i32(own()), i32(cells - 1)); }
+    RF_MEMBER bool wanted() const { return own() < cells; }
 };
 
-// A cell of each of a lane's rows. Its planes are loaded AHEAD runs of 16 elements before they are multiplied, or as soon
-// as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell.
+// A cell of each of a lane's rows. Its planes are loaded AHEAD runs of 16 elements before they are multiplied, or as
+// soon as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell.
 template <class F>
 struct Cells {
-    static const u32 AHEAD = F::PLANES < 6 && COLUMNS <= 16 ? 3 : 1;
+    static const u32 AHEAD = F::PLANES < 6 && RF_COLUMNS <= 16 ? 3 : 1;
     F of[TILES][FRAGMENT_PARTS];
-    MEMBER void load_scales(const Position& at) {
-        UNROLL
-        for (u32 m = 0; m < TILES; ++m)
-            UNROLL
+    RF_MEMBER void load_scales(const Position& at) {
+        RF_UNROLL
+        for (u32 m = 0; m < TILES; ++m) {
+            RF_UNROLL
             for (u32 p = 0; p < FRAGMENT_PARTS; ++p) of[m][p].load_scales(at.row[m][p], at.cells, at.cell());
-    }
-    MEMBER void load_planes(const Position& at, u32 time) {
-        UNROLL
-        for (u32 plane = 0; plane < F::PLANES; ++plane) {
-            if (time != maximum(i32(F::last_use(plane)), i32(F::first_use(plane) + 8 - AHEAD))) continue;
-            UNROLL
-            for (u32 m = 0; m < TILES; ++m)
-                UNROLL
-                for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
-                    of[m][p].load_plane(at.row[m][p], at.cells, at.cell(), plane);
         }
     }
-    MEMBER void load(const Position& at) {
+    RF_MEMBER void load_planes(const Position& at, u32 time) {
+        RF_UNROLL
+        for (u32 plane = 0; plane < F::PLANES; ++plane) {
+            if (time != maximum(i32(F::last_use(plane)), i32(F::first_use(plane) + 8 - AHEAD))) continue;
+            RF_UNROLL
+            for (u32 m = 0; m < TILES; ++m) {
+                RF_UNROLL
+                for (u32 p = 0; p < FRAGMENT_PARTS; ++p) of[m][p].load_plane(at.row[m][p], at.cells, at.cell(), plane);
+            }
+        }
+    }
+    RF_MEMBER void load(const Position& at) {
         if (!at.any()) return;
         load_scales(at);
-        UNROLL
+        RF_UNROLL
         for (u32 time = 0; time < 8; ++time) load_planes(at, time);
     }
 };
 
 // Adds the products of a run with all columns, and loads the one after.
 template <class F>
-DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
+RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
     Cells<F> after;
     if (next.any()) after.load_scales(next);
     float scale[TILES][FRAGMENT_PARTS], min[TILES][FRAGMENT_PARTS];  // of scales
-    UNROLL
-    for (u32 m = 0; m < TILES; ++m)
-        UNROLL
+    RF_UNROLL
+    for (u32 m = 0; m < TILES; ++m) {
+        RF_UNROLL
         for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
             w.of[m][p].ready();
             scale[m][p] = at.wanted() ? w.of[m][p].outer_scale() : 0.0f;
             min[m][p] = at.wanted() ? w.of[m][p].outer_min() : 0.0f;
         }
+    }
     u32 units[FRAGMENT_PARTS];
-    UNROLL
-    for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(COLUMNS, part_row(p) % COLUMNS, at.cell(), 0);
-    UNROLL
+    RF_UNROLL
+    for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
+        units[p] = 16 * unit_at(RF_COLUMNS, part_row(p) % RF_COLUMNS, at.cell(), 0);
+    RF_UNROLL
     for (u32 half = 0; half < 8; ++half) {
         u32 a[TILES][FRAGMENT_PARTS][8], s = half / 2, h = half % 2;
-        UNROLL
-        for (u32 m = 0; m < TILES; ++m)
-            UNROLL
+        RF_UNROLL
+        for (u32 m = 0; m < TILES; ++m) {
+            RF_UNROLL
             for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
                 const F& cell = w.of[m][p];
                 unpack(a[m][p], cell, s, h, scale[m][p] * cell.scale(s, h), min[m][p] * cell.min(s, h));
             }
+        }
         w.load_planes(at, 8 + half);
         if (next.any()) after.load_planes(next, half);
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < COLUMN_TILES; ++n) {
             schedule_barrier();
             u32 b[FRAGMENT_PARTS][8];
-            UNROLL
+            RF_UNROLL
             for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
-                UNROLL
+                RF_UNROLL
                 for (u32 j = 0; j < 2; ++j) {
                     // what all lanes share comes first, so that it is scalar
-                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * COLUMNS + 16 * n));
+                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * RF_COLUMNS + 16 * n));
                     u32x4 unit = load<u32x4>(shared_by_lanes + units[p]);
-                    UNROLL
+                    RF_UNROLL
                     for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(unit, i);
                 }
             }
-            UNROLL
+            RF_UNROLL
             for (u32 step = 0; step < 8; step += FRAGMENT_PAIRS) {
                 PairFragment columns = fragment_of(b, step);
-                UNROLL
+                RF_UNROLL
                 for (u32 m = 0; m < TILES; ++m) {
-                    if (COLUMNS == 8)
+                    if (RF_COLUMNS == 8)
                         multiply_add_half(sums.of[m][n], fragment_of(a[m], step), columns);
                     else
                         multiply_add(sums.of[m][n], fragment_of(a[m], step), columns);
@@ -161,7 +167,7 @@ DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position&
 
 // The products of the wave's rows with all columns, from its first run `at` on; loads the run that comes `then`.
 template <class F>
-DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x) {
+RF_DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x) {
     Sums sums = {};
     bool more = at.any();
     while (more) {
@@ -176,40 +182,42 @@ DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x
 }
 
 // Puts a wave's sums of 16 columns into LDS, where those of all shares of the depth are added up by `summed`.
-DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
+RF_DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
     barrier();  // what was there has been used
-    UNROLL
-    for (u32 m = 0; m < TILES; ++m)
-        UNROLL
+    RF_UNROLL
+    for (u32 m = 0; m < TILES; ++m) {
+        RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i)
             shared.sums[wave()][fragment_column(i)][16 * m + fragment_row(row_slot(i))] = sums.of[m][n].x[i];
+    }
     barrier();
 }
 // Of row `row` of run `run`.
-DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
+RF_DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
     float sum = 0.0f;
-    UNROLL
-    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * ROW_WAVES + run][column][row];
+    RF_UNROLL
+    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * RF_ROW_WAVES + run][column][row];
     return sum;
 }
 
 // The first run of a wave, whose rows are what `row_of` gives for 0 to 16 TILES - 1.
 template <class RowOf>
-DEVICE Position first_run(u32 cells, RowOf row_of) {
+RF_DEVICE Position first_run(u32 cells, RowOf row_of) {
     Position at;
-    UNROLL
-    for (u32 m = 0; m < TILES; ++m)
-        UNROLL
+    RF_UNROLL
+    for (u32 m = 0; m < TILES; ++m) {
+        RF_UNROLL
         for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = row_of(16 * m + part_row(p));
-    at.number = wave() / ROW_WAVES, at.cells = cells;
+    }
+    at.number = wave() / RF_ROW_WAVES, at.cells = cells;
     return at;
 }
 
 template <class F>
-DEVICE void product(Shared& shared, const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells,
-                    u32 block) {
+RF_DEVICE void product(Shared& shared, const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells,
+                       u32 block) {
     const u32 height = 16 * TILES;
-    u32 run = wave() % ROW_WAVES, first = block * ROW_WAVES * height;
+    u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
     Position at = first_run(cells, [&](u32 r) {
         return m.w + u64(minimum(i32(first + run * height + r), i32(m.rows - 1))) * F::row_bytes(cells);
     });
@@ -219,12 +227,12 @@ DEVICE void product(Shared& shared, const Matrix& m, const float* residual, cons
     w.load(at);
     wait_for_previous();
     Sums sums = multiply(w, at, none, x);
-    UNROLL
+    RF_UNROLL
     for (u32 n = 0; n < COLUMN_TILES; ++n) {
         share(shared, sums, n);
-        NO_UNROLL
-        for (u32 i = thread_x(); i < ROW_WAVES * height * 16; i += THREADS) {
-            u32 within = i % (ROW_WAVES * height), k = 16 * n + i / (ROW_WAVES * height), r = first + within;
+        RF_NO_UNROLL
+        for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
+            u32 within = i % (RF_ROW_WAVES * height), k = 16 * n + i / (RF_ROW_WAVES * height), r = first + within;
             float value = summed(shared, within / height, k % 16, within % height);
             if (k >= columns || r >= m.rows) continue;
             u64 at = u64(k) * m.rows + r;
@@ -235,50 +243,50 @@ DEVICE void product(Shared& shared, const Matrix& m, const float* residual, cons
     }
 }
 
-KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
-tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0, const u8* w1,
-              const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2, i32 rows2,
-              const float* residual) {
-    __shared__ Shared shared;
-    const u32 height = ROW_WAVES * 16 * TILES;
+RF_KERNEL_WIDE(THREADS, RF_COLUMNS == 64 ? 256 : 512)
+rf_tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0,
+                 const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2,
+                 i32 rows2, const float* residual) {
+    RF_SHARED Shared shared;
+    const u32 height = RF_ROW_WAVES * 16 * TILES;
     u32 block = block_x();
     Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
                          {w2, bias2, y2, u32(rows2), 2}, [](u32 rows) { return (rows + height - 1) / height; });
-#ifdef QTYPE_LAST
-    if (m.number == 2) return product<QTYPE_LAST>(shared, m, residual, x, columns, cells, block);
+#ifdef RF_QTYPE_LAST
+    if (m.number == 2) return product<RF_QTYPE_LAST>(shared, m, residual, x, columns, cells, block);
 #endif
-    product<QTYPE>(shared, m, residual, x, columns, cells, block);
+    product<RF_QTYPE>(shared, m, residual, x, columns, cells, block);
 }
 
-// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the product
-// that follows, the units of `rounded` may be null. Rows past the last fill up the last cell with zeros. Each of the
-// grid's blocks takes several of the launch's, and begins to load the next while its waves' sums meet.
-KERNEL_WIDE(THREADS, COLUMNS == 64 ? 256 : 512)
-tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
-           const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation, i32 grid) {
-    __shared__ Shared shared;
-    const u32 own = 8 * TILES, height = ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
-    u32 run = wave() % ROW_WAVES, end = rounded ? out_cells * CELL : rows;
+// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the
+// product that follows, the units of `rounded` may be null. Rows past the last fill up the last cell with zeros. Each
+// of the grid's blocks takes several of the launch's, and begins to load the next while its waves' sums meet.
+RF_KERNEL_WIDE(THREADS, RF_COLUMNS == 64 ? 256 : 512)
+rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
+              const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation, i32 grid) {
+    RF_SHARED Shared shared;
+    const u32 own = 8 * TILES, height = RF_ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
+    u32 run = wave() % RF_ROW_WAVES, end = rounded ? out_cells * CELL : rows;
     auto run_of = [&](u32 first) {
         Position at = first_run(cells, [&](u32 r) {
             return (r < own ? gate : up) +
-                   u64(minimum(i32(first + run * own + r % own), rows - 1)) * QTYPE::row_bytes(cells);
+                   u64(minimum(i32(first + run * own + r % own), rows - 1)) * RF_QTYPE::row_bytes(cells);
         });
         if (first >= end) at.number = cells;
         return at;
     };
     Position at = run_of(block_x() * height);
-    Cells<QTYPE> w;
+    Cells<RF_QTYPE> w;
     w.load(at);
     wait_for_previous();
     for (u32 first = block_x() * height; first < end; first += grid * height) {
         Position next = run_of(first + grid * height);
         Sums sums = multiply(w, at, next, x);
         at = next;
-        UNROLL
+        RF_UNROLL
         for (u32 n = 0; n < COLUMN_TILES; ++n) {
             share(shared, sums, n);
-            NO_UNROLL
+            RF_NO_UNROLL
             for (u32 i = thread_x(); i < height * 16; i += THREADS) {
                 u32 within = i % height, k = 16 * n + i / height, r = first + within;
                 float g = summed(shared, within / own, k % 16, within % own);
@@ -289,8 +297,10 @@ tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, co
                     value = gated(activation, g + (gate_bias ? gate_bias[r] : 0.0f), u + (up_bias ? up_bias[r] : 0.0f));
                     if (y) y[u64(k) * rows + r] = value;
                 }
-                if (rounded) store_unit(rounded, COLUMNS, out_cells, k, r, value);
+                if (rounded) store_unit(rounded, RF_COLUMNS, out_cells, k, r, value);
             }
         }
     }
 }
+
+}  // namespace rocforge

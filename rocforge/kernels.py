@@ -24,6 +24,8 @@ from rocforge import overlap
 from rocforge.arrays import cupy_module
 from rocforge.errors import DeviceError
 
+PREFIX = "rf_"
+"""Of every kernel's name in the sources, where names of HIP's and CUDA's headers stand beside it."""
 SCALARS_KEPT = 1024
 """Numbers that an argument is remembered for, with what CuPy passes for them."""
 
@@ -66,7 +68,7 @@ def _with_includes(name: str, seen: set[str]) -> str:
 
 def parameter_names(source: str, kernel: str, count: int) -> list[str]:
     """What a source calls the `count` parameters of a kernel; none where a macro declares it."""
-    for parameters in re.findall(rf"\b{kernel}\(([^()]*)\)\s*\{{", source_text(source)):
+    for parameters in re.findall(rf"\b{PREFIX}{kernel}\(([^()]*)\)\s*\{{", source_text(source)):
         names = re.findall(r"(\w+)\s*(?:,|$)", parameters)
         if len(names) == count:
             return names
@@ -78,7 +80,7 @@ def compile_options(wave: int) -> tuple[str, ...]:
 
     They are the same for all sources: see `_ask_compiler`.
     """
-    return ("-std=c++17", f"-DWAVE={wave}")
+    return ("-std=c++17", f"-DRF_WAVE={wave}")
 
 
 _asking = threading.Lock()
@@ -169,7 +171,7 @@ class Kernel:
 
     Args:
         source: the file's name.
-        name: of the kernel, declared there by KERNEL(...).
+        name: of the kernel, without the prefix rf_ that all have in the sources (see platform.h).
         signature: a type for each argument, separated by spaces: a NumPy scalar type (`int32`, `float32`, ...) for a
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
             with `*?` where None is allowed and gives a null pointer.
@@ -217,7 +219,7 @@ class Kernel:
             function.kernel(grid, block, checked)
 
     def _load(self, device: int) -> Any:
-        function = self.module(device).get_function(self.name)
+        function = self.module(device).get_function(PREFIX + self.name)
         self._functions[device] = function
         return function
 

@@ -58,13 +58,13 @@ def test_includes_are_put_in_once(package):
 def test_every_source_is_whole():
     """No include is left in any source."""
     for path in source_folder().glob("*.hip"):
-        assert "#include" not in source_text(path.name) and "KERNEL" in source_text(path.name)
+        assert "#include" not in source_text(path.name) and "RF_KERNEL" in source_text(path.name)
 
 
 def test_defines_come_first():
     """Macros are defined before the source, in an order that does not depend on how they were given; lines stay."""
-    text = kernels.with_defines("repack.hip", {"QTYPE": "Q4_K", "COLUMNS": 2})
-    assert text == "#define COLUMNS 2\n#define QTYPE Q4_K\n" + source_text("repack.hip")
+    text = kernels.with_defines("repack.hip", {"RF_QTYPE": "Q4_K", "RF_COLUMNS": 2})
+    assert text == "#define RF_COLUMNS 2\n#define RF_QTYPE Q4_K\n" + source_text("repack.hip")
     assert kernels.with_defines("norm.hip", {}) == source_text("norm.hip")
 
 
@@ -90,7 +90,7 @@ def test_only_device_arrays():
 
 def test_repr():
     """A kernel says where it comes from."""
-    assert repr(Kernel("matvec.hip", "matvec", "int32", QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, QTYPE=Q8_0)"
+    assert repr(Kernel("matvec.hip", "matvec", "int32", RF_QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, RF_QTYPE=Q8_0)"
 
 
 WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bgated_product\("
@@ -100,5 +100,5 @@ WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bgated_product\("
 @pytest.mark.parametrize("path", sorted(source_folder().glob("*.hip")), ids=lambda path: path.name)
 def test_every_kernel_waits(path):
     """Launches of a captured graph overlap, so a kernel that did not wait would read what is not yet written."""
-    _, *bodies = re.split(r"^(?: {4})?(?=(?:KERNEL|MATVEC)\w*\b)", path.read_text(), flags=re.MULTILINE)
+    _, *bodies = re.split(r"^(?: {4})?(?=RF_(?:KERNEL|MATVEC)\w*\b)", path.read_text(), flags=re.MULTILINE)
     assert bodies and all(re.search(WAITS, body) for body in bodies)

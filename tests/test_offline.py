@@ -55,11 +55,11 @@ def targets(source: str) -> list[str]:
 
 def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
     if target.startswith("sm_"):
-        command = [NVCC, "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DWAVE=32"]
+        command = [NVCC, "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
         command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
     else:
         command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
-        command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DWAVE={TARGETS[target]}", "-S"]
+        command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DRF_WAVE={TARGETS[target]}", "-S"]
     command += [f"-D{name}={value}" for name, value in defines]
     command += ["-o", "-", str(source_folder() / source)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
@@ -76,7 +76,7 @@ def covering(found: list[dict[str, str]], formats: bool = True) -> list[dict[str
     """As few of a source's variants as have each value of each define; without `formats`, of each but QTYPE."""
     seen, kept = set(), []
     for defines in found:
-        values = {(name, value) for name, value in defines.items() if formats or name != "QTYPE"}
+        values = {(name, value) for name, value in defines.items() if formats or name != "RF_QTYPE"}
         if not kept or not values <= seen:
             seen |= values
             kept.append(defines)
@@ -189,7 +189,7 @@ WEIGHTS = r"global_load_(?:dwordx4|b128) .* (?:nt|slc dlc|glc slc|slc|th:TH_LOAD
 )
 def test_matvec_instructions(kernel, columns, qtype, target):
     """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
-    text = assembly("matvec.hip", target, (("QTYPE", qtype), ("COLUMNS", str(columns)), ("ROWS", str(columns))))
+    text = assembly("matvec.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", str(columns)), ("RF_ROWS", str(columns))))
     rows = 2 if kernel == "matvec_gated" else columns
     before, *products = re.split(DOT, body_of(text, kernel))
     assert len(products) >= 32 * rows * columns
@@ -200,7 +200,7 @@ def test_matvec_instructions(kernel, columns, qtype, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_expert_instructions(target):
     """Products with experts use the int8 dot instruction or the matrix unit."""
-    few, many = (assembly(source, target, (("QTYPE", "Q4_K"),)) for source in ("experts.hip", "experts_prefill.hip"))
+    few, many = (assembly(source, target, (("RF_QTYPE", "Q4_K"),)) for source in ("experts.hip", "experts_prefill.hip"))
     assert len(re.findall(r"v_dot4_i32_iu8|v_dot4c?_i32_i8", few)) >= 96
     unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
     assert len(re.findall("v_dot2" if target == "gfx1030" else unit, many)) >= 56
@@ -211,7 +211,7 @@ def test_expert_instructions(target):
 @pytest.mark.parametrize("qtype", ["Q4_K", "MXFP4"])
 def test_tile_instructions(qtype, target):
     """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""
-    text = assembly("tiles.hip", target, (("QTYPE", qtype), ("COLUMNS", "8"), ("ROW_WAVES", "1")))
+    text = assembly("tiles.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", "8"), ("RF_ROW_WAVES", "1")))
     body = body_of(text, "tile_products")
     unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
     a_run = {"gfx1100": 2, "gfx1201": 4}.get(target, 8)
@@ -231,7 +231,7 @@ def test_tile_instructions(qtype, target):
 @pytest.mark.parametrize(("head_dim", "group"), [("64", "2"), ("128", "8")])
 def test_attention_instructions(head_dim, group, target):
     """Scores are exchanged by one choice of two each: as choices of an index they are chains, of hundreds."""
-    text = assembly("attention.hip", target, (("HEAD_DIM", head_dim), ("GROUP", group), ("BLOCK_SIZE", "32")))
+    text = assembly("attention.hip", target, (("RF_HEAD_DIM", head_dim), ("RF_GROUP", group), ("RF_BLOCK_SIZE", "32")))
     assert text.count("v_cndmask") < 100
 
 

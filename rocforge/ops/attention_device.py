@@ -213,7 +213,7 @@ _WHERE = "float32* float16* float16* int32* int32* int32* float32*?"
 def _sizes(head_dim: int, group: int) -> dict[str, int]:
     if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
         raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
-    return {"HEAD_DIM": head_dim, "GROUP": group, "BLOCK_SIZE": BLOCK_SIZE}
+    return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}
 
 
 @functools.cache
@@ -253,4 +253,4 @@ def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
 def _store_kernel(head_dim: int) -> Kernel:
     arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
-    return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", HEAD_DIM=head_dim)
+    return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)

@@ -117,19 +117,19 @@ def _grid(threads: int) -> tuple[int]:
 
 @functools.cache
 def _repack_kernel(name: str, qtype: str) -> Kernel:
-    return Kernel("repack.hip", name, "uint8* uint8* int32 int32", QTYPE=qtype)
+    return Kernel("repack.hip", name, "uint8* uint8* int32 int32", RF_QTYPE=qtype)
 
 
 @functools.cache
 def _planar_kernel(dtype: str, qtype: str) -> Kernel:
     signature = f"uint8* int32*? {_FLOATS[dtype]}* int32 int32"
-    return Kernel("dequantize.hip", f"dequantize_{dtype}", signature, QTYPE=qtype)
+    return Kernel("dequantize.hip", f"dequantize_{dtype}", signature, RF_QTYPE=qtype)
 
 
 @functools.cache
 def _block_kernel(dtype: str, qtype: str) -> Kernel:
     signature = f"uint8* int32*? float32*? {_FLOATS[dtype]}* int32"
-    return Kernel("blocks.hip", f"dequantize_{dtype}", signature, QTYPE=qtype)
+    return Kernel("blocks.hip", f"dequantize_{dtype}", signature, RF_QTYPE=qtype)
 
 
 @functools.cache

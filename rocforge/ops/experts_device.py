@@ -41,7 +41,7 @@ _combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32* float3
 @functools.cache
 def _kernel(name: str, kind: str) -> Kernel:
     source = "experts_prefill.hip" if name.endswith("tiles") else "experts.hip"
-    return Kernel(source, name, _SIGNATURES[name], QTYPE=kind)
+    return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind)
 
 
 def takes_int8(tokens: int, gate: Matrices, up: Matrices) -> bool:

@@ -124,7 +124,7 @@ def fills_device(rows: int) -> bool:
 @functools.cache
 def _then_norm_kernel(name: str) -> Kernel:
     signature = "void* int32 int32 void* float32*? float32*? float32* int32 float32* uint8* int32 float32*"
-    return Kernel("matvec.hip", "matvec_then_norm", signature, QTYPE=name, COLUMNS=1, ROWS=1)
+    return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_COLUMNS=1, RF_ROWS=1)
 
 
 def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None, ys: Sequence[Any]) -> list[Any]:
@@ -149,13 +149,13 @@ def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None,
 @functools.cache
 def _product_kernel(n: int, first: str, last: str) -> Kernel:
     signature = f"{_X} int32 int32 int32 {MATRICES} float32*?"
-    other = {} if first == last else {"QTYPE_LAST": last}
-    return Kernel("matvec.hip", "matvec", signature, QTYPE=first, **_shape(n), **other)
+    other = {} if first == last else {"RF_QTYPE_LAST": last}
+    return Kernel("matvec.hip", "matvec", signature, RF_QTYPE=first, **_shape(n), **other)
 
 
 def _shape(n: int) -> dict[str, int]:
     """The kernel for that many columns: there is one for 1, for 2, for up to 4 and for up to 8."""
-    return {"COLUMNS": 1 << (n - 1).bit_length(), "ROWS": _rows_together(n)}
+    return {"RF_COLUMNS": 1 << (n - 1).bit_length(), "RF_ROWS": _rows_together(n)}
 
 
 GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
@@ -217,4 +217,4 @@ def gated_outputs(n: int, rows: int, rounded: bool, columns: int = 0) -> tuple[A
 
 @functools.cache
 def _gated_kernel(n: int, name: str) -> Kernel:
-    return Kernel("matvec.hip", "matvec_gated", f"{_X} {GATED}", QTYPE=name, **_shape(n))
+    return Kernel("matvec.hip", "matvec_gated", f"{_X} {GATED}", RF_QTYPE=name, **_shape(n))

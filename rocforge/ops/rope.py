@@ -209,7 +209,7 @@ def _rotate_device(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
 @functools.cache
 def _rope_kernel(head_dim: int) -> Kernel:
     signature = "float32* float32* float32* float32* uint32 uint32 uint64 uint32 int32"
-    return Kernel("rope.hip", "rope", signature, HEAD_DIM=head_dim)
+    return Kernel("rope.hip", "rope", signature, RF_HEAD_DIM=head_dim)
 
 
 def _pair_slices(pairs: int, neox: bool) -> tuple[slice, slice]:

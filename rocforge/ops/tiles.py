@@ -91,5 +91,5 @@ _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile
 
 @functools.cache
 def _kernel(name: str, first: str, columns: int, row_waves: int, last: str | None) -> Kernel:
-    other = {} if last is None else {"QTYPE_LAST": last}
-    return Kernel("tiles.hip", name, _SIGNATURES[name], QTYPE=first, COLUMNS=columns, ROW_WAVES=row_waves, **other)
+    other = {} if last is None else {"RF_QTYPE_LAST": last}
+    return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, RF_COLUMNS=columns, RF_ROW_WAVES=row_waves, **other)

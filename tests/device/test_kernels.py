@@ -140,8 +140,8 @@ def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
 
 def test_source_that_does_not_compile():
     """The error says which source and which defines, and brings the compiler's words."""
-    kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
-    with pytest.raises(DeviceError, match=r"repack.hip does not compile with .*QTYPE=Q9_9[\s\S]*Q9_9"):
+    kernel = Kernel("repack.hip", "pack", "void*", RF_QTYPE="Q9_9")
+    with pytest.raises(DeviceError, match=r"repack.hip does not compile with .*RF_QTYPE=Q9_9[\s\S]*Q9_9"):
         kernel((1,), (256,), (cp.zeros(1),))
 
 
@@ -149,7 +149,7 @@ def test_one_set_of_options(monkeypatch):
     """All modules of a device are compiled with the same options, for which CuPy asks the compiler's version once."""
     seen = []
     monkeypatch.setattr(cp, "RawModule", lambda code, options: seen.append(options) or Mock())
-    for defines in ({"QTYPE": "Q4_K"}, {"QTYPE": "Q6_K", "COLUMNS": 1}, {}):
+    for defines in ({"RF_QTYPE": "Q4_K"}, {"RF_QTYPE": "Q6_K", "RF_COLUMNS": 1}, {}):
         kernels._Module("matvec.hip", defines, 0).prepare()
     assert len(seen) >= 3 and len(set(seen)) == 1
 
@@ -198,9 +198,9 @@ def test_background_compilation(fresh_modules, monkeypatch):
 
 def test_background_error_surfaces_at_the_launch(fresh_modules):
     """What does not compile in the background is no one's error until its kernel is launched: then with the log."""
-    kernel = Kernel("repack.hip", "pack", "void*", QTYPE="Q9_9")
+    kernel = Kernel("repack.hip", "pack", "void*", RF_QTYPE="Q9_9")
     compile_all([kernel, Kernel("norm.hip", "rms_norm", "void*")]).wait()
-    with pytest.raises(DeviceError, match=r"repack.hip does not compile with QTYPE=Q9_9:[\s\S]*Q9_9"):
+    with pytest.raises(DeviceError, match=r"repack.hip does not compile with RF_QTYPE=Q9_9:[\s\S]*Q9_9"):
         kernel((1,), (256,), (cp.zeros(1),))
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel, wave_size, with_defines
+from rocforge.kernels import PREFIX, Kernel, wave_size, with_defines
 
 PAGE = 4096
 USER_SGPRS = (4, 2, 2, 2, 2, 2, 1)
@@ -82,7 +82,7 @@ def _compiled(source: str, target: str, wave: int, folder: Path) -> Path:
     code.write_text(source)
     options = ["-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib", "-O3"]
     options += ["-mllvm", "-amdgpu-sdwa-peephole=0"]  # the emulator lacks the sign of gfx9's sub-word operands
-    _run("clang++-19", *options, "-std=c++17", f"-DWAVE={wave}", "-S", code, "-o", text)
+    _run("clang++-19", *options, "-std=c++17", f"-DRF_WAVE={wave}", "-S", code, "-o", text)
     text.write_text(_for_the_emulator(text.read_text()))
     _run("clang-19", "--target=amdgcn-amd-amdhsa", f"-mcpu={target}", text, "-o", path)
     return path
@@ -156,7 +156,7 @@ class Function:
     """A kernel, to be called as cupy.cuda.function.Function is."""
 
     def __init__(self, module: Module, name: str):
-        self._module, self._address = module, module.base + module.symbols[name + ".kd"]
+        self._module, self._address = module, module.base + module.symbols[f"{PREFIX}{name}.kd"]
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
         stream = cupy_module().cuda.get_current_stream()
