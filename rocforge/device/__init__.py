@@ -1,0 +1,1 @@
+"""Devices: which cards are supported, and the compiler of their kernels."""
