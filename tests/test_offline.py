@@ -189,7 +189,9 @@ WEIGHTS = r"global_load_(?:dwordx4|b128) .* (?:nt|slc dlc|glc slc|slc|th:TH_LOAD
 )
 def test_matvec_instructions(kernel, columns, qtype, target):
     """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
-    text = assembly("matvec.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", str(columns)), ("RF_ROWS", str(columns))))
+    text = assembly(
+        "matvec.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", str(columns)), ("RF_ROWS", str(columns)))
+    )
     rows = 2 if kernel == "matvec_gated" else columns
     before, *products = re.split(DOT, body_of(text, kernel))
     assert len(products) >= 32 * rows * columns

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from build import HERE, RUNTIME_LIBRARY, build
+from build import HERE, RUNTIME_LIBRARY, build, compiler_key
 
 ARCHS = {32: "gfx1100", 64: "gfx942"}  # one for each wave size
 
@@ -24,8 +24,10 @@ def simulated_environment(arch: str) -> dict[str, str]:
         "ROCM_HOME": str(folder),
         "LD_LIBRARY_PATH": _prepend(folder / "lib", "LD_LIBRARY_PATH"),
         "PATH": _prepend(folder / "bin", "PATH"),
-        # CuPy's own cache does not look into included headers; the simulator's does.
+        # CuPy's own cache does not look into included headers; the simulator's does, and rocforge's is one for each
+        # state of the simulator.
         "CUPY_CACHE_IN_MEMORY": "1",
+        "ROCFORGE_CACHE_DIR": os.environ.get("ROCFORGE_CACHE_DIR") or str(folder / f"rocforge-{compiler_key()}"),
     }
     if asan:
         library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
