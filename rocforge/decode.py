@@ -164,7 +164,7 @@ class _Plan:
         self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
         self._posted, self._steps = shared_array((2, rows), np.int32), 0
-        self._starts = cupy.arange(rows + 1, dtype=np.int32)
+        self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
         self._capturable = True

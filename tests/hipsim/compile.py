@@ -17,6 +17,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TARGET = re.compile(r"gfx(?:9|1[0-2])[0-9][0-9a-f](?::(?:sramecc|xnack)[+-])*")
+TARGET_OPTIONS = ("--offload-arch=", "--gpu-architecture=")
+TARGET_PLACE = b"hipsim-target:".ljust(63, b" ")
+"""Every library has this constant, which the target's name takes the place of: most are the same for all targets."""
+OWN_TEXT = Path(__file__).read_text()
 PASSED_ON = re.compile(r"-[DUI].+$")
 GENERAL = [  # _Float16 is rounded after every operation, as on the device; modules can be unloaded
     *["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"],
@@ -41,6 +46,15 @@ def compiler_options(hiprtc_options: list[str]) -> tuple[str, list[str]]:
         elif PASSED_ON.match(option):
             options.append(option)
     return standard, options
+
+
+def target_of(hiprtc_options: list[str]) -> str:
+    """What to compile for: an architecture, with features perhaps."""
+    named = (word.partition("=")[2] for word in hiprtc_options if word.startswith(TARGET_OPTIONS))
+    target = next(named, os.environ["HIPSIM_ARCH"].partition(",")[0])
+    if not TARGET.fullmatch(target):
+        raise SystemExit(f"error: invalid target ID '{target}'")
+    return target
 
 
 def closing(text: str, start: int) -> int:
@@ -77,7 +91,7 @@ def is_template(text: str, position: int) -> bool:
 
 
 def add_entries(text: str, expressions: list[str]) -> str:
-    """Puts a table entry behind every plain kernel, one for every name expression, and the table at the end."""
+    """Puts a table entry behind every plain kernel, one for every name expression; the table and the target end it."""
     inserts, count = [], 0
     for marker in re.finditer(r"\b__hipsim_global__\b", text):
         if is_template(text, marker.start()):
@@ -96,7 +110,8 @@ def add_entries(text: str, expressions: list[str]) -> str:
         count += 1
     declared = "".join(f"extern hipsim_entry hipsim_entry_{i};" for i in range(count))
     table = "".join(f"&hipsim_entry_{i}," for i in range(count))
-    return f'{text}\nextern "C" {{ {declared} hipsim_entry* hipsim_entries[] = {{ {table} nullptr }}; }}\n'
+    target = f'extern const char hipsim_target[]; const char hipsim_target[] = "{TARGET_PLACE.decode()}";'
+    return f'{text}\nextern "C" {{ {declared} hipsim_entry* hipsim_entries[] = {{ {table} nullptr }}; {target} }}\n'
 
 
 def entry(number: int, name: str, expression: str, bounds: str) -> str:
@@ -155,7 +170,8 @@ def write_record(manifest: Path, record: dict) -> dict:
 
 
 def digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    """A name for what these parts, and this file, make."""
+    return hashlib.sha256(repr((OWN_TEXT, *parts)).encode()).hexdigest()[:32]
 
 
 def up_to_date(manifest: Path) -> dict | None:
@@ -210,6 +226,7 @@ def main() -> None:
     source, output = Path(sys.argv[1]), Path(sys.argv[2])
     expressions = [word.removeprefix("--expression=") for word in sys.argv[3:split]]
     cache = Path(os.environ["HIPSIM_KERNELS"])
+    target = target_of(sys.argv[split + 1 :])
     standard, given = compiler_options(sys.argv[split + 1 :])
     asan = os.environ.get("HIPSIM_ASAN", "") not in ("", "0")
     options = [standard, *cpu_options(), *GENERAL, *(UNDER_SANITIZER if asan else OPTIMIZATION)]
@@ -221,7 +238,8 @@ def main() -> None:
     record = up_to_date(manifest)
     if record is None:
         record = compile_source(options, given, source.name, expressions, manifest)
-    output.write_bytes((cache / record["library"]).read_bytes())
+    library = (cache / record["library"]).read_bytes()
+    output.write_bytes(library.replace(TARGET_PLACE, target.encode().ljust(len(TARGET_PLACE), b"\0")))
 
 
 if __name__ == "__main__":
