@@ -57,6 +57,12 @@ def target_of(hiprtc_options: list[str]) -> str:
     return target
 
 
+def target_macros(target: str) -> list[str]:
+    """What AMD's compiler defines for a target, of which the last two digits are a minor number and a stepping."""
+    arch = target.partition(":")[0]
+    return [f"-D__{arch}__=1", f"-D__{arch[:-2].upper()}__=1"]
+
+
 def closing(text: str, start: int) -> int:
     """The place after the bracket that closes the one at `start`; strings and characters are skipped."""
     opening = text[start]
@@ -204,12 +210,14 @@ def precompiled_prelude(options: list[str], cache: Path) -> dict:
     return write_record(manifest, {"header": header.name, "included": included_files(text, "-")})
 
 
-def compile_source(options: list[str], given: list[str], source: str, expressions: list[str], manifest: Path) -> dict:
+def compile_source(
+    options: list[str], given: list[str], macros: list[str], source: str, expressions: list[str], manifest: Path
+) -> dict:
     """Preprocesses, rewrites and compiles into the cache; returns the record that it leaves there."""
     cache = manifest.parent
     prelude = precompiled_prelude(options, cache)
     before = ["-fpch-preprocess", "-include", str(cache / prelude["header"])]
-    preprocessed = run(["g++", *options, *given, *before, "-E", "-x", "c++", source])
+    preprocessed = run(["g++", *options, *given, *macros, *before, "-E", "-x", "c++", source])
     text = UNROLL.sub("", rewrite(preprocessed, expressions))
     library = cache / f"{digest(text, options, given)}.so"
     if not library.exists():
@@ -234,10 +242,11 @@ def main() -> None:
     os.chdir(source.parent)  # so that neither line markers nor the cache's keys hold the temporary folder
     cache.mkdir(parents=True, exist_ok=True)
     given = [option.replace(f"{source.parent}/", "") for option in given]
-    manifest = cache / f"{digest(source.read_text(), source.name, options, given, expressions)}.json"
+    macros = target_macros(target)
+    manifest = cache / f"{digest(source.read_text(), source.name, options, given, macros, expressions)}.json"
     record = up_to_date(manifest)
     if record is None:
-        record = compile_source(options, given, source.name, expressions, manifest)
+        record = compile_source(options, given, macros, source.name, expressions, manifest)
     library = (cache / record["library"]).read_bytes()
     output.write_bytes(library.replace(TARGET_PLACE, target.encode().ljust(len(TARGET_PLACE), b"\0")))
 
