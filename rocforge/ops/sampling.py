@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
-from rocforge.ops.strided import blocks, float32
+from rocforge.ops.strided import blocks, copy_into, float32
 from rocforge.sampling import SamplingParams
 
 SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024

@@ -39,7 +39,7 @@ def rows_of(x: Any) -> tuple[Any, int]:
 
 
 def copy_into(target: Any, source: Any) -> None:
-    """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape: a copy, for which no kernel is needed."""
+    """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
     target.data.copy_from_device_async(source.data, source.nbytes)
 
 
