@@ -18,13 +18,19 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rocforge.device.cards import AMD
 from rocforge.kernels import compile_options, source_folder, with_defines
 
 sys.path.append(str(Path(__file__).parent / "hipsim"))
 import amd_compiler
-from code_objects import Kernel, kernels_of
+import code_objects
 
+needs_amd_compiler = pytest.mark.skipif(
+    not amd_compiler.available() and os.environ.get("CI") != "true",
+    reason="needs AMD's compiler: python tests/hipsim/amd_compiler.py",
+)
 SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
 Defines = tuple[tuple[str, str], ...]
 Case = tuple[str, Defines, str]
@@ -70,18 +76,18 @@ def covering_cases() -> Iterator[Case]:
                 yield source, found[i % len(found)], members[i % len(members)]
 
 
-def code_for(source: str, defines: Defines, target: str) -> dict[str, Kernel]:
-    """The kernels of a source, by name, compiled with the text and the options that rocforge passes.
+def code_for(source: str, defines: Defines, target: str, header: str = "") -> dict[str, code_objects.Kernel]:
+    """The kernels of a source, by name, compiled with the options and the text that rocforge passes, behind a header.
 
     Raises:
         CompileError: it does not compile, or not without a warning.
     """
     offload = f"{target}:sramecc+:xnack-" if AMD[target] == 64 else target  # what HIP calls these cards
     options = [*compile_options(AMD[target]), f"--offload-arch={offload}", "-Wall", "-Wno-unused"]
-    code, log = amd_compiler.compile_program(with_defines(source, dict(defines)), options)
-    if log:
+    code, log = amd_compiler.compile_program(header + with_defines(source, dict(defines)), options)
+    if log and not header:
         raise amd_compiler.CompileError(log)
-    return kernels_of(code, target)
+    return code_objects.kernels_of(code, target)
 
 
 def ptx_for(source: str, defines: Defines, target: str) -> str:
@@ -101,9 +107,9 @@ def _processes() -> ProcessPoolExecutor:
 
 
 @functools.cache
-def compilation(source: str, defines: Defines, target: str) -> Future[Any]:
+def compilation(source: str, defines: Defines, target: str, *header: str) -> Future[Any]:
     """What `ptx_for` or `code_for` makes of a case, under way."""
-    return _processes().submit(ptx_for if target.startswith("sm_") else code_for, source, defines, target)
+    return _processes().submit(ptx_for if target.startswith("sm_") else code_for, source, defines, target, *header)
 
 
 def stop() -> None:

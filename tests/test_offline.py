@@ -16,11 +16,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import amd_compiler
 import offline
 import pytest
-from code_objects import Kernel
-from offline import SOURCES, Case, compilation, targets, variants
+from offline import SOURCES, Case, amd_compiler, code_objects, compilation, needs_amd_compiler, targets, variants
 
 from rocforge.device.cards import AMD
 from rocforge.kernels import PREFIX
@@ -34,11 +32,6 @@ VGPR_LIMIT = 256
 CASES = list(offline.every_case() if os.environ.get("EVERY_TARGET") else offline.covering_cases())
 REPRESENTATIVES = ["gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1151", "gfx1201"]
 """One target of each kind of machine code: the others of a generation differ in less than what is written down."""
-
-needs_amd_compiler = pytest.mark.skipif(
-    not amd_compiler.available() and os.environ.get("CI") != "true",
-    reason="needs AMD's compiler: python tests/hipsim/amd_compiler.py",
-)
 
 
 def parameters(chosen: Iterable[Case]) -> list[Any]:
@@ -97,7 +90,7 @@ def test_compiles_for_nvidia(source, defines, target):
     assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
 
 
-def within_limits(kernel: Kernel) -> bool:
+def within_limits(kernel: code_objects.Kernel) -> bool:
     """Whether a kernel has registers and LDS enough, with no spill and no scratch."""
     return not kernel.spills + kernel.scratch and kernel.vgprs <= VGPR_LIMIT and kernel.lds <= LDS_LIMIT
 
@@ -108,7 +101,7 @@ def test_no_kernel_spills(source, defines, target):
     """It compiles without a warning; every kernel keeps within registers and LDS, with no spill and no scratch, and the
     compiler knows of each access whether it goes to LDS or to memory."""
     kernels = compilation(source, defines, target).result()
-    assert kernels
+    assert kernels and all(name.startswith(PREFIX) for name in kernels)
     for name, kernel in kernels.items():
         assert within_limits(kernel), (name, figures(kernel))
         assert not re.search(r"^\t(flat|scratch)_", kernel.text, re.M), name
@@ -203,7 +196,7 @@ def print_page() -> None:
     """What each kernel takes on each of the representatives, as a page in Markdown."""
     others = ", ".join(target for target in AMD if target not in REPRESENTATIVES)
     print(PAGE.format(rocm=amd_compiler.ROCM, vgpr=VGPR_LIMIT, lds=LDS_LIMIT, others=others))
-    every: dict[str, list[Kernel]] = {target: [] for target in REPRESENTATIVES}
+    every: dict[str, list[code_objects.Kernel]] = {target: [] for target in REPRESENTATIVES}
     for source in SOURCES:
         print(f"## {source}\n\n{table_head('kernel')}")
         chosen = [target for target in REPRESENTATIVES if target in targets(source)]
@@ -232,11 +225,11 @@ def table_row(first: str, cells: Iterable[str]) -> str:
     return " | ".join(["| " + first, *cells]) + " |"
 
 
-def numbers(kernel: Kernel) -> tuple[int, ...]:
+def numbers(kernel: code_objects.Kernel) -> tuple[int, ...]:
     return kernel.vgprs, kernel.lds, kernel.scratch, kernel.spills, kernel.instructions
 
 
-def figures(kernel: Kernel) -> str:
+def figures(kernel: code_objects.Kernel) -> str:
     text = " / ".join(map(str, numbers(kernel)))
     return text if within_limits(kernel) else f"**{text}**"
 

@@ -52,6 +52,11 @@ def kernels_of(code: bytes, arch: str) -> dict[str, Kernel]:
     return {name: _kernel(record, texts[name]) for name, record in records.items()}
 
 
+def target_of(code: bytes) -> str:
+    """What a code object is for, as amdgcn-amd-amdhsa--gfx942:sramecc+:xnack-."""
+    return _metadata(ELFFile(io.BytesIO(code)))["amdhsa.target"]
+
+
 def _kernel(record: dict[str, int], text: str) -> Kernel:
     return Kernel(
         vgprs=record[".vgpr_count"],
