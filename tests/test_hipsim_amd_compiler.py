@@ -1,7 +1,7 @@
 """The simulator serves AMD's hiprtc: what the unmodified CuPy wheel compiles there is machine code for the card.
 
-Code objects are found in CuPy's cache, where it puts them, behind their hash, before it loads them, without their last byte:
-it takes that for the end of a text.
+Code objects are found in CuPy's cache, where it puts them, behind their hash, before it loads them; without their last
+byte, which it takes for the end of a text.
 """
 
 from __future__ import annotations

@@ -73,6 +73,6 @@ def test_sources_compile_behind_hostile_header(target):
         "void lane() {}",
         "struct half2 {};",
     ):
-        with pytest.raises(amd_compiler.CompileError, match="redefinition|conflicts"):
+        with pytest.raises(amd_compiler.CompileError, match=r"redefinition|conflicts"):
             amd_compiler.compile_program(header + declaration, options)
     assert all(future.result() for future in under_way)
