@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rocforge.arrays import _import_cupy
+from rocforge.device.libraries import import_cupy
 from rocforge.ops.gemm import product_halves
 
-cp, _reason = _import_cupy()
+cp, _reason = import_cupy()
 if cp is None:
     pytest.skip(f"needs a GPU: {_reason}", allow_module_level=True)
 

@@ -164,7 +164,7 @@ class _Plan:
         self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
         self._posted, self._steps = shared_array((2, rows), np.int32), 0
-        self._starts = cupy.arange(rows + 1, dtype=np.int32)
+        self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
         self._capturable = True
@@ -181,13 +181,14 @@ class _Plan:
         for row, request in enumerate(requests):
             state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
         state[6:] = self._padded_tables(requests).reshape(state[6:].shape)
-        self._state[...], self._steps = stream.upload(state), 0
+        stream.upload(state, out=self._state)
+        self._steps = 0
         if sampler is not self._sampler:
             self._sampler.become(sampler)
 
     def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
         """Take over the requests' block tables, between two steps."""
-        self._tables[...] = stream.upload(self._padded_tables(requests))
+        stream.upload(self._padded_tables(requests), out=self._tables)
 
     def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
         tables = np.zeros(self._tables.shape, np.int32)

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from rocforge.device.cards import AMD
-from rocforge.kernels import compile_options, source_folder, with_defines
+from rocforge.device.cards import AMD, Card
+from rocforge.device.compiler import options
+from rocforge.kernels import source_folder, with_defines
 
 sys.path.append(str(Path(__file__).parent / "hipsim"))
 import amd_compiler
@@ -76,15 +77,21 @@ def covering_cases() -> Iterator[Case]:
                 yield source, found[i % len(found)], members[i % len(members)]
 
 
+def card_with(target: str) -> Card:
+    """A card of an architecture, whose name HIP gives with its features."""
+    wave = AMD[target]
+    arch = f"{target}:sramecc+:xnack-" if wave == 64 else target
+    return Card(target, arch, wave, compute_units=1, shares_host_memory=False)
+
+
 def code_for(source: str, defines: Defines, target: str, header: str = "") -> dict[str, code_objects.Kernel]:
     """The kernels of a source, by name, compiled with the options and the text that rocforge passes, behind a header.
 
     Raises:
         CompileError: it does not compile, or not without a warning.
     """
-    offload = f"{target}:sramecc+:xnack-" if AMD[target] == 64 else target  # what HIP calls these cards
-    options = [*compile_options(AMD[target]), f"--offload-arch={offload}", "-Wall", "-Wno-unused"]
-    code, log = amd_compiler.compile_program(header + with_defines(source, dict(defines)), options)
+    text, warnings = header + with_defines(source, dict(defines)), ("-Wall", "-Wno-unused")
+    code, log = amd_compiler.compile_program(text, options(card_with(target)) + warnings)
     if log and not header:
         raise amd_compiler.CompileError(log)
     return code_objects.kernels_of(code, target)

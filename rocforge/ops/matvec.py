@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel, multiprocessors
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import CELL, cells_of
 from rocforge.ops.operands import Activations, Norm, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.ops.strided import blocks
@@ -117,7 +118,7 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
 def fills_device(rows: int) -> bool:
     """Whether the blocks of `product_then_norm` for that many rows, one a multiprocessor, leave few of them idle at the
     end: where most would be, a product in smaller blocks, and a launch for the norm, is faster."""
-    units, count = multiprocessors(cupy_module().cuda.runtime.getDevice()), blocks(rows, RUN)
+    units, count = card_of(cupy_module().cuda.runtime.getDevice()).compute_units, blocks(rows, RUN)
     return count <= units or count >= 0.8 * units * blocks(count, units)
 
 

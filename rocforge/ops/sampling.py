@@ -88,7 +88,7 @@ class Sampler:
         mine, others = ((s.parameters, s.counts, s._bias_ids, s._bias_values) for s in (self, other))
         for target, source in zip(mine, others, strict=True):
             if target is not None:
-                target[...] = source
+                copy_into(target, source)
 
     def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
         """The next token of each row; its step, and its counts, go up by one.

@@ -1,8 +1,11 @@
 """Random packed weights of every format, and the products that they should give."""
 
+import dataclasses
+
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
+from rocforge.device.cards import card_of
 from rocforge.ops.dequantize import cells_of
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
@@ -81,3 +84,8 @@ def product_error(y, x, w, *added):
 def sizes(qtype):
     """Row lengths: whole cells, a last cell in part, and less than one cell, as far as the format's blocks allow."""
     return (512, 544, 96) if GGML_QUANT_SIZES[QTYPES[qtype]][0] <= 32 else (512, 768, 256)
+
+
+def card_without_matrix_unit(device):
+    """A device's card, but of RDNA 2."""
+    return dataclasses.replace(card_of(device), arch="gfx1030")

@@ -17,6 +17,7 @@
     X(hipErrorInvalidDevice, 101, "invalid device ordinal")                       \
     X(hipErrorInvalidImage, 200, "device kernel image is invalid")                \
     X(hipErrorInvalidContext, 201, "invalid device context")                      \
+    X(hipErrorNoBinaryForGpu, 209, "no kernel image is available for execution on the device") \
     X(hipErrorFileNotFound, 301, "file not found")                                \
     X(hipErrorInvalidHandle, 400, "invalid resource handle")                      \
     X(hipErrorNotFound, 500, "named symbol not found")                            \
@@ -79,6 +80,7 @@ enum {
     hipDeviceAttributeCanMapHostMemory = 3,
     hipDeviceAttributeClockRate = 5,
     hipDeviceAttributeConcurrentKernels = 8,
+    hipDeviceAttributeIntegrated = 16,
     hipDeviceAttributeL2CacheSize = 19,
     hipDeviceAttributeComputeCapabilityMajor = 23,
     hipDeviceAttributeMaxBlockDimX = 26,

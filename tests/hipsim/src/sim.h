@@ -29,10 +29,12 @@ void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 // ---- device.cpp
 struct Arch {
     const char *name, *product;
-    int major, minor, wave, compute_units, l2_bytes, clock_khz, threads_per_unit;
+    int major, minor, wave, compute_units, l2_bytes, clock_khz;
+    bool integrated = false; // its memory is the host's
 };
-constexpr int lds_bytes = 64 << 10, max_threads = 1024;
-const Arch& arch();
+constexpr int lds_bytes = 64 << 10, max_threads = 1024, threads_per_unit = 2048;
+const Arch& arch(int device);
+bool runs_code_for(int device, const std::string& target); // such as gfx90a:xnack-
 int device_count();
 int current_device();
 size_t device_memory();
@@ -130,6 +132,7 @@ std::string source_line(const void* program_counter); // "file:line" of an addre
 // ---- execute.cpp
 struct Launch {
     const Kernel* kernel;
+    int device;
     hipsim_dim3 grid, block;
     size_t dynamic_lds;
     std::vector<char> argument_bytes;
