@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import amd_compiler
 from build import HERE, RUNTIME_LIBRARY, build, compiler_key
 
 
@@ -16,6 +17,8 @@ def simulated_environment(arch: str, hipcc: bool = True) -> dict[str, str]:
     """
     folder = build()
     tools = str(folder / "bin")
+    compiler = os.environ.get("HIPSIM_HIPRTC") or compiler_key()
+    libraries = [*_other_hiprtc(), str(folder / "lib"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     path = [tools, *os.get_exec_path()] if hipcc else [place for place in os.get_exec_path() if place != tools]
     environment = {
         **os.environ,
@@ -24,12 +27,12 @@ def simulated_environment(arch: str, hipcc: bool = True) -> dict[str, str]:
         "HIPSIM_COMPILE": str(HERE / "compile.py"),
         "HIPSIM_KERNELS": str(folder.parent / "kernels"),
         "HIPSIM_RUNTIME": str(folder / "lib" / RUNTIME_LIBRARY),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder / "lib"), os.environ.get("LD_LIBRARY_PATH")])),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": os.pathsep.join(path),
         # CuPy's own cache does not look into included headers; the simulator's does, and rocforge's is one for each
-        # state of the simulator.
+        # state of the simulator, and one for AMD's code.
         "CUPY_CACHE_IN_MEMORY": "1",
-        "ROCFORGE_CACHE_DIR": os.environ.get("ROCFORGE_CACHE_DIR") or str(folder / f"rocforge-{compiler_key()}"),
+        "ROCFORGE_CACHE_DIR": os.environ.get("ROCFORGE_CACHE_DIR") or str(folder / f"rocforge-{compiler}"),
     }
     if hipcc:
         environment["ROCM_HOME"] = str(folder)
@@ -40,3 +43,11 @@ def simulated_environment(arch: str, hipcc: bool = True) -> dict[str, str]:
         options = "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0:handle_segv=0:handle_sigbus=0"
         environment |= {"LD_PRELOAD": os.path.realpath(library.stdout.strip()), "ASAN_OPTIONS": options}
     return environment
+
+
+def _other_hiprtc() -> list[str]:
+    """The folder of the libhiprtc that is to be loaded in place of the simulator's, if any."""
+    chosen = os.environ.get("HIPSIM_HIPRTC", "")
+    if chosen not in ("", "amd"):
+        raise SystemExit(f"hipsim: HIPSIM_HIPRTC is amd or not set, not {chosen!r}")
+    return [str(amd_compiler.fetch())] if chosen else []
