@@ -43,12 +43,14 @@ MENDED: dict[str, list[tuple[str, str]]] = {
         (
             "  handler = _INST_HANDLERS.get(type(inst))\n",
             "  handler = _INST_HANDLERS.get(type(inst))\n"
-            "  if re.search('_(WB|WBL2|INV|WBINV)$', _op_name(inst)): handler = lambda inst, ctx: UOp.sink(*ctx.inc_pc())\n",
+            "  if re.search('_(WB|WBL2|INV|WBINV)$', _op_name(inst)):\n"
+            "    handler = lambda inst, ctx: UOp.sink(*ctx.inc_pc())\n",
         ),
         # an instruction that moves lanes within one register goes lane by lane: it reads a copy
         (
             "  swizzled = ctx.rvgpr_dyn(ctx.inst_field(type(inst).vsrc0), safe_src_lane)\n",
-            "  copy, at = UOp.placeholder((ctx.wave_size,), dtypes.uint32, slot=0, addrspace=AddrSpace.LOCAL), ctx.range()\n"
+            "  copy = UOp.placeholder((ctx.wave_size,), dtypes.uint32, slot=0, addrspace=AddrSpace.LOCAL)\n"
+            "  at = ctx.range()\n"
             "  copied = copy.index(at).store(ctx.rvgpr_dyn(ctx.inst_field(type(inst).vsrc0), at)).end(at)\n"
             "  swizzled = copy.after(copied).index(safe_src_lane)\n",
         ),
@@ -62,19 +64,27 @@ MENDED: dict[str, list[tuple[str, str]]] = {
         ),
         # a literal may say which lanes to permute
         *(
-            (f"self.rsrc_dyn({n}_off, _c(0, dtypes.int)) if {n}", f"self.rsrc_dyn({n}_off, _c(0, dtypes.int), 32, self.optional_field(inst, 'literal')) if {n}")
+            (
+                f"self.rsrc_dyn({n}_off, _c(0, dtypes.int)) if {n}",
+                f"self.rsrc_dyn({n}_off, _c(0, dtypes.int), 32, self.optional_field(inst, 'literal')) if {n}",
+            )
             for n in ("src1", "src2")
         ),
         # parts of registers have signs too
         *(
-            (f"_sdwa_select(s{n}_raw, src{n}_sel, src{n}_sext)", f"_apply_src_mods(_sdwa_select(s{n}_raw, src{n}_sel, src{n}_sext), 0, _iattr(inst, 'src{n}_abs'), _iattr(inst, 'src{n}_neg'), inst.canonical_op_bits['s{n}'])")
+            (
+                f"_sdwa_select(s{n}_raw, src{n}_sel, src{n}_sext)",
+                f"_apply_src_mods(_sdwa_select(s{n}_raw, src{n}_sel, src{n}_sext), 0, _iattr(inst, 'src{n}_abs'),"
+                f" _iattr(inst, 'src{n}_neg'), inst.canonical_op_bits['s{n}'])",
+            )
             for n in (0, 1)
         ),
         # float16 operands of the matrix unit: subnormal, infinite, not a number
         (
             "    return exp.eq(_c(0)).where(_c(0), f32_bits)\n",
-            "    small = (mant.cast(dtypes.float32) * UOp.const(2.0 ** -24, dtypes.float32)).bitcast(dtypes.uint32) | (sign << _c(31))\n"
-            "    return exp.eq(_c(0)).where(small, exp.eq(_c(31)).where(f32_bits | _c(0x7F800000), f32_bits))\n",
+            "    small = (mant.cast(dtypes.float32) * UOp.const(2.0 ** -24, dtypes.float32)).bitcast(dtypes.uint32)\n"
+            "    large = exp.eq(_c(31)).where(f32_bits | _c(0x7F800000), f32_bits)\n"
+            "    return exp.eq(_c(0)).where(small | (sign << _c(31)), large)\n",
         ),
     ],
 }
@@ -89,7 +99,7 @@ def emulator() -> Any:
     from tinygrad.renderer.amd import _load_formats as formats
 
     for name, changes in MENDED.items():
-        module = _load(root, name, changes)
+        module = mended(root, name, changes)
     window = mmap.mmap(-1, LDS_WINDOW + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     module.lds_memory = ctypes.c_char.from_buffer(window)
     module.lds_window = ctypes.addressof(module.lds_memory)
@@ -97,7 +107,12 @@ def emulator() -> Any:
     return module
 
 
-def _load(root: Path, name: str, changes: list[tuple[str, str]]) -> ModuleType:
+def mended(root: Path, name: str, changes: list[tuple[str, str]]) -> ModuleType:
+    """A module of a checkout, loaded with parts of its text replaced.
+
+    Raises:
+        RuntimeError: it does not have such a part.
+    """
     path = root / f"{name.replace('.', '/')}.py"
     text = path.read_text()
     for before, after in changes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import io
 import mmap
 import os
 import struct
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import PREFIX, Kernel, compile_options, wave_size, with_defines
@@ -41,18 +43,6 @@ USER_SGPRS = (4, 2, 2, 2, 2, 2, 1)
 KERNARG = 3
 THREAD = ThreadPoolExecutor(1)
 """Runs the emulator, which works in one thread only."""
-DYNSYM = 11
-"""The type of the section with an ELF file's dynamic symbols."""
-
-
-def symbols_of(elf: bytes) -> dict[str, int]:
-    """The address of each symbol of a code object."""
-    (start,), (size, count) = struct.unpack_from("<Q", elf, 40), struct.unpack_from("<HH", elf, 58)
-    sections = [struct.unpack_from("<IIQQQQII", elf, start + i * size) for i in range(count)]
-    (table,) = (section for section in sections if section[1] == DYNSYM)
-    names, at, length = sections[table[6]][4], table[4], table[5]
-    symbols = struct.iter_unpack("<IBBHQQ", elf[at : at + length])
-    return {elf[names + name : elf.index(0, names + name)].decode(): value for name, _, _, _, value, _ in symbols}
 
 
 class Module:
@@ -60,17 +50,18 @@ class Module:
 
     def __init__(self, source: str, defines: dict[str, Any], target: str, wave: int):
         fetch()
-        options = (*compile_options(wave), f"--offload-arch={target}")
-        elf, _ = compile_program(with_defines(source, defines), options, source)
-        self.symbols = symbols_of(elf)
-        (start,), (size, count) = struct.unpack_from("<Q", elf, 32), struct.unpack_from("<HH", elf, 54)
-        headers = [struct.unpack_from("<IIQQQQQQ", elf, start + i * size) for i in range(count)]
-        loads = [(offset, at, filled, end) for kind, _, offset, at, _, filled, end, _ in headers if kind == 1]
-        self.size = max(at + end for _, at, _, end in loads) + PAGE
+        offload = f"{target}:sramecc+:xnack-" if wave == 64 else target  # what HIP calls these cards
+        options = (*compile_options(wave), f"--offload-arch={offload}")
+        code, _ = compile_program(with_defines(source, defines), options, source)
+        elf = ELFFile(io.BytesIO(code))
+        self.symbols = {symbol.name: symbol["st_value"] for symbol in elf.get_section_by_name(".dynsym").iter_symbols()}
+        segments = list(elf.iter_segments("PT_LOAD"))
+        self.size = max(segment["p_vaddr"] + segment["p_memsz"] for segment in segments) + PAGE
         self._memory = mmap.mmap(-1, self.size)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        for offset, at, filled, _ in loads:
-            self._memory[at : at + filled] = elf[offset : offset + filled]
+        for segment in segments:
+            self._memory.seek(segment["p_vaddr"])
+            self._memory.write(segment.data())
         (self.arch,) = (name for start, name in ARCHITECTURES.items() if target.startswith(start))
 
 
