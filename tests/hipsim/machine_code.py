@@ -1,4 +1,4 @@
-"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for HIPSIM_ARCH, and run by an instruction emulator.
+"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for the simulated card, and run by an instruction emulator.
 
     HIPSIM_MACHINE_CODE=TINYGRAD tests/hipsim/run --arch gfx1201 pytest tests/device/test_norm.py
 
@@ -37,7 +37,7 @@ from amd_compiler import compile_program, fetch
 from emulator import PAGE, emulator
 
 ARCHITECTURES = {"gfx942": "cdna", "gfx950": "cdna", "gfx11": "rdna3", "gfx12": "rdna4"}
-"""How the emulator calls the targets that begin so."""
+"""What the emulator calls targets that begin so. It has no others."""
 USER_SGPRS = (4, 2, 2, 2, 2, 2, 1)
 """Words of what a kernel descriptor's first property bits ask for; the fourth is the kernarg segment's address."""
 KERNARG = 3
@@ -50,8 +50,8 @@ class Module:
 
     def __init__(self, source: str, defines: dict[str, Any], target: str, wave: int):
         fetch()
-        offload = f"{target}:sramecc+:xnack-" if wave == 64 else target  # what HIP calls these cards
-        options = (*compile_options(wave), f"--offload-arch={offload}")
+        self.arch = next(name for start, name in ARCHITECTURES.items() if target.startswith(start))
+        options = (*compile_options(wave), f"--offload-arch={target}")
         code, _ = compile_program(with_defines(source, defines), options, source)
         elf = ELFFile(io.BytesIO(code))
         self.symbols = {symbol.name: symbol["st_value"] for symbol in elf.get_section_by_name(".dynsym").iter_symbols()}
@@ -62,7 +62,6 @@ class Module:
         for segment in segments:
             self._memory.seek(segment["p_vaddr"])
             self._memory.write(segment.data())
-        (self.arch,) = (name for start, name in ARCHITECTURES.items() if target.startswith(start))
 
 
 _module = functools.cache(
@@ -114,10 +113,11 @@ def _kernarg(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], sha
 
 def install() -> None:
     """From now on, in this process, rocforge's kernels are run so, and decode steps are not captured."""
-    target, os.environ["ROCFORGE_GRAPHS"] = os.environ["HIPSIM_ARCH"], "0"
+    os.environ["ROCFORGE_GRAPHS"] = "0"
 
     def load(kernel: Kernel, device: int) -> Any:
         defines = tuple(sorted(kernel.defines.items()))
+        target = cupy_module().cuda.runtime.getDeviceProperties(device)["gcnArchName"].decode()
         function = Function(_module(kernel.source, defines, target, wave_size(device)), kernel.name)
         kernel._functions[device] = loaded = SimpleNamespace(kernel=function)
         return loaded
