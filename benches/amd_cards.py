@@ -16,6 +16,7 @@ class Family(NamedTuple):
         granule: in which they are given out.
         waves: the most that a vector unit holds.
         latency: seconds from a load to its value, from memory, while others load.
+        cached: the same of what lies in a cache.
         gap: cycles between two instructions of a lone wave; None where llvm-mca says it.
     """
 
@@ -26,13 +27,14 @@ class Family(NamedTuple):
     granule: int
     waves: int
     latency: float
+    cached: float
     gap: float | None = None
 
 
-CDNA = Family(64, 4, 16, 512, 8, 8, 1.0e-6)
-RDNA2 = Family(32, 2, 32, 1024, 8, 16, 0.6e-6)
-RDNA3 = Family(32, 2, 32, 1536, 24, 16, 0.6e-6)
-HOPPER = Family(32, 4, 32, 512, 8, 16, 0.7e-6, gap=2.0)
+CDNA = Family(64, 4, 16, 512, 8, 8, 1.0e-6, 0.3e-6)
+RDNA2 = Family(32, 2, 32, 1024, 8, 16, 0.6e-6, 0.2e-6)
+RDNA3 = Family(32, 2, 32, 1536, 24, 16, 0.6e-6, 0.2e-6)
+HOPPER = Family(32, 4, 32, 512, 8, 16, 0.7e-6, 0.25e-6, gap=2.0)
 
 
 class Card(NamedTuple):
@@ -92,11 +94,36 @@ CARDS = [
 H200 = Card("H200", "sm_90", HOPPER, 132, 1.98e9, 4.8e12, 4.57 / 4.8, 1.2e-6, 989e12, 228 << 10)
 
 SOURCES = """
-Units, clocks, bandwidths and matrix rates are the makers' ([MI300X](https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html), [MI355X](https://www.amd.com/en/products/accelerators/instinct/mi350/mi355x.html), [7900 XTX](https://www.amd.com/en/products/graphics/desktops/radeon/7000-series/amd-radeon-rx-7900xtx.html), [W7900](https://www.amd.com/en/products/graphics/workstations/radeon-pro/w7900.html), [9070 XT](https://www.amd.com/en/products/graphics/desktops/radeon/9000-series/amd-radeon-rx-9070xt.html), [6800 XT](https://www.amd.com/en/products/graphics/desktops/radeon/6000-series/amd-radeon-rx-6800-xt.html)); the 8060S's matrix rate is 512 operations a clock and unit. The 6800 XT has no matrix unit: its rate is that of pairs on the vector units. Register files, LDS and lanes of a wave are in [AMD's table](https://rocm.docs.amd.com/en/latest/reference/gpu-specs.html), granules and the most waves in [LLVM's guide](https://llvm.org/docs/AMDGPUUsage.html). A unit of CDNA has four vector units, which take 16 lanes a cycle, so an instruction of a wave takes four; one of RDNA has two of 32 lanes. That RDNA 3 can issue two instructions at a time is not counted on, beyond the pairs that the compiler has formed.
+Units, clocks, bandwidths and matrix rates are the makers': [MI300X], [MI355X], [7900 XTX], [W7900], [9070 XT],
+[6800 XT]; of the 8060S the matrix rate is 512 operations a clock and unit. The 6800 XT has no matrix unit: its rate is
+that of pairs on the vector units. Register files, LDS and waves are from [AMD's table] and [LLVM's guide]. A unit of
+CDNA has four vector units that take 16 lanes a cycle, so an instruction of a wave of 64 takes four cycles; one of RDNA
+has two of 32 lanes, and an instruction takes one. RDNA 3 can issue two instructions at a time: only the pairs that the
+compiler has formed are counted on.
 
-Shares of the bandwidth that reads reach: 0.77 on gfx942 and 0.86 on gfx950, by [AMD's own read kernel](https://github.com/ROCm/rocm-systems/pull/8480) (4.07 TB/s of a MI308X, with 64 units; 6.91 of a MI350X); 0.83 on the 8060S by [rocm_bandwidth_test](https://llm-tracker.info/_TOORG/Strix-Halo); 0.93 on a 6900 XT by [clpeak](https://github.com/krrishnarraj/clpeak/issues/102), some of which its last cache may have given; 0.85 is assumed for the other three.
+What reads reach of the bandwidth: 0.77 on gfx942 and 0.86 on gfx950 by [AMD's read kernel] (4.07 TB/s of a MI308X with
+64 units, 6.91 of a MI350X); 0.83 on the 8060S by [rocm_bandwidth_test]; 0.93 on a 6900 XT by [clpeak], some of which
+its last cache may have given; 0.85 is assumed for the other three; 4.57 TB/s measured on the H200.
 
-A launch in a replayed graph costs 2.8 µs on a 7900 XTX, 2.1 on gfx1201 and 1.75 on an 8060S with [ROCm 7.14](https://github.com/ROCm/legacy-rocm-build/issues/6409), and 3.8 on a W7900 in [another measurement](https://github.com/ROCm/rocm-systems/issues/10834). The 6800 XT is taken for a 7900 XTX; for MI300X and MI355X no figure was found, and 4 µs is assumed, since a launch goes to eight dies. On the H200 it is 1.2 µs ([kernels.md](kernels.md)).
+A launch in a replayed graph costs 2.8 µs on a 7900 XTX, 2.1 on gfx1201 and 1.75 on an 8060S with [ROCm 7.14], and 3.8
+on a W7900 by [another measurement]. The 6800 XT is taken for a 7900 XTX. For MI300X and MI355X no figure was found: 4
+µs is assumed, since a launch goes to eight dies. On the H200 it is 1.2 µs ([kernels.md](kernels.md)).
 
-Assumed are 1.0 µs from a load to its value on CDNA, 0.6 on RDNA, 0.7 on the H200, for loads among many others, and two cycles between instructions of a lone wave on the H200. A lone load of the 7900 XTX takes [0.15 to 0.2 µs](https://chipsandcheese.com/p/latency-testing-is-hard-rdna-3-power-saving) from the last cache alone.
+Latencies are assumed: from a load to its value, among many others, 1.0 µs on CDNA, 0.6 on RDNA and 0.7 on the H200,
+from a cache 0.3, 0.2 and 0.25. (A lone load of the 7900 XTX takes [0.15 to 0.2 µs] from its last cache.)
+
+[MI300X]: https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html
+[MI355X]: https://www.amd.com/en/products/accelerators/instinct/mi350/mi355x.html
+[7900 XTX]: https://www.amd.com/en/products/graphics/desktops/radeon/7000-series/amd-radeon-rx-7900xtx.html
+[W7900]: https://www.amd.com/en/products/graphics/workstations/radeon-pro/w7900.html
+[9070 XT]: https://www.amd.com/en/products/graphics/desktops/radeon/9000-series/amd-radeon-rx-9070xt.html
+[6800 XT]: https://www.amd.com/en/products/graphics/desktops/radeon/6000-series/amd-radeon-rx-6800-xt.html
+[AMD's table]: https://rocm.docs.amd.com/en/latest/reference/gpu-specs.html
+[LLVM's guide]: https://llvm.org/docs/AMDGPUUsage.html
+[AMD's read kernel]: https://github.com/ROCm/rocm-systems/pull/8480
+[rocm_bandwidth_test]: https://llm-tracker.info/_TOORG/Strix-Halo
+[clpeak]: https://github.com/krrishnarraj/clpeak/issues/102
+[ROCm 7.14]: https://github.com/ROCm/legacy-rocm-build/issues/6409
+[another measurement]: https://github.com/ROCm/rocm-systems/issues/10834
+[0.15 to 0.2 µs]: https://chipsandcheese.com/p/latency-testing-is-hard-rdna-3-power-saving
 """.strip()

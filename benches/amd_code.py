@@ -57,6 +57,17 @@ class Code(NamedTuple):
         """Weights that a lane multiplies."""
         return 4 * self.count(PRODUCTS)
 
+    @property
+    def waits(self) -> int:
+        """How often it waits for loads before it asks for more; the last such wait counts too."""
+        count, waited = 0, True
+        for i in self.instructions:
+            if i.name.startswith("global_load"):
+                count, waited = count + waited, False
+            elif i.name == "s_wait_loadcnt" or (i.name == "s_waitcnt" and "vmcnt" in i.text):
+                waited = True
+        return count
+
     def loop(self, pattern: re.Pattern = PRODUCTS) -> Code | None:
         """Of the innermost loops, the one with the most instructions of a pattern; None where none has any."""
         found = [self._between(*span) for span in _innermost(self.instructions)]
@@ -103,7 +114,7 @@ def _nvidia(text: str, target: str) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(text)
-        command = ["nvcc", "-cubin", f"-arch={target}", *compile_options(32), "-Xptxas", "-v", "-w", "-o", cubin, source]
+        command = ["nvcc", "-cubin", f"-arch={target}", *compile_options(32), "-Xptxas=-v", "-w", "-o", cubin, source]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         shown = subprocess.run([nvdisasm(), "-c", cubin], capture_output=True, text=True, check=True).stdout
     found = {}
@@ -138,6 +149,7 @@ class Counts(NamedTuple):
         loop: instructions of an iteration of its innermost loop of products; 0 where it has none.
         vector: those of them that take a vector unit.
         weights: that a lane multiplies in an iteration.
+        waits: for loads, one after another, in an iteration; on NVIDIA 1 is taken for granted.
         cycles: that a lone wave takes for an iteration once its loads are there; 0 on NVIDIA.
     """
 
@@ -147,6 +159,7 @@ class Counts(NamedTuple):
     loop: int = 0
     vector: int = 0
     weights: int = 0
+    waits: int = 1
     cycles: float = 0.0
 
 
@@ -171,8 +184,10 @@ def counted(source: str, defines: Defines, target: str, kernel: str) -> Counts:
     loop, size = code.loop(), (len(code.instructions), code.registers, code.lds)
     if loop is None:
         return Counts(*size)
-    cycles = 0.0 if target.startswith("sm_") else lone_wave_cycles(loop, target)
-    return Counts(*size, len(loop.instructions), loop.vector, loop.weights, cycles)
+    inside = len(loop.instructions), loop.vector, loop.weights
+    if target.startswith("sm_"):
+        return Counts(*size, *inside)
+    return Counts(*size, *inside, loop.waits, lone_wave_cycles(loop, target))
 
 
 def lone_wave_cycles(loop: Code, target: str) -> float:

@@ -119,5 +119,6 @@ def times_of(card: Card, launch: Launch) -> Times:
     lone = (code.cycles or code.loop * between * card.clock) / card.clock
     shared = max(1.0, together) * code.vector * family.wave / family.simd_lanes / card.clock
     rounds = -(-launch.blocks // (fit * card.units))
-    chain = rounds * launch.iterations * max(family.latency + lone, shared)
+    waiting = family.latency + (code.waits - 1) * family.cached
+    chain = rounds * launch.iterations * max(waiting + lone, shared)
     return Times(nbytes, issue, chain, (code.instructions - code.loop) * between, card.launch)

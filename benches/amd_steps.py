@@ -16,7 +16,7 @@ from random_gguf import SHAPES, Shape, type_of
 from rocforge.ops.attention_device import _Shape
 from rocforge.ops.dequantize import cells_of, planar_row_nbytes
 from rocforge.ops.experts_device import BLOCK_ROWS, GROUPS
-from rocforge.ops.matvec import GATED_THREADS, RUN, THREADS, _log_lanes
+from rocforge.ops.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
 from rocforge.ops.strided import blocks
 
 CONTEXT = 64
@@ -81,16 +81,18 @@ def step(model: Model, recipe: str, wave: int, counted: int) -> list[Launch]:
     """The launches of a step, in order, on a card with that wave size and as many multiprocessors as HIP counts."""
     shape = model.shape
     qtype = functools.partial(_qtype, recipe, shape)
-    norm = Launch("rms_norm", "norm.hip", nbytes=8 * shape.dim, threads=1024)
     launches = [
         Launch("place_tokens", "decode.hip"),
         Launch("rope_angles", "angles.hip", waits=1),
         Launch("dequantize_float32", "dequantize.hip", (("RF_QTYPE", qtype("token_embd", 0)),)),
-        norm,
+        _norm(shape),
     ]
     for layer in range(shape.layers):
         launches += _attention(shape, functools.partial(qtype, layer=layer), wave)
-        launches += (_mixture if model.experts else _feed_forward)(model, functools.partial(qtype, layer=layer), counted)
+        if model.experts:
+            launches += _mixture(model, functools.partial(qtype, layer=layer))
+        else:
+            launches += _feed_forward(shape, functools.partial(qtype, layer=layer), wave, counted)
     output = Matrix(shape.vocabulary, shape.dim, qtype("token_embd" if shape.tied else "output", 0))
     sampled = {"nbytes": 4 * shape.vocabulary, "waits": 2}
     return [
@@ -108,7 +110,7 @@ def _qtype(recipe: str, shape: Shape, tensor: str, layer: int) -> str:
 def _matvec(*matrices: Matrix) -> Launch:
     """The launch of `products` for one to three matrices of one row length."""
     rows, cells = sum(m.rows for m in matrices), cells_of(matrices[0].columns)
-    lanes = 1 << _log_lanes(1, rows, cells)
+    lanes = 1 << log_lanes_of(1, rows, cells)
     defines = {"RF_QTYPE": matrices[0].qtype, "RF_COLUMNS": "1", "RF_ROWS": "1"}
     if matrices[-1].qtype != matrices[0].qtype:
         defines["RF_QTYPE_LAST"] = matrices[-1].qtype
@@ -124,16 +126,18 @@ def _matvec(*matrices: Matrix) -> Launch:
     )
 
 
-def _then_norm(matrix: Matrix, shape: Shape, counted: int) -> list[Launch]:
-    """A product with the norm behind it: in one launch, or in two where `fills_device` says so of that many rows."""
-    count = blocks(matrix.rows, RUN)
-    if not (count <= counted or count >= 0.8 * counted * blocks(count, counted)):
-        return [_matvec(matrix), Launch("rms_norm", "norm.hip", nbytes=8 * shape.dim, threads=1024)]
-    plain = _matvec(matrix)
-    cells = cells_of(matrix.columns)
-    lanes = 8 if cells <= 8 else 16
-    sizes = {"iterations": blocks(cells, lanes), "blocks": count, "threads": RUN * lanes}
+def _then_norm(matrix: Matrix, shape: Shape, wave: int, counted: int) -> list[Launch]:
+    """A product with the norm behind it, in one launch or, where that would leave units idle, in two."""
+    plain, cells = _matvec(matrix), cells_of(matrix.columns)
+    if not fills_units(matrix.rows, counted):
+        return [plain, _norm(shape)]
+    lanes = 1 << log_lanes_then_norm(matrix.rows, cells, wave, counted)
+    sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, RUN), "threads": RUN * lanes}
     return [plain._replace(kernel="matvec_then_norm", **sizes)]
+
+
+def _norm(shape: Shape) -> Launch:
+    return Launch("rms_norm", "norm.hip", nbytes=8 * shape.dim, threads=1024)
 
 
 def _attention(shape: Shape, qtype: functools.partial, wave: int) -> Iterator[Launch]:
@@ -148,11 +152,10 @@ def _attention(shape: Shape, qtype: functools.partial, wave: int) -> Iterator[La
     )
 
 
-def _feed_forward(model: Model, qtype: functools.partial, counted: int) -> list[Launch]:
-    shape = model.shape
+def _feed_forward(shape: Shape, qtype: functools.partial, wave: int, counted: int) -> list[Launch]:
     output = Matrix(shape.dim, shape.heads * shape.head_dim, qtype("attn_output"))
     gate, down = Matrix(shape.ffn, shape.dim, qtype("ffn_gate")), Matrix(shape.dim, shape.ffn, qtype("ffn_down"))
-    return [*_then_norm(output, shape, counted), _gated(gate), *_then_norm(down, shape, counted)]
+    return [*_then_norm(output, shape, wave, counted), _gated(gate), *_then_norm(down, shape, wave, counted)]
 
 
 def _gated(gate: Matrix, places: int = 1, source: str = "matvec.hip", kernel: str = "matvec_gated") -> Launch:
@@ -172,10 +175,9 @@ def _gated(gate: Matrix, places: int = 1, source: str = "matvec.hip", kernel: st
     )
 
 
-def _mixture(model: Model, qtype: functools.partial, _counted: int) -> list[Launch]:
+def _mixture(model: Model, qtype: functools.partial) -> list[Launch]:
     """The output, its norm, the router, the routing and the experts; and the next layer's norm."""
     shape, (count, used) = model.shape, model.experts
-    norm = Launch("rms_norm", "norm.hip", nbytes=8 * shape.dim, threads=1024)
     gate, down = Matrix(shape.ffn, shape.dim, qtype("ffn_gate")), Matrix(shape.dim, shape.ffn, qtype("ffn_down"))
     # its loop has no products of integers; a cell of floats is 16 bytes, eight of which are loaded at a time
     router = (("RF_COLUMNS", "1"), ("RF_QTYPE", "Floats<float>"), ("RF_ROWS", "1"))
@@ -183,10 +185,10 @@ def _mixture(model: Model, qtype: functools.partial, _counted: int) -> list[Laun
     last = _gated(down, used, "experts.hip", "experts_down")
     return [
         _matvec(Matrix(shape.dim, shape.heads * shape.head_dim, qtype("attn_output"))),
-        norm,
+        _norm(shape),
         Launch("matvec", "matvec.hip", router, waits=blocks(shape.dim // 4, 8 * 32), **sizes),
         Launch("route", "moe.hip"),
         _gated(gate, used, "experts.hip", "experts_gated"),
         last._replace(nbytes=last.nbytes // 2, weights=last.weights // 2, blocks=blocks(shape.dim, GROUPS // used)),
-        norm,
+        _norm(shape),
     ]
