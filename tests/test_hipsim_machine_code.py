@@ -49,7 +49,7 @@ def test_arguments_are_aligned():
 def test_code_in_memory(target):
     """The kernels of a source, compiled for a target, lie in memory as their descriptors say."""
     wave, arch = TARGETS[target]
-    module = machine_code.Module("norm.hip", {}, target, wave)
+    module = machine_code.Module("norm.hip", {}, Card(target, target, wave, compute_units=1, shares_host_memory=False))
     assert module.arch == arch and {"rf_rms_norm.kd", "rf_layer_norm.kd"} <= set(module.symbols)
     descriptor = module._memory[module.symbols["rf_rms_norm.kd"] :][:64]
     entry = module.symbols["rf_rms_norm.kd"] + int.from_bytes(descriptor[16:24], "little", signed=True)
