@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import operator
 import re
 import threading
@@ -64,6 +65,17 @@ def _with_includes(name: str, seen: set[str]) -> str:
         elif line.strip() != "#pragma once":
             lines.append(line)
     return "\n".join(lines)
+
+
+def variants(source: str) -> list[dict[str, str]]:
+    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use."""
+    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
+    found = []
+    for line in lines:
+        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
+        names = [name for name, _ in axes]
+        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+    return found or [{}]
 
 
 def parameter_names(source: str, kernel: str, count: int) -> list[str]:
@@ -125,7 +137,7 @@ class _Module:
         self._lock, self._module, self._failure = threading.Lock(), None, None
 
     def prepare(self) -> None:
-        """Compile and load it, with its device current; an error is kept, for the first `get_function` to raise."""
+        """Compile and load it, with its device current; an error is kept, for the first `load` to raise."""
         with self._lock:
             if self._module is None:
                 try:
@@ -134,13 +146,17 @@ class _Module:
                     self._failure = error
 
     def get_function(self, name: str) -> Any:
+        return self.load().get_function(name)
+
+    def load(self) -> Any:
+        """The module, compiled and loaded; raises what kept `prepare` from that."""
         with self._lock:
             if self._failure is not None:
                 failure, self._failure = self._failure, None  # what may have passed, as want of memory, is tried again
                 raise failure
             if self._module is None:
                 self._module = self._compile()
-        return self._module.get_function(name)
+            return self._module
 
     def _compile(self) -> Any:
         cupy = cupy_module()

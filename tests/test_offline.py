@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rocforge.kernels import source_folder
+from rocforge.kernels import source_folder, variants
 from rocforge.ops.dequantize import PLANAR
 
 NVIDIA = {"sm_75": False, "sm_90": True}
@@ -34,17 +34,6 @@ ENVIRONMENT = dict(os.environ)
 """A copy, since pytest changes the process's own before each test, and a thread may be starting a process with it."""
 
 needs_clang = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
-
-
-def variants(source: str) -> list[dict[str, str]]:
-    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines."""
-    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
-    found = []
-    for line in lines:
-        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
-        names = [name for name, _ in axes]
-        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
-    return found or [{}]
 
 
 def targets(source: str) -> list[str]:

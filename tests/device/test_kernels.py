@@ -8,7 +8,6 @@ import cupy as cp
 import numpy as np
 import pytest
 from cupy.cuda import compiler, runtime
-from weights import random_weight
 
 from rocforge import kernels, overlap, warmup
 from rocforge.errors import DeviceError
@@ -16,6 +15,7 @@ from rocforge.kernels import Kernel
 from rocforge.ops.activation import softcap, swiglu
 from rocforge.ops.matvec import products
 from rocforge.ops.norm import rms_norm_quantized
+from rocforge.selftest.weights import random_weight
 
 SIGNATURE = "float32* float16* int64"
 
