@@ -18,7 +18,7 @@ MIXTURES = {
     "Q8_0, geglu": (("Q8_0", "Q8_0", "Q8_0"), "geglu", False),
     "F16": (("F16", "F16", "F16"), "swiglu", False),
 }
-"""Formats of gate, up and down, the gated unit, and whether there are biases: as Qwen and gpt-oss have them, and more."""
+"""Formats of gate, up and down, the gated unit, and whether there are biases."""
 
 
 def checks(sizes: Sizes) -> list[Check]:

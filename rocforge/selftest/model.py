@@ -24,7 +24,7 @@ NAME = "demo-11M-Q8_0.gguf"
 INT8, HALF = 5e-2, 5e-3
 """Of logits: activations in int8, and in float16; what keys, values and products are rounded to adds up over layers."""
 GAP = 0.3
-"""How far below the CPU's likeliest token one may be, in the standard deviation of its logits: a tie, but for rounding."""
+"""How far below the CPU's likeliest token one may be, in standard deviations of its logits: a tie but for rounding."""
 
 
 def demo_model() -> Path:

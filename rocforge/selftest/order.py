@@ -24,7 +24,8 @@ from rocforge.streams import Stream
 
 BUSY = 40
 """Launches that keep a stream busy, so that what should wait for it and does not comes too early."""
-SIDE = 1024
+UPLOADED = 1 << 14
+"""Elements of each upload."""
 
 
 def checks(sizes: Sizes) -> list[Check]:
@@ -32,9 +33,9 @@ def checks(sizes: Sizes) -> list[Check]:
         return Check(name, functools.partial(once, sizes.rounds, *args))
 
     return [
-        repeated("uploads, kernels and downloads of one stream", _one_stream),
+        repeated("uploads, kernels and downloads of one stream", _one_stream, sizes.matrix),
         repeated("copies on the device after the library's products", _copies_after_products, sizes.matrix),
-        repeated("two streams with an event between them", _two_streams),
+        repeated("two streams with an event between them", _two_streams, sizes.matrix),
         repeated("uploads that are on their way together", _uploads),
         repeated("a replayed graph", _graph, sizes.matrix),
     ]
@@ -50,9 +51,9 @@ def _keep_busy(array: Any) -> None:
         scale(array, -1.0, out=array)
 
 
-def _one_stream(rounds: int, rng: np.random.Generator) -> Outcome:
+def _one_stream(rounds: int, shape: tuple[int, int], rng: np.random.Generator) -> Outcome:
     """The host's array changes at once, the device's after the copy back is queued."""
-    errors, x = [], floats(rng, SIDE, SIDE)
+    errors, x = [], floats(rng, *shape)
     with Stream("gpu") as stream:
         for i in range(1, rounds + 1):
             sent = x + np.float32(i)
@@ -79,10 +80,10 @@ def _copies_after_products(rounds: int, shape: tuple[int, int], rng: np.random.G
     return _worst(errors)
 
 
-def _two_streams(rounds: int, rng: np.random.Generator) -> Outcome:
+def _two_streams(rounds: int, shape: tuple[int, int], rng: np.random.Generator) -> Outcome:
     """Each waits for the other in turn, over one array."""
     first, second, errors = Stream("gpu"), Stream("gpu"), []
-    x = floats(rng, SIDE, SIDE)
+    x = floats(rng, *shape)
     shared = first.upload(x)
     for _ in range(rounds):
         with first:
@@ -101,10 +102,8 @@ def _two_streams(rounds: int, rng: np.random.Generator) -> Outcome:
 def _uploads(rounds: int, rng: np.random.Generator) -> Outcome:
     """Pinned memory is not given to the next copy while one is on its way from it."""
     stream, numbers = Stream("gpu"), rng.integers(0, 1 << 30, rounds).astype(np.int32)
-    arrays = [stream.upload(np.full(SIDE * 16, number)) for number in numbers]
-    return _worst(
-        [exact(stream.download(a).get(), np.full(SIDE * 16, n)) for a, n in zip(arrays, numbers, strict=True)]
-    )
+    arrays = [stream.upload(np.full(UPLOADED, number)) for number in numbers]
+    return _worst([exact(stream.download(a).get(), np.full(UPLOADED, n)) for a, n in zip(arrays, numbers, strict=True)])
 
 
 def _graph(rounds: int, shape: tuple[int, int], rng: np.random.Generator) -> Outcome:

@@ -36,6 +36,8 @@ class Report:
     def verdict(self) -> str:
         """One line."""
         checks, failed = len(self.results), len(self.failed)
+        if self.stopped and not checks:
+            return f"NOT RUN: {self.stopped}"
         if failed:
             groups = dict.fromkeys(result.group for result in self.failed)
             line = f"FAILED: {failed} of {checks} checks failed on {self.device}: {', '.join(groups)}"
