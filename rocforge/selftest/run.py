@@ -54,7 +54,11 @@ class Result:
 
 
 class Died(Exception):
-    """A process ended, or was ended since it was silent, before it was done; says why."""
+    """A process ended before it was done; says how."""
+
+
+class Hung(Died):
+    """It was ended, since it was silent."""
 
 
 def results(job: Job, counted: Callable[[int], Any] = lambda count: None) -> Iterator[Result]:
@@ -82,7 +86,7 @@ def results(job: Job, counted: Callable[[int], Any] = lambda count: None) -> Ite
             yield Result(job.group, running, failure=str(death))
             done, crashes = done + 1, crashes + 1
             left = len(names) - done if names else 0
-            if names is None or crashes == CRASHES or death.args[1:] == (SILENCE,):
+            if names is None or crashes == CRASHES or isinstance(death, Hung):
                 if left:
                     yield Result(job.group, "the rest", failure=f"{left} checks were left out after that")
                 return
@@ -102,7 +106,7 @@ def messages(job: Job) -> Iterator[dict[str, Any]]:
             if process.wait() != 0:
                 raise Died(f"its process ended with {_status(process.returncode)}{_tail(log)}")
         except TimeoutError:
-            raise Died(f"no answer within {SILENCE:.0f} seconds{_tail(log)}", SILENCE) from None
+            raise Hung(f"no answer within {SILENCE:.0f} seconds{_tail(log)}") from None
         finally:
             process.kill()
 
