@@ -50,7 +50,7 @@ def selftest(
     if about.reason is not None:
         print(f"error: this machine {report.stopped}\nhint: rocforge info shows what was found", file=sys.stderr)
         return USAGE
-    return FAILED if report.failed else INTERRUPTED if report.stopped else 0
+    return INTERRUPTED if report.stopped else FAILED if report.failed else 0
 
 
 def _about(device: DeviceInfo, seed: int) -> dict[str, str]:

@@ -55,7 +55,7 @@ def _batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int
     for here, there in ((host.keys, device.keys), (host.values, device.values)):
         values = floats(rng, *here.shape).astype(np.float16)
         here[...] = values
-        there.set(values)
+        there.data.copy_from_device_async(cupy_module().asarray(values).data, values.nbytes)
     return Batch.of(host, placed), Batch.of(device, placed)
 
 

@@ -19,11 +19,6 @@ class Error(NamedTuple):
     def passes(self) -> bool:
         return self.value <= self.bound  # not so of a NaN
 
-    @property
-    def share(self) -> float:
-        """Of the bound; of exact results, infinity where they differ."""
-        return self.value / self.bound if self.bound else 0.0 if self.passes else float("inf")
-
 
 class Figure(NamedTuple):
     """What was measured.

@@ -53,7 +53,7 @@ class Report:
             "passed": not self.failed and not self.stopped,
             "about": self.about,
             "groups": self.groups,
-            "results": [asdict(result) for result in self.results],
+            "results": [_as_json(result) for result in self.results],
         }
 
     def as_markdown(self) -> str:
@@ -73,6 +73,14 @@ class Report:
             took = f"{self.groups[group]:.0f} s" if group in self.groups else ""
             rows.append([group, f"{passed} of {len(results)}", _closest(results), took])
         return _table(["checks", "passed", "closest to its bound", ""], rows) if rows else "No check has run."
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: an error that is one is null."""
+    fields = asdict(result)
+    for error in fields["errors"].values():
+        error["value"] = error["value"] if math.isfinite(error["value"]) else None
+    return fields
 
 
 def _closest(results: Sequence[Result]) -> str:

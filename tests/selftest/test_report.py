@@ -1,6 +1,7 @@
 """The report: its verdict, and what it says of failures and figures."""
 
 import json
+import math
 
 from rocforge.selftest.report import Report
 from rocforge.selftest.run import Result
@@ -50,6 +51,11 @@ def test_markdown():
 
 
 def test_json():
-    given = json.loads(json.dumps(report(PASSED, FAILED, MEASURED).as_json()))
-    assert [result["name"] for result in given["results"]] == ["linear Q4_K", "a replayed graph", "read"]
+    """Strict JSON, also of an error that is no number."""
+    nothing = Result("products", "NaN", 1.0, "off by: x", {"x": {"value": math.nan, "bound": 1.0}})
+    text = json.dumps(report(PASSED, FAILED, MEASURED, nothing).as_json(), allow_nan=False)
+    given = json.loads(text)
+    assert [result["name"] for result in given["results"]] == ["linear Q4_K", "a replayed graph", "read", "NaN"]
+    assert given["results"][3]["errors"] == {"x": {"value": None, "bound": 1.0}}
+    assert "nan, allowed 1" in report(nothing).as_markdown()
     assert given["results"][2]["figures"]["read bandwidth"]["limit"] == 960
