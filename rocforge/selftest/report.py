@@ -9,6 +9,9 @@ from typing import Any
 
 from rocforge.selftest.run import Result
 
+SHOWN, LINES = 5, 24
+"""Failures of a group that the Markdown has in full, and lines of each: an issue holds 65,536 characters."""
+
 
 @dataclass
 class Report:
@@ -62,7 +65,11 @@ class Report:
         figures = [row for result in self.results for row in result.figures.items()]
         if figures:
             parts.append(_table(["measured", "", "of the limit"], [_figure(*row) for row in figures]))
-        parts += [_failure(result) for result in self.failed]
+        for group in dict.fromkeys(result.group for result in self.failed):
+            failed = [result for result in self.failed if result.group == group]
+            parts += [_failure(result) for result in failed[:SHOWN]]
+            if failed[SHOWN:]:
+                parts.append(f"Also failed in {group}: {', '.join(result.name for result in failed[SHOWN:])}.")
         return "\n\n".join([*parts, f"**{self.verdict}**"])
 
     def _checks(self) -> str:
@@ -103,7 +110,10 @@ def _figure(name: str, figure: dict[str, Any]) -> list[str]:
 def _failure(result: Result) -> str:
     """A failed check, with what was off and why, folded."""
     errors = [f"{name}: {error['value']:.3g}, allowed {error['bound']:.3g}" for name, error in result.errors.items()]
-    text = "\n".join([result.failure or "", *errors])
+    lines = [*(result.failure or "").splitlines(), *errors]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES // 2], "...", *lines[-LINES // 2 :]]
+    text = "\n".join(line[:200] for line in lines)
     return f"<details><summary>{result.group}: {result.name}</summary>\n\n```\n{text}\n```\n\n</details>"
 
 

@@ -71,7 +71,7 @@ def results(job: Job, counted: Callable[[int], Any] = lambda count: None) -> Ite
     names: list[str] | None = None
     done = crashes = 0
     while names is None or done < len(names):
-        running = "starting"
+        running = None
         try:
             for message in messages(dataclasses.replace(job, first=done)):
                 if "checks" in message and names is None:
@@ -80,15 +80,15 @@ def results(job: Job, counted: Callable[[int], Any] = lambda count: None) -> Ite
                 elif "begin" in message:
                     running = message["begin"]
                 elif "result" in message:
-                    done += 1
+                    done, running = done + 1, None
                     yield Result(job.group, **message["result"])
         except Died as death:
-            yield Result(job.group, running, failure=str(death))
-            done, crashes = done + 1, crashes + 1
-            left = len(names) - done if names else 0
-            if names is None or crashes == CRASHES or isinstance(death, Hung):
-                if left:
-                    yield Result(job.group, "the rest", failure=f"{left} checks were left out after that")
+            yield Result(job.group, running or ("starting" if names is None else "ending"), failure=str(death))
+            done, crashes = done + (running is not None), crashes + 1
+            if names is None:
+                return
+            if done < len(names) and (crashes == CRASHES or isinstance(death, Hung)):
+                yield Result(job.group, "the rest", failure=f"{len(names) - done} left out after that")
                 return
 
 

@@ -59,3 +59,11 @@ def test_json():
     assert given["results"][3]["errors"] == {"x": {"value": None, "bound": 1.0}}
     assert "nan, allowed 1" in report(nothing).as_markdown()
     assert given["results"][2]["figures"]["read bandwidth"]["limit"] == 960
+
+
+def test_many_failures_and_long_ones():
+    """An issue takes no more than so many characters: the first failures of a group, of each its two ends."""
+    log = "\n".join(f"line {i}: {'x' * 1000}" for i in range(1000))
+    text = report(*(Result("compilation", f"kernel {i}", failure=log) for i in range(120)), PASSED).as_markdown()
+    assert len(text) < 65536 and "line 0:" in text and "line 999:" in text and "line 500:" not in text
+    assert text.count("<details>") == 5 and "kernel 119" in text and text.count("kernel 3<") == 1

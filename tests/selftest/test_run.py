@@ -21,6 +21,7 @@ for name in names[job["first"]:]:
     if faults.get(name) == "hang":
         time.sleep(60)
     print(json.dumps({{"result": {{"name": name, "seconds": 0.1, "failure": faults.get(name)}}}}), flush=True)
+sys.exit(3 * faults.get("ending", 0))
 """
 
 
@@ -64,7 +65,7 @@ def test_an_end_is_the_failure_of_what_ran(found):
 def test_ends_again_and_again(found):
     """The third is the last."""
     failures, _ = found('{"first": "abort", "second": "abort", "third": "abort"}')
-    assert failures["the rest"] == "1 checks were left out after that" and len(failures) == 4
+    assert failures["the rest"] == "1 left out after that" and len(failures) == 4
     assert "SIGABRT" in failures["third"]
 
 
@@ -73,7 +74,14 @@ def test_a_hang(found, monkeypatch):
     monkeypatch.setattr(run, "SILENCE", 3.0)
     failures, _ = found('{"third": "hang"}')
     assert failures["third"] == "no answer within 3 seconds"
-    assert failures["the rest"] == "1 checks were left out after that" and failures["second"] is None
+    assert failures["the rest"] == "1 left out after that" and failures["second"] is None
+
+
+def test_an_end_after_the_last_check(found):
+    """Nothing of what passed has failed with it."""
+    failures, _ = found('{"ending": 1}')
+    assert failures == {"first": None, "second": None, "third": None, "fourth": None, "ending": failures["ending"]}
+    assert failures["ending"] == "its process ended with status 3"
 
 
 def test_no_start(found):
