@@ -1,4 +1,4 @@
-"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for the simulated card, run by an instruction emulator.
+"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for the simulated card, run in an emulator.
 
     HIPSIM_MACHINE_CODE=TINYGRAD tests/hipsim/run --arch gfx1201 pytest tests/device/test_norm.py
 
