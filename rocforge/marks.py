@@ -1,0 +1,66 @@
+"""Marks: what keeps special tokens that somebody spells in a chat from becoming special tokens."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from rocforge.special_tokens import Span, SpecialTokens
+
+_SEARCHED = re.compile(
+    r"""\b(?:split|rsplit|partition|startswith|endswith|find|replace)\(\s*(['"])([^'"]+)\1"""
+    r"""|(['"])([^'"]+)\3\s+(?:not\s+)?in\b"""
+)
+
+
+class Marks:
+    """Takes special tokens through a chat template as marks that nobody can guess.
+
+    Args:
+        special: the tokens to hide.
+    """
+
+    def __init__(self, special: SpecialTokens):
+        self._special, self._texts = special, []
+        self._key = secrets.randbelow(10**18)  # of digits, which no change of case touches
+
+    def hide(self, value: Any, kept: Collection[str] = ()) -> Any:
+        """The same JSON value with marks for the special tokens, but those `kept`, in all its strings."""
+        if isinstance(value, str):
+            texts = self._special.texts
+            parts = self._special.split(without_surrogates(value))
+            return "".join(part if isinstance(part, str) else self._hide(texts[part], kept) for part in parts)
+        if isinstance(value, Mapping):
+            return {self.hide(key, kept): self.hide(entry, kept) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.hide(entry, kept) for entry in value]
+        return value
+
+    def _hide(self, token: str, kept: Collection[str]) -> str:
+        if token in kept:
+            return token
+        self._texts.append(token)
+        return f"{{{self._key}:{len(self._texts) - 1}}}"
+
+    def show(self, text: str) -> tuple[str, list[Span]]:
+        """The text with the tokens in the marks' places, and where they are."""
+        pieces, spans, size = [], [], 0
+        for index, piece in enumerate(re.split(rf"\{{{self._key}:(\d+)\}}", without_surrogates(text))):
+            if index % 2:
+                piece = self._texts[int(piece)]
+                spans.append((size, size + len(piece)))
+            pieces.append(piece)
+            size += len(piece)
+        return "".join(pieces), spans
+
+
+def searched_texts(template: str) -> frozenset[str]:
+    """The texts that a chat template looks for in what it is given: `'</think>' in content`, `content.split('...')`."""
+    return frozenset(first or second for _, first, _, second in _SEARCHED.findall(template))
+
+
+def without_surrogates(text: str) -> str:
+    """The text with pairs of surrogates joined, and lone ones, which no UTF-8 text holds, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
