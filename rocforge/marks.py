@@ -24,24 +24,31 @@ class Marks:
 
     def __init__(self, special: SpecialTokens):
         self._special, self._texts = special, []
-        self._key = secrets.randbelow(10**18)  # of digits, which no change of case touches
+        self._key = secrets.randbits(64)  # of digits, which no change of case touches
 
     def hide(self, value: Any, kept: Collection[str] = ()) -> Any:
-        """The same JSON value with marks for the special tokens, but those `kept`, in all its strings."""
+        """The same JSON value with marks for the special tokens, but those `kept`, in all its strings; and for parts of
+        them where a string begins or ends, which the text beside it could complete."""
         if isinstance(value, str):
-            texts = self._special.texts
-            parts = self._special.split(without_surrogates(value))
-            return "".join(part if isinstance(part, str) else self._hide(texts[part], kept) for part in parts)
+            return self._hide_in(without_surrogates(value), kept)
         if isinstance(value, Mapping):
             return {self.hide(key, kept): self.hide(entry, kept) for key, entry in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.hide(entry, kept) for entry in value]
         return value
 
-    def _hide(self, token: str, kept: Collection[str]) -> str:
-        if token in kept:
-            return token
-        self._texts.append(token)
+    def _hide_in(self, text: str, kept: Collection[str]) -> str:
+        start, stop = self._special.edges(text)
+        pieces = [self._mark(text[:start])]
+        for part in self._special.split(text[start:stop]):
+            token = part if isinstance(part, str) else self._special.texts[part]
+            pieces.append(token if token is part or token in kept else self._mark(token))
+        return "".join([*pieces, self._mark(text[stop:])])
+
+    def _mark(self, text: str) -> str:
+        if not text:
+            return ""
+        self._texts.append(text)
         return f"{{{self._key}:{len(self._texts) - 1}}}"
 
     def show(self, text: str) -> tuple[str, list[Span]]:

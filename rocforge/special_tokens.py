@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 Span = tuple[int, int]
 """From the first character to past the last."""
+_LONGEST_EDGE = 64
+"""Characters of a part of a token that are looked for."""
 
 
 class SpecialTokens:
@@ -35,6 +38,22 @@ class SpecialTokens:
             parts += [*self._split(text[at:start]), text[start:end]]
             at = end
         return list(_joined([*parts, *self._split(text[at:])]))
+
+    def edges(self, text: str) -> Span:
+        """Where the middle of `text` begins and ends: what comes before could be the end of a token that another text
+        begins, what comes after could begin one that another text ends."""
+        sizes = range(min(len(text), _LONGEST_EDGE), 1, -1)
+        start = next((size for size in sizes if text[:size] in self._ends), 0)
+        stop = next((len(text) - size for size in sizes if text[-size:] in self._begins), len(text))
+        return start, max(start, stop)
+
+    @cached_property
+    def _begins(self) -> frozenset[str]:
+        return frozenset(text[:size] for text in self._ids for size in range(2, min(len(text), _LONGEST_EDGE + 1)))
+
+    @cached_property
+    def _ends(self) -> frozenset[str]:
+        return frozenset(text[-size:] for text in self._ids for size in range(2, min(len(text), _LONGEST_EDGE + 1)))
 
     def _split(self, text: str) -> Iterator[str | int]:
         at, strip = 0, False

@@ -35,7 +35,8 @@ class Tokenizer:
     """
 
     def __init__(self, file: Any, vocab_size: int | None = None):
-        self._values: Mapping[str, Any] = file.metadata
+        self._chat_templates = ChatTemplates(file.metadata)
+        self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
         self._metadata = metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
         if model not in ("llama", "gpt2"):
@@ -174,10 +175,6 @@ class Tokenizer:
         return self._ids_of((CONTROL, UNKNOWN))
 
     @cached_property
-    def _chat_templates(self) -> ChatTemplates:
-        return ChatTemplates(self._values)
-
-    @cached_property
     def _markup(self) -> SpecialTokens:
         ids = self._ids_of(_SPECIAL)
         return SpecialTokens({text: id for text, id in ids.items() if self._vocabulary.is_markup(id)})
@@ -192,7 +189,7 @@ class Tokenizer:
     def _all_special(self) -> SpecialTokens:
         ids = self._ids_of(_SPECIAL)
         rstrip: list[int] = []
-        if self._sentencepiece and self._values.get("general.architecture") == "phi3":
+        if self._sentencepiece and self._phi3:
             # Phi-3's added tokens swallow white space after them; GGUF has no field that says so.
             rstrip = [id for text, id in ids.items() if text not in ("<unk>", "<s>", "<|endoftext|>")]
         return SpecialTokens(ids, rstrip)

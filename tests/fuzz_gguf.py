@@ -17,7 +17,6 @@ import struct
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,7 +255,8 @@ def nudge_number(rng: random.Random, model: Model) -> None:
 def add_key(rng: random.Random, model: Model) -> None:
     """A key that is read where it is there, of any value, in place of one of that name if there is one."""
     arch = model.pairs[0][2] if model.pairs and isinstance(model.pairs[0][2], str) else "llama"
-    key = rng.choice([f"{arch}.{rng.choice(KEYS)}", f"tokenizer.ggml.{rng.choice(TOKENIZER_KEYS)}"])
+    ours, theirs = rng.choice(KEYS), rng.choice(TOKENIZER_KEYS)
+    key = rng.choice([f"{arch}.{ours}", f"tokenizer.ggml.{theirs}", "tokenizer.chat_template"])
     model.pairs = [each for each in model.pairs if each[0] != key] + [(key, *_value(rng))]
 
 
@@ -398,9 +398,9 @@ def runs(path: Path) -> bool:
 
 def problem_of(path: Path) -> str | None:
     """What is wrong with how a file ends; None where nothing is."""
-    start = time.process_time()
+    start, held = time.process_time(), _most_held()
     try:
-        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        with np.errstate(all="ignore"):
             runs(path)
     except BaseException as error:  # the tokenizers library's panics are no Exceptions
         if isinstance(error, KeyboardInterrupt):
@@ -409,8 +409,12 @@ def problem_of(path: Path) -> str | None:
     seconds = time.process_time() - start
     if seconds > SECONDS:
         return f"{seconds:.1f} s of CPU time"
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{held >> 20} MiB" if held > BYTES else None
+    grown = _most_held() - held
+    return f"{grown >> 20} MiB" if grown > BYTES else None
+
+
+def _most_held() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
