@@ -6,12 +6,16 @@ Both functions return what turns a piece of text without special tokens into tok
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
+from rocforge.errors import GGUFError
 from rocforge.pretokenizers import PreTokenizer
 from rocforge.vocabulary import Vocabulary
 
 Encode = Callable[[str], list[int]]
+_MERGE_COST, _MOST_COST = 64, 1 << 28
+"""Of a merge beside its characters, and of all that are tried: a vocabulary of 262 thousand tokens has about 2**27."""
 
 
 def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> Encode:
@@ -81,12 +85,18 @@ def _merges_by_score(vocabulary: Vocabulary, pieces: dict[str, int]) -> list[tup
     scores = vocabulary.scores
     tokens = [(text, id) for text, id in pieces.items() if len(text) > 1 and id < len(scores)]
     tokens.sort(key=lambda token: (-scores[token[1]], token[1]))
-    lengths = sorted({len(text) for text in pieces}, reverse=True)  # fewer than a long token has places to cut
+    lengths = sorted({len(text) for text in pieces})  # fewer than a long token has places to cut
+    cuts = {text: lengths[: bisect_left(lengths, len(text))] for text, _ in tokens}
+    cost = sum(len(places) * (len(text) + _MERGE_COST) for text, places in cuts.items())
+    if cost > _MOST_COST:
+        raise GGUFError(
+            f"metadata tokenizer.ggml.tokens has texts of {len(lengths)} lengths, too many to join them all"
+        )
     return [
         (text[:i], text[i:])
-        for text, _ in tokens
-        for i in lengths
-        if i < len(text) and text[:i] in pieces and text[i:] in pieces
+        for text, places in cuts.items()
+        for i in reversed(places)
+        if text[:i] in pieces and text[i:] in pieces
     ]
 
 

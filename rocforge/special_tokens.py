@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -43,17 +44,17 @@ class SpecialTokens:
         """Where the middle of `text` begins and ends: what comes before could be the end of a token that another text
         begins, what comes after could begin one that another text ends."""
         sizes = range(min(len(text), _LONGEST_EDGE), 1, -1)
-        start = next((size for size in sizes if text[:size] in self._ends), 0)
-        stop = next((len(text) - size for size in sizes if text[-size:] in self._begins), len(text))
+        start = next((n for n in sizes if self._backward.continue_(text[:n][::-1])), 0)
+        stop = next((len(text) - n for n in sizes if self._forward.continue_(text[-n:])), len(text))
         return start, max(start, stop)
 
     @cached_property
-    def _begins(self) -> frozenset[str]:
-        return frozenset(text[:size] for text in self._ids for size in range(2, min(len(text), _LONGEST_EDGE + 1)))
+    def _forward(self) -> _Sorted:
+        return _Sorted(self._ids)
 
     @cached_property
-    def _ends(self) -> frozenset[str]:
-        return frozenset(text[-size:] for text in self._ids for size in range(2, min(len(text), _LONGEST_EDGE + 1)))
+    def _backward(self) -> _Sorted:
+        return _Sorted(text[::-1] for text in self._ids)
 
     def _split(self, text: str) -> Iterator[str | int]:
         at, strip = 0, False
@@ -115,6 +116,21 @@ class SpecialTokens:
     @staticmethod
     def _stripped(text: str, strip: bool) -> str:
         return text.lstrip(" \t\n\v\f\r") if strip else text
+
+
+class _Sorted:
+    """Texts in order, for finding one that goes on from its beginning."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._texts = sorted(texts)
+        self._first = {text[:1] for text in self._texts}
+
+    def continue_(self, part: str) -> bool:
+        """Whether one begins with `part` and is longer."""
+        if part[0] not in self._first:
+            return False
+        at = bisect_right(self._texts, part)
+        return at < len(self._texts) and self._texts[at].startswith(part)
 
 
 def _joined(parts: Iterable[str | int]) -> Iterator[str | int]:

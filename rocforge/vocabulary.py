@@ -10,6 +10,7 @@ from rocforge.metadata import Metadata
 
 # tokenizer.ggml.token_type, as GGUF numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+LONGEST_SPECIAL = 1024
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 # Converters often mark these as ordinary tokens, and few files name every token that ends generation, so llama.cpp goes
@@ -58,6 +59,10 @@ class Vocabulary:
         self.types[len(texts) :] = [UNUSED] * unused
         self.end_of_generation = self._apply_names()
         self.pieces = self._pieces()
+        longest = max((text for text, id in self.ids.items() if self.is_markup(id)), key=len, default="")
+        if len(longest) > LONGEST_SPECIAL:
+            problem = f"special tokens of at most {LONGEST_SPECIAL} characters, not of {len(longest)}"
+            raise metadata.error("tokens", problem)
 
     @cached_property
     def scores(self) -> list[float]:

@@ -6,6 +6,7 @@ import pathlib
 import string
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -354,6 +355,20 @@ def test_bad_metadata_is_named(byte_level, changes, error, message):
     """What is missing, wrong or unknown is in the message, with what is known."""
     with pytest.raises(error, match=message):
         tokenizer(byte_level[1], **changes)
+
+
+def test_vocabularies_that_would_take_for_ever(sentencepiece):
+    """Tokens of thousands of lengths have millions of ways to join, and such control tokens are looked for at each
+    character: both are refused, at once."""
+    lengths = ["a" * length for length in range(2, 2000)]
+    tokens = [*sentencepiece["tokenizer.ggml.tokens"], *lengths]
+    scores = [*sentencepiece["tokenizer.ggml.scores"].tolist(), *[0.0] * len(lengths)]
+    types = sentencepiece["tokenizer.ggml.token_type"]
+    for kind, message in ((NORMAL, "lengths, too many"), (CONTROL, "at most 1024 characters, not of 1999")):
+        start = time.process_time()
+        with pytest.raises(GGUFError, match=message):
+            tokenizer(sentencepiece, tokens=tokens, scores=scores, token_type=[*types, *[kind] * len(lengths)])
+        assert time.process_time() - start < 5
 
 
 def test_bad_arguments(byte_level):
