@@ -20,10 +20,12 @@ class Marks:
 
     Args:
         special: the tokens to hide.
+        leading_space: hide the white space that a text begins with too, since tokens before it would swallow it.
     """
 
-    def __init__(self, special: SpecialTokens):
-        self._special, self._texts = special, []
+    def __init__(self, special: SpecialTokens, leading_space: bool = False):
+        self._special, self._leading_space = special, leading_space
+        self._texts: list[str] = []
         self._key = secrets.randbits(64)  # of digits, which no change of case touches
 
     def hide(self, value: Any, kept: Collection[str] = ()) -> Any:
@@ -39,6 +41,9 @@ class Marks:
 
     def _hide_in(self, text: str, kept: Collection[str]) -> str:
         start, stop = self._special.edges(text)
+        if self._leading_space:
+            start = max(start, len(text) - len(text.lstrip()))
+            stop = max(start, stop)
         pieces = [self._mark(text[:start])]
         for part in self._special.split(text[start:stop]):
             token = part if isinstance(part, str) else self._special.texts[part]

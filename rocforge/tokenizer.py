@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -144,25 +144,17 @@ class Tokenizer:
         """The text of `apply_chat_template`, and where in it special tokens are spelled that are not the template's:
         what `encode` takes as `literal`."""
         templates = self._chat_templates
-        marks = Marks(self._markup)
+        marks = Marks(self._markup, leading_space=self._phi3)
         searched = searched_texts(templates.source(chat_template, with_tools=bool(tools)))
+        kept = {text for text in searched if self._vocabulary.kind_of(text) == USER_DEFINED}
         text = templates.render(
             chat_template,
-            messages=[self._hidden(message, marks, searched) for message in messages],
+            messages=[_hidden(message, marks, kept) for message in messages],
             tools=marks.hide(tools),
             add_generation_prompt=add_generation_prompt,
             **{**self._special_texts, **marks.hide(variables)},
         )
         return marks.show(text)
-
-    def _hidden(self, message: Any, marks: Marks, searched: frozenset[str]) -> Any:
-        """A message without special tokens, but for those of the assistant's own, such as </think>, that the template
-        looks for to take the content apart, and that are no control tokens."""
-        hidden = marks.hide(message)
-        if isinstance(message, Mapping) and message.get("role") == "assistant" and "content" in message:
-            kept = searched & self._ids_of((USER_DEFINED,)).keys()
-            hidden["content"] = marks.hide(message["content"], kept)
-        return hidden
 
     @property
     def chat_template(self) -> str | None:
@@ -176,8 +168,7 @@ class Tokenizer:
 
     @cached_property
     def _markup(self) -> SpecialTokens:
-        ids = self._ids_of(_SPECIAL)
-        return SpecialTokens({text: id for text, id in ids.items() if self._vocabulary.is_markup(id)})
+        return SpecialTokens(self._vocabulary.markup)
 
     @cached_property
     def _special_texts(self) -> dict[str, str]:
@@ -239,3 +230,12 @@ class Tokenizer:
         if all(char in table for char in text):
             return bytes(table[char] for char in text)
         return text.encode("utf-8", "surrogateescape")
+
+
+def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
+    """A message without special tokens; the assistant's content has those `kept`, such as </think>, by which the
+    template takes it apart."""
+    hidden = marks.hide(message)
+    if isinstance(message, Mapping) and message.get("role") == "assistant" and "content" in message:
+        hidden["content"] = marks.hide(message["content"], kept)
+    return hidden

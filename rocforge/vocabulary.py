@@ -38,9 +38,10 @@ _END_OF_GENERATION_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_
 class Vocabulary:
     """Tokens by id, from GGUF metadata (`tokenizer.ggml.*`).
 
-    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `pieces`: of these the tokens that
-    plain text can become; `end_of_generation`: the ids that end generation. Tokens past the file's, up to `size`, which
-    are rows of the model for which there is no token, are unused and without text.
+    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `markup`: of these the special tokens,
+    which mean something beside their text; `pieces`: those that plain text can become; `end_of_generation`: the ids
+    that end generation. Tokens past the file's, up to `size`, which are rows of the model for which there is no token,
+    are unused and without text.
 
     Raises GGUFError where a field is missing, too short or of another type, or where there are more tokens than `size`.
     """
@@ -58,11 +59,11 @@ class Vocabulary:
         self.texts += [""] * unused
         self.types[len(texts) :] = [UNUSED] * unused
         self.end_of_generation = self._apply_names()
-        self.pieces = self._pieces()
-        longest = max((text for text, id in self.ids.items() if self.is_markup(id)), key=len, default="")
-        if len(longest) > LONGEST_SPECIAL:
-            problem = f"special tokens of at most {LONGEST_SPECIAL} characters, not of {len(longest)}"
+        self.markup = {text: id for text, id in self.ids.items() if self._is_markup(text, self.types[id])}
+        if (longest := max(map(len, self.markup), default=0)) > LONGEST_SPECIAL:
+            problem = f"special tokens of at most {LONGEST_SPECIAL} characters, not of {longest}"
             raise metadata.error("tokens", problem)
+        self.pieces = self._pieces()
 
     @cached_property
     def scores(self) -> list[float]:
@@ -79,9 +80,13 @@ class Vocabulary:
         found = default if id is None or not 0 <= id < self._count else id
         return None if found is None or found >= self._count else found
 
-    def is_markup(self, id: int) -> bool:
-        """Whether a token means something to the model beside its text. User-defined white space does not."""
-        kind, text = self.types[id], self.texts[id]
+    def kind_of(self, text: str) -> int | None:
+        """The kind of the token of that text, if there is one."""
+        return self.types[self.ids[text]] if text in self.ids else None
+
+    @staticmethod
+    def _is_markup(text: str, kind: int) -> bool:
+        """User-defined white space is how a vocabulary writes text."""
         return kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and not text.replace("▁", " ").isspace())
 
     def _per_token(self, name: str, kind: type) -> list:
@@ -94,7 +99,7 @@ class Vocabulary:
         pieces = {
             text: id
             for text, id in self.ids.items()
-            if not self.is_markup(id) and not (self.types[id] == BYTE and BYTE_TOKEN.fullmatch(text))
+            if text not in self.markup and not (self.types[id] == BYTE and BYTE_TOKEN.fullmatch(text))
         }
         try:
             "".join(pieces).encode()

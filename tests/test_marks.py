@@ -124,6 +124,17 @@ def test_sentencepiece_has_the_text_as_it_was_written(content):
     assert not set(ids[1:]) & {0, 1, 2}
 
 
+def test_leading_spaces_after_tokens_that_swallow_them():
+    """Phi-3's tokens swallow the template's white space after them, and not what a message begins with."""
+    template = "{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    kinds = {"<|user|>": CONTROL, "<|end|>": CONTROL}
+    tokenizer = sentencepiece(
+        template, kinds, **{"general.architecture": "phi3", "tokenizer.ggml.add_space_prefix": False}
+    )
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "  ab </s> cd "}])
+    assert tokenizer.decode(ids) == "<|user|>  ab </s> cd <|end|>"
+
+
 def test_white_space_stays_user_defined():
     """A vocabulary's tokens for runs of white space are how text is written, in chats too."""
     tokenizer = byte_level({"\n\n": USER_DEFINED, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL}, CHATML)
