@@ -135,12 +135,34 @@ def test_vectors_that_hold_nan(write):
     "part", ["token_embd.weight", "attn_q.weight", "attn_output.weight", "ffn_down", "ffn_gate_inp"]
 )
 def test_matrices_that_hold_nan(write, part):
-    """Generation ends in an error, however it samples; other requests of a batch go on where they are finite."""
+    """Generation ends in an error, however it samples."""
     name = "mixtral" if part == "ffn_gate_inp" else "qwen2"
     loaded, tokenizer = rf.load(write(with_nan(architectures()[name], part)), device="cpu")
     for sampling in ({"temperature": 0}, {"temperature": 1, "seed": 0}, {"temperature": 1, "top_k": 5, "seed": 0}):
         with np.errstate(all="ignore"), pytest.raises(NonFiniteError):
             rf.generate(loaded, tokenizer, "the quick", max_tokens=4, **sampling)
+
+
+def test_nan_fails_one_request(write):
+    """Of a batch, the request whose token has NaN for an embedding ends in an error; the other is as it is alone."""
+    model, bad = architectures()["qwen2"], 10
+    i = next(i for i, entry in enumerate(model.tensors) if entry.name == "token_embd.weight")
+    entry, row = model.tensors[i], 34  # bytes of a row of 32 in Q8_0
+    data = entry.data[: bad * row] + b"\xff" * row + entry.data[(bad + 1) * row :]
+    model.tensors[i] = dataclasses.replace(entry, data=data)
+    loaded, _ = rf.load(write(model), device="cpu")
+    params = rf.SamplingParams(temperature=0, max_tokens=5)
+
+    def outputs_of(*prompts):
+        with rf.Engine(loaded) as engine, np.errstate(all="ignore"):
+            requests, errors = [engine.add(prompt, params) for prompt in prompts], {}
+            while engine.busy:
+                errors |= {token.request: token.error for token in engine.step() if token.finish_reason == "error"}
+        return [errors.get(request, request.output) for request in requests]
+
+    (alone,) = outputs_of([3, 4])
+    good, failed = outputs_of([3, 4], [3, bad])
+    assert good == alone and len(good) == 5 and isinstance(failed, NonFiniteError)
 
 
 def test_experts_that_are_not_there(write):
