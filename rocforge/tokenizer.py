@@ -35,9 +35,9 @@ class Tokenizer:
     """
 
     def __init__(self, file: Any, vocab_size: int | None = None):
-        self._chat_templates = ChatTemplates(file.metadata)
+        self._metadata: Mapping[str, Any] = file.metadata
         self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
-        self._metadata = metadata = Metadata(file.metadata, "tokenizer.ggml.")
+        metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
         if model not in ("llama", "gpt2"):
             raise UnsupportedModelError(f"unknown tokenizer tokenizer.ggml.model = {model!r}; known: gpt2, llama")
@@ -61,8 +61,8 @@ class Tokenizer:
         self._add_space_prefix, self._remove_extra_whitespaces = (
             metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
         )
-        self._prefix_ids = self._added("bos", add_bos, self.bos_token_id)
-        self._suffix_ids = self._added("eos", False, self.eos_token_id)
+        self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
+        self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
 
     @property
@@ -167,6 +167,10 @@ class Tokenizer:
         return self._ids_of((CONTROL, UNKNOWN))
 
     @cached_property
+    def _chat_templates(self) -> ChatTemplates:
+        return ChatTemplates(self._metadata)
+
+    @cached_property
     def _markup(self) -> SpecialTokens:
         return SpecialTokens(self._vocabulary.markup)
 
@@ -192,12 +196,6 @@ class Tokenizer:
     def _ids_of(self, kinds: tuple[int, ...]) -> dict[str, int]:
         types = self._vocabulary.types
         return {text: id for text, id in self._vocabulary.ids.items() if types[id] in kinds}
-
-    def _added(self, name: str, usual: bool, id: int | None) -> list[int]:
-        wanted = self._metadata.flag(f"add_{name}_token", default=usual)
-        if wanted and id is None:
-            raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
-        return [id] if wanted else []
 
     def _escape(self, text: str, after_special: bool) -> str:
         if self._remove_extra_whitespaces:
@@ -239,3 +237,11 @@ def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
     if isinstance(message, Mapping) and message.get("role") == "assistant" and "content" in message:
         hidden["content"] = marks.hide(message["content"], kept)
     return hidden
+
+
+def _added(metadata: Metadata, name: str, usual: bool, id: int | None) -> list[int]:
+    """The token that goes around a text, where the file asks for it."""
+    wanted = metadata.flag(f"add_{name}_token", default=usual)
+    if wanted and id is None:
+        raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
+    return [id] if wanted else []
