@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rocforge.errors import ChatTemplateError
+from rocforge.metadata import Metadata
 
 if TYPE_CHECKING:
     import jinja2
@@ -23,9 +24,9 @@ class ChatTemplates:
 
     def __init__(self, metadata: Mapping[str, Any]):
         self.sources: dict[str, str] = {
-            key.removeprefix(_KEY).removeprefix(".") or "default": source
-            for key, source in metadata.items()
-            if (key == _KEY or key.startswith(_KEY + ".")) and isinstance(source, str)
+            key.removeprefix(_KEY).removeprefix(".") or "default": Metadata(metadata).string(key)
+            for key in metadata
+            if key == _KEY or key.startswith(_KEY + ".")
         }
         self._compiled: dict[str, jinja2.Template] = {}
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -79,18 +78,14 @@ class ChatCompletions:
             variables["reasoning_effort"] = body.reasoning_effort
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
-        marks = _Marks(generator.tokenizer.special_tokens)
-        text = await run_in_threadpool(
-            generator.tokenizer.apply_chat_template,
-            marks.hide(messages),
-            marks.hide(definitions),
+        text, literal = await run_in_threadpool(
+            generator.tokenizer.render_chat,
+            messages,
+            definitions,
             chat_template=generator.settings.chat_template,
-            tokenize=False,
-            **marks.hide(variables),
+            **variables,
         )
-        ids: list[int] = []
-        for part, literal in marks.parts(text):
-            ids += await generator.encode(part, add_special_tokens=False, parse_special_tokens=not literal)
+        ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template makes an empty prompt of these messages")
         return ids
@@ -136,41 +131,6 @@ def _plain(message: Message) -> dict[str, Any]:
         except ValueError as error:
             raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
     return plain
-
-
-class _Marks:
-    """Keeps control tokens that clients write from becoming control tokens: they go through the template as marks that
-    nobody can guess, and are text afterwards.
-    """
-
-    def __init__(self, special: Sequence[str]):
-        self._special = sorted((text for text in special if text), key=len, reverse=True)
-        self._key = secrets.token_hex(8)
-        self._texts: list[str] = []
-
-    def hide(self, value: Any) -> Any:
-        """The same value with marks in all its strings."""
-        if isinstance(value, str):
-            for text in self._special:
-                if text in value:
-                    self._texts.append(text)
-                    value = value.replace(text, f"{{{self._key}:{len(self._texts) - 1}}}")
-            return value
-        if isinstance(value, list):
-            return [self.hide(entry) for entry in value]
-        if isinstance(value, dict):
-            return {self.hide(key): self.hide(entry) for key, entry in value.items()}
-        return value
-
-    def parts(self, text: str) -> list[tuple[str, bool]]:
-        """The text in parts, and whether each was a mark."""
-        parts = []
-        for index, part in enumerate(text.split(f"{{{self._key}:")):
-            if index:
-                number, _, part = part.partition("}")
-                parts.append((self._texts[int(number)], True))
-            parts.append((part, False))
-        return [(part, literal) for part, literal in parts if part]
 
 
 class _Answer:
