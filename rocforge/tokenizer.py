@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from rocforge.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
@@ -62,6 +63,12 @@ class Tokenizer:
         self._prefix_ids = self._added("bos", self._flag("add_bos_token", add_bos), self.bos_token_id)
         self._suffix_ids = self._added("eos", self._flag("add_eos_token", False), self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
+
+    def __reduce__(self):
+        """Pickled as the metadata that it was made of."""
+        kept = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
+        kept["general.architecture"] = self._metadata.get("general.architecture")
+        return Tokenizer, (SimpleNamespace(metadata=kept),)
 
     @property
     def vocab_size(self) -> int:
