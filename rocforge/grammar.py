@@ -61,12 +61,21 @@ class Grammar:
             return Grammar(self._cell.fork(), self._mask)
 
     def close(self) -> None:
+        """No mask is wanted any more; more than once does nothing."""
         self._cell.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._cell.closed
 
     def _awaited(self) -> bytes:
         start = time.monotonic()
-        with _explained():
+        try:
             mask = self._cell.receive(self._patience)
+        except LimitError:
+            raise GrammarError("the grammar is too complex: what may come next takes too long to find") from None
+        except JailError as error:
+            raise GrammarError(str(error)) from None
         left = self._patience - (time.monotonic() - start)
         self._patience = min(PATIENCE, left + PATIENCE_PER_TOKEN)
         return mask

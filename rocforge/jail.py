@@ -30,9 +30,9 @@ from typing import Any
 
 from rocforge.errors import RocforgeError
 
-MEMORY = 256 << 20
+MEMORY = 256 * 10**6
 """Bytes that a cell may take beside what it was forked with."""
-MAX_ANSWER = 64 << 20
+MAX_ANSWER = 64 * 10**6
 """Bytes of an answer."""
 START = 60.0
 """Seconds of CPU time in which a jail makes what it holds."""
@@ -97,12 +97,17 @@ class Cell:
         """End the process; more than once does nothing."""
         self._connection.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed here, or given up."""
+        return self._connection.closed
+
     @contextlib.contextmanager
     def _living(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, OSError) as error:
-            bounds = f"{self._seconds:g} seconds of CPU time or {MEMORY >> 20} MiB of memory"
+            bounds = f"{self._seconds:g} seconds of CPU time or {MEMORY // 10**6} MB of memory"
             raise LimitError(f"it takes more than {bounds}") from error
 
 
@@ -208,9 +213,9 @@ def _answer(target: Any, seconds: float, method: str, arguments: tuple) -> bytes
     try:
         answer = b"+" + getattr(target, method)(*arguments)
         if len(answer) > MAX_ANSWER:
-            answer = b"!it makes more than %d MiB" % (MAX_ANSWER >> 20)
+            answer = b"!it makes more than %d MB" % (MAX_ANSWER // 10**6)
     except MemoryError:
-        answer = b"!it takes more than %d MiB of memory" % (MEMORY >> 20)
+        answer = b"!it takes more than %d MB of memory" % (MEMORY // 10**6)
     except Exception as error:
         answer = b"-" + str(error).encode(errors="replace")[:MAX_ANSWER]
     signal.setitimer(signal.ITIMER_PROF, 0)

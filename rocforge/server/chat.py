@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,8 +39,9 @@ class ChatCompletions:
             count = body.top_logprobs or 0
         most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
         params = generator.params(body, most, count)
-        prompt = await self._prompt(body, tools=format is not None)
-        constraints = await self._constraints(body, format, len(params))
+        with generator.deadline(body.timeout):
+            prompt = await self._prompt(body, tools=format is not None)
+            constraints = await self._constraints(body, format, len(params))
         job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
         answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
         if body.stream:
@@ -80,7 +81,7 @@ class ChatCompletions:
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
         marks = _Marks(generator.tokenizer.special_tokens)
-        text = await run_in_threadpool(
+        render = partial(
             generator.tokenizer.apply_chat_template,
             marks.hide(messages),
             marks.hide(definitions),
@@ -88,6 +89,7 @@ class ChatCompletions:
             tokenize=False,
             **marks.hide(variables),
         )
+        text = await generator.render(render)
         ids: list[int] = []
         for part, literal in marks.parts(text):
             ids += await generator.encode(part, add_special_tokens=False, parse_special_tokens=not literal)
@@ -97,7 +99,7 @@ class ChatCompletions:
 
     async def _constraints(
         self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
-    ) -> list[Constraint | None]:
+    ) -> Sequence[Constraint | None]:
         """As response_format and the like say; a call that is required is one too."""
         constraints = await self._generator.constraints(body, count)
         if format is None or body.tool_choice in (None, "auto", "none"):
@@ -111,9 +113,8 @@ class ChatCompletions:
                 raise APIError(
                     f"tool_choice names {body.tool_choice.function.name!r}, which tools lacks", param="tools"
                 )
-        compiler = await self._generator.compiler()
-        grammar = format.lark(compiler, functions)
-        return [await self._generator.compile("lark", grammar) for _ in range(count)]
+        grammar = format.lark(self._generator.compiler, functions)
+        return await self._generator.compile("lark", grammar, count)
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:
