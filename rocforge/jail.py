@@ -34,6 +34,8 @@ MEMORY = 256 * 10**6
 """Bytes that a cell may take beside what it was forked with."""
 MAX_ANSWER = 64 * 10**6
 """Bytes of an answer."""
+MAX_MESSAGE = 4096
+"""Characters of an exception's message."""
 START = 60.0
 """Seconds of CPU time in which a jail makes what it holds."""
 SLACK = 5.0
@@ -217,6 +219,6 @@ def _answer(target: Any, seconds: float, method: str, arguments: tuple) -> bytes
     except MemoryError:
         answer = b"!it takes more than %d MB of memory" % (MEMORY // 10**6)
     except Exception as error:
-        answer = b"-" + str(error).encode(errors="replace")[:MAX_ANSWER]
+        answer = b"-" + str(error)[:MAX_MESSAGE].encode(errors="replace")
     signal.setitimer(signal.ITIMER_PROF, 0)
     return answer

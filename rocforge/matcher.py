@@ -47,7 +47,7 @@ class Matcher:
     def _mask(self) -> bytes:
         mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error())
+            raise ValueError(self._matcher.get_error().partition("<backtrace>")[0].strip())
         return mask
 
 

@@ -32,7 +32,9 @@ class Renderer:
         """
         try:
             self._template = self._environment.from_string(source)
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # the compilers of Jinja and of Python raise many kinds
             raise _explained(error) from error
         return b""
 
