@@ -1,18 +1,19 @@
 """Jails: where somebody else's program runs, within bounds that the operating system keeps.
 
 A Jail is a process that holds what its programs need, such as a vocabulary. Each program gets a fork of it, a Cell, in
-about a millisecond. A cell has `MEMORY` to fill, and for each call so much CPU time; past either it ends, whatever it is
-doing, and the caller gets a JailError. Nothing is counted inside, so nothing that a program does can go uncounted.
+a few milliseconds. A cell has `MEMORY` to fill, and for each call so much CPU time; past either it ends, whatever it
+does, and the caller gets a LimitError. Nothing is counted inside, so nothing that a program does can go uncounted.
 
-What comes out of a cell is bytes and is never unpickled, so it can be no more than a wrong answer. A process ends when
-the other end of its connection is closed, as the death of the process that opened it does: an idle one at once, one
-that works at the latest when the CPU time of its call is over.
+What comes out of a cell is bytes that are never unpickled, so the worst that it can send is a wrong answer. A process
+ends when the other end of its connection is closed, as the death of the process that opened it does: an idle one at
+once, one that works at the latest when the CPU time of its call is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import pickle
 import resource
@@ -56,7 +57,7 @@ class Cell:
     """A process of a jail, for one thread at a time. Calls name methods of the object that the jail holds."""
 
     def __init__(self, connection: Connection):
-        self._connection, self._seconds = connection, 0.0
+        self._connection, self._seconds, self._owner = connection, 0.0, os.getpid()
 
     def call(self, seconds: float, method: str, *arguments: Any) -> bytes:
         """What `method(*arguments)` returns in the cell, in so many seconds of CPU time.
@@ -106,6 +107,8 @@ class Cell:
 
     @contextlib.contextmanager
     def _living(self) -> Iterator[None]:
+        if os.getpid() != self._owner:
+            raise LimitError("the process belongs to the one that this was forked from")
         try:
             yield
         except (EOFError, OSError) as error:
@@ -116,7 +119,7 @@ class Cell:
 class Jail:
     """Forks cells that each hold `module.name(*arguments)`. Any thread may call it.
 
-    The process starts with the first cell, and anew where somebody has ended it.
+    The process starts with the first cell, and anew where somebody has ended it, or forked the one that it belongs to.
     """
 
     def __init__(self, module: str, name: str, *arguments: Any):
@@ -129,13 +132,14 @@ class Jail:
         """A new cell."""
         with self._lock:
             if self._first is not None:
-                with contextlib.suppress(JailError):
+                with contextlib.suppress(LimitError):
                     return self._first.fork()
-                self._end()
-            self._first, process = _start()
-            self._end = weakref.finalize(self, _stop, self._first, process)
-            self._first.call(START, "make", *self._held)
-            return self._first.fork()
+            self._end()
+            first, process = _start()
+            self._end = weakref.finalize(self, _stop, os.getpid(), first, process)
+            first.call(START, "make", *self._held)
+            self._first = first
+            return first.fork()
 
 
 def _start() -> tuple[Cell, subprocess.Popen]:
@@ -149,14 +153,17 @@ def _start() -> tuple[Cell, subprocess.Popen]:
     )
     with theirs:
         command = [sys.executable, "-c", program]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+        )
     return Cell(Connection(ours.detach())), process
 
 
-def _stop(cell: Cell, process: subprocess.Popen) -> None:
+def _stop(owner: int, cell: Cell, process: subprocess.Popen) -> None:
     cell.close()
-    process.kill()
-    process.wait()
+    if os.getpid() == owner:  # a fork of the owner leaves it the process
+        process.kill()
+        process.wait()
 
 
 def _main(descriptor: int) -> None:
@@ -183,6 +190,7 @@ class _Held:
 
     def make(self, module: str, name: str, *arguments: Any) -> bytes:
         self.object = getattr(import_module(module), name)(*arguments)
+        gc.freeze()  # a collection in a fork would copy what it looks at
         return b""
 
 

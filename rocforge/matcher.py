@@ -25,6 +25,7 @@ class Matcher:
         vocabulary = _Vocabulary(tokenizer)
         self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=sorted(tokenizer.eog_token_ids))
         vocabulary.greedy = self._tokenizer.greedy_tokenize
+        self.regex("a")  # llguidance makes much at its first grammar, which forks then share
 
     def json_schema(self, schema: str) -> bytes:
         return self._begin(LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS))

@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rocforge.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
-from rocforge.chat import ChatTemplates
 from rocforge.detokenizer import Detokenizer
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.pretokenizers import find_pre_tokenizer
 from rocforge.special_tokens import SpecialTokens
 from rocforge.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+
+if TYPE_CHECKING:
+    from rocforge.chat import ChatTemplates
 
 _SPECIAL = (CONTROL, UNKNOWN, USER_DEFINED)
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -148,6 +150,8 @@ class Tokenizer:
 
     @cached_property
     def _chat_templates(self) -> ChatTemplates:
+        from rocforge.chat import ChatTemplates  # it loads what makes processes
+
         return ChatTemplates(self._metadata)
 
     @cached_property

@@ -238,7 +238,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_quickly(name, monkeypatch):
-    """Each ends in an error soon after its time, whatever holds Python's lock in its process, and this one stays small."""
+    """Each ends in an error soon after its time, whatever holds Python's lock, and this process stays small."""
     monkeypatch.setattr("rocforge.chat.SECONDS", 0.3)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
@@ -265,7 +265,9 @@ def test_renderings_do_not_see_each_other():
     templates = ChatTemplates({"tokenizer.chat_template": "{% set _ = dict.update(joiner.__dict__ or {}, a=1) %}"})
     with pytest.raises(ChatTemplateError):
         templates.render(messages=[])
-    counted = "{% macro f() %}{% endmacro %}{% set _ = dict.update(messages[0], n=messages[0].n + 1) %}{{ messages[0].n }}"
+    counted = (
+        "{% macro f() %}{% endmacro %}{% set _ = dict.update(messages[0], n=messages[0].n + 1) %}{{ messages[0].n }}"
+    )
     templates = ChatTemplates({"tokenizer.chat_template": counted})
     assert [templates.render(messages=[{"n": 1}]) for _ in range(3)] == ["2"] * 3
 

@@ -144,7 +144,7 @@ def test_bounds_are_named(compiler, monkeypatch):
 
 @pytest.mark.parametrize("source", ['start: x+\nx: y | x x\ny: "a" | x y x', 'start: "b" ' + '"a"? ' * 10_000])
 def test_masks_are_bounded(loaded, compiler, monkeypatch, source):
-    """A grammar that is dear to follow keeps the engine waiting for a while at most; its request fails, others go on."""
+    """A grammar that is dear to follow keeps the engine waiting for a while; then its request fails, others go on."""
     monkeypatch.setattr("rocforge.grammar.PATIENCE", 0.1)
     monkeypatch.setattr("rocforge.grammar.PATIENCE_PER_TOKEN", 0.0)
     model, tokenizer = loaded
@@ -177,7 +177,20 @@ def test_copies_go_their_own_ways(loaded, compiler):
 
 def test_text_that_sentencepiece_puts_a_space_before():
     """Text that a grammar forces is found in the tokens of a vocabulary whose tokenizer would begin it with a space."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "{", "}", '"', "a", "b", ":", "1"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "{",
+        "}",
+        '"',
+        "a",
+        "b",
+        ":",
+        "1",
+    ]
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,

@@ -223,7 +223,7 @@ def processes():
 
 
 def test_compilation_holds_nobody_up(server, monkeypatch):
-    """While schemas that have no end are compiled, others are served; each is refused in the end, or its time is over."""
+    """While endless schemas are compiled, others are served; each is refused in the end, or its time is over."""
     monkeypatch.setattr("rocforge.grammar.COMPILE_SECONDS", 0.5)
     body = {"model": "small", "prompt": "a", "max_tokens": 4}
 
@@ -281,7 +281,9 @@ def test_a_hostile_template_holds_nobody_up(start, monkeypatch, name):
         time.sleep(0.1)
         begin = time.monotonic()
         assert server.get("/health").status_code == 200
-        assert server.post("/v1/completions", json={"model": "small", "prompt": "a", "max_tokens": 1}).status_code == 200
+        assert (
+            server.post("/v1/completions", json={"model": "small", "prompt": "a", "max_tokens": 1}).status_code == 200
+        )
         assert time.monotonic() - begin < 2
         assert answer.result().status_code == 400
         error = answer.result().json()["error"]
