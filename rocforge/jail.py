@@ -152,9 +152,12 @@ def _start() -> tuple[Cell, subprocess.Popen]:
         f"from rocforge.jail import _main; _main({theirs.fileno()})"
     )
     with theirs:
-        command = [sys.executable, "-c", program]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+            [sys.executable, "-c", program],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # metadata has arrays, and what forks has no threads
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
         )
     return Cell(Connection(ours.detach())), process
 
