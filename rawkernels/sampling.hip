@@ -63,7 +63,7 @@ rf_sample_slices(float* scaled, float* highest, i32* best, const float* logits, 
     for (u32 j = 0; j < PER_THREAD; ++j) {
         // a greedy row's values are not read again
         if (p.temperature > 0) scaled[id_of(j)] = values[j] = values[j] / p.temperature;
-        float value = values[j] == values[j] ? values[j] : __builtin_inff();
+        float value = values[j] == values[j] ? values[j] : infinity();
         if (value > top || top_id == 0x7fffffff) top = value, top_id = id_of(j);
     }
     float slice_top = block_max<SLICE_THREADS>(top);

@@ -130,6 +130,8 @@ class Reply:
         """No piece follows; for the engine's thread. Of several ends the first counts."""
         if not self._ended:
             self.progress, self.error = progress, error
+            if self.constraint is not None:
+                self.constraint.close()
             self._hand_over(None)
 
     def _hand_over(self, piece: GenerationResponse | None) -> None:

@@ -157,7 +157,7 @@ class Service:
         Args:
             prompt: token ids, at least one.
             params: how to continue it; None for the defaults.
-            constraint: what its text must obey, new for each request.
+            constraint: what its text must obey, new for each request; closed when that ends.
             timeout: seconds until it fails with DeadlineError.
 
         Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from rocforge.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
-from rocforge.chat import ChatTemplates
 from rocforge.detokenizer import Detokenizer
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.marks import Marks, searched_texts, without_surrogates
@@ -16,6 +16,9 @@ from rocforge.metadata import Metadata
 from rocforge.pretokenizers import find_pre_tokenizer
 from rocforge.special_tokens import Span, SpecialTokens
 from rocforge.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+
+if TYPE_CHECKING:
+    from rocforge.chat import ChatTemplates
 
 _SPECIAL = (CONTROL, UNKNOWN, USER_DEFINED)
 
@@ -36,6 +39,7 @@ class Tokenizer:
 
     def __init__(self, file: Any, vocab_size: int | None = None):
         self._metadata: Mapping[str, Any] = file.metadata
+        self._vocab_size = vocab_size
         self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
         metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
@@ -64,6 +68,12 @@ class Tokenizer:
         self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
         self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
+
+    def __reduce__(self):
+        """Pickled as the metadata that it was made of."""
+        kept = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
+        kept["general.architecture"] = self._metadata.get("general.architecture")
+        return Tokenizer, (SimpleNamespace(metadata=kept), self._vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -168,6 +178,8 @@ class Tokenizer:
 
     @cached_property
     def _chat_templates(self) -> ChatTemplates:
+        from rocforge.chat import ChatTemplates  # it loads what makes processes
+
         return ChatTemplates(self._metadata)
 
     @cached_property

@@ -3,6 +3,7 @@
 import heapq
 import inspect
 import pathlib
+import pickle
 import string
 import subprocess
 import sys
@@ -188,6 +189,16 @@ def test_lone_surrogates_are_replaced(byte_level):
     tok = tokenizer(byte_level[1])
     assert tok.decode(tok.encode("a\ud83db")) == "a�b"
     assert tok.encode("\ud83e\udd99") == tok.encode("🦙")
+
+
+def test_pickled(byte_level, sentencepiece):
+    """A tokenizer goes to another process as its metadata, and is the same there."""
+    for metadata in (byte_level[1], sentencepiece):
+        tokenizer = Tokenizer(SimpleNamespace(metadata={**metadata, "tokenizer.chat_template": "x"}))
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        text = "a <b> c\nd é" + "".join(tokenizer.special_tokens)
+        assert copy.encode(text) == tokenizer.encode(text) and copy.eog_token_ids == tokenizer.eog_token_ids
+        assert copy.chat_template == "x"
 
 
 def test_special_tokens_are_parsed_or_plain_text(byte_level):

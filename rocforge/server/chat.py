@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -38,8 +38,9 @@ class ChatCompletions:
             count = body.top_logprobs or 0
         most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
         params = generator.params(body, most, count)
-        prompt = await self._prompt(body, tools=format is not None)
-        constraints = await self._constraints(body, format, len(params))
+        with generator.deadline(body.timeout):
+            prompt = await self._prompt(body, tools=format is not None)
+            constraints = await self._constraints(body, format, len(params))
         job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
         answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
         if body.stream:
@@ -78,13 +79,14 @@ class ChatCompletions:
             variables["reasoning_effort"] = body.reasoning_effort
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
-        text, literal = await run_in_threadpool(
+        render = partial(
             generator.tokenizer.render_chat,
             messages,
             definitions,
             chat_template=generator.settings.chat_template,
             **variables,
         )
+        text, literal = await generator.render(render)
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template makes an empty prompt of these messages")
@@ -92,7 +94,7 @@ class ChatCompletions:
 
     async def _constraints(
         self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
-    ) -> list[Constraint | None]:
+    ) -> Sequence[Constraint | None]:
         """As response_format and the like say; a call that is required is one too."""
         constraints = await self._generator.constraints(body, count)
         if format is None or body.tool_choice in (None, "auto", "none"):
@@ -106,9 +108,8 @@ class ChatCompletions:
                 raise APIError(
                     f"tool_choice names {body.tool_choice.function.name!r}, which tools lacks", param="tools"
                 )
-        compiler = await self._generator.compiler()
-        grammar = format.lark(compiler, functions)
-        return [await self._generator.compile("lark", grammar) for _ in range(count)]
+        grammar = format.lark(self._generator.compiler, functions)
+        return await self._generator.compile("lark", grammar, count)
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:

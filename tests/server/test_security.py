@@ -4,8 +4,10 @@ import builtins
 import contextlib
 import json
 import os
+import pathlib
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -187,6 +189,90 @@ def test_expensive_grammars(server):
         answer = server.post("/v1/completions", json={"model": "small", "prompt": "a", "max_tokens": 4, **extra})
         assert answer.status_code in (200, 400), answer.text
         assert time.monotonic() - start < 20
+
+
+MULTIPLES = {"type": "json_schema", "json_schema": {"schema": {"type": "integer", "multipleOf": 99999989}}}
+
+
+def processes():
+    """All that descend from this one."""
+    parents = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            text = stat.read_text()
+            parents[int(text.split()[0])] = int(text.rpartition(")")[2].split()[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def test_compilation_holds_nobody_up(server, monkeypatch):
+    """While endless schemas are compiled, others are served; each is refused in the end, or its time is over."""
+    monkeypatch.setattr("rocforge.grammar.COMPILE_SECONDS", 0.5)
+    body = {"model": "small", "prompt": "a", "max_tokens": 4}
+
+    def ask(timeout):
+        return server.post("/v1/completions", json={**body, "response_format": MULTIPLES, "timeout": timeout})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, timeout) for timeout in [60] * 4 + [0.3] * 4]
+        time.sleep(0.2)
+        for path in ("/health", "/v1/models"):
+            start = time.monotonic()
+            assert server.get(path).status_code == 200
+            assert time.monotonic() - start < 2
+        assert server.post("/v1/completions", json=body).status_code == 200
+        answers = [answer.result() for answer in answers]
+    assert [answer.status_code for answer in answers] == [400] * 4 + [504] * 4
+    error = answers[0].json()["error"]
+    assert error["code"] == "invalid_grammar" and "too complex" in error["message"]
+    assert server.post("/v1/completions", json={**body, "regex": "[a-z]{3}"}).status_code == 200
+
+
+def test_grammars_leave_no_process(server, monkeypatch):
+    """Each text's process ends with the text, however that ends; at most so many are written at a time."""
+    body = {"model": "small", "prompt": "a", "max_tokens": 4, "regex": "[a-z]+", "n": 3}
+    assert server.post("/v1/completions", json=body).status_code == 200
+    before = processes()
+    for more in ({}, {"stream": True}, {"regex": "[a-z]{2}"}, {"max_tokens": 10**6}, {"timeout": 0.001}):
+        assert server.post("/v1/completions", json={**body, **more}).status_code in (200, 400, 504)
+    monkeypatch.setattr("rocforge.server.generation.MAX_GRAMMARS", 2)
+    answer = server.post("/v1/completions", json=body)
+    assert answer.status_code == 429 and "2 texts" in answer.json()["error"]["message"]
+    assert server.post("/v1/completions", json={**body, "n": 2}).status_code == 200
+    deadline = time.monotonic() + 10
+    while processes() - before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not processes() - before
+
+
+TEMPLATES = {
+    "memory": "{% set x = 10**10 %}{{ 'a' * x }}",
+    "time": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "lock": "{% set ns = namespace(d={}, e={}) %}{% set x = ns.d %}{% set y = ns.e %}{% for i in range(38) %}"
+    "{% set c = {} %}{% set f = {} %}{% set _ = dict.update(ns.d, {'a': c, 'b': c}) %}"
+    "{% set _ = dict.update(ns.e, {'a': f, 'b': f}) %}{% set ns.d = c %}{% set ns.e = f %}{% endfor %}{{ x == y }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_hostile_template_holds_nobody_up(start, monkeypatch, name):
+    """A chat under it is refused in the end, and others are served meanwhile."""
+    monkeypatch.setattr("rocforge.chat.SECONDS", 0.5)
+    with start(chat_template=TEMPLATES[name]) as server, ThreadPoolExecutor(1) as pool:
+        chat = {"model": "small", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        answer = pool.submit(server.post, "/v1/chat/completions", json=chat)
+        time.sleep(0.1)
+        begin = time.monotonic()
+        assert server.get("/health").status_code == 200
+        assert (
+            server.post("/v1/completions", json={"model": "small", "prompt": "a", "max_tokens": 1}).status_code == 200
+        )
+        assert time.monotonic() - begin < 2
+        assert answer.result().status_code == 400
+        error = answer.result().json()["error"]
+        assert error["code"] == "chat_template_error" and "it takes more than" in error["message"]
 
 
 def test_header_floods(server):
