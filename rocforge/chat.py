@@ -41,7 +41,7 @@ class ChatTemplates:
             raise ChatTemplateError(f"the file has no default chat template (named ones: {named}); pass chat_template")
         return self.sources["default"]
 
-    def render(self, template: str | None = None, **variables: Any) -> str:
+    def render(self, template: str | None = None, /, **variables: Any) -> str:
         """The text that the template makes of `variables`, which hold JSON values: `messages`, `tools`, .... Raises
         TypeError for other values, and ChatTemplateError where the template fails, refuses or goes past its bounds."""
         from jinja2 import TemplateError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from rocforge.errors import ChatTemplateError
 from rocforge.generate import GenerationResponse
 from rocforge.scheduler import Constraint
+from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
@@ -80,7 +81,7 @@ class ChatCompletions:
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
         marks = _Marks(generator.tokenizer.special_tokens)
-        text = await run_in_threadpool(
+        render = partial(
             generator.tokenizer.apply_chat_template,
             marks.hide(messages),
             marks.hide(definitions),
@@ -88,6 +89,7 @@ class ChatCompletions:
             tokenize=False,
             **marks.hide(variables),
         )
+        text = await run_in_threadpool(render)
         ids: list[int] = []
         for part, literal in marks.parts(text):
             ids += await generator.encode(part, add_special_tokens=False, parse_special_tokens=not literal)
@@ -132,7 +134,7 @@ def _plain(message: Message) -> dict[str, Any]:
     plain.setdefault("content", "")
     for call in plain.get("tool_calls", ()):
         try:
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            call["function"]["arguments"] = parse_json(call["function"]["arguments"])
         except ValueError as error:
             raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
     return plain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,25 +14,23 @@ from rocforge.grammar import GrammarCompiler
 from rocforge.sampling import SamplingParams
 from rocforge.scheduler import Constraint
 from rocforge.server.errors import APIError, refusing
-from rocforge.server.jobs import Job
+from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.service import Service, State
 from rocforge.tokenizer import Tokenizer
 
-KEPT = 1024
-"""Ended jobs whose status can still be asked for."""
 LONGEST_TOKEN = 256
 """Characters; a text with more than this a token of the context is refused before it is tokenized."""
 
 
 class Generator:
-    """Makes jobs of requests, and remembers them by id."""
+    """Makes jobs of requests."""
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings = service, settings
         self.created = int(time.time())
-        self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._compiling = anyio.Lock()
 
@@ -133,7 +130,7 @@ class Generator:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
             if len(prompt) >= limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt")
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", [])
+        job = Job(f"{prefix}-{secrets.token_hex(12)}", len(params))
         timeout = min(timeout or self.settings.request_timeout, self.settings.request_timeout)
         pairs = [(prompt, param) for prompt in prompts for param in params]
         try:
@@ -143,14 +140,8 @@ class Generator:
         except BaseException:
             job.cancel()
             raise
-        self._remember(job)
+        self.jobs.add(job)
         return job
-
-    def _remember(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        ended = [id for id, other in self.jobs.items() if all(reply.ended for reply in other.replies)]
-        for id in ended[: max(0, len(ended) - KEPT)]:
-            del self.jobs[id]
 
     def _too_long(self, what: str) -> APIError:
         message = f"This model's maximum context length is {self.limit} tokens. However, you requested {what}."
