@@ -49,9 +49,9 @@ def _measure(text: bytes) -> tuple[int, int]:
 
 
 class JSONRequest(Request):
-    """A request whose body is bounded in size, in time and in what its JSON may hold.
+    """A request whose body is JSON, bounded in size, in time and in what it may hold.
 
-    Reading it raises HTTPException: 413, 408 or 400.
+    Reading it raises HTTPException: 415, 413, 408 or 400.
     """
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -68,6 +68,9 @@ class JSONRequest(Request):
             raise HTTPException(413, f"the body is larger than {most} bytes")
 
     async def body(self) -> bytes:
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":  # pages of other origins may send other types without asking first
+            raise HTTPException(415, f"Content-Type is {media_type!r}; what is taken is application/json")
         seconds = self.app.state.settings.client_timeout
         try:
             with anyio.fail_after(seconds):

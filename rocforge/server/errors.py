@@ -129,6 +129,8 @@ def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
     first, param = found[0], _param(found[0])
     if first["type"] == "extra_forbidden":
         return APIError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+    if first["type"] == "missing" and param is None:
+        return APIError("The request has no body")
     if first["type"] == "missing":
         return APIError(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
     where = f"Invalid value for '{param}'" if param else "Invalid body"

@@ -53,7 +53,7 @@ class Hosts:
             raise APIError(f"the Host {host[:200]!r} is not a host and a port")
         name = _normal(match["name"])
         if not self._allows(name, local=_address((scope["server"] or ("",))[0])):
-            message = f"this server does not answer for {name[:200]!r}; start it with --allowed-hosts {name[:200]}"
+            message = f"the server does not answer for {name[:200]!r}: that is none of its --allowed-hosts"
             raise APIError(message, 421, code="unknown_host")
 
     def _allows(self, name: str, local: Address | None) -> bool:

@@ -47,11 +47,12 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
             self._note_progress()
 
         def send_400_response(self, msg: str) -> None:
-            if self.cycle is None or (self.cycle.response_complete and self.conn.our_state is h11.IDLE):
-                super().send_400_response(msg)
-            else:  # the nonsense is in the body of a request that has been handed on: its answer has or will have begun
+            if self.cycle is not None:  # whose body may be what is nonsense: the application answers it no more
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
                 self.transport.close()
 
         def pause_writing(self) -> None:
