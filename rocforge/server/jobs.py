@@ -117,11 +117,7 @@ class Jobs:
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None, and the job cancelled, where the client goes away meanwhile."""
-
-    async def pieces(reply: Reply) -> list[GenerationResponse]:
-        return [piece async for piece in reply]
-
-    work = asyncio.gather(*(pieces(reply) for reply in job.replies))
+    work = asyncio.ensure_future(_all_pieces(job))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +126,13 @@ async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] 
         gone.cancel()
         work.cancel()
         job.cancel()
+
+
+async def _all_pieces(job: Job) -> list[list[GenerationResponse]]:
+    found: list[list[GenerationResponse]] = [[] for _ in job.replies]
+    async for index, pieces in merged(job):
+        found[index] += pieces
+    return found
 
 
 async def _disconnected(request: Request) -> None:

@@ -45,5 +45,5 @@ class Limits:
             return APIError("a request has either Content-Length or Transfer-Encoding, not both")
         if self._in_progress >= self.max_requests and scope["path"] not in PROBES:
             message = f"{self.max_requests} requests are in progress, and more are not taken"
-            return APIError(message, 503, "server_error", code="too_many_connections")
+            return APIError(message, 503, "server_error", code="too_many_requests")
         return None
