@@ -28,6 +28,8 @@ from rocforge.server.settings import Settings
 from rocforge.service import Service
 from rocforge.tokenizer import Tokenizer
 
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
 SPARE = 16
 """Connections beyond those that may have a request in progress, for the probes."""
 
@@ -113,7 +115,7 @@ class _Server(uvicorn.Server):
             log_level=log_level,
             log_config=_log_config(),
             server_header=False,
-            backlog=max(1, connections // 8),  # so many are accepted before one is closed
+            backlog=max(1, connections // 8),  # asyncio accepts so many before it lets one be closed
             timeout_keep_alive=math.ceil(settings.client_timeout),
             timeout_graceful_shutdown=math.ceil(settings.grace) + 1,
             h11_max_incomplete_event_size=settings.max_header_bytes,
@@ -125,6 +127,11 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + number)
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio has set it to what it accepts at a time
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -160,7 +167,7 @@ def _log_config() -> dict[str, Any]:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def _url(listener: socket.socket) -> str:
