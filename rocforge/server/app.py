@@ -45,7 +45,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Hosts, allowed=settings.allowed_hosts)
-    app.add_middleware(Limits, max_requests=settings.max_connections)
+    app.add_middleware(Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections)
     generator = Generator(service, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)

@@ -18,11 +18,12 @@ class Limits:
 
     Args:
         app: what comes next.
+        max_header_bytes: of the target and the headers together.
         max_requests: in progress at a time; those for PROBES are not counted out.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int):
-        self.app, self.max_requests = app, max_requests
+    def __init__(self, app: ASGIApp, max_header_bytes: int, max_requests: int):
+        self.app, self.max_header_bytes, self.max_requests = app, max_header_bytes, max_requests
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +44,16 @@ class Limits:
             return APIError(f"HTTP/{scope['http_version']} is not spoken here; HTTP/1.1 is", 505)
         if "transfer-encoding" in headers and "content-length" in headers:  # RFC 9112, 6.3: may be an attack
             return APIError("a request has either Content-Length or Transfer-Encoding, not both")
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(_size, scope["headers"]))
+        if size > self.max_header_bytes:
+            return APIError(f"the target and the headers have {size} bytes; at most {self.max_header_bytes}", 431)
         if self._in_progress >= self.max_requests and scope["path"] not in PROBES:
             message = f"{self.max_requests} requests are in progress, and more are not taken"
             return APIError(message, 503, "server_error", code="too_many_requests")
         return None
+
+
+def _size(header: tuple[bytes, bytes]) -> int:
+    """Bytes of a header's line."""
+    name, value = header
+    return len(name) + len(value) + len(b": \r\n")

@@ -8,6 +8,25 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+MAX_PIECES = 8192
+"""Of a body: a chunk of one byte costs as much as one of a kilobyte. TCP's smallest segments carry 4 MiB in fewer."""
+
+
+class Connection(h11.Connection):
+    """h11's, which refuses bodies of too many pieces."""
+
+    _pieces = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if type(event) is h11.Request:
+            self._pieces = 0
+        elif type(event) is h11.Data:
+            self._pieces += 1
+            if self._pieces > MAX_PIECES:
+                raise h11.RemoteProtocolError(f"a body of more than {MAX_PIECES} pieces")
+        return event
+
 
 def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
     """uvicorn's protocol for one server, with limits.
@@ -22,6 +41,10 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         _headers: asyncio.TimerHandle | None = None
         _reading: asyncio.TimerHandle | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.conn = Connection(h11.SERVER, self.config.h11_max_incomplete_event_size)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
