@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -103,7 +104,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         with errors.refusing("tokens"):
-            return JSONResponse({"content": generator.tokenizer.decode(body.tokens)})
+            return JSONResponse({"content": await run_in_threadpool(generator.tokenizer.decode, body.tokens)})
 
 
 def _add_requests(app: FastAPI, generator: Generator) -> None:

@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is none, or nested too deeply, or has too many parts.
     """
     data = text.encode() if isinstance(text, str) else text
-    depth, parts = _measure(data)
+    depth, parts = _measure(data) if len(data) > MAX_DEPTH else (0, 0)  # a short text has no room for more
     if depth > MAX_DEPTH:
         raise ValueError(f"JSON nested more than {MAX_DEPTH} levels deep")
     if parts > MAX_PARTS:

@@ -73,7 +73,7 @@ class ChatCompletions:
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
         generator = self._generator
-        messages = [_plain(message) for message in body.messages]
+        messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
         definitions = [tool.model_dump(exclude_none=True) for tool in body.tools] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
