@@ -25,6 +25,7 @@ from rocforge.reply import CancelledError, DeadlineError, QueueFullError, Servic
 log = logging.getLogger("rocforge.server")
 INVALID = "invalid_request_error"
 CLIENT_CLOSED_REQUEST = 499
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 LONGEST_TEXT = 1000
 """Characters of what a client sent that it gets back in an error."""
 
@@ -52,8 +53,7 @@ class APIError(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": "1"} if self.status in (429, 503) else None
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, _HEADERS.get(self.status))
 
     @property
     def closing_response(self) -> JSONResponse:

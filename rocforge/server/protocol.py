@@ -93,7 +93,7 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
                 idle.pop(self, None)
             elif self._headers is None and not self.transport.is_closing():
                 idle[self] = None
-                self._headers = self.loop.call_later(timeout, self.transport.abort)
+                self._headers = self.loop.call_later(timeout, self.transport.close)  # once the answer is read
 
         def _watch_reading(self) -> None:
             waiting = self.transport.get_write_buffer_size()

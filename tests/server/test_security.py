@@ -282,6 +282,21 @@ def test_clients_that_do_not_read(start):
         assert states == ["cancelled"]
 
 
+def test_clients_that_read_slowly(start):
+    """Who reads some of an answer again and again gets all of it, however long that takes."""
+    content = json.dumps({"content": "x y " * 50_000}).encode()
+    head = HEAD.replace(b"/v1/completions", b"/tokenize") + b"Content-Length: %d\r\n\r\n" % len(content)
+    with start(client_timeout=1.0) as server, connected(server, receive_buffer=1 << 14) as connection:
+        connection.sendall(head + content)
+        answer, begin = connection.recv(1), time.monotonic()
+        while part := connection.recv(1 << 13):  # the server closes what is kept open when all has been read
+            answer += part
+            time.sleep(0.05)
+        assert time.monotonic() - begin > 1.5
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        assert len(rest) == int(re.search(rb"content-length: (\d+)", head)[1]) > 1 << 18
+
+
 def test_idle_connections_give_way(start):
     """One more than allowed takes the place of the one that has been idle longest, so that an honest one is served."""
     with start(max_connections=20) as server, contextlib.ExitStack() as stack:
