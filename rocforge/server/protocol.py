@@ -36,7 +36,7 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
             before, and seconds in which it must read some of an answer that waits.
         max_connections: open at a time; one more takes the place of the one that has been without a request longest.
     """
-    idle: dict[H11Protocol, None] = {}  # without a request in progress, the longest first
+    idle: dict[H11Protocol, None] = {}  # without a request in progress, or with what is left of an answer, oldest first
 
     class Protocol(H11Protocol):
         _headers: asyncio.TimerHandle | None = None
@@ -91,8 +91,9 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop("_headers")
                 idle.pop(self, None)
-            elif self._headers is None and not self.transport.is_closing():
-                idle[self] = None
+                return
+            idle.setdefault(self)
+            if self._headers is None and not self.transport.is_closing():
                 self._headers = self.loop.call_later(timeout, self.transport.close)  # once the answer is read
 
         def _watch_reading(self) -> None:

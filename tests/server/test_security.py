@@ -282,19 +282,22 @@ def test_clients_that_do_not_read(start):
         assert states == ["cancelled"]
 
 
+LARGE = {"model_name": "m" * 400_000}
+"""Settings with which GET /v1/models has a large answer: more than the buffers of a connection hold."""
+GET_LARGE = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+
+
 def test_clients_that_read_slowly(start):
     """Who reads some of an answer again and again gets all of it, however long that takes."""
-    content = json.dumps({"content": "x y " * 50_000}).encode()
-    head = HEAD.replace(b"/v1/completions", b"/tokenize") + b"Content-Length: %d\r\n\r\n" % len(content)
-    with start(client_timeout=1.0) as server, connected(server, receive_buffer=1 << 14) as connection:
-        connection.sendall(head + content)
+    with start(client_timeout=1.0, **LARGE) as server, connected(server, receive_buffer=1 << 14) as connection:
+        connection.sendall(GET_LARGE + b"\r\n")
         answer, begin = connection.recv(1), time.monotonic()
         while part := connection.recv(1 << 13):  # the server closes what is kept open when all has been read
             answer += part
             time.sleep(0.05)
         assert time.monotonic() - begin > 1.5
         head, _, rest = answer.partition(b"\r\n\r\n")
-        assert len(rest) == int(re.search(rb"content-length: (\d+)", head)[1]) > 1 << 18
+        assert len(rest) == int(re.search(rb"content-length: (\d+)", head)[1]) > 400_000
 
 
 def test_idle_connections_give_way(start):
@@ -306,6 +309,16 @@ def test_idle_connections_give_way(start):
         assert closes_within(idle[0], 5)
         idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert b" 200 " in until_closed(idle[-1])
+
+
+def test_unread_answers_give_way(start):
+    """So do connections that are to be closed once their answer has been read, which it is not."""
+    with start(max_connections=4, **LARGE) as server, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            unread = stack.enter_context(connected(server, receive_buffer=4096))
+            unread.sendall(GET_LARGE + b"Connection: close\r\n\r\n")
+            assert unread.recv(1) == b"H"
+        assert server.get("/health").status_code == server.get("/v1/models").status_code == 200
 
 
 def test_more_requests_than_allowed(start):
