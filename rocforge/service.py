@@ -238,8 +238,8 @@ class Service:
                 if failures == FAILURES:
                     raise
                 continue
-            for token in tokens:
-                self._hand_out(engine, token)
+            while tokens:  # so that no name holds a request while the thread waits for the next
+                self._hand_out(engine, tokens.pop(0))
 
     def _take_in(self, engine: Engine) -> bool:
         """Wait for something to do; admit, cancel, expire. False when it is time to end."""

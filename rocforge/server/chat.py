@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.errors import ChatTemplateError
 from rocforge.generate import GenerationResponse
 from rocforge.scheduler import Constraint
+from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
@@ -72,7 +73,7 @@ class ChatCompletions:
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
         generator = self._generator
-        messages = [_plain(message) for message in body.messages]
+        messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
         definitions = [tool.model_dump(exclude_none=True) for tool in body.tools] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
@@ -128,7 +129,7 @@ def _plain(message: Message) -> dict[str, Any]:
     plain.setdefault("content", "")
     for call in plain.get("tool_calls", ()):
         try:
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            call["function"]["arguments"] = parse_json(call["function"]["arguments"])
         except ValueError as error:
             raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
     return plain

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,15 +19,13 @@ from rocforge.reply import DeadlineError, QueueFullError
 from rocforge.sampling import SamplingParams
 from rocforge.scheduler import Constraint
 from rocforge.server.errors import APIError, refusing
-from rocforge.server.jobs import Job
+from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.service import Service, State
 from rocforge.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
-KEPT = 1024
-"""Ended jobs whose status can still be asked for."""
 LONGEST_TOKEN = 256
 """Characters; a text with more than this a token of the context is refused before it is tokenized."""
 MAX_GRAMMARS = 256
@@ -36,12 +33,12 @@ MAX_GRAMMARS = 256
 
 
 class Generator:
-    """Makes jobs of requests, and remembers them by id."""
+    """Makes jobs of requests."""
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings = service, settings
         self.created = int(time.time())
-        self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._grammars: WeakSet[Grammar] = WeakSet()
         processors = len(os.sched_getaffinity(0))
@@ -166,7 +163,7 @@ class Generator:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
             if len(prompt) >= limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt")
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", [])
+        job = Job(f"{prefix}-{secrets.token_hex(12)}", len(params))
         pairs = [(prompt, param) for prompt in prompts for param in params]
         try:
             with refusing("prompt"):
@@ -175,14 +172,8 @@ class Generator:
         except BaseException:
             job.cancel()
             raise
-        self._remember(job)
+        self.jobs.add(job)
         return job
-
-    def _remember(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        ended = [id for id, other in self.jobs.items() if all(reply.ended for reply in other.replies)]
-        for id in ended[: max(0, len(ended) - KEPT)]:
-            del self.jobs[id]
 
     def _seconds(self, timeout: float | None) -> float:
         return min(timeout or self.settings.request_timeout, self.settings.request_timeout)
