@@ -170,6 +170,14 @@ RF_DEVICE void computed(float& x) {
 #endif
 }
 
+// AMD's compiler unpacks a load no earlier than here, where it might else wait for that before it loads something else.
+template <class T>
+RF_DEVICE void used_from_here(T& loaded) {
+#ifdef RF_PLATFORM_AMD
+    asm volatile("" : "+v"(loaded));
+#endif
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it

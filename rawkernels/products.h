@@ -107,15 +107,21 @@ struct Run {
 // Adds the products of cell c of N rows with all columns.
 template <class F, u32 N>
 RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    RF_UNROLL
-    for (u32 r = 0; r < N; ++r) w[r].ready();
     if constexpr (RF_COLUMNS == 1) {
         Activation column;
         column.load(x, cells, c);
+        schedule_barrier();  // all of these loads, too, come before the first wait
         RF_UNROLL
-        for (u32 r = 0; r < N; ++r) sum[r][0] += dot(w[r], column);
+        for (u32 r = 0; r < N; ++r) {
+            RF_UNROLL
+            for (u32 p = 0; p < F::PLANES; ++p) used_from_here(w[r].plane[p]);
+            w[r].ready();
+            sum[r][0] += dot(w[r], column);
+        }
         return;
     }
+    RF_UNROLL
+    for (u32 r = 0; r < N; ++r) w[r].ready();
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         Run<F> run[N];

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -210,17 +211,30 @@ class _Plan:
         self._steps += 1
 
     def _captured(self) -> tuple[Any, Any] | None:
-        """A graph of a step, and its logits; None where CuPy refuses, as it does calls of cuBLAS (not of hipBLAS).
+        """A graph of a step, and its logits; None where it cannot be captured: the step then runs kernel by kernel.
 
-        What the step allocates is the pool's, where only decode steps take any.
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS). Any other failure is told. What the step allocates is
+        the pool's, where only decode steps take any.
         """
-        stream, logits = cupy_module().cuda.get_current_stream(), None
+        cuda = cupy_module().cuda
+        stream, logits, failure = cuda.get_current_stream(), None, None
+        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
         stream.begin_capture()
         try:
             with launches_overlap(), contextlib.suppress(NotImplementedError):
                 logits = self._step()
+        except errors as error:
+            failure = error
         finally:
-            graph = stream.end_capture()
+            try:
+                graph = stream.end_capture()
+            except errors as error:  # what failed has ended the capture already
+                failure, logits = failure or error, None
+        if failure is not None:
+            warnings.warn(
+                f"decode steps run without a graph, and slower, as capturing one failed: {failure}", stacklevel=2
+            )
+            return None
         return None if logits is None else (graph, logits)
 
     def _step(self) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import operator
 import re
 import threading
@@ -69,6 +70,17 @@ def _with_includes(name: str, seen: set[str]) -> str:
     return "\n".join(lines)
 
 
+def variants(source: str) -> list[dict[str, str]]:
+    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use."""
+    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
+    found = []
+    for line in lines:
+        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
+        names = [name for name, _ in axes]
+        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+    return found or [{}]
+
+
 def parameter_names(source: str, kernel: str, count: int) -> list[str]:
     """What a source calls the `count` parameters of a kernel; none where a macro declares it."""
     for parameters in re.findall(rf"\b{PREFIX}{kernel}\(([^()]*)\)\s*\{{", source_text(source)):
@@ -101,24 +113,28 @@ class _Module:
         return code_file(self.text, supported_card(self.device)).exists()
 
     def prepare(self, compile: Compile = compile_program) -> None:
-        """Compile and load it, with its device current; an error is kept, for the first `get_function` to raise."""
+        """Compile and load it, with its device current; an error is kept, for the first `load` to raise."""
         with self._lock:
             if self._module is None:
                 try:
-                    self._module = self._load(compile)
+                    self._module = self._loaded(compile)
                 except Exception as error:
                     self._failure = error
 
     def get_function(self, name: str) -> Any:
+        return self.load().get_function(name)
+
+    def load(self) -> Any:
+        """The module, compiled and loaded; raises what kept `prepare` from that."""
         with self._lock:
             if self._failure is not None:
                 failure, self._failure = self._failure, None  # what may have passed, as want of memory, is tried again
                 raise failure
             if self._module is None:
-                self._module = self._load()
-        return self._module.get_function(name)
+                self._module = self._loaded()
+            return self._module
 
-    def _load(self, compile: Compile = compile_program) -> Any:
+    def _loaded(self, compile: Compile = compile_program) -> Any:
         try:
             return load_module(self.text, supported_card(self.device), compile)
         except CompileError as error:

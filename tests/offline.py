@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from rocforge import kernels
 from rocforge.device.cards import AMD, Card
 from rocforge.device.compiler import options
 from rocforge.kernels import source_folder, with_defines
@@ -39,14 +40,8 @@ Case = tuple[str, Defines, str]
 
 
 def variants(source: str) -> list[Defines]:
-    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines."""
-    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
-    found = []
-    for line in lines:
-        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
-        names = [name for name, _ in axes]
-        found += [tuple(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
-    return found or [()]
+    """The sets of defines that a source is compiled with."""
+    return [tuple(defines.items()) for defines in kernels.variants(source)]
 
 
 def targets(source: str) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from simulated_program import error_of, needs_wheel, output_of, simulate
 
-from rocforge.device.cards import AMD, SHARED_MEMORY, base_arch
+from rocforge.device.cards import AMD
 
 pytestmark = needs_wheel
 
@@ -31,14 +31,14 @@ for device in range(cp.cuda.runtime.getDeviceCount()):
     print(json.dumps([properties[name].decode() if name == "gcnArchName" else properties[name] for name in names]))
 """
     described = [json.loads(line) for line in output_of(program, ",".join(AMD)).splitlines()]
-    assert {base_arch(name): wave for name, wave, *_ in described} == AMD
-    capability = {base_arch(name): (major, minor) for name, _, major, minor, _ in described}
+    assert {name.partition(":")[0]: wave for name, wave, *_ in described} == AMD
+    capability = {name.partition(":")[0]: (major, minor) for name, _, major, minor, _ in described}
     assert capability["gfx1030"] == capability["gfx1036"] == (10, 3)
     assert capability["gfx1100"] == capability["gfx1103"] == (11, 0)
     assert capability["gfx908"] == capability["gfx90a"] == (9, 0)
     assert capability["gfx942"] == (9, 4) and capability["gfx1151"] == (11, 5) and capability["gfx1201"] == (12, 0)
-    integrated = {base_arch(name) for name, *_, integrated in described if integrated}
-    assert integrated >= {*SHARED_MEMORY, "gfx1036", "gfx1103"} and "gfx1100" not in integrated
+    integrated = {name.partition(":")[0] for name, *_, integrated in described if integrated}
+    assert integrated >= {"gfx1150", "gfx1151", "gfx1152", "gfx1036", "gfx1103"} and "gfx1100" not in integrated
     assert ["gfx90a:sramecc+:xnack-", 64, 9, 0, 0] in described
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from offline import card_with
 
 HIPSIM = Path(__file__).parent / "hipsim"
 _spec = importlib.util.spec_from_file_location("hipsim_machine_code", HIPSIM / "machine_code.py")
@@ -17,7 +18,7 @@ _spec.loader.exec_module(machine_code)
 import amd_compiler  # noqa: E402 - machine_code has put its folder on the path
 import emulator  # noqa: E402
 
-TARGETS = {"gfx942": (64, "cdna"), "gfx1100": (32, "rdna3"), "gfx1201": (32, "rdna4")}
+TARGETS = {"gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
 CHOSEN = [
     "test_norm.py::test_rms_norm[100]",
     "test_products.py::test_one_column[Q4_K]",
@@ -48,8 +49,8 @@ def test_arguments_are_aligned():
 @pytest.mark.parametrize("target", TARGETS)
 def test_code_in_memory(target):
     """The kernels of a source, compiled for a target, lie in memory as their descriptors say."""
-    wave, arch = TARGETS[target]
-    module = machine_code.Module("norm.hip", {}, target, wave)
+    arch = TARGETS[target]
+    module = machine_code.Module("norm.hip", {}, card_with(target))
     assert module.arch == arch and {"rf_rms_norm.kd", "rf_layer_norm.kd"} <= set(module.symbols)
     descriptor = module._memory[module.symbols["rf_rms_norm.kd"] :][:64]
     entry = module.symbols["rf_rms_norm.kd"] + int.from_bytes(descriptor[16:24], "little", signed=True)

@@ -1,4 +1,4 @@
-"""`rocforge info`: the device, the kernels, the versions, and why there is no GPU."""
+"""`rocforge info`: whether this machine can run on a GPU, and if not why; the device, the kernels, the versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "ji
 
 def info(device: Device = None, as_json: Json = False) -> None:
     """Show the device, the kernels and the versions."""
-    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": _versions()}
+    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": versions()}
     found["architectures"] = list(ARCHITECTURES)
     if as_json:
         write_json(found)
@@ -28,10 +28,10 @@ def info(device: Device = None, as_json: Json = False) -> None:
     about, kernels = found["device"], found["kernels"]
     free, total = binary_size(about["memory_free"]), binary_size(about["memory_total"])
     rows = [
+        ("verdict", f"cannot run on a GPU: {about['reason']}" if about["reason"] else "can run on a GPU"),
         ("device", f"{about['device']}: {about['name']} ({about['arch']})"),
         ("memory", f"{free} of {total} free"),
         ("runtime", about["runtime"]),
-        *([("no GPU", about["reason"])] if about["reason"] else []),
         ("kernels", f"{kernels['sources']} sources in {kernels['folder']}"),
         ("compiled", f"{kernels['compiled']} files, {binary_size(kernels['compiled_nbytes'])}, in {kernels['cache']}"),
         ("architectures", ", ".join(ARCHITECTURES)),
@@ -52,7 +52,8 @@ def _kernels() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of rocforge, Python, the system, and of what rocforge builds on, as far as it is installed."""
     versions = {"rocforge": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:

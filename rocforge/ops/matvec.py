@@ -53,7 +53,7 @@ def _rows_together(n: int) -> int:
     return 1 if n == 1 else 2 if n <= 4 else 4
 
 
-def _log_lanes(n: int, rows: int, cells: int) -> int:
+def log_lanes_of(n: int, rows: int, cells: int) -> int:
     """Lanes that share a row, as a power of two.
 
     For one column 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
@@ -80,7 +80,7 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     cupy, n = cupy_module(), x.shape[0]
     columns, cells = _columns(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
-    log_lanes = _log_lanes(n, sum(map(len, weights)), cells)
+    log_lanes = log_lanes_of(n, sum(map(len, weights)), cells)
     args = (*columns, n, cells, log_lanes, *laid_out(columns[0], weights, biases, ys), residual)
     grid = sum(blocks(blocks(len(w), _rows_together(n)) << log_lanes, THREADS) for w in weights)
     _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((grid,), (THREADS,), args)
@@ -108,17 +108,33 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, RUN), np.float32)
     rounded = Activations.empty(1, rows)
     rounded.norm = Norm(squares, eps)
-    out_cells, log_lanes = cells_of(rows), 3 if cells <= 8 else 4
+    out_cells, card = cells_of(rows), card_of(cupy.cuda.runtime.getDevice())
+    log_lanes = log_lanes_then_norm(rows, cells, card.wave, card.compute_units)
     args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
     args = (*args, norm, rounded.data, out_cells, squares)
     _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
     return y, rounded
 
 
+def log_lanes_then_norm(rows: int, cells: int, wave: int, units: int) -> int:
+    """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
+
+    On a card with waves of 64 lanes and twice as many units as blocks it is 32, since the few waves of a block would
+    wait for one cell after another.
+    """
+    most = 5 if wave == 64 and 2 * blocks(rows, RUN) <= units else 4
+    return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
+
+
 def fills_device(rows: int) -> bool:
+    """Whether `fills_units` says so of the current device."""
+    return fills_units(rows, card_of(cupy_module().cuda.runtime.getDevice()).compute_units)
+
+
+def fills_units(rows: int, units: int) -> bool:
     """Whether the blocks of `product_then_norm` for that many rows, one a multiprocessor, leave few of them idle at the
     end: where most would be, a product in smaller blocks, and a launch for the norm, is faster."""
-    units, count = card_of(cupy_module().cuda.runtime.getDevice()).compute_units, blocks(rows, RUN)
+    count = blocks(rows, RUN)
     return count <= units or count >= 0.8 * units * blocks(count, units)
 
 

@@ -3,10 +3,11 @@
 import cupy as cp
 import numpy as np
 import pytest
-from weights import card_without_matrix_unit, random_weight
+from weights import card_without_matrix_unit
 
 import rocforge as rf
 from rocforge.ops.strided import ALIGNMENT, float32, rows_of
+from rocforge.selftest.weights import random_weight
 
 SIDES = {"cpu": np.asarray, "gpu": cp.asarray}
 

@@ -7,7 +7,6 @@ import cupy as cp
 import numpy as np
 import pytest
 from cupy.cuda import runtime
-from weights import random_weight
 
 from rocforge import kernels, overlap, warmup
 from rocforge.errors import DeviceError
@@ -15,6 +14,7 @@ from rocforge.kernels import Kernel
 from rocforge.ops.activation import softcap, swiglu
 from rocforge.ops.matvec import products
 from rocforge.ops.norm import rms_norm_quantized
+from rocforge.selftest.weights import random_weight
 
 SIGNATURE = "float32* float16* int64"
 
@@ -96,13 +96,13 @@ def compile_all(wanted):
 def test_one_compilation_for_all_threads(monkeypatch):
     """Threads that ask for kernels of one source at the same time compile it once."""
     compiled = []
-    original = kernels._Module._load
+    original = kernels._Module._loaded
 
     def compile_and_count(module, *compile):
         compiled.append(module.source)
         return original(module, *compile)
 
-    monkeypatch.setattr(kernels._Module, "_load", compile_and_count)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_and_count)
     monkeypatch.setattr(kernels, "_modules", {})
     pairs = [Kernel("quantize.hip", "to_halves", SIGNATURE) for _ in range(4)]
     x, y = cp.zeros(4, np.float32), cp.ones((4, 4), np.float16)
@@ -120,9 +120,9 @@ def test_one_compilation_for_all_threads(monkeypatch):
 @pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
 def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
     """A kernel that runs on two devices is compiled for each, once, while that one is current."""
-    compiled, original = [], kernels._Module._load
+    compiled, original = [], kernels._Module._loaded
     monkeypatch.setattr(
-        kernels._Module, "_load", lambda m, *compile: compiled.append((m.device, runtime.getDevice())) or original(m)
+        kernels._Module, "_loaded", lambda m, *compile: compiled.append((m.device, runtime.getDevice())) or original(m)
     )
     for device in (0, 1, 0, 1):
         with cp.cuda.Device(device):
@@ -141,7 +141,7 @@ def test_source_that_does_not_compile():
 
 def test_background_compilation(fresh_modules, monkeypatch):
     """Modules are compiled once each, in other threads; a launch in the meantime waits for its own."""
-    threads, gate, original = [], threading.Event(), kernels._Module._load
+    threads, gate, original = [], threading.Event(), kernels._Module._loaded
     begun = {source: threading.Event() for source in ("quantize.hip", "norm.hip")}
 
     def compile_late(module, *compile):
@@ -150,7 +150,7 @@ def test_background_compilation(fresh_modules, monkeypatch):
         gate.wait(10)
         return original(module, *compile)
 
-    monkeypatch.setattr(kernels._Module, "_load", compile_late)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
     halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
     wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
     compilation = compile_all(wanted)
@@ -189,7 +189,7 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
             super().clear()
             gate.set()
 
-    monkeypatch.setattr(kernels._Module, "_load", compile_late)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
     monkeypatch.setattr(warmup, "deque", Waiting)
     monkeypatch.setattr(warmup, "processors", lambda: 2)
     compilation = compile_all([Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50)])

@@ -5,7 +5,7 @@ import itertools
 import cupy as cp
 import numpy as np
 import pytest
-from weights import card_without_matrix_unit, half_steps, product_error, random_weight, relative_error, sizes, values_of
+from weights import card_without_matrix_unit, sizes
 
 from rocforge.device.cards import card_of
 from rocforge.ops import operands
@@ -17,6 +17,7 @@ from rocforge.ops.norm import rms_norm
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
+from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
 FLOATS = ["F32", "F16", "BF16"]
 RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]

@@ -1,4 +1,4 @@
-"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for the simulated card, and run by an instruction emulator.
+"""rocforge's kernels as AMD machine code: compiled by AMD's hiprtc for the simulated card, run in an emulator.
 
     HIPSIM_MACHINE_CODE=TINYGRAD tests/hipsim/run --arch gfx1201 pytest tests/device/test_norm.py
 
@@ -30,7 +30,9 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import PREFIX, Kernel, compile_options, wave_size, with_defines
+from rocforge.device.cards import Card, card_of
+from rocforge.device.compiler import options
+from rocforge.kernels import PREFIX, Kernel, with_defines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from amd_compiler import compile_program, fetch
@@ -48,11 +50,10 @@ THREAD = ThreadPoolExecutor(1)
 class Module:
     """A source's machine code, in memory that it can run from."""
 
-    def __init__(self, source: str, defines: dict[str, Any], target: str, wave: int):
+    def __init__(self, source: str, defines: dict[str, Any], card: Card):
         fetch()
-        self.arch = next(name for start, name in ARCHITECTURES.items() if target.startswith(start))
-        options = (*compile_options(wave), f"--offload-arch={target}")
-        code, _ = compile_program(with_defines(source, defines), options, source)
+        self.arch = next(name for start, name in ARCHITECTURES.items() if card.arch.startswith(start))
+        code, _ = compile_program(with_defines(source, defines), options(card), source)
         elf = ELFFile(io.BytesIO(code))
         self.symbols = {symbol.name: symbol["st_value"] for symbol in elf.get_section_by_name(".dynsym").iter_symbols()}
         segments = list(elf.iter_segments("PT_LOAD"))
@@ -64,9 +65,7 @@ class Module:
             self._memory.write(segment.data())
 
 
-_module = functools.cache(
-    lambda source, defines, target, wave: Module(source, dict(defines), target, wave)
-)  # as CuPy keeps its own
+_module = functools.cache(lambda source, defines, card: Module(source, dict(defines), card))  # as CuPy keeps its own
 
 
 class Function:
@@ -117,8 +116,7 @@ def install() -> None:
 
     def load(kernel: Kernel, device: int) -> Any:
         defines = tuple(sorted(kernel.defines.items()))
-        target = cupy_module().cuda.runtime.getDeviceProperties(device)["gcnArchName"].decode()
-        function = Function(_module(kernel.source, defines, target, wave_size(device)), kernel.name)
+        function = Function(_module(kernel.source, defines, card_of(device)), kernel.name)
         kernel._functions[device] = loaded = SimpleNamespace(kernel=function)
         return loaded
 

@@ -1,0 +1,194 @@
+"""What a decode step of one sequence launches, and what each launch reads: shapes alone, no device.
+
+tests/device/test_decode.py and test_moe.py pin the same launches by running models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from amd_code import Defines
+from gguf import GGMLQuantizationType
+from random_gguf import SHAPES, Shape, type_of
+
+from rocforge.ops.attention_device import _Shape
+from rocforge.ops.dequantize import cells_of, planar_row_nbytes
+from rocforge.ops.experts_device import BLOCK_ROWS, GROUPS
+from rocforge.ops.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
+from rocforge.ops.strided import blocks
+
+CONTEXT = 64
+"""Tokens that attention sees."""
+
+
+class Experts(NamedTuple):
+    """A mixture: how many experts a layer has, and how many a token uses."""
+
+    count: int
+    used: int
+
+
+class Model(NamedTuple):
+    shape: Shape
+    experts: Experts | None = None
+
+
+QWEN3_MOE = Shape("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, 1000000.0, False)
+MODELS = {
+    "Llama 3.2 1B": Model(SHAPES["llama-3.2-1b"]),
+    "Llama 3.1 8B": Model(SHAPES["llama-3.1-8b"]),
+    "Qwen3 30B-A3B": Model(QWEN3_MOE, Experts(128, 8)),
+}
+RECIPES = ("Q4_K_M", "Q8_0")
+
+
+class Launch(NamedTuple):
+    """A kernel launch.
+
+    Attributes:
+        kernel, source, defines: which code it is.
+        nbytes: that it reads of weights or cache.
+        weights: that it multiplies, in loops of products.
+        iterations: of that loop, for each lane.
+        blocks, threads: the grid, and threads of a block.
+        waits: loads that wait for the one before, in a kernel without such a loop.
+    """
+
+    kernel: str
+    source: str
+    defines: Defines = ()
+    nbytes: int = 0
+    weights: int = 0
+    iterations: int = 0
+    blocks: int = 1
+    threads: int = 256
+    waits: int = 2
+
+
+class Matrix(NamedTuple):
+    rows: int
+    columns: int
+    qtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * planar_row_nbytes(self.columns, GGMLQuantizationType[self.qtype])
+
+
+def step(model: Model, recipe: str, wave: int, counted: int) -> list[Launch]:
+    """The launches of a step, in order, on a card with that wave size and as many multiprocessors as HIP counts."""
+    shape = model.shape
+    qtype = functools.partial(_qtype, recipe, shape)
+    launches = [
+        Launch("place_tokens", "decode.hip"),
+        Launch("rope_angles", "angles.hip", waits=1),
+        Launch("dequantize_float32", "dequantize.hip", (("RF_QTYPE", qtype("token_embd", 0)),)),
+        _norm(shape),
+    ]
+    for layer in range(shape.layers):
+        launches += _attention(shape, functools.partial(qtype, layer=layer), wave)
+        if model.experts:
+            launches += _mixture(model, functools.partial(qtype, layer=layer))
+        else:
+            launches += _feed_forward(shape, functools.partial(qtype, layer=layer), wave, counted)
+    output = Matrix(shape.vocabulary, shape.dim, qtype("token_embd" if shape.tied else "output", 0))
+    sampled = {"nbytes": 4 * shape.vocabulary, "waits": 2}
+    return [
+        *launches,
+        _matvec(output),
+        Launch("sample_slices", "sampling.hip", blocks=blocks(shape.vocabulary, 1024), **sampled),
+        Launch("sample_rows", "sampling.hip", threads=1024),
+    ]
+
+
+def _qtype(recipe: str, shape: Shape, tensor: str, layer: int) -> str:
+    return type_of(recipe, f"blk.{layer}.{tensor}.weight", layer, shape).name
+
+
+def _matvec(*matrices: Matrix) -> Launch:
+    """The launch of `products` for one to three matrices of one row length."""
+    rows, cells = sum(m.rows for m in matrices), cells_of(matrices[0].columns)
+    lanes = 1 << log_lanes_of(1, rows, cells)
+    defines = {"RF_QTYPE": matrices[0].qtype, "RF_COLUMNS": "1", "RF_ROWS": "1"}
+    if matrices[-1].qtype != matrices[0].qtype:
+        defines["RF_QTYPE_LAST"] = matrices[-1].qtype
+    return Launch(
+        "matvec",
+        "matvec.hip",
+        tuple(sorted(defines.items())),
+        sum(m.nbytes for m in matrices),
+        sum(m.rows * m.columns for m in matrices),
+        blocks(cells, lanes),
+        sum(blocks(m.rows * lanes, THREADS) for m in matrices),
+        THREADS,
+    )
+
+
+def _then_norm(matrix: Matrix, shape: Shape, wave: int, counted: int) -> list[Launch]:
+    """A product with the norm behind it, in one launch or, where that would leave units idle, in two."""
+    plain, cells = _matvec(matrix), cells_of(matrix.columns)
+    if not fills_units(matrix.rows, counted):
+        return [plain, _norm(shape)]
+    lanes = 1 << log_lanes_then_norm(matrix.rows, cells, wave, counted)
+    sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, RUN), "threads": RUN * lanes}
+    return [plain._replace(kernel="matvec_then_norm", **sizes)]
+
+
+def _norm(shape: Shape) -> Launch:
+    return Launch("rms_norm", "norm.hip", nbytes=8 * shape.dim, threads=1024)
+
+
+def _attention(shape: Shape, qtype: functools.partial, wave: int) -> Iterator[Launch]:
+    heads, group = shape.heads * shape.head_dim, shape.heads // shape.kv_heads
+    kv = shape.kv_heads * shape.head_dim
+    yield _matvec(*(Matrix(n, shape.dim, qtype(f"attn_{name}")) for name, n in (("q", heads), ("k", kv), ("v", kv))))
+    sizes = {"RF_BLOCK_SIZE": "32", "RF_GROUP": str(group), "RF_HEAD_DIM": str(shape.head_dim)}
+    threads = _Shape(shape.head_dim, group, wave).decode_threads
+    read = {"nbytes": 4 * kv * CONTEXT, "waits": 3}  # lengths and tables, then keys, then values
+    yield Launch(
+        "attention_decode", "attention.hip", tuple(sizes.items()), blocks=shape.kv_heads, threads=threads, **read
+    )
+
+
+def _feed_forward(shape: Shape, qtype: functools.partial, wave: int, counted: int) -> list[Launch]:
+    output = Matrix(shape.dim, shape.heads * shape.head_dim, qtype("attn_output"))
+    gate, down = Matrix(shape.ffn, shape.dim, qtype("ffn_gate")), Matrix(shape.dim, shape.ffn, qtype("ffn_down"))
+    return [*_then_norm(output, shape, wave, counted), _gated(gate), *_then_norm(down, shape, wave, counted)]
+
+
+def _gated(gate: Matrix, places: int = 1, source: str = "matvec.hip", kernel: str = "matvec_gated") -> Launch:
+    """gate and up, of one expert or of as many as there are places."""
+    defines = {"RF_QTYPE": gate.qtype}
+    if source == "matvec.hip":
+        defines |= {"RF_COLUMNS": "1", "RF_ROWS": "1"}
+    return Launch(
+        kernel,
+        source,
+        tuple(sorted(defines.items())),
+        2 * places * gate.nbytes,
+        2 * places * gate.rows * gate.columns,
+        blocks(cells_of(gate.columns), 8),
+        places * blocks(gate.rows, BLOCK_ROWS),
+        GATED_THREADS,
+    )
+
+
+def _mixture(model: Model, qtype: functools.partial) -> list[Launch]:
+    """The output, its norm, the router, the routing and the experts; and the next layer's norm."""
+    shape, (count, used) = model.shape, model.experts
+    gate, down = Matrix(shape.ffn, shape.dim, qtype("ffn_gate")), Matrix(shape.dim, shape.ffn, qtype("ffn_down"))
+    # its loop has no products of integers; a cell of floats is 16 bytes, eight of which are loaded at a time
+    router = (("RF_COLUMNS", "1"), ("RF_QTYPE", "Floats<float>"), ("RF_ROWS", "1"))
+    sizes = {"nbytes": 4 * shape.dim * count, "threads": THREADS, "blocks": blocks(count * 32, THREADS)}
+    last = _gated(down, used, "experts.hip", "experts_down")
+    return [
+        _matvec(Matrix(shape.dim, shape.heads * shape.head_dim, qtype("attn_output"))),
+        _norm(shape),
+        Launch("matvec", "matvec.hip", router, waits=blocks(shape.dim // 4, 8 * 32), **sizes),
+        Launch("route", "moe.hip"),
+        _gated(gate, used, "experts.hip", "experts_gated"),
+        last._replace(nbytes=last.nbytes // 2, weights=last.weights // 2, blocks=blocks(shape.dim, GROUPS // used)),
+        _norm(shape),
+    ]
