@@ -33,7 +33,7 @@ RF_DEVICE void store_head(T* p, const Head& head) {
 RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     float squares = 0;
     RF_UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i) squares += head.x[i] * head.x[i];
+    for (u32 i = 0; i < PER_LANE; ++i) squares = add_rn(squares, mul_rn(head.x[i], head.x[i]));
     float factor = fast_rsqrt(wave_sum(squares) / RF_HEAD_DIM + eps);
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
@@ -64,14 +64,15 @@ RF_DEVICE Rotation load_rotation(const float* cos, const float* sin, u32 pairs, 
     return rotation;
 }
 
-// `buffer` is the wave's own LDS of RF_HEAD_DIM floats.
+// `buffer` is the wave's own LDS of RF_HEAD_DIM floats. Sums are rounded as written, here and above: left to itself,
+// AMD's compiler fuses them with their products in one kernel and not in another, and results differ in a bit.
 RF_DEVICE void rotate_head(Head& head, float* buffer, const Rotation& rotation) {
     wave_barrier();
     store_head(buffer, head);
     wave_barrier();
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i)
-        head.x[i] = head.x[i] * rotation.own[i] + buffer[rotation.partner[i]] * rotation.other[i];
+        head.x[i] = add_rn(mul_rn(head.x[i], rotation.own[i]), mul_rn(buffer[rotation.partner[i]], rotation.other[i]));
 }
 
 }  // namespace rocforge

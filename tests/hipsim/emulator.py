@@ -22,6 +22,11 @@ MAP_NORESERVE = 0x4000
 
 MENDED: dict[str, list[tuple[str, str]]] = {
     "test.mockgpu.amd.pcode": [
+        # a fused multiply-add rounds once
+        (
+            "lambda a, b, c: a * b + c,",
+            "lambda a, b, c: (a.cast(dtypes.float64) * b.cast(dtypes.float64) + c.cast(dtypes.float64)).cast(a.dtype),",
+        ),
         # products of operands of which only 24 bits count
         (
             "    dt = DTYPES.get(field)\n    if dt is None: return base\n",
