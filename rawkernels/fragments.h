@@ -175,7 +175,7 @@ RF_DEVICE void multiply_add(Accumulator& c, const Fragment& a, const Fragment& b
     for (u32 i = 0; i < ELEMENTS; ++i) {
         const f16* row = a.x + fragment_row(i) * a.stride;
         c.x[i] = dot_eight(load<u32x4>(row + 8), high, dot_eight(load<u32x4>(row), low, c.x[i]));
-        if (i % 2) fragments_in_order();
+        if (i % 2) schedule_barrier();  // more rows at a time are registers that few waves share
     }
 #endif
 }

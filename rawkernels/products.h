@@ -124,9 +124,14 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32
     for (u32 r = 0; r < N; ++r) w[r].ready();
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
+        // one run of 32 elements and one column after another: all of them together would spill
         Run<F> run[N];
         RF_UNROLL
-        for (u32 r = 0; r < N; ++r) run[r].unpack(w[r], s);
+        for (u32 r = 0; r < N; ++r) {
+            RF_UNROLL
+            for (u32 p = 0; p < F::PLANES; ++p) used_from_here(w[r].plane[p]);
+            run[r].unpack(w[r], s);
+        }
         RF_UNROLL
         for (u32 k = 0; k < RF_COLUMNS; ++k) {
             // what all lanes share comes first, so that it is scalar
@@ -137,7 +142,10 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32
             float scale = load<float>(column + (8 * plane + 4 * s) + 16 * c);
             u32 sums = load<u32>(column + (9 * plane + 4 * s) + 16 * c);
             RF_UNROLL
-            for (u32 r = 0; r < N; ++r) sum[r][k] += scale * run[r].dot(q, sums);
+            for (u32 r = 0; r < N; ++r) {
+                sum[r][k] += scale * run[r].dot(q, sums);
+                computed(sum[r][k]);
+            }
             schedule_barrier();
         }
     }

@@ -34,7 +34,10 @@ def compile_program(text: str, options: tuple[str, ...], kind: str) -> bytes:
     program = nvrtc.createProgram(text, "rocforge.hip", (), ())
     try:
         nvrtc.compileProgram(program, options)
-        return nvrtc.getCUBIN(program) if kind == "cubin" else nvrtc.getPTX(program)
+        if kind == "cubin":
+            return nvrtc.getCUBIN(program)
+        # CuPy drops the last byte, which ends the text of PTX; an ELF file ends inside its table of sections without it
+        return nvrtc.getPTX(program) + (b"\0" if kind == "hip" else b"")
     except nvrtc.NVRTCError as error:
         raise CompileError(nvrtc.getProgramLog(program) or str(error)) from None
     finally:
