@@ -21,7 +21,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "hipsim")
 import amd_compiler
 from code_object import Instruction, instructions, records
 
-from rocforge.kernels import PREFIX, compile_options, with_defines
+from rocforge.device.cards import AMD, Card
+from rocforge.device.compiler import options
+from rocforge.kernels import PREFIX, with_defines
 
 Defines = tuple[tuple[str, str], ...]
 PRODUCTS = re.compile(r"v_dot4|IDP\.4A")
@@ -93,8 +95,7 @@ def kernels(source: str, defines: Defines, target: str) -> dict[str, Code]:
 
 
 def _amd(text: str, target: str) -> dict[str, Code]:
-    options = [*compile_options(64 if target.startswith("gfx9") else 32), f"--offload-arch={target}"]
-    code, _ = amd_compiler.compile_program(text, options)
+    code, _ = amd_compiler.compile_program(text, options(Card(target, target, AMD[target], 1, False)))
     found = records(code)
     return {
         name: Code(body, found[name]["vgpr_count"], found[name]["group_segment_fixed_size"])
@@ -114,7 +115,7 @@ def _nvidia(text: str, target: str) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(text)
-        command = ["nvcc", "-cubin", f"-arch={target}", *compile_options(32), "-Xptxas=-v", "-w", "-o", cubin, source]
+        command = ["nvcc", "-cubin", f"-arch={target}", "-std=c++17", "-Xptxas=-v", "-w", "-o", cubin, source]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         shown = subprocess.run([nvdisasm(), "-c", cubin], capture_output=True, text=True, check=True).stdout
     found = {}

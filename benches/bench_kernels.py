@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measure import CACHES, cp, noise, read_bandwidth, seconds
+from measure import CACHES, cp, read_bandwidth
 
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import KVCache
+from rocforge.measure import noise, seconds
 from rocforge.ops import attention_device
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store

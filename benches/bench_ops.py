@@ -10,13 +10,13 @@ record's extra_info has the microseconds of one launch, its bytes, and the share
 
 import time
 
-import measure
 import numpy as np
 import pytest
 from measure import cp
 
 import rocforge.ops.matvec as matvec
 from rocforge.kernels import launches_overlap
+from rocforge.measure import library_product_rate, seconds_of
 from rocforge.ops.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.gemm import product_halves
 from rocforge.ops.operands import quantize_activations
@@ -39,20 +39,6 @@ extern "C" __global__ void read_all(const uint4* p, unsigned* out) {
 """
 
 
-def seconds_of(run, rounds: int = ROUNDS) -> list[float]:
-    """Device seconds of each of some runs on the current stream, by events."""
-    run()
-    times = []
-    for _ in range(rounds):
-        start, stop = cp.cuda.Event(), cp.cuda.Event()
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        times.append(cp.cuda.get_elapsed_time(start, stop) / 1e3)
-    return times
-
-
 @pytest.fixture(scope="module", autouse=True)
 def stream():
     with cp.cuda.Stream(non_blocking=True) as stream:
@@ -68,7 +54,7 @@ def bandwidth(stream) -> float:
 
 @pytest.fixture(scope="module")
 def product_rate(stream) -> float:
-    return measure.product_rate()
+    return library_product_rate()
 
 
 def noise(nbytes: int):

@@ -19,6 +19,18 @@ RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 
+// y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
+// Grid: (rows, columns / THREADS).
+RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride) {
+    wait_for_previous();
+    u32 column = block_y() * THREADS + thread_x();
+    if (column >= columns) return;
+    u64 row = block_x(), at = row * stride + column;
+    float more = bias ? bias[column] : 0.0f;
+    if (residual) more += residual[row * columns + column];
+    y[at] += more;
+}
+
 // Rows of gate and up, which may be columns of wider arrays; out, or halves where that is not null, is contiguous. Four
 // columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns / 4 / THREADS).
 struct Quad {

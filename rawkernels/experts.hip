@@ -13,24 +13,29 @@ namespace rocforge {
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES;
 
+// A place's expert; where ids is null, each place has one of its own.
+RF_DEVICE u32 expert_of(const i32* ids, u32 place) { return ids ? ids[place] : place; }
+
 // activation(x @ gate.T, x @ up.T) of each place's expert, as `gated_product`, to y (places, rows) or to int8 columns.
-// gate and up are (experts, rows, ...), biases (experts, rows) or null. Grid: (rows / BLOCK_ROWS, places).
+// The first is place `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows) or null.
+// Grid: (rows / BLOCK_ROWS, places).
 RF_MATVEC_GATED
-rf_experts_gated(const u8* x, i32 cells, const i32* ids, u32 used, const u8* gate, const u8* up, const float* gate_bias,
-                 const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation) {
+rf_experts_gated(const u8* x, i32 cells, const i32* ids, u32 first, u32 used, const u8* gate, const u8* up,
+                 const float* gate_bias, const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows,
+                 i32 activation) {
     wait_for_previous();
-    u32 place = block_y(), bias_at = ids[place] * rows;
+    u32 place = block_y(), bias_at = expert_of(ids, place) * rows;
     u64 at = u64(bias_at) * RF_QTYPE::row_bytes(cells);
     Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
     if (gate_bias) m.gate_bias = gate_bias + bias_at;
     if (up_bias) m.up_bias = up_bias + bias_at;
-    gated_product(m, x + u64(place / used) * column_bytes(RF_QTYPE(), cells), {}, 1, cells, y, rounded, out_cells,
-                  place);
+    gated_product(m, x + u64((first + place) / used) * column_bytes(RF_QTYPE(), cells), {}, 1, cells, y, rounded,
+                  out_cells, place);
 }
 
 // y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a
-// place; bias and residual may be null. A block takes all places of a few rows, up to GROUPS products, so used is at
-// most GROUPS. Grid: (rows / (GROUPS / used), tokens).
+// place; bias, residual and weights (of one) may be null. A block takes all places of a few rows, up to GROUPS
+// products, so used is at most GROUPS. Grid: (rows / (GROUPS / used), tokens).
 RF_MATVEC_GATED
 rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
                 const float* residual, float* y, i32 rows) {
@@ -40,12 +45,12 @@ rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i3
     u32 together = GROUPS / used, first = together * block_x();
     // groups to spare do the last product again
     u32 choice = minimum(i32(group / together), used - 1), place = token * used + choice;
-    u32 r = ids[place] * rows + minimum(i32(first + group % together), rows - 1);
+    u32 r = expert_of(ids, place) * rows + minimum(i32(first + group % together), rows - 1);
     const u8* row[1] = {w + u64(r) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
     accumulate<RF_QTYPE, 1>(sum, row, x + u64(place) * column_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
     reduce_group<1>(sum, GATED_LANES);
-    if (rank == 0) results[group] = weights[place] * (sum[0][0] + (bias ? bias[r] : 0.0f));
+    if (rank == 0) results[group] = (weights ? weights[place] : 1.0f) * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();
     u32 own = first + thread_x();
     if (thread_x() >= together || own >= u32(rows)) return;

@@ -1,7 +1,7 @@
 // Matrix products of a wave: 16 x 16 x 16, float16 in, float32 out, on each target's matrix unit.
 //
-// Targets without one (gfx1030), and the host, multiply in plain code; their fragments point into memory, which must
-// not change before the product.
+// Targets without one (gfx1030) multiply in plain code; their fragments point into memory, which must not change before
+// the product. The simulator has the instructions of the target that it plays.
 #pragma once
 #include "platform.h"
 
@@ -9,19 +9,12 @@ namespace rocforge {
 
 #if defined(RF_PLATFORM_NVIDIA)
 #define RF_FRAGMENTS_NVIDIA 1
-#elif defined(RF_PLATFORM_AMD) && defined(__GFX9__)
+#elif defined(__GFX9__)
 #define RF_FRAGMENTS_MFMA 1
-#elif defined(RF_PLATFORM_AMD) && (defined(__GFX11__) || defined(__GFX12__))
+#elif defined(__GFX11__) || defined(__GFX12__)
 #define RF_FRAGMENTS_WMMA 1
 #else
 #define RF_FRAGMENTS_PLAIN 1
-#endif
-
-#ifdef RF_PLATFORM_AMD
-typedef _Float16 half4 __attribute__((ext_vector_type(4)));
-typedef _Float16 half8 __attribute__((ext_vector_type(8)));
-typedef _Float16 half16 __attribute__((ext_vector_type(16)));
-typedef float float8 __attribute__((ext_vector_type(8)));
 #endif
 
 // A lane's share of a 16 x 16 float32 tile: element i is at (fragment_row(row_slot(i)), fragment_column(i)).
@@ -29,6 +22,18 @@ constexpr u32 ELEMENTS = 256 / RF_WAVE;
 struct Accumulator {
     float x[ELEMENTS];
 };
+
+#if defined(RF_FRAGMENTS_MFMA) || defined(RF_FRAGMENTS_WMMA)
+#ifdef __clang__
+#define RF_VECTOR(T, n) T __attribute__((ext_vector_type(n)))
+#else
+#define RF_VECTOR(T, n) T __attribute__((vector_size(sizeof(T) * (n))))
+#endif
+typedef RF_VECTOR(_Float16, 4) half4;
+typedef RF_VECTOR(_Float16, 8) half8;
+typedef RF_VECTOR(_Float16, 16) half16;
+typedef RF_VECTOR(float, ELEMENTS) Elements;
+#endif
 
 // A lane holds elements of ROW_SLOTS rows, and ROW_LANES neighbouring lanes (a power of two) share a row.
 #ifdef RF_FRAGMENTS_NVIDIA
@@ -150,21 +155,19 @@ RF_DEVICE void multiply_add(Accumulator& c, const Fragment& a, const Fragment& b
 #if defined(RF_FRAGMENTS_NVIDIA)
     multiply_add_eight(c.x, a.x, b.x[0], b.x[2]);
     multiply_add_eight(c.x + 4, a.x, b.x[1], b.x[3]);
-#elif defined(RF_FRAGMENTS_MFMA)
-    f32x4 sum = make_f32x4(c.x[0], c.x[1], c.x[2], c.x[3]);
-    sum = __builtin_amdgcn_mfma_f32_16x16x16f16(a.x, b.x, sum, 0, 0, 0);
-    c.x[0] = sum.x, c.x[1] = sum.y, c.x[2] = sum.z, c.x[3] = sum.w;
-#elif defined(RF_FRAGMENTS_WMMA)
-    float8 sum;
+#elif defined(RF_FRAGMENTS_MFMA) || defined(RF_FRAGMENTS_WMMA)
+    Elements sum;
     RF_UNROLL
-    for (u32 i = 0; i < 8; ++i) sum[i] = c.x[i];
-#ifdef __GFX12__
+    for (u32 i = 0; i < ELEMENTS; ++i) sum[i] = c.x[i];
+#if defined(RF_FRAGMENTS_MFMA)
+    sum = __builtin_amdgcn_mfma_f32_16x16x16f16(a.x, b.x, sum, 0, 0, 0);
+#elif defined(__GFX12__)
     sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(a.x, b.x, sum);
 #else
     sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(a.x, b.x, sum);
 #endif
     RF_UNROLL
-    for (u32 i = 0; i < 8; ++i) c.x[i] = sum[i];
+    for (u32 i = 0; i < ELEMENTS; ++i) c.x[i] = sum[i];
 #else
     const f16* column = b.x + fragment_column(0) * b.stride;
     u32x4 low = load<u32x4>(column), high = load<u32x4>(column + 8);

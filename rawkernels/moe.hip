@@ -79,8 +79,8 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size
     }
 }
 
-// out (tokens, columns): residual, which may be null, plus the sum over a token's choices of weight times row
-// rank[place] of y. Grid: (tokens, columns / THREADS).
+// out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[place] of y. Null is a
+// residual of zero, a rank that is the place, and a weight of one. Grid: (tokens, columns / THREADS).
 RF_KERNEL(THREADS)
 rf_combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
                    u32 columns) {
@@ -89,7 +89,10 @@ rf_combine_experts(float* out, const float* y, const i32* rank, const float* wei
     u64 token = block_x(), at = token * columns + column;
     if (column >= columns) return;
     float sum = 0;
-    for (u32 i = 0; i < used; ++i) sum += weights[token * used + i] * y[u64(rank[token * used + i]) * columns + column];
+    for (u64 place = token * used; place < (token + 1) * used; ++place) {
+        u64 row = rank ? rank[place] : place;
+        sum += (weights ? weights[place] : 1.0f) * y[row * columns + column];
+    }
     out[at] = sum + (residual ? residual[at] : 0.0f);
 }
 

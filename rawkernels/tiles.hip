@@ -18,7 +18,7 @@ namespace rocforge {
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=32 RF_ROW_WAVES=4
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=64 RF_ROW_WAVES=2
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_COLUMNS=16 RF_ROW_WAVES=1
-// targets: gfx90a gfx942 gfx1100 gfx1201
+// targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 const u32 THREADS = 256, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
 const u32 TILES = RF_COLUMNS == 64 ? 2 : 1, COLUMN_TILES = (RF_COLUMNS + 15) / 16;
 
@@ -267,9 +267,10 @@ rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up,
     RF_SHARED Shared shared;
     const u32 own = 8 * TILES, height = RF_ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
     u32 run = wave() % RF_ROW_WAVES, end = rounded ? out_cells * CELL : rows;
+    i64 to_up = up - gate;  // AMD's compiler makes a choice of pointers one between places in scratch that hold them
     auto run_of = [&](u32 first) {
         Position at = first_run(cells, [&](u32 r) {
-            return (r < own ? gate : up) +
+            return gate + (r < own ? 0 : to_up) +
                    u64(minimum(i32(first + run * own + r % own), rows - 1)) * RF_QTYPE::row_bytes(cells);
         });
         if (first >= end) at.number = cells;

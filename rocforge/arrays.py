@@ -1,12 +1,7 @@
-"""Array modules and devices: which library owns an array, which device there is, and copies between them.
-
-CuPy is imported once, on first use, and a failing import is remembered with its reason instead of raised:
-`cupy-rocm-7-0` installs anywhere but imports only where ROCm's libraries are.
-"""
+"""Array modules and devices: which library owns an array, which device there is, and copies between them."""
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -16,36 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device.cards import card_of, is_supported, supported_card
+from rocforge.device.libraries import cupy_module, import_cupy
 from rocforge.errors import DeviceError
-
-
-@functools.cache
-def _import_cupy() -> tuple[ModuleType | None, str | None]:
-    """CuPy if it imports and sees a device, else None; and the reason why not."""
-    try:
-        import cupy
-    except ImportError as error:
-        first = str(error).strip().splitlines()
-        detail = next((line.strip() for line in reversed(first) if ".so" in line), first[0] if first else "")
-        installed = not isinstance(error, ModuleNotFoundError) or error.name != "cupy"
-        if not installed:
-            return None, "CuPy is not installed (pip install 'rocforge[rocm]' or 'rocforge[cuda]')"
-        return None, f"CuPy is installed but does not import: {detail}"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return None, f"CuPy {cupy.__version__} finds no usable GPU: {error}"
-    if count == 0:
-        return None, f"CuPy {cupy.__version__} finds no GPU"
-    return cupy, None
-
-
-def cupy_module() -> ModuleType:
-    """CuPy, or a DeviceError that says why there is none."""
-    module, reason = _import_cupy()
-    if module is None:
-        raise DeviceError(f"no GPU: {reason}")
-    return module
 
 
 def get_array_module(*arrays: Any) -> ModuleType:
@@ -69,14 +37,15 @@ def resolve_device(device: str | None) -> str:
     """Normalize a device name to "cpu" or "gpu:N".
 
     Args:
-        device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
+        device: None (a GPU if there is one, else the CPU), "cpu", "gpu" (the first that is supported) or "gpu:N".
 
     Raises:
         ValueError: the name is none of these. TypeError: it is no string.
         DeviceError: a GPU was asked for and there is none, or not that many.
+        UnsupportedModelError: the card is not supported, or there are only such.
     """
     if device is None:
-        return "cpu" if _import_cupy()[0] is None else "gpu:0"
+        return "cpu" if import_cupy()[0] is None else resolve_device("gpu")
     if not isinstance(device, str):
         raise TypeError(f'device is {device!r}; allowed are None, "cpu", "gpu" and "gpu:N"')
     kind, _, number = device.partition(":")
@@ -84,10 +53,11 @@ def resolve_device(device: str | None) -> str:
         return device
     if kind != "gpu" or not (number.isdecimal() or device == "gpu"):
         raise ValueError(f'device is {device!r}; allowed are None, "cpu", "gpu" and "gpu:N"')
-    cupy, index = cupy_module(), int(number or 0)
-    count = cupy.cuda.runtime.getDeviceCount()
+    count = cupy_module().cuda.runtime.getDeviceCount()
+    index = int(number) if number else next((i for i in range(count) if is_supported(card_of(i))), 0)
     if index >= count:
         raise DeviceError(f"device {device!r} was asked for, and there are {count}: gpu:0 to gpu:{count - 1}")
+    supported_card(index)
     return f"gpu:{index}"
 
 
@@ -151,21 +121,18 @@ class DeviceInfo:
 def device_info(device: str | None = None) -> DeviceInfo:
     """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU was found."""
     device = resolve_device(device)
-    cupy, reason = _import_cupy()
+    cupy, reason = import_cupy()
     if device == "cpu":
         return _cpu_info(cupy, reason)
     runtime = cupy.cuda.runtime
     with on_device(device) as current:
-        properties = runtime.getDeviceProperties(current.id)
         free, total = current.mem_info
-    version = runtime.runtimeGetVersion()
+    card, version = card_of(current.id), runtime.runtimeGetVersion()
     if runtime.is_hip:
-        arch = properties["gcnArchName"].decode().split(":")[0]
         name = f"ROCm {version // 10_000_000}.{version // 100_000 % 100}"
     else:
-        arch = f"sm_{properties['major']}{properties['minor']}"
         name = f"CUDA {version // 1000}.{version % 1000 // 10}"
-    return DeviceInfo(device, properties["name"].decode(), arch, total, free, name, cupy.__version__, None)
+    return DeviceInfo(device, card.name, card.family, total, free, name, cupy.__version__, None)
 
 
 def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
@@ -182,12 +149,15 @@ def available_memory(device: str = "cpu") -> int:
     """Bytes that can be taken: of host memory without swapping, of a GPU's by one allocation.
 
     On a GPU, what CuPy's pool holds unused is given back first, since no allocation could take all of it from there.
+    An APU's memory is the host's: what programs hold there is not free, whatever the driver says.
     """
     if device != "cpu":
         pool = cupy_module().get_default_memory_pool()
         with on_device(device) as current:
             pool.free_all_blocks()
             free, limit = current.mem_info[0], pool.get_limit()
+            if card_of(current.id).shares_host_memory:
+                free = min(free, available_memory())
             return min(free, limit - pool.total_bytes()) if limit else free
     try:
         with open("/proc/meminfo") as file:

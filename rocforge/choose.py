@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.arrays import asnumpy, cupy_module, get_array_module
+from rocforge.ops.embedding import embedding
 from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.sampling import Logprobs, SamplingParams, logprobs, sample
 from rocforge.scheduler import Request
@@ -37,7 +38,7 @@ def choose(logits: Any, requests: Sequence[Request]) -> list[Choice]:
     free = [i for i, request in enumerate(requests) if request.constraint is None]
     choices = {}
     if free:
-        rows = logits if len(free) == len(requests) else logits[cupy_module().asarray(free)]
+        rows = logits if len(free) == len(requests) else embedding(np.array(free, np.int32), logits)
         drawn = [requests[i] for i in free]
         tokens = sampler_of(drawn, rows.shape[1])(rows)
         drawn_choices = choices_of(drawn, tokens.get(), *map(asnumpy, reports(rows, tokens, drawn)))

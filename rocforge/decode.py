@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class _Plan:
         self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
         self._posted, self._steps = shared_array((2, rows), np.int32), 0
-        self._starts = cupy.arange(rows + 1, dtype=np.int32)
+        self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
         self._capturable = True
@@ -181,13 +182,14 @@ class _Plan:
         for row, request in enumerate(requests):
             state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
         state[6:] = self._padded_tables(requests).reshape(state[6:].shape)
-        self._state[...], self._steps = stream.upload(state), 0
+        stream.upload(state, out=self._state)
+        self._steps = 0
         if sampler is not self._sampler:
             self._sampler.become(sampler)
 
     def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
         """Take over the requests' block tables, between two steps."""
-        self._tables[...] = stream.upload(self._padded_tables(requests))
+        stream.upload(self._padded_tables(requests), out=self._tables)
 
     def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
         tables = np.zeros(self._tables.shape, np.int32)
@@ -209,17 +211,30 @@ class _Plan:
         self._steps += 1
 
     def _captured(self) -> tuple[Any, Any] | None:
-        """A graph of a step, and its logits; None where CuPy refuses, as it does calls of cuBLAS (not of hipBLAS).
+        """A graph of a step, and its logits; None where it cannot be captured: the step then runs kernel by kernel.
 
-        What the step allocates is the pool's, where only decode steps take any.
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS). Any other failure is told. What the step allocates is
+        the pool's, where only decode steps take any.
         """
-        stream, logits = cupy_module().cuda.get_current_stream(), None
+        cuda = cupy_module().cuda
+        stream, logits, failure = cuda.get_current_stream(), None, None
+        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
         stream.begin_capture()
         try:
             with launches_overlap(), contextlib.suppress(NotImplementedError):
                 logits = self._step()
+        except errors as error:
+            failure = error
         finally:
-            graph = stream.end_capture()
+            try:
+                graph = stream.end_capture()
+            except errors as error:  # what failed has ended the capture already
+                failure, logits = failure or error, None
+        if failure is not None:
+            warnings.warn(
+                f"decode steps run without a graph, and slower, as capturing one failed: {failure}", stacklevel=2
+            )
+            return None
         return None if logits is None else (graph, logits)
 
     def _step(self) -> Any:

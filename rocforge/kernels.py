@@ -3,14 +3,15 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.warmup; CuPy
-keeps the machine code in its cache folder, by content, so a later process only loads it.
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.warmup; the code is
+kept on disk, by content (rocforge.device.kernel_cache), so a later process only loads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import operator
 import re
 import threading
@@ -22,6 +23,9 @@ import numpy as np
 
 from rocforge import overlap
 from rocforge.arrays import cupy_module
+from rocforge.device.cards import supported_card
+from rocforge.device.compile_program import CompileError, compile_program
+from rocforge.device.compiler import Compile, code_file, load_module
 from rocforge.errors import DeviceError
 
 PREFIX = "rf_"
@@ -47,7 +51,7 @@ def source_folder() -> Path:
 def source_text(name: str) -> str:
     """A source with its `#include "..."` lines replaced by the files they name, each once.
 
-    The compiler then needs no include folder, and CuPy's cache, which goes by text, sees every change.
+    The compiler then needs no include folder, and the cache of compiled kernels, which goes by text, sees every change.
     """
     return _with_includes(name, set())
 
@@ -66,6 +70,17 @@ def _with_includes(name: str, seen: set[str]) -> str:
     return "\n".join(lines)
 
 
+def variants(source: str) -> list[dict[str, str]]:
+    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use."""
+    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
+    found = []
+    for line in lines:
+        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
+        names = [name for name, _ in axes]
+        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+    return found or [{}]
+
+
 def parameter_names(source: str, kernel: str, count: int) -> list[str]:
     """What a source calls the `count` parameters of a kernel; none where a macro declares it."""
     for parameters in re.findall(rf"\b{PREFIX}{kernel}\(([^()]*)\)\s*\{{", source_text(source)):
@@ -75,46 +90,9 @@ def parameter_names(source: str, kernel: str, count: int) -> list[str]:
     return []
 
 
-def compile_options(wave: int) -> tuple[str, ...]:
-    """The options for a device of that wave size.
-
-    They are the same for all sources: see `_ask_compiler`.
-    """
-    return ("-std=c++17", f"-DRF_WAVE={wave}")
-
-
-_asking = threading.Lock()
-
-
-@functools.cache
-def _ask_compiler(device: int) -> None:
-    """Compile next to nothing, with the options that all sources have, while `_asking` is held.
-
-    For each new set of options CuPy first compiles an empty program, to learn the compiler's version, which takes
-    longer than to load a module from its cache. Threads that begin together would each do so.
-    """
-    code = 'extern "C" __global__ void nothing() {}'
-    cupy_module().RawModule(code=code, options=compile_options(wave_size(device))).compile()
-
-
 def with_defines(source: str, defines: dict[str, Any]) -> str:
     """A source's text with macros defined before it, in a fixed order."""
     return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + source_text(source)
-
-
-@functools.cache
-def wave_size(device: int) -> int:
-    """Lanes in a wave of a GPU: 64 on AMD's data-centre cards, else 32."""
-    return int(cupy_module().cuda.runtime.getDeviceProperties(device)["warpSize"])
-
-
-@functools.cache
-def multiprocessors(device: int) -> int:
-    """Compute units of an AMD GPU, multiprocessors of an NVIDIA one: what blocks are spread over.
-
-    CuPy's `Device.attributes` asks ROCm for it by a number that stands for something else.
-    """
-    return int(cupy_module().cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
 
 
 class _Module:
@@ -124,37 +102,44 @@ class _Module:
         self.source, self.defines, self.device = source, defines, device
         self._lock, self._module, self._failure = threading.Lock(), None, None
 
-    def prepare(self) -> None:
-        """Compile and load it, with its device current; an error is kept, for the first `get_function` to raise."""
+    @property
+    def text(self) -> str:
+        """The program that is compiled."""
+        return with_defines(self.source, self.defines)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it has been compiled for this card before."""
+        return code_file(self.text, supported_card(self.device)).exists()
+
+    def prepare(self, compile: Compile = compile_program) -> None:
+        """Compile and load it, with its device current; an error is kept, for the first `load` to raise."""
         with self._lock:
             if self._module is None:
                 try:
-                    self._module = self._compile()
+                    self._module = self._loaded(compile)
                 except Exception as error:
                     self._failure = error
 
     def get_function(self, name: str) -> Any:
+        return self.load().get_function(name)
+
+    def load(self) -> Any:
+        """The module, compiled and loaded; raises what kept `prepare` from that."""
         with self._lock:
             if self._failure is not None:
                 failure, self._failure = self._failure, None  # what may have passed, as want of memory, is tried again
                 raise failure
             if self._module is None:
-                self._module = self._compile()
-        return self._module.get_function(name)
+                self._module = self._loaded()
+            return self._module
 
-    def _compile(self) -> Any:
-        cupy = cupy_module()
-        with _asking:
-            _ask_compiler(self.device)
-        module = cupy.RawModule(
-            code=with_defines(self.source, self.defines), options=compile_options(wave_size(self.device))
-        )
+    def _loaded(self, compile: Compile = compile_program) -> Any:
         try:
-            module.compile()
-        except cupy.cuda.compiler.CompileException as error:
+            return load_module(self.text, supported_card(self.device), compile)
+        except CompileError as error:
             defines = " ".join(f"{name}={value}" for name, value in sorted(self.defines.items()))
             raise DeviceError(f"{self.source} does not compile with {defines or 'no defines'}:\n{error}") from error
-        return module
 
 
 _modules: dict[tuple, _Module] = {}

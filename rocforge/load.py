@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import available_memory, resolve_device
+from rocforge.device.cards import card_of
 from rocforge.gguf import GGUFFile, open_gguf
 from rocforge.halves import keep_halves
 from rocforge.hub import resolve
@@ -21,7 +22,7 @@ from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.tokenizer import Tokenizer
 from rocforge.upload import Uploader
-from rocforge.warmup import compile_for
+from rocforge.warmup import BackgroundCompilation, compile_for
 
 Weights = dict[str, Any]
 Progress = Callable[[int], Any]
@@ -85,7 +86,7 @@ def _loading(
             _fill_on_cpu(model, weights, advance)
             yield model
         else:
-            with _filling_on_gpu(model, weights, device, halves, advance):
+            with _filling_on_gpu(model, weights, device, halves, advance, progress):
                 yield model
 
 
@@ -102,17 +103,32 @@ def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> No
 
 @contextlib.contextmanager
 def _filling_on_gpu(
-    model: Transformer, weights: Weights, device: str, halves: bool | None, progress: Progress
+    model: Transformer, weights: Weights, device: str, halves: bool | None, progress: Progress, show: bool
 ) -> Iterator[None]:
     """The kernels that the model needs are compiled, or loaded from their cache, in the meantime."""
     with out_of_memory_explained(device, "loading"), _emptied_on_error(model), contextlib.ExitStack() as undo:
         with Uploader(weights.values(), device, progress) as uploader:
             model.load_weights(weights, uploader.place)
             model.device = device
-            undo.callback(compile_for(model).cancel)
+            compilation = compile_for(model)
+            undo.callback(compilation.cancel)
             yield
         keep_halves(model, halves)
+        if show:
+            _wait_for_kernels(compilation, device)
         undo.pop_all()
+
+
+def _wait_for_kernels(compilation: BackgroundCompilation, device: str) -> None:
+    """Show a bar until the kernels are compiled, where that is not done yet: without one, their first use waits."""
+    total = compilation.missing
+    if not total:
+        return
+    from tqdm import tqdm
+
+    description = f"compiling kernels for {card_of(int(device[4:])).family}, the first time only"
+    with tqdm(total=total, desc=description, unit="kernel") as bar:
+        compilation.wait(lambda missing: bar.update(total - missing - bar.n))
 
 
 @contextlib.contextmanager

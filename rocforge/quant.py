@@ -240,8 +240,9 @@ class QuantizedArray:
         return self.with_data(data, planar)
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
-        """The same array in other memory: `data` holds its rows, in planes or in GGUF's blocks."""
-        moved = self._view(data, self.shape)
+        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
+        shape = (*data.shape[:-1], self.stored_shape[-1])
+        moved = self._view(data, shape[::-1] if self._transposed else shape)
         moved._transposed, moved.planar = self._transposed, planar
         return moved
 

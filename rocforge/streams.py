@@ -72,22 +72,26 @@ class Stream:
             with self:
                 self._stream.wait_event(event)
 
-    def upload(self, array: Any) -> Any:
+    def upload(self, array: Any, out: Any = None) -> Any:
         """Queue a copy from the host to the device.
 
         Args:
             array: anything `np.asarray` takes; it may be changed as soon as this returns.
+            out: a C-contiguous array of as many bytes on the device, for work on this stream; None: a new one.
 
         Returns:
-            An array of its shape and dtype on the device, for work on this stream.
+            `out`, or an array of the given one's shape and dtype on the device, for work on this stream.
         """
         array = np.asarray(array)
         if self.device == "cpu":
-            return array.copy()
+            if out is None:
+                return array.copy()
+            out[...] = array
+            return out
         with self:
             staged = _pinned(array.shape, array.dtype)
             staged[...] = array
-            there = cupy_module().empty(array.shape, array.dtype)
+            there = cupy_module().empty(array.shape, array.dtype) if out is None else out
             there.data.copy_from_host_async(staged.ctypes.data, staged.nbytes)
             _IN_FLIGHT.keep(staged)
         return there

@@ -16,12 +16,14 @@ import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
 from rocforge.decode import place_tokens
+from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.kernels import Kernel, launches_recorded
 from rocforge.nn.transformer import Block, Transformer
 from rocforge.ops.operands import MOST_COLUMNS
 from rocforge.ops.sampling import Sampler
 from rocforge.sampling import SamplingParams
 
+MOST_THREADS = 16
 PROMPT_TOKENS = (16, MOST_COLUMNS + 1)
 """Of a short prompt and of a long one. Those of 3 to 64 tokens take one of four widths of a product's kernel, of which
 one is made ready: the others take a second or two each to compile, once."""
@@ -76,16 +78,25 @@ def distinct(layers: Sequence[Block]) -> list[Block]:
 class BackgroundCompilation:
     """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
 
-    CuPy lets go of Python's lock while it compiles. NVRTC then works in several threads at a time, as far as it does
-    not lock itself; hiprtc compiles one program at a time. Errors are raised where the kernel is launched.
+    hiprtc compiles one program at a time in a process, so there each thread has a process that compiles for it. NVRTC
+    works in several threads at a time, as far as it does not lock itself. Errors are raised where the kernel is
+    launched.
+
+    Attributes:
+        missing: kernels' modules that were on no disk, and have not been compiled yet.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._device = cupy_module().cuda.runtime.getDevice()
         self._known: set[Any] = set()
         self._waiting: deque[Any] = deque()
         self._threads: list[threading.Thread] = []
+        self._missing: set[Any] = set()
         atexit.register(self.cancel)
+
+    @property
+    def missing(self) -> int:
+        return len(self._missing)
 
     def add(self, kernel: Kernel) -> None:
         """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
@@ -93,26 +104,43 @@ class BackgroundCompilation:
         if module in self._known:
             return
         self._known.add(module)
+        if not module.on_disk:
+            self._missing.add(module)
         self._waiting.append(module)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if len(self._threads) < (os.cpu_count() or 1):
+        if len(self._threads) < processors():
             # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()
 
     def _work(self) -> None:
-        with cupy_module().cuda.Device(self._device), contextlib.suppress(IndexError):
-            while True:
-                self._waiting.popleft().prepare()
+        with cupy_module().cuda.Device(self._device), compiler_of_a_thread() as compile:
+            while self._waiting:
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    module = self._waiting.popleft()
+                    module.prepare(compile)
+                    self._missing.discard(module)
 
-    def wait(self) -> None:
-        """Until all are compiled."""
-        self._work()
+    def wait(self, progress: Callable[[int], Any] = lambda missing: None) -> None:
+        """Until all are compiled.
+
+        Args:
+            progress: called now and then with what is missing.
+        """
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                progress(self.missing)
+                thread.join(0.2)
+        self._work()  # what came when the threads had just ended
+        progress(self.missing)
         atexit.unregister(self.cancel)
 
     def cancel(self) -> None:
         """Begin no more, and wait for those that have begun."""
         self._waiting.clear()
         self.wait()
+
+
+def processors() -> int:
+    """Processors that this process may use: as many threads compile at a time, and not more than pay."""
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)

@@ -4,44 +4,10 @@ Every program runs in its own process under tests/hipsim/run. Where a bug gives 
 beside it and must give the right data, so that the test cannot pass for another reason.
 """
 
-import importlib.metadata
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from simulated_program import error_of, needs_wheel, output_of, simulate
 
-RUN = Path(__file__).parent / "hipsim" / "run"
-WHEELS = {distribution.name for distribution in importlib.metadata.distributions()}
-pytestmark = pytest.mark.skipif("cupy-rocm-7-0" not in WHEELS, reason="the simulator runs the cupy-rocm-7-0 wheel")
-
-PREAMBLE = """
-import cupy as cp
-import numpy as np
-a, b = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
-def kernel(source, name="k"):
-    return cp.RawKernel(source, name)
-def finish():
-    cp.cuda.Device().synchronize()
-"""
-
-
-def simulate(program: str, arch: str = "gfx942", **settings: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(RUN), "--arch", arch, "python", "-c", PREAMBLE + program]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=300)
-
-
-def output_of(program: str, arch: str = "gfx942", **settings: str) -> str:
-    done = simulate(program, arch, **settings)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def error_of(program: str, arch: str = "gfx942", **settings: str) -> str:
-    done = simulate(program, arch, **settings)
-    assert done.returncode == 1, f"status {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stderr.strip().splitlines()[-1]
+pytestmark = needs_wheel
 
 
 # ---- order

@@ -1,178 +1,110 @@
-"""Every kernel compiles for the AMD targets with clang alone, and its machine code is what was meant; and with nvcc.
+"""Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with nvcc.
+
+A plain run compiles a set that has each variant of each source for one target of each generation, and each source for
+each target. All variants for all targets, which takes most of an hour of two processors:
+
+    EVERY_TARGET=1 pytest tests/test_offline.py
 
 `python tests/test_offline.py > docs/registers.md` writes down what each kernel takes.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import offline
 import pytest
+from offline import SOURCES, Case, amd_compiler, code_objects, compilation, needs_amd_compiler, targets, variants
 
-from rocforge.kernels import source_folder
+from rocforge.device.cards import AMD
+from rocforge.kernels import PREFIX
 from rocforge.ops.dequantize import PLANAR
 
 NVIDIA = {"sm_75": False, "sm_90": True}
 """The oldest generation that is supported, and the first whose launches overlap; whether every format is compiled."""
-TARGETS = {"gfx90a": 64, "gfx942": 64, "gfx1030": 32, "gfx1100": 32, "gfx1201": 32}
-CLANG, NVCC = shutil.which("clang++-19"), shutil.which("nvcc")
-SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
 LDS_LIMIT = 64 << 10
 VGPR_LIMIT = 256
 """A lane's registers on RDNA; CDNA has 512, of which a kernel past 256 leaves only one wave a SIMD."""
-
-THREADS = ThreadPoolExecutor(os.cpu_count())
-ENVIRONMENT = dict(os.environ)
-"""A copy, since pytest changes the process's own before each test, and a thread may be starting a process with it."""
-
-needs_clang = pytest.mark.skipif(CLANG is None, reason="needs clang++-19 with the AMDGPU target (Debian's clang-19)")
+CASES = list(offline.every_case() if os.environ.get("EVERY_TARGET") else offline.covering_cases())
+REPRESENTATIVES = ["gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1151", "gfx1201"]
+"""One target of each kind of machine code: the others of a generation differ in less than what is written down."""
 
 
-def variants(source: str) -> list[dict[str, str]]:
-    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines."""
-    lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
-    found = []
-    for line in lines:
-        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
-        names = [name for name, _ in axes]
-        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
-    return found or [{}]
+def parameters(chosen: Iterable[Case]) -> list[Any]:
+    """Parameters source, defines and target of a test."""
+    return [pytest.param(*case, id="-".join([case[0], *(value for _, value in case[1]), case[2]])) for case in chosen]
 
 
-def targets(source: str) -> list[str]:
-    """The targets that a source is for: those of its `// targets: ...` line, or all."""
-    line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
-    return line[1].split() if line else list(TARGETS)
+def cases_of(source: str, **values: Iterable[str]) -> list[Any]:
+    """The cases of a source whose defines have one of these values each, as parameters."""
+    return parameters(
+        (name, defines, target)
+        for name, defines, target in CASES
+        if name == source and all(dict(defines).get(define) in allowed for define, allowed in values.items())
+    )
 
 
-def compiled(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
-    if target.startswith("sm_"):
-        command = [NVCC, "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
-        command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
-    else:
-        command = [CLANG, "-x", "hip", "--cuda-device-only", f"--offload-arch={target}", "-nogpuinc", "-nogpulib"]
-        command += ["-O3", "-std=c++17", "-Wall", "-Werror", "-Wno-unused", f"-DRF_WAVE={TARGETS[target]}", "-S"]
-    command += [f"-D{name}={value}" for name, value in defines]
-    command += ["-o", "-", str(source_folder() / source)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@functools.cache
-def compilation(*args: Any) -> Future[str]:
-    return THREADS.submit(compiled, *args)
-
-
-def covering(found: list[dict[str, str]], formats: bool = True) -> list[dict[str, str]]:
+def covering(source: str, formats: bool) -> Iterator[offline.Defines]:
     """As few of a source's variants as have each value of each define; without `formats`, of each but QTYPE."""
-    seen, kept = set(), []
-    for defines in found:
-        values = {(name, value) for name, value in defines.items() if formats or name != "RF_QTYPE"}
-        if not kept or not values <= seen:
+    seen: set[tuple[str, str]] = set()
+    for number, defines in enumerate(variants(source)):
+        values = {(name, value) for name, value in defines if formats or name != "RF_QTYPE"}
+        if not number or not values <= seen:
             seen |= values
-            kept.append(defines)
-    return kept
+            yield defines
 
 
-def assembly(source: str, target: str, defines: tuple[tuple[str, str], ...]) -> str:
-    """The assembly text of a source, with the resources of its kernels at the end."""
-    return compilation(source, target, defines).result()
+def nvidia_cases() -> list[Any]:
+    """Variants with each value of each define; formats for one generation alone, since no format's code knows it."""
+    return parameters(
+        (source, defines, target)
+        for source in SOURCES
+        for target, formats in NVIDIA.items()
+        for defines in covering(source, formats)
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_ahead(request):
     """Compiles on all processors what the chosen tests will ask for."""
     for item in request.session.items:
-        if item.path == request.path and "source" in item.callspec.params and not skipped(item):
-            compilation(*(item.callspec.params[name] for name in ("source", "target", "defines")))
+        if item.path == request.path and not skipped(item):
+            compilation(*(item.callspec.params[name] for name in ("source", "defines", "target")))
     yield
-    THREADS.shutdown(cancel_futures=True)
+    offline.stop()
 
 
 def skipped(item: pytest.Item) -> bool:
     return any(mark.args[0] for mark in item.iter_markers("skipif"))
 
 
-def resources(text: str) -> dict[str, dict[str, int]]:
-    """Kernel name -> its instructions, registers, spills, LDS and scratch, from an assembly text."""
-    kernels = {}
-    for part in re.split(r"^  - \.a", text[text.index("amdhsa.kernels:") :], flags=re.M)[1:]:
-        name = re.search(r"^    \.name: +(\S+)", part, re.M)[1]
-        kernels[name] = {
-            key: int(re.search(rf"^    \.{field}: +(\d+)", part, re.M)[1])
-            for key, field in {
-                "vgpr": "vgpr_count",
-                "sgpr": "sgpr_count",
-                "spills": "vgpr_spill_count",
-                "sgpr_spills": "sgpr_spill_count",
-                "lds": "group_segment_fixed_size",
-                "scratch": "private_segment_fixed_size",
-            }.items()
-        }
-        kernels[name]["instructions"] = len(re.findall(r"^\t[a-z]", body_of(text, name), re.M))
-    return kernels
-
-
-def body_of(text: str, name: str) -> str:
-    """A kernel's instructions, from an assembly text."""
-    body = text[text.index(f"\n{name}:") :]
-    return body[: body.index(".Lfunc_end")]
-
-
-def within_limits(used: dict[str, int]) -> bool:
-    """Whether a kernel has registers and LDS enough, with no spill and no scratch."""
-    lacking = used["spills"] + used["sgpr_spills"] + used["scratch"]
-    return not lacking and used["vgpr"] <= VGPR_LIMIT and used["lds"] <= LDS_LIMIT
-
-
-def cases(chosen: Iterable[tuple[str, dict[str, str], str]]) -> list[Any]:
-    """Parameters source, defines and target of a test."""
-    return [
-        pytest.param(source, tuple(defines.items()), target, id="-".join([source, *defines.values(), target]))
-        for source, defines, target in chosen
-    ]
-
-
-def every_case() -> Iterator[tuple[str, dict[str, str], str]]:
-    """Each variant of each source, for each of its targets."""
-    for source in SOURCES:
-        yield from ((source, *case) for case in itertools.product(variants(source), targets(source)))
-
-
-def nvidia_cases() -> Iterator[tuple[str, dict[str, str], str]]:
-    """Variants with each value of each define; formats for one generation alone, since no format's code knows it."""
-    for source in SOURCES:
-        for target, formats in NVIDIA.items():
-            yield from ((source, defines, target) for defines in covering(variants(source), formats))
-
-
-@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-@pytest.mark.parametrize(("source", "defines", "target"), cases(nvidia_cases()))
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize(("source", "defines", "target"), nvidia_cases())
 def test_compiles_for_nvidia(source, defines, target):
     """It compiles, and what begins early waits."""
-    text = assembly(source, target, defines)
+    text = compilation(source, defines, target).result()
     assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
 
 
-@needs_clang
-@pytest.mark.parametrize(("source", "defines", "target"), cases(every_case()))
+def within_limits(kernel: code_objects.Kernel) -> bool:
+    """Whether a kernel has registers and LDS enough, with no spill and no scratch."""
+    return not kernel.spills + kernel.scratch and kernel.vgprs <= VGPR_LIMIT and kernel.lds <= LDS_LIMIT
+
+
+@needs_amd_compiler
+@pytest.mark.parametrize(("source", "defines", "target"), parameters(CASES))
 def test_no_kernel_spills(source, defines, target):
     """It compiles without a warning; every kernel keeps within registers and LDS, with no spill and no scratch, and the
     compiler knows of each access whether it goes to LDS or to memory."""
-    text = assembly(source, target, defines)
-    kernels = resources(text)
-    assert kernels and not re.search(r"^\s(flat|scratch)_", text, re.M)
-    for name, used in kernels.items():
-        assert within_limits(used), (name, used)
+    kernels = compilation(source, defines, target).result()
+    assert kernels and all(name.startswith(PREFIX) for name in kernels)
+    for name, kernel in kernels.items():
+        assert within_limits(kernel), (name, figures(kernel))
+        assert not re.search(r"^\t(flat|scratch)_", kernel.text, re.M), name
 
 
 DOT = r"\bv_dot4_i32_iu8|\bv_dot4c?_i32_i8"
@@ -180,41 +112,52 @@ WEIGHTS = r"global_load_(?:dwordx4|b128) .* (?:nt|slc dlc|glc slc|slc|th:TH_LOAD
 """Loads of 16 bytes that are not kept in the first-level cache."""
 
 
-@needs_clang
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("qtype", PLANAR)
+def matrix_unit(target: str) -> str:
+    """The instruction that multiplies matrices, or, on RDNA 2, pairs of numbers."""
+    return {"gfx9": "v_mfma_f32_16x16x16", "gfx103": "v_dot2"}.get(offline.family(target), "v_wmma_f32_16x16x16")
+
+
+@needs_amd_compiler
 @pytest.mark.parametrize(
-    ("kernel", "columns"),
-    [("matvec", 1), ("matvec_gated", 1), ("matvec_then_norm", 1), ("matvec", 2), ("matvec_gated", 2)],
+    ("source", "defines", "target"), cases_of("matvec.hip", RF_QTYPE=PLANAR, RF_QTYPE_LAST=[None], RF_COLUMNS="12")
 )
-def test_matvec_instructions(kernel, columns, qtype, target):
+def test_matvec_instructions(source, defines, target):
     """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
-    text = assembly("matvec.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", str(columns)), ("RF_ROWS", str(columns))))
-    rows = 2 if kernel == "matvec_gated" else columns
-    before, *products = re.split(DOT, body_of(text, kernel))
-    assert len(products) >= 32 * rows * columns
-    assert len(re.findall(WEIGHTS, before)) >= PLANAR[qtype][0] * rows
+    kernels, qtype, columns = compilation(source, defines, target).result(), defines[0][1], int(defines[1][1])
+    rows_of = {"matvec": columns, "matvec_gated": 2}
+    if columns == 1:
+        rows_of["matvec_then_norm"] = 1
+    for kernel, rows in rows_of.items():
+        before, *products = re.split(DOT, kernels[PREFIX + kernel].text)
+        assert len(products) >= 32 * rows * columns
+        assert len(re.findall(WEIGHTS, before)) >= PLANAR[qtype][0] * rows
 
 
-@needs_clang
-@pytest.mark.parametrize("target", TARGETS)
-def test_expert_instructions(target):
-    """Products with experts use the int8 dot instruction or the matrix unit."""
-    few, many = (assembly(source, target, (("RF_QTYPE", "Q4_K"),)) for source in ("experts.hip", "experts_prefill.hip"))
-    assert len(re.findall(r"v_dot4_i32_iu8|v_dot4c?_i32_i8", few)) >= 96
-    unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
-    assert len(re.findall("v_dot2" if target == "gfx1030" else unit, many)) >= 56
+@needs_amd_compiler
+@pytest.mark.parametrize(("source", "defines", "target"), cases_of("experts.hip", RF_QTYPE=PLANAR))
+def test_expert_instructions(source, defines, target):
+    """Products with experts use the int8 dot instruction."""
+    texts = [kernel.text for kernel in compilation(source, defines, target).result().values()]
+    assert sum(len(re.findall(DOT, text)) for text in texts) >= 96
 
 
-@needs_clang
-@pytest.mark.parametrize("target", targets("tiles.hip"))
-@pytest.mark.parametrize("qtype", ["Q4_K", "MXFP4"])
-def test_tile_instructions(qtype, target):
+@needs_amd_compiler
+@pytest.mark.parametrize(("source", "defines", "target"), cases_of("experts_prefill.hip", RF_QTYPE=PLANAR))
+def test_expert_prefill_instructions(source, defines, target):
+    """Products of many tokens with experts use the matrix unit."""
+    texts = [kernel.text for kernel in compilation(source, defines, target).result().values()]
+    assert sum(text.count(matrix_unit(target)) for text in texts) >= 56
+
+
+@needs_amd_compiler
+@pytest.mark.parametrize(
+    ("source", "defines", "target"), cases_of("tiles.hip", RF_QTYPE=["Q4_K", "MXFP4"], RF_COLUMNS="8")
+)
+def test_tile_instructions(source, defines, target):
     """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""
-    text = assembly("tiles.hip", target, (("RF_QTYPE", qtype), ("RF_COLUMNS", "8"), ("RF_ROW_WAVES", "1")))
-    body = body_of(text, "tile_products")
-    unit = {64: "v_mfma_f32_16x16x16", 32: "v_wmma_f32_16x16x16"}[TARGETS[target]]
-    a_run = {"gfx1100": 2, "gfx1201": 4}.get(target, 8)
+    body = compilation(source, defines, target).result()["rf_tile_products"].text
+    unit, qtype = matrix_unit(target), defines[0][1]
+    a_run = {"gfx11": 2, "gfx12": 4}.get(target[:5], 8)
     assert len(re.findall(unit, body)) == 4 * a_run
     before, loop = body[: body.index(unit)], body[body.index(unit) :]
     loads = list(re.finditer(WEIGHTS, loop))
@@ -226,55 +169,69 @@ def test_tile_instructions(qtype, target):
     assert not re.search(r"\b(ds_write|ds_store)", body[: body.rindex(unit)])
 
 
-@needs_clang
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("head_dim", "group"), [("64", "2"), ("128", "8")])
-def test_attention_instructions(head_dim, group, target):
+@needs_amd_compiler
+@pytest.mark.parametrize(("source", "defines", "target"), cases_of("attention.hip"))
+def test_attention_instructions(source, defines, target):
     """Scores are exchanged by one choice of two each: as choices of an index they are chains, of hundreds."""
-    text = assembly("attention.hip", target, (("RF_HEAD_DIM", head_dim), ("RF_GROUP", group), ("RF_BLOCK_SIZE", "32")))
-    assert text.count("v_cndmask") < 100
+    texts = [kernel.text for kernel in compilation(source, defines, target).result().values()]
+    assert sum(text.count("v_cndmask") for text in texts) < 100
 
 
 PAGE = """# Registers
 
-What each kernel takes on each target, as `python tests/test_offline.py > docs/registers.md` writes it, by {compiler}:
+What each kernel takes, as `python tests/test_offline.py > docs/registers.md` writes it from the code objects of ROCm \
+{rocm}'s hiprtc (`tests/hipsim/amd_compiler.py`):
 
 VGPRs / bytes of LDS / bytes of scratch / registers spilled / instructions
 
 Allowed are {vgpr} VGPRs a lane and {lds:,} bytes of LDS a block, no scratch and no spill; what is beyond that is bold.
 Behind a kernel's name are the values that its source is compiled with, of the defines in its `// variants:` lines.
+
+One target stands for each kind of machine code. {others} are compiled, and held to the same limits, by \
+`tests/test_offline.py`.
 """
 
 
 def print_page() -> None:
-    """What each kernel takes on each target, as a page in Markdown."""
-    compiler = subprocess.run([CLANG, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    print(PAGE.format(compiler=compiler, vgpr=VGPR_LIMIT, lds=LDS_LIMIT))
-    every = {target: [] for target in TARGETS}
+    """What each kernel takes on each of the representatives, as a page in Markdown."""
+    others = ", ".join(target for target in AMD if target not in REPRESENTATIVES)
+    print(PAGE.format(rocm=amd_compiler.ROCM, vgpr=VGPR_LIMIT, lds=LDS_LIMIT, others=others))
+    every: dict[str, list[code_objects.Kernel]] = {target: [] for target in REPRESENTATIVES}
     for source in SOURCES:
-        print(f"## {source}\n\n{table_row('kernel', TARGETS)}\n" + "|---" * (len(TARGETS) + 1) + "|")
-        for defines in variants(source):
-            under_way = {target: compilation(source, target, tuple(defines.items())) for target in targets(source)}
-            used = {target: resources(future.result()) for target, future in under_way.items()}
-            for name in next(iter(used.values())):
-                cells = [figures(used[target][name]) if target in used else "" for target in TARGETS]
-                print(table_row(" ".join([f"`{name}`", *defines.values()]), cells))
+        print(f"## {source}\n\n{table_head('kernel')}")
+        chosen = [target for target in REPRESENTATIVES if target in targets(source)]
+        under_way = {
+            defines: [compilation(source, defines, target) for target in chosen] for defines in variants(source)
+        }
+        for defines, futures in under_way.items():
+            used = {target: future.result() for target, future in zip(chosen, futures, strict=True)}
+            for name in used[chosen[0]]:
+                cells = [figures(used[target][name]) if target in used else "" for target in REPRESENTATIVES]
+                print(table_row(" ".join([f"`{name}`", *(value for _, value in defines)]), cells))
             for target, kernels in used.items():
                 every[target] += kernels.values()
         print()
-    print(f"## The most of any kernel\n\n{table_row('', TARGETS)}\n" + "|---" * (len(TARGETS) + 1) + "|")
-    most = [{key: max(used[key] for used in every[target]) for key in every[target][0]} for target in TARGETS]
-    print(table_row(f"{len(every['gfx942'])} kernels", map(figures, most)))
+    print(f"## The most of any kernel\n\n{table_head('')}")
+    most = [" / ".join(map(str, map(max, *map(numbers, every[target])))) for target in REPRESENTATIVES]
+    print(table_row(f"{len(every[REPRESENTATIVES[0]])} kernels", most))
+    offline.stop()
+
+
+def table_head(first: str) -> str:
+    return table_row(first, REPRESENTATIVES) + "\n" + "|---" * (len(REPRESENTATIVES) + 1) + "|"
 
 
 def table_row(first: str, cells: Iterable[str]) -> str:
     return " | ".join(["| " + first, *cells]) + " |"
 
 
-def figures(used: dict[str, int]) -> str:
-    numbers = used["vgpr"], used["lds"], used["scratch"], used["spills"] + used["sgpr_spills"], used["instructions"]
-    text = " / ".join(map(str, numbers))
-    return text if within_limits(used) else f"**{text}**"
+def numbers(kernel: code_objects.Kernel) -> tuple[int, ...]:
+    return kernel.vgprs, kernel.lds, kernel.scratch, kernel.spills, kernel.instructions
+
+
+def figures(kernel: code_objects.Kernel) -> str:
+    text = " / ".join(map(str, numbers(kernel)))
+    return text if within_limits(kernel) else f"**{text}**"
 
 
 if __name__ == "__main__":

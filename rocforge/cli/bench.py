@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from rocforge.cli.models import ModelFile, describe
 from rocforge.cli.options import Device, Halves, Keep, Model
 from rocforge.cli.output import binary_size, count, write_json
 from rocforge.engine import Engine
-from rocforge.sampling import SamplingParams
+from rocforge.measure import generation_seconds
 
 
 class Form(str, enum.Enum):
@@ -108,20 +107,9 @@ def _measured(engine: Engine, tests: list[tuple[int, int]], repetitions: int) ->
         for prompt, generated in tests:
             seconds = []
             for _ in range(repetitions + 1):
-                seconds.append(_run(engine, rng, prompt or 1, generated or 1))
+                seconds.append(generation_seconds(engine, rng, prompt or 1, generated or 1))
                 bar.update()
             yield Measurement(prompt, generated, tuple(seconds[1:]))
-
-
-def _run(engine: Engine, rng: np.random.Generator, prompt: int, generated: int) -> float:
-    """Seconds from a random prompt to the last of the generated tokens. The prompt is a new one each time: what the
-    cache has seen would not be computed again."""
-    tokens = rng.integers(0, engine.model.config.vocabulary, prompt).tolist()
-    start = time.perf_counter()
-    engine.add(tokens, SamplingParams(max_tokens=generated, temperature=0, ignore_eos=True))
-    while engine.busy:
-        engine.step()
-    return time.perf_counter() - start
 
 
 def _fields(about: ModelFile, device: str, batch: int, result: Measurement) -> dict[str, Any]:

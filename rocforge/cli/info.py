@@ -1,18 +1,17 @@
-"""`rocforge info`: the device, the kernels, the versions, and why there is no GPU."""
+"""`rocforge info`: whether this machine can run on a GPU, and if not why; the device, the kernels, the versions."""
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from rocforge import __version__
 from rocforge.arrays import device_info
 from rocforge.cli.options import Device, Json
 from rocforge.cli.output import binary_size, table, write_json
+from rocforge.device import kernel_cache
 from rocforge.kernels import source_folder
 from rocforge.models import ARCHITECTURES
 
@@ -21,20 +20,20 @@ _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "ji
 
 def info(device: Device = None, as_json: Json = False) -> None:
     """Show the device, the kernels and the versions."""
-    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": _versions()}
+    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": versions()}
     found["architectures"] = list(ARCHITECTURES)
     if as_json:
         write_json(found)
         return
-    about = found["device"]
+    about, kernels = found["device"], found["kernels"]
     free, total = binary_size(about["memory_free"]), binary_size(about["memory_total"])
     rows = [
+        ("verdict", f"cannot run on a GPU: {about['reason']}" if about["reason"] else "can run on a GPU"),
         ("device", f"{about['device']}: {about['name']} ({about['arch']})"),
         ("memory", f"{free} of {total} free"),
         ("runtime", about["runtime"]),
-        *([("no GPU", about["reason"])] if about["reason"] else []),
-        ("kernels", f"{found['kernels']['sources']} sources in {found['kernels']['folder']}"),
-        ("compiled", f"{found['kernels']['compiled']} files in {found['kernels']['cache']}"),
+        ("kernels", f"{kernels['sources']} sources in {kernels['folder']}"),
+        ("compiled", f"{kernels['compiled']} files, {binary_size(kernels['compiled_nbytes'])}, in {kernels['cache']}"),
         ("architectures", ", ".join(ARCHITECTURES)),
         *found["versions"].items(),
     ]
@@ -42,19 +41,19 @@ def info(device: Device = None, as_json: Json = False) -> None:
 
 
 def _kernels() -> dict[str, Any]:
-    """Where the sources are and how many; where CuPy keeps machine code, and how many files of it (of any program)."""
-    folder = source_folder()
-    cache = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    compiled = sum(path.suffix in (".cubin", ".hsaco") for path in cache.iterdir()) if cache.is_dir() else 0
+    """Where the sources are and how many; where compiled kernels are kept, and how many files of them."""
+    folder, files = source_folder(), kernel_cache.files()
     return {
         "folder": str(folder),
         "sources": len(list(folder.glob("*.hip"))),
-        "cache": str(cache),
-        "compiled": compiled,
+        "cache": str(kernel_cache.folder()),
+        "compiled": len(files),
+        "compiled_nbytes": sum(status.st_size for _, status in files),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of rocforge, Python, the system, and of what rocforge builds on, as far as it is installed."""
     versions = {"rocforge": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:

@@ -1,6 +1,12 @@
-"""The cards that rocforge supports, by architecture."""
+"""The cards that rocforge supports, and what a device is to the compiler."""
 
 from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from rocforge.device.libraries import cupy_module
+from rocforge.errors import UnsupportedModelError
 
 AMD = {
     **dict.fromkeys(["gfx908", "gfx90a", "gfx942", "gfx950"], 64),
@@ -9,17 +15,75 @@ AMD = {
     **dict.fromkeys(["gfx1150", "gfx1151", "gfx1152", "gfx1200", "gfx1201"], 32),
 }
 """Architecture -> lanes of a wave: CDNA 1 to 4, RDNA 2, RDNA 3, RDNA 3.5 and RDNA 4."""
-OLDEST_NVIDIA = (7, 5)
-"""Compute capability."""
-SHARED_MEMORY = ("gfx1150", "gfx1151", "gfx1152")
-"""APUs: their memory is the host's."""
+OLDEST_NVIDIA = 75
+"""The compute capability 7.5."""
+SUPPORTED = (
+    "supported are AMD gfx908, gfx90a, gfx942, gfx950, gfx1030 to gfx1036, gfx1100 to gfx1103, gfx1150 to gfx1152, "
+    "gfx1200 and gfx1201, and NVIDIA sm_75 and later"
+)
 
 
-def base_arch(name: str) -> str:
-    """The architecture of a full name: gfx90a of "gfx90a:sramecc+:xnack-"."""
-    return name.partition(":")[0]
+@dataclass(frozen=True)
+class Card:
+    """What of a GPU decides the code that is compiled for it.
+
+    Attributes:
+        name: as the driver calls it, such as "AMD Radeon RX 7900 XTX".
+        arch: with its features, as ROCm names them: "gfx1100", "gfx90a:sramecc+:xnack-"; "sm_90" on NVIDIA.
+        wave: lanes of a wave (a warp).
+        compute_units: of an AMD GPU; multiprocessors of an NVIDIA one.
+        shares_host_memory: whether its memory is the host's, as an APU's is.
+    """
+
+    name: str
+    arch: str
+    wave: int
+    compute_units: int
+    shares_host_memory: bool
+
+    @property
+    def family(self) -> str:
+        """The architecture without its features: "gfx90a" of "gfx90a:sramecc+:xnack-"."""
+        return self.arch.partition(":")[0]
+
+    @property
+    def is_amd(self) -> bool:
+        return self.arch.startswith("gfx")
+
+    @property
+    def has_matrix_unit(self) -> bool:
+        """Whether it multiplies matrices in hardware (MFMA, WMMA, mma): all but RDNA 2."""
+        return not self.family.startswith("gfx103")
 
 
-def has_matrix_unit(arch: str) -> bool:
-    """Whether an AMD architecture multiplies matrices in hardware (MFMA or WMMA): all but RDNA 2."""
-    return not base_arch(arch).startswith("gfx103")
+@functools.cache
+def card_of(device: int) -> Card:
+    """The card of a device number, supported or not."""
+    runtime = cupy_module().cuda.runtime
+    properties = runtime.getDeviceProperties(device)
+    capability = f"sm_{properties['major']}{properties['minor']}"
+    arch = properties["gcnArchName"].decode() if runtime.is_hip else capability
+    sizes = properties["warpSize"], properties["multiProcessorCount"]
+    return Card(properties["name"].decode(), arch, *map(int, sizes), bool(properties["integrated"]))
+
+
+def is_supported(card: Card) -> bool:
+    """Whether rocforge's kernels are made for a card."""
+    if card.is_amd:
+        return AMD.get(card.family) == card.wave
+    return int(card.arch.removeprefix("sm_")) >= OLDEST_NVIDIA
+
+
+def supported_card(device: int) -> Card:
+    """The card of a device number.
+
+    Raises:
+        UnsupportedModelError: rocforge has no kernels for it; the message names it and what is supported.
+    """
+    card = card_of(device)
+    if not is_supported(card):
+        raise UnsupportedModelError(
+            f'gpu:{device} is a {card.name} ({card.family}), which is not supported; {SUPPORTED}; device="cpu" runs '
+            "without a GPU"
+        )
+    return card

@@ -15,6 +15,7 @@ from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
+from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.rope import RopeFrequencies, rope_frequencies
 
@@ -32,7 +33,7 @@ class Block(Module):
     def forward(self, x: Any, batch: Batch, then: Entry | None = None, rows: Any = None) -> Any:
         """`rows`: those wanted of the result; None: all. Keys and values are stored of all in either case."""
         x = self.attn(x, batch, self.ffn.entry if rows is None else None)
-        return self.ffn(x if rows is None else x[rows], batch, then)
+        return self.ffn(x if rows is None else embedding(rows, x), batch, then)
 
 
 class Transformer(Module):

@@ -26,6 +26,7 @@ _GATED = {
     name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
     for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
 }
+_add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -144,6 +145,20 @@ def add(x: Any, y: Any, out: Any = None) -> Any:
         return _elementwise_device("add", x, y, out=out)
     module_of("add", **{name: a for name, a in (("x", x), ("y", y), ("out", out)) if hasattr(a, "shape")})
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
+
+
+def add_to_rows(y: Any, bias: Any, residual: Any) -> None:
+    """`y += bias + residual` of CuPy arrays; None adds nothing.
+
+    Args:
+        y: float32 (rows, columns); its rows may be parts of wider ones.
+        bias: (columns,).
+        residual: (rows, columns).
+    """
+    if y.size and not (bias is None and residual is None):
+        (data, stride), (rows, columns) = rows_of(y), y.shape
+        grid = (rows, blocks(columns, THREADS))
+        _add_to_rows(grid, (THREADS,), (data, float32(bias), float32(residual), columns, stride))
 
 
 def scale(x: Any, factor: float, out: Any = None) -> Any:

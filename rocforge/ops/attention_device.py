@@ -13,7 +13,8 @@ import numpy as np
 from rocforge.arrays import cupy_module
 from rocforge.batch import Batch
 from rocforge.cache import BLOCK_SIZE, KVCache
-from rocforge.kernels import Kernel, multiprocessors, wave_size
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import CELL
 from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
 from rocforge.ops.strided import aligned, blocks, float32, rows_of
@@ -140,7 +141,7 @@ def _attend(
         return
     kv_heads, head_dim = keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
-    shape = _Shape(head_dim, group, wave_size(device))
+    shape = _Shape(head_dim, group, card_of(device).wave)
     count, stride = len(sequences.lengths), sequences.tables.shape[1]
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
@@ -197,7 +198,7 @@ def _splits(device: int, pairs: int, longest: int) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
     if pairs > PAIRS:
         return 1
-    return max(1, min(blocks(2 * multiprocessors(device), pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
+    return max(1, min(blocks(2 * card_of(device).compute_units, pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
 
 
 def _counters(cache: KVCache) -> Any:
@@ -244,7 +245,7 @@ def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
     norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
-    grid = (blocks(rows * wave_size(keys.device.id), ROPE_THREADS),)
+    grid = (blocks(rows * card_of(keys.device.id).wave, ROPE_THREADS),)
     _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
     return out
 

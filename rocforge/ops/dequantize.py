@@ -111,6 +111,20 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
     return out
 
 
+def rows_by_id(x: Any, ids: Any) -> Any:
+    """`x[ids]` along the first axis.
+
+    Args:
+        x: C-contiguous CuPy array (rows, ...), a row of which is whole words of four bytes.
+        ids: int32 CuPy array (n,).
+    """
+    words = x.reshape(len(x), -1).view(np.float32)  # whose kernel leaves their bits as they are
+    out = cupy_module().empty((len(ids), words.shape[1]), np.float32)
+    args = (words.view(np.uint8), ids, None, out, words.shape[1])
+    _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], 256)), (256,), args)
+    return out.view(x.dtype).reshape(len(ids), *x.shape[1:])
+
+
 def _grid(threads: int) -> tuple[int]:
     return (blocks(threads, 256),)
 

@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.arrays import get_array_module
 from rocforge.ops.arguments import check_integers, check_matrix, module_of
 from rocforge.ops.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
+
+_FLOATS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+"""As a file calls them: kernels read such rows as any other format's."""
 
 
 def embedding(ids: Any, table: Any) -> Any:
@@ -42,6 +46,9 @@ def embedding(ids: Any, table: Any) -> Any:
 
 
 def _embedding_device(ids: Any, table: Any) -> Any:
+    if not isinstance(table, QuantizedArray) and table.dtype in _FLOATS:
+        data = get_array_module(table).ascontiguousarray(table).view(np.uint8)
+        table = QuantizedArray(data, table.shape, _FLOATS[table.dtype])
     if isinstance(table, QuantizedArray):
         return dequantize_device(table, ids=ids.astype(np.int32, copy=False))
     return table[ids].astype(np.float32)

@@ -30,12 +30,12 @@ TILE_THREADS, TILE_ROWS, TILE_PLACES = 128, 128, 64
 
 _BIASES = "float32*? float32*?"
 _SIGNATURES = {
-    "experts_gated": f"void* int32 int32* uint32 void* void* {_BIASES} float32*? uint8*? int32 int32 int32",
-    "experts_down": "void* int32 int32* float32* int32 void* float32*? float32*? float32* int32",
+    "experts_gated": f"void* int32 int32*? uint32 uint32 void* void* {_BIASES} float32*? uint8*? int32 int32 int32",
+    "experts_down": "void* int32 int32*? float32*? int32 void* float32*? float32*? float32* int32",
     "experts_gated_tiles": f"float16* float16* int32* int32* uint32 int32 void* void* {_BIASES} int32 uint32 int32",
     "experts_down_tiles": "float32* float16* int32* int32 void* float32*? int32 uint32",
 }
-_combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32* float32* float32*? uint32 uint32")
+_combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32*? float32*? float32*? uint32 uint32")
 
 
 @functools.cache
@@ -98,43 +98,36 @@ def _few(
 
 
 def _few_gated(hidden: Any, x: Any, ids: Any, pair: tuple[Matrices, Matrices], activate: str) -> None:
-    """Gate and up, to float32 or int8 activations. For each place that is unpacked, its token comes once more."""
-    (_, ffn, dim), cupy = pair[0].weight.shape, cupy_module()
+    """Gate and up, to float32 or int8 activations."""
+    (_, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
 
-    def launch(hidden: Any, x: Any, ids: Any, part: Part) -> None:
+    def launch(hidden: Any, ids: Any, first: int, part: Part) -> None:
         y, rounded = (None, hidden) if hidden.dtype == np.uint8 else (hidden, None)
-        args = (x, _cells(part.kind, dim), ids, ids.shape[1], *part.data, *part.biases)
+        args = (x, _cells(part.kind, dim), ids, first, used, *part.data, *part.biases)
         args = (*args, y, rounded, cells_of(ffn), ffn, GATES[activate])
         rows = ffn if rounded is None else CELL * cells_of(ffn)
-        _kernel("experts_gated", part.kind)((blocks(rows, BLOCK_ROWS), ids.size), (THREADS,), args)
+        _kernel("experts_gated", part.kind)((blocks(rows, BLOCK_ROWS), len(hidden)), (THREADS,), args)
 
     if kind_of(*pair) is not None:
-        return launch(hidden, x, ids, *parts(pair))
-    x = cupy.ascontiguousarray(cupy.broadcast_to(x[:, None], (*ids.shape, dim))).reshape(-1, dim)
+        return launch(hidden, ids, 0, *parts(pair))
     for part in parts(pair, ids.reshape(-1)):
-        launch(hidden[part.span], x[part.span], _each_its_own(part.count), part)
+        launch(hidden[part.span], None, part.span.start, part)
 
 
 def _few_down(out: Any, hidden: Any, ids: Any, weights: Any, down: Matrices, residual: Any) -> None:
     """Down, and the sum; where it is unpacked for each place, the sum is a launch of its own."""
     (_, dim, ffn), cupy = down.weight.shape, cupy_module()
 
-    def launch(out: Any, hidden: Any, ids: Any, weights: Any, part: Part, residual: Any = None) -> None:
-        tokens, used = ids.shape
+    def launch(out: Any, hidden: Any, ids: Any, used: int, weights: Any, part: Part, residual: Any = None) -> None:
         args = (hidden, _cells(part.kind, ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
-        _kernel("experts_down", part.kind)((blocks(dim, GROUPS // used), tokens), (THREADS,), args)
+        _kernel("experts_down", part.kind)((blocks(dim, GROUPS // used), len(out)), (THREADS,), args)
 
     if kind_of(down) is not None:
-        return launch(out, hidden, ids, weights, *parts([down]), residual)
-    y, weights = cupy.empty((ids.size, dim), np.float32), weights.reshape(-1)
+        return launch(out, hidden, ids, ids.shape[1], weights, *parts([down]), residual)
+    y = cupy.empty((ids.size, dim), np.float32)
     for part in parts([down], ids.reshape(-1)):
-        launch(y[part.span], hidden[part.span], _each_its_own(part.count), weights[part.span], part)
-    _combine_places(out, y, _each_its_own(ids.size), cupy.ones(ids.size, np.float32), residual)
-
-
-def _each_its_own(count: int) -> Any:
-    """The ids of that many tokens with an expert of their own."""
-    return cupy_module().arange(count, dtype=np.int32).reshape(-1, 1)
+        launch(y[part.span], hidden[part.span], None, 1, None, part)
+    _combine_places(out, y, None, weights, residual)
 
 
 def _combine_places(out: Any, y: Any, rank: Any, weights: Any, residual: Any) -> None:

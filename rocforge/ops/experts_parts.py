@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.ops.dequantize import dequantize_device
+from rocforge.ops.dequantize import dequantize_device, rows_by_id
 from rocforge.ops.moe import Matrices
 from rocforge.ops.operands import format_of
+from rocforge.ops.strided import copy_into
 from rocforge.quant import QuantizedArray
 
 UNPACKED = "Floats<f16>"
@@ -65,12 +66,21 @@ def parts(matrices: Sequence[Matrices], chosen: Any = None) -> Iterator[Part]:
         which = span if chosen is None else chosen[span]
         for m, size, end in zip(matrices, sizes, ends, strict=True):
             data.append(room[end - step * size :][: (span.stop - start) * size].reshape(-1, *m.weight.shape[1:]))
-            _unpack(m.weight[which], data[-1])
-        yield Part(span, data, [None if m.bias is None else m.bias[which] for m in matrices], UNPACKED)
+            _unpack(_of_experts(m.weight, which), data[-1])
+        yield Part(span, data, [None if m.bias is None else _of_experts(m.bias, which) for m in matrices], UNPACKED)
+
+
+def _of_experts(values: Any, which: Any) -> Any:
+    """What a weight or a bias has for some experts: a slice of them, or ids on the device."""
+    if isinstance(which, slice):
+        return values[which]
+    if isinstance(values, QuantizedArray):
+        return values.with_data(rows_by_id(values.data, which), values.planar)
+    return rows_by_id(values, which)
 
 
 def _unpack(weight: Any, out: Any) -> None:
     if isinstance(weight, QuantizedArray):
         dequantize_device(weight, "float16", out=out)
     else:
-        out[...] = weight
+        copy_into(out, weight)

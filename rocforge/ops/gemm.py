@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
+from rocforge.device.blas import blas_handle
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import dequantize_device
 from rocforge.ops.operands import is_single
@@ -95,7 +96,7 @@ def _multiply(x: Any, weight: Any, y: Any, start: int) -> None:
     (n, columns), rows = x.shape, len(weight)
     # BLAS counts columns first: y's transpose is weight @ x's transpose
     blas.gemmEx(
-        cupy.cuda.device.get_cublas_handle(),
+        blas_handle(),
         *(blas.CUBLAS_OP_T, blas.CUBLAS_OP_N, rows, n, columns, _ONE_AT),
         *(weight.data.ptr, half, columns, x.data.ptr, half, columns, _ZERO_AT),
         *(y.data.ptr + start * y.itemsize, single, y.shape[1], _compute_type(), blas.CUBLAS_GEMM_DEFAULT),

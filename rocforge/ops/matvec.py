@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel, multiprocessors, wave_size
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import CELL, cells_of
 from rocforge.ops.operands import Activations, Norm, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.ops.strided import blocks
@@ -107,8 +108,8 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, RUN), np.float32)
     rounded = Activations.empty(1, rows)
     rounded.norm = Norm(squares, eps)
-    out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
-    log_lanes = log_lanes_then_norm(rows, cells, wave_size(device), multiprocessors(device))
+    out_cells, card = cells_of(rows), card_of(cupy.cuda.runtime.getDevice())
+    log_lanes = log_lanes_then_norm(rows, cells, card.wave, card.compute_units)
     args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
     args = (*args, norm, rounded.data, out_cells, squares)
     _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
@@ -127,7 +128,7 @@ def log_lanes_then_norm(rows: int, cells: int, wave: int, units: int) -> int:
 
 def fills_device(rows: int) -> bool:
     """Whether `fills_units` says so of the current device."""
-    return fills_units(rows, multiprocessors(cupy_module().cuda.runtime.getDevice()))
+    return fills_units(rows, card_of(cupy_module().cuda.runtime.getDevice()).compute_units)
 
 
 def fills_units(rows: int, units: int) -> bool:

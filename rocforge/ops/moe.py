@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
-from rocforge.kernels import Kernel, wave_size
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
 from rocforge.ops.linear import linear
@@ -64,7 +65,7 @@ def _route_device(logits: Any, used: int, softmax_before: bool, normalize: bool,
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
-        grid = (blocks(tokens * wave_size(logits.device.id), THREADS),)
+        grid = (blocks(tokens * card_of(logits.device.id).wave, THREADS),)
         args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
         _route(grid, (THREADS,), args)
     return ids, weights

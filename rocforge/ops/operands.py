@@ -6,13 +6,13 @@ MOST_COLUMNS, become float16 units for the matrix unit, of a card that has one; 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rocforge.arrays import cupy_module
+from rocforge.device.cards import card_of
 from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import CELL, cells_of
 from rocforge.ops.strided import ALIGNMENT, blocks, float32
@@ -105,7 +105,7 @@ def columns_for(rows: int) -> int | None:
 
     0 stands for int8; None says that the BLAS library multiplies.
     """
-    unit = has_matrix_unit(cupy_module().cuda.runtime.getDevice())
+    unit = card_of(cupy_module().cuda.runtime.getDevice()).has_matrix_unit
     if 0 < rows <= (INT8_ROWS if unit else MAX_COLUMNS):
         return 0
     return max(8, 1 << (rows - 1).bit_length()) if unit and 0 < rows <= MOST_COLUMNS else None
@@ -124,12 +124,3 @@ def takes_halves(rows: int, weights: Sequence[Any]) -> bool:
 def is_single(weight: Any) -> bool:
     """Whether a weight is multiplied in float32."""
     return not isinstance(weight, QuantizedArray) and weight.dtype != np.float16
-
-
-@functools.cache
-def has_matrix_unit(device: int) -> bool:
-    """Whether a GPU multiplies small float16 matrices in one instruction: AMD's have since CDNA and RDNA 3."""
-    runtime = cupy_module().cuda.runtime
-    if not runtime.is_hip:
-        return True
-    return not runtime.getDeviceProperties(device)["gcnArchName"].startswith(b"gfx10")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rocforge.ops.activation import add_to_rows
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.gemm import products_halves
 from rocforge.ops.matvec import fills_device, gated_product, product_then_norm, products
@@ -120,9 +122,6 @@ def _many(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any) 
         raise TypeError(f"activations {x.shape} are for packed weights and up to {MOST_COLUMNS} rows")
     x = x if x.dtype == np.float16 else x.astype(np.float32, copy=False)
     ys = products_halves(x, weights)
-    for y, bias in zip(ys, biases, strict=True):
-        if bias is not None:
-            y += bias
-    if residual is not None:
-        ys[0] += residual
+    for y, bias, more in itertools.zip_longest(ys, biases, [residual]):
+        add_to_rows(y, bias, more)
     return ys

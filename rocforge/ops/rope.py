@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module, get_array_module
-from rocforge.kernels import Kernel, wave_size
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops.arguments import check_integers, module_of
 from rocforge.ops.strided import blocks, rows_of
 
@@ -201,7 +202,7 @@ def _rotate_device(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
     y = cupy_module().empty(x.shape, np.float32)
     if y.size:
         flat, stride = rows_of(x)
-        grid = (blocks(tokens * heads * wave_size(x.device.id), THREADS),)
+        grid = (blocks(tokens * heads * card_of(x.device.id).wave, THREADS),)
         _rope_kernel(head_dim)(grid, (THREADS,), (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox)))
     return y
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.arrays import cupy_module
 from rocforge.kernels import Kernel
-from rocforge.ops.strided import blocks, float32
+from rocforge.ops.strided import blocks, copy_into, float32
 from rocforge.sampling import SamplingParams
 
 SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024
@@ -88,7 +88,7 @@ class Sampler:
         mine, others = ((s.parameters, s.counts, s._bias_ids, s._bias_values) for s in (self, other))
         for target, source in zip(mine, others, strict=True):
             if target is not None:
-                target[...] = source
+                copy_into(target, source)
 
     def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
         """The next token of each row; its step, and its counts, go up by one.

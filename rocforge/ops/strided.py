@@ -38,6 +38,11 @@ def rows_of(x: Any) -> tuple[Any, int]:
     return cupy_module().ndarray((size,), x.dtype, memptr=x.data), stride
 
 
+def copy_into(target: Any, source: Any) -> None:
+    """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
+    target.data.copy_from_device_async(source.data, source.nbytes)
+
+
 def blocks(size: int, a_block: int) -> int:
     """How many blocks it takes, each doing `a_block`."""
     return -(-size // a_block)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel, multiprocessors, wave_size
+from rocforge.device.cards import card_of
+from rocforge.kernels import Kernel
 from rocforge.ops.dequantize import cells_of
 from rocforge.ops.matvec import GATED, GATES, MATRICES, gated_outputs, laid_out, rows_in_order
 from rocforge.ops.operands import Activations, format_of
@@ -73,8 +74,8 @@ def _row_waves(rows: int, columns: int) -> int:
     device = cupy_module().cuda.runtime.getDevice()
     if columns == 8:
         return 1
-    most = THREADS // wave_size(device) // 2
-    return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(columns) * multiprocessors(device)), 1)
+    most = THREADS // card_of(device).wave // 2
+    return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(columns) * card_of(device).compute_units), 1)
 
 
 def _resident(columns: int) -> int:
@@ -83,7 +84,7 @@ def _resident(columns: int) -> int:
     On NVIDIA that is 512 threads a multiprocessor, for 64 columns 256; on AMD 256 a SIMD, of which a unit has four.
     """
     runtime = cupy_module().cuda.runtime
-    return multiprocessors(runtime.getDevice()) * (4 if runtime.is_hip else 1 if columns == 64 else 2)
+    return card_of(runtime.getDevice()).compute_units * (4 if runtime.is_hip else 1 if columns == 64 else 2)
 
 
 _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
@@ -92,4 +93,5 @@ _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile
 @functools.cache
 def _kernel(name: str, first: str, columns: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, RF_COLUMNS=columns, RF_ROW_WAVES=row_waves, **other)
+    sizes = {"RF_COLUMNS": columns, "RF_ROW_WAVES": row_waves}
+    return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, **sizes, **other)

@@ -4,12 +4,13 @@ import cupy as cp
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
-from weights import random_bytes, random_weight, sizes
+from weights import sizes
 
 import rocforge.quant as quant
 from rocforge.arrays import asnumpy, to_device
 from rocforge.ops.dequantize import PLANAR, dequantize_device, planar_row_nbytes
 from rocforge.ops.embedding import embedding
+from rocforge.selftest.weights import random_bytes, random_weight
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # blocks of random bytes hold infinities
 QTYPES = list(quant.QTYPES)

@@ -2,13 +2,11 @@
 
 import threading
 from collections import deque
-from unittest.mock import Mock
 
 import cupy as cp
 import numpy as np
 import pytest
-from cupy.cuda import compiler, runtime
-from weights import random_weight
+from cupy.cuda import runtime
 
 from rocforge import kernels, overlap, warmup
 from rocforge.errors import DeviceError
@@ -16,6 +14,7 @@ from rocforge.kernels import Kernel
 from rocforge.ops.activation import softcap, swiglu
 from rocforge.ops.matvec import products
 from rocforge.ops.norm import rms_norm_quantized
+from rocforge.selftest.weights import random_weight
 
 SIGNATURE = "float32* float16* int64"
 
@@ -32,11 +31,6 @@ def test_launch(rng, to_halves):
         to_halves((2,), (256,), (cp.asarray(x), y, 300))
         stream.synchronize()
     assert np.array_equal(y.get(), x.astype(np.float16))
-
-
-def test_multiprocessors():
-    """Their number is known, on ROCm too."""
-    assert kernels.multiprocessors(0) > 1
 
 
 @pytest.mark.parametrize(
@@ -102,13 +96,13 @@ def compile_all(wanted):
 def test_one_compilation_for_all_threads(monkeypatch):
     """Threads that ask for kernels of one source at the same time compile it once."""
     compiled = []
-    original = kernels._Module._compile
+    original = kernels._Module._loaded
 
-    def compile_and_count(module):
+    def compile_and_count(module, *compile):
         compiled.append(module.source)
-        return original(module)
+        return original(module, *compile)
 
-    monkeypatch.setattr(kernels._Module, "_compile", compile_and_count)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_and_count)
     monkeypatch.setattr(kernels, "_modules", {})
     pairs = [Kernel("quantize.hip", "to_halves", SIGNATURE) for _ in range(4)]
     x, y = cp.zeros(4, np.float32), cp.ones((4, 4), np.float16)
@@ -126,9 +120,9 @@ def test_one_compilation_for_all_threads(monkeypatch):
 @pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
 def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
     """A kernel that runs on two devices is compiled for each, once, while that one is current."""
-    compiled, original = [], kernels._Module._compile
+    compiled, original = [], kernels._Module._loaded
     monkeypatch.setattr(
-        kernels._Module, "_compile", lambda m: compiled.append((m.device, runtime.getDevice())) or original(m)
+        kernels._Module, "_loaded", lambda m, *compile: compiled.append((m.device, runtime.getDevice())) or original(m)
     )
     for device in (0, 1, 0, 1):
         with cp.cuda.Device(device):
@@ -145,42 +139,18 @@ def test_source_that_does_not_compile():
         kernel((1,), (256,), (cp.zeros(1),))
 
 
-def test_one_set_of_options(monkeypatch):
-    """All modules of a device are compiled with the same options, for which CuPy asks the compiler's version once."""
-    seen = []
-    monkeypatch.setattr(cp, "RawModule", lambda code, options: seen.append(options) or Mock())
-    for defines in ({"RF_QTYPE": "Q4_K"}, {"RF_QTYPE": "Q6_K", "RF_COLUMNS": 1}, {}):
-        kernels._Module("matvec.hip", defines, 0).prepare()
-    assert len(seen) >= 3 and len(set(seen)) == 1
-
-
-def test_version_is_asked_once(fresh_modules, monkeypatch):
-    """Modules that are compiled at the same time do not each have the compiler say its version."""
-    asked = []
-    monkeypatch.setattr(compiler, "_preprocess_hiprtc", lambda *args: asked.append(args) or b"1")
-    monkeypatch.setattr(compiler, "_preprocess", lambda *args: asked.append(args) or "1")
-    monkeypatch.setattr(compiler, "_empty_file_preprocess_cache", {})
-    kernels._ask_compiler.cache_clear()
-    # with a macro of their own: CuPy remembers what other tests have compiled, and asks nothing
-    new = {"OF_THIS_TEST": 1}
-    compile_all(
-        [Kernel("quantize.hip", "to_halves", "void*", **new), Kernel("norm.hip", "rms_norm", "void*", **new)]
-    ).wait()
-    assert len(asked) == 1
-
-
 def test_background_compilation(fresh_modules, monkeypatch):
     """Modules are compiled once each, in other threads; a launch in the meantime waits for its own."""
-    threads, gate, original = [], threading.Event(), kernels._Module._compile
+    threads, gate, original = [], threading.Event(), kernels._Module._loaded
     begun = {source: threading.Event() for source in ("quantize.hip", "norm.hip")}
 
-    def compile_late(module):
+    def compile_late(module, *compile):
         threads.append((module.source, threading.current_thread()))
         begun[module.source].set()
         gate.wait(10)
-        return original(module)
+        return original(module, *compile)
 
-    monkeypatch.setattr(kernels._Module, "_compile", compile_late)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
     halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
     wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
     compilation = compile_all(wanted)
@@ -208,7 +178,7 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
     """Cancelled, it begins no more and its threads have ended; what is launched later is compiled then."""
     begun, both, gate = [], threading.Barrier(3), threading.Event()
 
-    def compile_late(module):
+    def compile_late(module, *compile):
         begun.append(module.defines)
         if len(begun) <= 2:
             both.wait(10)
@@ -219,9 +189,9 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
             super().clear()
             gate.set()
 
-    monkeypatch.setattr(kernels._Module, "_compile", compile_late)
+    monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
     monkeypatch.setattr(warmup, "deque", Waiting)
-    monkeypatch.setattr(warmup.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(warmup, "processors", lambda: 2)
     compilation = compile_all([Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50)])
     both.wait(10)
     compilation.cancel()

@@ -12,8 +12,9 @@ from golden import CASES, build, relative_error
 import rocforge as rf
 from rocforge.batch import Batch, Chunk
 from rocforge.cache import BLOCK_SIZE
+from rocforge.device.cards import card_of
 from rocforge.load import load_model
-from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS, has_matrix_unit
+from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS
 
 HALF, INT8 = 8e-3, 3e-2
 """Products of many rows round to float16; those of up to INT8_ROWS round activations to int8, as llama.cpp does."""
@@ -86,7 +87,9 @@ def test_rows_that_are_wanted(models, rng, count):
     chunks = [Chunk(len(first), 8, table) for first, table in zip(firsts, tables, strict=True)]
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
-    assert typical_error(last, expected) < (EXPERTS if cpu.config.experts else INT8 if has_matrix_unit(0) else ROW)
+    assert typical_error(last, expected) < (
+        EXPERTS if cpu.config.experts else INT8 if card_of(0).has_matrix_unit else ROW
+    )
 
 
 def test_error_beside_llama_cpp(models, request):

@@ -6,7 +6,6 @@ import cupy as cp
 import numpy as np
 import pytest
 from golden import build, load, relative_error
-from weights import half_steps, random_weight, values_of
 
 import rocforge as rf
 from rocforge.load import load_model
@@ -14,6 +13,7 @@ from rocforge.ops import experts_parts
 from rocforge.ops.experts_device import takes_int8
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.operands import quantize_activations
+from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 
 @pytest.mark.parametrize("softmax_before, normalize", [(True, True), (True, False), (False, True)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import cupy as cp
 import numpy as np
 import pytest
-from weights import half_steps, values_of
 
 from rocforge.ops.norm import (
     layer_norm,
@@ -15,6 +14,7 @@ from rocforge.ops.norm import (
     rms_norm_of_sum,
     rms_norm_quantized,
 )
+from rocforge.selftest.weights import half_steps, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
 

@@ -5,9 +5,9 @@ import itertools
 import cupy as cp
 import numpy as np
 import pytest
-from weights import half_steps, product_error, random_weight, relative_error, sizes, values_of
+from weights import card_without_matrix_unit, sizes
 
-from rocforge.kernels import multiprocessors
+from rocforge.device.cards import card_of
 from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.dequantize import PLANAR, dequantize_device
@@ -17,6 +17,7 @@ from rocforge.ops.norm import rms_norm
 from rocforge.ops.operands import format_of, quantize_activations
 from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
+from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
 FLOATS = ["F32", "F16", "BF16"]
 RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
@@ -25,7 +26,7 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 @pytest.fixture(autouse=True)
 def no_matrix_unit(monkeypatch):
     """test_tiles.py has what a card with a matrix unit does with three to 64 columns."""
-    monkeypatch.setattr(operands, "has_matrix_unit", lambda device: False)
+    monkeypatch.setattr(operands, "card_of", card_without_matrix_unit)
 
 
 def rounded(x):
@@ -101,7 +102,7 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
         assert normed is None and cp.array_equal(y, linear(x[:rows], weight))
     y, normed = linear_then_norm(x[:1], packed, None, None, norm, 1e-5, [packed])
     assert normed.norm.eps == 1e-5 and cp.array_equal(y, linear(x[:1], packed))
-    units = multiprocessors(0)
+    units = card_of(0).compute_units
     assert fills_device(32 * units) and fills_device(64 * units) and not fills_device(32 * units + 1)
 
 

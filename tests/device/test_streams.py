@@ -7,12 +7,12 @@ import cupy as cp
 import numpy as np
 import pytest
 from golden import build
-from weights import random_weight, relative_error
 
 import rocforge as rf
 from rocforge import streams
 from rocforge.ops.gemm import TILE_ROWS
 from rocforge.ops.operands import MOST_COLUMNS
+from rocforge.selftest.weights import random_weight, relative_error
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
 ROWS = MOST_COLUMNS + 6

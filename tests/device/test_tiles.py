@@ -3,13 +3,14 @@
 import cupy as cp
 import numpy as np
 import pytest
-from weights import product_error, random_weight, sizes
+from weights import sizes
 
 from rocforge.ops.dequantize import PLANAR
 from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.ops.matvec import GATES
 from rocforge.ops.operands import MOST_COLUMNS, columns_for, quantize_activations
 from rocforge.ops.tiles import tile_gated, tile_products
+from rocforge.selftest.weights import product_error, random_weight
 
 ROWS = 37
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cupy as cp
 import numpy as np
 import pytest
-from weights import random_bytes
 
 from rocforge import upload
 from rocforge.quant import QuantizedArray
+from rocforge.selftest.weights import random_bytes
 from rocforge.upload import Uploader, device_nbytes
 
 

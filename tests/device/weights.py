@@ -1,83 +1,18 @@
-"""Random packed weights of every format, and the products that they should give."""
+"""Row lengths that tests of packed weights take."""
 
-import numpy as np
+import dataclasses
+
 from gguf.constants import GGML_QUANT_SIZES
 
-from rocforge.ops.dequantize import cells_of
-from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
-
-# where a block's float16 scales lie; the scales of the rest are bytes of their own kind
-_SCALES = {
-    **{name: (0,) for name in ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S")},
-    **{name: (0,) for name in ("IQ3_XXS", "IQ3_S", "IQ1_S")},
-    **{name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")},
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
-}
-
-
-def random_bytes(rng, qtype, shape):
-    """Blocks of random bytes: every bit pattern, scales that are infinite or not numbers too."""
-    nbytes = row_nbytes(shape[-1], QTYPES[qtype])
-    return QuantizedArray(rng.integers(0, 256, (*shape[:-1], nbytes), dtype=np.uint8), shape, qtype)
-
-
-def random_weight(rng, qtype, shape):
-    """Blocks of random bytes with scales of some hundredths."""
-    if qtype in ("F32", "F16", "BF16"):
-        values = rng.standard_normal(shape).astype(np.float32)
-        data = {"F32": values, "F16": values.astype(np.float16), "BF16": values.view(np.uint16)[..., 1::2]}[qtype]
-        return QuantizedArray(np.ascontiguousarray(data).view(np.uint8), shape, qtype)
-    weight = random_bytes(rng, qtype, shape)
-    blocks = weight.data.reshape(-1, GGML_QUANT_SIZES[QTYPES[qtype]][1])
-    for at in _SCALES.get(qtype, ()):
-        scales = rng.uniform(0.01, 0.03, (len(blocks), 1)).astype(np.float16)
-        blocks[:, at : at + 2] = scales.view(np.uint8)
-    if qtype == "MXFP4":
-        blocks[:, 0] = rng.integers(120, 125, len(blocks))
-    if qtype == "NVFP4":
-        blocks[:, :4] = rng.integers(16, 48, (len(blocks), 4))
-    if qtype == "IQ1_M":  # the float16 is spread over the high nibbles of four words
-        bits = rng.uniform(0.01, 0.03, len(blocks)).astype(np.float16).view(np.uint16)
-        for i in range(4):
-            blocks[:, 49 + 2 * i] = (blocks[:, 49 + 2 * i] & 15) | ((bits >> 4 * i & 15) << 4).astype(np.uint8)
-    return weight
-
-
-def values_of(activations):
-    """What int8 activations stand for, float64, with the zeros up to whole cells; their sums are checked as well."""
-    rows, size = activations.shape
-    cells = cells_of(size)
-    planes = activations.data.get().reshape(rows, 10, cells, 16)
-    q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(rows, cells, 4, 32)
-    scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
-    sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(rows, cells, 4, 2)
-    assert np.array_equal(q.reshape(rows, cells, 4, 2, 16).sum(-1), sums)
-    return (q.astype(np.float64) * scales[..., None]).reshape(rows, -1)
-
-
-def half_steps(x):
-    """The most that rounding to int8 moves each value of x (rows, columns): half of 1/127 of the largest of its 32."""
-    largest = np.abs(np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)).max(-1)
-    return largest.repeat(32, axis=1)[:, : x.shape[1]] / 127 * 0.501
-
-
-def relative_error(y, reference):
-    """The norm of the difference over that of the reference; y may be a CuPy array."""
-    y = np.asarray(y.get() if hasattr(y, "get") else y, np.float64)
-    return np.linalg.norm(y - reference) / np.linalg.norm(reference)
-
-
-def product_error(y, x, w, *added):
-    """The norm of the difference of y from x @ w.T + added, over that of all the products and terms that y sums up.
-
-    Without cancellation that is the relative error. Of a sum that nearly cancels, as with rows that are nearly
-    proportional, little is left to be relative to, while rounding stays in proportion to the terms.
-    """
-    x, w = x.astype(np.float64), w.astype(np.float64)
-    difference = np.asarray(y.get(), np.float64) - sum(added, x @ w.T)
-    return np.linalg.norm(difference) / np.sqrt(np.sum(sum((a * a for a in added), (x * x) @ (w * w).T)))
+from rocforge.device.cards import card_of
+from rocforge.quant import QTYPES
 
 
 def sizes(qtype):
     """Row lengths: whole cells, a last cell in part, and less than one cell, as far as the format's blocks allow."""
     return (512, 544, 96) if GGML_QUANT_SIZES[QTYPES[qtype]][0] <= 32 else (512, 768, 256)
+
+
+def card_without_matrix_unit(device):
+    """A device's card, but of RDNA 2."""
+    return dataclasses.replace(card_of(device), arch="gfx1030")

@@ -51,6 +51,14 @@ def state_key(symbols: dict[str, list[str]]) -> str:
     return digest.hexdigest()[:16]
 
 
+def compiler_key() -> str:
+    """A hash of what turns a kernel's source into code, and of the settings that it depends on."""
+    digest = hashlib.sha256(os.environ.get("HIPSIM_ASAN", "").encode())
+    for path in [HERE / "compile.py", *sorted((HERE / "include" / "hipsim").iterdir())]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -17,6 +17,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TARGET = re.compile(r"gfx(?:9|1[0-2])[0-9][0-9a-f](?::(?:sramecc|xnack)[+-])*")
+TARGET_OPTIONS = ("--offload-arch=", "--gpu-architecture=")
+TARGET_PLACE = b"hipsim-target:".ljust(63, b" ")
+"""Every library has this constant, which the target's name takes the place of: most are the same for all targets."""
+OWN_TEXT = Path(__file__).read_text()
 PASSED_ON = re.compile(r"-[DUI].+$")
 GENERAL = [  # _Float16 is rounded after every operation, as on the device; modules can be unloaded
     *["-w", "-fPIC", "-g1", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions"],
@@ -41,6 +46,21 @@ def compiler_options(hiprtc_options: list[str]) -> tuple[str, list[str]]:
         elif PASSED_ON.match(option):
             options.append(option)
     return standard, options
+
+
+def target_of(hiprtc_options: list[str]) -> str:
+    """What to compile for: an architecture, with features perhaps."""
+    named = (word.partition("=")[2] for word in hiprtc_options if word.startswith(TARGET_OPTIONS))
+    target = next(named, os.environ["HIPSIM_ARCH"].partition(",")[0])
+    if not TARGET.fullmatch(target):
+        raise SystemExit(f"error: invalid target ID '{target}'")
+    return target
+
+
+def target_macros(target: str) -> list[str]:
+    """What AMD's compiler defines for a target, of which the last two digits are a minor number and a stepping."""
+    arch = target.partition(":")[0]
+    return [f"-D__{arch}__=1", f"-D__{arch[:-2].upper()}__=1"]
 
 
 def closing(text: str, start: int) -> int:
@@ -77,7 +97,7 @@ def is_template(text: str, position: int) -> bool:
 
 
 def add_entries(text: str, expressions: list[str]) -> str:
-    """Puts a table entry behind every plain kernel, one for every name expression, and the table at the end."""
+    """Puts a table entry behind every plain kernel, one for every name expression; the table and the target end it."""
     inserts, count = [], 0
     for marker in re.finditer(r"\b__hipsim_global__\b", text):
         if is_template(text, marker.start()):
@@ -96,7 +116,8 @@ def add_entries(text: str, expressions: list[str]) -> str:
         count += 1
     declared = "".join(f"extern hipsim_entry hipsim_entry_{i};" for i in range(count))
     table = "".join(f"&hipsim_entry_{i}," for i in range(count))
-    return f'{text}\nextern "C" {{ {declared} hipsim_entry* hipsim_entries[] = {{ {table} nullptr }}; }}\n'
+    target = f'extern const char hipsim_target[]; const char hipsim_target[] = "{TARGET_PLACE.decode()}";'
+    return f'{text}\nextern "C" {{ {declared} hipsim_entry* hipsim_entries[] = {{ {table} nullptr }}; {target} }}\n'
 
 
 def entry(number: int, name: str, expression: str, bounds: str) -> str:
@@ -155,7 +176,8 @@ def write_record(manifest: Path, record: dict) -> dict:
 
 
 def digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    """A name for what these parts, and this file, make."""
+    return hashlib.sha256(repr((OWN_TEXT, *parts)).encode()).hexdigest()[:32]
 
 
 def up_to_date(manifest: Path) -> dict | None:
@@ -188,12 +210,14 @@ def precompiled_prelude(options: list[str], cache: Path) -> dict:
     return write_record(manifest, {"header": header.name, "included": included_files(text, "-")})
 
 
-def compile_source(options: list[str], given: list[str], source: str, expressions: list[str], manifest: Path) -> dict:
+def compile_source(
+    options: list[str], given: list[str], macros: list[str], source: str, expressions: list[str], manifest: Path
+) -> dict:
     """Preprocesses, rewrites and compiles into the cache; returns the record that it leaves there."""
     cache = manifest.parent
     prelude = precompiled_prelude(options, cache)
     before = ["-fpch-preprocess", "-include", str(cache / prelude["header"])]
-    preprocessed = run(["g++", *options, *given, *before, "-E", "-x", "c++", source])
+    preprocessed = run(["g++", *options, *given, *macros, *before, "-E", "-x", "c++", source])
     text = UNROLL.sub("", rewrite(preprocessed, expressions))
     library = cache / f"{digest(text, options, given)}.so"
     if not library.exists():
@@ -210,6 +234,7 @@ def main() -> None:
     source, output = Path(sys.argv[1]), Path(sys.argv[2])
     expressions = [word.removeprefix("--expression=") for word in sys.argv[3:split]]
     cache = Path(os.environ["HIPSIM_KERNELS"])
+    target = target_of(sys.argv[split + 1 :])
     standard, given = compiler_options(sys.argv[split + 1 :])
     asan = os.environ.get("HIPSIM_ASAN", "") not in ("", "0")
     options = [standard, *cpu_options(), *GENERAL, *(UNDER_SANITIZER if asan else OPTIMIZATION)]
@@ -217,11 +242,13 @@ def main() -> None:
     os.chdir(source.parent)  # so that neither line markers nor the cache's keys hold the temporary folder
     cache.mkdir(parents=True, exist_ok=True)
     given = [option.replace(f"{source.parent}/", "") for option in given]
-    manifest = cache / f"{digest(source.read_text(), source.name, options, given, expressions)}.json"
+    macros = target_macros(target)
+    manifest = cache / f"{digest(source.read_text(), source.name, options, given, macros, expressions)}.json"
     record = up_to_date(manifest)
     if record is None:
-        record = compile_source(options, given, source.name, expressions, manifest)
-    output.write_bytes((cache / record["library"]).read_bytes())
+        record = compile_source(options, given, macros, source.name, expressions, manifest)
+    library = (cache / record["library"]).read_bytes()
+    output.write_bytes(library.replace(TARGET_PLACE, target.encode().ljust(len(TARGET_PLACE), b"\0")))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ HIPSIM_API hipError_t hipMemcpyAsync(void* to, const void* from, size_t size, hi
 
 HIPSIM_API hipError_t hipMemcpy(void* to, const void* from, size_t size, hipMemcpyKind kind) {
     RESOLVE_STREAM(stream, nullptr);
+    if ((error = refuse_in_any_capture("a synchronous copy", hipErrorStreamCaptureImplicit))) return error;
     bool inside_device = find_allocation(to) && find_allocation(from) && find_allocation(to)->type == hipMemoryTypeDevice &&
                          find_allocation(from)->type == hipMemoryTypeDevice;
     return copy(guard, to, from, size, kind, stream, !inside_device);
@@ -78,5 +79,6 @@ HIPSIM_API hipError_t hipMemsetAsync(void* to, int value, size_t size, hipStream
 
 HIPSIM_API hipError_t hipMemset(void* to, int value, size_t size) {
     RESOLVE_STREAM(stream, nullptr);
+    if ((error = refuse_in_any_capture("a synchronous memset", hipErrorStreamCaptureImplicit))) return error;
     return fill(to, value, size, stream);
 }

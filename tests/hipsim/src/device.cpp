@@ -2,36 +2,77 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 
 #include "sim.h"
 
 namespace hipsim {
 
-static const Arch archs[] = {
-    {"gfx90a", "AMD Instinct MI210", 9, 0, 64, 104, 8 << 20, 1700000, 2048},
-    {"gfx942", "AMD Instinct MI300X", 9, 4, 64, 304, 4 << 20, 2100000, 2048},
-    {"gfx1030", "AMD Radeon RX 6800 XT", 10, 3, 32, 36, 4 << 20, 2575000, 2048},
-    {"gfx1100", "AMD Radeon RX 7900 XTX", 11, 0, 32, 48, 6 << 20, 2482000, 2048},
-    {"gfx1201", "AMD Radeon RX 9070 XT", 12, 0, 32, 32, 8 << 20, 2400000, 2048},
+// Names are the runtime's own, with the features that these cards have. The last two are there to be refused.
+static const Arch known[] = {
+    {"gfx908:sramecc+:xnack-", "AMD Instinct MI100", 9, 0, 64, 120, 8 << 20, 1502000},
+    {"gfx90a:sramecc+:xnack-", "AMD Instinct MI210", 9, 0, 64, 104, 8 << 20, 1700000},
+    {"gfx942:sramecc+:xnack-", "AMD Instinct MI300X", 9, 4, 64, 304, 4 << 20, 2100000},
+    {"gfx950:sramecc+:xnack-", "AMD Instinct MI355X", 9, 5, 64, 256, 4 << 20, 2400000},
+    {"gfx1030", "AMD Radeon RX 6800 XT", 10, 3, 32, 36, 4 << 20, 2575000},
+    {"gfx1031", "AMD Radeon RX 6700 XT", 10, 3, 32, 20, 3 << 20, 2725000},
+    {"gfx1032", "AMD Radeon RX 6600 XT", 10, 3, 32, 16, 2 << 20, 2900000},
+    {"gfx1033", "AMD Custom GPU 0405", 10, 3, 32, 4, 1 << 20, 1600000, true},
+    {"gfx1034", "AMD Radeon RX 6500 XT", 10, 3, 32, 8, 1 << 20, 2975000},
+    {"gfx1035", "AMD Radeon 680M", 10, 3, 32, 6, 2 << 20, 2400000, true},
+    {"gfx1036", "AMD Radeon Graphics", 10, 3, 32, 1, 256 << 10, 2200000, true},
+    {"gfx1100", "AMD Radeon RX 7900 XTX", 11, 0, 32, 48, 6 << 20, 2482000},
+    {"gfx1101", "AMD Radeon RX 7800 XT", 11, 0, 32, 30, 4 << 20, 2565000},
+    {"gfx1102", "AMD Radeon RX 7600", 11, 0, 32, 16, 2 << 20, 2755000},
+    {"gfx1103", "AMD Radeon 780M", 11, 0, 32, 6, 2 << 20, 2700000, true},
+    {"gfx1150", "AMD Radeon 890M", 11, 5, 32, 8, 2 << 20, 2900000, true},
+    {"gfx1151", "AMD Radeon 8060S", 11, 5, 32, 20, 2 << 20, 2900000, true},
+    {"gfx1152", "AMD Radeon 860M", 11, 5, 32, 4, 1 << 20, 3000000, true},
+    {"gfx1200", "AMD Radeon RX 9060 XT", 12, 0, 32, 16, 4 << 20, 3290000},
+    {"gfx1201", "AMD Radeon RX 9070 XT", 12, 0, 32, 32, 8 << 20, 2970000},
+    {"gfx906:sramecc+:xnack-", "AMD Instinct MI50", 9, 0, 64, 60, 4 << 20, 1725000},
+    {"gfx1010:xnack-", "AMD Radeon RX 5700 XT", 10, 1, 32, 20, 4 << 20, 2100000},
 };
 
-static const Arch& find_arch() {
-    const char* wanted = getenv("HIPSIM_ARCH");
-    if (!wanted || !*wanted) wanted = "gfx942";
-    for (const Arch& arch : archs)
-        if (!strcmp(arch.name, wanted)) return arch;
-    fprintf(stderr, "hipsim: HIPSIM_ARCH=%s: known are gfx90a, gfx942, gfx1030, gfx1100, gfx1201\n", wanted);
+static std::string base_name(const std::string& name) { return name.substr(0, name.find(':')); }
+
+static const Arch& find_arch(const std::string& wanted) {
+    std::string names;
+    for (const Arch& arch : known) {
+        if (base_name(arch.name) == wanted) return arch;
+        names += " " + base_name(arch.name);
+    }
+    fprintf(stderr, "hipsim: HIPSIM_ARCH: %s is not one of:%s\n", wanted.c_str(), names.c_str());
     exit(2);
 }
 
-const Arch& arch() {
-    static const Arch& chosen = find_arch();
-    return chosen;
+// One device for each name of a list; HIPSIM_DEVICES of them where there is one name.
+static std::vector<const Arch*> find_devices() {
+    const char* setting_text = getenv("HIPSIM_ARCH");
+    std::istringstream list(setting_text && *setting_text ? setting_text : "gfx942");
+    std::vector<const Arch*> devices;
+    for (std::string name; std::getline(list, name, ',');) devices.push_back(&find_arch(name));
+    if (devices.size() == 1) devices.assign(setting("HIPSIM_DEVICES", 1), devices[0]);
+    return devices;
 }
 
-int device_count() {
-    static const int count = setting("HIPSIM_DEVICES", 1);
-    return count;
+static const std::vector<const Arch*>& devices() {
+    static const std::vector<const Arch*> all = find_devices();
+    return all;
+}
+
+const Arch& arch(int device) { return *devices()[device]; }
+int device_count() { return devices().size(); }
+
+// As ROCm's runtime decides it: a feature that the code does not name may be either.
+bool runs_code_for(int device, const std::string& target) {
+    std::string own = std::string(arch(device).name) + ":", feature;
+    std::istringstream parts(target);
+    std::getline(parts, feature, ':');
+    if (feature != base_name(arch(device).name)) return false;
+    while (std::getline(parts, feature, ':'))
+        if (own.find(":" + feature + ":") == std::string::npos) return false;
+    return true;
 }
 
 size_t device_memory() {
@@ -48,13 +89,15 @@ static hipError_t bad_device(int device) {
     return fail(hipErrorInvalidDevice, format("device %d of %d", device, device_count()));
 }
 
-static int attribute(int id) {
-    const Arch& a = arch();
+static int attribute(int id, int device) {
+    const Arch& a = arch(device);
     switch (id) {
         case hipDeviceAttributeComputeCapabilityMajor: return a.major;
         case hipDeviceAttributeComputeCapabilityMinor: return a.minor;
         case hipDeviceAttributeWarpSize: return a.wave;
         case hipDeviceAttributeMultiprocessorCount: return a.compute_units;
+        case hipDeviceAttributeIntegrated: return a.integrated;
+        case hipDeviceAttributePciBusId: return device + 1;
         case hipDeviceAttributeMaxThreadsPerBlock:
         case hipDeviceAttributeMaxBlockDimX:
         case hipDeviceAttributeMaxBlockDimY:
@@ -62,7 +105,7 @@ static int attribute(int id) {
         case hipDeviceAttributeMaxGridDimX: return 2147483647;
         case hipDeviceAttributeMaxGridDimY:
         case hipDeviceAttributeMaxGridDimZ: return 65535;
-        case hipDeviceAttributeMaxThreadsPerMultiProcessor: return a.threads_per_unit;
+        case hipDeviceAttributeMaxThreadsPerMultiProcessor: return threads_per_unit;
         case hipDeviceAttributeMaxSharedMemoryPerBlock:
         case hipDeviceAttributeMaxSharedMemoryPerMultiprocessor: return lds_bytes;
         case hipDeviceAttributeMaxRegistersPerBlock: return 65536;
@@ -88,7 +131,7 @@ HIPSIM_API hipError_t hipGetDeviceCount(int* count) {
 
 HIPSIM_API hipError_t hipGetDevice(int* device) {
     *device = current;
-    return hipSuccess;
+    return device_count() ? hipSuccess : fail(hipErrorNoDevice, "HIPSIM_DEVICES is 0");
 }
 
 HIPSIM_API hipError_t hipSetDevice(int device) {
@@ -99,13 +142,13 @@ HIPSIM_API hipError_t hipSetDevice(int device) {
 
 HIPSIM_API hipError_t hipDeviceGetAttribute(int* value, int id, int device) {
     if (!valid(device)) return bad_device(device);
-    *value = id == hipDeviceAttributePciBusId ? device + 1 : attribute(id);
+    *value = attribute(id, device);
     return hipSuccess;
 }
 
 HIPSIM_API hipError_t hipGetDevicePropertiesR0600(hipDeviceProp_tR0600* p, int device) {
     if (!valid(device)) return bad_device(device);
-    const Arch& a = arch();
+    const Arch& a = arch(device);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "%s (simulated)", a.product);
     snprintf(p->gcnArchName, sizeof p->gcnArchName, "%s", a.name);
@@ -113,17 +156,18 @@ HIPSIM_API hipError_t hipGetDevicePropertiesR0600(hipDeviceProp_tR0600* p, int d
     p->totalGlobalMem = device_memory();
     p->sharedMemPerBlock = p->sharedMemPerBlockOptin = p->sharedMemPerMultiprocessor = lds_bytes;
     p->maxSharedMemoryPerMultiProcessor = lds_bytes;
-    p->regsPerBlock = p->regsPerMultiprocessor = attribute(hipDeviceAttributeMaxRegistersPerBlock);
+    p->regsPerBlock = p->regsPerMultiprocessor = attribute(hipDeviceAttributeMaxRegistersPerBlock, device);
     p->warpSize = a.wave;
     p->maxThreadsPerBlock = max_threads;
     for (int& limit : p->maxThreadsDim) limit = max_threads;
-    for (int i = 0; i < 3; i++) p->maxGridSize[i] = attribute(hipDeviceAttributeMaxGridDimX + i);
+    for (int i = 0; i < 3; i++) p->maxGridSize[i] = attribute(hipDeviceAttributeMaxGridDimX + i, device);
     p->clockRate = a.clock_khz;
-    p->totalConstMem = attribute(hipDeviceAttributeTotalConstantMemory);
+    p->totalConstMem = attribute(hipDeviceAttributeTotalConstantMemory, device);
     p->major = a.major;
     p->minor = a.minor;
     p->multiProcessorCount = a.compute_units;
-    p->maxThreadsPerMultiProcessor = a.threads_per_unit;
+    p->maxThreadsPerMultiProcessor = threads_per_unit;
+    p->integrated = a.integrated;
     p->l2CacheSize = a.l2_bytes;
     p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = p->streamPrioritiesSupported = 1;
     p->pciBusID = device + 1;

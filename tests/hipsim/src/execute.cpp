@@ -239,8 +239,8 @@ static std::string check_lds() {
 
 // ---- the grid
 
-static void lay_out_block(hipsim_dim3 block) {
-    unsigned count = block.x * block.y * block.z, wave = arch().wave;
+static void lay_out_block(hipsim_dim3 block, unsigned wave) {
+    unsigned count = block.x * block.y * block.z;
     threads.resize(count);
     for (unsigned i = 0; i < count; i++) {
         threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
@@ -289,7 +289,7 @@ void run_kernel(Launch& work) {
     launch = &work;
     random_state = (setting("HIPSIM_SEED", 0) + 1) * 0x9E3779B97F4A7C15;
     hipsim_grid_dim = work.grid;
-    lay_out_block(work.block);
+    lay_out_block(work.block, arch(work.device).wave);
     begin_overlapping(*work.kernel);
     std::string kernel = "kernel " + work.kernel->name, fault = catch_faults(run_grid);
     if (!fault.empty()) {

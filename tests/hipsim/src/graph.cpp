@@ -34,12 +34,11 @@ static bool joined(const Capture& capture, const std::vector<size_t>& tail) {
 using namespace hipsim;
 
 
-HIPSIM_API hipError_t hipStreamBeginCapture(hipStream_t handle, int) {
+HIPSIM_API hipError_t hipStreamBeginCapture(hipStream_t handle, hipStreamCaptureMode mode) {
     RESOLVE_STREAM(stream, handle);
     if (is_null_stream(stream)) return fail(hipErrorStreamCaptureUnsupported, "the null stream cannot be captured");
-    if (stream->capture) return fail(hipErrorInvalidValue, "the stream is being captured already");
-    stream->capture = std::make_shared<Capture>();
-    stream->capture->id = next_capture++;
+    if (stream->capture) return fail(hipErrorIllegalState, "the stream is being captured already");
+    stream->capture = std::make_shared<Capture>(Capture{next_capture++, mode});
     stream->capture_origin = true;
     stream->capture_tail.clear();
     return hipSuccess;
@@ -48,9 +47,11 @@ HIPSIM_API hipError_t hipStreamBeginCapture(hipStream_t handle, int) {
 HIPSIM_API hipError_t hipStreamEndCapture(hipStream_t handle, Graph** out) {
     RESOLVE_STREAM(stream, handle);
     *out = nullptr;
-    if (!stream->capture || !stream->capture_origin)
-        return fail(hipErrorStreamCaptureUnmatched, "end of a capture that did not begin in this stream");
+    if (!stream->capture) return fail(hipErrorIllegalState, "the stream is not being captured");
+    if (!stream->capture_origin) return fail(hipErrorStreamCaptureUnmatched, "end of a capture that did not begin in this stream");
     std::shared_ptr<Capture> capture = stream->capture;
+    if (capture->mode != hipStreamCaptureModeRelaxed && capture->thread != std::this_thread::get_id())
+        return fail(hipErrorStreamCaptureWrongThread, "a capture ends in the thread where it began, unless it is relaxed");
     std::vector<size_t> tail = std::move(stream->capture_tail);
     end_capture(capture);
     if (capture->broken) return fail(hipErrorStreamCaptureInvalidated, "something that cannot be captured was tried");
@@ -67,12 +68,14 @@ static hipStreamCaptureStatus status_of(const Stream* stream) {
 
 HIPSIM_API hipError_t hipStreamIsCapturing(hipStream_t handle, hipStreamCaptureStatus* status) {
     RESOLVE_STREAM(stream, handle);
+    if ((error = refuse_implicit_capture(stream))) return error;
     *status = status_of(stream);
     return hipSuccess;
 }
 
 HIPSIM_API hipError_t hipStreamGetCaptureInfo(hipStream_t handle, hipStreamCaptureStatus* status, unsigned long long* id) {
     RESOLVE_STREAM(stream, handle);
+    if ((error = refuse_implicit_capture(stream))) return error;
     *status = status_of(stream);
     if (id && stream->capture) *id = stream->capture->id;
     return hipSuccess;

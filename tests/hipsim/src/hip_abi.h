@@ -17,8 +17,10 @@
     X(hipErrorInvalidDevice, 101, "invalid device ordinal")                       \
     X(hipErrorInvalidImage, 200, "device kernel image is invalid")                \
     X(hipErrorInvalidContext, 201, "invalid device context")                      \
+    X(hipErrorNoBinaryForGpu, 209, "no kernel image is available for execution on the device") \
     X(hipErrorFileNotFound, 301, "file not found")                                \
     X(hipErrorInvalidHandle, 400, "invalid resource handle")                      \
+    X(hipErrorIllegalState, 401, "the operation cannot be performed in the present state") \
     X(hipErrorNotFound, 500, "named symbol not found")                            \
     X(hipErrorNotReady, 600, "device not ready")                                  \
     X(hipErrorPeerAccessAlreadyEnabled, 704, "peer access is already enabled")    \
@@ -31,7 +33,8 @@
     X(hipErrorStreamCaptureUnjoined, 904, "attempt to terminate a thread-local capture sequence with unjoined work") \
     X(hipErrorStreamCaptureIsolation, 905, "dependency created on uncaptured work in another stream") \
     X(hipErrorStreamCaptureImplicit, 906, "operation would make the legacy stream depend on a capturing blocking stream") \
-    X(hipErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream")
+    X(hipErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream") \
+    X(hipErrorStreamCaptureWrongThread, 908, "attempt to terminate a thread-local capture sequence from another thread")
 
 enum hipError_t {
 #define X(name, value, text) name = value,
@@ -58,6 +61,7 @@ struct hipPointerAttribute_t {
 constexpr unsigned hipStreamNonBlocking = 1;
 constexpr unsigned hipEventDisableTiming = 2;
 
+enum hipStreamCaptureMode { hipStreamCaptureModeGlobal, hipStreamCaptureModeThreadLocal, hipStreamCaptureModeRelaxed };
 enum hipStreamCaptureStatus { hipStreamCaptureStatusNone, hipStreamCaptureStatusActive, hipStreamCaptureStatusInvalidated };
 
 // hipFunction_attribute
@@ -79,6 +83,7 @@ enum {
     hipDeviceAttributeCanMapHostMemory = 3,
     hipDeviceAttributeClockRate = 5,
     hipDeviceAttributeConcurrentKernels = 8,
+    hipDeviceAttributeIntegrated = 16,
     hipDeviceAttributeL2CacheSize = 19,
     hipDeviceAttributeComputeCapabilityMajor = 23,
     hipDeviceAttributeMaxBlockDimX = 26,

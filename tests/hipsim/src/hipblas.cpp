@@ -1,14 +1,19 @@
 // libhipblas: the real matrix and vector products that CuPy's dot and matmul call, as plain loops that are queued on the
 // handle's stream. Sums of half and bfloat16 products are kept in float, as the library does with a float compute type.
+//
+// A handle's workspace is rocBLAS's own, which it frees and allocates anew where a product wants more than there is, or the
+// user's, which products then make do with. While a product runs, its workspace is written.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "sim.h"
 
+using hipsim::hipFree;
+using hipsim::hipMalloc;
 using hipsim::hipStream_t;
 
-enum hipblasStatus_t { HIPBLAS_STATUS_SUCCESS = 0, HIPBLAS_STATUS_INVALID_VALUE = 3, HIPBLAS_STATUS_EXECUTION_FAILED = 5, HIPBLAS_STATUS_NOT_SUPPORTED = 7 };
+enum hipblasStatus_t { HIPBLAS_STATUS_SUCCESS = 0, HIPBLAS_STATUS_ALLOC_FAILED = 2, HIPBLAS_STATUS_INVALID_VALUE = 3, HIPBLAS_STATUS_INTERNAL_ERROR = 6, HIPBLAS_STATUS_NOT_SUPPORTED = 7 };
 enum hipblasOperation_t { HIPBLAS_OP_N = 111, HIPBLAS_OP_T = 112, HIPBLAS_OP_C = 113 };
 enum hipblasPointerMode_t { HIPBLAS_POINTER_MODE_HOST, HIPBLAS_POINTER_MODE_DEVICE };
 enum hipDataType { HIP_R_32F = 0, HIP_R_64F = 1, HIP_R_16F = 2, HIP_R_16BF = 14 };
@@ -17,6 +22,23 @@ enum hipblasComputeType_t { HIPBLAS_COMPUTE_16F = 0, HIPBLAS_COMPUTE_16F_PEDANTI
 struct Handle {
     hipStream_t stream = nullptr;
     hipblasPointerMode_t mode = HIPBLAS_POINTER_MODE_HOST;
+    void* workspace = nullptr;
+    size_t workspace_bytes = 0;
+    bool workspace_is_the_users = false;
+
+    bool drop_workspace() {
+        workspace_bytes = 0;
+        if (!workspace_is_the_users && hipFree(workspace)) return false;
+        workspace = nullptr, workspace_is_the_users = false;
+        return true;
+    }
+    // As much as is wanted, or of the user's as much as there is.
+    bool want_workspace(size_t bytes) {
+        if (workspace_is_the_users || bytes <= workspace_bytes) return true;
+        if (!drop_workspace() || hipMalloc(&workspace, bytes)) return false;
+        workspace_bytes = bytes;
+        return true;
+    }
 };
 
 struct BFloat16 {
@@ -35,7 +57,16 @@ struct BFloat16 {
 };
 
 static hipblasStatus_t queue(Handle* handle, const char* what, std::function<void()> run) {
-    return hipsim::submit_call(handle->stream, what, std::move(run)) ? HIPBLAS_STATUS_EXECUTION_FAILED : HIPBLAS_STATUS_SUCCESS;
+    return hipsim::submit_call(handle->stream, what, std::move(run)) ? HIPBLAS_STATUS_INTERNAL_ERROR : HIPBLAS_STATUS_SUCCESS;
+}
+
+static hipblasStatus_t queue_product(Handle* handle, const char* what, size_t wanted, std::function<void()> run) {
+    if (!handle->want_workspace(wanted)) return HIPBLAS_STATUS_ALLOC_FAILED;
+    size_t bytes = std::min(wanted, handle->workspace_bytes);
+    return queue(handle, what, [=, workspace = handle->workspace] {
+        if (bytes) hipsim::scribble(workspace, bytes, what);
+        run();
+    });
 }
 
 // A scalar argument: read now if it lies on the host, when the work runs if on the device.
@@ -80,7 +111,7 @@ struct Shape {
 template <class In, class Out, class Sum>
 static hipblasStatus_t queue_gemm(Handle* handle, const Shape& s, std::function<Sum()> alpha, const void* a, const void* b,
                                   std::function<Sum()> beta, void* c) {
-    return queue(handle, "hipblas gemm", [=] {
+    return queue_product(handle, "hipblas gemm", sizeof(Sum) * s.m * s.n, [=] {
         for (int i = 0; i < s.batches; i++)
             gemm<In, Out, Sum>(s.m, s.n, s.k, alpha(), {static_cast<const In*>(a) + i * s.stride_a, s.lda, s.op_a != HIPBLAS_OP_N},
                                {static_cast<const In*>(b) + i * s.stride_b, s.ldb, s.op_b != HIPBLAS_OP_N}, beta(),
@@ -116,7 +147,15 @@ HIPSIM_API hipblasStatus_t hipblasCreate(Handle** out) {
 }
 
 HIPSIM_API hipblasStatus_t hipblasDestroy(Handle* handle) {
+    bool dropped = handle->drop_workspace();
     delete handle;
+    return dropped ? HIPBLAS_STATUS_SUCCESS : HIPBLAS_STATUS_INTERNAL_ERROR;
+}
+
+HIPSIM_API hipblasStatus_t hipblasSetWorkspace(Handle* handle, void* workspace, size_t bytes) {
+    if (!handle->drop_workspace()) return HIPBLAS_STATUS_INTERNAL_ERROR;
+    if (!workspace || !bytes) return HIPBLAS_STATUS_SUCCESS;
+    handle->workspace = workspace, handle->workspace_bytes = bytes, handle->workspace_is_the_users = true;
     return HIPBLAS_STATUS_SUCCESS;
 }
 
@@ -173,7 +212,7 @@ template <class T>
 static hipblasStatus_t queue_result(Handle* handle, const char* what, T* result, std::function<T()> compute) {
     if (handle->mode == HIPBLAS_POINTER_MODE_DEVICE) return queue(handle, what, [=] { *result = compute(); });
     hipblasStatus_t status = queue(handle, what, [=] { *result = compute(); });
-    return status || hipStreamSynchronize(handle->stream) ? HIPBLAS_STATUS_EXECUTION_FAILED : HIPBLAS_STATUS_SUCCESS;
+    return status || hipStreamSynchronize(handle->stream) ? HIPBLAS_STATUS_INTERNAL_ERROR : HIPBLAS_STATUS_SUCCESS;
 }
 
 // c = alpha op(a) + beta op(b), which CuPy transposes with; c may be a or b.
@@ -205,7 +244,7 @@ static void geam(int m, int n, T alpha, Matrix<T> a, T beta, Matrix<T> b, T* c, 
                                                        const T* const* b, int ldb, const T* beta, T* const* c, int ldc,           \
                                                        int batches) {                                                             \
         auto x = scalar(handle, alpha), y = scalar(handle, beta);                                                                 \
-        return queue(handle, "hipblas gemmBatched", [=] {                                                                         \
+        return queue_product(handle, "hipblas gemmBatched", sizeof(T) * m * n, [=] {                                              \
             for (int i = 0; i < batches; i++)                                                                                     \
                 gemm<T, T, T>(m, n, k, x(), {a[i], lda, op_a != HIPBLAS_OP_N}, {b[i], ldb, op_b != HIPBLAS_OP_N}, y(), c[i], ldc); \
         });                                                                                                                       \

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,7 +14,12 @@
 #include <string>
 #include <vector>
 
+#include "hip_abi.h"
+
 #define HIPRTC_API extern "C" __attribute__((visibility("default")))
+
+extern "C" hipError_t hipGetDevice(int* device);
+extern "C" hipError_t hipGetDevicePropertiesR0600(hipDeviceProp_tR0600* properties, int device);
 
 namespace fs = std::filesystem;
 
@@ -102,12 +108,31 @@ HIPRTC_API hiprtcResult hiprtcGetLoweredName(Program* program, const char* expre
     return HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID;
 }
 
+static bool names_target(const std::string& option) {
+    return option.rfind("--offload-arch=", 0) == 0 || option.rfind("--gpu-architecture=", 0) == 0;
+}
+
+// Where the options name no target it is the current device, and without one there is none.
+static bool add_target(std::vector<std::string>& options, std::string& log) {
+    if (std::any_of(options.begin(), options.end(), names_target)) return true;
+    int device;
+    hipDeviceProp_tR0600 properties;
+    if (hipGetDevice(&device) || hipGetDevicePropertiesR0600(&properties, device)) {
+        log = "Error: Please provide architecture for which code is to be generated.\n";
+        return false;
+    }
+    options.push_back(std::string("--offload-arch=") + properties.gcnArchName);
+    return true;
+}
+
 HIPRTC_API hiprtcResult hiprtcCompileProgram(Program* program, int count, const char** options) {
     const char *python = getenv("HIPSIM_PYTHON"), *compiler = getenv("HIPSIM_COMPILE");
     if (!python || !compiler) {
         program->log = "hipsim: HIPSIM_PYTHON and HIPSIM_COMPILE are not set: start the program through tests/hipsim/run";
         return HIPRTC_ERROR_INTERNAL_ERROR;
     }
+    std::vector<std::string> all(options, options + count);
+    if (!add_target(all, program->log)) return HIPRTC_ERROR_COMPILATION;
     std::string pattern = (fs::temp_directory_path() / "hipsim-XXXXXX").string();
     if (!mkdtemp(pattern.data())) return HIPRTC_ERROR_INTERNAL_ERROR;
     fs::path folder = pattern, output = folder / "code.so", log = folder / "log";
@@ -117,7 +142,7 @@ HIPRTC_API hiprtcResult hiprtcCompileProgram(Program* program, int count, const 
     for (const std::string& expression : program->expressions) command.push_back("--expression=" + expression);
     command.push_back("--");
     command.push_back("-I" + (folder / "headers").string());
-    command.insert(command.end(), options, options + count);
+    command.insert(command.end(), all.begin(), all.end());
     int status = run(command, log);
     program->log = read_file(log);
     program->code = status == 0 ? read_file(output) : "";

@@ -68,6 +68,14 @@ void check_canaries(const std::string& culprit) {
             }
 }
 
+void scribble(void* memory, size_t size, const char* what) {
+    const Allocation* a = find_allocation(memory);
+    if (a && static_cast<char*>(memory) + size <= a->base + a->size)
+        memset(memory, poison, size);
+    else
+        report_fault(format("%s: its workspace of %zu bytes at %p: %s", what, size, memory, describe_address(memory).c_str()));
+}
+
 void adopt_variable(void* variable, size_t size) {
     char* base = static_cast<char*>(variable);
     live[base] = {base, size, base, size, hipMemoryTypeDevice, current_device(), 0, false};
@@ -83,6 +91,7 @@ extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __at
 
 static hipError_t allocate(void** out, size_t size, hipMemoryType type, unsigned flags) {
     *out = nullptr;
+    if (hipError_t error = refuse_unsafe("an allocation")) return error;
     if (!size) return hipSuccess;
     int device = current_device();
     size_t padded = round_up(size, alignment), body = round_up(padded, page);
@@ -108,6 +117,7 @@ static hipError_t allocate(void** out, size_t size, hipMemoryType type, unsigned
 }
 
 static hipError_t release(Guard& guard, void* pointer, bool host) {
+    if (hipError_t error = refuse_unsafe("a free")) return error;
     if (!pointer) return hipSuccess;
     const Allocation* found = find_in(live, pointer);
     if (!found || found->base != pointer || !found->owned || (found->type == hipMemoryTypeHost) != host)
@@ -184,6 +194,8 @@ HIPSIM_API hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes,
 static bool device_or_host(int device) { return device >= -1 && device < device_count(); }
 
 HIPSIM_API hipError_t hipMemAdvise(const void*, size_t, int advice, int device) {
+    Guard guard(state_mutex);
+    if (hipError_t error = refuse_unsafe("advice")) return error;
     bool known = (advice >= 1 && advice <= 6) || advice == 100 || advice == 101;
     if (!known || !device_or_host(device)) return fail(hipErrorInvalidValue, format("advice %d for device %d", advice, device));
     return hipSuccess;

@@ -18,6 +18,7 @@
 namespace hipsim {
 
 struct Module {
+    int device = current_device();
     int file = -1;
     std::string path; // of the file, where it still has one
     void* library = nullptr;
@@ -102,7 +103,10 @@ static hipError_t load(Module** out, std::string image) {
     if (written != ssize_t(module->image.size())) return fail(hipErrorOutOfMemory, "no room for the module in the temporary folder");
     if (!module->library) return fail(hipErrorInvalidImage, dlerror());
     auto* entry = static_cast<const hipsim_entry* const*>(dlsym(module->library, "hipsim_entries"));
-    if (!entry) return fail(hipErrorInvalidImage, "no list of kernels in the module");
+    auto* target = static_cast<const char*>(dlsym(module->library, "hipsim_target"));
+    if (!entry || !target) return fail(hipErrorInvalidImage, "not compiled by the simulator's hiprtc");
+    if (!runs_code_for(module->device, target))
+        return fail(hipErrorNoBinaryForGpu, format("code for %s, on device %d, which is %s", target, module->device, arch(module->device).name));
     Dl_info info;
     dladdr(entry, &info);
     module->load_address = static_cast<char*>(info.dli_fbase);
@@ -117,6 +121,13 @@ static hipError_t load(Module** out, std::string image) {
     *out = module.get();
     modules[*out] = module;
     return hipSuccess;
+}
+
+// ROCm's runtime ends the process where the current device is not the module's.
+static hipError_t check_module(const Module* module) {
+    if (!modules.count(const_cast<Module*>(module))) return fail(hipErrorInvalidHandle, "not a loaded module");
+    if (module->device == current_device()) return hipSuccess;
+    return fail(hipErrorInvalidHandle, format("a module of device %d while device %d is current", module->device, current_device()));
 }
 
 static Kernel* find_kernel(Module* module, const char* name) {
@@ -158,6 +169,8 @@ static hipError_t check_launch(const Kernel& kernel, hipsim_dim3 grid, hipsim_di
         return fail(hipErrorOutOfMemory, format("kernel %s: %zu bytes of LDS and %zu dynamic; the limit is %d", name, kernel.static_lds_bytes, dynamic_lds, lds_bytes));
     if (stream->device != current_device())
         return fail(hipErrorInvalidHandle, format("kernel %s: a stream of device %d while device %d is current", name, stream->device, current_device()));
+    if (stream->device != kernel.module->device)
+        return fail(hipErrorInvalidHandle, format("kernel %s: loaded on device %d, launched on device %d", name, kernel.module->device, stream->device));
     return strict_stream_check(stream, format("kernel %s", name));
 }
 
@@ -190,7 +203,7 @@ HIPSIM_API hipError_t hipModuleUnload(Module* module) {
 
 HIPSIM_API hipError_t hipModuleGetFunction(Kernel** out, Module* module, const char* name) {
     Guard guard(state_mutex);
-    if (!modules.count(module)) return fail(hipErrorInvalidHandle, "not a loaded module");
+    if (hipError_t error = check_module(module)) return error;
     *out = find_kernel(module, name);
     if (!*out || !(*out)->entry->call) return fail(hipErrorNotFound, format("kernel %s", name));
     functions.insert(*out);
@@ -199,7 +212,7 @@ HIPSIM_API hipError_t hipModuleGetFunction(Kernel** out, Module* module, const c
 
 HIPSIM_API hipError_t hipModuleGetGlobal(void** address, size_t* size, Module* module, const char* name) {
     Guard guard(state_mutex);
-    if (!modules.count(module)) return fail(hipErrorInvalidHandle, "not a loaded module");
+    if (hipError_t error = check_module(module)) return error;
     Dl_info info;
     const Elf64_Sym* symbol = nullptr;
     auto found = module->kernels.find(name);
@@ -232,7 +245,7 @@ HIPSIM_API hipError_t hipModuleLaunchKernel(Kernel* kernel, unsigned gx, unsigne
     hipsim_dim3 grid{gx, gy, gz}, block{bx, by, bz};
     if ((error = check_launch(*kernel, grid, block, dynamic_lds, stream))) return error;
 
-    auto launch = std::make_shared<Launch>(Launch{kernel, grid, block, dynamic_lds, {}, {}});
+    auto launch = std::make_shared<Launch>(Launch{kernel, stream->device, grid, block, dynamic_lds, {}, {}});
     const hipsim_entry& entry = *kernel->entry;
     constexpr size_t alignment = 64;
     size_t bytes = alignment;
@@ -251,7 +264,7 @@ HIPSIM_API hipError_t hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, 
     if (!functions.count(kernel)) return fail(hipErrorInvalidDeviceFunction, "not a kernel");
     if (block_size <= 0) return fail(hipErrorInvalidValue, format("block size %d", block_size));
     size_t lds = kernel->static_lds_bytes + dynamic_lds;
-    *blocks = arch().threads_per_unit / block_size;
+    *blocks = threads_per_unit / block_size;
     if (lds) *blocks = std::min<int>(*blocks, lds_bytes / lds);
     if (block_size > int(kernel->entry->max_threads)) *blocks = 0;
     return hipSuccess;
@@ -262,7 +275,7 @@ HIPSIM_API hipError_t hipOccupancyMaxPotentialBlockSize(int* grid_size, int* blo
     if (!functions.count(kernel)) return fail(hipErrorInvalidDeviceFunction, "not a kernel");
     *block_size = kernel->entry->max_threads;
     if (limit) *block_size = std::min(*block_size, limit);
-    *grid_size = arch().compute_units * (arch().threads_per_unit / *block_size);
+    *grid_size = arch(current_device()).compute_units * (threads_per_unit / *block_size);
     return hipSuccess;
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "hip_abi.h"
@@ -29,10 +30,12 @@ void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 // ---- device.cpp
 struct Arch {
     const char *name, *product;
-    int major, minor, wave, compute_units, l2_bytes, clock_khz, threads_per_unit;
+    int major, minor, wave, compute_units, l2_bytes, clock_khz;
+    bool integrated = false; // its memory is the host's
 };
-constexpr int lds_bytes = 64 << 10, max_threads = 1024;
-const Arch& arch();
+constexpr int lds_bytes = 64 << 10, max_threads = 1024, threads_per_unit = 2048;
+const Arch& arch(int device);
+bool runs_code_for(int device, const std::string& target); // such as gfx90a:xnack-
 int device_count();
 int current_device();
 size_t device_memory();
@@ -55,6 +58,8 @@ hipError_t check_range(const void* pointer, size_t size, const char* use); // kn
 std::string describe_address(const void* pointer);
 void for_each_allocation(const std::function<void(const Allocation&)>& visit);
 void check_canaries(const std::string& culprit);
+// Work that runs writes this: as a library does into its workspace.
+__attribute__((visibility("default"))) void scribble(void* memory, size_t size, const char* what);
 
 // ---- queue.cpp
 struct Work {
@@ -87,8 +92,10 @@ struct Graph {
     std::vector<Node> nodes;
 };
 struct Capture {
-    Graph graph;
-    uint64_t id = 0;
+    uint64_t id;
+    hipStreamCaptureMode mode;
+    std::thread::id thread = std::this_thread::get_id();
+    Graph graph = {};
     bool broken = false;
 };
 
@@ -107,6 +114,10 @@ using hipStream_t = Stream*;
 Stream* resolve(hipStream_t handle, hipError_t& error);
 bool is_null_stream(const Stream* stream);
 void end_capture(const std::shared_ptr<Capture>& capture); // in every stream that took part
+// What HIP refuses while streams are captured; to try it breaks those captures.
+hipError_t refuse_unsafe(const char* call); // unless they are another thread's, or relaxed
+hipError_t refuse_in_any_capture(const char* call, hipError_t error);
+hipError_t refuse_implicit_capture(const Stream* stream); // the null stream would wait for one that is captured
 // Puts work on a stream: queued, or recorded if the stream is being captured. Gives its Op, or nullptr if recorded.
 hipError_t submit(Stream* stream, Work work, OpRef* op = nullptr, const std::vector<OpRef>& after = {});
 // The same for the other libraries, which hold no lock and have only a handle.
@@ -114,6 +125,8 @@ __attribute__((visibility("default"))) hipError_t submit_call(hipStream_t handle
 hipError_t strict_stream_check(const Stream* stream, const std::string& what);
 
 extern "C" hipError_t hipStreamSynchronize(hipStream_t handle);
+extern "C" hipError_t hipMalloc(void** pointer, size_t size);
+extern "C" hipError_t hipFree(void* pointer);
 
 // ---- module.cpp
 struct Module;
@@ -130,6 +143,7 @@ std::string source_line(const void* program_counter); // "file:line" of an addre
 // ---- execute.cpp
 struct Launch {
     const Kernel* kernel;
+    int device;
     hipsim_dim3 grid, block;
     size_t dynamic_lds;
     std::vector<char> argument_bytes;

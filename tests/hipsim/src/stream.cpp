@@ -52,7 +52,7 @@ static std::vector<OpRef> predecessors(const Stream* stream) {
     return before;
 }
 
-static hipError_t refuse_implicit_capture(const Stream* stream) {
+hipError_t refuse_implicit_capture(const Stream* stream) {
     if (!is_null_stream(stream)) return hipSuccess;
     for (Stream* other : streams)
         if (other->capture && other->device == stream->device && !(other->flags & hipStreamNonBlocking)) {
@@ -62,7 +62,32 @@ static hipError_t refuse_implicit_capture(const Stream* stream) {
     return hipSuccess;
 }
 
+template <class Matters>
+static hipError_t refuse_while(Matters matters, const char* call, hipError_t code) {
+    hipError_t error = hipSuccess;
+    for (Stream* stream : streams)
+        if (stream->capture && matters(*stream->capture)) {
+            stream->capture->broken = true;
+            error = fail(code, std::string(call) + " while a stream is being captured");
+        }
+    return error;
+}
+
+hipError_t refuse_unsafe(const char* call) {
+    auto matters = [](const Capture& capture) {
+        bool mine = capture.thread == std::this_thread::get_id();
+        return capture.mode == hipStreamCaptureModeGlobal || (mine && capture.mode == hipStreamCaptureModeThreadLocal);
+    };
+    return refuse_while(matters, call, hipErrorStreamCaptureUnsupported);
+}
+
+hipError_t refuse_in_any_capture(const char* call, hipError_t error) {
+    return refuse_while([](const Capture&) { return true; }, call, error);
+}
+
 hipError_t submit(Stream* stream, Work work, OpRef* op, const std::vector<OpRef>& after) {
+    if (stream->capture && stream->capture->broken)
+        return fail(hipErrorStreamCaptureInvalidated, work.what + " on a stream whose capture has failed");
     if (stream->capture) {
         std::vector<Node>& nodes = stream->capture->graph.nodes;
         nodes.push_back({std::move(work), stream->capture_tail});
@@ -100,8 +125,14 @@ static hipError_t check_event(Event* event) {
     return fail(hipErrorInvalidHandle, format("%p is not an event, or one that was destroyed", (void*)event));
 }
 
+static hipError_t refuse_wait(Event* event, const char* call) {
+    if (!event->capture) return refuse_unsafe(call);
+    event->capture->broken = true;
+    return fail(hipErrorCapturedEvent, call);
+}
+
 static hipError_t refuse_if_captured(Stream* stream, const char* call) {
-    if (!stream->capture) return hipSuccess;
+    if (!stream->capture) return is_null_stream(stream) ? hipSuccess : refuse_unsafe(call);
     stream->capture->broken = true;
     return fail(hipErrorStreamCaptureUnsupported, std::string(call) + " on a stream that is being captured");
 }
@@ -171,8 +202,7 @@ HIPSIM_API hipError_t hipStreamQuery(hipStream_t handle) {
 
 HIPSIM_API hipError_t hipDeviceSynchronize() {
     Guard guard(state_mutex);
-    for (Stream* stream : streams)
-        if ((stream->capture)) return refuse_if_captured(stream, "device synchronize");
+    if (hipError_t error = refuse_in_any_capture("device synchronize", hipErrorStreamCaptureUnsupported)) return error;
     wait_for_all(guard);
     return take_fault();
 }
@@ -203,6 +233,7 @@ hipError_t hipsim::submit_call(hipStream_t handle, const char* what, std::functi
 static hipError_t add_callback(hipStream_t handle, const char* what, std::function<void()> call) {
     RESOLVE_STREAM(stream, handle);
     if ((error = strict_stream_check(stream, what))) return error;
+    if (stream->capture && (error = refuse_if_captured(stream, what))) return error;
     return submit(stream, {what, std::move(call), true});
 }
 
@@ -246,7 +277,7 @@ HIPSIM_API hipError_t hipEventRecord(hipEvent_t event, hipStream_t handle) {
 HIPSIM_API hipError_t hipEventSynchronize(hipEvent_t event) {
     Guard guard(state_mutex);
     if (hipError_t error = check_event(event)) return error;
-    if (event->capture) return fail(hipErrorCapturedEvent, "synchronize");
+    if (hipError_t error = refuse_wait(event, "event synchronize")) return error;
     wait_for(guard, event->op);
     return take_fault();
 }
@@ -254,7 +285,7 @@ HIPSIM_API hipError_t hipEventSynchronize(hipEvent_t event) {
 HIPSIM_API hipError_t hipEventQuery(hipEvent_t event) {
     Guard guard(state_mutex);
     if (hipError_t error = check_event(event)) return error;
-    if (event->capture) return fail(hipErrorCapturedEvent, "query");
+    if (hipError_t error = refuse_wait(event, "event query")) return error;
     return poll(guard, event->op) ? take_fault() : hipErrorNotReady;
 }
 

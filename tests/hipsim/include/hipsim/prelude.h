@@ -46,3 +46,4 @@
 #include "hipsim/atomics.h"
 #include "hipsim/sync.h"
 #include "hipsim/amdgcn.h"
+#include "hipsim/matrix.h"

@@ -1,0 +1,53 @@
+"""The BLAS library's handle of this thread, with a workspace of ours where it would otherwise allocate one in mid-work.
+
+hipBLAS's libraries take memory when a product first needs it, which is illegal while a stream is being captured; with a
+workspace of its user's a handle makes do with that. docs/streams.md says what their documentation guarantees.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from typing import Any
+
+from rocforge.device.libraries import cupy_module
+
+LIBRARY = "libhipblas.so.3"
+WORKSPACE = 32 << 20
+"""Bytes: what rocBLAS takes by itself."""
+
+
+class _ThisThread(threading.local):
+    """CuPy has a handle for each thread and device, and so there is a workspace for each."""
+
+    def __init__(self) -> None:
+        self.workspaces: dict[int, Any] = {}
+
+
+_this_thread = _ThisThread()
+
+
+def blas_handle() -> int:
+    """CuPy's handle for this thread and the current device, as hipBLAS or cuBLAS knows it.
+
+    Raises:
+        RuntimeError: hipBLAS refuses the workspace.
+    """
+    cuda = cupy_module().cuda
+    handle = cuda.device.get_cublas_handle()
+    device = cuda.runtime.getDevice()
+    if cuda.runtime.is_hip and device not in _this_thread.workspaces:
+        memory = cuda.Memory(WORKSPACE)
+        status = _library().hipblasSetWorkspace(ctypes.c_void_p(handle), ctypes.c_void_p(memory.ptr), WORKSPACE)
+        if status:
+            raise RuntimeError(f"hipblasSetWorkspace of {WORKSPACE} bytes: status {status}")
+        _this_thread.workspaces[device] = memory
+    return handle
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(LIBRARY)
+    library.hipblasSetWorkspace.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    return library

@@ -1,0 +1,62 @@
+"""A process that compiles programs for a thread of this one: with hiprtc, more than one at a time takes processes."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rocforge.device import compile_program as program
+from rocforge.device.compile_program import CompileError, compile_program
+from rocforge.device.compiler import Compile
+from rocforge.device.libraries import cupy_module
+
+
+class CompileProcess:
+    """Compiles as `compile_program` does, in a process that is started when it is first called.
+
+    Where there can be no such process, or it ends (for want of memory, say), this process compiles.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, text: str, options: tuple[str, ...], kind: str) -> bytes:
+        try:
+            compiled, answer = self._ask(text, options, kind)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return compile_program(text, options, kind)
+        if not compiled:
+            raise CompileError(answer)
+        return answer
+
+    def _ask(self, *job: Any) -> tuple[bool, Any]:
+        if self._process is None:
+            command = [sys.executable or "python3", "-s", program.__file__]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+        pickle.dump(job, self._process.stdin)
+        self._process.stdin.flush()
+        return pickle.load(self._process.stdout)
+
+    def close(self) -> None:
+        """End the process; what it compiles is finished first."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            self._process.stdout.close()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def compiler_of_a_thread() -> Iterator[Compile]:
+    """What compiles for one of several threads: NVRTC, of which they take turns, or a process of its own for hiprtc."""
+    if not cupy_module().cuda.runtime.is_hip:
+        yield compile_program
+        return
+    with contextlib.closing(CompileProcess()) as process:
+        yield process

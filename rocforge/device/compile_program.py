@@ -1,0 +1,61 @@
+"""One program, compiled by hiprtc or NVRTC through CuPy's binding of it. Run as a script, it does so for a parent.
+
+A process compiles one program at a time with hiprtc, so several at a time take processes. Such a process imports this
+file alone, without rocforge or CuPy around the binding, and begins to compile within a tenth of a second.
+
+The parent writes jobs to the standard input, and reads from the standard output, in its order, whether each compiled,
+with its code or the compiler's log: pickles, since both sides are one program.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+
+class CompileError(Exception):
+    """A program does not compile; the message is the compiler's log."""
+
+
+def compile_program(text: str, options: tuple[str, ...], kind: str) -> bytes:
+    """The code of a program.
+
+    Args:
+        text: the program; it includes no file.
+        options: the compiler's, the target among them.
+        kind: "hip" for an ELF file of AMD code; "cubin" or "ptx" of NVRTC.
+
+    Raises:
+        CompileError: it does not compile.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(text, "rocforge.hip", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        return nvrtc.getCUBIN(program) if kind == "cubin" else nvrtc.getPTX(program)
+    except nvrtc.NVRTCError as error:
+        raise CompileError(nvrtc.getProgramLog(program) or str(error)) from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def main() -> None:
+    """Compile what comes in, until the input ends."""
+    jobs, answers = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            job: Any = pickle.load(jobs)
+        except EOFError:
+            return
+        try:
+            answer = True, compile_program(*job)
+        except Exception as error:
+            answer = False, str(error)
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""CuPy, imported once, on first use; and where it does not import, which of ROCm's libraries it lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import re
+from types import ModuleType
+
+from rocforge.errors import DeviceError
+
+ROCM = {
+    "libamdhip64.so.7": "hip-runtime-amd",
+    "libhiprtc.so.7": "hip-runtime-amd",
+    "libhipblas.so.3": "hipblas",
+    "librocblas.so.5": "rocblas",
+    "librocsolver.so.0": "rocsolver",
+    "librocfft.so.0": "rocfft",
+    "libhipfft.so.0": "hipfft",
+    "libhiprand.so.1": "hiprand",
+    "libhipsparse.so.4": "hipsparse",
+    "librccl.so.1": "rccl",
+    "libroctx64.so.4": "roctracer",
+    "libroctracer64.so.4": "roctracer",
+}
+"""What the wheel cupy-rocm-7-0 loads, and the package of ROCm 7 that has it, on Debian, Ubuntu, RHEL and SUSE alike."""
+RUNTIME = "libamdhip64.so"
+PLACES = ("/opt/rocm*/lib", "/opt/rocm*/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+
+
+@functools.cache
+def import_cupy() -> tuple[ModuleType | None, str | None]:
+    """CuPy if it imports and sees a device, else None; and the reason why not, in one line."""
+    try:
+        import cupy
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return None, "CuPy is not installed (pip install 'rocforge[rocm]' or 'rocforge[cuda]')"
+        return None, f"CuPy is installed but does not import: {_explained(error)}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return None, f"CuPy {cupy.__version__} finds no usable GPU: {error}"
+    if count == 0:
+        return None, f"CuPy {cupy.__version__} finds no GPU"
+    return cupy, None
+
+
+def cupy_module() -> ModuleType:
+    """CuPy, or a DeviceError that says why there is none."""
+    module, reason = import_cupy()
+    if module is None:
+        raise DeviceError(f"no GPU: {reason}")
+    return module
+
+
+def _explained(error: ImportError) -> str:
+    """Which libraries of ROCm are missing, where it is those; else what the import says."""
+    if _wheel_is_for_rocm() and (missing := missing_libraries()):
+        return missing
+    lines = str(error).strip().splitlines()
+    return next((line.strip() for line in reversed(lines) if ".so" in line), lines[0] if lines else repr(error))
+
+
+def _wheel_is_for_rocm() -> bool:
+    from importlib import metadata  # late, since it takes its time
+
+    return any(metadata.distributions(name="cupy-rocm-7-0"))
+
+
+def missing_libraries() -> str | None:
+    """In one line which libraries of ROCm 7 cannot be loaded, and what to do about it; None where all can."""
+    missing = [name for name in ROCM if not _loads(name)]
+    if not missing:
+        return None
+    wanted = f"{RUNTIME}.7"
+    if wanted in missing:
+        places = installed_runtimes()
+        if wanted in places:
+            folder = places[wanted]
+            return f"{wanted} lies in {folder}, where the loader does not look: set LD_LIBRARY_PATH={folder}"
+        if places:
+            name, folder = max(places.items(), key=lambda item: int(item[0].rpartition(".")[2]))
+            major = name.rpartition(".")[2]
+            return (
+                f"it is for ROCm 7, and here is ROCm {major} ({folder}/{name}): install ROCm 7 ({_packages(missing)})"
+            )
+        return f"ROCm 7 is not installed: {', '.join(missing)} are missing; install its packages {_packages(missing)}"
+    return f"of ROCm 7, {', '.join(missing)} cannot be loaded; install its packages {_packages(missing)}"
+
+
+def _packages(libraries: list[str]) -> str:
+    return ", ".join(dict.fromkeys(ROCM[name] for name in libraries))
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def installed_runtimes() -> dict[str, str]:
+    """HIP's runtimes of any major version that lie where ROCm puts them: file name -> folder."""
+    found = [path for place in PLACES for path in glob.glob(f"{place}/{RUNTIME}.*")]
+    return {
+        name: folder for folder, name in (path.rsplit("/", 1) for path in found) if re.fullmatch(r".*\.so\.\d+", name)
+    }

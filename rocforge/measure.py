@@ -1,0 +1,75 @@
+"""Measuring a device, and a model on it: seconds by events and by the clock, and the numbers to do it with."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.engine import Engine
+from rocforge.ops.gemm import product_halves
+from rocforge.sampling import SamplingParams
+
+
+def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
+    """Median seconds of one of the launches, which are captured together and replayed."""
+    cupy = cupy_module()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        for launch in launches:
+            launch()
+        stream.synchronize()
+        stream.begin_capture()
+        kept = [launch() for launch in launches]
+        graph = stream.end_capture()
+        times = seconds_of(graph.launch, replays)
+    del kept
+    return statistics.median(times) / len(launches)
+
+
+def seconds_of(run: Callable[[], Any], runs: int = 15) -> list[float]:
+    """Seconds that the device takes for each of some runs on the current stream; two go before and do not count."""
+    cuda, times = cupy_module().cuda, []
+    for _ in range(runs + 2):
+        start, stop = cuda.Event(), cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(cuda.get_elapsed_time(start, stop) / 1e3)
+    return times[2:]
+
+
+def library_product_rate(size: int = 8192) -> float:
+    """Float16 operations a second of the BLAS library's own product of matrices of that size, which no graph holds."""
+    a, w = (noise((size, size), np.float16) for _ in range(2))
+    return 2 * size**3 / statistics.median(seconds_of(lambda: product_halves(a, w)))
+
+
+def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    """A CuPy array of random numbers, the same million over and over, copied there without a kernel."""
+    cupy = cupy_module()
+    some = cupy.asarray(np.random.default_rng(0).standard_normal(1_000_003, np.float32).astype(dtype))
+    array = cupy.empty(shape, dtype)
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, some.size):
+        part = flat[start : start + some.size]
+        part.data.copy_from_device_async(some.data, part.nbytes)
+    return array
+
+
+def generation_seconds(engine: Engine, rng: np.random.Generator, prompt: int, generated: int) -> float:
+    """Seconds from a random prompt of that many tokens to the last of the generated ones.
+
+    The prompt is a new one each time: what the cache has seen would not be computed again.
+    """
+    tokens = rng.integers(0, engine.model.config.vocabulary, prompt).tolist()
+    start = time.perf_counter()
+    engine.add(tokens, SamplingParams(max_tokens=generated, temperature=0, ignore_eos=True))
+    while engine.busy:
+        engine.step()
+    return time.perf_counter() - start

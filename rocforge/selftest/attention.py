@@ -1,0 +1,96 @@
+"""Attention over the paged cache: decode, prompts, and the store before it, on the card against the host."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from rocforge.arrays import cupy_module
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import KVCache, blocks_for
+from rocforge.ops.attention import attend, paged_attention
+from rocforge.ops.rope import rope_frequencies
+from rocforge.selftest.check import Check, Error, Outcome, Sizes
+from rocforge.selftest.products import HALF, floats
+from rocforge.selftest.weights import relative_error
+
+Shape = tuple[int, int, int]
+
+
+def checks(sizes: Sizes) -> list[Check]:
+    named = {"heads {}/{} of {}".format(*shape): shape for shape in sizes.attention}
+    decode = [(length - 1, 1) for length in sizes.contexts]
+    n = sizes.prompt
+    prompts = [(0, n), (n, n // 4), (70, 1), (33, 3)]
+    options = {
+        "window": {"window": n // 3},
+        "softcap": {"softcap": 20.0},
+        "sinks": {"sinks": True},
+        "all of these": {"window": n // 2, "softcap": 5.0, "scale": 0.2, "sinks": True},
+    }
+    return [
+        *(Check(f"decode, {name}", functools.partial(_paged, shape, decode, {})) for name, shape in named.items()),
+        *(Check(f"prompts, {name}", functools.partial(_paged, shape, prompts, {})) for name, shape in named.items()),
+        *(
+            Check(f"with {name}", functools.partial(_paged, sizes.attention[0], [*decode, *prompts], given))
+            for name, given in options.items()
+        ),
+        *(
+            Check(f"rotate, store, attend: {name}", functools.partial(_attend, shape, decode, prompts))
+            for name, shape in named.items()
+        ),
+    ]
+
+
+def _batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]]) -> tuple[Batch, Batch]:
+    """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
+    _, kv_heads, head_dim = shape
+    needed = [blocks_for(start + count) for start, count in chunks]
+    blocks = iter(rng.permutation(sum(needed)).tolist())
+    placed = [Chunk(*chunk, [next(blocks) for _ in range(n)]) for chunk, n in zip(chunks, needed, strict=True)]
+    host = KVCache(1, kv_heads, head_dim, sum(needed))
+    device = KVCache(1, kv_heads, head_dim, sum(needed), dtype=np.float16, device="gpu")
+    for here, there in ((host.keys, device.keys), (host.values, device.values)):
+        values = floats(rng, *here.shape).astype(np.float16)
+        here[...] = values
+        there.data.copy_from_device_async(cupy_module().asarray(values).data, values.nbytes)
+    return Batch.of(host, placed), Batch.of(device, placed)
+
+
+def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
+    heads, _, head_dim = shape
+    here, there = _batches(rng, shape, chunks)
+    q, asarray = floats(rng, len(here.slots), heads, head_dim), cupy_module().asarray
+    given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
+    expected = paged_attention(q, here, 0, **given)
+    if given["sinks"] is not None:
+        given["sinks"] = asarray(given["sinks"])
+    y = paged_attention(asarray(q), there, 0, **given).get()
+    errors = {
+        f"{start + count} tokens, the last {count}": Error(relative_error(y[span.rows], expected[span.rows]), HALF)
+        for (start, count), span in zip(chunks, here.spans, strict=True)
+    }
+    return Outcome(errors)
+
+
+def _attend(
+    shape: Shape, decode: list[tuple[int, int]], prompts: list[tuple[int, int]], rng: np.random.Generator
+) -> Outcome:
+    """With norms of heads and rope; new keys and values are rounded to float16, which the host's are not."""
+    heads, kv_heads, head_dim = shape
+    frequencies, errors = rope_frequencies(head_dim, 500000.0, neox=True), {}
+    for name, chunks in (("decode", decode), ("prompts", prompts)):
+        here, there = _batches(rng, shape, chunks)
+        q, k, v = (floats(rng, len(here.slots), n, head_dim) for n in (heads, kv_heads, kv_heads))
+        norms = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
+        expected = attend(q, k, v, here, 0, frequencies, **norms)
+        asarray = cupy_module().asarray
+        norms = {key: asarray(norm) for key, norm in norms.items()}
+        y = attend(*map(asarray, (q, k, v)), there, 0, frequencies, **norms)
+        errors[name] = Error(relative_error(y, expected), 2 * HALF)
+        (keys, values), (keys_there, values_there) = here.cache.layer(0), there.cache.layer(0)
+        errors[f"keys of {name}"] = Error(relative_error(keys_there, keys), HALF)
+        errors[f"values of {name}"] = Error(relative_error(values_there, values), HALF)
+    return Outcome(errors)

@@ -1,0 +1,78 @@
+"""How fast the card is: what it reads, what its BLAS library multiplies, and a model of random weights."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+
+import numpy as np
+
+from rocforge.arrays import available_memory, cupy_module, device_info
+from rocforge.engine import Engine
+from rocforge.load import load_model
+from rocforge.measure import generation_seconds, library_product_rate, noise, seconds
+from rocforge.ops.linear import linear
+from rocforge.selftest.check import Check, Figure, Outcome, Sizes
+from rocforge.selftest.limits import Limits, limits_of
+from rocforge.selftest.synthetic import SHAPES, RandomModel
+
+PROMPTS, GENERATED, ROUNDS = (512, 2048), 128, 3
+RECIPE = "Q4_K_M"
+
+
+def checks(sizes: Sizes) -> list[Check]:
+    if not sizes.measured:
+        return []
+    return [
+        Check("read bandwidth", lambda rng: Outcome(figures={"read bandwidth": _bandwidth()})),
+        Check("float16 products", lambda rng: Outcome(figures={"float16 products": _products()})),
+        Check("a model of random weights", _model),
+    ]
+
+
+@functools.cache
+def _limits() -> Limits:
+    return limits_of(device_info("gpu").name)
+
+
+@functools.cache
+def _bandwidth() -> Figure:
+    """What a float32 matrix, larger than any cache, is read at to be multiplied with a vector."""
+    columns = 8192
+    rows = min(2 << 30, available_memory("gpu:0") // 4) // (4 * columns)
+    matrix, x = noise((rows, columns)), noise((1, columns))
+    rate = matrix.nbytes / seconds([lambda: linear(x, matrix)])
+    return Figure(rate / 1e9, "GB/s", _limits().bandwidth, "the memory's bandwidth")
+
+
+@functools.cache
+def _products() -> Figure:
+    """What the BLAS library multiplies; smaller matrices where memory is short."""
+    size = 8192 if available_memory("gpu:0") > 2 << 30 else 2048
+    return Figure(library_product_rate(size) / 1e12, "TFLOP/s", _limits().products, "the matrix unit's rate")
+
+
+def _model(rng: np.random.Generator) -> Outcome:
+    """Tokens a second as llama-bench counts them, of Llama 3.2 1B's shapes; of a tiny model where memory is short."""
+    name = "llama-3.2-1b" if available_memory("gpu:0") > 2 << 30 else "tiny"
+    shape = SHAPES[name]
+    weights = RandomModel(shape, RECIPE)
+    model = load_model(weights, "gpu")
+    read = sum(w.nbytes for key, w in weights.items() if shape.tied or key != "token_embd.weight")
+    multiplied = sum(w.size for key, w in weights.items() if key.startswith("blk.") and w.ndim == 2)
+    by_reading, by_products = _bandwidth().value * 1e9 / read, _products().value * 1e12 / (2 * multiplied)
+    figures = {}
+    with Engine(model, cache_tokens=max(PROMPTS) + 64, max_batch_tokens=max(PROMPTS)) as engine:
+        for prompt in PROMPTS:
+            rate = prompt / _median_seconds(engine, rng, prompt, 1)
+            figures[f"pp{prompt}"] = Figure(rate, "tokens/s", by_products, "what its products alone would take")
+        rate = GENERATED / _median_seconds(engine, rng, 1, GENERATED)
+        figures[f"tg{GENERATED}"] = Figure(rate, "tokens/s", by_reading, "what reading its weights alone would take")
+    return Outcome(figures={f"{name} {RECIPE}, {test}": figure for test, figure in figures.items()})
+
+
+def _median_seconds(engine: Engine, rng: np.random.Generator, prompt: int, generated: int) -> float:
+    """The first ones compile and capture, and do not count."""
+    times = [generation_seconds(engine, rng, prompt, generated) for _ in range(ROUNDS + 2)]
+    cupy_module().cuda.Device().synchronize()
+    return statistics.median(times[2:])

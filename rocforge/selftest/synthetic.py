@@ -1,0 +1,154 @@
+"""Models of published shapes with random weights, for measuring speed: in memory, as rf.load takes an open file.
+
+Tensors have the names, shapes and types of the published files of a recipe, so a token moves the bytes it moves there;
+the values are random, of a size that keeps activations finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as T
+
+from rocforge.quant import QuantizedArray
+
+POOL_BLOCKS = 1 << 16
+"""Random blocks of a type, which a matrix repeats."""
+
+
+class Shape(NamedTuple):
+    """Sizes from a model's published configuration."""
+
+    arch: str
+    layers: int
+    dim: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    rope_base: float
+    tied: bool
+
+
+SHAPES = {
+    "tiny": Shape("llama", 2, 256, 512, 4, 2, 64, 1000, 10000.0, False),
+    "llama-3.2-1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, 500000.0, True),
+    "llama-3.2-3b": Shape("llama", 28, 3072, 8192, 24, 8, 128, 128256, 500000.0, True),
+    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 500000.0, False),
+    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1000000.0, False),
+    "llama-3.1-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128, 128256, 500000.0, False),
+}
+RECIPES = ("F16", "Q8_0", "Q4_K_M")
+
+
+def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
+    """The type that a tensor has under a recipe, as llama.cpp's quantizer gives it."""
+    if recipe != "Q4_K_M":
+        return T[recipe]
+    last, n = name.split(".")[-2], shape.layers
+    more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+    six = last == ("token_embd" if shape.tied else "output") or (more and last in ("attn_v", "ffn_down"))
+    return T.Q6_K if six else T.Q4_K
+
+
+def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (POOL_BLOCKS, bytes of a block), values near 0.02 in size."""
+    if qtype in (T.F16, T.F32):
+        values = rng.normal(0, 0.02, (POOL_BLOCKS, 1)).astype(np.float16 if qtype is T.F16 else np.float32)
+        return values.view(np.uint8)
+    blocks = rng.integers(0, 256, (POOL_BLOCKS, GGML_QUANT_SIZES[qtype][1]), np.uint8)
+
+    def scales(at: int, size: float) -> None:
+        values = size * rng.uniform(0.7, 1.3, (POOL_BLOCKS, 1))
+        blocks[:, at : at + 2] = values.astype(np.float16).view(np.uint8)
+
+    if qtype is T.Q8_0:
+        scales(0, 2.7e-4)
+    elif qtype is T.Q4_K:
+        scales(0, 8e-5)
+        scales(2, 6e-4)
+    elif qtype is T.Q6_K:
+        blocks[:, 192:208] = rng.integers(-16, 17, (POOL_BLOCKS, 16), np.int8).view(np.uint8)
+        scales(208, 1.2e-4)
+    return blocks
+
+
+def tensors_of(shape: Shape) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """Name, layer and shape of each tensor, in the order of the file."""
+    s = shape
+    yield "token_embd.weight", 0, (s.vocabulary, s.dim)
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    for layer in range(s.layers):
+        sizes = {
+            "attn_norm": (s.dim,),
+            "attn_q": (q, s.dim),
+            "attn_k": (kv, s.dim),
+            "attn_v": (kv, s.dim),
+            "attn_output": (s.dim, q),
+            "ffn_norm": (s.dim,),
+            "ffn_gate": (s.ffn, s.dim),
+            "ffn_up": (s.ffn, s.dim),
+            "ffn_down": (s.dim, s.ffn),
+        }
+        if s.arch == "qwen3":
+            sizes |= {"attn_q_norm": (s.head_dim,), "attn_k_norm": (s.head_dim,)}
+        for name, size in sizes.items():
+            yield f"blk.{layer}.{name}.weight", layer, size
+    yield "output_norm.weight", 0, (s.dim,)
+    if not s.tied:
+        yield "output.weight", 0, (s.vocabulary, s.dim)
+
+
+def random_tensors(shape: Shape, recipe: str) -> Iterator[tuple[str, Any]]:
+    """Name and values of each tensor, in the order of a file: packed matrices, of which those alike share their bytes
+    here, for that is quick; and float32 norms."""
+    rng = np.random.default_rng(0)
+    matrices: dict[tuple[T, tuple[int, ...]], QuantizedArray] = {}
+    for name, layer, size in tensors_of(shape):
+        if len(size) == 1:
+            yield name, rng.normal(1, 0.02, size).astype(np.float32)
+            continue
+        key = type_of(recipe, name, layer, shape), size
+        if key not in matrices:
+            matrices[key] = random_matrix(*key, rng)
+        yield name, matrices[key]
+
+
+def random_matrix(qtype: T, size: tuple[int, ...], rng: np.random.Generator) -> QuantizedArray:
+    """A matrix of that type and size."""
+    elements, nbytes = GGML_QUANT_SIZES[qtype]
+    rows, columns = size
+    blocks = np.resize(random_blocks(qtype, rng), (rows * columns // elements, nbytes))
+    return QuantizedArray(blocks.reshape(rows, -1), size, qtype)
+
+
+def metadata(shape: Shape, context: int) -> dict[str, Any]:
+    """What a file of that shape says of the model, under GGUF's keys."""
+    s = shape
+    own = {
+        "vocab_size": s.vocabulary,
+        "context_length": context,
+        "embedding_length": s.dim,
+        "block_count": s.layers,
+        "feed_forward_length": s.ffn,
+        "attention.head_count": s.heads,
+        "attention.head_count_kv": s.kv_heads,
+        "attention.key_length": s.head_dim,
+        "attention.value_length": s.head_dim,
+        "rope.dimension_count": s.head_dim,
+        "rope.freq_base": s.rope_base,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    return {"general.architecture": s.arch, **{f"{s.arch}.{key}": value for key, value in own.items()}}
+
+
+class RandomModel(dict):
+    """The tensors of a random model by name, with its metadata: what `rocforge.load.load_model` takes for a file."""
+
+    def __init__(self, shape: Shape, recipe: str, context: int = 8192):
+        super().__init__(random_tensors(shape, recipe))
+        self.metadata = metadata(shape, context)

@@ -1,0 +1,121 @@
+"""What the sources in rawkernels/ compile to without a GPU: by AMD's hiprtc, and by nvcc.
+
+Each compilation has a place in a pool of processes, since hiprtc compiles one program at a time in a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rocforge import kernels
+from rocforge.device.cards import AMD, Card
+from rocforge.device.compiler import options
+from rocforge.kernels import source_folder, with_defines
+
+sys.path.append(str(Path(__file__).parent / "hipsim"))
+import amd_compiler
+import code_objects
+
+needs_amd_compiler = pytest.mark.skipif(
+    not amd_compiler.available() and os.environ.get("CI") != "true",
+    reason="needs AMD's compiler: python tests/hipsim/amd_compiler.py",
+)
+SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
+Defines = tuple[tuple[str, str], ...]
+Case = tuple[str, Defines, str]
+"""A source, its defines, and a target: what is compiled at once."""
+
+
+def variants(source: str) -> list[Defines]:
+    """The sets of defines that a source is compiled with."""
+    return [tuple(defines.items()) for defines in kernels.variants(source)]
+
+
+def targets(source: str) -> list[str]:
+    """The AMD targets that a source is for: those of its `// targets: ...` line, or all."""
+    line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
+    return line[1].split() if line else list(AMD)
+
+
+def family(target: str) -> str:
+    """CDNA, or a generation of RDNA: targets whose machine code differs little (RDNA) or in its matrix unit (CDNA)."""
+    return "gfx9" if AMD[target] == 64 else target[:-1]
+
+
+def every_case() -> Iterator[Case]:
+    """Each variant of each source, for each of its targets."""
+    for source in SOURCES:
+        yield from ((source, *rest) for rest in itertools.product(variants(source), targets(source)))
+
+
+def covering_cases() -> Iterator[Case]:
+    """Each variant of each source, for one target of each family; and each source for each of its targets."""
+    for source in SOURCES:
+        families, found = defaultdict(list), variants(source)
+        for target in targets(source):
+            families[family(target)].append(target)
+        for members in families.values():
+            for i in range(max(len(found), len(members))):
+                yield source, found[i % len(found)], members[i % len(members)]
+
+
+def card_with(target: str) -> Card:
+    """A card of an architecture, whose name HIP gives with its features."""
+    wave = AMD[target]
+    arch = f"{target}:sramecc+:xnack-" if wave == 64 else target
+    return Card(target, arch, wave, compute_units=1, shares_host_memory=False)
+
+
+def code_for(source: str, defines: Defines, target: str, header: str = "") -> dict[str, code_objects.Kernel]:
+    """The kernels of a source, by name, compiled with the options and the text that rocforge passes, behind a header.
+
+    Raises:
+        CompileError: it does not compile, or not without a warning.
+    """
+    text, warnings = header + with_defines(source, dict(defines)), ("-Wall", "-Wno-unused")
+    code, log = amd_compiler.compile_program(text, options(card_with(target)) + warnings)
+    if log and not header:
+        raise amd_compiler.CompileError(log)
+    return code_objects.kernels_of(code, target)
+
+
+def ptx_for(source: str, defines: Defines, target: str) -> str:
+    """A source compiled by nvcc for an NVIDIA target."""
+    command = ["nvcc", "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
+    command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
+    command += [f"-D{name}={value}" for name, value in defines]
+    done = subprocess.run([*command, "-o", "-", str(source_folder() / source)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+@functools.cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+
+
+@functools.cache
+def compilation(source: str, defines: Defines, target: str, *header: str) -> Future[Any]:
+    """What `ptx_for` or `code_for` makes of a case, under way."""
+    return _processes().submit(ptx_for if target.startswith("sm_") else code_for, source, defines, target, *header)
+
+
+def stop() -> None:
+    """Ends the processes; what has not begun is not compiled."""
+    _processes().shutdown(cancel_futures=True)
+    _processes.cache_clear()
+    compilation.cache_clear()
