@@ -17,8 +17,9 @@ static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
 constexpr u32 SLICE_THREADS = 256, SLICE = 1024, PER_THREAD = SLICE / SLICE_THREADS;
 
 // scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero
-// none. highest, best: the highest of each slice, and the lowest id that has it. Grid: (slices, rows); `scaled` is
-// (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is in the prompt).
+// none. highest, best: the highest of each slice, and the lowest id that has it; NaN counts as infinity. Grid: (slices,
+// rows); `scaled` is (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is
+// in the prompt).
 RF_KERNEL(SLICE_THREADS)
 rf_sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
                  const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
@@ -62,7 +63,8 @@ rf_sample_slices(float* scaled, float* highest, i32* best, const float* logits, 
     for (u32 j = 0; j < PER_THREAD; ++j) {
         // a greedy row's values are not read again
         if (p.temperature > 0) scaled[id_of(j)] = values[j] = values[j] / p.temperature;
-        if (values[j] > top || top_id == 0x7fffffff) top = values[j], top_id = id_of(j);
+        float value = values[j] == values[j] ? values[j] : infinity();
+        if (value > top || top_id == 0x7fffffff) top = value, top_id = id_of(j);
     }
     float slice_top = block_max<SLICE_THREADS>(top);
     i32 slice_best = -block_max<SLICE_THREADS>(top == slice_top ? -top_id : -0x7fffffff);
@@ -106,9 +108,10 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
     return find<ById>(shared, source, weight, limit_of).key;
 }
 
-// tokens (rows,): the drawn token, or the most likely one where the temperature is zero or the highest logit is not
-// finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host,
-// tokens go there too, to one half and the other as *turn is even or odd. A block a row.
+// tokens (rows,): the drawn token, or the most likely one where the temperature is zero; -1 where the highest logit is
+// not finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host,
+// tokens go there too, to one half and the other as *turn is even or odd; those in `tokens`, which the next step takes,
+// are then any instead of -1. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
                const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
@@ -119,8 +122,9 @@ rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* 
     float top = -infinity();
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);
+    bool finite = absolute(top) < infinity();
     i32 token = 0x7fffffff;
-    if (p.temperature > 0 && absolute(top) < infinity()) {
+    if (p.temperature > 0 && finite) {
         Row source = {scaled + u64(row) * slices * SLICE, top, slices * SLICE};
         bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
         u64 total = 0;
@@ -143,15 +147,15 @@ rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* 
         token = -block_max<ROW_THREADS>(-token);
     }
     if (thread_x() != 0) return;
-    token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // logits that are not numbers give no token
-    tokens[row] = token;
-    if (posted) posted[*turn % 2 * rows + row] = token;
+    token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
+    tokens[row] = finite || posted ? token : -1;
+    if (posted) posted[*turn % 2 * rows + row] = finite ? token : -1;
     parameters[row].step = p.step + 1;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }
 
-// Log-probabilities of unchanged logits (rows, vocabulary): of `tokens`, in `chosen`, and of the `count` most likely
-// ones, in descending order, in top_ids and top_values (rows, count). A block a row.
+// Log-probabilities of unchanged logits (rows, vocabulary): of `tokens`, or of any for -1, in `chosen`, and of the
+// `count` most likely ones, in descending order, in top_ids and top_values (rows, count). A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens,
                   u32 vocabulary, u32 count) {
@@ -164,7 +168,7 @@ rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* l
     top = block_max<ROW_THREADS>(top);
     for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) sum += fast_exp(logits[i] - top);
     float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
-    if (thread_x() == 0) chosen[row] = logits[tokens[row]] - top - log_sum;
+    if (thread_x() == 0) chosen[row] = logits[maximum(tokens[row], 0)] - top - log_sum;
     if (count == 0) return;
     Row source = {logits, top, vocabulary};
     u64 limit = count;

@@ -6,12 +6,16 @@ Both functions return what turns a piece of text without special tokens into tok
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
+from rocforge.errors import GGUFError
 from rocforge.pretokenizers import PreTokenizer
 from rocforge.vocabulary import Vocabulary
 
 Encode = Callable[[str], list[int]]
+_MERGE_COST, _MOST_COST = 64, 1 << 28
+"""Of a merge beside its characters, and of all that are tried: a vocabulary of 262 thousand tokens has about 2**27."""
 
 
 def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> Encode:
@@ -36,7 +40,7 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
 
 
 def _longest(texts: Iterable[str]) -> int:
-    return max(map(len, map(str.encode, texts)), default=0)
+    return max((len(text.encode(errors="surrogateescape")) for text in texts), default=0)
 
 
 def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
@@ -55,14 +59,15 @@ def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
     pieces.update(zip(lone, fallback, strict=True))
     merges = _merges_by_score(vocabulary, pieces)
     bytes_ = {text: vocabulary.ids[text] for text in map("<0x{:02X}>".format, range(256)) if text in vocabulary.ids}
-    unknown = {} if unknown_id is None else {vocabulary.texts[unknown_id]: unknown_id}
+    # a name of its own: the token's text may be one that text holds, or no UTF-8
+    unknown = {} if unknown_id is None else {f"[unknown {unknown_id}]": unknown_id}
     tokenizer = Tokenizer(
         BPE(
-            vocab={**pieces, **bytes_, **unknown},
+            vocab={**unknown, **pieces, **bytes_},
             merges=merges,
             byte_fallback=True,
             fuse_unk=True,
-            unk_token=None if unknown_id is None else vocabulary.texts[unknown_id],
+            unk_token=next(iter(unknown), None),
         )
     )
 
@@ -80,10 +85,17 @@ def _merges_by_score(vocabulary: Vocabulary, pieces: dict[str, int]) -> list[tup
     scores = vocabulary.scores
     tokens = [(text, id) for text, id in pieces.items() if len(text) > 1 and id < len(scores)]
     tokens.sort(key=lambda token: (-scores[token[1]], token[1]))
+    lengths = sorted({len(text) for text in pieces})  # fewer than a long token has places to cut
+    cuts = {text: lengths[: bisect_left(lengths, len(text))] for text, _ in tokens}
+    cost = sum(len(places) * (len(text) + _MERGE_COST) for text, places in cuts.items())
+    if cost > _MOST_COST:
+        raise GGUFError(
+            f"metadata tokenizer.ggml.tokens has texts of {len(lengths)} lengths, too many to join them all"
+        )
     return [
         (text[:i], text[i:])
-        for text, _ in tokens
-        for i in range(len(text) - 1, 0, -1)
+        for text, places in cuts.items()
+        for i in reversed(places)
         if text[:i] in pieces and text[i:] in pieces
     ]
 

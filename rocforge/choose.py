@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.arrays import asnumpy, cupy_module, get_array_module
+from rocforge.errors import NonFiniteError
 from rocforge.ops.embedding import embedding
 from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
-from rocforge.sampling import Logprobs, SamplingParams, logprobs, sample
+from rocforge.sampling import NOT_FINITE, Logprobs, SamplingParams, check_finite, logprobs, sample
 from rocforge.scheduler import Request
 
 _NO_REQUEST = SamplingParams(temperature=0, seed=0)
@@ -53,6 +54,7 @@ def _choose_on_host(logits: np.ndarray, request: Request) -> Choice:
     try:
         allowed = logits
         if constraint is not None:
+            check_finite(logits)  # before the mask hides what is not
             allowed = logits.copy()
             constraint.mask(allowed)
         token = sample(allowed, params, request.prompt, request.output)
@@ -89,6 +91,9 @@ def choices_of(requests: Sequence[Request], tokens: np.ndarray, *reported: np.nd
     choices = []
     for row, request in enumerate(requests):
         token, count, report = int(tokens[row]), request.params.logprobs, None
+        if token < 0:
+            choices.append(Choice(token, error=NonFiniteError(NOT_FINITE)))
+            continue
         if count is not None:
             chosen, ids, values = (array[row] for array in reported)
             report = Logprobs(float(chosen), dict(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)))

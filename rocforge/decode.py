@@ -12,7 +12,7 @@ import contextlib
 import os
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ THREADS = 256
 """As in decode.hip."""
 OUT_OF_MEMORY = 2
 """hipErrorOutOfMemory and cudaErrorMemoryAllocation."""
+ATTEMPTS = 3
+"""How often a step is captured until that succeeds: what another thread does can disturb a capture."""
 VARIANTS = 2
 """Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
@@ -70,6 +72,7 @@ class Decoder:
         self._stream, self._model, self._cache, self._width = stream, model, cache, width
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._pool = cupy_module().cuda.MemoryPool(_memory_of_the_device)
+        self._recorder = _Recorder(self._pool)
         self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
         self._requests: list[Request] = []
         weakref.finalize(self, _give_back, self._plans, self._pool, stream.device).atexit = False
@@ -124,7 +127,7 @@ class Decoder:
         if len(others) >= VARIANTS:
             self._stream.synchronize()
             del self._plans[others[0]]
-        return _Plan(self._model, self._cache, self._width, sampler, self._pool)
+        return _Plan(self._model, self._cache, self._width, sampler, self._recorder)
 
 
 def _give_back(plans: dict[Any, _Plan], pool: Any, device: str) -> None:
@@ -150,6 +153,45 @@ def _memory_of_the_device(size: int) -> Any:
     raise cuda.memory.OutOfMemoryError(size, pool.total_bytes())
 
 
+class _Recorder:
+    """Captures decode steps as graphs, on a stream of its own, in memory that only decode steps take.
+
+    A capture that fails can take its stream along: on ROCm nothing runs there any more. So it is not the engine's, and
+    is a new one after a failure.
+    """
+
+    def __init__(self, pool: Any):
+        self.pool = pool
+        self._stream = None
+
+    def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
+        """A graph of a step, and what the step returns; None where it cannot be captured, which is told.
+
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and not told.
+        """
+        cuda, returned, failure = cupy_module().cuda, None, None
+        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
+        self.pool.free_all_blocks(cuda.get_current_stream())  # what the step took when it ran kernel by kernel
+        self._stream = self._stream or cuda.Stream(non_blocking=True)
+        with self._stream as stream:
+            stream.begin_capture()
+            try:
+                with launches_overlap(), contextlib.suppress(NotImplementedError):
+                    returned = step()
+            except errors as error:
+                failure = error
+            finally:
+                try:
+                    graph = stream.end_capture()
+                except errors as error:  # whatever failed has ended the capture already
+                    failure = failure or error
+                    self._stream = None
+        if failure is not None:
+            warnings.warn(f"decode steps run without a graph, so slower: capturing one failed: {failure}", stacklevel=2)
+            return None
+        return None if returned is None else (graph, returned)
+
+
 class _Plan:
     """The memory of a decode step of some size, and its graph.
 
@@ -158,9 +200,9 @@ class _Plan:
         logits: of the last step.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, pool: Any):
+    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: _Recorder):
         rows, cupy = len(sampler.parameters), cupy_module()
-        self._model, self._cache, self._sampler, self._pool = model, cache, sampler, pool
+        self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
         self._state = cupy.zeros((6 + width, rows), np.int32)
         self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
@@ -168,7 +210,7 @@ class _Plan:
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
-        self._capturable = True
+        self._attempts = ATTEMPTS
 
     @property
     def posted(self) -> np.ndarray:
@@ -199,43 +241,16 @@ class _Plan:
 
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
-        with cupy_module().cuda.using_allocator(self._pool.malloc):
-            if graphs and self._warm and self._capturable and self._graph is None:
-                self._graph = self._captured()
-                self._capturable = self._graph is not None
+        with cupy_module().cuda.using_allocator(self._recorder.pool.malloc):
+            if graphs and self._warm and self._attempts and self._graph is None:
+                self._graph = self._recorder.capture(self._step)
+                self._attempts -= 1
             if self._graph is None:
                 self.logits, self._warm = self._step(), True
         if self._graph is not None:
             graph, self.logits = self._graph
             graph.launch()
         self._steps += 1
-
-    def _captured(self) -> tuple[Any, Any] | None:
-        """A graph of a step, and its logits; None where it cannot be captured: the step then runs kernel by kernel.
-
-        CuPy refuses to capture calls of cuBLAS (not of hipBLAS). Any other failure is told. What the step allocates is
-        the pool's, where only decode steps take any.
-        """
-        cuda = cupy_module().cuda
-        stream, logits, failure = cuda.get_current_stream(), None, None
-        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
-        stream.begin_capture()
-        try:
-            with launches_overlap(), contextlib.suppress(NotImplementedError):
-                logits = self._step()
-        except errors as error:
-            failure = error
-        finally:
-            try:
-                graph = stream.end_capture()
-            except errors as error:  # what failed has ended the capture already
-                failure, logits = failure or error, None
-        if failure is not None:
-            warnings.warn(
-                f"decode steps run without a graph, and slower, as capturing one failed: {failure}", stacklevel=2
-            )
-            return None
-        return None if logits is None else (graph, logits)
 
     def _step(self) -> Any:
         rows, width = self._tables.shape

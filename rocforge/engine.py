@@ -42,7 +42,7 @@ class Token:
         id: its id.
         logprobs: where the request asks for them.
         finish_reason: None while the request goes on; "stop" at an end-of-generation token (which is `id`), "length"
-            when max_tokens or the context is reached, "error" where its constraint failed.
+            when max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
         error: what failed; `id` is -1 then.
     """
 

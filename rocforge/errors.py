@@ -23,3 +23,7 @@ class OutOfMemoryError(DeviceError):
 
 class ChatTemplateError(RocforgeError):
     """There is no chat template, or it failed: it refused the messages, is wrong, or went past its bounds."""
+
+
+class NonFiniteError(RocforgeError):
+    """The highest logit is no finite number, as where weights hold NaN or infinity; no token is chosen then."""

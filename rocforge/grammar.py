@@ -1,24 +1,28 @@
-"""Structured output: texts that obey a JSON schema, a regular expression or a grammar, by llguidance.
+"""Structured output: texts that obey a JSON schema, a regular expression or a grammar.
 
-Needs the extra `server`. The grammar says which tokens may come next; the others' logits become -inf.
-
-Source: https://github.com/guidance-ai/llguidance
+Needs the extra `server`. The grammar says which tokens may come next; the others' logits become -inf. Each grammar is
+compiled and followed in a process of its own (`rocforge.jail`), since a short one can ask for any time and memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from rocforge.jail import Cell, Jail, JailError, LimitError
 from rocforge.tokenizer import Tokenizer
 
-LIMITS = LLParserLimits(verbose_errors=False)
-JSON_OPTIONS = {"whitespace_pattern": r"[ \t\n]{0,16}"}
-"""White space in JSON is bounded, since a model can write it for ever."""
+COMPILE_SECONDS = 2.0
+"""CPU time in which a grammar is compiled and its first mask computed."""
+PATIENCE = 1.0
+"""Seconds that a text may keep the engine waiting for its masks; `PATIENCE_PER_TOKEN` more with each token, up to that
+again."""
+PATIENCE_PER_TOKEN = 0.02
 
 
 class GrammarError(ValueError):
@@ -26,10 +30,11 @@ class GrammarError(ValueError):
 
 
 class Grammar:
-    """The state of one text under a grammar: a Constraint of the engine."""
+    """The state of one text under a grammar: a Constraint of the engine. `close` ends its process."""
 
-    def __init__(self, matcher: LLMatcher):
-        self._matcher = matcher
+    def __init__(self, cell: Cell, mask: bytes):
+        self._cell, self._mask = cell, mask
+        self._patience = PATIENCE
 
     def mask(self, logits: np.ndarray) -> None:
         """Put -inf in a row of logits (vocabulary,) where a token may not come next.
@@ -37,27 +42,50 @@ class Grammar:
         Raises:
             GrammarError: the grammar is too complex to go on.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if not self._mask:
+            self._mask = self._awaited()
+        bits = np.frombuffer(self._mask, np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
-        self._check()
         logits[: len(allowed)][~allowed] = -np.inf
         logits[len(allowed) :] = -np.inf
 
     def accept(self, token: int) -> None:
-        """Note the token that was chosen."""
-        self._matcher.consume_token(token)
-        self._check()
+        """Note the token that was chosen. The next mask is computed from now on, beside the model's step."""
+        with _explained():
+            self._cell.send(PATIENCE, "accept", token)
+        self._mask = b""
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(self._matcher.get_error())
+    def copy(self) -> Grammar:
+        """Another text under the same grammar, which has to be at its beginning."""
+        with _explained():
+            return Grammar(self._cell.fork(), self._mask)
+
+    def close(self) -> None:
+        """No mask is wanted any more; more than once does nothing."""
+        self._cell.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._cell.closed
+
+    def _awaited(self) -> bytes:
+        start = time.monotonic()
+        try:
+            mask = self._cell.receive(self._patience)
+        except LimitError:
+            raise GrammarError("the grammar is too complex: what may come next takes too long to find") from None
+        except JailError as error:
+            raise GrammarError(str(error)) from None
+        left = self._patience - (time.monotonic() - start)
+        self._patience = min(PATIENCE, left + PATIENCE_PER_TOKEN)
+        return mask
 
 
 class GrammarCompiler:
     """Makes Grammars for one tokenizer.
 
     Args:
-        tokenizer: of the model. It takes a moment for a large vocabulary.
+        tokenizer: of the model. The first grammar takes a moment more for a large vocabulary.
 
     Every method raises GrammarError where what it is given is wrong, not supported or too complex.
     """
@@ -66,8 +94,7 @@ class GrammarCompiler:
         if not tokenizer.eog_token_ids:
             raise GrammarError("the model has no end-of-generation token, without which structured output cannot end")
         self._special = tokenizer.special_tokens
-        ends = sorted(tokenizer.eog_token_ids)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)), eos_token=ends)
+        self._jail = Jail("rocforge.matcher", "Matcher", tokenizer)
 
     def json_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
         """Texts that are JSON of a schema; `{"type": "object"}` for any object."""
@@ -75,36 +102,31 @@ class GrammarCompiler:
             text = json.dumps(schema)
         except RecursionError:
             raise GrammarError("the schema is nested too deeply") from None
-        return self._grammar(LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS))
+        return self._compiled("json_schema", text)
 
     def regex(self, pattern: str) -> Grammar:
         """Texts that match a regular expression (Rust's syntax) as a whole."""
-        return self._grammar(LLMatcher.grammar_from_regex(pattern))
+        return self._compiled("regex", pattern)
 
     def lark(self, grammar: str) -> Grammar:
         """Texts of a grammar in llguidance's dialect of Lark, starting at `start`."""
-        return self._grammar(LLMatcher.grammar_from_lark(grammar))
+        return self._compiled("lark", grammar)
 
     def literal(self, text: str) -> str:
         """Lark for just that text; for a special token's text, that token."""
         return f"<[{self._special[text]}]>" if text in self._special else json.dumps(text)
 
-    def _grammar(self, grammar: str) -> Grammar:
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error())
-        return Grammar(matcher)
+    def _compiled(self, kind: str, source: str) -> Grammar:
+        with _explained():
+            cell = self._jail.cell()
+            return Grammar(cell, cell.call(COMPILE_SECONDS, kind, source))
 
 
-class _Vocabulary:
-    """What llguidance wants to know of a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self.tokens = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
-        self.special_token_ids = list(tokenizer.special_tokens.values())
-        self.bos_token_id = tokenizer.bos_token_id
-        self.eos_token_id = min(tokenizer.eog_token_ids)
-
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, parse_special_tokens=False)
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except LimitError as error:
+        raise GrammarError(f"the grammar is too complex: {error}") from None
+    except JailError as error:
+        raise GrammarError(str(error)) from None

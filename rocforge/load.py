@@ -12,6 +12,7 @@ import numpy as np
 
 from rocforge.arrays import available_memory, resolve_device
 from rocforge.device.cards import card_of
+from rocforge.errors import GGUFError
 from rocforge.gguf import GGUFFile, open_gguf
 from rocforge.halves import keep_halves
 from rocforge.hub import resolve
@@ -48,13 +49,13 @@ def load(
     Raises:
         ValueError: a context that is not positive, or an unknown device.
         FileNotFoundError: no such file.
-        GGUFError: the file is malformed.
+        GGUFError: the file is malformed, or what it says makes no sense.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
         DeviceError: no such device, or too little memory on it.
     """
     device = resolve_device(device)
     with open_gguf(resolve(path)) as file, _loading(file, device, context, progress, halves) as model:
-        tokenizer = Tokenizer(file)
+        tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
 
@@ -78,7 +79,7 @@ def _loading(
     if context is not None and context < 1:
         raise ValueError(f"context is {context}; allowed is from 1")
     model = build_model(file, context)
-    weights = {name: file[name] for name in file if name not in ROPE_TENSORS.values()}
+    weights = {name: _weight(file, name) for name in file if name not in ROPE_TENSORS.values()}
     if device != "cpu":
         check_fit(model.config, weights.values(), device, context)
     with _bar(sum(weight.nbytes for weight in weights.values()), progress) as advance:
@@ -88,6 +89,17 @@ def _loading(
         else:
             with _filling_on_gpu(model, weights, device, halves, advance, progress):
                 yield model
+
+
+def _weight(file: GGUFFile, name: str) -> Any:
+    """A tensor; a vector, or the biases of all experts, in float32, whatever the file has it in."""
+    weight = file[name]
+    if weight.ndim != 1 and not name.endswith(".bias"):
+        return weight
+    vector = np.asarray(weight, np.float32)
+    if np.isnan(vector).any():
+        raise GGUFError(f"tensor {name} holds NaN")
+    return vector
 
 
 def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> None:
@@ -150,7 +162,7 @@ def _fits_unpacked(weights: Weights) -> bool:
 def _for_cpu(weight: Any, keep: bool) -> Any:
     """A weight as the NumPy code wants it: packed, its values kept once unpacked or not, or float32."""
     if isinstance(weight, np.ndarray):
-        if weight.dtype != np.float16 or weight.ndim < 2:
+        if weight.dtype != np.float16:
             weight = weight.astype(np.float32, copy=False)
             return columns_contiguous(weight) if keep else weight
         weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")

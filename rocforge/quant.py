@@ -188,6 +188,8 @@ class QuantizedArray:
 
             with on_device(self.device):
                 return dequantize_device(self)
+        if not self.data.size:
+            return np.zeros(self.stored_shape, np.float32)
         rows = np.ascontiguousarray(self.data).reshape(-1, self.data.shape[-1])
         values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(self.stored_shape)
         if self.keep_float32:

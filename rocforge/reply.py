@@ -52,8 +52,10 @@ class Reply:
     that Service lists.
 
     Attributes:
-        prompt: token ids.
-        params: how it is continued.
+        prompt: token ids; none once it has ended.
+        params: how it is continued; None once it has ended.
+        constraint: what its text obeys, or None; None once it has ended.
+        prompt_tokens: how many tokens the prompt has.
         progress: where it is.
         created: seconds since the epoch.
         cached_tokens: how many tokens of the prompt were found in the cache.
@@ -71,6 +73,7 @@ class Reply:
         cancel: Callable[[Reply], None],
     ):
         self.prompt, self.params, self.constraint, self.timeout = prompt, params, constraint, timeout
+        self.prompt_tokens = len(prompt)
         self.created, self.submitted = time.time(), time.monotonic()
         self.progress, self.cached_tokens, self.completion_tokens = Progress.QUEUED, 0, 0
         self.finish_reason: str | None = None
@@ -127,9 +130,14 @@ class Reply:
         self._hand_over(piece)
 
     def end(self, progress: Progress, error: Exception | None = None) -> None:
-        """No piece follows; for the engine's thread. Of several ends the first counts."""
+        """No piece follows, and what it was made of is let go; for the engine's thread. Of several ends the first
+        counts.
+        """
         if not self._ended:
             self.progress, self.error = progress, error
+            if self.constraint is not None:
+                self.constraint.close()
+            self.prompt, self.params, self.constraint = (), None, None
             self._hand_over(None)
 
     def _hand_over(self, piece: GenerationResponse | None) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.errors import NonFiniteError
+
 _MASK = (1 << 64) - 1
+NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
 GREEDY_BELOW = 1e-5
 """Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
@@ -153,15 +156,25 @@ def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], ou
         logits: float32, shape (vocabulary,); not changed.
         params: how to choose.
         prompt, output: the request's token ids so far; the draw is the one of step len(output).
+
+    Raises:
+        NonFiniteError: the highest logit is NaN or infinite.
     """
     if params.counts_tokens:
         logits = _penalized(logits, params, prompt, output)
     if params.logit_bias:
         logits = logits.copy()
         logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
-    if params.temperature == 0 or not np.isfinite(logits.max()):
+    check_finite(logits)
+    if params.temperature == 0:
         return int(logits.argmax())
     return _draw(logits, params, uniform(params.seed, len(output)))
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise a NonFiniteError where no token can be chosen: the highest logit is NaN or infinite."""
+    if not math.isfinite(logits.max()):
+        raise NonFiniteError(NOT_FINITE)
 
 
 def _penalized(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:

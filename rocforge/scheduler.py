@@ -35,6 +35,9 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None:
         """Note the token that was chosen."""
 
+    def close(self) -> None:
+        """The text has ended; a service calls it, at least once."""
+
 
 @dataclass(eq=False)
 class Request:

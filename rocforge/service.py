@@ -157,7 +157,7 @@ class Service:
         Args:
             prompt: token ids, at least one.
             params: how to continue it; None for the defaults.
-            constraint: what its text must obey, new for each request.
+            constraint: what its text must obey, new for each request; closed when that ends.
             timeout: seconds until it fails with DeadlineError.
 
         Raises:
@@ -238,8 +238,8 @@ class Service:
                 if failures == FAILURES:
                     raise
                 continue
-            for token in tokens:
-                self._hand_out(engine, token)
+            while tokens:  # so that no name holds a request while the thread waits for the next
+                self._hand_out(engine, tokens.pop(0))
 
     def _take_in(self, engine: Engine) -> bool:
         """Wait for something to do; admit, cancel, expire. False when it is time to end."""

@@ -140,11 +140,16 @@ def shared_array(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, Any]:
 
     A few bytes reach the host so without a copy, for which a stream would stop. The NumPy array owns the memory.
     """
-    cupy = cupy_module()
     host = _pinned(shape, np.dtype(dtype))
     host[...] = 0
-    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, cupy.cuda.runtime.getDevice())
-    return host, cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+    return host, on_this_device(host)
+
+
+def on_this_device(pinned: np.ndarray) -> Any:
+    """Pinned memory of the host as a CuPy array of the current device, whose kernels reach it there. It owns none."""
+    cupy = cupy_module()
+    memory = cupy.cuda.UnownedMemory(pinned.ctypes.data, pinned.nbytes, pinned, cupy.cuda.runtime.getDevice())
+    return cupy.ndarray(pinned.shape, pinned.dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
 class _InFlight:

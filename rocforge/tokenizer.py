@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from rocforge.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
-from rocforge.chat import ChatTemplates
 from rocforge.detokenizer import Detokenizer
 from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.marks import Marks, searched_texts, without_surrogates
+from rocforge.metadata import Metadata
 from rocforge.pretokenizers import find_pre_tokenizer
-from rocforge.special_tokens import SpecialTokens
-from rocforge.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from rocforge.special_tokens import Span, SpecialTokens
+from rocforge.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+
+if TYPE_CHECKING:
+    from rocforge.chat import ChatTemplates
 
 _SPECIAL = (CONTROL, UNKNOWN, USER_DEFINED)
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
@@ -24,22 +28,25 @@ class Tokenizer:
 
     `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). Two models are
     known: "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE, with the pre-tokenizers of `rocforge.pretokenizers`).
+    `vocab_size` is how many tokens the model knows, which may be padded: ids past the file's tokens have no text.
 
     Attributes: `vocab_size`; `bos_token_id`, `eos_token_id`, `unk_token_id` and `pad_token_id`, each None where the
     file has none; `eog_token_ids`, all tokens that end generation.
 
-    Raises GGUFError where the metadata is missing or contradicts itself, UnsupportedModelError for a tokenizer model or
-    pre-tokenizer that is not known.
+    Raises GGUFError where the metadata is missing, makes no sense or contradicts itself, UnsupportedModelError for a
+    tokenizer model or pre-tokenizer that is not known.
     """
 
-    def __init__(self, file: Any):
-        metadata: Mapping[str, Any] = file.metadata
-        self._metadata = metadata
-        model = metadata.get("tokenizer.ggml.model")
+    def __init__(self, file: Any, vocab_size: int | None = None):
+        self._metadata: Mapping[str, Any] = file.metadata
+        self._vocab_size = vocab_size
+        self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
+        metadata = Metadata(file.metadata, "tokenizer.ggml.")
+        model = metadata.string("model", default=None)
         if model not in ("llama", "gpt2"):
             raise UnsupportedModelError(f"unknown tokenizer tokenizer.ggml.model = {model!r}; known: gpt2, llama")
         self._sentencepiece = model == "llama"
-        self._vocabulary = Vocabulary(metadata)
+        self._vocabulary = Vocabulary(metadata, vocab_size)
         # SentencePiece's trainer gives <unk>, <s> and </s> these ids, and files written early rely on it.
         unk, bos, eos = (0, 1, 2) if self._sentencepiece else (None, None, None)
         self.unk_token_id = self._vocabulary.special_id("unknown", unk)
@@ -49,38 +56,50 @@ class Tokenizer:
         self.eog_token_ids = self._vocabulary.end_of_generation | ({self.eos_token_id} - {None})
         if self._sentencepiece:
             self._encode_text = sentencepiece_bpe(self._vocabulary, self.unk_token_id)
-            add_bos = True
+            add_bos = self.bos_token_id is not None
         else:
-            pre_tokenizer = find_pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
-            merges = metadata.get("tokenizer.ggml.merges")
-            if merges is None:
-                raise GGUFError("tokenizer.ggml.merges is missing, which tokenizer.ggml.model = 'gpt2' needs")
-            self._encode_text = byte_level_bpe(self._vocabulary, merges, pre_tokenizer)
-            add_bos = pre_tokenizer.add_bos
-        self._add_space_prefix = self._flag("add_space_prefix", self._sentencepiece) and self._sentencepiece
-        self._remove_extra_whitespaces = self._flag("remove_extra_whitespaces", False) and self._sentencepiece
-        self._prefix_ids = self._added("bos", self._flag("add_bos_token", add_bos), self.bos_token_id)
-        self._suffix_ids = self._added("eos", self._flag("add_eos_token", False), self.eos_token_id)
+            pre_tokenizer = find_pre_tokenizer(metadata.string("pre", default="default"))
+            self._encode_text = byte_level_bpe(self._vocabulary, metadata.array("merges", str), pre_tokenizer)
+            add_bos = pre_tokenizer.add_bos and self.bos_token_id is not None
+        spaces = {"add_space_prefix": True, "remove_extra_whitespaces": False}
+        self._add_space_prefix, self._remove_extra_whitespaces = (
+            metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
+        )
+        self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
+        self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
+
+    def __reduce__(self):
+        """Pickled as the metadata that it was made of."""
+        kept = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
+        kept["general.architecture"] = self._metadata.get("general.architecture")
+        return Tokenizer, (SimpleNamespace(metadata=kept), self._vocab_size)
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens."""
         return len(self._vocabulary.texts)
 
-    def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        parse_special_tokens: bool = True,
+        literal: Sequence[Span] = (),
+    ) -> list[int]:
         """The ids of `text`.
 
         `add_special_tokens` puts the begin and end tokens around it that the file asks for. `parse_special_tokens`
         turns a control token's text into that token; without it, it is text like any other. User-defined tokens always
-        count. Lone surrogates, which no UTF-8 text holds, are read as U+FFFD.
+        count, but in the `literal` spans, (start, stop) in order, which are plain text. Lone surrogates, which no UTF-8
+        text holds, are read as U+FFFD.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = without_surrogates(text)
         ids = list(self._prefix_ids) if add_special_tokens else []
         after_special = True
-        for part in (self._all_special if parse_special_tokens else self._user_defined).split(text):
+        for part in (self._all_special if parse_special_tokens else self._user_defined).split(text, literal):
             if isinstance(part, int):
                 ids.append(part)
             elif self._sentencepiece:
@@ -105,6 +124,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -117,17 +137,35 @@ class Tokenizer:
 
         `tools` are JSON schemas of functions; `add_generation_prompt` ends with the header of the assistant's turn;
         `chat_template` is a template, or the name of one of the file's; further `variables` go to the template. As in
-        Hugging Face's `apply_chat_template`, the template writes the begin token itself, so none is added. Raises
-        ChatTemplateError where there is no template or where it fails.
+        Hugging Face's `apply_chat_template`, the template writes the begin token itself, so none is added. Special
+        tokens are the template's alone: what messages, tools and variables spell is text. Raises ChatTemplateError
+        where there is no template or where it fails.
         """
-        text = self._chat_templates.render(
+        text, literal = self.render_chat(messages, tools, add_generation_prompt, chat_template, **variables)
+        return self.encode(text, add_special_tokens=False, literal=literal) if tokenize else text
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> tuple[str, list[Span]]:
+        """The text of `apply_chat_template`, and where in it special tokens are spelled that are not the template's:
+        what `encode` takes as `literal`."""
+        templates = self._chat_templates
+        marks = Marks(self._markup, leading_space=self._phi3)
+        searched = searched_texts(templates.source(chat_template, with_tools=bool(tools)))
+        kept = {text for text in searched if self._vocabulary.kind_of(text) == USER_DEFINED}
+        text = templates.render(
             chat_template,
-            messages=messages,
-            tools=tools,
+            messages=[_hidden(message, marks, kept) for message in messages],
+            tools=marks.hide(tools),
             add_generation_prompt=add_generation_prompt,
-            **{**self._special_texts, **variables},
+            **{**self._special_texts, **marks.hide(variables)},
         )
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        return marks.show(text)
 
     @property
     def chat_template(self) -> str | None:
@@ -141,7 +179,13 @@ class Tokenizer:
 
     @cached_property
     def _chat_templates(self) -> ChatTemplates:
+        from rocforge.chat import ChatTemplates  # it loads what makes processes
+
         return ChatTemplates(self._metadata)
+
+    @cached_property
+    def _markup(self) -> SpecialTokens:
+        return SpecialTokens(self._vocabulary.markup)
 
     @cached_property
     def _special_texts(self) -> dict[str, str]:
@@ -153,7 +197,7 @@ class Tokenizer:
     def _all_special(self) -> SpecialTokens:
         ids = self._ids_of(_SPECIAL)
         rstrip: list[int] = []
-        if self._sentencepiece and self._metadata.get("general.architecture") == "phi3":
+        if self._sentencepiece and self._phi3:
             # Phi-3's added tokens swallow white space after them; GGUF has no field that says so.
             rstrip = [id for text, id in ids.items() if text not in ("<unk>", "<s>", "<|endoftext|>")]
         return SpecialTokens(ids, rstrip)
@@ -165,14 +209,6 @@ class Tokenizer:
     def _ids_of(self, kinds: tuple[int, ...]) -> dict[str, int]:
         types = self._vocabulary.types
         return {text: id for text, id in self._vocabulary.ids.items() if types[id] in kinds}
-
-    def _flag(self, name: str, default: bool) -> bool:
-        return bool(self._metadata.get(f"tokenizer.ggml.{name}", default))
-
-    def _added(self, name: str, wanted: bool, id: int | None) -> list[int]:
-        if wanted and id is None:
-            raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
-        return [id] if wanted else []
 
     def _escape(self, text: str, after_special: bool) -> str:
         if self._remove_extra_whitespaces:
@@ -197,7 +233,7 @@ class Tokenizer:
     def _make_bytes(self, text: str, kind: int) -> bytes:
         if kind in _SPECIAL:
             return text.encode("utf-8", "surrogateescape")
-        if kind == BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
+        if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
         if self._sentencepiece:
             return text.replace("▁", " ").encode("utf-8", "surrogateescape")
@@ -205,3 +241,20 @@ class Tokenizer:
         if all(char in table for char in text):
             return bytes(table[char] for char in text)
         return text.encode("utf-8", "surrogateescape")
+
+
+def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
+    """A message without special tokens; the assistant's content has those `kept`, such as </think>, by which the
+    template takes it apart."""
+    hidden = marks.hide(message)
+    if isinstance(message, Mapping) and message.get("role") == "assistant" and "content" in message:
+        hidden["content"] = marks.hide(message["content"], kept)
+    return hidden
+
+
+def _added(metadata: Metadata, name: str, usual: bool, id: int | None) -> list[int]:
+    """The token that goes around a text, where the file asks for it."""
+    wanted = metadata.flag(f"add_{name}_token", default=usual)
+    if wanted and id is None:
+        raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
+    return [id] if wanted else []

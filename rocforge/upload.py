@@ -2,7 +2,8 @@
 
 Threads fill pinned buffers from the mapped file, which is what reads it from disk. Each filled buffer is copied to the
 device on one stream, where a kernel follows that packs rows of a block format into planes. Nothing waits for a weight
-to be complete, and staging is bounded however large the model is.
+to be complete, and staging is bounded however large the model is. Where the device's memory is the host's, as an APU's
+is, nothing is staged there: kernels read the pinned buffers themselves, and floats are copied from the file's pages.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
+from rocforge.device.cards import card_of
 from rocforge.ops.dequantize import PLANAR, pack, planar_row_nbytes
 from rocforge.ops.strided import blocks
 from rocforge.quant import QuantizedArray
+from rocforge.streams import on_this_device
 
 READERS = 6
 """Threads that read: one copies from the page cache at a fraction of what PCIe takes, and disks want a queue."""
@@ -68,15 +71,16 @@ class Uploader:
         self._part_nbytes = max(min(BUFFER_NBYTES, largest), *rows, 1)
         with on_device(device):
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._shares = card_of(cupy.cuda.runtime.getDevice()).shares_host_memory
             with self._stream:
-                self._staging = cupy.empty((BUFFERS, self._part_nbytes if rows else 0), np.uint8)
+                self._staging = cupy.empty((BUFFERS, self._part_nbytes if rows and not self._shares else 0), np.uint8)
                 # zeros, since a planar row may end in bytes that hold nothing
                 self._memory = cupy.zeros(sum(map(device_nbytes, weights)), np.uint8)
         self._used = 0
         self._device, self._progress = device, progress
         self._buffers: SimpleQueue[_Buffer] = SimpleQueue()
         for staging in self._staging:
-            self._buffers.put(_Buffer(self._part_nbytes, staging))
+            self._buffers.put(_Buffer(self._part_nbytes, None if self._shares else staging))
         self._executor = ThreadPoolExecutor(READERS, "rocforge-upload")
         self._parts: list[Future[int]] = []
 
@@ -115,14 +119,16 @@ class Uploader:
         return source.nbytes
 
     def _send_part(self, source: np.ndarray, target: Any, convert: Callable[[Any, Any], Any] | None) -> None:
+        if convert is None and self._shares:
+            target.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._stream)
+            return
         buffer = self._buffers.get()
         try:
             if convert is None:
                 buffer.copy(source, target, self._stream)
             else:
-                staged = buffer.staging[: source.nbytes].reshape(source.shape)
-                buffer.copy(source, staged, self._stream)
-                convert(staged, target)
+                convert(buffer.staged(source, self._stream), target)
+                buffer.record(self._stream)
         finally:
             self._buffers.put(buffer)
 
@@ -147,23 +153,43 @@ class Uploader:
 class _Buffer:
     """Pinned memory, with its share of the staging on the device. It is used by one thread at a time.
 
-    The copy that has used it last is waited for before it is filled again. On the device, the stream's order does that.
+    What has used it last is waited for before it is filled again. On the device, the stream's order does that.
+
+    Args:
+        nbytes: of the pinned memory.
+        staging: on the device; None where kernels read the pinned memory.
     """
 
     def __init__(self, nbytes: int, staging: Any):
-        self.staging, self._nbytes = staging, nbytes
-        self._pinned, self._copied = None, None
+        self._nbytes, self._staging = nbytes, staging
+        self._pinned, self._used = None, None
 
     def copy(self, source: np.ndarray, target: Any, stream: Any) -> None:
         """Read an array, and copy it on a stream to one of as many bytes on the device."""
+        filled = self._filled(source)
+        target.data.copy_from_host_async(filled.ctypes.data, filled.nbytes, stream)
+        self.record(stream)
+
+    def staged(self, source: np.ndarray, stream: Any) -> Any:
+        """Read an array; as one that kernels on the stream can read, until the buffer is used again."""
+        if self._staging is None:
+            return on_this_device(self._filled(source)).reshape(source.shape)
+        staged = self._staging[: source.nbytes].reshape(source.shape)
+        self.copy(source, staged, stream)
+        return staged
+
+    def record(self, stream: Any) -> None:
+        """What the stream has queued so far is the last that uses the pinned memory."""
+        self._used.record(stream)
+
+    def _filled(self, source: np.ndarray) -> np.ndarray:
         cupy = cupy_module()
         if self._pinned is None:  # here, so that buffers are pinned by several threads, and only those that are used
             memory = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(self._nbytes), 0)
             self._pinned = np.frombuffer(memory, np.uint8, self._nbytes)
-            self._copied = cupy.cuda.Event(block=True, disable_timing=True)
+            self._used = cupy.cuda.Event(block=True, disable_timing=True)
         else:
-            self._copied.synchronize()
+            self._used.synchronize()
         filled = self._pinned[: source.nbytes]
         np.copyto(filled.reshape(source.shape), source)
-        target.data.copy_from_host_async(filled.ctypes.data, filled.nbytes, stream)
-        self._copied.record(stream)
+        return filled

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
 from functools import cached_property
-from typing import Any
 
-from rocforge.errors import GGUFError
+from rocforge.metadata import Metadata
 
 # tokenizer.ggml.token_type, as GGUF numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+LONGEST_SPECIAL = 1024
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 # Converters often mark these as ordinary tokens, and few files name every token that ends generation, so llama.cpp goes
 # by the text; so do we, with the same names.
@@ -36,50 +38,69 @@ _END_OF_GENERATION_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_
 class Vocabulary:
     """Tokens by id, from GGUF metadata (`tokenizer.ggml.*`).
 
-    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `pieces`: of these the tokens that
-    plain text can become, which the file's control tokens are not; `end_of_generation`: the ids that end generation.
-    Raises GGUFError where a field is missing, too short or points outside the vocabulary.
+    `texts`: the token texts as stored; `types`: their kinds; `ids`: text -> id; `markup`: of these the special tokens,
+    which mean something beside their text; `pieces`: those that plain text can become; `end_of_generation`: the ids
+    that end generation. Tokens past the file's, up to `size`, which are rows of the model for which there is no token,
+    are unused and without text.
+
+    Raises GGUFError where a field is missing, too short or of another type, or where there are more tokens than `size`.
     """
 
-    def __init__(self, metadata: Mapping[str, Any]):
+    def __init__(self, metadata: Metadata, size: int | None = None):
         self._metadata = metadata
-        texts = metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
-            raise GGUFError("the file has no vocabulary: tokenizer.ggml.tokens is not a list of strings, or empty")
+        texts = metadata.array("tokens", str)
+        if not texts or len(texts) > (size or len(texts)):
+            raise metadata.error("tokens", f"1 to {size} tokens, the rows of the embedding" if size else "1 and more")
+        self._count = len(texts)
         self.texts: list[str] = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
         self.ids: dict[str, int] = dict(zip(self.texts, range(len(texts)), strict=True))
-        self.types: list[int] = self._per_token("token_type") or [NORMAL] * len(self.texts)
-        self.pieces = self._pieces()
+        self.types: list[int] = self._per_token("token_type", int) or [NORMAL] * len(texts)
+        unused = (size or len(texts)) - len(texts)
+        self.texts += [""] * unused
+        self.types[len(texts) :] = [UNUSED] * unused
         self.end_of_generation = self._apply_names()
+        self.markup = {text: id for text, id in self.ids.items() if self._is_markup(text, self.types[id])}
+        if (longest := max(map(len, self.markup), default=0)) > LONGEST_SPECIAL:
+            problem = f"special tokens of at most {LONGEST_SPECIAL} characters, not of {longest}"
+            raise metadata.error("tokens", problem)
+        self.pieces = self._pieces()
 
     @cached_property
     def scores(self) -> list[float]:
-        """The SentencePiece score of each token: the higher, the earlier it is merged."""
-        return self._per_token("scores") or [0.0] * len(self.texts)
+        """The SentencePiece score of each of the file's tokens: the higher, the earlier it is merged."""
+        scores = self._per_token("scores", float) or [0.0] * self._count
+        if any(map(math.isnan, scores)):
+            raise self._metadata.error("scores", "arrays of numbers")
+        return scores
 
     def special_id(self, name: str, default: int | None = None) -> int | None:
-        """The id in `tokenizer.ggml.<name>_token_id`, or `default` (where the vocabulary reaches that far)."""
-        key = f"tokenizer.ggml.{name}_token_id"
-        id = self._metadata.get(key)
-        if id is None:
-            return default if default is not None and default < len(self.texts) else None
-        if not isinstance(id, int) or not 0 <= id < len(self.texts):
-            raise GGUFError(f"{key} = {id!r} lies outside the vocabulary of {len(self.texts)} tokens")
-        return id
+        """The id in `tokenizer.ggml.<name>_token_id`; `default` where there is none or it lies outside the vocabulary,
+        which files say of tokens that they lack."""
+        id = self._metadata.integer(f"{name}_token_id", default=None)
+        found = default if id is None or not 0 <= id < self._count else id
+        return None if found is None or found >= self._count else found
 
-    def _per_token(self, name: str) -> list:
-        values = self._metadata.get(f"tokenizer.ggml.{name}")
-        if values is None:
-            return []
-        if len(values) < len(self.texts):
-            raise GGUFError(f"tokenizer.ggml.{name} has {len(values)} entries for {len(self.texts)} tokens")
-        return values.tolist() if hasattr(values, "tolist") else list(values)
+    def kind_of(self, text: str) -> int | None:
+        """The kind of the token of that text, if there is one."""
+        return self.types[self.ids[text]] if text in self.ids else None
+
+    @staticmethod
+    def _is_markup(text: str, kind: int) -> bool:
+        """User-defined white space is how a vocabulary writes text."""
+        return kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and not text.replace("▁", " ").isspace())
+
+    def _per_token(self, name: str, kind: type) -> list:
+        values = self._metadata.array(name, kind, default=[])
+        if values and len(values) < self._count:
+            raise self._metadata.error(name, f"arrays of {self._count}, one for each token, not of {len(values)}")
+        return values
 
     def _pieces(self) -> dict[str, int]:
-        pieces = dict(self.ids)
-        for text, kind in zip(self.texts, self.types, strict=False):
-            if kind in (CONTROL, UNKNOWN):
-                pieces.pop(text, None)
+        pieces = {
+            text: id
+            for text, id in self.ids.items()
+            if text not in self.markup and not (self.types[id] == BYTE and BYTE_TOKEN.fullmatch(text))
+        }
         try:
             "".join(pieces).encode()
         except UnicodeEncodeError:  # tokens that are not UTF-8, which no text contains

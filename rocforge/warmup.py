@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.arrays import cupy_module, on_device
+from rocforge.batch import Batch, Chunk
+from rocforge.cache import blocks_for
 from rocforge.decode import place_tokens
 from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.kernels import Kernel, launches_recorded
@@ -59,7 +61,8 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
             for tokens in PROMPT_TOKENS:
-                model(np.zeros(tokens, np.int32))
+                blocks = blocks_for(tokens)
+                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks), [Chunk(0, tokens, range(blocks))]))
         stream.synchronize()
         del sampler
         cupy_module().get_default_memory_pool().free_all_blocks(stream)

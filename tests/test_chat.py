@@ -2,9 +2,8 @@
 
 import json
 import pathlib
-import threading
+import resource
 import time
-import tracemalloc
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -163,6 +162,11 @@ def test_variables_must_be_json():
 GROW = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(100) %}STEP{% endfor %}"
 NEST = "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}STEP{% endfor %}"
 LONG = "('a' * 100000)"
+SHARED = (
+    "{% set ns = namespace(d={}, e={}) %}{% set x = ns.d %}{% set y = ns.e %}{% for i in range(38) %}"
+    "{% set c = {} %}{% set f = {} %}{% set _ = dict.update(ns.d, {'a': c, 'b': c}) %}"
+    "{% set _ = dict.update(ns.e, {'a': f, 'b': f}) %}{% set ns.d = c %}{% set ns.e = f %}{% endfor %}"
+)
 HOSTILE = {
     "range": "{% for i in range(10**9) %}{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -188,6 +192,12 @@ HOSTILE = {
     "lists of lists": NEST.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}") + "{{ ns.x }}",
     "tuples as keys": NEST.replace("[1]", "(1,)").replace("STEP", "{% set ns.x = (ns.x, ns.x) %}") + "{{ {ns.x: 1} }}",
     "dicts of dicts": NEST.replace("STEP", "{% set ns.x = dict(a=ns.x, b=ns.x) %}") + "{{ ns.x | tojson }}",
+    "shared dicts": SHARED + "{{ x == y }}",
+    "shared dicts as JSON": SHARED + "{{ x | tojson }}",
+    "shared dicts sorted": SHARED + "{{ [[x], [y]] | sort }}",
+    "dicts that grow": "{% set big = dict.fromkeys(range(99999), 1) %}{% set store = {} %}{% for i in range(2000) %}"
+    "{% set d = {} %}{% set _ = dict.update(store, {i: d}) %}{% set _ = dict.update(d, big) %}{% endfor %}",
+    "lists that grow": "{% set x = [1] %}{% for i in range(99) %}{% set _ = x.__class__.extend(x, x) %}{% endfor %}",
     "deep list": NEST.replace("100", "99999").replace("STEP", "{% set ns.x = [ns.x] %}") + "{{ ns.x }}",
     "iterators of iterators": NEST.replace("100", "99999").replace("STEP", "{% set ns.x = ns.x | map('abs') %}")
     + "{{ ns.x | list }}",
@@ -209,8 +219,8 @@ HOSTILE = {
     "replace filter": "{{ " + LONG + " | replace('a', " + LONG + ") }}",
     "join": "{{ " + LONG + ".join(" + LONG + ") }}",
     "join filter": "{{ " + LONG + " | join(" + LONG + ") }}",
-    "indent": "{{ ('\n' * 99999) | indent(99999) }}",
-    "indent text": "{{ ('\n' * 99999) | indent(" + LONG + ") }}",
+    "indent": "{{ ('\n' * 99999) | indent(99999, blank=true) }}",
+    "indent text": "{{ ('\n' * 99999) | indent(" + LONG + ", blank=true) }}",
     "tojson indent": "{{ [1] | tojson(indent=10**10) }}",
     "round": "{{ 1 | round(10**10, 'ceil') }}",
     "sum of lists": "{{ ([[1] * 1000] * 1000) | sum(start=[]) }}",
@@ -228,37 +238,38 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_quickly(name, monkeypatch):
-    """In a thread that is not the main one, each ends in an error soon after its time, with little memory used."""
-    monkeypatch.setattr("rocforge.budget.MAX_SECONDS", 0.3)
-    outcome = []
-
-    def attack():
-        start = time.thread_time()
-        try:
-            outcome.append(render(HOSTILE[name])[:100])
-        except ChatTemplateError:
-            outcome.append(time.thread_time() - start)
-
-    tracemalloc.start()
-    try:
-        thread = threading.Thread(target=attack)
-        thread.start()
-        thread.join()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    (seconds,) = outcome
-    assert isinstance(seconds, float), f"rendered: {seconds}"
-    assert seconds < 5, seconds  # tracemalloc's load included
-    assert peak < 500e6, peak
+    """Each ends in an error soon after its time, whatever holds Python's lock, and this process stays small."""
+    monkeypatch.setattr("rocforge.chat.SECONDS", 0.3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    with pytest.raises(ChatTemplateError):
+        render(HOSTILE[name])
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
-def test_time_limit():
-    """What a template has by default is two seconds of CPU time."""
-    start = time.thread_time()
-    with pytest.raises(ChatTemplateError, match=r"runs for more than 2\.0 seconds"):
+def test_bounds_are_named(monkeypatch):
+    """The error says what a template has: CPU time, memory, and room for its text."""
+    monkeypatch.setattr("rocforge.chat.SECONDS", 0.3)
+    with pytest.raises(ChatTemplateError, match=r"takes more than (0\.3 seconds of CPU time or 256 MB|1\.5 seconds)"):
         render(HOSTILE["nested loops"])
-    assert 1.9 < time.thread_time() - start < 2.5
+    for template in ("{{ 'a' * 10**10 }}", "{% set x = 10**10 %}{{ 'a' * x }}"):
+        with pytest.raises(ChatTemplateError, match=r"takes more than 256 MB of memory"):
+            render(template)
+    with pytest.raises(ChatTemplateError, match=r"makes more than 64 MB"):
+        render("{{ messages[0] * 70 }}", messages=["a" * 10**6])
+
+
+def test_renderings_do_not_see_each_other():
+    """What a template changes, it changes for one conversation only."""
+    templates = ChatTemplates({"tokenizer.chat_template": "{% set _ = dict.update(joiner.__dict__ or {}, a=1) %}"})
+    with pytest.raises(ChatTemplateError):
+        templates.render(messages=[])
+    counted = (
+        "{% macro f() %}{% endmacro %}{% set _ = dict.update(messages[0], n=messages[0].n + 1) %}{{ messages[0].n }}"
+    )
+    templates = ChatTemplates({"tokenizer.chat_template": counted})
+    assert [templates.render(messages=[{"n": 1}]) for _ in range(3)] == ["2"] * 3
 
 
 @pytest.mark.parametrize(
@@ -279,12 +290,11 @@ def test_time_limit():
         "messages.append(1)",
         "messages[0].update(a=1)",
         "messages[0].pop('role')",
-        "(1).to_bytes(10, 'big')",
         "nothing.__class__",
     ],
 )
 def test_templates_cannot_reach_for_attributes(expression):
-    """Python's internals and methods that are not on the list: an error, not an empty text."""
+    """Python's internals and methods that change what they are called on: an error, not an empty text."""
     with pytest.raises(ChatTemplateError):
         render("{{ " + expression + " }}")
 
@@ -296,8 +306,8 @@ def test_templates_cannot_load_files(statement):
         render(statement)
 
 
-def test_bounds_grow_with_the_conversation():
-    """A conversation of megabytes renders: the budget follows what goes in."""
+def test_a_long_conversation():
+    """A conversation of megabytes renders."""
     chat = [{"role": "user", "content": "x" * 200_000}] * 50
     assert len(render(CHATML, messages=chat)) > 10_000_000
 

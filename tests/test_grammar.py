@@ -2,6 +2,9 @@
 
 import json
 import re
+import resource
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +110,104 @@ def test_errors(compiler, kind, source, message):
     """A GrammarError, which is a ValueError, with the library's reason."""
     with pytest.raises(GrammarError, match=message):
         getattr(compiler, kind)(source)
+
+
+HOSTILE = {
+    "multipleOf": {"type": "integer", "multipleOf": 99999989},
+    "multiples of many": {"allOf": [{"type": "integer", "multipleOf": n} for n in (7, 11, 13, 17, 19, 23)]},
+    "long enum": {"enum": [f"{n}" * 3 for n in range(10**5)]},
+    "many names": {"properties": {f"{n}" * 5: {} for n in range(3000)}, "additionalProperties": {"type": "integer"}},
+    "optional symbols": "start: " + '"a"? ' * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_compilation_is_bounded(compiler, monkeypatch, name):
+    """What asks for any time or memory is refused soon, and this process stays small."""
+    monkeypatch.setattr("rocforge.grammar.COMPILE_SECONDS", 0.3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    source = HOSTILE[name]
+    with pytest.raises(GrammarError):
+        (compiler.lark if isinstance(source, str) else compiler.json_schema)(source)
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+def test_bounds_are_named(compiler, monkeypatch):
+    """The error says that the grammar is too complex, and what it may take."""
+    monkeypatch.setattr("rocforge.grammar.COMPILE_SECONDS", 0.3)
+    with pytest.raises(GrammarError, match=r"too complex: it takes more than (0\.3 seconds of CPU|1\.5 seconds)"):
+        compiler.json_schema(HOSTILE["multipleOf"])
+
+
+@pytest.mark.parametrize("source", ['start: x+\nx: y | x x\ny: "a" | x y x', 'start: "b" ' + '"a"? ' * 10_000])
+def test_masks_are_bounded(loaded, compiler, monkeypatch, source):
+    """A grammar that is dear to follow keeps the engine waiting for a while; then its request fails, others go on."""
+    monkeypatch.setattr("rocforge.grammar.PATIENCE", 0.1)
+    monkeypatch.setattr("rocforge.grammar.PATIENCE_PER_TOKEN", 0.0)
+    model, tokenizer = loaded
+    dear = compiler.lark(source)
+    with Engine(model, tokenizer.eog_token_ids) as engine:
+        bad = engine.add([1, 2], SamplingParams(temperature=1, seed=1, ignore_eos=True, max_tokens=900), dear)
+        good = engine.add([1, 2], SamplingParams(temperature=0, max_tokens=30))
+        errors, longest = {}, 0.0
+        while engine.busy:
+            start = time.monotonic()
+            errors.update({token.request: token.error for token in engine.step()})
+            longest = max(longest, time.monotonic() - start)
+    assert isinstance(errors[bad], GrammarError) and errors[good] is None and len(good.output) > 0
+    assert longest < 3
+
+
+def test_copies_go_their_own_ways(loaded, compiler):
+    """A grammar is compiled once for many texts; each is followed alone, and closing one closes no other."""
+    first = compiler.regex("(ab|cd){3}")
+    copies = [first.copy() for _ in range(3)]
+    texts = write(loaded, first, *copies)
+    assert all(re.fullmatch("(ab|cd){3}", text) for text, _ in texts) and len({text for text, _ in texts}) > 1
+    first, second = compiler.regex("[a-z]"), None
+    second = first.copy()
+    first.close()
+    logits = np.zeros(300, np.float32)
+    second.mask(logits)
+    assert np.isfinite(logits).sum() == 26
+
+
+def test_text_that_sentencepiece_puts_a_space_before():
+    """Text that a grammar forces is found in the tokens of a vocabulary whose tokenizer would begin it with a space."""
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "{",
+        "}",
+        '"',
+        "a",
+        "b",
+        ":",
+        "1",
+    ]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 8,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    tokenizer = rf.Tokenizer(SimpleNamespace(metadata=metadata))
+    schema = {"type": "object", "properties": {"ab": {"const": 1}}, "required": ["ab"], "additionalProperties": False}
+    grammar, text = GrammarCompiler(tokenizer).json_schema(schema), []
+    for _ in range(100):
+        logits = -np.arange(len(tokens), dtype=np.float32)  # the last tokens, which are no bytes, are the least likely
+        grammar.mask(logits)
+        text.append(int(np.flatnonzero(np.isfinite(logits))[-1]))
+        if text[-1] in tokenizer.eog_token_ids:
+            break
+        grammar.accept(text[-1])
+    assert json.loads(tokenizer.decode(text[:-1])) == {"ab": 1}
 
 
 def test_deep_schemas(compiler):

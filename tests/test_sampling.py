@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocforge.errors import NonFiniteError
 from rocforge.sampling import SamplingParams, logprobs, sample, uniform
 
 
@@ -191,3 +192,12 @@ def test_tiny_temperatures_are_greedy(temperature):
     params = SamplingParams(temperature=temperature)
     assert params.temperature == 0 and sample(np.array([3, 5, 4], np.float32), params, [0], []) == 1
     assert SamplingParams(temperature=1e-5).temperature == 1e-5
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1}, {"temperature": 1, "logit_bias": {1: 5.0}}])
+@pytest.mark.parametrize("bad", [[0, np.nan, 1], [0, np.inf, 1], [-np.inf] * 3, [np.nan] * 3])
+def test_logits_that_are_not_finite(params, bad):
+    """They give an error, never a token; -inf, which a constraint puts, is fine beside a number."""
+    with pytest.raises(NonFiniteError, match="the highest logit is no finite number"):
+        sample(np.array(bad, np.float32), SamplingParams(seed=0, **params), [], [])
+    assert sample(np.array([-np.inf, 0, -np.inf], np.float32), SamplingParams(seed=0, **params), [], []) == 1

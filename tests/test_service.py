@@ -231,7 +231,8 @@ def test_three_failing_steps_end_the_service():
 
 
 def test_a_failing_constraint_fails_its_request_only():
-    """Another request of the same step goes on."""
+    """Another request of the same step goes on, and the constraint is closed."""
+    closed = []
 
     class Broken:
         def mask(self, logits):
@@ -240,13 +241,16 @@ def test_a_failing_constraint_fails_its_request_only():
         def accept(self, token):
             raise AssertionError
 
+        def close(self):
+            closed.append(self)
+
     service, engines = make()
     with service:
         service.wait_until_ready(10)
         good, bad = service.submit([1], GREEDY), service.submit([2], GREEDY, Broken())
         with pytest.raises(RuntimeError, match="broken"):
             text(bad)
-        assert text(good) == "cdefghij"
+        assert text(good) == "cdefghij" and len(closed) == 1
     assert_clean(service, engines)
 
 

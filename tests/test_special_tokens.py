@@ -1,5 +1,8 @@
 """Special tokens are found in text in llama.cpp's order."""
 
+import itertools
+import timeit
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +48,42 @@ def test_special_tokens_are_cut_out_longest_first(tokens, text):
 def test_split(ids, text, parts):
     """Nothing to find, neighbours, overlaps, runs."""
     assert SpecialTokens(ids).split(text) == parts
+
+
+@settings(max_examples=300)
+@given(data=st.data(), tokens=st.lists(st.text("<|>a", min_size=1, max_size=4), unique=True, max_size=8))
+def test_nothing_reaches_into_literal_spans(data, tokens):
+    """The text around them is split as if it stood alone, and what is text again is one part with them."""
+    before, inside, after = (data.draw(st.text("<|>a", max_size=12)) for _ in range(3))
+    special = SpecialTokens({token: i for i, token in enumerate(tokens)})
+    left, right = special.split(before), special.split(after)
+    text, span = before + inside + after, (len(before), len(before) + len(inside))
+    parts = special.split(text, [span])
+    assert "".join(tokens[p] if isinstance(p, int) else p for p in parts) == text
+    assert [p for p in parts if isinstance(p, int)] == [p for p in left + right if isinstance(p, int)]
+    assert not any(isinstance(a, str) and isinstance(b, str) for a, b in itertools.pairwise(parts))
+
+
+@pytest.mark.parametrize("text", ["".join(f"<|{i}|>" for i in range(3000)), "\n" * 20000, "<|" * 10000])
+def test_time_goes_with_the_length(text):
+    """Whichever of thousands of tokens a text names: four times the text takes about four times as long."""
+    tokens = [*(f"<|{i}|>" for i in range(3000)), *("\n" * n for n in range(1, 40))]
+    special = SpecialTokens({token: i for i, token in enumerate(tokens)})
+
+    def seconds(text):
+        return min(timeit.repeat(lambda: special.split(text), number=1, repeat=3))
+
+    assert seconds(text * 4) < 10 * seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "middle"),
+    [("abc", "abc"), ("m_end|>abc<|im", "abc"), ("<|im_end|>", "<|im_end|>"), (">a<", ">a<"), ("|>", ""), ("", "")],
+)
+def test_edges(text, middle):
+    """Parts of a token, two characters and more, that another text could complete."""
+    start, stop = SpecialTokens({"<|im_end|>": 1, "x": 2}).edges(text)
+    assert text[start:stop] == middle
 
 
 def test_rstrip():

@@ -3,9 +3,11 @@
 import heapq
 import inspect
 import pathlib
+import pickle
 import string
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,6 +191,16 @@ def test_lone_surrogates_are_replaced(byte_level):
     assert tok.encode("\ud83e\udd99") == tok.encode("🦙")
 
 
+def test_pickled(byte_level, sentencepiece):
+    """A tokenizer goes to another process as its metadata, and is the same there."""
+    for metadata in (byte_level[1], sentencepiece):
+        tokenizer = Tokenizer(SimpleNamespace(metadata={**metadata, "tokenizer.chat_template": "x"}))
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        text = "a <b> c\nd é" + "".join(tokenizer.special_tokens)
+        assert copy.encode(text) == tokenizer.encode(text) and copy.eog_token_ids == tokenizer.eog_token_ids
+        assert copy.chat_template == "x"
+
+
 def test_special_tokens_are_parsed_or_plain_text(byte_level):
     """Control tokens only on request; user-defined tokens always; skip_special_tokens leaves out the first kind."""
     tok = tokenizer(byte_level[1])
@@ -340,9 +352,13 @@ def test_attributes(byte_level, sentencepiece):
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": [1, 2]}, GGUFError, "tokenizer.ggml.tokens"),
         ({"merges": None}, GGUFError, "tokenizer.ggml.merges"),
-        ({"token_type": [1, 1]}, GGUFError, "token_type has 2 entries for 602 tokens"),
-        ({"eos_token_id": 602}, GGUFError, "eos_token_id = 602"),
-        ({"bos_token_id": "x"}, GGUFError, "bos_token_id = 'x'"),
+        ({"token_type": [1, 1]}, GGUFError, "token_type is .*; allowed are arrays of 602, .* not of 2"),
+        ({"token_type": 3}, GGUFError, "token_type is 3; allowed are arrays of integers"),
+        ({"bos_token_id": "x"}, GGUFError, "bos_token_id is 'x'; allowed are integers"),
+        ({"add_bos_token": [1]}, GGUFError, r"add_bos_token is \[1\]; allowed are true and false"),
+        ({"model": ["gpt2"]}, GGUFError, r"model is \['gpt2'\]; allowed are strings"),
+        ({"merges": [1.0]}, GGUFError, r"merges is \[1.0\]; allowed are arrays of strings"),
+        ({"pre": 7}, GGUFError, "pre is 7; allowed are strings"),
         ({"add_bos_token": True}, GGUFError, "no tokenizer.ggml.bos_token_id"),
     ],
 )
@@ -350,6 +366,20 @@ def test_bad_metadata_is_named(byte_level, changes, error, message):
     """What is missing, wrong or unknown is in the message, with what is known."""
     with pytest.raises(error, match=message):
         tokenizer(byte_level[1], **changes)
+
+
+def test_vocabularies_that_would_take_for_ever(sentencepiece):
+    """Tokens of thousands of lengths have millions of ways to join, and such control tokens are looked for at each
+    character: both are refused, at once."""
+    lengths = ["a" * length for length in range(2, 2000)]
+    tokens = [*sentencepiece["tokenizer.ggml.tokens"], *lengths]
+    scores = [*sentencepiece["tokenizer.ggml.scores"].tolist(), *[0.0] * len(lengths)]
+    types = sentencepiece["tokenizer.ggml.token_type"]
+    for kind, message in ((NORMAL, "lengths, too many"), (CONTROL, "at most 1024 characters, not of 1999")):
+        start = time.process_time()
+        with pytest.raises(GGUFError, match=message):
+            tokenizer(sentencepiece, tokens=tokens, scores=scores, token_type=[*types, *[kind] * len(lengths)])
+        assert time.process_time() - start < 5
 
 
 def test_bad_arguments(byte_level):

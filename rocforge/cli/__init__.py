@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; docs/cli.md lists them.
     """
+    _open_standard_streams()
     with Interrupts():
         try:
             return _run(argv)
@@ -37,6 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if os.environ.get("ROCFORGE_TRACEBACK"):
                 raise
             return report(error)
+
+
+def _open_standard_streams() -> None:
+    """Those that are closed, as some supervisors leave them, become the null device: else the next file or socket that
+    is opened would have their numbers.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # opening takes the lowest free number, which is that stream's
+            stream = os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def _output_closed() -> int:

@@ -23,6 +23,12 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="An origin whose pages may call; can be given again; * for all.")
     ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[,HOST...]", help="Names that requests may be for; can be given again; *.name, * for all."
+        ),
+    ] = None,
     chat_template: Template = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that the cache holds.")] = None,
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 512,
@@ -43,6 +49,7 @@ def serve(
         chat_template=chat_template.read() if chat_template else None,
         api_key=api_key,
         cors_origins=cors_origin or (),
+        allowed_hosts=[host for hosts in allowed_hosts or () for host in hosts.split(",")],
     )
     Interrupts.current.release()  # the server lets requests finish at the first signal, and ends at the second
     run(

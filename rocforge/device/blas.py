@@ -11,11 +11,15 @@ import functools
 import threading
 from typing import Any
 
+from rocforge.device.cards import Card, card_of
 from rocforge.device.libraries import cupy_module
 
 LIBRARY = "libhipblas.so.3"
-WORKSPACE = 32 << 20
-"""Bytes: what rocBLAS takes by itself."""
+
+
+def workspace_nbytes(card: Card) -> int:
+    """Bytes of the workspace: as many as rocBLAS would take by itself."""
+    return (128 if card.family in ("gfx942", "gfx950") else 32) << 20
 
 
 class _ThisThread(threading.local):
@@ -38,10 +42,11 @@ def blas_handle() -> int:
     handle = cuda.device.get_cublas_handle()
     device = cuda.runtime.getDevice()
     if cuda.runtime.is_hip and device not in _this_thread.workspaces:
-        memory = cuda.Memory(WORKSPACE)
-        status = _library().hipblasSetWorkspace(ctypes.c_void_p(handle), ctypes.c_void_p(memory.ptr), WORKSPACE)
+        nbytes = workspace_nbytes(card_of(device))
+        memory = cuda.Memory(nbytes)
+        status = _library().hipblasSetWorkspace(handle, memory.ptr, nbytes)
         if status:
-            raise RuntimeError(f"hipblasSetWorkspace of {WORKSPACE} bytes: status {status}")
+            raise RuntimeError(f"hipblasSetWorkspace of {nbytes} bytes: status {status}")
         _this_thread.workspaces[device] = memory
     return handle
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.errors import UnsupportedModelError
+from rocforge.metadata import Metadata
 from rocforge.models.gemma import Gemma2, Gemma3
 from rocforge.models.gpt_oss import GptOss
 from rocforge.models.llama import Llama
@@ -38,8 +39,9 @@ def build_model(file: Any, context: int | None = None) -> Transformer:
         UnsupportedModelError: rocforge does not know the architecture.
         GGUFError: metadata is missing or makes no sense.
     """
-    architecture = file.metadata.get("general.architecture")
+    architecture = Metadata(file.metadata).string("general.architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedModelError(f"architecture {architecture!r} is not supported; supported are {known}")
-    return ARCHITECTURES[architecture](Config.of(file, context))
+    model = ARCHITECTURES[architecture]
+    return model(Config.of(file, context, model.defaults))

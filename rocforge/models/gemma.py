@@ -1,6 +1,7 @@
 """gemma2 and gemma3: norms on both sides of each layer, and windows in most of them."""
 
 import math
+from types import MappingProxyType
 
 from rocforge.nn import MLP, Attention, Transformer
 from rocforge.nn.transformer import Block
@@ -10,6 +11,9 @@ class Gemma2(Transformer):
     """Every other layer sees a window; scores and logits are capped. Source: https://arxiv.org/abs/2408.00118."""
 
     neox = True
+    defaults = MappingProxyType(
+        {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    )
     default_pattern = 2
     wide_layers = 46
     head_norms = False
@@ -37,6 +41,7 @@ class Gemma2(Transformer):
 class Gemma3(Gemma2):
     """Five layers of six see a window, with a rope base of their own. Source: https://arxiv.org/abs/2503.19786."""
 
+    defaults = MappingProxyType({})
     default_pattern = 6
     default_window_base = 10000.0
     wide_layers = 62

@@ -1,5 +1,7 @@
 """gpt-oss: experts with biases, attention sinks, a window in every other layer."""
 
+from types import MappingProxyType
+
 from rocforge.nn import Attention, MoE, Transformer
 from rocforge.nn.transformer import Block
 
@@ -8,6 +10,7 @@ class GptOss(Transformer):
     """Source: gpt-oss model card, https://arxiv.org/abs/2508.10925."""
 
     neox = True
+    defaults = MappingProxyType({"attention.sliding_window": 128})
     default_pattern = 2
 
     def block(self, layer: int) -> Block:

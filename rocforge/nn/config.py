@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.metadata import MOST, REQUIRED, Metadata
 from rocforge.ops.rope import RopeFrequencies, rope_frequencies
 
 ROPE_TENSORS = {
@@ -21,6 +23,14 @@ ROPE_TENSORS = {
     "short": "rope_factors_short.weight",
 }
 """Tensors that say how to compute, not what to multiply with; read into the Config."""
+EMBEDDING = "token_embd.weight"
+SCALINGS = ("none", "linear", "yarn", "longrope")
+"""Known values of rope.scaling.type; longrope's scaling is in its factors."""
+MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
+LEAST, LARGEST = 1e-12, 1e12
+"""Bounds of constants that are positive."""
+BASES = (1.001, LARGEST)
+"""Bounds of a rope base; YaRN divides by its logarithm."""
 
 
 @dataclass(frozen=True)
@@ -95,91 +105,109 @@ class Config:
         return 1 / math.sqrt(self.head_dim)
 
     @classmethod
-    def of(cls, file: Any, context: int | None = None) -> Config:
-        """The configuration of an open GGUF file.
+    def of(cls, file: Any, context: int | None = None, defaults: Mapping[str, Any] = MappingProxyType({})) -> Config:
+        """The configuration of an open GGUF file. Every value is in its range and agrees with the others.
 
         Args:
             file: a mapping of tensors with a `metadata` dict, as rf.open_gguf gives.
             context: the longest sequence to serve, in tokens; None for what the model was made for. LongRoPE picks its
                 factors by it.
+            defaults: values of the architecture's keys that old files lack.
 
         Raises:
-            GGUFError: a key is missing, or its value makes no sense.
+            GGUFError: a key is missing, or its value makes no sense; or the embedding is missing or no matrix.
+            UnsupportedModelError: layers, or keys and values, differ in size.
         """
-        read = _Reader(file.metadata)
-        dim, heads = read("embedding_length"), read("attention.head_count")
-        head_dim = read("attention.key_length", dim // heads)
-        if read("attention.value_length", head_dim) != head_dim:
+        architecture = Metadata(file.metadata).string("general.architecture")
+        known = {f"{architecture}.{key}": value for key, value in defaults.items()}
+        read = Metadata({**known, **file.metadata}, f"{architecture}.")
+        rows = _embedding_rows(file)
+        dim = read.integer("embedding_length", 1, MOST)
+        heads = read.integer("attention.head_count", 1, dim)
+        kv_heads = read.integer("attention.head_count_kv", 1, heads, default=heads)
+        if heads % kv_heads:
+            raise read.error("attention.head_count_kv", f"divisors of the {heads} heads")
+        head_dim = read.integer("attention.key_length", 1, MOST_HEAD_DIM, default=dim // heads)
+        if read.integer("attention.value_length", 1, MOST_HEAD_DIM, default=head_dim) != head_dim:
             raise UnsupportedModelError("keys and values of different lengths are not supported")
-        if "token_embd.weight" not in file:
-            raise GGUFError("tensor token_embd.weight is missing")
-        context = context or read("context_length")
-        experts = read("expert_count", 0)
-        ffn = read("feed_forward_length", 0)
+        experts = read.integer("expert_count", 0, MOST, default=0)
+        ffn = read.integer("feed_forward_length", 0 if experts else 1, MOST, default=0 if experts else REQUIRED)
+        context = context or read.integer("context_length", 1, MOST)
         return cls(
-            architecture=read.architecture,
-            layers=read("block_count"),
+            architecture=architecture,
+            layers=read.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
             dim=dim,
             heads=heads,
-            kv_heads=read("attention.head_count_kv", heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             ffn=ffn,
-            vocabulary=file["token_embd.weight"].shape[0],
+            vocabulary=rows,
             context=context,
-            norm_eps=read("attention.layer_norm_rms_epsilon"),
+            norm_eps=read.number("attention.layer_norm_rms_epsilon", LEAST, 1.0),
             rope=_rope(read, file, head_dim, context),
-            window=read("attention.sliding_window", 0),
-            window_pattern=read("attention.sliding_window_pattern", None),
-            window_rope_base=read("rope.freq_base_swa", None),
-            attention_softcap=read("attn_logit_softcapping", 0.0),
-            final_softcap=read("final_logit_softcapping", 0.0),
+            window=read.integer("attention.sliding_window", 0, MOST, default=0),
+            window_pattern=read.integer("attention.sliding_window_pattern", 0, MOST, default=None),
+            window_rope_base=read.number("rope.freq_base_swa", *BASES, default=None),
+            attention_softcap=read.number("attn_logit_softcapping", 0.0, LARGEST, default=0.0),
+            final_softcap=read.number("final_logit_softcapping", 0.0, LARGEST, default=0.0),
             experts=experts,
-            experts_used=read("expert_used_count", 0),
-            expert_ffn=read("expert_feed_forward_length", ffn),
-            expert_scale=read("expert_weights_scale", 0.0) or 1.0,
+            experts_used=read.integer("expert_used_count", 1, experts) if experts else 0,
+            expert_ffn=read.integer("expert_feed_forward_length", 1, MOST, default=_expert_ffn(file, ffn)),
+            expert_scale=read.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
         )
 
 
-_REQUIRED = object()
+def _embedding_rows(file: Mapping[str, Any]) -> int:
+    """The vocabulary, as the embedding has it."""
+    if EMBEDDING not in file:
+        raise GGUFError(f"tensor {EMBEDDING} is missing")
+    shape = file[EMBEDDING].shape
+    if len(shape) != 2 or 0 in shape:
+        raise GGUFError(f"tensor {EMBEDDING} has shape {shape}; allowed is (vocabulary, embedding_length)")
+    return shape[0]
 
 
-class _Reader:
-    """Reads the keys of one architecture: numbers, and arrays of one repeated number."""
-
-    def __init__(self, metadata: Mapping[str, Any]):
-        self.metadata = metadata
-        if "general.architecture" not in metadata:
-            raise GGUFError("metadata general.architecture is missing")
-        self.architecture = metadata["general.architecture"]
-
-    def __call__(self, key: str, default: Any = _REQUIRED) -> Any:
-        key = f"{self.architecture}.{key}"
-        value = self.metadata.get(key, default)
-        if value is _REQUIRED:
-            raise GGUFError(f"metadata {key} is missing")
-        if isinstance(value, (np.ndarray, list)):
-            if len(set(value)) != 1:
-                raise UnsupportedModelError(f"metadata {key} differs between layers, which is not supported: {value}")
-            value = value[0].item() if isinstance(value, np.ndarray) else value[0]
-        if default is _REQUIRED and not value > 0:
-            raise GGUFError(f"metadata {key} is {value}; it must be positive")
-        return value
+def _blocks(file: Mapping[str, Any]) -> int:
+    """How many blocks have tensors."""
+    return len({name.split(".", 2)[1] for name in file if name.startswith("blk.")})
 
 
-def _rope(read: _Reader, file: Mapping[str, Any], head_dim: int, context: int) -> Rope:
-    original = read("rope.scaling.original_context_length", read("context_length"))
-    scale = read("rope.scaling.factor", read("rope.scale_linear", 0.0)) or 1.0
-    scaling = read("rope.scaling.type", "linear")
+def _expert_ffn(file: Mapping[str, Any], ffn: int) -> int:
+    """What the first block's experts have, which not all files say; without experts there, that of the model."""
+    name = "blk.0.ffn_gate_exps.weight"
+    return file[name].shape[-2] if name in file and len(file[name].shape) > 1 else ffn
+
+
+def _rope(read: Metadata, file: Mapping[str, Any], head_dim: int, context: int) -> Rope:
+    trained = read.integer("context_length", 1, MOST, default=context)
+    original = read.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
+    older = read.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
+    scale = read.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
+    scaling = read.string("rope.scaling.type", default="linear")
+    if scaling not in SCALINGS:
+        raise read.error("rope.scaling.type", ", ".join(SCALINGS))
+    dimensions = read.integer("rope.dimension_count", 2, head_dim, default=head_dim)
+    if dimensions % 2:
+        raise read.error("rope.dimension_count", f"even numbers to {head_dim}")
     which = "factors" if ROPE_TENSORS["factors"] in file else "long" if context > original else "short"
-    factors = np.asarray(file[ROPE_TENSORS[which]]) if ROPE_TENSORS[which] in file else None
     return Rope(
-        dimensions=read("rope.dimension_count", head_dim),
-        base=read("rope.freq_base", 10000.0),
+        dimensions=dimensions,
+        base=read.number("rope.freq_base", *BASES, default=10000.0),
         scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
         scale=scale,
         original_context=original,
-        magnitude=read("rope.scaling.attn_factor", 1.0),
-        beta_fast=read("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=read("rope.scaling.yarn_beta_slow", 1.0),
-        factors=factors,
+        magnitude=read.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0),
+        beta_fast=read.number("rope.scaling.yarn_beta_fast", LEAST, LARGEST, default=32.0),
+        beta_slow=read.number("rope.scaling.yarn_beta_slow", LEAST, LARGEST, default=1.0),
+        factors=_factors(file, ROPE_TENSORS[which], dimensions // 2),
     )
+
+
+def _factors(file: Mapping[str, Any], name: str, count: int) -> np.ndarray | None:
+    if name not in file:
+        return None
+    factors = np.asarray(file[name], np.float32)
+    if factors.shape != (count,) or not (factors > 0).all():
+        found = f"of shape {factors.shape}, from {factors.min(initial=np.inf):g}"
+        raise GGUFError(f"tensor {name} is {found}; allowed are {count} numbers over 0")
+    return factors

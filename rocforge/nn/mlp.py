@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.batch import Batch
+from rocforge.errors import GGUFError
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter
@@ -108,6 +109,8 @@ class MoE(Module):
         norm: str = "ffn_norm",
     ):
         c = config
+        if not c.experts:
+            raise GGUFError(f"metadata {c.architecture}.expert_count is 0; allowed are integers from 1")
         setattr(self, norm, RMSNorm(c.dim, c.norm_eps))
         self.ffn_gate_inp = Linear(c.dim, c.experts, bias=bias)
         self.ffn_gate_exps = Experts(c, c.dim, c.expert_ffn, bias)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,7 @@ class Transformer(Module):
         device: where its weights are, "cpu" or "gpu:N".
         neox: the rotary embedding's style of pairing; see RopeFrequencies.
         embedding_scale: factor on the embeddings, or None.
+        defaults: values of the architecture's metadata keys that old files lack.
         default_pattern: of how many layers the last sees everything and the others a window, where the file has a
             window and does not say; None: no layer has a window.
         default_window_base: the rope base of the layers with a window; None: that of all layers.
@@ -53,6 +56,7 @@ class Transformer(Module):
 
     neox = False
     embedding_scale: float | None = None
+    defaults: Mapping[str, Any] = MappingProxyType({})
     default_pattern: int | None = None
     default_window_base: float | None = None
 

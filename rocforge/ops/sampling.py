@@ -100,7 +100,8 @@ class Sampler:
             turn: int32, shape (1,): which half of that, the first where it is even.
 
         Returns:
-            int32, shape (rows,).
+            int32, shape (rows,); -1 where the highest logit is not finite, but with `posted` only there, since the next
+            step takes these.
 
         Raises:
             ValueError: the vocabulary has more than 524,288 tokens, or the rows are not those of `params`.
@@ -133,7 +134,7 @@ def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any
 
     Args:
         logits: float32 CuPy array (rows, vocabulary), unchanged by penalties.
-        tokens: int32 (rows,).
+        tokens: int32 (rows,); what is reported for -1 means nothing.
         count: how many of the most likely tokens to report, at most the vocabulary and 1024.
 
     Returns:

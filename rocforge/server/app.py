@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.server import errors
+from rocforge.server.body import JSONRoute
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.completions import Completions
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
+from rocforge.server.hosts import Hosts
+from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
@@ -32,11 +37,16 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     """The ASGI application that serves a service, whose life is the caller's business."""
     app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
     errors.install(app)
-    app.add_middleware(Limits, settings=settings)
+    app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
+    app.router.route_class = JSONRoute
+    if settings.api_key is not None:
+        app.add_middleware(Key, key=settings.api_key)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(Hosts, allowed=settings.allowed_hosts)
+    app.add_middleware(Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections)
     generator = Generator(service, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)
@@ -94,31 +104,33 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         with errors.refusing("tokens"):
-            return JSONResponse({"content": generator.tokenizer.decode(body.tokens)})
+            return JSONResponse({"content": await run_in_threadpool(generator.tokenizer.decode, body.tokens)})
 
 
 def _add_requests(app: FastAPI, generator: Generator) -> None:
-    def find(id: str) -> Any:
-        if id not in generator.jobs:
+    jobs = generator.jobs
+
+    def find(id: str) -> dict[str, Any]:
+        status = jobs.status(id)
+        if status is None:
             raise APIError(f"there is no request {id!r}, or it ended long ago", 404, param="id", code="unknown_request")
-        return generator.jobs[id]
+        return status
 
     @app.get("/v1/requests", response_class=JSONResponse)
     async def requests() -> Response:
         """The status of requests in flight, and of those that ended last."""
-        return JSONResponse({"object": "list", "data": [job.status for job in reversed(generator.jobs.values())]})
+        return JSONResponse({"object": "list", "data": jobs.statuses()})
 
     @app.get("/v1/requests/{id}", response_class=JSONResponse)
     async def status(id: str) -> Response:
         """The status of a request, by the id of its completion."""
-        return JSONResponse(find(id).status)
+        return JSONResponse(find(id))
 
     @app.delete("/v1/requests/{id}", response_class=JSONResponse)
     async def cancel(id: str) -> Response:
         """Cancel a request; one that has ended stays as it is."""
-        job = find(id)
-        job.cancel()
-        return JSONResponse(job.status)
+        jobs.cancel(id)
+        return JSONResponse(find(id))
 
 
 def _add_state(app: FastAPI, generator: Generator) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from rocforge.errors import ChatTemplateError
 from rocforge.generate import GenerationResponse
 from rocforge.scheduler import Constraint
+from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
@@ -39,8 +39,9 @@ class ChatCompletions:
             count = body.top_logprobs or 0
         most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
         params = generator.params(body, most, count)
-        prompt = await self._prompt(body, tools=format is not None)
-        constraints = await self._constraints(body, format, len(params))
+        with generator.deadline(body.timeout):
+            prompt = await self._prompt(body, tools=format is not None)
+            constraints = await self._constraints(body, format, len(params))
         job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
         answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
         if body.stream:
@@ -72,32 +73,29 @@ class ChatCompletions:
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
         generator = self._generator
-        messages = [_plain(message) for message in body.messages]
+        messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
         definitions = [tool.model_dump(exclude_none=True) for tool in body.tools] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
-        marks = _Marks(generator.tokenizer.special_tokens)
-        text = await run_in_threadpool(
-            generator.tokenizer.apply_chat_template,
-            marks.hide(messages),
-            marks.hide(definitions),
+        render = partial(
+            generator.tokenizer.render_chat,
+            messages,
+            definitions,
             chat_template=generator.settings.chat_template,
-            tokenize=False,
-            **marks.hide(variables),
+            **variables,
         )
-        ids: list[int] = []
-        for part, literal in marks.parts(text):
-            ids += await generator.encode(part, add_special_tokens=False, parse_special_tokens=not literal)
+        text, literal = await generator.render(render)
+        ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template makes an empty prompt of these messages")
         return ids
 
     async def _constraints(
         self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
-    ) -> list[Constraint | None]:
+    ) -> Sequence[Constraint | None]:
         """As response_format and the like say; a call that is required is one too."""
         constraints = await self._generator.constraints(body, count)
         if format is None or body.tool_choice in (None, "auto", "none"):
@@ -111,9 +109,8 @@ class ChatCompletions:
                 raise APIError(
                     f"tool_choice names {body.tool_choice.function.name!r}, which tools lacks", param="tools"
                 )
-        compiler = await self._generator.compiler()
-        grammar = format.lark(compiler, functions)
-        return [await self._generator.compile("lark", grammar) for _ in range(count)]
+        grammar = format.lark(self._generator.compiler, functions)
+        return await self._generator.compile("lark", grammar, count)
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:
@@ -132,45 +129,10 @@ def _plain(message: Message) -> dict[str, Any]:
     plain.setdefault("content", "")
     for call in plain.get("tool_calls", ()):
         try:
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            call["function"]["arguments"] = parse_json(call["function"]["arguments"])
         except ValueError as error:
             raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
     return plain
-
-
-class _Marks:
-    """Keeps control tokens that clients write from becoming control tokens: they go through the template as marks that
-    nobody can guess, and are text afterwards.
-    """
-
-    def __init__(self, special: Sequence[str]):
-        self._special = sorted((text for text in special if text), key=len, reverse=True)
-        self._key = secrets.token_hex(8)
-        self._texts: list[str] = []
-
-    def hide(self, value: Any) -> Any:
-        """The same value with marks in all its strings."""
-        if isinstance(value, str):
-            for text in self._special:
-                if text in value:
-                    self._texts.append(text)
-                    value = value.replace(text, f"{{{self._key}:{len(self._texts) - 1}}}")
-            return value
-        if isinstance(value, list):
-            return [self.hide(entry) for entry in value]
-        if isinstance(value, dict):
-            return {self.hide(key): self.hide(entry) for key, entry in value.items()}
-        return value
-
-    def parts(self, text: str) -> list[tuple[str, bool]]:
-        """The text in parts, and whether each was a mark."""
-        parts = []
-        for index, part in enumerate(text.split(f"{{{self._key}:")):
-            if index:
-                number, _, part = part.partition("}")
-                parts.append((self._texts[int(number)], True))
-            parts.append((part, False))
-        return [(part, literal) for part, literal in parts if part]
 
 
 class _Answer:

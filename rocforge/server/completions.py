@@ -28,9 +28,10 @@ class Completions:
     async def __call__(self, body: CompletionRequest, request: Request) -> Response:
         generator = self._generator
         generator.check_model(body.model)
-        prompts = await self._prompts(body.prompt)
         params = generator.params(body, body.max_tokens or DEFAULT_MAX_TOKENS, body.logprobs)
-        constraints = await generator.constraints(body, len(prompts) * len(params))
+        with generator.deadline(body.timeout):
+            prompts = await self._prompts(body.prompt)
+            constraints = await generator.constraints(body, len(prompts) * len(params))
         job = generator.submit("cmpl", prompts, params, constraints, body.timeout)
         answer = _Answer(job, body, generator)
         if body.stream:

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse as _JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from rocforge.errors import ChatTemplateError, RocforgeError
 from rocforge.grammar import GrammarError
@@ -24,6 +25,9 @@ from rocforge.reply import CancelledError, DeadlineError, QueueFullError, Servic
 log = logging.getLogger("rocforge.server")
 INVALID = "invalid_request_error"
 CLIENT_CLOSED_REQUEST = 499
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+LONGEST_TEXT = 1000
+"""Characters of what a client sent that it gets back in an error."""
 
 
 class JSONResponse(_JSONResponse):
@@ -40,7 +44,8 @@ class APIError(Exception):
         self, message: str, status: int = 400, type: str = INVALID, param: str | None = None, code: str | None = None
     ):
         super().__init__(message)
-        self.message, self.status, self.type, self.param, self.code = message, status, type, param, code
+        self.message, self.status, self.type, self.code = _shortened(message), status, type, code
+        self.param = None if param is None else _shortened(param)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -48,8 +53,14 @@ class APIError(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": "1"} if self.status in (429, 503) else None
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, _HEADERS.get(self.status))
+
+    @property
+    def closing_response(self) -> JSONResponse:
+        """The response, after which the connection is closed."""
+        response = self.response
+        response.headers["Connection"] = "close"
+        return response
 
 
 def as_api_error(error: Exception) -> APIError:
@@ -91,13 +102,22 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
-            return APIError(f"Invalid URL ({request.method} {request.url.path})", 404, code="unknown_url").response
+            return APIError(f"Invalid URL ({request.method} {request.scope['path']})", 404, code="unknown_url").response
         response = APIError(str(error.detail), error.status_code).response
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(sorted(_methods(request)))
         return response
 
     for kind in (APIError, RocforgeError, GrammarError, Exception):
         app.add_exception_handler(kind, _answer)
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be asked of a request's path: FastAPI has a route for each."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in routes for method in route.methods}
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
@@ -109,10 +129,10 @@ def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
     first, param = found[0], _param(found[0])
     if first["type"] == "extra_forbidden":
         return APIError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+    if first["type"] == "missing" and param is None:
+        return APIError("The request has no body")
     if first["type"] == "missing":
         return APIError(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
-    if first["type"] == "json_invalid":
-        return APIError(f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     where = f"Invalid value for '{param}'" if param else "Invalid body"
     # a union says of each of its members why it is not that
     reasons = dict.fromkeys(error["msg"] for error in found if _param(error) == param)
@@ -130,3 +150,7 @@ def _named_field(message: str) -> str | None:
     """The field that a message of SamplingParams begins with."""
     match = re.match(r"([a-z_]+) (?:is|of|has) ", message)
     return match[1] if match else None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import anyio
+from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
-from rocforge.grammar import GrammarCompiler
+from rocforge.grammar import Grammar, GrammarCompiler
+from rocforge.reply import DeadlineError, QueueFullError
 from rocforge.sampling import SamplingParams
 from rocforge.scheduler import Constraint
 from rocforge.server.errors import APIError, refusing
-from rocforge.server.jobs import Job
+from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.service import Service, State
 from rocforge.tokenizer import Tokenizer
 
-KEPT = 1024
-"""Ended jobs whose status can still be asked for."""
+Rendered = TypeVar("Rendered")
 LONGEST_TOKEN = 256
 """Characters; a text with more than this a token of the context is refused before it is tokenized."""
+MAX_GRAMMARS = 256
+"""Texts that are written under grammars at a time: each has a process."""
 
 
 class Generator:
-    """Makes jobs of requests, and remembers them by id."""
+    """Makes jobs of requests."""
 
     def __init__(self, service: Service, settings: Settings):
         self.service, self.settings = service, settings
         self.created = int(time.time())
-        self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
-        self._compiling = anyio.Lock()
+        self._grammars: WeakSet[Grammar] = WeakSet()
+        processors = len(os.sched_getaffinity(0))
+        self._compiling, self._rendering = anyio.CapacityLimiter(processors), anyio.CapacityLimiter(processors)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -65,18 +72,41 @@ class Generator:
             raise self._too_long(f"a text of {len(text)} characters")
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
 
-    async def compiler(self) -> GrammarCompiler:
-        """For the model's tokenizer, made on first use in another thread."""
-        async with self._compiling:
-            if self._compiler is None:
-                self._compiler = await run_in_threadpool(GrammarCompiler, self.tokenizer)
-            return self._compiler
+    @property
+    def compiler(self) -> GrammarCompiler:
+        """For the model's tokenizer."""
+        if self._compiler is None:
+            self._compiler = GrammarCompiler(self.tokenizer)
+        return self._compiler
 
-    async def compile(self, kind: str, source: Any) -> Constraint:
-        """A grammar by that method of GrammarCompiler, in another thread."""
-        return await run_in_threadpool(getattr(await self.compiler(), kind), source)
+    async def compile(self, kind: str, source: Any, count: int) -> list[Grammar]:
+        """A grammar by that method of GrammarCompiler, for each of `count` texts."""
+        if sum(not grammar.closed for grammar in self._grammars) + count > MAX_GRAMMARS:
+            raise QueueFullError(f"{MAX_GRAMMARS} texts may be written under grammars at a time, and as many are")
 
-    async def constraints(self, body: Sampling, count: int) -> list[Constraint | None]:
+        def compiled() -> list[Grammar]:
+            grammar = getattr(self.compiler, kind)(source)
+            return [grammar, *(grammar.copy() for _ in range(count - 1))]
+
+        grammars = await to_thread.run_sync(compiled, abandon_on_cancel=True, limiter=self._compiling)
+        self._grammars.update(grammars)
+        return grammars
+
+    async def render(self, template: Callable[[], Rendered]) -> Rendered:
+        """What a chat template makes, in another thread."""
+        return await to_thread.run_sync(template, abandon_on_cancel=True, limiter=self._rendering)
+
+    @contextmanager
+    def deadline(self, timeout: float | None) -> Iterator[None]:
+        """What is awaited inside ends when the request's time is over."""
+        seconds = self._seconds(timeout)
+        try:
+            with anyio.fail_after(seconds):
+                yield
+        except TimeoutError:
+            raise DeadlineError(f"the request was not done after {seconds:g} seconds") from None
+
+    async def constraints(self, body: Sampling, count: int) -> Sequence[Constraint | None]:
         """What the texts must obey by response_format, regex or grammar: one for each."""
         wanted = [(kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source]
         format = body.response_format
@@ -90,7 +120,7 @@ class Generator:
             raise APIError("at most one of response_format, regex and grammar may be given", param="response_format")
         if wanted and body.ignore_eos:
             raise APIError("ignore_eos does not go with structured output", param="ignore_eos")
-        return [await self.compile(*wanted[0]) if wanted else None for _ in range(count)]
+        return await self.compile(*wanted[0], count) if wanted else [None] * count
 
     def params(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
         """Parameters of each of the n choices. With a seed, choice i has seed + i."""
@@ -133,24 +163,20 @@ class Generator:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
             if len(prompt) >= limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt")
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", [])
-        timeout = min(timeout or self.settings.request_timeout, self.settings.request_timeout)
+        job = Job(f"{prefix}-{secrets.token_hex(12)}", len(params))
         pairs = [(prompt, param) for prompt in prompts for param in params]
         try:
             with refusing("prompt"):
                 for (prompt, param), constraint in zip(pairs, constraints, strict=True):
-                    job.replies.append(self.service.submit(prompt, param, constraint, timeout))
+                    job.replies.append(self.service.submit(prompt, param, constraint, self._seconds(timeout)))
         except BaseException:
             job.cancel()
             raise
-        self._remember(job)
+        self.jobs.add(job)
         return job
 
-    def _remember(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        ended = [id for id, other in self.jobs.items() if all(reply.ended for reply in other.replies)]
-        for id in ended[: max(0, len(ended) - KEPT)]:
-            del self.jobs[id]
+    def _seconds(self, timeout: float | None) -> float:
+        return min(timeout or self.settings.request_timeout, self.settings.request_timeout)
 
     def _too_long(self, what: str) -> APIError:
         message = f"This model's maximum context length is {self.limit} tokens. However, you requested {what}."

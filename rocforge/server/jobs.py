@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +18,17 @@ from rocforge.generate import GenerationResponse
 from rocforge.reply import Progress, Reply
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, as_api_error
 
+PING_SECONDS = 15.0
+"""A stream is silent no longer than that: proxies and clients close what is, often after 60 seconds."""
+
 
 @dataclass
 class Job:
-    """A client's request: one reply for each choice."""
+    """A client's request: one reply for each choice, `choices` for each prompt."""
 
     id: str
-    replies: list[Reply]
+    choices: int
+    replies: list[Reply] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def cancel(self) -> None:
@@ -31,10 +36,15 @@ class Job:
             reply.cancel()
 
     @property
+    def ended(self) -> bool:
+        """Whether all its replies have."""
+        return all(reply.ended for reply in self.replies)
+
+    @property
     def usage(self) -> dict[str, Any]:
         """Tokens, in OpenAI's shape; a prompt counts once however many choices it has."""
-        prompts = {id(reply.prompt): reply for reply in self.replies}.values()
-        prompt = sum(len(reply.prompt) for reply in prompts)
+        prompts = self.replies[:: self.choices]
+        prompt = sum(reply.prompt_tokens for reply in prompts)
         completion = sum(reply.completion_tokens for reply in self.replies)
         return {
             "prompt_tokens": prompt,
@@ -61,13 +71,53 @@ class Job:
         }
 
 
+class Jobs:
+    """Jobs by id while they are in progress; of those that have ended, the status alone.
+
+    Args:
+        kept_bytes: that the statuses of ended jobs may take, as JSON; the oldest go.
+    """
+
+    def __init__(self, kept_bytes: int = 1 << 18):
+        self._kept_bytes = kept_bytes
+        self._in_progress: dict[str, Job] = {}
+        self._ended: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, job: Job) -> None:
+        self._settle()
+        self._in_progress[job.id] = job
+
+    def cancel(self, id: str) -> None:
+        """One that has ended, or is not there, stays as it is."""
+        if id in self._in_progress:
+            self._in_progress[id].cancel()
+
+    def status(self, id: str) -> dict[str, Any] | None:
+        """Of a job; None where there is none, or it ended long ago."""
+        if id in self._in_progress:
+            return self._in_progress[id].status
+        return json.loads(self._ended[id]) if id in self._ended else None
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """Of all jobs: those in progress, then those that have ended, the last one first in both."""
+        self._settle()
+        ended = map(json.loads, reversed(self._ended.values()))
+        return [job.status for job in reversed(self._in_progress.values())] + list(ended)
+
+    def _settle(self) -> None:
+        """Keep no more than the status of jobs that have ended."""
+        for job in [job for job in self._in_progress.values() if job.ended]:
+            del self._in_progress[job.id]
+            self._ended[job.id] = json.dumps(job.status).encode()
+            self._bytes += len(self._ended[job.id])
+        while self._bytes > self._kept_bytes:
+            self._bytes -= len(self._ended.popitem(last=False)[1])
+
+
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None, and the job cancelled, where the client goes away meanwhile."""
-
-    async def pieces(reply: Reply) -> list[GenerationResponse]:
-        return [piece async for piece in reply]
-
-    work = asyncio.gather(*(pieces(reply) for reply in job.replies))
+    work = asyncio.ensure_future(_all_pieces(job))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -76,6 +126,13 @@ async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] 
         gone.cancel()
         work.cancel()
         job.cancel()
+
+
+async def _all_pieces(job: Job) -> list[list[GenerationResponse]]:
+    found: list[list[GenerationResponse]] = [[] for _ in job.replies]
+    async for index, pieces in merged(job):
+        found[index] += pieces
+    return found
 
 
 async def _disconnected(request: Request) -> None:
@@ -128,7 +185,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, job: Job, bunches: AsyncIterator[list[dict[str, Any]]]):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(bunches), media_type="text/event-stream", headers=headers)
+        super().__init__(_with_pings(_events(bunches)), media_type="text/event-stream", headers=headers)
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,6 +203,23 @@ async def _events(bunches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator
         yield b"data: [DONE]\n\n"
     except Exception as error:
         yield _event(as_api_error(error).body)
+
+
+async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events, and comments while there are none."""
+    following = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            await asyncio.wait([following], timeout=PING_SECONDS)
+            if not following.done():
+                yield b": ping\n\n"
+                continue
+            if (event := following.result()) is None:
+                return
+            yield event
+            following = asyncio.ensure_future(anext(events, None))
+    finally:
+        following.cancel()
 
 
 def _event(data: dict[str, Any]) -> bytes:

@@ -1,117 +1,59 @@
-"""Limits: an ASGI middleware that bounds what a client may send and how long it may take.
-
-It reads the whole body, in bounded size and time, before anything else sees the request.
-"""
+"""Limits: an ASGI middleware that refuses requests in excess, and those whose framing is doubtful."""
 
 from __future__ import annotations
 
-import hmac
-import re
-
-import anyio
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rocforge.server.errors import APIError
-from rocforge.server.settings import Settings
 
-MAX_DEPTH = 64
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKETS = re.compile(rb"[][{}]")
-OPEN_PATHS = ("/", "/health", "/ready")
-"""What needs no key."""
+PROBES = ("/health", "/ready")
+"""What is answered however busy the server is, and without the key."""
 
 
 class Limits:
-    """Refuses requests without the key, and bodies too big, too slow or too deep; drops clients that do not read."""
+    """Answers itself where a request may not go on, and closes the connection; gives the others to the application.
 
-    def __init__(self, app: ASGIApp, settings: Settings):
-        self.app, self.settings = app, settings
+    HEAD goes on as GET: uvicorn leaves out the body.
+
+    Args:
+        app: what comes next.
+        max_header_bytes: of the target and the headers together.
+        max_requests: in progress at a time; those for PROBES are not counted out.
+    """
+
+    def __init__(self, app: ASGIApp, max_header_bytes: int, max_requests: int):
+        self.app, self.max_header_bytes, self.max_requests = app, max_header_bytes, max_requests
+        self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        send = self._timed(send)
+        error = self._refusal(scope)
+        if error is not None:
+            return await error.closing_response(scope, receive, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        self._in_progress += 1
         try:
-            self._authorize(scope)
-            with anyio.fail_after(self.settings.client_timeout):
-                body = await self._body(scope, receive)
-            check_depth(body)
-        except _Gone:
-            return
-        except TimeoutError:
-            error = APIError(f"the body did not arrive in {self.settings.client_timeout:g} seconds", 408)
-            return await error.response(scope, receive, send)
-        except APIError as error:
-            return await error.response(scope, receive, send)
-        await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, receive, send)
+        finally:
+            self._in_progress -= 1
 
-    def _authorize(self, scope: Scope) -> None:
-        key = self.settings.api_key
-        if key is None or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
-            return
-        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), key.encode()):
-            raise APIError("Incorrect API key provided", 401, code="invalid_api_key")
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        most = self.settings.max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared[:20]) > most:
-            raise self._too_large()
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > most:
-                raise self._too_large()
-        return b"".join(parts)
-
-    def _too_large(self) -> APIError:
-        return APIError(f"the body is larger than {self.settings.max_body_bytes} bytes", 413)
-
-    def _timed(self, send: Send) -> Send:
-        """`send`, which waits while the client does not read: not for ever."""
-
-        async def timed(message: Message) -> None:
-            try:
-                with anyio.fail_after(self.settings.client_timeout):
-                    await send(message)
-            except TimeoutError:
-                raise OSError("the client does not read what it asked for") from None
-
-        return timed
+    def _refusal(self, scope: Scope) -> APIError | None:
+        headers = Headers(scope=scope)
+        if not scope["http_version"].startswith("1."):
+            return APIError(f"HTTP/{scope['http_version']} is not spoken here; HTTP/1.1 is", 505)
+        if "transfer-encoding" in headers and "content-length" in headers:  # RFC 9112, 6.3: may be an attack
+            return APIError("a request has either Content-Length or Transfer-Encoding, not both")
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(_size, scope["headers"]))
+        if size > self.max_header_bytes:
+            return APIError(f"the target and the headers have {size} bytes; at most {self.max_header_bytes}", 431)
+        if self._in_progress >= self.max_requests and scope["path"] not in PROBES:
+            message = f"{self.max_requests} requests are in progress, and more are not taken"
+            return APIError(message, 503, "server_error", code="too_many_requests")
+        return None
 
 
-class _Gone(Exception):
-    """The client has closed the connection."""
-
-
-def check_depth(body: bytes) -> None:
-    """Refuse JSON nested more deeply than any honest request, which parsers recurse on.
-
-    Raises:
-        APIError: it is.
-    """
-    depth = 0
-    for match in _BRACKETS.finditer(_STRING.sub(b"", body)):
-        depth += 1 if match[0] in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise APIError(f"the body is nested more than {MAX_DEPTH} levels deep")
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
+def _size(header: tuple[bytes, bytes]) -> int:
+    """Bytes of a header's line."""
+    name, value = header
+    return len(name) + len(value) + len(b": \r\n")

@@ -45,7 +45,7 @@ class Metrics:
         self.generated_tokens.inc()
         if last is None:
             self.first_token.observe(now - reply.submitted)
-            self.prompt_tokens.inc(len(reply.prompt))
+            self.prompt_tokens.inc(reply.prompt_tokens)
             self.cached_tokens.inc(reply.cached_tokens)
         else:
             self.next_token.observe(now - last)

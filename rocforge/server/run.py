@@ -6,10 +6,12 @@ import asyncio
 import copy
 import math
 import os
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ from rocforge.server.protocol import protocol
 from rocforge.server.settings import Settings
 from rocforge.service import Service
 from rocforge.tokenizer import Tokenizer
+
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
+SPARE = 16
+"""Connections beyond those that may have a request in progress, for the probes."""
 
 
 def serve(
@@ -52,7 +59,8 @@ def serve(
 
     Args:
         model_path, device, context, halves, progress: as in `rf.load`.
-        host, port: where to listen; port 0 takes a free one.
+        host, port: where to listen; port 0 takes a free one. Requests may name the host, beside
+            `settings.allowed_hosts`.
         cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
         max_queue: as in Service.
         settings: None: the defaults, the model called as its file.
@@ -64,6 +72,7 @@ def serve(
         RocforgeError, FileNotFoundError, ...: what `rf.load` raises, after the server has stopped.
     """
     settings = settings or Settings(model_name=model_name(model_path))
+    settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
 
     def load_engine() -> tuple[Engine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, halves)
@@ -97,15 +106,16 @@ class _Server(uvicorn.Server):
     """uvicorn, with a service that stops when it stops, and signals as `serve` says."""
 
     def __init__(self, service: Service, settings: Settings, log_level: str):
+        connections = _connections(settings.max_connections)
         config = uvicorn.Config(
-            create_app(service, settings),
-            http=protocol(settings.client_timeout),
+            create_app(service, replace(settings, max_connections=connections)),
+            http=protocol(settings.client_timeout, connections + SPARE),
             ws="none",
             lifespan="off",
             log_level=log_level,
             log_config=_log_config(),
             server_header=False,
-            limit_concurrency=settings.max_connections,
+            backlog=max(1, connections // 8),  # asyncio accepts so many before it lets one be closed
             timeout_keep_alive=math.ceil(settings.client_timeout),
             timeout_graceful_shutdown=math.ceil(settings.grace) + 1,
             h11_max_incomplete_event_size=settings.max_header_bytes,
@@ -118,11 +128,34 @@ class _Server(uvicorn.Server):
             os._exit(128 + number)
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio has set it to what it accepts at a time
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         stopping = loop.run_in_executor(None, self._service.stop, self._grace, self._grace + 1)
+        loop.call_later(self._grace + 0.5, self._abort)  # after the service has ended what is left of its requests
         await super().shutdown(sockets)
         await stopping
+
+    def _abort(self) -> None:
+        """End the connections whose clients send no more of a request, or do not read their answer."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def _connections(wanted: int) -> int:
+    """As many as fit in half of the descriptors that the process may have: raises the limit as far as it may, and
+    leaves the rest to all that is not a client.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * (wanted + SPARE)
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft // 2 - SPARE))
 
 
 def _log_config() -> dict[str, Any]:
@@ -134,7 +167,7 @@ def _log_config() -> dict[str, Any]:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def _url(listener: socket.socket) -> str:

@@ -8,18 +8,33 @@ Source: https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 22)]
+Stop = Annotated[str, Field(max_length=1024)]
+T = TypeVar("T")
+Array = Annotated[list[T], Field(fail_fast=True)]
+Mapping = Annotated[dict[str, T], Field(fail_fast=True)]
+"""Of both the first wrong entry is reported, and no other: a million reports would take long to make."""
 
 
 class Body(BaseModel):
     """Unknown fields are refused, and values of other types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown(cls, fields: Any) -> Any:
+        """Without unknown fields after the first, for the reason that Array stops at one."""
+        if not isinstance(fields, dict):
+            return fields
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in fields if name not in known), None)
+        return {name: value for name, value in fields.items() if name in known or name == unknown}
 
 
 class Part(BaseModel):
@@ -83,9 +98,9 @@ class TextPart(Part):
 
 class Message(Part):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Array[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Array[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -96,11 +111,11 @@ class Sampling(Body):
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = Field(None, ge=1, le=128)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -121,9 +136,9 @@ class CompletionRequest(Sampling):
 
     prompt: (
         Text
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1, max_length=1024)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+        | Annotated[Array[TokenId], Field(min_length=1)]
+        | Annotated[Array[Text], Field(min_length=1, max_length=1024)]
+        | Annotated[Array[Annotated[Array[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = None
@@ -134,18 +149,18 @@ class CompletionRequest(Sampling):
 class ChatCompletionRequest(Sampling):
     """The body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Array[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Array[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     store: Literal[False] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Mapping[str] | None = Field(None, max_length=16)
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Array[Literal["text"]] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the template.")
@@ -162,4 +177,4 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of /detokenize."""
 
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: Array[TokenId] = Field(max_length=1 << 20)

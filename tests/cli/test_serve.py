@@ -5,10 +5,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -122,3 +124,41 @@ def test_a_model_that_is_not_there(rocforge):
     """The server ends with the error that loading gave."""
     done = rocforge("serve", "nowhere.gguf", "--port", 0, "--quiet", check=False)
     assert done.returncode == 1 and "error: no such file: nowhere.gguf" in done.stderr
+
+
+def test_allowed_hosts(model):
+    """Names are served that are allowed, in one option or in more; others are not."""
+    options = ("--allowed-hosts", "a.example,b.example", "--allowed-hosts", "*.c.example")
+    with serving(model, "--quiet", *options) as (_, url, _lines):
+
+        def status(host):
+            request = urllib.request.Request(f"{url}/v1/models", headers={"Host": host})
+            try:
+                return urllib.request.urlopen(request, timeout=60).status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        for host in ("a.example", "b.example:80", "x.c.example", "localhost", "127.0.0.1"):
+            assert status(host) == 200, host
+        for host in ("evil.example", "c.example", "x.a.example"):
+            assert status(host) == 421, host
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_streams(model, closed):
+    """As some supervisors start it: it serves, and ends in good order."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "rocforge", "serve", model, "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(command, preexec_fn=lambda: [os.close(number) for number in closed])
+    try:
+        deadline, ready = time.monotonic() + 60, False
+        while not ready and process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                ready = urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).status == 200
+        assert ready
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from rocforge.device.blas import workspace_nbytes
+from rocforge.device.cards import card_of
+
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device has the memory it has")
 
 
@@ -17,3 +20,8 @@ def on_the_simulator(code, path, **variables):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def little_memory(nbytes):
+    """Of a device that has so many bytes beside the workspace that the BLAS library is given."""
+    return nbytes + workspace_nbytes(card_of(0))

@@ -74,7 +74,7 @@ def test_graphs_change_nothing(model, prompts, monkeypatch):
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
 def test_graphs_are_used(model, prompts, monkeypatch):
     """Most steps are one launch of a graph, and each size of batch captures once."""
-    captured, launched = decode._Plan._captured, []
+    captured, launched = decode._Recorder.capture, []
 
     class Counted:
         def __init__(self, graph):
@@ -84,13 +84,34 @@ def test_graphs_are_used(model, prompts, monkeypatch):
             launched.append(self)
             self.graph.launch()
 
-    def capture(plan):
-        graph, logits = captured(plan)
+    def capture(recorder, step):
+        graph, logits = captured(recorder, step)
         return Counted(graph), logits
 
-    monkeypatch.setattr(decode._Plan, "_captured", capture)
+    monkeypatch.setattr(decode._Recorder, "capture", capture)
     run(model, prompts[:2], [rf.SamplingParams(max_tokens=n, temperature=0) for n in (20, 40)])
     assert len(launched) >= 33 and len(set(launched)) == 2
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+@pytest.mark.parametrize("failures", [1, 1000])
+def test_capture_that_fails(model, prompts, monkeypatch, failures):
+    """A step in whose capture something illegal is done runs kernel by kernel, with the same tokens; that is told."""
+    params = [rf.SamplingParams(max_tokens=12, temperature=0)]
+    expected, step, captures = run(model, prompts[:1], params), decode._Plan._step, []
+
+    def disturbed(plan):
+        logits = step(plan)
+        if cp.cuda.get_current_stream().is_capturing():
+            captures.append(plan)
+            if len(captures) <= failures:
+                cp.cuda.runtime.deviceSynchronize()
+        return logits
+
+    monkeypatch.setattr(decode._Plan, "_step", disturbed)
+    with pytest.warns(UserWarning, match="without a graph"):
+        assert run(model, prompts[:1], params) == expected
+    assert len(captures) == min(failures + 1, decode.ATTEMPTS)
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")

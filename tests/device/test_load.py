@@ -5,7 +5,7 @@ import importlib
 
 import cupy as cp
 import pytest
-from simulated import on_the_simulator, only_simulated
+from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge import kernels, warmup
@@ -157,7 +157,7 @@ print("after:", model([1, 2, 3]).shape)
 @only_simulated
 def test_device_that_is_full(path):
     """A device's memory is taken: told before, and by the allocation too, as DeviceError; then there is room."""
-    before, during, after = on_the_simulator(OUT_OF_MEMORY, path, MEMORY=64 << 20).splitlines()
+    before, during, after = on_the_simulator(OUT_OF_MEMORY, path, MEMORY=little_memory(64 << 20)).splitlines()
     assert "the model needs" in before and "(1,048,576 bytes) are free" in before
     assert during.startswith("during: loading: Out of memory allocating") and "gpu:0 has 1.00 MiB" in during
     assert after.startswith("after: (3, ")

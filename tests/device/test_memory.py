@@ -5,7 +5,7 @@ import threading
 
 import cupy as cp
 import pytest
-from simulated import on_the_simulator, only_simulated
+from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge import decode
@@ -122,13 +122,13 @@ with rf.Engine(model, cache_tokens=4096, max_batch_tokens=2048) as engine:
 @only_simulated
 def test_a_pool_that_keeps_what_another_needs(path):
     """What prompts have left in CuPy's pool goes to decode steps, which have a pool of their own."""
-    assert on_the_simulator(BEGIN + HOARDED, path, MEMORY=96 << 20) == "True True\n"
+    assert on_the_simulator(BEGIN + HOARDED, path, MEMORY=little_memory(96 << 20)) == "True True\n"
 
 
 @only_simulated
 def test_a_step_without_room(path):
     """A cache or a prompt that does not fit is an OutOfMemoryError with what was free; smaller ones work then."""
-    cache, prompt, after = on_the_simulator(BEGIN + TOO_LARGE, path, MEMORY=96 << 20).splitlines()
+    cache, prompt, after = on_the_simulator(BEGIN + TOO_LARGE, path, MEMORY=little_memory(96 << 20)).splitlines()
     assert cache.startswith("cache: the cache: Out of memory allocating") and "gpu:0 has" in cache
     assert prompt.startswith("prompt: a step: Out of memory allocating") and "gpu:0 has" in prompt
     assert after == "after: True"

@@ -6,6 +6,7 @@ import cupy as cp
 import numpy as np
 import pytest
 
+from rocforge.errors import NonFiniteError
 from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.sampling import SamplingParams, logprobs, sample
 
@@ -54,17 +55,22 @@ def test_greedy_takes_the_lowest_id_of_equals():
 @pytest.mark.parametrize("seed", [0, 1, 3])
 @pytest.mark.parametrize("params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1, "top_p": 0.5}])
 def test_no_numbers(monkeypatch, params: dict, seed: int):
-    """Whatever a model gives, and LDS held, sampling ends, and the next step's embedding has a row for the token."""
+    """Whatever a model gives, and LDS held, sampling ends without a token; the next step's embedding has a row for what
+    it takes instead."""
     monkeypatch.setenv("HIPSIM_SEED", str(seed))
     logits = model_like(4, 3000)
     logits[0] = np.nan
     logits[1, 17], logits[2, 5], logits[3] = np.inf, np.nan, -np.inf
     rows = [SamplingParams(seed=0, **params)] * 4
     tokens = Sampler(rows, [0] * 4)(cp.asarray(logits)).get()
-    assert ((tokens >= 0) & (tokens < 3000)).all() and tokens[1] == sample(logits[1], rows[1], [], []) == 17
-    for row in (0, 2, 3):
-        assert 0 <= sample(logits[row], rows[row], [], []) < 3000
+    assert (tokens == -1).all()
+    for row in range(4):
+        with pytest.raises(NonFiniteError):
+            sample(logits[row], rows[row], [], [])
     logprobs_device(cp.asarray(logits), cp.asarray(tokens), 5)
+    posted, turn = cp.zeros((2, 4), np.int32), cp.zeros(1, np.int32)
+    taken = Sampler(rows, [0] * 4)(cp.asarray(logits), posted=posted, turn=turn).get()
+    assert ((taken >= 0) & (taken < 3000)).all() and posted.get().tolist() == [[-1] * 4, [0] * 4]
 
 
 DRAWS = [

@@ -1,5 +1,6 @@
 """Weights on their way to a device: the same bytes as `to_device` gives, bounded staging, and nothing left behind."""
 
+import dataclasses
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rocforge import upload
+from rocforge.device.cards import card_of
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import random_bytes
 from rocforge.upload import Uploader, device_nbytes
@@ -33,12 +35,17 @@ def small_buffers(monkeypatch):
     monkeypatch.setattr(upload, "BUFFER_NBYTES", 512)
 
 
-def test_same_bytes_as_to_device(weights, small_buffers):
-    """Each arrives as `to_device` would have it, in parts smaller than it, all in one allocation."""
+@pytest.mark.parametrize("shares_host_memory", [False, True])
+def test_same_bytes_as_to_device(weights, small_buffers, monkeypatch, shares_host_memory):
+    """Each arrives as `to_device` would have it, in parts smaller than it, all in one allocation; on an APU too, where
+    nothing is staged on the device."""
+    card = dataclasses.replace(card_of(0), shares_host_memory=shares_host_memory)
+    monkeypatch.setattr(upload, "card_of", lambda device: card)
     read = []
     with Uploader(weights, "gpu:0", read.append) as uploader:
         placed = [uploader.place(weight) for weight in weights]
         assert upload.PARTS * len(uploader._parts) > 5 * upload.BUFFERS
+        assert (uploader._staging.size == 0) == shares_host_memory
     assert sum(read) == sum(weight.nbytes for weight in weights)
     for weight, there in zip(weights, placed, strict=True):
         expected = weight.to_device("gpu") if isinstance(weight, QuantizedArray) else cp.asarray(weight)

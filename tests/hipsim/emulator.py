@@ -42,6 +42,9 @@ MENDED: dict[str, list[tuple[str, str]]] = {
             "Buffer('CPU', max(lds_size // 4, 1), dtypes.uint32).ensure",
             "Buffer('CPU', max(lds_size // 4, 1), dtypes.uint32, options=BufferSpec(external_ptr=lds_window)).ensure",
         ),
+        # each wave has scratch of its own
+        ("Buffer('CPU', scratch_size * wave_size,", "Buffer('CPU', scratch_size * (total_threads + wave_size),"),
+        ("scratch_buf._buf.va_addr if", "scratch_buf._buf.va_addr + scratch_size * wave_start if"),
         # whether an atomic operation gives the old value: a bit with another name on each architecture
         ("_iattr(inst, 'glc')\n", "_iattr(inst, 'glc') or _iattr(inst, 'sc0') or _iattr(inst, 'th') & 1\n"),
         # there are no caches: what writes them back or empties them does nothing

@@ -72,8 +72,7 @@ class Function:
     """A kernel, to be called as cupy.cuda.function.Function is."""
 
     def __init__(self, module: Module, name: str):
-        self.name, self._module = name, module
-        self._address = module.base + module.symbols[f"{PREFIX}{name}.kd"]
+        self._module, self._address = module, module.base + module.symbols[f"{PREFIX}{name}.kd"]
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
         stream = cupy_module().cuda.get_current_stream()
@@ -84,8 +83,6 @@ class Function:
         grid, block = ((*axes, 1, 1)[:3] for axes in (grid, block))
         descriptor = ctypes.string_at(self._address, 64)
         fixed, scratch = struct.unpack_from("<II", descriptor)
-        if scratch:
-            raise RuntimeError(f"{self.name} has {scratch} bytes of scratch, which waves share in the emulator")
         (entry,) = struct.unpack_from("<q", descriptor, 16)
         resources, properties = struct.unpack_from("<IH", descriptor, 52)
         lds = -(-(fixed + shared_mem) // 512)
@@ -96,7 +93,7 @@ class Function:
         words += [0] * ((resources >> 1 & 31) - len(words))
         where = self._address + entry, self._module.size, *grid, *block, ctypes.addressof(kernarg)
         resources = resources & ~(0x1FF << 15) | lds << 15
-        THREAD.submit(lambda: emulator().run_asm(*where, resources, 0, self._module.arch, words)).result()
+        THREAD.submit(lambda: emulator().run_asm(*where, resources, scratch, self._module.arch, words)).result()
 
 
 def _kernarg(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> bytes:

@@ -117,6 +117,7 @@ def test_key(start):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
             refused = server.get("/v1/models", headers=headers)
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
+            assert refused.headers["www-authenticate"] == "Bearer"
             assert server.get("/metrics", headers=headers).status_code == 401
             assert server.get("/openapi.json", headers=headers).status_code == 401
             assert server.get("/health", headers=headers).status_code == 200

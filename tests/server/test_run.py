@@ -1,13 +1,15 @@
 """`serve` as a process: ready, signals with requests in flight, ports, models that do not load."""
 
+import contextlib
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,7 @@ SERVE = """
 import sys
 from rocforge.server.run import serve
 from rocforge.server.settings import Settings
-settings = Settings(model_name="small", grace=float(sys.argv[2]))
+settings = Settings(model_name="small", grace=float(sys.argv[2]), chat_template="{{ messages[0].content }}")
 serve(sys.argv[1], port=0, device="cpu", context=4096, settings=settings, log_level="warning",
       on_ready=lambda url: print(url, flush=True))
 print("returned", flush=True)
@@ -26,9 +28,14 @@ ROOT = Path(__file__).parents[2]
 LONG = {"model": "small", "prompt": "abc", "max_tokens": 3500, "n": 2, "ignore_eos": True, "stream": True}
 
 
-@contextmanager
-def serving(model, grace=0.3):
+@contextlib.contextmanager
+def serving(model, grace=0.3, descriptors=None):
     """A server process, once it is ready, and its URL; killed at the end where it still runs."""
+
+    def limit():
+        if descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(model), str(grace)],
@@ -36,6 +43,7 @@ def serving(model, grace=0.3):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=limit,
     )
     try:
         yield process, process.stdout.readline().strip()
@@ -88,6 +96,83 @@ def test_a_signal_with_requests_in_flight(model_file, number):
         assert json.loads(long[-1].removeprefix("data: "))["error"]["type"] == "server_error"
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"{url}/health", trust_env=False)
+
+
+def post(path, body):
+    """A request as bytes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+def test_a_signal_with_connections_of_all_kinds(model_file):
+    """Idle ones are closed at once, answers come, streams and requests that wait are told, and a client that sends no
+    more or does not read holds nothing up; the process ends with status 0 and logs no fault.
+    """
+    chat = {"model": "small", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3500, "ignore_eos": True}
+    long = json.dumps({**LONG, "stream": False})
+    unread = json.dumps({**LONG, "n": 64, "logprobs": 20})
+    sent = {
+        "nothing": b"",
+        "half a head": b"GET /health HTTP/1.1\r\nHos",
+        "kept": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "rest of a refused body": b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n",
+        "half a body": post("/v1/completions", long)[:-1],
+        "expects": post("/v1/completions", long)[:-1].replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
+        "waits": post("/v1/completions", long),
+        "pipelined": 2 * post("/v1/completions", long),
+        "stream": post("/v1/completions", json.dumps(LONG)),
+        "chat": post("/v1/chat/completions", json.dumps({**chat, "stream": True})),
+        "does not read": post("/v1/completions", unread),
+    }
+    with serving(model_file, grace=1.0) as (process, url), contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        connections = {name: stack.enter_context(socket.socket()) for name in sent}
+        connections["does not read"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        for name, connection in connections.items():
+            connection.settimeout(30)
+            connection.connect(address)
+            connection.sendall(sent[name])
+        for name in ("stream", "chat"):
+            assert b"200 OK" in connections[name].recv(1000)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        answers = {}
+        for name, connection in connections.items():
+            answers[name] = b""
+            with contextlib.suppress(ConnectionError):
+                while name != "does not read" and (part := connection.recv(1 << 16)):
+                    answers[name] += part
+            if name == "rest of a refused body":
+                assert time.monotonic() - begin < 0.9, "idle connections are closed before the grace is over"
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - begin < 10
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert answers["nothing"] == answers["half a head"] == answers["half a body"] == b""
+    assert b" 200 " in answers["kept"] and b" 405 " in answers["rest of a refused body"]
+    assert answers["expects"] == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert b" 503 " in answers["waits"] and answers["pipelined"].count(b" 503 ") == 1
+    for name in ("stream", "chat"):
+        assert b'"type":"server_error"' in answers[name] and answers[name].endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("descriptors", [64, 256])
+def test_connections_stay_below_the_limit_of_descriptors(model_file, descriptors):
+    """However many come: the probes answer, whether the others are idle or have requests in progress."""
+    slow = post("/v1/completions", json.dumps(LONG))[:-1]
+    with serving(model_file, descriptors=descriptors) as (process, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for data in (b"", slow):
+            with contextlib.ExitStack() as stack, httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+                for _ in range(2 * descriptors):
+                    connection = stack.enter_context(socket.create_connection(address, 30))
+                    with contextlib.suppress(ConnectionError):
+                        connection.sendall(data)
+                assert client.get("/health").status_code == client.get("/ready").status_code == 200
+                assert client.get("/v1/models").status_code == (503 if data else 200)
+                assert len(os.listdir(f"/proc/{process.pid}/fd")) < 0.8 * descriptors
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in err and "out of system resource" not in err
 
 
 def test_a_second_signal_ends_it_at_once(model_file):
@@ -145,8 +230,6 @@ def test_a_model_that_does_not_load(tmp_path):
 
 def test_a_port_in_use(model_file):
     """Is an OSError, before anything is loaded."""
-    import socket
-
     from rocforge.server.run import serve
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Address already in use"):

@@ -37,7 +37,7 @@ using namespace hipsim;
 HIPSIM_API hipError_t hipStreamBeginCapture(hipStream_t handle, hipStreamCaptureMode mode) {
     RESOLVE_STREAM(stream, handle);
     if (is_null_stream(stream)) return fail(hipErrorStreamCaptureUnsupported, "the null stream cannot be captured");
-    if (stream->capture) return fail(hipErrorIllegalState, "the stream is being captured already");
+    if (stream->capture && !stream->capture->broken) return fail(hipErrorIllegalState, "the stream is being captured already");
     stream->capture = std::make_shared<Capture>(Capture{next_capture++, mode});
     stream->capture_origin = true;
     stream->capture_tail.clear();
@@ -52,9 +52,12 @@ HIPSIM_API hipError_t hipStreamEndCapture(hipStream_t handle, Graph** out) {
     std::shared_ptr<Capture> capture = stream->capture;
     if (capture->mode != hipStreamCaptureModeRelaxed && capture->thread != std::this_thread::get_id())
         return fail(hipErrorStreamCaptureWrongThread, "a capture ends in the thread where it began, unless it is relaxed");
+    if (capture->broken) { // and ROCm's runtime leaves the stream so: nothing can be put on it any more
+        capture->ended = true;
+        return fail(hipErrorStreamCaptureInvalidated, "something that cannot be captured was tried");
+    }
     std::vector<size_t> tail = std::move(stream->capture_tail);
     end_capture(capture);
-    if (capture->broken) return fail(hipErrorStreamCaptureInvalidated, "something that cannot be captured was tried");
     if (!joined(*capture, tail)) return fail(hipErrorStreamCaptureUnjoined, "a stream that was forked from the captured one");
     *out = new Graph{std::move(capture->graph)};
     graphs.insert(*out);

@@ -96,7 +96,7 @@ struct Capture {
     hipStreamCaptureMode mode;
     std::thread::id thread = std::this_thread::get_id();
     Graph graph = {};
-    bool broken = false;
+    bool broken = false, ended = false;
 };
 
 // ---- stream.cpp

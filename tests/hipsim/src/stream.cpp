@@ -55,7 +55,7 @@ static std::vector<OpRef> predecessors(const Stream* stream) {
 hipError_t refuse_implicit_capture(const Stream* stream) {
     if (!is_null_stream(stream)) return hipSuccess;
     for (Stream* other : streams)
-        if (other->capture && other->device == stream->device && !(other->flags & hipStreamNonBlocking)) {
+        if (other->capture && !other->capture->ended && other->device == stream->device && !(other->flags & hipStreamNonBlocking)) {
             other->capture->broken = true;
             return fail(hipErrorStreamCaptureImplicit, "the null stream waits for a blocking stream that is being captured");
         }
@@ -66,7 +66,7 @@ template <class Matters>
 static hipError_t refuse_while(Matters matters, const char* call, hipError_t code) {
     hipError_t error = hipSuccess;
     for (Stream* stream : streams)
-        if (stream->capture && matters(*stream->capture)) {
+        if (stream->capture && !stream->capture->ended && matters(*stream->capture)) {
             stream->capture->broken = true;
             error = fail(code, std::string(call) + " while a stream is being captured");
         }

@@ -1,0 +1,102 @@
+"""Metadata: a GGUF file's key-value pairs, checked where they are read."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from rocforge.errors import GGUFError, UnsupportedModelError
+
+REQUIRED: Any = object()
+"""The default of a key that has none."""
+MOST = (1 << 31) - 1
+"""The largest size, count or position: what an int32 holds."""
+
+_ITEMS: dict[type, tuple[type, str, str]] = {
+    int: (Integral, "iu", "integers"),
+    float: (Real, "iuf", "numbers"),
+    str: (str, "", "strings"),
+}
+"""What the items of an array may be: in a list, as kinds of NumPy's dtypes, and in words."""
+
+
+class Metadata:
+    """Reads values as what they should be: of another type or out of range, they are not believed.
+
+    Every method raises a GGUFError that names the key, its value and what is allowed, also where a key without a
+    default is missing. A default is returned as it is.
+
+    Args:
+        values: key -> value, as `open_gguf` gives them.
+        prefix: of all keys that are read, such as "llama.".
+    """
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = ""):
+        self._values, self._prefix = values, prefix
+
+    def integer(self, key: str, low: float = -math.inf, high: float = math.inf, default: Any = REQUIRED) -> int:
+        """An integer, low to high; or an array that says the same of each layer."""
+        value = self._of_all_layers(key, default)
+        if value is default or (type(value) is int and low <= value <= high):
+            return value
+        raise self.error(key, "integers" if math.isinf(high) else f"integers from {low} to {high}")
+
+    def number(self, key: str, low: float, high: float, default: Any = REQUIRED) -> float:
+        """An integer or a float, low to high, so not NaN; or an array that says the same of each layer."""
+        value = self._of_all_layers(key, default)
+        if value is default or (type(value) in (int, float) and low <= value <= high):
+            return value
+        raise self.error(key, f"numbers from {low:g} to {high:g}")
+
+    def flag(self, key: str, default: Any = REQUIRED) -> bool:
+        """True or False."""
+        value = self._get(key, default)
+        if value is default or type(value) is bool:
+            return value
+        raise self.error(key, "true and false")
+
+    def string(self, key: str, default: Any = REQUIRED) -> str:
+        """A text."""
+        value = self._get(key, default)
+        if value is default or type(value) is str:
+            return value
+        raise self.error(key, "strings")
+
+    def array(self, key: str, kind: type, default: Any = REQUIRED) -> list:
+        """A list of int, float (which integers are too) or str."""
+        value = self._get(key, default)
+        if value is default:
+            return value
+        items, dtypes, name = _ITEMS[kind]
+        if isinstance(value, np.ndarray) and value.dtype.kind in dtypes:
+            return value.tolist()
+        if isinstance(value, list) and all(isinstance(item, items) for item in value):
+            return list(value)
+        raise self.error(key, f"arrays of {name}")
+
+    def error(self, key: str, allowed: str) -> GGUFError:
+        """What to raise where the value of `key` is not what is allowed."""
+        return GGUFError(f"metadata {self._prefix}{key} is {reprlib.repr(self._get(key, None))}; allowed are {allowed}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._values.get(self._prefix + key, default)
+        if value is REQUIRED:
+            raise GGUFError(f"metadata {self._prefix}{key} is missing")
+        return value
+
+    def _of_all_layers(self, key: str, default: Any) -> Any:
+        """The value, or the one item that all of an array are."""
+        value = self._get(key, default)
+        if isinstance(value, np.ndarray) and len(value):
+            if (value != value[0]).any():
+                found = reprlib.repr(value.tolist())
+                raise UnsupportedModelError(
+                    f"metadata {self._prefix}{key} differs between layers, which is not supported: {found}"
+                )
+            return value[0].item()
+        return value

@@ -1,0 +1,173 @@
+"""Loading what files in the wild hold: vectors of any type, padded vocabularies, ids without a token, NaN."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fuzz_gguf import architectures
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from golden import relative_error
+
+import rocforge as rf
+from rocforge.errors import NonFiniteError
+
+F32, F16, BF16, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0"))
+NAMES = sorted(architectures())
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a Model to a file of its own."""
+    count = iter(range(100))
+
+    def write(model):
+        path = tmp_path / f"{next(count)}.gguf"
+        path.write_bytes(model.bytes())
+        return path
+
+    return write
+
+
+def is_vector(entry):
+    return len(entry.dims) == 1 or entry.name.endswith(".bias")
+
+
+def values_of(entry):
+    """float32, as the file has them."""
+    shape = entry.dims[::-1]
+    if entry.qtype == F32:
+        return np.frombuffer(entry.data, np.float32).reshape(shape)
+    block, size = GGML_QUANT_SIZES[entry.qtype]
+    packed = np.frombuffer(entry.data, np.uint8).reshape(*shape[:-1], shape[-1] // block * size)
+    return dequantize(packed, GGMLQuantizationType(entry.qtype))
+
+
+def repacked(entry, qtype):
+    """The same vector in another type, and what that holds in F32."""
+    values = values_of(entry)
+    packed = values.astype(np.float16) if qtype == F16 else quantize(values, qtype)
+    kept = packed.astype(np.float32) if qtype == F16 else dequantize(packed, qtype)
+    replace = dataclasses.replace
+    return replace(entry, qtype=int(qtype), data=packed.tobytes()), replace(
+        entry, qtype=int(F32), data=kept.astype(np.float32).tobytes()
+    )
+
+
+@pytest.mark.parametrize("qtype", [F16, BF16, Q8_0])
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_of_any_type(write, name, qtype):
+    """Norms, biases, sinks and experts' biases in a packed type give the logits of the same values in F32."""
+    packed, plain = architectures()[name], architectures()[name]
+    fits = [i for i, e in enumerate(packed.tensors) if is_vector(e) and e.dims[0] % GGML_QUANT_SIZES[qtype][0] == 0]
+    for i in fits:
+        if not packed.tensors[i].name.startswith("rope"):
+            packed.tensors[i], plain.tensors[i] = repacked(packed.tensors[i], qtype)
+    logits = [rf.load(write(model), device="cpu")[0](np.arange(5, 30)) for model in (packed, plain)]
+    assert np.isfinite(logits[0]).all() and relative_error(*logits) < 1e-6
+
+
+def without_key(model, *keys):
+    return [each for each in model.pairs if each[0] not in keys]
+
+
+def test_a_padded_vocabulary(write):
+    """Rows of the embedding without a token are unused: they can be drawn, biased and given, and have no text."""
+    model = architectures()["llama"]
+    tokens = next(value for key, _, value in model.pairs if key == "tokenizer.ggml.tokens")
+    for key in ("tokens", "scores", "token_type"):
+        i = next(i for i, each in enumerate(model.pairs) if each[0] == f"tokenizer.ggml.{key}")
+        model.pairs[i] = (*model.pairs[i][:2], model.pairs[i][2][:-8])
+    loaded, tokenizer = rf.load(write(model), device="cpu")
+    rows = len(tokens)
+    assert loaded.config.vocabulary == tokenizer.vocab_size == rows and tokenizer.token_bytes(rows - 1) == b""
+    assert rf.generate(loaded, tokenizer, "ab", temperature=0, max_tokens=3, logit_bias={rows - 1: 100}) == ""
+    assert rf.generate(loaded, tokenizer, [5, rows - 1], temperature=1, seed=0, max_tokens=20) is not None
+    assert tokenizer.decode([rows - 2, rows - 1]) == "" and tokenizer.encode("") == [1]
+
+
+def test_more_tokens_than_rows(write):
+    """An id without a row would end in the middle of a prompt, so such a file is refused."""
+    model = architectures()["llama"]
+    for i, (key, kind, value) in enumerate(model.pairs):
+        if key in ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+            model.pairs[i] = (key, kind, [*value, "more" if kind == "[string]" else 1])
+    with pytest.raises(rf.GGUFError, match=r"tokenizer.ggml.tokens is .*; allowed are 1 to \d+ tokens, the rows"):
+        rf.load(write(model), device="cpu")
+
+
+@pytest.mark.parametrize("id", [300, (1 << 32) - 1])
+@pytest.mark.parametrize(
+    ("name", "attribute", "usual"),
+    [
+        ("bos", "bos_token_id", 1),
+        ("eos", "eos_token_id", 2),
+        ("unknown", "unk_token_id", 0),
+        ("padding", "pad_token_id", None),
+        *((name, "eog_token_ids", frozenset((2,))) for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")),
+    ],
+)
+def test_special_ids_outside(write, name, attribute, usual, id):
+    """They count as absent: SentencePiece has its usual ones then, others none."""
+    model = architectures()["llama"]
+    model.pairs = without_key(model, f"tokenizer.ggml.{name}_token_id")
+    model.pairs.append((f"tokenizer.ggml.{name}_token_id", "uint32", id))
+    _, tokenizer = rf.load(write(model), device="cpu")
+    found = getattr(tokenizer, attribute)
+    assert (found - {tokenizer.vocab_size - 1} if attribute == "eog_token_ids" else found) == usual
+
+
+def with_nan(model, part):
+    """The model with NaN in the tensors of that name."""
+    for i, entry in enumerate(model.tensors):
+        if part in entry.name:
+            model.tensors[i] = dataclasses.replace(entry, data=b"\xff" * len(entry.data))
+    return model
+
+
+def test_vectors_that_hold_nan(write):
+    """They are named when the model is loaded."""
+    with pytest.raises(rf.GGUFError, match=r"tensor blk.1.ffn_norm.weight holds NaN"):
+        rf.load(write(with_nan(architectures()["llama"], "blk.1.ffn_norm")), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "part", ["token_embd.weight", "attn_q.weight", "attn_output.weight", "ffn_down", "ffn_gate_inp"]
+)
+def test_matrices_that_hold_nan(write, part):
+    """Generation ends in an error, however it samples."""
+    name = "mixtral" if part == "ffn_gate_inp" else "qwen2"
+    loaded, tokenizer = rf.load(write(with_nan(architectures()[name], part)), device="cpu")
+    for sampling in ({"temperature": 0}, {"temperature": 1, "seed": 0}, {"temperature": 1, "top_k": 5, "seed": 0}):
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError):
+            rf.generate(loaded, tokenizer, "the quick", max_tokens=4, **sampling)
+
+
+def test_nan_fails_one_request(write):
+    """Of a batch, the request whose token has NaN for an embedding ends in an error; the other is as it is alone."""
+    model, bad = architectures()["qwen2"], 10
+    i = next(i for i, entry in enumerate(model.tensors) if entry.name == "token_embd.weight")
+    entry, row = model.tensors[i], 34  # bytes of a row of 32 in Q8_0
+    data = entry.data[: bad * row] + b"\xff" * row + entry.data[(bad + 1) * row :]
+    model.tensors[i] = dataclasses.replace(entry, data=data)
+    loaded, _ = rf.load(write(model), device="cpu")
+    params = rf.SamplingParams(temperature=0, max_tokens=5)
+
+    def outputs_of(*prompts):
+        with rf.Engine(loaded) as engine, np.errstate(all="ignore"):
+            requests, errors = [engine.add(prompt, params) for prompt in prompts], {}
+            while engine.busy:
+                errors |= {token.request: token.error for token in engine.step() if token.finish_reason == "error"}
+        return [errors.get(request, request.output) for request in requests]
+
+    (alone,) = outputs_of([3, 4])
+    good, failed = outputs_of([3, 4], [3, bad])
+    assert good == alone and len(good) == 5 and isinstance(failed, NonFiniteError)
+
+
+def test_experts_that_are_not_there(write):
+    """An architecture of experts says how many it has."""
+    model = architectures()["gpt-oss"]
+    model.pairs = without_key(model, "gpt-oss.expert_count")
+    with pytest.raises(rf.GGUFError, match="expert_count is 0"):
+        rf.load(write(model), device="cpu")
