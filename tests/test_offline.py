@@ -1,7 +1,7 @@
 """Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with nvcc.
 
-A plain run compiles a set that has each variant of each source for one target of each generation, and each source for
-each target. All variants for all targets, which takes most of an hour of two processors:
+A plain run compiles a set that has each variant of each source for one target of each family (gfx9, gfx10, gfx11,
+gfx12), in turn, and each source for each target. All variants for all targets, which takes most of an hour of two processors:
 
     EVERY_TARGET=1 pytest tests/test_offline.py
 
@@ -114,7 +114,7 @@ WEIGHTS = r"global_load_(?:dwordx4|b128) .* (?:nt|slc dlc|glc slc|slc|th:TH_LOAD
 
 def matrix_unit(target: str) -> str:
     """The instruction that multiplies matrices, or, on RDNA 2, pairs of numbers."""
-    return {"gfx9": "v_mfma_f32_16x16x16", "gfx103": "v_dot2"}.get(offline.family(target), "v_wmma_f32_16x16x16")
+    return {"gfx9": "v_mfma_f32_16x16x16", "gfx10": "v_dot2"}.get(offline.family(target), "v_wmma_f32_16x16x16")
 
 
 @needs_amd_compiler
