@@ -124,13 +124,14 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32
     for (u32 r = 0; r < N; ++r) w[r].ready();
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
-        // one run of 32 elements and one column after another: all of them together would spill
+        // a run of 32 elements and a column after another: all of them together would spill
         Run<F> run[N];
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) {
             RF_UNROLL
             for (u32 p = 0; p < F::PLANES; ++p) used_from_here(w[r].plane[p]);
             run[r].unpack(w[r], s);
+            schedule_barrier();
         }
         RF_UNROLL
         for (u32 k = 0; k < RF_COLUMNS; ++k) {
@@ -162,7 +163,9 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], Floats<T> (&w)[N], const u8
             for (u32 r = 0; r < N; ++r) {
                 RF_UNROLL
                 for (u32 j = 0; j < 4; ++j) sum[r][k] += w[r].value(i + j) * element(v, j);
+                computed(sum[r][k]);
             }
+            schedule_barrier();
         }
     }
 }

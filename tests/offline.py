@@ -51,8 +51,8 @@ def targets(source: str) -> list[str]:
 
 
 def family(target: str) -> str:
-    """CDNA, or a generation of RDNA: targets whose machine code differs little (RDNA) or in its matrix unit (CDNA)."""
-    return "gfx9" if AMD[target] == 64 else target[:-1]
+    """CDNA, or RDNA 2, 3 (with 3.5) or 4: gfx9, gfx10, gfx11, gfx12."""
+    return "gfx9" if AMD[target] == 64 else target[:5]
 
 
 def every_case() -> Iterator[Case]:

@@ -110,6 +110,8 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     rounded.norm = Norm(squares, eps)
     out_cells, card = cells_of(rows), card_of(cupy.cuda.runtime.getDevice())
     log_lanes = log_lanes_then_norm(rows, cells, card.wave, card.compute_units)
+    if card.family == "gfx908":
+        log_lanes = min(log_lanes, 4)  # MOST_WAVES of the kernel
     args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
     args = (*args, norm, rounded.data, out_cells, squares)
     _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
