@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from amd_cards import CARDS, H200, SOURCES, Card
 from amd_code import MATRIX, NVIDIA_COUNTS, Defines, counted, kernels, key_of
 from amd_model import Step, bytes_in_flight, code_of, predict, waves_a_simd
-from amd_steps import CONTEXT, MODELS, RECIPES, Launch, Model, step
+from amd_steps import CONTEXT, MODELS, RECIPES, Launch, step
 
 MEASURED = {
     ("Llama 3.2 1B", "Q4_K_M"): 2509,
@@ -43,11 +43,7 @@ STRIX_HALO_URL = "https://fromthematrix.dev/posts/local-llm-speed-benchmark-stri
 
 
 def decode(card: Card, model: str, recipe: str) -> Step:
-    return predict(card, launches(card, MODELS[model], recipe))
-
-
-def launches(card: Card, model: Model, recipe: str) -> list[Launch]:
-    return step(model, recipe, card.family.wave, card.counted)
+    return predict(card, step(MODELS[model], recipe, card))
 
 
 def error(model: str, recipe: str) -> float:
@@ -115,7 +111,7 @@ def products(card: Card) -> dict[tuple[str, str], Launch]:
     """The largest launch of each kernel and format in 8B's steps."""
     found: dict[tuple[str, str], Launch] = {}
     for recipe in RECIPES:
-        for launch in launches(card, MODELS["Llama 3.1 8B"], recipe):
+        for launch in step(MODELS["Llama 3.1 8B"], recipe, card):
             key = launch.kernel, dict(launch.defines).get("RF_QTYPE", "")
             if launch.weights and (key not in found or launch.nbytes > found[key].nbytes):
                 found[key] = launch
@@ -291,9 +287,10 @@ Two things were mended for what this page said before:
 
 - Products of one column waited for weights before they had asked for all of x, up to six times a cell on CDNA and nine
   on RDNA 2, since the compiler had moved the unpacking of a word before the next load. Now x is asked for before the
-  first wait (`used_from_here` in `rawkernels/platform.h`): one wait a cell on every target, by as many vector
+  first wait (`used_from_here` in `rawkernels/platform.h`): one wait a cell in every format, by as many vector
   instructions, and on CDNA by fewer registers: 104 in place of 140 for gate and up in Q4_K, so that four waves share a
-  vector unit and not three. NVIDIA's code is what it was.
+  vector unit and not three. NVIDIA's code is what it was but for Q3_K and IQ4_XS, whose scales were taken apart while
+  they were loaded.
 - A product with the norm behind it has a block for 32 rows: 128 for a width of 4,096, where MI300X has 304 units. There
   32 lanes take a row instead of 16 (`log_lanes_then_norm` in `rocforge/ops/matvec.py`).
 
@@ -338,7 +335,7 @@ def count_nvidia() -> None:
     found = {}
     for model in MODELS.values():
         for recipe in RECIPES:
-            for launch in launches(H200, model, recipe):
+            for launch in step(model, recipe, H200):
                 for defines in {launch.defines, tuple(d for d in launch.defines if d[0] != "RF_QTYPE_LAST")}:
                     key = key_of(launch.source, defines, launch.kernel)
                     found[key] = found.get(key) or counted(launch.source, defines, H200.target, launch.kernel)

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from amd_cards import Card
 from amd_code import Defines
 from gguf import GGMLQuantizationType
 
@@ -77,8 +78,8 @@ class Matrix(NamedTuple):
         return self.rows * planar_row_nbytes(self.columns, GGMLQuantizationType[self.qtype])
 
 
-def step(model: Model, recipe: str, wave: int, counted: int) -> list[Launch]:
-    """The launches of a step, in order, on a card with that wave size and as many multiprocessors as HIP counts."""
+def step(model: Model, recipe: str, card: Card) -> list[Launch]:
+    """The launches of a step on a card, in order."""
     shape = model.shape
     qtype = functools.partial(_qtype, recipe, shape)
     launches = [
@@ -88,11 +89,11 @@ def step(model: Model, recipe: str, wave: int, counted: int) -> list[Launch]:
         _norm(shape),
     ]
     for layer in range(shape.layers):
-        launches += _attention(shape, functools.partial(qtype, layer=layer), wave)
+        launches += _attention(shape, functools.partial(qtype, layer=layer), card.family.wave)
         if model.experts:
             launches += _mixture(model, functools.partial(qtype, layer=layer))
         else:
-            launches += _feed_forward(shape, functools.partial(qtype, layer=layer), wave, counted)
+            launches += _feed_forward(shape, functools.partial(qtype, layer=layer), card)
     output = Matrix(shape.vocabulary, shape.dim, qtype("token_embd" if shape.tied else "output", 0))
     sampled = {"nbytes": 4 * shape.vocabulary, "waits": 2}
     return [
@@ -126,12 +127,12 @@ def _matvec(*matrices: Matrix) -> Launch:
     )
 
 
-def _then_norm(matrix: Matrix, shape: Shape, wave: int, counted: int) -> list[Launch]:
+def _then_norm(matrix: Matrix, shape: Shape, card: Card) -> list[Launch]:
     """A product with the norm behind it, in one launch or, where that would leave units idle, in two."""
     plain, cells = _matvec(matrix), cells_of(matrix.columns)
-    if not fills_units(matrix.rows, counted):
+    if not fills_units(matrix.rows, card.counted):
         return [plain, _norm(shape)]
-    lanes = 1 << log_lanes_then_norm(matrix.rows, cells, wave, counted)
+    lanes = 1 << log_lanes_then_norm(matrix.rows, cells, card.target, card.counted)
     sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, RUN), "threads": RUN * lanes}
     return [plain._replace(kernel="matvec_then_norm", **sizes)]
 
@@ -152,10 +153,10 @@ def _attention(shape: Shape, qtype: functools.partial, wave: int) -> Iterator[La
     )
 
 
-def _feed_forward(shape: Shape, qtype: functools.partial, wave: int, counted: int) -> list[Launch]:
+def _feed_forward(shape: Shape, qtype: functools.partial, card: Card) -> list[Launch]:
     output = Matrix(shape.dim, shape.heads * shape.head_dim, qtype("attn_output"))
     gate, down = Matrix(shape.ffn, shape.dim, qtype("ffn_gate")), Matrix(shape.dim, shape.ffn, qtype("ffn_down"))
-    return [*_then_norm(output, shape, wave, counted), _gated(gate), *_then_norm(down, shape, wave, counted)]
+    return [*_then_norm(output, shape, card), _gated(gate), *_then_norm(down, shape, card)]
 
 
 def _gated(gate: Matrix, places: int = 1, source: str = "matvec.hip", kernel: str = "matvec_gated") -> Launch:

@@ -86,17 +86,17 @@ rf_matvec_gated(const u8* x, const float* squares, i32 n, float eps, i32 columns
 
 #if RF_COLUMNS == 1
 const u32 RUN = 32;  // rows of a block
-#ifdef __gfx908__
-const u32 MOST_WAVES = 8;  // sixteen would have 64 registers each
+// Of a block, where a lane then still has registers for all loads of a cell. (The simulator has no registers.)
+#if RF_WAVE == 64 && !defined(__gfx908__)
+const u32 MOST_THREADS = 1024;
 #else
-const u32 MOST_WAVES = 16;
+const u32 MOST_THREADS = 512;
 #endif
 
 // y = x @ w.T + bias + residual of one column, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
-// of RUN << log_lanes threads, at most MOST_WAVES, has RUN rows; blocks past the last row fill up the last cell with
-// zeros.
-RF_KERNEL_WIDE(MOST_WAVES * RF_WAVE, 512)
+// of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
+RF_KERNEL_WIDE(MOST_THREADS, 512)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
                     float* y, i32 rows, const float* weight, u8* rounded, i32 out_cells, float* squares) {
     RF_SHARED struct {

@@ -168,6 +168,7 @@ struct MXFP4 : Block32<4, 0, 1> {
     static constexpr bool MINS = false;
     u32 tail;
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) { tail = load_once<u32>(row + tail_at(cells) + 4 * c); }
+    RF_MEMBER void ready() { used_from_here(tail); }
     // A power of two, 2^(e - 128): half of what the exponent says, since the table's values are doubled.
     RF_MEMBER float scale(u32 s, u32) const {
         u32 e = byte_of(tail, s);
@@ -219,18 +220,22 @@ struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
 struct Q3_K : Block256<2, 1, 8, 0, 110, 32, 0>, CopiedScales<96, 14, 0> {
     static constexpr i32 OFFSET = 4;
     static constexpr bool HALVES = true, MINS = false;
-    u32 first, second, d;  // scales of two runs of 32 each
+    u32x4 tail;  // as loaded; once it is ready the scales of two runs of 32 each come first
+    u32 shift;
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
-        u32x4 tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
-        u32 shift = 4 * (c % 2), high = tail.z >> shift;
-        first = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
-        second = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
-        d = tail.w;
+        tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
+        shift = 4 * (c % 2);
+    }
+    RF_MEMBER void ready() {
+        used_from_here(tail);
+        u32 high = tail.z >> shift;
+        tail.x = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
+        tail.y = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
     }
     RF_MEMBER float scale(u32 s, u32 h) const {
-        return float(i32(byte_of(s < 2 ? first : second, 2 * (s % 2) + h)) - 32);
+        return float(i32(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h)) - 32);
     }
-    RF_MEMBER float outer_scale() const { return low_half(d); }
+    RF_MEMBER float outer_scale() const { return low_half(tail.w); }
 };
 
 // Scales and minimums of 6 bits. A block's tail is four words: d and dmin; for each cell four bytes, each a scale and
@@ -297,16 +302,20 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
 struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = false;
-    u32 d, low, high;
+    u32x2 tail;
+    u32 odd, low, high;  // which of the tail's cells it is; once it is ready that cell's bits
     static RF_MEMBER Place low_place(u32 e) { return {8 + e / 32 * 16 + e % 16, e % 32 / 16 * 4}; }
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
-        u32x2 tail = load_once<u32x2>(row + tail_at(cells) + 8 * (c / 2));
-        d = tail.x;
-        high = tail.x >> (16 + 8 * (c % 2));
-        low = tail.y >> 16 * (c % 2);
+        tail = load_once<u32x2>(row + tail_at(cells) + 8 * (c / 2));
+        odd = c % 2;
+    }
+    RF_MEMBER void ready() {
+        used_from_here(tail);
+        high = tail.x >> (16 + 8 * odd);
+        low = tail.y >> 16 * odd;
     }
     RF_MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
-    RF_MEMBER float outer_scale() const { return low_half(d); }
+    RF_MEMBER float outer_scale() const { return low_half(tail.x); }
     static constexpr bool SIGNED = true;
     static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };

@@ -10,11 +10,13 @@ import pytest
 from amd_cards import CARDS, H200
 from amd_code import PRODUCTS, Code, Instruction, counted, counts, kernels, key_of
 from amd_model import occupancy, times_of
-from amd_steps import MODELS, RECIPES
+from amd_steps import MODELS, RECIPES, step
 from gguf import GGMLQuantizationType
-from offline import needs_amd_compiler
+from offline import code_for, needs_amd_compiler
 
+from rocforge.device.cards import AMD
 from rocforge.ops.dequantize import CELL, PLANAR, planar_row_nbytes
+from rocforge.ops.matvec import RUN, log_lanes_then_norm
 from rocforge.selftest.synthetic import tensors_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "amd.md").read_text()
@@ -52,6 +54,15 @@ def test_counts_of_products(qtype, target):
 
 
 @needs_amd_compiler
+@pytest.mark.parametrize("target", [target for target, wave in AMD.items() if wave == 64])
+def test_wide_blocks(target):
+    """Blocks of 1,024 threads are launched on those targets for which the kernel allows them."""
+    most = code_for("matvec.hip", MATVEC["Q6_K"], target)["rf_matvec_then_norm"].threads
+    assert RUN << log_lanes_then_norm(32, 64, target, units=2) == most
+    assert RUN << log_lanes_then_norm(64, 64, target, units=2) == 512
+
+
+@needs_amd_compiler
 @needs_mca
 def test_a_lone_wave_takes_longer_than_its_instructions():
     """A vector unit of RDNA begins an instruction a cycle, one of CDNA one in four."""
@@ -80,7 +91,7 @@ def test_occupancy():
 def test_launches_read_and_multiply_all_weights(model, recipe):
     """Five launches a layer and seven; each matrix of the file is read once, but for rows of the embedding."""
     shape = MODELS[model].shape
-    launches = amd.launches(H200, MODELS[model], recipe)
+    launches = step(MODELS[model], recipe, H200)
     assert len(launches) == 5 * shape.layers + 7
     sizes = [size for name, _, size in tensors_of(shape) if len(size) == 2 and (shape.tied or "token" not in name)]
     assert sum(launch.weights for launch in launches) == sum(rows * columns for rows, columns in sizes)
@@ -91,7 +102,7 @@ def test_launches_read_and_multiply_all_weights(model, recipe):
 
 def test_a_launch_takes_what_holds_it_longest():
     """Bytes over the rate of reads where blocks are many; the latency of its loads where a lane has little to do."""
-    launches = amd.launches(H200, MODELS["Llama 3.1 8B"], "Q8_0")
+    launches = step(MODELS["Llama 3.1 8B"], "Q8_0", H200)
     output = max(launches, key=lambda launch: launch.nbytes)
     times = times_of(H200, output)
     assert times.bound == "bytes" and times.work == output.nbytes / 4.57e12

@@ -28,6 +28,8 @@ GATED = "int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int
 """The signature of a gated kernel, after its activations."""
 RUN = 32
 """As in matvec.hip: rows of a block that are rounded together."""
+WIDE_BLOCKS = ("gfx90a", "gfx942", "gfx950")
+"""Architectures for which matvec.hip allows `product_then_norm` blocks of 1,024 threads."""
 
 
 def rows_in_order(weight: Any) -> Any:
@@ -109,22 +111,20 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     rounded = Activations.empty(1, rows)
     rounded.norm = Norm(squares, eps)
     out_cells, card = cells_of(rows), card_of(cupy.cuda.runtime.getDevice())
-    log_lanes = log_lanes_then_norm(rows, cells, card.wave, card.compute_units)
-    if card.family == "gfx908":
-        log_lanes = min(log_lanes, 4)  # MOST_WAVES of the kernel
+    log_lanes = log_lanes_then_norm(rows, cells, card.family, card.compute_units)
     args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
     args = (*args, norm, rounded.data, out_cells, squares)
     _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
     return y, rounded
 
 
-def log_lanes_then_norm(rows: int, cells: int, wave: int, units: int) -> int:
+def log_lanes_then_norm(rows: int, cells: int, arch: str, units: int) -> int:
     """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
 
-    On a card with waves of 64 lanes and twice as many units as blocks it is 32, since the few waves of a block would
-    wait for one cell after another.
+    On a card of WIDE_BLOCKS with twice as many units as blocks it is 32, since the few waves of a block would wait for
+    one cell after another.
     """
-    most = 5 if wave == 64 and 2 * blocks(rows, RUN) <= units else 4
+    most = 5 if arch in WIDE_BLOCKS and 2 * blocks(rows, RUN) <= units else 4
     return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 

@@ -23,8 +23,8 @@ LINE = 256
 class Kernel:
     """A kernel of a code object; registers are those of a lane (VGPRs, with AGPRs) and of a wave (SGPRs).
 
-    `lds` and `scratch` are in bytes, of a block and of a lane; `text` has an instruction a line, which begins at the
-    byte of the kernel that `starts` says.
+    `lds` and `scratch` are in bytes, of a block and of a lane; `threads` are the most of a block; `text` has an
+    instruction a line, each of which begins at that byte of the kernel that `starts` says.
     """
 
     vgprs: int
@@ -32,6 +32,7 @@ class Kernel:
     spills: int
     lds: int
     scratch: int
+    threads: int
     text: str
     starts: tuple[int, ...]
 
@@ -66,6 +67,7 @@ def _kernel(record: dict[str, int], text: str, starts: tuple[int, ...]) -> Kerne
         spills=record[".vgpr_spill_count"] + record[".sgpr_spill_count"],
         lds=record[".group_segment_fixed_size"],
         scratch=record[".private_segment_fixed_size"],
+        threads=record[".max_flat_workgroup_size"],
         text=text,
         starts=starts,
     )
