@@ -1,7 +1,8 @@
 """Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with nvcc.
 
 A plain run compiles a set that has each variant of each source for one target of each family (gfx9, gfx10, gfx11,
-gfx12), in turn, and each source for each target. All variants for all targets, which takes most of an hour of two processors:
+gfx12), in turn, and each source for each target. All variants for all targets, for which two processors take most of
+an hour:
 
     EVERY_TARGET=1 pytest tests/test_offline.py
 
