@@ -292,7 +292,7 @@ Two things were mended for what this page said before:
 - Products of one column waited for weights before they had asked for all of x, up to six times a cell on CDNA and nine
   on RDNA 2, since the compiler had moved the unpacking of a word before the next load. Now x is asked for before the
   first wait (`used_from_here` in `rawkernels/platform.h`): one wait a cell on every target, by as many vector
-  instructions, and on CDNA by fewer registers: 108 in place of 140 for gate and up in Q4_K, so that four waves share a
+  instructions, and on CDNA by fewer registers: 104 in place of 140 for gate and up in Q4_K, so that four waves share a
   vector unit and not three. NVIDIA's code is what it was.
 - A product with the norm behind it has a block for 32 rows: 128 for a width of 4,096, where MI300X has 304 units. There
   32 lanes take a row instead of 16 (`log_lanes_then_norm` in `rocforge/ops/matvec.py`).

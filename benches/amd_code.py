@@ -1,7 +1,6 @@
 """What a kernel's machine code says of its speed: instructions a weight, loads, registers, cycles of a lone wave.
 
-For AMD's targets that code is what AMD's own hiprtc makes (tests/hipsim/amd_compiler.py); for NVIDIA's nvcc's, which
-nvdisasm shows.
+For AMD's targets that code is what AMD's own hiprtc makes (tests/offline.py); for NVIDIA's nvcc's, as nvdisasm has it.
 """
 
 from __future__ import annotations
@@ -17,20 +16,28 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "hipsim"))
-import amd_compiler
-from code_object import Instruction, instructions, records
-
-from rocforge.device.cards import AMD, Card
-from rocforge.device.compiler import options
 from rocforge.kernels import PREFIX, with_defines
 
-Defines = tuple[tuple[str, str], ...]
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from offline import Defines, code_for
+
 PRODUCTS = re.compile(r"v_dot4|IDP\.4A")
 """Instructions that multiply four weights a lane."""
 MATRIX = re.compile(r"v_mfma|v_wmma|HMMA")
 SCHEDULES = {"gfx950": "gfx942"}
 """Targets that llvm-mca 19 does not know, and those whose schedule stands in."""
+
+
+class Instruction(NamedTuple):
+    """An instruction: where it lies, its text, and the address that it jumps to if it is a branch."""
+
+    address: int
+    text: str
+    target: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.text.split(maxsplit=1)[0]
 
 
 class Code(NamedTuple):
@@ -89,18 +96,23 @@ def _innermost(code: list[Instruction]) -> list[tuple[int, int]]:
 @functools.cache
 def kernels(source: str, defines: Defines, target: str) -> dict[str, Code]:
     """The kernels of a source, by their names without the prefix."""
-    text = with_defines(source, dict(defines))
-    code = _nvidia(text, target) if target.startswith("sm_") else _amd(text, target)
+    code = (_nvidia if target.startswith("sm_") else _amd)(source, defines, target)
     return {name.removeprefix(PREFIX): kernel for name, kernel in code.items()}
 
 
-def _amd(text: str, target: str) -> dict[str, Code]:
-    code, _ = amd_compiler.compile_program(text, options(Card(target, target, AMD[target], 1, False)))
-    found = records(code)
-    return {
-        name: Code(body, found[name]["vgpr_count"], found[name]["group_segment_fixed_size"])
-        for name, body in instructions(code, target).items()
-    }
+def _amd(source: str, defines: Defines, target: str) -> dict[str, Code]:
+    found = code_for(source, defines, target)
+    return {name: Code(_of_amd(k.text, k.starts), k.vgprs, k.lds) for name, k in found.items()}
+
+
+def _of_amd(text: str, starts: tuple[int, ...]) -> list[Instruction]:
+    """Instructions of LLVM's text of a function; a branch counts words of four bytes from the instruction after it."""
+    code = []
+    for start, line in zip(starts, text.splitlines(), strict=True):
+        jump = re.match(r"\s*s_c?branch\w* (\d+)", line)
+        words = int(jump[1]) - (int(jump[1]) >> 15 << 16) if jump else 0
+        code.append(Instruction(start, line.strip(), start + 4 + 4 * words if jump else None))
+    return code
 
 
 def nvdisasm() -> str | None:
@@ -111,11 +123,12 @@ def nvdisasm() -> str | None:
     return shutil.which("nvdisasm") or wheel
 
 
-def _nvidia(text: str, target: str) -> dict[str, Code]:
+def _nvidia(source: str, defines: Defines, target: str) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
-        source.write_text(text)
-        command = ["nvcc", "-cubin", f"-arch={target}", "-std=c++17", "-Xptxas=-v", "-w", "-o", cubin, source]
+        program, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        program.write_text(with_defines(source, dict(defines)))
+        command = ["nvcc", "-cubin", f"-arch={target}", "-std=c++17", "-DRF_WAVE=32", "-ftz=true", "-Xptxas=-v", "-w"]
+        command += ["-o", str(cubin), str(program)]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         shown = subprocess.run([nvdisasm(), "-c", cubin], capture_output=True, text=True, check=True).stdout
     found = {}

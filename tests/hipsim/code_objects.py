@@ -23,7 +23,8 @@ LINE = 256
 class Kernel:
     """A kernel of a code object; registers are those of a lane (VGPRs, with AGPRs) and of a wave (SGPRs).
 
-    `lds` and `scratch` are in bytes, of a block and of a lane; `text` has an instruction a line.
+    `lds` and `scratch` are in bytes, of a block and of a lane; `text` has an instruction a line, which begins at the
+    byte of the kernel that `starts` says.
     """
 
     vgprs: int
@@ -32,6 +33,7 @@ class Kernel:
     lds: int
     scratch: int
     text: str
+    starts: tuple[int, ...]
 
     @property
     def instructions(self) -> int:
@@ -49,7 +51,7 @@ def kernels_of(code: bytes, arch: str) -> dict[str, Kernel]:
     texts = {name: _disassembled(machine_code, arch) for name, machine_code in _functions(elf).items()}
     if texts.keys() != records.keys():
         raise ValueError(f"functions that are no kernels: {sorted(texts.keys() ^ records.keys())}")
-    return {name: _kernel(record, texts[name]) for name, record in records.items()}
+    return {name: _kernel(record, *texts[name]) for name, record in records.items()}
 
 
 def target_of(code: bytes) -> str:
@@ -57,7 +59,7 @@ def target_of(code: bytes) -> str:
     return _metadata(ELFFile(io.BytesIO(code)))["amdhsa.target"]
 
 
-def _kernel(record: dict[str, int], text: str) -> Kernel:
+def _kernel(record: dict[str, int], text: str, starts: tuple[int, ...]) -> Kernel:
     return Kernel(
         vgprs=record[".vgpr_count"],
         sgprs=record[".sgpr_count"],
@@ -65,6 +67,7 @@ def _kernel(record: dict[str, int], text: str) -> Kernel:
         lds=record[".group_segment_fixed_size"],
         scratch=record[".private_segment_fixed_size"],
         text=text,
+        starts=starts,
     )
 
 
@@ -104,14 +107,16 @@ def _disassembler(arch: str) -> ctypes.c_void_p:
     return ctypes.c_void_p(_llvm().LLVMCreateDisasmCPU(b"amdgcn-amd-amdhsa", arch.encode(), None, 0, None, None))
 
 
-def _disassembled(machine_code: bytes, arch: str) -> str:
+def _disassembled(machine_code: bytes, arch: str) -> tuple[str, tuple[int, ...]]:
+    """The text, an instruction a line, and the byte that each begins at."""
     decode, disassembler, line = _llvm().LLVMDisasmInstruction, _disassembler(arch), ctypes.create_string_buffer(LINE)
     data = ctypes.create_string_buffer(machine_code, len(machine_code))
-    start, at, lines = ctypes.addressof(data), 0, []
+    start, at, lines, starts = ctypes.addressof(data), 0, [], []
     while at < len(machine_code):
         size = decode(disassembler, start + at, len(machine_code) - at, at, line, LINE)
         if not size:
             raise ValueError(f"no instruction of {arch} at byte {at}: {machine_code[at : at + 8].hex()}")
         lines.append(line.value.decode())
+        starts.append(at)
         at += size
-    return "".join(f"{text}\n" for text in lines)
+    return "".join(f"{text}\n" for text in lines), tuple(starts)

@@ -1,0 +1,72 @@
+"""On the ways of load, generate and serve CuPy compiles no kernel of its own: that would take hipcc and seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+SERVED = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from cupy.cuda import compiler
+compiled = []
+for name in ("_compile_with_cache_hip", "_compile_with_cache_cuda"):
+    original = getattr(compiler, name)
+    setattr(compiler, name, lambda source, *args, **more: compiled.append(source) or original(source, *args, **more))
+import numpy as np
+import rocforge as rf
+from rocforge.load import load_model
+
+SAMPLING = [
+    dict(temperature=0, logprobs=2),
+    dict(temperature=0.8, top_k=5, min_p=0.01),
+    dict(temperature=0.7, top_p=0.9, presence_penalty=0.5, repetition_penalty=1.2),
+    dict(temperature=1.0, logit_bias={{3: 2.0}}),
+]
+
+
+class Even:
+    "Allows even tokens: a constraint, whose masks are made on the host."
+
+    def mask(self, logits):
+        logits[1::2] = -np.inf
+
+    def accept(self, token):
+        pass
+
+    def close(self):
+        pass
+
+
+for halves in (False, True):
+    with rf.open_gguf(sys.argv[1]) as file:
+        model = load_model(file, "gpu", halves=halves)
+    tokens = np.random.default_rng(1).integers(0, model.config.vocabulary, 100).tolist()
+    with rf.Engine(model, cache_tokens=2048, max_batch_tokens=96) as engine:
+        for i, options in enumerate(SAMPLING):
+            params = rf.SamplingParams(max_tokens=5, ignore_eos=True, seed=i, **options)
+            engine.add(tokens[: 20 + 10 * i] + [i], params)  # prompts with one beginning, some cut in parts
+        engine.add(tokens[:3], rf.SamplingParams(max_tokens=3, temperature=0), Even())
+        while engine.busy:
+            engine.step()
+print(len(compiled), *compiled)
+"""
+"""Prompts in parts, mixed steps, decode steps as kernels and as graphs, every kind of sampling."""
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator takes minutes for a model")
+@pytest.mark.parametrize(
+    ("variant", "recipe"),
+    [("llama", "F32"), ("llama-types", "MIXED"), ("qwen3moe", "Q4_K_M"), ("gemma3", "Q8_0"), ("gpt-oss", "Q8_0")],
+)
+def test_no_kernel_of_cupys(tmp_path, variant, recipe):
+    """In a new process, where nothing has been compiled yet."""
+    golden.build(tmp_path / "model.gguf", variant, recipe)
+    command = [sys.executable, "-c", SERVED, str(tmp_path / "model.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HIPSIM_REPORT": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0"), done.stdout
