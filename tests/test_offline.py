@@ -149,17 +149,16 @@ def test_expert_prefill_instructions(source, defines, target):
     assert sum(text.count(matrix_unit(target)) for text in texts) >= 56
 
 
-def end_of_loop(body: str, inside: int) -> int:
-    """Where the last jump ends that leads from behind a place back to before it.
-
-    Jumps are by 16-bit numbers of words, without their sign; an instruction is at least one word.
-    """
-    ends = []
-    for jump in re.finditer(r"\ts_c?branch\S* (\d+)\n", body[inside:]):
-        back = (1 << 16) - int(jump[1])
-        if body.count("\n", inside, inside + jump.end()) <= back < 1 << 15:
-            ends.append(jump.end())
-    return inside + ends[-1]
+def end_of_loop(kernel: code_objects.Kernel, inside: int) -> int:
+    """Where, in a kernel's text, the last jump ends that leads from behind a place in it to before that."""
+    lines, place = kernel.text.splitlines(keepends=True), kernel.starts[kernel.text.count("\n", 0, inside)]
+    end = 0
+    for number, (start, line) in enumerate(zip(kernel.starts, lines, strict=True), 1):
+        jump = re.match(r"\ts_c?branch\S* (\d+)\n", line)
+        # by a signed number of words of 4 bytes, from the instruction after it
+        if jump and start > place >= start + 4 + 4 * ((int(jump[1]) + 0x8000) % 0x10000 - 0x8000):
+            end = sum(map(len, lines[:number]))
+    return end
 
 
 @needs_amd_compiler
@@ -168,11 +167,11 @@ def end_of_loop(body: str, inside: int) -> int:
 )
 def test_tile_instructions(source, defines, target):
     """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""
-    body = compilation(source, defines, target).result()["rf_tile_products"].text
-    unit, qtype = matrix_unit(target), defines[0][1]
+    kernel = compilation(source, defines, target).result()["rf_tile_products"]
+    body, unit, qtype = kernel.text, matrix_unit(target), defines[0][1]
     a_run = {"gfx11": 2, "gfx12": 4}.get(target[:5], 8)
     assert len(re.findall(unit, body)) == 4 * a_run
-    before, loop = body[: body.index(unit)], body[body.index(unit) : end_of_loop(body, body.rindex(unit))]
+    before, loop = body[: body.index(unit)], body[body.index(unit) : end_of_loop(kernel, body.rindex(unit))]
     loads = list(re.finditer(WEIGHTS, loop))
     assert len(re.findall(WEIGHTS, before)) >= 2 and len(loads) >= PLANAR[qtype][0]
     for load in loads:
