@@ -13,7 +13,7 @@ import numpy as np
 
 from rocforge.device.cards import card_of, is_supported, supported_card
 from rocforge.device.libraries import cupy_module, import_cupy
-from rocforge.errors import DeviceError
+from rocforge.errors import DeviceError, UnsupportedModelError
 
 
 def get_array_module(*arrays: Any) -> ModuleType:
@@ -119,11 +119,21 @@ class DeviceInfo:
 
 
 def device_info(device: str | None = None) -> DeviceInfo:
-    """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU was found."""
-    device = resolve_device(device)
+    """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU is of use.
+
+    Raises:
+        ValueError, DeviceError, UnsupportedModelError: as `resolve_device`, of a device that is named.
+    """
     cupy, reason = import_cupy()
-    if device == "cpu":
+    try:
+        resolved = resolve_device(device)
+    except UnsupportedModelError as error:
+        if device is not None:
+            raise
+        resolved, reason = "cpu", str(error)
+    if resolved == "cpu":
         return _cpu_info(cupy, reason)
+    device = resolved
     runtime = cupy.cuda.runtime
     with on_device(device) as current:
         free, total = current.mem_info

@@ -10,7 +10,7 @@ class GGUFError(RocforgeError):
 
 
 class UnsupportedModelError(RocforgeError):
-    """An architecture, tokenizer or tensor type that rocforge does not know; the message lists those it does."""
+    """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does."""
 
 
 class DeviceError(RocforgeError):
