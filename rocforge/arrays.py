@@ -13,7 +13,7 @@ import numpy as np
 
 from rocforge.device.cards import card_of, is_supported, supported_card
 from rocforge.device.libraries import cupy_module, import_cupy
-from rocforge.errors import DeviceError, UnsupportedModelError
+from rocforge.errors import DeviceError, UnsupportedCardError
 
 
 def get_array_module(*arrays: Any) -> ModuleType:
@@ -42,7 +42,7 @@ def resolve_device(device: str | None) -> str:
     Raises:
         ValueError: the name is none of these. TypeError: it is no string.
         DeviceError: a GPU was asked for and there is none, or not that many.
-        UnsupportedModelError: the card is not supported, or there are only such.
+        UnsupportedCardError: the card is not supported, or there are only such.
     """
     if device is None:
         return "cpu" if import_cupy()[0] is None else resolve_device("gpu")
@@ -122,12 +122,12 @@ def device_info(device: str | None = None) -> DeviceInfo:
     """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU is of use.
 
     Raises:
-        ValueError, DeviceError, UnsupportedModelError: as `resolve_device`, of a device that is named.
+        ValueError, DeviceError, UnsupportedCardError: as `resolve_device`, of a device that is named.
     """
     cupy, reason = import_cupy()
     try:
         resolved = resolve_device(device)
-    except UnsupportedModelError as error:
+    except UnsupportedCardError as error:
         if device is not None:
             raise
         resolved, reason = "cpu", str(error)

@@ -17,6 +17,10 @@ class DeviceError(RocforgeError):
     """No such device, or too little memory on it; the message says what was asked for and what there was."""
 
 
+class UnsupportedCardError(UnsupportedModelError, DeviceError):
+    """A card that rocforge has no kernels for; the message names it and lists those it has them for."""
+
+
 class OutOfMemoryError(DeviceError):
     """Too little memory on a device; the message says for what, how much was asked for and how much was free."""
 

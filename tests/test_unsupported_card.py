@@ -25,11 +25,12 @@ def simulated(arch, *words):
 
 @pytest.mark.parametrize("device", [[], ["--device", "gpu"], ["--device", "gpu:0"]])
 def test_refused_at_load(device):
-    """By the command: one line, no traceback, no compiler's log; whether the card was asked for or is the only one."""
+    """By the command: a line and a hint, no compiler's log; whether the card was asked for or is the only one."""
     done = simulated("gfx906", "-m", "rocforge", "generate", str(DEMO), "def", "--quiet", *device)
     assert done.returncode == 1 and done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    line, hint = done.stderr.strip().splitlines()
     assert "gfx906" in line and "not supported" in line and "gfx1100 to gfx1103" in line and "sm_75" in line
+    assert hint.startswith("hint: rocforge info")
 
 
 def test_told():
@@ -44,4 +45,4 @@ def test_the_first_supported_card_is_taken():
     code = "import rocforge as rf; print(rf.device_info().device, rf.device_info().arch)"
     assert simulated("gfx906,gfx1100", "-c", code).stdout.split() == ["gpu:1", "gfx1100"]
     done = simulated("gfx906,gfx1100", "-c", "import rocforge as rf; rf.to_device([1.0], 'gpu:0')")
-    assert "UnsupportedModelError: gpu:0 is a" in done.stderr
+    assert "UnsupportedCardError: gpu:0 is AMD" in done.stderr

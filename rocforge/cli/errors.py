@@ -7,7 +7,14 @@ import sys
 import typer
 
 from rocforge.cli.output import printable
-from rocforge.errors import ChatTemplateError, DeviceError, GGUFError, RocforgeError, UnsupportedModelError
+from rocforge.errors import (
+    ChatTemplateError,
+    DeviceError,
+    GGUFError,
+    RocforgeError,
+    UnsupportedCardError,
+    UnsupportedModelError,
+)
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 130, 141
 """Exit codes; 0 is success."""
@@ -26,6 +33,7 @@ _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, which typer 
 _KINDS: list[tuple[type[Exception], int, str]] = [
     (_USAGE_ERROR, USAGE, "rocforge --help lists the commands, rocforge COMMAND --help the options of one"),
     (UnreachableError, UNREACHABLE, "rocforge serve MODEL starts a server; --url says where it listens"),
+    (UnsupportedCardError, FAILED, "rocforge info says what was found; --device cpu runs without a GPU"),
     (UnsupportedModelError, FAILED, "rocforge inspect FILE shows what a file holds"),
     (GGUFError, FAILED, "the file may be cut short: compare its size, or get it anew"),
     (DeviceError, FAILED, "rocforge info says what was found; --device cpu runs without a GPU"),

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from rocforge.device.libraries import cupy_module
-from rocforge.errors import UnsupportedModelError
+from rocforge.errors import UnsupportedCardError
 
 AMD = {
     **dict.fromkeys(["gfx908", "gfx90a", "gfx942", "gfx950"], 64),
@@ -78,12 +78,12 @@ def supported_card(device: int) -> Card:
     """The card of a device number.
 
     Raises:
-        UnsupportedModelError: rocforge has no kernels for it; the message names it and what is supported.
+        UnsupportedCardError: rocforge has no kernels for it; the message names it and what is supported.
     """
     card = card_of(device)
     if not is_supported(card):
-        raise UnsupportedModelError(
-            f'gpu:{device} is a {card.name} ({card.family}), which is not supported; {SUPPORTED}; device="cpu" runs '
+        raise UnsupportedCardError(
+            f'gpu:{device} is {card.name} ({card.family}), which is not supported; {SUPPORTED}; device="cpu" runs '
             "without a GPU"
         )
     return card
