@@ -146,6 +146,7 @@ class Tokenizer:
 
     def render_chat(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
