@@ -156,6 +156,7 @@ HIPSIM_API hipblasStatus_t hipblasSetWorkspace(Handle* handle, void* workspace, 
     if (!handle->drop_workspace()) return HIPBLAS_STATUS_INTERNAL_ERROR;
     if (!workspace || !bytes) return HIPBLAS_STATUS_SUCCESS;
     handle->workspace = workspace, handle->workspace_bytes = bytes, handle->workspace_is_the_users = true;
+    hipsim::mark_workspace(workspace);
     return HIPBLAS_STATUS_SUCCESS;
 }
 

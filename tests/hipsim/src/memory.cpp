@@ -68,6 +68,10 @@ void check_canaries(const std::string& culprit) {
             }
 }
 
+void mark_workspace(const void* pointer) {
+    if (const Allocation* a = find_allocation(pointer)) a->is_workspace = true;
+}
+
 void scribble(void* memory, size_t size, const char* what) {
     const Allocation* a = find_allocation(memory);
     if (a && static_cast<char*>(memory) + size <= a->base + a->size)

@@ -27,7 +27,7 @@ static bool wanted, after_kernel, overlapping, is_old, next_may_begin;
 static void copy_memory(std::vector<Copy>& copies) {
     size_t count = 0;
     for_each_allocation([&](const Allocation& a) {
-        if (!a.owned || a.type != hipMemoryTypeDevice) return;
+        if (!a.owned || a.is_workspace || a.type != hipMemoryTypeDevice) return;
         if (count == copies.size()) copies.emplace_back();
         copies[count].base = a.base;
         copies[count++].bytes.assign(a.base, a.base + a.size);

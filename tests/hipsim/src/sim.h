@@ -50,11 +50,13 @@ struct Allocation {
     int device;
     unsigned flags;
     bool owned; // false: a variable of a module
+    mutable bool is_workspace = false; // of a library, whose products alone use it
 };
 void adopt_variable(void* variable, size_t size);
 void disown_variables(const void* start, const void* end);
 const Allocation* find_allocation(const void* pointer);
 hipError_t check_range(const void* pointer, size_t size, const char* use); // known memory must hold the whole range
+__attribute__((visibility("default"))) void mark_workspace(const void* pointer);
 std::string describe_address(const void* pointer);
 void for_each_allocation(const std::function<void(const Allocation&)>& visit);
 void check_canaries(const std::string& culprit);
