@@ -1,5 +1,6 @@
 """Launches that overlap, against the simulator's adversary: what a kernel reads before it waits is old."""
 
+import gc
 import os
 
 import cupy as cp
@@ -38,6 +39,13 @@ extern "C" __global__ void fail(int* a) {
 }
 extern "C" __global__ void never(int* a) { a[threadIdx.x] = 1; }
 """
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """What tests before have left in CuPy's pool is given back: all memory is copied at each launch that overlaps."""
+    gc.collect()
+    cp.get_default_memory_pool().free_all_blocks()
 
 
 @pytest.fixture
