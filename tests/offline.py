@@ -51,8 +51,8 @@ def targets(source: str) -> list[str]:
 
 
 def family(target: str) -> str:
-    """CDNA, or RDNA 2, 3 (with 3.5) or 4: gfx9, gfx10, gfx11, gfx12."""
-    return "gfx9" if AMD[target] == 64 else target[:5]
+    """CDNA, or RDNA 2, 3, 3.5 or 4: gfx9, gfx103, gfx110, gfx115, gfx120."""
+    return "gfx9" if AMD[target] == 64 else target[:-1]
 
 
 def every_case() -> Iterator[Case]:
