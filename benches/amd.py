@@ -287,12 +287,12 @@ Two things were mended for what this page said before:
 
 - Products of one column waited for weights before they had asked for all of x, up to six times a cell on CDNA and nine
   on RDNA 2, since the compiler had moved the unpacking of a word before the next load. Now x is asked for before the
-  first wait (`used_from_here` in `rawkernels/platform.h`): one wait a cell in every format, by as many vector
+  first wait (`used_from_here` in `rawkernels/target/platform.h`): one wait a cell in every format, by as many vector
   instructions, and on CDNA by fewer registers: 104 in place of 140 for gate and up in Q4_K, so that four waves share a
   vector unit and not three. NVIDIA's code is what it was but for Q3_K and IQ4_XS, whose scales were taken apart while
   they were loaded.
 - A product with the norm behind it has a block for 32 rows: 128 for a width of 4,096, where MI300X has 304 units. There
-  32 lanes take a row instead of 16 (`log_lanes_then_norm` in `rocforge/ops/matvec.py`).
+  32 lanes take a row instead of 16 (`log_lanes_then_norm` in `rocforge/ops/device/matvec.py`).
 
 {before}
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from rocforge.kernels import PREFIX, with_defines
+from rocforge.device.kernels import PREFIX, with_defines
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from offline import Defines, code_for

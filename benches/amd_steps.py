@@ -13,11 +13,11 @@ from amd_cards import Card
 from amd_code import Defines
 from gguf import GGMLQuantizationType
 
-from rocforge.ops.attention_device import _Shape
-from rocforge.ops.dequantize import cells_of, planar_row_nbytes
-from rocforge.ops.experts_device import BLOCK_ROWS, GROUPS
-from rocforge.ops.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
-from rocforge.ops.strided import blocks
+from rocforge.ops.device.attention import _Shape
+from rocforge.ops.device.dequantize import cells_of, planar_row_nbytes
+from rocforge.ops.device.experts import BLOCK_ROWS, GROUPS
+from rocforge.ops.device.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
+from rocforge.ops.device.strided import blocks
 from rocforge.selftest.synthetic import SHAPES, Shape, type_of
 
 CONTEXT = 64

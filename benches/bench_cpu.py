@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import rocforge as rf
-from rocforge.batch import Batch, Chunk
+from rocforge.nn.batch import Batch, Chunk
 
 (DEMO,) = (Path(__file__).parents[1] / "examples" / "demo_model").glob("*.gguf")
 PROMPT = 512

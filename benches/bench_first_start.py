@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import rocforge as rf
-from rocforge import warmup
 from rocforge.device import compiler, kernel_cache
 from rocforge.device.cards import card_of
 from rocforge.device.compile_process import CompileProcess
+from rocforge.loading import warmup
+from rocforge.loading.upload import Uploader
 from rocforge.models import build_model
 from rocforge.nn.config import ROPE_TENSORS
-from rocforge.ops import gemm
+from rocforge.ops.device import gemm
 from rocforge.selftest.synthetic import SHAPES, RandomModel
-from rocforge.upload import Uploader
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "demo-11M-Q8_0.gguf"
 

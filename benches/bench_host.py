@@ -20,10 +20,10 @@ import numpy as np
 from random_gguf import SHAPES, write
 
 import rocforge as rf
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import BLOCK_SIZE, KVCache
 from rocforge.load import load_model
 from rocforge.nn import Transformer
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import BLOCK_SIZE, KVCache
 
 LAYERS, QUEUED, ROUNDS = 16, 5, 4
 STEPS = {

@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from measure import CACHES, cp, read_bandwidth
 
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import KVCache
 from rocforge.measure import noise, seconds
-from rocforge.ops import attention_device
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
-from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.device import attention as attention_device
+from rocforge.ops.device.experts import takes_int8
+from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.sampling import Sampler, logprobs_device
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
-from rocforge.ops.operands import quantize_activations
 from rocforge.ops.rope import rope_frequencies
-from rocforge.ops.sampling import Sampler, logprobs_device
+from rocforge.ops.sampling import SamplingParams
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
-from rocforge.sampling import SamplingParams
 
 
 def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import rocforge as rf
-from rocforge.arrays import cupy_module, on_device, resolve_device
+from rocforge.device.arrays import cupy_module, on_device, resolve_device
 from rocforge.load import load_model
-from rocforge.upload import READERS
+from rocforge.loading.upload import READERS
 
 PART = 8 << 20
 
@@ -79,12 +79,12 @@ def copy_rate(nbytes: int) -> float:
     return count * PART / cupy.cuda.get_elapsed_time(start, stop) * 1e3
 
 
-def load_times(file: rf.GGUFFile, device: str, halves: bool) -> list[float]:
+def load_times(file: rf.GGUFFile, device: str, fp16_weights: bool) -> list[float]:
     """Seconds of each of three loads; what the one before took of the device is given back outside the time."""
     times = []
     for _ in range(3):
         cupy_module().get_default_memory_pool().free_all_blocks()
-        times.append(seconds(lambda: load_model(file, device, halves=halves)))
+        times.append(seconds(lambda: load_model(file, device, fp16_weights=fp16_weights)))
     return times
 
 

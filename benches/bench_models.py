@@ -68,9 +68,9 @@ def path(request, tmp_path_factory) -> Path:
     return path
 
 
-def load(path: Path, halves: bool | None = None) -> Transformer:
+def load(path: Path, fp16_weights: bool | None = None) -> Transformer:
     with rf.open_gguf(path) as file:
-        model = load_model(file, "gpu", halves=halves)
+        model = load_model(file, "gpu", fp16_weights=fp16_weights)
     cp.cuda.Device().synchronize()
     return model
 
@@ -80,16 +80,16 @@ def model(path) -> Transformer:
     return load(path)
 
 
-@pytest.mark.parametrize("halves", [True, False])
-def test_load(benchmark, path, halves):
+@pytest.mark.parametrize("fp16_weights", [True, False])
+def test_load(benchmark, path, fp16_weights):
     """The file in the disk cache, the kernels compiled; and the device memory that the weights take."""
     before = bytes_in_use()
-    model = load(path, halves)
+    model = load(path, fp16_weights)
     weights_bytes = bytes_in_use() - before
     del model
 
     def run():
-        load(path, halves)
+        load(path, fp16_weights)
 
     # what the model before took is given back outside the time
     benchmark.pedantic(run, setup=lambda: bytes_in_use() and None, rounds=3)
@@ -112,10 +112,10 @@ def test_prefill(benchmark, model, path, product_rate, tokens):
 
 def test_prefill_from_blocks(benchmark, path, product_rate):
     """The same where no float16 values are kept: each weight is unpacked for each prompt."""
-    prefill(benchmark, load(path, halves=False), path, product_rate, 2048, False)
+    prefill(benchmark, load(path, fp16_weights=False), path, product_rate, 2048, False)
 
 
-def prefill(benchmark, model, path, product_rate, tokens: int, halves: bool) -> None:
+def prefill(benchmark, model, path, product_rate, tokens: int, fp16_weights: bool) -> None:
     before = bytes_in_use()
     with rf.Engine(model, cache_tokens=tokens + 64, max_batch_tokens=tokens) as engine:
 
@@ -131,7 +131,7 @@ def prefill(benchmark, model, path, product_rate, tokens: int, halves: bool) -> 
         weights = sum(file[name].size for name in file if name.startswith("blk.") and file[name].ndim == 2)
     benchmark.extra_info.update(
         tokens=tokens,
-        halves=halves,
+        fp16_weights=fp16_weights,
         tokens_a_second=rate,
         share_of_product=2 * weights * rate / product_rate,
         peak_bytes_beside_weights_and_cache=peak_bytes,

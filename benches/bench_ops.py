@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from measure import cp
 
-import rocforge.ops.matvec as matvec
-from rocforge.kernels import launches_overlap
+import rocforge.ops.device.matvec as matvec
+from rocforge.device.kernels import launches_overlap
 from rocforge.measure import library_product_rate, seconds_of
-from rocforge.ops.dequantize import dequantize_device, pack, unpack
-from rocforge.ops.gemm import product_halves
-from rocforge.ops.operands import quantize_activations
-from rocforge.ops.tiles import tile_gated, tile_products
+from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
+from rocforge.ops.device.gemm import gemm_fp16
+from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
 CACHE_NBYTES = 400 << 20
@@ -177,7 +177,7 @@ def test_many(benchmark, product_rate, qtype, rows, columns, n):
     (weight,) = random_weights(qtype, rows, columns, 1)
     x = cp.ones((n, columns), np.float32)
     rate = {"share_of_product": lambda s: 2 * n * rows * columns / s / product_rate}
-    run_events(benchmark, lambda: product_halves(x, weight), **rate)
+    run_events(benchmark, lambda: gemm_fp16(x, weight), **rate)
 
 
 @pytest.mark.parametrize("qtype", FAST)

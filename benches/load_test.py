@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import rocforge as rf
-from rocforge.sampling import sample
+from rocforge.ops.sampling import sample
 
 ROOT = Path(__file__).parents[1]
 SERVE = """

@@ -14,9 +14,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from rocforge.bpe import byte_of_char
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.synthetic import RECIPES, SHAPES, Shape, metadata, random_tensors
+from rocforge.text.bpe import byte_of_char
 
 
 def random_merges(count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:

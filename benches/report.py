@@ -31,7 +31,7 @@ Cases are formats, rows, columns and rows of x."""
 
 
 def kept(record: dict[str, Any]) -> str:
-    return "kept" if record["halves"] else "not kept"
+    return "kept" if record["fp16_weights"] else "not kept"
 
 
 def peak(record: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 // Elementwise activations, gated products, and softmax.
 #include "gates.h"
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 
@@ -31,7 +31,7 @@ RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* resi
     y[at] += more;
 }
 
-// Rows of gate and up, which may be columns of wider arrays; out, or halves where that is not null, is contiguous. Four
+// Rows of gate and up, which may be columns of wider arrays; out, or fp16 where that is not null, is contiguous. Four
 // columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns / 4 / THREADS).
 struct Quad {
     float x[4];
@@ -47,39 +47,39 @@ RF_DEVICE Quad load_quad(const float* row, u32 column, u32 columns, bool whole) 
     }
     return quad;
 }
-RF_DEVICE void store_quad(float* out, f16* halves, u64 at, u32 left, const Quad& v, bool whole) {
-    if (whole && halves) {
-        store_halves(halves + at, make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]));
+RF_DEVICE void store_quad(float* out, f16* fp16, u64 at, u32 left, const Quad& v, bool whole) {
+    if (whole && fp16) {
+        store_fp16(fp16 + at, make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]));
     } else if (whole) {
         *reinterpret_cast<f32x4*>(out + at) = make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]);
     } else {
         RF_UNROLL
         for (u32 i = 0; i < 4; ++i) {
             if (i >= left) continue;
-            if (halves)
-                halves[at + i] = from_float<f16>(held(v.x[i]));
+            if (fp16)
+                fp16[at + i] = from_float<f16>(held(v.x[i]));
             else
                 out[at + i] = v.x[i];
         }
     }
 }
-#define RF_GATED(name, expression, ...)                                                                  \
-    RF_KERNEL(THREADS)                                                                                   \
-    rf_##name(float* out, f16* halves, const float* gate, const float* up, u32 columns, u64 gate_stride, \
-              u64 up_stride __VA_ARGS__) {                                                               \
-        wait_for_previous();                                                                             \
-        u32 column = 4 * (block_y() * THREADS + thread_x());                                             \
-        u64 row = block_x(), at = row * columns + column;                                                \
-        if (column >= columns) return;                                                                   \
-        bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0;    \
-        Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                        \
-        Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                      \
-        RF_UNROLL                                                                                        \
-        for (u32 i = 0; i < 4; ++i) {                                                                    \
-            float g = gates.x[i], u = ups.x[i];                                                          \
-            result.x[i] = expression;                                                                    \
-        }                                                                                                \
-        store_quad(out, halves, at, columns - column, result, whole);                                    \
+#define RF_GATED(name, expression, ...)                                                                \
+    RF_KERNEL(THREADS)                                                                                 \
+    rf_##name(float* out, f16* fp16, const float* gate, const float* up, u32 columns, u64 gate_stride, \
+              u64 up_stride __VA_ARGS__) {                                                             \
+        wait_for_previous();                                                                           \
+        u32 column = 4 * (block_y() * THREADS + thread_x());                                           \
+        u64 row = block_x(), at = row * columns + column;                                              \
+        if (column >= columns) return;                                                                 \
+        bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0;  \
+        Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                      \
+        Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                    \
+        RF_UNROLL                                                                                      \
+        for (u32 i = 0; i < 4; ++i) {                                                                  \
+            float g = gates.x[i], u = ups.x[i];                                                        \
+            result.x[i] = expression;                                                                  \
+        }                                                                                              \
+        store_quad(out, fp16, at, columns - column, result, whole);                                    \
     }
 #define RF_COMMA ,
 RF_GATED(swiglu, swiglu_of(g, u))

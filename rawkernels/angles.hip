@@ -1,5 +1,5 @@
 // The cosines and sines of rotary position embedding, computed once a step and shared by its layers.
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

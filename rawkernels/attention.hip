@@ -5,7 +5,7 @@
 // be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "heads.h"
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 
@@ -331,7 +331,7 @@ RF_DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u
 // Where a block's results go: rows of `columns` floats, or what the product that follows takes.
 struct Output {
     float* floats;
-    f16* halves;
+    f16* fp16;
     Rounded rounded;
     u64 query;
     u32 first, columns;
@@ -339,7 +339,7 @@ struct Output {
     // All lanes of the wave; i past the block's elements writes nothing.
     RF_MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
-        if (halves && i < SIZE) store_halves(halves + query * columns + first + i, v);
+        if (fp16 && i < SIZE) store_fp16(fp16 + query * columns + first + i, v);
         if (rounded.data) rounded.store(query, i < SIZE ? first + i : rounded.cells * CELL, v);
     }
 };
@@ -384,7 +384,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
     }
 }
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `halves` of that shape or `Rounded` activations, the others null. Grid:
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape or `Rounded` activations, the others null. Grid:
 // (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
 // one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
 // than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
@@ -392,7 +392,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
 // Rows of q are q_stride apart; with new_keys, the rest of the arguments is a Fresh, and the keys and values of the
 // queries' tokens are stored first.
 RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
-rf_attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
+rf_attention_decode(float* out, f16* fp16, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
                     const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
                     i32* counters, u32 table_stride, i32 splits, i32 unsplit, i32 kv_heads, float scale, float softcap,
                     i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride,
@@ -422,7 +422,7 @@ rf_attention_decode(float* out, f16* halves, u8* rounded, u32 rounded_columns, c
     wait_for_previous();
 
     u32 columns = kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {out, halves, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
+    Output output = {out, fp16, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
     if (next == query + 1 && length == 0 && split == 0)
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;

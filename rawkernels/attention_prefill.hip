@@ -2,8 +2,8 @@
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block); the layout of the
 // cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
-#include "platform.h"
-#include "fragments.h"
+#include "target/platform.h"
+#include "target/fragments.h"
 
 namespace rocforge {
 
@@ -260,11 +260,11 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
 }
 #endif
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `halves` of that shape, the other null. Grid: (tiles of rows of the
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Grid: (tiles of rows of the
 // longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
 // sequence with one query is left to attention_decode.
 RF_KERNEL_BOUND(THREADS, 256)
-rf_attention_prefill(float* out, f16* halves, const float* q, const f16* keys, const f16* values, const i32* tables,
+rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, const f16* values, const i32* tables,
                      const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                      float scale, float softcap, i32 window, i32 causal) {
     wait_for_previous();
@@ -336,8 +336,8 @@ rf_attention_prefill(float* out, f16* halves, const float* q, const f16* keys, c
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
                 float value = rows.sums[n].x[i] * factor;
-                if (halves)
-                    halves[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
+                if (fp16)
+                    fp16[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
                 else
                     out[at + n * 16 + fragment_column(i)] = value;
             }

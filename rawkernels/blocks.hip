@@ -1,7 +1,7 @@
 // The formats that are kept as GGUF's blocks: to float32, float16 or bfloat16, all rows or those of a list, with the
 // same bits as the gguf package gives. Compiled with RF_QTYPE. A format gives the value of element e of a block; `grid`
 // is the gguf package's table of the IQ formats (their lattice points, as float32), else null.
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

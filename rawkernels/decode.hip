@@ -1,5 +1,5 @@
 // What a decode step does on its own before the model runs, so that the host need not: it finds each row's place.
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

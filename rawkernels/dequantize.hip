@@ -1,6 +1,6 @@
 // Planar rows to float32, float16 or bfloat16, all rows or those of a list; the same bits as the gguf package gives.
 // Compiled with RF_QTYPE, a format of quants.h.
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 

@@ -6,7 +6,7 @@
 #define RF_COLUMNS 1
 #define RF_ROWS 1
 #include "products.h"
-#include "fragments.h"
+#include "target/fragments.h"
 
 namespace rocforge {
 
@@ -27,7 +27,7 @@ struct Shared {
 RF_DEVICE void store_eight(f16* to, const float (&v)[8]) {
     u32 pair[4];
     RF_UNROLL
-    for (u32 i = 0; i < 4; ++i) pair[i] = pack_halves(v[2 * i], v[2 * i + 1]);
+    for (u32 i = 0; i < 4; ++i) pair[i] = pack_fp16(v[2 * i], v[2 * i + 1]);
     *reinterpret_cast<u32x4*>(to) = make_u32x4(pair[0], pair[1], pair[2], pair[3]);
 }
 

@@ -1,6 +1,6 @@
 // Activations, and the gated units that feed-forward layers are made of.
 #pragma once
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

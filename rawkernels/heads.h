@@ -1,6 +1,6 @@
 // One head's elements in a wave: loaded, normalized, rotated, stored. For sources compiled for a RF_HEAD_DIM.
 #pragma once
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

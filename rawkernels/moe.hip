@@ -1,5 +1,5 @@
 // Mixture of experts: routing, grouping of tokens by expert, and the weighted sum of what the experts give.
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

@@ -1,5 +1,5 @@
 // Normalizations over rows: a block a row, accumulated in float32.
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 
@@ -22,7 +22,7 @@ RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
         if (i + j < n) row[i + j] = element(v, j);
 }
 RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
-    if (n % 4 == 0 && i < n) return store_halves(row + i, v);
+    if (n % 4 == 0 && i < n) return store_fp16(row + i, v);
     RF_UNROLL
     for (u32 j = 0; j < 4; ++j)
         if (i + j < n) row[i + j] = from_float<f16>(held(element(v, j)));
@@ -59,7 +59,7 @@ RF_DEVICE void each_four(u32 end, F f) {
 // is not wanted.
 struct Output {
     float* floats;
-    f16* halves;
+    f16* fp16;
     Rounded rounded;
     u32 n;
 
@@ -67,7 +67,7 @@ struct Output {
     RF_MEMBER void write(u32 i, f32x4 v) const {
         u64 start = u64(block_x()) * n;
         if (floats) store4(floats + start, i, n, v);
-        if (halves) store4(halves + start, i, n, v);
+        if (fp16) store4(fp16 + start, i, n, v);
         if (rounded.data) rounded.store(block_x(), i, v);
     }
 };
@@ -82,7 +82,7 @@ RF_DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
 
 // x / sqrt(mean(x^2) + eps) * weight + residual; weight and residual may be null. Rows are contiguous.
 RF_KERNEL(THREADS)
-rf_rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float* weight, const float* residual,
+rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* weight, const float* residual,
             u32 columns, u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
@@ -90,7 +90,7 @@ rf_rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float*
     float sum = 0.0f;
     each_four(n, [&](u32 k, u32 i) { sum += squares(row.at(k, i)); });
     float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
-    Output output = {out, halves, {quantized, columns, cells_of(n)}, n};
+    Output output = {out, fp16, {quantized, columns, cells_of(n)}, n};
     each_four(output.end(), [&](u32 k, u32 i) {
         f32x4 added = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
         output.write(i, scaled(row.at(k, i), factor, weights.at(k, i), added));
@@ -99,8 +99,8 @@ rf_rms_norm(float* out, f16* halves, u8* quantized, const float* x, const float*
 
 // The same of a sum, x + y + bias, which is written too; the bias may be null.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, const float* bias, const float* weight,
-                   u32 n, float eps) {
+rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const float* bias, const float* weight, u32 n,
+                   float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row first(x + start, n), second(y + start, n), biases(bias, n), weights(weight, n, 1.0f);
@@ -117,7 +117,7 @@ rf_rms_norm_of_sum(float* sum, f16* halves, const float* x, const float* y, cons
     float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
     each_four(n, [&](u32 k, u32 i) {
         f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
-        store4(halves + start, i, n, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
+        store4(fp16 + start, i, n, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
     });
 }
 

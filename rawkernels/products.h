@@ -6,7 +6,7 @@
 #pragma once
 
 #include "gates.h"
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 

@@ -1,5 +1,5 @@
 // Activations as products with packed weights want them: int8, or float16 units (`Rounded` in quants.h).
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 
@@ -21,7 +21,7 @@ RF_KERNEL(256) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cell
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
-RF_KERNEL(256) rf_to_halves(const float* x, f16* y, i64 size) {
+RF_KERNEL(256) rf_to_fp16(const float* x, f16* y, i64 size) {
     wait_for_previous();
     i64 i = i64(block_x()) * 256 + thread_x();
     if (i < size) y[i] = from_float<f16>(held(x[i]));

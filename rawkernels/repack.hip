@@ -1,5 +1,5 @@
 // GGUF's blocks to planar rows and back, bit for bit. Compiled with RF_QTYPE, a format of quants.h.
-#include "quants.h"
+#include "formats/quants.h"
 
 namespace rocforge {
 

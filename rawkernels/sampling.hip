@@ -1,10 +1,10 @@
-// Choosing the next token of each row of logits, as rocforge.sampling.sample does.
-#include "platform.h"
+// Choosing the next token of each row of logits, as rocforge.ops.sampling.sample does.
+#include "target/platform.h"
 #include "select.h"
 
 namespace rocforge {
 
-// How one row is sampled: 64 bytes, made by rocforge.ops.sampling.
+// How one row is sampled: 64 bytes, made by rocforge.ops.device.sampling.
 struct Parameters {
     u64 seed;
     double top_p;
@@ -12,7 +12,7 @@ struct Parameters {
     float temperature, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     i32 reserved[2];
 };
-static_assert(sizeof(Parameters) == 64, "as rocforge.ops.sampling lays it out");
+static_assert(sizeof(Parameters) == 64, "as rocforge.ops.device.sampling lays it out");
 
 constexpr u32 SLICE_THREADS = 256, SLICE = 1024, PER_THREAD = SLICE / SLICE_THREADS;
 

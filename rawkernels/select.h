@@ -4,7 +4,7 @@
 // negative, so that more likely elements have smaller gaps as integers. Weights are exp(-gap) in fixed point: sums do
 // not depend on their order, so results are the same in every run.
 #pragma once
-#include "platform.h"
+#include "target/platform.h"
 
 namespace rocforge {
 

@@ -8,7 +8,7 @@
 // take a cell each, of UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes
 // become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES shares
 // of the depth, whose sums meet in LDS.
-#include "fragments.h"
+#include "target/fragments.h"
 #define RF_ROWS 1
 #include "products.h"
 
@@ -31,7 +31,7 @@ struct Shared {
 // places of 1024, and lose what they are above by there.
 template <class F>
 RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
-    u32 scales = pack_halves(scale, scale), mins = F::MINS ? pack_halves(min, min) : 0;
+    u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
     RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
         u32 even, odd;
@@ -48,9 +48,9 @@ RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, fl
             even = pick_bytes(0x64646464, four, 0x04020400), odd = pick_bytes(0x64646464, four, 0x04030401);
         }
         float zero = -(above * unit + F::OFFSET);
-        u32 units = pack_halves(unit, unit), zeros = pack_halves(zero, zero);
-        pairs[2 * i] = fma_halves(fma_halves(even, units, zeros), scales, mins);
-        pairs[2 * i + 1] = fma_halves(fma_halves(odd, units, zeros), scales, mins);
+        u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
+        pairs[2 * i] = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
+        pairs[2 * i + 1] = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
     }
 }
 

@@ -5,24 +5,24 @@
 >>> rf.generate(model, tokenizer, "def fib(n):", max_tokens=64)
 """
 
-from rocforge.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import KVCache
-from rocforge.engine import Engine
+from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
+from rocforge.device.streams import Stream
+from rocforge.engine.engine import Engine
 from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeError, UnsupportedModelError
 from rocforge.generate import GenerationResponse, generate, stream_generate
-from rocforge.gguf import GGUFFile, open_gguf
+from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
 from rocforge.ops.attention import attention
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
 from rocforge.ops.rope import rope, rope_frequencies
+from rocforge.ops.sampling import SamplingParams
 from rocforge.quant import QuantizedArray, quantize
-from rocforge.sampling import SamplingParams
-from rocforge.streams import Stream
-from rocforge.tokenizer import Tokenizer
+from rocforge.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rocforge.engine import Engine, Token
+from rocforge.engine.engine import Engine, Token
+from rocforge.engine.scheduler import Constraint, Request
 from rocforge.nn.transformer import Transformer
-from rocforge.sampling import Logprobs, SamplingParams
-from rocforge.scheduler import Constraint, Request
-from rocforge.text import TextStream
-from rocforge.tokenizer import Tokenizer
+from rocforge.ops.sampling import Logprobs, SamplingParams
+from rocforge.text.stream import TextStream
+from rocforge.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import available_memory, resolve_device
+from rocforge.device.arrays import available_memory, resolve_device
 from rocforge.device.cards import card_of
+from rocforge.device.memory import check_fit, out_of_memory_explained
 from rocforge.errors import GGUFError
-from rocforge.gguf import GGUFFile, open_gguf
-from rocforge.halves import keep_halves
-from rocforge.hub import resolve
-from rocforge.memory import check_fit, out_of_memory_explained
+from rocforge.gguf.file import GGUFFile, open_gguf
+from rocforge.gguf.hub import resolve
+from rocforge.loading.fp16_weights import keep_fp16_weights
+from rocforge.loading.upload import Uploader
+from rocforge.loading.warmup import BackgroundCompilation, compile_for
 from rocforge.models import build_model
 from rocforge.nn.config import ROPE_TENSORS
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
-from rocforge.tokenizer import Tokenizer
-from rocforge.upload import Uploader
-from rocforge.warmup import BackgroundCompilation, compile_for
+from rocforge.text.tokenizer import Tokenizer
 
 Weights = dict[str, Any]
 Progress = Callable[[int], Any]
@@ -34,7 +34,7 @@ def load(
     device: str | None = None,
     context: int | None = None,
     progress: bool = False,
-    halves: bool | None = None,
+    fp16_weights: bool | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -43,8 +43,8 @@ def load(
         device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
         context: the longest sequence to serve, in tokens; None for what the model was made for.
         progress: show a bar on stderr while the weights load.
-        halves: on a GPU, keep float16 values beside the packed blocks, which makes prompts and large batches faster;
-            None: if they take no more than half of the memory that is left.
+        fp16_weights: on a GPU, keep float16 values beside the packed blocks, which makes prompts and large batches
+            faster; None: if they take no more than half of the memory that is left.
 
     Raises:
         ValueError: a context that is not positive, or an unknown device.
@@ -54,7 +54,7 @@ def load(
         DeviceError: no such device, or too little memory on it.
     """
     device = resolve_device(device)
-    with open_gguf(resolve(path)) as file, _loading(file, device, context, progress, halves) as model:
+    with open_gguf(resolve(path)) as file, _loading(file, device, context, progress, fp16_weights) as model:
         tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
@@ -64,16 +64,16 @@ def load_model(
     device: str | None = None,
     context: int | None = None,
     progress: bool = False,
-    halves: bool | None = None,
+    fp16_weights: bool | None = None,
 ) -> Transformer:
     """The model of an open GGUF file, without a tokenizer; the other arguments and errors as in `load`."""
-    with _loading(file, resolve_device(device), context, progress, halves) as model:
+    with _loading(file, resolve_device(device), context, progress, fp16_weights) as model:
         return model
 
 
 @contextlib.contextmanager
 def _loading(
-    file: GGUFFile, device: str, context: int | None, progress: bool, halves: bool | None
+    file: GGUFFile, device: str, context: int | None, progress: bool, fp16_weights: bool | None
 ) -> Iterator[Transformer]:
     """A model whose weights are all there when the context has been left; on a GPU they arrive within it."""
     if context is not None and context < 1:
@@ -87,7 +87,7 @@ def _loading(
             _fill_on_cpu(model, weights, advance)
             yield model
         else:
-            with _filling_on_gpu(model, weights, device, halves, advance, progress):
+            with _filling_on_gpu(model, weights, device, fp16_weights, advance, progress):
                 yield model
 
 
@@ -115,7 +115,7 @@ def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> No
 
 @contextlib.contextmanager
 def _filling_on_gpu(
-    model: Transformer, weights: Weights, device: str, halves: bool | None, progress: Progress, show: bool
+    model: Transformer, weights: Weights, device: str, fp16_weights: bool | None, progress: Progress, show: bool
 ) -> Iterator[None]:
     """The kernels that the model needs are compiled, or loaded from their cache, in the meantime."""
     with out_of_memory_explained(device, "loading"), _emptied_on_error(model), contextlib.ExitStack() as undo:
@@ -125,7 +125,7 @@ def _filling_on_gpu(
             compilation = compile_for(model)
             undo.callback(compilation.cancel)
             yield
-        keep_halves(model, halves)
+        keep_fp16_weights(model, fp16_weights)
         if show:
             _wait_for_kernels(compilation, device)
         undo.pop_all()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
-from rocforge.engine import Engine
-from rocforge.ops.gemm import product_halves
-from rocforge.sampling import SamplingParams
+from rocforge.device.arrays import cupy_module
+from rocforge.engine.engine import Engine
+from rocforge.ops.device.gemm import gemm_fp16
+from rocforge.ops.sampling import SamplingParams
 
 
 def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
@@ -47,7 +47,7 @@ def seconds_of(run: Callable[[], Any], runs: int = 15) -> list[float]:
 def library_product_rate(size: int = 8192) -> float:
     """Float16 operations a second of the BLAS library's own product of matrices of that size, which no graph holds."""
     a, w = (noise((size, size), np.float16) for _ in range(2))
-    return 2 * size**3 / statistics.median(seconds_of(lambda: product_halves(a, w)))
+    return 2 * size**3 / statistics.median(seconds_of(lambda: gemm_fp16(a, w)))
 
 
 def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:

@@ -12,7 +12,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from gguf.quants import quantize as gguf_quantize
 
-from rocforge.arrays import get_array_module, on_device, resolve_device, to_device
+from rocforge.device.arrays import get_array_module, on_device, resolve_device, to_device
 from rocforge.errors import UnsupportedModelError
 
 
@@ -61,10 +61,10 @@ class QuantizedArray:
     Attributes:
         data, shape, qtype: as given (shape of the transpose, for a transpose).
         planar: the rows of data are planes of fields, as `to_device` makes them for a GPU's kernels, instead of
-            GGUF's blocks; see rocforge.ops.dequantize.
+            GGUF's blocks; see rocforge.ops.device.dequantize.
         keep_float32: keep the float32 values that the first product on the CPU makes, or the first slice of several
             matrices; set by `rf.load` where memory is ample, since unpacking costs many times the product itself.
-        halves: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
+        fp16: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
             by `rf.load` where memory is ample.
 
     Source: the block formats of ggml (https://github.com/ggml-org/ggml), as the `gguf` package reads them.
@@ -78,7 +78,7 @@ class QuantizedArray:
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
         self.planar = self.keep_float32 = False
-        self._float32 = self._joined = self.halves = None
+        self._float32 = self._joined = self.fp16 = None
         self._transposed = False
         expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
         if data.dtype != np.uint8 or data.shape != expected:
@@ -166,7 +166,7 @@ class QuantizedArray:
         view = object.__new__(QuantizedArray)
         view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
         view.keep_float32 = view._transposed = False
-        view._float32 = view._joined = view.halves = None
+        view._float32 = view._joined = view.fp16 = None
         return view
 
     def dequantize(self, dtype: Any = np.float32) -> Any:
@@ -184,7 +184,7 @@ class QuantizedArray:
         if self._float32 is not None:
             return self._float32
         if get_array_module(self.data) is not np:
-            from rocforge.ops.dequantize import dequantize_device
+            from rocforge.ops.device.dequantize import dequantize_device
 
             with on_device(self.device):
                 return dequantize_device(self)
@@ -227,7 +227,7 @@ class QuantizedArray:
 
     def to_device(self, device: str) -> QuantizedArray:
         """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
-        from rocforge.ops.dequantize import PLANAR, pack, unpack
+        from rocforge.ops.device.dequantize import PLANAR, pack, unpack
 
         device, columns, data = resolve_device(device), self.stored_shape[-1], self.data
         if device == self.device and self.planar == (device != "cpu" and self.qtype.name in PLANAR):

@@ -109,7 +109,7 @@ def _sentencepiece() -> Iterator[tuple[str, str, Any]]:
 
 
 def _byte_level() -> Iterator[tuple[str, str, Any]]:
-    from rocforge.bpe import byte_of_char
+    from rocforge.text.bpe import byte_of_char
 
     merges = ["t h", "th e", "q u", "i c", "ic k", "Ġ the", "1 2"]
     tokens = [*byte_of_char(), *(merge.replace(" ", "") for merge in merges), "<|begin|>", "<|end|>"]

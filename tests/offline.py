@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from rocforge import kernels
+from rocforge.device import kernels
 from rocforge.device.cards import AMD, Card
 from rocforge.device.compiler import options
-from rocforge.kernels import source_folder, with_defines
+from rocforge.device.kernels import source_folder, with_defines
 
 sys.path.append(str(Path(__file__).parent / "hipsim"))
 import amd_compiler

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rocforge as rf
-from rocforge.arrays import resolve_device
+from rocforge.device.arrays import resolve_device
 
 HAS_GPU = rf.device_info().device != "cpu"
 

@@ -88,7 +88,7 @@ def test_bad_arguments(loaded):
 
 def test_a_request_that_fails(loaded, monkeypatch):
     """What fails is what is raised, by both."""
-    monkeypatch.setattr("rocforge.choose.sample", lambda *args: 1 / 0)
+    monkeypatch.setattr("rocforge.engine.sampler.sample", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rf.generate(*loaded, PROMPT)
     with pytest.raises(ZeroDivisionError):

@@ -17,7 +17,7 @@ import os
 os.environ["CUPY_CACHE_IN_MEMORY"] = "0"
 from rocforge.device.cards import supported_card
 from rocforge.device.compiler import load_module
-from rocforge.kernels import with_defines
+from rocforge.device.kernels import with_defines
 x = cp.empty(8, cp.float32)
 works = [
     lambda: load_module(with_defines("norm.hip", {}), supported_card(0)),

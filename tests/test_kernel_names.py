@@ -8,7 +8,7 @@ import offline
 import pytest
 from offline import SOURCES, amd_compiler, compilation, needs_amd_compiler
 
-from rocforge.kernels import PREFIX, source_folder
+from rocforge.device.kernels import PREFIX, source_folder
 
 FILES = sorted(path for path in source_folder().iterdir() if path.suffix in (".h", ".hip"))
 MACRO = r"^[ \t]*#[ \t]*define[ \t]+(\w+)"

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from rocforge import kernels
-from rocforge.kernels import Kernel, source_folder, source_text
+from rocforge.device import kernels
+from rocforge.device.kernels import Kernel, source_folder, source_text
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def package(tmp_path, monkeypatch):
     """An empty package folder in the place of rocforge's."""
     folder = tmp_path / "rocforge"
     folder.mkdir()
-    monkeypatch.setattr(kernels, "__file__", str(folder / "kernels.py"))
+    monkeypatch.setattr(kernels, "__file__", str(folder / "device" / "kernels.py"))
     source_text.cache_clear()
     yield folder
     source_text.cache_clear()
@@ -29,8 +29,8 @@ def test_sources_of_the_checkout():
 def test_sources_of_a_wheel_come_first(package):
     """In a wheel they lie in the package, and that wins over a folder beside it."""
     for folder in (package, package.parent):
-        (folder / "rawkernels").mkdir()
-        (folder / "rawkernels" / "platform.h").touch()
+        (folder / "rawkernels" / "target").mkdir(parents=True)
+        (folder / "rawkernels" / "target" / "platform.h").touch()
     assert source_folder() == package / "rawkernels"
     shutil.rmtree(package / "rawkernels")
     assert source_folder() == package.parent / "rawkernels"
@@ -45,10 +45,11 @@ def test_no_sources(package):
 def test_includes_are_put_in_once(package):
     """An include is replaced by the file, once however often it is named, and line numbers stay the files'."""
     folder = package / "rawkernels"
-    folder.mkdir()
-    (folder / "platform.h").write_text("#pragma once\nint p;\n")
-    (folder / "quants.h").write_text('#include "platform.h"\nint q;\n')
-    (folder / "k.hip").write_text('#include "platform.h"\n#include "quants.h"\nint k;\n')
+    (folder / "target").mkdir(parents=True)
+    (folder / "target" / "platform.h").touch()
+    (folder / "p.h").write_text("#pragma once\nint p;\n")
+    (folder / "quants.h").write_text('#include "p.h"\nint q;\n')
+    (folder / "k.hip").write_text('#include "p.h"\n#include "quants.h"\nint k;\n')
     lines = source_text("k.hip").splitlines()
     assert [line for line in lines if line.startswith("int")] == ["int p;", "int q;", "int k;"]
     assert not any("include" in line or "pragma" in line for line in lines)

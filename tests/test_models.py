@@ -5,8 +5,8 @@ import pytest
 from golden import BOUNDS, CASES, build, load, reference, relative_error
 
 import rocforge as rf
-from rocforge.batch import Batch, Chunk
 from rocforge.load import load_model
+from rocforge.nn.batch import Batch, Chunk
 
 EXACT = 1e-5
 VARIANTS = sorted({variant for variant, _ in CASES})

@@ -21,8 +21,8 @@ import pytest
 from offline import SOURCES, Case, amd_compiler, code_objects, compilation, needs_amd_compiler, targets, variants
 
 from rocforge.device.cards import AMD
-from rocforge.kernels import PREFIX
-from rocforge.ops.dequantize import PLANAR
+from rocforge.device.kernels import PREFIX
+from rocforge.ops.device.dequantize import PLANAR
 
 NVIDIA = {"sm_75": False, "sm_90": True}
 """The oldest generation that is supported, and the first whose launches overlap; whether every format is compiled."""

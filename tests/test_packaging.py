@@ -14,7 +14,7 @@ GENERATE = """
 import sys
 from pathlib import Path
 import rocforge as rf
-from rocforge.kernels import source_folder
+from rocforge.device.kernels import source_folder
 from rocforge.selftest.model import demo_model
 assert not Path(rf.__file__).is_relative_to(sys.argv[2]), rf.__file__
 assert (source_folder() / "platform.h").is_file()

@@ -19,9 +19,9 @@ import typer
 from rocforge import __version__
 from rocforge.cli.errors import UsageError
 from rocforge.cli.models import ModelFile, describe
-from rocforge.cli.options import Device, Halves, Keep, Model
+from rocforge.cli.options import Device, Fp16Weights, Keep, Model
 from rocforge.cli.output import binary_size, count, write_json
-from rocforge.engine import Engine
+from rocforge.engine.engine import Engine
 from rocforge.measure import generation_seconds
 
 
@@ -70,7 +70,7 @@ def bench(
     batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Tokens a step, at most.")] = 512,
     form: Annotated[Form, typer.Option("--output", "-o", help="How to write the results.")] = Form.markdown,
     device: Device = None,
-    halves: Halves = Keep.auto,
+    fp16_weights: Fp16Weights = Keep.auto,
 ) -> None:
     """Measure prefill and decode, as llama-bench does.
 
@@ -79,7 +79,7 @@ def bench(
     -p and -n can be given again; 0 leaves that kind of test out.
     """
     import rocforge as rf
-    from rocforge.hub import resolve
+    from rocforge.gguf.hub import resolve
     from rocforge.load import load_model
 
     tests = [(size, 0) for size in (prompts or [512]) if size] + [(0, size) for size in (generations or [128]) if size]
@@ -88,7 +88,7 @@ def bench(
     longest = max(map(max, tests))
     with rf.open_gguf(resolve(model)) as file:
         about = describe(file, model)
-        loaded = load_model(file, device, None, sys.stderr.isatty(), halves.wanted)
+        loaded = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.wanted)
     if longest >= loaded.config.context:
         raise UsageError(f"{longest} tokens and one more do not fit the model's context of {loaded.config.context}")
     with Engine(loaded, cache_tokens=longest + 1, max_batch_tokens=batch) as engine:

@@ -13,7 +13,7 @@ from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import (
     Context,
     Device,
-    Halves,
+    Fp16Weights,
     Keep,
     Model,
     Quiet,
@@ -42,7 +42,7 @@ def chat(
     chat_template: Template = None,
     device: Device = None,
     context: Context = None,
-    halves: Halves = Keep.auto,
+    fp16_weights: Fp16Weights = Keep.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -54,7 +54,7 @@ def chat(
         import readline  # noqa: F401  input() then edits lines and remembers them
 
     progress = not quiet and sys.stderr.isatty()
-    loaded, tokenizer = rf.load(model, device, context, progress, halves.wanted)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.wanted)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:

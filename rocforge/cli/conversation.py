@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rocforge.engine import Engine
+from rocforge.engine.engine import Engine
+from rocforge.engine.scheduler import Status
 from rocforge.generate import GenerationResponse, RequestStream
-from rocforge.sampling import SamplingParams
-from rocforge.scheduler import Status
-from rocforge.tokenizer import Tokenizer
+from rocforge.ops.sampling import SamplingParams
+from rocforge.text.tokenizer import Tokenizer
 
 
 class Conversation:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Context, Device, Halves, Keep, Model, Quiet, System, Template, takes_sampling
+from rocforge.cli.options import Context, Device, Fp16Weights, Keep, Model, Quiet, System, Template, takes_sampling
 from rocforge.cli.output import console, note, write_text
 
 
@@ -25,7 +25,7 @@ def generate(
     ] = None,
     device: Device = None,
     context: Context = None,
-    halves: Halves = Keep.auto,
+    fp16_weights: Fp16Weights = Keep.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -37,7 +37,7 @@ def generate(
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
     progress = not quiet and sys.stderr.isatty()
-    loaded, tokenizer = rf.load(model, device, context, progress, halves.wanted)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.wanted)
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None

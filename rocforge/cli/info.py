@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rocforge import __version__
-from rocforge.arrays import device_info
 from rocforge.cli.options import Device, Json
 from rocforge.cli.output import binary_size, table, write_json
 from rocforge.device import kernel_cache
-from rocforge.kernels import source_folder
+from rocforge.device.arrays import device_info
+from rocforge.device.kernels import source_folder
 from rocforge.models import ARCHITECTURES
 
 _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "jinja2", "huggingface_hub")

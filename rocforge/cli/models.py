@@ -16,8 +16,8 @@ from rocforge.cli.errors import UsageError
 from rocforge.cli.options import Json
 from rocforge.cli.output import binary_size, count, note, table, write_json
 from rocforge.errors import RocforgeError
-from rocforge.gguf import GGUFFile, open_gguf
-from rocforge.hub import choose, resolve
+from rocforge.gguf.file import GGUFFile, open_gguf
+from rocforge.gguf.hub import choose, resolve
 
 _LATER_MEMBER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _SHOWN = 60  # characters of a metadata value

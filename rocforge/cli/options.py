@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rocforge.sampling import SamplingParams
+from rocforge.ops.sampling import SamplingParams
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")]
 Device = Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; the GPU if there is one.", show_default=False)]
@@ -31,7 +31,7 @@ class Keep(str, enum.Enum):
         return None if self is Keep.auto else self is Keep.on
 
 
-Halves = Annotated[Keep, typer.Option(help="On a GPU, keep float16 copies of the weights: faster prompts.")]
+Fp16Weights = Annotated[Keep, typer.Option(help="On a GPU, keep float16 copies of the weights: faster prompts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no statistics.")]
 System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
 Template = Annotated[

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from rocforge.arrays import DeviceInfo, device_info
 from rocforge.cli.errors import FAILED, INTERRUPTED, USAGE
 from rocforge.cli.info import versions
 from rocforge.cli.options import Json
 from rocforge.cli.output import binary_size, note, write_json
+from rocforge.device.arrays import DeviceInfo, device_info
 from rocforge.selftest.card import driver, rocm_version
 from rocforge.selftest.groups import GROUPS
 from rocforge.selftest.report import Report

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Halves, Keep, Model, Quiet, Template
+from rocforge.cli.options import Context, Device, Fp16Weights, Keep, Model, Quiet, Template
 from rocforge.cli.output import note
 
 
@@ -36,7 +36,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for their first step.")] = 256,
     device: Device = None,
     context: Context = None,
-    halves: Halves = Keep.auto,
+    fp16_weights: Fp16Weights = Keep.auto,
     quiet: Quiet = False,
 ) -> None:
     """Answer HTTP as the OpenAI API does; / is a chat page."""
@@ -58,7 +58,7 @@ def serve(
         port,
         device=device,
         context=context,
-        halves=halves.wanted,
+        fp16_weights=fp16_weights.wanted,
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.errors import UnsupportedModelError
-from rocforge.metadata import Metadata
+from rocforge.gguf.metadata import Metadata
 from rocforge.models.gemma import Gemma2, Gemma3
 from rocforge.models.gpt_oss import GptOss
 from rocforge.models.llama import Llama

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocforge.batch import Batch
+from rocforge.nn.batch import Batch
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.errors import GGUFError, UnsupportedModelError
-from rocforge.metadata import MOST, REQUIRED, Metadata
+from rocforge.gguf.metadata import MOST, REQUIRED, Metadata
 from rocforge.ops.rope import RopeFrequencies, rope_frequencies
 
 ROPE_TENSORS = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocforge.batch import Batch
 from rocforge.errors import GGUFError
+from rocforge.nn.batch import Batch
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops import activation as activations
-from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.linear import gated_linear
 from rocforge.ops.moe import experts, route
 from rocforge.ops.norm import rms_norm_both

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module, on_device
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import BLOCK_SIZE, KVCache, blocks_for
+from rocforge.device.arrays import get_array_module, on_device
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import BLOCK_SIZE, KVCache, blocks_for
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, get_array_module
-from rocforge.kernels import Kernel
+from rocforge.device.arrays import cupy_module, get_array_module
+from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import module_of
-from rocforge.ops.strided import blocks, float32, rows_of
+from rocforge.ops.device.strided import blocks, float32, rows_of
 
 THREADS = 256
 """As in activation.hip."""
@@ -38,7 +38,7 @@ def _elementwise_device(name: str, x: Any, *more: Any, out: Any = None) -> Any:
     return out
 
 
-def gated_halves(name: str, gate: Any, up: Any) -> Any:
+def gated_fp16(name: str, gate: Any, up: Any) -> Any:
     """swiglu, geglu or, as it is by itself, swiglu_oai of CuPy arrays in float16, cut to ±65504."""
     return _gated_device(name, gate, up, *([ALPHA, LIMIT] if name == "swiglu_oai" else []), dtype=np.float16)
 

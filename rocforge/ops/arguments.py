@@ -32,7 +32,7 @@ def module_of(op: str, **arrays: Any) -> ModuleType:
 
 @functools.cache
 def _module_of(kind: type) -> ModuleType | None:
-    from rocforge.ops.operands import Activations
+    from rocforge.ops.device.operands import Activations
 
     if issubclass(kind, (np.ndarray, np.generic)):
         return np

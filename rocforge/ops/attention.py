@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module
-from rocforge.batch import Batch, Span
-from rocforge.ops import attention_device
+from rocforge.device.arrays import get_array_module
+from rocforge.nn.batch import Batch, Span
 from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.arguments import check_shape, module_of
+from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import RopeFrequencies, rotate
 

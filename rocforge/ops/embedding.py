@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module
+from rocforge.device.arrays import get_array_module
 from rocforge.ops.arguments import check_integers, check_matrix, module_of
-from rocforge.ops.dequantize import dequantize_device
+from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
 
 _FLOATS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}

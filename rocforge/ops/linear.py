@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import get_array_module
+from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.arguments import check_matrix, check_sums, module_of
-from rocforge.ops.operands import takes_halves
-from rocforge.ops.products import gated_product_device, product_then_norm_device, products_device
+from rocforge.ops.device.operands import takes_fp16
+from rocforge.ops.device.products import gated_product_device, product_then_norm_device, products_device
 from rocforge.quant import QuantizedArray, joined_float32
 
 TILE_ELEMENTS = 1 << 22
@@ -121,8 +121,8 @@ def gated_linear(
         y = gated_product_device(x, gate, up, gate_bias, up_bias, activate, then)
         if y is not None:
             return y
-        if then is not None and takes_halves(len(x), [then]):
-            return activation.gated_halves(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
+        if then is not None and takes_fp16(len(x), [then]):
+            return activation.gated_fp16(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
 
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, get_array_module
+from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.cards import card_of
-from rocforge.kernels import Kernel
+from rocforge.device.kernels import Kernel
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
+from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.linear import linear
-from rocforge.ops.strided import blocks, float32
 
 THREADS = 256
 """As in moe.hip."""
@@ -138,7 +138,7 @@ def experts(
         float32, shape (tokens, dim).
     """
     if get_array_module(ids) is not np:
-        from rocforge.ops.experts_device import experts_device
+        from rocforge.ops.device.experts import experts_device
 
         return experts_device(x, ids, weights, gate, up, down, activate, residual)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)

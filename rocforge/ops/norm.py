@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, get_array_module
-from rocforge.kernels import Kernel
+from rocforge.device.arrays import cupy_module, get_array_module
+from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import check_shape, module_of
-from rocforge.ops.operands import Activations, columns_for_weights, takes_halves
-from rocforge.ops.strided import float32
+from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
+from rocforge.ops.device.strided import float32
 
 THREADS = 512
 """As in norm.hip."""
@@ -68,9 +68,9 @@ def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
     return out
 
 
-def rms_norm_halves(x: Any, weight: Any, eps: float) -> Any:
+def rms_norm_fp16(x: Any, weight: Any, eps: float) -> Any:
     """`rms_norm` of a CuPy array (rows, n) in float16, cut to ±65504."""
-    _check("rms_norm_halves", x, weight)
+    _check("rms_norm_fp16", x, weight)
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float16)
     _rms_norm((len(x),), (THREADS,), (None, out, None, x, float32(weight), None, 0, x.shape[-1], eps))
@@ -78,14 +78,14 @@ def rms_norm_halves(x: Any, weight: Any, eps: float) -> Any:
 
 
 def rms_norm_of_sum(x: Any, y: Any, bias: Any, weight: Any, eps: float) -> tuple[Any, Any]:
-    """`x + y + bias`, and `rms_norm_halves` of it, of one launch; x and y (rows, n) on a device, bias (n,) or None."""
+    """`x + y + bias`, and `rms_norm_fp16` of it, of one launch; x and y (rows, n) on a device, bias (n,) or None."""
     _check("rms_norm_of_sum", x, weight, bias)
     if x.shape != y.shape:
         raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
-    total, halves = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
-    arrays = (total, halves, *map(float32, (x, y, bias, weight)))
+    total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
+    arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
     _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
-    return total, halves
+    return total, fp16
 
 
 def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Activations:
@@ -113,7 +113,7 @@ def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any
     columns = columns_for_weights(len(x), weights)
     if columns is not None:
         return rms_norm_quantized(x, weight, eps, columns)
-    return (rms_norm_halves if takes_halves(len(x), weights) else rms_norm)(x, weight, eps)
+    return (rms_norm_fp16 if takes_fp16(len(x), weights) else rms_norm)(x, weight, eps)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

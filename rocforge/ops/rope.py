@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module, get_array_module
+from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.cards import card_of
-from rocforge.kernels import Kernel
+from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import check_integers, module_of
-from rocforge.ops.strided import blocks, rows_of
+from rocforge.ops.device.strided import blocks, rows_of
 
 THREADS = 256
 """As in rope.hip and angles.hip."""

@@ -1,151 +1,224 @@
-"""Sampling on a device: what rocforge.sampling does on the host, for all rows of a batch at once, in two launches.
+"""Sampling: SamplingParams, and choosing the next token from logits on the host.
 
-How each row is sampled lies in device memory, and its step and its token counts are advanced there, so that the
-launches can be replayed. The same request draws the same tokens as on the host, but for a draw that falls within
-float32's rounding of the border between two tokens.
+Each draw depends on the request's seed and on how many tokens it has, and on nothing else: the same request gives
+the same text in any batch, and after being preempted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
-from rocforge.kernels import Kernel
-from rocforge.ops.strided import blocks, copy_into, float32
-from rocforge.sampling import SamplingParams
+from rocforge.errors import NonFiniteError
 
-SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024
-"""As in sampling.hip and select.h."""
-VOCABULARY_LIMIT = 1 << 19
-
-_INTEGERS = ("step", "top_k", "counts_row", "bias_start", "bias_count")
-_FLOATS = ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-PARAMETERS = np.dtype(
-    [("seed", np.uint64), ("top_p", np.float64)]
-    + [(name, np.int32) for name in _INTEGERS]
-    + [(name, np.float32) for name in _FLOATS]
-    + [("reserved", np.int32, 2)]
-)
-"""`Parameters` of sampling.hip, 64 bytes."""
-
-_slices = Kernel(
-    "sampling.hip", "sample_slices", "float32* float32* int32* float32* uint8* int32*? int32*? float32*? uint32 uint32"
-)
-_rows = Kernel(
-    "sampling.hip", "sample_rows", "int32* int32*? int32*? uint32 uint8* int32*? float32* float32* int32* uint32 uint32"
-)
-_logprobs = Kernel("sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* uint32 uint32")
+_MASK = (1 << 64) - 1
+NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
+GREEDY_BELOW = 1e-5
+"""Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
 
-class Sampler:
-    """How the rows of a batch are sampled, on the current device.
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How a request's tokens are chosen; names and meanings are the OpenAI API's where it has them.
 
-    Args:
-        params: for each row.
-        steps: how many tokens each row's request has so far.
-        counts_rows: for each row, its row in `counts`, or -1 where nothing depends on the tokens so far.
-        counts: int32 CuPy array (.., vocabulary), from `count_tokens`; or None where counts_rows are all -1.
-        room: biases that there is room for, at least.
+    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_k, top_p, min_p.
 
     Attributes:
-        parameters: uint8 CuPy array (rows, 64), PARAMETERS for each row.
-        biases: how many biases there is room for.
+        max_tokens: stop after this many tokens; None: when the model's context is full.
+        temperature: divides the logits, 0 to 2; 0 takes the most likely token, and what is below 1e-5 becomes 0.
+        top_k: keep that many of the most likely tokens; 0 for all.
+        top_p: keep the most likely tokens that reach this probability together, over 0 to 1.
+        min_p: keep tokens at least this share as likely as the most likely one, 0 to 1.
+        repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
+            (Keskar et al., https://arxiv.org/abs/1909.05858), 1e-6 to 1e6; 1 for none.
+        presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
+        frequency_penalty: subtracted from a token's logit for each time it is in the text, -2 to 2.
+        logit_bias: token id -> added to its logit, -100 to 100.
+        seed: of the draws, any integer; None for a random one.
+        stop: strings that end the text, and are not part of it.
+        logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
+            among them); None for no report.
+        ignore_eos: go on past end-of-generation tokens, for measuring.
+
+    Raises:
+        ValueError: a value outside its range.
+        TypeError: a value of another type. NumPy's numbers are taken as Python's; True and False are no numbers.
     """
 
-    def __init__(
-        self,
-        params: Sequence[SamplingParams],
-        steps: Sequence[int],
-        counts_rows: Sequence[int] | None = None,
-        counts: Any = None,
-        room: int = 0,
-    ):
-        cupy = cupy_module()
-        rows = np.zeros(len(params), PARAMETERS)
-        biases = [p.logit_bias for p in params]
-        for row, p, step in zip(rows, params, steps, strict=True):
-            row["seed"], row["step"], row["top_k"] = p.seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
-            for name in ("top_p", *_FLOATS):
-                row[name] = getattr(p, name)
-        rows["counts_row"] = -1 if counts_rows is None else counts_rows
-        rows["bias_count"] = [len(bias) for bias in biases]
-        rows["bias_start"] = np.cumsum(rows["bias_count"]) - rows["bias_count"]
-        self.parameters = cupy.asarray(rows.view(np.uint8).reshape(len(rows), -1))
-        self.counts, self._bias_ids, self._bias_values = counts, None, None
-        ids = [token for bias in biases for token in bias]
-        values = [value for bias in biases for value in bias.values()]
-        self.biases = max(len(ids), room)
-        if self.biases:
-            spare = [0] * (self.biases - len(ids))
-            self._bias_ids = cupy.asarray(np.array(ids + spare, np.int32))
-            self._bias_values = cupy.asarray(np.array(values + spare, np.float32))
+    max_tokens: int | None = None
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
 
-    def become(self, other: Sampler) -> None:
-        """Take over how another one of the same sizes samples, in this one's memory, where captured launches see it."""
-        mine, others = ((s.parameters, s.counts, s._bias_ids, s._bias_values) for s in (self, other))
-        for target, source in zip(mine, others, strict=True):
-            if target is not None:
-                copy_into(target, source)
+    def __post_init__(self):
+        for name, (kind, low, high) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            number, over = _number(name, value, kind), name == "top_p"  # of no probability at all no token is kept
+            if not low <= value <= high or (over and value == 0):
+                bounds = f"{'over' if over else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+                raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
+            object.__setattr__(self, name, number)
+        if self.temperature < GREEDY_BELOW:
+            object.__setattr__(self, "temperature", 0.0)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _number("seed", self.seed, Integral))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(63))
 
-    def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
-        """The next token of each row; its step, and its counts, go up by one.
-
-        Args:
-            logits: float32 CuPy array (rows, vocabulary); not changed.
-            tokens: int32 (rows,), where they are put; None for a new array.
-            posted: int32 (2, rows), memory of the host where they are put as well; or None.
-            turn: int32, shape (1,): which half of that, the first where it is even.
-
-        Returns:
-            int32, shape (rows,); -1 where the highest logit is not finite, but with `posted` only there, since the next
-            step takes these.
-
-        Raises:
-            ValueError: the vocabulary has more than 524,288 tokens, or the rows are not those of `params`.
-        """
-        cupy, logits = cupy_module(), float32(logits)
-        rows, vocabulary = logits.shape
-        if rows != len(self.parameters) or vocabulary > VOCABULARY_LIMIT:
-            raise ValueError(f"sample: logits of shape {logits.shape} for {len(self.parameters)} rows")
-        count = blocks(vocabulary, SLICE)
-        scaled = cupy.empty((rows, count * SLICE), np.float32)
-        highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
-        tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
-        biases = (self._bias_ids, self._bias_values)
-        args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (SLICE_THREADS,), args)
-        args = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (ROW_THREADS,), args)
-        return tokens
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens so far change the logits."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> np.ndarray:
-    """A row of counts for a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
-    counts = 2 * np.bincount(np.asarray(output, np.int64), minlength=vocabulary).astype(np.int32)
-    counts[np.asarray(prompt, np.int64)] += 1
-    return counts
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "max_tokens": (Integral, 1, math.inf),
+    "temperature": (Real, 0, 2),
+    "top_k": (Integral, 0, math.inf),
+    "top_p": (Real, 0, 1),
+    "min_p": (Real, 0, 1),
+    "repetition_penalty": (Real, 1e-6, 1e6),
+    "presence_penalty": (Real, -2, 2),
+    "frequency_penalty": (Real, -2, 2),
+    "logprobs": (Integral, 0, 20),
+}
+"""Fields in a range: Integral or Real, the least and the most."""
+_OPTIONAL = ("max_tokens", "logprobs")
 
 
-def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
-    """`rocforge.sampling.logprobs` of each row, on the device.
+def _number(name: str, value: Any, kind: type) -> int | float:
+    """A number as Python's own."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; allowed are {'integers' if kind is Integral else 'numbers'}")
+    try:
+        return int(value) if kind is Integral else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {value!r}, which is more than a float holds") from None
+
+
+def _checked_bias(logit_bias: Any) -> dict[int, float]:
+    if not isinstance(logit_bias, Mapping):
+        raise TypeError(f"logit_bias is {logit_bias!r}; allowed is a mapping of token ids to numbers")
+    checked = {}
+    for token, bias in logit_bias.items():
+        token, bias = _number("a token id of logit_bias", token, Integral), _number("a logit_bias", bias, Real)
+        if not -100 <= bias <= 100:
+            raise ValueError(f"logit_bias of token {token} is {bias!r}; allowed is from -100 to 100")
+        checked[token] = bias
+    return checked
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural-log probabilities at one step, of the unchanged logits: of the token, and of the most likely ones."""
+
+    token: float
+    top: dict[int, float]
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1), float32-representable, from a seed and a step; the same on every device.
+
+    Source: splitmix64, Steele, Lea and Flood, https://doi.org/10.1145/2714064.2660195, with the step as its counter.
+    """
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((z ^ (z >> 31)) >> 40) / (1 << 24)
+
+
+def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
+    """Choose the next token of one request.
 
     Args:
-        logits: float32 CuPy array (rows, vocabulary), unchanged by penalties.
-        tokens: int32 (rows,); what is reported for -1 means nothing.
-        count: how many of the most likely tokens to report, at most the vocabulary and 1024.
+        logits: float32, shape (vocabulary,); not changed.
+        params: how to choose.
+        prompt, output: the request's token ids so far; the draw is the one of step len(output).
 
-    Returns:
-        float32 (rows,) of the tokens; int32 (rows, count), ids of the most likely ones in descending order; float32
-        (rows, count), theirs.
+    Raises:
+        NonFiniteError: the highest logit is NaN or infinite.
     """
-    cupy, logits = cupy_module(), float32(logits)
-    rows, vocabulary = logits.shape
-    if not 0 <= count <= min(vocabulary, 1024) or vocabulary > VOCABULARY_LIMIT:
-        raise ValueError(f"logprobs: count is {count} for logits of shape {logits.shape}")
-    chosen = cupy.empty(rows, np.float32)
-    ids, values = cupy.empty((rows, count), np.int32), cupy.empty((rows, count), np.float32)
-    _logprobs((rows,), (ROW_THREADS,), (chosen, ids, values, logits, tokens, vocabulary, count))
-    return chosen, ids, values
+    if params.counts_tokens:
+        logits = _penalized(logits, params, prompt, output)
+    if params.logit_bias:
+        logits = logits.copy()
+        logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+    check_finite(logits)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    return _draw(logits, params, uniform(params.seed, len(output)))
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise a NonFiniteError where no token can be chosen: the highest logit is NaN or infinite."""
+    if not math.isfinite(logits.max()):
+        raise NonFiniteError(NOT_FINITE)
+
+
+def _penalized(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
+    logits = logits.copy()
+    seen = np.unique(np.concatenate([np.asarray(prompt, np.int64), np.asarray(output, np.int64)]))
+    factor = np.float32(params.repetition_penalty)
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+    if len(output):
+        written, counts = np.unique(np.asarray(output, np.int64), return_counts=True)
+        logits[written] -= counts.astype(np.float32) * np.float32(params.frequency_penalty)
+        logits[written] -= np.float32(params.presence_penalty)
+    return logits
+
+
+def _draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
+    """The token at the u-quantile of the distribution of the kept tokens, taken in the order of their ids."""
+    scaled = logits / np.float32(params.temperature)
+    weights = np.exp(scaled - scaled.max(), dtype=np.float64)
+    ids = _kept(weights, params)
+    cumulative = np.cumsum(weights if ids is None else weights[ids])
+    index = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(cumulative) - 1)
+    return index if ids is None else int(ids[index])
+
+
+def _kept(weights: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """Ids, ascending, that top_k, top_p and min_p keep; of equally likely ones the lowest first. None for all."""
+    if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
+        return None
+    threshold = params.min_p * weights.max()
+    if 0 < params.top_k < len(weights):
+        threshold = max(threshold, np.partition(weights, -params.top_k)[-params.top_k])
+    ids = np.flatnonzero(weights >= threshold)
+    ids = ids[np.argsort(-weights[ids], kind="stable")][: params.top_k or None]
+    if params.top_p < 1:
+        # the share is of what top_k keeps, before min_p
+        total = weights.sum() if params.top_k == 0 else np.sort(weights)[-params.top_k :].sum()
+        sums = np.cumsum(weights[ids])
+        ids = ids[sums - weights[ids] < params.top_p * total]
+    return np.sort(ids)
+
+
+def logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
+    """Log-probabilities of a token and of the `count` most likely ones, from unchanged logits (vocabulary,)."""
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    top = np.argsort(-values, kind="stable")[:count]
+    return Logprobs(float(values[token]), {int(i): float(values[i]) for i in top})

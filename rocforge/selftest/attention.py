@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import KVCache, blocks_for
+from rocforge.device.arrays import cupy_module
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache, blocks_for
 from rocforge.ops.attention import attend, paged_attention
 from rocforge.ops.rope import rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from rocforge.kernels import Kernel, source_folder, variants
+from rocforge.device.kernels import Kernel, source_folder, variants
+from rocforge.loading.warmup import BackgroundCompilation
 from rocforge.selftest.check import Check, Outcome, Sizes
-from rocforge.warmup import BackgroundCompilation
 
 
 def checks(sizes: Sizes) -> list[Check]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
+from rocforge.device.arrays import cupy_module
 from rocforge.ops import activation
-from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_halves, rms_norm_of_sum, rms_norm_quantized
+from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_fp16, rms_norm_of_sum, rms_norm_quantized
 from rocforge.ops.rope import rope, rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import EXACT, HALF, beyond_half_steps, floats, label
@@ -66,14 +66,14 @@ def _rounded_norms(width: int, rng: np.random.Generator) -> Outcome:
     """As the products that follow take them."""
     x, y, weight = floats(rng, 70, width), floats(rng, 70, width), floats(rng, width)
     a, b, w = map(cupy_module().asarray, (x, y, weight))
-    expected, (total, halves) = rms_norm(x, weight), rms_norm_of_sum(a, b, None, w, 1e-5)
+    expected, (total, fp16) = rms_norm(x, weight), rms_norm_of_sum(a, b, None, w, 1e-5)
     rounded = values_of(rms_norm_quantized(a, w, 1e-5))[:, :width]
     return Outcome(
         {
-            "float16": Error(relative_error(rms_norm_halves(a, w, 1e-5), expected), HALF),
+            "float16": Error(relative_error(rms_norm_fp16(a, w, 1e-5), expected), HALF),
             "int8": beyond_half_steps(rounded, expected),
             "a sum": Error(relative_error(total, x + y), EXACT),
-            "its norm": Error(relative_error(halves, rms_norm(x + y, weight)), HALF),
+            "its norm": Error(relative_error(fp16, rms_norm(x + y, weight)), HALF),
         }
     )
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
+from rocforge.device.arrays import cupy_module
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.selftest.check import Check, Error, Outcome, Sizes, exact
 from rocforge.selftest.products import EXACT, HALF, INT8, floats, label

@@ -7,8 +7,8 @@ import statistics
 
 import numpy as np
 
-from rocforge.arrays import available_memory, cupy_module, device_info
-from rocforge.engine import Engine
+from rocforge.device.arrays import available_memory, cupy_module, device_info
+from rocforge.engine.engine import Engine
 from rocforge.load import load_model
 from rocforge.measure import generation_seconds, library_product_rate, noise, seconds
 from rocforge.ops.linear import linear

@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from rocforge.arrays import asnumpy, cupy_module
-from rocforge.ops.dequantize import dequantize_device
+from rocforge.device.arrays import asnumpy, cupy_module
+from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.embedding import embedding
 from rocforge.selftest.check import Check, Outcome, Sizes, exact
 from rocforge.selftest.weights import random_bytes, random_weight

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rocforge.arrays import asnumpy
-from rocforge.engine import Engine
+from rocforge.device.arrays import asnumpy
+from rocforge.engine.engine import Engine
 from rocforge.load import load
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS
-from rocforge.sampling import SamplingParams
+from rocforge.ops.device.operands import INT8_ROWS, MOST_COLUMNS
+from rocforge.ops.sampling import SamplingParams
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.weights import relative_error
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
+from rocforge.device.arrays import cupy_module
+from rocforge.device.streams import Stream
 from rocforge.ops.activation import scale
+from rocforge.ops.device.operands import MOST_COLUMNS
 from rocforge.ops.linear import gated_linear, linear
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.operands import MOST_COLUMNS
 from rocforge.selftest.check import Check, Error, Outcome, Sizes, exact
 from rocforge.selftest.products import floats
 from rocforge.selftest.weights import random_weight
-from rocforge.streams import Stream
 
 BUSY = 40
 """Launches that keep a stream busy, so that what should wait for it and does not comes too early."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import asnumpy, cupy_module
+from rocforge.device.arrays import asnumpy, cupy_module
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
+from rocforge.ops.device.operands import MAX_COLUMNS, columns_for, format_of, is_packed, quantize_activations
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.operands import MAX_COLUMNS, columns_for, format_of, is_packed, quantize_activations
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 

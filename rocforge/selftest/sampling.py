@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.arrays import cupy_module
-from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
-from rocforge.sampling import SamplingParams, logprobs, sample
+from rocforge.device.arrays import cupy_module
+from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
+from rocforge.ops.sampling import SamplingParams, logprobs, sample
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import floats
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-from rocforge.ops.dequantize import cells_of
-from rocforge.ops.operands import Activations
+from rocforge.ops.device.dequantize import cells_of
+from rocforge.ops.device.operands import Activations
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
 # where a block's float16 scales lie; the scales of the rest are bytes of their own kind

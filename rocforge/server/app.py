@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rocforge.engine.service import Service, State
 from rocforge.server import errors
 from rocforge.server.body import JSONRoute
 from rocforge.server.chat import ChatCompletions
@@ -24,7 +25,6 @@ from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
 from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from rocforge.server.settings import Settings
-from rocforge.service import Service, State
 
 _ERROR = {"content": {"application/json": {"example": APIError("what was wrong").body}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {

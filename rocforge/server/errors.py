@@ -18,9 +18,9 @@ from fastapi.responses import JSONResponse as _JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from rocforge.engine.reply import CancelledError, DeadlineError, QueueFullError, ServiceError
 from rocforge.errors import ChatTemplateError, RocforgeError
-from rocforge.grammar import GrammarError
-from rocforge.reply import CancelledError, DeadlineError, QueueFullError, ServiceError
+from rocforge.text.grammar import GrammarError
 
 log = logging.getLogger("rocforge.server")
 INVALID = "invalid_request_error"

@@ -14,16 +14,16 @@ import anyio
 from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
-from rocforge.grammar import Grammar, GrammarCompiler
-from rocforge.reply import DeadlineError, QueueFullError
-from rocforge.sampling import SamplingParams
-from rocforge.scheduler import Constraint
+from rocforge.engine.reply import DeadlineError, QueueFullError
+from rocforge.engine.scheduler import Constraint
+from rocforge.engine.service import Service, State
+from rocforge.ops.sampling import SamplingParams
 from rocforge.server.errors import APIError, refusing
 from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
-from rocforge.service import Service, State
-from rocforge.tokenizer import Tokenizer
+from rocforge.text.grammar import Grammar, GrammarCompiler
+from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
 LONGEST_TOKEN = 256

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rocforge.engine.reply import Progress, Reply
 from rocforge.generate import GenerationResponse
-from rocforge.reply import Progress, Reply
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, as_api_error
 
 PING_SECONDS = 15.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rocforge.generate import GenerationResponse
-from rocforge.tokenizer import Tokenizer
+from rocforge.text.tokenizer import Tokenizer
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+from rocforge.engine.reply import Progress, Reply
+from rocforge.engine.service import Service
 from rocforge.generate import GenerationResponse
-from rocforge.reply import Progress, Reply
-from rocforge.service import Service
 
 _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2, 5))
 

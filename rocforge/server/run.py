@@ -18,15 +18,15 @@ from typing import Any
 import uvicorn
 from threadpoolctl import threadpool_limits
 
-from rocforge.engine import Engine
+from rocforge.engine.engine import Engine
+from rocforge.engine.reply import ServiceError
+from rocforge.engine.service import Service
 from rocforge.load import load
-from rocforge.reply import ServiceError
 from rocforge.server.app import create_app
 from rocforge.server.metrics import Metrics
 from rocforge.server.protocol import protocol
 from rocforge.server.settings import Settings
-from rocforge.service import Service
-from rocforge.tokenizer import Tokenizer
+from rocforge.text.tokenizer import Tokenizer
 
 BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
@@ -41,7 +41,7 @@ def serve(
     *,
     device: str | None = None,
     context: int | None = None,
-    halves: bool | None = None,
+    fp16_weights: bool | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int = 512,
     max_requests: int = 256,
@@ -58,7 +58,7 @@ def serve(
     at once, with status 128 plus the signal's number.
 
     Args:
-        model_path, device, context, halves, progress: as in `rf.load`.
+        model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. Requests may name the host, beside
             `settings.allowed_hosts`.
         cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
@@ -75,7 +75,7 @@ def serve(
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
 
     def load_engine() -> tuple[Engine, Tokenizer]:
-        model, tokenizer = load(model_path, device, context, progress, halves)
+        model, tokenizer = load(model_path, device, context, progress, fp16_weights)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side holds up all of them
             threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rocforge.grammar import GrammarCompiler
-from rocforge.text import overlap
+from rocforge.text.grammar import GrammarCompiler
+from rocforge.text.stream import overlap
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CASES = [
     (("generate", DOCS, "y"), 1, "GGUF"),
     (("generate", "MODEL", "y", "--device", "gpu:99"), 1, "gpu"),
     (("generate", "MODEL", "y", "--device", "tpu"), 2, "device is 'tpu'"),
-    (("generate", "MODEL", "y", "--halves", "some"), 2, "'some' is not one of 'auto', 'on', 'off'"),
+    (("generate", "MODEL", "y", "--fp16-weights", "some"), 2, "'some' is not one of 'auto', 'on', 'off'"),
     (("generate", "MODEL", "y", "--chat"), 1, "no default chat template"),
     (("chat", "MODEL"), 1, "no default chat template"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),

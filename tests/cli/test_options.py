@@ -6,7 +6,7 @@ import pytest
 
 import rocforge.cli
 
-WANTED = {(): None, ("--halves", "auto"): None, ("--halves", "on"): True, ("--halves", "off"): False}
+WANTED = {(): None, ("--fp16-weights", "auto"): None, ("--fp16-weights", "on"): True, ("--fp16-weights", "off"): False}
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
@@ -16,14 +16,14 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])
-def test_halves(monkeypatch, capsys, model, command):
+def test_fp16_weights(monkeypatch, capsys, model, command):
     """auto, the default, leaves it to the loader."""
     if command[0] == "serve":
         pytest.importorskip("fastapi", reason="the extra server is not installed")
     seen = []
 
-    def load(path, device=None, context=None, progress=False, halves=None):
-        seen.append(halves)
+    def load(path, device=None, context=None, progress=False, fp16_weights=None):
+        seen.append(fp16_weights)
         raise FileNotFoundError("no further")
 
     owner, _, name = LOADERS[command].rpartition(".")

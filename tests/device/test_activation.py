@@ -76,11 +76,11 @@ def test_gated(name: str, rows: int, columns: int):
 
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("columns", [300, 301])
-def test_gated_halves(name: str, columns: int):
+def test_gated_fp16(name: str, columns: int):
     """In float16 for the product that follows: what is too large for that is cut, not infinite."""
     gate, up = values((3, columns)), values((3, columns))
     gate[:, 0], up[:, 0] = 7, 1e8
-    y = activation.gated_halves(name, cp.asarray(gate), cp.asarray(up)).get()
+    y = activation.gated_fp16(name, cp.asarray(gate), cp.asarray(up)).get()
     expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
     assert y.dtype == np.float16 and np.abs(y - expected)[:, 1:].max() < 1e-3 * np.abs(expected[:, 1:]).max()
     assert (y[:, 0] == np.float16(np.minimum(expected[:, 0], 65504))).all()

@@ -6,7 +6,7 @@ import pytest
 from weights import card_without_matrix_unit
 
 import rocforge as rf
-from rocforge.ops.strided import ALIGNMENT, float32, rows_of
+from rocforge.ops.device.strided import ALIGNMENT, float32, rows_of
 from rocforge.selftest.weights import random_weight
 
 SIDES = {"cpu": np.asarray, "gpu": cp.asarray}
@@ -199,7 +199,7 @@ def test_what_is_not_finite_shows(rng, monkeypatch, side, kind, n, value):
         y = rf.asnumpy(rf.linear(SIDES[side](x), weight))
         bad = np.isnan(y) if np.isnan(value) else ~np.isfinite(y)
         assert bad[n // 2].all() and np.isfinite(np.delete(y, n // 2, axis=0)).all()
-        monkeypatch.setattr("rocforge.ops.operands.card_of", card_without_matrix_unit)
+        monkeypatch.setattr("rocforge.ops.device.operands.card_of", card_without_matrix_unit)
 
 
 def test_a_device_has_one_block_size():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import rocforge as rf
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import BLOCK_SIZE, KVCache
-from rocforge.ops import attention_device
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import BLOCK_SIZE, KVCache
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
+from rocforge.ops.device import attention as attention_device
 from rocforge.ops.rope import rope_frequencies
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
@@ -159,7 +159,7 @@ def test_rounded_for_a_product():
     assert (np.abs((values * scales).reshape(2, 384) - expected) <= 0.501 * np.repeat(scales[..., 0], 32, 1)).all()
 
 
-def test_halves_for_a_product():
+def test_fp16_for_a_product():
     """What the BLAS library multiplies comes in float16 from both kernels: the same, rounded."""
     rng = np.random.default_rng(6)
     cache = filled(rng, 2, 64, 32)

@@ -9,10 +9,10 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge import decode
-from rocforge.kernels import launches_recorded
+from rocforge.device.kernels import launches_recorded
+from rocforge.engine.engine import step as decode
+from rocforge.engine.scheduler import Request
 from rocforge.load import load_model
-from rocforge.scheduler import Request
 
 PARAMS = [
     {"temperature": 0, "logprobs": 3},

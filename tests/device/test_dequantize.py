@@ -7,8 +7,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from weights import sizes
 
 import rocforge.quant as quant
-from rocforge.arrays import asnumpy, to_device
-from rocforge.ops.dequantize import PLANAR, dequantize_device, planar_row_nbytes
+from rocforge.device.arrays import asnumpy, to_device
+from rocforge.ops.device.dequantize import PLANAR, dequantize_device, planar_row_nbytes
 from rocforge.ops.embedding import embedding
 from rocforge.selftest.weights import random_bytes, random_weight
 
@@ -41,7 +41,7 @@ def test_values_are_gguf_s(rng, qtype):
 
 
 @pytest.mark.parametrize("qtype", QTYPES)
-def test_halves(rng, qtype):
+def test_fp16_weights(rng, qtype):
     """float16 and bfloat16 values are the float32 ones, rounded to nearest even."""
     weight = random_weight(rng, qtype, (5, 512))
     values, there = weight.dequantize(), weight.to_device("gpu")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from cupy.cuda import runtime
 
-from rocforge import kernels, overlap, warmup
+from rocforge.device import kernels, overlap
+from rocforge.device.kernels import Kernel
 from rocforge.errors import DeviceError
-from rocforge.kernels import Kernel
+from rocforge.loading import warmup
 from rocforge.ops.activation import softcap, swiglu
-from rocforge.ops.matvec import products
+from rocforge.ops.device.matvec import products
 from rocforge.ops.norm import rms_norm_quantized
 from rocforge.selftest.weights import random_weight
 
@@ -20,15 +21,15 @@ SIGNATURE = "float32* float16* int64"
 
 
 @pytest.fixture
-def to_halves():
-    return Kernel("quantize.hip", "to_halves", SIGNATURE)
+def to_fp16():
+    return Kernel("quantize.hip", "to_fp16", SIGNATURE)
 
 
-def test_launch(rng, to_halves):
+def test_launch(rng, to_fp16):
     """A kernel runs on the current stream, with cast numbers."""
     x, y = rng.standard_normal(300).astype(np.float32), cp.empty(300, np.float16)
     with cp.cuda.Stream(non_blocking=True) as stream:
-        to_halves((2,), (256,), (cp.asarray(x), y, 300))
+        to_fp16((2,), (256,), (cp.asarray(x), y, 300))
         stream.synchronize()
     assert np.array_equal(y.get(), x.astype(np.float16))
 
@@ -43,22 +44,22 @@ def test_launch(rng, to_halves):
         ({1: "strided"}, ValueError, "argument 1.*C-contiguous"),
     ],
 )
-def test_wrong_arguments(to_halves, change, error, words):
+def test_wrong_arguments(to_fp16, change, error, words):
     """An argument of another type, dtype or layout is an error before the launch, that names it."""
     arrays = {"float32": cp.zeros(4, np.float32), "strided": cp.zeros(8, np.float16)[::2]}
     args = [cp.zeros(4, np.float32), cp.zeros(4, np.float16), 4]
     for position, value in change.items():
         args[position] = arrays[value] if isinstance(value, str) else value
     with pytest.raises(error, match=words):
-        to_halves((1,), (256,), args)
+        to_fp16((1,), (256,), args)
     with pytest.raises(TypeError, match="takes 3 arguments"):
-        to_halves((1,), (256,), args[:2])
+        to_fp16((1,), (256,), args[:2])
 
 
 @pytest.mark.parametrize(
     ("source", "kernel", "count", "expected"),
     [
-        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "halves", "x", "y", "bias", "weight", "n", "eps"]),
+        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "fp16_weights", "x", "y", "bias", "weight", "n", "eps"]),
         ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
         ("activation.hip", "swiglu", 7, []),
         ("norm.hip", "layer_norm", 5, []),
@@ -69,7 +70,7 @@ def test_parameter_names(source, kernel, count, expected):
     assert kernels.parameter_names(source, kernel, count) == expected
 
 
-def test_wrong_device(to_halves):
+def test_wrong_device(to_fp16):
     """An array on another device than the current one: both are named, and what to do."""
     if cp.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("needs two devices")
@@ -77,7 +78,7 @@ def test_wrong_device(to_halves):
         x, y = cp.zeros(4, np.float32), cp.zeros(4, np.float16)
     message = r'argument 0 \(x\): an array on gpu:0, the current device, .* not on gpu:1; .*with rf.Stream\("gpu:1"\)'
     with pytest.raises(ValueError, match=message):
-        to_halves((1,), (256,), (x, y, 4))
+        to_fp16((1,), (256,), (x, y, 4))
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_one_compilation_for_all_threads(monkeypatch):
 
     monkeypatch.setattr(kernels._Module, "_loaded", compile_and_count)
     monkeypatch.setattr(kernels, "_modules", {})
-    pairs = [Kernel("quantize.hip", "to_halves", SIGNATURE) for _ in range(4)]
+    pairs = [Kernel("quantize.hip", "to_fp16", SIGNATURE) for _ in range(4)]
     x, y = cp.zeros(4, np.float32), cp.ones((4, 4), np.float16)
     cp.cuda.get_current_stream().synchronize()
     launches = [(kernel, ((1,), (256,), (x, row, 4))) for kernel, row in zip(pairs, y, strict=True)]
@@ -118,7 +119,7 @@ def test_one_compilation_for_all_threads(monkeypatch):
 
 
 @pytest.mark.skipif(runtime.getDeviceCount() < 2, reason="there is one GPU")
-def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
+def test_a_module_for_each_device(fresh_modules, monkeypatch, to_fp16):
     """A kernel that runs on two devices is compiled for each, once, while that one is current."""
     compiled, original = [], kernels._Module._loaded
     monkeypatch.setattr(
@@ -127,7 +128,7 @@ def test_a_module_for_each_device(fresh_modules, monkeypatch, to_halves):
     for device in (0, 1, 0, 1):
         with cp.cuda.Device(device):
             x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
-            to_halves((2,), (256,), (x, y, 300))
+            to_fp16((2,), (256,), (x, y, 300))
             assert (y.get() == 1).all()
     assert compiled == [(0, 0), (1, 1)]
 
@@ -151,18 +152,18 @@ def test_background_compilation(fresh_modules, monkeypatch):
         return original(module, *compile)
 
     monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
-    halves = Kernel("quantize.hip", "to_halves", SIGNATURE)
-    wanted = [halves, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
+    fp16 = Kernel("quantize.hip", "to_fp16", SIGNATURE)
+    wanted = [fp16, Kernel("quantize.hip", "quantize_activations", "void*"), Kernel("norm.hip", "rms_norm", "void*")]
     compilation = compile_all(wanted)
     assert begun["quantize.hip"].wait(10)
     threading.Timer(0.1, gate.set).start()
     x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
-    halves((2,), (256,), (x, y, 300))
+    fp16((2,), (256,), (x, y, 300))
     assert (y.get() == 1).all()
     compilation.wait()
     assert sorted(source for source, _ in threads) == ["norm.hip", "quantize.hip"]
     assert threading.current_thread() not in {thread for _, thread in threads}
-    compilation.add(halves)
+    compilation.add(fp16)
     assert len(threads) == 2
 
 
@@ -198,19 +199,19 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
     assert len(begun) == 2 and not any(thread.is_alive() for thread in compilation._threads)
 
 
-def test_launches_recorded(to_halves):
+def test_launches_recorded(to_fp16):
     """Launches of this thread are recorded instead of done, new arrays are zeros; other threads are not concerned."""
     x, y = cp.ones(300, np.float32), cp.zeros(300, np.float16)
-    other = threading.Thread(target=to_halves, args=((1,), (100,), (x, y, 100)))
+    other = threading.Thread(target=to_fp16, args=((1,), (100,), (x, y, 100)))
     recorded = []
     with kernels.launches_recorded(recorded.append):
-        to_halves((2,), (256,), (x, y, 300))
+        to_fp16((2,), (256,), (x, y, 300))
         fresh = [cp.empty(1000, np.float32) for _ in range(3)]
         other.start()
         other.join()
-    assert recorded == [to_halves] and not any(array.get().any() for array in fresh)
+    assert recorded == [to_fp16] and not any(array.get().any() for array in fresh)
     assert y.get().sum() == 100
-    to_halves((2,), (256,), (x, y, 300))
+    to_fp16((2,), (256,), (x, y, 300))
     assert y.get().sum() == 300 and len(recorded) == 1
 
 
@@ -243,4 +244,4 @@ def test_overlapping_launch_that_the_driver_refuses():
     """More threads than a block may have: an error that says so, instead of a launch that is lost."""
     x, y = cp.zeros(8, np.float32), cp.zeros(8, np.float16)
     with kernels.launches_overlap(), pytest.raises(DeviceError, match="cuLaunchKernelEx"):
-        Kernel("quantize.hip", "to_halves", SIGNATURE)((1,), (4096,), (x, y, 8))
+        Kernel("quantize.hip", "to_fp16", SIGNATURE)((1,), (4096,), (x, y, 8))

@@ -8,12 +8,13 @@ import pytest
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
-from rocforge import kernels, warmup
+from rocforge.device import kernels
+from rocforge.device.memory import cache_nbytes, cache_tokens_that_fit, check_fit
 from rocforge.load import load_model
-from rocforge.memory import cache_nbytes, cache_tokens_that_fit, check_fit
+from rocforge.loading import warmup
+from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
-from rocforge.ops.operands import MOST_COLUMNS
-from rocforge.upload import device_nbytes
+from rocforge.ops.device.operands import MOST_COLUMNS
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
 
@@ -73,7 +74,7 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
     assert launched == known
 
 
-@pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup", "halves"])
+@pytest.mark.parametrize("what", ["tokenizer", "interrupt", "warmup", "fp16_weights"])
 def test_error_leaves_nothing(path, pool, monkeypatch, what):
     """Whatever fails, and although the error is kept: no weights stay on the device, no compilation goes on."""
     error, cancelled = {"interrupt": KeyboardInterrupt}.get(what, ValueError), []
@@ -86,14 +87,14 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
         monkeypatch.setattr(load, "Tokenizer", fail)
     elif what == "interrupt":
         monkeypatch.setattr(load.Uploader, "__exit__", lambda *args: exits(*args) or fail())
-    elif what == "halves":
-        monkeypatch.setattr("rocforge.halves.dequantize_device", fail)
+    elif what == "fp16_weights":
+        monkeypatch.setattr("rocforge.loading.fp16_weights.dequantize_device", fail)
     else:
         monkeypatch.setattr(kernels.Kernel, "__call__", fail)
     monkeypatch.setattr(warmup.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
-        rf.load(path, "gpu", halves=True)
+        rf.load(path, "gpu", fp16_weights=True)
     assert pool.used_bytes() - used <= 1024 and kept.traceback  # the frequencies of rope, of which a few stay
     assert len(cancelled) == 1
 

@@ -10,11 +10,11 @@ from cupy.cuda import runtime
 from golden import CASES, build, relative_error
 
 import rocforge as rf
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import BLOCK_SIZE
 from rocforge.device.cards import card_of
 from rocforge.load import load_model
-from rocforge.ops.operands import INT8_ROWS, MOST_COLUMNS
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import BLOCK_SIZE
+from rocforge.ops.device.operands import INT8_ROWS, MOST_COLUMNS
 
 HALF, INT8 = 8e-3, 3e-2
 """Products of many rows round to float16; those of up to INT8_ROWS round activations to int8, as llama.cpp does."""
@@ -133,11 +133,11 @@ def test_engine_mixes_prompts_and_steps(models, rng):
         assert np.median(np.abs(told - chosen)) < 0.3 * exact.std()
 
 
-class InHalves(dict):
+class InFp16(dict):
     """The tensors of a GGUF file, with the matrices' values in float16."""
 
     def __init__(self, file):
-        super().__init__({name: self.halves(file[name]) if self.is_matrix(file, name) else file[name] for name in file})
+        super().__init__({name: self.fp16(file[name]) if self.is_matrix(file, name) else file[name] for name in file})
         self.metadata = file.metadata
 
     @staticmethod
@@ -146,7 +146,7 @@ class InHalves(dict):
         return len(file[name].shape) > 1 and not name.endswith(".bias")
 
     @staticmethod
-    def halves(weight):
+    def fp16(weight):
         values = weight.dequantize() if isinstance(weight, rf.QuantizedArray) else weight
         return values.astype(np.float16)
 
@@ -155,25 +155,25 @@ IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, 
 
 
 @pytest.mark.parametrize("variant", IN_HALVES)
-def test_logits_in_halves(tmp_path, rng, variant):
+def test_logits_with_fp16_weights(tmp_path, rng, variant):
     """Weights in float16: of few tokens nothing else is rounded but keys and values; of many the activations are, too.
 
     Of many tokens gemma3, which has six layers, and gpt-oss come to nearly 2e-3; of few gpt-oss comes to 9e-4.
     """
     build(tmp_path / "model.gguf", variant, "Q8_0")
-    halves = InHalves(rf.open_gguf(tmp_path / "model.gguf"))
+    fp16 = InFp16(rf.open_gguf(tmp_path / "model.gguf"))
     few, many = 2e-3 if variant == "gpt-oss" else 1e-3, 3e-3 if variant in ("gemma3", "gpt-oss") else 2e-3
-    check_logits([load_model(halves, device) for device in ("cpu", "gpu")], rng, few, many)
+    check_logits([load_model(fp16, device) for device in ("cpu", "gpu")], rng, few, many)
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="11 million parameters take an emulator too long")
-@pytest.mark.parametrize("halves", [False, True])
-def test_demo_logits(rng, halves):
+@pytest.mark.parametrize("fp16_weights", [False, True])
+def test_demo_logits(rng, fp16):
     """A trained model: of few tokens its activations are rounded to int8, or not at all where it is in float16."""
     with rf.open_gguf(DEMO) as file:
-        weights = InHalves(file) if halves else file
+        weights = InFp16(file) if fp16 else file
         models = [load_model(weights, device) for device in ("cpu", "gpu")]
-    check_logits(models, rng, few=1e-3 if halves else 3e-2, many=2e-3)
+    check_logits(models, rng, few=1e-3 if fp16 else 3e-2, many=2e-3)
 
 
 def check_logits(models, rng, few, many):
@@ -186,14 +186,14 @@ def check_logits(models, rng, few, many):
 
 
 @pytest.mark.skipif(SIMULATED, reason="64 steps of 11 million parameters take the simulator too long")
-def test_demo_text_in_halves():
+def test_demo_text_with_fp16_weights():
     """The demo model in float16 writes on the device what it writes on the CPU, for 64 tokens, greedily.
 
     After this prompt the likeliest token leads the next by 0.14 at least, at each step.
     """
     with rf.open_gguf(DEMO) as file:
-        tokenizer, halves = rf.Tokenizer(file), InHalves(file)
-        cpu, gpu = [list(written(load_model(halves, device), tokenizer, "class Stack:\n")) for device in ("cpu", "gpu")]
+        tokenizer, fp16 = rf.Tokenizer(file), InFp16(file)
+        cpu, gpu = [list(written(load_model(fp16, device), tokenizer, "class Stack:\n")) for device in ("cpu", "gpu")]
     assert cpu == gpu and len(cpu) == 64
 
 

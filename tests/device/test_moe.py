@@ -9,10 +9,10 @@ from golden import build, load, relative_error
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.ops import experts_parts
-from rocforge.ops.experts_device import takes_int8
+from rocforge.ops.device import experts_parts
+from rocforge.ops.device.experts import takes_int8
+from rocforge.ops.device.operands import quantize_activations
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
-from rocforge.ops.operands import quantize_activations
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 

@@ -10,7 +10,7 @@ from rocforge.ops.norm import (
     layer_norm,
     layer_norm_quantized,
     rms_norm,
-    rms_norm_halves,
+    rms_norm_fp16,
     rms_norm_of_sum,
     rms_norm_quantized,
 )
@@ -48,7 +48,7 @@ def test_sizes_at_random(rng):
         x, weight = rng.standard_normal((rows, n), np.float32), rng.standard_normal(n, np.float32)
         given, expected = (cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
         assert relative_error(rms_norm(*given), expected) < 1e-5
-        assert relative_error(rms_norm_halves(*given), expected) < 1e-3
+        assert relative_error(rms_norm_fp16(*given), expected) < 1e-3
         values = values_of(rms_norm_quantized(*given))
         assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
         assert not values[:, n:].any()
@@ -102,12 +102,12 @@ def test_quantized(n: int, norm: str):
 
 
 @pytest.mark.parametrize("n", [64, 1000, 4099])
-def test_halves(n: int):
+def test_fp16_weights(n: int):
     """In float16 for the product that follows: what is too large for that is cut, not infinite."""
     rng = np.random.default_rng(n)
     x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
     weight[0] = 1e8
-    y = rms_norm_halves(cp.asarray(x), cp.asarray(weight), 1e-5)
+    y = rms_norm_fp16(cp.asarray(x), cp.asarray(weight), 1e-5)
     expected = rms_norm_64(x, weight, 1e-5)
     assert y.dtype == np.float16 and (np.abs(y[:, 0].get()) == 65504).all()
     assert relative_error(y[:, 1:], expected[:, 1:]) < 1e-3
@@ -115,7 +115,7 @@ def test_halves(n: int):
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_of_a_sum(n: int):
-    """The sum is exact to a rounding or two; its norm is `rms_norm_halves` of it, to a step of float16."""
+    """The sum is exact to a rounding or two; its norm is `rms_norm_fp16` of it, to a step of float16."""
     rng = np.random.default_rng(n)
     x, y = (rng.standard_normal((5, n), np.float32) for _ in range(2))
     bias, weight = (rng.standard_normal(n, np.float32) for _ in range(2))
@@ -123,7 +123,7 @@ def test_of_a_sum(n: int):
         on_device = (a if a is None else cp.asarray(a) for a in (x, y, b, weight))
         total, normed = rms_norm_of_sum(*on_device, 1e-5)
         assert relative_error(total, x.astype(np.float64) + y + (0 if b is None else b)) < 1e-6
-        expected = rms_norm_halves(total, cp.asarray(weight), 1e-5).get().astype(np.float32)
+        expected = rms_norm_fp16(total, cp.asarray(weight), 1e-5).get().astype(np.float32)
         assert normed.dtype == np.float16
         np.testing.assert_allclose(normed.get().astype(np.float32), expected, rtol=2**-10, atol=2**-24)
 

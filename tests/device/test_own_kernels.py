@@ -42,9 +42,9 @@ class Even:
         pass
 
 
-for halves in (False, True):
+for fp16_weights in (False, True):
     with rf.open_gguf(sys.argv[1]) as file:
-        model = load_model(file, "gpu", halves=halves)
+        model = load_model(file, "gpu", fp16_weights=fp16_weights)
     tokens = np.random.default_rng(1).integers(0, model.config.vocabulary, 100).tolist()
     with rf.Engine(model, cache_tokens=2048, max_batch_tokens=96) as engine:
         for i, options in enumerate(SAMPLING):

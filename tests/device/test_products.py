@@ -8,14 +8,14 @@ import pytest
 from weights import card_without_matrix_unit, sizes
 
 from rocforge.device.cards import card_of
-from rocforge.ops import operands
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
-from rocforge.ops.dequantize import PLANAR, dequantize_device
+from rocforge.ops.device import operands
+from rocforge.ops.device.dequantize import PLANAR, dequantize_device
+from rocforge.ops.device.matvec import fills_device, product_then_norm
+from rocforge.ops.device.operands import format_of, quantize_activations
+from rocforge.ops.device.products import launches
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.matvec import fills_device, product_then_norm
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.operands import format_of, quantize_activations
-from rocforge.ops.products import launches
 from rocforge.quant import QTYPES, QuantizedArray
 from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
@@ -205,7 +205,7 @@ def test_rare_formats_few_columns(rng, qtype):
 
 def test_tiles(rng, monkeypatch):
     """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
-    monkeypatch.setattr("rocforge.ops.gemm.TILE_ROWS", 10)
+    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 10)
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
     y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert product_error(y, x, weight.dequantize()) < 1e-3
@@ -213,7 +213,7 @@ def test_tiles(rng, monkeypatch):
 
 def test_tiles_keep_to_their_bound(rng, monkeypatch):
     """However many rows a weight has, what it takes to multiply it is one tile."""
-    monkeypatch.setattr("rocforge.ops.gemm.TILE_ROWS", 128)
+    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 128)
     weight, pool = random_weight(rng, "Q6_K", (1000, 1024)).to_device("gpu"), cp.cuda.MemoryPool()
     x = cp.asarray(rng.standard_normal((9, 1024)).astype(np.float16))
     with cp.cuda.using_allocator(pool.malloc):
@@ -221,12 +221,12 @@ def test_tiles_keep_to_their_bound(rng, monkeypatch):
     assert 2 * 128 * 1024 <= pool.total_bytes() - y.nbytes < 2 * 128 * 1024 + 2**16
 
 
-def test_kept_halves(rng, monkeypatch):
+def test_kept_fp16_weights(rng, monkeypatch):
     """A weight whose float16 values are kept is not unpacked for many columns; for few the blocks are used."""
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256)).to_device("gpu")
     y, few = linear(cp.asarray(x), weight), linear(cp.asarray(x[:3]), weight)
-    weight.halves = dequantize_device(weight, "float16")
-    monkeypatch.setattr("rocforge.ops.gemm.dequantize_device", None)
+    weight.fp16 = dequantize_device(weight, "float16")
+    monkeypatch.setattr("rocforge.ops.device.gemm.dequantize_device", None)
     assert relative_error(linear(cp.asarray(x), weight), y.get()) < 1e-6
     assert np.array_equal(linear(cp.asarray(x[:3]), weight).get(), few.get())
 

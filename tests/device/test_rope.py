@@ -6,8 +6,8 @@ import cupy as cp
 import numpy as np
 import pytest
 
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import KVCache
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache
 from rocforge.ops.attention import rotate_and_store
 from rocforge.ops.rope import rope, rope_frequencies, rotate
 

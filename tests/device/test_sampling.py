@@ -1,4 +1,4 @@
-"""Sampling on a device against rocforge.sampling on the host: the same tokens, for every parameter."""
+"""Sampling on a device against rocforge.ops.sampling on the host: the same tokens, for every parameter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rocforge.errors import NonFiniteError
-from rocforge.ops.sampling import Sampler, count_tokens, logprobs_device
-from rocforge.sampling import SamplingParams, logprobs, sample
+from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
+from rocforge.ops.sampling import SamplingParams, logprobs, sample
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state

@@ -9,9 +9,9 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge import streams
-from rocforge.ops.gemm import TILE_ROWS
-from rocforge.ops.operands import MOST_COLUMNS
+from rocforge.device import streams
+from rocforge.ops.device.gemm import TILE_ROWS
+from rocforge.ops.device.operands import MOST_COLUMNS
 from rocforge.selftest.weights import random_weight, relative_error
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
@@ -199,9 +199,9 @@ GREEDY, SAMPLED = rf.SamplingParams(max_tokens=4, temperature=0), rf.SamplingPar
 PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_penalty": 0.5, "logit_bias": {7: 3.0}}
 
 
-def generated(path, requests, halves=None):
+def generated(path, requests, fp16_weights=None):
     """Tokens of prompts of several lengths, and their log-probabilities, from loading to the end."""
-    model, tokenizer = rf.load(path, "gpu", halves=halves)
+    model, tokenizer = rf.load(path, "gpu", fp16_weights=fp16_weights)
     assert sum(len(prompt) for prompt, _ in requests) > MOST_COLUMNS  # a step that calls the BLAS library
     with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=160) as engine:
         told = {engine.add(*request): [] for request in requests}
@@ -222,14 +222,14 @@ def test_generation_in_every_order(path, strict, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variant", "halves"), [("qwen3moe", True), ("gemma2", True), ("gpt-oss", False), ("phi3", False)]
+    ("variant", "fp16_weights"), [("qwen3moe", True), ("gemma2", True), ("gpt-oss", False), ("phi3", False)]
 )
-def test_generation_of_other_architectures(tmp_path, strict, monkeypatch, variant, halves):
+def test_generation_of_other_architectures(tmp_path, strict, monkeypatch, variant, fp16_weights):
     """So it is with experts, windows and softcaps, float16 values kept or not, and whatever sampling takes."""
     build(tmp_path / "model.gguf", variant, "Q8_0")
     params = rf.SamplingParams(max_tokens=4, seed=3, logprobs=2, ignore_eos=True, **PENALTIES)
     requests = [(list(range(MOST_COLUMNS)), params), ([9], params)]
-    expected = generated(tmp_path / "model.gguf", requests, halves)
+    expected = generated(tmp_path / "model.gguf", requests, fp16_weights)
     monkeypatch.setenv("HIPSIM_SEED", "1")
-    assert generated(tmp_path / "model.gguf", requests, halves) == expected
+    assert generated(tmp_path / "model.gguf", requests, fp16_weights) == expected
     assert [len(tokens) for tokens in expected] == [4, 4]

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from weights import sizes
 
-from rocforge.ops.dequantize import PLANAR
+from rocforge.ops.device.dequantize import PLANAR
+from rocforge.ops.device.matvec import GATES
+from rocforge.ops.device.operands import MOST_COLUMNS, columns_for, quantize_activations
+from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.linear import gated_linear, linear, linears
-from rocforge.ops.matvec import GATES
-from rocforge.ops.operands import MOST_COLUMNS, columns_for, quantize_activations
-from rocforge.ops.tiles import tile_gated, tile_products
 from rocforge.selftest.weights import product_error, random_weight
 
 ROWS = 37
@@ -25,7 +25,7 @@ def unpacked(weight):
     return np.concatenate(parts).T.astype(np.float64)
 
 
-def halves(x):
+def fp16(x):
     return x.astype(np.float16).astype(np.float64)
 
 
@@ -47,7 +47,7 @@ def test_products(rng, qtype):
         x = rng.standard_normal((5, columns)).astype(np.float32)
         (y,) = tile_products(quantize_activations(cp.asarray(x), 8), [weight.to_device("gpu")], None, None)
         assert y.dtype == np.float32 and y.shape == (5, ROWS)
-        assert far(y, halves(x) @ w.T, x, w) < 1e-5
+        assert far(y, fp16(x) @ w.T, x, w) < 1e-5
         x = rng.standard_normal((20, columns)).astype(np.float32)
         assert product_error(linear(cp.asarray(x), weight.to_device("gpu")), x, exact) < 1e-3
 
@@ -59,7 +59,7 @@ def test_numbers_of_columns(rng, n, rows):
     x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 768), rows, (n, rows)))
     y = linear(cp.asarray(x), weight.to_device("gpu"), cp.asarray(bias), cp.asarray(residual))
     w = unpacked(weight)
-    assert far(y - cp.asarray(residual + bias), halves(x) @ w.T, x, w) < 1e-5
+    assert far(y - cp.asarray(residual + bias), fp16(x) @ w.T, x, w) < 1e-5
 
 
 def test_three_matrices(rng):
@@ -69,13 +69,13 @@ def test_three_matrices(rng):
     ys = linears(cp.asarray(x), [weight.to_device("gpu") for weight in weights], biases)
     for y, weight, bias in zip(ys, weights, biases, strict=True):
         w = unpacked(weight)
-        assert far(y if bias is None else y - bias, halves(x) @ w.T, x, w) < 1e-5
+        assert far(y if bias is None else y - bias, fp16(x) @ w.T, x, w) < 1e-5
 
 
 @pytest.mark.parametrize("waves", [1, 2, 4])
 def test_runs_of_rows(rng, monkeypatch, waves):
     """The waves of a block may share out its depth, its rows, or both: results agree to 1e-5."""
-    import rocforge.ops.tiles as tiles
+    import rocforge.ops.device.tiles as tiles
 
     weight, other = (random_weight(rng, "Q5_K", (150, 2048)) for _ in range(2))
     x = cp.asarray(rng.standard_normal((16, 2048)).astype(np.float32))
@@ -92,7 +92,7 @@ def test_runs_of_rows(rng, monkeypatch, waves):
 )
 def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
     """However many blocks share the tiles of a gated product, the result is the same, bit for bit."""
-    import rocforge.ops.tiles as tiles
+    import rocforge.ops.device.tiles as tiles
 
     for columns in (256, 4864):
         gate, up = (random_weight(rng, qtype, (230, columns)).to_device("gpu") for _ in range(2))

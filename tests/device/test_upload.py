@@ -9,11 +9,11 @@ import cupy as cp
 import numpy as np
 import pytest
 
-from rocforge import upload
 from rocforge.device.cards import card_of
+from rocforge.loading import upload
+from rocforge.loading.upload import Uploader, device_nbytes
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import random_bytes
-from rocforge.upload import Uploader, device_nbytes
 
 
 def data_of(weight):

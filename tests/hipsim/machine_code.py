@@ -3,9 +3,9 @@
     HIPSIM_MACHINE_CODE=TINYGRAD tests/hipsim/run --arch gfx1201 pytest tests/device/test_norm.py
 
 TINYGRAD is a checkout of https://github.com/tinygrad/tinygrad, whose test tree has the emulator. The simulator stays in
-place for memory, streams and everything that is not a `rocforge.kernels.Kernel`; its device memory is the process's
-own, so the emulated instructions reach it at the addresses that CuPy passes. A launch waits for its stream, then runs
-at once, and cannot be captured.
+place for memory, streams and everything that is not a `rocforge.device.kernels.Kernel`; its device memory is the
+process's own, so the emulated instructions reach it at the addresses that CuPy passes. A launch waits for its stream,
+then runs at once, and cannot be captured.
 
 Source of the layouts: LLVM, User Guide for the AMDGPU Backend: kernel descriptor, kernarg segment, initial registers.
 """
@@ -29,10 +29,10 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from rocforge.arrays import cupy_module
+from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of
 from rocforge.device.compiler import options
-from rocforge.kernels import PREFIX, Kernel, with_defines
+from rocforge.device.kernels import PREFIX, Kernel, with_defines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from amd_compiler import compile_program, fetch

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocforge.batch import Batch, Chunk
-from rocforge.cache import KVCache
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache
 from rocforge.ops import attention as attention_module
 from rocforge.ops.attention import attention, paged_attention, store_kv
 

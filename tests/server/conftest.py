@@ -10,11 +10,11 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge.engine import Engine
+from rocforge.engine.engine import Engine
+from rocforge.engine.service import Service
 from rocforge.server.metrics import Metrics
 from rocforge.server.run import _Server
 from rocforge.server.settings import Settings
-from rocforge.service import Service
 
 CONTEXT = 2048
 TEMPLATE = (

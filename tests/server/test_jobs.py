@@ -8,8 +8,8 @@ import weakref
 
 import pytest
 
-from rocforge.reply import Progress, Reply
-from rocforge.sampling import SamplingParams
+from rocforge.engine.reply import Progress, Reply
+from rocforge.ops.sampling import SamplingParams
 from rocforge.server import jobs
 from rocforge.server.jobs import Job, Jobs
 

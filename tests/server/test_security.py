@@ -213,7 +213,7 @@ def processes():
 
 def test_compilation_holds_nobody_up(server, monkeypatch):
     """While endless schemas are compiled, others are served; each is refused in the end, or its time is over."""
-    monkeypatch.setattr("rocforge.grammar.COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr("rocforge.text.grammar.COMPILE_SECONDS", 0.5)
     body = {"model": "small", "prompt": "a", "max_tokens": 4}
 
     def ask(timeout):
@@ -263,7 +263,7 @@ TEMPLATES = {
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_hostile_template_holds_nobody_up(start, monkeypatch, name):
     """A chat under it is refused in the end, and others are served meanwhile."""
-    monkeypatch.setattr("rocforge.chat.SECONDS", 0.5)
+    monkeypatch.setattr("rocforge.text.chat.templates.SECONDS", 0.5)
     with start(chat_template=TEMPLATES[name]) as server, ThreadPoolExecutor(1) as pool:
         chat = {"model": "small", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
         answer = pool.submit(server.post, "/v1/chat/completions", json=chat)

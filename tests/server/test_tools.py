@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rocforge as rf
-from rocforge.engine import Engine
-from rocforge.grammar import GrammarCompiler
+from rocforge.engine.engine import Engine
 from rocforge.server.tools import Call, HarmonyFormat, JSONFormat, MarkedFormat, PlainParser, format_of
+from rocforge.text.grammar import GrammarCompiler
 
 HERMES, MISTRAL = MarkedFormat("<tool_call>", "</tool_call>"), MarkedFormat("[TOOL_CALLS]", "")
 CALL = Call("f", '{"x": 1}')

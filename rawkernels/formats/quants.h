@@ -1,0 +1,422 @@
+// The block formats, as rows of planes, and int8 activations.
+//
+// A row of weights is cut in cells of 128 elements; a row that ends inside a cell is filled up with zeros. All that is
+// needed for cell c lies at index c of each plane, so lanes that take consecutive cells load consecutive addresses:
+//
+//     LOW planes, then HIGH planes    16 bytes a cell: the low and the high bits of the codes, LOW + HIGH bits each
+//     tail                            TAIL bytes a cell: scales and minimums
+//     super                           SUPER bytes for two cells (a block of 256): the scales' own scale and minimum
+//
+// The tail and super planes are filled up to 16 bytes. In the code planes, byte b of word t/4 or so belongs to element
+// 32 s + 4 t + b (`Codes::four`), so that one mask and one shift give four codes for dot4.
+// An element is scale * (code - OFFSET) + minimum; the codes of IQ4_NL, IQ4_XS and MXFP4 index a table of signed bytes.
+#pragma once
+
+#include "target/platform.h"
+
+namespace rocforge {
+
+const u32 CELL = 128;
+
+RF_DEVICE u32 cells_of(u32 elements) { return (elements + CELL - 1) / CELL; }
+RF_DEVICE u32 round16(u32 n) { return (n + 15) / 16 * 16; }
+
+// A word of 16 bytes; i is a constant after unrolling.
+RF_DEVICE u32 element(u32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+RF_DEVICE float element(f32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+RF_DEVICE u32 byte_of(u32 word, u32 i) { return word >> 8 * i & 255; }
+RF_DEVICE u32 moved(u32 word, u32 from, u32 to) { return to >= from ? word << (to - from) : word >> (from - to); }
+
+// Where a field of a GGUF block or of a cell begins.
+struct Place {
+    u32 byte, shift;
+};
+
+// ---- Codes: planes of LOW-bit and HIGH-bit fields of 128 elements, in registers ----
+
+template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_>
+struct Codes {
+    static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
+    static constexpr bool SIGNED = LOW == 8;  // whether `values` are
+    u32x4 plane[PLANES];
+
+    static RF_MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
+    static RF_MEMBER u32 super_at(u32 cells) { return tail_at(cells) + round16(TAIL * cells); }
+    static RF_MEMBER u32 row_bytes(u32 cells) { return super_at(cells) + round16(SUPER * cells / 2); }
+
+    RF_MEMBER void load_codes(const u8* row, u32 cells, u32 c) {
+        RF_UNROLL
+        for (u32 p = 0; p < PLANES; ++p) load_plane(row, cells, c, p);
+    }
+    RF_MEMBER void load_plane(const u8* row, u32 cells, u32 c, u32 p) {
+        plane[p] = load_once<u32x4>(row + 16 * (p * cells + c));
+    }
+    // The first and the last run of 16 elements that need plane p.
+    static RF_MEMBER u32 first_use(u32 p) { return p < LOW ? 8 * p / LOW : 8 * (p - LOW) / (HIGH ? HIGH : 1); }
+    static RF_MEMBER u32 last_use(u32 p) {
+        return p < LOW ? (8 * p + 7) / LOW : (8 * (p - LOW) + 7) / (HIGH ? HIGH : 1);
+    }
+
+    // Called once between loading and use: what is computed while loading would wait there for what is loaded.
+    RF_MEMBER void ready() {}
+
+    // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each.
+    RF_MEMBER u32 four(u32 s, u32 t) const {
+        u32 half = 2 * s + t / 4;
+        if constexpr (LOW == 8) return element(plane[half], t % 4);
+        u32 code;
+        if constexpr (LOW == 4) code = element(plane[s], t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
+        if constexpr (LOW == 2) code = element(plane[half / 4], half % 4) >> 2 * (t % 4) & 0x03030303;
+        if constexpr (HIGH == 1) code |= moved(element(plane[LOW], s), t, LOW) & 0x01010101 << LOW;
+        if constexpr (HIGH == 2)
+            code |= moved(element(plane[LOW + half / 4], half % 4), 2 * (t % 4), LOW) & 0x03030303 << LOW;
+        return code;
+    }
+
+    // Byte i of plane p of a cell, from a function that gives the code of each of its elements.
+    template <class CodeOf>
+    static RF_MEMBER u32 packed_byte(u32 p, u32 i, CodeOf code) {
+        u32 b = i % 4, out = 0;
+        if constexpr (LOW == 8) return code(16 * p + i);
+        if (p < LOW) {
+            if constexpr (LOW == 4) return (code(32 * p + i) & 15) | (code(32 * p + 16 + i) & 15) << 4;
+            u32 half = 4 * p + i / 4;
+            for (u32 r = 0; r < 4; ++r) out |= (code(16 * half + 4 * r + b) & 3) << 2 * r;
+        } else if constexpr (HIGH == 1) {
+            for (u32 t = 0; t < 8; ++t) out |= (code(32 * (i / 4) + 4 * t + b) >> LOW) << t;
+        } else if constexpr (HIGH == 2) {
+            u32 half = 4 * (p - LOW) + i / 4;
+            for (u32 r = 0; r < 4; ++r) out |= (code(16 * half + 4 * r + b) >> LOW) << 2 * r;
+        }
+        return out;
+    }
+
+    // As `four`, read from the planes in memory, for s and t that are not constants.
+    static RF_MEMBER u32 stored_four(const u8* row, u32 cells, u32 c, u32 s, u32 t) {
+        u32 half = 2 * s + t / 4;
+        auto word = [&](u32 p, u32 i) -> u32 { return rocforge::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
+        if constexpr (LOW == 8) return word(half, t % 4);
+        u32 code;
+        if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
+        if constexpr (LOW == 2) code = word(half / 4, half % 4) >> 2 * (t % 4) & 0x03030303;
+        if constexpr (HIGH == 1) code |= (word(LOW, s) >> t & 0x01010101) << LOW;
+        if constexpr (HIGH == 2) code |= (word(LOW + half / 4, half % 4) >> 2 * (t % 4) & 0x03030303) << LOW;
+        return code;
+    }
+};
+
+// ---- Formats of 32 elements a block: the block's header is HEADER bytes at its start, the tail four headers ----
+
+template <u32 LOW, u32 HIGH, u32 HEADER_>
+struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
+    static constexpr u32 ELEMENTS = 32, HEADER = HEADER_, BYTES = HEADER + 4 * (LOW + HIGH);
+    static constexpr u32 TAIL_FROM = 0, SUPER_FROM = 0;
+    static constexpr bool HALVES = false;
+    static RF_MEMBER Place high_place(u32 e) { return {HEADER + e / 8, e % 8}; }
+    static RF_MEMBER Place low_place(u32 e) {
+        if constexpr (LOW == 8) return {HEADER + e, 0};
+        return {HEADER + 4 * HIGH + e % 16, e / 16 * 4};
+    }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+    RF_MEMBER float outer_scale() const { return 1.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    static RF_MEMBER u32 values(u32 codes) { return codes; }
+};
+
+template <u32 LOW, u32 HIGH, i32 OFFSET_>
+struct Scaled32 : Block32<LOW, HIGH, 2> {
+    static constexpr i32 OFFSET = OFFSET_;
+    static constexpr bool MINS = false;
+    u32x2 tail;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x2>(row + this->tail_at(cells) + 8 * c);
+    }
+    RF_MEMBER float scale(u32 s, u32) const {
+        u32 pair = s < 2 ? tail.x : tail.y;
+        return s % 2 ? high_half(pair) : low_half(pair);
+    }
+};
+
+template <u32 HIGH>
+struct Affine32 : Block32<4, HIGH, 4> {
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool MINS = true;
+    u32x4 tail;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * c);
+    }
+    RF_MEMBER float scale(u32 s, u32) const { return low_half(element(tail, s)); }
+    RF_MEMBER float min(u32 s, u32) const { return high_half(element(tail, s)); }
+};
+
+RF_DEVICE u32 iq4_values(u32 codes) { return lookup16(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, codes); }
+RF_DEVICE u32 fp4_values(u32 codes) { return lookup16(0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc, codes); }
+
+struct Q4_0 : Scaled32<4, 0, 8> {};
+struct Q5_0 : Scaled32<4, 1, 16> {};
+struct Q8_0 : Scaled32<8, 0, 0> {};
+struct Q4_1 : Affine32<0> {};
+struct Q5_1 : Affine32<1> {};
+struct IQ4_NL : Scaled32<4, 0, 0> {
+    static constexpr bool SIGNED = true;
+    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
+};
+struct MXFP4 : Block32<4, 0, 1> {
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool MINS = false;
+    u32 tail;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) { tail = load_once<u32>(row + tail_at(cells) + 4 * c); }
+    RF_MEMBER void ready() { used_from_here(tail); }
+    // A power of two, 2^(e - 128): half of what the exponent says, since the table's values are doubled.
+    RF_MEMBER float scale(u32 s, u32) const {
+        u32 e = byte_of(tail, s);
+        return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    }
+    static constexpr bool SIGNED = true;
+    static RF_MEMBER u32 values(u32 codes) { return fp4_values(codes); }
+};
+
+// ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----
+
+template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT>
+struct Block256 : Codes<LOW, HIGH, TAIL, SUPER> {
+    static constexpr u32 ELEMENTS = 256, BYTES = BYTES_;
+    static RF_MEMBER Place low_place(u32 e) {
+        constexpr u32 run = 256 / LOW;  // elements that share their bytes, 32 apart
+        return {LOW_AT + e / run * 32 + e % 32, e % run / 32 * LOW};
+    }
+    static RF_MEMBER Place high_place(u32 e) { return {HIGH_AT + e % 32, e / 32}; }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    static RF_MEMBER u32 values(u32 codes) { return codes; }
+};
+
+// The tail and super planes hold bytes of the block as they are: TAIL_BYTES from TAIL_FROM, SUPER from SUPER_FROM.
+template <u32 TAIL_FROM_, u32 TAIL_BYTES_, u32 SUPER_FROM_>
+struct CopiedScales {
+    static constexpr u32 TAIL_FROM = TAIL_FROM_, HEADER = TAIL_BYTES_, SUPER_FROM = SUPER_FROM_;
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[TAIL_FROM + i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+};
+
+struct Q2_K : Block256<2, 0, 8, 4, 84, 16, 0>, CopiedScales<0, 16, 80> {
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool HALVES = true, MINS = true;
+    u32x2 tail;
+    u32 super;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
+        super = load_once<u32>(row + super_at(cells) + 4 * (c / 2));
+    }
+    RF_MEMBER u32 both(u32 s, u32 h) const { return byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h); }
+    RF_MEMBER float scale(u32 s, u32 h) const { return float(both(s, h) & 15); }
+    RF_MEMBER float min(u32 s, u32 h) const { return float(both(s, h) >> 4); }
+    RF_MEMBER float outer_scale() const { return low_half(super); }
+    RF_MEMBER float outer_min() const { return -high_half(super); }
+};
+
+struct Q3_K : Block256<2, 1, 8, 0, 110, 32, 0>, CopiedScales<96, 14, 0> {
+    static constexpr i32 OFFSET = 4;
+    static constexpr bool HALVES = true, MINS = false;
+    u32x4 tail;  // as loaded; once it is ready the scales of two runs of 32 each come first
+    u32 shift;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2));
+        shift = 4 * (c % 2);
+    }
+    RF_MEMBER void ready() {
+        used_from_here(tail);
+        u32 high = tail.z >> shift;
+        tail.x = (tail.x >> shift & 0x0f0f0f0f) | (high << 4 & 0x30303030);
+        tail.y = (tail.y >> shift & 0x0f0f0f0f) | (high << 2 & 0x30303030);
+    }
+    RF_MEMBER float scale(u32 s, u32 h) const {
+        return float(i32(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h)) - 32);
+    }
+    RF_MEMBER float outer_scale() const { return low_half(tail.w); }
+};
+
+// Scales and minimums of 6 bits. A block's tail is four words: d and dmin; for each cell four bytes, each a scale and
+// the two low bits of its minimum; and four bytes with the high bits of both cells' minimums.
+template <u32 HIGH, u32 BYTES, u32 LOW_AT>
+struct Affine256 : Block256<4, HIGH, 8, 0, BYTES, LOW_AT, 16> {
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool HALVES = false, MINS = true;
+    static constexpr u32 TAIL_FROM = 0, HEADER = 16, SUPER_FROM = 0;
+    u32x4 tail;  // as loaded; once it is ready d and dmin, the cell's scales, and its minimums
+    u32 odd;     // which of the tail's cells it is
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x4>(row + this->tail_at(cells) + 16 * (c / 2));
+        odd = c % 2;
+    }
+    RF_MEMBER void ready() {
+        u32 own = odd ? tail.z : tail.y;
+        tail.y = own & 0x3f3f3f3f;
+        tail.z = (own >> 6 & 0x03030303) | (tail.w >> 4 * odd & 0x0f0f0f0f) << 2;
+    }
+    RF_MEMBER float scale(u32 s, u32) const { return byte_float(tail.y, s); }
+    RF_MEMBER float min(u32 s, u32) const { return byte_float(tail.z, s); }
+    RF_MEMBER float outer_scale() const { return low_half(tail.x); }
+    RF_MEMBER float outer_min() const { return -high_half(tail.x); }
+
+    static RF_MEMBER u32 scale_of(const u8* block, u32 j) {
+        return j < 4 ? block[4 + j] & 63 : (block[8 + j] & 15) | (block[j] >> 6) << 4;
+    }
+    static RF_MEMBER u32 min_of(const u8* block, u32 j) {
+        return j < 4 ? block[8 + j] & 63 : block[8 + j] >> 4 | (block[4 + j] >> 6) << 4;
+    }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) {
+        if (i < 4) return block[i];
+        if (i < 12) return scale_of(block, i - 4) | (min_of(block, i - 4) & 3) << 6;
+        return min_of(block, i - 12) >> 2 | min_of(block, i - 8) >> 2 << 4;
+    }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) {
+        auto scale = [&](u32 j) -> u32 { return tail[4 + j] & 63; };
+        auto min = [&](u32 j) -> u32 { return tail[4 + j] >> 6 | (tail[12 + j % 4] >> 4 * (j / 4) & 15) << 2; };
+        if (i < 4) return tail[i];
+        if (i < 8) return scale(i - 4) | (scale(i) >> 4) << 6;
+        if (i < 12) return min(i - 8) | (min(i - 4) >> 4) << 6;
+        return (scale(i - 8) & 15) | (min(i - 8) & 15) << 4;
+    }
+};
+struct Q4_K : Affine256<0, 144, 16> {};
+struct Q5_K : Affine256<1, 176, 48> {};
+
+struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
+    static constexpr i32 OFFSET = 32;
+    static constexpr bool HALVES = true, MINS = false;
+    u32x2 tail;
+    f16 d;
+    static RF_MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
+    static RF_MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
+        d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
+    }
+    RF_MEMBER float scale(u32 s, u32 h) const { return float(i8(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h))); }
+    RF_MEMBER float outer_scale() const { return to_float(d); }
+};
+
+struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool HALVES = false, MINS = false;
+    u32x2 tail;
+    u32 odd, low, high;  // which of the tail's cells it is; once it is ready that cell's bits
+    static RF_MEMBER Place low_place(u32 e) { return {8 + e / 32 * 16 + e % 16, e % 32 / 16 * 4}; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x2>(row + tail_at(cells) + 8 * (c / 2));
+        odd = c % 2;
+    }
+    RF_MEMBER void ready() {
+        used_from_here(tail);
+        high = tail.x >> (16 + 8 * odd);
+        low = tail.y >> 16 * odd;
+    }
+    RF_MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
+    RF_MEMBER float outer_scale() const { return low_half(tail.x); }
+    static constexpr bool SIGNED = true;
+    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
+};
+
+// ---- Activations: columns of int8 with a float32 scale for each 32 elements ----
+//
+// A column of `cells` cells is ACTIVATION_PLANES planes of 16 bytes a cell: planes 0 to 7 the values, 16 elements each;
+// plane 8 the four scales; plane 9 the sums of the values, for each 32 elements a pair of int16: first and second half.
+
+const u32 ACTIVATION_PLANES = 10;
+
+RF_DEVICE u32 activation_bytes(u32 cells) { return 16 * ACTIVATION_PLANES * cells; }
+
+struct Activation {
+    u32x4 q[8];
+    f32x4 scale;
+    u32x4 sums;
+    RF_MEMBER void load(const u8* column, u32 cells, u32 c) {
+        RF_UNROLL
+        for (u32 p = 0; p < 8; ++p) q[p] = rocforge::load<u32x4>(column + 16 * (p * cells + c));
+        scale = rocforge::load<f32x4>(column + 16 * (8 * cells + c));
+        sums = rocforge::load<u32x4>(column + 16 * (9 * cells + c));
+    }
+    RF_MEMBER i32 sum(u32 s, u32 h) const { return h ? i32(element(sums, s)) >> 16 : i32(i16(element(sums, s))); }
+};
+
+// Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros; k past that writes nothing.
+// All lanes of the wave call it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive
+// elements, k % 32 == 0 first. The largest is found by its bits, of which a NaN has more than an infinity, and that
+// more than any number: the scale of 32 elements is what is not finite among them, and with it all their products.
+RF_DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
+    auto size = [](float x) { return i32(float_bits(x) & 0x7fffffff); };
+    i32 bits = maximum(maximum(size(v.x), size(v.y)), maximum(size(v.z), size(v.w)));
+    float most = bits_float(reduce_lanes<8>(bits, Maximum()));
+    float scale = most * (1.0f / 127.0f), inverse = most > 1e-30f ? 127.0f * fast_reciprocal(most) : 0.0f;
+    i32 a = round_int(v.x * inverse), b = round_int(v.y * inverse);
+    i32 c = round_int(v.z * inverse), d = round_int(v.w * inverse);
+    i32 sum = reduce_lanes<4>(a + b + c + d, Add());
+    i32 second = shuffle_xor<4>(sum);
+    u32 cell = k / CELL, within = k % CELL;
+    if (cell >= cells) return;
+    u32 q = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | u32(d) << 24;
+    *reinterpret_cast<u32*>(column + 16 * (within / 16 * cells + cell) + within % 16) = q;
+    if (k % 32 == 0) {
+        u32 s = within / 32;
+        *reinterpret_cast<float*>(column + 16 * (8 * cells + cell) + 4 * s) = scale;
+        *reinterpret_cast<u32*>(column + 16 * (9 * cells + cell) + 4 * s) = (sum & 0xffff) | u32(second) << 16;
+    }
+}
+
+// ---- Activations in float16, for products of many columns on the matrix unit ----
+//
+// `columns` columns (a power of two, 8 at least) of `cells` cells. A unit is eight elements of a column: 16 bytes,
+// which hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. UNIT_CELLS consecutive cells are what
+// the lanes of a wave that share a column multiply at a time; unit j of all columns' cells lies together:
+//
+//     unit j of cell c of column k at ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS
+
+const u32 UNIT_CELLS = FRAGMENT_LANES;
+
+RF_DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
+    return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;
+}
+
+// What float16 cannot hold becomes its largest value; infinities and NaNs stay.
+RF_DEVICE float held(float x) {
+    float cut = maximum(minimum(x, 65504.0f), -65504.0f);
+    return absolute(x) < infinity() ? cut : x;
+}
+
+// Four values in float16, to an address of whole eight bytes.
+RF_DEVICE void store_fp16(f16* to, f32x4 v) {
+    u32x2 pairs;
+    pairs.x = pack_fp16(held(v.x), held(v.y)), pairs.y = pack_fp16(held(v.z), held(v.w));
+    *reinterpret_cast<u32x2*>(to) = pairs;
+}
+
+// Elements i to i + 3 of column k, i being a multiple of 4; i past the cells writes nothing.
+RF_DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
+    if (i >= cells * CELL) return;
+    u32x2 pairs;
+    pairs.x = pack_fp16(held(v.x), held(v.z)), pairs.y = pack_fp16(held(v.y), held(v.w));
+    *reinterpret_cast<u32x2*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
+}
+// Element i alone.
+RF_DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
+    if (i >= cells * CELL) return;
+    u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
+    f16* unit = reinterpret_cast<f16*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16);
+    unit[place] = from_float<f16>(held(v));
+}
+
+// Where activations for the next product go, in the form that it takes: units of `columns` columns, or, where columns
+// is 0, int8. All lanes of the wave call `store` together, as store_activation has it.
+struct Rounded {
+    u8* data;
+    u32 columns, cells;
+    RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
+        if (columns) return store_units(data, columns, cells, k, i, v);
+        store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
+    }
+};
+
+}  // namespace rocforge

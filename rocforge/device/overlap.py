@@ -1,0 +1,82 @@
+"""Launches that overlap: on NVIDIA, a kernel of a captured graph begins while the one queued before it still runs.
+
+Each kernel in rawkernels/ says itself until where it can go before it has to wait (`wait_for_previous` in platform.h):
+products load their first weights. CuPy has no call for such launches, so the driver's is used.
+
+Source: CUDA C++ Programming Guide, Programmatic Dependent Launch and Synchronization.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rocforge.device.arrays import cupy_module
+from rocforge.errors import DeviceError
+
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, with the one value that is used of its union of 64 bytes."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("pad", ctypes.c_char * 4),
+        ("allowed", ctypes.c_int),
+        ("rest", ctypes.c_char * 60),
+    )
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
+
+
+@functools.cache
+def overlaps(device: int) -> bool:
+    """Whether a device can: NVIDIA's from compute capability 9.0 on."""
+    return not cupy_module().cuda.runtime.is_hip and int(cupy_module().cuda.Device(device).compute_capability) >= 90
+
+
+@functools.cache
+def _driver() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
+    """Launch on the current stream, to begin while the kernel queued before still runs.
+
+    Args:
+        function: cupy.cuda.function.Function.
+        grid, block: up to three axes.
+        args: CuPy arrays and NumPy scalars.
+
+    Raises:
+        DeviceError: the driver refused.
+    """
+    values = [
+        ctypes.create_string_buffer(arg.tobytes()) if isinstance(arg, np.generic) else ctypes.c_uint64(arg.data.ptr)
+        for arg in args
+    ]
+    params = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
+    sizes = [(ctypes.c_uint * 3)(*axes, *[1] * (3 - len(axes))) for axes in (grid, block)]
+    stream = cupy_module().cuda.get_current_stream().ptr
+    config = _Config(*sizes, 0, stream, ctypes.pointer(attribute), 1)
+    error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function.ptr), params, None)
+    if error:
+        raise DeviceError(f"cuLaunchKernelEx: error {error} of the CUDA driver")

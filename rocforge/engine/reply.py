@@ -1,0 +1,168 @@
+"""Reply: what one request of a service gives, from the engine's thread to whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+from rocforge.engine.scheduler import Constraint
+from rocforge.errors import RocforgeError
+from rocforge.generate import GenerationResponse
+from rocforge.ops.sampling import SamplingParams
+
+
+class ServiceError(RocforgeError):
+    """The service is not running: not started yet, stopped, or given up."""
+
+
+class QueueFullError(RocforgeError):
+    """As many requests are in flight as the service takes."""
+
+
+class CancelledError(RocforgeError):
+    """The request was cancelled."""
+
+
+class DeadlineError(RocforgeError):
+    """The request's time was over before it was done."""
+
+
+class StepError(RocforgeError):
+    """The step that the request was in failed; the cause says why."""
+
+
+class Progress(enum.Enum):
+    """Where a reply is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Reply:
+    """The pieces of one request's text, to be iterated once, by `for` or by `async for`.
+
+    Iterating raises the error that the request ended with: a ValueError where it can never be served, and the errors
+    that Service lists.
+
+    Attributes:
+        prompt: token ids; none once it has ended.
+        params: how it is continued; None once it has ended.
+        constraint: what its text obeys, or None; None once it has ended.
+        prompt_tokens: how many tokens the prompt has.
+        progress: where it is.
+        created: seconds since the epoch.
+        cached_tokens: how many tokens of the prompt were found in the cache.
+        completion_tokens: how many tokens it has.
+        finish_reason: "stop" or "length" once it has finished.
+        error: what it ended with, or None.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        constraint: Constraint | None,
+        timeout: float | None,
+        cancel: Callable[[Reply], None],
+    ):
+        self.prompt, self.params, self.constraint, self.timeout = prompt, params, constraint, timeout
+        self.prompt_tokens = len(prompt)
+        self.created, self.submitted = time.time(), time.monotonic()
+        self.progress, self.cached_tokens, self.completion_tokens = Progress.QUEUED, 0, 0
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self._cancel = cancel
+        self._lock, self._pieces, self._wake = threading.Lock(), deque(), None
+        self._ended = False
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is over."""
+        return self.timeout is not None and time.monotonic() > self.submitted + self.timeout
+
+    @property
+    def ended(self) -> bool:
+        """Whether no piece follows those that are there."""
+        return self._ended
+
+    def cancel(self) -> None:
+        """End the request within one step of the engine; what has come stays readable. Any thread may call it."""
+        self._cancel(self)
+
+    def __iter__(self) -> Iterator[GenerationResponse]:
+        arrived = threading.Event()
+        while (pieces := self._take(arrived.set)) is not None:
+            yield from pieces
+            if not pieces:
+                arrived.wait()
+                arrived.clear()
+
+    async def __aiter__(self) -> AsyncIterator[GenerationResponse]:
+        async for pieces in self.bunches():
+            for piece in pieces:
+                yield piece
+
+    async def bunches(self) -> AsyncIterator[list[GenerationResponse]]:
+        """All pieces that are there, as often as there are any."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(arrived.set)
+
+        while (pieces := self._take(wake)) is not None:
+            if pieces:
+                yield pieces
+            else:
+                await arrived.wait()
+                arrived.clear()
+
+    def put(self, piece: GenerationResponse) -> None:
+        """Hand over a piece; for the engine's thread."""
+        self.progress = Progress.RUNNING
+        self.completion_tokens += 1
+        self._hand_over(piece)
+
+    def end(self, progress: Progress, error: Exception | None = None) -> None:
+        """No piece follows, and what it was made of is let go; for the engine's thread. Of several ends the first
+        counts.
+        """
+        if not self._ended:
+            self.progress, self.error = progress, error
+            if self.constraint is not None:
+                self.constraint.close()
+            self.prompt, self.params, self.constraint = (), None, None
+            self._hand_over(None)
+
+    def _hand_over(self, piece: GenerationResponse | None) -> None:
+        with self._lock:
+            if piece is None:
+                self._ended = True
+            else:
+                self._pieces.append(piece)
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            try:
+                wake()
+            except RuntimeError:  # its event loop is closed, so nobody waits any more
+                self.cancel()
+
+    def _take(self, wake: Callable[[], None]) -> list[GenerationResponse] | None:
+        """The pieces that are there; where there are none, `wake` is called when that changes. None at the end."""
+        with self._lock:
+            pieces = list(self._pieces)
+            self._pieces.clear()
+            if pieces:
+                return pieces
+            if not self._ended:
+                self._wake = wake
+                return []
+        if self.error is not None:
+            raise self.error
+        return None

@@ -1,0 +1,262 @@
+"""Decode steps on a device: one token for each of some requests, as a replayed graph that feeds itself.
+
+The tokens, their positions, the block tables and how each row is sampled lie in device memory, and a step moves them
+on. So the host can queue a step before it knows the tokens of the one before, and one step is one call: the launch of
+a graph. A graph is captured for each batch size, rounded up to a power of two; ROCFORGE_GRAPHS=0 queues the same
+kernels one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.kernels import Kernel, launches_overlap
+from rocforge.device.streams import Download, Stream, shared_array
+from rocforge.engine.sampler import Choice, choices_of, reports, sampler_of
+from rocforge.engine.scheduler import Request
+from rocforge.nn.batch import Batch, Span
+from rocforge.nn.cache import KVCache
+from rocforge.nn.transformer import Transformer
+from rocforge.ops.device.sampling import Sampler
+from rocforge.ops.device.strided import blocks
+
+THREADS = 256
+"""As in decode.hip."""
+OUT_OF_MEMORY = 2
+"""hipErrorOutOfMemory and cudaErrorMemoryAllocation."""
+ATTEMPTS = 3
+"""How often a step is captured until that succeeds: what another thread does can disturb a capture."""
+VARIANTS = 2
+"""Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
+
+place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* int32* uint32 uint32 uint32")
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that is queued.
+
+    Attributes:
+        requests: whose step it is.
+        arrays: what of it reaches the host: the tokens, and copies of what `reports` gives.
+    """
+
+    requests: list[Request]
+    arrays: list[Download]
+
+    def choices(self) -> list[Choice]:
+        """What each request was given; waits for the step."""
+        return choices_of(self.requests, *[array.get() for array in self.arrays])
+
+
+class Decoder:
+    """Queues decode steps on a stream, which is to be the current one.
+
+    Args:
+        stream: on a GPU.
+        model: on that GPU.
+        cache: its cache, there.
+        width: blocks of the longest sequence.
+    """
+
+    def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
+        self._stream, self._model, self._cache, self._width = stream, model, cache, width
+        self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
+        self._pool = cupy_module().cuda.MemoryPool(_memory_of_the_device)
+        self._recorder = _Recorder(self._pool)
+        self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
+        self._requests: list[Request] = []
+        weakref.finalize(self, _give_back, self._plans, self._pool, stream.device).atexit = False
+
+    def launch(self, requests: Sequence[Request]) -> Flight:
+        """Queue a step: each request's next token from its last one.
+
+        If it is of the same requests as the step before, it needs none of that one's tokens on the host.
+
+        Args:
+            requests: each has one token that is not in the cache, and the blocks for it.
+        """
+        if requests != self._requests:
+            self._begin(requests)
+        plan, lengths = next(reversed(self._plans.values())), [len(request.table) for request in requests]
+        if self._blocks != lengths:
+            plan.set_tables(requests, self._stream)
+            self._blocks = lengths
+        plan.run(self._graphs)
+        reported = reports(plan.logits, plan.tokens, requests)
+        arrays = [self._stream.written(plan.posted), *map(self._stream.download, reported)]
+        return Flight(self._requests, arrays)
+
+    def forget(self) -> None:
+        """The host knows all tokens: the next step begins with them, whatever has become of the one before."""
+        self._requests = []
+
+    @property
+    def held_memory(self) -> int:
+        """Bytes that the graphs' pool has taken of the device."""
+        return self._pool.total_bytes()
+
+    def trim(self) -> None:
+        """Drop the graphs, and give their memory back to the device. Nothing may be in flight."""
+        self.forget()
+        _give_back(self._plans, self._pool, self._stream.device)
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        vocabulary = self._model.config.vocabulary
+        rows = 1 << (len(requests) - 1).bit_length()
+        biases = sum(len(request.params.logit_bias) for request in requests)
+        room = 1 << max(biases - 1, 15).bit_length() if biases else 0
+        sampler = sampler_of(requests, vocabulary, rows, room)
+        key = rows, sampler.counts is not None, room
+        plan = self._plans.pop(key, None) or self._new_plan(rows, sampler)
+        plan.begin(requests, sampler, self._stream)
+        self._plans[key], self._requests = plan, list(requests)
+        self._blocks = [len(request.table) for request in requests]
+
+    def _new_plan(self, rows: int, sampler: Sampler) -> _Plan:
+        others = [key for key in self._plans if key[0] == rows]
+        if len(others) >= VARIANTS:
+            self._stream.synchronize()
+            del self._plans[others[0]]
+        return _Plan(self._model, self._cache, self._width, sampler, self._recorder)
+
+
+def _give_back(plans: dict[Any, _Plan], pool: Any, device: str) -> None:
+    """A pool gives back what is the current device's, and nothing when it is dropped."""
+    plans.clear()
+    with on_device(device):
+        pool.free_all_blocks()
+
+
+def _memory_of_the_device(size: int) -> Any:
+    """What the graphs' pool takes: where memory is short, what CuPy's own pool does not use is given back for it.
+
+    A pool that gets CuPy's error of the runtime instead gives back what it does not use itself: what graphs work in.
+    """
+    cuda, pool = cupy_module().cuda, cupy_module().get_default_memory_pool()
+    for _ in range(2):
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except cuda.runtime.CUDARuntimeError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            pool.free_all_blocks()
+    raise cuda.memory.OutOfMemoryError(size, pool.total_bytes())
+
+
+class _Recorder:
+    """Captures decode steps as graphs, on a stream of its own, in memory that only decode steps take.
+
+    A capture that fails can take its stream along: on ROCm nothing runs there any more. So it is not the engine's, and
+    is a new one after a failure.
+    """
+
+    def __init__(self, pool: Any):
+        self.pool = pool
+        self._stream = None
+
+    def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
+        """A graph of a step, and what the step returns; None where it cannot be captured, which is told.
+
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and not told.
+        """
+        cuda, returned, failure = cupy_module().cuda, None, None
+        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
+        self.pool.free_all_blocks(cuda.get_current_stream())  # what the step took when it ran kernel by kernel
+        self._stream = self._stream or cuda.Stream(non_blocking=True)
+        with self._stream as stream:
+            stream.begin_capture()
+            try:
+                with launches_overlap(), contextlib.suppress(NotImplementedError):
+                    returned = step()
+            except errors as error:
+                failure = error
+            finally:
+                try:
+                    graph = stream.end_capture()
+                except errors as error:  # whatever failed has ended the capture already
+                    failure = failure or error
+                    self._stream = None
+        if failure is not None:
+            warnings.warn(f"decode steps run without a graph, so slower: capturing one failed: {failure}", stacklevel=2)
+            return None
+        return None if returned is None else (graph, returned)
+
+
+class _Plan:
+    """The memory of a decode step of some size, and its graph.
+
+    Attributes:
+        tokens: int32 (rows,): the last token of each row; a step replaces it with the next one.
+        logits: of the last step.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: _Recorder):
+        rows, cupy = len(sampler.parameters), cupy_module()
+        self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
+        self._state = cupy.zeros((6 + width, rows), np.int32)
+        self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
+        self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
+        self._posted, self._steps = shared_array((2, rows), np.int32), 0
+        self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
+        self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
+        self._warm, self._graph, self.logits = False, None, None
+        self._attempts = ATTEMPTS
+
+    @property
+    def posted(self) -> np.ndarray:
+        """Memory of the host: the tokens of the last step, until the next but one."""
+        return self._posted[0][self._steps % 2]
+
+    def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
+        """Put these requests in the rows, from the first; the rest are idle."""
+        state = np.zeros(self._state.shape, np.int32)
+        state[1] = -1
+        for row, request in enumerate(requests):
+            state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
+        state[6:] = self._padded_tables(requests).reshape(state[6:].shape)
+        stream.upload(state, out=self._state)
+        self._steps = 0
+        if sampler is not self._sampler:
+            self._sampler.become(sampler)
+
+    def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
+        """Take over the requests' block tables, between two steps."""
+        stream.upload(self._padded_tables(requests), out=self._tables)
+
+    def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
+        tables = np.zeros(self._tables.shape, np.int32)
+        for row, request in enumerate(requests):
+            tables[row, : len(request.table)] = request.table
+        return tables
+
+    def run(self, graphs: bool) -> None:
+        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
+        with cupy_module().cuda.using_allocator(self._recorder.pool.malloc):
+            if graphs and self._warm and self._attempts and self._graph is None:
+                self._graph = self._recorder.capture(self._step)
+                self._attempts -= 1
+            if self._graph is None:
+                self.logits, self._warm = self._step(), True
+        if self._graph is not None:
+            graph, self.logits = self._graph
+            graph.launch()
+        self._steps += 1
+
+    def _step(self) -> Any:
+        rows, width = self._tables.shape
+        args = (self._next, self._positions, self._slots, self._lengths, self._turn, self._tables)
+        place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
+        places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
+        logits = self._model(self.tokens, Batch(self._cache, *places))
+        self._sampler(logits, self.tokens, self._posted[1], self._turn)
+        return logits

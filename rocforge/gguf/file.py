@@ -1,0 +1,242 @@
+"""GGUF files, and split sets of them, as a read-only mapping of tensor names to memory-mapped arrays."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from mmap import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.gguf.header import Header, TensorInfo, read_header
+
+_DTYPES = {"F32": "f4", "F16": "f2", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
+
+# (offset, width) of the fields of a block that follow the file's byte order: ggml's structs, where d, dmin and m are
+# float16, Q5's qh is one uint32 and IQ4_XS's scales_h one uint16. The rest of each block is single bytes.
+_BLOCK_FIELDS: dict[str, tuple[tuple[int, int], ...]] = {
+    "BF16": ((0, 2),),
+    "Q4_0": ((0, 2),),
+    "Q4_1": ((0, 2), (2, 2)),
+    "Q5_0": ((0, 2), (2, 4)),
+    "Q5_1": ((0, 2), (2, 2), (4, 4)),
+    "Q8_0": ((0, 2),),
+    "Q2_K": ((80, 2), (82, 2)),
+    "Q3_K": ((108, 2),),
+    "Q4_K": ((0, 2), (2, 2)),
+    "Q5_K": ((0, 2), (2, 2)),
+    "Q6_K": ((208, 2),),
+    "IQ4_NL": ((0, 2),),
+    "IQ4_XS": ((0, 2), (2, 2)),
+    "TQ1_0": ((52, 2),),
+    "TQ2_0": ((64, 2),),
+    "MXFP4": (),
+    "NVFP4": (),
+}
+
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_REPR_ROWS = 20
+
+
+def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GGUFFile:
+    """Open a GGUF file, version 2 or 3, of either byte order; tensor data is mapped, not read.
+
+    Any member of a split set (`name-00001-of-00003.gguf`) opens the whole set, found by name beside it. `more` gives
+    the other members, in any order, where their names do not say so.
+
+    Raises:
+        GGUFError: the file is malformed (the message names the field and its byte offset), or a set is incomplete.
+        OSError: the file cannot be opened.
+
+    Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    header = read_header(Path(path))
+    others = [Path(p) for p in more] or _other_members(header)
+    return GGUFFile(_in_order([header, *map(read_header, others)]))
+
+
+class GGUFFile(Mapping[str, Any]):
+    """An open GGUF file or split set: tensor name -> array, in file order. `open_gguf` makes one.
+
+    `f[name]` is a read-only NumPy array for F32, F16, F64, I8, I16, I32 and I64, and a QuantizedArray for BF16 and
+    every block format; both are views of the mapped file, unless it is big-endian: then they are swapped copies.
+    Shapes are NumPy's: GGUF's dimensions reversed. A name that is not there raises KeyError, a tensor type that
+    cannot be read UnsupportedModelError, and any tensor of a closed file ValueError.
+
+    Attributes:
+        metadata: dict of the key-value pairs (of a split set, the first member's): int, float, bool, str, list[str],
+            1-D NumPy arrays for arrays of numbers and bools, lists of these for arrays of arrays. Bytes of a string
+            that are not UTF-8 are lone surrogates; `s.encode("utf-8", "surrogateescape")` restores them.
+        version: 2 or 3.
+        byteorder: "little" or "big", as the file (of a split set, the first member) is written.
+        paths: the files, in order.
+
+    The files must not shrink while they are open: reading a page that is gone kills the process (SIGBUS).
+    """
+
+    def __init__(self, headers: list[Header]):
+        first = headers[0]
+        self.metadata, self.version, self.byteorder = first.metadata, first.version, first.byteorder
+        self.paths = [header.path for header in headers]
+        self._infos: dict[str, TensorInfo] = {}
+        for header in headers:
+            for name, info in header.tensors.items():
+                if name in self._infos:
+                    raise GGUFError(f"{header.path}: tensor {name!r} is also in {self._infos[name].path}")
+                self._infos[name] = info
+        self._buffers = {header.path: header.buffer for header in headers}
+        self._closed = False
+
+    def __getitem__(self, name: str) -> Any:
+        info = self.tensor_info(name)
+        if self._closed:
+            raise ValueError(f"cannot read {name!r}: {self.paths[0]} is closed")
+        return _read_tensor(info, self._buffers[info.path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def tensor_info(self, name: str) -> TensorInfo:
+        """Where tensor `name` lies: file, absolute offset and bytes, with its shape and type."""
+        try:
+            return self._infos[name]
+        except KeyError:
+            raise KeyError(f"no tensor {name!r} in {self.paths[0]}") from None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors (those of unknown type count nothing)."""
+        return sum(info.nbytes or 0 for info in self._infos.values())
+
+    def close(self) -> None:
+        """Let go of the files; arrays taken from them stay valid, and the last one unmaps its file."""
+        self._buffers, self._closed = {}, True
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """One line about the file, then a table of the tensors, shortened in its middle."""
+        architecture, name = (_printable(self.metadata.get(f"general.{key}", "")) for key in ("architecture", "name"))
+        files = f", {len(self.paths)} files" if len(self.paths) > 1 else ""
+        title = " ".join(filter(None, ["GGUF", architecture, name and f"'{name}'"]))
+        line = f"{title}: {len(self)} tensors, {self.nbytes:,} bytes{files}{', closed' if self._closed else ''}"
+        return "\n".join([line, *_table(list(self._infos.values()))])
+
+
+def _other_members(header: Header) -> list[Path]:
+    """The other files of the split set that `header` belongs to; [] for a single file."""
+    count, number = _split_place(header)
+    if count == 1:
+        return []
+    match = _SPLIT_NAME.fullmatch(header.path.name)
+    if not match or (int(match["number"]), int(match["count"])) != (number + 1, count):
+        expected = f"-{number + 1:05}-of-{count:05}.gguf"
+        problem = f"this file should be named *{expected}; pass the whole set by hand: open_gguf(first, *others)"
+        raise header.key_error("split.count", problem)
+    paths = []
+    for i in range(count):
+        path = header.path.with_name(f"{match['stem']}-{i + 1:05}-of-{count:05}.gguf")
+        if not path.exists():
+            raise header.key_error("split.count", f"{count} files make the set, and {path} is missing")
+        paths.append(path)
+    return paths[:number] + paths[number + 1 :]
+
+
+def _split_place(header: Header) -> tuple[int, int]:
+    """How many files make the set of `header`, and which of them it is, counted from 0."""
+    count, number = header.integer("split.count", 1) or 1, header.integer("split.no", 0)
+    if not 0 <= number < count:
+        raise header.key_error("split.no", f"{number} is not in 0 to {count - 1}")
+    return count, number
+
+
+def _in_order(headers: list[Header]) -> list[Header]:
+    """The members of a set by split.no, once they are all there, agree on their number, and hold all its tensors."""
+    by_number: dict[int, Header] = {}
+    for header in headers:
+        count, number = _split_place(header)
+        if count != len(headers):
+            raise header.key_error("split.count", f"the set has {count} files, but {len(headers)} were given")
+        if number in by_number:
+            raise header.key_error("split.no", f"{number} is also the number of {by_number[number].path}")
+        by_number[number] = header
+    total = sum(len(header.tensors) for header in headers)
+    for header in headers:
+        expected = header.integer("split.tensors.count", total)
+        if expected != total:
+            raise header.key_error("split.tensors.count", f"{expected}, but there are {total} tensors")
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _read_tensor(info: TensorInfo, buffer: mmap) -> Any:
+    """The array of one tensor: a view of `buffer`, or a copy in native byte order of a big-endian file."""
+    from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
+
+    name = getattr(info.qtype, "name", None)
+    swapped = info.byteorder == "big"
+    if name in _DTYPES:
+        count = info.nbytes // np.dtype(_DTYPES[name]).itemsize
+        dtype = np.dtype((">" if swapped else "<") + _DTYPES[name])
+        array = np.frombuffer(buffer, dtype, count, info.offset).reshape(info.shape)
+        return _read_only(array.astype(dtype.newbyteorder("="))) if swapped else array
+    if name not in QTYPES:
+        problem = f"has type {name or info.qtype}, which is not supported; supported are"
+        raise UnsupportedModelError(f"tensor {info.name!r} {problem} {', '.join([*_DTYPES, *QTYPES])}")
+    shape = info.shape or (1,)
+    data = np.frombuffer(buffer, np.uint8, info.nbytes, info.offset)
+    if swapped:
+        data = _read_only(_swap_fields(data, info))
+    return QuantizedArray(data.reshape(*shape[:-1], row_nbytes(shape[-1], info.qtype)), shape, info.qtype)
+
+
+def _swap_fields(data: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """A copy of packed blocks with each multi-byte field reversed."""
+    from gguf import GGML_QUANT_SIZES
+
+    name = info.qtype.name
+    if name not in _BLOCK_FIELDS:
+        problem = f"big-endian {name} is not supported; supported are {', '.join([*_DTYPES, *_BLOCK_FIELDS])}"
+        raise UnsupportedModelError(f"tensor {info.name!r}: {problem}")
+    blocks = data.reshape(-1, GGML_QUANT_SIZES[info.qtype][1]).copy()
+    for offset, width in _BLOCK_FIELDS[name]:
+        blocks[:, offset : offset + width] = blocks[:, offset : offset + width][:, ::-1].copy()
+    return blocks.reshape(-1)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _printable(text: Any) -> str:
+    """`text` without line breaks, control characters or lone surrogates."""
+    text = str(text)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _table(infos: list[TensorInfo]) -> list[str]:
+    """Aligned lines of name, shape, type and bytes."""
+    rows = [("name", "shape", "type", "bytes")]
+    for info in infos:
+        size = "?" if info.nbytes is None else f"{info.nbytes:,}"
+        rows.append((_printable(info.name), str(info.shape), getattr(info.qtype, "name", str(info.qtype)), size))
+    left_out = len(infos) - _REPR_ROWS
+    if left_out > 0:
+        half = _REPR_ROWS // 2
+        rows = [*rows[: half + 1], (f"... {left_out} more ...", "", "", ""), *rows[-half:]]
+    name, shape, qtype, size = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [f"  {a:{name}}  {b:{shape}}  {c:{qtype}}  {d:>{size}}" for a, b, c, d in rows]

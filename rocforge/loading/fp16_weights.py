@@ -1,0 +1,56 @@
+"""Float16 values of a model's packed matrices, kept beside the blocks where memory is ample.
+
+Products of more than a few rows then read them, instead of unpacking the blocks each time: several times the memory,
+for prompts and large batches that run about as fast as the BLAS library multiplies float16.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rocforge.device.arrays import available_memory, cupy_module, on_device
+from rocforge.device.memory import cache_nbytes, out_of_memory_explained
+from rocforge.nn.transformer import Transformer
+from rocforge.ops.device.dequantize import dequantize_device
+from rocforge.quant import QuantizedArray
+
+
+def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
+    """Make and keep the float16 values.
+
+    Args:
+        model: on a GPU, its weights loaded.
+        wanted: True, False, or None: if they take no more than half of what a cache of one full context leaves free.
+
+    Raises:
+        DeviceError: they are wanted, and do not fit.
+    """
+    matrices = list(_matrices(model))
+    if wanted is None:
+        free = available_memory(model.device) - cache_nbytes(model.config, model.config.context)
+        wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2
+    if wanted:
+        with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):
+            with cupy_module().cuda.Stream(non_blocking=True) as stream:
+                for columns, run in itertools.groupby(matrices, lambda matrix: matrix.shape[1]):
+                    _keep_together(list(run), columns)
+            stream.synchronize()
+
+
+def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
+    """One below the other, so that neighbours such as q, k and v can be multiplied as one."""
+    ends = list(itertools.accumulate(map(len, matrices)))
+    whole = cupy_module().empty((ends[-1], columns), np.float16)
+    for matrix, end in zip(matrices, ends, strict=True):
+        matrix.fp16 = dequantize_device(matrix, "float16", out=whole[end - len(matrix) : end])
+
+
+def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
+    """What the model multiplies with: the embedding only where it is the output's weight too."""
+    for path, weight in model.named_parameters():
+        used = path != "token_embd.weight" or model.output.weight is None
+        if used and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+            yield weight

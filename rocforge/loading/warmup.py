@@ -1,0 +1,149 @@
+"""Warmup: the kernels of a model are compiled, or loaded from their cache, while its weights arrive."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.compile_process import compiler_of_a_thread
+from rocforge.device.kernels import Kernel, launches_recorded
+from rocforge.engine.step import place_tokens
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import blocks_for
+from rocforge.nn.transformer import Block, Transformer
+from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.sampling import Sampler
+from rocforge.ops.sampling import SamplingParams
+
+MOST_THREADS = 16
+PROMPT_TOKENS = (16, MOST_COLUMNS + 1)
+"""Of a short prompt and of a long one. Those of 3 to 64 tokens take one of four widths of a product's kernel, of which
+one is made ready: the others take a second or two each to compile, once."""
+
+
+def compile_for(model: Transformer) -> BackgroundCompilation:
+    """Begin to compile what a request needs: its decode steps, prompts, and sampling.
+
+    Args:
+        model: on a GPU; its weights need not have their values yet.
+    """
+    with on_device(model.device):
+        compilation = BackgroundCompilation()
+        try:
+            record_kernels(model, compilation.add)
+        except BaseException:
+            compilation.cancel()
+            raise
+    return compilation
+
+
+def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
+    """Call `record` with each kernel that a decode step, prompts and sampling would launch.
+
+    The model itself is run, on zeros, with its launches left out, and without layers that bring nothing new. What it
+    does by libraries is done, and so the BLAS library has been initialized after it.
+    """
+    model = copy.copy(model)
+    model.blk = distinct(model.blk)
+    with on_device(model.device):
+        with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
+            record(place_tokens)
+            sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
+            sampler(model(np.zeros(1, np.int32)))
+            for tokens in PROMPT_TOKENS:
+                blocks = blocks_for(tokens)
+                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks), [Chunk(0, tokens, range(blocks))]))
+        stream.synchronize()
+        del sampler
+        cupy_module().get_default_memory_pool().free_all_blocks(stream)
+
+
+def distinct(layers: Sequence[Block]) -> list[Block]:
+    """Of a model's layers as many as have its kernels: each kind is followed by each that follows it in the model, and
+    the last is the last. What is computed by launches left out takes the host's time, which loading wants itself."""
+    kinds = [repr(layer) for layer in layers]
+    pairs: dict[tuple[str, str], int] = {}
+    for i, pair in enumerate(itertools.pairwise(kinds)):
+        pairs.setdefault(pair, i)
+    return [layer for i in pairs.values() for layer in layers[i : i + 2]] + [layers[-1]]
+
+
+class BackgroundCompilation:
+    """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
+
+    hiprtc compiles one program at a time in a process, so there each thread has a process that compiles for it. NVRTC
+    works in several threads at a time, as far as it does not lock itself. Errors are raised where the kernel is
+    launched.
+
+    Attributes:
+        missing: kernels' modules that were on no disk, and have not been compiled yet.
+    """
+
+    def __init__(self) -> None:
+        self._device = cupy_module().cuda.runtime.getDevice()
+        self._known: set[Any] = set()
+        self._waiting: deque[Any] = deque()
+        self._threads: list[threading.Thread] = []
+        self._missing: set[Any] = set()
+        atexit.register(self.cancel)
+
+    @property
+    def missing(self) -> int:
+        return len(self._missing)
+
+    def add(self, kernel: Kernel) -> None:
+        """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
+        module = kernel.module(self._device)
+        if module in self._known:
+            return
+        self._known.add(module)
+        if not module.on_disk:
+            self._missing.add(module)
+        self._waiting.append(module)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) < processors():
+            # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        with cupy_module().cuda.Device(self._device), compiler_of_a_thread() as compile:
+            while self._waiting:
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    module = self._waiting.popleft()
+                    module.prepare(compile)
+                    self._missing.discard(module)
+
+    def wait(self, progress: Callable[[int], Any] = lambda missing: None) -> None:
+        """Until all are compiled.
+
+        Args:
+            progress: called now and then with what is missing.
+        """
+        for thread in self._threads:
+            while thread.is_alive():
+                progress(self.missing)
+                thread.join(0.2)
+        self._work()  # what came when the threads had just ended
+        progress(self.missing)
+        atexit.unregister(self.cancel)
+
+    def cancel(self) -> None:
+        """Begin no more, and wait for those that have begun."""
+        self._waiting.clear()
+        self.wait()
+
+
+def processors() -> int:
+    """Processors that this process may use: as many threads compile at a time, and not more than pay."""
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)

@@ -1,0 +1,1 @@
+"""The launches of ops on CuPy arrays, and what they share."""

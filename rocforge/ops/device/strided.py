@@ -1,0 +1,48 @@
+"""What the launches of several op families share: device arrays as kernels take them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rocforge.device.arrays import cupy_module
+
+ALIGNMENT = 16
+"""Bytes that kernels load at a time, so that arrays begin at a multiple of it."""
+
+
+def float32(x: Any) -> Any:
+    """A CuPy array as C-contiguous float32, aligned; copied only where it is not. None stays None."""
+    return None if x is None else aligned(cupy_module().ascontiguousarray(x, dtype=np.float32))
+
+
+def aligned(x: Any) -> Any:
+    """A CuPy array whose address is a multiple of ALIGNMENT: a copy, where it is a part of another, such as x[1:]."""
+    return x.copy() if x.data.ptr % ALIGNMENT else x
+
+
+def rows_of(x: Any) -> tuple[Any, int]:
+    """The memory that a CuPy array (rows, ...) lies in, contiguous, and how many elements its rows are apart.
+
+    The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
+    whose rows are not contiguous, not float32, or in reverse order, is copied.
+    """
+    if x.dtype != np.float32 or not (x.flags.c_contiguous or (x.strides[0] >= 0 and x[0].flags.c_contiguous)):
+        x = float32(x)
+    if x.flags.c_contiguous:
+        return x, x.size // max(len(x), 1)
+    stride = x.strides[0] // x.itemsize
+    size = (len(x) - 1) * stride + math.prod(x.shape[1:])
+    return cupy_module().ndarray((size,), x.dtype, memptr=x.data), stride
+
+
+def copy_into(target: Any, source: Any) -> None:
+    """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
+    target.data.copy_from_device_async(source.data, source.nbytes)
+
+
+def blocks(size: int, a_block: int) -> int:
+    """How many blocks it takes, each doing `a_block`."""
+    return -(-size // a_block)

@@ -1,0 +1,132 @@
+"""Structured output: texts that obey a JSON schema, a regular expression or a grammar.
+
+Needs the extra `server`. The grammar says which tokens may come next; the others' logits become -inf. Each grammar is
+compiled and followed in a process of its own (`rocforge.text.jail`), since a short one can ask for any time and memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rocforge.text.jail import Cell, Jail, JailError, LimitError
+from rocforge.text.tokenizer import Tokenizer
+
+COMPILE_SECONDS = 2.0
+"""CPU time in which a grammar is compiled and its first mask computed."""
+PATIENCE = 1.0
+"""Seconds that a text may keep the engine waiting for its masks; `PATIENCE_PER_TOKEN` more with each token, up to that
+again."""
+PATIENCE_PER_TOKEN = 0.02
+
+
+class GrammarError(ValueError):
+    """A schema, pattern or grammar that is wrong, not supported or too complex."""
+
+
+class Grammar:
+    """The state of one text under a grammar: a Constraint of the engine. `close` ends its process."""
+
+    def __init__(self, cell: Cell, mask: bytes):
+        self._cell, self._mask = cell, mask
+        self._patience = PATIENCE
+
+    def mask(self, logits: np.ndarray) -> None:
+        """Put -inf in a row of logits (vocabulary,) where a token may not come next.
+
+        Raises:
+            GrammarError: the grammar is too complex to go on.
+        """
+        if not self._mask:
+            self._mask = self._awaited()
+        bits = np.frombuffer(self._mask, np.uint8)
+        allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
+        logits[: len(allowed)][~allowed] = -np.inf
+        logits[len(allowed) :] = -np.inf
+
+    def accept(self, token: int) -> None:
+        """Note the token that was chosen. The next mask is computed from now on, beside the model's step."""
+        with _explained():
+            self._cell.send(PATIENCE, "accept", token)
+        self._mask = b""
+
+    def copy(self) -> Grammar:
+        """Another text under the same grammar, which has to be at its beginning."""
+        with _explained():
+            return Grammar(self._cell.fork(), self._mask)
+
+    def close(self) -> None:
+        """No mask is wanted any more; more than once does nothing."""
+        self._cell.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._cell.closed
+
+    def _awaited(self) -> bytes:
+        start = time.monotonic()
+        try:
+            mask = self._cell.receive(self._patience)
+        except LimitError:
+            raise GrammarError("the grammar is too complex: what may come next takes too long to find") from None
+        except JailError as error:
+            raise GrammarError(str(error)) from None
+        left = self._patience - (time.monotonic() - start)
+        self._patience = min(PATIENCE, left + PATIENCE_PER_TOKEN)
+        return mask
+
+
+class GrammarCompiler:
+    """Makes Grammars for one tokenizer.
+
+    Args:
+        tokenizer: of the model. The first grammar takes a moment more for a large vocabulary.
+
+    Every method raises GrammarError where what it is given is wrong, not supported or too complex.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        if not tokenizer.eog_token_ids:
+            raise GrammarError("the model has no end-of-generation token, without which structured output cannot end")
+        self._special = tokenizer.special_tokens
+        self._jail = Jail("rocforge.text.matcher", "Matcher", tokenizer)
+
+    def json_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
+        """Texts that are JSON of a schema; `{"type": "object"}` for any object."""
+        try:
+            text = json.dumps(schema)
+        except RecursionError:
+            raise GrammarError("the schema is nested too deeply") from None
+        return self._compiled("json_schema", text)
+
+    def regex(self, pattern: str) -> Grammar:
+        """Texts that match a regular expression (Rust's syntax) as a whole."""
+        return self._compiled("regex", pattern)
+
+    def lark(self, grammar: str) -> Grammar:
+        """Texts of a grammar in llguidance's dialect of Lark, starting at `start`."""
+        return self._compiled("lark", grammar)
+
+    def literal(self, text: str) -> str:
+        """Lark for just that text; for a special token's text, that token."""
+        return f"<[{self._special[text]}]>" if text in self._special else json.dumps(text)
+
+    def _compiled(self, kind: str, source: str) -> Grammar:
+        with _explained():
+            cell = self._jail.cell()
+            return Grammar(cell, cell.call(COMPILE_SECONDS, kind, source))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except LimitError as error:
+        raise GrammarError(f"the grammar is too complex: {error}") from None
+    except JailError as error:
+        raise GrammarError(str(error)) from None

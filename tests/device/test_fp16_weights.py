@@ -1,0 +1,68 @@
+"""Float16 values kept beside packed weights: the setting, and that logits stay what they were."""
+
+import cupy as cp
+import numpy as np
+import pytest
+from golden import relative_error
+
+import rocforge as rf
+from rocforge.device.kernels import launches_recorded
+from rocforge.device.memory import cache_nbytes
+from rocforge.load import load_model
+from rocforge.ops.device import gemm
+from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.linear import linears
+
+
+@pytest.fixture(scope="module")
+def file(path):
+    with rf.open_gguf(path) as file:
+        yield file
+
+
+def kept(model):
+    weights = dict(model.named_parameters())
+    return {path for path, weight in weights.items() if getattr(weight, "fp16_weights", None) is not None}
+
+
+def test_logits_stay(file, rng):
+    """The same products, of whole matrices instead of tiles."""
+    with_fp16, without = (load_model(file, "gpu", fp16_weights=fp16_weights) for fp16_weights in (True, False))
+    assert not kept(without) and kept(with_fp16) == {p for p, w in without.named_parameters() if len(w.shape) == 2}
+    tokens = rng.integers(0, without.config.vocabulary, MOST_COLUMNS + 6)
+    assert relative_error(rf.asnumpy(with_fp16(tokens)), rf.asnumpy(without(tokens))) < 1e-5
+
+
+def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
+    """q, k and v, and gate and up, lie one below the other; a product of theirs is what each gives alone."""
+    model, calls = load_model(file, "gpu", fp16_weights=True), []
+    attn, mlp, multiply = model.blk[0].attn, model.blk[0].ffn, gemm._multiply
+    monkeypatch.setattr(gemm, "_multiply", lambda *args: calls.append(len(args[1])) or multiply(*args))
+    for layers in ([attn.attn_q, attn.attn_k, attn.attn_v], [mlp.ffn_gate, mlp.ffn_up]):
+        weights, calls[:] = [layer.weight for layer in layers], []
+        x = cp.asarray(rng.standard_normal((MOST_COLUMNS + 1, weights[0].shape[1])).astype(np.float16))
+        ys = linears(x, weights)
+        assert calls == [sum(map(len, weights))]
+        for y, weight in zip(ys, weights, strict=True):
+            assert relative_error(y.get(), x.get().astype(np.float64) @ weight.fp16.get().T.astype(np.float64)) < 1e-5
+
+
+def test_launches_of_a_prompt(file, monkeypatch):
+    """Nine a layer, four of them the BLAS library's: norms add the residual, attention and units write float16."""
+    model, names = load_model(file, "gpu", fp16_weights=True), []
+    monkeypatch.setattr(gemm, "_multiply", lambda *args: names.append("product"))
+    with launches_recorded(lambda kernel: names.append(kernel.name)):
+        model(np.zeros(MOST_COLUMNS + 1, np.int32))
+    attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
+    layer = [*attention, "product", "swiglu", "product", "rms_norm_of_sum"]
+    assert names == ["rope_angles", "dequantize_float32", "rms_norm", *layer * model.config.layers, "product"]
+
+
+def test_by_itself(file, monkeypatch):
+    """Kept where they take at most half of what a cache of the model's context leaves."""
+    model = load_model(file, "gpu", fp16_weights=False)
+    size = sum(2 * w.size for _, w in model.named_parameters() if len(w.shape) == 2)
+    cache = cache_nbytes(model.config, model.config.context)
+    for free, expected in ((2 * size, True), (2 * size - 2, False)):
+        monkeypatch.setattr("rocforge.loading.fp16_weights.available_memory", lambda device, free=free: cache + free)
+        assert bool(kept(load_model(file, "gpu"))) is expected

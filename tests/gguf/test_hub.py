@@ -1,0 +1,155 @@
+"""Names on the Hub: which file is meant, and a download through the real client from a server on this machine."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from rocforge.gguf.hub import choose, resolve
+
+FILES = [
+    "m-Q4_K_M.gguf",
+    "m-Q8_0.gguf",
+    "m-Q4_K_S.gguf",
+    "big/m-F16-00001-of-00002.gguf",
+    "big/m-F16-00002-of-00002.gguf",
+]
+
+
+@pytest.mark.parametrize(
+    "quant, expected",
+    [
+        (None, "m-Q4_K_M.gguf"),
+        ("q8_0", "m-Q8_0.gguf"),
+        ("Q4_K", None),
+        ("F16", "big/m-F16-00001-of-00002.gguf"),
+        ("Q6_K", None),
+    ],
+)
+def test_choose(quant, expected):
+    """By quantization, whole words, case aside; the first of a set; Q4_K_M where none is said."""
+    assert choose(FILES, quant) == expected
+
+
+def test_choose_the_only_one():
+    """A repository with one file needs no quantization said; with two of which none is the default it does."""
+    assert choose(["model.gguf"], None) == "model.gguf"
+    assert choose(["a-Q8_0.gguf", "b-Q6_K.gguf"], None) is None
+
+
+@pytest.mark.parametrize("name", ["hf:owner", "hf:a/b/c", "hf:../x", "hf:a/b:c:d"])
+def test_bad_names(name):
+    """What is not owner/repo[:quant] says what it should be."""
+    with pytest.raises(ValueError, match="hf:owner/repo"):
+        resolve(name)
+
+
+def test_missing_file(tmp_path):
+    """A path that is not there is a FileNotFoundError with the path."""
+    with pytest.raises(FileNotFoundError, match=r"nothing\.gguf"):
+        resolve(tmp_path / "nothing.gguf")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's API as its client asks for: the file list, and files with their ETag."""
+
+    content: ClassVar = {"m-Q8_0.gguf": b"GGUF one", "m-Q4_K_M.gguf": b"GGUF two"}
+    commit = "a" * 40
+    requests = 0
+
+    def do_HEAD(self):
+        self.answer(head=True)
+
+    def do_GET(self):
+        self.answer(head=False)
+
+    def answer(self, head):
+        type(self).requests += 1
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/owner/repo"):
+            siblings = [{"rfilename": name} for name in self.content]
+            body = json.dumps({"id": "owner/repo", "sha": self.commit, "siblings": siblings}).encode()
+            if "/tree/" in path:
+                body = json.dumps(
+                    [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in self.content.items()]
+                ).encode()
+            self.reply(200, body, head)
+        elif path.rpartition("/")[2] in self.content:
+            self.reply(200, self.content[path.rpartition("/")[2]], head)
+        else:
+            self.reply(404, b"", head)
+
+    def reply(self, status, body, head):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if not head:
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        return
+
+
+DOWNLOAD = """
+import sys
+from rocforge.gguf.hub import resolve
+try:
+    print(resolve(sys.argv[1]))
+except OSError as error:
+    print(f"error: {error}")
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A function that resolves a name in a fresh process whose HF_ENDPOINT is a server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+
+    def run(name, **variables):
+        command = [sys.executable, "-c", DOWNLOAD, name]
+        done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    yield run
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download(hub):
+    """The chosen file lands in the Hub's cache with its content, and is not fetched twice."""
+    first = hub("hf:owner/repo:Q8_0")
+    assert Path(first).read_bytes() == b"GGUF one"
+    assert Path(hub("hf:owner/repo")).read_bytes() == b"GGUF two"
+    assert hub("hf:owner/repo:Q8_0") == first
+
+
+def test_a_quantization_that_is_not_there(hub):
+    """The error names those that are."""
+    assert hub("hf:owner/repo:Q2_K") == (
+        "error: owner/repo has no GGUF file for Q2_K; it has m-Q4_K_M.gguf, m-Q8_0.gguf"
+    )
+
+
+@pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}])
+def test_without_the_hub(hub, offline):
+    """Told to stay offline, or with nobody there: the cache serves what it has, and the error says what it has not."""
+    before = hub("hf:owner/repo:Q8_0")
+    assert hub("hf:owner/repo:Q8_0", **offline) == before
+    assert hub("hf:owner/repo", **offline) == before  # the only one there is, so no quantization need be said
+    assert "has no GGUF file for Q4_K_M; it has m-Q8_0.gguf" in hub("hf:owner/repo:Q4_K_M", **offline)
+    assert "cannot be reached, and its cache has no other/repo" in hub("hf:other/repo", **offline)
