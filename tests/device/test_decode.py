@@ -10,7 +10,7 @@ from golden import build
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
-from rocforge.engine.engine import step as decode
+from rocforge.engine import step as decode
 from rocforge.engine.scheduler import Request
 from rocforge.load import load_model
 

@@ -8,7 +8,7 @@ import pytest
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
-from rocforge.engine.engine import step as decode
+from rocforge.engine import step as decode
 from rocforge.load import load_model
 
 PARAMS = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
