@@ -25,7 +25,6 @@ from rocforge.engine.step import Decoder, Flight
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import BlockPool, blocks_for
-from rocforge.nn.module import Module
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
 
@@ -233,8 +232,8 @@ class Engine:
             self._decoder.trim()
 
     def _can_decode(self, work: list[Work]) -> bool:
-        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host or watched."""
-        return (self._decoder is not None and not Module.captures) and all(
+        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host."""
+        return self._decoder is not None and all(
             item.count == 1 and item.samples and item.request.constraint is None for item in work
         )
 
@@ -243,7 +242,7 @@ class Engine:
 
         A request that ended since the step was queued is left out.
         """
-        if not Module.captures and self.scheduler.repeats(flight.requests, self.limit):
+        if self.scheduler.repeats(flight.requests, self.limit):
             try:
                 with out_of_memory_explained(self.model.device, "a step"):
                     self._flight = self._decoder.launch(flight.requests)
