@@ -22,3 +22,5 @@ class Config:
     dim: int
     vocabulary: int
     context: int
+    kv_heads: int = 0
+    head_dim: int = 0

@@ -44,6 +44,7 @@ class Transformer(Module):
         self.embedding_scale = self.softcap = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
+        self._heads = tuple(read.attention(0)[key] for key in ("kv_heads", "head_dim"))
         self.output_norm = self.norm(read)
         self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
 
@@ -128,9 +129,8 @@ class Transformer(Module):
 
     def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
         """A key/value cache for this model with that many blocks, on its device: float16 on a GPU, else float32."""
-        dtype, first = np.float32 if self.device == "cpu" else np.float16, self.blk[0].attn
-        head_dim = first.attn_output.weight.shape[1] // first.heads
-        return KVCache(len(self.blk), first.kv_heads, head_dim, blocks, block_size, dtype, self.device)
+        dtype = np.float32 if self.device == "cpu" else np.float16
+        return KVCache(self.config.layers, *self._heads, blocks, block_size, dtype, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""
