@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from measure import CACHES, cp, read_bandwidth
 
+from rocforge.device.timing import noise, seconds
 from rocforge.formats.blocks import QTYPES, row_nbytes
-from rocforge.measure import noise, seconds
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import swiglu

@@ -16,13 +16,14 @@ from measure import cp
 
 import rocforge.ops.device.matvec as matvec
 from rocforge.device.kernels import launches_overlap
+from rocforge.device.timing import seconds_of
 from rocforge.formats.blocks import QTYPES, row_nbytes
-from rocforge.measure import library_product_rate, seconds_of
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.device.gemm import gemm_fp16
 from rocforge.ops.device.operands import quantize_activations
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.quant import QuantizedArray
+from rocforge.selftest.figures import library_product_rate
 
 CACHE_NBYTES = 400 << 20
 """Copies of a weight add up to this at least: several times the last cache."""
