@@ -13,9 +13,9 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.formats.planar import CELL
 from rocforge.nn.batch import Batch
 from rocforge.nn.cache import BLOCK_SIZE, KVCache
-from rocforge.ops.device.dequantize import CELL
 from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
 from rocforge.ops.device.strided import aligned, blocks, float32, rows_of
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of, rows_by_id
+from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.gemm import to_fp16
 from rocforge.ops.device.matvec import GATES
