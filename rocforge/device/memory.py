@@ -9,8 +9,9 @@ from typing import Any
 from rocforge.device.arrays import available_memory, cupy_module
 from rocforge.errors import DeviceError, OutOfMemoryError
 from rocforge.loading.upload import device_nbytes
-from rocforge.nn.cache import BLOCK_SIZE, blocks_for
 from rocforge.nn.config import Config
+from rocforge.nn.state import blocks_for
+from rocforge.ops.state import BLOCK_SIZE
 
 LEAST_CACHE_TOKENS = 2048
 """The cache that a model is not loaded without, where no context was asked for."""

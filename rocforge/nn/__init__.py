@@ -4,6 +4,7 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.layers import Embedding, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, FusedMLP, MoE
 from rocforge.nn.module import Module, Parameter
+from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.nn.transformer import Transformer
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Linear",
     "MoE",
     "Module",
+    "PagedKV",
     "Parameter",
     "RMSNorm",
+    "Recurrent",
     "Transformer",
 ]

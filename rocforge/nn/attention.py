@@ -8,6 +8,7 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
 from rocforge.nn.module import Module, Parameter
+from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend
 from rocforge.ops.rope import RopeFrequencies
 
@@ -24,7 +25,6 @@ class Attention(Module):
 
     Args:
         config: the sizes.
-        layer: index into the cache.
         frequencies: the rotary embedding.
         window: see this token and window - 1 before it; None for all.
         qkv_bias, output_bias: whether these projections have one; "optional" for where the file has.
@@ -53,9 +53,9 @@ class Attention(Module):
         scale: float | None = None,
     ):
         c = config
-        self.layer, self.frequencies, self.heads, self.kv_heads = layer, frequencies, c.heads, c.kv_heads
+        self.frequencies, self.heads, self.kv_heads = frequencies, c.heads, c.kv_heads
+        self.state = PagedKV(c.kv_heads, c.head_dim, c.head_dim, window=window)
         self.options = {
-            "window": window,
             "softcap": c.attention_softcap or None,
             "scale": c.attention_scale if scale is None else scale,
         }
@@ -92,7 +92,8 @@ class Attention(Module):
                 options |= {"q_norm": q_norm.weight, "k_norm": k_norm.weight, "eps": q_norm.eps}
         if self.sinks:
             options["sinks"] = self.attn_sinks.weight
-        y = attend(q, k, v, batch, self.layer, self.frequencies, then=self.attn_output.weight, **options)
+        state, rotation = batch.state_of(self), batch.rotation(self.frequencies)
+        y = attend(q, k, v, state, rotation, then=self.attn_output.weight, **options)
         if self.post_norm:
             return self.post_attention_norm(self.attn_output(y), residual=plain(x))
         return self.attn_output.add_to(x, y, then)

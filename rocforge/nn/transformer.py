@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,15 +11,17 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE, KVCache, blocks_for
+from rocforge.nn.cache import KVCache
 from rocforge.nn.config import Config
 from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
 from rocforge.nn.module import Module
+from rocforge.nn.state import blocks_for, states_of
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.rope import RopeFrequencies, rope_frequencies
+from rocforge.ops.state import BLOCK_SIZE
 
 
 class Block(Module):
@@ -119,7 +121,7 @@ class Transformer(Module):
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
         for frequencies in (self.frequencies, self.window_frequencies):
-            batch.cos_sin(frequencies)
+            batch.rotation(frequencies)
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
@@ -140,10 +142,9 @@ class Transformer(Module):
         logits = self.output.observed(linear(self.entry(x), self.entry.layers[0].weight))
         return softcap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
-    def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
-        """A key/value cache for this model with that many blocks, on its device: float16 on a GPU, else float32."""
-        c, dtype = self.config, np.float32 if self.device == "cpu" else np.float16
-        return KVCache(c.layers, c.kv_heads, c.head_dim, blocks, block_size, dtype, self.device)
+    def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""
