@@ -18,6 +18,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
+from rocforge.engine.block_pool import BlockPool
 from rocforge.engine.capacity import cache_tokens_that_fit
 from rocforge.engine.pacing import Pacer
 from rocforge.engine.sampler import Choice, choose
@@ -25,7 +26,7 @@ from rocforge.engine.scheduler import Constraint, Request, Scheduler, Status, Wo
 from rocforge.engine.step import Decoder, Flight
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BlockPool, blocks_for
+from rocforge.nn.state import blocks_for
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
 
@@ -103,7 +104,7 @@ class Engine:
         self._decoder, self._flight = None, None
         with self._stream, out_of_memory_explained(model.device, "the cache"):
             self.cache = model.new_cache(pool.blocks, pool.block_size)
-            self.limit = min(model.config.context, self.cache.tokens)
+            self.limit = min(model.config.context, pool.blocks * pool.block_size)
             if model.device != "cpu":
                 self._decoder = Decoder(self._stream, model, self.cache, pool.blocks_for(self.limit))
 

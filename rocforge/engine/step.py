@@ -23,7 +23,7 @@ from rocforge.device.kernels import Kernel, launches_overlap
 from rocforge.device.streams import Download, Stream, shared_array
 from rocforge.engine.sampler import Choice, choices_of, reports, sampler_of
 from rocforge.engine.scheduler import Request
-from rocforge.nn.batch import Batch, Span
+from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import observations_recorded, replay
 from rocforge.nn.transformer import Transformer
@@ -209,7 +209,6 @@ class _Plan:
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
         self._posted, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
-        self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
         self._attempts, self._observed, self._fused = ATTEMPTS, [], model.fused
 
@@ -264,7 +263,8 @@ class _Plan:
         rows, width = self._tables.shape
         args = (self._next, self._positions, self._slots, self._lengths, self._turn, self._tables)
         place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
-        places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
-        logits = self._model(self.tokens, Batch(self._cache, *places))
+        paging = [Paging(self._slots, tables=self._tables)] * len(self._cache.paged)
+        batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._turn)
+        logits = self._model(self.tokens, batch)
         self._sampler(logits, self.tokens, self._posted[1], self._turn)
         return logits

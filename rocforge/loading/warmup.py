@@ -19,8 +19,8 @@ from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.device.kernels import Kernel, launches_recorded
 from rocforge.engine.step import place_tokens
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import blocks_for
 from rocforge.nn.module import Module
+from rocforge.nn.state import blocks_for
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.operands import MOST_COLUMNS
 from rocforge.ops.device.sampling import Sampler

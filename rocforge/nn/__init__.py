@@ -6,6 +6,7 @@ from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, Parameter
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.nn.transformer import Transformer
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "MergedMLP",
     "MoE",
     "Module",
+    "PagedKV",
     "Parameter",
     "RMSNorm",
+    "Recurrent",
     "Transformer",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Linear, RMSNorm, Scores
 from rocforge.nn.module import Module
+from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend
 from rocforge.ops.rope import NO_ROPE, RopeFrequencies
@@ -16,7 +17,6 @@ class Attention(Module):
     """Self-attention: x (tokens, dim) gives (tokens, dim).
 
     Args:
-        layer: index into the cache.
         dim: width of the residual stream.
         heads, kv_heads, head_dim: heads of the queries, of keys and values, and elements of each.
         rope: the rotary embedding; None: positions are not encoded.
@@ -36,7 +36,6 @@ class Attention(Module):
 
     def __init__(
         self,
-        layer: int,
         dim: int,
         heads: int,
         kv_heads: int,
@@ -54,8 +53,9 @@ class Attention(Module):
         sinks: bool = False,
         gate: bool = False,
     ):
-        self.layer, self.heads, self.kv_heads, self.rope, self.norms = layer, heads, kv_heads, rope or NO_ROPE, norms
-        self.options = {"window": window, "softcap": softcap, "scale": scale}
+        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope or NO_ROPE, norms
+        self.state = PagedKV(kv_heads, head_dim, head_dim, window=window)
+        self.options = {"softcap": softcap, "scale": scale}
         rows, kv_rows = heads * head_dim, kv_heads * head_dim
         if merged:
             self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
@@ -104,4 +104,5 @@ class Attention(Module):
     def attend(self, q: Any, k: Any, v: Any, batch: Batch, **fused: Any) -> Any:
         """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
         sinks = None if self.attn_sinks is None else self.attn_sinks()
-        return attend(q, k, v, batch, self.layer, self.rope, sinks=sinks, **self.options, **fused)
+        state, rotation = batch.state_of(self), batch.rotation(self.rope)
+        return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)

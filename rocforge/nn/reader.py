@@ -112,7 +112,6 @@ class Reader(Metadata):
         if heads % kv_heads:
             raise self.error(f"{key}_kv", f"divisors of the {heads} heads")
         return {
-            "layer": layer,
             "dim": dim,
             "heads": heads,
             "kv_heads": kv_heads,

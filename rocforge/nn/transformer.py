@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE, KVCache, blocks_for
+from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
 from rocforge.nn.module import Module, last_change, same_tree, tree_of
+from rocforge.nn.reader import Reader
+from rocforge.nn.state import blocks_for, states_of
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
-
-if TYPE_CHECKING:
-    from rocforge.nn.reader import Reader
+from rocforge.ops.state import BLOCK_SIZE
 
 
 class Transformer(Module):
@@ -44,7 +44,6 @@ class Transformer(Module):
         self.embedding_scale = self.softcap = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
-        self._heads = tuple(read.attention(0)[key] for key in ("kv_heads", "head_dim"))
         self.output_norm = self.norm(read)
         self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
 
@@ -120,17 +119,16 @@ class Transformer(Module):
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
         for frequencies in self.fused.frequencies:
-            batch.cos_sin(frequencies)
+            batch.rotation(frequencies)
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
         rows = batch.logits_rows
         return self.fused(x, batch, None if rows is None or len(rows) == len(tokens) else rows)
 
-    def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
-        """A key/value cache for this model with that many blocks, on its device: float16 on a GPU, else float32."""
-        dtype = np.float32 if self.device == "cpu" else np.float16
-        return KVCache(self.config.layers, *self._heads, blocks, block_size, dtype, self.device)
+    def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""

@@ -78,7 +78,7 @@ def test_sizes_that_differ_between_layers():
     ],
 )
 def test_windows(pattern, every, expected):
-    """Which layers have the window: as the file says, by a number or layer by layer, else as the family says, or all."""
+    """Which layers have the window: as the file says, by a number or by layer, else as the family says, or all."""
     read = reader({"attention.sliding_window": 7, "attention.sliding_window_pattern": pattern})
     assert [read.window(layer, every) for layer in (0, 1)] == expected
     assert reader({"attention.sliding_window": 0}).window(0) is None
