@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rocforge.device.arrays import available_memory, cupy_module, on_device
-from rocforge.device.memory import cache_nbytes, out_of_memory_explained
+from rocforge.device.memory import out_of_memory_explained
+from rocforge.engine.capacity import cache_nbytes
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
@@ -49,8 +50,7 @@ def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
-    """What the model multiplies with: the embedding only where it is the output's weight too."""
+    """What the model multiplies with: not the embedding, unless it is the output's weight too, of whose name it is."""
     for path, weight in model.named_parameters():
-        used = path != "token_embd.weight" or model.output.weight is None
-        if used and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+        if path != "token_embd.weight" and isinstance(weight, QuantizedArray) and weight.ndim == 2:
             yield weight

@@ -7,7 +7,7 @@ from golden import relative_error
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
-from rocforge.device.memory import cache_nbytes
+from rocforge.engine.capacity import cache_nbytes
 from rocforge.load import load_model
 from rocforge.ops.device import gemm
 from rocforge.ops.device.operands import MOST_COLUMNS
@@ -22,7 +22,7 @@ def file(path):
 
 def kept(model):
     weights = dict(model.named_parameters())
-    return {path for path, weight in weights.items() if getattr(weight, "fp16_weights", None) is not None}
+    return {path for path, weight in weights.items() if getattr(weight, "fp16", None) is not None}
 
 
 def test_logits_stay(file, rng):
