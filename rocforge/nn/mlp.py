@@ -82,7 +82,7 @@ class Experts(Module):
 
     def __init__(self, config: Config, columns: int, rows: int, bias: bool = False):
         self.weight = Parameter(config.experts, rows, columns)
-        self.bias = Parameter(config.experts, rows) if bias else None
+        self.bias = Parameter(config.experts, rows, matrix=False) if bias else None
 
 
 class MoE(Module):
