@@ -54,7 +54,7 @@ def test_same_model_as_without_overlap(path, rng):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("name", ["gpt-oss", "gemma3", "qwen2", "phi3"])
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma3"])
 def test_vectors_of_any_type(tmp_path, name, kind):
     """Norms, biases, sinks, experts' biases and rope factors in any type give what the same values in F32 give."""
     build(tmp_path / "golden.gguf", name, "Q8_0")
