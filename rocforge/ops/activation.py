@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import module_of
-from rocforge.ops.device.strided import blocks, float32, rows_of
-
-THREADS = 256
-"""As in activation.hip."""
+from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
 
 ALPHA, LIMIT = 1.702, 7.0
 """Of gpt-oss's gated unit."""
@@ -34,7 +32,7 @@ def _elementwise_device(name: str, x: Any, *more: Any, out: Any = None) -> Any:
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float32) if out is None else out
     if x.size:
-        _KERNELS[name]((blocks(x.size, THREADS),), (THREADS,), (out, x, *more, x.size))
+        _KERNELS[name](*a_thread_each(x.size), (out, x, *more, x.size))
     return out
 
 
@@ -50,8 +48,9 @@ def _gated_device(name: str, gate: Any, up: Any, *more: Any, dtype: Any = np.flo
     columns = gate.shape[-1] if gate.ndim else 1
     if gate.size:
         (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
-        grid = (gate.size // columns, blocks(columns, 4 * THREADS))
-        _GATED[name](grid, (THREADS,), (*to, g, u, columns, g_stride, u_stride, *more))
+        threads = tuning.current().elementwise_threads
+        grid = (gate.size // columns, blocks(columns, 4 * threads))
+        _GATED[name](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *more))
     return out
 
 
@@ -127,7 +126,7 @@ def _softmax_device(x: Any, axis: int) -> Any:
     x = float32(cupy.moveaxis(x, axis, -1))
     out = cupy.empty(x.shape, np.float32)
     if x.size:
-        _softmax((x.size // x.shape[-1],), (THREADS,), (out, x, x.shape[-1]))
+        _softmax((x.size // x.shape[-1],), (tuning.current().elementwise_threads,), (out, x, x.shape[-1]))
     return cupy.moveaxis(out, -1, axis)
 
 
@@ -157,8 +156,9 @@ def add_to_rows(y: Any, bias: Any, residual: Any) -> None:
     """
     if y.size and not (bias is None and residual is None):
         (data, stride), (rows, columns) = rows_of(y), y.shape
-        grid = (rows, blocks(columns, THREADS))
-        _add_to_rows(grid, (THREADS,), (data, float32(bias), float32(residual), columns, stride))
+        threads = tuning.current().elementwise_threads
+        grid = (rows, blocks(columns, threads))
+        _add_to_rows(grid, (threads,), (data, float32(bias), float32(residual), columns, stride))
 
 
 def scale(x: Any, factor: float, out: Any = None) -> Any:

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.ops.device.strided import a_thread_each, float32
 from rocforge.ops.linear import linear
 
-THREADS = 256
-"""As in moe.hip."""
 MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
 
@@ -65,9 +64,8 @@ def _route_device(logits: Any, used: int, softmax_before: bool, normalize: bool,
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
-        grid = (blocks(tokens * card_of(logits.device.id).wave, THREADS),)
         args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
-        _route(grid, (THREADS,), args)
+        _route(*a_thread_each(tokens * card_of(logits.device.id).wave), args)
     return ids, weights
 
 
@@ -91,7 +89,7 @@ def group_by_expert(ids: Any, count: int) -> Groups:
         cupy = cupy_module()
         ids = cupy.ascontiguousarray(ids, dtype=np.int32)
         groups = Groups(cupy.empty(ids.size, np.int32), cupy.empty(ids.size, np.int32), cupy.empty(count + 1, np.int32))
-        _group((count,), (THREADS,), (*groups, ids, ids.size, count))
+        _group((count,), (tuning.current().elementwise_threads,), (*groups, ids, ids.size, count))
         return groups
     order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
     rank = np.empty_like(order)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import check_shape, module_of
 from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
 from rocforge.ops.device.strided import float32
-
-THREADS = 512
-"""As in norm.hip."""
 
 _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
@@ -64,7 +62,7 @@ def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
     n = x.shape[-1]
     if x.size:
         args = (out, None, None, x, float32(weight), float32(residual), 0, n, eps)
-        _rms_norm((x.size // n,), (THREADS,), args)
+        _rms_norm(*_a_block_each(x.size // n), args)
     return out
 
 
@@ -73,7 +71,7 @@ def rms_norm_fp16(x: Any, weight: Any, eps: float) -> Any:
     _check("rms_norm_fp16", x, weight)
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float16)
-    _rms_norm((len(x),), (THREADS,), (None, out, None, x, float32(weight), None, 0, x.shape[-1], eps))
+    _rms_norm(*_a_block_each(len(x)), (None, out, None, x, float32(weight), None, 0, x.shape[-1], eps))
     return out
 
 
@@ -84,7 +82,7 @@ def rms_norm_of_sum(x: Any, y: Any, bias: Any, weight: Any, eps: float) -> tuple
         raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
     total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
     arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
-    _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
+    _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
     return total, fp16
 
 
@@ -93,7 +91,7 @@ def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Act
     _check("rms_norm_quantized", x, weight)
     x = float32(x)
     out = Activations.empty(*x.shape, columns)
-    _rms_norm((len(x),), (THREADS,), (None, None, out.data, x, float32(weight), None, columns, x.shape[-1], eps))
+    _rms_norm(*_a_block_each(len(x)), (None, None, out.data, x, float32(weight), None, columns, x.shape[-1], eps))
     return out
 
 
@@ -102,7 +100,7 @@ def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
     _check("rms_norm_both", x, weight)
     x = float32(x)
     out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (out, None, rounded.data, x, float32(weight), None, 0, x.shape[-1], eps))
+    _rms_norm(*_a_block_each(len(x)), (out, None, rounded.data, x, float32(weight), None, 0, x.shape[-1], eps))
     return out, rounded
 
 
@@ -152,7 +150,7 @@ def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     out = cupy_module().empty(x.shape, np.float32)
     n = x.shape[-1]
     if x.size:
-        _layer_norm((x.size // n,), (THREADS,), (out, None, x, float32(weight), float32(bias), 0, n, eps))
+        _layer_norm(*_a_block_each(x.size // n), (out, None, x, float32(weight), float32(bias), 0, n, eps))
     return out
 
 
@@ -162,8 +160,13 @@ def layer_norm_quantized(x: Any, weight: Any, bias: Any, eps: float, columns: in
     x = float32(x)
     out = Activations.empty(*x.shape, columns)
     args = (None, out.data, x, float32(weight), float32(bias), columns, x.shape[-1], eps)
-    _layer_norm((len(x),), (THREADS,), args)
+    _layer_norm(*_a_block_each(len(x)), args)
     return out
+
+
+def _a_block_each(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block of a launch for that many rows."""
+    return (rows,), (tuning.current().norm_threads,)
 
 
 def _check(name: str, x: Any, weight: Any, bias: Any = None) -> None:

@@ -16,10 +16,8 @@ from rocforge.device.arrays import cupy_module, get_array_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import check_integers, module_of
-from rocforge.ops.device.strided import blocks, rows_of
+from rocforge.ops.device.strided import a_thread_each, rows_of
 
-THREADS = 256
-"""As in rope.hip and angles.hip."""
 MOST_POSITION = (1 << 31) - 1
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
@@ -71,7 +69,7 @@ def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, 
     positions = cupy.ascontiguousarray(positions, dtype=np.int32)
     if cos.size:
         args = (cos, sin, positions, frequencies.on_current_device(), positions.size, pairs, frequencies.magnitude)
-        _angles((blocks(cos.size, THREADS),), (THREADS,), args)
+        _angles(*a_thread_each(cos.size), args)
     return cos, sin
 
 
@@ -202,8 +200,8 @@ def _rotate_device(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
     y = cupy_module().empty(x.shape, np.float32)
     if y.size:
         flat, stride = rows_of(x)
-        grid = (blocks(tokens * heads * card_of(x.device.id).wave, THREADS),)
-        _rope_kernel(head_dim)(grid, (THREADS,), (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox)))
+        args = (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox))
+        _rope_kernel(head_dim)(*a_thread_each(tokens * heads * card_of(x.device.id).wave), args)
     return y
 
 

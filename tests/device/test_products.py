@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from weights import card_without_matrix_unit, sizes
 
+from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device import operands
@@ -203,20 +204,19 @@ def test_rare_formats_few_columns(rng, qtype):
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles(rng, monkeypatch):
+def test_tiles(rng):
     """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 10)
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
-    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    with tuning.trying(dequantize_rows=10):
+        y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles_keep_to_their_bound(rng, monkeypatch):
+def test_tiles_keep_to_their_bound(rng):
     """However many rows a weight has, what it takes to multiply it is one tile."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 128)
     weight, pool = random_weight(rng, "Q6_K", (1000, 1024)).to_device("gpu"), cp.cuda.MemoryPool()
     x = cp.asarray(rng.standard_normal((9, 1024)).astype(np.float16))
-    with cp.cuda.using_allocator(pool.malloc):
+    with cp.cuda.using_allocator(pool.malloc), tuning.trying(dequantize_rows=128):
         y = linear(x, weight)
     assert 2 * 128 * 1024 <= pool.total_bytes() - y.nbytes < 2 * 128 * 1024 + 2**16
 

@@ -81,7 +81,7 @@ def test_runs_of_rows(rng, monkeypatch, waves):
     x = cp.asarray(rng.standard_normal((16, 2048)).astype(np.float32))
     units, (a, b) = quantize_activations(x, 16), (w.to_device("gpu") for w in (weight, other))
     wanted = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
-    monkeypatch.setattr(tiles, "_row_waves", lambda rows, columns: waves)
+    monkeypatch.setattr(tiles, "_row_waves", lambda rows, columns, tuned: waves)
     seen = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
     for y, z in zip(seen, wanted, strict=True):
         assert cp.abs(y - z).max() < 1e-5 * cp.abs(z).max()
@@ -99,7 +99,7 @@ def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
         units = quantize_activations(cp.asarray(rng.standard_normal((n, columns)).astype(np.float32)), n)
         seen = []
         for resident in (100, 3, 1):
-            monkeypatch.setattr(tiles, "_resident", lambda columns, count=resident: count)
+            monkeypatch.setattr(tiles, "_resident", lambda columns, tuned, count=resident: count)
             seen.append(tile_gated(units, gate, up, (None, None), "swiglu", False))
         assert cp.array_equal(seen[0], seen[1]) and cp.array_equal(seen[0], seen[2])
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.strided import blocks
+from rocforge.ops.device.strided import a_thread_each, blocks
 from rocforge.quant import QuantizedArray, row_nbytes
 
 CELL = 128
@@ -67,7 +68,7 @@ def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType, out: Any = None
     planar = cupy.zeros(shape, np.uint8) if out is None else out
     rows = planar.size // planar.shape[-1]
     kernel = _repack_kernel("pack", qtype.name)
-    kernel(_grid(rows * cells_of(columns)), (256,), (cupy.ascontiguousarray(blocks), planar, rows, columns))
+    kernel(*a_thread_each(rows * cells_of(columns)), (cupy.ascontiguousarray(blocks), planar, rows, columns))
     return planar
 
 
@@ -77,7 +78,7 @@ def unpack(planar: Any, columns: int, qtype: GGMLQuantizationType) -> Any:
     blocks = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
     rows, elements = blocks.size // blocks.shape[-1], GGML_QUANT_SIZES[qtype][0]
     kernel = _repack_kernel("unpack", qtype.name)
-    kernel(_grid(rows * (columns // elements)), (256,), (cupy.ascontiguousarray(planar), blocks, rows, columns))
+    kernel(*a_thread_each(rows * (columns // elements)), (cupy.ascontiguousarray(planar), blocks, rows, columns))
     return blocks
 
 
@@ -103,11 +104,12 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
         return out
     if weight.planar:
         kernel = _planar_kernel(dtype, weight.qtype.name)
-        kernel(_grid(rows * columns // 8), (256,), (data, ids, out, rows, columns))
+        kernel(*a_thread_each(rows * columns // 8), (data, ids, out, rows, columns))
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
         grid = _device_grid(weight.qtype.name, data.data.device_id)
-        kernel((rows, blocks(columns, 256)), (256,), (data, ids, grid, out, columns))
+        threads = tuning.current().elementwise_threads
+        kernel((rows, blocks(columns, threads)), (threads,), (data, ids, grid, out, columns))
     return out
 
 
@@ -121,12 +123,9 @@ def rows_by_id(x: Any, ids: Any) -> Any:
     words = x.reshape(len(x), -1).view(np.float32)  # whose kernel leaves their bits as they are
     out = cupy_module().empty((len(ids), words.shape[1]), np.float32)
     args = (words.view(np.uint8), ids, None, out, words.shape[1])
-    _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], 256)), (256,), args)
+    threads = tuning.current().elementwise_threads
+    _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], threads)), (threads,), args)
     return out.view(x.dtype).reshape(len(ids), *x.shape[1:])
-
-
-def _grid(threads: int) -> tuple[int]:
-    return (blocks(threads, 256),)
 
 
 @functools.cache

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
+from rocforge.device.geometry import gated_rows
 from rocforge.device.kernels import Kernel
 from rocforge.ops.device.dequantize import CELL, cells_of
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
@@ -21,12 +23,7 @@ from rocforge.ops.device.gemm import to_fp16
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.operands import MAX_COLUMNS, Activations, format_of, is_packed, quantize_activations
 from rocforge.ops.device.strided import blocks, float32
-from rocforge.ops.moe import MAX_USED, Groups, Matrices, group_by_expert
-
-THREADS, BLOCK_ROWS, GROUPS = 256, 32, MAX_USED
-"""As in experts.hip: threads of a block, rows of a gated product that it computes, products that down's does."""
-TILE_THREADS, TILE_ROWS, TILE_PLACES = 128, 128, 64
-"""As in experts_prefill.hip; a gated product's tile has half of the rows, of both matrices."""
+from rocforge.ops.moe import Groups, Matrices, group_by_expert
 
 _BIASES = "float32*? float32*?"
 _SIGNATURES = {
@@ -99,14 +96,15 @@ def _few(
 
 def _few_gated(hidden: Any, x: Any, ids: Any, pair: tuple[Matrices, Matrices], activate: str) -> None:
     """Gate and up, to float32 or int8 activations."""
-    (_, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
+    (_, ffn, dim), used, tuned = pair[0].weight.shape, ids.shape[1], tuning.current()
 
     def launch(hidden: Any, ids: Any, first: int, part: Part) -> None:
         y, rounded = (None, hidden) if hidden.dtype == np.uint8 else (hidden, None)
         args = (x, _cells(part.kind, dim), ids, first, used, *part.data, *part.biases)
         args = (*args, y, rounded, cells_of(ffn), ffn, GATES[activate])
         rows = ffn if rounded is None else CELL * cells_of(ffn)
-        _kernel("experts_gated", part.kind)((blocks(rows, BLOCK_ROWS), len(hidden)), (THREADS,), args)
+        grid = (blocks(rows, gated_rows(tuned, 1)), len(hidden))
+        _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
         return launch(hidden, ids, 0, *parts(pair))
@@ -116,11 +114,12 @@ def _few_gated(hidden: Any, x: Any, ids: Any, pair: tuple[Matrices, Matrices], a
 
 def _few_down(out: Any, hidden: Any, ids: Any, weights: Any, down: Matrices, residual: Any) -> None:
     """Down, and the sum; where it is unpacked for each place, the sum is a launch of its own."""
-    (_, dim, ffn), cupy = down.weight.shape, cupy_module()
+    (_, dim, ffn), cupy, tuned = down.weight.shape, cupy_module(), tuning.current()
+    products = tuned.gated_threads // tuned.gated_lanes  # of a block
 
     def launch(out: Any, hidden: Any, ids: Any, used: int, weights: Any, part: Part, residual: Any = None) -> None:
         args = (hidden, _cells(part.kind, ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
-        _kernel("experts_down", part.kind)((blocks(dim, GROUPS // used), len(out)), (THREADS,), args)
+        _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
 
     if kind_of(down) is not None:
         return launch(out, hidden, ids, ids.shape[1], weights, *parts([down]), residual)
@@ -132,8 +131,8 @@ def _few_down(out: Any, hidden: Any, ids: Any, weights: Any, down: Matrices, res
 
 def _combine_places(out: Any, y: Any, rank: Any, weights: Any, residual: Any) -> None:
     tokens, dim = out.shape
-    grid = (tokens, blocks(dim, THREADS))
-    _combine(grid, (THREADS,), (out, y, rank, weights, residual, len(y) // tokens, dim))
+    threads = tuning.current().elementwise_threads
+    _combine((tokens, blocks(dim, threads)), (threads,), (out, y, rank, weights, residual, len(y) // tokens, dim))
 
 
 def _many(
@@ -150,9 +149,10 @@ def _many(
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     x, groups = to_fp16(float32(x)), group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
-    gated, last = (hidden, x, groups.order), (y, hidden)
-    _many_tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[activate]), TILE_ROWS // 2)
-    _many_tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), TILE_ROWS)
+    gated, last, rows = (hidden, x, groups.order), (y, hidden), tuning.current().experts_tile_rows
+    # a gated tile has half of the rows, of both matrices
+    _many_tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[activate]), rows // 2)
+    _many_tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), rows)
     _combine_places(out, y, groups.rank, weights, residual)
 
 
@@ -166,8 +166,9 @@ def _many_tiles(
     height: int,
 ) -> None:
     """A launch for each part of the experts, which reads from where its first one begins among the places."""
+    tuned = tuning.current()
     for part in parts(matrices):
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
         args = (*arrays, offsets, *used, part.count, *part.data, *part.biases, *sizes)
-        tiles = groups.order.size // TILE_PLACES + part.count
-        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (TILE_THREADS,), args)
+        tiles = groups.order.size // tuned.experts_tile_pairs + part.count
+        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (tuned.experts_tile_rows,), args)

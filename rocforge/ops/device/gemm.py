@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.blas import blas_handle
 from rocforge.device.kernels import Kernel
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.device.operands import is_single
-from rocforge.ops.device.strided import blocks
+from rocforge.ops.device.strided import a_thread_each
 from rocforge.quant import QuantizedArray
-
-TILE_ROWS = 4096
-"""Rows that are unpacked at a time: enough to fill the card, and a workspace of 8 KiB for each column of the weight."""
 
 _to_fp16 = Kernel("quantize.hip", "to_fp16", "float32* float16* int64")
 _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
@@ -44,9 +42,10 @@ def gemm_fp16(x: Any, weight: Any) -> Any:
     if whole is not None:
         _multiply(x, whole, y, 0)
         return y
-    tile = cupy.empty((min(TILE_ROWS, rows), columns), np.float16)
-    for start in range(0, rows, TILE_ROWS):
-        part = weight[start : start + TILE_ROWS]
+    step = tuning.current().dequantize_rows
+    tile = cupy.empty((min(step, rows), columns), np.float16)
+    for start in range(0, rows, step):
+        part = weight[start : start + step]
         _multiply(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start)
     return y
 
@@ -78,7 +77,7 @@ def to_fp16(x: Any) -> Any:
     if x.dtype == np.float16:
         return x
     y = cupy.empty(x.shape, np.float16)
-    _to_fp16((blocks(x.size, 256),), (256,), (x, y, x.size))
+    _to_fp16(*a_thread_each(x.size), (x, y, x.size))
     return y
 
 

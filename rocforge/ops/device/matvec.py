@@ -11,25 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
+from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_rows
 from rocforge.device.kernels import Kernel
+from rocforge.device.tuning import Tuning
 from rocforge.ops.device.dequantize import CELL, cells_of
 from rocforge.ops.device.operands import Activations, Norm, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.ops.device.strided import blocks
 from rocforge.quant import QuantizedArray
 
-THREADS, GATED_THREADS = 128, 256
-"""As in matvec.hip: threads of a block."""
-
 MATRICES = " ".join(["void* float32*? float32*? int32"] * 3)
 """The signature of what `laid_out` gives."""
 GATED = "int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
 """The signature of a gated kernel, after its activations."""
-RUN = 32
-"""As in matvec.hip: rows of a block that are rounded together."""
-WIDE_BLOCKS = ("gfx90a", "gfx942", "gfx950")
-"""Architectures for which matvec.hip allows `product_then_norm` blocks of 1,024 threads."""
 
 
 def rows_in_order(weight: Any) -> Any:
@@ -50,21 +46,16 @@ def _columns(x: Any, weight: Any) -> tuple[tuple[Any, Any, int, float], int]:
     return (x.data, squares, x.shape[1], eps), cells_of(weight.shape[1])
 
 
-def _rows_together(n: int) -> int:
-    """Rows that a group of lanes computes together, to read the columns once for all of them."""
-    return 1 if n == 1 else 2 if n <= 4 else 4
-
-
-def log_lanes_of(n: int, rows: int, cells: int) -> int:
+def log_lanes_of(n: int, rows: int, cells: int, tuned: Tuning) -> int:
     """Lanes that share a row, as a power of two.
 
     For one column 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
     more columns as few as make enough.
     """
     if n == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= 4096 else 5
-    enough = 300_000 // n
-    return next((log for log in (3, 4) if rows // _rows_together(n) << log >= enough), 5)
+        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuned.gemv_small_rows else 5
+    enough = tuned.gemv_wanted_threads // n
+    return next((log for log in (3, 4) if rows // gemv_rows(tuned, n) << log >= enough), 5)
 
 
 def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
@@ -79,13 +70,14 @@ def products(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None
     Returns:
         float32 CuPy arrays (n, rows), one for each.
     """
-    cupy, n = cupy_module(), x.shape[0]
+    cupy, n, tuned = cupy_module(), x.shape[0], tuning.current()
     columns, cells = _columns(x, weights[0])
     ys = [cupy.empty((n, len(w)), np.float32) for w in weights]
-    log_lanes = log_lanes_of(n, sum(map(len, weights)), cells)
+    log_lanes = log_lanes_of(n, sum(map(len, weights)), cells, tuned)
     args = (*columns, n, cells, log_lanes, *laid_out(columns[0], weights, biases, ys), residual)
-    grid = sum(blocks(blocks(len(w), _rows_together(n)) << log_lanes, THREADS) for w in weights)
-    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((grid,), (THREADS,), args)
+    threads, together = tuned.gemv_threads, gemv_rows(tuned, n)
+    grid = sum(blocks(blocks(len(w), together) << log_lanes, threads) for w in weights)
+    _product_kernel(n, format_of(weights[0]), format_of(weights[-1]))((grid,), (threads,), args)
     return ys
 
 
@@ -107,43 +99,44 @@ def product_then_norm(x: Any, weight: Any, bias: Any, residual: Any, norm: Any, 
     """
     (data, *_), cells = _columns(x, weight)
     rows, cupy = len(weight), cupy_module()
-    y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, RUN), np.float32)
+    y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, GEMV_RUN), np.float32)
     rounded = Activations.empty(1, rows)
     rounded.norm = Norm(squares, eps)
-    out_cells, card = cells_of(rows), card_of(cupy.cuda.runtime.getDevice())
-    log_lanes = log_lanes_then_norm(rows, cells, card.family, card.compute_units)
+    out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
+    log_lanes = log_lanes_then_norm(rows, cells, card_of(device).compute_units, tuning.of(device))
     args = (data, cells, log_lanes, rows_in_order(weight), bias, residual, y, rows)
     args = (*args, norm, rounded.data, out_cells, squares)
-    _then_norm_kernel(format_of(weight))((out_cells * CELL // RUN,), (RUN << log_lanes,), args)
+    _then_norm_kernel(format_of(weight))((out_cells * CELL // GEMV_RUN,), (GEMV_RUN << log_lanes,), args)
     return y, rounded
 
 
-def log_lanes_then_norm(rows: int, cells: int, arch: str, units: int) -> int:
+def log_lanes_then_norm(rows: int, cells: int, units: int, tuned: Tuning) -> int:
     """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
 
-    On a card of WIDE_BLOCKS with twice as many units as blocks it is 32, since the few waves of a block would wait for
-    one cell after another.
+    With twice as many units as blocks it is 32, where the card allows blocks of so many threads, since the few waves of
+    a block would wait for one cell after another.
     """
-    most = 5 if arch in WIDE_BLOCKS and 2 * blocks(rows, RUN) <= units else 4
+    most = 5 if tuned.then_norm_threads >= GEMV_RUN << 5 and 2 * blocks(rows, GEMV_RUN) <= units else 4
     return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 
 def fills_device(rows: int) -> bool:
     """Whether `fills_units` says so of the current device."""
-    return fills_units(rows, card_of(cupy_module().cuda.runtime.getDevice()).compute_units)
+    device = cupy_module().cuda.runtime.getDevice()
+    return fills_units(rows, card_of(device).compute_units, tuning.of(device))
 
 
-def fills_units(rows: int, units: int) -> bool:
+def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     """Whether the blocks of `product_then_norm` for that many rows, one a multiprocessor, leave few of them idle at the
     end: where most would be, a product in smaller blocks, and a launch for the norm, is faster."""
-    count = blocks(rows, RUN)
-    return count <= units or count >= 0.8 * units * blocks(count, units)
+    count = blocks(rows, GEMV_RUN)
+    return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
 @functools.cache
 def _then_norm_kernel(name: str) -> Kernel:
     signature = "void* int32 int32 void* float32*? float32*? float32* int32 float32* uint8* int32 float32*"
-    return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_COLUMNS=1, RF_ROWS=1)
+    return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_TOKENS=1)
 
 
 def laid_out(nothing: Any, weights: Sequence[Any], biases: Sequence[Any] | None, ys: Sequence[Any]) -> list[Any]:
@@ -174,7 +167,7 @@ def _product_kernel(n: int, first: str, last: str) -> Kernel:
 
 def _shape(n: int) -> dict[str, int]:
     """The kernel for that many columns: there is one for 1, for 2, for up to 4 and for up to 8."""
-    return {"RF_COLUMNS": 1 << (n - 1).bit_length(), "RF_ROWS": _rows_together(n)}
+    return {"RF_TOKENS": 1 << (n - 1).bit_length()}
 
 
 GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
@@ -216,8 +209,9 @@ def gated_product(
         rows,
         GATES[activation],
     )
-    block_rows = 64 if _rows_together(n) == 4 else 32
-    _gated_kernel(n, format_of(gate))((blocks(elements, block_rows),), (GATED_THREADS,), args)
+    tuned = tuning.current()
+    grid = blocks(elements, gated_rows(tuned, n))
+    _gated_kernel(n, format_of(gate))((grid,), (tuned.gated_threads,), args)
     return result
 
 

@@ -1,7 +1,7 @@
 """Activations in the form that products with packed weights take on a device.
 
-Up to INT8_ROWS rows are rounded to int8, each 32 elements with a float32 scale, for the dot instruction. More, up to
-MOST_COLUMNS, become float16 units for the matrix unit, of a card that has one; still more are the BLAS library's.
+Few rows are rounded to int8, each 32 elements with a float32 scale, for the dot instruction. More become float16 units
+for the matrix unit, of a card that has one; still more are the BLAS library's. How many, the card's tuning says.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
-from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.ops.device.dequantize import CELL, cells_of
 from rocforge.ops.device.strided import ALIGNMENT, blocks, float32
@@ -20,8 +20,6 @@ from rocforge.quant import QuantizedArray
 
 MAX_COLUMNS = 8
 """The most rows of x that kernels with the dot instruction multiply."""
-INT8_ROWS = 2
-"""Up to so many rows they are faster than the matrix unit."""
 MOST_COLUMNS = 64
 """The most rows of x that kernels with the matrix unit multiply."""
 ACTIVATION_NBYTES = 160
@@ -74,8 +72,8 @@ def quantize_activations(x: Any, columns: int = 0) -> Activations:
     rows, size = x.shape
     y = Activations.empty(rows, size, columns)
     cells = cells_of(size)
-    args = (float32(x), y.data, size, cells, columns)
-    _quantize((blocks(cells * CELL, 1024), rows), (256,), args)
+    args, threads = (float32(x), y.data, size, cells, columns), tuning.current().elementwise_threads
+    _quantize((blocks(cells * CELL, 4 * threads), rows), (threads,), args)
     return y
 
 
@@ -105,10 +103,10 @@ def columns_for(rows: int) -> int | None:
 
     0 stands for int8; None says that the BLAS library multiplies.
     """
-    unit = card_of(cupy_module().cuda.runtime.getDevice()).has_matrix_unit
-    if 0 < rows <= (INT8_ROWS if unit else MAX_COLUMNS):
+    tuned = tuning.current()
+    if 0 < rows <= tuned.int8_tokens:
         return 0
-    return max(8, 1 << (rows - 1).bit_length()) if unit and 0 < rows <= MOST_COLUMNS else None
+    return max(8, 1 << (rows - 1).bit_length()) if 0 < rows <= tuned.tile_tokens else None
 
 
 def columns_for_weights(rows: int, weights: Sequence[Any]) -> int | None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
+from rocforge.device.geometry import tile_row_tiles
 from rocforge.device.kernels import Kernel
+from rocforge.device.tuning import Tuning
 from rocforge.ops.device.dequantize import cells_of
 from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, laid_out, rows_in_order
 from rocforge.ops.device.operands import Activations, format_of
 from rocforge.ops.device.strided import blocks
-
-THREADS = 256
-"""As in tiles.hip: threads of a block."""
 
 
 def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] | None, residual: Any) -> list[Any]:
@@ -33,11 +33,12 @@ def tile_products(x: Activations, weights: Sequence[Any], biases: Sequence[Any] 
         float32 CuPy arrays (n, rows), one for each.
     """
     ys = [cupy_module().empty((len(x), len(w)), np.float32) for w in weights]
-    height = _wave_rows(x.columns) * (waves := _row_waves(sum(map(len, weights)), x.columns))
+    tuned = tuning.current()
+    height = 16 * tile_row_tiles(tuned, x.columns) * (waves := _row_waves(sum(map(len, weights)), x.columns, tuned))
     first, last = format_of(weights[0]), format_of(weights[-1])
     kernel = _kernel("tile_products", first, x.columns, waves, last if last != first else None)
     args = (x.data, len(x), cells_of(x.shape[1]), *laid_out(x.data, weights, biases, ys), residual)
-    kernel((sum(blocks(len(w), height) for w in weights),), (THREADS,), args)
+    kernel((sum(blocks(len(w), height) for w in weights),), (tuned.tile_threads,), args)
     return ys
 
 
@@ -54,37 +55,30 @@ def tile_gated(x: Activations, gate: Any, up: Any, biases: tuple[Any, Any], acti
     Returns:
         float32 CuPy array (n, rows), or Activations of that shape.
     """
-    rows = len(gate)
-    height = _wave_rows(x.columns) // 2 * (waves := _row_waves(2 * rows, x.columns))
+    rows, tuned = len(gate), tuning.current()
+    height = 8 * tile_row_tiles(tuned, x.columns) * (waves := _row_waves(2 * rows, x.columns, tuned))
     result, outputs, elements = gated_outputs(len(x), rows, rounded, x.columns)
     args = (x.data, len(x), cells_of(x.shape[1]), rows_in_order(gate), rows_in_order(up), *biases, *outputs)
     kernel = _kernel("tile_gated", format_of(gate), x.columns, waves, None)
-    grid = min(blocks(elements, height), _resident(x.columns))
-    kernel((grid,), (THREADS,), (*args, rows, GATES[activation], grid))
+    grid = min(blocks(elements, height), _resident(x.columns, tuned))
+    kernel((grid,), (tuned.tile_threads,), (*args, rows, GATES[activation], grid))
     return result
 
 
-def _wave_rows(columns: int) -> int:
-    """As in tiles.hip: rows of a wave, one tile or two."""
-    return 32 if columns == 64 else 16
-
-
-def _row_waves(rows: int, columns: int) -> int:
+def _row_waves(rows: int, columns: int, tuned: Tuning) -> int:
     """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
-    device = cupy_module().cuda.runtime.getDevice()
     if columns == 8:
         return 1
-    most = THREADS // card_of(device).wave // 2
-    return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(columns) * card_of(device).compute_units), 1)
+    card = card_of(cupy_module().cuda.runtime.getDevice())
+    most, run = tuned.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuned, columns)
+    return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
-def _resident(columns: int) -> int:
-    """Blocks that a device runs at a time, by what KERNEL_WIDE asks for in tiles.hip.
-
-    On NVIDIA that is 512 threads a multiprocessor, for 64 columns 256; on AMD 256 a SIMD, of which a unit has four.
-    """
-    runtime = cupy_module().cuda.runtime
-    return card_of(runtime.getDevice()).compute_units * (4 if runtime.is_hip else 1 if columns == 64 else 2)
+def _resident(columns: int, tuned: Tuning) -> int:
+    """Blocks that the current device runs at a time."""
+    wide = tile_row_tiles(tuned, columns) > 1
+    units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    return units * (tuned.tile_blocks_wide if wide else tuned.tile_blocks)
 
 
 _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
@@ -93,5 +87,5 @@ _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile
 @functools.cache
 def _kernel(name: str, first: str, columns: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes = {"RF_COLUMNS": columns, "RF_ROW_WAVES": row_waves}
+    sizes = {"RF_TOKENS": columns, "RF_ROW_WAVES": row_waves}
     return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, **sizes, **other)
