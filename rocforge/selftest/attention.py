@@ -44,7 +44,7 @@ def checks(sizes: Sizes) -> list[Check]:
     ]
 
 
-def _batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]]) -> tuple[Batch, Batch]:
+def batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]]) -> tuple[Batch, Batch]:
     """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
     _, kv_heads, head_dim = shape
     needed = [blocks_for(start + count) for start, count in chunks]
@@ -61,7 +61,7 @@ def _batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int
 
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, _, head_dim = shape
-    here, there = _batches(rng, shape, chunks)
+    here, there = batches(rng, shape, chunks)
     q, asarray = floats(rng, len(here.slots), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here, 0, **given)
@@ -82,7 +82,7 @@ def _attend(
     heads, kv_heads, head_dim = shape
     frequencies, errors = rope_frequencies(head_dim, 500000.0, neox=True), {}
     for name, chunks in (("decode", decode), ("prompts", prompts)):
-        here, there = _batches(rng, shape, chunks)
+        here, there = batches(rng, shape, chunks)
         q, k, v = (floats(rng, len(here.slots), n, head_dim) for n in (heads, kv_heads, kv_heads))
         norms = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
         expected = attend(q, k, v, here, 0, frequencies, **norms)
