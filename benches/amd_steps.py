@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType
 from rocforge.ops.device.attention import _Shape
 from rocforge.ops.device.dequantize import cells_of, planar_row_nbytes
 from rocforge.ops.device.experts import BLOCK_ROWS, GROUPS
-from rocforge.ops.device.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
+from rocforge.ops.device.matvec import GATED_THREADS, THREADS, log_lanes_of, log_lanes_then_norm
+from rocforge.ops.device.plan import NORM_ROWS, fills_units
 from rocforge.ops.device.strided import blocks
 from rocforge.selftest.synthetic import SHAPES, Shape, type_of
 
@@ -133,7 +134,7 @@ def _then_norm(matrix: Matrix, shape: Shape, card: Card) -> list[Launch]:
     if not fills_units(matrix.rows, card.counted):
         return [plain, _norm(shape)]
     lanes = 1 << log_lanes_then_norm(matrix.rows, cells, card.target, card.counted)
-    sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, RUN), "threads": RUN * lanes}
+    sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, NORM_ROWS), "threads": NORM_ROWS * lanes}
     return [plain._replace(kernel="matvec_then_norm", **sizes)]
 
 

@@ -16,7 +16,8 @@ from offline import code_for, needs_amd_compiler
 
 from rocforge.device.cards import AMD
 from rocforge.ops.device.dequantize import CELL, PLANAR, planar_row_nbytes
-from rocforge.ops.device.matvec import RUN, log_lanes_then_norm
+from rocforge.ops.device.matvec import log_lanes_then_norm
+from rocforge.ops.device.plan import NORM_ROWS
 from rocforge.selftest.synthetic import tensors_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "amd.md").read_text()
@@ -58,8 +59,8 @@ def test_counts_of_products(qtype, target):
 def test_wide_blocks(target):
     """Blocks of 1,024 threads are launched on those targets for which the kernel allows them."""
     most = code_for("matvec.hip", MATVEC["Q6_K"], target)["rf_matvec_then_norm"].threads
-    assert RUN << log_lanes_then_norm(32, 64, target, units=2) == most
-    assert RUN << log_lanes_then_norm(64, 64, target, units=2) == 512
+    assert NORM_ROWS << log_lanes_then_norm(32, 64, target, units=2) == most
+    assert NORM_ROWS << log_lanes_then_norm(64, 64, target, units=2) == 512
 
 
 @needs_amd_compiler

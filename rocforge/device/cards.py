@@ -23,9 +23,9 @@ SUPPORTED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Card:
-    """What of a GPU decides the code that is compiled for it.
+    """What of a GPU decides the code that is compiled for it. A device has one, so they hash by identity, for caches.
 
     Attributes:
         name: as the driver calls it, such as "AMD Radeon RX 7900 XTX".

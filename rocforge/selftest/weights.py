@@ -8,7 +8,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
 from rocforge.ops.device.dequantize import cells_of
-from rocforge.ops.device.operands import Activations
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
 
 # where a block's float16 scales lie; the scales of the rest are bytes of their own kind
@@ -48,11 +48,11 @@ def random_weight(rng: np.random.Generator, qtype: str, shape: tuple[int, ...]) 
     return weight
 
 
-def values_of(activations: Activations) -> np.ndarray:
-    """What int8 activations stand for, float64, with the zeros up to whole cells; their sums are checked as well."""
-    rows, size = activations.shape
+def values_of(operand: PackedOperand) -> np.ndarray:
+    """What an operand in int8 stands for, float64, with the zeros up to whole cells; their sums are checked as well."""
+    rows, size = operand.shape
     cells = cells_of(size)
-    planes = activations.data.get().reshape(rows, 10, cells, 16)
+    planes = operand.data.get().reshape(rows, 10, cells, 16)
     q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(rows, cells, 4, 32)
     scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
     sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(rows, cells, 4, 2)

@@ -199,7 +199,7 @@ def test_what_is_not_finite_shows(rng, monkeypatch, side, kind, n, value):
         y = rf.asnumpy(rf.linear(SIDES[side](x), weight))
         bad = np.isnan(y) if np.isnan(value) else ~np.isfinite(y)
         assert bad[n // 2].all() and np.isfinite(np.delete(y, n // 2, axis=0)).all()
-        monkeypatch.setattr("rocforge.ops.device.operands.card_of", card_without_matrix_unit)
+        monkeypatch.setattr("rocforge.ops.device.plan.card_of", card_without_matrix_unit)
 
 
 def test_a_device_has_one_block_size():
