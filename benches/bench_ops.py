@@ -19,7 +19,7 @@ from rocforge.device.kernels import launches_overlap
 from rocforge.measure import library_product_rate, seconds_of
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.device.gemm import gemm_fp16
-from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.operands import quantized, to_fp16
 from rocforge.ops.device.plan import OperandForm, fragments_for
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.quant import QTYPES, QuantizedArray, row_nbytes

@@ -9,7 +9,7 @@ import pytest
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.norm import rms_norm_of_sum
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_both
 from rocforge.selftest.weights import half_steps, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
