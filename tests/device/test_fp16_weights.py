@@ -7,7 +7,7 @@ from golden import relative_error
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
-from rocforge.device.memory import cache_nbytes
+from rocforge.engine.capacity import cache_nbytes
 from rocforge.load import load_model
 from rocforge.ops.device import gemm
 from rocforge.ops.device.plan import MAX_TILE_TOKENS

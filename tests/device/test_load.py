@@ -9,9 +9,10 @@ from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge.device import kernels
-from rocforge.device.memory import cache_nbytes, cache_tokens_that_fit, check_fit
+from rocforge.engine.capacity import cache_nbytes, cache_tokens_that_fit
 from rocforge.load import load_model
 from rocforge.loading import warmup
+from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
 from rocforge.ops.device.plan import MAX_TILE_TOKENS

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from weights import sizes
 
-from rocforge.ops.device.dequantize import PLANAR
+from rocforge.formats.planar import PLANAR
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import MAX_TILE_TOKENS, OperandForm, fragments_for

@@ -13,9 +13,9 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.formats.planar import CELL
 from rocforge.nn.batch import Batch
 from rocforge.nn.cache import BLOCK_SIZE, KVCache
-from rocforge.ops.device.dequantize import CELL
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import aligned, blocks, float32, rows_of

@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of
+from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.moe import MAX_USED, combine, group_by_expert

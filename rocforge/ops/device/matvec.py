@@ -13,7 +13,7 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of
+from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, empty_operand
 from rocforge.ops.device.plan import NORM_ROWS, OperandForm, current_card
 from rocforge.ops.device.strided import blocks

@@ -8,7 +8,7 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of
+from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.types import Array

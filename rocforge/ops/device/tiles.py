@@ -9,7 +9,7 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import cells_of
+from rocforge.formats.planar import cells_of
 from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm, current_card

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rocforge.device.arrays import cupy_module
-from rocforge.ops.device.dequantize import CELL, PLANAR
+from rocforge.formats.planar import CELL, PLANAR
 from rocforge.ops.device.strided import ALIGNMENT, blocks
 from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
