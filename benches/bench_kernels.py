@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from measure import CACHES, cp, read_bandwidth
 
+from rocforge.device import tuning
 from rocforge.device.timing import noise, seconds
 from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
-from rocforge.ops.device import attention as attention_device
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.device.operands import quantized
@@ -114,13 +114,13 @@ def attention(report: Report) -> None:
 
 
 def shares(report: Report) -> None:
-    """The decode kernel over where it begins to split sequences: what UNSPLIT was chosen by."""
-    kept = attention_device.UNSPLIT
-    for attention_device.UNSPLIT in (32, 64, 128, 256):
+    """The decode kernel over where it begins to split sequences."""
+    for unsplit in (32, 64, 128, 256):
         for context in (64, 96, 128, 192, 256):
-            name = f"unsplit {attention_device.UNSPLIT} decode batch 1 context {context}"
-            report.add(name, *decode_attention(1, context, 32, 8, 128))
-    attention_device.UNSPLIT = kept
+            with tuning.trying(unsplit_tokens=unsplit):
+                report.add(
+                    f"unsplit {unsplit} decode batch 1 context {context}", *decode_attention(1, context, 32, 8, 128)
+                )
 
 
 def norms(report: Report) -> None:

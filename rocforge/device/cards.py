@@ -23,9 +23,9 @@ SUPPORTED = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Card:
-    """What of a GPU decides the code that is compiled for it. A device has one, so they hash by identity, for caches.
+    """What of a GPU decides the code that is compiled for it.
 
     Attributes:
         name: as the driver calls it, such as "AMD Radeon RX 7900 XTX".

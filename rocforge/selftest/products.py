@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import asnumpy, cupy_module
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device.operands import quantized
-from rocforge.ops.device.plan import OperandForm, Product, current_card, form_for, product_for
+from rocforge.ops.device.plan import OperandForm, Product, form_for, product_for
 from rocforge.ops.device.weights import format_of
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm
@@ -65,7 +66,7 @@ def beyond_half_steps(values: np.ndarray, x: np.ndarray) -> Error:
 
 def _as_multiplied(x: np.ndarray, weight: Any) -> tuple[np.ndarray, float]:
     """What x is for the kernel that multiplies it with a weight on the device, and how far its products may be off."""
-    product = product_for(format_of(weight), len(x), current_card())
+    product = product_for(format_of(weight), len(x), tuning.current())
     if product is Product.GEMV_INT8:
         return values_of(quantized(cupy_module().asarray(x)))[:, : x.shape[1]], EXACT
     return x, EXACT if product is Product.GEMV_FLOAT else HALF

@@ -5,8 +5,9 @@ import itertools
 import cupy as cp
 import numpy as np
 import pytest
-from weights import card_without_matrix_unit, sizes
+from weights import WITHOUT_MATRIX_UNIT, sizes
 
+from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import PLANAR
@@ -26,9 +27,10 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 
 @pytest.fixture(autouse=True)
-def no_matrix_unit(monkeypatch):
+def no_matrix_unit():
     """test_tiles.py has what a card with a matrix unit does with three to 64 columns."""
-    monkeypatch.setattr(plan, "card_of", card_without_matrix_unit)
+    with tuning.trying(**WITHOUT_MATRIX_UNIT):
+        yield
 
 
 def rounded(x):
@@ -104,8 +106,8 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
         assert normed is None and cp.array_equal(y, linear(x[:rows], weight))
     y, normed = linear_then_norm(x[:1], packed, None, None, norm, 1e-5, [packed])
     assert normed.norm.eps == 1e-5 and cp.array_equal(y, linear(x[:1], packed))
-    units = card_of(0).compute_units
-    assert plan.fills_units(32 * units, units) and not plan.fills_units(32 * units + 1, units)
+    units, tuned = card_of(0).compute_units, tuning.current()
+    assert plan.fills_units(32 * units, units, tuned) and not plan.fills_units(32 * units + 1, units, tuned)
 
 
 @pytest.mark.parametrize(("qtype", "n"), [*itertools.product(PLANAR, (1, 2, 8)), ("Q4_K", 3), ("Q8_0", 3)])
@@ -158,7 +160,7 @@ def test_matrices_of_several_formats(rng):
     x = rng.standard_normal((1, 512)).astype(np.float32)
     weights = [random_weight(rng, qtype, (rows, 512)) for rows, qtype in enumerate(qtypes, 5)]
     there = [w.to_device("gpu") for w in weights]
-    launches = plan.launches(tuple(map(format_of, there)), 1, plan.current_card())
+    launches = plan.launches(tuple(map(format_of, there)), 1, tuning.current())
     assert [(launch.start, launch.stop) for launch in launches] == [(0, 3), (3, 4), (4, 7), (7, 8)]
     for y, weight in zip(linears(cp.asarray(x), there), weights, strict=True):
         exact = x if weight.qtype.name == "F16" else rounded(x)
@@ -205,20 +207,19 @@ def test_rare_formats_few_columns(rng, qtype):
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles(rng, monkeypatch):
+def test_tiles(rng):
     """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 10)
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
-    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    with tuning.trying(dequantize_rows=10):
+        y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles_keep_to_their_bound(rng, monkeypatch):
+def test_tiles_keep_to_their_bound(rng):
     """However many rows a weight has, what it takes to multiply it is one tile."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 128)
     weight, pool = random_weight(rng, "Q6_K", (1000, 1024)).to_device("gpu"), cp.cuda.MemoryPool()
     x = cp.asarray(rng.standard_normal((9, 1024)).astype(np.float16))
-    with cp.cuda.using_allocator(pool.malloc):
+    with cp.cuda.using_allocator(pool.malloc), tuning.trying(dequantize_rows=128):
         y = linear(x, weight)
     assert 2 * 128 * 1024 <= pool.total_bytes() - y.nbytes < 2 * 128 * 1024 + 2**16
 

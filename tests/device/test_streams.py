@@ -9,8 +9,7 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge.device import streams
-from rocforge.ops.device.gemm import TILE_ROWS
+from rocforge.device import streams, tuning
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.selftest.weights import random_weight, relative_error
 
@@ -170,7 +169,7 @@ def test_a_copy_waits_for_the_product(strict, monkeypatch, rng, seed, copy):
         copy(rf.linear(stream.upload(x), there), residual)
         residual *= 2
         y = stream.download(residual).get()
-    assert TILE_ROWS >= 24
+    assert tuning.of(0).dequantize_rows >= 24
     assert relative_error(y, 2 * x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.operands import empty_operand
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.device.strided import blocks, float32, rows_of
+from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
 from rocforge.ops.types import Array
 
-THREADS = 256
-"""As in activation.hip."""
 ALPHA, LIMIT = 1.702, 7.0
 """Of gpt-oss's gated unit."""
 
@@ -33,7 +32,7 @@ def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) ->
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float32) if out is None else out
     if x.size:
-        _ELEMENTWISE[name]((blocks(x.size, THREADS),), (THREADS,), (out, x, *more, x.size))
+        _ELEMENTWISE[name](*a_thread_each(x.size), (out, x, *more, x.size))
     return out
 
 
@@ -53,8 +52,9 @@ def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: Opera
     if gate.size:
         to = (None, out) if form is OperandForm.FP16 else (out, None)
         (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
-        grid = (gate.size // columns, blocks(columns, 4 * THREADS))
-        _GATED[name](grid, (THREADS,), (*to, g, u, columns, g_stride, u_stride, *constants))
+        threads = tuning.current().elementwise_threads
+        grid = (gate.size // columns, blocks(columns, 4 * threads))
+        _GATED[name](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
     return out
 
 
@@ -63,7 +63,7 @@ def softmax(x: Array, axis: int) -> Array:
     x = float32(cupy.moveaxis(x, axis, -1))
     out = cupy.empty(x.shape, np.float32)
     if x.size:
-        _softmax((x.size // x.shape[-1],), (THREADS,), (out, x, x.shape[-1]))
+        _softmax((x.size // x.shape[-1],), (tuning.current().elementwise_threads,), (out, x, x.shape[-1]))
     return cupy.moveaxis(out, -1, axis)
 
 
@@ -77,5 +77,6 @@ def add_to_rows(y: Array, bias: Array, residual: Array) -> None:
     """
     if y.size and not (bias is None and residual is None):
         (data, stride), (rows, columns) = rows_of(y), y.shape
-        grid = (rows, blocks(columns, THREADS))
-        _add_to_rows(grid, (THREADS,), (data, float32(bias), float32(residual), columns, stride))
+        threads = tuning.current().elementwise_threads
+        args = (data, float32(bias), float32(residual), columns, stride)
+        _add_to_rows((rows, blocks(columns, threads)), (threads,), args)

@@ -10,22 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rocforge.device import geometry, tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import CELL
 from rocforge.nn.batch import Batch
 from rocforge.nn.cache import BLOCK_SIZE, KVCache
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
 from rocforge.ops.device.plan import OperandForm, form_for
-from rocforge.ops.device.strided import aligned, blocks, float32, rows_of
-
-UNSPLIT = 128
-"""Tokens of a sequence that is not split: to combine parts of so few costs more than it saves."""
-MOST_SPLITS = 64
-"""As in attention.hip."""
-PAIRS = 1 << 16
-"""Sequences times key heads up to which a decode launch splits sequences; more fill any device without."""
+from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
 
 
 class Sequences(NamedTuple):
@@ -146,23 +141,24 @@ def _attend(
         return
     kv_heads, head_dim = keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
-    shape = _Shape(head_dim, group, card_of(device).wave)
+    card, tuned = card_of(device), tuning.of(device)
     count, stride = len(sequences.lengths), sequences.tables.shape[1]
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
     to = output_arguments(out)
     if sequences.some_have_one:
-        splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
+        splits = _splits(card.compute_units, count * kv_heads, stride * BLOCK_SIZE, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        work = (partials, sequences.counters, stride, splits, UNSPLIT, kv_heads)
+        work = (partials, sequences.counters, stride, splits, tuned.unsplit_tokens, kv_heads)
         decode = _decode_kernel(head_dim, group)
-        decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
+        threads = geometry.decode(tuned, head_dim, group, card.wave).threads
+        decode((splits, kv_heads, count), (threads,), (*to, *where, *work, *options, *before))
     if sequences.most_queries > 1:
-        tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
+        tiles = blocks(sequences.most_queries * group, geometry.prefill(tuned, head_dim).rows)
         prefill = _prefill_kernel(head_dim, group)
         args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
-        prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
+        prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
 
 
 def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
@@ -174,35 +170,20 @@ def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
     return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
 
 
-class _Shape(NamedTuple):
-    """What the kernels make of their compile-time sizes; as in attention.hip and attention_prefill.hip."""
+def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
+    """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed.
 
-    head_dim: int
-    group: int
-    wave: int
-
-    @property
-    def decode_threads(self) -> int:
-        share = max(n for n in range(1, min(self.group, 8) + 1) if self.group % n == 0)
-        slices = self.group // share
-        return max(min(256 // self.wave, 8192 // (share * self.head_dim)) // slices, 1) * slices * self.wave
-
-    @property
-    def prefill_rows(self) -> int:
-        return 32 if self.head_dim > 128 else 64
-
-
-def _splits(device: int, pairs: int, longest: int) -> int:
-    """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
-    if pairs > PAIRS:
+    `heads` counts the key heads of all sequences.
+    """
+    if heads > tuned.split_heads:
         return 1
-    return max(1, min(blocks(2 * card_of(device).compute_units, pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
+    return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
 def _counters(cache: KVCache) -> Any:
     """Zeros that decode launches count in, and leave as zeros; the cache's, since graphs of its steps hold them."""
     if cache.counters is None:
-        cache.counters = cupy_module().zeros(PAIRS, np.int32)
+        cache.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
     return cache.counters
 
 
@@ -229,10 +210,6 @@ def _prefill_kernel(head_dim: int, group: int) -> Kernel:
     return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
 
 
-ROPE_THREADS = 256
-"""As in rope.hip."""
-
-
 def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
@@ -243,8 +220,8 @@ def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
     norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
-    grid = (blocks(rows * card_of(keys.device.id).wave, ROPE_THREADS),)
-    _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
+    grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
+    _store_kernel(head_dim)(grid, block, (*arrays, *norms, *sizes, int(fresh.neox)))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray

@@ -12,22 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
+from rocforge.device.geometry import gated_rows
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import GATES
-from rocforge.ops.device.moe import MAX_USED, combine, group_by_expert
+from rocforge.ops.device.moe import combine, group_by_expert
 from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand
 from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of
 from rocforge.ops.types import Array, Groups, Matrices
-
-THREADS, BLOCK_ROWS, GROUPS = 256, 32, MAX_USED
-"""As in experts.hip: threads of a block, rows of a gated product that it computes, products that down's does."""
-TILE_THREADS, TILE_ROWS, TILE_PAIRS = 128, 128, 64
-"""As in experts_prefill.hip; a gated product's tile has half of the rows, of both matrices."""
 
 _BIASES = "float32*? float32*?"
 _SIGNATURES = {
@@ -101,7 +98,7 @@ def _memory(x: Array | PackedOperand) -> Array:
 def _gemv_gated(
     out: Array | PackedOperand, x: Array | PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], unit: str
 ) -> None:
-    (_, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
+    (_, ffn, dim), used, tuned = pair[0].weight.shape, ids.shape[1], tuning.current()
     packed, x = isinstance(out, PackedOperand), _memory(x)
     rows = CELL * cells_of(ffn) if packed else ffn
 
@@ -109,7 +106,8 @@ def _gemv_gated(
         to = (None, out) if packed else (out, None)
         args = (x, part.kind.cells(dim), ids, first, used, *part.data, *part.biases)
         args = (*args, *to, cells_of(ffn), ffn, GATES[unit])
-        _kernel("experts_gated", part.kind)((blocks(rows, BLOCK_ROWS), len(out)), (THREADS,), args)
+        grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
+        _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
         return launch(_memory(out), ids, 0, *parts(pair))
@@ -119,13 +117,14 @@ def _gemv_gated(
 
 def _gemv_down(out: Array, hidden: Array, ids: Array, weights: Array, down: Matrices, residual: Array) -> None:
     """Down, and the sum; where it is unpacked for each pair, the sum is a launch of its own."""
-    (_, dim, ffn), cupy = down.weight.shape, cupy_module()
+    (_, dim, ffn), cupy, tuned = down.weight.shape, cupy_module(), tuning.current()
+    products = tuned.gated_threads // tuned.gated_lanes  # of a block
 
     def launch(
         out: Array, hidden: Array, ids: Array, used: int, weights: Array, part: Part, residual: Array = None
     ) -> None:
         args = (hidden, part.kind.cells(ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
-        _kernel("experts_down", part.kind)((blocks(dim, GROUPS // used), len(out)), (THREADS,), args)
+        _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
 
     if kind_of(down) is not None:
         return launch(out, hidden, ids, ids.shape[1], weights, *parts([down]), residual)
@@ -149,9 +148,10 @@ def _grouped_gemm(
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     groups = group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
-    gated, last = (hidden, x, groups.order), (y, hidden)
-    _tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[unit]), TILE_ROWS // 2)
-    _tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), TILE_ROWS)
+    gated, last, rows = (hidden, x, groups.order), (y, hidden), tuning.current().experts_tile_rows
+    # a gated tile has half of the rows, of both matrices
+    _tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[unit]), rows // 2)
+    _tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), rows)
     combine(out, y, groups.rank, weights, residual)
 
 
@@ -165,8 +165,9 @@ def _tiles(
     height: int,
 ) -> None:
     """A launch for each part of the experts, which reads from where its first one begins among the pairs."""
+    tuned = tuning.current()
     for part in parts(matrices):
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
         args: tuple[Any, ...] = (*arrays, offsets, *used, part.count, *part.data, *part.biases, *sizes)
-        tiles = groups.order.size // TILE_PAIRS + part.count
-        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (TILE_THREADS,), args)
+        tiles = groups.order.size // tuned.experts_tile_pairs + part.count
+        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (tuned.experts_tile_rows,), args)

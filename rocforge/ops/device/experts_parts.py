@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.dequantize import dequantize_device, rows_by_id
 from rocforge.ops.device.strided import copy_into
 from rocforge.ops.device.weights import UNPACKED, WeightFormat, format_of
 from rocforge.ops.types import Array, Matrices, Weight
 from rocforge.quant import QuantizedArray
-
-WORKSPACE = 256 << 20
-"""Bytes of float16 values that experts are unpacked to at a time, if those of one expert do not take more."""
 
 
 class Part(NamedTuple):
@@ -47,8 +45,8 @@ def kind_of(*matrices: Matrices) -> WeightFormat | None:
 def parts(matrices: Sequence[Matrices], chosen: Array = None) -> Iterator[Part]:
     """All experts' matrices as they lie; or, of formats that have no kernel, and of two formats, in float16.
 
-    The latter are unpacked as many at a time as WORKSPACE holds, each part where the one before was: those of all
-    experts, or, if given, of those in `chosen`, one after the other.
+    The latter are unpacked as many at a time as `experts_unpacked_nbytes` hold, one at least, each part where the one
+    before was: those of all experts, or, if given, of those in `chosen`, one after the other.
     """
     cupy, kind = cupy_module(), kind_of(*matrices)
     if kind is not None:
@@ -57,7 +55,8 @@ def parts(matrices: Sequence[Matrices], chosen: Array = None) -> Iterator[Part]:
         yield Part(every, [cupy.ascontiguousarray(w) for w in weights], [m.bias for m in matrices], kind)
         return
     count, sizes = len(matrices[0].weight if chosen is None else chosen), [m.weight[0].size for m in matrices]
-    room = cupy.empty(min(count * sum(sizes), max(WORKSPACE // 2, sum(sizes))), np.float16)
+    most = max(tuning.current().experts_unpacked_nbytes // 2, sum(sizes))
+    room = cupy.empty(min(count * sum(sizes), most), np.float16)
     step = room.size // sum(sizes)
     ends = [step * end for end in itertools.accumulate(sizes)]
     for start in range(0, count, step):

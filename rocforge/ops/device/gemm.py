@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.blas import blas_handle
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
-
-TILE_ROWS = 4096
-"""Rows that are unpacked at a time: enough to fill the card, and a workspace of 8 KiB for each of a row's elements."""
 
 _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
 _ONE_AT, _ZERO_AT = _ONE.ctypes.data, _ZERO.ctypes.data
@@ -51,9 +49,10 @@ def gemm_fp16(x: Array, weight: Weight) -> Array:
     if whole is not None:
         _multiply(x, whole, y, 0)
         return y
-    tile = cupy.empty((min(TILE_ROWS, rows), columns), np.float16)
-    for start in range(0, rows, TILE_ROWS):
-        part = weight[start : start + TILE_ROWS]
+    step = tuning.current().dequantize_rows
+    tile = cupy.empty((min(step, rows), columns), np.float16)
+    for start in range(0, rows, step):
+        part = weight[start : start + step]
         _multiply(x, dequantize_device(part, "float16", out=tile[: len(part)]), y, start)
     return y
 

@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
+from rocforge.device.cards import card_of
+from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_rows
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, empty_operand
-from rocforge.ops.device.plan import NORM_ROWS, OperandForm, current_card
+from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
-
-THREADS, GATED_THREADS = 128, 256
-"""As in matvec.hip: threads of a block."""
 
 MATRICES = " ".join(["void* float32*? float32*? int32"] * 3)
 """The signature of what `matrix_arguments` gives."""
 GATED = "int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
 """The signature of a gated kernel, after x."""
-WIDE_BLOCKS = ("gfx90a", "gfx942", "gfx950")
-"""Architectures for which matvec.hip allows `product_then_norm` blocks of 1,024 threads."""
 
 _X = "void* float32*? int32 float32"
 """The signature of what `_operand_arguments` gives."""
@@ -42,21 +41,16 @@ def _operand_arguments(x: Array | PackedOperand) -> tuple[Array, Array, int, flo
     return x.data, squares, x.shape[1], eps
 
 
-def _rows_together(tokens: int) -> int:
-    """Rows that a group of lanes computes together, to read x once for all of them."""
-    return 1 if tokens == 1 else 2 if tokens <= 4 else 4
-
-
-def log_lanes_of(tokens: int, rows: int, cells: int) -> int:
+def log_lanes_of(tokens: int, rows: int, cells: int, tuned: Tuning) -> int:
     """Lanes that share a row, as a power of two.
 
     For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
     more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= 4096 else 5
-    enough = 300_000 // tokens
-    return next((log for log in (3, 4) if rows // _rows_together(tokens) << log >= enough), 5)
+        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuned.gemv_small_rows else 5
+    enough = tuned.gemv_wanted_threads // tokens
+    return next((log for log in (3, 4) if rows // gemv_rows(tuned, tokens) << log >= enough), 5)
 
 
 def products(
@@ -73,15 +67,16 @@ def products(
     Returns:
         float32 CuPy arrays (tokens, rows), one for each.
     """
-    empty, (tokens, columns) = cupy_module().empty, x.shape
+    empty, (tokens, columns), tuned = cupy_module().empty, x.shape, tuning.current()
     first, last = format_of(weights[0]), format_of(weights[-1])
     cells = first.cells(columns)
     ys = [empty((tokens, len(w)), np.float32) for w in weights]
-    log_lanes = log_lanes_of(tokens, sum(map(len, weights)), cells)
+    log_lanes = log_lanes_of(tokens, sum(map(len, weights)), cells, tuned)
     operand = _operand_arguments(x)
     args = (*operand, tokens, cells, log_lanes, *matrix_arguments(operand[0], weights, biases, ys), residual)
-    grid = sum(blocks(blocks(len(w), _rows_together(tokens)) << log_lanes, THREADS) for w in weights)
-    _product_kernel(tokens, first.kernel, last.kernel)((grid,), (THREADS,), args)
+    threads, together = tuned.gemv_threads, gemv_rows(tuned, tokens)
+    grid = sum(blocks(blocks(len(w), together) << log_lanes, threads) for w in weights)
+    _product_kernel(tokens, first.kernel, last.kernel)((grid,), (threads,), args)
     return ys
 
 
@@ -103,33 +98,33 @@ def product_then_norm(
     Returns:
         float32 CuPy array (1, rows), and int8 of that shape.
     """
-    rows, cells, empty = len(weight), cells_of(x.shape[1]), cupy_module().empty
-    y, squares = empty((1, rows), np.float32), empty(blocks(rows, NORM_ROWS), np.float32)
+    cupy, rows, cells = cupy_module(), len(weight), cells_of(x.shape[1])
+    y, squares = cupy.empty((1, rows), np.float32), cupy.empty(blocks(rows, GEMV_RUN), np.float32)
     normed = empty_operand((1, rows), OperandForm.INT8)
     normed.norm = PartialNorm(squares, eps)
-    out_cells, card = cells_of(rows), current_card()
-    log_lanes = log_lanes_then_norm(rows, cells, card.family, card.compute_units)
+    out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
+    log_lanes = log_lanes_then_norm(rows, cells, card_of(device).compute_units, tuning.of(device))
     args = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
     args = (*args, norm, normed.data, out_cells, squares)
-    grid, threads = out_cells * CELL // NORM_ROWS, NORM_ROWS << log_lanes
+    grid, threads = out_cells * CELL // GEMV_RUN, GEMV_RUN << log_lanes
     _then_norm_kernel(format_of(weight).kernel)((grid,), (threads,), args)
     return y, normed
 
 
-def log_lanes_then_norm(rows: int, cells: int, arch: str, units: int) -> int:
+def log_lanes_then_norm(rows: int, cells: int, units: int, tuned: Tuning) -> int:
     """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
 
-    On a card of WIDE_BLOCKS with twice as many units as blocks it is 32, since the few waves of a block would wait for
-    one cell after another.
+    With twice as many units as blocks it is 32, where the card allows blocks of so many threads, since the few waves of
+    a block would wait for one cell after another.
     """
-    most = 5 if arch in WIDE_BLOCKS and 2 * blocks(rows, NORM_ROWS) <= units else 4
+    most = 5 if tuned.then_norm_threads >= GEMV_RUN << 5 and 2 * blocks(rows, GEMV_RUN) <= units else 4
     return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 
 @functools.cache
 def _then_norm_kernel(name: str) -> Kernel:
     signature = "void* int32 int32 void* float32*? float32*? float32* int32 float32* uint8* int32 float32*"
-    return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_COLUMNS=1, RF_ROWS=1)
+    return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_TOKENS=1)
 
 
 def matrix_arguments(
@@ -163,7 +158,7 @@ def _product_kernel(tokens: int, first: str, last: str) -> Kernel:
 
 def _shape(tokens: int) -> dict[str, int]:
     """The kernel for that many tokens: there is one for 1, for 2, for up to 4 and for up to 8."""
-    return {"RF_COLUMNS": 1 << (tokens - 1).bit_length(), "RF_ROWS": _rows_together(tokens)}
+    return {"RF_TOKENS": 1 << (tokens - 1).bit_length()}
 
 
 GATES = {"swiglu": 0, "geglu": 1, "swiglu_oai": 2}
@@ -192,8 +187,9 @@ def gated_product(
         *(tokens, weight.cells(columns), memory_of(gate), memory_of(up)),
         *(*biases, *outputs, rows, GATES[unit]),
     )
-    block_rows = 64 if _rows_together(tokens) == 4 else 32
-    _gated_kernel(tokens, weight.kernel)((blocks(elements, block_rows),), (GATED_THREADS,), args)
+    tuned = tuning.current()
+    grid = blocks(elements, gated_rows(tuned, tokens))
+    _gated_kernel(tokens, weight.kernel)((grid,), (tuned.gated_threads,), args)
     return out
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.strided import a_thread_each, blocks, float32
 from rocforge.ops.types import Array, Groups
 
-THREADS = 256
-"""As in moe.hip."""
 MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
 
@@ -26,9 +25,8 @@ def route(logits: Array, used: int, softmax_before: bool, normalize: bool, scale
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
-        grid = (blocks(tokens * card_of(logits.device.id).wave, THREADS),)
         args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
-        _route(grid, (THREADS,), args)
+        _route(*a_thread_each(tokens * card_of(logits.device.id).wave), args)
     return ids, weights
 
 
@@ -37,7 +35,7 @@ def group_by_expert(ids: Array, count: int) -> Groups:
     cupy = cupy_module()
     ids = cupy.ascontiguousarray(ids, dtype=np.int32)
     groups = Groups(cupy.empty(ids.size, np.int32), cupy.empty(ids.size, np.int32), cupy.empty(count + 1, np.int32))
-    _group((count,), (THREADS,), (*groups, ids, ids.size, count))
+    _group((count,), (tuning.current().elementwise_threads,), (*groups, ids, ids.size, count))
     return groups
 
 
@@ -52,5 +50,5 @@ def combine(out: Array, y: Array, rank: Array, weights: Array, residual: Array) 
         residual: float32 (tokens, dim), added; or None.
     """
     tokens, dim = out.shape
-    grid = (tokens, blocks(dim, THREADS))
-    _combine(grid, (THREADS,), (out, y, rank, weights, residual, len(y) // tokens, dim))
+    threads = tuning.current().elementwise_threads
+    _combine((tokens, blocks(dim, threads)), (threads,), (out, y, rank, weights, residual, len(y) // tokens, dim))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_row
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, to_fp16
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import float32
 from rocforge.ops.types import Array
-
-THREADS = 512
-"""As in norm.hip."""
 
 _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
@@ -36,7 +34,7 @@ def rms_norm(
     n = x.shape[-1]
     if x.size:
         *to, width = output_arguments(out)
-        _rms_norm((x.size // n,), (THREADS,), (*to, x, float32(weight), float32(residual), width, n, eps))
+        _rms_norm(*_a_block_each(x.size // n), (*to, x, float32(weight), float32(residual), width, n, eps))
     return out
 
 
@@ -46,7 +44,7 @@ def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOpe
     out, packed = (empty_operand(x.shape, form) for form in (OperandForm.FLOAT32, OperandForm.INT8))
     if x.size:
         args = (out, None, packed.data, x, float32(weight), None, packed.form.width, x.shape[-1], eps)
-        _rms_norm((len(x),), (THREADS,), args)
+        _rms_norm(*_a_block_each(len(x)), args)
     return out, packed
 
 
@@ -62,7 +60,7 @@ def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) 
     total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
     if x.size:
         arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
-        _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
+        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
     return total, fp16
 
 
@@ -78,5 +76,10 @@ def layer_norm(
     if x.size:
         floats, _, packed, width = output_arguments(out)
         args = (floats, packed, x, float32(weight), float32(bias), width, n, eps)
-        _layer_norm((x.size // n,), (THREADS,), args)
+        _layer_norm(*_a_block_each(x.size // n), args)
     return out
+
+
+def _a_block_each(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block of a launch for that many rows."""
+    return (rows,), (tuning.current().norm_threads,)

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.ops.device.strided import a_thread_each, blocks, float32
 from rocforge.ops.types import Array
 
 INT8_CELL_NBYTES = 160
@@ -91,7 +92,8 @@ def quantized(x: Array, form: OperandForm = OperandForm.INT8) -> PackedOperand:
     x, y = float32(x), empty_operand(x.shape, form)
     (tokens, size), cells = x.shape, cells_of(x.shape[1])
     if tokens:
-        _quantize((blocks(cells * CELL, 1024), tokens), (256,), (x, y.data, size, cells, form.width))
+        threads = tuning.current().elementwise_threads
+        _quantize((blocks(cells * CELL, 4 * threads), tokens), (threads,), (x, y.data, size, cells, form.width))
     return y
 
 
@@ -102,5 +104,5 @@ def to_fp16(x: Array) -> Array:
         return cupy.ascontiguousarray(x)
     x, y = float32(x), cupy.empty(x.shape, np.float16)
     if x.size:
-        _to_fp16((blocks(x.size, 256),), (256,), (x, y, x.size))
+        _to_fp16(*a_thread_each(x.size), (x, y, x.size))
     return y

@@ -1,7 +1,7 @@
 """The plan of a product: which kernel multiplies, and in which form x comes.
 
-It is decided here alone, by the weights' formats, the number of tokens and the card; what produces x asks `form_for`
-once and writes that form.
+It is decided here alone, by the weights' formats, the number of tokens and the card's tuning; what produces x asks
+`form_for` once and writes that form.
 
 | product      | what runs                                      | x                                     |
 |--------------|------------------------------------------------|---------------------------------------|
@@ -22,22 +22,21 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rocforge.device.arrays import cupy_module
-from rocforge.device.cards import Card, card_of
+from rocforge.device import tuning
+from rocforge.device.cards import card_of
+from rocforge.device.geometry import GEMV_RUN
+from rocforge.device.libraries import cupy_module
+from rocforge.device.tuning import Tuning
 from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import WeightFormat, format_of
 from rocforge.ops.types import Weight
 
 MAX_GEMV_TOKENS = 8
-"""The most tokens that GEMV kernels multiply."""
-MAX_INT8_TOKENS = 2
-"""Up to so many tokens dot instructions are faster than a card's matrix unit."""
+"""The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights."""
 MAX_TILE_TOKENS = 64
-"""The most tokens that a TILE kernel multiplies."""
+"""The most tokens that TILE kernels multiply; `Tuning.tile_tokens` says up to how many they do."""
 MAX_MATRICES = 3
 """The most matrices that one launch of our own kernels multiplies."""
-NORM_ROWS = 32
-"""As RUN in matvec.hip: rows of a block of the GEMV that begins the norm after it."""
 PLANS_KEPT = 4096
 
 
@@ -82,21 +81,16 @@ _FORMS = {
 _FRAGMENTS = {form.width: form for form in OperandForm if form.width}
 
 
-def current_card() -> Card:
-    """The card of the current device."""
-    return card_of(cupy_module().cuda.runtime.getDevice())
-
-
 def fragments_for(tokens: int) -> OperandForm:
     """The narrowest fragments that hold so many tokens, at most MAX_TILE_TOKENS."""
     return next(form for width, form in _FRAGMENTS.items() if tokens <= width)
 
 
-def product_for(weight: WeightFormat, tokens: int, card: Card) -> Product:
+def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
-    if weight.planar and 0 < tokens <= (MAX_INT8_TOKENS if card.has_matrix_unit else MAX_GEMV_TOKENS):
+    if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    if weight.planar and card.has_matrix_unit and 0 < tokens <= MAX_TILE_TOKENS:
+    if weight.planar and 0 < tokens <= tuned.tile_tokens:
         return Product.TILE
     if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
         return Product.GEMV_FLOAT
@@ -113,13 +107,13 @@ def form_for(weights: Sequence[Weight], tokens: int) -> OperandForm:
 
     Where they take different ones it is float32, which each of them converts.
     """
-    return form_of_all(tuple([format_of(weight) for weight in weights]), tokens, current_card())
+    return form_of_all(tuple([format_of(weight) for weight in weights]), tokens, tuning.current())
 
 
 @functools.lru_cache(PLANS_KEPT)
-def form_of_all(weights: tuple[WeightFormat, ...], tokens: int, card: Card) -> OperandForm:
+def form_of_all(weights: tuple[WeightFormat, ...], tokens: int, tuned: Tuning) -> OperandForm:
     """`form_for`, of formats."""
-    forms = {form_of(product_for(weight, tokens, card), tokens) for weight in weights}
+    forms = {form_of(product_for(weight, tokens, tuned), tokens) for weight in weights}
     return forms.pop() if len(forms) == 1 else OperandForm.FLOAT32
 
 
@@ -133,12 +127,12 @@ class Launch(NamedTuple):
 
 
 @functools.lru_cache(PLANS_KEPT)
-def launches(weights: tuple[WeightFormat, ...], tokens: int, card: Card) -> tuple[Launch, ...]:
+def launches(weights: tuple[WeightFormat, ...], tokens: int, tuned: Tuning) -> tuple[Launch, ...]:
     """Runs of weights that are multiplied together.
 
     Our own kernels take up to three of one format, of which the last may differ; the BLAS library's functions take any.
     """
-    products, runs, start = [product_for(weight, tokens, card) for weight in weights], [], 0
+    products, runs, start = [product_for(weight, tokens, tuned) for weight in weights], [], 0
     for i in range(1, len(weights) + 1):
         if i == len(weights) or products[i] is not products[start] or not _fits(weights[start:i], products[start]):
             runs.append(Launch(products[start], form_of(products[start], tokens), start, i))
@@ -169,12 +163,12 @@ class GatedPlan(NamedTuple):
 
 @functools.lru_cache(PLANS_KEPT)
 def gated_plan(
-    gate: WeightFormat, up: WeightFormat, consumer: WeightFormat | None, tokens: int, card: Card
+    gate: WeightFormat, up: WeightFormat, consumer: WeightFormat | None, tokens: int, tuned: Tuning
 ) -> GatedPlan:
     """How gate and up are multiplied, for a result that the `consumer`, where it is known, multiplies next."""
-    product = product_for(gate, tokens, card)
+    product = product_for(gate, tokens, tuned)
     form = form_of(product, tokens)
-    wanted = OperandForm.FLOAT32 if consumer is None else form_of(product_for(consumer, tokens, card), tokens)
+    wanted = OperandForm.FLOAT32 if consumer is None else form_of(product_for(consumer, tokens, tuned), tokens)
     if gate.kernel != up.kernel or product in (Product.GEMM_FP16, Product.GEMM_FLOAT32):
         return GatedPlan(None, form, OperandForm.FLOAT32 if wanted.packed else wanted)
     writes_wanted = wanted.packed and (wanted is form or (wanted is OperandForm.INT8 and product is Product.GEMV_FLOAT))
@@ -193,25 +187,25 @@ class NormPlan(enum.Enum):
 
 def norm_plan(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
     """Where the norm between a product and the products with `consumers` is computed, on the current device."""
-    card, formats = current_card(), tuple([format_of(each) for each in (weight, *consumers)])
-    return _norm_plan(formats, len(weight), tokens, card)
+    device, formats = cupy_module().cuda.runtime.getDevice(), tuple([format_of(each) for each in (weight, *consumers)])
+    return _norm_plan(formats, len(weight), tokens, card_of(device).compute_units, tuning.of(device))
 
 
 @functools.lru_cache(PLANS_KEPT)
-def _norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, card: Card) -> NormPlan:
-    form = form_of_all(formats, tokens, card)
+def _norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
+    form = form_of_all(formats, tokens, tuned)
     if form is OperandForm.FP16:
         return NormPlan.WITH_SUM
-    if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, card.compute_units):
+    if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, units, tuned):
         return NormPlan.IN_PRODUCT
     return NormPlan.ALONE
 
 
-def fills_units(rows: int, units: int) -> bool:
+def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     """Whether the blocks of a GEMV that begins a norm, one a compute unit, leave few units idle at the end: where most
     would be, a product in smaller blocks, and a launch for the norm, is faster."""
-    count = blocks(rows, NORM_ROWS)
-    return count <= units or count >= 0.8 * units * blocks(count, units)
+    count = blocks(rows, GEMV_RUN)
+    return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
 def experts_product(weights: tuple[WeightFormat, ...], tokens: int) -> Product:

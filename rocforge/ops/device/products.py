@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from rocforge.device import tuning
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.device.activation import add_to_rows, gated_unit
 from rocforge.ops.device.gemm import gemms_float32, gemms_fp16
@@ -16,7 +17,6 @@ from rocforge.ops.device.plan import (
     NormPlan,
     OperandForm,
     Product,
-    current_card,
     gated_plan,
     launches,
     norm_plan,
@@ -38,7 +38,7 @@ def linears(
     biases = [float32(bias) for bias in biases]
     ys: list[Array] = []
     form = None
-    for launch in launches(tuple([format_of(weight) for weight in weights]), tokens, current_card()):
+    for launch in launches(tuple([format_of(weight) for weight in weights]), tokens, tuning.current()):
         if launch.form is not form:
             operand, form = as_operand(flat, launch.form), launch.form
         run = slice(launch.start, launch.stop)
@@ -72,7 +72,7 @@ def gated_linear(
     check_sums(x, [gate, up], biases)
     flat, leading = _flat(x)
     following = None if consumer is None or len(leading) != 1 else format_of(consumer)
-    plan = gated_plan(format_of(gate), format_of(up), following, len(flat), current_card())
+    plan = gated_plan(format_of(gate), format_of(up), following, len(flat), tuning.current())
     if plan.product is None:
         return gated_unit(unit, *linears(x, [gate, up], biases, None), form=plan.result)
     run = tile_gated if plan.product is Product.TILE else gated_product

@@ -6,14 +6,11 @@ import functools
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.strided import blocks, rows_of
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.strided import a_thread_each, rows_of
 from rocforge.ops.types import Array
-
-THREADS = 256
-"""As in rope.hip and angles.hip."""
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
 
@@ -33,7 +30,7 @@ def cos_sin(frequencies: Array, positions: Array, magnitude: float) -> tuple[Arr
     positions = cupy.ascontiguousarray(positions, dtype=np.int32)
     if cos.size:
         args = (cos, sin, positions, frequencies, positions.size, pairs, magnitude)
-        _angles((blocks(cos.size, THREADS),), (THREADS,), args)
+        _angles(*a_thread_each(cos.size), args)
     return cos, sin
 
 
@@ -43,8 +40,8 @@ def rotate(x: Array, cos: Array, sin: Array, neox: bool) -> Array:
     y = cupy_module().empty(x.shape, np.float32)
     if y.size:
         flat, stride = rows_of(x)
-        grid = (blocks(tokens * heads * card_of(x.device.id).wave, THREADS),)
-        _rope_kernel(head_dim)(grid, (THREADS,), (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox)))
+        args = (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox))
+        _rope_kernel(head_dim)(*a_thread_each(tokens * heads * card_of(x.device.id).wave), args)
     return y
 
 

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
+from rocforge.device.cards import card_of
+from rocforge.device.geometry import tile_row_tiles
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import cells_of
 from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
-from rocforge.ops.device.plan import OperandForm, current_card
+from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
-
-THREADS = 256
-"""As in tiles.hip: threads of a block."""
 
 
 def tile_products(
@@ -35,13 +36,13 @@ def tile_products(
     Returns:
         float32 CuPy arrays (tokens, rows), one for each.
     """
-    (tokens, columns), width = x.shape, x.form.width
+    (tokens, columns), width, tuned = x.shape, x.form.width, tuning.current()
     ys = [cupy_module().empty((tokens, len(w)), np.float32) for w in weights]
-    height = _wave_rows(width) * (waves := _row_waves(sum(map(len, weights)), width))
+    height = 16 * tile_row_tiles(tuned, width) * (waves := _row_waves(sum(map(len, weights)), width, tuned))
     first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
     kernel = _kernel("tile_products", first, width, waves, last if last != first else None)
     args = (x.data, tokens, cells_of(columns), *matrix_arguments(x.data, weights, biases, ys), residual)
-    kernel((sum(blocks(len(w), height) for w in weights),), (THREADS,), args)
+    kernel((sum(blocks(len(w), height) for w in weights),), (tuned.tile_threads,), args)
     return ys
 
 
@@ -60,38 +61,30 @@ def tile_gated(
     Returns:
         (tokens, rows) in that form.
     """
-    (tokens, columns), rows, width = x.shape, len(gate), x.form.width
-    height = _wave_rows(width) // 2 * (waves := _row_waves(2 * rows, width))
+    (tokens, columns), rows, width, tuned = x.shape, len(gate), x.form.width, tuning.current()
+    height = 8 * tile_row_tiles(tuned, width) * (waves := _row_waves(2 * rows, width, tuned))
     out, outputs, elements = gated_outputs(tokens, rows, result)
     args = (x.data, tokens, cells_of(columns), memory_of(gate), memory_of(up), *biases, *outputs)
     kernel = _kernel("tile_gated", format_of(gate).kernel, width, waves, None)
-    grid = min(blocks(elements, height), _resident(width))
-    kernel((grid,), (THREADS,), (*args, rows, GATES[unit], grid))
+    grid = min(blocks(elements, height), _resident(width, tuned))
+    kernel((grid,), (tuned.tile_threads,), (*args, rows, GATES[unit], grid))
     return out
 
 
-def _wave_rows(width: int) -> int:
-    """As in tiles.hip: rows of a wave, one tile or two."""
-    return 32 if width == 64 else 16
-
-
-def _row_waves(rows: int, width: int) -> int:
+def _row_waves(rows: int, width: int, tuned: Tuning) -> int:
     """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
     if width == 8:
         return 1
-    card = current_card()
-    most = THREADS // card.wave // 2
-    return next((n for n in (4, 2) if n <= most and rows >= n * _wave_rows(width) * card.compute_units), 1)
+    card = card_of(cupy_module().cuda.runtime.getDevice())
+    most, run = tuned.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuned, width)
+    return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
-def _resident(width: int) -> int:
-    """Blocks that a device runs at a time, by what KERNEL_WIDE asks for in tiles.hip.
-
-    On NVIDIA that is 512 threads a multiprocessor, for a width of 64 it is 256; on AMD 256 a SIMD, of which a unit has
-    four.
-    """
-    card = current_card()
-    return card.compute_units * (4 if card.is_amd else 1 if width == 64 else 2)
+def _resident(width: int, tuned: Tuning) -> int:
+    """Blocks that the current device runs at a time."""
+    wide = tile_row_tiles(tuned, width) > 1
+    units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    return units * (tuned.tile_blocks_wide if wide else tuned.tile_blocks)
 
 
 _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
@@ -100,5 +93,5 @@ _SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile
 @functools.cache
 def _kernel(name: str, first: str, width: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes = {"RF_COLUMNS": width, "RF_ROW_WAVES": row_waves}
+    sizes = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
     return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, **sizes, **other)

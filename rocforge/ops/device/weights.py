@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, PLANAR
 from rocforge.ops.device.strided import ALIGNMENT, blocks
 from rocforge.ops.types import Array, Weight
