@@ -15,8 +15,9 @@ from gguf import GGMLQuantizationType
 
 from rocforge.device import tuning
 from rocforge.device.geometry import GEMV_RUN, decode, gated_rows
-from rocforge.ops.device.dequantize import cells_of, planar_row_nbytes
-from rocforge.ops.device.matvec import fills_units, log_lanes_of, log_lanes_then_norm
+from rocforge.formats.planar import cells_of, planar_row_nbytes
+from rocforge.ops.device.matvec import log_lanes_of, log_lanes_then_norm
+from rocforge.ops.device.plan import fills_units
 from rocforge.ops.device.strided import blocks
 from rocforge.selftest.synthetic import SHAPES, Shape, type_of
 

@@ -18,19 +18,22 @@ import pytest
 from measure import CACHES, cp, read_bandwidth
 
 from rocforge.device import tuning
-from rocforge.measure import noise, seconds
+from rocforge.device.timing import noise, seconds
+from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
+from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.experts import takes_int8
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.sampling import Sampler, logprobs_device
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
-from rocforge.ops.norm import rms_norm, rms_norm_quantized
+from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import SamplingParams
-from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
+from rocforge.quant import QuantizedArray
 
 
 def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:
@@ -127,7 +130,8 @@ def norms(report: Report) -> None:
         time = seconds([lambda x=x: rms_norm(x, weight) for x in xs])
         report.add(f"rms_norm {rows} x 4096", time, 8 * rows * 4096 / time)
         report.add(
-            f"rms_norm to int8 {rows} x 4096", seconds([lambda x=x: rms_norm_quantized(x, weight, 1e-5) for x in xs])
+            f"rms_norm to int8 {rows} x 4096",
+            seconds([lambda x=x: device_norm.rms_norm(x, weight, 1e-5, form=OperandForm.INT8) for x in xs]),
         )
     for rows in (1, 2048):
         xs = rows_of_floats(rows, 2 * 14336)
@@ -184,7 +188,7 @@ def expert_products(report: Report) -> None:
         nbytes = sum(matrices.weight.nbytes for matrices in layer) / count
         for tokens in (1, 2, 4, 8, 16, 64, 512, 2048):
             x = noise((tokens, dim))
-            x = quantize_activations(x) if takes_int8(tokens, *layer[:2]) else x
+            x = quantized(x) if takes_int8(tokens, *layer[:2]) else x
             routings = [route(noise_of(seed, tokens, count), used) for seed in range(16)]
             chosen = statistics.mean(len(np.unique(ids.get())) for ids, _ in routings)
             run = functools.partial(experts, x, gate=layer[0], up=layer[1], down=layer[2], activate=activate)

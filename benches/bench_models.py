@@ -21,8 +21,8 @@ from random_gguf import SHAPES, write
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.measure import library_product_rate
 from rocforge.nn import Transformer
+from rocforge.selftest.figures import library_product_rate
 
 MODELS = [
     ("llama-3.1-8b", "Q4_K_M"),

@@ -12,10 +12,11 @@ import numpy as np
 
 from rocforge.device.arrays import available_memory, resolve_device
 from rocforge.device.cards import card_of
-from rocforge.device.memory import check_fit, out_of_memory_explained
+from rocforge.device.memory import out_of_memory_explained
 from rocforge.errors import GGUFError
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
+from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import BackgroundCompilation, compile_for

@@ -17,7 +17,7 @@ from offline import code_for, needs_amd_compiler
 from rocforge.device import tuning
 from rocforge.device.cards import AMD
 from rocforge.device.geometry import GEMV_RUN
-from rocforge.ops.device.dequantize import CELL, PLANAR, planar_row_nbytes
+from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
 from rocforge.ops.device.matvec import log_lanes_then_norm
 from rocforge.selftest.synthetic import tensors_of
 

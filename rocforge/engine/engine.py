@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import cupy_module, on_device
-from rocforge.device.memory import cache_tokens_that_fit, out_of_memory_explained
+from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
+from rocforge.engine.capacity import cache_tokens_that_fit
 from rocforge.engine.pacing import Pacer
 from rocforge.engine.sampler import Choice, choose
 from rocforge.engine.scheduler import Constraint, Request, Scheduler, Status, Work

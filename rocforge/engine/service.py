@@ -23,8 +23,8 @@ from rocforge.engine.reply import (
     ServiceError,
     StepError,
 )
+from rocforge.engine.response import GenerationResponse, RequestStream
 from rocforge.engine.scheduler import Constraint, Request, Status
-from rocforge.generate import GenerationResponse, RequestStream
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rocforge.device.arrays import available_memory, cupy_module, on_device
-from rocforge.device.memory import cache_nbytes, out_of_memory_explained
+from rocforge.device.memory import out_of_memory_explained
+from rocforge.engine.capacity import cache_nbytes
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray

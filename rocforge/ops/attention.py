@@ -143,7 +143,8 @@ def paged_attention(
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, the shape of q; with `then` (tokens, heads * head_dim), on a device also float16 or Activations.
+        float32, the shape of q; with `then` (tokens, heads * head_dim), on a device in the form that a
+            product with that takes, where the kernels write it.
     """
     _check_options(q, window, sinks)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

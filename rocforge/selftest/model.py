@@ -15,7 +15,7 @@ from rocforge.device.arrays import asnumpy
 from rocforge.engine.engine import Engine
 from rocforge.load import load
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.sampling import SamplingParams
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.weights import relative_error
@@ -44,7 +44,7 @@ def demo_model() -> Path:
 def checks(sizes: Sizes) -> list[Check]:
     models = functools.cache(lambda: tuple(load(demo_model(), device) for device in ("cpu", "gpu")))
     few = tuning.current().int8_tokens
-    counts = (few, 40, MOST_COLUMNS + 16) if sizes.measured else (few,)
+    counts = (few, 40, MAX_TILE_TOKENS + 16) if sizes.measured else (few,)
     return [
         *(Check(f"logits of {n} tokens", functools.partial(_logits, models, n)) for n in counts),
         Check("text, greedily", functools.partial(_text, models, sizes.generated)),

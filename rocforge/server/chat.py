@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rocforge.engine.response import GenerationResponse
 from rocforge.engine.scheduler import Constraint
 from rocforge.errors import ChatTemplateError
-from rocforge.generate import GenerationResponse
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator

@@ -9,12 +9,13 @@ from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge.device import kernels
-from rocforge.device.memory import cache_nbytes, cache_tokens_that_fit, check_fit
+from rocforge.engine.capacity import cache_nbytes, cache_tokens_that_fit
 from rocforge.load import load_model
 from rocforge.loading import warmup
+from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
 
@@ -44,7 +45,7 @@ def test_same_model_as_without_overlap(path, rng):
     expected, got = weights_of(plain), weights_of(model)
     assert expected.keys() == got.keys()
     assert all(cp.asnumpy(got[name]).tobytes() == cp.asnumpy(expected[name]).tobytes() for name in expected)
-    for count in (MOST_COLUMNS + 6, 40, 1):
+    for count in (MAX_TILE_TOKENS + 6, 40, 1):
         tokens = rng.integers(0, plain.config.vocabulary, count)
         assert (model(tokens).get() == plain(tokens).get()).all()
 

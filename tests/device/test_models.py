@@ -14,10 +14,10 @@ from rocforge.device.cards import card_of
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import BLOCK_SIZE
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
 HALF, INT8 = 8e-3, 3e-2
-"""Products of many rows round to float16; those of up to FEW round activations to int8, as llama.cpp does."""
+"""Products of many tokens round to float16; those of up to FEW round x to int8, as llama.cpp does."""
 FEW = 2
 ROW, EXPERTS = 0.15, 8e-2
 """With int8, of any single row; and of a mixture of experts, where rounding may have another expert chosen."""
@@ -42,7 +42,7 @@ def errors_of_rows(a, b):
     return [relative_error(*rows) for rows in zip(rf.asnumpy(a), b, strict=True)]
 
 
-@pytest.mark.parametrize("count", [40, MOST_COLUMNS + 6])
+@pytest.mark.parametrize("count", [40, MAX_TILE_TOKENS + 6])
 def test_logits_of_a_prompt(models, rng, count):
     """More rows than the int8 kernels take, by the matrix unit and by the BLAS library: float16 accuracy.
 
@@ -75,7 +75,7 @@ def logits_alone(model, prompts):
     return np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts])
 
 
-@pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
+@pytest.mark.parametrize("count", [6, MAX_TILE_TOKENS + 6])
 def test_rows_that_are_wanted(models, rng, count):
     """None of a prompt's first part, then the last one of the rest; of a mixture of experts, of many short prompts."""
     cpu, gpu = models

@@ -11,7 +11,7 @@ import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
 from rocforge.ops.device.experts import takes_int8
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
@@ -125,7 +125,7 @@ def run_layer(rng, layer, tokens, used, activate="swiglu"):
     y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
     if not takes_int8(tokens, *layer.device[:2]):
         return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual)[0] - residual)
-    rounded = values_of(quantize_activations(args[0]))[:, : layer.dim]
+    rounded = values_of(quantized(args[0]))[:, : layer.dim]
     expected, moved = layer.reference(rounded, ids, weights, activate, residual)
     return np.linalg.norm(y - expected) / np.linalg.norm(moved)
 
@@ -189,7 +189,7 @@ def test_rounded_already(rng):
     x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
     ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
     assert takes_int8(2, *layer.device[:2]) and not takes_int8(9, *layer.device[:2])
-    y = experts(quantize_activations(x), ids, weights, *layer.device)
+    y = experts(quantized(x), ids, weights, *layer.device)
     assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
 
 

@@ -15,10 +15,11 @@ from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.tuning import Tuning
+from rocforge.formats.planar import CELL
 from rocforge.nn.batch import Batch
 from rocforge.nn.cache import BLOCK_SIZE, KVCache
-from rocforge.ops.device.dequantize import CELL
-from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
+from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
+from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
 
 
@@ -83,17 +84,21 @@ def paged_attention(
     sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
     out = _room_for(then, q, sequences.most_queries == 1)
     _attend(out, q, keys, values, sequences, sinks, options, fresh=fresh)
-    return out if then is None or isinstance(out, Activations) else out.reshape(len(q), -1)
+    return out if then is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
 def _room_for(then: Any, q: Any, single: bool) -> Any:
-    """Where to write what is to be multiplied with the weight `then`, in the form that this takes."""
-    if then is not None and single and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
-        columns = columns_for_weights(len(q), [then])
-        if columns is not None:
-            return Activations.empty(len(q), q.shape[1] * q.shape[2], columns)
-    fp16 = then is not None and takes_fp16(len(q), [then])
-    return cupy_module().empty(q.shape, np.float16 if fp16 else np.float32)
+    """Where to write what is to be multiplied with the weight `then`: in the form that this takes, or in float32.
+
+    Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
+    """
+    form = OperandForm.FLOAT32 if then is None else form_for([then], len(q))
+    if not form.packed:
+        return empty_operand(q.shape, form)
+    tokens, heads, head_dim = q.shape
+    if single and head_dim % 32 == 0 and heads * head_dim % CELL == 0:
+        return empty_operand((tokens, heads * head_dim), form)
+    return empty_operand(q.shape, OperandForm.FLOAT32)
 
 
 def _sequences_of(batch: Batch) -> Sequences:
@@ -130,7 +135,7 @@ def _attend(
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
 
-    `out` is float32, float16, or, where all are alone, Activations. With `fresh`, all are alone.
+    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone.
     """
     if q.size == 0:
         return
@@ -141,7 +146,7 @@ def _attend(
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
-    to = _pointers(out)
+    to = output_arguments(out)
     if sequences.some_have_one:
         splits = _splits(card.compute_units, count * kv_heads, stride * BLOCK_SIZE, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
@@ -154,13 +159,6 @@ def _attend(
         prefill = _prefill_kernel(head_dim, group)
         args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
         prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
-
-
-def _pointers(out: Any) -> tuple[Any, Any, Any, int]:
-    """The decode kernel's first arguments: floats, fp16, activations and their columns."""
-    if isinstance(out, Activations):
-        return None, None, out.data, out.columns
-    return (None, out, None, 0) if out.dtype == np.float16 else (out, None, None, 0)
 
 
 def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rocforge as rf
-from rocforge.device import memory
-from rocforge.device.memory import cache_nbytes, cache_tokens_that_fit, check_fit
+from rocforge.engine import capacity
+from rocforge.engine.capacity import cache_nbytes, cache_tokens_that_fit
+from rocforge.loading import fit
+from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import ALIGNMENT, device_nbytes
 
 CONFIG = Mock(layers=32, kv_heads=8, head_dim=128, context=131072)  # 128 KiB a token
@@ -19,7 +21,7 @@ WEIGHTS = [np.zeros(1 << 20, np.float32), rf.QuantizedArray(np.zeros((512, 2176)
 @pytest.fixture
 def free(monkeypatch):
     """Sets how much is free."""
-    return lambda nbytes: monkeypatch.setattr(memory, "available_memory", lambda device: nbytes)
+    return lambda nbytes: monkeypatch.setattr(fit, "available_memory", lambda device: nbytes)
 
 
 def test_bytes_of_weights():
@@ -36,13 +38,13 @@ def test_check_and_cache_agree(free_bytes, context):
     """A model passes the check just where the cache that is made after its weights holds the context."""
     weights = sum(map(device_nbytes, WEIGHTS))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "available_memory", lambda device: free_bytes)
+        patch.setattr(fit, "available_memory", lambda device: free_bytes)
         try:
             check_fit(CONFIG, WEIGHTS, "gpu:0", context)
             fits = True
         except rf.DeviceError:
             fits = False
-        patch.setattr(memory, "available_memory", lambda device: max(free_bytes - weights, 0))
+        patch.setattr(capacity, "available_memory", lambda device: max(free_bytes - weights, 0))
         try:
             assert (cache_tokens_that_fit(CONFIG, "gpu:0", context) == context) is fits
         except rf.DeviceError:
@@ -63,6 +65,6 @@ def test_without_a_context(free):
     """A model whose whole context does not fit is loaded, if a useful one does."""
     free(1 << 30)
     check_fit(CONFIG, WEIGHTS, "gpu:0", None)
-    free(cache_nbytes(CONFIG, memory.LEAST_CACHE_TOKENS))
+    free(cache_nbytes(CONFIG, fit.LEAST_CACHE_TOKENS))
     with pytest.raises(rf.DeviceError, match="a cache of 2048 tokens"):
         check_fit(CONFIG, WEIGHTS, "gpu:0", None)
