@@ -144,8 +144,8 @@ def paged_attention(
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device also float16 or
-        Activations.
+        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device in the form
+        that a product with that takes, where the kernels write it.
 
     Raises:
         UnsupportedModelError: on a device, values of another length than keys.
