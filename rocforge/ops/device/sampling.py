@@ -8,15 +8,15 @@ float32's rounding of the border between two tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.types import Array, HostArray
 
 VOCABULARY_LIMIT = 1 << 19
 
@@ -59,7 +59,7 @@ class Sampler:
         params: Sequence[SamplingParams],
         steps: Sequence[int],
         counts_rows: Sequence[int] | None = None,
-        counts: Any = None,
+        counts: Array = None,
         room: int = 0,
     ):
         cupy = cupy_module()
@@ -89,7 +89,7 @@ class Sampler:
             if target is not None:
                 copy_into(target, source)
 
-    def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
+    def __call__(self, logits: Array, tokens: Array = None, posted: Array = None, turn: Array = None) -> Array:
         """The next token of each row; its step, and its counts, go up by one.
 
         Args:
@@ -122,14 +122,14 @@ class Sampler:
         return tokens
 
 
-def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> np.ndarray:
+def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> HostArray:
     """A row of counts for a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
     counts = 2 * np.bincount(np.asarray(output, np.int64), minlength=vocabulary).astype(np.int32)
     counts[np.asarray(prompt, np.int64)] += 1
     return counts
 
 
-def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
+def logprobs_device(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
     """`rocforge.ops.sampling.logprobs` of each row, on the device.
 
     Args:
