@@ -10,6 +10,7 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
+from rocforge.ops.arguments import host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
 from rocforge.ops.device.operands import PackedOperand
@@ -90,6 +91,7 @@ def experts(
     """
     if get_array_module(ids) is not np:
         return device_experts.experts(x, ids, weights, gate, up, down, activate, residual)
+    x = host_floats("experts", x)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
@@ -98,7 +100,7 @@ def experts(
     return out
 
 
-def _linear_of(index: int, x: HostArray, matrices: Matrices) -> HostArray:
+def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:
     return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])
 
 

@@ -128,8 +128,8 @@ def _gemv_down(hidden: Array, ids: Array, weights: Array, down: Matrices, residu
         _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
 
     if kind_of(down) is not None:
-        out = cupy.empty((len(ids), dim), np.float32)
-        launch(out, hidden, ids, ids.shape[1], weights, *parts([down]), residual)
+        out, (part,) = cupy.empty((len(ids), dim), np.float32), parts([down])
+        launch(out, hidden, ids, ids.shape[1], weights, part, residual)
         return out
     y = cupy.empty((ids.size, dim), np.float32)
     for part in parts([down], ids.reshape(-1)):
@@ -204,6 +204,6 @@ def _tiles(
     tuned = tuning.current()
     for part in parts(matrices):
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
-        args: tuple[Any, ...] = (*arrays, offsets, *used, part.count, *part.data, *part.biases, *sizes)
-        tiles = groups.order.size // tuned.experts_tile_pairs + part.count
+        args: tuple[Any, ...] = (*arrays, offsets, *used, part.experts, *part.data, *part.biases, *sizes)
+        tiles = groups.order.size // tuned.experts_tile_pairs + part.experts
         _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (tuned.experts_tile_rows,), args)

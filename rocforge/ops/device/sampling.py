@@ -66,7 +66,7 @@ class Sampler:
         rows = np.zeros(len(params), PARAMETERS)
         biases = [p.logit_bias for p in params]
         for row, p, step in zip(rows, params, steps, strict=True):
-            row["seed"], row["step"], row["top_k"] = p.seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
+            row["seed"], row["step"], row["top_k"] = p.drawn_seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
             for name in ("top_p", *_FLOATS):
                 row[name] = getattr(p, name)
         rows["counts_row"] = -1 if counts_rows is None else counts_rows
@@ -115,10 +115,10 @@ class Sampler:
         highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
         tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
         biases = (self._bias_ids, self._bias_values)
-        args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (tuned.sample_slice_threads,), args)
-        args = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (tuned.sample_row_threads,), args)
+        slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
+        _slices((count, rows), (tuned.sample_slice_threads,), slices)
+        chosen = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
+        _rows((rows,), (tuned.sample_row_threads,), chosen)
         return tokens
 
 
