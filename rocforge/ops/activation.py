@@ -85,8 +85,7 @@ def softcap(x: Array, cap: float) -> Array:
     """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
     if module_of("softcap", x=x) is not np:
         return device.elementwise("softcap", x, cap)
-    cap = np.float32(cap)
-    return cap * np.tanh(x.astype(np.float32, copy=False) / cap)
+    return np.float32(cap) * np.tanh(x.astype(np.float32, copy=False) / np.float32(cap))
 
 
 def add(x: Array, y: Array, out: Array = None) -> Array:

@@ -10,9 +10,11 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
+from rocforge.ops.arguments import host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
 from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
 from rocforge.ops.types import Array, Groups, HostArray, Matrices
 
@@ -89,6 +91,7 @@ def experts(
     """
     if get_array_module(ids) is not np:
         return device_experts.experts(x, ids, weights, gate, up, down, activate, residual)
+    x = host_floats("experts", x)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
@@ -97,7 +100,7 @@ def experts(
     return out
 
 
-def _linear_of(index: int, x: HostArray, matrices: Matrices) -> HostArray:
+def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:
     return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])
 
 
@@ -134,5 +137,5 @@ def combine_experts(y: Array, weights: Array) -> Array:
         float32, shape (tokens, dim).
     """
     if get_array_module(y) is not np:
-        return device_experts.combine_experts(y, weights)
+        return device.combine(y, None, float32(weights), None)
     return np.einsum("tud,tu->td", y.reshape(*weights.shape, -1), weights)

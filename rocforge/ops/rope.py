@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module
+from rocforge.device.arrays import get_array_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_integers, module_of
 from rocforge.ops.device import rope as device
 from rocforge.ops.types import Array, HostArray

@@ -6,14 +6,14 @@ Shapes and meanings are those of rocforge.ops.attention. The cache is float16.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rocforge.device import geometry, tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.planar import CELL
@@ -21,6 +21,7 @@ from rocforge.ops.device.operands import PackedOperand, empty_operand, output_ar
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
+from rocforge.ops.types import Array, Weight
 
 
 class Fresh(NamedTuple):
@@ -29,13 +30,13 @@ class Fresh(NamedTuple):
     cos and sin are None where nothing is rotated.
     """
 
-    k: Any
-    v: Any
-    slots: Any
-    cos: Any
-    sin: Any
-    q_norm: Any
-    k_norm: Any
+    k: Array
+    v: Array
+    slots: Array
+    cos: Array
+    sin: Array
+    q_norm: Array
+    k_norm: Array
     eps: float
     neox: bool
 
@@ -45,22 +46,24 @@ class Fresh(NamedTuple):
         return 0 if self.cos is None else self.cos.shape[1]
 
 
-def attend(q: Any, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Any, then: Any) -> Any:
+def attend(
+    q: Array, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array, then: Weight | None
+) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
     if layer.queries[1] > 1:
-        q, fresh = rotate_and_store(q, fresh, layer), None
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, then)
     return paged_attention(q, layer, scale, softcap, sinks, then, fresh)
 
 
 def paged_attention(
-    q: Any,
+    q: Array,
     layer: PagedLayer,
     scale: float,
     softcap: float | None,
-    sinks: Any,
-    then: Any,
+    sinks: Array,
+    then: Weight | None,
     fresh: Fresh | None = None,
-) -> Any:
+) -> Array:
     """As rocforge.ops.attention.paged_attention: for `then` in the form that it takes, where the kernels write that."""
     _check_lengths(layer.keys, layer.values)
     out = _room_for(then, q, layer.queries[1] == 1)
@@ -68,7 +71,7 @@ def paged_attention(
     return out if then is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
-def _check_lengths(k: Any, v: Any) -> None:
+def _check_lengths(k: Array, v: Array) -> None:
     if k.shape[-1] != v.shape[-1]:
         raise UnsupportedModelError(
             f"keys of {k.shape[-1]} elements and values of {v.shape[-1]} are not supported on a GPU, where both have "
@@ -76,7 +79,7 @@ def _check_lengths(k: Any, v: Any) -> None:
         )
 
 
-def _room_for(then: Any, q: Any, single: bool) -> Any:
+def _room_for(then: Weight | None, q: Array, single: bool) -> Array | PackedOperand:
     """Where to write what is to be multiplied with the weight `then`: in the form that this takes, or in float32.
 
     Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
@@ -91,8 +94,8 @@ def _room_for(then: Any, q: Any, single: bool) -> Any:
 
 
 def attention(
-    q: Any, k: Any, v: Any, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Any
-) -> Any:
+    q: Array, k: Array, v: Array, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Array
+) -> Array:
     """One sequence, whose keys and values are taken for a cache with its blocks in order."""
     _check_lengths(k, v)
     cupy = cupy_module()
@@ -118,10 +121,10 @@ def attention(
 
 
 def _attend(
-    out: Any,
-    q: Any,
+    out: Array,
+    q: Array,
     layer: PagedLayer,
-    sinks: Any,
+    sinks: Array,
     scale_and_cap: tuple[float, float],
     causal: bool = True,
     fresh: Fresh | None = None,
@@ -154,7 +157,7 @@ def _attend(
         prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
 
 
-def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
+def _before(q: Array, fresh: Fresh | None) -> tuple[Array, tuple[Array, ...]]:
     """The queries, and the decode kernel's last arguments: what is to be done before."""
     if fresh is None:
         return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
@@ -196,7 +199,7 @@ def _prefill_kernel(head_dim: int, group: int) -> Kernel:
     return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
 
 
-def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
+def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     _check_lengths(fresh.k, fresh.v)
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
