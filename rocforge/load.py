@@ -21,8 +21,8 @@ from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import BackgroundCompilation, compile_for
 from rocforge.models import build_model
-from rocforge.nn.config import ROPE_TENSORS
 from rocforge.nn.module import Parameter
+from rocforge.nn.reader import ROPE_TENSORS
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.text.tokenizer import Tokenizer

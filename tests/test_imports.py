@@ -56,8 +56,6 @@ def imports_of(path):
 
 
 UNDER_WAY = {
-    "rocforge.ops.attention": ["rocforge.nn.batch"],
-    "rocforge.ops.device.attention": ["rocforge.nn.batch", "rocforge.nn.cache"],
     "circle": ["rocforge.ops.device.experts", "rocforge.ops.device.experts_parts", "rocforge.ops.moe"],
 }
 """What is still wrong, and on its way out."""

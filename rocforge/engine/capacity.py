@@ -5,8 +5,9 @@ from __future__ import annotations
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.errors import DeviceError
-from rocforge.nn.cache import BLOCK_SIZE, blocks_for
 from rocforge.nn.config import Config
+from rocforge.nn.state import blocks_for
+from rocforge.ops.state import BLOCK_SIZE
 
 MARGIN = 1 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""

@@ -18,6 +18,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
+from rocforge.engine.block_pool import BlockPool
 from rocforge.engine.capacity import cache_tokens_that_fit
 from rocforge.engine.pacing import Pacer
 from rocforge.engine.sampler import Choice, choose
@@ -25,8 +26,7 @@ from rocforge.engine.scheduler import Constraint, Request, Scheduler, Status, Wo
 from rocforge.engine.step import Decoder, Flight
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BlockPool, blocks_for
-from rocforge.nn.module import Module
+from rocforge.nn.state import blocks_for
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
 
@@ -104,7 +104,7 @@ class Engine:
         self._decoder, self._flight = None, None
         with self._stream, out_of_memory_explained(model.device, "the cache"):
             self.cache = model.new_cache(pool.blocks, pool.block_size)
-            self.limit = min(model.config.context, self.cache.tokens)
+            self.limit = min(model.config.context, pool.blocks * pool.block_size)
             if model.device != "cpu":
                 self._decoder = Decoder(self._stream, model, self.cache, pool.blocks_for(self.limit))
 
@@ -234,8 +234,8 @@ class Engine:
             self._decoder.trim()
 
     def _can_decode(self, work: list[Work]) -> bool:
-        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host or watched."""
-        return (self._decoder is not None and not Module.captures) and all(
+        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host."""
+        return self._decoder is not None and all(
             item.count == 1 and item.samples and item.request.constraint is None for item in work
         )
 
@@ -244,7 +244,7 @@ class Engine:
 
         A request that ended since the step was queued is left out.
         """
-        if not Module.captures and self.scheduler.repeats(flight.requests, self.limit):
+        if self.scheduler.repeats(flight.requests, self.limit):
             try:
                 with out_of_memory_explained(self.model.device, "a step"):
                     self._flight = self._decoder.launch(flight.requests)

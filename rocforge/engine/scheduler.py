@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rocforge.engine.block_pool import BlockPool
 from rocforge.engine.pacing import Pacer
-from rocforge.nn.cache import BlockPool
 from rocforge.ops.sampling import SamplingParams
 
 _ids = itertools.count()

@@ -23,8 +23,9 @@ from rocforge.device.kernels import Kernel, launches_overlap
 from rocforge.device.streams import Download, Stream, shared_array
 from rocforge.engine.sampler import Choice, choices_of, reports, sampler_of
 from rocforge.engine.scheduler import Request
-from rocforge.nn.batch import Batch, Span
+from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
+from rocforge.nn.observe import observations_recorded, replay
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.device.strided import blocks
@@ -208,9 +209,8 @@ class _Plan:
         self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
         self._posted, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
-        self._spans = [Span(slice(row, row + 1), 1, slice(0, 0)) for row in range(rows)]
         self._warm, self._graph, self.logits = False, None, None
-        self._attempts = ATTEMPTS
+        self._attempts, self._observed, self._fused = ATTEMPTS, [], model.fused
 
     @property
     def posted(self) -> np.ndarray:
@@ -240,23 +240,31 @@ class _Plan:
         return tables
 
     def run(self, graphs: bool) -> None:
-        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
+        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured.
+
+        So is the first, and the second, after a module of the model has been replaced, observed or adapted.
+        """
+        if self._fused is not self._model.fused:
+            self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS
         with cupy_module().cuda.using_allocator(self._recorder.pool.malloc):
             if graphs and self._warm and self._attempts and self._graph is None:
-                self._graph = self._recorder.capture(self._step)
+                with observations_recorded() as self._observed:
+                    self._graph = self._recorder.capture(self._step)
                 self._attempts -= 1
             if self._graph is None:
                 self.logits, self._warm = self._step(), True
         if self._graph is not None:
             graph, self.logits = self._graph
             graph.launch()
+            replay(self._observed)
         self._steps += 1
 
     def _step(self) -> Any:
         rows, width = self._tables.shape
         args = (self._next, self._positions, self._slots, self._lengths, self._turn, self._tables)
         place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
-        places = (self._positions, self._slots, self._spans, None, self._tables, self._lengths, self._starts)
-        logits = self._model(self.tokens, Batch(self._cache, *places))
+        paging = [Paging(self._slots, tables=self._tables)] * len(self._cache.paged)
+        batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._turn)
+        logits = self._model(self.tokens, batch)
         self._sampler(logits, self.tokens, self._posted[1], self._turn)
         return logits

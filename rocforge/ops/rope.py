@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,14 @@ THREADS = 256
 MOST_POSITION = (1 << 31) - 1
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
+
+
+class Rotation(NamedTuple):
+    """Angles of some tokens: float32 cosines and sines, shape (tokens, pairs), and the style of pairing."""
+
+    cos: Any
+    sin: Any
+    neox: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +69,10 @@ class RopeFrequencies:
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),
         )
+
+
+NO_ROPE = RopeFrequencies(np.empty(0))
+"""Rotates nothing: of layers without positions."""
 
 
 def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, Any]:

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocforge.engine.block_pool import BlockPool
 from rocforge.engine.scheduler import Request, Scheduler
-from rocforge.nn.cache import BlockPool
 from rocforge.ops.sampling import SamplingParams
 
 

@@ -13,6 +13,7 @@ from rocforge.engine.engine import Engine
 from rocforge.engine.reply import CancelledError, DeadlineError, Progress, QueueFullError, ServiceError, StepError
 from rocforge.engine.service import Service, State
 from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
 from rocforge.ops.sampling import SamplingParams
 
 VOCABULARY = 16
@@ -30,7 +31,7 @@ class CountingModel:
         self.held, self.waiting = threading.Lock(), threading.Event()
 
     def new_cache(self, blocks, block_size):
-        return KVCache(1, 1, 1, blocks, block_size)
+        return KVCache([PagedKV(1, 1, 1)], blocks, block_size)
 
     def __call__(self, tokens, batch):
         self.threads.add(threading.get_ident())

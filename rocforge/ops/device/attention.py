@@ -13,36 +13,25 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.errors import UnsupportedModelError
 from rocforge.formats.planar import CELL
-from rocforge.nn.batch import Batch
-from rocforge.nn.cache import BLOCK_SIZE, KVCache
 from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
 from rocforge.ops.device.strided import aligned, blocks, float32, rows_of
+from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 
 UNSPLIT = 128
 """Tokens of a sequence that is not split: to combine parts of so few costs more than it saves."""
 MOST_SPLITS = 64
 """As in attention.hip."""
-PAIRS = 1 << 16
+COUNTERS = 1 << 16
 """Sequences times key heads up to which a decode launch splits sequences; more fill any device without."""
 
 
-class Sequences(NamedTuple):
-    """Where the keys and values of some sequences are: int32 CuPy arrays, as in Batch, and the most queries of any.
-
-    `counters` are zeros that decode launches count in and leave as zeros, one for each sequence's key heads.
-    """
-
-    tables: Any
-    lengths: Any
-    query_starts: Any
-    most_queries: int
-    some_have_one: bool
-    counters: Any
-
-
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
+
+    cos and sin are None where nothing is rotated.
+    """
 
     k: Any
     v: Any
@@ -54,41 +43,41 @@ class Fresh(NamedTuple):
     eps: float
     neox: bool
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a head's elements are rotated."""
+        return 0 if self.cos is None else self.cos.shape[1]
 
-def attend(
-    q: Any,
-    fresh: Fresh,
-    batch: Batch,
-    layer: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Any,
-    then: Any,
-) -> Any:
+
+def attend(q: Any, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Any, then: Any) -> Any:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
-    if batch.queries[1] > 1:
-        q, fresh = rotate_and_store(q, fresh, batch, layer), None
-    return paged_attention(q, batch, layer, scale, window, softcap, sinks, then, fresh)
+    if layer.queries[1] > 1:
+        q, fresh = rotate_and_store(q, fresh, layer), None
+    return paged_attention(q, layer, scale, softcap, sinks, then, fresh)
 
 
 def paged_attention(
     q: Any,
-    batch: Batch,
-    layer: int,
+    layer: PagedLayer,
     scale: float,
-    window: int | None,
     softcap: float | None,
     sinks: Any,
     then: Any,
     fresh: Fresh | None = None,
 ) -> Any:
     """As rocforge.ops.attention.paged_attention: for `then` in the form that it takes, where the kernels write that."""
-    keys, values = batch.cache.layer(layer)
-    sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
-    out = _room_for(then, q, sequences.most_queries == 1)
-    _attend(out, q, keys, values, sequences, sinks, options, fresh=fresh)
+    _check_lengths(layer.keys, layer.values)
+    out = _room_for(then, q, layer.queries[1] == 1)
+    _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
     return out if then is None or isinstance(out, Activations) else out.reshape(len(q), -1)
+
+
+def _check_lengths(k: Any, v: Any) -> None:
+    if k.shape[-1] != v.shape[-1]:
+        raise UnsupportedModelError(
+            f"keys of {k.shape[-1]} elements and values of {v.shape[-1]} are not supported on a GPU, where both have "
+            "one length"
+        )
 
 
 def _room_for(then: Any, q: Any, single: bool) -> Any:
@@ -101,35 +90,39 @@ def _room_for(then: Any, q: Any, single: bool) -> Any:
     return cupy_module().empty(q.shape, np.float16 if fp16 else np.float32)
 
 
-def _sequences_of(batch: Batch) -> Sequences:
-    fewest, most = batch.queries
-    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, fewest == 1, _counters(batch.cache))
-
-
 def attention(
     q: Any, k: Any, v: Any, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Any
 ) -> Any:
     """One sequence, whose keys and values are taken for a cache with its blocks in order."""
+    _check_lengths(k, v)
     cupy = cupy_module()
     tokens, queries = len(k), len(q)
     table = np.arange(blocks(tokens, BLOCK_SIZE))
     numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
-    counters = cupy.zeros(k.shape[1], np.int32)
-    sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1, counters)
     out = cupy.empty(q.shape, np.float32)
     k, v = (aligned(cupy.ascontiguousarray(a, dtype=np.float16)) for a in (k, v))
-    _attend(out, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
+    layer = PagedLayer(
+        k,
+        v,
+        window,
+        BLOCK_SIZE,
+        slots=None,
+        queries=(queries, queries),
+        tables=numbers[3:].reshape(1, -1),
+        lengths=numbers[:1],
+        query_starts=numbers[1:3],
+        counters=cupy.zeros(k.shape[1], np.int32),
+    )
+    _attend(out, q, layer, sinks, (scale, softcap or 0.0), causal)
     return out
 
 
 def _attend(
     out: Any,
     q: Any,
-    keys: Any,
-    values: Any,
-    sequences: Sequences,
+    layer: PagedLayer,
     sinks: Any,
-    options: tuple[float, float, int],
+    scale_and_cap: tuple[float, float],
     causal: bool = True,
     fresh: Fresh | None = None,
 ) -> None:
@@ -139,22 +132,22 @@ def _attend(
     """
     if q.size == 0:
         return
-    kv_heads, head_dim = keys.shape[-2:]
+    kv_heads, head_dim = layer.keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
     shape = _Shape(head_dim, group, card_of(device).wave)
-    count, stride = len(sequences.lengths), sequences.tables.shape[1]
+    count, stride = layer.tables.shape
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
-    where = (q, keys, values, sequences.tables, sequences.lengths, sequences.query_starts, sinks)
-    to = _pointers(out)
-    if sequences.some_have_one:
-        splits = _splits(device, count * kv_heads, stride * BLOCK_SIZE)
+    where = (q, layer.keys, layer.values, layer.tables, layer.lengths, layer.query_starts, sinks)
+    to, options, (fewest, most) = _pointers(out), (*scale_and_cap, layer.window or 0), layer.queries
+    if fewest == 1:
+        splits = _splits(device, count * kv_heads, stride * layer.block_size)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        work = (partials, sequences.counters, stride, splits, UNSPLIT, kv_heads)
+        work = (partials, layer.counters, stride, splits, UNSPLIT, kv_heads)
         decode = _decode_kernel(head_dim, group)
         decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
-    if sequences.most_queries > 1:
-        tiles = blocks(sequences.most_queries * group, shape.prefill_rows)
+    if most > 1:
+        tiles = blocks(most * group, shape.prefill_rows)
         prefill = _prefill_kernel(head_dim, group)
         args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
         prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
@@ -173,7 +166,7 @@ def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
         return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
-    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
+    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.pairs, int(fresh.neox))
 
 
 class _Shape(NamedTuple):
@@ -196,16 +189,9 @@ class _Shape(NamedTuple):
 
 def _splits(device: int, pairs: int, longest: int) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
-    if pairs > PAIRS:
+    if pairs > COUNTERS:
         return 1
     return max(1, min(blocks(2 * card_of(device).compute_units, pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
-
-
-def _counters(cache: KVCache) -> Any:
-    """Zeros that decode launches count in, and leave as zeros; the cache's, since graphs of its steps hold them."""
-    if cache.counters is None:
-        cache.counters = cupy_module().zeros(PAIRS, np.int32)
-    return cache.counters
 
 
 _WHERE = "float32* float16* float16* int32* int32* int32* float32*?"
@@ -235,15 +221,16 @@ ROPE_THREADS = 256
 """As in rope.hip."""
 
 
-def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
+def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
+    _check_lengths(fresh.k, fresh.v)
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
-    keys, values = batch.cache.layer(layer)
+    keys, values = layer.keys, layer.values
     if tokens == 0:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
-    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
+    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.pairs)
     rows = tokens * (heads + 2 * kv_heads)
     grid = (blocks(rows * card_of(keys.device.id).wave, ROPE_THREADS),)
     _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
@@ -252,6 +239,6 @@ def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
+    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32*? float32*?"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
     return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)

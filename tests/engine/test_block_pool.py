@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rocforge.nn.cache import BlockPool
+from rocforge.engine.block_pool import BlockPool
 
 SIZE = 4
 
