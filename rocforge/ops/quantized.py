@@ -41,7 +41,9 @@ def _times(x: Any, weight: QuantizedArray) -> Any:
     return x.astype(np.float32, copy=False) @ weight.dequantize()
 
 
-def _check(weight: QuantizedArray, left: tuple, right: tuple, inner: int, other: tuple) -> None:
+def _check(
+    weight: QuantizedArray, left: tuple[int, ...], right: tuple[int, ...], inner: int, other: tuple[int, ...]
+) -> None:
     if weight.ndim != 2:
         raise ValueError(f"@ needs a QuantizedArray of two axes, and its shape is {weight.shape}; take a slice first")
     if other != (inner,):
