@@ -4,27 +4,29 @@
 
 namespace rocforge {
 
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
 // variants: RF_QTYPE=F32,F16,BF16,TQ1_0,TQ2_0,NVFP4,IQ2_XXS,IQ2_XS,IQ2_S,IQ3_XXS,IQ3_S,IQ1_S,IQ1_M
 
-// A thread an element; ids may be null. Grid: (rows, columns / 256): for a second axis there may be too many rows.
+// A thread an element; ids may be null. Grid: (rows, columns / THREADS): for a second axis there may be too many rows.
 template <class T>
 RF_DEVICE void dequantize(const u8* blocks, const i32* ids, const float* grid, T* y, i32 columns) {
     typedef RF_QTYPE F;
-    u32 row = block_x(), i = block_y() * 256 + thread_x();
+    u32 row = block_x(), i = block_y() * THREADS + thread_x();
     if (i >= u32(columns)) return;
     blocks += u64(ids ? ids[row] : row) * (columns / F::ELEMENTS * F::BYTES) + u64(i / F::ELEMENTS) * F::BYTES;
     y[u64(row) * columns + i] = from_float<T>(F::value(blocks, i % F::ELEMENTS, grid));
 }
 
-RF_KERNEL(256) rf_dequantize_float32(const u8* blocks, const i32* ids, const float* grid, float* y, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_float32(const u8* blocks, const i32* ids, const float* grid, float* y, i32 columns) {
     wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }
-RF_KERNEL(256) rf_dequantize_float16(const u8* blocks, const i32* ids, const float* grid, f16* y, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_float16(const u8* blocks, const i32* ids, const float* grid, f16* y, i32 columns) {
     wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }
-RF_KERNEL(256) rf_dequantize_bfloat16(const u8* blocks, const i32* ids, const float* grid, bf16* y, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_bfloat16(const u8* blocks, const i32* ids, const float* grid, bf16* y, i32 columns) {
     wait_for_previous();
     dequantize(blocks, ids, grid, y, columns);
 }

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module, on_device, resolve_device
 from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
-from rocforge.ops.device.attention import COUNTERS
 from rocforge.ops.state import BLOCK_SIZE
 
 
@@ -112,7 +112,7 @@ class KVCache:
                 if isinstance(state, Recurrent)
             ]
             if device != "cpu":
-                self.counters = cupy_module().zeros(COUNTERS, np.int32)
+                self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
         by_state = {group.state: (group, itertools.count()) for group in (*self.paged, *self.recurrent)}
         self._layers = {layer: (by_state[state][0], next(by_state[state][1])) for layer, state in layers.items()}
 

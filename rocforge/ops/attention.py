@@ -20,22 +20,23 @@ from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
 from rocforge.ops.state import PagedLayer, Span
+from rocforge.ops.types import Array, HostArray, Weight
 
 QUERY_TILE = 256
 """Queries whose scores are held at a time, which bounds memory on long prompts."""
 
 
 def attention(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     *,
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
-    sinks: Any = None,
-) -> Any:
+    sinks: Array = None,
+) -> Array:
     """Softmax-weighted mean of the values, for one sequence.
 
     Args:
@@ -84,20 +85,20 @@ def attention(
     return out.reshape(queries, heads, -1)
 
 
-def _check_options(q: Any, window: int | None, sinks: Any) -> None:
+def _check_options(q: Array, window: int | None, sinks: Array) -> None:
     if window is not None and window < 1:
         raise ValueError(f"attention: window is {window}; allowed is at least 1, or None for all")
     check_shape("attention", "sinks", sinks, q.shape[1:2])
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _product(a: HostArray, b: HostArray) -> HostArray:
     """a (kv_heads, group, queries, n) @ b (kv_heads, 1, n, m): the group and the queries share one matrix product."""
     kv_heads, group, queries, n = a.shape
     y = a.reshape(kv_heads, group * queries, n) @ b[:, 0]
     return y.reshape(kv_heads, group, queries, -1)
 
 
-def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> None:
+def _mask(scores: HostArray, first: int, causal: bool, window: int | None) -> None:
     """Put -inf where a query may not look; `first` is the position of the first query."""
     queries, tokens = scores.shape[-2:]
     if causal and window is None:
@@ -114,7 +115,7 @@ def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> N
     np.copyto(scores, -np.inf, where=hidden)
 
 
-def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:
+def _softmax_with_sinks(scores: HostArray, sinks: HostArray | None) -> Array:
     highest = scores.max(axis=-1, keepdims=True)
     if sinks is None:
         weights = np.exp(scores - highest)
@@ -127,14 +128,14 @@ def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndar
 
 
 def paged_attention(
-    q: Any,
+    q: Array,
     layer: PagedLayer,
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: Any = None,
-    then: Any = None,
-) -> Any:
+    sinks: Array = None,
+    then: Weight | None = None,
+) -> Array:
     """`attention` for each sequence of a batch, with keys and values from the cache.
 
     Args:
@@ -144,8 +145,8 @@ def paged_attention(
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device also float16 or
-        Activations.
+        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device in the form in
+        which a product with that takes it, where the kernels can write it.
 
     Raises:
         UnsupportedModelError: on a device, values of another length than keys.
@@ -168,15 +169,15 @@ def paged_attention(
 
 
 def _attention_of_single_queries(
-    q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    q: HostArray,
+    keys: HostArray,
+    values: HostArray,
     spans: Sequence[Span],
     scale: float,
     window: int | None,
     softcap: float | None,
-    sinks: np.ndarray | None,
-) -> np.ndarray:
+    sinks: HostArray | None,
+) -> HostArray:
     """`attention` of one query, the last token, for each of many sequences: q (sequences, heads, key_dim).
 
     Products are a sequence at a time, since each has its own keys; all else is for all at once.
@@ -201,18 +202,18 @@ def _attention_of_single_queries(
 
 
 def attend(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     layer: PagedLayer,
     rotation: Rotation | None,
     *,
-    q_norm: Any = None,
-    k_norm: Any = None,
+    q_norm: Array = None,
+    k_norm: Array = None,
     eps: float = 1e-6,
     scale: float | None = None,
     **options: Any,
-) -> Any:
+) -> Array:
     """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query.
 
     Args:
@@ -234,15 +235,15 @@ def attend(
 
 
 def rotate_and_store(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     layer: PagedLayer,
     rotation: Rotation | None,
-    q_norm: Any = None,
-    k_norm: Any = None,
+    q_norm: Array = None,
+    k_norm: Array = None,
     eps: float = 1e-6,
-) -> Any:
+) -> Array:
     """Normalize queries and keys a head at a time, rotate them, and put keys and values into the cache.
 
     On a device it is one launch.
@@ -274,7 +275,7 @@ def rotate_and_store(
 
 
 def _fresh(
-    q: Any, k: Any, v: Any, layer: PagedLayer, rotation: Rotation | None, q_norm: Any, k_norm: Any, eps: float
+    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation | None, q_norm: Array, k_norm: Array, eps: float
 ) -> attention_device.Fresh:
     if rotation is None:
         return attention_device.Fresh(k, v, layer.slots, None, None, q_norm, k_norm, eps, False)
@@ -284,6 +285,6 @@ def _fresh(
     return attention_device.Fresh(k, v, layer.slots, cos, sin, q_norm, k_norm, eps, neox)
 
 
-def store_kv(k: Any, v: Any, layer: PagedLayer) -> None:
+def store_kv(k: Array, v: Array, layer: PagedLayer) -> None:
     """Put keys (tokens, heads, key_dim) and values (.., value_dim) of a batch's tokens into the cache, on the CPU."""
     layer.keys[layer.slots], layer.values[layer.slots] = k, v

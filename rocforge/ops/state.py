@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
+from rocforge.ops.types import Array, HostArray
 
 BLOCK_SIZE = 32
 """Tokens of a block of a paged cache; on a device always, as its kernels have it."""
@@ -21,7 +21,7 @@ class Span(NamedTuple):
     """
 
     rows: slice
-    slots: slice | np.ndarray
+    slots: slice | HostArray
 
     @property
     def tokens(self) -> int:
@@ -49,17 +49,17 @@ class PagedLayer:
         counters: on a device, zeros that decode launches count in and leave as zeros.
     """
 
-    keys: Any
-    values: Any
+    keys: Array
+    values: Array
     window: int | None
     block_size: int
-    slots: Any
+    slots: Array
     queries: tuple[int, int]
     spans: Sequence[Span] = ()
-    tables: Any = None
-    lengths: Any = None
-    query_starts: Any = None
-    counters: Any = None
+    tables: Array = None
+    lengths: Array = None
+    query_starts: Array = None
+    counters: Array = None
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class RecurrentLayer:
         query_starts: int32, shape (sequences + 1,): the first row of each sequence, and the number of rows.
     """
 
-    arrays: tuple[Any, ...]
-    slots: Any
-    positions: Any
-    query_starts: Any
+    arrays: tuple[Array, ...]
+    slots: Array
+    positions: Array
+    query_starts: Array
 
-    def read(self) -> list[np.ndarray]:
+    def read(self) -> list[HostArray]:
         """The state of each sequence before the batch, on the CPU: (sequences, *shape), zeros at a sequence's start."""
         states = [array[self.slots] for array in self.arrays]
         for state in states:
             state[self.positions[self.query_starts[:-1]] == 0] = 0
         return states
 
-    def write(self, states: Sequence[np.ndarray]) -> None:
+    def write(self, states: Sequence[HostArray]) -> None:
         """The state of each sequence after the batch, on the CPU: the shapes that `read` gives."""
         for array, state in zip(self.arrays, states, strict=True):
             array[self.slots] = state

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import rocforge as rf
+from rocforge.device import tuning
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.device import attention as attention_device
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -127,17 +127,17 @@ def test_large_scores():
     assert relative_error(paged_attention(cp.asarray(q), batch.state_of(0)), np.concatenate(expected)) < 1e-3
 
 
-def test_lengths_are_read_by_the_launch(monkeypatch: pytest.MonkeyPatch):
+def test_lengths_are_read_by_the_launch():
     """Many splits, of which the lengths decide how many have work; the counters are ready again after each launch."""
     rng = np.random.default_rng(3)
-    monkeypatch.setattr(attention_device, "UNSPLIT", 32)
     cache = filled(rng, 2, 64, 12)
     batch = Batch.of(cache, [Chunk(383, 1, range(12))])
     q = rng.standard_normal((1, 4, 64), np.float32)
     keys, values = (array.get() for array in cache.paged[0].layers[0])
     for length in [384, 1, 32, 200, 33, 384]:
         batch.lengths[...] = length
-        y = paged_attention(cp.asarray(q), batch.state_of(0))
+        with tuning.trying(unsplit_tokens=32):
+            y = paged_attention(cp.asarray(q), batch.state_of(0))
         assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
     assert not cache.counters.any()
 

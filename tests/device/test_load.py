@@ -18,7 +18,7 @@ from rocforge.loading import warmup
 from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
 
@@ -48,7 +48,7 @@ def test_same_model_as_without_overlap(path, rng):
     expected, got = weights_of(plain), weights_of(model)
     assert expected.keys() == got.keys()
     assert all(cp.asnumpy(got[name]).tobytes() == cp.asnumpy(expected[name]).tobytes() for name in expected)
-    for count in (MOST_COLUMNS + 6, 40, 1):
+    for count in (MAX_TILE_TOKENS + 6, 40, 1):
         tokens = rng.integers(0, plain.config.vocabulary, count)
         assert (model(tokens).get() == plain(tokens).get()).all()
 

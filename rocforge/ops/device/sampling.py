@@ -8,17 +8,16 @@ float32's rounding of the border between two tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.types import Array, HostArray
 
-SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024
-"""As in sampling.hip and select.h."""
 VOCABULARY_LIMIT = 1 << 19
 
 _INTEGERS = ("step", "top_k", "counts_row", "bias_start", "bias_count")
@@ -60,14 +59,14 @@ class Sampler:
         params: Sequence[SamplingParams],
         steps: Sequence[int],
         counts_rows: Sequence[int] | None = None,
-        counts: Any = None,
+        counts: Array = None,
         room: int = 0,
     ):
         cupy = cupy_module()
         rows = np.zeros(len(params), PARAMETERS)
         biases = [p.logit_bias for p in params]
         for row, p, step in zip(rows, params, steps, strict=True):
-            row["seed"], row["step"], row["top_k"] = p.seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
+            row["seed"], row["step"], row["top_k"] = p.drawn_seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
             for name in ("top_p", *_FLOATS):
                 row[name] = getattr(p, name)
         rows["counts_row"] = -1 if counts_rows is None else counts_rows
@@ -90,7 +89,7 @@ class Sampler:
             if target is not None:
                 copy_into(target, source)
 
-    def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
+    def __call__(self, logits: Array, tokens: Array = None, posted: Array = None, turn: Array = None) -> Array:
         """The next token of each row; its step, and its counts, go up by one.
 
         Args:
@@ -110,26 +109,27 @@ class Sampler:
         rows, vocabulary = logits.shape
         if rows != len(self.parameters) or vocabulary > VOCABULARY_LIMIT:
             raise ValueError(f"sample: logits of shape {logits.shape} for {len(self.parameters)} rows")
-        count = blocks(vocabulary, SLICE)
-        scaled = cupy.empty((rows, count * SLICE), np.float32)
+        tuned = tuning.current()
+        count = blocks(vocabulary, tuned.sample_slice)
+        scaled = cupy.empty((rows, count * tuned.sample_slice), np.float32)
         highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
         tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
         biases = (self._bias_ids, self._bias_values)
-        args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (SLICE_THREADS,), args)
-        args = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (ROW_THREADS,), args)
+        slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
+        _slices((count, rows), (tuned.sample_slice_threads,), slices)
+        chosen = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
+        _rows((rows,), (tuned.sample_row_threads,), chosen)
         return tokens
 
 
-def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> np.ndarray:
+def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> HostArray:
     """A row of counts for a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
     counts = 2 * np.bincount(np.asarray(output, np.int64), minlength=vocabulary).astype(np.int32)
     counts[np.asarray(prompt, np.int64)] += 1
     return counts
 
 
-def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
+def logprobs_device(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
     """`rocforge.ops.sampling.logprobs` of each row, on the device.
 
     Args:
@@ -147,5 +147,5 @@ def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any
         raise ValueError(f"logprobs: count is {count} for logits of shape {logits.shape}")
     chosen = cupy.empty(rows, np.float32)
     ids, values = cupy.empty((rows, count), np.int32), cupy.empty((rows, count), np.float32)
-    _logprobs((rows,), (ROW_THREADS,), (chosen, ids, values, logits, tokens, vocabulary, count))
+    _logprobs((rows,), (tuning.current().sample_row_threads,), (chosen, ids, values, logits, tokens, vocabulary, count))
     return chosen, ids, values
