@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -95,8 +97,8 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
 
 def lattice(qtype: GGMLQuantizationType) -> np.ndarray | None:
     """The points that codes of an IQ format stand for, float32 (1, 1, points, dimensions); None for other formats."""
-    packing = getattr(quants, qtype.name, None)
+    packing: Any = getattr(quants, qtype.name, None)
     if getattr(packing, "grid_hex", None) is None:
         return None
     packing.init_grid()
-    return packing.grid.astype(np.float32)
+    return np.asarray(packing.grid, np.float32)
