@@ -20,7 +20,7 @@ _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "ji
 
 def info(device: Device = None, as_json: Json = False) -> None:
     """Show the device, the kernels and the versions."""
-    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": versions()}
+    found: dict[str, Any] = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": versions()}
     found["architectures"] = list(ARCHITECTURES)
     if as_json:
         write_json(found)
