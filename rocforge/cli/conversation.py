@@ -27,7 +27,8 @@ class Conversation:
         self, engine: Engine, tokenizer: Tokenizer, chat_template: str | None = None, system: str | None = None
     ):
         self._engine, self._tokenizer, self._template = engine, tokenizer, chat_template
-        self._system, self._turns = system, []
+        self._system = system
+        self._turns: list[dict[str, str]] = []
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -25,7 +25,7 @@ def checks(sizes: Sizes) -> list[Check]:
     decode = [(length - 1, 1) for length in sizes.contexts]
     n = sizes.prompt
     prompts = [(0, n), (n, n // 4), (70, 1), (33, 3)]
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "window": {"window": n // 3},
         "softcap": {"softcap": 20.0},
         "sinks": {"sinks": True},
@@ -89,12 +89,12 @@ def _attend(
     for name, chunks in (("decode", decode), ("prompts", prompts)):
         here, there = batches(rng, shape, chunks)
         q, k, v = (floats(rng, len(here.positions), n, head_dim) for n in (heads, kv_heads, kv_heads))
-        norms = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
+        norms: dict[str, Any] = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
         layer, layer_there = here.state_of(0), there.state_of(0)
         expected = attend(q, k, v, layer, here.rotation(frequencies), **norms)
         asarray = cupy_module().asarray
         norms = {key: asarray(norm) for key, norm in norms.items()}
-        y = attend(*map(asarray, (q, k, v)), layer_there, there.rotation(frequencies), **norms)
+        y = attend(asarray(q), asarray(k), asarray(v), layer_there, there.rotation(frequencies), **norms)
         errors[name] = Error(relative_error(y, expected), 2 * HALF)
         errors[f"keys of {name}"] = Error(relative_error(layer_there.keys, layer.keys), HALF)
         errors[f"values of {name}"] = Error(relative_error(layer_there.values, layer.values), HALF)
