@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-from rocforge.engine.scheduler import Constraint
+from rocforge.engine.request import Constraint
 from rocforge.errors import RocforgeError
 from rocforge.generate import GenerationResponse
 from rocforge.ops.sampling import SamplingParams

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.engine.scheduler import Constraint
+from rocforge.engine.request import Constraint
 from rocforge.errors import ChatTemplateError
 from rocforge.generate import GenerationResponse
 from rocforge.server.body import parse_json
