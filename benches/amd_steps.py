@@ -13,8 +13,8 @@ from amd_cards import Card
 from amd_code import Defines
 from gguf import GGMLQuantizationType
 
+from rocforge.formats.planar import cells_of, planar_row_nbytes
 from rocforge.ops.device.attention import _Shape
-from rocforge.ops.device.dequantize import cells_of, planar_row_nbytes
 from rocforge.ops.device.experts import BLOCK_ROWS, GROUPS
 from rocforge.ops.device.matvec import GATED_THREADS, RUN, THREADS, fills_units, log_lanes_of, log_lanes_then_norm
 from rocforge.ops.device.strided import blocks

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from measure import CACHES, cp, read_bandwidth
 
-from rocforge.measure import noise, seconds
+from rocforge.device.timing import noise, seconds
+from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
@@ -31,7 +32,7 @@ from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.ops.norm import rms_norm, rms_norm_quantized
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import SamplingParams
-from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
+from rocforge.quant import QuantizedArray
 
 
 def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:

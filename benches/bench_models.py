@@ -21,8 +21,8 @@ from random_gguf import SHAPES, write
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.measure import library_product_rate
 from rocforge.nn import Transformer
+from rocforge.selftest.figures import library_product_rate
 
 MODELS = [
     ("llama-3.1-8b", "Q4_K_M"),
@@ -155,7 +155,7 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
         cache_bytes = engine.cache.nbytes
         peak_bytes = bytes_taken() - before - cache_bytes
     step = benchmark.stats["median"] / TOKENS
-    unread = 0 if model.output.weight is None else model.token_embd.weight.nbytes
+    unread = 0 if model.output.weight is model.token_embd.weight else model.token_embd.weight.nbytes
     benchmark.extra_info.update(
         batch=batch,
         context=context,

@@ -16,12 +16,14 @@ from measure import cp
 
 import rocforge.ops.device.matvec as matvec
 from rocforge.device.kernels import launches_overlap
-from rocforge.measure import library_product_rate, seconds_of
+from rocforge.device.timing import seconds_of
+from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.device.gemm import gemm_fp16
 from rocforge.ops.device.operands import quantize_activations
 from rocforge.ops.device.tiles import tile_gated, tile_products
-from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
+from rocforge.quant import QuantizedArray
+from rocforge.selftest.figures import library_product_rate
 
 CACHE_NBYTES = 400 << 20
 """Copies of a weight add up to this at least: several times the last cache."""
@@ -194,9 +196,9 @@ def test_dequantize(benchmark, qtype):
 def test_pack(benchmark, qtype):
     """GGUF's blocks to planes: gigabytes a second of blocks."""
     (weight,) = random_weights(qtype, 28672, 4096, 1)
-    blocks = unpack(weight.data, 4096, weight.qtype)
+    blocks = unpack(weight.data, weight.qtype, 4096)
     figures = {"gigabytes_a_second": lambda s: blocks.nbytes / s / 1e9}
-    run_events(benchmark, lambda: pack(blocks, 4096, weight.qtype), **figures)
+    run_events(benchmark, lambda: pack(blocks, weight.qtype, 4096), **figures)
 
 
 def test_python_launch(benchmark):

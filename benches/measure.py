@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rocforge.device.libraries import import_cupy
-from rocforge.measure import noise, seconds
+from rocforge.device.timing import noise, seconds
 
 cp, _reason = import_cupy()
 if cp is None:

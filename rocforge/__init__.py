@@ -8,8 +8,9 @@
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
 from rocforge.device.streams import Stream
 from rocforge.engine.engine import Engine
+from rocforge.engine.response import GenerationResponse
 from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeError, UnsupportedModelError
-from rocforge.generate import GenerationResponse, generate, stream_generate
+from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
 from rocforge.nn.batch import Batch, Chunk

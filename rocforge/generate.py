@@ -3,132 +3,17 @@
 from __future__ import annotations
 
 import numbers
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from rocforge.engine.engine import Engine, Token
-from rocforge.engine.request import Constraint, Request
+from rocforge.engine.engine import Engine
+from rocforge.engine.response import GenerationResponse, Prompt, RequestStream
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.sampling import Logprobs, SamplingParams
-from rocforge.text.stream import TextStream
+from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
 
 MOST_TOGETHER = 256
 """Prompts of one call that share a step, at most."""
-
-
-@dataclass
-class Stats:
-    """How a request went.
-
-    Attributes:
-        prompt_tokens, generated_tokens: counts.
-        time_to_first_token: seconds from the request to its first token.
-        generation_seconds: seconds from the first token to the last.
-        peak_memory: bytes, the most that the process has had (CPU), or CuPy's pools have (GPU) when a token came.
-        device: "cpu" or "gpu:N".
-    """
-
-    prompt_tokens: int
-    device: str
-    generated_tokens: int = 0
-    time_to_first_token: float = 0.0
-    generation_seconds: float = 0.0
-    peak_memory: int = 0
-    _start: float = field(default_factory=time.perf_counter, repr=False)
-
-    @property
-    def prompt_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.time_to_first_token if self.time_to_first_token else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first."""
-        return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
-
-    def count(self, memory: int) -> None:
-        """Note that a token has come, and how many bytes are reserved."""
-        now = time.perf_counter() - self._start
-        self.generated_tokens += 1
-        if self.generated_tokens == 1:
-            self.time_to_first_token = now
-        self.generation_seconds = now - self.time_to_first_token
-        self.peak_memory = max(self.peak_memory, memory)
-
-    def __str__(self) -> str:
-        return (
-            f"prompt: {self.prompt_tokens} tokens, {self.prompt_tokens_per_second:.1f} tokens/s; "
-            f"generation: {self.generated_tokens} tokens, {self.tokens_per_second:.1f} tokens/s; "
-            f"first token after {self.time_to_first_token:.3f} s; "
-            f"peak memory {self.peak_memory / 2**20:.0f} MiB; device {self.device}"
-        )
-
-
-@dataclass(frozen=True)
-class GenerationResponse:
-    """One piece of a generation.
-
-    Attributes:
-        text: what is certain since the piece before; may be empty.
-        token: the id that gave it.
-        finish_reason: None, or on the last piece "stop" (end-of-generation token, or stop string) or "length".
-        logprobs: where asked for.
-        stats: of the generation so far.
-    """
-
-    text: str
-    token: int
-    finish_reason: str | None
-    logprobs: Logprobs | None
-    stats: Stats
-
-
-class RequestStream:
-    """A request of an engine that is kept open, with its text and its stats.
-
-    Args:
-        engine: the request is added to it; its tokens come from `engine.step()`.
-        tokenizer: of its model.
-        prompt: text (encoded with special tokens) or token ids.
-        params: how to continue it.
-        constraint: what the text must obey, or None.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        prompt: Prompt,
-        params: SamplingParams,
-        constraint: Constraint | None = None,
-    ):
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self.engine, self.text = engine, TextStream(tokenizer, params.stop, ids[-1] if ids else None)
-        self.stats = Stats(len(ids), engine.model.device)
-        self.request: Request = engine.add(ids, params, constraint)
-
-    def add(self, token: Token) -> GenerationResponse:
-        """What a token of this request gives; one that completes a stop string ends the request.
-
-        Raises:
-            Exception: what the token's error is.
-        """
-        if token.error:
-            raise token.error
-        self.stats.count(self.engine.memory_reserved)
-        reason = token.finish_reason
-        text = "" if reason == "stop" else self.text.add(token.id)
-        if self.text.stopped:
-            reason = "stop"
-            self.engine.cancel(self.request)
-        elif reason:
-            text += self.text.finish()
-            reason = "stop" if self.text.stopped else reason
-        return GenerationResponse(text, token.id, reason, token.logprobs, self.stats)
 
 
 def stream_generate(

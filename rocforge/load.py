@@ -22,7 +22,7 @@ from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import BackgroundCompilation, compile_for
 from rocforge.models import build_model
-from rocforge.nn.config import ROPE_TENSORS
+from rocforge.nn.reader import ROPE_TENSORS
 from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous

@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
-from gguf.quants import quantize as gguf_quantize
+from gguf.constants import GGMLQuantizationType
 
-from rocforge.device.arrays import get_array_module, on_device, resolve_device, to_device
-from rocforge.errors import UnsupportedModelError
+from rocforge.formats import blocks
+from rocforge.formats.blocks import as_qtype, row_nbytes
 
-
-def _dequantizable() -> dict[str, GGMLQuantizationType]:
-    from gguf.quants import _type_traits
-
-    types = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, *_type_traits]
-    return {qtype.name: qtype for qtype in sorted(set(types))}
+_Operator = TypeVar("_Operator", bound=Callable[..., Any])
+_operators: dict[str, Callable[..., Any]] = {}
 
 
-QTYPES: dict[str, GGMLQuantizationType] = _dequantizable()
-"""The block formats that can be read: name -> GGMLQuantizationType. Sizes are in gguf.GGML_QUANT_SIZES."""
+def operator(function: _Operator) -> _Operator:
+    """A decorator: what QuantizedArray does by ops, which stand above it, under the function's name.
 
-
-def as_qtype(qtype: str | int | GGMLQuantizationType) -> GGMLQuantizationType:
-    """The GGMLQuantizationType of a name such as "Q4_K" (case does not matter) or of GGUF's number for it.
-
-    Raises:
-        UnsupportedModelError: rocforge cannot read that format.
+    `rocforge.ops.quantized` has them all: matmul (`@`), dequantize_on_device and to_device.
     """
-    name = qtype.upper() if isinstance(qtype, str) else GGMLQuantizationType(qtype).name
-    if name not in QTYPES:
-        raise UnsupportedModelError(f"tensor type {name} is not supported; supported are {', '.join(QTYPES)}")
-    return QTYPES[name]
-
-
-def row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
-    """Bytes of a row of `columns` elements. Raises ValueError where the row is not a whole number of blocks."""
-    block, size = GGML_QUANT_SIZES[qtype]
-    if columns % block:
-        raise ValueError(f"a row of {columns} elements is not a whole number of {qtype.name} blocks of {block}")
-    return columns // block * size
+    _operators[function.__name__] = function
+    return function
 
 
 class QuantizedArray:
@@ -61,7 +40,7 @@ class QuantizedArray:
     Attributes:
         data, shape, qtype: as given (shape of the transpose, for a transpose).
         planar: the rows of data are planes of fields, as `to_device` makes them for a GPU's kernels, instead of
-            GGUF's blocks; see rocforge.ops.device.dequantize.
+            GGUF's blocks; see rocforge.formats.planar.
         keep_float32: keep the float32 values that the first product on the CPU makes, or the first slice of several
             matrices; set by `rf.load` where memory is ample, since unpacking costs many times the product itself.
         fp16: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
@@ -156,7 +135,7 @@ class QuantizedArray:
             TypeError: it is on a device, from where nothing is copied unasked; `rf.asnumpy` does.
             ValueError: a view without a copy was asked for.
         """
-        if get_array_module(self.data) is not np:
+        if self.device != "cpu":
             raise TypeError(f"a QuantizedArray on {self.device} is no NumPy array by itself; rf.asnumpy copies it")
         if copy is False:
             raise ValueError("a QuantizedArray is unpacked to become a NumPy array, so it takes a copy")
@@ -183,63 +162,24 @@ class QuantizedArray:
         """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to."""
         if self._float32 is not None:
             return self._float32
-        if get_array_module(self.data) is not np:
-            from rocforge.ops.device.dequantize import dequantize_device
-
-            with on_device(self.device):
-                return dequantize_device(self)
-        if not self.data.size:
-            return np.zeros(self.stored_shape, np.float32)
-        rows = np.ascontiguousarray(self.data).reshape(-1, self.data.shape[-1])
-        values = dequantize(rows, self.qtype).astype(np.float32, copy=False).reshape(self.stored_shape)
+        if self.device != "cpu":
+            return _operators["dequantize_on_device"](self)
+        values = blocks.dequantize(self.data, self.qtype, self.stored_shape[-1])
         if self.keep_float32:
             self._float32 = values = columns_contiguous(values)
         return values
 
     def __matmul__(self, other: Any) -> Any:
         """`w @ x`: w (rows, cols), x (cols,) or (..., cols, n); gives float32 (rows,) or (..., rows, n)."""
-        from rocforge.ops.arguments import module_of
-
-        module_of("@", left=self, right=other)
-        if isinstance(other, QuantizedArray):
-            other = other.dequantize()
-        self._check_product(self.shape, other.shape, self.shape[-1], other.shape[-2:][:1])
-        if other.ndim == 1:
-            return other @ self.T
-        return (other.swapaxes(-1, -2) @ self.T).swapaxes(-1, -2)
+        return _operators["matmul"](self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
         """`x @ w.T`: x (..., cols), w (rows, cols); gives float32 (..., rows). Also `x @ w`, which unpacks all of w."""
-        from rocforge.ops.arguments import module_of
-        from rocforge.ops.linear import linear
-
-        module_of("@", left=other, right=self)
-        self._check_product(other.shape, self.shape, self.shape[0], other.shape[-1:])
-        if self._transposed:
-            return linear(other, self.T)
-        return other.astype(np.float32, copy=False) @ self.dequantize()
-
-    def _check_product(self, left: tuple, right: tuple, inner: int, other: tuple) -> None:
-        if self.ndim != 2:
-            raise ValueError(f"@ needs a QuantizedArray of two axes, and its shape is {self.shape}; take a slice first")
-        if other != (inner,):
-            raise ValueError(f"shapes {left} and {right} do not fit for @")
+        return _operators["matmul"](other, self)
 
     def to_device(self, device: str) -> QuantizedArray:
         """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
-        from rocforge.ops.device.dequantize import PLANAR, pack, unpack
-
-        device, columns, data = resolve_device(device), self.stored_shape[-1], self.data
-        if device == self.device and self.planar == (device != "cpu" and self.qtype.name in PLANAR):
-            return self
-        if self.planar and device == "cpu":
-            with on_device(self.device):
-                data = unpack(data, columns, self.qtype)
-        planar, data = device != "cpu" and self.qtype.name in PLANAR, to_device(data, device)
-        if planar and not self.planar:
-            with on_device(device):
-                data = pack(data, columns, self.qtype)
-        return self.with_data(data, planar)
+        return _operators["to_device"](self, device)
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
         """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
@@ -284,11 +224,4 @@ def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> Quan
         UnsupportedModelError: that format can only be read.
     """
     qtype = as_qtype(qtype)
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    row_nbytes(array.shape[-1], qtype)
-    try:
-        packed = gguf_quantize(array.reshape(-1, array.shape[-1]), qtype)
-    except NotImplementedError:
-        raise UnsupportedModelError(f"{qtype.name} can be read but not written; quantize to Q8_0, say") from None
-    packed = packed.view(np.uint8)
-    return QuantizedArray(packed.reshape(*array.shape[:-1], packed.shape[-1]), array.shape, qtype)
+    return QuantizedArray(blocks.quantize(array, qtype), array.shape, qtype)

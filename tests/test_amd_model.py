@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from offline import code_for, needs_amd_compiler
 
 from rocforge.device.cards import AMD
-from rocforge.ops.device.dequantize import CELL, PLANAR, planar_row_nbytes
+from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
 from rocforge.ops.device.matvec import RUN, log_lanes_then_norm
 from rocforge.selftest.synthetic import tensors_of
 

@@ -22,7 +22,7 @@ from offline import SOURCES, Case, amd_compiler, code_objects, compilation, need
 
 from rocforge.device.cards import AMD
 from rocforge.device.kernels import PREFIX
-from rocforge.ops.device.dequantize import PLANAR
+from rocforge.formats.planar import PLANAR
 
 NVIDIA = {"sm_75": False, "sm_90": True}
 """The oldest generation that is supported, and the first whose launches overlap; whether every format is compiled."""

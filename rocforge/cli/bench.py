@@ -22,7 +22,7 @@ from rocforge.cli.models import ModelFile, describe
 from rocforge.cli.options import Device, Fp16Weights, Keep, Model
 from rocforge.cli.output import binary_size, count, write_json
 from rocforge.engine.engine import Engine
-from rocforge.measure import generation_seconds
+from rocforge.selftest.figures import generation_seconds
 
 
 class Form(str, enum.Enum):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rocforge.engine.engine import Engine
 from rocforge.engine.request import Status
-from rocforge.generate import GenerationResponse, RequestStream
+from rocforge.engine.response import GenerationResponse, RequestStream
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 

@@ -80,7 +80,7 @@ class CacheSizes:
         free = available_memory(self.device)
         room, most = free - margin(free), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
-        if tokens < min(BLOCK_SIZE, most):
+        if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
             raise DeviceError(
                 f"a cache of {BLOCK_SIZE} tokens takes {least}, and {self.device} has {amount(free)} free"

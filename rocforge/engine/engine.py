@@ -28,7 +28,6 @@ from rocforge.engine.step import Decoder, PendingStep
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.module import Module
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -248,17 +247,15 @@ class Engine:
             self.scheduler.preempt(request)
 
     def _can_decode(self, chunks: list[ScheduledChunk]) -> bool:
-        """Whether a step is the Decoder's: a token for each request, none sampled on the host or watched."""
-        return not Module.captures and all(
-            chunk.count == 1 and chunk.needs_logits and chunk.request.constraint is None for chunk in chunks
-        )
+        """Whether a step is the Decoder's: a token for each request, none sampled on the host."""
+        return all(chunk.count == 1 and chunk.needs_logits and chunk.request.constraint is None for chunk in chunks)
 
     def _decode(self, pending: PendingStep) -> list[SampledToken]:
         """What a pending step gives, once the step after it is queued as well, if its requests are known already.
 
         A request that ended since the step was queued is left out.
         """
-        if self._decoder and not Module.captures and self.scheduler.repeats(pending.requests, self.limit):
+        if self._decoder and self.scheduler.repeats(pending.requests, self.limit):
             self._pending = self._decoder.launch(pending.requests)
         sampled = zip(pending.requests, pending.tokens(), strict=True)
         return [token for request, token in sampled if request.status is Status.RUNNING]

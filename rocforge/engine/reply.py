@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from rocforge.engine.request import Constraint
+from rocforge.engine.response import GenerationResponse
 from rocforge.errors import RocforgeError
-from rocforge.generate import GenerationResponse
 from rocforge.ops.sampling import SamplingParams
 
 

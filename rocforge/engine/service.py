@@ -24,7 +24,7 @@ from rocforge.engine.reply import (
     StepError,
 )
 from rocforge.engine.request import Constraint, Request, Status
-from rocforge.generate import GenerationResponse, RequestStream
+from rocforge.engine.response import GenerationResponse, RequestStream
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 

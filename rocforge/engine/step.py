@@ -26,6 +26,7 @@ from rocforge.engine.sampler import SampledToken, device_sampler, logprob_arrays
 from rocforge.engine.state import NONE
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
+from rocforge.nn.observe import observations_recorded, replay
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.device.strided import blocks
@@ -215,7 +216,7 @@ class _Plan:
         self._host_tokens, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._warm, self._graph, self.logits = False, None, None
-        self._attempts = ATTEMPTS
+        self._attempts, self._observed, self._fused = ATTEMPTS, [], model.fused
 
     @property
     def host_tokens(self) -> np.ndarray:
@@ -248,16 +249,23 @@ class _Plan:
         return np.maximum(tables, 0)
 
     def run(self, graphs: bool) -> None:
-        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured."""
+        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured.
+
+        So is the first, and the second, after a module of the model has been replaced, observed or adapted.
+        """
+        if self._fused is not self._model.fused:
+            self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS
         with cupy_module().cuda.using_allocator(self._recorder.pool.malloc):
             if graphs and self._warm and self._attempts and self._graph is None:
-                self._graph = self._recorder.capture(self._step)
+                with observations_recorded() as self._observed:
+                    self._graph = self._recorder.capture(self._step)
                 self._attempts -= 1
             if self._graph is None:
                 self.logits, self._warm = self._step(), True
         if self._graph is not None:
             graph, self.logits = self._graph
             graph.launch()
+            replay(self._observed)
         self._steps += 1
 
     def _step(self) -> Any:

@@ -12,31 +12,12 @@ from typing import Any
 import numpy as np
 
 from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.formats import byteorder
+from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.gguf.header import Header, TensorInfo, read_header
+from rocforge.quant import QuantizedArray
 
 _DTYPES = {"F32": "f4", "F16": "f2", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
-
-# (offset, width) of the fields of a block that follow the file's byte order: ggml's structs, where d, dmin and m are
-# float16, Q5's qh is one uint32 and IQ4_XS's scales_h one uint16. The rest of each block is single bytes.
-_BLOCK_FIELDS: dict[str, tuple[tuple[int, int], ...]] = {
-    "BF16": ((0, 2),),
-    "Q4_0": ((0, 2),),
-    "Q4_1": ((0, 2), (2, 2)),
-    "Q5_0": ((0, 2), (2, 4)),
-    "Q5_1": ((0, 2), (2, 2), (4, 4)),
-    "Q8_0": ((0, 2),),
-    "Q2_K": ((80, 2), (82, 2)),
-    "Q3_K": ((108, 2),),
-    "Q4_K": ((0, 2), (2, 2)),
-    "Q5_K": ((0, 2), (2, 2)),
-    "Q6_K": ((208, 2),),
-    "IQ4_NL": ((0, 2),),
-    "IQ4_XS": ((0, 2), (2, 2)),
-    "TQ1_0": ((52, 2),),
-    "TQ2_0": ((64, 2),),
-    "MXFP4": (),
-    "NVFP4": (),
-}
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _REPR_ROWS = 20
@@ -184,37 +165,30 @@ def _in_order(headers: list[Header]) -> list[Header]:
 
 def _read_tensor(info: TensorInfo, buffer: mmap) -> Any:
     """The array of one tensor: a view of `buffer`, or a copy in native byte order of a big-endian file."""
-    from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
-
     name = getattr(info.qtype, "name", None)
-    swapped = info.byteorder == "big"
+    is_big = info.byteorder == "big"
     if name in _DTYPES:
         count = info.nbytes // np.dtype(_DTYPES[name]).itemsize
-        dtype = np.dtype((">" if swapped else "<") + _DTYPES[name])
+        dtype = np.dtype((">" if is_big else "<") + _DTYPES[name])
         array = np.frombuffer(buffer, dtype, count, info.offset).reshape(info.shape)
-        return _read_only(array.astype(dtype.newbyteorder("="))) if swapped else array
+        return _read_only(array.astype(dtype.newbyteorder("="))) if is_big else array
     if name not in QTYPES:
         problem = f"has type {name or info.qtype}, which is not supported; supported are"
         raise UnsupportedModelError(f"tensor {info.name!r} {problem} {', '.join([*_DTYPES, *QTYPES])}")
     shape = info.shape or (1,)
     data = np.frombuffer(buffer, np.uint8, info.nbytes, info.offset)
-    if swapped:
-        data = _read_only(_swap_fields(data, info))
+    if is_big:
+        data = _read_only(_swapped(data, info))
     return QuantizedArray(data.reshape(*shape[:-1], row_nbytes(shape[-1], info.qtype)), shape, info.qtype)
 
 
-def _swap_fields(data: np.ndarray, info: TensorInfo) -> np.ndarray:
-    """A copy of packed blocks with each multi-byte field reversed."""
-    from gguf import GGML_QUANT_SIZES
-
+def _swapped(data: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """Packed blocks in native byte order, as a copy."""
     name = info.qtype.name
-    if name not in _BLOCK_FIELDS:
-        problem = f"big-endian {name} is not supported; supported are {', '.join([*_DTYPES, *_BLOCK_FIELDS])}"
+    if name not in byteorder.FIELDS:
+        problem = f"big-endian {name} is not supported; supported are {', '.join([*_DTYPES, *byteorder.FIELDS])}"
         raise UnsupportedModelError(f"tensor {info.name!r}: {problem}")
-    blocks = data.reshape(-1, GGML_QUANT_SIZES[info.qtype][1]).copy()
-    for offset, width in _BLOCK_FIELDS[name]:
-        blocks[:, offset : offset + width] = blocks[:, offset : offset + width][:, ::-1].copy()
-    return blocks.reshape(-1)
+    return byteorder.swapped(data, info.qtype)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

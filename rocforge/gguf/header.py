@@ -15,14 +15,12 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from rocforge.errors import GGUFError
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
 
 MAX_NAME = 65535  # bytes of a metadata key or tensor name
 MAX_STRING = 1 << 26  # bytes of a metadata string
@@ -293,8 +291,6 @@ def _read_tensor_table(cursor: _Cursor, count: int) -> list[_TensorEntry]:
 
 def _type_and_size(cursor: _Cursor, field: str, dims_at: int, shape: tuple[int, ...], code: int):
     """The tensor's type and its size in bytes; (code, None) for a type that the gguf package does not know."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # costs 50 ms: only when a file is opened
-
     # Zeros are left out of the product: NumPy multiplies the other dimensions even of an empty array.
     items = math.prod(n for n in shape if n)
     if items >= 1 << 60:

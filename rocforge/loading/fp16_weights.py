@@ -52,8 +52,7 @@ def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
-    """What the model multiplies with: the embedding only where it is the output's weight too."""
+    """What the model multiplies with: not the embedding, unless it is the output's weight too, of whose name it is."""
     for path, weight in model.named_parameters():
-        used = path != "token_embd.weight" or model.output.weight is None
-        if used and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+        if path != "token_embd.weight" and isinstance(weight, QuantizedArray) and weight.ndim == 2:
             yield weight

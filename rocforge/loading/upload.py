@@ -19,7 +19,8 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.cards import card_of
 from rocforge.device.streams import on_this_device
-from rocforge.ops.device.dequantize import PLANAR, pack, planar_row_nbytes
+from rocforge.formats.planar import PLANAR, planar_row_nbytes
+from rocforge.ops.device.dequantize import pack
 from rocforge.ops.device.strided import blocks
 from rocforge.quant import QuantizedArray
 
@@ -102,7 +103,7 @@ class Uploader:
             return weight.with_data(room.reshape(data.shape)) if packed else room.view(data.dtype).reshape(data.shape)
         columns, rows = weight.shape[-1], data.reshape(-1, data.shape[-1])
         planar = room.reshape(len(rows), -1)
-        self._send(rows, planar, lambda blocks, target: pack(blocks, columns, weight.qtype, out=target))
+        self._send(rows, planar, lambda blocks, target: pack(blocks, weight.qtype, columns, out=target))
         return weight.with_data(planar.reshape(*data.shape[:-1], -1), planar=True)
 
     def _send(self, source: np.ndarray, target: Any, convert: Callable[[Any, Any], Any] | None = None) -> None:

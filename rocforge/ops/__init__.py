@@ -1,1 +1,6 @@
-"""Operations on ordinary arrays: NumPy arrays run the NumPy code, CuPy arrays the kernels."""
+"""Operations on ordinary arrays: NumPy arrays run the NumPy code, CuPy arrays the kernels.
+
+Importing the package gives QuantizedArray its operators.
+"""
+
+from rocforge.ops import quantized as quantized

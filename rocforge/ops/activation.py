@@ -20,7 +20,14 @@ ALPHA, LIMIT = 1.702, 7.0
 
 _KERNELS = {
     name: Kernel("activation.hip", name, f"float32* float32* {more} uint64")
-    for name, more in {"silu": "", "gelu": "", "softcap": "float32", "scale": "float32", "add": "float32*"}.items()
+    for name, more in {
+        "silu": "",
+        "gelu": "",
+        "softcap": "float32",
+        "scale": "float32",
+        "add": "float32*",
+        "sigmoid_gate": "float32*",
+    }.items()
 }
 _GATED = {
     name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
@@ -145,6 +152,13 @@ def add(x: Any, y: Any, out: Any = None) -> Any:
         return _elementwise_device("add", x, y, out=out)
     module_of("add", **{name: a for name, a in (("x", x), ("y", y), ("out", out)) if hasattr(a, "shape")})
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
+
+
+def sigmoid_gate(x: Any, gate: Any) -> Any:
+    """`x * sigmoid(gate)` in float32; both of one shape."""
+    if _module_of_pair("sigmoid_gate", gate, x) is not np:
+        return _elementwise_device("sigmoid_gate", x, float32(gate))
+    return x * _sigmoid(gate.astype(np.float32, copy=False))
 
 
 def add_to_rows(y: Any, bias: Any, residual: Any) -> None:

@@ -151,3 +151,44 @@ def experts(
 
 def _linear_of(index: int, x: np.ndarray, matrices: Matrices) -> np.ndarray:
     return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])
+
+
+def expert_linear(x: Any, ids: Any, matrices: Matrices) -> Any:
+    """`linear` of each token-expert pair with its expert's matrix.
+
+    Args:
+        x: float32, shape (tokens, columns), or a row a pair: (tokens * used, columns).
+        ids: the experts, shape (tokens, used).
+        matrices: Matrices, or what else has a weight (experts, rows, columns) and a bias.
+
+    Returns:
+        float32, shape (tokens * used, rows).
+    """
+    if get_array_module(ids) is not np:
+        from rocforge.ops.device.experts import expert_linear_device
+
+        return expert_linear_device(x, ids, matrices)
+    pairs = ids.reshape(-1)
+    x = x if len(x) == len(pairs) else np.repeat(x, ids.shape[1], axis=0)
+    out = np.empty((len(pairs), matrices.weight.shape[1]), np.float32)
+    for index in np.unique(pairs):
+        rows = np.nonzero(pairs == index)[0]
+        out[rows] = _linear_of(index, x[rows], matrices)
+    return out
+
+
+def combine_experts(y: Any, weights: Any) -> Any:
+    """The sum of what a token's experts give, each times its weight.
+
+    Args:
+        y: float32, a row a token-expert pair, shape (tokens * used, dim).
+        weights: float32, shape (tokens, used).
+
+    Returns:
+        float32, shape (tokens, dim).
+    """
+    if get_array_module(y) is not np:
+        from rocforge.ops.device.experts import combine_experts_device
+
+        return combine_experts_device(y, weights)
+    return np.einsum("tud,tu->td", y.reshape(*weights.shape, -1), weights)

@@ -71,6 +71,10 @@ class RopeFrequencies:
         )
 
 
+NO_ROPE = RopeFrequencies(np.empty(0))
+"""Rotates nothing: of layers without positions."""
+
+
 def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, Any]:
     """Angles are reduced in float64, since float32 is short of digits at positions in the thousands."""
     cupy = cupy_module()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 
 import numpy as np
 
 from rocforge.device.arrays import available_memory, cupy_module, device_info
+from rocforge.device.timing import noise, seconds, seconds_of
 from rocforge.engine.engine import Engine
 from rocforge.load import load_model
-from rocforge.measure import generation_seconds, library_product_rate, noise, seconds
+from rocforge.ops.device.gemm import gemm_fp16
 from rocforge.ops.linear import linear
+from rocforge.ops.sampling import SamplingParams
 from rocforge.selftest.check import Check, Figure, Outcome, Sizes
 from rocforge.selftest.limits import Limits, limits_of
 from rocforge.selftest.synthetic import SHAPES, RandomModel
@@ -76,3 +79,22 @@ def _median_seconds(engine: Engine, rng: np.random.Generator, prompt: int, gener
     times = [generation_seconds(engine, rng, prompt, generated) for _ in range(ROUNDS + 2)]
     cupy_module().cuda.Device().synchronize()
     return statistics.median(times[2:])
+
+
+def library_product_rate(size: int = 8192) -> float:
+    """Float16 operations a second of the BLAS library's own product of matrices of that size, which no graph holds."""
+    a, w = (noise((size, size), np.float16) for _ in range(2))
+    return 2 * size**3 / statistics.median(seconds_of(lambda: gemm_fp16(a, w)))
+
+
+def generation_seconds(engine: Engine, rng: np.random.Generator, prompt: int, generated: int) -> float:
+    """Seconds from a random prompt of that many tokens to the last of the generated ones.
+
+    The prompt is a new one each time: what the cache has seen would not be computed again.
+    """
+    tokens = rng.integers(0, engine.model.config.vocabulary, prompt).tolist()
+    start = time.perf_counter()
+    engine.add(tokens, SamplingParams(max_tokens=generated, temperature=0, ignore_eos=True))
+    while engine.busy:
+        engine.step()
+    return time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rocforge.quant import QTYPES
+from rocforge.formats.blocks import QTYPES
 from rocforge.selftest.check import Sizes
 
 FULL = Sizes(

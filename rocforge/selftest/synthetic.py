@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as T
 
+from rocforge.formats.blocks import block_elements, block_nbytes
 from rocforge.quant import QuantizedArray
 
 POOL_BLOCKS = 1 << 16
@@ -60,7 +60,7 @@ def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
     if qtype in (T.F16, T.F32):
         values = rng.normal(0, 0.02, (POOL_BLOCKS, 1)).astype(np.float16 if qtype is T.F16 else np.float32)
         return values.view(np.uint8)
-    blocks = rng.integers(0, 256, (POOL_BLOCKS, GGML_QUANT_SIZES[qtype][1]), np.uint8)
+    blocks = rng.integers(0, 256, (POOL_BLOCKS, block_nbytes(qtype)), np.uint8)
 
     def scales(at: int, size: float) -> None:
         values = size * rng.uniform(0.7, 1.3, (POOL_BLOCKS, 1))
@@ -120,9 +120,9 @@ def random_tensors(shape: Shape, recipe: str) -> Iterator[tuple[str, Any]]:
 
 def random_matrix(qtype: T, size: tuple[int, ...], rng: np.random.Generator) -> QuantizedArray:
     """A matrix of that type and size."""
-    elements, nbytes = GGML_QUANT_SIZES[qtype]
     rows, columns = size
-    blocks = np.resize(random_blocks(qtype, rng), (rows * columns // elements, nbytes))
+    count = rows * columns // block_elements(qtype)
+    blocks = np.resize(random_blocks(qtype, rng), (count, block_nbytes(qtype)))
     return QuantizedArray(blocks.reshape(rows, -1), size, qtype)
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
-from rocforge.ops.device.dequantize import cells_of
+from rocforge.formats.blocks import QTYPES, block_elements, row_nbytes
+from rocforge.formats.planar import cells_of
+from rocforge.formats.random_blocks import random_blocks
 from rocforge.ops.device.operands import Activations
-from rocforge.quant import QTYPES, QuantizedArray, row_nbytes
-
-# where a block's float16 scales lie; the scales of the rest are bytes of their own kind
-_SCALES = {
-    **{name: (0,) for name in ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S")},
-    **{name: (0,) for name in ("IQ3_XXS", "IQ3_S", "IQ1_S")},
-    **{name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")},
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
-}
+from rocforge.quant import QuantizedArray
 
 
 def random_bytes(rng: np.random.Generator, qtype: str, shape: tuple[int, ...]) -> QuantizedArray:
@@ -27,25 +21,9 @@ def random_bytes(rng: np.random.Generator, qtype: str, shape: tuple[int, ...]) -
 
 
 def random_weight(rng: np.random.Generator, qtype: str, shape: tuple[int, ...]) -> QuantizedArray:
-    """Blocks of random bytes with scales of some hundredths."""
-    if qtype in ("F32", "F16", "BF16"):
-        values = rng.standard_normal(shape).astype(np.float32)
-        data = {"F32": values, "F16": values.astype(np.float16), "BF16": values.view(np.uint16)[..., 1::2]}[qtype]
-        return QuantizedArray(np.ascontiguousarray(data).view(np.uint8), shape, qtype)
-    weight = random_bytes(rng, qtype, shape)
-    blocks = weight.data.reshape(-1, GGML_QUANT_SIZES[QTYPES[qtype]][1])
-    for at in _SCALES.get(qtype, ()):
-        scales = rng.uniform(0.01, 0.03, (len(blocks), 1)).astype(np.float16)
-        blocks[:, at : at + 2] = scales.view(np.uint8)
-    if qtype == "MXFP4":
-        blocks[:, 0] = rng.integers(120, 125, len(blocks))
-    if qtype == "NVFP4":
-        blocks[:, :4] = rng.integers(16, 48, (len(blocks), 4))
-    if qtype == "IQ1_M":  # the float16 is spread over the high nibbles of four words
-        bits = rng.uniform(0.01, 0.03, len(blocks)).astype(np.float16).view(np.uint16)
-        for i in range(4):
-            blocks[:, 49 + 2 * i] = (blocks[:, 49 + 2 * i] & 15) | ((bits >> 4 * i & 15) << 4).astype(np.uint8)
-    return weight
+    """Blocks of random codes with scales of some hundredths."""
+    count = math.prod(shape) // block_elements(QTYPES[qtype])
+    return QuantizedArray(random_blocks(rng, QTYPES[qtype], count).reshape(*shape[:-1], -1), shape, qtype)
 
 
 def values_of(activations: Activations) -> np.ndarray:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.engine.request import Constraint
+from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
-from rocforge.generate import GenerationResponse
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator

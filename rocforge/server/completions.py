@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.generate import GenerationResponse
+from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged

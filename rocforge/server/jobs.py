@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rocforge.engine.reply import Progress, Reply
-from rocforge.generate import GenerationResponse
+from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, as_api_error
 
 PING_SECONDS = 15.0

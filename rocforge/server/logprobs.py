@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rocforge.generate import GenerationResponse
+from rocforge.engine.response import GenerationResponse
 from rocforge.text.tokenizer import Tokenizer
 
 

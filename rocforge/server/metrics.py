@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 
 from rocforge.engine.reply import Progress, Reply
+from rocforge.engine.response import GenerationResponse
 from rocforge.engine.service import Service
-from rocforge.generate import GenerationResponse
 
 _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2, 5))
 

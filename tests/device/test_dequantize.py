@@ -6,14 +6,14 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from weights import sizes
 
-import rocforge.quant as quant
 from rocforge.device.arrays import asnumpy, to_device
-from rocforge.ops.device.dequantize import PLANAR, dequantize_device, planar_row_nbytes
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import PLANAR
+from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.embedding import embedding
 from rocforge.selftest.weights import random_bytes, random_weight
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # blocks of random bytes hold infinities
-QTYPES = list(quant.QTYPES)
 
 
 def same(a, b):
@@ -24,7 +24,7 @@ def same(a, b):
 @pytest.mark.parametrize("qtype", QTYPES)
 def test_blocks_come_back(rng, qtype):
     """Any bits, packed in planes on the device and copied back, are GGUF's blocks again; odd shapes too."""
-    for columns in sizes(qtype) if GGML_QUANT_SIZES[quant.QTYPES[qtype]][0] != 64 else (512, 576, 64):
+    for columns in sizes(qtype) if GGML_QUANT_SIZES[QTYPES[qtype]][0] != 64 else (512, 576, 64):
         weight = random_bytes(rng, qtype, (3, 5, columns))
         there = weight.to_device("gpu")
         assert there.planar == (qtype in PLANAR)
@@ -100,11 +100,3 @@ def test_on_another_device_than_the_current_one(rng):
     """It is unpacked where it is."""
     weight = random_weight(rng, "Q4_K", (4, 256))
     assert same(asnumpy(weight.to_device("gpu:1")), weight.dequantize())
-
-
-def test_planar_rows_keep_the_size():
-    """A planar row of whole super-blocks is as long as GGUF's, but for Q3_K, whose 110 bytes become 112."""
-    for name in PLANAR:
-        qtype = quant.QTYPES[name]
-        expected = 16 * 112 if name == "Q3_K" else quant.row_nbytes(4096, qtype)
-        assert planar_row_nbytes(4096, qtype) == expected

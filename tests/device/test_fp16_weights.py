@@ -23,7 +23,7 @@ def file(path):
 
 def kept(model):
     weights = dict(model.named_parameters())
-    return {path for path, weight in weights.items() if getattr(weight, "fp16_weights", None) is not None}
+    return {path for path, weight in weights.items() if getattr(weight, "fp16", None) is not None}
 
 
 def test_logits_stay(file, rng):

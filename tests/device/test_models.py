@@ -168,12 +168,12 @@ def test_logits_with_fp16_weights(tmp_path, rng, variant):
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="11 million parameters take an emulator too long")
 @pytest.mark.parametrize("fp16_weights", [False, True])
-def test_demo_logits(rng, fp16):
+def test_demo_logits(rng, fp16_weights):
     """A trained model: of few tokens its activations are rounded to int8, or not at all where it is in float16."""
     with rf.open_gguf(DEMO) as file:
-        weights = InFp16(file) if fp16 else file
+        weights = InFp16(file) if fp16_weights else file
         models = [load_model(weights, device) for device in ("cpu", "gpu")]
-    check_logits(models, rng, few=1e-3 if fp16 else 3e-2, many=2e-3)
+    check_logits(models, rng, few=1e-3 if fp16_weights else 3e-2, many=2e-3)
 
 
 def check_logits(models, rng, few, many):

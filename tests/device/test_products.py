@@ -8,15 +8,17 @@ import pytest
 from weights import card_without_matrix_unit, sizes
 
 from rocforge.device.cards import card_of
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import PLANAR
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device import operands
-from rocforge.ops.device.dequantize import PLANAR, dequantize_device
+from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.device.matvec import fills_device, product_then_norm
 from rocforge.ops.device.operands import format_of, quantize_activations
 from rocforge.ops.device.products import launches
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm
-from rocforge.quant import QTYPES, QuantizedArray
+from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
 FLOATS = ["F32", "F16", "BF16"]

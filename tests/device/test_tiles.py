@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from weights import sizes
 
-from rocforge.ops.device.dequantize import PLANAR
+from rocforge.formats.planar import PLANAR
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.operands import MOST_COLUMNS, columns_for, quantize_activations
 from rocforge.ops.device.tiles import tile_gated, tile_products

@@ -5,7 +5,7 @@ import dataclasses
 from gguf.constants import GGML_QUANT_SIZES
 
 from rocforge.device.cards import card_of
-from rocforge.quant import QTYPES
+from rocforge.formats.blocks import QTYPES
 
 
 def sizes(qtype):

@@ -14,7 +14,7 @@ from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.errors import UnsupportedModelError
-from rocforge.ops.device.dequantize import CELL
+from rocforge.formats.planar import CELL
 from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
 from rocforge.ops.device.strided import aligned, blocks, float32, rows_of
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
@@ -28,10 +28,7 @@ COUNTERS = 1 << 16
 
 
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
-
-    cos and sin are None where nothing is rotated.
-    """
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
 
     k: Any
     v: Any
@@ -42,11 +39,6 @@ class Fresh(NamedTuple):
     k_norm: Any
     eps: float
     neox: bool
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of a head's elements are rotated."""
-        return 0 if self.cos is None else self.cos.shape[1]
 
 
 def attend(q: Any, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Any, then: Any) -> Any:
@@ -166,7 +158,7 @@ def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
         return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
-    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.pairs, int(fresh.neox))
+    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
 
 
 class _Shape(NamedTuple):
@@ -230,7 +222,7 @@ def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
-    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.pairs)
+    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
     grid = (blocks(rows * card_of(keys.device.id).wave, ROPE_THREADS),)
     _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
@@ -239,6 +231,6 @@ def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32*? float32*?"
+    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
     return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)

@@ -1,9 +1,4 @@
-"""Packed weights on a device: into planar rows and back, and their values as floats.
-
-A row that the kernels read fast is cut into planes, one for each field of a block, so that consecutive lanes load
-consecutive 16-byte words; docs/kernels.md shows the layout. It holds the same bits as GGUF's blocks, in another order.
-The formats that are rare stay in GGUF's blocks.
-"""
+"""Packed weights on a device: into planar rows and back, and their values as floats."""
 
 from __future__ import annotations
 
@@ -11,74 +6,42 @@ import functools
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 
-from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.formats.blocks import block_elements, lattice, row_nbytes
+from rocforge.formats.planar import cells_of, planar_row_nbytes
 from rocforge.ops.device.strided import blocks
-from rocforge.quant import QuantizedArray, row_nbytes
-
-CELL = 128
-"""Elements of a row that lie at one index of all planes."""
-
-PLANAR: dict[str, tuple[int, int, int]] = {
-    "Q4_0": (4, 8, 0),
-    "Q4_1": (4, 16, 0),
-    "Q5_0": (5, 8, 0),
-    "Q5_1": (5, 16, 0),
-    "Q8_0": (8, 8, 0),
-    "Q2_K": (2, 8, 4),
-    "Q3_K": (3, 8, 0),
-    "Q4_K": (4, 8, 0),
-    "Q5_K": (5, 8, 0),
-    "Q6_K": (6, 8, 2),
-    "IQ4_NL": (4, 8, 0),
-    "IQ4_XS": (4, 4, 0),
-    "MXFP4": (4, 4, 0),
-}
-"""The formats kept in planes on a device: planes of 16 bytes a cell, bytes of scales a cell, and those of two cells."""
+from rocforge.quant import QuantizedArray
 
 _FLOATS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
 
-def cells_of(columns: int) -> int:
-    """Cells of a row of that many elements, the last one perhaps in part."""
-    return blocks(columns, CELL)
-
-
-def planar_row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
-    """Bytes of a planar row; a format's own bytes where the row is whole cells and its planes are whole 16 bytes."""
-    planes, tail, pair = PLANAR[qtype.name]
-    cells = cells_of(columns)
-    return 16 * planes * cells + _round16(tail * cells) + _round16(pair * cells // 2)
-
-
-def _round16(n: int) -> int:
-    return blocks(n, 16) * 16
-
-
-def pack(blocks: Any, columns: int, qtype: GGMLQuantizationType, out: Any = None) -> Any:
+def pack(data: Any, qtype: GGMLQuantizationType, columns: int, out: Any = None) -> Any:
     """GGUF's blocks (..., row_nbytes), a CuPy array, as planar rows (..., planar_row_nbytes).
 
     They are written to `out`, zeros of that shape, or to a new array.
     """
     cupy = cupy_module()
-    shape = (*blocks.shape[:-1], planar_row_nbytes(columns, qtype))
+    shape = (*data.shape[:-1], planar_row_nbytes(columns, qtype))
     planar = cupy.zeros(shape, np.uint8) if out is None else out
     rows = planar.size // planar.shape[-1]
     kernel = _repack_kernel("pack", qtype.name)
-    kernel(_grid(rows * cells_of(columns)), (256,), (cupy.ascontiguousarray(blocks), planar, rows, columns))
+    kernel(_grid(rows * cells_of(columns)), (256,), (cupy.ascontiguousarray(data), planar, rows, columns))
     return planar
 
 
-def unpack(planar: Any, columns: int, qtype: GGMLQuantizationType) -> Any:
+def unpack(planar: Any, qtype: GGMLQuantizationType, columns: int) -> Any:
     """Planar rows, a CuPy array, as GGUF's blocks again, a new one."""
     cupy = cupy_module()
-    blocks = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
-    rows, elements = blocks.size // blocks.shape[-1], GGML_QUANT_SIZES[qtype][0]
+    data = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
+    rows = data.size // data.shape[-1]
     kernel = _repack_kernel("unpack", qtype.name)
-    kernel(_grid(rows * (columns // elements)), (256,), (cupy.ascontiguousarray(planar), blocks, rows, columns))
-    return blocks
+    kernel(
+        _grid(rows * (columns // block_elements(qtype))), (256,), (cupy.ascontiguousarray(planar), data, rows, columns)
+    )
+    return data
 
 
 def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any = None, out: Any = None) -> Any:
@@ -106,8 +69,8 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
         kernel(_grid(rows * columns // 8), (256,), (data, ids, out, rows, columns))
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
-        grid = _device_grid(weight.qtype.name, data.data.device_id)
-        kernel((rows, blocks(columns, 256)), (256,), (data, ids, grid, out, columns))
+        points = _device_lattice(weight.qtype, data.data.device_id)
+        kernel((rows, blocks(columns, 256)), (256,), (data, ids, points, out, columns))
     return out
 
 
@@ -147,16 +110,13 @@ def _block_kernel(dtype: str, qtype: str) -> Kernel:
 
 
 @functools.cache
-def _device_grid(qtype: str, device: int) -> Any:
-    """The lattice points of an IQ format, as the gguf package has them, on a device; None where there are none."""
-    import gguf.quants
-
-    traits = getattr(gguf.quants, qtype, None)
-    if getattr(traits, "grid_hex", None) is None:
+def _device_lattice(qtype: GGMLQuantizationType, device: int) -> Any:
+    """The lattice of an IQ format, on a device; None of other formats."""
+    points = lattice(qtype)
+    if points is None:
         return None
-    traits.init_grid()
     cupy = cupy_module()
     with cupy.cuda.Device(device):
-        grid = cupy.asarray(traits.grid.astype(np.float32))
+        there = cupy.asarray(points)
         cupy.cuda.get_current_stream().synchronize()  # it is kept, and may be used on another stream
-    return grid
+    return there

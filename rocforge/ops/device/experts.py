@@ -15,7 +15,8 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of
+from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.gemm import to_fp16
 from rocforge.ops.device.matvec import GATES
@@ -27,6 +28,9 @@ THREADS, BLOCK_ROWS, GROUPS = 256, 32, MAX_USED
 """As in experts.hip: threads of a block, rows of a gated product that it computes, products that down's does."""
 TILE_THREADS, TILE_ROWS, TILE_PLACES = 128, 128, 64
 """As in experts_prefill.hip; a gated product's tile has half of the rows, of both matrices."""
+
+MOST_PAIRS = 1 << 15
+"""Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
 _BIASES = "float32*? float32*?"
 _SIGNATURES = {
@@ -128,6 +132,46 @@ def _few_down(out: Any, hidden: Any, ids: Any, weights: Any, down: Matrices, res
     for part in parts([down], ids.reshape(-1)):
         launch(y[part.span], hidden[part.span], None, 1, None, part)
     _combine_places(out, y, None, weights, residual)
+
+
+def expert_linear_device(x: Any, ids: Any, matrices: Matrices) -> Any:
+    """What `rocforge.ops.moe.expert_linear` gives, of arrays on a device."""
+    cupy, rows = cupy_module(), matrices.weight.shape[1]
+    ids, x, kind = cupy.ascontiguousarray(ids, dtype=np.int32), float32(x), kind_of(matrices)
+    if len(x) != ids.size:
+        x = rows_by_id(x, _token_of_pair(ids.shape[1], 1 << (ids.size - 1).bit_length(), x.device.id)[: ids.size])
+    out, pairs = cupy.empty((ids.size, rows), np.float32), ids.reshape(-1)
+    for start in range(0, ids.size, MOST_PAIRS):
+        span = slice(start, start + MOST_PAIRS)
+        hidden = quantize_activations(x[span]).data if is_packed(kind) else x[span]
+        _product_of_pairs(out[span], hidden, pairs[span], matrices)
+    return out
+
+
+def _product_of_pairs(out: Any, hidden: Any, ids: Any, matrices: Matrices) -> None:
+    (_, rows, columns), whole = matrices.weight.shape, kind_of(matrices) is not None
+    for part in parts([matrices], None if whole else ids):
+        y, x = (out, hidden) if whole else (out[part.span], hidden[part.span])
+        args = (x, _cells(part.kind, columns), ids if whole else None, None, 1, *part.data, *part.biases, None, y, rows)
+        _kernel("experts_down", part.kind)((blocks(rows, GROUPS), len(y)), (THREADS,), args)
+
+
+@functools.cache
+def _token_of_pair(used: int, pairs: int, device: int) -> Any:
+    """int32 (pairs,): the token of each token-expert pair. It is kept, since graphs of steps read it."""
+    cupy = cupy_module()
+    with cupy.cuda.Device(device):
+        tokens = cupy.asarray(np.arange(pairs, dtype=np.int32) // used)
+        cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
+    return tokens
+
+
+def combine_experts_device(y: Any, weights: Any) -> Any:
+    """What `rocforge.ops.moe.combine_experts` gives, of arrays on a device."""
+    out = cupy_module().empty((len(weights), y.shape[1]), np.float32)
+    if out.size:
+        _combine_places(out, y, None, float32(weights), None)
+    return out
 
 
 def _combine_places(out: Any, y: Any, rank: Any, weights: Any, residual: Any) -> None:

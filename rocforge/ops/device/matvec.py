@@ -14,7 +14,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import CELL, cells_of
+from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import Activations, Norm, format_of, is_packed, nbytes_of_row, quantize_activations
 from rocforge.ops.device.strided import blocks
 from rocforge.quant import QuantizedArray

@@ -11,7 +11,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
-from rocforge.ops.device.dequantize import cells_of
+from rocforge.formats.planar import cells_of
 from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, laid_out, rows_in_order
 from rocforge.ops.device.operands import Activations, format_of
 from rocforge.ops.device.strided import blocks

@@ -1,18 +1,14 @@
-"""Measuring a device, and a model on it: seconds by events and by the clock, and the numbers to do it with."""
+"""Measuring a device: seconds by events, and arrays to work on."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
-from rocforge.engine.engine import Engine
-from rocforge.ops.device.gemm import gemm_fp16
-from rocforge.ops.sampling import SamplingParams
+from rocforge.device.libraries import cupy_module
 
 
 def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
@@ -44,12 +40,6 @@ def seconds_of(run: Callable[[], Any], runs: int = 15) -> list[float]:
     return times[2:]
 
 
-def library_product_rate(size: int = 8192) -> float:
-    """Float16 operations a second of the BLAS library's own product of matrices of that size, which no graph holds."""
-    a, w = (noise((size, size), np.float16) for _ in range(2))
-    return 2 * size**3 / statistics.median(seconds_of(lambda: gemm_fp16(a, w)))
-
-
 def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
     """A CuPy array of random numbers, the same million over and over, copied there without a kernel."""
     cupy = cupy_module()
@@ -60,16 +50,3 @@ def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         part = flat[start : start + some.size]
         part.data.copy_from_device_async(some.data, part.nbytes)
     return array
-
-
-def generation_seconds(engine: Engine, rng: np.random.Generator, prompt: int, generated: int) -> float:
-    """Seconds from a random prompt of that many tokens to the last of the generated ones.
-
-    The prompt is a new one each time: what the cache has seen would not be computed again.
-    """
-    tokens = rng.integers(0, engine.model.config.vocabulary, prompt).tolist()
-    start = time.perf_counter()
-    engine.add(tokens, SamplingParams(max_tokens=generated, temperature=0, ignore_eos=True))
-    while engine.busy:
-        engine.step()
-    return time.perf_counter() - start

@@ -1,0 +1,95 @@
+"""GGUF's block formats: names, sizes, and blocks as float32 and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from rocforge.errors import UnsupportedModelError
+
+
+def _is_read_by_gguf(qtype: GGMLQuantizationType) -> bool:
+    try:
+        quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype)
+    except NotImplementedError:
+        return False
+    return True
+
+
+QTYPES: dict[str, GGMLQuantizationType] = {
+    qtype.name: qtype for qtype in GGMLQuantizationType if _is_read_by_gguf(qtype)
+}
+"""The block formats that can be read: name -> GGMLQuantizationType."""
+
+
+def as_qtype(qtype: str | int | GGMLQuantizationType) -> GGMLQuantizationType:
+    """The GGMLQuantizationType of a name such as "Q4_K" (case does not matter) or of GGUF's number for it.
+
+    Raises:
+        UnsupportedModelError: rocforge cannot read that format.
+    """
+    name = qtype.upper() if isinstance(qtype, str) else GGMLQuantizationType(qtype).name
+    if name not in QTYPES:
+        raise UnsupportedModelError(f"tensor type {name} is not supported; supported are {', '.join(QTYPES)}")
+    return QTYPES[name]
+
+
+def block_elements(qtype: GGMLQuantizationType) -> int:
+    """Elements of a block."""
+    return GGML_QUANT_SIZES[qtype][0]
+
+
+def block_nbytes(qtype: GGMLQuantizationType) -> int:
+    """Bytes of a block."""
+    return GGML_QUANT_SIZES[qtype][1]
+
+
+def row_nbytes(columns: int, qtype: GGMLQuantizationType) -> int:
+    """Bytes of a row of `columns` elements. Raises ValueError where the row is not a whole number of blocks."""
+    block, size = GGML_QUANT_SIZES[qtype]
+    if columns % block:
+        raise ValueError(f"a row of {columns} elements is not a whole number of {qtype.name} blocks of {block}")
+    return columns // block * size
+
+
+def dequantize(data: np.ndarray, qtype: GGMLQuantizationType, columns: int) -> np.ndarray:
+    """The values of packed rows.
+
+    Args:
+        data: uint8 (..., bytes of a row).
+        columns: elements of a row.
+
+    Returns:
+        float32 (..., columns), with the bits that ggml's own code gives.
+    """
+    shape = (*data.shape[:-1], columns)
+    if not data.size:
+        return np.zeros(shape, np.float32)
+    rows = np.ascontiguousarray(data).reshape(-1, data.shape[-1])
+    return quants.dequantize(rows, qtype).astype(np.float32, copy=False).reshape(shape)
+
+
+def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
+    """Rows of floats (..., columns) packed: uint8 (..., bytes of a row).
+
+    Raises:
+        ValueError: a row is not a whole number of blocks.
+        UnsupportedModelError: that format can only be read.
+    """
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    nbytes = row_nbytes(array.shape[-1], qtype)
+    try:
+        packed = quants.quantize(array.reshape(-1, array.shape[-1]), qtype)
+    except NotImplementedError:
+        raise UnsupportedModelError(f"{qtype.name} can be read but not written; quantize to Q8_0, say") from None
+    return packed.view(np.uint8).reshape(*array.shape[:-1], nbytes)
+
+
+def lattice(qtype: GGMLQuantizationType) -> np.ndarray | None:
+    """The points that codes of an IQ format stand for, float32 (1, 1, points, dimensions); None for other formats."""
+    packing = getattr(quants, qtype.name, None)
+    if getattr(packing, "grid_hex", None) is None:
+        return None
+    packing.init_grid()
+    return packing.grid.astype(np.float32)
