@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rocforge.engine.engine import Engine
+from rocforge.engine.request import Status
 from rocforge.engine.response import GenerationResponse, RequestStream
-from rocforge.engine.scheduler import Status
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rocforge.engine.request import Constraint
 from rocforge.engine.response import GenerationResponse
-from rocforge.engine.scheduler import Constraint
 from rocforge.errors import ChatTemplateError
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse

@@ -15,7 +15,7 @@ from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
 from rocforge.engine.reply import DeadlineError, QueueFullError
-from rocforge.engine.scheduler import Constraint
+from rocforge.engine.request import Constraint
 from rocforge.engine.service import Service, State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.errors import APIError, refusing

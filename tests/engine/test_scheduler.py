@@ -1,226 +1,73 @@
-"""The scheduler's rules, one by one, and for any arrivals, cancellations and cache sizes."""
+"""The scheduler's rules, for any arrivals, cancellations, cache sizes and kinds of state."""
 
-from types import SimpleNamespace
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocforge.engine.block_pool import BlockPool
-from rocforge.engine.scheduler import Request, Scheduler, Status
+from rocforge.engine.request import Request
+from rocforge.engine.scheduler import Scheduler
+from rocforge.engine.state import NONE, StateManager
+from rocforge.nn.state import PagedKV
 from rocforge.ops.sampling import SamplingParams
 
-
-def request(*prompt, max_tokens=100):
-    return Request(list(prompt), SamplingParams(seed=0, max_tokens=max_tokens))
+SIZE = 4
 
 
-def step(scheduler, pacer=None):
-    """Runs a step, each request's next token being 0; (request, count) of its work."""
-    work = scheduler.schedule(pacer)
-    sampling = [item.request for item in work if item.samples]
-    for item in work:
-        scheduler.advance(item)
-    for chosen in sampling:
-        chosen.output.append(0)
-    return [(item.request, item.count) for item in work]
+class Tokens:
+    """A cache that keeps, in place of keys and states, the tokens that they are computed from."""
+
+    def __init__(self, windows, blocks, slots):
+        self.paged = [PagedKV(1, 1, 1, window=window) for window in windows]
+        self.blocks, self.slots = [{} for _ in windows], {}
+        self.manager = StateManager(self.paged, blocks, slots, self.copy, SIZE)
+
+    def copy(self, source, target):
+        self.slots[target] = self.slots[source]
+
+    def run(self, chunk):
+        """A chunk reads what its tokens see, which must be what the same tokens were, and writes its own."""
+        request, start, stop = chunk.request, chunk.start, chunk.stop
+        for state, group, table in zip(self.paged, self.blocks, request.state.tables, strict=True):
+            for position in range(start, stop):
+                group[table[position // SIZE], position % SIZE] = request.tokens(0, position + 1)
+            for position in range(state.first_visible(start), stop):
+                assert table[position // SIZE] != NONE
+                assert group[table[position // SIZE], position % SIZE] == request.tokens(0, position + 1)
+        if self.manager.slots:
+            before = self.slots[request.state.slot] if start else []
+            assert before == request.tokens(0, start), "a recurrence goes on from just what came before"
+            self.slots[request.state.slot] = request.tokens(0, stop)
 
 
-def scheduler_with(*requests, blocks=16, budget=64, most=8):
-    scheduler = Scheduler(BlockPool(blocks, 4), budget, most)
-    for each in requests:
-        scheduler.add(each)
-    return scheduler
+def blocks_that_suffice(window, budget, longest):
+    """Of a group, for one request alone."""
+    whole = -(-longest // SIZE)
+    return whole if window is None else min(whole, -(-window // SIZE) + 2 + -(-budget // SIZE))
 
 
-def test_decodes_come_first_and_prompts_fill_the_budget():
-    """A prompt takes what decodes leave of the budget, in chunks; the next one what that leaves."""
-    first, long, last = request(1), request(*range(10)), request(2, 3)
-    scheduler = scheduler_with(first, budget=6)
-    assert step(scheduler) == [(first, 1)]
-    scheduler.add(long), scheduler.add(last)
-    assert step(scheduler) == [(first, 1), (long, 5)] and not long.output, "no token follows the first chunk"
-    assert step(scheduler) == [(first, 1), (long, 5)] and long.output
-    assert step(scheduler) == [(first, 1), (long, 1), (last, 2)]
-
-
-def test_no_more_requests_than_allowed():
-    first, second = request(1), request(2)
-    scheduler = scheduler_with(first, second, most=1)
-    assert step(scheduler) == step(scheduler) == [(first, 1)]
-    scheduler.finish(first)
-    assert first.status is Status.FINISHED and step(scheduler) == [(second, 1)]
-
-
-def test_a_prompt_is_admitted_when_all_of_it_fits():
-    """Not before, nor is a later one that would; and the prefix it would have shared is free again."""
-    first, long, short = request(1, 2, 3, 4, 5), request(1, 2, 3, 4, *range(9)), request(7)
-    scheduler = scheduler_with(first, blocks=4, budget=8)
-    assert step(scheduler) == [(first, 5)]
-    scheduler.add(long), scheduler.add(short)
-    assert step(scheduler) == [(first, 1)] and scheduler.pool.free == 2 and not long.table
-    scheduler.finish(first)
-    assert scheduler.pool.free == 4
-    assert step(scheduler) == [(long, 8)] and long.cached == 4 and len(long.table) == 4, "an exact fit"
-
-
-def test_a_preempted_onlygives_its_budget_back():
-    """Drafted tokens may need a block in the middle of a step: the last request, though scheduled already, yields its
-    blocks and its token to those before it, and is first in line again."""
-    first, second, last, waiting = request(1, 2, 3, 4), request(5, 6), request(7, 8, 9), request(10)
-    scheduler = scheduler_with(first, second, last, blocks=3, budget=9)
-    step(scheduler)
-    first.output += [0] * 4
-    second.output += [0]
-    scheduler.add(waiting)
-    scheduler.max_batch_tokens = 4
-    assert [each.remaining for each in (first, second, last)] == [5, 2, 1]
-    assert step(scheduler) == [(first, 3), (second, 1)]
-    assert list(scheduler.waiting) == [last, waiting]
-    assert (last.status, last.table, last.computed) == (Status.WAITING, [], 0)
-
-
-def test_a_block_under_way_is_waited_for_and_taken_over():
-    """A request with the same beginning waits while another computes it; one behind it need not."""
-    first, same, other = request(1, 2, 3, 4, 5), request(1, 2, 3, 4, 6), request(9)
-    scheduler = scheduler_with(first, same, other)
-    assert step(scheduler) == [(first, 5), (other, 1)]
-    assert step(scheduler) == [(first, 1), (other, 1), (same, 1)]
-    assert same.cached == 4 and same.table[0] == first.table[0]
-
-
-def test_the_last_token_is_computed_though_it_is_cached():
-    first, again = request(*range(8)), request(*range(8))
-    scheduler = scheduler_with(first)
-    step(scheduler)
-    scheduler.finish(first)
-    scheduler.add(again)
-    assert step(scheduler) == [(again, 4)] and again.cached == 4
-
-
-def test_equal_blocks_after_different_beginnings_are_not_shared():
-    """Neither those of a prompt nor those that were written."""
-    first, second, third = request(1, 1, 1, 1, 2, 2, 2, 2), request(2, 2, 2, 2, 3), request(0, 0, 0, 0, 3)
-    scheduler = scheduler_with(first)
-    while first.computed < 12:
-        step(scheduler)
-    scheduler.add(second), scheduler.add(third)
-    assert step(scheduler) == [(first, 1), (second, 5), (third, 5)]
-
-
-def test_a_block_that_is_not_to_be_had_is_computed():
-    """Where a running request has computed a block but an equal one was known then, which is gone since."""
-    first, again, filler, same = request(*range(8)), request(*range(8)), request(*range(10, 21)), request(*range(9))
-    scheduler = scheduler_with(first, blocks=6)
-    step(scheduler)
-    scheduler.finish(first)
-    known = first.digests[1]
-    scheduler.add(again)
-    step(scheduler), step(scheduler)
-    scheduler.add(filler)
-    step(scheduler)
-    scheduler.finish(filler)
-    assert again.digests[1] == known and not scheduler.pool.share([known])
-    scheduler.add(same)
-    assert step(scheduler) == [(again, 1), (same, 5)]
-
-
-def test_blocks_follow_each_other():
-    """Where the next block of the cache is free, a request grows into it."""
-    before, only = request(1), request(2, 3, 4, 5)
-    scheduler = scheduler_with(before, only)
-    step(scheduler)
-    scheduler.finish(before)
-    step(scheduler)
-    assert only.table == [1, 2]
-
-
-@pytest.mark.parametrize("share, counts", [(0, [1]), (2, [1, 2]), (100, [1, 5])])
-def test_the_pacer_bounds_prompts_beside_decodes(share, counts):
-    """And nothing where no request decodes."""
-    pacer = SimpleNamespace(share=lambda decodes: share if decodes else 1 / 0)
-    first, prompt = request(1), request(*range(9))
-    scheduler = scheduler_with(first, budget=6)
-    assert step(scheduler, pacer) == [(first, 1)]
-    scheduler.add(prompt)
-    assert [count for _, count in step(scheduler, pacer)] == counts
-
-
-def test_a_finished_onlyis_nowhere():
-    """Whether it runs or waits."""
-    running, waiting = request(1), request(2)
-    scheduler = scheduler_with(running, waiting, most=1)
-    step(scheduler)
-    for each in (running, waiting):
-        scheduler.finish(each)
-        assert each.status is Status.FINISHED and not each.table
-    assert not len(scheduler) and scheduler.pool.free == scheduler.pool.blocks
-
-
-class TestRepeats:
-    """Whether the step after the next is of the same requests."""
-
-    @pytest.fixture
-    def decoding(self):
-        """A scheduler, and two requests whose next token fills their block."""
-        requests = [request(*range(2), max_tokens=3), request(*range(2, 4), max_tokens=4)]
-        scheduler = scheduler_with(*requests, blocks=4)
-        step(scheduler)
-        return scheduler, requests
-
-    def test_with_room(self, decoding):
-        """Yes, and blocks for it are allotted."""
-        scheduler, requests = decoding
-        assert scheduler.repeats(requests, limit=5) and scheduler.pool.free == 2
-        step(scheduler)
-        requests[0].params = requests[1].params
-        assert scheduler.repeats(requests, limit=6) and scheduler.pool.free == 0
-
-    def test_someone_waits(self, decoding):
-        scheduler, requests = decoding
-        scheduler.add(request(9))
-        assert not scheduler.repeats(requests, limit=100)
-
-    def test_others_run(self, decoding):
-        scheduler, requests = decoding
-        assert not scheduler.repeats(requests[:1], limit=100)
-
-    def test_at_the_longest_sequence(self, decoding):
-        scheduler, requests = decoding
-        assert not scheduler.repeats(requests, limit=4)
-
-    def test_at_the_last_token(self, decoding):
-        """The first request may have three."""
-        scheduler, requests = decoding
-        step(scheduler)
-        assert not scheduler.repeats(requests, limit=100)
-
-    def test_without_a_block(self):
-        only = request(1, 2, 3)
-        scheduler = scheduler_with(only, blocks=1)
-        step(scheduler)
-        assert not scheduler.repeats([only], limit=100)
-
-
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 9)),
         min_size=1,
         max_size=8,
     ),
-    st.integers(11, 24),
+    st.sampled_from([(None,), (None, 5), (3, None, 12), (1,), (9, 2), ()]),
+    st.booleans(),
+    st.lists(st.integers(0, 12), min_size=4, max_size=4),
     st.integers(1, 20),
     st.integers(1, 5),
     st.sets(st.integers(0, 40)),
 )
-def test_scheduler_rules(arrivals, blocks, budget, most, cancelled):
-    """For any arrivals and cancellations: budgets hold, no block is written by two, each token is computed in order,
-    decoding requests all run while the budget lasts, and everything ends."""
-    pool = BlockPool(blocks, 4)
-    scheduler = Scheduler(pool, budget, most)
+def test_scheduler_rules(arrivals, windows, recurrent, more, budget, most, cancelled):
+    """For any arrivals and cancellations: budgets hold, no block is written by two, each token is computed in order
+    from what the tokens before it left, decoding requests all run while the budget lasts, everything ends, and all
+    blocks and slots are free then."""
+    recurrent |= not windows
+    blocks = [blocks_that_suffice(w, budget, 42) + extra for w, extra in zip(windows, more, strict=False)]
+    cache = Tokens(windows, blocks, (2 + more[-1]) * recurrent)
+    scheduler = Scheduler(cache.manager, budget, most)
     pending = sorted(arrivals, key=lambda a: a[2])
-    limits, cached = {}, {}
+    limits = {}
     for step in range(3000):
         while pending and pending[0][2] <= step:
             prompt, count, _ = pending.pop(0)
@@ -229,29 +76,23 @@ def test_scheduler_rules(arrivals, blocks, budget, most, cancelled):
             scheduler.add(request)
         if step in cancelled and scheduler.running:
             scheduler.finish(scheduler.running[0])
-        work = scheduler.schedule()
-        assert sum(item.count for item in work) <= budget and len(scheduler.running) <= most
+        chunks = scheduler.schedule()
+        assert sum(chunk.count for chunk in chunks) <= budget and len(scheduler.running) <= most
         if scheduler.running:
-            assert work
-        written = [request.table[p // 4] for request, n in work for p in range(request.computed, request.computed + n)]
+            assert chunks
         owners = {}
-        for request, n in work:
-            for position in range(request.computed, request.computed + n):
-                assert owners.setdefault(request.table[position // 4], request) is request
-        assert len(written) == sum(item.count for item in work)
-        for item in work:
-            request, samples = item.request, item.samples
-            for position in range(request.computed + item.count):
-                if position < request.computed:
-                    # what is taken over from the cache is what was computed for the same tokens
-                    assert cached[request.table[position // 4], position % 4] == request.tokens(0, position + 1)
-                else:
-                    cached[request.table[position // 4], position % 4] = request.tokens(0, position + 1)
-            scheduler.advance(item)
-            if samples:
+        for chunk in chunks:
+            for group, table in enumerate(chunk.request.state.tables):
+                for block in table[chunk.start // SIZE : (chunk.stop - 1) // SIZE + 1]:
+                    assert owners.setdefault((group, block), chunk.request) is chunk.request
+            cache.run(chunk)
+        for chunk in chunks:
+            request, needs_logits = chunk.request, chunk.needs_logits
+            scheduler.advance(chunk, snapshot=step % 3 > 0)
+            if needs_logits:
                 request.output.append(len(request.output) % 2)
                 if len(request.output) == limits[request]:
                     scheduler.finish(request)
         if not pending and not len(scheduler):
             break
-    assert not len(scheduler) and pool.free == blocks
+    assert not len(scheduler) and cache.manager.idle
