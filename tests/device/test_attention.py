@@ -15,6 +15,8 @@ from rocforge.ops.attention import attend, attention, paged_attention, rotate_an
 from rocforge.ops.rope import NO_ROPE, rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
 
 

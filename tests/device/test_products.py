@@ -22,6 +22,8 @@ from rocforge.ops.norm import rms_norm
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
+pytestmark = pytest.mark.slow
+
 FLOATS = ["F32", "F16", "BF16"]
 RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
