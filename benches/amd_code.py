@@ -16,10 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from rocforge.device.kernels import PREFIX, with_defines
+from rocforge.device.kernels import PREFIX
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from offline import Defines, code_for
+from offline import Defines, card_with, code_for
+from offline import program as program_for
 
 PRODUCTS = re.compile(r"v_dot4|IDP\.4A")
 """Instructions that multiply four weights a lane."""
@@ -126,7 +127,7 @@ def nvdisasm() -> str | None:
 def _nvidia(source: str, defines: Defines, target: str) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:
         program, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
-        program.write_text(with_defines(source, dict(defines)))
+        program.write_text(program_for(source, defines, card_with(target)))
         command = ["nvcc", "-cubin", f"-arch={target}", "-std=c++17", "-DRF_WAVE=32", "-ftz=true", "-Xptxas=-v", "-w"]
         command += ["-o", str(cubin), str(program)]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from measure import CACHES, cp, read_bandwidth
 
+from rocforge.device import tuning
 from rocforge.device.timing import noise, seconds
 from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.nn.batch import Batch, Chunk
@@ -24,12 +25,13 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
-from rocforge.ops.device import attention as attention_device
+from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.experts import takes_int8
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.sampling import Sampler, logprobs_device
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
-from rocforge.ops.norm import rms_norm, rms_norm_quantized
+from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.sampling import SamplingParams
 from rocforge.quant import QuantizedArray
@@ -115,13 +117,13 @@ def attention(report: Report) -> None:
 
 
 def shares(report: Report) -> None:
-    """The decode kernel over where it begins to split sequences: what UNSPLIT was chosen by."""
-    kept = attention_device.UNSPLIT
-    for attention_device.UNSPLIT in (32, 64, 128, 256):
+    """The decode kernel over where it begins to split sequences."""
+    for unsplit in (32, 64, 128, 256):
         for context in (64, 96, 128, 192, 256):
-            name = f"unsplit {attention_device.UNSPLIT} decode batch 1 context {context}"
-            report.add(name, *decode_attention(1, context, 32, 8, 128))
-    attention_device.UNSPLIT = kept
+            with tuning.trying(unsplit_tokens=unsplit):
+                report.add(
+                    f"unsplit {unsplit} decode batch 1 context {context}", *decode_attention(1, context, 32, 8, 128)
+                )
 
 
 def norms(report: Report) -> None:
@@ -131,7 +133,8 @@ def norms(report: Report) -> None:
         time = seconds([lambda x=x: rms_norm(x, weight) for x in xs])
         report.add(f"rms_norm {rows} x 4096", time, 8 * rows * 4096 / time)
         report.add(
-            f"rms_norm to int8 {rows} x 4096", seconds([lambda x=x: rms_norm_quantized(x, weight, 1e-5) for x in xs])
+            f"rms_norm to int8 {rows} x 4096",
+            seconds([lambda x=x: device_norm.rms_norm(x, weight, 1e-5, form=OperandForm.INT8) for x in xs]),
         )
     for rows in (1, 2048):
         xs = rows_of_floats(rows, 2 * 14336)
@@ -188,7 +191,7 @@ def expert_products(report: Report) -> None:
         nbytes = sum(matrices.weight.nbytes for matrices in layer) / count
         for tokens in (1, 2, 4, 8, 16, 64, 512, 2048):
             x = noise((tokens, dim))
-            x = quantize_activations(x) if takes_int8(tokens, *layer[:2]) else x
+            x = quantized(x) if takes_int8(tokens, *layer[:2]) else x
             routings = [route(noise_of(seed, tokens, count), used) for seed in range(16)]
             chosen = statistics.mean(len(np.unique(ids.get())) for ids, _ in routings)
             run = functools.partial(experts, x, gate=layer[0], up=layer[1], down=layer[2], activate=activate)

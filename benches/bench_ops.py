@@ -20,7 +20,8 @@ from rocforge.device.timing import seconds_of
 from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.device.gemm import gemm_fp16
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized, to_fp16
+from rocforge.ops.device.plan import OperandForm, fragments_for
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.figures import library_product_rate
@@ -107,28 +108,30 @@ FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("qtype", FAST)
 def test_matvec(benchmark, stream, bandwidth, qtype, rows, columns):
-    """One column, from int8 activations."""
+    """One token, in int8."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
-    x = quantize_activations(cp.ones((1, columns), np.float32))
+    x = quantized(cp.ones((1, columns), np.float32))
     launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("result", [OperandForm.FLOAT32, OperandForm.INT8])
 @pytest.mark.parametrize(("rows", "columns"), [(14336, 4096), (8192, 2048)])
 @pytest.mark.parametrize("qtype", ["Q8_0", "Q4_K", "Q6_K"])
-def test_gated(benchmark, stream, bandwidth, qtype, rows, columns, rounded):
-    """Gate and up with SwiGLU; with the rounding for the product that follows."""
+def test_gated(benchmark, stream, bandwidth, qtype, rows, columns, result):
+    """Gate and up with SwiGLU; in int8 too, for the product that follows."""
     weights = random_weights(qtype, 2 * rows, columns, copies_of(qtype, 2 * rows, columns))
-    x = quantize_activations(cp.ones((1, columns), np.float32))
-    launches = [lambda w=w: matvec.gated_product(x, w[:rows], w[rows:], rounded=rounded) for w in weights]
+    x = quantized(cp.ones((1, columns), np.float32))
+    launches = [
+        lambda w=w: matvec.gated_product(x, w[:rows], w[rows:], (None, None), "swiglu", result) for w in weights
+    ]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
 def test_output(benchmark, stream, bandwidth):
     """The output layer of Llama 3 8B in Q4_K_M: 128256 rows of Q6_K."""
     weights = random_weights("Q6_K", 128256, 4096, 4)
-    x = quantize_activations(cp.ones((1, 4096), np.float32))
+    x = quantized(cp.ones((1, 4096), np.float32))
     run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
 
 
@@ -136,9 +139,9 @@ def test_output(benchmark, stream, bandwidth):
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
 def test_columns(benchmark, stream, bandwidth, qtype, rows, columns, n):
-    """Two to eight columns, with the dot instruction."""
+    """Two to eight tokens, with the dot instruction."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
-    x = quantize_activations(cp.ones((n, columns), np.float32))
+    x = quantized(cp.ones((n, columns), np.float32))
     launches = [lambda w=w: matvec.products(x, [w]) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
@@ -147,11 +150,12 @@ def test_columns(benchmark, stream, bandwidth, qtype, rows, columns, n):
 @pytest.mark.parametrize(("rows", "columns"), [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
 def test_tiles(benchmark, stream, bandwidth, qtype, rows, columns, n):
-    """Up to 64 columns, with the matrix unit; 28,672 rows as gate and up, rounded for the product that follows."""
+    """Up to 64 tokens, with the matrix unit; 28,672 rows as gate and up, in fragments for the product that follows."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
-    x, half = quantize_activations(cp.ones((n, columns), np.float32), n), rows // 2
+    form, half = fragments_for(n), rows // 2
+    x = quantized(cp.ones((n, columns), np.float32), form)
     if rows == 28672:
-        launches = [lambda w=w: tile_gated(x, w[:half], w[half:], (None, None), "swiglu", True) for w in weights]
+        launches = [lambda w=w: tile_gated(x, w[:half], w[half:], (None, None), "swiglu", form) for w in weights]
     else:
         launches = [lambda w=w: tile_products(x, [w], None, None) for w in weights]
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
@@ -175,11 +179,11 @@ def run_events(benchmark, run, **figures) -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
 def test_many(benchmark, product_rate, qtype, rows, columns, n):
-    """Many columns: float16 tiles and the BLAS library."""
+    """Many tokens: float16 tiles and the BLAS library."""
     (weight,) = random_weights(qtype, rows, columns, 1)
     x = cp.ones((n, columns), np.float32)
     rate = {"share_of_product": lambda s: 2 * n * rows * columns / s / product_rate}
-    run_events(benchmark, lambda: gemm_fp16(x, weight), **rate)
+    run_events(benchmark, lambda: gemm_fp16(to_fp16(x), weight), **rate)
 
 
 @pytest.mark.parametrize("qtype", FAST)
@@ -204,7 +208,7 @@ def test_pack(benchmark, qtype):
 def test_python_launch(benchmark):
     """What one call costs the host: 1000 launches, not waited for."""
     (weight,) = random_weights("Q4_K", 64, 256, 1)
-    x = quantize_activations(cp.ones((1, 256), np.float32))
+    x = quantized(cp.ones((1, 256), np.float32))
     matvec.products(x, [weight])
 
     def launch_1000():

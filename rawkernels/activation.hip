@@ -4,7 +4,7 @@
 
 namespace rocforge {
 
-constexpr u32 THREADS = 256;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // Elements of contiguous arrays, a thread each.
 #define RF_ELEMENTWISE(name, expression, ...)                               \

@@ -3,7 +3,7 @@
 
 namespace rocforge {
 
-constexpr u32 THREADS = 256;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // sin and cos of an angle of at most pi / 4, by their Taylor series: under 1e-8 off.
 RF_DEVICE double sine(double x) {

@@ -1,6 +1,7 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block). A cache layer is
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
+// tuning, RF_WAVE_HEADS (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). A cache layer is
 // (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
 // be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
@@ -19,10 +20,6 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
     while (p < n) p *= 2;
     return p;
 }
-RF_COMPILE_TIME u32 largest_divisor(u32 n, u32 limit) {
-    while (n % limit) --limit;
-    return limit;
-}
 RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
 RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
@@ -30,13 +27,12 @@ RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 // time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
 constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / 8);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
-constexpr u32 SLICE = largest_divisor(RF_GROUP, at_most(RF_GROUP, 8));
+constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
 constexpr u32 PADDED = power_of_two(SLICE);
-constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), 4), RF_BLOCK_SIZE / ROWS);
+constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
 constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
-// as many waves as 256 threads have, if 32 KiB of LDS hold their results
-constexpr u32 STRIPES = at_least(at_most(256 / RF_WAVE, 8192 / (SLICE * RF_HEAD_DIM)) / SLICES, 1);
+constexpr u32 STRIPES = RF_STRIPES;
 constexpr u32 WAVES = STRIPES * SLICES;
 constexpr u32 THREADS = WAVES * RF_WAVE;
 
@@ -46,9 +42,9 @@ constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
 constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
 constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
 
-constexpr u32 MOST_SPLITS = 64;
-constexpr u32 MOST_PARTS = at_least(MOST_SPLITS, STRIPES);
+constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
+static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
 static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
 static_assert(KEPT <= PADDED && THREADS <= 1024, "");
@@ -181,7 +177,7 @@ const u32 NO_TOKEN = ~0u;
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
 RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
                              u32 kv_head) {
-    const u32 MOST = 256, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
+    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
     for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
         u32 token = begin + i / LINES;
         u64 slot = u64(table[token / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + token % RF_BLOCK_SIZE;
@@ -346,7 +342,7 @@ struct Output {
 
 // What the last split does: the sum of all splits' records. Groups of threads take every COMBINERS-th split.
 constexpr u32 QUADS = SIZE / 4, COMBINERS = at_most(at_least(THREADS / QUADS, 1), STRIPES);
-constexpr u32 TOGETHER = 8;  // splits whose loads are on their way at a time
+constexpr u32 TOGETHER = RF_TUNE_COMBINE_LOADS;  // splits whose loads are on their way at a time
 
 RF_DEVICE void combine(Shared& shared, const Output& output, const float* partials, u32 active, const float* sinks,
                        u32 first_head) {

@@ -1,7 +1,8 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block); the layout of the
-// cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
+// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); the layout of the cache is that of
+// attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "target/platform.h"
 #include "target/fragments.h"
 
@@ -13,10 +14,9 @@ namespace rocforge {
 // A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % RF_GROUP of the
 // group of query r / RF_GROUP, so that keys and values are read once for the whole group. Where a row's output would
 // fill a wave's registers, PARTS waves have the same rows and a part of the output each.
-constexpr u32 WAVES = 4, THREADS = WAVES * RF_WAVE;
-constexpr u32 PARTS = RF_HEAD_DIM > 128 ? 2 : 1;
+constexpr u32 WAVES = RF_TUNE_PREFILL_WAVES, THREADS = WAVES * RF_WAVE, PARTS = RF_PARTS;
 constexpr u32 ROWS = WAVES / PARTS * 16;
-constexpr u32 KEYS = RF_HEAD_DIM > 128 ? 16 : 32;
+constexpr u32 KEYS = RF_KEYS;
 constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
 constexpr u32 CHUNKS = RF_HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
 
@@ -263,7 +263,7 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Grid: (tiles of rows of the
 // longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
 // sequence with one query is left to attention_decode.
-RF_KERNEL_BOUND(THREADS, 256)
+RF_KERNEL_BOUND(THREADS, RF_TUNE_PREFILL_RESIDENT)
 rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, const f16* values, const i32* tables,
                      const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
                      float scale, float softcap, i32 window, i32 causal) {

@@ -4,6 +4,8 @@
 
 namespace rocforge {
 
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
 // variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
 typedef RF_QTYPE F;
 
@@ -40,7 +42,7 @@ RF_DEVICE void store4(T* y, const float (&v)[4]) {
 template <class T>
 RF_DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 columns) {
     u32 eighths = columns / 8, cells = cells_of(columns);
-    u32 i = block_x() * 256 + thread_x(), row = i / eighths, k = i % eighths * 8;
+    u32 i = block_x() * THREADS + thread_x(), row = i / eighths, k = i % eighths * 8;
     if (row >= u32(rows)) return;
     u32 c = k / CELL, s = k % CELL / 32, t = k % 32 / 4;
     planar += u64(ids ? ids[row] : row) * F::row_bytes(cells);
@@ -58,15 +60,15 @@ RF_DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 
     }
 }
 
-RF_KERNEL(256) rf_dequantize_float32(const u8* planar, const i32* ids, float* y, i32 rows, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_float32(const u8* planar, const i32* ids, float* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
-RF_KERNEL(256) rf_dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_float16(const u8* planar, const i32* ids, f16* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }
-RF_KERNEL(256) rf_dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
+RF_KERNEL(THREADS) rf_dequantize_bfloat16(const u8* planar, const i32* ids, bf16* y, i32 rows, i32 columns) {
     wait_for_previous();
     dequantize(planar, ids, y, rows, columns);
 }

@@ -3,8 +3,9 @@
 // A place is a token with one of its experts, numbered token * used + choice. Every place is a product of one column
 // with its expert's matrix, found by the id that the kernel reads, so that a launch depends on shapes alone and a token
 // gets the same result alone and in a batch. Compiled with RF_QTYPE, as products.h.
-#define RF_COLUMNS 1
+#define RF_TOKENS 1
 #define RF_ROWS 1
+#define RF_GATED_ROWS 1
 #include "products.h"
 
 namespace rocforge {

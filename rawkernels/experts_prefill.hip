@@ -3,18 +3,19 @@
 // Places (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where
 // each expert begins. A block multiplies WEIGHTS rows of an expert's matrix, unpacked to float16 in LDS, with a tile of
 // up to PLACES of its places on the matrix unit. Compiled with RF_QTYPE, as products.h.
-#define RF_COLUMNS 1
+#define RF_TOKENS 1
 #define RF_ROWS 1
+#define RF_GATED_ROWS 1
 #include "products.h"
 #include "target/fragments.h"
 
 namespace rocforge {
 
 // variants: RF_QTYPE=Q4_1,Q5_0,Q8_0,Q2_K,Q3_K,Q4_K,Q6_K,MXFP4,Floats<float>,Floats<f16>
-const u32 THREADS = 128, WAVES = THREADS / RF_WAVE;
-const u32 WEIGHTS = 128, PLACES = 64, DEPTH = CELL / 2;
-const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;    // a wave's, of fragments
-const u32 PIECES = PLACES * DEPTH / 8 / THREADS;  // of 16 bytes of x, a thread's
+const u32 WEIGHTS = RF_TUNE_EXPERTS_TILE_ROWS, PLACES = RF_TUNE_EXPERTS_TILE_PAIRS, DEPTH = CELL / 2;
+const u32 THREADS = WEIGHTS, WAVES = THREADS / RF_WAVE;  // a thread unpacks a row
+const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;           // a wave's, of fragments
+const u32 PIECES = PLACES * DEPTH / 8 / THREADS;         // of 16 bytes of x, a thread's
 
 // Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
 const u32 STRIDE = DEPTH + 8;

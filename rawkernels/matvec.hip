@@ -1,8 +1,9 @@
-// Products of up to RF_COLUMNS columns with packed weights: y = x @ w.T. Of fewer, the last is computed again and
+// Products of up to RF_TOKENS columns with packed weights: y = x @ w.T. Of fewer, the last is computed again and
 // dropped.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
-// RF_QTYPE_LAST, that of the last matrix of a launch, where it differs, RF_COLUMNS (1, 2, 4 or 8), and RF_ROWS.
+// RF_QTYPE_LAST, that of the last matrix of a launch, where it differs, RF_TOKENS (1, 2, 4 or 8), and, by the card's
+// tuning, RF_ROWS and RF_GATED_ROWS.
 //
 // A group of 8, 16 or 32 lanes computes RF_ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads
 // all of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch
@@ -11,20 +12,22 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=1 RF_ROWS=1
-// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_COLUMNS=1 RF_ROWS=1
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=2 RF_ROWS=2
-// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_COLUMNS=2 RF_ROWS=2
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=4 RF_ROWS=2
-// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_COLUMNS=4 RF_ROWS=2
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=8 RF_ROWS=4
-// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_COLUMNS=8 RF_ROWS=4
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_COLUMNS=1 RF_ROWS=1
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_COLUMNS=2 RF_ROWS=2
-const u32 THREADS = 128;
-#if RF_COLUMNS == 1
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_TOKENS=1
+// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=1
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_TOKENS=2
+// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=2
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_TOKENS=4
+// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=4
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_TOKENS=8
+// variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=8
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=1
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
+const u32 THREADS = RF_TUNE_GEMV_THREADS;
+#if RF_TOKENS == 1
 // more threads a multiprocessor where a cell is few registers
-#define RF_MATVEC RF_KERNEL_WIDE(THREADS, sizeof(RF_QTYPE) <= 96 ? 768 : 512)
+#define RF_MATVEC                                                                                         \
+    RF_KERNEL_WIDE(THREADS, sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW \
+                                                                           : RF_TUNE_GEMV_RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
 #endif
@@ -38,15 +41,15 @@ RF_DEVICE void product(const Matrix& m, const float* residual, const u8* x, cons
     RF_UNROLL
     for (u32 r = 0; r < RF_ROWS; ++r)
         row[r] = m.w + u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(cells);
-    float sum[RF_ROWS][RF_COLUMNS] = {}, share = 0.0f;
+    float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<F, RF_ROWS>(sum, row, x, columns, cells, rank, lanes, [&] { share = norm.share<THREADS>(); });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL
     for (u32 r = 0; r < RF_ROWS; ++r) {
         RF_UNROLL
-        for (u32 k = 0; k < RF_COLUMNS; ++k) {
-            if (rank != ((r * RF_COLUMNS + k) & (lanes - 1)) || first + r >= m.rows || k >= columns) continue;
+        for (u32 k = 0; k < RF_TOKENS; ++k) {
+            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= m.rows || k >= columns) continue;
             u64 at = u64(k) * m.rows + first + r;
             float value = factor * sum[r][k];
             if (m.bias) value += m.bias[first + r];
@@ -65,7 +68,7 @@ rf_matvec(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 
         return ((rows + RF_ROWS - 1) / RF_ROWS * (1 << log_lanes) + THREADS - 1) / THREADS;
     };
     u32 block = block_x();
-    Norm norm = {RF_COLUMNS == 1 ? squares : nullptr, u32(n), eps};
+    Norm norm = {RF_TOKENS == 1 ? squares : nullptr, u32(n), eps};
     Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
                          {w2, bias2, y2, u32(rows2), 2}, blocks_of);
 #ifdef RF_QTYPE_LAST
@@ -79,24 +82,18 @@ RF_MATVEC_GATED
 rf_matvec_gated(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 cells, const u8* gate,
                 const u8* up, const float* gate_bias, const float* up_bias, float* y, u8* rounded, i32 out_cells,
                 i32 rows, i32 activation) {
-    Norm norm = {RF_COLUMNS == 1 ? squares : nullptr, u32(n), eps};
+    Norm norm = {RF_TOKENS == 1 ? squares : nullptr, u32(n), eps};
     gated_product({gate, up, gate_bias, up_bias, u32(rows), activation}, x, norm, columns, cells, y, rounded,
                   out_cells);
 }
 
-#if RF_COLUMNS == 1
+#if RF_TOKENS == 1
 const u32 RUN = 32;  // rows of a block
-// Of a block, where a lane then still has registers for all loads of a cell. (The simulator has no registers.)
-#if RF_WAVE == 64 && !defined(__gfx908__)
-const u32 MOST_THREADS = 1024;
-#else
-const u32 MOST_THREADS = 512;
-#endif
 
 // y = x @ w.T + bias + residual of one column, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
 // of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
-RF_KERNEL_WIDE(MOST_THREADS, 512)
+RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
                     float* y, i32 rows, const float* weight, u8* rounded, i32 out_cells, float* squares) {
     RF_SHARED struct {

@@ -3,8 +3,8 @@
 
 namespace rocforge {
 
-constexpr u32 THREADS = 256;
-constexpr u32 KEPT = 4;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+constexpr u32 KEPT = RF_TUNE_ROUTE_KEPT;
 constexpr i32 NONE = 0x7fffffff;
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and

@@ -3,8 +3,8 @@
 
 namespace rocforge {
 
-constexpr u32 THREADS = 512;
-constexpr u32 KEPT = 2;
+constexpr u32 THREADS = RF_TUNE_NORM_THREADS;
+constexpr u32 KEPT = RF_TUNE_NORM_KEPT;
 
 // Four elements of a row of n from i on; those past its end are zero, and are not written.
 RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {

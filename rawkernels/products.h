@@ -1,8 +1,8 @@
 // Products of rows of packed weights with columns of activations: what the kernels that multiply few columns share.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
-// RF_COLUMNS, the columns of a product (of fewer, the last is computed again and dropped), and RF_ROWS, those computed
-// together.
+// RF_TOKENS, the tokens of a product (of fewer, the last is computed again and dropped), RF_ROWS, the rows computed
+// together, and RF_GATED_ROWS, those of gate and of up in a gated product.
 #pragma once
 
 #include "gates.h"
@@ -11,10 +11,11 @@
 namespace rocforge {
 
 // The gated kernels' groups take PAIRS rows of both matrices, their blocks BLOCK_ROWS.
-const u32 GATED_THREADS = 256, GATED_LANES = 8, PAIRS = RF_ROWS < 4 ? 1 : 2;
+const u32 GATED_THREADS = RF_TUNE_GATED_THREADS, GATED_LANES = RF_TUNE_GATED_LANES, PAIRS = RF_GATED_ROWS;
 const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
-#if RF_COLUMNS == 1
-#define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, 512)
+static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs of 32 rows, a scale each");
+#if RF_TOKENS == 1
+#define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, RF_TUNE_GATED_RESIDENT)
 #else
 #define RF_MATVEC_GATED RF_KERNEL(GATED_THREADS)
 #endif
@@ -106,8 +107,8 @@ struct Run {
 
 // Adds the products of cell c of N rows with all columns.
 template <class F, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
-    if constexpr (RF_COLUMNS == 1) {
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+    if constexpr (RF_TOKENS == 1) {
         Activation column;
         column.load(x, cells, c);
         schedule_barrier();  // all of these loads, too, come before the first wait
@@ -134,7 +135,7 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32
             schedule_barrier();
         }
         RF_UNROLL
-        for (u32 k = 0; k < RF_COLUMNS; ++k) {
+        for (u32 k = 0; k < RF_TOKENS; ++k) {
             // what all lanes share comes first, so that it is scalar
             u32 plane = 16 * anew(cells);
             const u8* column = x + column_of(k, columns) * ACTIVATION_PLANES * plane;
@@ -152,9 +153,9 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], F (&w)[N], const u8* x, u32
     }
 }
 template <class T, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_COLUMNS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
     RF_UNROLL
-    for (u32 k = 0; k < RF_COLUMNS; ++k) {
+    for (u32 k = 0; k < RF_TOKENS; ++k) {
         const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
         RF_UNROLL
         for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
@@ -183,10 +184,10 @@ RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells
 // of one column the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
 // is called when that has.
 template <class F, u32 N, u32 AHEAD, class Ready>
-RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns,
+RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 columns,
                                u32 cells, u32 first, u32 step, Ready ready) {
     u32 c = first, ahead = (AHEAD - 1) * step;
-    if constexpr (RF_COLUMNS == 1 && LOADS_BEFORE_WAIT) {
+    if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
         wait_for_previous();
@@ -204,7 +205,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_COLUMNS], const u8* const (&ro
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
-        if (RF_COLUMNS == 1) schedule_barrier();  // all loads come first
+        if (RF_TOKENS == 1) schedule_barrier();  // all loads come first
         RF_UNROLL
         for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
     }
@@ -214,11 +215,12 @@ struct Nothing {
     RF_MEMBER void operator()() const {}
 };
 template <class F, u32 N, class Ready = Nothing>
-RF_DEVICE void accumulate(float (&sum)[N][RF_COLUMNS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
+RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
                           u32 first, u32 step, Ready ready = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
-        first = accumulate_ahead<F, N, RF_COLUMNS == 1 ? 8 : 2>(sum, row, x, columns, cells, first, step, ready);
+        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, columns, cells, first, step, ready);
         accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, Nothing());
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, ready);
@@ -226,11 +228,11 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_COLUMNS], const u8* const (&row)[N]
 }
 
 template <u32 N>
-RF_DEVICE void reduce_group(float (&sum)[N][RF_COLUMNS], u32 lanes) {
+RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     RF_UNROLL
     for (u32 r = 0; r < N; ++r) {
         RF_UNROLL
-        for (u32 k = 0; k < RF_COLUMNS; ++k) {
+        for (u32 k = 0; k < RF_TOKENS; ++k) {
             sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
@@ -292,13 +294,13 @@ struct Gated {
     i32 activation;
 };
 
-// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (RF_COLUMNS, rows), or to int8 columns of `out_cells`
+// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (RF_TOKENS, rows), or to int8 columns of `out_cells`
 // cells for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a
 // block has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results
 // are written as columns `to` and following.
 RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y,
                              u8* rounded, u32 out_cells, u32 to = 0) {
-    const u32 SIZE = RF_COLUMNS * BLOCK_ROWS;
+    const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
     RF_SHARED struct {
         alignas(16) float gate[SIZE], up[SIZE];
     } sums;
@@ -310,20 +312,20 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
         row[2 * p] = m.gate + u64(r) * RF_QTYPE::row_bytes(cells);
         row[2 * p + 1] = m.up + u64(r) * RF_QTYPE::row_bytes(cells);
     }
-    float sum[2 * PAIRS][RF_COLUMNS] = {}, share = 0.0f;
+    float sum[2 * PAIRS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<RF_QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
-        if (RF_COLUMNS == 1) share = norm.share<GATED_THREADS>();
+        if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     });
     reduce_group<2 * PAIRS>(sum, GATED_LANES);
     RF_UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
         RF_UNROLL
-        for (u32 k = 0; k < RF_COLUMNS; ++k) {
+        for (u32 k = 0; k < RF_TOKENS; ++k) {
             u32 at = k * BLOCK_ROWS + PAIRS * group + p;
             if (rank == k) sums.gate[at] = sum[2 * p][k], sums.up[at] = sum[2 * p + 1][k];
         }
     }
-    float factor = RF_COLUMNS == 1 ? norm.factor<GATED_THREADS>(share) : 1.0f;
+    float factor = RF_TOKENS == 1 ? norm.factor<GATED_THREADS>(share) : 1.0f;
     barrier();
     // a lane a row, then, of each run of 32, eight lanes with four each
     for (u32 from = wave() * RF_WAVE; from < SIZE; from += GATED_THREADS) {

@@ -3,10 +3,12 @@
 
 namespace rocforge {
 
-// x is (rows, size); the rows' filled-up cells are written as zeros. A block takes 1024 elements of a row.
-RF_KERNEL(256) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
+// x is (rows, size); the rows' filled-up cells are written as zeros. A thread takes four elements of a row.
+RF_KERNEL(THREADS) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
     wait_for_previous();
-    u32 k = 1024 * block_x() + 4 * thread_x();
+    u32 k = 4 * THREADS * block_x() + 4 * thread_x();
     x += u64(block_y()) * size;
     f32x4 v = make_f32x4(0.0f, 0.0f, 0.0f, 0.0f);
     if (k + 3 < u32(size) && size % 4 == 0) {
@@ -21,9 +23,9 @@ RF_KERNEL(256) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cell
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
-RF_KERNEL(256) rf_to_fp16(const float* x, f16* y, i64 size) {
+RF_KERNEL(THREADS) rf_to_fp16(const float* x, f16* y, i64 size) {
     wait_for_previous();
-    i64 i = i64(block_x()) * 256 + thread_x();
+    i64 i = i64(block_x()) * THREADS + thread_x();
     if (i < size) y[i] = from_float<f16>(held(x[i]));
 }
 

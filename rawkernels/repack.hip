@@ -3,6 +3,8 @@
 
 namespace rocforge {
 
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
 // variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
 typedef RF_QTYPE F;
 
@@ -22,9 +24,9 @@ RF_DEVICE u32 code_of(const u8* blocks, u32 e) {
 }
 
 // A thread a cell. `planar` holds rows * F::row_bytes zeros.
-RF_KERNEL(256) rf_pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
+RF_KERNEL(THREADS) rf_pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
     wait_for_previous();
-    u32 cells = cells_of(columns), i = block_x() * 256 + thread_x(), c = i % cells;
+    u32 cells = cells_of(columns), i = block_x() * THREADS + thread_x(), c = i % cells;
     if (i >= rows * cells) return;
     u32 row_blocks = columns / F::ELEMENTS;
     blocks += u64(i / cells) * row_blocks * F::BYTES;
@@ -50,10 +52,10 @@ RF_KERNEL(256) rf_pack(const u8* blocks, u8* planar, i32 rows, i32 columns) {
 }
 
 // A thread a block. `blocks` holds zeros.
-RF_KERNEL(256) rf_unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
+RF_KERNEL(THREADS) rf_unpack(const u8* planar, u8* blocks, i32 rows, i32 columns) {
     wait_for_previous();
     u32 row_blocks = columns / F::ELEMENTS, cells = (columns + CELL - 1) / CELL;
-    u32 i = block_x() * 256 + thread_x(), b = i % row_blocks;
+    u32 i = block_x() * THREADS + thread_x(), b = i % row_blocks;
     if (i >= rows * row_blocks) return;
     planar += u64(i / row_blocks) * F::row_bytes(cells);
     u8* block = blocks + u64(i) * F::BYTES;

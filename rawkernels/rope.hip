@@ -6,7 +6,7 @@
 namespace rocforge {
 
 // variants: RF_HEAD_DIM=64,80,96,128,256
-constexpr u32 THREADS = 256;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // out (tokens, heads, RF_HEAD_DIM) = rotated x; rows of x are `stride` floats apart. A wave a head.
 RF_KERNEL(THREADS)

@@ -14,7 +14,8 @@ struct Parameters {
 };
 static_assert(sizeof(Parameters) == 64, "as rocforge.ops.device.sampling lays it out");
 
-constexpr u32 SLICE_THREADS = 256, SLICE = 1024, PER_THREAD = SLICE / SLICE_THREADS;
+constexpr u32 SLICE_THREADS = RF_TUNE_SAMPLE_SLICE_THREADS, SLICE = RF_TUNE_SAMPLE_SLICE,
+              PER_THREAD = SLICE / SLICE_THREADS;
 
 // scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero
 // none. highest, best: the highest of each slice, and the lowest id that has it; NaN counts as infinity. Grid: (slices,

@@ -8,11 +8,12 @@
 
 namespace rocforge {
 
-constexpr u32 ROW_THREADS = 1024;
-constexpr u32 BINS = 2048;
+constexpr u32 ROW_THREADS = RF_TUNE_SAMPLE_ROW_THREADS;
+constexpr u32 BINS = 2 * ROW_THREADS;
 constexpr u32 ID_BIN = 256;  // ids in one of the first bins; ids have 19 bits
-constexpr u32 LIST = 3072;
-constexpr float LIST_GAP = 10.0f;  // elements e^10 times less likely than the first are not listed
+constexpr u32 LIST = RF_TUNE_SAMPLE_LIST;
+constexpr float LIST_GAP =
+    RF_TUNE_SAMPLE_LIST_GAP;  // elements e^LIST_GAP times less likely than the first are not listed
 constexpr u32 ALL = 0xffffffff;
 
 struct SelectShared {

@@ -1,26 +1,28 @@
 // Products of 8 to 64 columns with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_COLUMNS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves
-// it), and RF_ROW_WAVES.
+// launch, where it differs, RF_TOKENS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves
+// it), RF_ROW_WAVES and RF_ROW_TILES.
 //
-// A wave multiplies a tile of 16 rows, or of 64 columns two, with all columns. The lanes that share a row of a fragment
+// A wave multiplies RF_ROW_TILES tiles of 16 rows with all columns. The lanes that share a row of a fragment
 // take a cell each, of UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes
 // become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES shares
 // of the depth, whose sums meet in LDS.
 #include "target/fragments.h"
 #define RF_ROWS 1
+#define RF_GATED_ROWS 1
 #include "products.h"
 
 namespace rocforge {
 
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_COLUMNS=8 RF_ROW_WAVES=1
-// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=32 RF_ROW_WAVES=4
-// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_COLUMNS=64 RF_ROW_WAVES=2
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_COLUMNS=16 RF_ROW_WAVES=1
+// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4 RF_TOKENS=8 RF_ROW_WAVES=1
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=32 RF_ROW_WAVES=4
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=64 RF_ROW_WAVES=2
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
-const u32 THREADS = 256, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
-const u32 TILES = RF_COLUMNS == 64 ? 2 : 1, COLUMN_TILES = (RF_COLUMNS + 15) / 16;
+const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
+const u32 TILES = RF_ROW_TILES, COLUMN_TILES = (RF_TOKENS + 15) / 16;
+const u32 RESIDENT = THREADS * (TILES > 1 ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
 
 const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
 struct Shared {
@@ -73,7 +75,7 @@ struct Position {
 // soon as the last cell's same plane has been: `time` counts these runs from the beginning of that last cell.
 template <class F>
 struct Cells {
-    static const u32 AHEAD = F::PLANES < 6 && RF_COLUMNS <= 16 ? 3 : 1;
+    static const u32 AHEAD = F::PLANES < 6 && RF_TOKENS <= 16 ? RF_TUNE_TILE_RUNS_AHEAD : 1;
     F of[TILES][FRAGMENT_PARTS];
     RF_MEMBER void load_scales(const Position& at) {
         RF_UNROLL
@@ -118,8 +120,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
     }
     u32 units[FRAGMENT_PARTS];
     RF_UNROLL
-    for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
-        units[p] = 16 * unit_at(RF_COLUMNS, part_row(p) % RF_COLUMNS, at.cell(), 0);
+    for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(RF_TOKENS, part_row(p) % RF_TOKENS, at.cell(), 0);
     RF_UNROLL
     for (u32 half = 0; half < 8; ++half) {
         u32 a[TILES][FRAGMENT_PARTS][8], s = half / 2, h = half % 2;
@@ -142,7 +143,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
                 RF_UNROLL
                 for (u32 j = 0; j < 2; ++j) {
                     // what all lanes share comes first, so that it is scalar
-                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * RF_COLUMNS + 16 * n));
+                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * RF_TOKENS + 16 * n));
                     u32x4 unit = load<u32x4>(shared_by_lanes + units[p]);
                     RF_UNROLL
                     for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(unit, i);
@@ -153,7 +154,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
                 PairFragment columns = fragment_of(b, step);
                 RF_UNROLL
                 for (u32 m = 0; m < TILES; ++m) {
-                    if (RF_COLUMNS == 8)
+                    if (RF_TOKENS == 8)
                         multiply_add_half(sums.of[m][n], fragment_of(a[m], step), columns);
                     else
                         multiply_add(sums.of[m][n], fragment_of(a[m], step), columns);
@@ -243,7 +244,7 @@ RF_DEVICE void product(Shared& shared, const Matrix& m, const float* residual, c
     }
 }
 
-RF_KERNEL_WIDE(THREADS, RF_COLUMNS == 64 ? 256 : 512)
+RF_KERNEL_WIDE(THREADS, RESIDENT)
 rf_tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0,
                  const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2,
                  i32 rows2, const float* residual) {
@@ -261,7 +262,7 @@ rf_tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float*
 // As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the
 // product that follows, the units of `rounded` may be null. Rows past the last fill up the last cell with zeros. Each
 // of the grid's blocks takes several of the launch's, and begins to load the next while its waves' sums meet.
-RF_KERNEL_WIDE(THREADS, RF_COLUMNS == 64 ? 256 : 512)
+RF_KERNEL_WIDE(THREADS, RESIDENT)
 rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
               const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation, i32 grid) {
     RF_SHARED Shared shared;
@@ -298,7 +299,7 @@ rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up,
                     value = gated(activation, g + (gate_bias ? gate_bias[r] : 0.0f), u + (up_bias ? up_bias[r] : 0.0f));
                     if (y) y[u64(k) * rows + r] = value;
                 }
-                if (rounded) store_unit(rounded, RF_COLUMNS, out_cells, k, r, value);
+                if (rounded) store_unit(rounded, RF_TOKENS, out_cells, k, r, value);
             }
         }
     }

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from rocforge.device import kernels
+from rocforge.device import kernels, tuning
 from rocforge.device.cards import AMD, Card
 from rocforge.device.compiler import options
-from rocforge.device.kernels import source_folder, with_defines
+from rocforge.device.kernels import macros, source_folder, with_defines
 
 sys.path.append(str(Path(__file__).parent / "hipsim"))
 import amd_compiler
@@ -72,9 +72,14 @@ def covering_cases() -> Iterator[Case]:
                 yield source, found[i % len(found)], members[i % len(members)]
 
 
+def program(source: str, defines: Defines, card: Card) -> str:
+    """The text that rocforge compiles for a card, as it is shipped."""
+    return with_defines(source, macros(source, dict(defines), card, tuning.shipped(card.arch)))
+
+
 def card_with(target: str) -> Card:
     """A card of an architecture, whose name HIP gives with its features."""
-    wave = AMD[target]
+    wave = AMD.get(target, 32)
     arch = f"{target}:sramecc+:xnack-" if wave == 64 else target
     return Card(target, arch, wave, compute_units=1, shares_host_memory=False)
 
@@ -85,7 +90,7 @@ def code_for(source: str, defines: Defines, target: str, header: str = "") -> di
     Raises:
         CompileError: it does not compile, or not without a warning.
     """
-    text, warnings = header + with_defines(source, dict(defines)), ("-Wall", "-Wno-unused")
+    text, warnings = header + program(source, defines, card_with(target)), ("-Wall", "-Wno-unused")
     code, log = amd_compiler.compile_program(text, options(card_with(target)) + warnings)
     if log and not header:
         raise amd_compiler.CompileError(log)
@@ -96,8 +101,8 @@ def ptx_for(source: str, defines: Defines, target: str) -> str:
     """A source compiled by nvcc for an NVIDIA target."""
     command = ["nvcc", "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
     command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
-    command += [f"-D{name}={value}" for name, value in defines]
-    done = subprocess.run([*command, "-o", "-", str(source_folder() / source)], capture_output=True, text=True)
+    text = program(source, defines, card_with(target))
+    done = subprocess.run([*command, "-o", "-", "-"], input=text, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout

@@ -14,13 +14,15 @@ from amd_steps import MODELS, RECIPES, step
 from gguf import GGMLQuantizationType
 from offline import code_for, needs_amd_compiler
 
+from rocforge.device import tuning
 from rocforge.device.cards import AMD
+from rocforge.device.geometry import GEMV_RUN
 from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
-from rocforge.ops.device.matvec import RUN, log_lanes_then_norm
+from rocforge.ops.device.matvec import log_lanes_then_norm
 from rocforge.selftest.synthetic import tensors_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "amd.md").read_text()
-MATVEC = {q: (("RF_COLUMNS", "1"), ("RF_QTYPE", q), ("RF_ROWS", "1")) for q in PLANAR}
+MATVEC = {q: (("RF_QTYPE", q), ("RF_TOKENS", "1")) for q in PLANAR}
 
 needs_mca = pytest.mark.skipif(not shutil.which("llvm-mca-19"), reason="needs llvm-mca-19 (Debian's llvm-19)")
 needs_nvidia = pytest.mark.skipif(
@@ -58,8 +60,9 @@ def test_counts_of_products(qtype, target):
 def test_wide_blocks(target):
     """Blocks of 1,024 threads are launched on those targets for which the kernel allows them."""
     most = code_for("matvec.hip", MATVEC["Q6_K"], target)["rf_matvec_then_norm"].threads
-    assert RUN << log_lanes_then_norm(32, 64, target, units=2) == most
-    assert RUN << log_lanes_then_norm(64, 64, target, units=2) == 512
+    tuned = tuning.shipped(target)
+    assert GEMV_RUN << log_lanes_then_norm(32, 64, 2, tuned) == most
+    assert GEMV_RUN << log_lanes_then_norm(64, 64, 2, tuned) == 512
 
 
 @needs_amd_compiler

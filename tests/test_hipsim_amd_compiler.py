@@ -17,10 +17,12 @@ import os
 os.environ["CUPY_CACHE_IN_MEMORY"] = "0"
 from rocforge.device.cards import supported_card
 from rocforge.device.compiler import load_module
-from rocforge.device.kernels import with_defines
+from rocforge.device import tuning
+from rocforge.device.kernels import macros, with_defines
+card = supported_card(0)
 x = cp.empty(8, cp.float32)
 works = [
-    lambda: load_module(with_defines("norm.hip", {}), supported_card(0)),
+    lambda: load_module(with_defines("norm.hip", macros("norm.hip", {}, card, tuning.of(0))), card),
     lambda: kernel('extern "C" __global__ void own_raw(int* x) { x[threadIdx.x] = 1; }', "own_raw").compile(),
     lambda: cp.ElementwiseKernel("float32 x", "float16 y", "y = x * x", "own_elementwise")(x),
     lambda: cp.ReductionKernel("float32 x", "float32 y", "x", "a + b", "y = a", "0", "own_reduction")(x),

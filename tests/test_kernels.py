@@ -64,8 +64,8 @@ def test_every_source_is_whole():
 
 def test_defines_come_first():
     """Macros are defined before the source, in an order that does not depend on how they were given; lines stay."""
-    text = kernels.with_defines("repack.hip", {"RF_QTYPE": "Q4_K", "RF_COLUMNS": 2})
-    assert text == "#define RF_COLUMNS 2\n#define RF_QTYPE Q4_K\n" + source_text("repack.hip")
+    text = kernels.with_defines("repack.hip", {"RF_QTYPE": "Q4_K", "RF_TOKENS": 2})
+    assert text == "#define RF_QTYPE Q4_K\n#define RF_TOKENS 2\n" + source_text("repack.hip")
     assert kernels.with_defines("norm.hip", {}) == source_text("norm.hip")
 
 

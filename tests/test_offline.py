@@ -119,7 +119,7 @@ def matrix_unit(target: str) -> str:
 
 @needs_amd_compiler
 @pytest.mark.parametrize(
-    ("source", "defines", "target"), cases_of("matvec.hip", RF_QTYPE=PLANAR, RF_QTYPE_LAST=[None], RF_COLUMNS="12")
+    ("source", "defines", "target"), cases_of("matvec.hip", RF_QTYPE=PLANAR, RF_QTYPE_LAST=[None], RF_TOKENS="12")
 )
 def test_matvec_instructions(source, defines, target):
     """Products use the int8 dot instruction, and all loads of a cell's codes are 16 bytes, before the first product."""
@@ -163,7 +163,7 @@ def end_of_loop(kernel: code_objects.Kernel, inside: int) -> int:
 
 @needs_amd_compiler
 @pytest.mark.parametrize(
-    ("source", "defines", "target"), cases_of("tiles.hip", RF_QTYPE=["Q4_K", "MXFP4"], RF_COLUMNS="8")
+    ("source", "defines", "target"), cases_of("tiles.hip", RF_QTYPE=["Q4_K", "MXFP4"], RF_TOKENS="8")
 )
 def test_tile_instructions(source, defines, target):
     """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""

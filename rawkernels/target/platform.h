@@ -59,12 +59,14 @@
 // RF_KERNEL(256) name(...) { ... }: launched under its own name, with blocks of at most 256 threads.
 #define RF_KERNEL(threads) extern "C" RF_GLOBAL void RF_BOUNDS(threads)
 // RF_KERNEL_WIDE(128, 512): a kernel that wants many loads in flight more than many waves. Compilers otherwise delay
-// loads until their first use to save registers; here 512 threads a multiprocessor, or 256 a SIMD, are enough for them.
+// loads until their first use to save registers; here 512 threads a multiprocessor are enough for them, and on AMD as
+// many a SIMD as the card's tuning has.
 #if defined(RF_PLATFORM_NVIDIA)
 #define RF_KERNEL_WIDE(threads, resident) extern "C" __global__ void __launch_bounds__(threads, (resident) / (threads))
 #elif defined(RF_PLATFORM_AMD)
-#define RF_KERNEL_WIDE(threads, resident) \
-    extern "C" RF_GLOBAL __attribute__((amdgpu_waves_per_eu(1, 256 / RF_WAVE))) void RF_BOUNDS(threads)
+#define RF_KERNEL_WIDE(threads, resident)                                                                             \
+    extern "C" RF_GLOBAL __attribute__((amdgpu_waves_per_eu(1, RF_TUNE_WIDE_SIMD_THREADS / RF_WAVE))) void RF_BOUNDS( \
+        threads)
 #else
 #define RF_KERNEL_WIDE(threads, resident) RF_KERNEL(threads)
 #endif

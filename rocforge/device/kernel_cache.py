@@ -62,17 +62,22 @@ def found(path: Path) -> bool:
 
 
 def store(path: Path, code: bytes) -> None:
-    """Write a file, in one step for whoever looks, and make room."""
+    """Write a file of code, and make room."""
+    write(path, code)
+    _trim(files())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step for whoever looks."""
     descriptor, name = tempfile.mkstemp(dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
-            file.write(code)
+            file.write(content)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    _trim(files())
 
 
 def files() -> list[tuple[Path, os.stat_result]]:

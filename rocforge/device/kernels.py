@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device import overlap
+from rocforge.device import geometry, overlap, tuning
 from rocforge.device.arrays import cupy_module
-from rocforge.device.cards import supported_card
+from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
 from rocforge.errors import DeviceError
@@ -90,6 +90,26 @@ def parameter_names(source: str, kernel: str, count: int) -> list[str]:
     return []
 
 
+@functools.cache
+def tuned_names(source: str) -> frozenset[str]:
+    """The fields of rocforge.device.tuning.Tuning that a source takes, as RF_TUNE_NAME."""
+    return frozenset(name.lower() for name in re.findall(r"\bRF_TUNE_(\w+)", source_text(source)))
+
+
+def macros(source: str, given: dict[str, Any], card: Card, tuned: tuning.Tuning) -> dict[str, Any]:
+    """What a source is compiled with for a card.
+
+    Args:
+        given: macros that say what is computed, such as RF_QTYPE.
+        tuned: how kernels are cut for the card, of which the others follow.
+
+    Raises:
+        AttributeError: the source names a field that Tuning does not have.
+    """
+    named = {f"RF_TUNE_{name.upper()}": getattr(tuned, name) for name in tuned_names(source)}
+    return {**named, **geometry.derived(source, given, tuned, card.wave), **given}
+
+
 def with_defines(source: str, defines: dict[str, Any]) -> str:
     """A source's text with macros defined before it, in a fixed order."""
     return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + source_text(source)
@@ -98,14 +118,14 @@ def with_defines(source: str, defines: dict[str, Any]) -> str:
 class _Module:
     """One source, with its defines, compiled for one device: at first use, once, whichever thread comes first."""
 
-    def __init__(self, source: str, defines: dict[str, Any], device: int):
-        self.source, self.defines, self.device = source, defines, device
+    def __init__(self, source: str, defines: dict[str, Any], macros: dict[str, Any], device: int):
+        self.source, self.defines, self.macros, self.device = source, defines, macros, device
         self._lock, self._module, self._failure = threading.Lock(), None, None
 
     @property
     def text(self) -> str:
         """The program that is compiled."""
-        return with_defines(self.source, self.defines)
+        return with_defines(self.source, self.macros)
 
     @property
     def on_disk(self) -> bool:
@@ -146,9 +166,10 @@ _modules: dict[tuple, _Module] = {}
 
 
 def _module(source: str, defines: dict[str, Any], device: int) -> _Module:
+    every = macros(source, defines, card_of(device), tuning.of(device))
     # setdefault is atomic: of two threads that come at once, one's _Module is kept, and neither has compiled yet
-    key = (source, device, *sorted(defines.items()))
-    return _modules.get(key) or _modules.setdefault(key, _Module(source, defines, device))
+    key = (source, device, *sorted(every.items()))
+    return _modules.get(key) or _modules.setdefault(key, _Module(source, defines, every, device))
 
 
 class Kernel:
@@ -160,13 +181,13 @@ class Kernel:
         signature: a type for each argument, separated by spaces: a NumPy scalar type (`int32`, `float32`, ...) for a
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
             with `*?` where None is allowed and gives a null pointer.
-        defines: macros that the source is compiled with.
+        defines: macros that say what it computes; how it is cut for the card is added (`macros`).
     """
 
     def __init__(self, source: str, name: str, signature: str, **defines: Any):
         self.source, self.name, self.defines = source, name, defines
         self._checks = [_check_of(kind) for kind in signature.split()]
-        self._functions: dict[int, Any] = {}
+        self._functions: dict[tuning.Tuning, Any] = {}
 
     def __repr__(self) -> str:
         defines = "".join(f", {key}={value}" for key, value in self.defines.items())
@@ -191,7 +212,7 @@ class Kernel:
             _this_thread.record(self)
             return
         device = cupy_module().cuda.runtime.getDevice()
-        function = self._functions.get(device) or self._load(device)
+        function = self._functions.get(tuning.of(device)) or self._load(device)
         if len(args) != len(self._checks):
             raise TypeError(f"{self.name} takes {len(self._checks)} arguments, and was given {len(args)}")
         try:
@@ -205,7 +226,7 @@ class Kernel:
 
     def _load(self, device: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)
-        self._functions[device] = function
+        self._functions[tuning.of(device)] = function
         return function
 
     def _blame(self, args: Sequence[Any], device: int) -> str:

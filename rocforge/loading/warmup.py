@@ -22,12 +22,12 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.module import Module
 from rocforge.nn.state import blocks_for
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.sampling import SamplingParams
 
 MOST_THREADS = 16
-PROMPT_TOKENS = (16, MOST_COLUMNS + 1)
+PROMPT_TOKENS = (16, MAX_TILE_TOKENS + 1)
 """Of a short prompt and of a long one. Those of 3 to 64 tokens take one of four widths of a product's kernel, of which
 one is made ready: the others take a second or two each to compile, once."""
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import on_device, resolve_device
 from rocforge.device.libraries import cupy_module
 from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
-from rocforge.ops.device.attention import COUNTERS
 from rocforge.ops.state import BLOCK_SIZE
 
 
@@ -113,7 +113,7 @@ class KVCache:
                 if isinstance(state, Recurrent)
             ]
             if device != "cpu":
-                self.counters = cupy_module().zeros(COUNTERS, np.int32)
+                self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
         by_state: dict[State, PagedGroup | RecurrentGroup] = {group.state: group for group in self.paged}
         by_state |= {group.state: group for group in self.recurrent}
         indices = {state: itertools.count() for state in groups}

@@ -19,7 +19,7 @@ class Experts(Module):
 
     def __init__(self, experts: int, columns: int, rows: int, bias: bool = False):
         self.weight = Parameter(experts, rows, columns)
-        self.bias = Parameter(experts, rows) if bias else None
+        self.bias = Parameter(experts, rows, matrix=False) if bias else None
 
     def forward(self, x: Any, ids: Any) -> Any:
         return expert_linear(x, ids, self)

@@ -6,14 +6,15 @@ import functools
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
+from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
 
 
-def module_of(op: str, **arrays: Any) -> ModuleType:
+def module_of(op: str, **arrays: Array) -> ModuleType:
     """The module, numpy or cupy, that computes on all of the arrays; those that are None are left out.
 
     Raises:
@@ -32,16 +33,14 @@ def module_of(op: str, **arrays: Any) -> ModuleType:
 
 @functools.cache
 def _module_of(kind: type) -> ModuleType | None:
-    from rocforge.ops.device.operands import Activations
-
     if issubclass(kind, (np.ndarray, np.generic)):
         return np
     cupy = sys.modules.get("cupy")
-    on_device = kind is Activations or (hasattr(cupy, "ndarray") and issubclass(kind, cupy.ndarray))
+    on_device = kind is PackedOperand or (hasattr(cupy, "ndarray") and issubclass(kind, cupy.ndarray))
     return cupy if on_device else None
 
 
-def _blame(arrays: dict[str, Any]) -> str:
+def _blame(arrays: dict[str, Array]) -> str:
     """Which of the arrays are none, or on different sides."""
     sides: dict[str, list[str]] = {"NumPy": [], "CuPy": []}
     for name, array in arrays.items():
@@ -54,19 +53,27 @@ def _blame(arrays: dict[str, Any]) -> str:
     return f"{', '.join(told)}; rf.to_device moves an array to the side of the others"
 
 
-def check_shape(op: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
+def check_shape(op: str, name: str, array: Array, shape: tuple[int, ...]) -> None:
     """Raises ValueError where an array is there and not of that shape."""
     if array is not None and array.shape != shape:
         raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is {shape}")
 
 
-def check_integers(op: str, name: str, array: Any) -> None:
+def check_row(op: str, x: Array, **arrays: Array) -> None:
+    """Raises ValueError where one of the arrays that there are has not the shape of a row of x."""
+    row = x.shape[-1:]
+    for name, array in arrays.items():
+        if array is not None and (array.shape != row or not row):
+            raise ValueError(f"{op}: a {name} of shape {array.shape} does not fit x of shape {x.shape}")
+
+
+def check_integers(op: str, name: str, array: Array) -> None:
     """Raises TypeError where an array is not of integers."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name} are {array.dtype}; allowed are integers")
 
 
-def check_matrix(op: str, name: str, array: Any) -> None:
+def check_matrix(op: str, name: str, array: Array) -> None:
     """Raises ValueError where an array, packed or not, is no matrix whose rows lie one after another."""
     if array.ndim != 2:
         raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is a matrix (rows, columns)")
@@ -74,7 +81,7 @@ def check_matrix(op: str, name: str, array: Any) -> None:
         raise ValueError(f"{op}: {name} is the transpose of packed rows; allowed are the rows")
 
 
-def check_sums(x: Any, weights: Sequence[Any], biases: Sequence[Any], residual: Any = None) -> None:
+def check_sums(x: Array, weights: Sequence[Weight], biases: Sequence[Array], residual: Array = None) -> None:
     """Raises ValueError where x, a bias or the first one's residual does not fit a weight."""
     *leading, columns = x.shape or (0,)
     for weight, bias in zip(weights, biases, strict=True):

@@ -144,8 +144,8 @@ def paged_attention(
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device also float16 or
-        Activations.
+        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device in the form
+        that a product with that takes, where the kernels write it.
 
     Raises:
         UnsupportedModelError: on a device, values of another length than keys.
@@ -205,7 +205,7 @@ def attend(
     k: Any,
     v: Any,
     layer: PagedLayer,
-    rotation: Rotation,
+    rotation: Rotation | None,
     *,
     q_norm: Any = None,
     k_norm: Any = None,
@@ -238,7 +238,7 @@ def rotate_and_store(
     k: Any,
     v: Any,
     layer: PagedLayer,
-    rotation: Rotation,
+    rotation: Rotation | None,
     q_norm: Any = None,
     k_norm: Any = None,
     eps: float = 1e-6,
@@ -252,7 +252,7 @@ def rotate_and_store(
         k: floats, shape (tokens, kv_heads, key_dim).
         v: floats, shape (tokens, kv_heads, value_dim).
         layer: its slots say where to store.
-        rotation: of the tokens' positions.
+        rotation: of the tokens' positions; None: queries and keys are not rotated.
         q_norm, k_norm: weights (key_dim,) of RMS norms, both or none.
         eps: of these norms.
 
@@ -267,13 +267,17 @@ def rotate_and_store(
         return attention_device.rotate_and_store(q, _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps), layer)
     if q_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
-    store_kv(rotate(k, *rotation), v, layer)
-    return rotate(q, *rotation)
+    if rotation is not None:
+        q, k = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (q, k))
+    store_kv(k, v, layer)
+    return q.astype(np.float32, copy=False)
 
 
 def _fresh(
-    q: Any, k: Any, v: Any, layer: PagedLayer, rotation: Rotation, q_norm: Any, k_norm: Any, eps: float
+    q: Any, k: Any, v: Any, layer: PagedLayer, rotation: Rotation | None, q_norm: Any, k_norm: Any, eps: float
 ) -> attention_device.Fresh:
+    if rotation is None:
+        return attention_device.Fresh(k, v, layer.slots, None, None, q_norm, k_norm, eps, False)
     cos, sin, neox = rotation
     if 2 * cos.shape[1] > q.shape[2]:
         raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from rocforge.device.arrays import get_array_module
 from rocforge.ops.arguments import check_integers, check_matrix, module_of
-from rocforge.ops.device.dequantize import dequantize_device
+from rocforge.ops.device import embedding as device
+from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
 
-_FLOATS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
-"""As a file calls them: kernels read such rows as any other format's."""
 
-
-def embedding(ids: Any, table: Any) -> Any:
+def embedding(ids: Array, table: Weight) -> Array:
     """The rows of a table, unpacked.
 
     Args:
@@ -35,20 +30,11 @@ def embedding(ids: Any, table: Any) -> Any:
     rows = table.shape[0]
     if of_ids is not np:
         module_of("embedding", ids=ids, table=table)
-        return _embedding_device(ids, table)
+        return device.embedding(ids, table)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         bad = ids[(ids < 0) | (ids >= rows)].flat[0]
         raise IndexError(f"embedding: id {bad} is outside the table's {rows} rows")
     if of_table is not np:
-        return _embedding_device(of_table.asarray(ids, np.int32), table)
+        return device.embedding(of_table.asarray(ids, np.int32), table)
     picked = table[ids]
     return picked.dequantize() if isinstance(table, QuantizedArray) else picked.astype(np.float32)
-
-
-def _embedding_device(ids: Any, table: Any) -> Any:
-    if not isinstance(table, QuantizedArray) and table.dtype in _FLOATS:
-        data = get_array_module(table).ascontiguousarray(table).view(np.uint8)
-        table = QuantizedArray(data, table.shape, _FLOATS[table.dtype])
-    if isinstance(table, QuantizedArray):
-        return dequantize_device(table, ids=ids.astype(np.int32, copy=False))
-    return table[ids].astype(np.float32)

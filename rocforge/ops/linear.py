@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.arguments import check_matrix, check_sums, module_of
-from rocforge.ops.device.operands import takes_fp16
-from rocforge.ops.device.products import gated_product_device, product_then_norm_device, products_device
+from rocforge.ops.device import products as device
+from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.types import Array, HostArray, Weight
 from rocforge.quant import QuantizedArray, joined_float32
 
 TILE_ELEMENTS = 1 << 22
 """Elements of a packed weight that are unpacked at a time: 16 MiB of float32, about what the last cache level holds."""
 
 
-def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
+def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residual: Array = None) -> Array:
     """`x @ weight.T + bias + residual` in float32.
 
-    On a device, one or two rows of x are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64
-    on the matrix unit, in float16; more by the BLAS library, in float16, where finite values of x beyond ±65504
-    are cut to that. A NaN in a row of x makes that row of the result NaN, an infinity makes it infinite or NaN.
+    On a device, one or two tokens are multiplied with the packed weights, x rounded to int8 in runs of 32; up to 64 on
+    the matrix unit, in float16; more by the BLAS library, in float16, where finite values of x beyond ±65504 are cut
+    to that. A NaN in a row of x makes that row of the result NaN, an infinity makes it infinite or NaN.
 
     Args:
-        x: floats, shape (..., columns); on a device also Activations.
+        x: floats, shape (..., columns), the leading axes counting tokens; on a device also a PackedOperand in the form
+            that `rocforge.ops.device.plan.form_for` says.
         weight: QuantizedArray or array of numbers, shape (rows, columns).
         bias: shape (rows,), or None.
         residual: shape (..., rows), or None.
@@ -37,7 +38,7 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
 
     Raises:
         ValueError: the shapes do not fit.
-        TypeError: arrays on both the host and a device.
+        TypeError: arrays on both the host and a device, or an x packed in another form.
     """
     module = module_of("linear", x=x, weight=weight, bias=bias, residual=residual)
     check_matrix("linear", "weight", weight)
@@ -48,8 +49,14 @@ def linear(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
 
 
 def linear_then_norm(
-    x: Any, weight: Any, bias: Any, residual: Any, norm: Any, eps: float, weights: Sequence[Any]
-) -> tuple[Any, Any]:
+    x: Array | PackedOperand,
+    weight: Weight,
+    bias: Array,
+    residual: Array,
+    norm: Array,
+    eps: float,
+    weights: Sequence[Weight],
+) -> tuple[Array, Array | PackedOperand | None]:
     """`linear(x, weight, bias, residual)` and, if that takes no launch of its own, its rms_norm for the next product.
 
     Args:
@@ -58,18 +65,20 @@ def linear_then_norm(
         weights: the matrices that the norm's result is to be multiplied with.
 
     Returns:
-        float32, shape (..., rows); and what `linear` takes, or None: on a device it is Activations of one row, where
-        the weights are packed, or float16 of more rows than our own kernels multiply.
+        float32, shape (..., rows); and on a device the norm in the form that products with these weights take, of one
+        token that is int8, or float16 for the BLAS library; else None.
     """
     if get_array_module(weight) is not np:
-        both = product_then_norm_device(x, weight, bias, residual, norm, eps, weights)
+        both = device.linear_then_norm(x, weight, bias, residual, norm, eps, weights)
         if both is not None:
             return both
     return linear(x, weight, bias, residual), None
 
 
-def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None, residual: Any = None) -> list[Any]:
-    """`linear` of one x with several weights; on a device in one launch for few rows of x.
+def linears(
+    x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array] | None = None, residual: Array = None
+) -> list[Array]:
+    """`linear` of one x with several weights; on a device in one launch for up to 64 tokens.
 
     Args:
         x, residual: as in `linear`; the residual is added to the first product.
@@ -82,7 +91,7 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
     biases = [None] * len(weights) if biases is None else biases
     check_sums(x, weights, biases, residual)
     if get_array_module(*weights) is not np:
-        return products_device(x, weights, biases, residual)
+        return device.linears(x, weights, biases, residual)
     x = x.astype(np.float32, copy=False)
     ys = _products(x, weights)
     for y, bias in zip(ys, biases, strict=True):
@@ -94,39 +103,35 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any] | None = None,
 
 
 def gated_linear(
-    x: Any,
-    gate: Any,
-    up: Any,
-    gate_bias: Any = None,
-    up_bias: Any = None,
+    x: Array | PackedOperand,
+    gate: Weight,
+    up: Weight,
+    gate_bias: Array = None,
+    up_bias: Array = None,
     activate: str = "swiglu",
-    then: Any = None,
-) -> Any:
-    """`activate(linear(x, gate, gate_bias), linear(x, up, up_bias))`; on a device in one launch for few rows of x.
+    then: Weight | None = None,
+) -> Array | PackedOperand:
+    """`activate(linear(x, gate, gate_bias), linear(x, up, up_bias))`; on a device in one launch for up to 64 tokens.
 
     Args:
         x: as in `linear`.
         gate, up: matrices of one shape.
         gate_bias, up_bias: shape (rows,), or None.
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
-        then: the weight that the result is to be multiplied with, if that is all it is for; on a device the result
-            may then be Activations, as `linear` takes them, or float16.
+        then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (..., rows); or Activations, or float16.
+        float32, shape (..., rows); with `then`, on a device, in the form in which a product with that takes it, where
+        the kernel can write it.
     """
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
     if get_array_module(gate) is not np:
-        y = gated_product_device(x, gate, up, gate_bias, up_bias, activate, then)
-        if y is not None:
-            return y
-        if then is not None and takes_fp16(len(x), [then]):
-            return activation.gated_fp16(activate, *linears(x, [gate, up], [gate_bias, up_bias]))
+        return device.gated_linear(x, gate, up, [gate_bias, up_bias], activate, then)
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
 
 
-def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:
+def _products(x: HostArray, weights: Sequence[Weight]) -> list[HostArray]:
     """Several as one, where they keep their values: BLAS reads one large matrix faster than some small ones."""
     joined = joined_float32(weights) if len(weights) > 1 else None
     if joined is None:
@@ -135,15 +140,15 @@ def _products(x: np.ndarray, weights: Sequence[Any]) -> list[np.ndarray]:
     return [y[..., end - len(weight) : end] for weight, end in zip(weights, ends, strict=True)]
 
 
-def _product(x: np.ndarray, weight: Any) -> np.ndarray:
+def _product(x: HostArray, weight: Weight) -> HostArray:
     return _product_packed(x, weight) if isinstance(weight, QuantizedArray) else x @ _float32(weight).T
 
 
-def _float32(weight: np.ndarray) -> np.ndarray:
+def _float32(weight: HostArray) -> HostArray:
     return weight.astype(np.float32, copy=False)
 
 
-def _product_packed(x: np.ndarray, weight: QuantizedArray) -> np.ndarray:
+def _product_packed(x: HostArray, weight: QuantizedArray) -> HostArray:
     """Unpack a tile of rows at a time, unless the float32 values are kept."""
     rows, columns = weight.shape
     step = max(1, TILE_ELEMENTS // columns)

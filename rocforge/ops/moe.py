@@ -5,30 +5,21 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module
-from rocforge.device.cards import card_of
-from rocforge.device.kernels import Kernel
+from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.ops.device import experts as device_experts
+from rocforge.ops.device import moe as device
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.linear import linear
-
-THREADS = 256
-"""As in moe.hip."""
-MAX_USED = 32
-"""The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
-
-_route = Kernel("moe.hip", "route", "int32* float32* float32* uint32 int32 uint32 int32 int32 float32")
-_group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32 int32")
+from rocforge.ops.types import Array, Groups, HostArray, Matrices
 
 
 def route(
-    logits: Any, used: int, softmax_before: bool = True, normalize: bool = True, scale: float = 1.0
-) -> tuple[Any, Any]:
+    logits: Array, used: int, softmax_before: bool = True, normalize: bool = True, scale: float = 1.0
+) -> tuple[Array, Array]:
     """The experts with the highest logits for each token, and their weights.
 
     Args:
@@ -42,14 +33,14 @@ def route(
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
 
     Raises:
-        ValueError: `used` is not 1 to the number of experts, or on a device more than MAX_USED.
+        ValueError: `used` is not 1 to the number of experts, or on a device more than 32.
     """
     on_host = get_array_module(logits) is np
-    most = logits.shape[-1] if on_host else min(logits.shape[-1], MAX_USED)
+    most = logits.shape[-1] if on_host else min(logits.shape[-1], device.MAX_USED)
     if not 1 <= used <= most:
         raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
     if not on_host:
-        return _route_device(logits, used, softmax_before, normalize, scale)
+        return device.route(logits, used, softmax_before, normalize, scale)
     ids = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
     if not softmax_before:
         return ids, softmax(np.take_along_axis(logits, ids, axis=-1)) * np.float32(scale)
@@ -60,39 +51,10 @@ def route(
     return ids, weights * np.float32(scale)
 
 
-def _route_device(logits: Any, used: int, softmax_before: bool, normalize: bool, scale: float) -> tuple[Any, Any]:
-    cupy, logits = cupy_module(), float32(logits)
-    tokens, count = logits.shape
-    ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
-    if tokens:
-        grid = (blocks(tokens * card_of(logits.device.id).wave, THREADS),)
-        args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
-        _route(grid, (THREADS,), args)
-    return ids, weights
-
-
-class Groups(NamedTuple):
-    """Places (token, choice), numbered `token * used + choice`, sorted by the expert that was chosen; int32 arrays.
-
-    Attributes:
-        order: the places, those of expert 0 first, each expert's in their own order.
-        rank: the inverse: where in `order` each place is.
-        offsets: shape (experts + 1,), where in `order` each expert begins, and the end.
-    """
-
-    order: Any
-    rank: Any
-    offsets: Any
-
-
-def group_by_expert(ids: Any, count: int) -> Groups:
-    """Sort the places of `ids` (tokens, used), from `route`, by expert, of which there are `count`."""
+def group_by_expert(ids: Array, count: int) -> Groups:
+    """Sort the token-expert pairs of `ids` (tokens, used), from `route`, by expert, of which there are `count`."""
     if get_array_module(ids) is not np:
-        cupy = cupy_module()
-        ids = cupy.ascontiguousarray(ids, dtype=np.int32)
-        groups = Groups(cupy.empty(ids.size, np.int32), cupy.empty(ids.size, np.int32), cupy.empty(count + 1, np.int32))
-        _group((count,), (THREADS,), (*groups, ids, ids.size, count))
-        return groups
+        return device.group_by_expert(ids, count)
     order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -100,34 +62,22 @@ def group_by_expert(ids: Any, count: int) -> Groups:
     return Groups(order, rank, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-class Matrices(NamedTuple):
-    """The matrices of all experts for one of their products.
-
-    Attributes:
-        weight: QuantizedArray or floats, shape (experts, rows, columns).
-        bias: shape (experts, rows), or None.
-    """
-
-    weight: Any
-    bias: Any = None
-
-
 def experts(
-    x: Any,
-    ids: Any,
-    weights: Any,
+    x: Array | PackedOperand,
+    ids: Array,
+    weights: Array,
     gate: Matrices,
     up: Matrices,
     down: Matrices,
     activate: str = "swiglu",
-    residual: Any = None,
-) -> Any:
+    residual: Array = None,
+) -> Array:
     """The weighted sum of what each token's experts, gated feed-forwards, give: `down(activate(gate(x), up(x)))`.
 
     On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim); on a device also Activations, where `takes_int8` says so.
+        x: floats, shape (tokens, dim); on a device also a PackedOperand in int8, where `takes_int8` says so.
         ids, weights: shape (tokens, used), from `route`.
         gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
         down: weights (experts, dim, ffn).
@@ -138,9 +88,7 @@ def experts(
         float32, shape (tokens, dim).
     """
     if get_array_module(ids) is not np:
-        from rocforge.ops.device.experts import experts_device
-
-        return experts_device(x, ids, weights, gate, up, down, activate, residual)
+        return device_experts.experts(x, ids, weights, gate, up, down, activate, residual)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
@@ -149,11 +97,11 @@ def experts(
     return out
 
 
-def _linear_of(index: int, x: np.ndarray, matrices: Matrices) -> np.ndarray:
+def _linear_of(index: int, x: HostArray, matrices: Matrices) -> HostArray:
     return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])
 
 
-def expert_linear(x: Any, ids: Any, matrices: Matrices) -> Any:
+def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
     """`linear` of each token-expert pair with its expert's matrix.
 
     Args:
@@ -165,9 +113,7 @@ def expert_linear(x: Any, ids: Any, matrices: Matrices) -> Any:
         float32, shape (tokens * used, rows).
     """
     if get_array_module(ids) is not np:
-        from rocforge.ops.device.experts import expert_linear_device
-
-        return expert_linear_device(x, ids, matrices)
+        return device_experts.expert_linear(x, ids, matrices)
     pairs = ids.reshape(-1)
     x = x if len(x) == len(pairs) else np.repeat(x, ids.shape[1], axis=0)
     out = np.empty((len(pairs), matrices.weight.shape[1]), np.float32)
@@ -177,7 +123,7 @@ def expert_linear(x: Any, ids: Any, matrices: Matrices) -> Any:
     return out
 
 
-def combine_experts(y: Any, weights: Any) -> Any:
+def combine_experts(y: Array, weights: Array) -> Array:
     """The sum of what a token's experts give, each times its weight.
 
     Args:
@@ -188,7 +134,5 @@ def combine_experts(y: Any, weights: Any) -> Any:
         float32, shape (tokens, dim).
     """
     if get_array_module(y) is not np:
-        from rocforge.ops.device.experts import combine_experts_device
-
-        return combine_experts_device(y, weights)
+        return device_experts.combine_experts(y, weights)
     return np.einsum("tud,tu->td", y.reshape(*weights.shape, -1), weights)

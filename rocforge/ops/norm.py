@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module
-from rocforge.device.kernels import Kernel
-from rocforge.ops.arguments import check_shape, module_of
-from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
-from rocforge.ops.device.strided import float32
-
-THREADS = 512
-"""As in norm.hip."""
-
-_rms_norm = Kernel(
-    "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
-)
-_rms_norm_of_sum = Kernel(
-    "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
-)
-_layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
+from rocforge.device.arrays import get_array_module
+from rocforge.ops.arguments import check_row, check_shape, module_of
+from rocforge.ops.device import norm as device
+from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.device.plan import form_for
+from rocforge.ops.types import Array, Weight
 
 
-def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None) -> Any:
+def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array = None) -> Array:
     """Divide by the root mean square over the last axis: `x / sqrt(mean(x**2) + eps) * weight + residual`.
 
     Args:
@@ -44,10 +33,10 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467.
     """
     module = module_of("rms_norm", x=x, weight=weight, residual=residual)
-    _check("rms_norm", x, weight)
+    check_row("rms_norm", x, weight=weight)
     check_shape("rms_norm", "residual", residual, x.shape)
     if module is not np:
-        return _rms_norm_device(x, weight, eps, residual)
+        return device.rms_norm(x, weight, eps, residual)
     x = x.astype(np.float32, copy=False)
     mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
     y = x / np.sqrt(mean + np.float32(eps))
@@ -58,65 +47,21 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-5, residual: Any = None
     return y
 
 
-def _rms_norm_device(x: Any, weight: Any, eps: float, residual: Any) -> Any:
-    x = float32(x)
-    out = cupy_module().empty(x.shape, np.float32)
-    n = x.shape[-1]
-    if x.size:
-        args = (out, None, None, x, float32(weight), float32(residual), 0, n, eps)
-        _rms_norm((x.size // n,), (THREADS,), args)
-    return out
-
-
-def rms_norm_fp16(x: Any, weight: Any, eps: float) -> Any:
-    """`rms_norm` of a CuPy array (rows, n) in float16, cut to ±65504."""
-    _check("rms_norm_fp16", x, weight)
-    x = float32(x)
-    out = cupy_module().empty(x.shape, np.float16)
-    _rms_norm((len(x),), (THREADS,), (None, out, None, x, float32(weight), None, 0, x.shape[-1], eps))
-    return out
-
-
-def rms_norm_of_sum(x: Any, y: Any, bias: Any, weight: Any, eps: float) -> tuple[Any, Any]:
-    """`x + y + bias`, and `rms_norm_fp16` of it, of one launch; x and y (rows, n) on a device, bias (n,) or None."""
-    _check("rms_norm_of_sum", x, weight, bias)
-    if x.shape != y.shape:
-        raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
-    total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
-    arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
-    _rms_norm_of_sum((len(x),), (THREADS,), (*arrays, x.shape[1], eps))
-    return total, fp16
-
-
-def rms_norm_quantized(x: Any, weight: Any, eps: float, columns: int = 0) -> Activations:
-    """`rms_norm` of a CuPy array (rows, n) in int8, or in units for that many columns, of one launch."""
-    _check("rms_norm_quantized", x, weight)
-    x = float32(x)
-    out = Activations.empty(*x.shape, columns)
-    _rms_norm((len(x),), (THREADS,), (None, None, out.data, x, float32(weight), None, columns, x.shape[-1], eps))
-    return out
-
-
-def rms_norm_both(x: Any, weight: Any, eps: float) -> tuple[Any, Activations]:
-    """`rms_norm` and, in int8, `rms_norm_quantized` of a CuPy array (rows, n) in one launch."""
-    _check("rms_norm_both", x, weight)
-    x = float32(x)
-    out, rounded = cupy_module().empty(x.shape, np.float32), Activations.empty(*x.shape)
-    _rms_norm((len(x),), (THREADS,), (out, None, rounded.data, x, float32(weight), None, 0, x.shape[-1], eps))
-    return out, rounded
-
-
-def rms_norm_for(weights: Sequence[Any], x: Any, weight: Any, eps: float) -> Any:
-    """`rms_norm` of x (rows, n) in the form that products with these matrices take."""
+def rms_norm_for(weights: Sequence[Weight], x: Array, weight: Array, eps: float) -> Array | PackedOperand:
+    """`rms_norm` of x (tokens, n), in the form in which products with these weights take it."""
     if get_array_module(x) is np:
         return rms_norm(x, weight, eps)
-    columns = columns_for_weights(len(x), weights)
-    if columns is not None:
-        return rms_norm_quantized(x, weight, eps, columns)
-    return (rms_norm_fp16 if takes_fp16(len(x), weights) else rms_norm)(x, weight, eps)
+    check_row("rms_norm_for", x, weight=weight)
+    return device.rms_norm(x, weight, eps, form=form_for(weights, len(x)))
 
 
-def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
+    """`rms_norm` of a CuPy array (tokens, n), in float32 and in int8, of one launch."""
+    check_row("rms_norm_both", x, weight=weight)
+    return device.rms_norm_both(x, weight, eps)
+
+
+def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 1e-5) -> Array:
     """Subtract the mean, divide by the standard deviation over the last axis, then scale and shift.
 
     Args:
@@ -134,9 +79,9 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     Source: Ba, Kiros and Hinton, Layer Normalization, https://arxiv.org/abs/1607.06450.
     """
     module = module_of("layer_norm", x=x, weight=weight, bias=bias)
-    _check("layer_norm", x, weight, bias)
+    check_row("layer_norm", x, weight=weight, bias=bias)
     if module is not np:
-        return _layer_norm_device(x, weight, bias, eps)
+        return device.layer_norm(x, weight, bias, eps)
     x = x.astype(np.float32, copy=False)
     y = x - x.mean(axis=-1, keepdims=True)
     y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + np.float32(eps))
@@ -145,30 +90,3 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     if bias is not None:
         y += bias
     return y
-
-
-def _layer_norm_device(x: Any, weight: Any, bias: Any, eps: float) -> Any:
-    x = float32(x)
-    out = cupy_module().empty(x.shape, np.float32)
-    n = x.shape[-1]
-    if x.size:
-        _layer_norm((x.size // n,), (THREADS,), (out, None, x, float32(weight), float32(bias), 0, n, eps))
-    return out
-
-
-def layer_norm_quantized(x: Any, weight: Any, bias: Any, eps: float, columns: int = 0) -> Activations:
-    """`layer_norm` of a CuPy array (rows, n) as activations for the product that follows, of one launch."""
-    _check("layer_norm_quantized", x, weight, bias)
-    x = float32(x)
-    out = Activations.empty(*x.shape, columns)
-    args = (None, out.data, x, float32(weight), float32(bias), columns, x.shape[-1], eps)
-    _layer_norm((len(x),), (THREADS,), args)
-    return out
-
-
-def _check(name: str, x: Any, weight: Any, bias: Any = None) -> None:
-    row = x.shape[-1:]
-    for array in (weight, bias):
-        if array is not None and (array.shape != row or not row):
-            which = "weight" if array is weight else "bias"
-            raise ValueError(f"{name}: a {which} of shape {array.shape} does not fit x of shape {x.shape}")

@@ -8,28 +8,23 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rocforge.device.arrays import cupy_module, get_array_module
-from rocforge.device.cards import card_of
-from rocforge.device.kernels import Kernel
 from rocforge.ops.arguments import check_integers, module_of
-from rocforge.ops.device.strided import blocks, rows_of
+from rocforge.ops.device import rope as device
+from rocforge.ops.types import Array, HostArray
 
-THREADS = 256
-"""As in rope.hip and angles.hip."""
-MOST_POSITION = (1 << 31) - 1
-
-_angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
+MAX_POSITION = (1 << 31) - 1
 
 
 class Rotation(NamedTuple):
     """Angles of some tokens: float32 cosines and sines, shape (tokens, pairs), and the style of pairing."""
 
-    cos: Any
-    sin: Any
+    cos: Array
+    sin: Array
     neox: bool
 
 
@@ -43,27 +38,27 @@ class RopeFrequencies:
         neox: True pairs element i with i + pairs (GPT-NeoX), False pairs 2i with 2i + 1 (GPT-J, GGUF's "normal").
     """
 
-    frequencies: np.ndarray
+    frequencies: HostArray
     magnitude: float = 1.0
     neox: bool = False
-    _copies: dict[int, Any] = field(default_factory=dict, repr=False)
+    _copies: dict[int, Array] = field(default_factory=dict, repr=False)
 
-    def on_current_device(self) -> Any:
+    def on_current_device(self) -> Array:
         """The frequencies there: as long as this lives, since captured launches read them.
 
         Waited for when they are copied, since later launches may be on other streams.
         """
         cupy = cupy_module()
-        device = cupy.cuda.runtime.getDevice()
-        if device not in self._copies:
-            self._copies[device] = cupy.asarray(self.frequencies, dtype=np.float64)
+        current = cupy.cuda.runtime.getDevice()
+        if current not in self._copies:
+            self._copies[current] = cupy.asarray(self.frequencies, dtype=np.float64)
             cupy.cuda.get_current_stream().synchronize()
-        return self._copies[device]
+        return self._copies[current]
 
-    def cos_sin(self, positions: Any) -> tuple[Any, Any]:
+    def cos_sin(self, positions: Array) -> tuple[Array, Array]:
         """float32 cosines and sines, each of shape (*positions.shape, pairs), times the magnitude."""
         if get_array_module(positions) is not np:
-            return _cos_sin_device(self, positions)
+            return device.cos_sin(self.on_current_device(), positions, self.magnitude)
         angles = positions[..., None] * self.frequencies
         return (
             (np.cos(angles) * self.magnitude).astype(np.float32),
@@ -71,28 +66,12 @@ class RopeFrequencies:
         )
 
 
-NO_ROPE = RopeFrequencies(np.empty(0))
-"""Rotates nothing: of layers without positions."""
-
-
-def _cos_sin_device(frequencies: RopeFrequencies, positions: Any) -> tuple[Any, Any]:
-    """Angles are reduced in float64, since float32 is short of digits at positions in the thousands."""
-    cupy = cupy_module()
-    pairs = len(frequencies.frequencies)
-    cos, sin = (cupy.empty((*positions.shape, pairs), np.float32) for _ in range(2))
-    positions = cupy.ascontiguousarray(positions, dtype=np.int32)
-    if cos.size:
-        args = (cos, sin, positions, frequencies.on_current_device(), positions.size, pairs, frequencies.magnitude)
-        _angles((blocks(cos.size, THREADS),), (THREADS,), args)
-    return cos, sin
-
-
 def rope_frequencies(
     dimensions: int,
     base: float = 10000.0,
     *,
     neox: bool = False,
-    factors: np.ndarray | None = None,
+    factors: HostArray | None = None,
     scaling: str = "none",
     scale: float = 1.0,
     original_context: int = 0,
@@ -144,7 +123,7 @@ def rope_frequencies(
     return RopeFrequencies(frequencies, magnitude, neox)
 
 
-def _yarn_kept(dimensions: int, base: float, context: int, beta_fast: float, beta_slow: float) -> np.ndarray:
+def _yarn_kept(dimensions: int, base: float, context: int, beta_fast: float, beta_slow: float) -> HostArray:
     """How much of each frequency YaRN keeps, 0 to 1: a ramp between pairs turning beta_fast and beta_slow times."""
 
     def pair_of(turns: float) -> float:
@@ -156,7 +135,7 @@ def _yarn_kept(dimensions: int, base: float, context: int, beta_fast: float, bet
     return 1 - np.clip(ramp, 0, 1)
 
 
-def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, base: float = 10000.0) -> Any:
+def rope(x: Array, positions: Array, frequencies: RopeFrequencies | None = None, base: float = 10000.0) -> Array:
     """Rotate the leading elements of each head by its token's position.
 
     Args:
@@ -181,8 +160,8 @@ def rope(x: Any, positions: Any, frequencies: RopeFrequencies | None = None, bas
         raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
     if frequencies is None:
         frequencies = _unscaled(x.shape[-1], base)
-    if on_host and (bad := positions[(positions < 0) | (positions > MOST_POSITION)]).size:
-        raise ValueError(f"rope: a position is {bad[0]}; allowed are 0 to {MOST_POSITION}")
+    if on_host and (bad := positions[(positions < 0) | (positions > MAX_POSITION)]).size:
+        raise ValueError(f"rope: a position is {bad[0]}; allowed are 0 to {MAX_POSITION}")
     positions = module.asarray(positions)
     return rotate(x, *frequencies.cos_sin(positions), neox=frequencies.neox)
 
@@ -192,13 +171,13 @@ def _unscaled(dimensions: int, base: float) -> RopeFrequencies:
     return rope_frequencies(dimensions, base)
 
 
-def rotate(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
+def rotate(x: Array, cos: Array, sin: Array, neox: bool) -> Array:
     """Rotate the leading pairs of x (tokens, heads, head_dim) by angles whose cos and sin are (tokens, pairs)."""
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:
         raise ValueError(f"rope: {2 * pairs} elements are rotated, and a head has {x.shape[-1]}")
     if get_array_module(x) is not np:
-        return _rotate_device(x, cos, sin, neox)
+        return device.rotate(x, cos, sin, neox)
     first, second = _pair_slices(pairs, neox)
     cos, sin = cos[:, None, :], sin[:, None, :]
     y = np.empty(x.shape, np.float32)
@@ -207,22 +186,6 @@ def rotate(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
     y[..., first] = a * cos - b * sin
     y[..., second] = b * cos + a * sin
     return y
-
-
-def _rotate_device(x: Any, cos: Any, sin: Any, neox: bool) -> Any:
-    tokens, heads, head_dim = x.shape
-    y = cupy_module().empty(x.shape, np.float32)
-    if y.size:
-        flat, stride = rows_of(x)
-        grid = (blocks(tokens * heads * card_of(x.device.id).wave, THREADS),)
-        _rope_kernel(head_dim)(grid, (THREADS,), (y, flat, cos, sin, tokens, heads, stride, cos.shape[-1], int(neox)))
-    return y
-
-
-@functools.cache
-def _rope_kernel(head_dim: int) -> Kernel:
-    signature = "float32* float32* float32* float32* uint32 uint32 uint64 uint32 int32"
-    return Kernel("rope.hip", "rope", signature, RF_HEAD_DIM=head_dim)
 
 
 def _pair_slices(pairs: int, neox: bool) -> tuple[slice, slice]:

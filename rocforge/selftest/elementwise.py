@@ -10,7 +10,9 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.ops import activation
-from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_fp16, rms_norm_of_sum, rms_norm_quantized
+from rocforge.ops.device import norm as device_norm
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.norm import layer_norm, rms_norm
 from rocforge.ops.rope import rope, rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import EXACT, HALF, beyond_half_steps, floats, label
@@ -66,12 +68,12 @@ def _rounded_norms(width: int, rng: np.random.Generator) -> Outcome:
     """As the products that follow take them."""
     x, y, weight = floats(rng, 70, width), floats(rng, 70, width), floats(rng, width)
     a, b, w = map(cupy_module().asarray, (x, y, weight))
-    expected, (total, fp16) = rms_norm(x, weight), rms_norm_of_sum(a, b, None, w, 1e-5)
-    rounded = values_of(rms_norm_quantized(a, w, 1e-5))[:, :width]
+    expected, (total, fp16) = rms_norm(x, weight), device_norm.rms_norm_of_sum(a, b, None, w, 1e-5)
+    int8, float16 = (device_norm.rms_norm(a, w, 1e-5, form=form) for form in (OperandForm.INT8, OperandForm.FP16))
     return Outcome(
         {
-            "float16": Error(relative_error(rms_norm_fp16(a, w, 1e-5), expected), HALF),
-            "int8": beyond_half_steps(rounded, expected),
+            "float16": Error(relative_error(float16, expected), HALF),
+            "int8": beyond_half_steps(values_of(int8)[:, :width], expected),
             "a sum": Error(relative_error(total, x + y), EXACT),
             "its norm": Error(relative_error(fp16, rms_norm(x + y, weight)), HALF),
         }

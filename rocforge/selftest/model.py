@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import asnumpy
 from rocforge.engine.engine import Engine
 from rocforge.load import load
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.device.operands import INT8_ROWS, MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.sampling import SamplingParams
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.weights import relative_error
@@ -42,7 +43,8 @@ def demo_model() -> Path:
 
 def checks(sizes: Sizes) -> list[Check]:
     models = functools.cache(lambda: tuple(load(demo_model(), device) for device in ("cpu", "gpu")))
-    counts = (INT8_ROWS, 40, MOST_COLUMNS + 16) if sizes.measured else (INT8_ROWS,)
+    few = tuning.current().int8_tokens
+    counts = (few, 40, MAX_TILE_TOKENS + 16) if sizes.measured else (few,)
     return [
         *(Check(f"logits of {n} tokens", functools.partial(_logits, models, n)) for n in counts),
         Check("text, greedily", functools.partial(_text, models, sizes.generated)),
@@ -55,7 +57,7 @@ def _logits(models: Callable, count: int, rng: np.random.Generator) -> Outcome:
     (cpu, _), (gpu, _) = models()
     tokens = rng.integers(0, cpu.config.vocabulary, count)
     errors = [relative_error(*rows) for rows in zip(asnumpy(gpu(tokens)), cpu(tokens), strict=True)]
-    return Outcome({"logits": Error(float(np.median(errors)), INT8 if count <= INT8_ROWS else HALF)})
+    return Outcome({"logits": Error(float(np.median(errors)), INT8 if count <= tuning.current().int8_tokens else HALF)})
 
 
 def written(model: Transformer, prompt: list[int], tokens: int, **options: float) -> list[int]:

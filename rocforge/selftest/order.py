@@ -15,7 +15,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.ops.activation import scale
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.linear import gated_linear, linear
 from rocforge.ops.norm import rms_norm
 from rocforge.selftest.check import Check, Error, Outcome, Sizes, exact
@@ -71,9 +71,9 @@ def _copies_after_products(rounds: int, shape: tuple[int, int], rng: np.random.G
     """The library's product into an array, its bytes into a second one, which is doubled: as when read after a wait."""
     errors, weight = [], random_weight(rng, "Q8_0", shape)
     with Stream("gpu") as stream:
-        there, copy = weight.to_device("gpu"), cupy_module().empty((MOST_COLUMNS + 6, shape[0]), np.float32)
+        there, copy = weight.to_device("gpu"), cupy_module().empty((MAX_TILE_TOKENS + 6, shape[0]), np.float32)
         for _ in range(rounds):
-            y = linear(stream.upload(floats(rng, MOST_COLUMNS + 6, shape[1])), there)
+            y = linear(stream.upload(floats(rng, MAX_TILE_TOKENS + 6, shape[1])), there)
             copy.data.copy_from_device_async(y.data, y.nbytes)
             doubled = stream.download(scale(copy, 2.0)).get()
             errors.append(exact(doubled, 2 * stream.download(y).get()))

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import asnumpy, cupy_module
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
-from rocforge.ops.device.operands import MAX_COLUMNS, columns_for, format_of, is_packed, quantize_activations
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import OperandForm, Product, form_for, product_for
+from rocforge.ops.device.weights import format_of
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
@@ -52,7 +55,7 @@ def label(tokens: int) -> str:
 
 def _rounding(columns: int, rng: np.random.Generator) -> Outcome:
     x = floats(rng, 3, columns) * rng.uniform(0.01, 100, (3, 1)).astype(np.float32)
-    values = values_of(quantize_activations(cupy_module().asarray(x)))[:, :columns]
+    values = values_of(quantized(cupy_module().asarray(x)))[:, :columns]
     return Outcome({"values": beyond_half_steps(values, x)})
 
 
@@ -63,10 +66,10 @@ def beyond_half_steps(values: np.ndarray, x: np.ndarray) -> Error:
 
 def _as_multiplied(x: np.ndarray, weight: Any) -> tuple[np.ndarray, float]:
     """What x is for the kernel that multiplies it with a weight on the device, and how far its products may be off."""
-    kind, few = format_of(weight), len(x) <= MAX_COLUMNS
-    if is_packed(kind) and columns_for(len(x)) == 0:
-        return values_of(quantize_activations(cupy_module().asarray(x)))[:, : x.shape[1]], EXACT
-    return x, EXACT if few and kind is not None and not is_packed(kind) else HALF
+    product = product_for(format_of(weight), len(x), tuning.current())
+    if product is Product.GEMV_INT8:
+        return values_of(quantized(cupy_module().asarray(x)))[:, : x.shape[1]], EXACT
+    return x, EXACT if product is Product.GEMV_FLOAT else HALF
 
 
 def _linear(qtype: str, shape: tuple[int, int], tokens: tuple[int, ...], rng: np.random.Generator) -> Outcome:
@@ -123,7 +126,8 @@ def _feed_forward(shape: tuple[int, int], tokens: tuple[int, ...], rng: np.rando
         x, residual = floats(rng, n, dim) * scale["gate"], floats(rng, n, dim) / scale["down"]
         y = _layer(x, residual, norm, host)
         there = _layer(*map(asarray, (x, residual, norm)), device)
-        errors[label(n)] = Error(relative_error(there, y), INT8 if columns_for(n) == 0 else 3 * HALF)
+        int8 = form_for([device["after"]], n) is OperandForm.INT8
+        errors[label(n)] = Error(relative_error(there, y), INT8 if int8 else 3 * HALF)
     return Outcome(errors)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rocforge.formats.blocks import QTYPES, block_elements, row_nbytes
 from rocforge.formats.planar import cells_of
 from rocforge.formats.random_blocks import random_blocks
-from rocforge.ops.device.operands import Activations
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.quant import QuantizedArray
 
 
@@ -26,11 +26,11 @@ def random_weight(rng: np.random.Generator, qtype: str, shape: tuple[int, ...]) 
     return QuantizedArray(random_blocks(rng, QTYPES[qtype], count).reshape(*shape[:-1], -1), shape, qtype)
 
 
-def values_of(activations: Activations) -> np.ndarray:
-    """What int8 activations stand for, float64, with the zeros up to whole cells; their sums are checked as well."""
-    rows, size = activations.shape
+def values_of(operand: PackedOperand) -> np.ndarray:
+    """What an operand in int8 stands for, float64, with the zeros up to whole cells; their sums are checked as well."""
+    rows, size = operand.shape
     cells = cells_of(size)
-    planes = activations.data.get().reshape(rows, 10, cells, 16)
+    planes = operand.data.get().reshape(rows, 10, cells, 16)
     q = planes[:, :8].view(np.int8).transpose(0, 2, 1, 3).reshape(rows, cells, 4, 32)
     scales = np.ascontiguousarray(planes[:, 8]).view(np.float32)
     sums = np.ascontiguousarray(planes[:, 9]).view(np.int16).reshape(rows, cells, 4, 2)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from rocforge.ops import activation
+from rocforge.ops.device.activation import gated_unit
+from rocforge.ops.device.plan import OperandForm
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -80,7 +82,7 @@ def test_gated_fp16(name: str, columns: int):
     """In float16 for the product that follows: what is too large for that is cut, not infinite."""
     gate, up = values((3, columns)), values((3, columns))
     gate[:, 0], up[:, 0] = 7, 1e8
-    y = activation.gated_fp16(name, cp.asarray(gate), cp.asarray(up)).get()
+    y = gated_unit(name, cp.asarray(gate), cp.asarray(up), form=OperandForm.FP16).get()
     expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
     assert y.dtype == np.float16 and np.abs(y - expected)[:, 1:].max() < 1e-3 * np.abs(expected[:, 1:]).max()
     assert (y[:, 0] == np.float16(np.minimum(expected[:, 0], 65504))).all()

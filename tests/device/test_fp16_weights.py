@@ -11,7 +11,7 @@ from rocforge.engine.capacity import CacheSizes
 from rocforge.load import load_model
 from rocforge.nn.state import states_of
 from rocforge.ops.device import gemm
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.linear import linears
 
 
@@ -30,7 +30,7 @@ def test_logits_stay(file, rng):
     """The same products, of whole matrices instead of tiles."""
     with_fp16, without = (load_model(file, "gpu", fp16_weights=fp16_weights) for fp16_weights in (True, False))
     assert not kept(without) and kept(with_fp16) == {p for p, w in without.named_parameters() if len(w.shape) == 2}
-    tokens = rng.integers(0, without.config.vocabulary, MOST_COLUMNS + 6)
+    tokens = rng.integers(0, without.config.vocabulary, MAX_TILE_TOKENS + 6)
     assert relative_error(rf.asnumpy(with_fp16(tokens)), rf.asnumpy(without(tokens))) < 1e-5
 
 
@@ -41,7 +41,7 @@ def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
     monkeypatch.setattr(gemm, "_multiply", lambda *args: calls.append(len(args[1])) or multiply(*args))
     for layers in ([attn.attn_q, attn.attn_k, attn.attn_v], [mlp.ffn_gate, mlp.ffn_up]):
         weights, calls[:] = [layer.weight for layer in layers], []
-        x = cp.asarray(rng.standard_normal((MOST_COLUMNS + 1, weights[0].shape[1])).astype(np.float16))
+        x = cp.asarray(rng.standard_normal((MAX_TILE_TOKENS + 1, weights[0].shape[1])).astype(np.float16))
         ys = linears(x, weights)
         assert calls == [sum(map(len, weights))]
         for y, weight in zip(ys, weights, strict=True):
@@ -53,7 +53,7 @@ def test_launches_of_a_prompt(file, monkeypatch):
     model, names = load_model(file, "gpu", fp16_weights=True), []
     monkeypatch.setattr(gemm, "_multiply", lambda *args: names.append("product"))
     with launches_recorded(lambda kernel: names.append(kernel.name)):
-        model(np.zeros(MOST_COLUMNS + 1, np.int32))
+        model(np.zeros(MAX_TILE_TOKENS + 1, np.int32))
     attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
     layer = [*attention, "product", "swiglu", "product", "rms_norm_of_sum"]
     assert names == ["rope_angles", "dequantize_float32", "rms_norm", *layer * model.config.layers, "product"]

@@ -14,7 +14,8 @@ from rocforge.errors import DeviceError
 from rocforge.loading import warmup
 from rocforge.ops.activation import softcap, swiglu
 from rocforge.ops.device.matvec import products
-from rocforge.ops.norm import rms_norm_quantized
+from rocforge.ops.device.norm import rms_norm
+from rocforge.ops.device.plan import OperandForm
 from rocforge.selftest.weights import random_weight
 
 SIGNATURE = "float32* float16* int64"
@@ -218,7 +219,7 @@ def test_launches_recorded(to_fp16):
 def chain(x, weights, count=40):
     """Launches of which each reads what the one before has written, over the same memory again and again."""
     for i in range(count):
-        (y,) = products(rms_norm_quantized(x, None, 1e-5), [weights[i % len(weights)]])
+        (y,) = products(rms_norm(x, None, 1e-5, form=OperandForm.INT8), [weights[i % len(weights)]])
         x = swiglu(softcap(y, 5.0), x)
     return x
 

@@ -4,7 +4,10 @@ import gc
 import importlib
 
 import cupy as cp
+import numpy as np
 import pytest
+from golden import build
+from packed_vectors import TYPES, with_vectors_in
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
@@ -16,7 +19,7 @@ from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
 from rocforge.nn.state import states_of
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
 
@@ -46,9 +49,19 @@ def test_same_model_as_without_overlap(path, rng):
     expected, got = weights_of(plain), weights_of(model)
     assert expected.keys() == got.keys()
     assert all(cp.asnumpy(got[name]).tobytes() == cp.asnumpy(expected[name]).tobytes() for name in expected)
-    for count in (MOST_COLUMNS + 6, 40, 1):
+    for count in (MAX_TILE_TOKENS + 6, 40, 1):
         tokens = rng.integers(0, plain.config.vocabulary, count)
         assert (model(tokens).get() == plain(tokens).get()).all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma3"])
+def test_vectors_of_any_type(tmp_path, name, kind):
+    """Norms, biases, sinks, experts' biases and rope factors in any type give what the same values in F32 give."""
+    build(tmp_path / "golden.gguf", name, "Q8_0")
+    with rf.open_gguf(tmp_path / "golden.gguf") as file:
+        packed, plain = (load_model(each, "gpu")(np.arange(5, 8)).get() for each in with_vectors_in(file, kind))
+    assert np.isfinite(packed).all() and (packed == plain).all()
 
 
 def module_of(kernel):

@@ -13,11 +13,12 @@ import rocforge as rf
 from rocforge.device.cards import card_of
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.ops.device.operands import INT8_ROWS, MOST_COLUMNS
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.state import BLOCK_SIZE
 
 HALF, INT8 = 8e-3, 3e-2
-"""Products of many rows round to float16; those of up to INT8_ROWS round activations to int8, as llama.cpp does."""
+"""Products of many tokens round to float16; those of up to FEW round x to int8, as llama.cpp does."""
+FEW = 2
 ROW, EXPERTS = 0.15, 8e-2
 """With int8, of any single row; and of a mixture of experts, where rounding may have another expert chosen."""
 SIMULATED = "HIPSIM_ARCH" in os.environ
@@ -41,7 +42,7 @@ def errors_of_rows(a, b):
     return [relative_error(*rows) for rows in zip(rf.asnumpy(a), b, strict=True)]
 
 
-@pytest.mark.parametrize("count", [40, MOST_COLUMNS + 6])
+@pytest.mark.parametrize("count", [40, MAX_TILE_TOKENS + 6])
 def test_logits_of_a_prompt(models, rng, count):
     """More rows than the int8 kernels take, by the matrix unit and by the BLAS library: float16 accuracy.
 
@@ -63,7 +64,7 @@ def all_logits(model, prompts):
 def test_logits_of_few_tokens(models, rng):
     """Few rows, of several prompts: the matrix-vector kernels. Mixtures of experts are exempt from closer bounds."""
     cpu, gpu = models
-    prompts = rng.integers(0, cpu.config.vocabulary, (8 if SIMULATED else 32, INT8_ROWS))
+    prompts = rng.integers(0, cpu.config.vocabulary, (8 if SIMULATED else 32, FEW))
     errors = errors_of_rows(logits_alone(gpu, prompts), logits_alone(cpu, prompts))
     assert np.median(errors) < (EXPERTS if cpu.config.experts else INT8)
     assert cpu.config.experts or max(errors) < ROW
@@ -74,7 +75,7 @@ def logits_alone(model, prompts):
     return np.concatenate([rf.asnumpy(model(tokens)) for tokens in prompts])
 
 
-@pytest.mark.parametrize("count", [6, MOST_COLUMNS + 6])
+@pytest.mark.parametrize("count", [6, MAX_TILE_TOKENS + 6])
 def test_rows_that_are_wanted(models, rng, count):
     """None of a prompt's first part, then the last one of the rest; of a mixture of experts, of many short prompts."""
     cpu, gpu = models
@@ -106,8 +107,8 @@ def test_error_beside_llama_cpp(models, request):
     exact = cpu(tokens)[rows]
     blocks = -(-len(tokens) // BLOCK_SIZE)
     cache, logits = gpu.new_cache(blocks), []
-    for start in range(0, len(tokens), INT8_ROWS):
-        few = tokens[start : start + INT8_ROWS]
+    for start in range(0, len(tokens), FEW):
+        few = tokens[start : start + FEW]
         logits.append(rf.asnumpy(gpu(few, Batch.of(cache, [Chunk(start, len(few), range(blocks))], all_logits=True))))
     assert typical_error(np.concatenate(logits)[rows], exact) < 1.5 * typical_error(reference["logits"], exact)
 
@@ -179,7 +180,7 @@ def test_demo_logits(rng, fp16_weights):
 def check_logits(models, rng, few, many):
     """The typical error of some prompts of few tokens, and of one of many, or several where experts are chosen."""
     cpu, gpu = models
-    prompts = rng.integers(0, cpu.config.vocabulary, (16, INT8_ROWS))
+    prompts = rng.integers(0, cpu.config.vocabulary, (16, FEW))
     assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < few
     parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if cpu.config.experts else 1)
     assert typical_error(all_logits(gpu, parts), all_logits(cpu, parts)) < many

@@ -8,10 +8,10 @@ import pytest
 from golden import build, load, relative_error
 
 import rocforge as rf
+from rocforge.device import tuning
 from rocforge.load import load_model
-from rocforge.ops.device import experts_parts
 from rocforge.ops.device.experts import takes_int8
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
@@ -125,7 +125,7 @@ def run_layer(rng, layer, tokens, used, activate="swiglu"):
     y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
     if not takes_int8(tokens, *layer.device[:2]):
         return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual)[0] - residual)
-    rounded = values_of(quantize_activations(args[0]))[:, : layer.dim]
+    rounded = values_of(quantized(args[0]))[:, : layer.dim]
     expected, moved = layer.reference(rounded, ids, weights, activate, residual)
     return np.linalg.norm(y - expected) / np.linalg.norm(moved)
 
@@ -158,15 +158,15 @@ def test_experts_of_several_formats(rng, qtypes, tokens):
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
 @pytest.mark.parametrize("qtypes", [("IQ2_XS", "IQ2_XS", "IQ3_S"), ("Q4_K", "Q5_K", "Q8_0"), ("Q8_0", "Q8_0", "IQ2_S")])
-def test_unpacked_in_parts(rng, monkeypatch, qtypes, tokens):
+def test_unpacked_in_parts(rng, qtypes, tokens):
     """Bit-equal, and in no more than the workspace: of formats that are unpacked, a few experts at a time."""
     layer = Layer(rng, qtypes, count=7, ffn=512, dim=768, biased=True)
     args = [rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16, *layer.routing(rng, tokens, 3)]
     args, residual = [*map(cp.asarray, args), *layer.device], cp.ones((tokens, layer.dim), np.float32)
     whole = experts(*args, "swiglu_oai", residual).get()
     one, pool = 2 * 512 * 768, cp.cuda.MemoryPool()
-    monkeypatch.setattr(experts_parts, "WORKSPACE", 2 * one)  # a pair, or two of down
-    with cp.cuda.using_allocator(pool.malloc):
+    # room for gate and up of one expert, or down of two
+    with cp.cuda.using_allocator(pool.malloc), tuning.trying(experts_unpacked_nbytes=2 * one):
         assert (experts(*args, "swiglu_oai", residual).get() == whole).all()
     places, chosen = 4 * 3 * tokens * (2 * 768 + 512), 2 * sum(w[0].nbytes for w in layer.weights)
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
@@ -189,7 +189,7 @@ def test_rounded_already(rng):
     x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
     ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
     assert takes_int8(2, *layer.device[:2]) and not takes_int8(9, *layer.device[:2])
-    y = experts(quantize_activations(x), ids, weights, *layer.device)
+    y = experts(quantized(x), ids, weights, *layer.device)
     assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
 
 

@@ -6,14 +6,10 @@ import cupy as cp
 import numpy as np
 import pytest
 
-from rocforge.ops.norm import (
-    layer_norm,
-    layer_norm_quantized,
-    rms_norm,
-    rms_norm_fp16,
-    rms_norm_of_sum,
-    rms_norm_quantized,
-)
+from rocforge.ops.device import norm as device_norm
+from rocforge.ops.device.norm import rms_norm_of_sum
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_both
 from rocforge.selftest.weights import half_steps, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
@@ -48,8 +44,8 @@ def test_sizes_at_random(rng):
         x, weight = rng.standard_normal((rows, n), np.float32), rng.standard_normal(n, np.float32)
         given, expected = (cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
         assert relative_error(rms_norm(*given), expected) < 1e-5
-        assert relative_error(rms_norm_fp16(*given), expected) < 1e-3
-        values = values_of(rms_norm_quantized(*given))
+        assert relative_error(device_norm.rms_norm(*given, form=OperandForm.FP16), expected) < 1e-3
+        values = values_of(device_norm.rms_norm(*given, form=OperandForm.INT8))
         assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
         assert not values[:, n:].any()
         y = layer_norm(cp.asarray(x + 2), cp.asarray(weight), cp.asarray(x[0]))
@@ -91,14 +87,31 @@ def test_quantized(n: int, norm: str):
     x = rng.standard_normal((3, n), np.float32)
     weight, bias = (rng.standard_normal(n, np.float32) for _ in range(2))
     if norm == "rms":
-        quantized, expected = rms_norm_quantized(cp.asarray(x), cp.asarray(weight), 1e-5), rms_norm_64(x, weight, 1e-5)
+        quantized = device_norm.rms_norm(cp.asarray(x), cp.asarray(weight), 1e-5, form=OperandForm.INT8)
+        expected = rms_norm_64(x, weight, 1e-5)
     else:
-        quantized = layer_norm_quantized(cp.asarray(x), cp.asarray(weight), cp.asarray(bias), 1e-5)
+        given = (cp.asarray(a) for a in (x, weight, bias))
+        quantized = device_norm.layer_norm(*given, 1e-5, OperandForm.INT8)
         expected = layer_norm_64(x, weight, bias)
     assert quantized.shape == (3, n)
     values = values_of(quantized)
     assert (np.abs(values[:, :n] - expected) <= half_steps(expected) + 1e-5 * np.abs(expected)).all()
     assert not values[:, n:].any()
+
+
+def test_float32_and_int8_of_one_launch(rng):
+    """Each is what the norm of that form alone gives, bit for bit."""
+    x, weight = (cp.asarray(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 1000), 1000))
+    y, packed = rms_norm_both(x, weight, 1e-5)
+    assert cp.array_equal(y, rms_norm(x, weight, 1e-5))
+    assert cp.array_equal(packed.data, device_norm.rms_norm(x, weight, 1e-5, form=OperandForm.INT8).data)
+
+
+def test_layer_norm_in_float16(rng):
+    """Of two launches: the float32 norm, rounded."""
+    x = cp.asarray(rng.standard_normal((3, 96)).astype(np.float32))
+    y = device_norm.layer_norm(x, None, None, 1e-5, OperandForm.FP16)
+    assert cp.array_equal(y, layer_norm(x).astype(np.float16))
 
 
 @pytest.mark.parametrize("n", [64, 1000, 4099])
@@ -107,7 +120,7 @@ def test_fp16_weights(n: int):
     rng = np.random.default_rng(n)
     x, weight = rng.standard_normal((3, n), np.float32), rng.standard_normal(n, np.float32)
     weight[0] = 1e8
-    y = rms_norm_fp16(cp.asarray(x), cp.asarray(weight), 1e-5)
+    y = device_norm.rms_norm(cp.asarray(x), cp.asarray(weight), 1e-5, form=OperandForm.FP16)
     expected = rms_norm_64(x, weight, 1e-5)
     assert y.dtype == np.float16 and (np.abs(y[:, 0].get()) == 65504).all()
     assert relative_error(y[:, 1:], expected[:, 1:]) < 1e-3
@@ -115,7 +128,7 @@ def test_fp16_weights(n: int):
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_of_a_sum(n: int):
-    """The sum is exact to a rounding or two; its norm is `rms_norm_fp16` of it, to a step of float16."""
+    """The sum is exact to a rounding or two; its norm is that of `rms_norm` in float16, to a step of float16."""
     rng = np.random.default_rng(n)
     x, y = (rng.standard_normal((5, n), np.float32) for _ in range(2))
     bias, weight = (rng.standard_normal(n, np.float32) for _ in range(2))
@@ -123,7 +136,7 @@ def test_of_a_sum(n: int):
         on_device = (a if a is None else cp.asarray(a) for a in (x, y, b, weight))
         total, normed = rms_norm_of_sum(*on_device, 1e-5)
         assert relative_error(total, x.astype(np.float64) + y + (0 if b is None else b)) < 1e-6
-        expected = rms_norm_fp16(total, cp.asarray(weight), 1e-5).get().astype(np.float32)
+        expected = device_norm.rms_norm(total, cp.asarray(weight), 1e-5, form=OperandForm.FP16).get().astype(np.float32)
         assert normed.dtype == np.float16
         np.testing.assert_allclose(normed.get().astype(np.float32), expected, rtol=2**-10, atol=2**-24)
 

@@ -5,17 +5,18 @@ import itertools
 import cupy as cp
 import numpy as np
 import pytest
-from weights import card_without_matrix_unit, sizes
+from weights import WITHOUT_MATRIX_UNIT, sizes
 
+from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import PLANAR
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
-from rocforge.ops.device import operands
+from rocforge.ops.device import plan
 from rocforge.ops.device.dequantize import dequantize_device
-from rocforge.ops.device.matvec import fills_device, product_then_norm
-from rocforge.ops.device.operands import format_of, quantize_activations
-from rocforge.ops.device.products import launches
+from rocforge.ops.device.matvec import product_then_norm
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.weights import format_of
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.norm import rms_norm
 from rocforge.quant import QuantizedArray
@@ -26,14 +27,15 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 
 @pytest.fixture(autouse=True)
-def no_matrix_unit(monkeypatch):
+def no_matrix_unit():
     """test_tiles.py has what a card with a matrix unit does with three to 64 columns."""
-    monkeypatch.setattr(operands, "card_of", card_without_matrix_unit)
+    with tuning.trying(**WITHOUT_MATRIX_UNIT):
+        yield
 
 
 def rounded(x):
     """What the device's int8 values of x stand for, float64; test_quantized_activations says how near they are."""
-    return values_of(quantize_activations(cp.asarray(x)))[:, : x.shape[1]]
+    return values_of(quantized(cp.asarray(x)))[:, : x.shape[1]]
 
 
 @pytest.mark.parametrize("size", [32, 128, 300, 2049])
@@ -41,7 +43,7 @@ def test_quantized_activations(rng, size):
     """Values are x to 1/127 of the largest of their 32; a last cell is filled up with zeros; zeros stay zero."""
     x = rng.standard_normal((3, size)).astype(np.float32) * rng.uniform(0.01, 100, (3, 1)).astype(np.float32)
     x[1, :32] = 0
-    values = values_of(quantize_activations(cp.asarray(x)))
+    values = values_of(quantized(cp.asarray(x)))
     assert not values[:, size:].any() and not values[1, :32].any()
     assert (np.abs(values[:, :size] - x) <= half_steps(x)).all()
 
@@ -67,7 +69,7 @@ def test_product_then_norm(rng, qtype, rows, columns):
     bias, norm = rng.standard_normal(rows).astype(np.float32), rng.uniform(0.5, 2, rows).astype(np.float32)
     on_device = w.to_device("gpu"), *map(cp.asarray, (bias, residual, norm))
     matrices = [a.to_device("gpu") for a in after]
-    y, normed = product_then_norm(cp.asarray(x), *on_device, 1e-3)
+    y, normed = product_then_norm(quantized(cp.asarray(x)), *on_device, 1e-3)
     assert product_error(y, rounded(x), w.dequantize(), bias, residual) < 1e-5
     y = y.get().astype(np.float64)
     scaled, factor = y * norm, 1 / np.sqrt(np.mean(y * y) + 1e-3)
@@ -104,8 +106,8 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
         assert normed is None and cp.array_equal(y, linear(x[:rows], weight))
     y, normed = linear_then_norm(x[:1], packed, None, None, norm, 1e-5, [packed])
     assert normed.norm.eps == 1e-5 and cp.array_equal(y, linear(x[:1], packed))
-    units = card_of(0).compute_units
-    assert fills_device(32 * units) and fills_device(64 * units) and not fills_device(32 * units + 1)
+    units, tuned = card_of(0).compute_units, tuning.current()
+    assert plan.fills_units(32 * units, units, tuned) and not plan.fills_units(32 * units + 1, units, tuned)
 
 
 @pytest.mark.parametrize(("qtype", "n"), [*itertools.product(PLANAR, (1, 2, 8)), ("Q4_K", 3), ("Q8_0", 3)])
@@ -122,7 +124,7 @@ def test_sizes_at_random(rng):
     for n in (1, 1, 2, 3, 8, 9, 14):
         rows, columns = int(rng.integers(1, 400)), 32 * int(rng.integers(1, 60))
         x, weight = rng.standard_normal((n, columns)).astype(np.float32), random_weight(rng, "Q8_0", (rows, columns))
-        y, few = linear(cp.asarray(x), weight.to_device("gpu")), n <= operands.MAX_COLUMNS
+        y, few = linear(cp.asarray(x), weight.to_device("gpu")), n <= plan.MAX_GEMV_TOKENS
         assert product_error(y, rounded(x) if few else x, weight.dequantize()) < (1e-5 if few else 1e-3)
 
 
@@ -155,11 +157,11 @@ def test_bias_and_residual(rng):
 def test_matrices_of_several_formats(rng):
     """q and k of one format and v of another are one launch; floats and more than three matrices are launches apart."""
     qtypes = ["Q4_K", "Q4_K", "Q6_K", "F16", "Q4_K", "Q4_K", "Q4_K", "Q4_K"]
-    assert launches(["Q4_K", "Q4_K", "Q6_K"]) == [(0, 3)]
     x = rng.standard_normal((1, 512)).astype(np.float32)
     weights = [random_weight(rng, qtype, (rows, 512)) for rows, qtype in enumerate(qtypes, 5)]
     there = [w.to_device("gpu") for w in weights]
-    assert launches([format_of(w) for w in there]) == [(0, 3), (3, 4), (4, 7), (7, 8)]
+    launches = plan.launches(tuple(map(format_of, there)), 1, tuning.current())
+    assert [(launch.start, launch.stop) for launch in launches] == [(0, 3), (3, 4), (4, 7), (7, 8)]
     for y, weight in zip(linears(cp.asarray(x), there), weights, strict=True):
         exact = x if weight.qtype.name == "F16" else rounded(x)
         assert product_error(y, exact, weight.dequantize()) < 1e-5
@@ -185,7 +187,7 @@ def test_gated_rounds_for_what_follows(rng, n, rows):
     down = random_weight(rng, "Q8_0", (5, -(-rows // 32) * 32)).to_device("gpu")
     plain = gated_linear(cp.asarray(x), gate, up)
     activations = gated_linear(cp.asarray(x), gate, up, then=down)
-    assert np.array_equal(activations.data.get(), quantize_activations(plain).data.get())
+    assert np.array_equal(activations.data.get(), quantized(plain).data.get())
 
 
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", *RARE])
@@ -205,20 +207,19 @@ def test_rare_formats_few_columns(rng, qtype):
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles(rng, monkeypatch):
+def test_tiles(rng):
     """A weight of more than one tile is multiplied a tile at a time, the last one smaller."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 10)
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256))
-    y = linear(cp.asarray(x), weight.to_device("gpu"))
+    with tuning.trying(dequantize_rows=10):
+        y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
-def test_tiles_keep_to_their_bound(rng, monkeypatch):
+def test_tiles_keep_to_their_bound(rng):
     """However many rows a weight has, what it takes to multiply it is one tile."""
-    monkeypatch.setattr("rocforge.ops.device.gemm.TILE_ROWS", 128)
     weight, pool = random_weight(rng, "Q6_K", (1000, 1024)).to_device("gpu"), cp.cuda.MemoryPool()
     x = cp.asarray(rng.standard_normal((9, 1024)).astype(np.float16))
-    with cp.cuda.using_allocator(pool.malloc):
+    with cp.cuda.using_allocator(pool.malloc), tuning.trying(dequantize_rows=128):
         y = linear(x, weight)
     assert 2 * 128 * 1024 <= pool.total_bytes() - y.nbytes < 2 * 128 * 1024 + 2**16
 

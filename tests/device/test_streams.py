@@ -9,13 +9,12 @@ import pytest
 from golden import build
 
 import rocforge as rf
-from rocforge.device import streams
-from rocforge.ops.device.gemm import TILE_ROWS
-from rocforge.ops.device.operands import MOST_COLUMNS
+from rocforge.device import streams, tuning
+from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.selftest.weights import random_weight, relative_error
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
-ROWS = MOST_COLUMNS + 6
+ROWS = MAX_TILE_TOKENS + 6
 """Of x: a product of the BLAS library's."""
 several_devices = pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="there is one GPU")
 
@@ -170,7 +169,7 @@ def test_a_copy_waits_for_the_product(strict, monkeypatch, rng, seed, copy):
         copy(rf.linear(stream.upload(x), there), residual)
         residual *= 2
         y = stream.download(residual).get()
-    assert TILE_ROWS >= 24
+    assert tuning.of(0).dequantize_rows >= 24
     assert relative_error(y, 2 * x.astype(np.float64) @ weight.dequantize().astype(np.float64).T) < 1e-3
 
 
@@ -202,7 +201,7 @@ PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_pena
 def generated(path, requests, fp16_weights=None):
     """Tokens of prompts of several lengths, and their log-probabilities, from loading to the end."""
     model, tokenizer = rf.load(path, "gpu", fp16_weights=fp16_weights)
-    assert sum(len(prompt) for prompt, _ in requests) > MOST_COLUMNS  # a step that calls the BLAS library
+    assert sum(len(prompt) for prompt, _ in requests) > MAX_TILE_TOKENS  # a step that calls the BLAS library
     with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=160) as engine:
         told = {engine.add(*request): [] for request in requests}
         while engine.busy:
@@ -228,7 +227,7 @@ def test_generation_of_other_architectures(tmp_path, strict, monkeypatch, varian
     """So it is with experts, windows and softcaps, float16 values kept or not, and whatever sampling takes."""
     build(tmp_path / "model.gguf", variant, "Q8_0")
     params = rf.SamplingParams(max_tokens=4, seed=3, logprobs=2, ignore_eos=True, **PENALTIES)
-    requests = [(list(range(MOST_COLUMNS)), params), ([9], params)]
+    requests = [(list(range(MAX_TILE_TOKENS)), params), ([9], params)]
     expected = generated(tmp_path / "model.gguf", requests, fp16_weights)
     monkeypatch.setenv("HIPSIM_SEED", "1")
     assert generated(tmp_path / "model.gguf", requests, fp16_weights) == expected

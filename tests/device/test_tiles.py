@@ -1,4 +1,4 @@
-"""Products of many columns on the matrix unit, against float64."""
+"""Products of up to 64 tokens on the matrix unit, against float64."""
 
 import cupy as cp
 import numpy as np
@@ -7,7 +7,8 @@ from weights import sizes
 
 from rocforge.formats.planar import PLANAR
 from rocforge.ops.device.matvec import GATES
-from rocforge.ops.device.operands import MOST_COLUMNS, columns_for, quantize_activations
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import MAX_TILE_TOKENS, OperandForm, fragments_for
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.selftest.weights import product_error, random_weight
@@ -19,9 +20,9 @@ def unpacked(weight):
     """The float16 values that the kernel multiplies with, float64 (rows, columns): its products with unit vectors."""
     on_device, columns = weight.to_device("gpu"), weight.shape[1]
     parts = []
-    for start in range(0, columns, MOST_COLUMNS):
-        x = cp.eye(min(MOST_COLUMNS, columns - start), columns, start, dtype=np.float32)
-        parts.append(tile_products(quantize_activations(x, MOST_COLUMNS), [on_device], None, None)[0].get())
+    for start in range(0, columns, MAX_TILE_TOKENS):
+        x = cp.eye(min(MAX_TILE_TOKENS, columns - start), columns, start, dtype=np.float32)
+        parts.append(tile_products(quantized(x, OperandForm.FRAGMENTS_64), [on_device])[0].get())
     return np.concatenate(parts).T.astype(np.float64)
 
 
@@ -45,7 +46,7 @@ def test_products(rng, qtype):
         w, exact = unpacked(weight), weight.dequantize().astype(np.float64)
         assert (np.abs(w - exact) <= 3e-3 * np.abs(exact).max(axis=1, keepdims=True)).all()
         x = rng.standard_normal((5, columns)).astype(np.float32)
-        (y,) = tile_products(quantize_activations(cp.asarray(x), 8), [weight.to_device("gpu")], None, None)
+        (y,) = tile_products(quantized(cp.asarray(x), OperandForm.FRAGMENTS_8), [weight.to_device("gpu")])
         assert y.dtype == np.float32 and y.shape == (5, ROWS)
         assert far(y, fp16(x) @ w.T, x, w) < 1e-5
         x = rng.standard_normal((20, columns)).astype(np.float32)
@@ -79,10 +80,11 @@ def test_runs_of_rows(rng, monkeypatch, waves):
 
     weight, other = (random_weight(rng, "Q5_K", (150, 2048)) for _ in range(2))
     x = cp.asarray(rng.standard_normal((16, 2048)).astype(np.float32))
-    units, (a, b) = quantize_activations(x, 16), (w.to_device("gpu") for w in (weight, other))
-    wanted = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
-    monkeypatch.setattr(tiles, "_row_waves", lambda rows, columns: waves)
-    seen = tile_products(units, [a], None, None)[0], tile_gated(units, a, b, (None, None), "swiglu", False)
+    fragments, (a, b) = quantized(x, OperandForm.FRAGMENTS_16), (w.to_device("gpu") for w in (weight, other))
+    gated = fragments, a, b, (None, None), "swiglu", OperandForm.FLOAT32
+    wanted = tile_products(fragments, [a])[0], tile_gated(*gated)
+    monkeypatch.setattr(tiles, "_row_waves", lambda rows, width, tuned: waves)
+    seen = tile_products(fragments, [a])[0], tile_gated(*gated)
     for y, z in zip(seen, wanted, strict=True):
         assert cp.abs(y - z).max() < 1e-5 * cp.abs(z).max()
 
@@ -96,18 +98,18 @@ def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
 
     for columns in (256, 4864):
         gate, up = (random_weight(rng, qtype, (230, columns)).to_device("gpu") for _ in range(2))
-        units = quantize_activations(cp.asarray(rng.standard_normal((n, columns)).astype(np.float32)), n)
+        fragments = quantized(cp.asarray(rng.standard_normal((n, columns)).astype(np.float32)), fragments_for(n))
         seen = []
         for resident in (100, 3, 1):
-            monkeypatch.setattr(tiles, "_resident", lambda columns, count=resident: count)
-            seen.append(tile_gated(units, gate, up, (None, None), "swiglu", False))
+            monkeypatch.setattr(tiles, "_resident", lambda width, tuned, count=resident: count)
+            seen.append(tile_gated(fragments, gate, up, (None, None), "swiglu", OperandForm.FLOAT32))
         assert cp.array_equal(seen[0], seen[1]) and cp.array_equal(seen[0], seen[2])
 
 
 @pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("n", [6, 20])
 def test_gated(rng, activation, n):
-    """The gated product is that of the two products, and its units are what rounding its floats gives, bit for bit."""
+    """The gated product is that of the two products; its fragments are what rounding its floats gives, bit for bit."""
     gate, up = (random_weight(rng, "Q4_0", (160, 256)).to_device("gpu") for _ in range(2))
     biases = [cp.asarray(rng.standard_normal(160).astype(np.float32)) for _ in range(2)]
     x = cp.asarray(rng.standard_normal((n, 256)).astype(np.float32))
@@ -121,7 +123,8 @@ def test_gated(rng, activation, n):
     else:
         reference = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u
     assert np.linalg.norm(y.get() - reference) < 1e-5 * np.linalg.norm(reference)
-    units = tile_gated(quantize_activations(x, columns_for(n)), gate, up, biases, activation, True)
+    form = fragments_for(n)
+    fragments = tile_gated(quantized(x, form), gate, up, biases, activation, form)
     then = random_weight(rng, "Q8_0", (64, 160)).to_device("gpu")
-    (z,), (wanted,) = (tile_products(a, [then], None, None) for a in (units, quantize_activations(y, columns_for(n))))
+    (z,), (wanted,) = (tile_products(a, [then]) for a in (fragments, quantized(y, form)))
     assert cp.array_equal(z, wanted)

@@ -1,10 +1,7 @@
 """Row lengths that tests of packed weights take."""
 
-import dataclasses
-
 from gguf.constants import GGML_QUANT_SIZES
 
-from rocforge.device.cards import card_of
 from rocforge.formats.blocks import QTYPES
 
 
@@ -13,6 +10,5 @@ def sizes(qtype):
     return (512, 544, 96) if GGML_QUANT_SIZES[QTYPES[qtype]][0] <= 32 else (512, 768, 256)
 
 
-def card_without_matrix_unit(device):
-    """A device's card, but of RDNA 2."""
-    return dataclasses.replace(card_of(device), arch="gfx1030")
+WITHOUT_MATRIX_UNIT = {"int8_tokens": 8, "tile_tokens": 0}
+"""What the tuning of a card of RDNA 2 says of products."""

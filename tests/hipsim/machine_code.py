@@ -29,10 +29,11 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of
 from rocforge.device.compiler import options
-from rocforge.device.kernels import PREFIX, Kernel, with_defines
+from rocforge.device.kernels import PREFIX, Kernel, macros, with_defines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from amd_compiler import compile_program, fetch
@@ -115,9 +116,10 @@ def install() -> None:
     os.environ["ROCFORGE_GRAPHS"] = "0"
 
     def load(kernel: Kernel, device: int) -> Any:
-        defines = tuple(sorted(kernel.defines.items()))
-        function = Function(_module(kernel.source, defines, card_of(device)), kernel.name)
-        kernel._functions[device] = loaded = SimpleNamespace(kernel=function)
+        card = card_of(device)
+        defines = tuple(sorted(macros(kernel.source, kernel.defines, card, tuning.of(device)).items()))
+        function = Function(_module(kernel.source, defines, card), kernel.name)
+        kernel._functions[tuning.of(device)] = loaded = SimpleNamespace(kernel=function)
         return loaded
 
     Kernel._load = load

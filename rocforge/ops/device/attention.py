@@ -10,25 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rocforge.device import geometry, tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.device.tuning import Tuning
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.planar import CELL
-from rocforge.ops.device.operands import Activations, columns_for_weights, takes_fp16
-from rocforge.ops.device.strided import aligned, blocks, float32, rows_of
+from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
+from rocforge.ops.device.plan import OperandForm, form_for
+from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
-
-UNSPLIT = 128
-"""Tokens of a sequence that is not split: to combine parts of so few costs more than it saves."""
-MOST_SPLITS = 64
-"""As in attention.hip."""
-COUNTERS = 1 << 16
-"""Sequences times key heads up to which a decode launch splits sequences; more fill any device without."""
 
 
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
+
+    cos and sin are None where nothing is rotated.
+    """
 
     k: Any
     v: Any
@@ -39,6 +38,11 @@ class Fresh(NamedTuple):
     k_norm: Any
     eps: float
     neox: bool
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a head's elements are rotated."""
+        return 0 if self.cos is None else self.cos.shape[1]
 
 
 def attend(q: Any, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Any, then: Any) -> Any:
@@ -61,7 +65,7 @@ def paged_attention(
     _check_lengths(layer.keys, layer.values)
     out = _room_for(then, q, layer.queries[1] == 1)
     _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
-    return out if then is None or isinstance(out, Activations) else out.reshape(len(q), -1)
+    return out if then is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
 def _check_lengths(k: Any, v: Any) -> None:
@@ -73,13 +77,17 @@ def _check_lengths(k: Any, v: Any) -> None:
 
 
 def _room_for(then: Any, q: Any, single: bool) -> Any:
-    """Where to write what is to be multiplied with the weight `then`, in the form that this takes."""
-    if then is not None and single and q.shape[2] % 32 == 0 and then.shape[1] % CELL == 0:
-        columns = columns_for_weights(len(q), [then])
-        if columns is not None:
-            return Activations.empty(len(q), q.shape[1] * q.shape[2], columns)
-    fp16 = then is not None and takes_fp16(len(q), [then])
-    return cupy_module().empty(q.shape, np.float16 if fp16 else np.float32)
+    """Where to write what is to be multiplied with the weight `then`: in the form that this takes, or in float32.
+
+    Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
+    """
+    form = OperandForm.FLOAT32 if then is None else form_for([then], len(q))
+    if not form.packed:
+        return empty_operand(q.shape, form)
+    tokens, heads, head_dim = q.shape
+    if single and head_dim % 32 == 0 and heads * head_dim % CELL == 0:
+        return empty_operand((tokens, heads * head_dim), form)
+    return empty_operand(q.shape, OperandForm.FLOAT32)
 
 
 def attention(
@@ -120,36 +128,30 @@ def _attend(
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
 
-    `out` is float32, float16, or, where all are alone, Activations. With `fresh`, all are alone.
+    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone.
     """
     if q.size == 0:
         return
     kv_heads, head_dim = layer.keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
-    shape = _Shape(head_dim, group, card_of(device).wave)
+    card, tuned = card_of(device), tuning.of(device)
     count, stride = layer.tables.shape
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     where = (q, layer.keys, layer.values, layer.tables, layer.lengths, layer.query_starts, sinks)
-    to, options, (fewest, most) = _pointers(out), (*scale_and_cap, layer.window or 0), layer.queries
+    to, options, (fewest, most) = output_arguments(out), (*scale_and_cap, layer.window or 0), layer.queries
     if fewest == 1:
-        splits = _splits(device, count * kv_heads, stride * layer.block_size)
+        splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        work = (partials, layer.counters, stride, splits, UNSPLIT, kv_heads)
+        work = (partials, layer.counters, stride, splits, tuned.unsplit_tokens, kv_heads)
         decode = _decode_kernel(head_dim, group)
-        decode((splits, kv_heads, count), (shape.decode_threads,), (*to, *where, *work, *options, *before))
+        threads = geometry.decode(tuned, head_dim, group, card.wave).threads
+        decode((splits, kv_heads, count), (threads,), (*to, *where, *work, *options, *before))
     if most > 1:
-        tiles = blocks(most * group, shape.prefill_rows)
+        tiles = blocks(most * group, geometry.prefill(tuned, head_dim).rows)
         prefill = _prefill_kernel(head_dim, group)
         args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
-        prefill((tiles, kv_heads, count), (4 * shape.wave,), args)
-
-
-def _pointers(out: Any) -> tuple[Any, Any, Any, int]:
-    """The decode kernel's first arguments: floats, fp16, activations and their columns."""
-    if isinstance(out, Activations):
-        return None, None, out.data, out.columns
-    return (None, out, None, 0) if out.dtype == np.float16 else (out, None, None, 0)
+        prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
 
 
 def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
@@ -158,32 +160,17 @@ def _before(q: Any, fresh: Fresh | None) -> tuple[Any, tuple]:
         return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
-    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
+    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.pairs, int(fresh.neox))
 
 
-class _Shape(NamedTuple):
-    """What the kernels make of their compile-time sizes; as in attention.hip and attention_prefill.hip."""
+def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
+    """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed.
 
-    head_dim: int
-    group: int
-    wave: int
-
-    @property
-    def decode_threads(self) -> int:
-        share = max(n for n in range(1, min(self.group, 8) + 1) if self.group % n == 0)
-        slices = self.group // share
-        return max(min(256 // self.wave, 8192 // (share * self.head_dim)) // slices, 1) * slices * self.wave
-
-    @property
-    def prefill_rows(self) -> int:
-        return 32 if self.head_dim > 128 else 64
-
-
-def _splits(device: int, pairs: int, longest: int) -> int:
-    """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed."""
-    if pairs > COUNTERS:
+    `heads` counts the key heads of all sequences.
+    """
+    if heads > tuned.split_heads:
         return 1
-    return max(1, min(blocks(2 * card_of(device).compute_units, pairs), blocks(longest, BLOCK_SIZE), MOST_SPLITS))
+    return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
 _WHERE = "float32* float16* float16* int32* int32* int32* float32*?"
@@ -209,10 +196,6 @@ def _prefill_kernel(head_dim: int, group: int) -> Kernel:
     return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
 
 
-ROPE_THREADS = 256
-"""As in rope.hip."""
-
-
 def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
     _check_lengths(fresh.k, fresh.v)
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
@@ -222,15 +205,15 @@ def rotate_and_store(q: Any, fresh: Fresh, layer: PagedLayer) -> Any:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
-    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
+    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.pairs)
     rows = tokens * (heads + 2 * kv_heads)
-    grid = (blocks(rows * card_of(keys.device.id).wave, ROPE_THREADS),)
-    _store_kernel(head_dim)(grid, (ROPE_THREADS,), (*arrays, *norms, *sizes, int(fresh.neox)))
+    grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
+    _store_kernel(head_dim)(grid, block, (*arrays, *norms, *sizes, int(fresh.neox)))
     return out
 
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
+    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32*? float32*?"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
     return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.blocks import block_elements, lattice, row_nbytes
 from rocforge.formats.planar import cells_of, planar_row_nbytes
-from rocforge.ops.device.strided import blocks
+from rocforge.ops.device.strided import a_thread_each, blocks
 from rocforge.quant import QuantizedArray
 
 _FLOATS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
@@ -28,7 +29,7 @@ def pack(data: Any, qtype: GGMLQuantizationType, columns: int, out: Any = None) 
     planar = cupy.zeros(shape, np.uint8) if out is None else out
     rows = planar.size // planar.shape[-1]
     kernel = _repack_kernel("pack", qtype.name)
-    kernel(_grid(rows * cells_of(columns)), (256,), (cupy.ascontiguousarray(data), planar, rows, columns))
+    kernel(*a_thread_each(rows * cells_of(columns)), (cupy.ascontiguousarray(data), planar, rows, columns))
     return planar
 
 
@@ -38,9 +39,8 @@ def unpack(planar: Any, qtype: GGMLQuantizationType, columns: int) -> Any:
     data = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
     rows = data.size // data.shape[-1]
     kernel = _repack_kernel("unpack", qtype.name)
-    kernel(
-        _grid(rows * (columns // block_elements(qtype))), (256,), (cupy.ascontiguousarray(planar), data, rows, columns)
-    )
+    args = (cupy.ascontiguousarray(planar), data, rows, columns)
+    kernel(*a_thread_each(rows * (columns // block_elements(qtype))), args)
     return data
 
 
@@ -66,11 +66,12 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
         return out
     if weight.planar:
         kernel = _planar_kernel(dtype, weight.qtype.name)
-        kernel(_grid(rows * columns // 8), (256,), (data, ids, out, rows, columns))
+        kernel(*a_thread_each(rows * columns // 8), (data, ids, out, rows, columns))
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
         points = _device_lattice(weight.qtype, data.data.device_id)
-        kernel((rows, blocks(columns, 256)), (256,), (data, ids, points, out, columns))
+        threads = tuning.current().elementwise_threads
+        kernel((rows, blocks(columns, threads)), (threads,), (data, ids, points, out, columns))
     return out
 
 
@@ -84,12 +85,9 @@ def rows_by_id(x: Any, ids: Any) -> Any:
     words = x.reshape(len(x), -1).view(np.float32)  # whose kernel leaves their bits as they are
     out = cupy_module().empty((len(ids), words.shape[1]), np.float32)
     args = (words.view(np.uint8), ids, None, out, words.shape[1])
-    _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], 256)), (256,), args)
+    threads = tuning.current().elementwise_threads
+    _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], threads)), (threads,), args)
     return out.view(x.dtype).reshape(len(ids), *x.shape[1:])
-
-
-def _grid(threads: int) -> tuple[int]:
-    return (blocks(threads, 256),)
 
 
 @functools.cache

@@ -4,52 +4,49 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device import tuning
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.dequantize import dequantize_device, rows_by_id
-from rocforge.ops.device.operands import format_of
 from rocforge.ops.device.strided import copy_into
-from rocforge.ops.moe import Matrices
+from rocforge.ops.device.weights import UNPACKED, WeightFormat, format_of
+from rocforge.ops.types import Array, Matrices, Weight
 from rocforge.quant import QuantizedArray
-
-UNPACKED = "Floats<f16>"
-WORKSPACE = 256 << 20
-"""Bytes of float16 values that experts are unpacked to at a time, if those of one expert do not take more."""
 
 
 class Part(NamedTuple):
-    """Matrices of some experts, or of the experts of some places.
+    """Matrices of some experts, or of the experts of some token-expert pairs.
 
     Attributes:
-        span: which experts or places.
+        span: which experts or pairs.
         data, biases: of each of the matrices.
-        kind: their format's name.
+        kind: their format.
     """
 
     span: slice
-    data: list[Any]
-    biases: list[Any]
-    kind: str
+    data: list[Array]
+    biases: list[Array]
+    kind: WeightFormat
 
     @property
     def count(self) -> int:
         return self.span.stop - self.span.start
 
 
-def kind_of(*matrices: Matrices) -> str | None:
+def kind_of(*matrices: Matrices) -> WeightFormat | None:
     """The format that one launch can take of all of them; None where it has no kernel, or they are of two."""
-    kinds = {format_of(m.weight[0]) for m in matrices}
-    return kinds.pop() if len(kinds) == 1 else None
+    first, *others = (format_of(m.weight) for m in matrices)
+    return None if first.kernel is None or any(other.kernel != first.kernel for other in others) else first
 
 
-def parts(matrices: Sequence[Matrices], chosen: Any = None) -> Iterator[Part]:
+def parts(matrices: Sequence[Matrices], chosen: Array = None) -> Iterator[Part]:
     """All experts' matrices as they lie; or, of formats that have no kernel, and of two formats, in float16.
 
-    The latter are unpacked as many at a time as WORKSPACE holds, each part where the one before was: those of all
-    experts, or, if given, of those in `chosen`, one after the other.
+    The latter are unpacked as many at a time as `experts_unpacked_nbytes` hold, one at least, each part where the one
+    before was: those of all experts, or, if given, of those in `chosen`, one after the other.
     """
     cupy, kind = cupy_module(), kind_of(*matrices)
     if kind is not None:
@@ -58,7 +55,8 @@ def parts(matrices: Sequence[Matrices], chosen: Any = None) -> Iterator[Part]:
         yield Part(every, [cupy.ascontiguousarray(w) for w in weights], [m.bias for m in matrices], kind)
         return
     count, sizes = len(matrices[0].weight if chosen is None else chosen), [m.weight[0].size for m in matrices]
-    room = cupy.empty(min(count * sum(sizes), max(WORKSPACE // 2, sum(sizes))), np.float16)
+    most = max(tuning.current().experts_unpacked_nbytes // 2, sum(sizes))
+    room = cupy.empty(min(count * sum(sizes), most), np.float16)
     step = room.size // sum(sizes)
     ends = [step * end for end in itertools.accumulate(sizes)]
     for start in range(0, count, step):
@@ -70,7 +68,7 @@ def parts(matrices: Sequence[Matrices], chosen: Any = None) -> Iterator[Part]:
         yield Part(span, data, [None if m.bias is None else _of_experts(m.bias, which) for m in matrices], UNPACKED)
 
 
-def _of_experts(values: Any, which: Any) -> Any:
+def _of_experts(values: Array | QuantizedArray, which: slice | Array) -> Array | QuantizedArray:
     """What a weight or a bias has for some experts: a slice of them, or ids on the device."""
     if isinstance(which, slice):
         return values[which]
@@ -79,7 +77,7 @@ def _of_experts(values: Any, which: Any) -> Any:
     return rows_by_id(values, which)
 
 
-def _unpack(weight: Any, out: Any) -> None:
+def _unpack(weight: Weight, out: Array) -> None:
     if isinstance(weight, QuantizedArray):
         dequantize_device(weight, "float16", out=out)
     else:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
 from rocforge.ops.device.strided import blocks, copy_into, float32
 from rocforge.ops.sampling import SamplingParams
 
-SLICE, SLICE_THREADS, ROW_THREADS = 1024, 256, 1024
-"""As in sampling.hip and select.h."""
 VOCABULARY_LIMIT = 1 << 19
 
 _INTEGERS = ("step", "top_k", "counts_row", "bias_start", "bias_count")
@@ -110,15 +109,16 @@ class Sampler:
         rows, vocabulary = logits.shape
         if rows != len(self.parameters) or vocabulary > VOCABULARY_LIMIT:
             raise ValueError(f"sample: logits of shape {logits.shape} for {len(self.parameters)} rows")
-        count = blocks(vocabulary, SLICE)
-        scaled = cupy.empty((rows, count * SLICE), np.float32)
+        tuned = tuning.current()
+        count = blocks(vocabulary, tuned.sample_slice)
+        scaled = cupy.empty((rows, count * tuned.sample_slice), np.float32)
         highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
         tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
         biases = (self._bias_ids, self._bias_values)
         args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (SLICE_THREADS,), args)
+        _slices((count, rows), (tuned.sample_slice_threads,), args)
         args = (tokens, host_tokens, step, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (ROW_THREADS,), args)
+        _rows((rows,), (tuned.sample_row_threads,), args)
         return tokens
 
 
@@ -147,5 +147,5 @@ def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any
         raise ValueError(f"logprobs: count is {count} for logits of shape {logits.shape}")
     chosen = cupy.empty(rows, np.float32)
     ids, values = cupy.empty((rows, count), np.int32), cupy.empty((rows, count), np.float32)
-    _logprobs((rows,), (ROW_THREADS,), (chosen, ids, values, logits, tokens, vocabulary, count))
+    _logprobs((rows,), (tuning.current().sample_row_threads,), (chosen, ids, values, logits, tokens, vocabulary, count))
     return chosen, ids, values

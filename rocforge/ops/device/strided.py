@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module
 
 ALIGNMENT = 16
@@ -41,6 +42,12 @@ def rows_of(x: Any) -> tuple[Any, int]:
 def copy_into(target: Any, source: Any) -> None:
     """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
     target.data.copy_from_device_async(source.data, source.nbytes)
+
+
+def a_thread_each(count: int) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block of an elementwise launch of that many threads."""
+    threads = tuning.current().elementwise_threads
+    return (blocks(count, threads),), (threads,)
 
 
 def blocks(size: int, a_block: int) -> int:

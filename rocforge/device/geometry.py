@@ -1,0 +1,103 @@
+"""How a kernel's work is cut into waves and blocks: what it is compiled with, and launched with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rocforge.device.tuning import Tuning
+
+GEMV_RUN = 32
+"""Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
+
+
+def gemv_rows(tuning: Tuning, tokens: int) -> int:
+    """Rows that a group of lanes computes together, to read the activations once for all of them."""
+    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+
+
+def gated_pairs(tuning: Tuning, tokens: int) -> int:
+    """Rows of gate, and as many of up, that a group of lanes of a gated product computes together."""
+    return 1 if tokens <= 4 else tuning.gated_pairs_8
+
+
+def gated_rows(tuning: Tuning, tokens: int) -> int:
+    """Rows of gate that a block of a gated product has."""
+    return gated_pairs(tuning, tokens) * tuning.gated_threads // tuning.gated_lanes
+
+
+def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
+    """Tiles of 16 rows that a wave of tiles.hip multiplies."""
+    return 2 if tokens >= tuning.tile_wide_tokens else 1
+
+
+class Decode(NamedTuple):
+    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+
+    heads: int
+    stripes: int
+    threads: int
+
+
+def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
+    """How attention_decode is cut for `group` query heads a key head.
+
+    As many waves as `decode_threads` has, if `decode_lds_floats` hold their results.
+    """
+    heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
+    waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
+    stripes = max(waves // (group // heads), 1)
+    return Decode(heads, stripes, stripes * (group // heads) * wave)
+
+
+class Prefill(NamedTuple):
+    """Of prefill attention: waves with the same rows and a part of the output each; rows of a block; keys of a tile."""
+
+    parts: int
+    rows: int
+    keys: int
+
+
+def prefill(tuning: Tuning, head_dim: int) -> Prefill:
+    """How attention_prefill is cut: the output of 16 rows of a wide head would fill a wave's registers."""
+    wide = head_dim > 128
+    parts = 2 if wide else 1
+    return Prefill(parts, tuning.prefill_waves // parts * 16, tuning.prefill_keys_wide if wide else tuning.prefill_keys)
+
+
+def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    tokens = int(given["RF_TOKENS"])
+    return {"RF_ROWS": gemv_rows(tuning, tokens), "RF_GATED_ROWS": gated_pairs(tuning, tokens)}
+
+
+def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+
+
+def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    cut = prefill(tuning, int(given["RF_HEAD_DIM"]))
+    return {"RF_PARTS": cut.parts, "RF_KEYS": cut.keys}
+
+
+def _tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    return {"RF_ROW_TILES": tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+
+
+_MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
+    "matvec.hip": _gemv_macros,
+    "tiles.hip": _tile_macros,
+    "attention.hip": _decode_macros,
+    "attention_prefill.hip": _prefill_macros,
+}
+
+
+def derived(source: str, given: Mapping[str, Any], tuning: Tuning, wave: int) -> dict[str, int]:
+    """The macros of a source's geometry.
+
+    Args:
+        source: its name.
+        given: macros that say what is computed, such as RF_QTYPE.
+        tuning, wave: of the card.
+    """
+    return _MACROS[source](tuning, given, wave) if source in _MACROS else {}

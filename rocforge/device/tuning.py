@@ -1,0 +1,204 @@
+"""How kernels are cut for a card: a table by architecture, the one place that has such numbers.
+
+A source in rawkernels/ names what it takes from here: `RF_TUNE_NORM_THREADS` is the field norm_threads of the card that
+it is compiled for. What depends on a kernel's own sizes too is worked out in rocforge.device.geometry. Ops ask the same
+table how to launch, so the two sides cannot differ. `rocforge tune` measures some of these numbers on a card
+(rocforge.device.tuned keeps them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rocforge.device import tuned
+from rocforge.device.cards import Card, card_of
+from rocforge.device.libraries import cupy_module
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """Numbers for one card. Threads are those of a block, if not said otherwise.
+
+    Attributes:
+        basis: "measured", on a card of that architecture, or "reasoned", from measurements of others and from what is
+            published of this one (docs/amd.md).
+        elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
+
+        int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
+        tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library; 0 without a unit.
+
+        gemv_threads: of a product of up to 8 tokens.
+        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
+        gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
+        gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
+        gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
+        gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
+            cell has at most gemv_narrow_nbytes.
+        gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
+        gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
+        gated_resident: as gemv_resident.
+        then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
+        then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
+        wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
+
+        tile_threads: of a product on the matrix unit.
+        tile_wide_tokens: from so many tokens on, a wave takes two tiles of rows.
+        tile_blocks, tile_blocks_wide: blocks that a unit runs at a time; and of those with two tiles of rows.
+        tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
+        dequantize_rows: rows that are unpacked at a time for the BLAS library.
+
+        decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
+        decode_heads: the most query heads that a wave serves.
+        decode_loads: the most loads of keys, and of values, that a wave has in flight.
+        decode_blocks: blocks a unit that sequences are split into.
+        unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
+        most_splits: parts of a sequence.
+        split_heads: sequences times key heads up to which they are split; more fill any device without.
+        decode_prefetch: tokens of a split whose keys and values are asked for early.
+        combine_loads: parts of a sequence whose loads are in flight at a time when they are combined.
+        prefill_waves: of prefill attention.
+        prefill_keys, prefill_keys_wide: keys of a tile; and for heads of more than 128.
+        prefill_resident: as gemv_resident.
+
+        experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
+            block multiplies.
+        experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
+
+        norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
+        route_kept: logits that a lane keeps in registers while experts are chosen.
+        sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
+        sample_row_threads: of its second, a block a row.
+        sample_list, sample_list_gap: the most tokens listed in LDS, of those e^gap times less likely than the first.
+    """
+
+    basis: str = "reasoned"
+    elementwise_threads: int = 256
+
+    int8_tokens: int = 2
+    tile_tokens: int = 64
+
+    gemv_threads: int = 128
+    gemv_rows_4: int = 2
+    gemv_rows_8: int = 4
+    gemv_small_rows: int = 4096
+    gemv_wanted_threads: int = 300_000
+    gemv_float_cells: int = 8
+    gemv_float_cells_many: int = 2
+    gemv_resident: int = 512
+    gemv_resident_narrow: int = 768
+    gemv_narrow_nbytes: int = 96
+    gated_threads: int = 256
+    gated_lanes: int = 8
+    gated_pairs_8: int = 2
+    gated_resident: int = 512
+    then_norm_threads: int = 512
+    then_norm_fill: float = 0.8
+    wide_simd_threads: int = 256
+
+    tile_threads: int = 256
+    tile_wide_tokens: int = 64
+    tile_blocks: int = 4
+    tile_blocks_wide: int = 4
+    tile_runs_ahead: int = 3
+    dequantize_rows: int = 4096
+
+    decode_threads: int = 256
+    decode_lds_floats: int = 8192
+    decode_heads: int = 8
+    decode_loads: int = 4
+    decode_blocks: int = 2
+    unsplit_tokens: int = 128
+    most_splits: int = 64
+    split_heads: int = 1 << 16
+    decode_prefetch: int = 256
+    combine_loads: int = 8
+    prefill_waves: int = 4
+    prefill_keys: int = 32
+    prefill_keys_wide: int = 16
+    prefill_resident: int = 256
+
+    experts_tile_rows: int = 128
+    experts_tile_pairs: int = 64
+    experts_unpacked_nbytes: int = 256 << 20
+
+    norm_threads: int = 512
+    norm_kept: int = 2
+    route_kept: int = 4
+    sample_slice: int = 1024
+    sample_slice_threads: int = 256
+    sample_row_threads: int = 1024
+    sample_list: int = 3072
+    sample_list_gap: int = 10
+
+
+_CDNA = Tuning()
+# 512 registers a lane: a block of 1,024 threads still has all loads of a cell in flight. gfx908 has as many, but half
+# of them for accumulators alone.
+_CDNA2 = replace(_CDNA, then_norm_threads=1024)
+# at most 512 threads, or 256 of two tiles of rows, keep all loads in flight
+_NVIDIA = Tuning(tile_blocks=2, tile_blocks_wide=1)
+
+TABLE = {
+    "gfx908": _CDNA,
+    "gfx90a": _CDNA2,
+    "gfx942": _CDNA2,
+    "gfx950": _CDNA2,
+    "gfx103": Tuning(int8_tokens=8, tile_tokens=0),  # no matrix unit
+    "gfx110": Tuning(),
+    "gfx115": Tuning(),
+    "gfx120": Tuning(),
+    "sm_75": _NVIDIA,
+    "sm_90": replace(_NVIDIA, basis="measured"),  # on an H200
+    "sm_100": _NVIDIA,
+}
+"""By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""
+
+
+def shipped(arch: str) -> Tuning:
+    """The table's entry for an architecture, with or without its features, such as gfx90a:sramecc+:xnack-."""
+    family = arch.partition(":")[0]
+    if family.startswith("sm_"):
+        number = int(family.removeprefix("sm_"))
+        return TABLE[f"sm_{max(n for n in _CAPABILITIES if n <= number)}"]
+    return TABLE.get(family) or TABLE[family[:-1]]
+
+
+_CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith("sm_")]
+
+
+def of_card(card: Card) -> Tuning:
+    """What holds for a card: the table's entry, with what `rocforge tune` has measured on such a card."""
+    entry, measured = shipped(card.arch), tuned.measured(card)
+    return replace(entry, basis="measured", **measured) if measured else entry
+
+
+_of_device: dict[int, Tuning] = {}
+
+
+def of(device: int) -> Tuning:
+    """What holds for a device number."""
+    return _of_device.get(device) or _of_device.setdefault(device, of_card(card_of(device)))
+
+
+def current() -> Tuning:
+    """What holds for the current device."""
+    return of(cupy_module().cuda.runtime.getDevice())
+
+
+@contextlib.contextmanager
+def trying(**changes: Any) -> Iterator[Tuning]:
+    """In this context, other numbers for the current device, in all threads: kernels that take them are compiled anew.
+
+    Raises:
+        TypeError: a name that is no field.
+    """
+    device = cupy_module().cuda.runtime.getDevice()
+    before = of(device)
+    _of_device[device] = replace(before, **changes)
+    try:
+        yield _of_device[device]
+    finally:
+        _of_device[device] = before

@@ -1,0 +1,89 @@
+"""Activations on a device: launches of activation.hip. Shapes and meanings are those of rocforge.ops.activation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rocforge.device import tuning
+from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.operands import empty_operand
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
+from rocforge.ops.types import Array
+
+ALPHA, LIMIT = 1.702, 7.0
+"""Of gpt-oss's gated unit."""
+
+_MORE = {
+    "silu": "",
+    "gelu": "",
+    "softcap": "float32",
+    "scale": "float32",
+    "add": "float32*",
+    "sigmoid_gate": "float32*",
+}
+_ELEMENTWISE = {
+    name: Kernel("activation.hip", name, f"float32* float32* {more} uint64") for name, more in _MORE.items()
+}
+_GATED = {
+    name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
+    for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
+}
+_add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64")
+_softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
+
+
+def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) -> Array:
+    """One of these of a CuPy array, with what else it takes, into `out` where given."""
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32) if out is None else out
+    if x.size:
+        _ELEMENTWISE[name](*a_thread_each(x.size), (out, x, *more, x.size))
+    return out
+
+
+def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: OperandForm = OperandForm.FLOAT32) -> Array:
+    """swiglu, geglu or swiglu_oai of gate and up, which may be columns of wider arrays.
+
+    Args:
+        name: of the unit.
+        gate, up: CuPy arrays of one shape.
+        constants: of swiglu_oai, alpha and limit; none: gpt-oss's.
+        form: FLOAT32, or FP16, cut to ±65504.
+    """
+    if name == "swiglu_oai" and not constants:
+        constants = ALPHA, LIMIT
+    out = empty_operand(gate.shape, form)
+    columns = gate.shape[-1] if gate.ndim else 1
+    if gate.size:
+        to = (None, out) if form is OperandForm.FP16 else (out, None)
+        (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
+        threads = tuning.current().elementwise_threads
+        grid = (gate.size // columns, blocks(columns, 4 * threads))
+        _GATED[name](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
+    return out
+
+
+def softmax(x: Array, axis: int) -> Array:
+    cupy = cupy_module()
+    x = float32(cupy.moveaxis(x, axis, -1))
+    out = cupy.empty(x.shape, np.float32)
+    if x.size:
+        _softmax((x.size // x.shape[-1],), (tuning.current().elementwise_threads,), (out, x, x.shape[-1]))
+    return cupy.moveaxis(out, -1, axis)
+
+
+def add_to_rows(y: Array, bias: Array, residual: Array) -> None:
+    """`y += bias + residual` of CuPy arrays; None adds nothing.
+
+    Args:
+        y: float32 (rows, columns); its rows may be parts of wider ones.
+        bias: (columns,).
+        residual: (rows, columns).
+    """
+    if y.size and not (bias is None and residual is None):
+        (data, stride), (rows, columns) = rows_of(y), y.shape
+        threads = tuning.current().elementwise_threads
+        args = (data, float32(bias), float32(residual), columns, stride)
+        _add_to_rows((rows, blocks(columns, threads)), (threads,), args)

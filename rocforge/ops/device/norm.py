@@ -1,0 +1,85 @@
+"""Normalizations on a device: launches of norm.hip. Shapes and meanings are those of rocforge.ops.norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rocforge.device import tuning
+from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.arguments import check_row
+from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, to_fp16
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.strided import float32
+from rocforge.ops.types import Array
+
+_rms_norm = Kernel(
+    "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
+)
+_rms_norm_of_sum = Kernel(
+    "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
+)
+_layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
+
+
+def rms_norm(
+    x: Array, weight: Array, eps: float, residual: Array = None, form: OperandForm = OperandForm.FLOAT32
+) -> Array | PackedOperand:
+    """The norm of x (..., n), of another form than float32 (tokens, n), in the form that the next product takes.
+
+    Float16 is cut to ±65504.
+    """
+    x = float32(x)
+    out = empty_operand(x.shape, form)
+    n = x.shape[-1]
+    if x.size:
+        *to, width = output_arguments(out)
+        _rms_norm(*_a_block_each(x.size // n), (*to, x, float32(weight), float32(residual), width, n, eps))
+    return out
+
+
+def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
+    """The norm of x (tokens, n) in float32 and in int8, of one launch."""
+    x = float32(x)
+    out, packed = (empty_operand(x.shape, form) for form in (OperandForm.FLOAT32, OperandForm.INT8))
+    if x.size:
+        args = (out, None, packed.data, x, float32(weight), None, packed.form.width, x.shape[-1], eps)
+        _rms_norm(*_a_block_each(len(x)), args)
+    return out, packed
+
+
+def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """`x + y + bias`, and the norm of it in float16, of one launch; x and y (tokens, n), bias (n,) or None.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_row("rms_norm_of_sum", x, weight=weight, bias=bias)
+    if x.shape != y.shape:
+        raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
+    total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
+    if x.size:
+        arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
+        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
+    return total, fp16
+
+
+def layer_norm(
+    x: Array, weight: Array, bias: Array, eps: float, form: OperandForm = OperandForm.FLOAT32
+) -> Array | PackedOperand:
+    """As `rms_norm`; float16 takes a launch more."""
+    if form is OperandForm.FP16:
+        return to_fp16(layer_norm(x, weight, bias, eps))
+    x = float32(x)
+    out = empty_operand(x.shape, form)
+    n = x.shape[-1]
+    if x.size:
+        floats, _, packed, width = output_arguments(out)
+        args = (floats, packed, x, float32(weight), float32(bias), width, n, eps)
+        _layer_norm(*_a_block_each(x.size // n), args)
+    return out
+
+
+def _a_block_each(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block of a launch for that many rows."""
+    return (rows,), (tuning.current().norm_threads,)

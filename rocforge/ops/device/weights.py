@@ -1,0 +1,66 @@
+"""Weights as kernels read them: which kernels know a format, and the memory that they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rocforge.device.libraries import cupy_module
+from rocforge.formats.planar import CELL, PLANAR
+from rocforge.ops.device.strided import ALIGNMENT, blocks
+from rocforge.ops.types import Array, Weight
+from rocforge.quant import QuantizedArray
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFormat:
+    """What of a weight decides the kernel. There is one object of each, so they compare and hash by identity.
+
+    Attributes:
+        kernel: the format's name in kernels (RF_QTYPE); None: no kernel reads it, and rows are unpacked to float16.
+        planar: rows are planes of fields, multiplied with int8 or with fragments; else floats, or no kernel's.
+        float32: the BLAS library multiplies it in float32 instead of float16.
+        cell: elements that kernels count a row in: 128 of planar rows, 16 bytes of floats; 0 of no kernel's.
+    """
+
+    kernel: str | None
+    planar: bool = False
+    float32: bool = False
+    cell: int = 0
+
+    def cells(self, columns: int) -> int:
+        """Cells of a row of that many elements, the last one perhaps in part."""
+        return blocks(columns, self.cell)
+
+
+UNPACKED = WeightFormat("Floats<f16>", cell=8)
+"""Float16 values, packed as such or an array."""
+NO_KERNEL, NO_KERNEL_FLOAT32 = WeightFormat(None), WeightFormat(None, float32=True)
+_PLANAR = {name: WeightFormat(name, planar=True, cell=CELL) for name in PLANAR}
+_PACKED_FLOATS = {
+    "F32": WeightFormat("Floats<float>", cell=4),
+    "F16": UNPACKED,
+    "BF16": WeightFormat("Floats<bf16>", cell=8),
+}
+_ARRAYS = {
+    np.dtype(np.float32): WeightFormat("Floats<float>", float32=True, cell=4),
+    np.dtype(np.float16): UNPACKED,
+}
+
+
+def format_of(weight: Weight) -> WeightFormat:
+    """The format of a weight (..., rows, columns), as far as kernels know it and how its rows lie."""
+    if isinstance(weight, QuantizedArray):
+        if weight.planar:
+            return _PLANAR[weight.qtype.name]
+        data, known = weight.data, _PACKED_FLOATS.get(weight.qtype.name, NO_KERNEL)
+    else:
+        data, known = weight, _ARRAYS.get(weight.dtype, NO_KERNEL_FLOAT32)
+    aligned = data.shape[-1] * data.itemsize % ALIGNMENT == 0 and getattr(data.data, "ptr", 0) % ALIGNMENT == 0
+    return known if aligned else NO_KERNEL_FLOAT32 if known.float32 else NO_KERNEL
+
+
+def memory_of(weight: Weight) -> Array:
+    """The array that holds a weight, C-contiguous."""
+    return cupy_module().ascontiguousarray(weight.data if isinstance(weight, QuantizedArray) else weight)

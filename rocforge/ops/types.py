@@ -1,0 +1,43 @@
+"""Types that ops share: what an array is to them, and the tuples that they hand to each other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""A NumPy or a CuPy array; CuPy has no types, and an op takes either."""
+HostArray: TypeAlias = npt.NDArray[Any]
+"""A NumPy array, where only that is meant."""
+Floats: TypeAlias = npt.NDArray[np.float32]
+"""A NumPy array of float32."""
+Weight: TypeAlias = Any
+"""A QuantizedArray or an array of numbers, (rows, columns); of experts (experts, rows, columns)."""
+
+
+class Matrices(NamedTuple):
+    """The matrices of all experts for one of their products.
+
+    Attributes:
+        weight: QuantizedArray or floats, shape (experts, rows, columns).
+        bias: shape (experts, rows), or None.
+    """
+
+    weight: Weight
+    bias: Array = None
+
+
+class Groups(NamedTuple):
+    """Token-expert pairs, numbered `token * used + choice`, sorted by expert; int32 arrays.
+
+    Attributes:
+        order: the pairs, those of expert 0 first, each expert's in their own order.
+        rank: the inverse: where in `order` each pair is.
+        offsets: shape (experts + 1,), where in `order` each expert begins, and the end.
+    """
+
+    order: Array
+    rank: Array
+    offsets: Array
