@@ -108,7 +108,7 @@ def test_every_kernel_waits(path):
 
 
 def test_variants_of_all_formats(package):
-    """PLANAR and BLOCKS in a source's variants are the formats with planes and those without, together all there are."""
+    """PLANAR and BLOCKS among variants are the formats with planes and those without, together all there are."""
     folder = package / "rawkernels"
     (folder / "target").mkdir(parents=True)
     (folder / "target" / "platform.h").touch()
