@@ -13,6 +13,7 @@ import numpy as np
 from rocforge.device.arrays import available_memory, resolve_device
 from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
+from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
@@ -23,6 +24,7 @@ from rocforge.loading.warmup import BackgroundCompilation, compile_for
 from rocforge.models import build_model
 from rocforge.nn.module import Parameter
 from rocforge.nn.reader import ROPE_TENSORS
+from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.text.tokenizer import Tokenizer
@@ -83,7 +85,8 @@ def _loading(
     model = build_model(file, context)
     weights = _weights(model, file)
     if device != "cpu":
-        check_fit(model.config, weights.values(), device, context)
+        sizes = CacheSizes(states_of(model).values(), device)
+        check_fit(sizes, weights.values(), context, model.config.context)
     with _bar(sum(weight.nbytes for weight in weights.values()), progress) as advance:
         if device == "cpu":
             _fill_on_cpu(model, weights, advance)

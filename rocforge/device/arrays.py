@@ -131,6 +131,7 @@ def device_info(device: str | None = None) -> DeviceInfo:
     if resolved == "cpu":
         return _cpu_info(cupy, reason)
     device = resolved
+    cupy = cupy_module()
     runtime = cupy.cuda.runtime
     with on_device(device) as current:
         free, total = current.mem_info

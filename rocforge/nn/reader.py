@@ -5,7 +5,6 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -68,8 +67,6 @@ class Reader(Metadata):
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
         )
-        first = self.attention(0)
-        self.config = dataclasses.replace(self.config, kv_heads=first["kv_heads"], head_dim=first["head_dim"])
 
     def per_layer(self, key: str, default: Any = REQUIRED) -> list[Any]:
         """A value for each layer: the items of an array, or the one value of all.
