@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     """
 
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
     slot: int = 0

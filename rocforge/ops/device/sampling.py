@@ -117,19 +117,7 @@ class Sampler:
         biases = (self._bias_ids, self._bias_values)
         slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
         _slices((count, rows), (tuned.sample_slice_threads,), slices)
-        chosen = (
-            tokens,
-            host_tokens,
-            step,
-            rows,
-            self.parameters,
-            self.counts,
-            scaled,
-            highest,
-            best,
-            vocabulary,
-            count,
-        )
+        drawn = (rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
         _rows((rows,), (tuned.sample_row_threads,), (tokens, host_tokens, step, *drawn))
         return tokens
 
