@@ -23,7 +23,8 @@ import rocforge as rf
 from rocforge.load import load_model
 from rocforge.nn import Transformer
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE, KVCache
+from rocforge.nn.cache import KVCache
+from rocforge.ops.state import BLOCK_SIZE
 
 LAYERS, QUEUED, ROUNDS = 16, 5, 4
 STEPS = {
@@ -47,7 +48,7 @@ def small_model(recipe: str) -> Transformer:
 
 def batch_of(cache: KVCache, step: list[tuple[int, int]]) -> Batch:
     """Each chunk with cache blocks of its own."""
-    chunks, free = [], iter(range(cache.blocks))
+    chunks, free = [], iter(range(cache.paged[0].blocks))
     for start, count in step:
         chunks.append(Chunk(start, count, [next(free) for _ in range(-(-(start + count) // BLOCK_SIZE))]))
     return Batch.of(cache, chunks)

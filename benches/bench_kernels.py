@@ -22,6 +22,7 @@ from rocforge.device.timing import noise, seconds
 from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.device import norm as device_norm
@@ -40,8 +41,12 @@ def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:
     """As many layers as exceed the caches, full of random numbers."""
     layer = 4 * tokens * kv_heads * head_dim
     layers = max(2, min(64, -(-CACHES // layer)))
-    cache = KVCache(layers, kv_heads, head_dim, -(-tokens // 32), dtype=np.float16, device="gpu")
-    for array in (cache.keys, cache.values):
+    return filled(layers, kv_heads, head_dim, tokens)
+
+
+def filled(layers: int, kv_heads: int, head_dim: int, tokens: int) -> KVCache:
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim)] * layers, -(-tokens // 32), device="gpu")
+    for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = noise(array.shape, np.float16)
     return cache
 
@@ -53,19 +58,17 @@ def decode_attention(batch: int, context: int, heads: int, kv_heads: int, head_d
     tables = np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
     step = Batch.of(cache, [Chunk(context - 1, 1, table) for table in tables])
     q = noise((batch, heads, head_dim))
-    layers = range(len(cache.keys))
-    time = seconds([lambda layer=layer: paged_attention(q, step, layer) for layer in layers])
+    layers = map(step.state_of, range(len(cache.paged[0].layers)))
+    time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in layers])
     return time, 4 * batch * context * kv_heads * head_dim / time
 
 
 def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int) -> tuple[float, float]:
     """Seconds, and floating-point operations a second, those above the diagonal not counted."""
-    cache = KVCache(4, kv_heads, head_dim, -(-tokens // 32), dtype=np.float16, device="gpu")
-    for array in (cache.keys, cache.values):
-        array[...] = noise(array.shape, np.float16)
+    cache = filled(4, kv_heads, head_dim, tokens)
     step = Batch.of(cache, [Chunk(0, tokens, range(-(-tokens // 32)))])
     q = noise((tokens, heads, head_dim))
-    time = seconds([lambda layer=layer: paged_attention(q, step, layer) for layer in range(4)])
+    time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in map(step.state_of, range(4))])
     return time, 2 * tokens * tokens * heads * head_dim / time
 
 
@@ -142,13 +145,13 @@ def norms(report: Report) -> None:
 def rope(report: Report) -> None:
     frequencies = rope_frequencies(128, 500000.0)
     for tokens in (1, 64, 2048):
-        cache = KVCache(8, 8, 128, 128, dtype=np.float16, device="gpu")
+        cache = KVCache([PagedKV(8, 128, 128)] * 8, 128, device="gpu")
         chunks = [Chunk(0, tokens, range(128))] if tokens > 64 else [Chunk(5, 1, [i]) for i in range(tokens)]
         step = Batch.of(cache, chunks)
         xs = [x.reshape(tokens, 48, 128) for x in rows_of_floats(tokens, 48 * 128)]
-        step.cos_sin(frequencies)
+        rotation, layers = step.rotation(frequencies), [step.state_of(i) for i in range(8)]
         launches = [
-            lambda x=x, i=i, step=step: rotate_and_store(x[:, :32], x[:, 32:40], x[:, 40:], step, i % 8, frequencies)
+            lambda x=x, layer=layers[i % 8], r=rotation: rotate_and_store(x[:, :32], x[:, 32:40], x[:, 40:], layer, r)
             for i, x in enumerate(xs)
         ]
         report.add(f"rope and store {tokens} x 48 heads x 128", seconds(launches))

@@ -155,7 +155,7 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
         cache_bytes = engine.cache.nbytes
         peak_bytes = bytes_taken() - before - cache_bytes
     step = benchmark.stats["median"] / TOKENS
-    unread = 0 if model.output.weight is None else model.token_embd.weight.nbytes
+    unread = 0 if model.output.weight is model.token_embd.weight else model.token_embd.weight.nbytes
     benchmark.extra_info.update(
         batch=batch,
         context=context,

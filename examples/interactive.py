@@ -51,19 +51,21 @@ with model.capture("blk.*") as seen:
     logits = model(tokens)
 for path, hidden in seen.items():
     if path.count(".") == 1:
-        guess = model.logits(hidden[-1:])[0].argmax()
+        guess = model.output(model.output_norm(hidden[-1:]))[0].argmax()
         print(f"{path}: {tokenizer.decode([guess])!r}")
 print(f"at the end: {tokenizer.decode([logits[-1].argmax()])!r}\n")
 
 print("# Where the last layer's heads look")
-layer = model.blk[-1].attn
+block = model.blk[-1]
+layer = block.attn
 with model.capture(f"blk.{len(model.blk) - 2}") as seen:
     model(tokens)
 (hidden,) = seen.values()
-q, k, _ = layer.project(hidden)
-q, k = (rf.rope(part, np.arange(len(tokens)), layer.frequencies) for part in (q, k))
+x = block.attn_norm(hidden)
+q, k, *_ = layer.split([projection(x) for projection in layer.projections])
+q, k = (rf.rope(part, np.arange(len(tokens)), layer.rope) for part in (q, k))
 k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-scores = np.einsum("qhd,khd->hqk", q, k) * model.config.attention_scale
+scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
 scores[:, ~np.tri(len(tokens), dtype=bool)] = -np.inf
 weights = rf.softmax(scores)
 labels = [tokenizer.decode([token]) for token in tokens]

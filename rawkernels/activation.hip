@@ -18,6 +18,7 @@ RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
 RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
+RF_ELEMENTWISE(sigmoid_gate, x[i] * sigmoid(gate[i]), const float* gate, u64 size)
 
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
 // Grid: (rows, columns / THREADS).

@@ -31,7 +31,7 @@ struct RopeStoreParams {
     const float *q, *k, *v;
     u64 q_stride, k_stride, v_stride;
     const i32* slots;
-    const float *cos, *sin;
+    RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
     RF_NULLABLE const float *q_norm, *k_norm;
     float eps;
     u32 tokens, heads, kv_heads, pairs;

@@ -1,13 +1,31 @@
-"""Fixtures for all tests."""
+"""Fixtures and options for all tests."""
+
+import secrets
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", default="0", help="of random inputs: a number, or 'random' for a new one")
+
+
+def pytest_configure(config):
+    """One seed for the `rng` fixture and for Hypothesis, whose own settings would fix it in CI alone."""
+    option = config.option
+    option.seed = secrets.randbits(32) if option.seed == "random" else int(option.seed)
+    option.hypothesis_seed = str(option.seed)
+    settings.register_profile("seeded", derandomize=False, deadline=None)
+    settings.load_profile("seeded")
+
+
+def pytest_report_header(config):
+    return f"seed: {config.option.seed} (--seed={config.option.seed} makes the same inputs, --seed=random new ones)"
 
 
 @pytest.fixture
 def rng(request):
-    """A generator of fresh numbers; its seed is in the report of a failing test."""
-    seed = np.random.SeedSequence().entropy
-    request.node.user_properties.append(("seed", seed))
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
+    """Random numbers, the same for a test at each run with one seed."""
+    return np.random.default_rng([request.config.option.seed, zlib.crc32(request.node.nodeid.encode())])

@@ -22,7 +22,8 @@ _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "ji
 def info(device: Device = None, as_json: Json = False) -> None:
     """Show the device, the kernels and the versions."""
     described = device_info(device)
-    found = {"device": asdict(described), "kernels": _kernels(), "tuning": _tuning(described), "versions": versions()}
+    found: dict[str, Any] = {"device": asdict(described), "kernels": _kernels(), "tuning": _tuning(described)}
+    found["versions"] = versions()
     found["architectures"] = list(ARCHITECTURES)
     if as_json:
         write_json(found)

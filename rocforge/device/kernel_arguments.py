@@ -156,7 +156,8 @@ def check_of(kind: str) -> Check:
     scalar = np.dtype(name).type
     whole = issubclass(scalar, np.integer)
     number = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    usual, seen = int if whole else float, {}
+    usual: type = int if whole else float
+    seen: dict[Any, Any] = {}
 
     def check(value: Any, device: int) -> Any:
         known = seen.get(value) if type(value) is usual else None

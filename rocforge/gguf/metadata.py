@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.errors import GGUFError
 
 REQUIRED: Any = object()
 """The default of a key that has none."""
@@ -40,36 +40,36 @@ class Metadata:
         self._values, self._prefix = values, prefix
 
     def integer(self, key: str, low: float = -math.inf, high: float = math.inf, default: Any = REQUIRED) -> int:
-        """An integer, low to high; or an array that says the same of each layer."""
-        value = self._of_all_layers(key, default)
+        """An integer, low to high."""
+        value = self.value(key, default)
         if value is default or (type(value) is int and low <= value <= high):
             return value
         raise self.error(key, "integers" if math.isinf(high) else f"integers from {low} to {high}")
 
     def number(self, key: str, low: float, high: float, default: Any = REQUIRED) -> float:
-        """An integer or a float, low to high, so not NaN; or an array that says the same of each layer."""
-        value = self._of_all_layers(key, default)
+        """An integer or a float, low to high, so not NaN."""
+        value = self.value(key, default)
         if value is default or (type(value) in (int, float) and low <= value <= high):
             return value
         raise self.error(key, f"numbers from {low:g} to {high:g}")
 
     def flag(self, key: str, default: Any = REQUIRED) -> bool:
         """True or False."""
-        value = self._get(key, default)
+        value = self.value(key, default)
         if value is default or type(value) is bool:
             return value
         raise self.error(key, "true and false")
 
     def string(self, key: str, default: Any = REQUIRED) -> str:
         """A text."""
-        value = self._get(key, default)
+        value = self.value(key, default)
         if value is default or type(value) is str:
             return value
         raise self.error(key, "strings")
 
     def array(self, key: str, kind: type, default: Any = REQUIRED) -> list:
         """A list of int, float (which integers are too) or str."""
-        value = self._get(key, default)
+        value = self.value(key, default)
         if value is default:
             return value
         items, dtypes, name = _ITEMS[kind]
@@ -81,22 +81,13 @@ class Metadata:
 
     def error(self, key: str, allowed: str) -> GGUFError:
         """What to raise where the value of `key` is not what is allowed."""
-        return GGUFError(f"metadata {self._prefix}{key} is {reprlib.repr(self._get(key, None))}; allowed are {allowed}")
+        return GGUFError(
+            f"metadata {self._prefix}{key} is {reprlib.repr(self.value(key, None))}; allowed are {allowed}"
+        )
 
-    def _get(self, key: str, default: Any) -> Any:
+    def value(self, key: str, default: Any = REQUIRED) -> Any:
+        """A value of any type."""
         value = self._values.get(self._prefix + key, default)
         if value is REQUIRED:
             raise GGUFError(f"metadata {self._prefix}{key} is missing")
-        return value
-
-    def _of_all_layers(self, key: str, default: Any) -> Any:
-        """The value, or the one item that all of an array are."""
-        value = self._get(key, default)
-        if isinstance(value, np.ndarray) and len(value):
-            if (value != value[0]).any():
-                found = reprlib.repr(value.tolist())
-                raise UnsupportedModelError(
-                    f"metadata {self._prefix}{key} differs between layers, which is not supported: {found}"
-                )
-            return value[0].item()
         return value

@@ -17,10 +17,11 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.device.kernels import Kernel, launches_recorded
-from rocforge.engine.step import place_tokens
+from rocforge.engine.step import advance_decode
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import blocks_for
-from rocforge.nn.transformer import Block, Transformer
+from rocforge.nn.module import Module
+from rocforge.nn.state import blocks_for
+from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.sampling import SamplingParams
@@ -57,7 +58,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     model.blk = distinct(model.blk)
     with on_device(model.device):
         with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
-            record(place_tokens)
+            record(advance_decode)
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
             for tokens in PROMPT_TOKENS:
@@ -68,7 +69,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
 
 
-def distinct(layers: Sequence[Block]) -> list[Block]:
+def distinct(layers: Sequence[Module]) -> list[Module]:
     """Of a model's layers as many as have its kernels: each kind is followed by each that follows it in the model, and
     the last is the last. What is computed by launches left out takes the host's time, which loading wants itself."""
     kinds = [repr(layer) for layer in layers]

@@ -1,30 +1,28 @@
-"""Models by architecture: a GGUF file's general.architecture picks the class."""
+"""Models by architecture: a GGUF file's general.architecture picks the class.
+
+A family is a file in this folder with a class, whose `architectures` say which files it reads; nothing else names it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.gguf.metadata import Metadata
-from rocforge.models.gemma import Gemma2, Gemma3
-from rocforge.models.gpt_oss import GptOss
-from rocforge.models.llama import Llama
-from rocforge.models.phi3 import Phi3
-from rocforge.models.qwen2 import Qwen2
-from rocforge.models.qwen3 import Qwen3
-from rocforge.nn.config import Config
+from rocforge.nn.reader import Reader
 from rocforge.nn.transformer import Transformer
 
-ARCHITECTURES: dict[str, type[Transformer]] = {
-    "llama": Llama,
-    "qwen2": Qwen2,
-    "qwen3": Qwen3,
-    "qwen3moe": Qwen3,
-    "gemma2": Gemma2,
-    "gemma3": Gemma3,
-    "phi3": Phi3,
-    "gpt-oss": GptOss,
-}
+
+def _architectures() -> dict[str, type[Transformer]]:
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    families = [c for c in classes if issubclass(c, Transformer)]
+    return {name: family for family in families for name in family.architectures}
+
+
+ARCHITECTURES = _architectures()
 """The architectures that rocforge runs: general.architecture -> class."""
 
 
@@ -43,5 +41,5 @@ def build_model(file: Any, context: int | None = None) -> Transformer:
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedModelError(f"architecture {architecture!r} is not supported; supported are {known}")
-    model = ARCHITECTURES[architecture]
-    return model(Config.of(file, context, model.defaults))
+    family = ARCHITECTURES[architecture]
+    return family(Reader(file, context, family.defaults))

@@ -3,46 +3,58 @@
 import math
 from types import MappingProxyType
 
-from rocforge.nn import MLP, Attention, Transformer
-from rocforge.nn.transformer import Block
+from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn.reader import Reader
+
+NORMS = ("post_attention_norm", "post_ffw_norm")
 
 
 class Gemma2(Transformer):
     """Every other layer sees a window; scores and logits are capped. Source: https://arxiv.org/abs/2408.00118."""
 
-    neox = True
+    architectures = ("gemma2",)
     defaults = MappingProxyType(
         {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     )
-    default_pattern = 2
-    wide_layers = 46
-    head_norms = False
+    scaled_by_width = 46
 
-    @property
-    def embedding_scale(self) -> float:
-        return math.sqrt(self.config.dim)
+    def __init__(self, read: Reader):
+        super().__init__(read)
+        self.embedding_scale = math.sqrt(self.config.dim)
+        self.softcap = read.softcap("final_logit_softcapping")
 
-    def block(self, layer: int) -> Block:
-        c = self.config
-        # the 27B models scale scores by the share of the model's width that a head has
-        wide = c.layers == self.wide_layers
-        attention = Attention(
-            c,
-            layer,
-            self.frequencies_of(layer),
-            window=self.window_of(layer),
-            head_norms=self.head_norms,
-            post_norm=True,
-            scale=1 / math.sqrt(c.dim // c.heads) if wide else None,
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(
+            **read.attention(layer),
+            rope=read.rope(True),
+            window=read.window(layer, every=2),
+            scale=self.score_scale(layer, read),
+            softcap=read.softcap("attn_logit_softcapping"),
         )
-        return Block(attention, MLP(c, "geglu", post_norm=True))
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=NORMS)
+
+    def score_scale(self, layer: int, read: Reader) -> float | None:
+        """The 27B models, known by their number of layers, scale scores by the share of the width that a head has."""
+        if read.config.layers != self.scaled_by_width:
+            return None
+        return 1 / math.sqrt(read.config.dim // read.attention(layer)["heads"])
 
 
 class Gemma3(Gemma2):
     """Five layers of six see a window, with a rope base of their own. Source: https://arxiv.org/abs/2503.19786."""
 
+    architectures = ("gemma3",)
     defaults = MappingProxyType({})
-    default_pattern = 6
-    default_window_base = 10000.0
-    wide_layers = 62
-    head_norms = True
+    scaled_by_width = 62
+
+    def block(self, layer: int, read: Reader) -> Block:
+        window = read.window(layer, every=6)
+        attn = Attention(
+            **read.attention(layer),
+            rope=read.window_rope(True, base=10000.0) if window else read.rope(True),
+            window=window,
+            scale=self.score_scale(layer, read),
+            softcap=read.softcap("attn_logit_softcapping"),
+            norms="head",
+        )
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=NORMS)

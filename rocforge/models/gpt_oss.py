@@ -2,27 +2,24 @@
 
 from types import MappingProxyType
 
-from rocforge.nn import Attention, MoE, Transformer
-from rocforge.nn.transformer import Block
+from rocforge.nn import Attention, Block, MoE, Transformer
+from rocforge.nn.reader import Reader
 
 
 class GptOss(Transformer):
     """Source: gpt-oss model card, https://arxiv.org/abs/2508.10925."""
 
-    neox = True
+    architectures = ("gpt-oss",)
     defaults = MappingProxyType({"attention.sliding_window": 128})
-    default_pattern = 2
 
-    def block(self, layer: int) -> Block:
-        c = self.config
-        attention = Attention(
-            c,
-            layer,
-            self.frequencies_of(layer),
-            window=self.window_of(layer),
-            qkv_bias=True,
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(
+            **read.attention(layer),
+            rope=read.rope(True),
+            window=read.window(layer, every=2),
+            bias=True,
             output_bias=True,
             sinks=True,
         )
-        experts = MoE(c, "swiglu_oai", bias=True, softmax_before=False, norm="post_attention_norm")
-        return Block(attention, experts)
+        experts = MoE(**read.moe(layer), activation="swiglu_oai", bias=True, softmax_before=False)
+        return Block(attn, experts, read.rms_norm, pre=("attn_norm", "post_attention_norm"))

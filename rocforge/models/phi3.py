@@ -1,7 +1,7 @@
 """phi3: Phi-3, 3.5 and 4, whose weights hold q, k, v and gate, up together."""
 
-from rocforge.nn import Attention, FusedMLP, Transformer
-from rocforge.nn.transformer import Block
+from rocforge.nn import Attention, Block, MergedMLP, Transformer
+from rocforge.nn.reader import Reader
 
 
 class Phi3(Transformer):
@@ -10,7 +10,8 @@ class Phi3(Transformer):
     The window that Phi-3's files name is not applied, as llama.cpp does not: the converted files have it wrong.
     """
 
-    neox = True
+    architectures = ("phi3",)
 
-    def block(self, layer: int) -> Block:
-        return Block(Attention(self.config, layer, self.frequencies, fused_qkv=True), FusedMLP(self.config))
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True), merged=True)
+        return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm)

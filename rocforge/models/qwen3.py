@@ -1,15 +1,15 @@
 """qwen3 and qwen3moe: Qwen 3, dense and with experts."""
 
-from rocforge.nn import MLP, Attention, MoE, Transformer
-from rocforge.nn.transformer import Block
+from rocforge.nn import MLP, Attention, Block, MoE, Transformer
+from rocforge.nn.reader import Reader
 
 
 class Qwen3(Transformer):
     """Source: Qwen3 Technical Report, https://arxiv.org/abs/2505.09388."""
 
-    neox = True
+    architectures = ("qwen3", "qwen3moe")
 
-    def block(self, layer: int) -> Block:
-        c = self.config
-        attention = Attention(c, layer, self.frequencies, head_norms=True, qkv_bias="optional")
-        return Block(attention, MoE(c) if c.experts else MLP(c))
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head", bias="optional")
+        ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
+        return Block(attn, ffn, read.rms_norm)

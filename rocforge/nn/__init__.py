@@ -1,20 +1,28 @@
 """Modules: state plus a call. A model is a tree of them, with GGUF's tensor names as paths."""
 
 from rocforge.nn.attention import Attention
-from rocforge.nn.layers import Embedding, Linear, RMSNorm
-from rocforge.nn.mlp import MLP, FusedMLP, MoE
+from rocforge.nn.block import Block
+from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, Parameter
+from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.nn.transformer import Transformer
 
 __all__ = [
     "MLP",
     "Attention",
+    "Block",
     "Embedding",
-    "FusedMLP",
+    "Experts",
+    "LayerNorm",
     "Linear",
+    "MergedMLP",
     "MoE",
     "Module",
+    "PagedKV",
     "Parameter",
     "RMSNorm",
+    "Recurrent",
     "Transformer",
 ]

@@ -1,107 +1,108 @@
-"""Attention as a residual layer: norm, projections, rope, cache, attention, output, residual."""
+"""Self-attention over the cache: projections, norms of queries and keys, rope, attention, gate, output."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rocforge.nn.batch import Batch
-from rocforge.nn.config import Config
-from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.layers import Linear, RMSNorm, Scores
+from rocforge.nn.module import Module
+from rocforge.nn.state import PagedKV
+from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend
-from rocforge.ops.rope import RopeFrequencies
-
-
-class Sinks(Module):
-    """A score for each head that takes part in its softmax: weight (heads,)."""
-
-    def __init__(self, heads: int):
-        self.weight = Parameter(heads)
+from rocforge.ops.rope import NO_ROPE, RopeFrequencies
 
 
 class Attention(Module):
-    """Self-attention with its norm and its residual: x (tokens, dim) or Ahead gives the like.
+    """Self-attention: x (tokens, dim) gives (tokens, dim).
 
     Args:
-        config: the sizes.
-        layer: index into the cache.
-        frequencies: the rotary embedding.
+        dim: width of the residual stream.
+        heads, kv_heads, head_dim: heads of the queries, of keys and values, and elements of each.
+        rope: the rotary embedding; None: positions are not encoded.
+        eps: of the norms of queries and keys.
         window: see this token and window - 1 before it; None for all.
-        qkv_bias, output_bias: whether these projections have one; "optional" for where the file has.
-        head_norms: queries and keys are normalized a head at a time (attn_q_norm, attn_k_norm).
-        fused_qkv: one weight holds the rows of q, k and v (attn_qkv).
-        sinks: each head has a sink (attn_sinks).
-        post_norm: what attention gives is normalized before it is added to the residual (post_attention_norm).
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
+        softcap: cap on the scores, or None.
+        bias, output_bias: whether q, k and v, and the output, have one; "optional" for where the file has.
+        norms: queries and keys are normalized (attn_q_norm, attn_k_norm): "head", each head of them; "whole", all
+            heads as one row; None: not.
+        merged: one weight holds the rows of q, k and v (attn_qkv).
+        sinks: each head has a sink (attn_sinks).
+        gate: what attention gives is multiplied by the sigmoid of a projection of x (attn_gate) before the output.
     """
 
     inline = True
 
     def __init__(
         self,
-        config: Config,
-        layer: int,
-        frequencies: RopeFrequencies,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope: RopeFrequencies | None,
+        eps: float = 1e-6,
         *,
         window: int | None = None,
-        qkv_bias: bool | str = False,
-        output_bias: bool | str = False,
-        head_norms: bool = False,
-        fused_qkv: bool = False,
-        sinks: bool = False,
-        post_norm: bool = False,
         scale: float | None = None,
+        softcap: float | None = None,
+        bias: bool | str = False,
+        output_bias: bool | str = False,
+        norms: str | None = None,
+        merged: bool = False,
+        sinks: bool = False,
+        gate: bool = False,
     ):
-        c = config
-        self.layer, self.frequencies, self.heads, self.kv_heads = layer, frequencies, c.heads, c.kv_heads
-        self.options = {
-            "window": window,
-            "softcap": c.attention_softcap or None,
-            "scale": c.attention_scale if scale is None else scale,
-        }
-        rows, kv_rows = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.attn_norm = RMSNorm(c.dim, c.norm_eps)
-        if fused_qkv:
-            self.attn_qkv = Linear(c.dim, rows + 2 * kv_rows, bias=qkv_bias)
+        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope or NO_ROPE, norms
+        self.state = PagedKV(kv_heads, head_dim, head_dim, window=window)
+        self.options = {"softcap": softcap, "scale": scale}
+        rows, kv_rows = heads * head_dim, kv_heads * head_dim
+        if merged:
+            self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
         else:
-            self.attn_q = Linear(c.dim, rows, bias=qkv_bias)
-            self.attn_k = Linear(c.dim, kv_rows, bias=qkv_bias)
-            self.attn_v = Linear(c.dim, kv_rows, bias=qkv_bias)
-        if head_norms:
-            self.attn_q_norm = RMSNorm(c.head_dim, c.norm_eps)
-            self.attn_k_norm = RMSNorm(c.head_dim, c.norm_eps)
-        if sinks:
-            self.attn_sinks = Sinks(c.heads)
-        self.attn_output = Linear(rows, c.dim, bias=output_bias)
-        if post_norm:
-            self.post_attention_norm = RMSNorm(c.dim, c.norm_eps)
-        self.fused_qkv, self.head_norms, self.sinks, self.post_norm = fused_qkv, head_norms, sinks, post_norm
+            self.attn_q = Linear(dim, rows, bias=bias)
+            self.attn_k = Linear(dim, kv_rows, bias=bias)
+            self.attn_v = Linear(dim, kv_rows, bias=bias)
+        self.attn_gate = Linear(dim, rows) if gate else None
+        self.attn_q_norm = self.attn_k_norm = None
+        if norms:
+            self.attn_q_norm = RMSNorm(head_dim if norms == "head" else rows, eps)
+            self.attn_k_norm = RMSNorm(head_dim if norms == "head" else kv_rows, eps)
+        self.attn_sinks = Scores(heads) if sinks else None
+        self.attn_output = Linear(rows, dim, bias=output_bias)
 
     @property
-    def entry(self) -> Entry:
-        return Entry(self.attn_norm, (self.attn_qkv,) if self.fused_qkv else (self.attn_q, self.attn_k, self.attn_v))
+    def projections(self) -> list[Module]:
+        """What multiplies x: q, k and v, or what holds them; then the gate, if there is one."""
+        qkv = [self.attn_qkv] if "attn_qkv" in vars(self) else [self.attn_q, self.attn_k, self.attn_v]
+        return [*qkv, self.attn_gate] if self.attn_gate is not None else qkv
 
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
-        q, k, v = self.project(x)
-        options = dict(self.options)
-        if self.head_norms:
-            q_norm, k_norm = self.attn_q_norm, self.attn_k_norm
-            if q_norm.observers or k_norm.observers:
-                q, k = q_norm(q), k_norm(k)
-            else:
-                options |= {"q_norm": q_norm.weight, "k_norm": k_norm.weight, "eps": q_norm.eps}
-        if self.sinks:
-            options["sinks"] = self.attn_sinks.weight
-        y = attend(q, k, v, batch, self.layer, self.frequencies, then=self.attn_output.weight, **options)
-        if self.post_norm:
-            return self.post_attention_norm(self.attn_output(y), residual=plain(x))
-        return self.attn_output.add_to(x, y, then)
+    def forward(self, x: Any, batch: Batch) -> Any:
+        q, k, v, gate = self.split([layer(x) for layer in self.projections])
+        if self.norms:
+            q, k = self.normalize(q, k)
+        y = self.attend(q, k, v, batch).reshape(len(q), -1)
+        return self.attn_output(y if gate is None else sigmoid_gate(y, gate))
 
-    def project(self, x: Any) -> tuple[Any, Any, Any]:
-        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim) of x, before their norms."""
-        tokens, heads, kv_heads, y = len(plain(x)), self.heads, self.kv_heads, self.entry(x)
-        if self.fused_qkv:
-            qkv = self.attn_qkv(y).reshape(tokens, heads + 2 * kv_heads, -1)
-            return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-        q, k, v = apply_together(y, self.attn_q, self.attn_k, self.attn_v)
-        return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1)
+    def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim), and the gate or None."""
+        heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
+        gate = projected.pop() if self.attn_gate is not None else None
+        if len(projected) == 1:
+            qkv = projected[0].reshape(tokens, heads + 2 * kv_heads, -1)
+            return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :], gate
+        q, k, v = projected
+        return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1), gate
+
+    def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:
+        """Queries and keys through their norms, a head or a whole row at a time."""
+        if self.norms == "head":
+            return self.attn_q_norm(q), self.attn_k_norm(k)
+        rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))
+        return rows[0].reshape(q.shape), rows[1].reshape(k.shape)
+
+    def attend(self, q: Any, k: Any, v: Any, batch: Batch, **fused: Any) -> Any:
+        """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
+        sinks = None if self.attn_sinks is None else self.attn_sinks()
+        state, rotation = batch.state_of(self), batch.rotation(self.rope)
+        return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)

@@ -1,34 +1,57 @@
-"""Batch: which token of a flat batch belongs to which sequence, and where its key and value go."""
+"""Batch: which token of a flat batch belongs to which sequence, and where in the cache its state is."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module
-from rocforge.nn.cache import KVCache, blocks_for
-from rocforge.ops.rope import RopeFrequencies
+from rocforge.device.arrays import cupy_module
+from rocforge.nn.cache import KVCache, PagedGroup, RecurrentGroup
+from rocforge.nn.state import blocks_for
+from rocforge.ops.rope import RopeFrequencies, Rotation
+from rocforge.ops.state import PagedLayer, RecurrentLayer, Span
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens of one sequence: `count` of them from position `start`, its cache blocks in `table`."""
+    """Consecutive tokens of one sequence.
+
+    Attributes:
+        start: position of the first.
+        count: how many.
+        table: the sequence's cache blocks, in order: one table for all paged groups of the cache, or one for each. A
+            block that a group's window has left behind may be -1.
+        wants_logits: whether logits of the last token are wanted.
+        slot: of the sequence's recurrent state.
+    """
 
     start: int
     count: int
-    table: Sequence[int]
+    table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
+    slot: int = 0
+
+    @property
+    def length(self) -> int:
+        """Of the sequence with these tokens."""
+        return self.start + self.count
+
+    def table_of(self, group: int) -> Sequence[int]:
+        """The blocks of that paged group."""
+        table: Sequence[Any] = self.table
+        return table if len(table) and isinstance(table[0], Integral) else table[group]
 
 
-class Span(NamedTuple):
-    """A sequence as attention sees it: its rows in the batch, its length with them, its tokens' cache slots."""
+class Paging(NamedTuple):
+    """Where a batch's tokens, and those before them, are in one paged group; as in PagedLayer."""
 
-    rows: slice
-    length: int
-    slots: slice | np.ndarray
+    slots: Any
+    tables: Any = None
+    spans: Sequence[Span] = ()
 
 
 @dataclass
@@ -36,104 +59,149 @@ class Batch:
     """Tokens of any number of sequences, one after another: prefill, decode and mixtures alike.
 
     Attributes:
-        cache: the KVCache that attention reads and writes.
+        cache: the KVCache that layers read and write.
         positions: int32, shape (tokens,): each token's position in its sequence.
-        slots: int32, shape (tokens,): the cache slot that each token's key and value go to.
-        spans: one Span a sequence.
+        query_starts: int32, shape (sequences + 1,): each sequence's first row, and the number of rows.
+        lengths: int32, shape (sequences,): each sequence's tokens, those of the batch included.
+        queries: how many tokens there are of the sequence with the fewest, and of the one with the most.
+        paging: for each paged group of the cache.
+        state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, or None for all.
-        tables, lengths, query_starts: of a cache on a device, there, what attention reads instead of the spans, int32:
-            blocks of each sequence (sequences, most blocks of any), its length with its tokens (sequences,), and its
-            first row, with the number of rows as last (sequences + 1,).
 
-    With a cache on a device, positions and slots are there as well. A launch reads all of these when it runs, so a
-    captured one can be replayed after their contents have changed.
+    With a cache on a device, all arrays but logits_rows are there. A launch reads them when it runs, so a captured one
+    can be replayed after their contents have changed.
     """
 
     cache: KVCache
     positions: Any
-    slots: Any
-    spans: list[Span]
+    query_starts: Any
+    lengths: Any
+    queries: tuple[int, int]
+    paging: list[Paging]
+    state_slots: Any
     logits_rows: np.ndarray | None = None
-    tables: Any = None
-    lengths: Any = None
-    query_starts: Any = None
-    _angles: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, cache: KVCache, chunks: Sequence[Chunk], all_logits: bool = False) -> Batch:
         """The batch of the chunks' tokens, in order.
 
         Args:
-            cache: has the blocks that the tables name.
+            cache: has the blocks that the tables name, and the slots.
             chunks: at least one, and at most one for a sequence.
             all_logits: logits for every row, instead of the last row of each chunk that wants them.
 
         Raises:
             ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
-                cache's.
+                cache's, or recurrent state of two sequences in one slot.
         """
         if not chunks:
             raise ValueError("Batch.of: chunks are empty; allowed is at least one")
-        positions, slots, spans, rows = [], [], [], []
-        row = 0
         for chunk in chunks:
-            length = chunk.start + chunk.count
             if chunk.start < 0 or chunk.count < 1:
                 raise ValueError(f"Batch.of: {chunk.count} tokens from {chunk.start}; allowed are 1 or more from 0 on")
-            every = _slots(chunk.table, length, cache)
-            positions.append(np.arange(chunk.start, length, dtype=np.int32))
-            first = every.start + chunk.start if isinstance(every, slice) else 0
-            slots.append(np.arange(first, every.stop) if isinstance(every, slice) else every[chunk.start :])
-            spans.append(Span(slice(row, row + chunk.count), length, every))
-            row += chunk.count
-            if chunk.wants_logits:
-                rows.append(row - 1)
+        counts = [chunk.count for chunk in chunks]
+        starts = np.cumsum([0, *counts], dtype=np.int32)
+        wanted = [chunk.wants_logits for chunk in chunks]
         batch = cls(
             cache,
-            np.concatenate(positions),
-            np.concatenate(slots).astype(np.int32),
-            spans,
-            None if all_logits else np.array(rows, np.int32),
+            np.concatenate([np.arange(chunk.start, chunk.length, dtype=np.int32) for chunk in chunks]),
+            starts,
+            np.array([chunk.length for chunk in chunks], np.int32),
+            (min(counts), max(counts)),
+            [_paging(group, chunks, index, cache.device) for index, group in enumerate(cache.paged)],
+            _state_slots(cache, chunks),
+            None if all_logits else starts[1:][wanted] - 1,
         )
-        if get_array_module(cache.keys) is not np:
-            batch._move_to_device([chunk.table for chunk in chunks])
+        if cache.device != "cpu":
+            batch._move_to_device()
         return batch
 
-    def _move_to_device(self, tables: Sequence[Sequence[int]]) -> None:
+    def _move_to_device(self) -> None:
         """One copy for all, on the current stream."""
-        width = max(len(table) for table in tables)
-        padded = np.array([[*table, *[0] * (width - len(table))] for table in tables], np.int32)
-        lengths = np.array([span.length for span in self.spans], np.int32)
-        starts = np.array([0, *[span.rows.stop for span in self.spans]], np.int32)
-        parts = [self.positions, self.slots, padded, lengths, starts]
+        names = ("positions", "query_starts", "lengths", "state_slots")
+        parts = [getattr(self, name) for name in names]
+        parts += [array for paging in self.paging for array in (paging.slots, paging.tables)]
         joined = cupy_module().asarray(np.concatenate([part.reshape(-1) for part in parts]))
         ends = np.cumsum([part.size for part in parts])
         views = [joined[end - part.size : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
-        self.positions, self.slots, self.tables, self.lengths, self.query_starts = views
+        for name, view in zip(names, views, strict=False):
+            setattr(self, name, view)
+        rest = views[len(names) :]
+        self.paging = [Paging(*pair) for pair in zip(rest[::2], rest[1::2], strict=True)]
 
-    @functools.cached_property
-    def queries(self) -> tuple[int, int]:
-        """How many tokens there are of the sequence with the fewest, and of the one with the most."""
-        counts = [span.rows.stop - span.rows.start for span in self.spans]
-        return min(counts), max(counts)
+    def state_of(self, layer: Hashable) -> PagedLayer | RecurrentLayer:
+        """A layer's state: of a model's layer by the module itself, else by its index.
 
-    def cos_sin(self, frequencies: RopeFrequencies) -> tuple[Any, Any]:
-        """Cosines and sines of the positions, computed once for all layers that share the frequencies."""
+        Raises:
+            KeyError: the cache was made without that layer.
+        """
+        group, index = self.cache.group_of(layer)
+        if isinstance(group, RecurrentGroup):
+            return RecurrentLayer(group.layers[index], self.state_slots, self.positions, self.query_starts)
+        paging = self.paging[self.cache.paged.index(group)]
+        return PagedLayer(
+            *group.layers[index],
+            group.state.window,
+            group.block_size,
+            paging.slots,
+            self.queries,
+            paging.spans,
+            paging.tables,
+            self.lengths,
+            self.query_starts,
+            self.cache.counters,
+        )
+
+    def rotation(self, frequencies: RopeFrequencies) -> Rotation:
+        """The angles of the positions, computed once for all layers that share the frequencies."""
         key = id(frequencies)
-        if key not in self._angles:
-            self._angles[key] = frequencies.cos_sin(self.positions)
-        return self._angles[key]
+        if key not in self._rotations:
+            self._rotations[key] = Rotation(*frequencies.cos_sin(self.positions), frequencies.neox)
+        return self._rotations[key]
 
 
-def _slots(table: Sequence[int], length: int, cache: KVCache) -> slice | np.ndarray:
+def _paging(group: PagedGroup, chunks: Sequence[Chunk], index: int, device: str) -> Paging:
+    tables = [chunk.table_of(index) for chunk in chunks]
+    pairs = list(zip(chunks, tables, strict=True))
+    slots = [_as_array(_slots(group, table, chunk.start, chunk.length)) for chunk, table in pairs]
+    if device == "cpu":
+        visible = [_slots(group, table, group.state.first_visible(chunk.start), chunk.length) for chunk, table in pairs]
+        return Paging(np.concatenate(slots), spans=_spans(chunks, visible))
+    padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return Paging(np.concatenate(slots), np.maximum(padded, 0))
+
+
+def _spans(chunks: Sequence[Chunk], visible: Sequence[slice | np.ndarray]) -> list[Span]:
+    stops = itertools.accumulate(chunk.count for chunk in chunks)
+    rows = [slice(stop - chunk.count, stop) for chunk, stop in zip(chunks, stops, strict=True)]
+    return [Span(*pair) for pair in zip(rows, visible, strict=True)]
+
+
+def _slots(group: PagedGroup, table: Sequence[int], start: int, stop: int) -> slice | np.ndarray:
     """Cache slots of a sequence's tokens; a slice where its blocks follow each other, which needs no copy to read."""
-    block_size = cache.block_size
-    blocks = list(table[: blocks_for(length, block_size)])
-    if len(blocks) * block_size < length:
-        raise ValueError(f"Batch.of: a table of {len(blocks)} blocks of {block_size} tokens for {length} tokens")
-    if min(blocks) < 0 or max(blocks) >= cache.blocks:
-        raise ValueError(f"Batch.of: a table names blocks {min(blocks)} to {max(blocks)}; there are {cache.blocks}")
-    if blocks == list(range(blocks[0], blocks[0] + len(blocks))):
-        first = blocks[0] * block_size
-        return slice(first, first + length)
-    return (np.array(blocks, np.int64)[:, None] * block_size + np.arange(block_size)).reshape(-1)[:length]
+    size = group.block_size
+    blocks = np.array(table[start // size : blocks_for(stop, size)], np.int64)
+    if len(table) * size < stop:
+        raise ValueError(f"Batch.of: a table of {len(table)} blocks of {size} tokens for {stop} tokens")
+    if blocks.min() < 0 or blocks.max() >= group.blocks:
+        raise ValueError(f"Batch.of: a table names blocks {blocks.min()} to {blocks.max()}; there are {group.blocks}")
+    offset = start % size
+    if (np.diff(blocks) == 1).all():
+        first = int(blocks[0]) * size + offset
+        return slice(first, first + stop - start)
+    return (blocks[:, None] * size + np.arange(size)).reshape(-1)[offset : offset + stop - start]
+
+
+def _as_array(slots: slice | np.ndarray) -> np.ndarray:
+    array = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
+    return array.astype(np.int32)
+
+
+def _state_slots(cache: KVCache, chunks: Sequence[Chunk]) -> np.ndarray:
+    slots = [chunk.slot for chunk in chunks]
+    if cache.recurrent and (len(set(slots)) < len(slots) or min(slots) < 0 or max(slots) >= cache.slots):
+        raise ValueError(f"Batch.of: slots of recurrent state are {slots}; allowed are different ones of {cache.slots}")
+    return np.array(slots, np.int32)

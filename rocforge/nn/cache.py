@@ -1,7 +1,8 @@
-"""The paged key/value cache: its arrays, and the pool that hands out blocks and shares equal prefixes.
+"""KVCache: the arrays in which all layers of a model keep their state, those with equal declarations together.
 
-A block holds `block_size` consecutive tokens of one sequence, for every layer. A sequence's block table lists its
-blocks in order; token p lies in block `table[p // block_size]`, at offset `p % block_size`.
+A block of a paged group holds `block_size` consecutive tokens of one sequence, for every layer of the group. A
+sequence's block table lists its blocks in order; token p lies in block `table[p // block_size]`, at offset
+`p % block_size`. Recurrent state lies in slots, one a sequence, for every layer.
 
 Source: Kwon et al., Efficient Memory Management for Large Language Model Serving with PagedAttention,
 https://arxiv.org/abs/2309.06180.
@@ -9,149 +10,132 @@ https://arxiv.org/abs/2309.06180.
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import cupy_module, on_device, resolve_device
-
-BLOCK_SIZE = 32
-
-
-def blocks_for(tokens: int, block_size: int = BLOCK_SIZE) -> int:
-    """How many blocks hold that many tokens."""
-    return -(-tokens // block_size)
+from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
+from rocforge.ops.state import BLOCK_SIZE
 
 
-class KVCache:
-    """Keys and values of every layer, in blocks.
-
-    Args:
-        layers, kv_heads, head_dim: of the model.
-        blocks: how many blocks to hold, of `block_size` tokens each; on a device that is always BLOCK_SIZE, 32.
-        dtype: float32 or float16.
-        device: as in `rf.to_device`.
+class PagedGroup:
+    """Keys and values of the layers with one declaration.
 
     Attributes:
-        keys, values: arrays of shape (layers, blocks, block_size, kv_heads, head_dim).
-        counters: of decode attention on a device, which makes them.
+        state: the declaration.
+        keys: shape (layers, blocks, block_size, heads, key_dim).
+        values: shape (layers, blocks, block_size, heads, value_dim).
     """
 
-    def __init__(
-        self,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
-        blocks: int,
-        block_size: int = BLOCK_SIZE,
-        dtype: Any = np.float32,
-        device: str | None = "cpu",
-    ):
-        device = resolve_device(device)
-        if block_size != BLOCK_SIZE and device != "cpu":
-            raise ValueError(f"block_size is {block_size}; allowed on a device is {BLOCK_SIZE}, as its kernels have it")
-        xp = np if device == "cpu" else cupy_module()
-        shape = (layers, blocks, block_size, kv_heads, head_dim)
-        with on_device(device):
-            self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
-        self.blocks, self.block_size, self.counters = blocks, block_size, None
-        by_slot = (layers, self.tokens, kv_heads, head_dim)
-        self._layers = list(zip(self.keys.reshape(by_slot), self.values.reshape(by_slot), strict=True))
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens fit."""
-        return self.blocks * self.block_size
+    def __init__(self, state: PagedKV, layers: int, blocks: int, block_size: int, device: str):
+        xp, dtype = np if device == "cpu" else cupy_module(), state.dtype_on(device)
+        self.state, self.blocks, self.block_size = state, blocks, block_size
+        shape = (layers, blocks, block_size, state.heads)
+        self.keys, self.values = (xp.zeros((*shape, dim), dtype) for dim in (state.key_dim, state.value_dim))
+        by_slot = (layers, blocks * block_size, state.heads, -1)
+        self.layers = list(zip(self.keys.reshape(by_slot), self.values.reshape(by_slot), strict=True))
 
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def layer(self, index: int) -> tuple[Any, Any]:
-        """Keys and values of a layer by slot, `block * block_size + offset`: (tokens, kv_heads, head_dim), views."""
-        return self._layers[index]
 
+class RecurrentGroup:
+    """State of the layers with one declaration, a sequence in each slot.
 
-class BlockPool:
-    """Which blocks of a KVCache are free, in use by how many sequences, or free but still holding a known prefix.
-
-    Freed blocks keep their content until they are handed out again, the longest unused first, so a later sequence
-    that starts with the same tokens takes them over instead of computing them.
+    Attributes:
+        state: the declaration.
+        arrays: one for each declared shape, (slots, layers, *shape).
     """
 
-    def __init__(self, blocks: int, block_size: int = BLOCK_SIZE):
-        self.blocks, self.block_size = blocks, block_size
-        self._references = [0] * blocks
-        self._digests: list[bytes | None] = [None] * blocks
-        self._by_digest: dict[bytes, int] = {}
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
+    def __init__(self, state: Recurrent, layers: int, slots: int, device: str):
+        xp = np if device == "cpu" else cupy_module()
+        self.state = state
+        self.arrays = tuple(xp.zeros((slots, layers, *shape), state.dtype) for shape in state.shapes)
+        self.layers = [tuple(array[:, layer] for array in self.arrays) for layer in range(layers)]
 
     @property
-    def free(self) -> int:
-        """How many blocks `allocate` can give."""
-        return len(self._free)
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
 
-    def blocks_for(self, tokens: int) -> int:
-        """How many blocks hold that many tokens."""
-        return blocks_for(tokens, self.block_size)
 
-    def allocate(self, after: int = -1) -> int:
-        """A block for one sequence: the one that follows `after` where that is unused, else the longest unused.
+class KVCache:
+    """The state of every layer of a model.
+
+    Args:
+        states: what each layer declares, by what it is asked for with: a model's layers by themselves. A sequence
+            stands for layers 0, 1, ...
+        blocks: of each paged group, in the order in which declarations first come; one number for all alike.
+        block_size: tokens of a block; on a device always BLOCK_SIZE, 32.
+        slots: sequences with recurrent state.
+        device: as in `rf.to_device`.
+
+    Attributes:
+        paged: one PagedGroup for each declaration of paged state.
+        recurrent: one RecurrentGroup for each declaration of recurrent state.
+        counters: of decode attention on a device; None on the CPU.
+
+    Raises:
+        ValueError: a block size that the device's kernels do not have, or blocks of another number of groups.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[Any, State] | Sequence[State],
+        blocks: int | Sequence[int],
+        block_size: int = BLOCK_SIZE,
+        slots: int = 1,
+        device: str | None = "cpu",
+    ):
+        device = resolve_device(device)
+        if block_size != BLOCK_SIZE and device != "cpu":
+            raise ValueError(f"block_size is {block_size}; allowed on a device is {BLOCK_SIZE}, as its kernels have it")
+        layers = states if isinstance(states, Mapping) else dict(enumerate(states))
+        groups = groups_of(layers.values())
+        paged = [state for state in groups if isinstance(state, PagedKV)]
+        sizes = [blocks] * len(paged) if isinstance(blocks, int) else list(blocks)
+        if len(sizes) != len(paged):
+            raise ValueError(f"blocks are {sizes}; allowed is one number for each of {len(paged)} paged groups")
+        self.device, self.block_size, self.slots, self.counters = device, block_size, slots, None
+        with on_device(device):
+            self.paged = [
+                PagedGroup(state, groups[state], size, block_size, device)
+                for state, size in zip(paged, sizes, strict=True)
+            ]
+            self.recurrent = [
+                RecurrentGroup(state, count, slots, device)
+                for state, count in groups.items()
+                if isinstance(state, Recurrent)
+            ]
+            if device != "cpu":
+                self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
+        by_state = {group.state: (group, itertools.count()) for group in (*self.paged, *self.recurrent)}
+        self._layers = {layer: (by_state[state][0], next(by_state[state][1])) for layer, state in layers.items()}
+
+    def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
+        """The group of a layer, and the layer's index there.
 
         Raises:
-            MemoryError: no block is free.
+            KeyError: the cache was made without it.
         """
-        if not self._free:
-            raise MemoryError(f"all {self.blocks} cache blocks are in use")
-        block = after + 1
-        if block in self._free and self._digests[block] is None:
-            del self._free[block]
-        else:
-            block, _ = self._free.popitem(last=False)
-        self._forget(block)
-        self._references[block] = 1
-        return block
+        if layer not in self._layers:
+            name = layer if isinstance(layer, int) else f"this {type(layer).__name__}"
+            raise KeyError(f"layer {name} is none of the {len(self._layers)} that the cache was made for")
+        return self._layers[layer]
 
-    def release(self, table: Sequence[int]) -> None:
-        """Give back one sequence's hold on its blocks, the last block becoming the first to be reused."""
-        for block in reversed(table):
-            self._references[block] -= 1
-            if self._references[block] == 0:
-                self._free[block] = None
-                if self._digests[block] is None:  # nothing is lost with it, so it goes before all prefixes
-                    self._free.move_to_end(block, last=False)
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in (*self.paged, *self.recurrent))
 
-    def digests(self, tokens: Sequence[int], previous: bytes = b"") -> list[bytes]:
-        """One digest for each full block of tokens, over its tokens and, through `previous`, all that come before."""
-        chain = []
-        for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
-            block = np.asarray(tokens[start : start + self.block_size], np.int32)
-            previous = hashlib.blake2b(previous + block.tobytes(), digest_size=16).digest()
-            chain.append(previous)
-        return chain
-
-    def share(self, digests: Sequence[bytes]) -> list[int]:
-        """Take a hold on the blocks that hold the longest known prefix of the digests; the caller releases them."""
-        table = []
-        for digest in digests:
-            block = self._by_digest.get(digest)
-            if block is None:
-                break
-            self._free.pop(block, None)
-            self._references[block] += 1
-            table.append(block)
-        return table
-
-    def remember(self, block: int, digest: bytes) -> None:
-        """Note that a block, in use and full, now holds what the digest stands for."""
-        if digest not in self._by_digest:
-            self._forget(block)
-            self._digests[block], self._by_digest[digest] = digest, block
-
-    def _forget(self, block: int) -> None:
-        digest, self._digests[block] = self._digests[block], None
-        if digest is not None:
-            del self._by_digest[digest]
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream."""
+        for group in self.recurrent:
+            for array in group.arrays:
+                if self.device == "cpu":
+                    array[target] = array[source]
+                else:
+                    array[target].data.copy_from_device_async(array[source].data, array[source].nbytes)

@@ -1,13 +1,13 @@
-"""The layers that hold one weight each, and products of one input with several of them."""
+"""The layers that hold one weight each."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear, linear_then_norm, linears
-from rocforge.ops.norm import rms_norm, rms_norm_for
+from rocforge.ops.linear import linear
+from rocforge.ops.norm import layer_norm, rms_norm
 
 
 class Linear(Module):
@@ -20,23 +20,8 @@ class Linear(Module):
         self.weight = Parameter(rows, columns, optional=optional)
         self.bias = Parameter(rows, optional=bias == "optional") if bias else None
 
-    def forward(self, x: Any, residual: Any = None) -> Any:
-        return linear(x, self.weight, self.bias, residual)
-
-    def add_to(self, residual: Any, x: Any, then: Entry | None = None) -> Any:
-        """`residual + self(x)`; Ahead, where `then` comes next and its norm takes no launch of its own."""
-        residual = plain(residual)
-        if then is None or Module.captures:
-            return self(x, residual=residual)
-        norm, weights = then.norm, [layer.weight for layer in then.layers]
-        y, normed = linear_then_norm(x, self.weight, self.bias, residual, norm.weight, norm.eps, weights)
-        return y if normed is None else Ahead(y, normed)
-
-
-def apply_together(x: Any, *layers: Linear) -> list[Any]:
-    """What each Linear gives for x: on a device in one launch where it can be."""
-    ys = linears(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
-    return [layer.observed(y) for layer, y in zip(layers, ys, strict=True)]
+    def forward(self, x: Any) -> Any:
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(Module):
@@ -50,39 +35,30 @@ class Embedding(Module):
 
 
 class RMSNorm(Module):
-    """Root-mean-square normalization with a weight (dim,)."""
+    """Root-mean-square normalization over the last axis, with a weight (dim,)."""
 
     def __init__(self, dim: int, eps: float):
         self.weight, self.eps = Parameter(dim), eps
 
-    def forward(self, x: Any, residual: Any = None) -> Any:
-        return rms_norm(x, self.weight, self.eps, residual)
-
-    def before(self, x: Any, *layers: Linear) -> Any:
-        """x normalized, in the form that products with these layers' weights take: rounded already, on a device."""
-        if self.observers:
-            return self(x)
-        return rms_norm_for([layer.weight for layer in layers], x, self.weight, self.eps)
+    def forward(self, x: Any) -> Any:
+        return rms_norm(x, self.weight, self.eps)
 
 
-class Entry(NamedTuple):
-    """Where the residual stream enters a module: its norm, and the layers that multiply what that gives."""
+class LayerNorm(Module):
+    """Layer normalization over the last axis, with a weight (dim,) and, where the file has one, a bias (dim,)."""
 
-    norm: RMSNorm
-    layers: tuple[Linear, ...]
+    def __init__(self, dim: int, eps: float):
+        self.weight, self.bias, self.eps = Parameter(dim), Parameter(dim, optional=True), eps
 
-    def __call__(self, x: Any) -> Any:
-        """x, plain or Ahead, as `norm.before` gives it."""
-        return x.normed if isinstance(x, Ahead) else self.norm.before(x, *self.layers)
-
-
-class Ahead(NamedTuple):
-    """The residual stream x (tokens, dim) with what the next module's Entry makes of it."""
-
-    x: Any
-    normed: Any
+    def forward(self, x: Any) -> Any:
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
-def plain(x: Any) -> Any:
-    """The residual stream as an array."""
-    return x.x if isinstance(x, Ahead) else x
+class Scores(Module):
+    """One number a head: weight (heads,), which a call gives."""
+
+    def __init__(self, heads: int):
+        self.weight = Parameter(heads)
+
+    def forward(self) -> Any:
+        return self.weight

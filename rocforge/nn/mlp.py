@@ -1,136 +1,64 @@
-"""Feed-forward layers, dense and with experts, as residual layers: norm, products, activation, residual."""
+"""Feed-forward layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rocforge.errors import GGUFError
-from rocforge.nn.batch import Batch
-from rocforge.nn.config import Config
-from rocforge.nn.layers import Entry, Linear, RMSNorm, apply_together, plain
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.layers import Linear
+from rocforge.nn.module import Module
 from rocforge.ops import activation as activations
-from rocforge.ops.device.experts import takes_int8
-from rocforge.ops.linear import gated_linear
-from rocforge.ops.moe import experts, route
-from rocforge.ops.norm import rms_norm_both
 
 
 class MLP(Module):
-    """Gated feed-forward: `x + down(activation(gate(norm(x)), up(norm(x))))`; x (tokens, dim) or Ahead gives the like.
+    """Feed-forward: `down(activation(gate(x), up(x)))`, or without a gate `down(activation(up(x)))`.
 
     Args:
-        config: the sizes.
-        activation: the name of a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
+        dim, ffn: widths of the residual stream and of the hidden layer.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu or gelu.
+        gate: whether there is one.
         bias: whether the projections have one; "optional" for where the file has.
-        post_norm: the result is normalized before it is added to the residual (post_ffw_norm).
     """
 
     inline = True
 
-    def __init__(
-        self, config: Config, activation: str = "swiglu", *, bias: bool | str = False, post_norm: bool = False
-    ):
-        c = config
-        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
-        self.ffn_gate = Linear(c.dim, c.ffn, bias=bias)
-        self.ffn_up = Linear(c.dim, c.ffn, bias=bias)
-        self.ffn_down = Linear(c.ffn, c.dim, bias=bias)
-        if post_norm:
-            self.post_ffw_norm = RMSNorm(c.dim, c.norm_eps)
-        self.activation, self.post_norm = activation, post_norm
+    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = True, bias: bool | str = False):
+        self.ffn_gate = Linear(dim, ffn, bias=bias) if gate else None
+        self.ffn_up = Linear(dim, ffn, bias=bias)
+        self.ffn_down = Linear(ffn, dim, bias=bias)
+        self.activation = activation
 
     @property
-    def entry(self) -> Entry:
-        return Entry(self.ffn_norm, (self.ffn_gate, self.ffn_up))
+    def projections(self) -> list[Module]:
+        """What multiplies x."""
+        return [self.ffn_up] if self.ffn_gate is None else [self.ffn_gate, self.ffn_up]
 
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
-        gate, up, y = self.ffn_gate, self.ffn_up, self.entry(x)
-        if gate.observers or up.observers:
-            y = getattr(activations, self.activation)(*apply_together(y, gate, up))
-        else:
-            y = gated_linear(y, gate.weight, up.weight, gate.bias, up.bias, self.activation, self.ffn_down.weight)
-        if self.post_norm:
-            return self.post_ffw_norm(self.ffn_down(y), residual=plain(x))
-        return self.ffn_down.add_to(x, y, then)
+    def forward(self, x: Any) -> Any:
+        return self.ffn_down(self.activate([layer(x) for layer in self.projections]))
+
+    def activate(self, projected: list[Any]) -> Any:
+        """The hidden layer from what the projections give."""
+        return getattr(activations, self.activation)(*projected)
 
 
-class FusedMLP(Module):
-    """As MLP, where ffn_up holds the rows of gate and up."""
+class MergedMLP(Module):
+    """As MLP with a gate, where ffn_up holds the rows of gate and up."""
 
     inline = True
 
-    def __init__(self, config: Config, activation: str = "swiglu"):
-        c = config
-        self.ffn_norm = RMSNorm(c.dim, c.norm_eps)
-        self.ffn_up = Linear(c.dim, 2 * c.ffn)
-        self.ffn_down = Linear(c.ffn, c.dim)
-        self.activation, self.ffn = activation, c.ffn
+    def __init__(self, dim: int, ffn: int, activation: str = "swiglu"):
+        self.ffn_up = Linear(dim, 2 * ffn)
+        self.ffn_down = Linear(ffn, dim)
+        self.activation, self.ffn = activation, ffn
 
     @property
-    def entry(self) -> Entry:
-        return Entry(self.ffn_norm, (self.ffn_up,))
+    def projections(self) -> list[Module]:
+        """What multiplies x."""
+        return [self.ffn_up]
 
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
-        y = self.ffn_up(self.entry(x))
-        y = getattr(activations, self.activation)(y[:, : self.ffn], y[:, self.ffn :])
-        return self.ffn_down.add_to(x, y, then)
+    def forward(self, x: Any) -> Any:
+        return self.ffn_down(self.activate([self.ffn_up(x)]))
 
-
-class Experts(Module):
-    """One matrix an expert: weight (experts, rows, columns), bias (experts, rows) or none; `experts` multiplies."""
-
-    def __init__(self, config: Config, columns: int, rows: int, bias: bool = False):
-        self.weight = Parameter(config.experts, rows, columns)
-        self.bias = Parameter(config.experts, rows) if bias else None
-
-
-class MoE(Module):
-    """Mixture of experts: a router (ffn_gate_inp) sends each token to a few gated feed-forwards.
-
-    Args:
-        config: the sizes.
-        activation: the name of a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
-        bias: router and experts have biases.
-        softmax_before, normalize: as in rocforge.ops.moe.route.
-        norm: the name of the layer's norm.
-    """
-
-    inline = True
-
-    def __init__(
-        self,
-        config: Config,
-        activation: str = "swiglu",
-        *,
-        bias: bool = False,
-        softmax_before: bool = True,
-        normalize: bool = True,
-        norm: str = "ffn_norm",
-    ):
-        c = config
-        if not c.experts:
-            raise GGUFError(f"metadata {c.architecture}.expert_count is 0; allowed are integers from 1")
-        setattr(self, norm, RMSNorm(c.dim, c.norm_eps))
-        self.ffn_gate_inp = Linear(c.dim, c.experts, bias=bias)
-        self.ffn_gate_exps = Experts(c, c.dim, c.expert_ffn, bias)
-        self.ffn_up_exps = Experts(c, c.dim, c.expert_ffn, bias)
-        self.ffn_down_exps = Experts(c, c.expert_ffn, c.dim, bias)
-        self.norm, self.activation, self.used, self.scale = norm, activation, c.experts_used, c.expert_scale
-        self.softmax_before, self.normalize = softmax_before, normalize
-
-    entry = None
-
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None) -> Any:
-        y, operand = self._normalized(x)
-        ids, weights = route(self.ffn_gate_inp(y), self.used, self.softmax_before, self.normalize, self.scale)
-        matrices = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
-        return experts(operand, ids, weights, *matrices, self.activation, residual=x)
-
-    def _normalized(self, x: Any) -> tuple[Any, Any]:
-        """x normalized, for the router and for the experts: on a device the latter may be int8, of the same launch."""
-        norm = getattr(self, self.norm)
-        if norm.observers or not takes_int8(len(x), self.ffn_gate_exps, self.ffn_up_exps):
-            y = norm(x)
-            return y, y
-        return rms_norm_both(x, norm.weight, norm.eps)
+    def activate(self, projected: list[Any]) -> Any:
+        """The hidden layer from what ffn_up gives."""
+        (y,) = projected
+        return getattr(activations, self.activation)(y[:, : self.ffn], y[:, self.ffn :])

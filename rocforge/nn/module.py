@@ -1,21 +1,41 @@
-"""Module: a tree of named parameters that loads from a mapping, prints readably and can be watched."""
+"""Module: a tree of named parameters that loads from a mapping, prints readably, and takes modules of anyone's."""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from rocforge.errors import UnsupportedModelError
+from rocforge.nn.observe import Observer, show
+from rocforge.quant import QuantizedArray
 
 
 class Parameter:
-    """The place of an array that has not been loaded: its shape, and whether a model can do without it."""
+    """The place of an array that has not been loaded.
 
-    def __init__(self, *shape: int, optional: bool = False):
+    Args:
+        shape: the array's.
+        optional: whether a model can do without it.
+        matrix: whether ops multiply with it or gather its rows, in any format; all else is float32 in a model, whatever
+            a file has it in. None: where it has more than one axis.
+    """
+
+    def __init__(self, *shape: int, optional: bool = False, matrix: bool | None = None):
         self.shape, self.optional = shape, optional
+        self.matrix = len(shape) > 1 if matrix is None else matrix
+
+    def cast(self, array: Any) -> Any:
+        """An array, packed or not, as ops take it from here: of the values that it has."""
+        if isinstance(array, QuantizedArray):
+            return array if self.matrix else array.dequantize()
+        kept = self.matrix and array.dtype in (np.float16, np.float32)
+        return array if kept else array.astype(np.float32, copy=False)
 
     def __repr__(self) -> str:
         return f"Parameter{self.shape}"
@@ -26,33 +46,94 @@ class Module:
 
     A subclass sets its attributes in `__init__` and computes in `forward`. Paths are GGUF's tensor names:
     `model.blk[0].attn_q.weight` is "blk.0.attn_q.weight". A module whose class sets `inline` adds no name of its own:
-    its children count, by path and by attribute, as its parent's.
+    its children count, by path and by attribute, as its parent's. Attributes that begin with `_` are not of the tree.
+
+    A module may be replaced by any other, observed, or adapted, at any time: it is called from the next step on.
+
+    Attributes:
+        observers: called with each output.
+        adapters: called with each output and the arguments that gave it; each returns the output to go on with.
     """
 
     inline = False
-    captures = 0
-    """How many `capture` contexts there are, of all modules."""
-    observers: tuple[Callable[[Any], None], ...] = ()
+    observers: tuple[Observer, ...] = ()
+    adapters: tuple[Callable[..., Any], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.observed(self.forward(*args, **kwargs))
+        output = self.forward(*args, **kwargs)
+        for adapter in self.adapters:
+            output = adapter(output, *args, **kwargs)
+        return self.observed(output)
 
     def observed(self, output: Any) -> Any:
-        """Show an output to whoever captures this module, and return it."""
-        for hook in self.observers:
-            hook(output)
+        """Show an output to the observers, and return it."""
+        for observer in self.observers:
+            show(observer, output)
         return output
 
+    @contextlib.contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """In this context, call `observer` with each output of this module.
+
+        The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs.
+        """
+        self.observers = (*self.observers, observer)
+        try:
+            yield
+        finally:
+            self.observers = _without(self.observers, observer)
+
+    @contextlib.contextmanager
+    def adapt(self, adapter: Callable[..., Any]) -> Iterator[None]:
+        """In this context, take `adapter(output, *args)` for what this module gives: a low-rank update, say.
+
+        On a device it may be captured in a graph with the rest of a step, so it works on the device alone.
+
+            with model.blk[0].attn_q.adapt(lambda y, x: y + linear(linear(x, a), b)):
+                model(tokens)
+        """
+        self.adapters = (*self.adapters, adapter)
+        try:
+            yield
+        finally:
+            self.adapters = _without(self.adapters, adapter)
+
     def __getattr__(self, name: str) -> Any:
-        for child in vars(self).values():
-            if isinstance(child, Module) and child.inline:
+        if not name.startswith("_"):
+            for child in self._inline_children():
                 with contextlib.suppress(AttributeError):
                     return getattr(child, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+            return
+        owner = self if name in vars(self) else self._owner_of(name) or self
+        object.__setattr__(owner, name, ModuleList(value) if type(value) is list else value)
+        _tree_changed()
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        _tree_changed()
+
+    def _inline_children(self) -> list[Module]:
+        return [child for child in vars(self).values() if isinstance(child, Module) and child.inline]
+
+    def _owner_of(self, name: str) -> Module | None:
+        """The inline child, at whatever depth, that has a module or an array of that name, and uses it."""
+        for child in self._inline_children():
+            if _is_of_tree(vars(child).get(name)):
+                return child
+            if (owner := child._owner_of(name)) is not None:
+                return owner
+        return None
+
     def named_children(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, module) of each direct child; list items are children named by their index."""
         for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
             if isinstance(value, Module):
                 yield prefix + name, value
             elif isinstance(value, list):
@@ -69,7 +150,7 @@ class Module:
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """(path, array) of every parameter in the tree; a Parameter where it has not been loaded."""
         for name, value in vars(self).items():
-            if hasattr(value, "shape"):
+            if hasattr(value, "shape") and not name.startswith("_"):
                 yield prefix + name, value
         for path, child in self.named_children(prefix):
             yield from child.named_parameters(prefix if child.inline else path + ".")
@@ -97,7 +178,9 @@ class Module:
         if any(names for _, names in faults):
             text = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults if names)
             raise UnsupportedModelError(f"the weights do not fit {type(self).__name__}: {text}")
-        self._fill({path: convert(found[path]) if path in found else None for path in wanted})
+        self._fill(
+            {path: convert(place.cast(found[path])) if path in found else None for path, place in wanted.items()}
+        )
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         for name, value in list(vars(self).items()):
@@ -117,27 +200,17 @@ class Module:
             A dict that fills as the model runs: path -> its latest output.
 
         Raises:
-            ValueError: a pattern matches no module, or none with an output: some only hold what others compute with.
+            ValueError: a pattern matches no module.
         """
-        every = dict(self.named_modules())
-        modules = {path: module for path, module in every.items() if hasattr(type(module), "forward")}
+        modules, seen = dict(self.named_modules()), {}
         for pattern in patterns:
-            if not (named := fnmatch.filter(every, pattern)):
-                raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
             if not fnmatch.filter(modules, pattern):
-                raise ValueError(f"capture: {named[0]} has no output of its own, it only holds {every[named[0]]}")
-        seen: dict[str, Any] = {}
-        watched = {path: m for path, m in modules.items() if any(fnmatch.fnmatchcase(path, p) for p in patterns)}
-        hooks = {path: functools.partial(seen.__setitem__, path) for path in watched}
-        for path, module in watched.items():
-            module.observers = (*module.observers, hooks[path])
-        Module.captures += 1
-        try:
+                raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
+        with contextlib.ExitStack() as observed:
+            for path, module in modules.items():
+                if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+                    observed.enter_context(module.observe(functools.partial(seen.__setitem__, path)))
             yield seen
-        finally:
-            Module.captures -= 1
-            for path, module in watched.items():
-                module.observers = tuple(hook for hook in module.observers if hook is not hooks[path])
 
     def describe(self) -> str:
         """What `repr` shows of this module in its line: parameters by shape and type."""
@@ -161,6 +234,73 @@ class Module:
             previous, start = shape, len(lines)
             lines += head + below
         return lines
+
+
+def _is_of_tree(value: Any) -> bool:
+    return isinstance(value, (Module, ModuleList)) or hasattr(value, "shape")
+
+
+def _without(functions: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """Without one occurrence of that very function."""
+    index = next(i for i, other in enumerate(functions) if other is function)
+    return functions[:index] + functions[index + 1 :]
+
+
+_changes = itertools.count(1)
+_last_change = 0
+
+
+def _tree_changed() -> None:
+    global _last_change
+    _last_change = next(_changes)
+
+
+def last_change() -> int:
+    """A number that is another one after any tree, of any model, has changed."""
+    return _last_change
+
+
+def _changing(name: str) -> Callable[..., Any]:
+    method = getattr(list, name)
+
+    def changing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        _tree_changed()
+        return result
+
+    return changing
+
+
+class ModuleList(list):
+    """A list in a module's tree, whose changes are noticed as those of attributes are."""
+
+
+_IN_PLACE = "append clear extend insert pop remove reverse sort __setitem__ __delitem__ __iadd__ __imul__"
+for _name in _IN_PLACE.split():
+    setattr(ModuleList, _name, _changing(_name))
+
+
+Tree = list[tuple[Any, dict[str, Any]]]
+
+
+def tree_of(module: Module) -> Tree:
+    """The attributes of a module, and every module below it, adapters too, with its own: what `same_tree` compares.
+
+    The module itself is not among them, since it may keep this.
+    """
+    children = [child for _, child in module.named_children()]
+    children += [adapter for adapter in module.adapters if isinstance(adapter, Module)]
+    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    below = ((child, tree_of(child)) for child in children)
+    return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]
+
+
+def same_tree(one: Tree, other: Tree) -> bool:
+    """Whether two trees are of the same modules, with the same objects as attributes."""
+    return len(one) == len(other) and all(
+        a is b and ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+        for (a, ours), (b, theirs) in zip(one, other, strict=True)
+    )
 
 
 def _describe(array: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,82 +10,66 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE, KVCache, blocks_for
-from rocforge.nn.config import Config
-from rocforge.nn.layers import Embedding, Entry, Linear, RMSNorm
-from rocforge.nn.module import Module
+from rocforge.nn.cache import KVCache
+from rocforge.nn.fuse import Fused, Stream
+from rocforge.nn.layers import Embedding, Linear
+from rocforge.nn.module import Module, last_change, same_tree, tree_of
+from rocforge.nn.reader import Reader
+from rocforge.nn.state import blocks_for, states_of
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
-from rocforge.ops.embedding import embedding
-from rocforge.ops.linear import linear
-from rocforge.ops.rope import RopeFrequencies, rope_frequencies
-
-
-class Block(Module):
-    """One layer: attention, then feed-forward, each with its norm and its residual."""
-
-    def __init__(self, attn: Module, ffn: Module):
-        self.attn, self.ffn = attn, ffn
-
-    @property
-    def entry(self) -> Entry | None:
-        return self.attn.entry
-
-    def forward(self, x: Any, batch: Batch, then: Entry | None = None, rows: Any = None) -> Any:
-        """`rows`: those wanted of the result; None: all. Keys and values are stored of all in either case."""
-        x = self.attn(x, batch, self.ffn.entry if rows is None else None)
-        return self.ffn(x if rows is None else embedding(rows, x), batch, then)
+from rocforge.ops.state import BLOCK_SIZE
 
 
 class Transformer(Module):
     """A decoder-only language model. A subclass says in `block` what its layers are made of.
 
     Args:
-        config: the sizes.
+        read: the hyperparameters of a file.
 
     Attributes:
+        config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
-        neox: the rotary embedding's style of pairing; see RopeFrequencies.
         embedding_scale: factor on the embeddings, or None.
+        softcap: cap on the logits, or None.
+        architectures: values of general.architecture that a class reads.
         defaults: values of the architecture's metadata keys that old files lack.
-        default_pattern: of how many layers the last sees everything and the others a window, where the file has a
-            window and does not say; None: no layer has a window.
-        default_window_base: the rope base of the layers with a window; None: that of all layers.
     """
 
-    neox = False
-    embedding_scale: float | None = None
+    architectures: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = MappingProxyType({})
-    default_pattern: int | None = None
-    default_window_base: float | None = None
 
-    def __init__(self, config: Config):
-        self.config, self.device = config, "cpu"
-        self.frequencies = config.rope.frequencies(self.neox)
-        self.window_frequencies = self._window_frequencies()
-        self.token_embd = Embedding(config.vocabulary, config.dim)
-        self.blk = [self.block(layer) for layer in range(config.layers)]
-        self.output_norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = Linear(config.dim, config.vocabulary, optional=True)
+    def __init__(self, read: Reader):
+        self.config, self.device = read.config, "cpu"
+        self.embedding_scale = self.softcap = None
+        self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
+        self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
+        self.output_norm = self.norm(read)
+        self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
 
-    def block(self, layer: int) -> Block:
-        """The layer of that index."""
+    def block(self, layer: int, read: Reader) -> Module:
+        """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
         raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
 
-    def window_of(self, layer: int) -> int | None:
-        """The sliding window of a layer, in tokens, or None where it sees everything."""
-        pattern = self.config.window_pattern or self.default_pattern
-        return self.config.window or None if (layer + 1) % pattern else None
+    def norm(self, read: Reader) -> Module:
+        """The norm before the output."""
+        return read.rms_norm()
 
-    def frequencies_of(self, layer: int) -> RopeFrequencies:
-        """The rotary embedding of a layer: layers with a window may have their own."""
-        return self.window_frequencies if self.window_of(layer) else self.frequencies
+    def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
+        super()._fill(arrays, prefix)
+        if self.output.weight is None:  # tied: the output is the embedding
+            self.output.weight = self.token_embd.weight
 
-    def _window_frequencies(self) -> RopeFrequencies:
-        base = self.config.window_rope_base or self.default_window_base
-        if base is None:
-            return self.frequencies
-        return rope_frequencies(self.config.rope.dimensions, base, neox=self.neox)
+    @property
+    def fused(self) -> Fused:
+        """The blocks as they are run: another object once the tree has changed, and the same until then."""
+        change = last_change()
+        if vars(self).get("_change") != change:
+            tree = tree_of(self)
+            if "_fused" not in vars(self) or not same_tree(self._tree, tree):
+                self._tree, self._fused = tree, Fused(self.blk, self.output_norm, self.output)
+            self._change = change
+        return self._fused
 
     def __call__(self, tokens: Any, batch: Batch | None = None) -> Any:
         with on_device(self.device):
@@ -108,6 +91,23 @@ class Transformer(Module):
             ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
             TypeError: tokens are no integers.
         """
+        logits = self.output(self.fused.leave(self._stream(tokens, batch)))
+        return softcap(logits, self.softcap) if self.softcap else logits
+
+    def hidden(self, tokens: Any, batch: Batch | None = None) -> Any:
+        """The last hidden states: what the output takes, normalized; as embeddings of texts are made of.
+
+        Args:
+            tokens, batch: as in a call.
+
+        Returns:
+            float32, shape (rows whose logits are wanted, dim).
+        """
+        with on_device(self.device):
+            return self.fused.leave(self._stream(tokens, batch), plain=True)
+
+    def _stream(self, tokens: Any, batch: Batch | None) -> Stream:
+        """The residual stream past all blocks, of the rows that are wanted."""
         if get_array_module(tokens) is np:
             tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not len(tokens):
@@ -118,32 +118,17 @@ class Transformer(Module):
         if len(tokens) != len(batch.positions):
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
-        for frequencies in (self.frequencies, self.window_frequencies):
-            batch.cos_sin(frequencies)
+        for frequencies in self.fused.frequencies:
+            batch.rotation(frequencies)
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
-        for block, following in itertools.pairwise(self.blk):
-            x = block(x, batch, following.entry)
         rows = batch.logits_rows
-        if rows is not None and len(rows) == len(tokens):
-            rows = None
-        return self.logits(self.blk[-1](x, batch, self.entry, rows))
+        return self.fused(x, batch, None if rows is None or len(rows) == len(tokens) else rows)
 
-    @property
-    def entry(self) -> Entry:
-        """Where the residual stream meets the output; a tied one uses the embedding's weight."""
-        return Entry(self.output_norm, (self.token_embd if self.output.weight is None else self.output,))
-
-    def logits(self, x: Any) -> Any:
-        """Logits (rows, vocabulary) of the residual stream x (rows, dim), plain or Ahead."""
-        logits = self.output.observed(linear(self.entry(x), self.entry.layers[0].weight))
-        return softcap(logits, self.config.final_softcap) if self.config.final_softcap else logits
-
-    def new_cache(self, blocks: int, block_size: int = BLOCK_SIZE) -> KVCache:
-        """A key/value cache for this model with that many blocks, on its device: float16 on a GPU, else float32."""
-        c, dtype = self.config, np.float32 if self.device == "cpu" else np.float16
-        return KVCache(c.layers, c.kv_heads, c.head_dim, blocks, block_size, dtype, self.device)
+    def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
         """The batch of one new sequence, with a cache of its own and all logits wanted."""

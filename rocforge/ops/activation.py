@@ -10,6 +10,7 @@ from rocforge.device.arrays import get_array_module
 from rocforge.ops.arguments import module_of
 from rocforge.ops.device import activation as device
 from rocforge.ops.device.activation import ALPHA, LIMIT
+from rocforge.ops.device.strided import float32
 from rocforge.ops.types import Array, HostArray
 
 
@@ -84,8 +85,7 @@ def softcap(x: Array, cap: float) -> Array:
     """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
     if module_of("softcap", x=x) is not np:
         return device.elementwise("softcap", x, cap)
-    cap = np.float32(cap)
-    return cap * np.tanh(x.astype(np.float32, copy=False) / cap)
+    return np.float32(cap) * np.tanh(x.astype(np.float32, copy=False) / np.float32(cap))
 
 
 def add(x: Array, y: Array, out: Array = None) -> Array:
@@ -94,6 +94,13 @@ def add(x: Array, y: Array, out: Array = None) -> Array:
         return device.elementwise("add", x, y, out=out)
     module_of("add", **{name: a for name, a in (("x", x), ("y", y), ("out", out)) if hasattr(a, "shape")})
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
+
+
+def sigmoid_gate(x: Array, gate: Array) -> Array:
+    """`x * sigmoid(gate)` in float32; both of one shape."""
+    if _module_of_pair("sigmoid_gate", gate, x) is not np:
+        return device.elementwise("sigmoid_gate", x, float32(gate))
+    return x * _sigmoid(gate.astype(np.float32, copy=False))
 
 
 def scale(x: Array, factor: float, out: Array = None) -> Array:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from rocforge.ops.device.operands import PackedOperand
-from rocforge.ops.types import Array, Weight
+from rocforge.ops.types import Array, Floats, Weight
 from rocforge.quant import QuantizedArray
 
 
 def module_of(op: str, **arrays: Array) -> ModuleType:
-    """The module, numpy or cupy, that computes on all of the arrays; those that are None are left out.
+    """The module, numpy or cupy, that computes on all of the arrays, of which those that are None are left out.
 
     Raises:
         TypeError: one is no array, or some lie on the host and some on a device.
     """
-    found = None
+    found: ModuleType | None = None
     for array in arrays.values():
         if array is not None:
             kind = type(array)
@@ -28,16 +28,22 @@ def module_of(op: str, **arrays: Array) -> ModuleType:
             if module is None or (module is not found and found is not None):
                 raise TypeError(f"{op}: {_blame(arrays)}")
             found = module
-    return found
+    return np if found is None else found
 
 
-@functools.cache
+_modules: dict[type, ModuleType | None] = {}
+
+
 def _module_of(kind: type) -> ModuleType | None:
-    if issubclass(kind, (np.ndarray, np.generic)):
-        return np
-    cupy = sys.modules.get("cupy")
-    on_device = kind is PackedOperand or (hasattr(cupy, "ndarray") and issubclass(kind, cupy.ndarray))
-    return cupy if on_device else None
+    """The module whose arrays are of a class; None where it is no array's. Kept, since each op asks for each array."""
+    if kind not in _modules:
+        cupy: Any = sys.modules.get("cupy")
+        if issubclass(kind, (np.ndarray, np.generic)):
+            _modules[kind] = np
+        else:
+            on_device = kind is PackedOperand or (hasattr(cupy, "ndarray") and issubclass(kind, cupy.ndarray))
+            _modules[kind] = cupy if on_device else None
+    return _modules[kind]
 
 
 def _blame(arrays: dict[str, Array]) -> str:
@@ -51,6 +57,14 @@ def _blame(arrays: dict[str, Array]) -> str:
             sides["NumPy" if module is np else "CuPy"].append(name)
     told = [f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {side}'s" for side, names in sides.items()]
     return f"{', '.join(told)}; rf.to_device moves an array to the side of the others"
+
+
+def host_floats(op: str, x: Array | PackedOperand) -> Floats:
+    """A NumPy array as float32. Raises TypeError where x is packed for a device."""
+    if isinstance(x, PackedOperand):
+        raise TypeError(f"{op}: x is packed for a device, and the others are NumPy's")
+    floats: Floats = x.astype(np.float32, copy=False)
+    return floats
 
 
 def check_shape(op: str, name: str, array: Array, shape: tuple[int, ...]) -> None:

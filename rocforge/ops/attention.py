@@ -14,34 +14,36 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.nn.batch import Batch, Span
 from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.arguments import check_shape, module_of
 from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.rope import RopeFrequencies, rotate
+from rocforge.ops.rope import Rotation, rotate
+from rocforge.ops.state import PagedLayer, Span
+from rocforge.ops.types import Array, HostArray, Weight
 
 QUERY_TILE = 256
 """Queries whose scores are held at a time, which bounds memory on long prompts."""
 
 
 def attention(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     *,
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
-    sinks: Any = None,
-) -> Any:
+    sinks: Array = None,
+) -> Array:
     """Softmax-weighted mean of the values, for one sequence.
 
     Args:
         q: floats, shape (queries, heads, head_dim); the queries are the last tokens of the sequence.
-        k, v: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads. On a device they are rounded
-            to float16, as the cache holds them.
+        k: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads. On a device keys and values are
+            rounded to float16, as the cache holds them.
+        v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is head_dim.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         causal: a query sees no later token.
         window: a query sees itself and the window - 1 tokens before it, at least 1; None for all.
@@ -49,14 +51,17 @@ def attention(
         sinks: shape (heads,), one more score for each head's softmax.
 
     Returns:
-        float32, the shape of q.
+        float32, shape (queries, heads, value_dim).
 
     Raises:
         ValueError: the shapes do not fit, or a window under 1.
         TypeError: arrays on both the host and a device.
+        UnsupportedModelError: on a device, values of another length than keys.
     """
     module = module_of("attention", q=q, k=k, v=v, sinks=sinks)
-    fit = q.ndim == k.ndim == 3 and v.shape == k.shape and q.shape[2] == k.shape[2] and len(q) <= len(k)
+    fit = (
+        q.ndim == k.ndim == v.ndim == 3 and v.shape[:2] == k.shape[:2] and q.shape[2] == k.shape[2] and len(q) <= len(k)
+    )
     if not fit or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: shapes {q.shape}, {k.shape} and {v.shape} of q, k and v do not fit")
     _check_options(q, window, sinks)
@@ -68,7 +73,7 @@ def attention(
     # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
     grouped = (q * np.float32(scale)).reshape(queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
     keys, values = k.transpose(1, 2, 0)[:, None], v.transpose(1, 0, 2)[:, None]
-    out = np.empty((queries, kv_heads, heads // kv_heads, head_dim), np.float32)
+    out = np.empty((queries, kv_heads, heads // kv_heads, v.shape[2]), np.float32)
     for start in range(0, queries, QUERY_TILE):
         rows = slice(start, min(start + QUERY_TILE, queries))
         scores = _product(grouped[:, :, rows], keys)
@@ -77,23 +82,23 @@ def attention(
         _mask(scores, tokens - queries + start, causal, window)
         weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
-    return out.reshape(queries, heads, head_dim)
+    return out.reshape(queries, heads, -1)
 
 
-def _check_options(q: Any, window: int | None, sinks: Any) -> None:
+def _check_options(q: Array, window: int | None, sinks: Array) -> None:
     if window is not None and window < 1:
         raise ValueError(f"attention: window is {window}; allowed is at least 1, or None for all")
     check_shape("attention", "sinks", sinks, q.shape[1:2])
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _product(a: HostArray, b: HostArray) -> HostArray:
     """a (kv_heads, group, queries, n) @ b (kv_heads, 1, n, m): the group and the queries share one matrix product."""
     kv_heads, group, queries, n = a.shape
     y = a.reshape(kv_heads, group * queries, n) @ b[:, 0]
     return y.reshape(kv_heads, group, queries, -1)
 
 
-def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> None:
+def _mask(scores: HostArray, first: int, causal: bool, window: int | None) -> None:
     """Put -inf where a query may not look; `first` is the position of the first query."""
     queries, tokens = scores.shape[-2:]
     if causal and window is None:
@@ -110,7 +115,7 @@ def _mask(scores: np.ndarray, first: int, causal: bool, window: int | None) -> N
     np.copyto(scores, -np.inf, where=hidden)
 
 
-def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:
+def _softmax_with_sinks(scores: HostArray, sinks: HostArray | None) -> Array:
     highest = scores.max(axis=-1, keepdims=True)
     if sinks is None:
         weights = np.exp(scores - highest)
@@ -123,37 +128,36 @@ def _softmax_with_sinks(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndar
 
 
 def paged_attention(
-    q: Any,
-    batch: Batch,
-    layer: int,
+    q: Array,
+    layer: PagedLayer,
     *,
     scale: float | None = None,
-    window: int | None = None,
     softcap: float | None = None,
-    sinks: Any = None,
-    then: Any = None,
-) -> Any:
-    """`attention` for each sequence of a batch, with keys and values from a layer of its cache.
+    sinks: Array = None,
+    then: Weight | None = None,
+) -> Array:
+    """`attention` for each sequence of a batch, with keys and values from the cache.
 
     Args:
-        q: floats, shape (tokens, heads, head_dim).
-        batch: says which rows are whose; their keys and values have been stored already.
-        layer: index into the cache.
-        scale, window, softcap, sinks: as in `attention`.
+        q: floats, shape (tokens, heads, key_dim).
+        layer: its keys and values, the batch's stored already, its window, and which rows are whose.
+        scale, softcap, sinks: as in `attention`.
         then: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, the shape of q; with `then` (tokens, heads * head_dim), on a device in the form that a
-            product with that takes, where the kernels write it.
+        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device in the form in
+        which a product with that takes it, where the kernels can write it.
+
+    Raises:
+        UnsupportedModelError: on a device, values of another length than keys.
     """
-    _check_options(q, window, sinks)
+    check_shape("attention", "sinks", sinks, q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return attention_device.paged_attention(q, batch, layer, scale, window, softcap, sinks, then)
-    keys, values = batch.cache.layer(layer)
-    out = np.empty(q.shape, np.float32)
-    options = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
-    spans = batch.spans
+        return attention_device.paged_attention(q, layer, scale, softcap, sinks, then)
+    keys, values, spans = layer.keys, layer.values, layer.spans
+    out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
+    options = {"scale": scale, "window": layer.window, "softcap": softcap, "sinks": sinks}
     single = [span for span in spans if span.rows.stop - span.rows.start == 1]
     if len(single) > 1:
         spans = [span for span in spans if span.rows.stop - span.rows.start > 1]
@@ -165,119 +169,118 @@ def paged_attention(
 
 
 def _attention_of_single_queries(
-    q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    q: HostArray,
+    keys: HostArray,
+    values: HostArray,
     spans: Sequence[Span],
     scale: float,
     window: int | None,
     softcap: float | None,
-    sinks: np.ndarray | None,
-) -> np.ndarray:
-    """`attention` of one query, the last token, for each of many sequences: q (sequences, heads, head_dim).
+    sinks: HostArray | None,
+) -> HostArray:
+    """`attention` of one query, the last token, for each of many sequences: q (sequences, heads, key_dim).
 
     Products are a sequence at a time, since each has its own keys; all else is for all at once.
     """
-    count, heads, head_dim = q.shape
+    count, heads, key_dim = q.shape
     kv_heads = keys.shape[1]
-    lengths = np.array([span.length for span in spans])
-    grouped = (q * np.float32(scale)).reshape(count, kv_heads, heads // kv_heads, head_dim)
+    lengths = np.array([span.tokens for span in spans])
+    grouped = (q * np.float32(scale)).reshape(count, kv_heads, heads // kv_heads, key_dim)
     scores = np.zeros((*grouped.shape[:3], lengths.max()), np.float32)
-    for row, span in enumerate(spans):
-        np.matmul(grouped[row], keys[span.slots].transpose(1, 2, 0), out=scores[row, ..., : span.length])
+    for row, (span, length) in enumerate(zip(spans, lengths, strict=True)):
+        np.matmul(grouped[row], keys[span.slots].transpose(1, 2, 0), out=scores[row, ..., :length])
     if softcap:
         scores = cap_scores(scores, softcap)
     age = lengths[:, None] - 1 - np.arange(scores.shape[-1])
     hidden = age < 0 if window is None else (age < 0) | (age >= window)
     np.copyto(scores, -np.inf, where=hidden[:, None, None])
     weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
-    out = np.empty_like(grouped)
-    for row, span in enumerate(spans):
-        np.matmul(weights[row, ..., : span.length], values[span.slots].transpose(1, 0, 2), out=out[row])
-    return out.reshape(q.shape)
+    out = np.empty((*grouped.shape[:3], values.shape[2]), np.float32)
+    for row, (span, length) in enumerate(zip(spans, lengths, strict=True)):
+        np.matmul(weights[row, ..., :length], values[span.slots].transpose(1, 0, 2), out=out[row])
+    return out.reshape(count, heads, -1)
 
 
 def attend(
-    q: Any,
-    k: Any,
-    v: Any,
-    batch: Batch,
-    layer: int,
-    frequencies: RopeFrequencies,
+    q: Array,
+    k: Array,
+    v: Array,
+    layer: PagedLayer,
+    rotation: Rotation,
     *,
-    q_norm: Any = None,
-    k_norm: Any = None,
+    q_norm: Array = None,
+    k_norm: Array = None,
     eps: float = 1e-6,
     scale: float | None = None,
     **options: Any,
-) -> Any:
+) -> Array:
     """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query.
 
     Args:
-        q, k, v, batch, layer, frequencies, q_norm, k_norm, eps: as in `rotate_and_store`.
+        q, k, v, layer, rotation, q_norm, k_norm, eps: as in `rotate_and_store`.
         scale: as in `attention`.
-        options: window, softcap, sinks and then, as in `paged_attention`.
+        options: softcap, sinks and then, as in `paged_attention`.
 
     Returns:
         As `paged_attention`.
     """
     if get_array_module(q) is np:
-        q = rotate_and_store(q, k, v, batch, layer, frequencies, q_norm, k_norm, eps)
-        return paged_attention(q, batch, layer, scale=scale, **options)
-    fresh = _fresh(q, k, v, batch, frequencies, q_norm, k_norm, eps)
-    options = {"window": None, "softcap": None, "sinks": None, "then": None, **options}
-    _check_options(q, options["window"], options["sinks"])
+        q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps)
+        return paged_attention(q, layer, scale=scale, **options)
+    options = {"softcap": None, "sinks": None, "then": None, **options}
+    check_shape("attention", "sinks", options["sinks"], q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return attention_device.attend(q, fresh, batch, layer, scale, **options)
+    fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps)
+    return attention_device.attend(q, fresh, layer, scale, **options)
 
 
 def rotate_and_store(
-    q: Any,
-    k: Any,
-    v: Any,
-    batch: Batch,
-    layer: int,
-    frequencies: RopeFrequencies,
-    q_norm: Any = None,
-    k_norm: Any = None,
+    q: Array,
+    k: Array,
+    v: Array,
+    layer: PagedLayer,
+    rotation: Rotation,
+    q_norm: Array = None,
+    k_norm: Array = None,
     eps: float = 1e-6,
-) -> Any:
-    """Normalize queries and keys a head at a time, rotate them, and put keys and values into a layer of the cache.
+) -> Array:
+    """Normalize queries and keys a head at a time, rotate them, and put keys and values into the cache.
 
     On a device it is one launch.
 
     Args:
-        q: floats, shape (tokens, heads, head_dim).
-        k, v: floats, shape (tokens, kv_heads, head_dim).
-        batch: its positions say by how much to rotate, its slots where to store.
-        layer: index into the cache.
-        frequencies: the rotary embedding.
-        q_norm, k_norm: weights (head_dim,) of RMS norms, both or none.
+        q: floats, shape (tokens, heads, key_dim).
+        k: floats, shape (tokens, kv_heads, key_dim).
+        v: floats, shape (tokens, kv_heads, value_dim).
+        layer: its slots say where to store.
+        rotation: of the tokens' positions.
+        q_norm, k_norm: weights (key_dim,) of RMS norms, both or none.
         eps: of these norms.
 
     Returns:
         The queries, float32, the shape of q.
+
+    Raises:
+        ValueError: more elements are rotated than a head has.
+        UnsupportedModelError: on a device, values of another length than keys.
     """
     if get_array_module(q) is not np:
-        fresh = _fresh(q, k, v, batch, frequencies, q_norm, k_norm, eps)
-        return attention_device.rotate_and_store(q, fresh, batch, layer)
-    cos, sin = batch.cos_sin(frequencies)
+        return attention_device.rotate_and_store(q, _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps), layer)
     if q_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
-    store_kv(rotate(k, cos, sin, frequencies.neox), v, batch, layer)
-    return rotate(q, cos, sin, frequencies.neox)
+    store_kv(rotate(k, *rotation), v, layer)
+    return rotate(q, *rotation)
 
 
 def _fresh(
-    q: Any, k: Any, v: Any, batch: Batch, frequencies: RopeFrequencies, q_norm: Any, k_norm: Any, eps: float
+    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation, q_norm: Array, k_norm: Array, eps: float
 ) -> attention_device.Fresh:
-    cos, sin = batch.cos_sin(frequencies)
+    cos, sin, neox = rotation
     if 2 * cos.shape[1] > q.shape[2]:
         raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
-    return attention_device.Fresh(k, v, batch.slots, cos, sin, q_norm, k_norm, eps, frequencies.neox)
+    return attention_device.Fresh(k, v, layer.slots, cos, sin, q_norm, k_norm, eps, neox)
 
 
-def store_kv(k: Any, v: Any, batch: Batch, layer: int) -> None:
-    """Put keys and values (tokens, kv_heads, head_dim) of a batch's tokens into a layer of its cache, on the CPU."""
-    keys, values = batch.cache.layer(layer)
-    keys[batch.slots], values[batch.slots] = k, v
+def store_kv(k: Array, v: Array, layer: PagedLayer) -> None:
+    """Put keys (tokens, heads, key_dim) and values (.., value_dim) of a batch's tokens into the cache, on the CPU."""
+    layer.keys[layer.slots], layer.values[layer.slots] = k, v

@@ -9,7 +9,7 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
-from rocforge.ops.arguments import check_matrix, check_sums, module_of
+from rocforge.ops.arguments import check_matrix, check_sums, host_floats, module_of
 from rocforge.ops.device import products as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.types import Array, HostArray, Weight
@@ -92,8 +92,7 @@ def linears(
     check_sums(x, weights, biases, residual)
     if get_array_module(*weights) is not np:
         return device.linears(x, weights, biases, residual)
-    x = x.astype(np.float32, copy=False)
-    ys = _products(x, weights)
+    ys = _products(host_floats("linear", x), weights)
     for y, bias in zip(ys, biases, strict=True):
         if bias is not None:
             y += bias
@@ -140,15 +139,13 @@ def _products(x: HostArray, weights: Sequence[Weight]) -> list[HostArray]:
     return [y[..., end - len(weight) : end] for weight, end in zip(weights, ends, strict=True)]
 
 
-def _product(x: HostArray, weight: Weight) -> HostArray:
-    return _product_packed(x, weight) if isinstance(weight, QuantizedArray) else x @ _float32(weight).T
+def _product(x: HostArray, weight: Weight) -> Array:
+    if isinstance(weight, QuantizedArray):
+        return _product_packed(x, weight)
+    return x @ weight.astype(np.float32, copy=False).T
 
 
-def _float32(weight: HostArray) -> HostArray:
-    return weight.astype(np.float32, copy=False)
-
-
-def _product_packed(x: HostArray, weight: QuantizedArray) -> HostArray:
+def _product_packed(x: HostArray, weight: QuantizedArray) -> Array:
     """Unpack a tile of rows at a time, unless the float32 values are kept."""
     rows, columns = weight.shape
     step = max(1, TILE_ELEMENTS // columns)

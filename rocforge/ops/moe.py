@@ -10,9 +10,11 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
+from rocforge.ops.arguments import host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
 from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
 from rocforge.ops.types import Array, Groups, HostArray, Matrices
 
@@ -89,6 +91,7 @@ def experts(
     """
     if get_array_module(ids) is not np:
         return device_experts.experts(x, ids, weights, gate, up, down, activate, residual)
+    x = host_floats("experts", x)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
@@ -97,5 +100,42 @@ def experts(
     return out
 
 
-def _linear_of(index: int, x: HostArray, matrices: Matrices) -> HostArray:
+def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:
     return linear(x, matrices.weight[index], None if matrices.bias is None else matrices.bias[index])
+
+
+def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
+    """`linear` of each token-expert pair with its expert's matrix.
+
+    Args:
+        x: float32, shape (tokens, columns), or a row a pair: (tokens * used, columns).
+        ids: the experts, shape (tokens, used).
+        matrices: Matrices, or what else has a weight (experts, rows, columns) and a bias.
+
+    Returns:
+        float32, shape (tokens * used, rows).
+    """
+    if get_array_module(ids) is not np:
+        return device_experts.expert_linear(x, ids, matrices)
+    pairs = ids.reshape(-1)
+    x = x if len(x) == len(pairs) else np.repeat(x, ids.shape[1], axis=0)
+    out = np.empty((len(pairs), matrices.weight.shape[1]), np.float32)
+    for index in np.unique(pairs):
+        rows = np.nonzero(pairs == index)[0]
+        out[rows] = _linear_of(index, x[rows], matrices)
+    return out
+
+
+def combine_experts(y: Array, weights: Array) -> Array:
+    """The sum of what a token's experts give, each times its weight.
+
+    Args:
+        y: float32, a row a token-expert pair, shape (tokens * used, dim).
+        weights: float32, shape (tokens, used).
+
+    Returns:
+        float32, shape (tokens, dim).
+    """
+    if get_array_module(y) is not np:
+        return device.combine(y, None, float32(weights), None)
+    return np.einsum("tud,tu->td", y.reshape(*weights.shape, -1), weights)

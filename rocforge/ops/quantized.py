@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from rocforge.device import arrays
@@ -12,11 +10,12 @@ from rocforge.formats.planar import PLANAR
 from rocforge.ops.arguments import module_of
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.linear import linear
+from rocforge.ops.types import Array
 from rocforge.quant import QuantizedArray, operator
 
 
 @operator
-def matmul(left: Any, right: Any) -> Any:
+def matmul(left: Array | QuantizedArray, right: Array | QuantizedArray) -> Array:
     """`left @ right`, of which one at least is a QuantizedArray, in float32.
 
     Raises:
@@ -34,14 +33,16 @@ def matmul(left: Any, right: Any) -> Any:
     return (right.swapaxes(-1, -2) @ left.T).swapaxes(-1, -2)
 
 
-def _times(x: Any, weight: QuantizedArray) -> Any:
+def _times(x: Array, weight: QuantizedArray) -> Array:
     _check(weight, x.shape, weight.shape, weight.shape[0], x.shape[-1:])
     if weight.transposed:
         return linear(x, weight.T)
     return x.astype(np.float32, copy=False) @ weight.dequantize()
 
 
-def _check(weight: QuantizedArray, left: tuple, right: tuple, inner: int, other: tuple) -> None:
+def _check(
+    weight: QuantizedArray, left: tuple[int, ...], right: tuple[int, ...], inner: int, other: tuple[int, ...]
+) -> None:
     if weight.ndim != 2:
         raise ValueError(f"@ needs a QuantizedArray of two axes, and its shape is {weight.shape}; take a slice first")
     if other != (inner,):
@@ -49,7 +50,7 @@ def _check(weight: QuantizedArray, left: tuple, right: tuple, inner: int, other:
 
 
 @operator
-def dequantize_on_device(weight: QuantizedArray) -> Any:
+def dequantize_on_device(weight: QuantizedArray) -> Array:
     """float32 values of the stored rows of an array on a device."""
     with on_device(weight.device):
         return dequantize_device(weight)

@@ -8,15 +8,25 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module
+from rocforge.device.arrays import get_array_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_integers, module_of
 from rocforge.ops.device import rope as device
 from rocforge.ops.types import Array, HostArray
 
 MAX_POSITION = (1 << 31) - 1
+
+
+class Rotation(NamedTuple):
+    """Angles of some tokens: float32 cosines and sines, shape (tokens, pairs), and the style of pairing."""
+
+    cos: Array
+    sin: Array
+    neox: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +65,10 @@ class RopeFrequencies:
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),
         )
+
+
+NO_ROPE = RopeFrequencies(np.empty(0))
+"""Rotates nothing: of layers without positions."""
 
 
 def rope_frequencies(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from rocforge.errors import NonFiniteError
+from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
@@ -65,12 +66,12 @@ class SamplingParams:
     logprobs: int | None = None
     ignore_eos: bool = False
 
-    def __post_init__(self):
-        for name, (kind, low, high) in _NUMBERS.items():
+    def __post_init__(self) -> None:
+        for name, (number_of, low, high) in _NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            number, over = _number(name, value, kind), name == "top_p"  # of no probability at all no token is kept
+            number, over = number_of(name, value), name == "top_p"  # of no probability at all no token is kept
             if not low <= value <= high or (over and value == 0):
                 bounds = f"{'over' if over else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
                 raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
@@ -78,7 +79,7 @@ class SamplingParams:
         if self.temperature < GREEDY_BELOW:
             object.__setattr__(self, "temperature", 0.0)
         if self.seed is not None:
-            object.__setattr__(self, "seed", _number("seed", self.seed, Integral))
+            object.__setattr__(self, "seed", _integer("seed", self.seed))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
@@ -88,34 +89,46 @@ class SamplingParams:
             object.__setattr__(self, "seed", secrets.randbits(63))
 
     @property
+    def drawn_seed(self) -> int:
+        """The seed: random where none was given."""
+        return cast(int, self.seed)
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-_NUMBERS: dict[str, tuple[type, float, float]] = {
-    "max_tokens": (Integral, 1, math.inf),
-    "temperature": (Real, 0, 2),
-    "top_k": (Integral, 0, math.inf),
-    "top_p": (Real, 0, 1),
-    "min_p": (Real, 0, 1),
-    "repetition_penalty": (Real, 1e-6, 1e6),
-    "presence_penalty": (Real, -2, 2),
-    "frequency_penalty": (Real, -2, 2),
-    "logprobs": (Integral, 0, 20),
-}
-"""Fields in a range: Integral or Real, the least and the most."""
-_OPTIONAL = ("max_tokens", "logprobs")
+def _integer(name: str, value: Any) -> int:
+    """An integer as Python's own."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; allowed are integers")
+    return int(value)
 
 
-def _number(name: str, value: Any, kind: type) -> int | float:
-    """A number as Python's own."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; allowed are {'integers' if kind is Integral else 'numbers'}")
+def _real(name: str, value: Any) -> float:
+    """A number as Python's own float."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; allowed are numbers")
     try:
-        return int(value) if kind is Integral else float(value)
+        return float(value)
     except OverflowError:
         raise ValueError(f"{name} is {value!r}, which is more than a float holds") from None
+
+
+_NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
+    "max_tokens": (_integer, 1, math.inf),
+    "temperature": (_real, 0, 2),
+    "top_k": (_integer, 0, math.inf),
+    "top_p": (_real, 0, 1),
+    "min_p": (_real, 0, 1),
+    "repetition_penalty": (_real, 1e-6, 1e6),
+    "presence_penalty": (_real, -2, 2),
+    "frequency_penalty": (_real, -2, 2),
+    "logprobs": (_integer, 0, 20),
+}
+"""Fields in a range: integers or floats, the least and the most."""
+_OPTIONAL = ("max_tokens", "logprobs")
 
 
 def _checked_bias(logit_bias: Any) -> dict[int, float]:
@@ -123,7 +136,7 @@ def _checked_bias(logit_bias: Any) -> dict[int, float]:
         raise TypeError(f"logit_bias is {logit_bias!r}; allowed is a mapping of token ids to numbers")
     checked = {}
     for token, bias in logit_bias.items():
-        token, bias = _number("a token id of logit_bias", token, Integral), _number("a logit_bias", bias, Real)
+        token, bias = _integer("a token id of logit_bias", token), _real("a logit_bias", bias)
         if not -100 <= bias <= 100:
             raise ValueError(f"logit_bias of token {token} is {bias!r}; allowed is from -100 to 100")
         checked[token] = bias
@@ -149,7 +162,7 @@ def uniform(seed: int, step: int) -> float:
     return ((z ^ (z >> 31)) >> 40) / (1 << 24)
 
 
-def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
+def sample(logits: HostArray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
     """Choose the next token of one request.
 
     Args:
@@ -168,16 +181,16 @@ def sample(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], ou
     check_finite(logits)
     if params.temperature == 0:
         return int(logits.argmax())
-    return _draw(logits, params, uniform(params.seed, len(output)))
+    return _draw(logits, params, uniform(params.drawn_seed, len(output)))
 
 
-def check_finite(logits: np.ndarray) -> None:
+def check_finite(logits: HostArray) -> None:
     """Raise a NonFiniteError where no token can be chosen: the highest logit is NaN or infinite."""
     if not math.isfinite(logits.max()):
         raise NonFiniteError(NOT_FINITE)
 
 
-def _penalized(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
+def _penalized(logits: HostArray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> HostArray:
     logits = logits.copy()
     seen = np.unique(np.concatenate([np.asarray(prompt, np.int64), np.asarray(output, np.int64)]))
     factor = np.float32(params.repetition_penalty)
@@ -189,7 +202,7 @@ def _penalized(logits: np.ndarray, params: SamplingParams, prompt: Sequence[int]
     return logits
 
 
-def _draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
+def _draw(logits: HostArray, params: SamplingParams, u: float) -> int:
     """The token at the u-quantile of the distribution of the kept tokens, taken in the order of their ids."""
     scaled = logits / np.float32(params.temperature)
     weights = np.exp(scaled - scaled.max(), dtype=np.float64)
@@ -199,7 +212,7 @@ def _draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
     return index if ids is None else int(ids[index])
 
 
-def _kept(weights: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+def _kept(weights: HostArray, params: SamplingParams) -> HostArray | None:
     """Ids, ascending, that top_k, top_p and min_p keep; of equally likely ones the lowest first. None for all."""
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return None
@@ -216,7 +229,7 @@ def _kept(weights: np.ndarray, params: SamplingParams) -> np.ndarray | None:
     return np.sort(ids)
 
 
-def logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
+def logprobs(logits: HostArray, token: int, count: int) -> Logprobs:
     """Log-probabilities of a token and of the `count` most likely ones, from unchanged logits (vocabulary,)."""
     shifted = logits.astype(np.float64) - logits.max()
     values = shifted - np.log(np.exp(shifted).sum())

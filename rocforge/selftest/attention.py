@@ -9,7 +9,8 @@ import numpy as np
 
 from rocforge.device.arrays import cupy_module
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import KVCache, blocks_for
+from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV, blocks_for
 from rocforge.ops.attention import attend, paged_attention
 from rocforge.ops.rope import rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
@@ -24,7 +25,7 @@ def checks(sizes: Sizes) -> list[Check]:
     decode = [(length - 1, 1) for length in sizes.contexts]
     n = sizes.prompt
     prompts = [(0, n), (n, n // 4), (70, 1), (33, 3)]
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "window": {"window": n // 3},
         "softcap": {"softcap": 20.0},
         "sinks": {"sinks": True},
@@ -44,15 +45,18 @@ def checks(sizes: Sizes) -> list[Check]:
     ]
 
 
-def batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]]) -> tuple[Batch, Batch]:
+def batches(
+    rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]], window: int | None = None
+) -> tuple[Batch, Batch]:
     """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
     _, kv_heads, head_dim = shape
     needed = [blocks_for(start + count) for start, count in chunks]
     blocks = iter(rng.permutation(sum(needed)).tolist())
     placed = [Chunk(*chunk, [next(blocks) for _ in range(n)]) for chunk, n in zip(chunks, needed, strict=True)]
-    host = KVCache(1, kv_heads, head_dim, sum(needed))
-    device = KVCache(1, kv_heads, head_dim, sum(needed), dtype=np.float16, device="gpu")
-    for here, there in ((host.keys, device.keys), (host.values, device.values)):
+    states = [PagedKV(kv_heads, head_dim, head_dim, window=window)]
+    host, device = KVCache(states, sum(needed)), KVCache(states, sum(needed), device="gpu")
+    pair = host.paged[0], device.paged[0]
+    for here, there in zip(*((group.keys, group.values) for group in pair), strict=True):
         values = floats(rng, *here.shape).astype(np.float16)
         here[...] = values
         there.data.copy_from_device_async(cupy_module().asarray(values).data, values.nbytes)
@@ -61,16 +65,17 @@ def batches(rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]
 
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, _, head_dim = shape
-    here, there = batches(rng, shape, chunks)
-    q, asarray = floats(rng, len(here.slots), heads, head_dim), cupy_module().asarray
+    options = dict(options)
+    here, there = batches(rng, shape, chunks, options.pop("window", None))
+    q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
-    expected = paged_attention(q, here, 0, **given)
+    expected = paged_attention(q, here.state_of(0), **given)
     if given["sinks"] is not None:
         given["sinks"] = asarray(given["sinks"])
-    y = paged_attention(asarray(q), there, 0, **given).get()
+    y = paged_attention(asarray(q), there.state_of(0), **given).get()
     errors = {
         f"{start + count} tokens, the last {count}": Error(relative_error(y[span.rows], expected[span.rows]), HALF)
-        for (start, count), span in zip(chunks, here.spans, strict=True)
+        for (start, count), span in zip(chunks, here.state_of(0).spans, strict=True)
     }
     return Outcome(errors)
 
@@ -83,14 +88,14 @@ def _attend(
     frequencies, errors = rope_frequencies(head_dim, 500000.0, neox=True), {}
     for name, chunks in (("decode", decode), ("prompts", prompts)):
         here, there = batches(rng, shape, chunks)
-        q, k, v = (floats(rng, len(here.slots), n, head_dim) for n in (heads, kv_heads, kv_heads))
-        norms = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
-        expected = attend(q, k, v, here, 0, frequencies, **norms)
+        q, k, v = (floats(rng, len(here.positions), n, head_dim) for n in (heads, kv_heads, kv_heads))
+        norms: dict[str, Any] = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
+        layer, layer_there = here.state_of(0), there.state_of(0)
+        expected = attend(q, k, v, layer, here.rotation(frequencies), **norms)
         asarray = cupy_module().asarray
         norms = {key: asarray(norm) for key, norm in norms.items()}
-        y = attend(*map(asarray, (q, k, v)), there, 0, frequencies, **norms)
+        y = attend(asarray(q), asarray(k), asarray(v), layer_there, there.rotation(frequencies), **norms)
         errors[name] = Error(relative_error(y, expected), 2 * HALF)
-        (keys, values), (keys_there, values_there) = here.cache.layer(0), there.cache.layer(0)
-        errors[f"keys of {name}"] = Error(relative_error(keys_there, keys), HALF)
-        errors[f"values of {name}"] = Error(relative_error(values_there, values), HALF)
+        errors[f"keys of {name}"] = Error(relative_error(layer_there.keys, layer.keys), HALF)
+        errors[f"values of {name}"] = Error(relative_error(layer_there.values, layer.values), HALF)
     return Outcome(errors)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import re
 import signal
 import subprocess
@@ -115,7 +114,7 @@ def endless(tmp_path_factory):
     return path
 
 
-def test_generate_ends_at_any_time(endless):
+def test_generate_ends_at_any_time(endless, rng):
     """One SIGINT while it loads or writes: code 130, no traceback, and no process of its group is left."""
     for _ in range(4):
         command = [sys.executable, "-m", "rocforge", "generate", endless, "def f(", "--echo"]
@@ -124,7 +123,7 @@ def test_generate_ends_at_any_time(endless):
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
         )
         assert process.stdout.read(1) == "d"  # the prompt: the model is loaded
-        time.sleep(random.uniform(0, 1))
+        time.sleep(rng.uniform(0, 1))
         process.send_signal(signal.SIGINT)
         code, text = process.wait(10), process.stderr.read()
         assert code == 130 and "Traceback" not in text, text

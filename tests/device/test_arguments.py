@@ -7,6 +7,7 @@ from weights import WITHOUT_MATRIX_UNIT
 
 import rocforge as rf
 from rocforge.device import tuning
+from rocforge.nn.state import PagedKV
 from rocforge.ops.device.strided import ALIGNMENT, float32, rows_of
 from rocforge.selftest.weights import random_weight
 
@@ -205,6 +206,7 @@ def test_what_is_not_finite_shows(rng, side, kind, n, value):
 
 def test_a_device_has_one_block_size():
     """Its kernels know one; a cache of another is refused."""
-    assert rf.KVCache(1, 1, 32, 4, block_size=16).tokens == 64
+    states = [PagedKV(1, 32, 32)]
+    assert rf.KVCache(states, 4, block_size=16).paged[0].keys.shape == (1, 4, 16, 1, 32)
     with pytest.raises(ValueError, match="block_size is 16; allowed on a device is 32"):
-        rf.KVCache(1, 1, 32, 4, block_size=16, device="gpu")
+        rf.KVCache(states, 4, block_size=16, device="gpu")

@@ -9,9 +9,11 @@ import pytest
 import rocforge as rf
 from rocforge.device import tuning
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE, KVCache
+from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.rope import rope_frequencies
+from rocforge.ops.rope import NO_ROPE, rope_frequencies
+from rocforge.ops.state import BLOCK_SIZE
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
 
@@ -39,10 +41,10 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache(1, kv_heads, head_dim, blocks, dtype=np.float16, device="gpu")
-    for array in (cache.keys, cache.values):
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window)], blocks, device="gpu")
+    for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
 
@@ -50,14 +52,16 @@ def filled(rng, kv_heads: int, head_dim: int, blocks: int) -> KVCache:
 def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> None:
     """paged_attention of the chunks, against each sequence alone."""
     batch = Batch.of(cache, chunks)
-    keys, values = (array.get() for array in cache.layer(0))
+    layer = batch.state_of(0)
+    keys, values = layer.keys.get(), layer.values.get()
     q = rng.standard_normal((sum(c.count for c in chunks), heads, keys.shape[-1]), np.float32)
     given = {**options, "sinks": cp.asarray(options["sinks"])} if "sinks" in options else options
-    y = paged_attention(cp.asarray(q), batch, 0, **given)
-    expected = []
-    for chunk, span in zip(chunks, batch.spans, strict=True):
+    y = paged_attention(cp.asarray(q), layer, **given)
+    expected, rows = [], 0
+    for chunk in chunks:
         slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.start + chunk.count)]
-        expected.append(attention_64(q[span.rows], keys[slots], values[slots], **options))
+        queries, rows = q[rows : rows + chunk.count], rows + chunk.count
+        expected.append(attention_64(queries, keys[slots], values[slots], window=layer.window, **options))
     assert relative_error(y, np.concatenate(expected)) < 1e-3
 
 
@@ -84,11 +88,12 @@ def test_prefill(heads: int, kv_heads: int, head_dim: int):
 def test_sizes_at_random(rng):
     """Sequences, chunks of them and windows as nobody has thought of them, of some shapes of heads."""
     for heads, kv_heads, head_dim in rng.permutation(SHAPES[:5])[:3].tolist():
-        cache, blocks, chunks = filled(rng, kv_heads, head_dim, 30), rng.permutation(30).tolist(), []
+        window = [None, int(rng.integers(1, 100))][rng.integers(2)]
+        cache, blocks, chunks = filled(rng, kv_heads, head_dim, 30, window), rng.permutation(30).tolist(), []
         for start in rng.integers(0, 150, 3).tolist():
             count = int(rng.choice([1, rng.integers(2, 40)]))
             chunks.append(Chunk(start, count, [blocks.pop() for _ in range(start + count + BLOCK_SIZE - 1 >> 5)]))
-        check(rng, cache, chunks, heads, window=[None, int(rng.integers(1, 100))][rng.integers(2)])
+        check(rng, cache, chunks, heads)
 
 
 OPTIONS = [
@@ -104,7 +109,8 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
 def test_options(options: dict):
     rng = np.random.default_rng(1)
-    cache = filled(rng, 2, 64, 16)
+    options = dict(options)
+    cache = filled(rng, 2, 64, 16, options.pop("window", None))
     chunks = [Chunk(0, 50, [1, 5]), Chunk(129, 1, [0, 2, 3, 4, 6]), Chunk(60, 10, [8, 9, 7]), Chunk(3, 1, [10])]
     check(rng, cache, chunks, heads=4, **options)
 
@@ -113,12 +119,12 @@ def test_large_scores():
     """Scores in the hundreds, rising along the sequence, so that the running maximum changes at each step."""
     rng = np.random.default_rng(2)
     cache = filled(rng, 1, 64, 8)
-    cache.keys[...] = cp.linspace(-4, 4, 8 * 32).reshape(1, 8, 32, 1, 1) * cp.ones(64)
+    cache.paged[0].keys[...] = cp.linspace(-4, 4, 8 * 32).reshape(1, 8, 32, 1, 1) * cp.ones(64)
     batch = Batch.of(cache, [Chunk(255, 1, range(8)), Chunk(100, 20, range(4))])
     q = np.abs(rng.standard_normal((21, 2, 64), np.float32)) * 4
-    keys, values = (array.get() for array in cache.layer(0))
+    keys, values = (array.get() for array in cache.paged[0].layers[0])
     expected = [attention_64(q[:1], keys, values), attention_64(q[1:], keys[:120], values[:120])]
-    assert relative_error(paged_attention(cp.asarray(q), batch, 0), np.concatenate(expected)) < 1e-3
+    assert relative_error(paged_attention(cp.asarray(q), batch.state_of(0)), np.concatenate(expected)) < 1e-3
 
 
 def test_lengths_are_read_by_the_launch():
@@ -127,11 +133,11 @@ def test_lengths_are_read_by_the_launch():
     cache = filled(rng, 2, 64, 12)
     batch = Batch.of(cache, [Chunk(383, 1, range(12))])
     q = rng.standard_normal((1, 4, 64), np.float32)
-    keys, values = (array.get() for array in cache.layer(0))
+    keys, values = (array.get() for array in cache.paged[0].layers[0])
     for length in [384, 1, 32, 200, 33, 384]:
         batch.lengths[...] = length
         with tuning.trying(unsplit_tokens=32):
-            y = paged_attention(cp.asarray(q), batch, 0)
+            y = paged_attention(cp.asarray(q), batch.state_of(0))
         assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
     assert not cache.counters.any()
 
@@ -140,7 +146,7 @@ def test_a_sequence_of_length_zero_gives_zeros():
     rng = np.random.default_rng(4)
     batch = Batch.of(filled(rng, 1, 64, 2), [Chunk(40, 1, [0, 1]), Chunk(0, 1, [1])])
     batch.lengths[1] = 0
-    y = paged_attention(cp.ones((2, 3, 64), np.float32), batch, 0).get()
+    y = paged_attention(cp.ones((2, 3, 64), np.float32), batch.state_of(0)).get()
     assert np.isfinite(y).all() and y[0].any() and not y[1].any()
 
 
@@ -150,9 +156,9 @@ def test_rounded_for_a_product():
     cache = filled(rng, 2, 64, 24)
     batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(20, 1, [23])])
     q = cp.asarray(rng.standard_normal((2, 6, 64), np.float32))
-    expected = paged_attention(q, batch, 0).get().reshape(2, 384)
+    expected = paged_attention(q, batch.state_of(0)).get().reshape(2, 384)
     weight = rf.quantize(rng.standard_normal((4, 384), np.float32), "Q8_0").to_device("gpu")
-    y = paged_attention(q, batch, 0, then=weight)
+    y = paged_attention(q, batch.state_of(0), then=weight)
     planes = y.data.get().reshape(2, 10, 3, 16)
     values = planes[:, :8].transpose(0, 2, 1, 3).reshape(2, 12, 32).view(np.int8).astype(np.float64)
     scales = planes[:, 8].copy().view(np.float32).reshape(2, 12, 1)
@@ -166,31 +172,36 @@ def test_fp16_for_a_product():
     batch = Batch.of(cache, [Chunk(0, 70, [1, 2, 3]), Chunk(700, 1, range(4, 26)), Chunk(20, 1, [26])])
     q = cp.asarray(rng.standard_normal((72, 6, 64), np.float32))
     weight = cp.asarray(rng.standard_normal((4, 384)).astype(np.float16))
-    y = paged_attention(q, batch, 0, then=weight)
+    y = paged_attention(q, batch.state_of(0), then=weight)
     assert y.dtype == np.float16 and y.shape == (72, 384)
-    assert cp.array_equal(y, paged_attention(q, batch, 0).astype(np.float16).reshape(72, 384))
+    assert cp.array_equal(y, paged_attention(q, batch.state_of(0)).astype(np.float16).reshape(72, 384))
 
 
-@pytest.mark.parametrize("norms, neox", [(False, True), (True, False)])
-def test_one_launch_with_rope_and_store(norms: bool, neox: bool):
-    """`attend` of one query a sequence is `rotate_and_store`, then `paged_attention`, bit for bit, in the cache too."""
+@pytest.mark.parametrize("norms, neox", [(False, True), (True, False), (True, None), (False, None)])
+def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
+    """`attend` of one query a sequence is `rotate_and_store`, then `paged_attention`, bit for bit, in the cache too.
+
+    Where `neox` is None, nothing is rotated.
+    """
     rng = np.random.default_rng(8)
     caches = [filled(np.random.default_rng(5), 2, 64, 24) for _ in range(2)]
     x = cp.asarray(rng.standard_normal((3, 6 + 2 + 2, 64), np.float32))
-    frequencies = rope_frequencies(32, neox=neox)
     weights = [cp.asarray(rng.standard_normal(64, np.float32)) if norms else None for _ in range(2)]
     results = []
     for cache in caches:
         batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(0, 1, [0]), Chunk(20, 1, [23])])
-        batch.lengths[1], batch.slots[1] = 0, -1
-        given = (x[:, :6], x[:, 6:8], x[:, 8:], batch, 0, frequencies)
+        batch.lengths[1], batch.paging[0].slots[1] = 0, -1
+        frequencies = NO_ROPE if neox is None else rope_frequencies(32, neox=neox)
+        given = (x[:, :6], x[:, 6:8], x[:, 8:], batch.state_of(0), batch.rotation(frequencies))
         if cache is caches[0]:
             q = rotate_and_store(*given, *weights, eps=1e-5)
-            results.append(paged_attention(q, batch, 0))
+            results.append(paged_attention(q, batch.state_of(0)))
         else:
             results.append(attend(*given, q_norm=weights[0], k_norm=weights[1], eps=1e-5))
     assert np.array_equal(*[y.get() for y in results])
-    assert all(np.array_equal(a.get(), b.get()) for a, b in zip(caches[0].layer(0), caches[1].layer(0), strict=True))
+    if neox is None and not norms:
+        assert np.array_equal(q.get(), x[:, :6].get())
+    assert all(np.array_equal(a.get(), b.get()) for a, b in zip(*(c.paged[0].layers[0] for c in caches), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -209,3 +220,30 @@ def test_head_dim_that_has_no_kernel():
     x = cp.zeros((2, 1, 72), np.float32)
     with pytest.raises(ValueError, match="head_dim is 72"):
         attention(x, x, x)
+
+
+def test_values_of_another_length():
+    """The kernels have one length for both, and it is said."""
+    q, k, v = (cp.zeros((3, 2, dim), np.float32) for dim in (64, 64, 32))
+    batch = Batch.of(KVCache([PagedKV(2, 64, 32)], 1, device="gpu"), [Chunk(0, 3, [0])])
+    layer, rotation = batch.state_of(0), batch.rotation(NO_ROPE)
+    runs = (
+        lambda: rf.attention(q, k, v),
+        lambda: attend(q, k, v, layer, rotation),
+        lambda: paged_attention(q, layer),
+    )
+    for run in runs:
+        with pytest.raises(rf.UnsupportedModelError, match="keys of 64 elements and values of 32"):
+            run()
+
+
+def test_what_a_window_has_left_behind_is_not_read(rng):
+    """Tables may name anything for blocks before the window of a sequence's first query, in both kernels."""
+    cache = filled(rng, 2, 64, 16, window=40)
+    q = cp.asarray(rng.standard_normal((31, 4, 64), np.float32))
+    tables = [3, 9, 2, 7], [1, 5, 0, 8]
+    results = []
+    for first, last in ((tables[0][:2], tables[1][:1]), ([-1, 1 << 28], [1 << 28])):
+        chunks = [Chunk(110, 1, [*first, *tables[0][2:]]), Chunk(80, 30, [*last, *tables[1][1:]])]
+        results.append(paged_attention(q, Batch.of(cache, chunks).state_of(0)).get())
+    assert np.array_equal(*results)

@@ -13,8 +13,8 @@ import rocforge as rf
 from rocforge.device.cards import card_of
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.cache import BLOCK_SIZE
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
+from rocforge.ops.state import BLOCK_SIZE
 
 HALF, INT8 = 8e-3, 3e-2
 """Products of many tokens round to float16; those of up to FEW round x to int8, as llama.cpp does."""
@@ -124,7 +124,7 @@ def test_engine_mixes_prompts_and_steps(models, rng):
         while engine.busy:
             for token in engine.step():
                 reports[token.request].append(token)
-        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+        assert engine.scheduler.state.idle
     for request in requests:
         exact = cpu(request.prompt + request.output)[len(request.prompt) - 1 : -1].astype(np.float64)
         exact -= np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1, keepdims=True)) + exact.max(1, keepdims=True)
@@ -169,12 +169,12 @@ def test_logits_with_fp16_weights(tmp_path, rng, variant):
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="11 million parameters take an emulator too long")
 @pytest.mark.parametrize("fp16_weights", [False, True])
-def test_demo_logits(rng, fp16):
+def test_demo_logits(rng, fp16_weights):
     """A trained model: of few tokens its activations are rounded to int8, or not at all where it is in float16."""
     with rf.open_gguf(DEMO) as file:
-        weights = InFp16(file) if fp16 else file
+        weights = InFp16(file) if fp16_weights else file
         models = [load_model(weights, device) for device in ("cpu", "gpu")]
-    check_logits(models, rng, few=1e-3 if fp16 else 3e-2, many=2e-3)
+    check_logits(models, rng, few=1e-3 if fp16_weights else 3e-2, many=2e-3)
 
 
 def check_logits(models, rng, few, many):
@@ -216,7 +216,7 @@ def test_second_device(tmp_path, rng):
     logits = gpu(prompt)
     assert logits.device.id == 1 and relative_error(rf.asnumpy(logits), cpu(prompt)) < HALF
     with rf.Engine(gpu) as engine:
-        assert engine.cache.keys.device.id == 1
+        assert engine.cache.paged[0].keys.device.id == 1
         request = engine.add(prompt, rf.SamplingParams(max_tokens=3, temperature=0))
         while engine.busy:
             engine.step()

@@ -8,6 +8,7 @@ import pytest
 
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import rotate_and_store
 from rocforge.ops.rope import rope, rope_frequencies, rotate
 
@@ -75,8 +76,8 @@ def test_too_many_elements():
 def test_rotate_and_store(heads: int, kv_heads: int, head_dim: int, norms: bool):
     """Two sequences in scattered blocks: keys and values lie in their slots, and nothing else has changed."""
     rng = np.random.default_rng(head_dim + norms)
-    cache = KVCache(2, kv_heads, head_dim, blocks=6, dtype=np.float16, device="gpu")
-    cache.keys[...] = cache.values[...] = 7
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim)] * 2, 6, device="gpu")
+    cache.paged[0].keys[...] = cache.paged[0].values[...] = 7
     batch = Batch.of(cache, [Chunk(30, 5, [4, 1]), Chunk(64, 1, [5, 0, 3])])
     slots = [4 * 32 + 30, 4 * 32 + 31, 32, 33, 34, 3 * 32]
     positions = np.array([30, 31, 32, 33, 34, 64])
@@ -87,26 +88,26 @@ def test_rotate_and_store(heads: int, kv_heads: int, head_dim: int, norms: bool)
     on_device = cp.asarray(x)
     parts = on_device[:, :heads], on_device[:, heads : heads + kv_heads], on_device[:, heads + kv_heads :]
     given = [cp.asarray(w) for w in weights] if norms else [None, None]
-    q = rotate_and_store(*parts, batch, 1, frequencies, *given, eps=1e-5)
+    q = rotate_and_store(*parts, batch.state_of(1), batch.rotation(frequencies), *given, eps=1e-5)
     q_in, k_in, v_in = x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
     if norms:
         q_in, k_in = norm_64(q_in, weights[0], 1e-5), norm_64(k_in, weights[1], 1e-5)
     assert relative_error(q, rope_64(q_in, positions, frequencies)) < 1e-5
-    keys, values = cache.layer(1)
+    keys, values = cache.paged[0].layers[1]
     assert relative_error(keys[cp.asarray(slots)], rope_64(k_in, positions, frequencies)) < 1e-3
     assert (values.get()[slots] == v_in.astype(np.float16)).all()
     untouched = np.setdiff1d(np.arange(6 * 32), slots)
     assert (keys.get()[untouched] == 7).all() and (values.get()[untouched] == 7).all()
-    assert (cache.layer(0)[0].get() == 7).all()
+    assert (cache.paged[0].layers[0][0].get() == 7).all()
 
 
 def test_a_negative_slot_is_not_stored():
     """Rows that fill up a batch of fixed size have no place in the cache."""
-    cache = KVCache(1, 1, 32, blocks=2, dtype=np.float16, device="gpu")
+    cache = KVCache([PagedKV(1, 32, 32)], 2, device="gpu")
     batch = Batch.of(cache, [Chunk(0, 3, [1])])
-    batch.slots[1] = -1
+    batch.paging[0].slots[1] = -1
     ones = cp.ones((3, 1, 32), np.float32)
-    rotate_and_store(ones, ones, 2 * ones, batch, 0, rope_frequencies(32))
-    keys, values = (a.get()[:, 0, 0] for a in cache.layer(0))
+    rotate_and_store(ones, ones, 2 * ones, batch.state_of(0), batch.rotation(rope_frequencies(32)))
+    keys, values = (a.get()[:, 0, 0] for a in cache.paged[0].layers[0])
     assert list(np.flatnonzero(keys)) == list(np.flatnonzero(values)) == [32, 34]
     assert values[34] == 2

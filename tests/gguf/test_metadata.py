@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import Metadata
 
 VALUES = {
@@ -15,7 +15,6 @@ VALUES = {
     "a.text": "x",
     "a.texts": ["x", "y"],
     "a.numbers": np.array([1, 2], np.uint32),
-    "a.same": np.array([4, 4, 4], np.uint32),
     "a.floats": np.array([1, 2.5], np.float32),
     "a.flags": np.array([True]),
     "a.none": np.array([], np.uint32),
@@ -26,8 +25,8 @@ METADATA = Metadata(VALUES, "a.")
 
 
 def test_values_of_their_types():
-    """Each comes as Python's own; an array that says the same of each layer is one value."""
-    assert METADATA.integer("number", 0, 3) == 3 and METADATA.integer("same", 1, 9) == 4
+    """Each comes as Python's own."""
+    assert METADATA.integer("number", 0, 3) == 3
     assert METADATA.number("number", 0, 9) == 3 and METADATA.number("float", 2.5, 2.5) == 2.5
     assert METADATA.flag("flag") is True and METADATA.string("text") == "x"
     assert METADATA.array("texts", str) == ["x", "y"] and METADATA.array("numbers", int) == [1, 2]
@@ -64,12 +63,6 @@ def test_what_is_not_believed(read, allowed, keys):
     for key in keys:
         with pytest.raises(GGUFError, match=rf"metadata a\.{key} is .+; allowed are {allowed}$"):
             read(METADATA, key)
-
-
-def test_layers_that_differ():
-    """An array of different numbers is something that is not supported."""
-    with pytest.raises(UnsupportedModelError, match=r"a\.numbers differs between layers, .*: \[1, 2\]"):
-        METADATA.integer("numbers", 0, 9)
 
 
 def test_long_values_are_shortened():

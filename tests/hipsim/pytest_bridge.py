@@ -27,17 +27,17 @@ ARCHS = ("gfx942", "gfx1100")  # wave 64 and wave 32
 class Child:
     """A pytest process on the simulator, and what it has reported so far."""
 
-    def __init__(self, arch: str, arguments: list[str], root: Path) -> None:
+    def __init__(self, arch: str, arguments: list[str], config: pytest.Config) -> None:
         self.arch = arch
         folder = Path(tempfile.mkdtemp(prefix=f"hipsim-{arch}-"))
         self.log_path, self.report_path = folder / "log", folder / "reports"
         self.report_path.touch()
         (folder / "arguments").write_text("\n".join(arguments))
         command = [sys.executable, str(RUN), "--arch", arch, "pytest", "-q", "-p", "no:cacheprovider"]
-        command.append(f"@{folder / 'arguments'}")
+        command += [f"--seed={config.option.seed}", f"@{folder / 'arguments'}"]
         environment = {"HIPSIM_DEVICES": "2", **os.environ, "HIPSIM_REPORT": str(self.report_path)}
         with open(self.log_path, "w") as log:
-            self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=config.rootpath, env=environment, stdout=log, stderr=log)
         os.setpriority(os.PRIO_PROCESS, self.process.pid, 10)  # tests beside it may look at the clock
         self._reports = open(self.report_path)  # noqa: SIM115 - read for as long as the child writes
         self._partial = ""
@@ -61,7 +61,7 @@ class Simulation:
     """The children of one session: those that collect, then those that run what was selected."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.root = config.rootpath
+        self.config = config
         self.wanted = _device_paths(config)
         self._collected: dict[str, list[tuple[str, dict]]] | None = None
         self._running: dict[str, Child] = {}
@@ -71,7 +71,7 @@ class Simulation:
         """(arch, record) for what the children collected from one file."""
         if self._collected is None:
             self._collected = {}
-            children = [Child(arch, ["--collect-only", *self.wanted], self.root) for arch in ARCHS]
+            children = [Child(arch, ["--collect-only", *self.wanted], self.config) for arch in ARCHS]
             for child in children:
                 child.process.wait()
                 records = child.new_records()
@@ -80,14 +80,14 @@ class Simulation:
                 for record in records:
                     self._collected.setdefault(record["nodeid"].split("::")[0], []).append((child.arch, record))
                 child.stop()
-        return self._collected.get(path.relative_to(self.root).as_posix(), [])
+        return self._collected.get(path.relative_to(self.config.rootpath).as_posix(), [])
 
     def start(self, chosen: list[SimulatedTest]) -> None:
         """Starts a child for each arch. Each begins elsewhere in the list, and finds the other's kernels compiled."""
         for number, arch in enumerate(ARCHS):
             if nodeids := [item.child_nodeid for item in chosen if item.arch == arch]:
                 middle = number * len(nodeids) // len(ARCHS)
-                self._running[arch] = Child(arch, nodeids[middle:] + nodeids[:middle], self.root)
+                self._running[arch] = Child(arch, nodeids[middle:] + nodeids[:middle], self.config)
 
     def reports(self, item: SimulatedTest) -> Iterator[dict]:
         """The child's reports on a test, waited for."""

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
 from rocforge.ops import attention as attention_module
-from rocforge.ops.attention import attention, paged_attention, store_kv
+from rocforge.ops.attention import attend, attention, paged_attention, store_kv
+from rocforge.ops.rope import NO_ROPE
 
 
 def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None):
@@ -64,7 +66,6 @@ def test_matches_definition(data, queries, before, kv_heads, group, dim, causal)
     options = {
         "scale": data.draw(st.sampled_from([None, 0.3])),
         "causal": causal,
-        "window": data.draw(st.sampled_from([None, 1, 4])),
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
     }
@@ -90,17 +91,17 @@ def test_misfit_names_shapes(rng):
 @pytest.mark.parametrize("tables", [([0, 1], [2, 3, 4]), ([6, 1], [2, 5, 0])])
 def test_paged_equals_dense(rng, tables):
     """Two sequences in one batch, their blocks in order or scattered, each attend to their own tokens alone."""
-    cache = KVCache(2, 2, 16, blocks=8, block_size=4)
+    cache = KVCache([PagedKV(2, 16, 16, window=5)] * 2, 8, block_size=4)
     lengths, counts = (7, 10), (3, 1)
     k, v = rng.standard_normal((2, sum(lengths), 2, 16)).astype(np.float32)
     whole = Batch.of(cache, [Chunk(0, n, table) for n, table in zip(lengths, tables, strict=True)])
-    store_kv(k, v, whole, layer=1)
+    store_kv(k, v, whole.state_of(1))
     batch = Batch.of(cache, [Chunk(n - c, c, t) for n, c, t in zip(lengths, counts, tables, strict=True)])
     q = rng.standard_normal((sum(counts), 4, 16)).astype(np.float32)
-    out = paged_attention(q, batch, 1, window=5)
+    out = paged_attention(q, batch.state_of(1))
     np.testing.assert_allclose(out[:3], reference(q[:3], k[:7], v[:7], window=5), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out[3:], reference(q[3:], k[7:], v[7:], window=5), rtol=1e-5, atol=1e-6)
-    assert not cache.keys[0].any()
+    assert not cache.paged[0].keys[0].any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,16 +118,31 @@ def test_many_single_queries(data, lengths, kv_heads, group):
     counts = [data.draw(st.integers(1, min(n, 3))) if data.draw(st.booleans()) else 1 for n in lengths]
     blocks = iter(data.draw(st.permutations(range(sum(-(-n // size) for n in lengths)))))
     tables = [[next(blocks) for _ in range(-(-n // size))] for n in lengths]
-    cache = KVCache(1, kv_heads, dim, blocks=sum(map(len, tables)), block_size=size)
+    window = data.draw(st.sampled_from([None, 1, 4]))
+    cache = KVCache([PagedKV(kv_heads, dim, dim, window=window)], sum(map(len, tables)), block_size=size)
     parts = [draw(rng, c, n, heads, kv_heads, dim) for n, c in zip(lengths, counts, strict=True)]
     q, k, v = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    store_kv(k, v, Batch.of(cache, [Chunk(0, n, t) for n, t in zip(lengths, tables, strict=True)]), layer=0)
+    whole = Batch.of(cache, [Chunk(0, n, t) for n, t in zip(lengths, tables, strict=True)])
+    store_kv(k, v, whole.state_of(0))
     batch = Batch.of(cache, [Chunk(n - c, c, t) for n, c, t in zip(lengths, counts, tables, strict=True)])
     options = {
-        "window": data.draw(st.sampled_from([None, 1, 4])),
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
     }
-    expected = np.concatenate([reference(*part, **options) for part in parts])
-    size = np.concatenate([reference(q, k, np.abs(v), **options) for q, k, v in parts])
-    assert error(paged_attention(q, batch, 0, **options), expected, size) <= 1e-5
+    expected = np.concatenate([reference(*part, window=window, **options) for part in parts])
+    size = np.concatenate([reference(q, k, np.abs(v), window=window, **options) for q, k, v in parts])
+    assert error(paged_attention(q, batch.state_of(0), **options), expected, size) <= 1e-5
+
+
+def test_values_of_another_length_and_no_rotation(rng):
+    """Values may be longer than keys; without a rotation queries and keys are stored and compared as they are."""
+    cache = KVCache([PagedKV(2, 8, 12)], 2, block_size=4)
+    q, k = draw(rng, 5, 5, 4, 2, 8)[:2]
+    v = rng.standard_normal((5, 2, 12)).astype(np.float32)
+    batch = Batch.of(cache, [Chunk(0, 5, [1, 0])])
+    layer = batch.state_of(0)
+    y = attend(q, k, v, layer, batch.rotation(NO_ROPE))
+    assert y.shape == (5, 4, 12)
+    expected = [reference(q, k, part) for part in (v[..., :8], np.pad(v[..., 8:], ((0, 0), (0, 0), (0, 4))))]
+    np.testing.assert_allclose(y, np.concatenate([expected[0], expected[1][..., :4]], -1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(layer.keys[layer.slots], k)

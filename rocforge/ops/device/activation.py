@@ -17,7 +17,14 @@ ALPHA, LIMIT = 1.702, 7.0
 
 _ELEMENTWISE = {
     name: Kernel("activation.hip", name, f"float32* float32* {more} uint64")
-    for name, more in {"silu": "", "gelu": "", "softcap": "float32", "scale": "float32", "add": "float32*"}.items()
+    for name, more in {
+        "silu": "",
+        "gelu": "",
+        "softcap": "float32",
+        "scale": "float32",
+        "add": "float32*",
+        "sigmoid_gate": "float32*",
+    }.items()
 }
 _GATED = {
     name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
@@ -28,7 +35,14 @@ _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
 def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) -> Array:
-    """silu, gelu, softcap, scale or add of a CuPy array, with what else that takes, into `out` where given."""
+    """An activation, softcap, scale, add or sigmoid_gate of a CuPy array, into `out` where given.
+
+    Args:
+        name: of the kernel.
+        x: of any dtype and shape.
+        more: what else the kernel takes, numbers or float32 arrays of the shape of x.
+        out: float32, the shape of x, which it may be; None: a new array.
+    """
     x = float32(x)
     out = cupy_module().empty(x.shape, np.float32) if out is None else out
     if x.size:

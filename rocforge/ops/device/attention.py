@@ -11,83 +11,67 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device import geometry, tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
+from rocforge.errors import UnsupportedModelError
 from rocforge.formats.planar import CELL
-from rocforge.nn.batch import Batch
-from rocforge.nn.cache import BLOCK_SIZE, KVCache
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
-
-
-class Sequences(NamedTuple):
-    """Where the keys and values of some sequences are: int32 CuPy arrays, as in Batch, and the most queries of any.
-
-    `counters` are zeros that decode launches count in and leave as zeros, one for each sequence's key heads.
-    """
-
-    tables: Any
-    lengths: Any
-    query_starts: Any
-    most_queries: int
-    some_have_one: bool
-    counters: Any
+from rocforge.ops.state import BLOCK_SIZE, PagedLayer
+from rocforge.ops.types import Array, Weight
 
 
 class Fresh(NamedTuple):
     """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
 
-    k: Any
-    v: Any
-    slots: Any
-    cos: Any
-    sin: Any
-    q_norm: Any
-    k_norm: Any
+    k: Array
+    v: Array
+    slots: Array
+    cos: Array
+    sin: Array
+    q_norm: Array
+    k_norm: Array
     eps: float
     neox: bool
 
 
 def attend(
-    q: Any,
-    fresh: Fresh,
-    batch: Batch,
-    layer: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Any,
-    then: Any,
-) -> Any:
+    q: Array, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array, then: Weight | None
+) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
-    if batch.queries[1] > 1:
-        q, fresh = rotate_and_store(q, fresh, batch, layer), None
-    return paged_attention(q, batch, layer, scale, window, softcap, sinks, then, fresh)
+    if layer.queries[1] > 1:
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, then)
+    return paged_attention(q, layer, scale, softcap, sinks, then, fresh)
 
 
 def paged_attention(
-    q: Any,
-    batch: Batch,
-    layer: int,
+    q: Array,
+    layer: PagedLayer,
     scale: float,
-    window: int | None,
     softcap: float | None,
-    sinks: Any,
-    then: Any,
+    sinks: Array,
+    then: Weight | None,
     fresh: Fresh | None = None,
-) -> Any:
+) -> Array:
     """As rocforge.ops.attention.paged_attention: for `then` in the form that it takes, where the kernels write that."""
-    keys, values = batch.cache.layer(layer)
-    sequences, options = _sequences_of(batch), (scale, softcap or 0.0, window or 0)
-    out = _room_for(then, q, sequences.most_queries == 1)
-    _attend(out, q, keys, values, sequences, sinks, options, fresh=fresh)
+    _check_lengths(layer.keys, layer.values)
+    out = _room_for(then, q, layer.queries[1] == 1)
+    _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
     return out if then is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
-def _room_for(then: Any, q: Any, single: bool) -> Any:
+def _check_lengths(k: Array, v: Array) -> None:
+    if k.shape[-1] != v.shape[-1]:
+        raise UnsupportedModelError(
+            f"keys of {k.shape[-1]} elements and values of {v.shape[-1]} are not supported on a GPU, where both have "
+            "one length"
+        )
+
+
+def _room_for(then: Weight | None, q: Array, single: bool) -> Array | PackedOperand:
     """Where to write what is to be multiplied with the weight `then`: in the form that this takes, or in float32.
 
     Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
@@ -101,35 +85,39 @@ def _room_for(then: Any, q: Any, single: bool) -> Any:
     return empty_operand(q.shape, OperandForm.FLOAT32)
 
 
-def _sequences_of(batch: Batch) -> Sequences:
-    fewest, most = batch.queries
-    return Sequences(batch.tables, batch.lengths, batch.query_starts, most, fewest == 1, _counters(batch.cache))
-
-
 def attention(
-    q: Any, k: Any, v: Any, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Any
-) -> Any:
+    q: Array, k: Array, v: Array, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Array
+) -> Array:
     """One sequence, whose keys and values are taken for a cache with its blocks in order."""
+    _check_lengths(k, v)
     cupy = cupy_module()
     tokens, queries = len(k), len(q)
     table = np.arange(blocks(tokens, BLOCK_SIZE))
     numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
-    counters = cupy.zeros(k.shape[1], np.int32)
-    sequences = Sequences(numbers[3:].reshape(1, -1), numbers[:1], numbers[1:3], queries, queries == 1, counters)
     out = cupy.empty(q.shape, np.float32)
     k, v = (aligned(cupy.ascontiguousarray(a, dtype=np.float16)) for a in (k, v))
-    _attend(out, q, k, v, sequences, sinks, (scale, softcap or 0.0, window or 0), causal)
+    layer = PagedLayer(
+        k,
+        v,
+        window,
+        BLOCK_SIZE,
+        slots=None,
+        queries=(queries, queries),
+        tables=numbers[3:].reshape(1, -1),
+        lengths=numbers[:1],
+        query_starts=numbers[1:3],
+        counters=cupy.zeros(k.shape[1], np.int32),
+    )
+    _attend(out, q, layer, sinks, (scale, softcap or 0.0), causal)
     return out
 
 
 def _attend(
-    out: Any,
-    q: Any,
-    keys: Any,
-    values: Any,
-    sequences: Sequences,
-    sinks: Any,
-    options: tuple[float, float, int],
+    out: Array,
+    q: Array,
+    layer: PagedLayer,
+    sinks: Array,
+    scale_and_cap: tuple[float, float],
     causal: bool = True,
     fresh: Fresh | None = None,
 ) -> None:
@@ -139,27 +127,26 @@ def _attend(
     """
     if q.size == 0:
         return
-    kv_heads, head_dim = keys.shape[-2:]
+    kv_heads, head_dim = layer.keys.shape[-2:]
     group, device = q.shape[1] // kv_heads, q.device.id
     card, tuned = card_of(device), tuning.of(device)
-    count, stride = len(sequences.lengths), sequences.tables.shape[1]
+    count, stride = layer.tables.shape
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
-    scale, softcap, window = options
-    common = {"q": q, "keys": keys, "values": values, "tables": sequences.tables, "lengths": sequences.lengths}
-    common |= {"query_starts": sequences.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
-    common |= {"scale": scale, "softcap": softcap, "window": window}
+    (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
+    common = {"q": q, "keys": layer.keys, "values": layer.values, "tables": layer.tables, "lengths": layer.lengths}
+    common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
+    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
     to = dict(zip(("out", "fp16", "activations", "activation_tokens"), output_arguments(out), strict=True))
-    if sequences.some_have_one:
-        splits = _splits(card.compute_units, count * kv_heads, stride * BLOCK_SIZE, tuned)
+    if fewest == 1:
+        splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        work = {"partials": partials, "counters": sequences.counters, "splits": splits}
-        work["unsplit"] = tuned.unsplit_tokens
+        work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group)
         threads = geometry.decode(tuned, head_dim, group, card.wave).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
-    if sequences.most_queries > 1:
-        tiles = blocks(sequences.most_queries * group, geometry.prefill(tuned, head_dim).rows)
+    if most > 1:
+        tiles = blocks(most * group, geometry.prefill(tuned, head_dim).rows)
         prefill = _prefill_kernel(head_dim, group)
         args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
         prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
@@ -172,13 +159,13 @@ _NOTHING_BEFORE = {
 }
 
 
-def _before(q: Any, fresh: Fresh | None) -> tuple[Any, dict[str, Any]]:
+def _before(q: Array, fresh: Fresh | None) -> tuple[Array, dict[str, Any]]:
     """The queries, and what attention_decode does before it attends: nothing, or what is left of `fresh`."""
     if fresh is None:
         return float32(q), {**_NOTHING_BEFORE, "q_stride": q.shape[1] * q.shape[2]}
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rows = {"new_keys": k, "new_values": v, "q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
-    return q, {**rows, "rotated_pairs": fresh.cos.shape[1], **_angles_and_norms(fresh)}
+    return q, {**rows, "rotated_pairs": fresh.pairs, **_angles_and_norms(fresh)}
 
 
 def _angles_and_norms(fresh: Fresh) -> dict[str, Any]:
@@ -194,13 +181,6 @@ def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
     if heads > tuned.split_heads:
         return 1
     return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
-
-
-def _counters(cache: KVCache) -> Any:
-    """Zeros that decode launches count in, and leave as zeros; the cache's, since graphs of its steps hold them."""
-    if cache.counters is None:
-        cache.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
-    return cache.counters
 
 
 def _sizes(head_dim: int, group: int) -> dict[str, int]:
@@ -219,14 +199,15 @@ def _prefill_kernel(head_dim: int, group: int) -> Kernel:
     return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group))
 
 
-def rotate_and_store(q: Any, fresh: Fresh, batch: Batch, layer: int) -> Any:
+def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
+    _check_lengths(fresh.k, fresh.v)
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
-    keys, values = batch.cache.layer(layer)
+    keys, values = layer.keys, layer.values
     if tokens == 0:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
-    args = {"q_out": out, "keys": keys, "values": values, "q": q, "k": k, "v": v, "pairs": fresh.cos.shape[1]}
+    args = {"q_out": out, "keys": keys, "values": values, "q": q, "k": k, "v": v, "pairs": fresh.pairs}
     args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
     rows = tokens * (heads + 2 * kv_heads)

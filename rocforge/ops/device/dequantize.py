@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -14,12 +13,13 @@ from rocforge.device.libraries import cupy_module
 from rocforge.formats.blocks import block_elements, lattice, row_nbytes
 from rocforge.formats.planar import cells_of, planar_row_nbytes
 from rocforge.ops.device.strided import a_thread_each, blocks
+from rocforge.ops.types import Array
 from rocforge.quant import QuantizedArray
 
 _FLOATS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
 
-def pack(data: Any, qtype: GGMLQuantizationType, columns: int, out: Any = None) -> Any:
+def pack(data: Array, qtype: GGMLQuantizationType, columns: int, out: Array = None) -> Array:
     """GGUF's blocks (..., row_nbytes), a CuPy array, as planar rows (..., planar_row_nbytes).
 
     They are written to `out`, zeros of that shape, or to a new array.
@@ -33,7 +33,7 @@ def pack(data: Any, qtype: GGMLQuantizationType, columns: int, out: Any = None) 
     return planar
 
 
-def unpack(planar: Any, qtype: GGMLQuantizationType, columns: int) -> Any:
+def unpack(planar: Array, qtype: GGMLQuantizationType, columns: int) -> Array:
     """Planar rows, a CuPy array, as GGUF's blocks again, a new one."""
     cupy = cupy_module()
     data = cupy.zeros((*planar.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
@@ -44,7 +44,7 @@ def unpack(planar: Any, qtype: GGMLQuantizationType, columns: int) -> Any:
     return data
 
 
-def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any = None, out: Any = None) -> Any:
+def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Array = None, out: Array = None) -> Array:
     """Values of packed weights on a device.
 
     Args:
@@ -75,7 +75,7 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Any =
     return out
 
 
-def rows_by_id(x: Any, ids: Any) -> Any:
+def rows_by_id(x: Array, ids: Array) -> Array:
     """`x[ids]` along the first axis.
 
     Args:
@@ -108,7 +108,7 @@ def _block_kernel(dtype: str, qtype: str) -> Kernel:
 
 
 @functools.cache
-def _device_lattice(qtype: GGMLQuantizationType, device: int) -> Any:
+def _device_lattice(qtype: GGMLQuantizationType, device: int) -> Array:
     """The lattice of an IQ format, on a device; None of other formats."""
     points = lattice(qtype)
     if points is None:

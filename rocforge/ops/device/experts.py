@@ -17,14 +17,18 @@ from rocforge.device.geometry import gated_rows
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
 from rocforge.ops.device.moe import combine, group_by_expert
-from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand
-from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product
+from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
+from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product, form_of
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of
 from rocforge.ops.types import Array, Groups, Matrices
+
+MAX_PAIRS = 1 << 15
+"""Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
 _SIGNATURES = {
     "experts_gated": None,
@@ -63,18 +67,15 @@ def experts(
     (_, ffn, dim), tokens = gate.weight.shape, len(ids)
     if dim % 8 or ffn % 8:
         raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
-    out = cupy_module().empty((tokens, dim), np.float32)
-    if tokens:
-        ids, weights = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights)
-        product = experts_product((format_of(gate.weight), format_of(up.weight)), tokens)
-        run = _grouped_gemm if product is Product.GROUPED_GEMM else _gemv
-        operand = as_operand(x, experts_form_for([gate.weight, up.weight], tokens))
-        run(out, operand, ids, weights, (gate, up), down, unit, None if residual is None else float32(residual))
-    return out
+    if not tokens:
+        return cupy_module().empty((0, dim), np.float32)
+    ids, weights = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights)
+    product = experts_product((format_of(gate.weight), format_of(up.weight)), tokens)
+    run = _grouped_gemm if product is Product.GROUPED_GEMM else _gemv
+    return run(as_operand(x, form_of(product, tokens)), ids, weights, (gate, up), down, unit, float32(residual))
 
 
 def _gemv(
-    out: Array,
     x: Array | PackedOperand,
     ids: Array,
     weights: Array,
@@ -82,12 +83,12 @@ def _gemv(
     down: Matrices,
     unit: str,
     residual: Array,
-) -> None:
+) -> Array:
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
     tokens, ffn = len(ids), pair[0].weight.shape[1]
     hidden = empty_operand((ids.size, ffn), experts_form_for([down.weight], tokens))
     _gemv_gated(hidden, x, ids, pair, unit)
-    _gemv_down(out, _memory(hidden), ids, weights, down, residual)
+    return _gemv_down(_memory(hidden), ids, weights, down, residual)
 
 
 def _memory(x: Array | PackedOperand) -> Array:
@@ -115,7 +116,7 @@ def _gemv_gated(
         launch(_memory(out)[part.span], None, part.span.start, part)
 
 
-def _gemv_down(out: Array, hidden: Array, ids: Array, weights: Array, down: Matrices, residual: Array) -> None:
+def _gemv_down(hidden: Array, ids: Array, weights: Array, down: Matrices, residual: Array) -> Array:
     """Down, and the sum; where it is unpacked for each pair, the sum is a launch of its own."""
     (_, dim, ffn), cupy, tuned = down.weight.shape, cupy_module(), tuning.current()
     products = tuned.gated_threads // tuned.gated_lanes  # of a block
@@ -127,15 +128,50 @@ def _gemv_down(out: Array, hidden: Array, ids: Array, weights: Array, down: Matr
         _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
 
     if kind_of(down) is not None:
-        return launch(out, hidden, ids, ids.shape[1], weights, *parts([down]), residual)
+        out, (part,) = cupy.empty((len(ids), dim), np.float32), parts([down])
+        launch(out, hidden, ids, ids.shape[1], weights, part, residual)
+        return out
     y = cupy.empty((ids.size, dim), np.float32)
     for part in parts([down], ids.reshape(-1)):
         launch(y[part.span], hidden[part.span], None, 1, None, part)
-    combine(out, y, None, weights, residual)
+    return combine(y, None, weights, residual)
+
+
+def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
+    """What `rocforge.ops.moe.expert_linear` gives, of arrays on a device."""
+    cupy, rows = cupy_module(), matrices.weight.shape[1]
+    ids, x, kind = cupy.ascontiguousarray(ids, dtype=np.int32), float32(x), kind_of(matrices)
+    if len(x) != ids.size:
+        x = rows_by_id(x, _token_of_pair(ids.shape[1], 1 << (ids.size - 1).bit_length(), x.device.id)[: ids.size])
+    out, pairs = cupy.empty((ids.size, rows), np.float32), ids.reshape(-1)
+    for start in range(0, ids.size, MAX_PAIRS):
+        span = slice(start, start + MAX_PAIRS)
+        operand = quantized(x[span]).data if kind is not None and kind.planar else x[span]
+        _linear_of_pairs(out[span], operand, pairs[span], matrices)
+    return out
+
+
+def _linear_of_pairs(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
+    (_, rows, columns), whole, tuned = matrices.weight.shape, kind_of(matrices) is not None, tuning.current()
+    products = tuned.gated_threads // tuned.gated_lanes  # of a block
+    for part in parts([matrices], None if whole else ids):
+        y, operand = (out, x) if whole else (out[part.span], x[part.span])
+        which = ids if whole else None
+        args = (operand, part.kind.cells(columns), which, None, 1, *part.data, *part.biases, None, y, rows)
+        _kernel("experts_down", part.kind)((blocks(rows, products), len(y)), (tuned.gated_threads,), args)
+
+
+@functools.cache
+def _token_of_pair(used: int, pairs: int, device: int) -> Array:
+    """int32 (pairs,): the token of each token-expert pair. It is kept, since graphs of steps read it."""
+    cupy = cupy_module()
+    with cupy.cuda.Device(device):
+        tokens = cupy.asarray(np.arange(pairs, dtype=np.int32) // used)
+        cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
+    return tokens
 
 
 def _grouped_gemm(
-    out: Array,
     x: Array,
     ids: Array,
     weights: Array,
@@ -143,7 +179,7 @@ def _grouped_gemm(
     down: Matrices,
     unit: str,
     residual: Array,
-) -> None:
+) -> Array:
     """Four launches: the token-expert pairs sorted, gate and up, down, and the sum over a token's experts."""
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     groups = group_by_expert(ids, count)
@@ -153,14 +189,14 @@ def _grouped_gemm(
     def gated(offsets: Array, part: Part) -> dict[str, Any]:
         matrices = gated_matrices(*part.data, part.biases, ffn, unit)
         args = {"y": hidden, "x": x, "order": groups.order, "offsets": offsets, "used": ids.shape[1], "columns": dim}
-        return {**args, "experts": part.count, "matrices": matrices}
+        return {**args, "experts": part.experts, "matrices": matrices}
 
     def last(offsets: Array, part: Part) -> tuple[Any, ...]:
-        return (y, hidden, offsets, part.count, *part.data, *part.biases, dim, ffn)
+        return (y, hidden, offsets, part.experts, *part.data, *part.biases, dim, ffn)
 
     _tiles("experts_gated_tiles", groups, pair, blocks(ffn, rows // 2), gated)  # half of a tile's rows are of gate
     _tiles("experts_down_tiles", groups, [down], blocks(dim, rows), last)
-    combine(out, y, groups.rank, weights, residual)
+    return combine(y, groups.rank, weights, residual)
 
 
 def _tiles(
@@ -173,5 +209,5 @@ def _tiles(
     tuned = tuning.current()
     for part in parts(matrices):
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
-        tiles = groups.order.size // tuned.experts_tile_pairs + part.count
+        tiles = groups.order.size // tuned.experts_tile_pairs + part.experts
         _kernel(name, part.kind)((runs * tiles,), (tuned.experts_tile_rows,), arguments(offsets, part))

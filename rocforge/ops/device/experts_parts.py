@@ -32,8 +32,9 @@ class Part(NamedTuple):
     kind: WeightFormat
 
     @property
-    def count(self) -> int:
-        return self.span.stop - self.span.start
+    def experts(self) -> int:
+        """How many matrices there are of each kind."""
+        return len(self.data[0])
 
 
 def kind_of(*matrices: Matrices) -> WeightFormat | None:

@@ -30,7 +30,7 @@ def gemms_fp16(x: Array, weights: Sequence[Weight]) -> list[Array]:
     Returns:
         float32 CuPy arrays (tokens, rows), one for each.
     """
-    fp16 = [getattr(weight, "fp16", None) for weight in weights]
+    fp16: list[Array] = [getattr(weight, "fp16", None) for weight in weights]
     if len(weights) == 1 or not _end_to_end(fp16):
         return [gemm_fp16(x, weight) for weight in weights]
     cupy, ends = cupy_module(), list(itertools.accumulate(map(len, fp16)))
@@ -72,7 +72,7 @@ def _end_to_end(arrays: Sequence[Array]) -> bool:
 def _compute_type() -> int:
     """Sums in float32: CuPy's name for that differs, since on HIP it takes a data type there."""
     cupy = cupy_module()
-    return cupy.cuda.runtime.CUDA_R_32F if cupy.cuda.runtime.is_hip else cupy.cuda.cublas.CUBLAS_COMPUTE_32F
+    return int(cupy.cuda.runtime.CUDA_R_32F if cupy.cuda.runtime.is_hip else cupy.cuda.cublas.CUBLAS_COMPUTE_32F)
 
 
 def _multiply(x: Array, weight: Array, y: Array, start: int) -> None:

@@ -95,8 +95,8 @@ def product_then_norm(
     normed.norm = PartialNorm(squares, eps)
     out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
     log_lanes = log_lanes_then_norm(rows, cells, card_of(device).compute_units, tuning.of(device))
-    args = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
-    args = (*args, norm, normed.data, out_cells, squares)
+    product = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
+    args = (*product, norm, normed.data, out_cells, squares)
     grid, threads = out_cells * CELL // GEMV_RUN, GEMV_RUN << log_lanes
     _then_norm_kernel(format_of(weight).kernel)((grid,), (threads,), args)
     return y, normed

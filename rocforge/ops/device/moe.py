@@ -39,16 +39,20 @@ def group_by_expert(ids: Array, count: int) -> Groups:
     return groups
 
 
-def combine(out: Array, y: Array, rank: Array, weights: Array, residual: Array) -> None:
+def combine(y: Array, rank: Array, weights: Array, residual: Array) -> Array:
     """The weighted sum over each token's experts.
 
     Args:
-        out: float32 (tokens, dim), written.
         y: float32 (token-expert pairs, dim).
         rank: int32 (pairs,), where in y each pair is; None: in their order.
         weights: float32 (tokens, used).
         residual: float32 (tokens, dim), added; or None.
+
+    Returns:
+        float32 (tokens, dim).
     """
-    tokens, dim = out.shape
-    threads = tuning.current().elementwise_threads
-    _combine((tokens, blocks(dim, threads)), (threads,), (out, y, rank, weights, residual, len(y) // tokens, dim))
+    (tokens, used), dim, threads = weights.shape, y.shape[1], tuning.current().elementwise_threads
+    out = cupy_module().empty((tokens, dim), np.float32)
+    if out.size:
+        _combine((tokens, blocks(dim, threads)), (threads,), (out, y, rank, weights, residual, used, dim))
+    return out

@@ -49,7 +49,9 @@ def linears(
 def _flat(x: Array | PackedOperand) -> tuple[Array | PackedOperand, tuple[int, ...]]:
     """x with its leading axes as one, and these axes."""
     leading = x.shape[:-1]
-    return (x if len(leading) == 1 else x.reshape(math.prod(leading), x.shape[-1])), leading
+    if isinstance(x, PackedOperand) or len(leading) == 1:
+        return x, leading
+    return x.reshape(math.prod(leading), x.shape[-1]), leading
 
 
 def _launch(
@@ -77,7 +79,7 @@ def gated_linear(
         return gated_unit(unit, *linears(x, [gate, up], biases, None), form=plan.result)
     run = tile_gated if plan.product is Product.TILE else gated_product
     y = run(as_operand(flat, plan.form), gate, up, [float32(bias) for bias in biases], unit, plan.result)
-    return y if len(leading) == 1 else y.reshape(*leading, y.shape[-1])
+    return y if isinstance(y, PackedOperand) or len(leading) == 1 else y.reshape(*leading, y.shape[-1])
 
 
 def linear_then_norm(

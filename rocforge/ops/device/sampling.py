@@ -8,15 +8,15 @@ float32's rounding of the border between two tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.types import Array, HostArray
 
 VOCABULARY_LIMIT = 1 << 19
 
@@ -59,14 +59,14 @@ class Sampler:
         params: Sequence[SamplingParams],
         steps: Sequence[int],
         counts_rows: Sequence[int] | None = None,
-        counts: Any = None,
+        counts: Array = None,
         room: int = 0,
     ):
         cupy = cupy_module()
         rows = np.zeros(len(params), PARAMETERS)
         biases = [p.logit_bias for p in params]
         for row, p, step in zip(rows, params, steps, strict=True):
-            row["seed"], row["step"], row["top_k"] = p.seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
+            row["seed"], row["step"], row["top_k"] = p.drawn_seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
             for name in ("top_p", *_FLOATS):
                 row[name] = getattr(p, name)
         rows["counts_row"] = -1 if counts_rows is None else counts_rows
@@ -89,18 +89,18 @@ class Sampler:
             if target is not None:
                 copy_into(target, source)
 
-    def __call__(self, logits: Any, tokens: Any = None, posted: Any = None, turn: Any = None) -> Any:
+    def __call__(self, logits: Array, tokens: Array = None, host_tokens: Array = None, step: Array = None) -> Array:
         """The next token of each row; its step, and its counts, go up by one.
 
         Args:
             logits: float32 CuPy array (rows, vocabulary); not changed.
             tokens: int32 (rows,), where they are put; None for a new array.
-            posted: int32 (2, rows), memory of the host where they are put as well; or None.
-            turn: int32, shape (1,): which half of that, the first where it is even.
+            host_tokens: int32 (2, rows), memory of the host where they are put as well; or None.
+            step: int32, shape (1,): they go to the first row of that where it is even, else to the second.
 
         Returns:
-            int32, shape (rows,); -1 where the highest logit is not finite, but with `posted` only there, since the next
-            step takes these.
+            int32, shape (rows,); -1 where the highest logit is not finite, but with `host_tokens` only there, since the
+            next step takes these.
 
         Raises:
             ValueError: the vocabulary has more than 524,288 tokens, or the rows are not those of `params`.
@@ -115,21 +115,21 @@ class Sampler:
         highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
         tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
         biases = (self._bias_ids, self._bias_values)
-        args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (tuned.sample_slice_threads,), args)
-        args = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (tuned.sample_row_threads,), args)
+        slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
+        _slices((count, rows), (tuned.sample_slice_threads,), slices)
+        drawn = (rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
+        _rows((rows,), (tuned.sample_row_threads,), (tokens, host_tokens, step, *drawn))
         return tokens
 
 
-def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> np.ndarray:
+def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> HostArray:
     """A row of counts for a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
     counts = 2 * np.bincount(np.asarray(output, np.int64), minlength=vocabulary).astype(np.int32)
     counts[np.asarray(prompt, np.int64)] += 1
     return counts
 
 
-def logprobs_device(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
+def logprobs_device(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
     """`rocforge.ops.sampling.logprobs` of each row, on the device.
 
     Args:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.types import Array
 
 ALIGNMENT = 16
 """Bytes that kernels load at a time, so that arrays begin at a multiple of it."""
 
 
-def float32(x: Any) -> Any:
+def float32(x: Array) -> Array:
     """A CuPy array as C-contiguous float32, aligned; copied only where it is not. None stays None."""
     return None if x is None else aligned(cupy_module().ascontiguousarray(x, dtype=np.float32))
 
 
-def aligned(x: Any) -> Any:
+def aligned(x: Array) -> Array:
     """A CuPy array whose address is a multiple of ALIGNMENT: a copy, where it is a part of another, such as x[1:]."""
     return x.copy() if x.data.ptr % ALIGNMENT else x
 
 
-def rows_of(x: Any) -> tuple[Any, int]:
+def rows_of(x: Array) -> tuple[Array, int]:
     """The memory that a CuPy array (rows, ...) lies in, contiguous, and how many elements its rows are apart.
 
     The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
@@ -39,7 +39,7 @@ def rows_of(x: Any) -> tuple[Any, int]:
     return cupy_module().ndarray((size,), x.dtype, memptr=x.data), stride
 
 
-def copy_into(target: Any, source: Any) -> None:
+def copy_into(target: Array, source: Array) -> None:
     """`target[...] = source` of C-contiguous CuPy arrays of one dtype and shape, as a copy, which is no kernel."""
     target.data.copy_from_device_async(source.data, source.nbytes)
 

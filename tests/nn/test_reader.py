@@ -1,11 +1,11 @@
-"""Config: every key is in its range and agrees with the tensors and the other keys, before anything is built."""
+"""Reader: every key is in its range and agrees with the tensors and the other keys, where a family reads it."""
 
 import numpy as np
 import pytest
 
 from rocforge.errors import GGUFError, UnsupportedModelError
-from rocforge.models import ARCHITECTURES
-from rocforge.nn.config import Config
+from rocforge.models import ARCHITECTURES, build_model
+from rocforge.nn.reader import Reader
 
 SIZES = {
     "context_length": 64,
@@ -27,29 +27,80 @@ class File(dict):
         self.metadata = {"general.architecture": architecture, **values}
 
 
-def config(changes, architecture="llama", tensors=(), **options):
-    return Config.of(File(changes, dict(tensors), architecture), **options)
+def reader(changes, architecture="llama", tensors=(), **options):
+    return Reader(File(changes, dict(tensors), architecture), **options)
+
+
+def build(changes, architecture="llama", tensors=()):
+    """A model of the file, without weights: what its family reads is read."""
+    return build_model(File(changes, dict(tensors), architecture))
 
 
 def test_defaults_of_sizes():
     """Keys that follow from others."""
-    c = config({})
-    assert (c.kv_heads, c.head_dim, c.vocabulary, c.rope.dimensions, c.experts, c.expert_ffn) == (4, 8, 10, 8, 0, 48)
+    read = reader({})
+    attention = read.attention(1)
+    assert (attention["kv_heads"], attention["head_dim"], read.config.vocabulary, read.experts) == (4, 8, 10, 0)
+    assert len(read.rope(False).frequencies) == 4 and read.mlp(0)["ffn"] == 48
     experts = {"expert_count": 3, "expert_used_count": 2, "feed_forward_length": None}
-    assert config(experts, tensors={"blk.0.ffn_gate_exps.weight": np.zeros((3, 24, 32))}).expert_ffn == 24
+    read = reader(experts, tensors={"blk.1.ffn_gate_exps.weight": np.zeros((3, 24, 32))})
+    assert read.moe(1) == {"dim": 32, "ffn": 24, "experts": 3, "used": 2, "scale": 1.0}
+
+
+def test_sizes_that_differ_between_layers():
+    """Heads, lengths and windows of each layer are its own; the rest is said once for all."""
+    model = build(
+        {
+            "attention.head_count": [4, 2],
+            "attention.head_count_kv": np.array([2, 1], np.int32),
+            "feed_forward_length": [48, 64],
+            "attention.key_length": 8,
+            "attention.value_length": 8,
+        }
+    )
+    shapes = dict(model.named_parameters())
+    assert shapes["blk.0.attn_q.weight"].shape == (32, 32) and shapes["blk.1.attn_q.weight"].shape == (16, 32)
+    assert shapes["blk.0.attn_k.weight"].shape == (16, 32) and shapes["blk.1.attn_k.weight"].shape == (8, 32)
+    assert shapes["blk.0.ffn_up.weight"].shape == (48, 32) and shapes["blk.1.ffn_up.weight"].shape == (64, 32)
+    with pytest.raises(GGUFError, match=r"feed_forward_length is \[1, 2, 3\]; allowed are .* arrays of 2"):
+        build({"feed_forward_length": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "every", "expected"),
+    [
+        (None, None, [7, 7]),
+        (None, 2, [7, None]),
+        (2, None, [7, None]),
+        (1, 2, [None, None]),
+        (0, 2, [7, 7]),
+        ([False, True], 2, [None, 7]),
+    ],
+)
+def test_windows(pattern, every, expected):
+    """Which layers have the window: as the file says, by a number or by layer, else as the family says, or all."""
+    read = reader({"attention.sliding_window": 7, "attention.sliding_window_pattern": pattern})
+    assert [read.window(layer, every) for layer in (0, 1)] == expected
+    assert reader({"attention.sliding_window": 0}).window(0) is None
 
 
 @pytest.mark.parametrize(
     ("architecture", "expected"),
-    [("gemma2", (4096, 50.0, 30.0)), ("gemma3", (0, 0.0, 0.0)), ("gpt-oss", (128, 0.0, 0.0)), ("llama", (0, 0.0, 0.0))],
+    [
+        ("gemma2", (4096, 50.0, 30.0)),
+        ("gemma3", (None, None, None)),
+        ("gpt-oss", (128, None, None)),
+        ("llama", (None, None, None)),
+    ],
 )
 def test_defaults_of_architectures(architecture, expected):
     """What old files lack is what their models were made with; what a file has is its own."""
     defaults = ARCHITECTURES[architecture].defaults
-    c = config({}, architecture, defaults=defaults)
-    assert (c.window, c.attention_softcap, c.final_softcap) == expected
-    own = config({"attention.sliding_window": 7, "final_logit_softcapping": 5.0}, architecture, defaults=defaults)
-    assert (own.window, own.final_softcap) == (7, 5.0)
+    read = reader({}, architecture, defaults=defaults)
+    caps = read.softcap("attn_logit_softcapping"), read.softcap("final_logit_softcapping")
+    assert (read.window(0), *caps) == expected
+    own = reader({"attention.sliding_window": 7, "final_logit_softcapping": 5.0}, architecture, defaults=defaults)
+    assert (own.window(0), own.softcap("final_logit_softcapping")) == (7, 5.0)
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
@@ -77,7 +128,7 @@ BAD = [
     ({"rope.scaling.yarn_beta_fast": 0.0, **YARN}, "beta_fast is 0.0"),
     ({"rope.scaling.original_context_length": 0, **YARN}, "original_context_length is 0"),
     ({"attention.sliding_window": -1}, "sliding_window is -1"),
-    ({"attention.sliding_window_pattern": True}, "sliding_window_pattern is True"),
+    ({"attention.sliding_window": 7, "attention.sliding_window_pattern": True}, "sliding_window_pattern is True"),
     ({"final_logit_softcapping": "x"}, "softcapping is 'x'"),
 ]
 
@@ -86,7 +137,7 @@ BAD = [
 def test_values_that_make_no_sense(changes, message):
     """The key, its value and what is allowed are named."""
     with pytest.raises(GGUFError, match=message):
-        config(changes)
+        build(changes, "gemma3" if any("sliding" in key or "softcap" in key for key in changes) else "llama")
 
 
 @pytest.mark.parametrize("architecture", [None, 3, ["llama"], np.array([1])])
@@ -95,24 +146,24 @@ def test_architecture(architecture):
     file = File({}, {})
     file.metadata["general.architecture"] = architecture
     with pytest.raises(GGUFError, match=r"general\.architecture is .*; allowed are strings"):
-        Config.of(file)
+        Reader(file)
 
 
 @pytest.mark.parametrize("shape", [(), (10,), (0, 32), (10, 0), (2, 5, 32)])
 def test_an_embedding_that_is_no_matrix(shape):
     """Its rows are the vocabulary."""
     with pytest.raises(GGUFError, match=r"tensor token_embd\.weight has shape"):
-        config({}, tensors={"token_embd.weight": np.zeros(shape)})
+        build({}, tensors={"token_embd.weight": np.zeros(shape)})
 
 
 @pytest.mark.parametrize("factors", [np.ones(3), np.zeros(4), np.full(4, np.nan), np.ones((4, 1)), np.ones(0)])
 def test_rope_factors(factors):
     """One over 0 for each pair."""
     with pytest.raises(GGUFError, match=r"tensor rope_freqs\.weight is of shape .*; allowed are 4 numbers over 0"):
-        config({}, tensors={"rope_freqs.weight": factors})
+        build({}, tensors={"rope_freqs.weight": factors})
 
 
 def test_keys_and_values_of_different_lengths():
     """They are named as what is not supported."""
     with pytest.raises(UnsupportedModelError, match="different lengths"):
-        config({"attention.value_length": 4})
+        build({"attention.value_length": 4})

@@ -1,0 +1,57 @@
+"""Block: one layer of a model, attention and feed-forward around the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rocforge.nn.batch import Batch
+from rocforge.nn.module import Module
+from rocforge.ops.activation import add
+
+
+class Block(Module):
+    """`x += post(attn(pre(x)))`, then the like with ffn; x (tokens, dim).
+
+    Args:
+        attn: called with (x, batch).
+        ffn: called with x.
+        norm: makes a norm.
+        pre, post: GGUF's names of the norms before and after attention and feed-forward; None where there is none.
+        parallel: both see the same normalized x, `x + attn(n) + ffn(n)`; there is one norm before them.
+    """
+
+    def __init__(
+        self,
+        attn: Module,
+        ffn: Module,
+        norm: Callable[[], Module],
+        *,
+        pre: tuple[str | None, str | None] = ("attn_norm", "ffn_norm"),
+        post: tuple[str | None, str | None] = (None, None),
+        parallel: bool = False,
+    ):
+        self.pre, self.post, self.parallel = pre, post, parallel
+        for mixer, which in ((attn, 0), (ffn, 1)):
+            self._add_norm(pre[which], norm)
+            setattr(self, ("attn", "ffn")[which], mixer)
+            self._add_norm(post[which], norm)
+
+    def _add_norm(self, name: str | None, norm: Callable[[], Module]) -> None:
+        if name is not None:
+            setattr(self, name, norm())
+
+    def norms(self, which: int) -> tuple[Module | None, Module | None]:
+        """The norms before and after attention (0) or feed-forward (1)."""
+        pre, post = self.pre[which], self.post[which]
+        return pre and getattr(self, pre), post and getattr(self, post)
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        (pre_attn, post_attn), (pre_ffn, post_ffn) = self.norms(0), self.norms(1)
+        y = pre_attn(x) if pre_attn else x
+        attended = self.attn(y, batch)
+        attended = add(x, post_attn(attended) if post_attn else attended)
+        if not self.parallel:
+            y = pre_ffn(attended) if pre_ffn else attended
+        fed = self.ffn(y)
+        return add(attended, post_ffn(fed) if post_ffn else fed)

@@ -1,0 +1,259 @@
+"""Fusion: the one place that decides what of a model runs in fewer launches than it has modules.
+
+Models are written as plain modules. `fuse` turns their blocks into steps, each of which carries the residual stream
+past attention or feed-forward. A step takes modules together that are plain, which is to say of the very class that
+rocforge defines, not adapted, and not observed where fusing would leave no output to see. All others are called.
+What a kernel can begin of the next step, its norm, comes along with the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rocforge.nn.attention import Attention
+from rocforge.nn.batch import Batch
+from rocforge.nn.block import Block
+from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.mlp import MLP, MergedMLP
+from rocforge.nn.module import Module
+from rocforge.nn.moe import Experts, MoE
+from rocforge.ops.activation import add, sigmoid_gate
+from rocforge.ops.device.experts import takes_int8
+from rocforge.ops.embedding import embedding
+from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
+from rocforge.ops.moe import experts
+from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_for
+
+
+def is_plain(module: Any, kind: type) -> bool:
+    """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
+    return type(module) is kind and not module.adapters
+
+
+def is_hidden(module: Any, kind: type) -> bool:
+    """Whether a module is plain, and nobody sees its output: there need not be one."""
+    return is_plain(module, kind) and not module.observers
+
+
+class Stream(NamedTuple):
+    """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's Entry gives."""
+
+    x: Any
+    normed: Any = None
+
+
+class Entry:
+    """A hidden norm and the plain products of its result, which it gives in the form that they take."""
+
+    def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
+        self.norm, self.weights = norm, [layer.weight for layer in layers]
+
+    def __call__(self, stream: Stream) -> Any:
+        if stream.normed is not None:
+            return stream.normed
+        return rms_norm_for(self.weights, stream.x, self.norm.weight, self.norm.eps)
+
+
+def _entry(norm: Module | None, layers: Sequence[Module]) -> Entry | None:
+    plain = is_hidden(norm, RMSNorm) and all(is_plain(layer, Linear) for layer in layers)
+    return Entry(norm, layers) if plain else None
+
+
+class _Step:
+    """Carries the stream past a mixer: `x + post(mixer(pre(x)))`.
+
+    Attributes:
+        entry: how the stream enters, where that is fused.
+        shared: the mixer before has made what this one takes; or the one after this takes the same.
+    """
+
+    entry: Entry | None = None
+
+    def __init__(self, mixer: Module, pre: Module | None, post: Module | None):
+        self.mixer, self.pre, self.post = mixer, pre, post
+
+    def enter(self, stream: Stream) -> Any:
+        """The mixer's x."""
+        if self.entry is not None:
+            return self.entry(stream)
+        return stream.x if self.pre is None else self.pre(stream.x)
+
+    def leave(self, x: Any, y: Any) -> Stream:
+        """The stream x past a mixer that gave y."""
+        if is_hidden(self.post, RMSNorm):
+            return Stream(rms_norm(y, self.post.weight, self.post.eps, residual=x))
+        return Stream(add(x, y if self.post is None else self.post(y)))
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        """The stream past this step; `following` is how it enters the next one."""
+        raise NotImplementedError
+
+
+class _Called(_Step):
+    """A mixer that is called."""
+
+    def __init__(self, mixer: Module, pre: Module | None, post: Module | None, stateful: bool):
+        super().__init__(mixer, pre, post)
+        self.stateful = stateful
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        y = self.enter(stream)
+        return self.leave(stream.x, self.mixer(y, batch) if self.stateful else self.mixer(y))
+
+
+class _CalledBlock:
+    """A block that is called."""
+
+    entry = None
+
+    def __init__(self, block: Module):
+        self.block = block
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        return Stream(self.block(stream.x, batch))
+
+
+class _Projected(_Step):
+    """A mixer that begins with products of one x, and ends with a product."""
+
+    def __init__(self, mixer: Any, pre: Module | None, post: Module | None, last: Module):
+        super().__init__(mixer, pre, post)
+        self.layers, self.last = mixer.projections, last
+        self.entry = _entry(pre, self.layers)
+        self.adds = post is None and is_hidden(last, Linear) and not mixer.observers
+        self.last_weight = last.weight if is_plain(last, Linear) else None
+
+    def project(self, x: Any) -> list[Any]:
+        """What each projection gives for x; the plain ones in one launch where it can be."""
+        plain = [layer for layer in self.layers if is_plain(layer, Linear)]
+        ys = iter(linears(x, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else ())
+        return [layer.observed(next(ys)) if is_plain(layer, Linear) else layer(x) for layer in self.layers]
+
+    def finish(self, x: Any, y: Any, following: Entry | None) -> Stream:
+        """The stream x past the mixer, whose last product takes y."""
+        if not self.adds:
+            return self.leave(x, self.mixer.observed(self.last(y)))
+        weight, bias = self.last.weight, self.last.bias
+        if following is None:
+            return Stream(linear(y, weight, bias, x))
+        norm = following.norm
+        return Stream(*linear_then_norm(y, weight, bias, x, norm.weight, norm.eps, following.weights))
+
+
+class _Attention(_Projected):
+    """Norms of the heads, rope, storing and attention are one op, that writes what the output product takes."""
+
+    def __init__(self, mixer: Attention, pre: Module | None, post: Module | None):
+        super().__init__(mixer, pre, post, mixer.attn_output)
+        norms = mixer.attn_q_norm, mixer.attn_k_norm
+        self.fuses_norms = mixer.norms == "head" and all(is_hidden(norm, RMSNorm) for norm in norms)
+        self.calls_norms = mixer.norms is not None and not self.fuses_norms
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        attn = self.mixer
+        q, k, v, gate = attn.split(self.project(self.enter(stream)))
+        fused = {}
+        if self.calls_norms:
+            q, k = attn.normalize(q, k)
+        elif self.fuses_norms:
+            q_norm = attn.attn_q_norm
+            fused = {"q_norm": q_norm.weight, "k_norm": attn.attn_k_norm.weight, "eps": q_norm.eps}
+        if gate is None and self.last_weight is not None:
+            return self.finish(stream.x, attn.attend(q, k, v, batch, then=self.last_weight, **fused), following)
+        y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
+        return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
+
+
+class _MLP(_Projected):
+    """Gate, up and activation are one op, that writes what the last product takes."""
+
+    def __init__(self, mixer: Any, pre: Module | None, post: Module | None):
+        super().__init__(mixer, pre, post, mixer.ffn_down)
+        gated = type(mixer) is MLP and len(self.layers) == 2
+        self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        x = self.enter(stream)
+        if self.fuses_gate:
+            gate, up = self.layers
+            biases = gate.bias, up.bias
+            y = gated_linear(x, gate.weight, up.weight, *biases, self.mixer.activation, self.last_weight)
+        else:
+            y = self.mixer.activate(self.project(x))
+        return self.finish(stream.x, y, following)
+
+
+class _MoE(_Step):
+    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
+
+    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+        moe, x = self.mixer, stream.x
+        matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
+        if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
+            y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
+        else:
+            y = operand = self.enter(stream)
+        ids, weights = moe.route(y)
+        if self.post is None and not moe.observers:
+            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=x))
+        return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
+
+
+def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool) -> _Step:
+    if is_plain(mixer, Attention):
+        return _Attention(mixer, pre, post)
+    if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
+        return _MLP(mixer, pre, post)
+    if is_plain(mixer, MoE) and all(
+        is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
+    ):
+        return _MoE(mixer, pre, post)
+    return _Called(mixer, pre, post, stateful)
+
+
+class Fused:
+    """The blocks of a model as steps, and how the residual stream leaves them.
+
+    Args:
+        blocks: the model's.
+        norm, output: of the model.
+
+    Attributes:
+        frequencies: the rotary embeddings of the attention layers, each once.
+    """
+
+    def __init__(self, blocks: Sequence[Module], norm: Module, output: Module):
+        self.norm, self.entry = norm, _entry(norm, [output])
+        self._steps: list[Any] = []
+        self._seen: dict[int, Module] = {}  # steps after which an observed block's output is there
+        for block in blocks:
+            if is_plain(block, Block) and not block.parallel:
+                self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), stateful=i == 0) for i in (0, 1)]
+                self._seen[len(self._steps) - 1] = block
+            else:
+                self._steps.append(_CalledBlock(block))
+        ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
+        self.frequencies = list(ropes.values())
+        entries = [step.entry for step in self._steps[1:]]
+        self._following = [*entries, self.entry]
+
+    def __call__(self, x: Any, batch: Batch, rows: Any = None) -> Stream:
+        """The stream x (tokens, dim) past all blocks.
+
+        Args:
+            rows: those wanted of it; None: all. The last feed-forward computes no others.
+        """
+        stream, last = Stream(x), len(self._steps) - 1
+        early = rows is not None and not isinstance(self._steps[last], _CalledBlock)
+        for i, (step, following) in enumerate(zip(self._steps, self._following, strict=True)):
+            if early and i == last:
+                stream = Stream(embedding(rows, stream.x))
+            stream = step(stream, batch, None if early and i == last - 1 else following)
+            if (block := self._seen.get(i)) is not None and block.observers:
+                block.observed(stream.x)
+        return stream if rows is None or early else Stream(embedding(rows, stream.x))
+
+    def leave(self, stream: Stream, plain: bool = False) -> Any:
+        """The stream normalized: as the output takes it, or as an array (rows, dim)."""
+        return self.norm(stream.x) if plain or self.entry is None else self.entry(stream)

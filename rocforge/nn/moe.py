@@ -1,0 +1,69 @@
+"""Mixture of experts: a router and gated feed-forwards, of which each token takes a few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.nn.layers import Linear
+from rocforge.nn.module import Module, Parameter
+from rocforge.ops import activation as activations
+from rocforge.ops.moe import combine_experts, expert_linear, route
+
+
+class Experts(Module):
+    """One matrix an expert: weight (experts, rows, columns), bias (experts, rows) or none.
+
+    A call takes x (tokens, columns), or one row for each token-expert pair (tokens * used, columns), and the ids
+    (tokens, used) of the experts; it gives float32 (tokens * used, rows).
+    """
+
+    def __init__(self, experts: int, columns: int, rows: int, bias: bool = False):
+        self.weight = Parameter(experts, rows, columns)
+        self.bias = Parameter(experts, rows, matrix=False) if bias else None
+
+    def forward(self, x: Any, ids: Any) -> Any:
+        return expert_linear(x, ids, self)
+
+
+class MoE(Module):
+    """Mixture of experts: a router (ffn_gate_inp) sends each token to a few gated feed-forwards.
+
+    Args:
+        dim, ffn: widths of the residual stream and of an expert's hidden layer.
+        experts, used: how many there are, and how many each token takes.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
+        bias: router and experts have biases.
+        softmax_before, normalize, scale: as in rocforge.ops.moe.route.
+    """
+
+    inline = True
+
+    def __init__(
+        self,
+        dim: int,
+        ffn: int,
+        experts: int,
+        used: int,
+        activation: str = "swiglu",
+        *,
+        bias: bool = False,
+        softmax_before: bool = True,
+        normalize: bool = True,
+        scale: float = 1.0,
+    ):
+        self.ffn_gate_inp = Linear(dim, experts, bias=bias)
+        self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_up_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_down_exps = Experts(experts, ffn, dim, bias)
+        self.activation = activation
+        self.routing = (used, softmax_before, normalize, scale)
+
+    def forward(self, x: Any) -> Any:
+        ids, weights = self.route(x)
+        gate, up = self.ffn_gate_exps(x, ids), self.ffn_up_exps(x, ids)
+        y = self.ffn_down_exps(getattr(activations, self.activation)(gate, up), ids)
+        return combine_experts(y, weights)
+
+    def route(self, x: Any) -> tuple[Any, Any]:
+        """The experts of each token, ids and weights (tokens, used)."""
+        return route(self.ffn_gate_inp(x), *self.routing)

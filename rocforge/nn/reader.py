@@ -1,0 +1,259 @@
+"""Reader: the hyperparameters of a model file, each checked where a family reads it.
+
+Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.gguf.metadata import MOST, REQUIRED, Metadata
+from rocforge.nn.config import Config
+from rocforge.nn.layers import LayerNorm, RMSNorm
+from rocforge.ops.rope import RopeFrequencies, rope_frequencies
+
+ROPE_TENSORS = {
+    "factors": "rope_freqs.weight",
+    "long": "rope_factors_long.weight",
+    "short": "rope_factors_short.weight",
+}
+"""Tensors that say how to compute, not what to multiply with; a Reader reads them."""
+EMBEDDING = "token_embd.weight"
+SCALINGS = ("none", "linear", "yarn", "longrope")
+"""Known values of rope.scaling.type; longrope's scaling is in its factors."""
+MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
+LEAST, LARGEST = 1e-12, 1e12
+"""Bounds of constants that are positive."""
+BASES = (1.001, LARGEST)
+"""Bounds of a rope base; YaRN divides by its logarithm."""
+
+
+class Reader(Metadata):
+    """What a family makes its blocks of: metadata below the architecture's prefix, and shapes of tensors.
+
+    Methods that take a layer give what that layer has: a file may say it once for all layers, or for each.
+
+    Args:
+        file: a mapping of tensors with a `metadata` dict, as rf.open_gguf gives.
+        context: the longest sequence to serve, in tokens; None for what the model was made for. LongRoPE picks its
+            factors by it.
+        defaults: values of keys that old files lack.
+
+    Attributes:
+        config: what all models have.
+
+    Raises:
+        GGUFError: a key is missing, or its value makes no sense; or the embedding is missing or no matrix. So do the
+            methods.
+    """
+
+    def __init__(
+        self, file: Any, context: int | None = None, defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        architecture = Metadata(file.metadata).string("general.architecture")
+        known = {f"{architecture}.{key}": value for key, value in defaults.items()}
+        super().__init__({**known, **file.metadata}, f"{architecture}.")
+        self.tensors, self._ropes = file, {}
+        self.config = Config(
+            architecture=architecture,
+            layers=self.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
+            dim=self.integer("embedding_length", 1, MOST),
+            vocabulary=_embedding_rows(file),
+            context=context or self.integer("context_length", 1, MOST),
+        )
+
+    def per_layer(self, key: str, default: Any = REQUIRED) -> list[Any]:
+        """A value for each layer: the items of an array, or the one value of all.
+
+        Raises:
+            GGUFError: an array of another length.
+        """
+        value, layers = self.value(key, default), self.config.layers
+        if not isinstance(value, (list, np.ndarray)):
+            return [value] * layers
+        if len(value) != layers:
+            raise self.error(key, f"one value, or arrays of {layers}, one a layer")
+        return value.tolist() if isinstance(value, np.ndarray) else list(value)
+
+    def integer_of(self, layer: int, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
+        """An integer of a layer, low to high."""
+        value = self.per_layer(key, default)[layer]
+        if value is default or (type(value) is int and low <= value <= high):
+            return value
+        raise self.error(key, f"integers from {low} to {high}")
+
+    @functools.cached_property
+    def eps(self) -> float:
+        """The epsilon of RMS norms."""
+        return self.number("attention.layer_norm_rms_epsilon", LEAST, 1.0)
+
+    def rms_norm(self) -> RMSNorm:
+        """A norm of the residual stream."""
+        return RMSNorm(self.config.dim, self.eps)
+
+    def layer_norm(self) -> LayerNorm:
+        """A norm of the residual stream, with its mean subtracted."""
+        return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0))
+
+    def attention(self, layer: int) -> dict[str, Any]:
+        """Sizes of a layer's attention, as `nn.Attention` takes them."""
+        dim, key = self.config.dim, "attention.head_count"
+        heads = self.integer_of(layer, key, 1, dim)
+        kv_heads = self.integer_of(layer, f"{key}_kv", 1, heads, default=None) or heads
+        if heads % kv_heads:
+            raise self.error(f"{key}_kv", f"divisors of the {heads} heads")
+        return {
+            "dim": dim,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": self.head_dim(layer),
+            "eps": self.eps,
+        }
+
+    def head_dim(self, layer: int) -> int:
+        """Elements of a head.
+
+        Raises:
+            UnsupportedModelError: keys and values have different lengths.
+        """
+        default = self.config.dim // self.integer_of(layer, "attention.head_count", 1, self.config.dim)
+        head_dim = self.integer_of(layer, "attention.key_length", 1, MOST_HEAD_DIM, default=None) or default
+        value_dim = self.integer_of(layer, "attention.value_length", 1, MOST_HEAD_DIM, default=None) or default
+        if value_dim != head_dim:
+            raise UnsupportedModelError("keys and values of different lengths are not supported")
+        return head_dim
+
+    def mlp(self, layer: int) -> dict[str, int]:
+        """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""
+        return {"dim": self.config.dim, "ffn": self.integer_of(layer, "feed_forward_length", 1, MOST)}
+
+    @functools.cached_property
+    def experts(self) -> int:
+        """How many experts there are; 0 for a dense model."""
+        return self.integer("expert_count", 0, MOST, default=0)
+
+    def moe(self, layer: int) -> dict[str, Any]:
+        """Sizes of a layer's experts, as `nn.MoE` takes them."""
+        if not self.experts:
+            raise self.error("expert_count", "integers from 1")
+        return {
+            "dim": self.config.dim,
+            "ffn": self.integer_of(layer, "expert_feed_forward_length", 1, MOST, default=self._expert_ffn(layer)),
+            "experts": self.experts,
+            "used": self.integer("expert_used_count", 1, self.experts),
+            "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
+        }
+
+    def _expert_ffn(self, layer: int) -> int:
+        """What the layer's experts have, which not all files say."""
+        name = f"blk.{layer}.ffn_gate_exps.weight"
+        if name in self.tensors and len(self.tensors[name].shape) > 1:
+            return self.tensors[name].shape[-2]
+        return self.integer_of(layer, "feed_forward_length", 1, MOST)
+
+    def window(self, layer: int, every: int | None = None) -> int | None:
+        """The sliding window of a layer in tokens, or None where it sees everything.
+
+        Args:
+            every: of how many layers the last sees everything, where the file does not say; None: all layers have the
+                window.
+        """
+        window = self.integer("attention.sliding_window", 0, MOST, default=0)
+        if not window:
+            return None
+        key = "attention.sliding_window_pattern"
+        pattern = self.value(key, every)
+        if isinstance(pattern, (list, np.ndarray)):  # whether each layer has it
+            return window if self.per_layer(key)[layer] else None
+        if pattern is not every:
+            pattern = self.integer(key, 0, MOST)
+        return window if not pattern or (layer + 1) % pattern else None
+
+    def softcap(self, key: str) -> float | None:
+        """A cap on scores or logits; None for none."""
+        return self.number(key, 0.0, LARGEST, default=0.0) or None
+
+    def rope(self, neox: bool) -> RopeFrequencies:
+        """The rotary embedding, scaled as the file says; neox as in RopeFrequencies. Layers share it."""
+        if neox not in self._ropes:
+            self._ropes[neox] = self._scaled_rope(neox)
+        return self._ropes[neox]
+
+    def _scaled_rope(self, neox: bool) -> RopeFrequencies:
+        read, config, dimensions = self, self.config, self._rope_dimensions()
+        trained = read.integer("context_length", 1, MOST, default=config.context)
+        original = read.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
+        older = read.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
+        scale = read.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
+        scaling = read.string("rope.scaling.type", default="linear")
+        if scaling not in SCALINGS:
+            raise read.error("rope.scaling.type", ", ".join(SCALINGS))
+        which = (
+            "factors" if ROPE_TENSORS["factors"] in self.tensors else "long" if config.context > original else "short"
+        )
+        return rope_frequencies(
+            dimensions,
+            self._rope_base(),
+            neox=neox,
+            factors=self._factors(ROPE_TENSORS[which], dimensions // 2),
+            scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
+            scale=scale,
+            original_context=original,
+            magnitude=read.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0),
+            beta_fast=read.number("rope.scaling.yarn_beta_fast", LEAST, LARGEST, default=32.0),
+            beta_slow=read.number("rope.scaling.yarn_beta_slow", LEAST, LARGEST, default=1.0),
+        )
+
+    def window_rope(self, neox: bool, base: float | None = None) -> RopeFrequencies:
+        """The rotary embedding of layers with a window: not scaled, of a base of their own. Layers share it.
+
+        Args:
+            neox: as in RopeFrequencies.
+            base: where the file does not say; None: that of all layers, which then is the one embedding of all.
+        """
+        base = self.number("rope.freq_base_swa", *BASES, default=base)
+        if base is None:
+            return self.rope(neox)
+        if (neox, base) not in self._ropes:
+            self._ropes[neox, base] = rope_frequencies(self._rope_dimensions(), base, neox=neox)
+        return self._ropes[neox, base]
+
+    def _rope_base(self) -> float:
+        return self.number("rope.freq_base", *BASES, default=10000.0)
+
+    def _rope_dimensions(self) -> int:
+        head_dim, key = self.head_dim(0), "rope.dimension_count"
+        dimensions = self.integer(key, 2, head_dim, default=head_dim)
+        if dimensions % 2:
+            raise self.error(key, f"even numbers to {head_dim}")
+        return dimensions
+
+    def _factors(self, name: str, count: int) -> np.ndarray | None:
+        if name not in self.tensors:
+            return None
+        factors = np.asarray(self.tensors[name], np.float32)
+        if factors.shape != (count,) or not (factors > 0).all():
+            found = f"of shape {factors.shape}, from {factors.min(initial=np.inf):g}"
+            raise GGUFError(f"tensor {name} is {found}; allowed are {count} numbers over 0")
+        return factors
+
+
+def _embedding_rows(file: Mapping[str, Any]) -> int:
+    """The vocabulary, as the embedding has it."""
+    if EMBEDDING not in file:
+        raise GGUFError(f"tensor {EMBEDDING} is missing")
+    shape = file[EMBEDDING].shape
+    if len(shape) != 2 or 0 in shape:
+        raise GGUFError(f"tensor {EMBEDDING} has shape {shape}; allowed is (vocabulary, embedding_length)")
+    return shape[0]
+
+
+def _blocks(file: Mapping[str, Any]) -> int:
+    """How many blocks have tensors."""
+    return len({name.split(".", 2)[1] for name in file if name.startswith("blk.")})
