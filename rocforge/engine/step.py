@@ -28,10 +28,8 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.sampling import Sampler
-from rocforge.ops.device.strided import blocks
+from rocforge.ops.device.strided import a_thread_each
 
-THREADS = 256
-"""As in decode.hip."""
 ATTEMPTS = 3
 """How often a step is captured until that succeeds: what another thread does can disturb a capture."""
 VARIANTS = 2
@@ -214,7 +212,7 @@ class _Plan:
     def _step(self) -> Any:
         groups, rows, width = self._tables.shape
         args = (self._next, self._positions, self._lengths, self._step_number, self._slots, self._tables)
-        advance_decode((blocks(rows, THREADS),), (THREADS,), (*args, groups, rows, width, self._cache.block_size))
+        advance_decode(*a_thread_each(rows), (*args, groups, rows, width, self._cache.block_size))
         paging = [Paging(*pair) for pair in zip(self._slots, self._tables, strict=True)]
         batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._state_slots)
         logits = self._model(self.tokens, batch)

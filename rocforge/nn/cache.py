@@ -114,16 +114,10 @@ class KVCache:
             ]
             if device != "cpu":
                 self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
-<<<<<<< HEAD
-        every: list[PagedGroup | RecurrentGroup] = [*self.paged, *self.recurrent]
-        by_state = {group.state: (group, itertools.count()) for group in every}
-        self._layers = {layer: (by_state[state][0], next(by_state[state][1])) for layer, state in layers.items()}
-=======
         by_state: dict[State, PagedGroup | RecurrentGroup] = {group.state: group for group in self.paged}
         by_state |= {group.state: group for group in self.recurrent}
         indices = {state: itertools.count() for state in groups}
         self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in layers.items()}
->>>>>>> state
 
     def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
         """The group of a layer, and the layer's index there.

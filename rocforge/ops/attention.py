@@ -239,15 +239,9 @@ def rotate_and_store(
     k: Array,
     v: Array,
     layer: PagedLayer,
-<<<<<<< HEAD
-    rotation: Rotation,
+    rotation: Rotation | None,
     q_norm: Array = None,
     k_norm: Array = None,
-=======
-    rotation: Rotation | None,
-    q_norm: Any = None,
-    k_norm: Any = None,
->>>>>>> state
     eps: float = 1e-6,
 ) -> Array:
     """Normalize queries and keys a head at a time, rotate them, and put keys and values into the cache.
@@ -281,11 +275,7 @@ def rotate_and_store(
 
 
 def _fresh(
-<<<<<<< HEAD
-    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation, q_norm: Array, k_norm: Array, eps: float
-=======
-    q: Any, k: Any, v: Any, layer: PagedLayer, rotation: Rotation | None, q_norm: Any, k_norm: Any, eps: float
->>>>>>> state
+    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation | None, q_norm: Array, k_norm: Array, eps: float
 ) -> attention_device.Fresh:
     if rotation is None:
         return attention_device.Fresh(k, v, layer.slots, None, None, q_norm, k_norm, eps, False)

@@ -12,11 +12,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-<<<<<<< HEAD
-from rocforge.ops.rope import NO_ROPE, rope_frequencies
-=======
 from rocforge.ops.rope import rope_frequencies
->>>>>>> state
 from rocforge.ops.state import BLOCK_SIZE
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]

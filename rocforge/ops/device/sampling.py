@@ -115,17 +115,10 @@ class Sampler:
         highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
         tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
         biases = (self._bias_ids, self._bias_values)
-<<<<<<< HEAD
         slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
         _slices((count, rows), (tuned.sample_slice_threads,), slices)
         drawn = (rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
         _rows((rows,), (tuned.sample_row_threads,), (tokens, host_tokens, step, *drawn))
-=======
-        args = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (tuned.sample_slice_threads,), args)
-        args = (tokens, host_tokens, step, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (tuned.sample_row_threads,), args)
->>>>>>> state
         return tokens
 
 
