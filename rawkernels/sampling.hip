@@ -110,11 +110,11 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
 }
 
 // tokens (rows,): the drawn token, or the most likely one where the temperature is zero; -1 where the highest logit is
-// not finite. The row's step goes up by one, and its count of the token. With `posted` (2, rows), memory of the host,
-// tokens go there too, to one half and the other as *turn is even or odd; those in `tokens`, which the next step takes,
-// are then any instead of -1. A block a row.
+// not finite. The row's step goes up by one, and its count of the token. With `host_tokens` (2, rows), memory of the
+// host, tokens go there too, to the first row where *step is even, else to the second; those in `tokens`, which the
+// next step takes, are then any instead of -1. A block a row.
 RF_KERNEL(ROW_THREADS)
-rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* parameters, i32* counts,
+rf_sample_rows(i32* tokens, i32* host_tokens, const i32* step, u32 rows, Parameters* parameters, i32* counts,
                const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
@@ -149,8 +149,8 @@ rf_sample_rows(i32* tokens, i32* posted, const i32* turn, u32 rows, Parameters* 
     }
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
-    tokens[row] = finite || posted ? token : -1;
-    if (posted) posted[*turn % 2 * rows + row] = finite ? token : -1;
+    tokens[row] = finite || host_tokens ? token : -1;
+    if (host_tokens) host_tokens[*step % 2 * rows + row] = finite ? token : -1;
     parameters[row].step = p.step + 1;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }

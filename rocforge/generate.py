@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, cast, overload
 
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse, Prompt, RequestStream
+from rocforge.engine.scheduler import Request
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ MOST_TOGETHER = 256
 
 def stream_generate(
     model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Any
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     """Continue a prompt, token by token.
 
     Args:
@@ -36,6 +37,12 @@ def stream_generate(
                 yield stream.add(token)
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Any
+) -> str: ...
+@overload
+def generate(model: Transformer, tokenizer: Tokenizer, prompt: Sequence[Prompt], **sampling: Any) -> list[str]: ...
 def generate(
     model: Transformer, tokenizer: Tokenizer, prompt: Prompt | Sequence[Prompt], **sampling: Any
 ) -> str | list[str]:
@@ -53,12 +60,12 @@ def generate(
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
     """
     many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], numbers.Integral)
-    prompts = prompt if many else [prompt]
+    prompts = cast("Sequence[Prompt]", prompt if many else [prompt])
     params = SamplingParams(**sampling)
     with Engine(model, tokenizer.eog_token_ids, max_requests=max(1, min(len(prompts), MOST_TOGETHER))) as engine:
         streams = [RequestStream(engine, tokenizer, p, params) for p in prompts]
         by_request = {stream.request: stream for stream in streams}
-        texts = {stream.request: [] for stream in streams}
+        texts: dict[Request, list[str]] = {stream.request: [] for stream in streams}
         while engine.busy:
             for token in engine.step():
                 texts[token.request].append(by_request[token.request].add(token).text)

@@ -13,6 +13,7 @@ import numpy as np
 from rocforge.device.arrays import available_memory, resolve_device
 from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
+from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
@@ -21,7 +22,9 @@ from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import BackgroundCompilation, compile_for
 from rocforge.models import build_model
+from rocforge.nn.module import Parameter
 from rocforge.nn.reader import ROPE_TENSORS
+from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.text.tokenizer import Tokenizer
@@ -80,9 +83,10 @@ def _loading(
     if context is not None and context < 1:
         raise ValueError(f"context is {context}; allowed is from 1")
     model = build_model(file, context)
-    weights = {name: _weight(file, name) for name in file if name not in ROPE_TENSORS.values()}
+    weights = _weights(model, file)
     if device != "cpu":
-        check_fit(model.config, weights.values(), device, context)
+        sizes = CacheSizes(states_of(model).values(), device)
+        check_fit(sizes, weights.values(), context, model.config.context)
     with _bar(sum(weight.nbytes for weight in weights.values()), progress) as advance:
         if device == "cpu":
             _fill_on_cpu(model, weights, advance)
@@ -92,15 +96,20 @@ def _loading(
                 yield model
 
 
-def _weight(file: GGUFFile, name: str) -> Any:
-    """A tensor; a vector, or the biases of all experts, in float32, whatever the file has it in."""
+def _weights(model: Transformer, file: GGUFFile) -> Weights:
+    """The tensors of a model, as its parameters take them."""
+    parameters = dict(model.named_parameters())
+    return {name: _weight(file, name, parameters.get(name)) for name in file if name not in ROPE_TENSORS.values()}
+
+
+def _weight(file: GGUFFile, name: str, parameter: Parameter | None) -> Any:
     weight = file[name]
-    if weight.ndim != 1 and not name.endswith(".bias"):
-        return weight
-    vector = np.asarray(weight, np.float32)
-    if np.isnan(vector).any():
+    if parameter is None or weight.shape != parameter.shape:
+        return weight  # which the model refuses
+    weight = parameter.cast(weight)
+    if not parameter.matrix and np.isnan(weight).any():
         raise GGUFError(f"tensor {name} holds NaN")
-    return vector
+    return weight
 
 
 def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> None:
@@ -164,7 +173,6 @@ def _for_cpu(weight: Any, keep: bool) -> Any:
     """A weight as the NumPy code wants it: packed, its values kept once unpacked or not, or float32."""
     if isinstance(weight, np.ndarray):
         if weight.dtype != np.float16:
-            weight = weight.astype(np.float32, copy=False)
             return columns_contiguous(weight) if keep else weight
         weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")
     weight.keep_float32 = keep

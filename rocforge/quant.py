@@ -52,12 +52,14 @@ class QuantizedArray:
     # NumPy and CuPy hand `array @ quantized` to __rmatmul__ instead of looping over elements.
     __array_ufunc__ = None
     __array_priority__ = 1000
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
         self.planar = self.keep_float32 = False
-        self._float32 = self._joined = self.fp16 = None
+        self.fp16: Any = None
+        self._float32: np.ndarray | None = None
+        self._joined: tuple[list[QuantizedArray], np.ndarray] | None = None
         self._transposed = False
         expected = (*self.shape[:-1], row_nbytes(self.shape[-1], self.qtype))
         if data.dtype != np.uint8 or data.shape != expected:
@@ -82,7 +84,7 @@ class QuantizedArray:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed blocks."""
-        return self.data.nbytes
+        return int(self.data.nbytes)
 
     @property
     def transposed(self) -> bool:
@@ -139,7 +141,8 @@ class QuantizedArray:
             raise TypeError(f"a QuantizedArray on {self.device} is no NumPy array by itself; rf.asnumpy copies it")
         if copy is False:
             raise ValueError("a QuantizedArray is unpacked to become a NumPy array, so it takes a copy")
-        return self.dequantize(np.float32 if dtype is None else dtype)
+        values: np.ndarray = self.dequantize(np.float32 if dtype is None else dtype)
+        return values
 
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
@@ -179,7 +182,8 @@ class QuantizedArray:
 
     def to_device(self, device: str) -> QuantizedArray:
         """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
-        return _operators["to_device"](self, device)
+        moved: QuantizedArray = _operators["to_device"](self, device)
+        return moved
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
         """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
@@ -196,7 +200,8 @@ def joined_float32(weights: Sequence[Any]) -> np.ndarray | None:
     """
     if not all(isinstance(weight, QuantizedArray) and weight.keep_float32 for weight in weights):
         return None
-    first, *others = weights
+    first: QuantizedArray = weights[0]
+    others = list(weights[1:])
     if first._joined is None or first._joined[0] != others:
         whole = columns_contiguous(np.concatenate([weight.float32() for weight in weights]))
         ends = itertools.accumulate(len(weight) for weight in weights)

@@ -9,9 +9,7 @@ from hypothesis import settings
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--seed", default="0", help="of random inputs: a number, or 'random' for a new one"
-    )
+    parser.addoption("--seed", default="0", help="of random inputs: a number, or 'random' for a new one")
 
 
 def pytest_configure(config):

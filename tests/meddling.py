@@ -22,9 +22,9 @@ class Wrapped(Module):
 
 
 def waves(output):
-    """An output with its elements changed by up to a quarter, each by another share: no norm takes that back."""
+    """An output with its elements changed by up to a half, each by another share: no norm takes that back."""
     xp = get_array_module(output)
-    return output * (1 + xp.cos(xp.arange(output.shape[-1], dtype=np.float32)) / 4)
+    return output * (1 + xp.cos(xp.arange(output.shape[-1], dtype=np.float32)) / 2)
 
 
 def replace(model, path, module):

@@ -71,7 +71,7 @@ def test_a_closed_stream_leaves_nothing(loaded, monkeypatch):
     next(stream)
     stream.close()
     (engine,) = closed
-    assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+    assert engine.scheduler.state.idle
 
 
 def test_bad_arguments(loaded):

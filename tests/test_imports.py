@@ -21,6 +21,7 @@ LAYERS = [
     "load generate",
     "rocforge",
     "server selftest",
+    "tune",
     "cli",
     "__main__",
 ]

@@ -5,15 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 from fuzz_gguf import architectures
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize, quantize
 from golden import relative_error
+from packed_vectors import TYPES, with_vectors_in
 
 import rocforge as rf
 from rocforge.errors import NonFiniteError
-
-F32, F16, BF16, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0"))
-NAMES = sorted(architectures())
+from rocforge.load import load_model
+from rocforge.models import build_model
 
 
 @pytest.fixture
@@ -29,42 +27,26 @@ def write(tmp_path):
     return write
 
 
-def is_vector(entry):
-    return len(entry.dims) == 1 or entry.name.endswith(".bias")
+@pytest.fixture(params=sorted(architectures()))
+def file(request, write):
+    """An open file of each architecture."""
+    with rf.open_gguf(write(architectures()[request.param])) as file:
+        yield file
 
 
-def values_of(entry):
-    """float32, as the file has them."""
-    shape = entry.dims[::-1]
-    if entry.qtype == F32:
-        return np.frombuffer(entry.data, np.float32).reshape(shape)
-    block, size = GGML_QUANT_SIZES[entry.qtype]
-    packed = np.frombuffer(entry.data, np.uint8).reshape(*shape[:-1], shape[-1] // block * size)
-    return dequantize(packed, GGMLQuantizationType(entry.qtype))
+@pytest.mark.parametrize("kind", TYPES)
+def test_vectors_of_any_type(file, kind):
+    """Norms, biases, sinks, experts' biases and rope factors in any type give the logits of the same values in F32."""
+    packed, plain = (load_model(each, "cpu")(np.arange(5, 30)) for each in with_vectors_in(file, kind))
+    assert np.isfinite(packed).all() and (packed == plain).all()
 
 
-def repacked(entry, qtype):
-    """The same vector in another type, and what that holds in F32."""
-    values = values_of(entry)
-    packed = values.astype(np.float16) if qtype == F16 else quantize(values, qtype)
-    kept = packed.astype(np.float32) if qtype == F16 else dequantize(packed, qtype)
-    replace = dataclasses.replace
-    return replace(entry, qtype=int(qtype), data=packed.tobytes()), replace(
-        entry, qtype=int(F32), data=kept.astype(np.float32).tobytes()
-    )
-
-
-@pytest.mark.parametrize("qtype", [F16, BF16, Q8_0])
-@pytest.mark.parametrize("name", NAMES)
-def test_vectors_of_any_type(write, name, qtype):
-    """Norms, biases, sinks and experts' biases in a packed type give the logits of the same values in F32."""
-    packed, plain = architectures()[name], architectures()[name]
-    fits = [i for i, e in enumerate(packed.tensors) if is_vector(e) and e.dims[0] % GGML_QUANT_SIZES[qtype][0] == 0]
-    for i in fits:
-        if not packed.tensors[i].name.startswith("rope"):
-            packed.tensors[i], plain.tensors[i] = repacked(packed.tensors[i], qtype)
-    logits = [rf.load(write(model), device="cpu")[0](np.arange(5, 30)) for model in (packed, plain)]
-    assert np.isfinite(logits[0]).all() and relative_error(*logits) < 1e-6
+def test_weights_without_rf_load(file):
+    """Filling a model from an open file by hand makes vectors float32 too."""
+    packed, plain = with_vectors_in(file, "BF16")
+    model = build_model(packed)
+    model.load_weights({name: packed[name] for name in packed if not name.startswith("rope_f")})
+    assert relative_error(model(np.arange(5, 30)), load_model(plain, "cpu")(np.arange(5, 30))) < 1e-6
 
 
 def without_key(model, *keys):

@@ -67,6 +67,7 @@ struct Codes {
         u32 code;
         if constexpr (LOW == 4) code = element(plane[s], t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
         if constexpr (LOW == 2) code = element(plane[half / 4], half % 4) >> 2 * (t % 4) & 0x03030303;
+        if constexpr (LOW == 1) code = element(plane[0], s) >> t & 0x01010101;
         if constexpr (HIGH == 1) code |= moved(element(plane[LOW], s), t, LOW) & 0x01010101 << LOW;
         if constexpr (HIGH == 2)
             code |= moved(element(plane[LOW + half / 4], half % 4), 2 * (t % 4), LOW) & 0x03030303 << LOW;
@@ -80,6 +81,10 @@ struct Codes {
         if constexpr (LOW == 8) return code(16 * p + i);
         if (p < LOW) {
             if constexpr (LOW == 4) return (code(32 * p + i) & 15) | (code(32 * p + 16 + i) & 15) << 4;
+            if constexpr (LOW == 1) {
+                for (u32 t = 0; t < 8; ++t) out |= code(32 * (i / 4) + 4 * t + b) << t;
+                return out;
+            }
             u32 half = 4 * p + i / 4;
             for (u32 r = 0; r < 4; ++r) out |= (code(16 * half + 4 * r + b) & 3) << 2 * r;
         } else if constexpr (HIGH == 1) {
@@ -99,6 +104,7 @@ struct Codes {
         u32 code;
         if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
         if constexpr (LOW == 2) code = word(half / 4, half % 4) >> 2 * (t % 4) & 0x03030303;
+        if constexpr (LOW == 1) code = word(0, s) >> t & 0x01010101;
         if constexpr (HIGH == 1) code |= (word(LOW, s) >> t & 0x01010101) << LOW;
         if constexpr (HIGH == 2) code |= (word(LOW + half / 4, half % 4) >> 2 * (t % 4) & 0x03030303) << LOW;
         return code;
@@ -176,6 +182,29 @@ struct MXFP4 : Block32<4, 0, 1> {
     }
     static constexpr bool SIGNED = true;
     static RF_MEMBER u32 values(u32 codes) { return fp4_values(codes); }
+};
+
+// ---- A format of 128 elements a block, one cell: signs, and a float16 that is the size of all ----
+
+struct Q1_0 : Codes<1, 0, 2, 0> {
+    static constexpr u32 ELEMENTS = 128, BYTES = 18, HEADER = 2, TAIL_FROM = 0, SUPER_FROM = 0;
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool HALVES = false, MINS = false, SIGNED = true;
+    f16 d;
+    static RF_MEMBER Place low_place(u32 e) { return {HEADER + e / 8, e % 8}; }
+    static RF_MEMBER Place high_place(u32) { return {0, 0}; }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        d.bits = load_once<u16>(row + tail_at(cells) + 2 * c);
+    }
+    RF_MEMBER float scale(u32, u32) const { return to_float(d); }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    RF_MEMBER float outer_scale() const { return 1.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    static RF_MEMBER u32 values(u32 codes) {
+        return ~(codes * 0xfe);
+    }  // 1 for a bit that is set, -1 for one that isn't
 };
 
 // ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----

@@ -139,7 +139,8 @@ class Chat:
 
 def _read() -> str | None:
     """The next line, without surrounding space; None where the input ends."""
-    interrupts, lines = Interrupts.current, []
+    interrupts = Interrupts.current
+    lines: list[str] = []
     while True:
         interrupts.deferred = False
         try:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rocforge.engine.engine import Engine
+from rocforge.engine.request import Status
 from rocforge.engine.response import GenerationResponse, RequestStream
-from rocforge.engine.scheduler import Status
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 
@@ -27,7 +27,8 @@ class Conversation:
         self, engine: Engine, tokenizer: Tokenizer, chat_template: str | None = None, system: str | None = None
     ):
         self._engine, self._tokenizer, self._template = engine, tokenizer, chat_template
-        self._system, self._turns = system, []
+        self._system = system
+        self._turns: list[dict[str, str]] = []
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -57,7 +57,7 @@ def generate(
 
 
 def _prompt(prompt: str | None) -> str:
-    if prompt not in (None, "-"):
+    if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; Ctrl-D ends it")

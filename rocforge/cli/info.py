@@ -10,8 +10,9 @@ from typing import Any
 from rocforge import __version__
 from rocforge.cli.options import Device, Json
 from rocforge.cli.output import binary_size, table, write_json
-from rocforge.device import kernel_cache
-from rocforge.device.arrays import device_info
+from rocforge.device import kernel_cache, tuned, tuning
+from rocforge.device.arrays import DeviceInfo, device_info
+from rocforge.device.cards import card_of
 from rocforge.device.kernels import source_folder
 from rocforge.models import ARCHITECTURES
 
@@ -20,7 +21,9 @@ _PACKAGES = ("numpy", "cupy-rocm-7-0", "cupy-cuda13x", "gguf", "tokenizers", "ji
 
 def info(device: Device = None, as_json: Json = False) -> None:
     """Show the device, the kernels and the versions."""
-    found = {"device": asdict(device_info(device)), "kernels": _kernels(), "versions": versions()}
+    described = device_info(device)
+    found: dict[str, Any] = {"device": asdict(described), "kernels": _kernels(), "tuning": _tuning(described)}
+    found["versions"] = versions()
     found["architectures"] = list(ARCHITECTURES)
     if as_json:
         write_json(found)
@@ -34,6 +37,7 @@ def info(device: Device = None, as_json: Json = False) -> None:
         ("runtime", about["runtime"]),
         ("kernels", f"{kernels['sources']} sources in {kernels['folder']}"),
         ("compiled", f"{kernels['compiled']} files, {binary_size(kernels['compiled_nbytes'])}, in {kernels['cache']}"),
+        *([("tuning", _tuning_text(found["tuning"]))] if found["tuning"] else []),
         ("architectures", ", ".join(ARCHITECTURES)),
         *found["versions"].items(),
     ]
@@ -50,6 +54,20 @@ def _kernels() -> dict[str, Any]:
         "compiled": len(files),
         "compiled_nbytes": sum(status.st_size for _, status in files),
     }
+
+
+def _tuning(device: DeviceInfo) -> dict[str, Any] | None:
+    """How kernels are cut for a GPU: what the shipped numbers rest on, what `rocforge tune` has measured, and where."""
+    if device.device == "cpu" or device.reason is not None:
+        return None
+    card = card_of(int(device.device.removeprefix("gpu:")))
+    path = tuned.path_of(card)
+    return {"shipped": tuning.shipped(card.arch).basis, "file": str(path), "measured": tuned.measured(card)}
+
+
+def _tuning_text(found: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in found["measured"].items())
+    return f"{found['shipped']} for this architecture; {values or 'nothing else'} in {found['file']}"
 
 
 def versions() -> dict[str, str]:

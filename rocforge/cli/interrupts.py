@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 from rocforge.cli.errors import INTERRUPTED
+
+_STDIN = 0
+"""Its file descriptor."""
 
 
 class Interrupts:
@@ -23,11 +25,11 @@ class Interrupts:
         deferred: while it is True, the first SIGINT raises nothing: it only sets `requested`.
     """
 
-    current: Interrupts | None = None
-    """The one in force, if any."""
+    current: ClassVar[Interrupts]
+    """The one in force, while a command runs."""
 
     def __init__(self) -> None:
-        self._count, self.deferred = 0, False
+        self._count, self.deferred, self._in_force = 0, False, False
         self._terminal = _terminal_settings()
 
     def __enter__(self) -> Interrupts:
@@ -38,16 +40,16 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._handle)
         self._watcher = threading.Thread(target=self._watch, name="interrupts", daemon=True)
         self._watcher.start()
-        Interrupts.current = self
+        Interrupts.current, self._in_force = self, True
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if Interrupts.current is self:
+        if self._in_force:
             self.release()
 
     def release(self) -> None:
         """Leave the signals to others from now on."""
-        Interrupts.current = None
+        self._in_force = False
         handler, descriptor = self._before
         signal.set_wakeup_fd(descriptor)
         signal.signal(signal.SIGINT, handler)
@@ -80,7 +82,7 @@ def _terminal_settings() -> Any:
     import termios
 
     with contextlib.suppress(termios.error, OSError, ValueError):
-        return termios.tcgetattr(sys.__stdin__.fileno())
+        return termios.tcgetattr(_STDIN)
     return None
 
 
@@ -90,4 +92,4 @@ def _restore_terminal(settings: Any) -> None:
 
     if settings is not None:
         with contextlib.suppress(termios.error):
-            termios.tcsetattr(sys.__stdin__.fileno(), termios.TCSANOW, settings)
+            termios.tcsetattr(_STDIN, termios.TCSANOW, settings)

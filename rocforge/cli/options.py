@@ -71,7 +71,7 @@ def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
         command(**arguments, sampling=sampling)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    wrapped.__signature__ = inspect.Signature(parameters)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
 

@@ -60,11 +60,12 @@ def metrics(text: str) -> dict[str, float]:
     samples = {name: value for name, value in _samples(text) if name.startswith("rocforge_")}
     found = {}
     for name, value in samples.items():
-        base, labels = re.fullmatch(r"(.*?)(\{.*\})?", name).groups()
-        total = samples.get(f"{base.removesuffix('_count')}_sum{labels or ''}")
+        base, brace, rest = name.partition("{")
+        labels = brace + rest
+        total = samples.get(f"{base.removesuffix('_count')}_sum{labels}")
         if base.endswith("_count") and total is not None:
             found[name] = value
-            found[f"{base.removesuffix('_count')}_mean{labels or ''}"] = total / value if value else 0.0
+            found[f"{base.removesuffix('_count')}_mean{labels}"] = total / value if value else 0.0
         elif not base.endswith(("_bucket", "_sum", "_created")):
             found[name] = value
     return {name.removeprefix("rocforge_"): value for name, value in found.items()}

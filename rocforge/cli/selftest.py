@@ -20,7 +20,7 @@ from rocforge.selftest.groups import GROUPS
 from rocforge.selftest.report import Report
 from rocforge.selftest.run import Job, results
 
-Group = enum.Enum("Group", {name: name for name in GROUPS}, type=str)
+Group = enum.Enum("Group", {name: name for name in GROUPS}, type=str)  # type: ignore[misc]  # names as they are there
 
 
 def selftest(

@@ -14,6 +14,7 @@ import numpy as np
 from rocforge.device.cards import card_of, is_supported, supported_card
 from rocforge.device.libraries import cupy_module, import_cupy
 from rocforge.errors import DeviceError, UnsupportedCardError
+from rocforge.quant import QuantizedArray
 
 
 def get_array_module(*arrays: Any) -> ModuleType:
@@ -24,13 +25,9 @@ def get_array_module(*arrays: Any) -> ModuleType:
     cupy = sys.modules.get("cupy")
     if cupy is not None and hasattr(cupy, "ndarray"):
         for array in arrays:
-            if isinstance(getattr(array, "data", None) if _is_quantized(array) else array, cupy.ndarray):
+            if isinstance(array.data if isinstance(array, QuantizedArray) else array, cupy.ndarray):
                 return cupy
     return np
-
-
-def _is_quantized(array: Any) -> bool:
-    return hasattr(array, "qtype")
 
 
 def resolve_device(device: str | None) -> str:
@@ -74,7 +71,7 @@ def to_device(array: Any, device: str | None = None) -> Any:
         device: as in `resolve_device`. A copy to a GPU is ordered on its current stream.
     """
     device = resolve_device(device)
-    if _is_quantized(array):
+    if isinstance(array, QuantizedArray):
         return array.to_device(device)
     if device == "cpu":
         return asnumpy(array)
@@ -84,7 +81,7 @@ def to_device(array: Any, device: str | None = None) -> Any:
 
 def asnumpy(array: Any) -> np.ndarray:
     """A NumPy array of the same values; a device array is copied and waited for. A QuantizedArray is dequantized."""
-    if _is_quantized(array):
+    if isinstance(array, QuantizedArray):
         array = array.dequantize()
     return np.asarray(array) if get_array_module(array) is np else array.get()
 
@@ -134,6 +131,7 @@ def device_info(device: str | None = None) -> DeviceInfo:
     if resolved == "cpu":
         return _cpu_info(cupy, reason)
     device = resolved
+    cupy = cupy_module()
     runtime = cupy.cuda.runtime
     with on_device(device) as current:
         free, total = current.mem_info

@@ -63,8 +63,8 @@ def card_of(device: int) -> Card:
     properties = runtime.getDeviceProperties(device)
     capability = f"sm_{properties['major']}{properties['minor']}"
     arch = properties["gcnArchName"].decode() if runtime.is_hip else capability
-    sizes = properties["warpSize"], properties["multiProcessorCount"]
-    return Card(properties["name"].decode(), arch, *map(int, sizes), bool(properties["integrated"]))
+    wave, units = int(properties["warpSize"]), int(properties["multiProcessorCount"])
+    return Card(properties["name"].decode(), arch, wave, units, bool(properties["integrated"]))
 
 
 def is_supported(card: Card) -> bool:

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from rocforge.device import compile_program as program
 from rocforge.device.compile_program import CompileError, compile_program
@@ -39,17 +39,25 @@ class CompileProcess:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
-        pickle.dump(job, self._process.stdin)
-        self._process.stdin.flush()
-        return pickle.load(self._process.stdout)
+        jobs, answers = _pipes(self._process)
+        pickle.dump(job, jobs)
+        jobs.flush()
+        return pickle.load(answers)
 
     def close(self) -> None:
         """End the process; what it compiles is finished first."""
         if self._process is not None:
+            jobs, answers = _pipes(self._process)
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
-            self._process.stdout.close()
+                jobs.close()
+            answers.close()
             self._process.wait()
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Its input and output."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
 
 
 @contextlib.contextmanager

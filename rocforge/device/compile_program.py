@@ -52,6 +52,7 @@ def main() -> None:
             job: Any = pickle.load(jobs)
         except EOFError:
             return
+        answer: tuple[bool, Any]
         try:
             answer = True, compile_program(*job)
         except Exception as error:

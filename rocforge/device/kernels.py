@@ -73,7 +73,7 @@ def _with_includes(name: str, seen: set[str]) -> str:
 def variants(source: str) -> list[dict[str, str]]:
     """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use."""
     lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
-    found = []
+    found: list[dict[str, str]] = []
     for line in lines:
         axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
         names = [name for name, _ in axes]
@@ -120,7 +120,8 @@ class _Module:
 
     def __init__(self, source: str, defines: dict[str, Any], macros: dict[str, Any], device: int):
         self.source, self.defines, self.macros, self.device = source, defines, macros, device
-        self._lock, self._module, self._failure = threading.Lock(), None, None
+        self._lock, self._module = threading.Lock(), None
+        self._failure: Exception | None = None
 
     @property
     def text(self) -> str:
@@ -289,7 +290,8 @@ def _check_of(kind: str) -> Callable[[Any, int], Any]:
     scalar = np.dtype(name).type
     whole = issubclass(scalar, np.integer)
     number = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    usual, seen = int if whole else float, {}
+    usual: type = int if whole else float
+    seen: dict[Any, Any] = {}
 
     def check(value: Any, device: int) -> Any:
         known = seen.get(value) if type(value) is usual else None

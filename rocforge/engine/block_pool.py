@@ -12,6 +12,16 @@ from rocforge.nn.state import blocks_for
 from rocforge.ops.state import BLOCK_SIZE
 
 
+def block_digests(tokens: Sequence[int], block_size: int = BLOCK_SIZE, previous: bytes = b"") -> list[bytes]:
+    """One digest for each full block of tokens, over its tokens and, through `previous`, all that come before."""
+    chain = []
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        block = np.asarray(tokens[start : start + block_size], np.int32)
+        previous = hashlib.blake2b(previous + block.tobytes(), digest_size=16).digest()
+        chain.append(previous)
+    return chain
+
+
 class BlockPool:
     """Which blocks of a paged group are free, in use by how many sequences, or free but still holding a known prefix.
 
@@ -61,14 +71,9 @@ class BlockPool:
                 if self._digests[block] is None:  # nothing is lost with it, so it goes before all prefixes
                     self._free.move_to_end(block, last=False)
 
-    def digests(self, tokens: Sequence[int], previous: bytes = b"") -> list[bytes]:
-        """One digest for each full block of tokens, over its tokens and, through `previous`, all that come before."""
-        chain = []
-        for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
-            block = np.asarray(tokens[start : start + self.block_size], np.int32)
-            previous = hashlib.blake2b(previous + block.tobytes(), digest_size=16).digest()
-            chain.append(previous)
-        return chain
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a block holds what the digest stands for."""
+        return digest in self._by_digest
 
     def share(self, digests: Sequence[bytes]) -> list[int]:
         """Take a hold on the blocks that hold the longest known prefix of the digests; the caller releases them."""

@@ -1,40 +1,97 @@
-"""How many tokens a cache can hold in what a device has free."""
+"""How a cache is divided among a model's groups of layers, how many bytes it takes, and what a device can hold."""
 
 from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
 
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.errors import DeviceError
-from rocforge.nn.config import Config
-from rocforge.nn.state import blocks_for
+from rocforge.nn.state import PagedKV, Recurrent, State, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
+SNAPSHOTS = 16
+"""Slots for snapshots of recurrent state, beside those of running sequences."""
+MAX_BATCH_TOKENS = 512
+"""Tokens of a step, at most, where nobody says otherwise."""
 MARGIN = 1 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
 
-def cache_nbytes(config: Config, tokens: int) -> int:
-    """Bytes of a cache on a device that holds that many tokens: float16 keys and values, in whole blocks."""
-    return 2 * blocks_for(tokens) * BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2
+class CacheSizes:
+    """The sizes of a cache for `tokens` tokens in all, of any number of sequences of which `sequences` run at a time.
 
+    Layers that see everything have room for all tokens. Layers with a window have no more than the windows of the
+    running sequences need, with the tokens of a step; recurrent layers have a slot for each, and some for snapshots.
 
-def cache_tokens_that_fit(config: Config, device: str, most: int) -> int:
-    """How many tokens a cache can hold on a GPU in what is free there now, at most `most`.
-
-    Raises:
-        DeviceError: not even one block fits.
+    Args:
+        states: what each layer declares.
+        device: "cpu" or "gpu:N".
+        max_batch_tokens: tokens of a step, at most.
     """
-    free = available_memory(device)
-    fitting = tokens_in(free, config)
-    if fitting < min(BLOCK_SIZE, most):
-        block = amount(cache_nbytes(config, BLOCK_SIZE))
-        raise DeviceError(f"a cache block of {BLOCK_SIZE} tokens takes {block}, and {device} has {amount(free)} free")
-    return min(fitting, most)
 
+    def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int = MAX_BATCH_TOKENS):
+        self._groups, self.device, self._max_batch_tokens = groups_of(states), device, max_batch_tokens
 
-def tokens_in(free: int, config: Config) -> int:
-    """Tokens of the largest cache that leaves a margin in that many bytes."""
-    return max(free - margin(free), 0) // cache_nbytes(config, BLOCK_SIZE) * BLOCK_SIZE
+    def blocks(self, tokens: int, sequences: int) -> list[int]:
+        """Blocks of each paged group, in the order of the cache's groups."""
+        return [self._blocks_of(state, tokens, sequences) for state in self._groups if isinstance(state, PagedKV)]
+
+    def _blocks_of(self, state: PagedKV, tokens: int, sequences: int) -> int:
+        whole = blocks_for(tokens)
+        if state.window is None:
+            return whole
+        # a window begins and ends anywhere in a block, and so does the chunk behind it
+        return min(whole, sequences * (blocks_for(state.window) + 2) + blocks_for(self._max_batch_tokens))
+
+    def slots(self, sequences: int) -> int:
+        """Slots of recurrent state."""
+        return sequences + SNAPSHOTS if any(isinstance(state, Recurrent) for state in self._groups) else 0
+
+    def nbytes(self, tokens: int, sequences: int = 1) -> int:
+        """Bytes of the cache."""
+        total = 0
+        for state, layers in self._groups.items():
+            if isinstance(state, PagedKV):
+                blocks = self._blocks_of(state, tokens, sequences)
+                total += layers * blocks * state.block_nbytes(BLOCK_SIZE, self.device)
+            else:
+                total += layers * self.slots(sequences) * state.nbytes
+        return total
+
+    def tokens_in(self, nbytes: int, most: int, sequences: int = 1) -> int:
+        """The most tokens, in whole blocks, of a cache in that many bytes; `most` where that fits."""
+        if self.nbytes(most, sequences) <= nbytes:
+            return most
+        blocks = range(1, blocks_for(most))
+        return BLOCK_SIZE * bisect.bisect_right(
+            blocks, nbytes, key=lambda count: self.nbytes(count * BLOCK_SIZE, sequences)
+        )
+
+    def tokens_that_fit(self, context: int, sequences: int) -> int:
+        """Tokens of the cache for so many sequences that the device has room for, as far as they can use it.
+
+        Where that is less than one context, fewer sequences have room for their windows.
+
+        Raises:
+            DeviceError: not even one block fits.
+        """
+        free = available_memory(self.device)
+        room, most = free - margin(free), sequences * context
+        tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
+        if tokens < min(BLOCK_SIZE, context):
+            least = amount(self.nbytes(BLOCK_SIZE))
+            raise DeviceError(
+                f"a cache of {BLOCK_SIZE} tokens takes {least}, and {self.device} has {amount(free)} free"
+            )
+        return tokens
+
+    def sequences_that_fit(self, tokens: int, most: int) -> int:
+        """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""
+        free = available_memory(self.device)
+        counts = range(1, most + 1)
+        return max(1, bisect.bisect_right(counts, free - margin(free), key=lambda n: self.nbytes(tokens, n)))
 
 
 def margin(free: int) -> int:

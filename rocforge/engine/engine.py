@@ -1,15 +1,15 @@
 """Engine: the step loop. Schedule, run the model on a flat batch, sample, hand out tokens.
 
 On a GPU, steps in which every request gets its next token are queued one ahead of the tokens that the host has read.
-An engine belongs to the thread that calls it. `with Engine(model) as engine` gives everything back at the end, also
-after an error.
+An engine belongs to the thread that calls it. `with Engine(model) as engine` frees everything at the end, also after an
+error.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,20 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
-from rocforge.engine.block_pool import BlockPool
-from rocforge.engine.capacity import cache_tokens_that_fit
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
 from rocforge.engine.pacing import Pacer
-from rocforge.engine.sampler import Choice, choose
-from rocforge.engine.scheduler import Constraint, Request, Scheduler, Status, Work
-from rocforge.engine.step import Decoder, Flight
+from rocforge.engine.request import Constraint, Request, Status
+from rocforge.engine.sampler import SampledToken, sample_tokens
+from rocforge.engine.scheduler import ScheduledChunk, Scheduler
+from rocforge.engine.state import StateManager
+from rocforge.engine.step import Decoder, PendingStep
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
-from rocforge.nn.state import blocks_for
+from rocforge.nn.cache import KVCache
+from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
+from rocforge.ops.state import BLOCK_SIZE
 
 CPU_CACHE_TOKENS = 16384
 """A cache on the CPU has that many where nobody says how many."""
@@ -60,8 +63,10 @@ class Engine:
     Args:
         model: its weights loaded.
         eog_token_ids: tokens that end a generation.
-        cache_tokens: how many tokens the cache holds; None: on a GPU what is free there but a margin, as far as
-            max_requests can use it; on a CPU the model's context, up to 16384.
+        cache_tokens: how many tokens the cache holds, of all requests; None: on a GPU what is free there but a margin,
+            as far as max_requests can use it; on a CPU the model's context, up to 16384. Layers with a window, and
+            recurrent ones, take what max_requests running at a time need; less on a GPU where that does not fit, down
+            to what one needs.
         max_batch_tokens: tokens a step, at most.
         max_requests: requests in flight, at most.
 
@@ -80,7 +85,7 @@ class Engine:
         model: Transformer,
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
-        max_batch_tokens: int = 512,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_requests: int = 256,
     ):
         sizes = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
@@ -88,25 +93,28 @@ class Engine:
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; allowed is from 1")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
-        if cache_tokens is None:
-            if model.device == "cpu":
-                cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
-            else:
-                most = max_requests * model.config.context
-                cache_tokens = cache_tokens_that_fit(model.config, model.device, most)
-        pool = BlockPool(blocks_for(cache_tokens))
-        self.scheduler = Scheduler(pool, max_batch_tokens, max_requests)
+        sizes = CacheSizes(states_of(model).values(), model.device, max_batch_tokens)
+        if cache_tokens is None and model.device == "cpu":
+            cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
+        elif cache_tokens is None:
+            cache_tokens = sizes.tokens_that_fit(model.config.context, max_requests)
+        sequences = max_requests if model.device == "cpu" else sizes.sequences_that_fit(cache_tokens, max_requests)
+        self.limit = min(model.config.context, blocks_for(cache_tokens) * BLOCK_SIZE)
         self._pacer = Pacer(max_batch_tokens)
         if model.device != "cpu":
             with on_device(model.device):
                 cupy_module().cuda.get_current_stream().synchronize()  # the weights may have come by it
         self._stream = Stream(model.device)
-        self._decoder, self._flight = None, None
+        self._decoder: Decoder | None = None
+        self._pending: PendingStep | None = None
+        self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "the cache"):
-            self.cache = model.new_cache(pool.blocks, pool.block_size)
-            self.limit = min(model.config.context, pool.blocks * pool.block_size)
+            blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
+            self.cache = cache = model.new_cache(blocks, slots=slots)
+            state = StateManager((group.state for group in cache.paged), blocks, slots, cache.copy_slot)
+            self.scheduler = Scheduler(state, max_batch_tokens, max_requests)
             if model.device != "cpu":
-                self._decoder = Decoder(self._stream, model, self.cache, pool.blocks_for(self.limit))
+                self._decoder = Decoder(self._stream, model, cache, blocks_for(self.limit))
 
     def __enter__(self) -> Engine:
         return self
@@ -170,110 +178,107 @@ class Engine:
             self.scheduler.finish(request)
 
     def cancel_all(self) -> None:
-        """End all requests now; also after an exception in `step`, which leaves them neither here nor there."""
+        """End all requests now; also after an exception in `step`, which leaves them as they were before it or not."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
-        self._flight = None
+        self._pending = None
         if self._decoder:
             self._decoder.forget()
         self._stream.synchronize()
 
     @property
-    def held_memory(self) -> int:
-        """Bytes that CuPy's pools have taken of the engine's GPU; on a CPU the most that the process has held."""
+    def memory_reserved(self) -> int:
+        """Bytes that CuPy's pools have taken of the engine's GPU; on a CPU the most that the process has had."""
         if self.model.device == "cpu":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with on_device(self.model.device):
-            held = cupy_module().get_default_memory_pool().total_bytes()
-            return held + (self._decoder.held_memory if self._decoder else 0)
+            reserved = int(cupy_module().get_default_memory_pool().total_bytes())
+            return reserved + (self._decoder.memory_reserved if self._decoder else 0)
 
     def step(self) -> list[Token]:
         """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next.
 
         Raises:
-            OutOfMemoryError: the device has no room for it, also when what nothing uses has been given back.
+            OutOfMemoryError: the device has no room for it, also after all unused memory has been freed.
         """
         start = time.perf_counter()
         with self._stream:
-            flight, self._flight = self._flight, None
-            work = [Work(r, 1) for r in flight.requests if r.status is Status.RUNNING] if flight else []
-            if flight and not work:  # all of its requests were cancelled
-                flight = self._stream.synchronize()
-            work = work or self.scheduler.schedule(self._pacer)
-            if not work:
-                return []
-            if flight or self._can_decode(work):
-                requests = [item.request for item in work]
-                choices = self._decode(flight or self._with_room(lambda: self._decoder.launch(requests)))
-            else:
-                choices = self._with_room(lambda: self._run_and_choose(work))
-        decodes, count = sum(item.request.remaining == 1 for item in work), sum(item.count for item in work)
-        sampling = [item.request for item in work if item.samples]
-        for item in work:
-            self.scheduler.advance(item)
-        tokens = [self._accept(request, choice) for request, choice in zip(sampling, choices, strict=True)]
-        self._pacer.observe(time.perf_counter() - start, decodes, count - decodes)
+            try:
+                chunks, sampled = self._run_step()
+            except OutOfMemoryError:
+                self._free_unused_memory()
+                chunks, sampled = self._run_step()
+        decodes = sum(chunk.request.remaining == 1 for chunk in chunks)
+        prompt_tokens = sum(chunk.count for chunk in chunks) - decodes
+        requests = [chunk.request for chunk in chunks if chunk.needs_logits]
+        for chunk in chunks:
+            self.scheduler.advance(chunk, snapshot=self._pending is None)
+        tokens = [self._accept(*pair) for pair in zip(requests, sampled, strict=True)]
+        if chunks:
+            self._pacer.observe(time.perf_counter() - start, decodes, prompt_tokens)
         return tokens
 
-    def _with_room(self, run: Callable[[], Any]) -> Any:
-        """Do that; where memory is short, give back what nothing uses, in the decode steps' pool too, and do it again.
-
-        Until it is done it may be begun any number of times: what it writes to the cache is the same each time.
-        """
-        try:
-            with out_of_memory_explained(self.model.device, "a step"):
-                return run()
-        except OutOfMemoryError:
-            self._make_room()
+    def _run_step(self) -> tuple[list[ScheduledChunk], list[SampledToken]]:
+        """The chunks of a step, and the tokens sampled for those that need logits."""
+        pending, self._pending = self._pending, None
         with out_of_memory_explained(self.model.device, "a step"):
-            return run()
+            if pending:
+                chunks = [ScheduledChunk(r, 1) for r in pending.requests if r.status is Status.RUNNING]
+                if chunks:
+                    return chunks, self._decode(pending)
+                self._stream.synchronize()  # all of its requests were cancelled
+            chunks = self.scheduler.schedule(self._pacer)
+            if not chunks:
+                return [], []
+            if self._decoder and self._can_decode(chunks):
+                return chunks, self._decode(self._decoder.launch([chunk.request for chunk in chunks]))
+            if self._decoder:
+                self._decoder.forget()
+            logits = self._run(chunks)
+            return chunks, sample_tokens(logits, [chunk.request for chunk in chunks if chunk.needs_logits])
 
-    def _make_room(self) -> None:
+    def _free_unused_memory(self) -> None:
+        """Drop the graphs with their memory, and preempt all: what a step that failed has done to states is unknown."""
         self._stream.synchronize()
+        self._pending = None
         if self._decoder:
             self._decoder.trim()
+        for request in self.scheduler.running[::-1]:
+            self.scheduler.preempt(request)
 
-    def _can_decode(self, work: list[Work]) -> bool:
-        """Whether a step is the Decoder's: on a GPU, a token for each request, none chosen on the host."""
-        return self._decoder is not None and all(
-            item.count == 1 and item.samples and item.request.constraint is None for item in work
-        )
+    def _can_decode(self, chunks: list[ScheduledChunk]) -> bool:
+        """Whether a step is the Decoder's: a token for each request, none sampled on the host."""
+        return all(chunk.count == 1 and chunk.needs_logits and chunk.request.constraint is None for chunk in chunks)
 
-    def _decode(self, flight: Flight) -> list[Choice]:
-        """What a queued step gives, once the step after it is queued as well, if that can be told already.
+    def _decode(self, pending: PendingStep) -> list[SampledToken]:
+        """What a pending step gives, once the step after it is queued as well, if its requests are known already.
 
         A request that ended since the step was queued is left out.
         """
-        if self.scheduler.repeats(flight.requests, self.limit):
-            try:
-                with out_of_memory_explained(self.model.device, "a step"):
-                    self._flight = self._decoder.launch(flight.requests)
-            except OutOfMemoryError:
-                self._make_room()  # the step comes when the host has the tokens of this one
-        chosen = zip(flight.requests, flight.choices(), strict=True)
-        return [choice for request, choice in chosen if request.status is Status.RUNNING]
+        if self._decoder and self.scheduler.repeats(pending.requests, self.limit):
+            self._pending = self._decoder.launch(pending.requests)
+        sampled = zip(pending.requests, pending.tokens(), strict=True)
+        return [token for request, token in sampled if request.status is Status.RUNNING]
 
-    def _run_and_choose(self, work: list[Work]) -> list[Choice]:
-        if self._decoder:
-            self._decoder.forget()
-        return choose(self._run(work), [item.request for item in work if item.samples])
+    def _run(self, chunks: list[ScheduledChunk]) -> Any:
+        """Logits of the last row of each chunk that needs them, in order."""
+        parts = [
+            Chunk(chunk.start, chunk.count, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            for chunk in chunks
+        ]
+        ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
+        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self.cache, parts))
 
-    def _run(self, work: list[Work]) -> Any:
-        """Logits of the last row of each item that samples, in order."""
-        chunks = [Chunk(item.request.computed, item.count, item.request.table, item.samples) for item in work]
-        ids = [item.request.tokens(item.request.computed, item.request.computed + item.count) for item in work]
-        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self.cache, chunks))
-
-    def _accept(self, request: Request, choice: Choice) -> Token:
-        if choice.error:
+    def _accept(self, request: Request, sampled: SampledToken) -> Token:
+        if sampled.error:
             self.scheduler.finish(request)
-            return Token(request, -1, None, "error", choice.error)
-        request.output.append(choice.token)
+            return Token(request, -1, None, "error", sampled.error)
+        request.output.append(sampled.token)
         reason = None
-        if choice.token in self.eog_token_ids and not request.params.ignore_eos:
+        if sampled.token in self.eog_token_ids and not request.params.ignore_eos:
             reason = "stop"
         elif len(request.output) == request.params.max_tokens or request.length >= self.limit:
             reason = "length"
         if reason:
             self.scheduler.finish(request)
-        return Token(request, choice.token, choice.logprobs, reason)
+        return Token(request, sampled.token, sampled.logprobs, reason)

@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from rocforge.engine.request import Constraint
 from rocforge.engine.response import GenerationResponse
-from rocforge.engine.scheduler import Constraint
 from rocforge.errors import RocforgeError
 from rocforge.ops.sampling import SamplingParams
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rocforge.engine.engine import Engine, Token
-from rocforge.engine.scheduler import Constraint, Request
+from rocforge.engine.request import Constraint, Request
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.text.stream import TextStream
 from rocforge.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ class Stats:
         prompt_tokens, generated_tokens: counts.
         time_to_first_token: seconds from the request to its first token.
         generation_seconds: seconds from the first token to the last.
-        peak_memory: bytes, the most that the process has held (CPU), or CuPy's pools have (GPU) when a token came.
+        peak_memory: bytes, the most that the process has had (CPU), or CuPy's pools have (GPU) when a token came.
         device: "cpu" or "gpu:N".
     """
 
@@ -44,14 +44,14 @@ class Stats:
         """Of the tokens after the first."""
         return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
 
-    def count(self, held_memory: int) -> None:
-        """Note that a token has come, and how many bytes are held."""
+    def count(self, memory: int) -> None:
+        """Note that a token has come, and how many bytes are reserved."""
         now = time.perf_counter() - self._start
         self.generated_tokens += 1
         if self.generated_tokens == 1:
             self.time_to_first_token = now
         self.generation_seconds = now - self.time_to_first_token
-        self.peak_memory = max(self.peak_memory, held_memory)
+        self.peak_memory = max(self.peak_memory, memory)
 
     def __str__(self) -> str:
         return (
@@ -113,7 +113,7 @@ class RequestStream:
         """
         if token.error:
             raise token.error
-        self.stats.count(self.engine.held_memory)
+        self.stats.count(self.engine.memory_reserved)
         reason = token.finish_reason
         text = "" if reason == "stop" else self.text.add(token.id)
         if self.text.stopped:

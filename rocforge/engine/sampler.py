@@ -1,4 +1,4 @@
-"""Choosing the next token of each request from a batch's logits, where the logits are: on the host, or on a device."""
+"""Sampling of a batch: from its logits and requests the next token of each, where the logits are, on host or device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device.arrays import asnumpy, cupy_module, get_array_module
-from rocforge.engine.scheduler import Request
+from rocforge.engine.request import Request
 from rocforge.errors import NonFiniteError
 from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.ops.embedding import embedding
@@ -17,7 +17,7 @@ from rocforge.ops.sampling import NOT_FINITE, Logprobs, SamplingParams, check_fi
 _NO_REQUEST = SamplingParams(temperature=0, seed=0)
 
 
-class Choice(NamedTuple):
+class SampledToken(NamedTuple):
     """The next token of a request, with its log-probabilities where it asks for them; -1 and why where it failed."""
 
     token: int
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
     error: Exception | None = None
 
 
-def choose(logits: Any, requests: Sequence[Request]) -> list[Choice]:
+def sample_tokens(logits: Any, requests: Sequence[Request]) -> list[SampledToken]:
     """The next token of each request.
 
     On a device they are drawn there, but for requests with a constraint, which masks logits on the host.
@@ -35,21 +35,21 @@ def choose(logits: Any, requests: Sequence[Request]) -> list[Choice]:
         requests: in the order of the rows.
     """
     if get_array_module(logits) is np:
-        return [_choose_on_host(row, request) for row, request in zip(logits, requests, strict=True)]
+        return [_sample_on_host(row, request) for row, request in zip(logits, requests, strict=True)]
     free = [i for i, request in enumerate(requests) if request.constraint is None]
-    choices = {}
+    sampled = {}
     if free:
         rows = logits if len(free) == len(requests) else embedding(np.array(free, np.int32), logits)
         drawn = [requests[i] for i in free]
-        tokens = sampler_of(drawn, rows.shape[1])(rows)
-        drawn_choices = choices_of(drawn, tokens.get(), *map(asnumpy, reports(rows, tokens, drawn)))
-        choices = dict(zip(free, drawn_choices, strict=True))
-    rest = [i for i in range(len(requests)) if i not in choices]
-    choices.update((i, _choose_on_host(asnumpy(logits[i]), requests[i])) for i in rest)
-    return [choices[i] for i in range(len(requests))]
+        tokens = device_sampler(drawn, rows.shape[1])(rows)
+        tokens_drawn = sampled_tokens(drawn, tokens.get(), *map(asnumpy, logprob_arrays(rows, tokens, drawn)))
+        sampled = dict(zip(free, tokens_drawn, strict=True))
+    rest = [i for i in range(len(requests)) if i not in sampled]
+    sampled.update((i, _sample_on_host(asnumpy(logits[i]), requests[i])) for i in rest)
+    return [sampled[i] for i in range(len(requests))]
 
 
-def _choose_on_host(logits: np.ndarray, request: Request) -> Choice:
+def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     params, constraint = request.params, request.constraint
     try:
         allowed = logits
@@ -61,11 +61,11 @@ def _choose_on_host(logits: np.ndarray, request: Request) -> Choice:
         if constraint is not None:
             constraint.accept(token)
     except Exception as error:
-        return Choice(-1, error=error)
-    return Choice(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
+        return SampledToken(-1, error=error)
+    return SampledToken(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
 
 
-def sampler_of(requests: Sequence[Request], vocabulary: int, rows: int = 0, room: int = 0) -> Sampler:
+def device_sampler(requests: Sequence[Request], vocabulary: int, rows: int = 0, room: int = 0) -> Sampler:
     """How the requests are sampled, a row each; up to `rows` more rows, and room for biases, are left unused."""
     spare = max(0, rows - len(requests))
     params = [request.params for request in requests] + [_NO_REQUEST] * spare
@@ -80,22 +80,22 @@ def sampler_of(requests: Sequence[Request], vocabulary: int, rows: int = 0, room
     return Sampler(params, steps, counts_rows, cupy_module().asarray(counts), room)
 
 
-def reports(logits: Any, tokens: Any, requests: Sequence[Request]) -> tuple[Any, ...]:
+def logprob_arrays(logits: Any, tokens: Any, requests: Sequence[Request]) -> tuple[Any, ...]:
     """What `logprobs_device` gives for as many tokens as any of the requests wants; nothing where none wants any."""
     wanted = [request.params.logprobs for request in requests if request.params.logprobs is not None]
     return logprobs_device(logits, tokens, min(max(wanted), logits.shape[1])) if wanted else ()
 
 
-def choices_of(requests: Sequence[Request], tokens: np.ndarray, *reported: np.ndarray) -> list[Choice]:
-    """The choices that arrays from a device stand for: the tokens, and what `reports` gave."""
-    choices = []
+def sampled_tokens(requests: Sequence[Request], tokens: np.ndarray, *reported: np.ndarray) -> list[SampledToken]:
+    """What arrays from a device say: the tokens, and what `logprob_arrays` gave."""
+    sampled = []
     for row, request in enumerate(requests):
         token, count, report = int(tokens[row]), request.params.logprobs, None
         if token < 0:
-            choices.append(Choice(token, error=NonFiniteError(NOT_FINITE)))
+            sampled.append(SampledToken(token, error=NonFiniteError(NOT_FINITE)))
             continue
         if count is not None:
             chosen, ids, values = (array[row] for array in reported)
             report = Logprobs(float(chosen), dict(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)))
-        choices.append(Choice(token, report))
-    return choices
+        sampled.append(SampledToken(token, report))
+    return sampled

@@ -23,8 +23,8 @@ from rocforge.engine.reply import (
     ServiceError,
     StepError,
 )
+from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.response import GenerationResponse, RequestStream
-from rocforge.engine.scheduler import Constraint, Request, Status
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 
@@ -298,7 +298,7 @@ class Service:
             self._end(reply, Progress.FAILED, token.error)
             return
         if not reply.completion_tokens:
-            reply.cached_tokens = token.request.cached
+            reply.cached_tokens = token.request.num_cached_tokens
         reply.put(piece)
         if self.observer:
             self.observer.token(reply, piece)

@@ -21,8 +21,9 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.kernels import Kernel, launches_overlap
 from rocforge.device.streams import Download, Stream, shared_array
-from rocforge.engine.sampler import Choice, choices_of, reports, sampler_of
-from rocforge.engine.scheduler import Request
+from rocforge.engine.request import Request
+from rocforge.engine.sampler import SampledToken, device_sampler, logprob_arrays, sampled_tokens
+from rocforge.engine.state import NONE
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import observations_recorded, replay
@@ -39,24 +40,24 @@ ATTEMPTS = 3
 VARIANTS = 2
 """Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
-place_tokens = Kernel("decode.hip", "place_tokens", "int32* int32* int32* int32* int32* int32* uint32 uint32 uint32")
+advance_decode = Kernel("decode.hip", "advance_decode", f"{'int32* ' * 6}uint32 uint32 uint32 uint32")
 
 
 @dataclass(frozen=True)
-class Flight:
+class PendingStep:
     """A step that is queued.
 
     Attributes:
         requests: whose step it is.
-        arrays: what of it reaches the host: the tokens, and copies of what `reports` gives.
+        arrays: what of it reaches the host: the tokens, and copies of what `logprob_arrays` gives.
     """
 
     requests: list[Request]
     arrays: list[Download]
 
-    def choices(self) -> list[Choice]:
-        """What each request was given; waits for the step."""
-        return choices_of(self.requests, *[array.get() for array in self.arrays])
+    def tokens(self) -> list[SampledToken]:
+        """The token of each request; waits for the step."""
+        return sampled_tokens(self.requests, *[array.get() for array in self.arrays])
 
 
 class Decoder:
@@ -78,7 +79,7 @@ class Decoder:
         self._requests: list[Request] = []
         weakref.finalize(self, _give_back, self._plans, self._pool, stream.device).atexit = False
 
-    def launch(self, requests: Sequence[Request]) -> Flight:
+    def launch(self, requests: Sequence[Request]) -> PendingStep:
         """Queue a step: each request's next token from its last one.
 
         If it is of the same requests as the step before, it needs none of that one's tokens on the host.
@@ -88,21 +89,21 @@ class Decoder:
         """
         if requests != self._requests:
             self._begin(requests)
-        plan, lengths = next(reversed(self._plans.values())), [len(request.table) for request in requests]
-        if self._blocks != lengths:
+        plan, lengths = next(reversed(self._plans.values())), _table_lengths(requests)
+        if self._table_lengths != lengths:
             plan.set_tables(requests, self._stream)
-            self._blocks = lengths
+            self._table_lengths = lengths
         plan.run(self._graphs)
-        reported = reports(plan.logits, plan.tokens, requests)
-        arrays = [self._stream.written(plan.posted), *map(self._stream.download, reported)]
-        return Flight(self._requests, arrays)
+        reported = logprob_arrays(plan.logits, plan.tokens, requests)
+        arrays = [self._stream.written(plan.host_tokens), *map(self._stream.download, reported)]
+        return PendingStep(self._requests, arrays)
 
     def forget(self) -> None:
         """The host knows all tokens: the next step begins with them, whatever has become of the one before."""
         self._requests = []
 
     @property
-    def held_memory(self) -> int:
+    def memory_reserved(self) -> int:
         """Bytes that the graphs' pool has taken of the device."""
         return self._pool.total_bytes()
 
@@ -116,12 +117,12 @@ class Decoder:
         rows = 1 << (len(requests) - 1).bit_length()
         biases = sum(len(request.params.logit_bias) for request in requests)
         room = 1 << max(biases - 1, 15).bit_length() if biases else 0
-        sampler = sampler_of(requests, vocabulary, rows, room)
+        sampler = device_sampler(requests, vocabulary, rows, room)
         key = rows, sampler.counts is not None, room
         plan = self._plans.pop(key, None) or self._new_plan(rows, sampler)
         plan.begin(requests, sampler, self._stream)
         self._plans[key], self._requests = plan, list(requests)
-        self._blocks = [len(request.table) for request in requests]
+        self._table_lengths = _table_lengths(requests)
 
     def _new_plan(self, rows: int, sampler: Sampler) -> _Plan:
         others = [key for key in self._plans if key[0] == rows]
@@ -129,6 +130,10 @@ class Decoder:
             self._stream.synchronize()
             del self._plans[others[0]]
         return _Plan(self._model, self._cache, self._width, sampler, self._recorder)
+
+
+def _table_lengths(requests: Sequence[Request]) -> list[list[int]]:
+    return [[len(table) for table in request.state.tables] for request in requests]
 
 
 def _give_back(plans: dict[Any, _Plan], pool: Any, device: str) -> None:
@@ -202,29 +207,32 @@ class _Plan:
     """
 
     def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: _Recorder):
-        rows, cupy = len(sampler.parameters), cupy_module()
+        rows, groups, cupy = len(sampler.parameters), len(cache.paged), cupy_module()
         self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
-        self._state = cupy.zeros((6 + width, rows), np.int32)
-        self.tokens, self._next, self._positions, self._slots, self._lengths, turn = self._state[:6]
-        self._turn, self._tables = turn[:1], self._state[6:].reshape(rows, width)
-        self._posted, self._steps = shared_array((2, rows), np.int32), 0
+        self._inputs = cupy.zeros((6 + groups + groups * width, rows), np.int32)
+        self.tokens, self._next, self._positions, self._lengths, step, self._state_slots = self._inputs[:6]
+        self._step_number, self._slots = step[:1], self._inputs[6 : 6 + groups]
+        self._tables = self._inputs[6 + groups :].reshape(groups, rows, width)
+        self._host_tokens, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self._warm, self._graph, self.logits = False, None, None
         self._attempts, self._observed, self._fused = ATTEMPTS, [], model.fused
 
     @property
-    def posted(self) -> np.ndarray:
+    def host_tokens(self) -> np.ndarray:
         """Memory of the host: the tokens of the last step, until the next but one."""
-        return self._posted[0][self._steps % 2]
+        return self._host_tokens[0][self._steps % 2]
 
     def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
-        state = np.zeros(self._state.shape, np.int32)
-        state[1] = -1
+        inputs, tables = np.zeros(self._inputs.shape, np.int32), self._padded_tables(requests)
+        tokens, positions, slots = inputs[0], inputs[1], inputs[5]
+        positions[:], slots[:] = -1, NONE
         for row, request in enumerate(requests):
-            state[:2, row] = request.tokens(request.computed, request.length)[0], request.computed
-        state[6:] = self._padded_tables(requests).reshape(state[6:].shape)
-        stream.upload(state, out=self._state)
+            tokens[row], positions[row] = request.tokens(request.length - 1, request.length)[0], request.length - 1
+            slots[row] = request.state.slot
+        inputs[6 + len(tables) :] = tables.reshape(-1, inputs.shape[1])
+        stream.upload(inputs, out=self._inputs)
         self._steps = 0
         if sampler is not self._sampler:
             self._sampler.become(sampler)
@@ -236,8 +244,9 @@ class _Plan:
     def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
         tables = np.zeros(self._tables.shape, np.int32)
         for row, request in enumerate(requests):
-            tables[row, : len(request.table)] = request.table
-        return tables
+            for group, table in enumerate(request.state.tables):
+                tables[group, row, : len(table)] = table
+        return np.maximum(tables, 0)
 
     def run(self, graphs: bool) -> None:
         """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured.
@@ -260,11 +269,11 @@ class _Plan:
         self._steps += 1
 
     def _step(self) -> Any:
-        rows, width = self._tables.shape
-        args = (self._next, self._positions, self._slots, self._lengths, self._turn, self._tables)
-        place_tokens((blocks(rows, THREADS),), (THREADS,), (*args, rows, width, self._cache.block_size))
-        paging = [Paging(self._slots, tables=self._tables)] * len(self._cache.paged)
-        batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._turn)
+        groups, rows, width = self._tables.shape
+        args = (self._next, self._positions, self._lengths, self._step_number, self._slots, self._tables)
+        advance_decode((blocks(rows, THREADS),), (THREADS,), (*args, groups, rows, width, self._cache.block_size))
+        paging = [Paging(*pair) for pair in zip(self._slots, self._tables, strict=True)]
+        batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._state_slots)
         logits = self._model(self.tokens, batch)
-        self._sampler(logits, self.tokens, self._posted[1], self._turn)
+        self._sampler(logits, self.tokens, self._host_tokens[1], self._step_number)
         return logits

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from rocforge.errors import UnsupportedModelError
+from rocforge.formats import q1_0
+
+_OWN = {"Q1_0": q1_0}
+"""The formats of which the gguf package knows the size alone, as modules that dequantize and quantize rows."""
 
 
-def _is_read_by_gguf(qtype: GGMLQuantizationType) -> bool:
+def _is_read(qtype: GGMLQuantizationType) -> bool:
+    if qtype.name in _OWN:
+        return True
     try:
         quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype)
     except NotImplementedError:
@@ -17,9 +25,7 @@ def _is_read_by_gguf(qtype: GGMLQuantizationType) -> bool:
     return True
 
 
-QTYPES: dict[str, GGMLQuantizationType] = {
-    qtype.name: qtype for qtype in GGMLQuantizationType if _is_read_by_gguf(qtype)
-}
+QTYPES: dict[str, GGMLQuantizationType] = {qtype.name: qtype for qtype in GGMLQuantizationType if _is_read(qtype)}
 """The block formats that can be read: name -> GGMLQuantizationType."""
 
 
@@ -67,7 +73,9 @@ def dequantize(data: np.ndarray, qtype: GGMLQuantizationType, columns: int) -> n
     if not data.size:
         return np.zeros(shape, np.float32)
     rows = np.ascontiguousarray(data).reshape(-1, data.shape[-1])
-    return quants.dequantize(rows, qtype).astype(np.float32, copy=False).reshape(shape)
+    own = _OWN.get(qtype.name)
+    values = own.dequantize(rows) if own else quants.dequantize(rows, qtype)
+    return values.astype(np.float32, copy=False).reshape(shape)
 
 
 def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
@@ -78,9 +86,10 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
         UnsupportedModelError: that format can only be read.
     """
     array = np.ascontiguousarray(array, dtype=np.float32)
-    nbytes = row_nbytes(array.shape[-1], qtype)
+    rows, nbytes = array.reshape(-1, array.shape[-1]), row_nbytes(array.shape[-1], qtype)
+    own = _OWN.get(qtype.name)
     try:
-        packed = quants.quantize(array.reshape(-1, array.shape[-1]), qtype)
+        packed = own.quantize(rows) if own else quants.quantize(rows, qtype)
     except NotImplementedError:
         raise UnsupportedModelError(f"{qtype.name} can be read but not written; quantize to Q8_0, say") from None
     return packed.view(np.uint8).reshape(*array.shape[:-1], nbytes)
@@ -88,8 +97,8 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
 
 def lattice(qtype: GGMLQuantizationType) -> np.ndarray | None:
     """The points that codes of an IQ format stand for, float32 (1, 1, points, dimensions); None for other formats."""
-    packing = getattr(quants, qtype.name, None)
+    packing: Any = getattr(quants, qtype.name, None)
     if getattr(packing, "grid_hex", None) is None:
         return None
     packing.init_grid()
-    return packing.grid.astype(np.float32)
+    return np.asarray(packing.grid, np.float32)

@@ -9,6 +9,7 @@ from rocforge.formats.blocks import block_nbytes
 
 FIELDS: dict[str, tuple[tuple[int, int], ...]] = {
     "BF16": ((0, 2),),
+    "Q1_0": ((0, 2),),
     "Q4_0": ((0, 2),),
     "Q4_1": ((0, 2), (2, 2)),
     "Q5_0": ((0, 2), (2, 4)),

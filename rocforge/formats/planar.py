@@ -30,6 +30,7 @@ class Planes(NamedTuple):
 
 
 PLANAR: dict[str, Planes] = {
+    "Q1_0": Planes(1, 2),
     "Q4_0": Planes(4, 8),
     "Q4_1": Planes(4, 16),
     "Q5_0": Planes(5, 8),

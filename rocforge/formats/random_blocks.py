@@ -11,8 +11,8 @@ FLOATS = ("F32", "F16", "BF16")
 """The formats whose blocks are one number each."""
 
 _SCALES = {
-    **{name: (0,) for name in ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S")},
-    **{name: (0,) for name in ("IQ3_XXS", "IQ3_S", "IQ1_S")},
+    **{name: (0,) for name in ("Q1_0", "Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS")},
+    **{name: (0,) for name in ("IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S")},
     **{name: (0, 2) for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")},
     **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
 }

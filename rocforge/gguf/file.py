@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.formats import byteorder
@@ -165,30 +166,27 @@ def _in_order(headers: list[Header]) -> list[Header]:
 
 def _read_tensor(info: TensorInfo, buffer: mmap) -> Any:
     """The array of one tensor: a view of `buffer`, or a copy in native byte order of a big-endian file."""
-    name = getattr(info.qtype, "name", None)
-    is_big = info.byteorder == "big"
-    if name in _DTYPES:
-        count = info.nbytes // np.dtype(_DTYPES[name]).itemsize
-        dtype = np.dtype((">" if is_big else "<") + _DTYPES[name])
-        array = np.frombuffer(buffer, dtype, count, info.offset).reshape(info.shape)
-        return _read_only(array.astype(dtype.newbyteorder("="))) if is_big else array
-    if name not in QTYPES:
-        problem = f"has type {name or info.qtype}, which is not supported; supported are"
+    qtype, nbytes, is_big = info.qtype, info.nbytes, info.byteorder == "big"
+    if not isinstance(qtype, GGMLQuantizationType) or nbytes is None or qtype.name not in {*_DTYPES, *QTYPES}:
+        problem = f"has type {getattr(qtype, 'name', qtype)}, which is not supported; supported are"
         raise UnsupportedModelError(f"tensor {info.name!r} {problem} {', '.join([*_DTYPES, *QTYPES])}")
+    if code := _DTYPES.get(qtype.name):
+        dtype = np.dtype((">" if is_big else "<") + code)
+        array = np.frombuffer(buffer, dtype, nbytes // dtype.itemsize, info.offset).reshape(info.shape)
+        return _read_only(array.astype(dtype.newbyteorder("="))) if is_big else array
     shape = info.shape or (1,)
-    data = np.frombuffer(buffer, np.uint8, info.nbytes, info.offset)
+    data = np.frombuffer(buffer, np.uint8, nbytes, info.offset)
     if is_big:
-        data = _read_only(_swapped(data, info))
-    return QuantizedArray(data.reshape(*shape[:-1], row_nbytes(shape[-1], info.qtype)), shape, info.qtype)
+        data = _read_only(_swapped(data, qtype, info.name))
+    return QuantizedArray(data.reshape(*shape[:-1], row_nbytes(shape[-1], qtype)), shape, qtype)
 
 
-def _swapped(data: np.ndarray, info: TensorInfo) -> np.ndarray:
+def _swapped(data: np.ndarray, qtype: GGMLQuantizationType, tensor: str) -> np.ndarray:
     """Packed blocks in native byte order, as a copy."""
-    name = info.qtype.name
-    if name not in byteorder.FIELDS:
-        problem = f"big-endian {name} is not supported; supported are {', '.join([*_DTYPES, *byteorder.FIELDS])}"
-        raise UnsupportedModelError(f"tensor {info.name!r}: {problem}")
-    return byteorder.swapped(data, info.qtype)
+    if qtype.name not in byteorder.FIELDS:
+        problem = f"big-endian {qtype.name} is not supported; supported are {', '.join([*_DTYPES, *byteorder.FIELDS])}"
+        raise UnsupportedModelError(f"tensor {tensor!r}: {problem}")
+    return byteorder.swapped(data, qtype)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -206,8 +204,8 @@ def _table(infos: list[TensorInfo]) -> list[str]:
     """Aligned lines of name, shape, type and bytes."""
     rows = [("name", "shape", "type", "bytes")]
     for info in infos:
-        size = "?" if info.nbytes is None else f"{info.nbytes:,}"
-        rows.append((_printable(info.name), str(info.shape), getattr(info.qtype, "name", str(info.qtype)), size))
+        nbytes = "?" if info.nbytes is None else f"{info.nbytes:,}"
+        rows.append((_printable(info.name), str(info.shape), getattr(info.qtype, "name", str(info.qtype)), nbytes))
     left_out = len(infos) - _REPR_ROWS
     if left_out > 0:
         half = _REPR_ROWS // 2

@@ -170,7 +170,7 @@ class _Cursor:
     def strings(self, count: int, field: str) -> list[str]:
         """`count` strings as string() reads them, in one loop: vocabularies hold hundreds of thousands."""
         unpack, buffer, size = struct.Struct(f"{self.order}Q").unpack_from, self.buffer, self.size
-        end, strings = self.position, []
+        end, strings = self.position, list[str]()
         append = strings.append
         for i in range(count):
             begin = end + 8
@@ -325,8 +325,9 @@ def _place_tensors(cursor: _Cursor, header: Header, entries: list[_TensorEntry],
 
 
 def _refuse_overlaps(cursor: _Cursor, entries: list[_TensorEntry]) -> None:
-    filled = sorted((entry for entry in entries if entry.nbytes), key=lambda entry: entry.offset)
-    for first, second in pairwise(filled):
-        if first.offset + first.nbytes > second.offset:
-            problem = f"{second.offset} lies inside tensor {first.name!r}, {first.nbytes} bytes from {first.offset}"
+    filled = [(entry, entry.nbytes) for entry in entries if entry.nbytes]
+    filled.sort(key=lambda pair: pair[0].offset)
+    for (first, nbytes), (second, _) in pairwise(filled):
+        if first.offset + nbytes > second.offset:
+            problem = f"{second.offset} lies inside tensor {first.name!r}, {nbytes} bytes from {first.offset}"
             raise cursor.error(f"tensor {second.name!r} offset", second.start, problem)

@@ -13,7 +13,8 @@ import numpy as np
 
 from rocforge.device.arrays import available_memory, cupy_module, on_device
 from rocforge.device.memory import out_of_memory_explained
-from rocforge.engine.capacity import cache_nbytes
+from rocforge.engine.capacity import CacheSizes
+from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
@@ -31,7 +32,8 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
     """
     matrices = list(_matrices(model))
     if wanted is None:
-        free = available_memory(model.device) - cache_nbytes(model.config, model.config.context)
+        cache = CacheSizes(states_of(model).values(), model.device).nbytes(model.config.context)
+        free = available_memory(model.device) - cache
         wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2
     if wanted:
         with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):

@@ -17,7 +17,7 @@ import numpy as np
 from rocforge.device.arrays import cupy_module, on_device
 from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.device.kernels import Kernel, launches_recorded
-from rocforge.engine.step import place_tokens
+from rocforge.engine.step import advance_decode
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.module import Module
 from rocforge.nn.state import blocks_for
@@ -58,7 +58,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     model.blk = distinct(model.blk)
     with on_device(model.device):
         with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
-            record(place_tokens)
+            record(advance_decode)
             sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
             sampler(model(np.zeros(1, np.int32)))
             for tokens in PROMPT_TOKENS:

@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     """
 
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
     slot: int = 0
@@ -50,8 +50,8 @@ class Paging(NamedTuple):
     """Where a batch's tokens, and those before them, are in one paged group; as in PagedLayer."""
 
     slots: Any
-    spans: Sequence[Span] = ()
     tables: Any = None
+    spans: Sequence[Span] = ()
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Batch:
         for name, view in zip(names, views, strict=False):
             setattr(self, name, view)
         rest = views[len(names) :]
-        self.paging = [Paging(slots, tables=tables) for slots, tables in zip(rest[::2], rest[1::2], strict=True)]
+        self.paging = [Paging(*pair) for pair in zip(rest[::2], rest[1::2], strict=True)]
 
     def state_of(self, layer: Hashable) -> PagedLayer | RecurrentLayer:
         """A layer's state: of a model's layer by the module itself, else by its index.
@@ -167,11 +167,11 @@ def _paging(group: PagedGroup, chunks: Sequence[Chunk], index: int, device: str)
     slots = [_as_array(_slots(group, table, chunk.start, chunk.length)) for chunk, table in pairs]
     if device == "cpu":
         visible = [_slots(group, table, group.state.first_visible(chunk.start), chunk.length) for chunk, table in pairs]
-        return Paging(np.concatenate(slots), _spans(chunks, visible))
+        return Paging(np.concatenate(slots), spans=_spans(chunks, visible))
     padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
-    return Paging(np.concatenate(slots), tables=np.maximum(padded, 0))
+    return Paging(np.concatenate(slots), np.maximum(padded, 0))
 
 
 def _spans(chunks: Sequence[Chunk], visible: Sequence[slice | np.ndarray]) -> list[Span]:

@@ -113,7 +113,8 @@ class KVCache:
             ]
             if device != "cpu":
                 self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
-        by_state = {group.state: (group, itertools.count()) for group in (*self.paged, *self.recurrent)}
+        every: list[PagedGroup | RecurrentGroup] = [*self.paged, *self.recurrent]
+        by_state = {group.state: (group, itertools.count()) for group in every}
         self._layers = {layer: (by_state[state][0], next(by_state[state][1])) for layer, state in layers.items()}
 
     def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
@@ -129,7 +130,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(group.nbytes for group in (*self.paged, *self.recurrent))
+        return sum(group.nbytes for group in self.paged) + sum(group.nbytes for group in self.recurrent)
 
     def copy_slot(self, source: int, target: int) -> None:
         """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream."""

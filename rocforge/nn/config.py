@@ -22,5 +22,3 @@ class Config:
     dim: int
     vocabulary: int
     context: int
-    kv_heads: int = 0
-    head_dim: int = 0

@@ -6,18 +6,36 @@ import contextlib
 import fnmatch
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.observe import Observer, show
+from rocforge.quant import QuantizedArray
 
 
 class Parameter:
-    """The place of an array that has not been loaded: its shape, and whether a model can do without it."""
+    """The place of an array that has not been loaded.
 
-    def __init__(self, *shape: int, optional: bool = False):
+    Args:
+        shape: the array's.
+        optional: whether a model can do without it.
+        matrix: whether ops multiply with it or gather its rows, in any format; all else is float32 in a model, whatever
+            a file has it in. None: where it has more than one axis.
+    """
+
+    def __init__(self, *shape: int, optional: bool = False, matrix: bool | None = None):
         self.shape, self.optional = shape, optional
+        self.matrix = len(shape) > 1 if matrix is None else matrix
+
+    def cast(self, array: Any) -> Any:
+        """An array, packed or not, as ops take it from here: of the values that it has."""
+        if isinstance(array, QuantizedArray):
+            return array if self.matrix else array.dequantize()
+        kept = self.matrix and array.dtype in (np.float16, np.float32)
+        return array if kept else array.astype(np.float32, copy=False)
 
     def __repr__(self) -> str:
         return f"Parameter{self.shape}"
@@ -160,7 +178,9 @@ class Module:
         if any(names for _, names in faults):
             text = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults if names)
             raise UnsupportedModelError(f"the weights do not fit {type(self).__name__}: {text}")
-        self._fill({path: convert(found[path]) if path in found else None for path in wanted})
+        self._fill(
+            {path: convert(place.cast(found[path])) if path in found else None for path, place in wanted.items()}
+        )
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         for name, value in list(vars(self).items()):
@@ -182,7 +202,8 @@ class Module:
         Raises:
             ValueError: a pattern matches no module.
         """
-        modules, seen = dict(self.named_modules()), {}
+        modules = dict(self.named_modules())
+        seen: dict[str, Any] = {}
         for pattern in patterns:
             if not fnmatch.filter(modules, pattern):
                 raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
@@ -202,7 +223,8 @@ class Module:
 
     def _tree_lines(self, indent: str) -> list[str]:
         """A line a child; equal neighbours in a list share one."""
-        lines, previous, start = [], None, 0
+        lines: list[str] = []
+        previous, start = None, 0
         for path, child in self.named_children():
             below = child._tree_lines(indent if child.inline else indent + "  ")
             head = [] if child.inline else [f"{indent}{path}: {child.describe()}"]
@@ -260,7 +282,7 @@ for _name in _IN_PLACE.split():
     setattr(ModuleList, _name, _changing(_name))
 
 
-Tree = list[tuple[Any, dict[str, Any]]]
+Tree = Sequence[tuple[Any, dict[str, Any]]]
 
 
 def tree_of(module: Module) -> Tree:

@@ -5,7 +5,6 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -60,7 +59,8 @@ class Reader(Metadata):
         architecture = Metadata(file.metadata).string("general.architecture")
         known = {f"{architecture}.{key}": value for key, value in defaults.items()}
         super().__init__({**known, **file.metadata}, f"{architecture}.")
-        self.tensors, self._ropes = file, {}
+        self.tensors = file
+        self._ropes: dict[Any, RopeFrequencies] = {}
         self.config = Config(
             architecture=architecture,
             layers=self.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
@@ -68,8 +68,6 @@ class Reader(Metadata):
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
         )
-        first = self.attention(0)
-        self.config = dataclasses.replace(self.config, kv_heads=first["kv_heads"], head_dim=first["head_dim"])
 
     def per_layer(self, key: str, default: Any = REQUIRED) -> list[Any]:
         """A value for each layer: the items of an array, or the one value of all.
@@ -132,7 +130,7 @@ class Reader(Metadata):
             raise UnsupportedModelError("keys and values of different lengths are not supported")
         return head_dim
 
-    def mlp(self, layer: int) -> dict[str, int]:
+    def mlp(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""
         return {"dim": self.config.dim, "ffn": self.integer_of(layer, "feed_forward_length", 1, MOST)}
 

@@ -25,7 +25,7 @@ def checks(sizes: Sizes) -> list[Check]:
     decode = [(length - 1, 1) for length in sizes.contexts]
     n = sizes.prompt
     prompts = [(0, n), (n, n // 4), (70, 1), (33, 3)]
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "window": {"window": n // 3},
         "softcap": {"softcap": 20.0},
         "sinks": {"sinks": True},
@@ -45,7 +45,7 @@ def checks(sizes: Sizes) -> list[Check]:
     ]
 
 
-def _batches(
+def batches(
     rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]], window: int | None = None
 ) -> tuple[Batch, Batch]:
     """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
@@ -66,7 +66,7 @@ def _batches(
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, _, head_dim = shape
     options = dict(options)
-    here, there = _batches(rng, shape, chunks, options.pop("window", None))
+    here, there = batches(rng, shape, chunks, options.pop("window", None))
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here.state_of(0), **given)
@@ -87,14 +87,14 @@ def _attend(
     heads, kv_heads, head_dim = shape
     frequencies, errors = rope_frequencies(head_dim, 500000.0, neox=True), {}
     for name, chunks in (("decode", decode), ("prompts", prompts)):
-        here, there = _batches(rng, shape, chunks)
+        here, there = batches(rng, shape, chunks)
         q, k, v = (floats(rng, len(here.positions), n, head_dim) for n in (heads, kv_heads, kv_heads))
-        norms = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
+        norms: dict[str, Any] = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
         layer, layer_there = here.state_of(0), there.state_of(0)
         expected = attend(q, k, v, layer, here.rotation(frequencies), **norms)
         asarray = cupy_module().asarray
         norms = {key: asarray(norm) for key, norm in norms.items()}
-        y = attend(*map(asarray, (q, k, v)), layer_there, there.rotation(frequencies), **norms)
+        y = attend(asarray(q), asarray(k), asarray(v), layer_there, there.rotation(frequencies), **norms)
         errors[name] = Error(relative_error(y, expected), 2 * HALF)
         errors[f"keys of {name}"] = Error(relative_error(layer_there.keys, layer.keys), HALF)
         errors[f"values of {name}"] = Error(relative_error(layer_there.values, layer.values), HALF)

@@ -54,12 +54,15 @@ def _experts(name: str, shape: tuple[int, int, int, int], tokens: tuple[int, ...
         bias = floats(rng, count, rows) if biased else None
         host.append(Matrices(weight, bias))
         device.append(Matrices(weight.to_device("gpu"), None if bias is None else asarray(bias)))
+    (gate, up, down), (gate_there, up_there, down_there) = host, device
     # so that gates are of some units, and float16 holds what comes of them
-    small, errors = np.float32(1 / np.linalg.norm(host[0].weight[0].dequantize(), axis=1).mean()), {}
+    small, errors = np.float32(1 / np.linalg.norm(gate.weight[0].dequantize(), axis=1).mean()), {}
     for n in tokens:
         x, logits = small * floats(rng, n, dim), floats(rng, n, count)
         ids, weights = route(logits, used)
-        y = experts(*map(asarray, (x, ids.astype(np.int32), weights)), *device, activate)
+        routed = asarray(x), asarray(ids.astype(np.int32)), asarray(weights)
+        y = experts(*routed, gate_there, up_there, down_there, activate)
         bound = INT8 if n <= 8 and qtypes[0] != "F16" else 3 * HALF
-        errors[label(n)] = Error(relative_error(y, experts(x, ids, weights, *host, activate)), bound)
+        expected = experts(x, ids, weights, gate, up, down, activate)
+        errors[label(n)] = Error(relative_error(y, expected), bound)
     return Outcome(errors)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _logits(models: Callable, count: int, rng: np.random.Generator) -> Outcome:
     return Outcome({"logits": Error(float(np.median(errors)), INT8 if count <= tuning.current().int8_tokens else HALF)})
 
 
-def written(model: Transformer, prompt: list[int], tokens: int, **options: float) -> list[int]:
+def written(model: Transformer, prompt: list[int], tokens: int, **options: Any) -> list[int]:
     """The tokens that a model adds to a prompt."""
     with Engine(model, cache_tokens=len(prompt) + tokens + 1) as engine:
         request = engine.add(prompt, SamplingParams(max_tokens=tokens, ignore_eos=True, **options))

@@ -103,7 +103,7 @@ def _gated(activate: str, shape: tuple[int, int], tokens: tuple[int, ...], rng: 
     """Gates of some units each way."""
     gate, up = (random_weight(rng, "Q4_K", shape) for _ in range(2))
     biases, asarray, errors = [floats(rng, shape[0]) for _ in range(2)], cupy_module().asarray, {}
-    there = [gate.to_device("gpu"), up.to_device("gpu"), *map(asarray, biases)]
+    there = gate.to_device("gpu"), up.to_device("gpu"), asarray(biases[0]), asarray(biases[1])
     small = np.float32(2 / np.linalg.norm(gate.dequantize(), axis=1).mean())
     for n in tokens:
         x = small * floats(rng, n, shape[1])
@@ -125,7 +125,7 @@ def _feed_forward(shape: tuple[int, int], tokens: tuple[int, ...], rng: np.rando
     for n in tokens:
         x, residual = floats(rng, n, dim) * scale["gate"], floats(rng, n, dim) / scale["down"]
         y = _layer(x, residual, norm, host)
-        there = _layer(*map(asarray, (x, residual, norm)), device)
+        there = _layer(asarray(x), asarray(residual), asarray(norm), device)
         int8 = form_for([device["after"]], n) is OperandForm.INT8
         errors[label(n)] = Error(relative_error(there, y), INT8 if int8 else 3 * HALF)
     return Outcome(errors)

@@ -100,6 +100,7 @@ def messages(job: Job) -> Iterator[dict[str, Any]]:
     """
     command = [sys.executable, "-m", "rocforge.selftest", json.dumps(dataclasses.asdict(job))]
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
+        assert process.stdout is not None
         try:
             for line in _lines(process.stdout.fileno()):
                 yield json.loads(line)

@@ -48,7 +48,7 @@ def half_steps(x: np.ndarray) -> np.ndarray:
 def relative_error(y: Any, reference: np.ndarray) -> float:
     """The norm of the difference over that of the reference; y may be a CuPy array."""
     y = np.asarray(y.get() if hasattr(y, "get") else y, np.float64)
-    return np.linalg.norm(y - reference) / np.linalg.norm(reference)
+    return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
 
 
 def product_error(y: Any, x: np.ndarray, w: np.ndarray, *added: np.ndarray) -> float:
@@ -59,4 +59,4 @@ def product_error(y: Any, x: np.ndarray, w: np.ndarray, *added: np.ndarray) -> f
     """
     x, w = x.astype(np.float64), w.astype(np.float64)
     difference = np.asarray(y.get(), np.float64) - sum(added, x @ w.T)
-    return np.linalg.norm(difference) / np.sqrt(np.sum(sum((a * a for a in added), (x * x) @ (w * w).T)))
+    return float(np.linalg.norm(difference) / np.sqrt(np.sum(sum((a * a for a in added), (x * x) @ (w * w).T))))

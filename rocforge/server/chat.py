@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rocforge.engine.request import Constraint
 from rocforge.engine.response import GenerationResponse
-from rocforge.engine.scheduler import Constraint
 from rocforge.errors import ChatTemplateError
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
@@ -74,7 +74,7 @@ class ChatCompletions:
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
         generator = self._generator
         messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
-        definitions = [tool.model_dump(exclude_none=True) for tool in body.tools] if tools else None
+        definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
@@ -102,7 +102,7 @@ class ChatCompletions:
             return constraints
         if constraints[0] is not None:
             raise APIError("a required tool call does not go with other constraints", param="tool_choice")
-        functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools]
+        functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
         if isinstance(body.tool_choice, NamedTool):
             functions = [f for f in functions if f["name"] == body.tool_choice.function.name]
             if not functions:
@@ -153,7 +153,11 @@ class _Answer:
         calls = [call.as_dict() for part in said for call in part.calls]
         content = "".join(part.content for part in said)
         reasoning = "".join(part.reasoning for part in said)
-        message = {"role": "assistant", "content": None if calls and not content else content, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls and not content else content,
+            "refusal": None,
+        }
         if reasoning:
             message["reasoning_content"] = reasoning
         if calls:

@@ -15,7 +15,7 @@ from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
 from rocforge.engine.reply import DeadlineError, QueueFullError
-from rocforge.engine.scheduler import Constraint
+from rocforge.engine.request import Constraint
 from rocforge.engine.service import Service, State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.errors import APIError, refusing
@@ -51,9 +51,10 @@ class Generator:
         Raises:
             APIError: it is not, or the service has ended.
         """
-        if self.service.state is not State.READY:
+        tokenizer = self.service.tokenizer
+        if tokenizer is None or self.service.state is not State.READY:
             raise APIError(f"the model is not ready: {self.service.state.value}", 503, "server_error", code="not_ready")
-        return self.service.tokenizer
+        return tokenizer
 
     @property
     def limit(self) -> int:
@@ -108,7 +109,9 @@ class Generator:
 
     async def constraints(self, body: Sampling, count: int) -> Sequence[Constraint | None]:
         """What the texts must obey by response_format, regex or grammar: one for each."""
-        wanted = [(kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source]
+        wanted: list[tuple[str, Any]] = [
+            (kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source
+        ]
         format = body.response_format
         if format is not None and format.type == "json_object":
             wanted.append(("json_schema", {"type": "object"}))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rocforge.engine.response import GenerationResponse
+from rocforge.ops.sampling import Logprobs
 from rocforge.text.tokenizer import Tokenizer
 
 
@@ -18,9 +19,9 @@ def _name(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def _reported(pieces: Sequence[GenerationResponse], tokenizer: Tokenizer) -> list[GenerationResponse]:
+def _reported(pieces: Sequence[GenerationResponse], tokenizer: Tokenizer) -> list[tuple[GenerationResponse, Logprobs]]:
     """Those with a report; not the token that ends the text, which is no part of it."""
-    return [piece for piece in pieces if piece.logprobs and piece.token not in tokenizer.eog_token_ids]
+    return [(p, p.logprobs) for p in pieces if p.logprobs and p.token not in tokenizer.eog_token_ids]
 
 
 def chat_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse]) -> dict[str, Any]:
@@ -31,10 +32,10 @@ def chat_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse]) ->
 
     content = [
         {
-            **entry(piece.token, piece.logprobs.token),
-            "top_logprobs": [entry(token, value) for token, value in piece.logprobs.top.items()],
+            **entry(piece.token, logprobs.token),
+            "top_logprobs": [entry(token, value) for token, value in logprobs.top.items()],
         }
-        for piece in _reported(pieces, tokenizer)
+        for piece, logprobs in _reported(pieces, tokenizer)
     ]
     return {"content": content, "refusal": None}
 
@@ -42,11 +43,10 @@ def chat_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse]) ->
 def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse], offset: int) -> dict[str, Any]:
     """Of tokens of a completion; `offset` is where their text begins, in characters."""
     report: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    shown = _reported(pieces, tokenizer)
-    for piece in shown:
+    for piece, logprobs in _reported(pieces, tokenizer):
         report["tokens"].append(_name(tokenizer, piece.token))
-        report["token_logprobs"].append(piece.logprobs.token)
-        report["top_logprobs"].append({_name(tokenizer, token): p for token, p in piece.logprobs.top.items()})
+        report["token_logprobs"].append(logprobs.token)
+        report["top_logprobs"].append({_name(tokenizer, token): p for token, p in logprobs.top.items()})
         report["text_offset"].append(offset)
         offset += len(piece.text)
     return report

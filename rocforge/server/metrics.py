@@ -72,9 +72,10 @@ class _Gauges:
         waiting = service.queue_depth
         yield _gauge("requests_waiting", "Requests that wait for their first step.", waiting)
         yield _gauge("requests_running", "Requests with a part in the steps.", max(0, service.in_flight - waiting))
-        pool = engine.scheduler.pool if engine else None
-        yield _gauge("cache_blocks", "Blocks of the cache.", pool.blocks if pool else 0)
-        yield _gauge("cache_blocks_used", "Blocks that requests hold.", pool.blocks - pool.free if pool else 0)
+        pools = [group.pool for group in engine.scheduler.state.groups] if engine else []
+        blocks, free = sum(pool.blocks for pool in pools), sum(pool.free for pool in pools)
+        yield _gauge("cache_blocks", "Blocks of the cache, of all groups of layers.", blocks)
+        yield _gauge("cache_blocks_used", "Blocks that requests hold.", blocks - free)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

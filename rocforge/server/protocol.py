@@ -44,7 +44,9 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
-            self.conn = Connection(h11.SERVER, self.config.h11_max_incomplete_event_size)
+            max_head = self.config.h11_max_incomplete_event_size
+            assert max_head is not None
+            self.conn = Connection(h11.SERVER, max_head)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)

@@ -84,7 +84,7 @@ class _MarkedParser:
 
     def add(self, text: str) -> Said:
         self._held += text
-        content, calls = "", ()
+        content, calls = "", tuple[Call, ...]()
         while True:
             mark = self._end if self._inside else self._begin
             before, found, after = self._held.partition(mark) if mark else (self._held, "", "")

@@ -5,12 +5,18 @@ Source: https://github.com/guidance-ai/llguidance
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from rocforge.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 _LIMITS = LLParserLimits(verbose_errors=False)
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \t\n]{0,16}"}
+_JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n]{0,16}"}
 """White space in JSON is bounded, since a model can write it for ever."""
 
 
@@ -54,6 +60,9 @@ class Matcher:
 
 class _Vocabulary:
     """What llguidance wants to know of a tokenizer."""
+
+    greedy: Callable[[str], list[int]]
+    """llguidance's own tokens of a text, once it has made its tokenizer of this."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

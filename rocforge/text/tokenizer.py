@@ -54,7 +54,8 @@ class Tokenizer:
         self.bos_token_id = self._vocabulary.special_id("bos", bos)
         self.eos_token_id = self._vocabulary.special_id("eos", eos)
         self.pad_token_id = self._vocabulary.special_id("padding")
-        self.eog_token_ids = self._vocabulary.end_of_generation | ({self.eos_token_id} - {None})
+        eos_ids = () if self.eos_token_id is None else (self.eos_token_id,)
+        self.eog_token_ids: frozenset[int] = self._vocabulary.end_of_generation.union(eos_ids)
         if self._sentencepiece:
             self._encode_text = sentencepiece_bpe(self._vocabulary, self.unk_token_id)
             add_bos = self.bos_token_id is not None
@@ -257,6 +258,8 @@ def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
 def _added(metadata: Metadata, name: str, usual: bool, id: int | None) -> list[int]:
     """The token that goes around a text, where the file asks for it."""
     wanted = metadata.flag(f"add_{name}_token", default=usual)
-    if wanted and id is None:
+    if not wanted:
+        return []
+    if id is None:
         raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no tokenizer.ggml.{name}_token_id")
-    return [id] if wanted else []
+    return [id]

@@ -114,7 +114,8 @@ class Vocabulary:
                 if name in self.ids:
                     self.types[self.ids[name]] = kind
         ends = {self.ids[name] for name in _END_OF_GENERATION if name in self.ids}
-        ends |= {self.special_id(key.removesuffix("_token_id")) for key in _END_OF_GENERATION_KEYS} - {None}
+        named = [self.special_id(key.removesuffix("_token_id")) for key in _END_OF_GENERATION_KEYS]
+        ends.update(id for id in named if id is not None)
         # In gpt-oss and Solar "<|end|>" ends a message, after which the same turn goes on.
         if {"<|return|>", "<|call|>"} <= self.ids.keys() or {"<|calls|>", "<|flush|>"} <= self.ids.keys():
             end = self.ids.get("<|end|>")

@@ -46,7 +46,7 @@ def test_what_is_measured_is_computed(monkeypatch):
         counts.clear()
         list(bench._measured(engine, [(0, 7)], 2))
         assert counts == [1] * (3 * 7)
-        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+        assert engine.scheduler.state.idle
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_stopped_reply_frees_its_blocks_and_counts(loaded, template):
         for piece in conversation.reply("Hello", {"temperature": 0.0}, lambda: len(pieces) == 3):
             pieces.append(piece.text)
         assert len(pieces) == 3 and conversation.messages[-1]["content"] == "".join(pieces)
-        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks and not engine.busy
+        assert engine.scheduler.state.idle and not engine.busy
         conversation.reply("again", GREEDY).close()
         assert not engine.busy
         assert list(conversation.reply("before its first token", GREEDY, lambda: True)) == [] and not engine.busy

@@ -190,3 +190,12 @@ def test_attributes():
     kernel = raw(source)
     assert kernel.shared_size_bytes == 400
     assert kernel.max_threads_per_block >= 256
+
+
+def test_undocumented_parts():
+    """What rocforge/device/ takes of CuPy beyond its documentation, for which pyproject.toml bounds its version."""
+    assert cp.empty((3, 4))._c_contiguous is True and cp.empty((3, 4)).T._c_contiguous is False
+    kernel = raw('extern "C" __global__ void k(int* x) { *x = 3; }').kernel
+    x = cp.zeros(1, cp.int32)
+    kernel((1,), (1,), (x,))
+    assert isinstance(kernel.ptr, int) and kernel.ptr and x.get() == 3

@@ -11,7 +11,8 @@ from golden import build
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
 from rocforge.engine import step as decode
-from rocforge.engine.scheduler import Request
+from rocforge.engine.request import Request
+from rocforge.engine.state import SequenceState
 from rocforge.load import load_model
 
 PARAMS = [
@@ -48,7 +49,7 @@ def run(model, prompts, params=None, between=lambda engine, requests, step: None
                 seen.setdefault(token.request, []).append((token.id, token.logprobs))
             step += 1
             between(engine, requests, step)
-        assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+        assert engine.scheduler.state.idle
     assert all([id for id, _ in tokens] == request.output for request, tokens in seen.items())
     return list(seen.values())
 
@@ -128,9 +129,9 @@ def test_memory_of_a_graph_is_its_own(model, prompts):
 
 def test_host_is_one_step_behind(model, prompts, monkeypatch):
     """A step is queued before the tokens of the one before it are read, until a request's last one."""
-    calls, launch, choices = [], decode.Decoder.launch, decode.Flight.choices
+    calls, launch, tokens = [], decode.Decoder.launch, decode.PendingStep.tokens
     monkeypatch.setattr(decode.Decoder, "launch", lambda *args: calls.append("launch") or launch(*args))
-    monkeypatch.setattr(decode.Flight, "choices", lambda flight: calls.append("read") or choices(flight))
+    monkeypatch.setattr(decode.PendingStep, "tokens", lambda step: calls.append("read") or tokens(step))
     run(model, prompts[:1], [rf.SamplingParams(max_tokens=5, temperature=0)])
     assert calls == ["launch", *["launch", "read"] * 3, "read"]
 
@@ -139,7 +140,8 @@ def launched(model):
     """Names of the kernels of a decode step of one request, in order."""
     kernels = []
     with rf.Stream("gpu") as stream, launches_recorded(kernels.append), rf.Engine(model, cache_tokens=64) as engine:
-        request = Request([1], rf.SamplingParams(temperature=0), table=[0])
+        state = SequenceState([[0] for _ in engine.cache.paged])
+        request = Request([1], rf.SamplingParams(temperature=0), state=state)
         decode.Decoder(stream, model, engine.cache, 2).launch([request])
     return [kernel.name for kernel in kernels]
 
@@ -147,7 +149,7 @@ def launched(model):
 def test_launches_of_a_step(model):
     """Five launches a layer: q, k and v; attention; its output with the norm; gate and up; down with the next norm."""
     layer = ["matvec", "attention_decode", "matvec_then_norm", "matvec_gated", "matvec_then_norm"]
-    first = ["place_tokens", "rope_angles", "dequantize_float32", "rms_norm"]
+    first = ["advance_decode", "rope_angles", "dequantize_float32", "rms_norm"]
     assert launched(model) == [*first, *layer * model.config.layers, "matvec", "sample_slices", "sample_rows"]
 
 

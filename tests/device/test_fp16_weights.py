@@ -7,8 +7,9 @@ from golden import relative_error
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
-from rocforge.engine.capacity import cache_nbytes
+from rocforge.engine.capacity import CacheSizes
 from rocforge.load import load_model
+from rocforge.nn.state import states_of
 from rocforge.ops.device import gemm
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.linear import linears
@@ -62,7 +63,7 @@ def test_by_itself(file, monkeypatch):
     """Kept where they take at most half of what a cache of the model's context leaves."""
     model = load_model(file, "gpu", fp16_weights=False)
     size = sum(2 * w.size for _, w in model.named_parameters() if len(w.shape) == 2)
-    cache = cache_nbytes(model.config, model.config.context)
+    cache = CacheSizes(states_of(model).values(), "gpu:0").nbytes(model.config.context)
     for free, expected in ((2 * size, True), (2 * size - 2, False)):
         monkeypatch.setattr("rocforge.loading.fp16_weights.available_memory", lambda device, free=free: cache + free)
         assert bool(kept(load_model(file, "gpu"))) is expected

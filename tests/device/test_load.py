@@ -4,17 +4,21 @@ import gc
 import importlib
 
 import cupy as cp
+import numpy as np
 import pytest
+from golden import build
+from packed_vectors import TYPES, with_vectors_in
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
 from rocforge.device import kernels
-from rocforge.engine.capacity import cache_nbytes, cache_tokens_that_fit
+from rocforge.engine.capacity import CacheSizes
 from rocforge.load import load_model
 from rocforge.loading import warmup
 from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import device_nbytes
 from rocforge.models import build_model
+from rocforge.nn.state import states_of
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
@@ -48,6 +52,16 @@ def test_same_model_as_without_overlap(path, rng):
     for count in (MAX_TILE_TOKENS + 6, 40, 1):
         tokens = rng.integers(0, plain.config.vocabulary, count)
         assert (model(tokens).get() == plain(tokens).get()).all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma3"])
+def test_vectors_of_any_type(tmp_path, name, kind):
+    """Norms, biases, sinks, experts' biases and rope factors in any type give what the same values in F32 give."""
+    build(tmp_path / "golden.gguf", name, "Q8_0")
+    with rf.open_gguf(tmp_path / "golden.gguf") as file:
+        packed, plain = (load_model(each, "gpu")(np.arange(5, 8)).get() for each in with_vectors_in(file, kind))
+    assert np.isfinite(packed).all() and (packed == plain).all()
 
 
 def module_of(kernel):
@@ -103,19 +117,20 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
 def test_too_little_memory_is_told_before(path, pool):
     """Weights fit and the cache that is asked for does not: the error says what is needed, free, and would fit."""
     file = rf.open_gguf(path)
-    config = build_model(file).config
+    model = build_model(file)
+    sizes = CacheSizes(states_of(model).values(), "gpu:0")
     weights = sum(device_nbytes(file[name]) for name in file)
-    room = cache_nbytes(config, 96) * 8 // 7 + 8
+    room = sizes.nbytes(96) * 8 // 7 + 8
     pool.set_limit(pool.total_bytes() + weights + room)
     used = pool.used_bytes()
     with pytest.raises(rf.DeviceError) as error:
         load_model(file, "gpu", context=200)
     message = str(error.value)
-    assert f"needs {(weights + cache_nbytes(config, 200) + room // 8) / 2**20:.2f} MiB" in message
+    assert f"needs {(weights + sizes.nbytes(200) + room // 8) / 2**20:.2f} MiB" in message
     assert f"({weights:,} bytes) for weights" in message and f"({weights + room:,} bytes) are free" in message
     assert message.endswith("a smaller quantization or a shorter context (context=96 fits)")
     assert pool.used_bytes() == used
-    check_fit(config, [file[name] for name in file], "gpu:0", 96)
+    check_fit(sizes, [file[name] for name in file], 96, model.config.context)
     pool.set_limit(pool.total_bytes() + weights // 2)
     with pytest.raises(rf.DeviceError, match=r"smaller quantization$"):
         load_model(file, "gpu", context=96)
@@ -125,14 +140,15 @@ def test_cache_fills_what_is_free(path, pool):
     """A cache of the size that fits is allocated, its bytes are as predicted, and a margin stays free."""
     model = load_model(rf.open_gguf(path), "gpu")
     pool.set_limit(pool.total_bytes() + (8 << 20))
-    tokens = cache_tokens_that_fit(model.config, "gpu:0", 1 << 30)
+    sizes = CacheSizes(states_of(model).values(), "gpu:0")
+    tokens = sizes.tokens_that_fit(1 << 30, 1)
     cache = model.new_cache(tokens // 32)
-    assert cache.nbytes == cache_nbytes(model.config, tokens) == cache_nbytes(model.config, tokens - 31)
+    assert cache.nbytes == sizes.nbytes(tokens) == sizes.nbytes(tokens - 31)
     assert 6 << 20 < cache.nbytes <= 7 << 20
-    assert cache_tokens_that_fit(model.config, "gpu:0", 40) == 40
+    assert sizes.tokens_that_fit(40, 1) == 40
     pool.set_limit(pool.total_bytes() + 1000)
-    with pytest.raises(rf.DeviceError, match=r"a cache block of 32 tokens .*\(1,000 bytes"):
-        cache_tokens_that_fit(model.config, "gpu:0", 40)
+    with pytest.raises(rf.DeviceError, match=r"a cache of 32 tokens .*\(1,000 bytes"):
+        sizes.tokens_that_fit(40, 1)
 
 
 OUT_OF_MEMORY = """

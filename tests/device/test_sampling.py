@@ -68,9 +68,9 @@ def test_no_numbers(monkeypatch, params: dict, seed: int):
         with pytest.raises(NonFiniteError):
             sample(logits[row], rows[row], [], [])
     logprobs_device(cp.asarray(logits), cp.asarray(tokens), 5)
-    posted, turn = cp.zeros((2, 4), np.int32), cp.zeros(1, np.int32)
-    taken = Sampler(rows, [0] * 4)(cp.asarray(logits), posted=posted, turn=turn).get()
-    assert ((taken >= 0) & (taken < 3000)).all() and posted.get().tolist() == [[-1] * 4, [0] * 4]
+    host_tokens, step = cp.zeros((2, 4), np.int32), cp.zeros(1, np.int32)
+    taken = Sampler(rows, [0] * 4)(cp.asarray(logits), host_tokens=host_tokens, step=step).get()
+    assert ((taken >= 0) & (taken < 3000)).all() and host_tokens.get().tolist() == [[-1] * 4, [0] * 4]
 
 
 DRAWS = [

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rocforge.engine.block_pool import BlockPool
+from rocforge.engine.block_pool import BlockPool, block_digests
 
 SIZE = 4
 
@@ -23,16 +23,15 @@ def test_allocates_in_order_and_runs_out():
 
 def test_digests_depend_on_all_that_comes_before():
     """A block's digest changes with its tokens and with those before it, and only full blocks have one."""
-    pool = BlockPool(1, SIZE)
-    a, b = pool.digests([1, 2, 3, 4, 5, 6, 7, 8, 9]), pool.digests([0, 2, 3, 4, 5, 6, 7, 8])
+    a, b = block_digests([1, 2, 3, 4, 5, 6, 7, 8, 9], SIZE), block_digests([0, 2, 3, 4, 5, 6, 7, 8], SIZE)
     assert len(a) == len(b) == 2 and a[0] != b[0] and a[1] != b[1]
-    assert pool.digests([5, 6, 7, 8], previous=a[0]) == a[1:]
+    assert block_digests([5, 6, 7, 8], SIZE, previous=a[0]) == a[1:]
 
 
 def test_freed_blocks_are_shared_until_reused():
     """A later sequence takes over the blocks of an equal prefix; blocks handed out again are forgotten."""
     pool = BlockPool(3, SIZE)
-    digests = pool.digests(range(8))
+    digests = block_digests(range(8), SIZE)
     table = [pool.allocate(), pool.allocate()]
     for block, digest in zip(table, digests, strict=True):
         pool.remember(block, digest)
@@ -47,7 +46,7 @@ def test_freed_blocks_are_shared_until_reused():
 def test_the_least_recently_used_prefix_goes_first():
     """Blocks that hold nothing known are reused before prefixes, and of these the one that was used last goes last."""
     pool = BlockPool(4, SIZE)
-    prefixes = {name: pool.digests([name] * SIZE) for name in range(3)}
+    prefixes = {name: block_digests([name] * SIZE, SIZE) for name in range(3)}
     for digests in prefixes.values():
         block = pool.allocate()
         pool.remember(block, digests[0])
@@ -73,7 +72,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14))
     def arrive(self, tokens):
-        digests = self.pool.digests(tokens)
+        digests = block_digests(tokens, SIZE)
         table = self.pool.share(digests)
         need = self.pool.blocks_for(len(tokens)) - len(table)
         if need > self.pool.free:

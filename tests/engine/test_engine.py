@@ -8,7 +8,8 @@ from golden import build
 
 import rocforge as rf
 from rocforge.engine.engine import Engine
-from rocforge.engine.scheduler import Scheduler, Status
+from rocforge.engine.request import Status
+from rocforge.engine.scheduler import Scheduler
 from rocforge.load import load_model
 from rocforge.ops.sampling import SamplingParams, sample
 
@@ -27,7 +28,7 @@ def finish(engine):
     while engine.busy:
         step = engine.step()
         tokens += step
-    assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+    assert engine.scheduler.state.idle
     return tokens
 
 
@@ -91,8 +92,8 @@ def test_preemption_happens_and_loses_nothing(model, workload, monkeypatch):
     """With a cache that cannot hold the running requests, some are preempted (counted), and all end as if alone."""
     prompts, params, alone = workload
     count = []
-    preempt = Scheduler._preempt
-    monkeypatch.setattr(Scheduler, "_preempt", lambda self, request: (count.append(request), preempt(self, request)))
+    preempt = Scheduler.preempt
+    monkeypatch.setattr(Scheduler, "preempt", lambda self, request: (count.append(request), preempt(self, request)))
     together = outputs(model, prompts, params, cache_tokens=192)
     assert all(same(model, *request) for request in zip(prompts, params, together, alone, strict=True))
     assert count
@@ -157,7 +158,7 @@ def test_a_2k_prefix_is_computed_once(long_model, rng):
             tokens = finish(engine)
             reports.append([token.logprobs.top for token in tokens])
             assert counts[request] == (2 if warm else 2050) + 2
-            assert request.cached == (2048 if warm else 0)
+            assert request.num_cached_tokens == (2048 if warm else 0)
     for alone, shared in zip(*reports, strict=True):
         assert near(shared, alone)
 
@@ -186,12 +187,13 @@ def test_a_shared_prefix_outlives_its_first_user(long_model, rng):
         second = engine.add([*prompt, 7], params)
         while not second.output:
             engine.step()
-        shared = set(first.table) & set(second.table)
+        shared = set(first.state.tables[0]) & set(second.state.tables[0])
         assert len(shared) == 200 // 32
         engine.cancel(first)
-        free = engine.scheduler.pool.free
+        (pool,) = engine.scheduler.state.pools
+        free = pool.free
         others = [engine.add(list(rng.integers(0, 200, 300)), SamplingParams(max_tokens=2)) for _ in range(3)]
-        assert engine.scheduler.pool.blocks - free == len(second.table)
+        assert pool.blocks - free == len(second.state.tables[0])
         finish(engine)
     assert same(long_model, [*prompt, 7], params, second.output, alone)
     assert all(other.status is Status.FINISHED for other in others)
@@ -207,7 +209,7 @@ def test_decoding_keeps_its_pace_beside_a_long_prompt(long_model, monkeypatch):
         def timed(work):
             prompt = sum(item.count for item in work if item.request.remaining > 1)
             now[0] += 0.004 + 0.0002 * len(work) + (0.001 + 0.0003 * prompt if prompt else 0)
-            return np.zeros((sum(item.samples for item in work), long_model.config.vocabulary), np.float32)
+            return np.zeros((sum(item.needs_logits for item in work), long_model.config.vocabulary), np.float32)
 
         engine._run = timed
         params = SamplingParams(max_tokens=900, temperature=0, ignore_eos=True)
@@ -261,7 +263,7 @@ def test_after_a_failing_step(model):
         with pytest.raises(ZeroDivisionError):
             engine.step()
         engine.cancel_all()
-        assert not engine.busy and engine.scheduler.pool.free == engine.scheduler.pool.blocks
+        assert not engine.busy and engine.scheduler.state.idle
         engine._run = run
         engine.add([1, 2, 3], SamplingParams(max_tokens=2))
         assert len(finish(engine)) == 2
@@ -321,6 +323,6 @@ def test_close_ends_everything(model):
         engine.step()
         raise KeyError
     assert request.status is Status.FINISHED
-    assert engine.scheduler.pool.free == engine.scheduler.pool.blocks
+    assert engine.scheduler.state.idle
     with pytest.raises(RuntimeError, match="closed"):
         engine.add([1])

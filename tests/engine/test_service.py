@@ -13,25 +13,32 @@ from rocforge.engine.engine import Engine
 from rocforge.engine.reply import CancelledError, DeadlineError, Progress, QueueFullError, ServiceError, StepError
 from rocforge.engine.service import Service, State
 from rocforge.nn.cache import KVCache
-from rocforge.nn.state import PagedKV
+from rocforge.nn.module import Module
+from rocforge.nn.state import PagedKV, states_of
 from rocforge.ops.sampling import SamplingParams
 
 VOCABULARY = 16
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
 
 
-class CountingModel:
+class Layer(Module):
+    def __init__(self):
+        self.state = PagedKV(1, 1, 1)
+
+
+class CountingModel(Module):
     """A model that is fast: after token t comes t + 1. It can be told to fail, and to take its time; it can be held."""
 
     device = "cpu"
 
     def __init__(self, context=512):
+        self.layer = Layer()
         self.config = SimpleNamespace(context=context, vocabulary=VOCABULARY)
         self.failures, self.seconds, self.threads = 0, 0.0, set()
         self.held, self.waiting = threading.Lock(), threading.Event()
 
-    def new_cache(self, blocks, block_size):
-        return KVCache([PagedKV(1, 1, 1)], blocks, block_size)
+    def new_cache(self, blocks, slots):
+        return KVCache(states_of(self), blocks, slots=slots)
 
     def __call__(self, tokens, batch):
         self.threads.add(threading.get_ident())
@@ -76,8 +83,7 @@ def assert_clean(service, engines, threads_before=None):
     """No thread, no cache block, no entry in any queue is left."""
     assert service.wait(10)
     for engine in engines:
-        pool = engine.scheduler.pool
-        assert pool.free == pool.blocks and not engine.busy and engine.cache is None
+        assert engine.scheduler.state.idle and not engine.busy and engine.cache is None
     assert not (service._arrived or service._cancelled or service._live or service._in_flight)
     assert threads_before is None or set(threading.enumerate()) <= threads_before
 
@@ -272,8 +278,7 @@ def test_cancel_frees_blocks_within_a_step():
         with pytest.raises(CancelledError):
             list(pieces)
         assert reply.completion_tokens <= steps_before + 1 and reply.progress is Progress.CANCELLED
-        pool = engines[0].scheduler.pool
-        assert pool.free == pool.blocks and service.in_flight == 0
+        assert engines[0].scheduler.state.idle and service.in_flight == 0
         reply.cancel()
     assert_clean(service, engines)
 
@@ -288,7 +293,7 @@ def test_deadline():
         reply = service.submit([1], SamplingParams(max_tokens=400, temperature=0), timeout=0.1)
         with pytest.raises(DeadlineError, match=r"not done after 0\.1 seconds"):
             text(reply)
-        assert reply.completion_tokens < 100 and engines[0].scheduler.pool.free == engines[0].scheduler.pool.blocks
+        assert reply.completion_tokens < 100 and engines[0].scheduler.state.idle
 
 
 def test_admission():

@@ -6,13 +6,13 @@ import sys
 import time
 from mmap import mmap
 
-import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian
 from gguf_files import SCALARS, image, pair, tensor, write
 
 from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.formats.blocks import QTYPES
 from rocforge.gguf.file import open_gguf
 from rocforge.quant import QuantizedArray
 
@@ -143,7 +143,7 @@ def test_plain_tensors_are_read_only_arrays_of_numpys_shape(tmp_path, endian, al
     assert f.nbytes == sum(a.nbytes for a in tensors.values())
 
 
-@pytest.mark.parametrize("name", [q.name for q in gguf.quants._type_traits])
+@pytest.mark.parametrize("name", [name for name in QTYPES if name not in ("F32", "F16")])
 def test_quantized_tensors_are_views_of_their_blocks(tmp_path, name, rng):
     """Every type that gguf dequantizes, as vector, matrix and stack of experts: its very bytes, uncopied."""
     qtype = GGMLQuantizationType[name]

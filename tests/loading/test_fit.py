@@ -1,7 +1,5 @@
 """What a model takes on a device, and the error where it does not fit; no device is needed to say so."""
 
-from unittest.mock import Mock
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,12 +7,14 @@ from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.engine import capacity
-from rocforge.engine.capacity import cache_nbytes, cache_tokens_that_fit
+from rocforge.engine.capacity import CacheSizes
 from rocforge.loading import fit
 from rocforge.loading.fit import check_fit
 from rocforge.loading.upload import ALIGNMENT, device_nbytes
+from rocforge.nn.state import PagedKV
 
-CONFIG = Mock(layers=32, kv_heads=8, head_dim=128, context=131072)  # 128 KiB a token
+SIZES = CacheSizes([PagedKV(8, 128, 128)] * 32, "gpu:0")  # 128 KiB a token
+CONTEXT = 131072
 WEIGHTS = [np.zeros(1 << 20, np.float32), rf.QuantizedArray(np.zeros((512, 2176), np.uint8), (512, 2048), "Q8_0")]
 
 
@@ -40,13 +40,13 @@ def test_check_and_cache_agree(free_bytes, context):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "available_memory", lambda device: free_bytes)
         try:
-            check_fit(CONFIG, WEIGHTS, "gpu:0", context)
+            check_fit(SIZES, WEIGHTS, context, CONTEXT)
             fits = True
         except rf.DeviceError:
             fits = False
         patch.setattr(capacity, "available_memory", lambda device: max(free_bytes - weights, 0))
         try:
-            assert (cache_tokens_that_fit(CONFIG, "gpu:0", context) == context) is fits
+            assert (SIZES.tokens_that_fit(context, 1) == context) is fits
         except rf.DeviceError:
             assert not fits
 
@@ -55,16 +55,16 @@ def test_error(free):
     """It names what is needed, what is free, and the context that fits; without one that fits, it names none."""
     free(3 << 30)
     with pytest.raises(rf.DeviceError, match=r"needs 16\.38 GiB .* are free.* \(context=21440 fits\)$"):
-        check_fit(CONFIG, WEIGHTS, "gpu:0", 131072)
+        check_fit(SIZES, WEIGHTS, CONTEXT, CONTEXT)
     free(1 << 20)
     with pytest.raises(rf.DeviceError, match=r"\(1,048,576 bytes\) are free; what helps is a smaller quant\w+$"):
-        check_fit(CONFIG, WEIGHTS, "gpu:0", 131072)
+        check_fit(SIZES, WEIGHTS, CONTEXT, CONTEXT)
 
 
 def test_without_a_context(free):
     """A model whose whole context does not fit is loaded, if a useful one does."""
     free(1 << 30)
-    check_fit(CONFIG, WEIGHTS, "gpu:0", None)
-    free(cache_nbytes(CONFIG, fit.LEAST_CACHE_TOKENS))
+    check_fit(SIZES, WEIGHTS, None, CONTEXT)
+    free(SIZES.nbytes(fit.LEAST_CACHE_TOKENS))
     with pytest.raises(rf.DeviceError, match="a cache of 2048 tokens"):
-        check_fit(CONFIG, WEIGHTS, "gpu:0", None)
+        check_fit(SIZES, WEIGHTS, None, CONTEXT)

@@ -5,6 +5,7 @@ import pytest
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn import Linear, Module, RMSNorm
+from rocforge.quant import quantize
 
 
 class Inner(Module):
@@ -55,6 +56,24 @@ def test_paths_are_flat_through_inline_modules(rng):
     assert model.blk[0].up.bias is None and model.blk[1].up.bias is arrays["blk.1.up.bias"]
     with pytest.raises(AttributeError, match="Layer has no attribute 'sideways'"):
         _ = model.blk[0].sideways
+
+
+def test_vectors_are_float32(rng):
+    """Norms and biases of any type become so, and bare arrays of a type that no product takes; packed matrices stay."""
+    model, arrays = Model(), weights(rng)
+    arrays["blk.0.norm.weight"] = quantize(np.ones((4,)), "BF16")
+    arrays["blk.1.norm.weight"] = np.full(4, 1.5, np.float16)
+    arrays["blk.0.up.bias"] = np.full(8, 0.1)
+    arrays["blk.0.up.weight"] = packed = quantize(rng.standard_normal((8, 4)), "F16")
+    arrays["blk.0.down.weight"] = rng.standard_normal((4, 8))
+    arrays["blk.1.up.weight"] = half = np.ones((8, 4), np.float16)
+    model.load_weights(arrays)
+    first, second = model.blk[0], model.blk[1]
+    vectors = first.norm.weight, second.norm.weight, first.up.bias, first.down.weight
+    assert all(type(vector) is np.ndarray and vector.dtype == np.float32 for vector in vectors)
+    assert (first.norm.weight == 1).all() and (second.norm.weight == 1.5).all()
+    assert first.up.weight is packed and second.up.weight is half
+    assert np.isfinite(model(np.ones((1, 4), np.float32))).all()
 
 
 def test_load_names_every_fault_and_loads_nothing(rng):

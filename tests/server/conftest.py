@@ -66,8 +66,7 @@ def running(model_file, endless=False, **settings):
         server.should_exit = True
         thread.join(30)
     assert not thread.is_alive() and service.wait(10)
-    pool = engines[0].scheduler.pool
-    assert pool.free == pool.blocks and service.in_flight == 0
+    assert engines[0].scheduler.state.idle and service.in_flight == 0
 
 
 @pytest.fixture(scope="package")

@@ -25,10 +25,7 @@ from rocforge.ops.types import Array, Weight
 
 
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
-
-    cos and sin are None where nothing is rotated.
-    """
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
 
     k: Array
     v: Array
@@ -39,11 +36,6 @@ class Fresh(NamedTuple):
     k_norm: Array
     eps: float
     neox: bool
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of a head's elements are rotated."""
-        return 0 if self.cos is None else self.cos.shape[1]
 
 
 def attend(
@@ -163,7 +155,7 @@ def _before(q: Array, fresh: Fresh | None) -> tuple[Array, tuple[Array, ...]]:
         return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
-    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.pairs, int(fresh.neox))
+    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
 
 
 def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
@@ -208,7 +200,7 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
     arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
-    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.pairs)
+    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
     rows = tokens * (heads + 2 * kv_heads)
     grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
     _store_kernel(head_dim)(grid, block, (*arrays, *norms, *sizes, int(fresh.neox)))
@@ -217,6 +209,6 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32*? float32*?"
+    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
     sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
     return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)

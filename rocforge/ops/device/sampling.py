@@ -89,18 +89,18 @@ class Sampler:
             if target is not None:
                 copy_into(target, source)
 
-    def __call__(self, logits: Array, tokens: Array = None, posted: Array = None, turn: Array = None) -> Array:
+    def __call__(self, logits: Array, tokens: Array = None, host_tokens: Array = None, step: Array = None) -> Array:
         """The next token of each row; its step, and its counts, go up by one.
 
         Args:
             logits: float32 CuPy array (rows, vocabulary); not changed.
             tokens: int32 (rows,), where they are put; None for a new array.
-            posted: int32 (2, rows), memory of the host where they are put as well; or None.
-            turn: int32, shape (1,): which half of that, the first where it is even.
+            host_tokens: int32 (2, rows), memory of the host where they are put as well; or None.
+            step: int32, shape (1,): they go to the first row of that where it is even, else to the second.
 
         Returns:
-            int32, shape (rows,); -1 where the highest logit is not finite, but with `posted` only there, since the next
-            step takes these.
+            int32, shape (rows,); -1 where the highest logit is not finite, but with `host_tokens` only there, since the
+            next step takes these.
 
         Raises:
             ValueError: the vocabulary has more than 524,288 tokens, or the rows are not those of `params`.
@@ -117,8 +117,8 @@ class Sampler:
         biases = (self._bias_ids, self._bias_values)
         slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
         _slices((count, rows), (tuned.sample_slice_threads,), slices)
-        chosen = (tokens, posted, turn, rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (tuned.sample_row_threads,), chosen)
+        drawn = (rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
+        _rows((rows,), (tuned.sample_row_threads,), (tokens, host_tokens, step, *drawn))
         return tokens
 
 

@@ -1,0 +1,59 @@
+"""`rocforge tune`: measures how kernels are best cut for this card, and keeps it for later runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from rocforge.cli.options import Json
+from rocforge.cli.output import note, table, write_json
+from rocforge.device import tuned, tuning
+from rocforge.device.arrays import device_info, on_device
+from rocforge.device.cards import card_of
+from rocforge.errors import DeviceError
+from rocforge.tune.search import Choice, search
+from rocforge.tune.work import FULL, QUICK
+
+
+def tune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and show, but keep nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: for a simulated card.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which kernel settings are fastest on this card, and keep them for later runs.
+
+    It takes some minutes. What is kept holds for all cards of this architecture and number of units; delete the file to
+    go back to what is shipped. The card is gpu:0; HIP_VISIBLE_DEVICES (on NVIDIA CUDA_VISIBLE_DEVICES) chooses another.
+    """
+    about = device_info()
+    if about.reason is not None:
+        raise DeviceError(f"cannot run on a GPU: {about.reason}")
+    card = card_of(0)
+    with on_device("gpu:0"):
+        found = list(search(tuning.shipped(card.arch), QUICK if quick else FULL, np.random.default_rng(), _begun))
+    values = {choice.name: choice.best for choice in found if choice.best != choice.shipped}
+    path = None if dry_run else tuned.store(card, values)
+    if as_json:
+        choices = [asdict(choice) | {"saved": choice.saved} for choice in found]
+        write_json({"arch": card.family, "compute_units": card.compute_units, "file": path, "choices": choices})
+    else:
+        table(map(_row, found), ["setting", ">shipped", ">best", ">saved", "tried"])
+        note("nothing is kept" if path is None else f"kept in {path}")
+
+
+def _begun(name: str) -> None:
+    if sys.stderr.isatty():
+        note(f"{name} ...")
+
+
+def _row(choice: Choice) -> tuple[str, int, int, str, str]:
+    tried = [f"{value}: {seconds * 1e6:.1f} us" for value, seconds in choice.seconds.items()]
+    tried += [f"{value}: wrong" for value in choice.wrong]
+    return choice.name, choice.shipped, choice.best, f"{choice.saved:.1%}", ", ".join(tried)
+
+
+COMMANDS = [tune]

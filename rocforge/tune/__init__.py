@@ -1,0 +1,1 @@
+"""Measures which numbers of rocforge.device.tuning are best on this card."""

@@ -1,0 +1,121 @@
+"""How kernels are cut for each card: the shipped table, and what `rocforge tune` has measured."""
+
+import dataclasses
+import json
+import re
+import warnings
+
+import pytest
+
+from rocforge.device import geometry, kernel_cache, tuned, tuning
+from rocforge.device.cards import AMD, Card
+from rocforge.device.kernels import macros, source_folder, source_text, tuned_names, variants
+from rocforge.device.tuning import TABLE, Tuning, shipped
+from rocforge.tune.work import FULL, cases
+
+FIELDS = {field.name for field in dataclasses.fields(Tuning)}
+SOURCES = sorted(path.name for path in source_folder().glob("*.hip"))
+CARD = Card("a card", "gfx942:sramecc+:xnack-", 64, compute_units=304, shares_host_memory=False)
+
+
+def test_every_supported_card_has_an_entry():
+    """AMD's by family; NVIDIA's from the oldest on, a newer generation as the newest before it."""
+    assert {shipped(arch).tile_tokens for arch in AMD if arch.startswith("gfx103")} == {0}
+    assert all(shipped(arch).tile_tokens for arch in AMD if not arch.startswith("gfx103"))
+    assert shipped("sm_89") is TABLE["sm_75"] and shipped("sm_90") is TABLE["sm_90"]
+    assert shipped("sm_121") is TABLE["sm_100"]
+    assert {name for name, entry in TABLE.items() if entry.basis == "measured"} == {"sm_90"}
+    assert {entry.basis for entry in TABLE.values()} == {"measured", "reasoned"}
+
+
+def test_every_number_is_used():
+    """By a source, by the geometry of one, or by a launch; and sources name nothing else."""
+    named = set().union(*(tuned_names(source) for source in SOURCES))
+    package = source_folder().parent / "rocforge"
+    python = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    used = set(re.findall(r"\.(\w+)", python))
+    assert named <= FIELDS and FIELDS - {"basis"} <= named | used
+    assert tuned.CANDIDATES.keys() <= FIELDS
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_macros_of_a_source(source):
+    """Each macro of the card's that a source takes is given, for each of its variants; what is computed stays."""
+    for defines in variants(source):
+        for arch, wave in (("gfx942", 64), ("gfx1100", 32), ("sm_90", 32)):
+            found = macros(source, defines, dataclasses.replace(CARD, arch=arch, wave=wave), shipped(arch))
+            assert defines.items() <= found.items()
+            wanted = set(re.findall(r"\bRF_TUNE_\w+", source_text(source)))
+            assert wanted <= found.keys() and all(str(value) for value in found.values())
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize(("head_dim", "group"), [(64, 2), (96, 1), (128, 7), (128, 16), (256, 2)])
+def test_decode_attention_fits(head_dim, group, wave):
+    """Heads are shared out evenly among waves; their results fit where they are said to, and threads in a block."""
+    cut = geometry.decode(Tuning(), head_dim, group, wave)
+    assert group % cut.heads == 0 and cut.threads == cut.stripes * group // cut.heads * wave <= 1024
+    assert cut.stripes == 1 or cut.stripes * group * head_dim <= Tuning().decode_lds_floats
+
+
+def test_a_gated_block_has_whole_runs():
+    """Of 32 rows, which share a scale, for any number of tokens."""
+    assert all(geometry.gated_rows(entry, tokens) % 32 == 0 for entry in TABLE.values() for tokens in range(1, 9))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROCFORGE_CACHE_DIR", str(tmp_path))
+    kernel_cache.folder.cache_clear()
+    yield tmp_path
+    kernel_cache.folder.cache_clear()
+
+
+def test_measured_values_are_found(cache):
+    """On a card of the same architecture and number of units, and on no other; the rest is as shipped."""
+    path = tuned.store(CARD, {"gemv_small_rows": 8192, "int8_tokens": 1})
+    assert path.parent == cache and path.stat().st_mode & 0o777 == 0o600
+    found = tuning.of_card(CARD)
+    assert (found.gemv_small_rows, found.int8_tokens) == (8192, 1) and found.then_norm_threads == 1024
+    for other in ({"compute_units": 228}, {"arch": "gfx950"}):
+        assert tuning.of_card(dataclasses.replace(CARD, **other)) is shipped({"arch": "gfx942", **other}["arch"])
+
+
+GOOD = {"arch": "gfx942", "compute_units": 304, "values": {"int8_tokens": 1}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[]",
+        json.dumps({**GOOD, "arch": "gfx90a"}).encode(),
+        json.dumps({**GOOD, "compute_units": 8}).encode(),
+        json.dumps({**GOOD, "values": {"gemv_threads": 100}}).encode(),
+        json.dumps({**GOOD, "values": {"int8_tokens": True}}).encode(),
+        json.dumps({**GOOD, "values": {"basis": 1}}).encode(),
+        json.dumps({**GOOD, "values": [1]}).encode(),
+    ],
+)
+def test_a_wrong_file_is_ignored(cache, content):
+    """Cut short, of another card, or with a value that is no candidate: one warning that names it."""
+    tuned.path_of(CARD).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{tuned.path_of(CARD)} is ignored") as told:
+        assert tuning.of_card(CARD) is shipped("gfx942")
+    assert len(told) == 1
+
+
+def test_nothing_measured(cache):
+    """No file is no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.of_card(CARD) is shipped("gfx942")
+
+
+def test_everything_measured_has_work():
+    """Each candidate's field has cases, and the shipped value is among the candidates or beside them."""
+    for name, values in tuned.CANDIDATES.items():
+        assert cases(name, FULL) and len(set(values)) > 1
