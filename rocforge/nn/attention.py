@@ -10,7 +10,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend
-from rocforge.ops.rope import NO_ROPE, RopeFrequencies
+from rocforge.ops.rope import RopeFrequencies
 
 
 class Attention(Module):
@@ -53,7 +53,7 @@ class Attention(Module):
         sinks: bool = False,
         gate: bool = False,
     ):
-        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope or NO_ROPE, norms
+        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         self.state = PagedKV(kv_heads, head_dim, head_dim, window=window)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows = heads * head_dim, kv_heads * head_dim
@@ -103,4 +103,5 @@ class Attention(Module):
         """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
         sinks = None if self.attn_sinks is None else self.attn_sinks()
         state: Any = batch.state_of(self)
-        return attend(q, k, v, state, batch.rotation(self.rope), sinks=sinks, **self.options, **fused)
+        rotation = None if self.rope is None else batch.rotation(self.rope)
+        return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)

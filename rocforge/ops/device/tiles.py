@@ -13,7 +13,7 @@ from rocforge.device.geometry import tile_blocks, tile_row_tiles, tile_row_waves
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import cells_of
-from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, matrix_arguments
+from rocforge.ops.device.matvec import gated_matrices, gated_output, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks
@@ -42,7 +42,8 @@ def tile_products(
     height = 16 * tile_row_tiles(tuned, width) * waves
     first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
     kernel = _kernel("tile_products", first, width, waves, last if last != first else None)
-    args = (x.data, tokens, cells_of(columns), *matrix_arguments(x.data, weights, biases, ys), residual)
+    matrices = matrix_arguments(weights, biases, ys)
+    args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "residual": residual}
     kernel((sum(blocks(len(w), height) for w in weights),), (tuned.tile_threads,), args)
     return ys
 
@@ -66,19 +67,17 @@ def tile_gated(
     card, tuned = card_of(device), tuning.of(device)
     waves = tile_row_waves(tuned, width, 2 * rows, card)
     height = 8 * tile_row_tiles(tuned, width) * waves
-    out, outputs, elements = gated_outputs(tokens, rows, result)
-    args = (x.data, tokens, cells_of(columns), memory_of(gate), memory_of(up), *biases, *outputs)
+    out, output, elements = gated_output(tokens, rows, result)
+    matrices = gated_matrices(memory_of(gate), memory_of(up), biases, rows, unit)
     kernel = _kernel("tile_gated", format_of(gate).kernel, width, waves, None)
     grid = min(blocks(elements, height), tile_blocks(tuned, width, card))
-    kernel((grid,), (tuned.tile_threads,), (*args, rows, GATES[unit], grid))
+    args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "out": output}
+    kernel((grid,), (tuned.tile_threads,), {**args, "grid": grid})
     return out
-
-
-_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
 
 
 @functools.cache
 def _kernel(name: str, first: str, width: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
     sizes = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
-    return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, **sizes, **other)
+    return Kernel("tiles.hip", name, RF_QTYPE=first, **sizes, **other)
