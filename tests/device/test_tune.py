@@ -52,7 +52,7 @@ def test_command(tmp_path):
 def steady(monkeypatch, seconds):
     """One field of two candidates, one case, and times that are given by value."""
     monkeypatch.setattr(search, "CANDIDATES", {"gemv_threads": tuple(seconds)})
-    monkeypatch.setattr(search.measure, "seconds", lambda launches, replays: seconds[tuning.current().gemv_threads])
+    monkeypatch.setattr(search.timing, "seconds", lambda launches, replays: seconds[tuning.current().gemv_threads])
 
 
 def test_the_fastest_is_chosen(monkeypatch, rng):
