@@ -10,7 +10,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,Floats<f16>,Floats<bf16>
+// variants: RF_QTYPE=PLANAR,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES;
 

@@ -9,6 +9,8 @@ import pytest
 from rocforge.device import kernels
 from rocforge.device.kernel_arguments import check_of
 from rocforge.device.kernels import Kernel, source_folder, source_text
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import PLANAR
 
 
 @pytest.fixture
@@ -104,3 +106,18 @@ def test_every_kernel_waits(path):
     """Launches of a captured graph overlap, so a kernel that did not wait would read what is not yet written."""
     _, *bodies = re.split(r"^(?: {4})?(?=RF_(?:KERNEL|MATVEC)\w*\b)", path.read_text(), flags=re.MULTILINE)
     assert bodies and all(re.search(WAITS, body) for body in bodies)
+
+
+def test_variants_of_all_formats(package):
+    """PLANAR and BLOCKS among variants are the formats with planes and those without, together all there are."""
+    folder = package / "rawkernels"
+    (folder / "target").mkdir(parents=True)
+    (folder / "target" / "platform.h").touch()
+    (folder / "k.hip").write_text(
+        "// variants: RF_QTYPE=PLANAR,Floats<f16> RF_TOKENS=1,2\n// variants: RF_QTYPE=BLOCKS\n"
+    )
+    found = kernels.variants("k.hip")
+    planar = [f for f in found if "RF_TOKENS" in f]
+    assert [f["RF_TOKENS"] for f in planar] == ["1", "2"] * (len(PLANAR) + 1)
+    assert [f["RF_QTYPE"] for f in planar[::2]] == [*PLANAR, "Floats<f16>"]
+    assert sorted([*PLANAR, *(f["RF_QTYPE"] for f in found if f not in planar)]) == sorted(QTYPES)

@@ -26,6 +26,8 @@ from rocforge.device.compiler import Compile, code_file, load_module
 from rocforge.device.kernel_arguments import Packed, Positional
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import PLANAR
 
 PREFIX = "rf_"
 """Of every kernel's name in the sources, where names of HIP's and CUDA's headers stand beside it."""
@@ -68,14 +70,21 @@ def _with_includes(name: str, seen: set[str]) -> str:
 
 
 def variants(source: str) -> list[dict[str, str]]:
-    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use."""
+    """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use.
+
+    PLANAR stands for the formats that have planes on a device, BLOCKS for those that have not.
+    """
     lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
     found: list[dict[str, str]] = []
     for line in lines:
-        axes = [(name, values.split(",")) for name, values in (axis.split("=") for axis in line.split())]
-        names = [name for name, _ in axes]
-        found += [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+        axes = {name: _values(text) for name, text in (axis.split("=") for axis in line.split())}
+        found += [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return found or [{}]
+
+
+def _values(text: str) -> list[str]:
+    groups = {"PLANAR": list(PLANAR), "BLOCKS": [name for name in QTYPES if name not in PLANAR]}
+    return [value for word in text.split(",") for value in groups.get(word, [word])]
 
 
 def parameter_names(source: str, kernel: str, count: int) -> list[str]:

@@ -10,7 +10,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend
-from rocforge.ops.rope import NO_ROPE, RopeFrequencies
+from rocforge.ops.rope import RopeFrequencies
 
 
 class Attention(Module):
@@ -53,9 +53,9 @@ class Attention(Module):
         sinks: bool = False,
         gate: bool = False,
     ):
-        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope or NO_ROPE, norms
+        self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         self.state = PagedKV(kv_heads, head_dim, head_dim, window=window)
-        self.options = {"softcap": softcap, "scale": scale}
+        self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows = heads * head_dim, kv_heads * head_dim
         if merged:
             self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
@@ -64,18 +64,16 @@ class Attention(Module):
             self.attn_k = Linear(dim, kv_rows, bias=bias)
             self.attn_v = Linear(dim, kv_rows, bias=bias)
         self.attn_gate = Linear(dim, rows) if gate else None
-        self.attn_q_norm = self.attn_k_norm = None
-        if norms:
-            self.attn_q_norm = RMSNorm(head_dim if norms == "head" else rows, eps)
-            self.attn_k_norm = RMSNorm(head_dim if norms == "head" else kv_rows, eps)
+        self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
+        self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
         self.attn_output = Linear(rows, dim, bias=output_bias)
 
     @property
     def projections(self) -> list[Module]:
         """What multiplies x: q, k and v, or what holds them; then the gate, if there is one."""
-        qkv = [self.attn_qkv] if "attn_qkv" in vars(self) else [self.attn_q, self.attn_k, self.attn_v]
-        return [*qkv, self.attn_gate] if self.attn_gate is not None else qkv
+        qkv = ["attn_qkv"] if "attn_qkv" in vars(self) else ["attn_q", "attn_k", "attn_v"]
+        return [getattr(self, name) for name in (*qkv, "attn_gate") if getattr(self, name) is not None]
 
     def forward(self, x: Any, batch: Batch) -> Any:
         q, k, v, gate = self.split([layer(x) for layer in self.projections])
@@ -104,5 +102,6 @@ class Attention(Module):
     def attend(self, q: Any, k: Any, v: Any, batch: Batch, **fused: Any) -> Any:
         """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
         sinks = None if self.attn_sinks is None else self.attn_sinks()
-        state, rotation = batch.state_of(self), batch.rotation(self.rope)
+        state: Any = batch.state_of(self)
+        rotation = None if self.rope is None else batch.rotation(self.rope)
         return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)

@@ -59,7 +59,8 @@ class Reader(Metadata):
         architecture = Metadata(file.metadata).string("general.architecture")
         known = {f"{architecture}.{key}": value for key, value in defaults.items()}
         super().__init__({**known, **file.metadata}, f"{architecture}.")
-        self.tensors, self._ropes = file, {}
+        self.tensors = file
+        self._ropes: dict[Any, RopeFrequencies] = {}
         self.config = Config(
             architecture=architecture,
             layers=self.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
@@ -129,7 +130,7 @@ class Reader(Metadata):
             raise UnsupportedModelError("keys and values of different lengths are not supported")
         return head_dim
 
-    def mlp(self, layer: int) -> dict[str, int]:
+    def mlp(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""
         return {"dim": self.config.dim, "ffn": self.integer_of(layer, "feed_forward_length", 1, MOST)}
 

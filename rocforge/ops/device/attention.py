@@ -25,7 +25,10 @@ from rocforge.ops.types import Array, Weight
 
 
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
+
+    cos and sin are None where nothing is rotated.
+    """
 
     k: Array
     v: Array
@@ -36,6 +39,11 @@ class Fresh(NamedTuple):
     k_norm: Array
     eps: float
     neox: bool
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a head's elements are rotated."""
+        return 0 if self.cos is None else self.cos.shape[1]
 
 
 def attend(

@@ -13,10 +13,9 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_rows
+from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_log_lanes, gemv_rows, then_norm_log_lanes
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, empty_operand
 from rocforge.ops.device.plan import OperandForm
@@ -30,18 +29,6 @@ def _operand(x: Array | PackedOperand, cells: int) -> dict[str, Any]:
     data, norm = (x.data, x.norm) if isinstance(x, PackedOperand) else (x, None)
     squares, eps = norm or (None, 0.0)
     return {"x": data, "squares": squares, "columns": x.shape[1], "eps": eps, "tokens": len(x), "cells": cells}
-
-
-def log_lanes_of(tokens: int, rows: int, cells: int, tuned: Tuning) -> int:
-    """Lanes that share a row, as a power of two.
-
-    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
-    more tokens as few as make enough.
-    """
-    if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuned.gemv_small_rows else 5
-    enough = tuned.gemv_wanted_threads // tokens
-    return next((log for log in (3, 4) if rows // gemv_rows(tuned, tokens) << log >= enough), 5)
 
 
 def products(
@@ -62,7 +49,7 @@ def products(
     first, last = format_of(weights[0]), format_of(weights[-1])
     cells = first.cells(columns)
     ys = [empty((tokens, len(w)), np.float32) for w in weights]
-    log_lanes = log_lanes_of(tokens, sum(map(len, weights)), cells, tuned)
+    log_lanes = gemv_log_lanes(tuned, tokens, sum(map(len, weights)), cells)
     matrices = matrix_arguments(weights, biases, ys)
     args = {**_operand(x, cells), "log_lanes": log_lanes, "matrices": matrices, "residual": residual}
     threads, together = tuned.gemv_threads, gemv_rows(tuned, tokens)
@@ -94,22 +81,12 @@ def product_then_norm(
     normed = empty_operand((1, rows), OperandForm.INT8)
     normed.norm = PartialNorm(squares, eps)
     out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
-    log_lanes = log_lanes_then_norm(rows, cells, card_of(device).compute_units, tuning.of(device))
+    log_lanes = then_norm_log_lanes(tuning.of(device), rows, cells, card_of(device).compute_units)
     product = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
     args = (*product, norm, normed.data, out_cells, squares)
     grid, threads = out_cells * CELL // GEMV_RUN, GEMV_RUN << log_lanes
     _then_norm_kernel(format_of(weight).kernel)((grid,), (threads,), args)
     return y, normed
-
-
-def log_lanes_then_norm(rows: int, cells: int, units: int, tuned: Tuning) -> int:
-    """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
-
-    With twice as many units as blocks it is 32, where the card allows blocks of so many threads, since the few waves of
-    a block would wait for one cell after another.
-    """
-    most = 5 if tuned.then_norm_threads >= GEMV_RUN << 5 and 2 * blocks(rows, GEMV_RUN) <= units else 4
-    return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 
 @functools.cache
