@@ -6,7 +6,7 @@ namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
-// variants: RF_QTYPE=F32,F16,BF16,TQ1_0,TQ2_0,NVFP4,IQ2_XXS,IQ2_XS,IQ2_S,IQ3_XXS,IQ3_S,IQ1_S,IQ1_M
+// variants: RF_QTYPE=BLOCKS
 
 // A thread an element; ids may be null. Grid: (rows, columns / THREADS): for a second axis there may be too many rows.
 template <class T>

@@ -5,7 +5,7 @@ namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
-// variants: RF_QTYPE=Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4
+// variants: RF_QTYPE=PLANAR
 typedef RF_QTYPE F;
 
 // Bytes of a block's share of the tail plane.

@@ -30,12 +30,12 @@ class Planes(NamedTuple):
 
 
 PLANAR: dict[str, Planes] = {
-    "Q1_0": Planes(1, 2),
     "Q4_0": Planes(4, 8),
     "Q4_1": Planes(4, 16),
     "Q5_0": Planes(5, 8),
     "Q5_1": Planes(5, 16),
     "Q8_0": Planes(8, 8),
+    "Q1_0": Planes(1, 2),
     "Q2_K": Planes(2, 8, 4),
     "Q3_K": Planes(3, 8),
     "Q4_K": Planes(4, 8),

@@ -44,7 +44,7 @@ class Block(Module):
     def norms(self, which: int) -> tuple[Module | None, Module | None]:
         """The norms before and after attention (0) or feed-forward (1)."""
         pre, post = self.pre[which], self.post[which]
-        return pre and getattr(self, pre), post and getattr(self, post)
+        return (getattr(self, pre) if pre else None), (getattr(self, post) if post else None)
 
     def forward(self, x: Any, batch: Batch) -> Any:
         (pre_attn, post_attn), (pre_ffn, post_ffn) = self.norms(0), self.norms(1)

@@ -9,7 +9,7 @@ What a kernel can begin of the next step, its norm, comes along with the stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
@@ -25,13 +25,15 @@ from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import experts
 from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_for
 
+Kind = TypeVar("Kind", bound=Module)
 
-def is_plain(module: Any, kind: type) -> bool:
+
+def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
     return type(module) is kind and not module.adapters
 
 
-def is_hidden(module: Any, kind: type) -> bool:
+def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module is plain, and nobody sees its output: there need not be one."""
     return is_plain(module, kind) and not module.observers
 
@@ -56,8 +58,8 @@ class Entry:
 
 
 def _entry(norm: Module | None, layers: Sequence[Module]) -> Entry | None:
-    plain = is_hidden(norm, RMSNorm) and all(is_plain(layer, Linear) for layer in layers)
-    return Entry(norm, layers) if plain else None
+    plain = [layer for layer in layers if is_plain(layer, Linear)]
+    return Entry(norm, plain) if is_hidden(norm, RMSNorm) and len(plain) == len(layers) else None
 
 
 class _Step:
@@ -229,7 +231,7 @@ class Fused:
         self._seen: dict[int, Module] = {}  # steps after which an observed block's output is there
         for block in blocks:
             if is_plain(block, Block) and not block.parallel:
-                self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), stateful=i == 0) for i in (0, 1)]
+                self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0) for i in (0, 1)]
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))

@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -202,7 +202,8 @@ class Module:
         Raises:
             ValueError: a pattern matches no module.
         """
-        modules, seen = dict(self.named_modules()), {}
+        modules = dict(self.named_modules())
+        seen: dict[str, Any] = {}
         for pattern in patterns:
             if not fnmatch.filter(modules, pattern):
                 raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
@@ -222,7 +223,8 @@ class Module:
 
     def _tree_lines(self, indent: str) -> list[str]:
         """A line a child; equal neighbours in a list share one."""
-        lines, previous, start = [], None, 0
+        lines: list[str] = []
+        previous, start = None, 0
         for path, child in self.named_children():
             below = child._tree_lines(indent if child.inline else indent + "  ")
             head = [] if child.inline else [f"{indent}{path}: {child.describe()}"]
@@ -280,7 +282,7 @@ for _name in _IN_PLACE.split():
     setattr(ModuleList, _name, _changing(_name))
 
 
-Tree = list[tuple[Any, dict[str, Any]]]
+Tree = Sequence[tuple[Any, dict[str, Any]]]
 
 
 def tree_of(module: Module) -> Tree:

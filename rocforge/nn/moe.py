@@ -8,6 +8,7 @@ from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.moe import combine_experts, expert_linear, route
+from rocforge.ops.types import Matrices
 
 
 class Experts(Module):
@@ -22,7 +23,7 @@ class Experts(Module):
         self.bias = Parameter(experts, rows, matrix=False) if bias else None
 
     def forward(self, x: Any, ids: Any) -> Any:
-        return expert_linear(x, ids, self)
+        return expert_linear(x, ids, Matrices(self.weight, self.bias))
 
 
 class MoE(Module):

@@ -33,7 +33,8 @@ def observations_recorded() -> Iterator[list[tuple[Observer, Any]]]:
     While a step is captured its arrays have no values yet. The list keeps their memory, so that each replay of the
     graph leaves the values there; `replay` then shows them.
     """
-    _this_thread.recorded = recorded = []
+    recorded: list[tuple[Observer, Any]] = []
+    _this_thread.recorded = recorded
     try:
         yield recorded
     finally:

@@ -13,7 +13,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
-from rocforge.nn.module import Module, last_change, same_tree, tree_of
+from rocforge.nn.module import Module, Tree, last_change, same_tree, tree_of
 from rocforge.nn.reader import Reader
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.ops.activation import scale, softcap
@@ -37,11 +37,15 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
+    _fused: Fused | None = None
+    _tree: Tree = ()
+    _change = 0
     defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
-        self.embedding_scale = self.softcap = None
+        self.embedding_scale: float | None = None
+        self.softcap: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         self.output_norm = self.norm(read)
@@ -64,9 +68,9 @@ class Transformer(Module):
     def fused(self) -> Fused:
         """The blocks as they are run: another object once the tree has changed, and the same until then."""
         change = last_change()
-        if vars(self).get("_change") != change:
+        if self._fused is None or self._change != change:
             tree = tree_of(self)
-            if "_fused" not in vars(self) or not same_tree(self._tree, tree):
+            if self._fused is None or not same_tree(self._tree, tree):
                 self._tree, self._fused = tree, Fused(self.blk, self.output_norm, self.output)
             self._change = change
         return self._fused

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rocforge import measure
-from rocforge.device import tuning
+from rocforge.device import timing, tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.tuned import CANDIDATES
 from rocforge.errors import DeviceError
@@ -90,7 +89,7 @@ def _seconds(
                 if not error <= INT8:  # nor is a NaN
                     wrong[value] = error
                 else:
-                    logs[value].append(math.log(measure.seconds(work.launches, sizes.replays)))
+                    logs[value].append(math.log(timing.seconds(work.launches, sizes.replays)))
         _free(work)
     return {value: math.exp(statistics.mean(logs[value])) for value in values if value not in wrong}, wrong
 

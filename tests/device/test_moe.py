@@ -151,7 +151,10 @@ def test_experts(rng, qtype, activate, used, tokens):
 
 
 @pytest.mark.parametrize("tokens", [2, 20])
-@pytest.mark.parametrize("qtypes", [("Q4_K", "Q4_K", "Q6_K"), ("Q4_K", "Q5_K", "BF16"), ("IQ2_XS", "IQ2_XS", "F32")])
+@pytest.mark.parametrize(
+    "qtypes",
+    [("Q4_K", "Q4_K", "Q6_K"), ("Q1_0", "Q1_0", "Q8_0"), ("Q4_K", "Q5_K", "BF16"), ("IQ2_XS", "IQ2_XS", "F32")],
+)
 def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
