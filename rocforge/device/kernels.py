@@ -231,8 +231,9 @@ class Kernel:
             return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get((device, tuning.of(device))) or self._load(device)
+        given: Any = args  # a sequence or a mapping, as the kernel takes them
         try:
-            checked = self._arguments.checked(args, device)
+            checked = self._arguments.checked(given, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
