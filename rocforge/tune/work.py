@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.linear import gated_linear, linear
