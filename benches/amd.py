@@ -292,7 +292,7 @@ Two things were mended for what this page said before:
   vector unit and not three. NVIDIA's code is what it was but for Q3_K and IQ4_XS, whose scales were taken apart while
   they were loaded.
 - A product with the norm behind it has a block for 32 rows: 128 for a width of 4,096, where MI300X has 304 units. There
-  32 lanes take a row instead of 16 (`log_lanes_then_norm` in `rocforge/ops/device/matvec.py`).
+  32 lanes take a row instead of 16 (`then_norm_log_lanes` in `rocforge/device/geometry.py`).
 
 {before}
 

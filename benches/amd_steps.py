@@ -14,9 +14,8 @@ from amd_code import Defines
 from gguf import GGMLQuantizationType
 
 from rocforge.device import tuning
-from rocforge.device.geometry import GEMV_RUN, decode, gated_rows
+from rocforge.device.geometry import GEMV_RUN, decode, gated_rows, gemv_log_lanes, then_norm_log_lanes
 from rocforge.formats.planar import cells_of, planar_row_nbytes
-from rocforge.ops.device.matvec import log_lanes_of, log_lanes_then_norm
 from rocforge.ops.device.plan import fills_units
 from rocforge.ops.device.strided import blocks
 from rocforge.selftest.synthetic import SHAPES, Shape, type_of
@@ -112,7 +111,7 @@ def _qtype(recipe: str, shape: Shape, tensor: str, layer: int) -> str:
 def _matvec(tuned: tuning.Tuning, *matrices: Matrix) -> Launch:
     """The launch of `products` for one to three matrices of one row length."""
     rows, cells = sum(m.rows for m in matrices), cells_of(matrices[0].columns)
-    lanes = 1 << log_lanes_of(1, rows, cells, tuned)
+    lanes = 1 << gemv_log_lanes(tuned, 1, rows, cells)
     defines = {"RF_QTYPE": matrices[0].qtype, "RF_TOKENS": "1"}
     if matrices[-1].qtype != matrices[0].qtype:
         defines["RF_QTYPE_LAST"] = matrices[-1].qtype
@@ -133,7 +132,7 @@ def _then_norm(matrix: Matrix, shape: Shape, card: Card, tuned: tuning.Tuning) -
     plain, cells = _matvec(tuned, matrix), cells_of(matrix.columns)
     if not fills_units(matrix.rows, card.counted, tuned):
         return [plain, _norm(shape)]
-    lanes = 1 << log_lanes_then_norm(matrix.rows, cells, card.counted, tuned)
+    lanes = 1 << then_norm_log_lanes(tuned, matrix.rows, cells, card.counted)
     sizes = {"iterations": blocks(cells, lanes), "blocks": blocks(matrix.rows, GEMV_RUN)}
     sizes["threads"] = GEMV_RUN * lanes
     return [plain._replace(kernel="matvec_then_norm", **sizes)]

@@ -100,38 +100,58 @@ struct Shared {
     u32 last;
 };
 
-// What is left to do to the queries, and to the key and value of the newest token, before attention: a norm a head and
-// the rotation, of rows that lie strides apart. `keys` is null where all that is done: then nothing but q_stride
-// counts. Queries, keys and values are those of the kernel queued before, the rest is older.
-struct Fresh {
-    const float *keys, *values;
+// From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` of that shape, or activations for the product that follows, the
+// others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone; one of length
+// zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than `unsplit`
+// tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
+// after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)). With new_keys,
+// rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
+// queries' tokens are stored first; without, of what follows it only q_stride counts.
+struct DecodeParams {
+    RF_NULLABLE float* out;
+    RF_NULLABLE f16* fp16;
+    RF_NULLABLE u8* activations;
+    u32 activation_tokens;  // as in Quantized
+    const float* q;
+    f16 *keys, *values;
+    const i32 *tables, *lengths, *query_starts;
+    RF_NULLABLE const float* sinks;
+    float* partials;
+    i32* counters;
+    u32 table_stride;
+    i32 splits, unsplit, kv_heads;
+    float scale, softcap;
+    i32 window;
+    RF_NULLABLE const float *new_keys, *new_values;
     u64 q_stride, k_stride, v_stride;
-    const i32* slots;
-    const float *q_norm, *k_norm;
+    RF_NULLABLE const i32* slots;
+    RF_NULLABLE const float *cos, *sin, *q_norm, *k_norm;
     float eps;
+    u32 rotated_pairs;
+    i32 neox;
 };
 
 // The block's queries, normalized and rotated, in LDS that is later used for results. The split with the newest token
 // puts its key and value into the cache and into LDS. The whole block takes part.
-RF_DEVICE const float* prepare(Shared& shared, const Fresh& fresh, const Rotation& rotation, const float* q, f16* keys,
-                               f16* values, u32 query, u32 kv_heads, u32 kv_head, bool newest) {
+RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rotation& rotation, u32 query, u32 kv_head,
+                               bool newest) {
     float* queries = &shared.values[0][0][0];
-    u64 slot = (u64(newest ? fresh.slots[query] : 0) * kv_heads + kv_head) * RF_HEAD_DIM;
+    u64 slot = (u64(newest ? p.slots[query] : 0) * p.kv_heads + kv_head) * RF_HEAD_DIM;
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
-            Head head = load_head(fresh.values + query * fresh.v_stride + kv_head * RF_HEAD_DIM);
-            store_head(values + slot, head);
+            Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
+            store_head(p.values + slot, head);
             store_head(shared.newest[1], head);
             continue;
         }
         bool key = row == RF_GROUP;
-        const float* norm = key ? fresh.k_norm : fresh.q_norm;
-        Head head = load_head(key ? fresh.keys + query * fresh.k_stride + kv_head * RF_HEAD_DIM
-                                  : q + query * fresh.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
-        if (norm) rms_norm_head(head, norm, fresh.eps);
-        if (fresh.keys) rotate_head(head, shared.buffers[wave()], rotation);
+        const float* norm = key ? p.k_norm : p.q_norm;
+        Head head = load_head(key ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
+                                  : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
+        if (norm) rms_norm_head(head, norm, p.eps);
+        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation);
         if (key) {
-            store_head(keys + slot, head);
+            store_head(p.keys + slot, head);
             store_head(shared.newest[0], head);
         } else {
             store_head(queries + row * RF_HEAD_DIM, head);
@@ -380,57 +400,47 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
     }
 }
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape or `Rounded` activations, the others null. Grid:
-// (splits, kv_heads, sequences). A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
-// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
-// than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
-// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)).
-// Rows of q are q_stride apart; with new_keys, the rest of the arguments is a Fresh, and the keys and values of the
-// queries' tokens are stored first.
+// Grid: (splits, kv_heads, sequences).
 RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : 2 * THREADS)
-rf_attention_decode(float* out, f16* fp16, u8* rounded, u32 rounded_columns, const float* q, f16* keys, f16* values,
-                    const i32* tables, const i32* lengths, const i32* query_starts, const float* sinks, float* partials,
-                    i32* counters, u32 table_stride, i32 splits, i32 unsplit, i32 kv_heads, float scale, float softcap,
-                    i32 window, const float* new_keys, const float* new_values, u64 q_stride, u64 k_stride,
-                    u64 v_stride, const i32* slots, const float* cos, const float* sin, const float* q_norm,
-                    const float* k_norm, float eps, u32 pairs, i32 neox) {
+rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
-    if (!new_keys) wait_for_previous();
+    if (!p.new_keys) wait_for_previous();
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
-    i32 query = query_starts[sequence], next = query_starts[sequence + 1], length = lengths[sequence];
-    i32 first = window ? maximum(length - window, 0) : 0;
+    i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
+    i32 first = p.window ? maximum(length - p.window, 0) : 0;
     i32 origin = first / RF_BLOCK_SIZE * RF_BLOCK_SIZE, range = length - origin;
-    i32 share = ((range + splits - 1) / splits + RF_BLOCK_SIZE - 1) / RF_BLOCK_SIZE * RF_BLOCK_SIZE;
-    if (range <= unsplit) share = unsplit;
+    i32 share = ((range + p.splits - 1) / p.splits + RF_BLOCK_SIZE - 1) / RF_BLOCK_SIZE * RF_BLOCK_SIZE;
+    if (range <= p.unsplit) share = p.unsplit;
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
-    const i32* table = tables + u64(sequence) * table_stride;
+    const i32* table = p.tables + u64(sequence) * p.table_stride;
     Step step;
     Rotation rotation;
     if (wanted) {
         i32 start = begin + i32(wave() / SLICES * STEP);
-        if (start < end) step.load_rows(keys, values, table, start, first, end, kv_heads, kv_head);
+        if (start < end) step.load_rows(p.keys, p.values, table, start, first, end, p.kv_heads, kv_head);
         // few blocks leave the memory idle
-        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(keys, values, table, begin, end, kv_heads, kv_head);
-        if (new_keys) rotation = load_rotation(cos + query * pairs, sin + query * pairs, pairs, neox);
+        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(p.keys, p.values, table, begin, end, p.kv_heads, kv_head);
+        if (p.new_keys)
+            rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
+                                     p.neox);
     }
     wait_for_previous();
 
-    u32 columns = kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {out, fp16, {rounded, rounded_columns, cells}, u64(query), kv_head * SIZE, columns};
+    u32 columns = p.kv_heads * SIZE, cells = cells_of(columns);
+    Output output = {p.out, p.fp16, {p.activations, p.activation_tokens, cells}, u64(query), kv_head * SIZE, columns};
     if (next == query + 1 && length == 0 && split == 0)
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;
 
-    bool newest = new_keys && split == active - 1;
-    Fresh fresh = {new_keys, new_values, q_stride, k_stride, v_stride, slots, q_norm, k_norm, eps};
-    const float* queries = prepare(shared, fresh, rotation, q, keys, values, query, kv_heads, kv_head, newest);
-    accumulate(shared, queries, step, keys, values, table, begin, end, first, newest ? length - 1 : NO_TOKEN, kv_heads,
-               kv_head, scale, softcap);
+    bool newest = p.new_keys && split == active - 1;
+    const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
+    accumulate(shared, queries, step, p.keys, p.values, table, begin, end, first, newest ? length - 1 : NO_TOKEN,
+               p.kv_heads, kv_head, p.scale, p.softcap);
     factors_of(shared, STRIPES);
-    u64 pair = u64(sequence) * kv_heads + kv_head;
-    partials += pair * splits * RECORD;
+    u64 pair = u64(sequence) * p.kv_heads + kv_head;
+    float* partials = p.partials + pair * p.splits * RECORD;
     float* record = partials + split * RECORD;
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / RF_HEAD_DIM : 0;
@@ -439,7 +449,7 @@ rf_attention_decode(float* out, f16* fp16, u8* rounded, u32 rounded_columns, con
         for (u32 s = 0; s < STRIPES; ++s)
             sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_HEAD_DIM]), shared.highest[s][head]);
         if (active == 1) {
-            float factor = normalizer(shared, head, sinks, kv_head * RF_GROUP);
+            float factor = normalizer(shared, head, p.sinks, kv_head * RF_GROUP);
             output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));
         } else if (i < SIZE) {
             *reinterpret_cast<f32x4*>(record + i) = sum;
@@ -453,12 +463,12 @@ rf_attention_decode(float* out, f16* fp16, u8* rounded, u32 rounded_columns, con
 
     device_fence();
     barrier();
-    if (thread_x() == 0) shared.last = atomic_add(counters + pair, 1) == active - 1;
+    if (thread_x() == 0) shared.last = atomic_add(p.counters + pair, 1) == active - 1;
     barrier();
     if (!shared.last) return;
     device_fence();
-    if (thread_x() == 0) counters[pair] = 0;
-    combine(shared, output, partials, active, sinks, kv_head * RF_GROUP);
+    if (thread_x() == 0) p.counters[pair] = 0;
+    combine(shared, output, partials, active, p.sinks, kv_head * RF_GROUP);
 }
 
 }  // namespace rocforge

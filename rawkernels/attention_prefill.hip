@@ -260,30 +260,40 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
 }
 #endif
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Grid: (tiles of rows of the
-// longest, kv_heads, sequences). Queries are the last of their sequence; without `causal`, each sees all of it. A
-// sequence with one query is left to attention_decode.
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
+// sequence; without `causal`, each sees all of it. A sequence with one query is left to attention_decode.
+struct PrefillParams {
+    RF_NULLABLE float* out;
+    RF_NULLABLE f16* fp16;
+    const float* q;
+    const f16 *keys, *values;
+    const i32 *tables, *lengths, *query_starts;
+    RF_NULLABLE const float* sinks;
+    u32 table_stride, kv_heads;
+    float scale, softcap;
+    i32 window, causal;
+};
+
+// Grid: (tiles of rows of the longest, kv_heads, sequences).
 RF_KERNEL_BOUND(THREADS, RF_TUNE_PREFILL_RESIDENT)
-rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, const f16* values, const i32* tables,
-                     const i32* lengths, const i32* query_starts, const float* sinks, u32 table_stride, u32 kv_heads,
-                     float scale, float softcap, i32 window, i32 causal) {
+rf_attention_prefill(PrefillParams p) {
     wait_for_previous();
     RF_SHARED Shared shared;
     u32 kv_head = block_y(), sequence = block_z();
-    i32 query = query_starts[sequence], queries = query_starts[sequence + 1] - query, length = lengths[sequence];
+    i32 query = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - query, length = p.lengths[sequence];
     i32 total = queries * RF_GROUP;
     // the last tiles have most keys to see: they go first
     i32 first_row = ((total + ROWS - 1) / i32(ROWS) - 1 - i32(block_x())) * i32(ROWS);
     if (queries == 1 || first_row < 0) return;
-    const i32* table = tables + u64(sequence) * table_stride;
-    u64 base = (u64(query) * kv_heads + kv_head) * RF_GROUP * RF_HEAD_DIM,
-        query_step = u64(kv_heads) * RF_GROUP * RF_HEAD_DIM;
+    const i32* table = p.tables + u64(sequence) * p.table_stride;
+    u64 base = (u64(query) * p.kv_heads + kv_head) * RF_GROUP * RF_HEAD_DIM,
+        query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
 
-    if (softcap == 0) scale *= LOG2E;
+    float scale = p.softcap == 0 ? p.scale * LOG2E : p.scale;
     for (u32 i = thread_x(); i < ROWS * RF_HEAD_DIM; i += THREADS) {
         i32 row = i / RF_HEAD_DIM, r = first_row + row;
         u64 at = base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM + i % RF_HEAD_DIM;
-        shared.queries[row][i % RF_HEAD_DIM] = from_float<f16>(r < total ? q[at] * scale : 0.0f);
+        shared.queries[row][i % RF_HEAD_DIM] = from_float<f16>(r < total ? p.q[at] * scale : 0.0f);
     }
     barrier();
     Queries queries_of_wave;
@@ -300,23 +310,23 @@ rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, con
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         i32 r = minimum(first_row + i32(wave_row() + fragment_row(slot)), total - 1);
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
-        rows.position[slot] = causal ? offset + r / RF_GROUP : length - 1;
+        rows.position[slot] = p.causal ? offset + r / RF_GROUP : length - 1;
     }
-    i32 lowest = causal ? offset + first_row / RF_GROUP : length - 1;
-    i32 end = causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / RF_GROUP + 1 : length;
-    i32 start = window ? maximum(lowest - window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
+    i32 lowest = p.causal ? offset + first_row / RF_GROUP : length - 1;
+    i32 end = p.causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / RF_GROUP + 1 : length;
+    i32 start = p.window ? maximum(lowest - p.window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
 
     Tile tile;
-    tile.load_rows(keys, values, table, start, length, kv_heads, kv_head);
+    tile.load_rows(p.keys, p.values, table, start, length, p.kv_heads, kv_head);
     for (; start < end; start += KEYS) {
         barrier();  // the tile before has been used
         tile.store_rows(shared);
         barrier();
-        if (start + i32(KEYS) < end) tile.load_rows(keys, values, table, start + KEYS, length, kv_heads, kv_head);
+        if (start + i32(KEYS) < end) tile.load_rows(p.keys, p.values, table, start + KEYS, length, p.kv_heads, kv_head);
         Scores scores;
         scores_of(scores, queries_of_wave, shared);
-        if (softcap > 0) cap(scores, softcap);
-        if (start + i32(KEYS) > lowest + 1 || (window && end - start > window)) mask(scores, rows, start, window);
+        if (p.softcap > 0) cap(scores, p.softcap);
+        if (start + i32(KEYS) > lowest + 1 || (p.window && end - start > p.window)) mask(scores, rows, start, p.window);
         update(rows, scores);
         add_values(rows, scores, shared);
     }
@@ -325,7 +335,7 @@ rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, con
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         i32 r = first_row + i32(wave_row() + fragment_row(slot));
         float sum = reduce_lanes<ROW_LANES>(rows.sum[slot], Add());
-        float sink = sinks && r < total ? sinks[kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
+        float sink = p.sinks && r < total ? p.sinks[kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
         float top = maximum(rows.highest[slot], sink), factor = fast_exp2(rows.highest[slot] - top);
         factor /= sum * factor + fast_exp2(sink - top);
         if (r >= total) continue;
@@ -336,10 +346,10 @@ rf_attention_prefill(float* out, f16* fp16, const float* q, const f16* keys, con
             for (u32 i = 0; i < ELEMENTS; ++i) {
                 if (row_slot(i) != slot) continue;
                 float value = rows.sums[n].x[i] * factor;
-                if (fp16)
-                    fp16[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
+                if (p.fp16)
+                    p.fp16[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
                 else
-                    out[at + n * 16 + fragment_column(i)] = value;
+                    p.out[at + n * 16 + fragment_column(i)] = value;
             }
         }
     }

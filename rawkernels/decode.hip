@@ -3,7 +3,7 @@
 
 namespace rocforge {
 
-constexpr u32 THREADS = 256;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // A row's token is the one at `next[row]` of its sequence: its position, the sequence's length with it, and the cache
 // slot for it in each group of layers, `slots` (groups, rows), by the row's block table in that group, `tables`

@@ -17,21 +17,29 @@ const u32 GROUPS = GATED_THREADS / GATED_LANES;
 // A place's expert; where ids is null, each place has one of its own.
 RF_DEVICE u32 expert_of(const i32* ids, u32 place) { return ids ? ids[place] : place; }
 
-// activation(x @ gate.T, x @ up.T) of each place's expert, as `gated_product`, to y (places, rows) or to int8 columns.
-// The first is place `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows) or null.
+// activation(x @ gate.T, x @ up.T) of each place's expert, as `gated_product`, to y (places, rows) or to int8 rows. The
+// first is place `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
+struct ExpertsGatedParams {
+    const void* x;
+    u32 cells;
+    RF_NULLABLE const i32* ids;
+    u32 first, used;
+    Gated matrices;
+    GatedOutput out;
+};
+
 // Grid: (rows / BLOCK_ROWS, places).
 RF_MATVEC_GATED
-rf_experts_gated(const u8* x, i32 cells, const i32* ids, u32 first, u32 used, const u8* gate, const u8* up,
-                 const float* gate_bias, const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows,
-                 i32 activation) {
+rf_experts_gated(ExpertsGatedParams p) {
     wait_for_previous();
-    u32 place = block_y(), bias_at = expert_of(ids, place) * rows;
-    u64 at = u64(bias_at) * RF_QTYPE::row_bytes(cells);
-    Gated m = {gate + at, up + at, nullptr, nullptr, u32(rows), activation};
-    if (gate_bias) m.gate_bias = gate_bias + bias_at;
-    if (up_bias) m.up_bias = up_bias + bias_at;
-    gated_product(m, x + u64((first + place) / used) * column_bytes(RF_QTYPE(), cells), {}, 1, cells, y, rounded,
-                  out_cells, place);
+    u32 place = block_y(), bias_at = expert_of(p.ids, place) * p.matrices.rows;
+    u64 at = u64(bias_at) * RF_QTYPE::row_bytes(p.cells);
+    Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows,
+               p.matrices.activation};
+    if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
+    if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
+    u64 token = (p.first + place) / p.used;
+    gated_product(m, row_of(p.x, token * column_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, place);
 }
 
 // y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a

@@ -178,29 +178,27 @@ RF_DEVICE u32 matrix_row(u32 i) {
     return GATED ? i / 32 * 16 + i % 16 : i;
 }
 
-// A launch: y (places, rows), in the order of the places, is x @ gate.T + gate_bias, or, gated, with up the activation
-// of both.
+// y (places, rows), in the order of the places, is x @ gate.T + gate_bias, or, gated, with up the activation of both.
 template <class T>
 struct Launch {
     T* y;
     const f16* x;
     const i32 *order, *offsets;
-    u32 used;
+    u32 used, columns;
     i32 experts;
     Gated m;
-    u32 columns;
 };
 
 template <bool GATED, u32 TILES, class T>
 RF_DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_row) {
     i32 expert = shared.expert, first = shared.first, count = shared.count;
     u32 row = first_row + matrix_row<GATED>(thread_x());
-    const u8* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
+    const void* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
     u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
     Columns places = {l.x};
     places.find(l.order, l.used, first, count);
     Sums<TILES> sums;
-    multiply(sums, shared, matrix + at * RowCell<RF_QTYPE>::row_bytes(l.columns), places, l.columns);
+    multiply(sums, shared, row_of(matrix, at * RowCell<RF_QTYPE>::row_bytes(l.columns)), places, l.columns);
     RF_UNROLL
     for (u32 p = 0; p < TILES; ++p) {
         RF_UNROLL
@@ -235,16 +233,23 @@ RF_DEVICE void tile_product(const Launch<T>& l) {
 }
 
 // float16 (places, rows): activation(x @ gate.T + gate_bias, x @ up.T + up_bias) of each place's token and expert; x is
-// (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows) or null. `offsets` may begin at a later
-// expert, the first that there are matrices of. Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most
-// places / PLACES + experts: for a second axis there may be too many.
+// (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows). `offsets` may begin at a later expert,
+// the first that there are matrices of.
+struct ExpertsGatedTilesParams {
+    f16* y;
+    const f16* x;
+    const i32 *order, *offsets;
+    u32 used, columns;
+    i32 experts;
+    Gated matrices;
+};
+
+// Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most places / PLACES + experts: for a second axis
+// there may be too many.
 RF_KERNEL(THREADS)
-rf_experts_gated_tiles(f16* y, const f16* x, const i32* order, const i32* offsets, u32 used, i32 experts,
-                       const u8* gate, const u8* up, const float* gate_bias, const float* up_bias, i32 rows,
-                       u32 columns, i32 activation) {
+rf_experts_gated_tiles(ExpertsGatedTilesParams p) {
     wait_for_previous();
-    Gated m = {gate, up, gate_bias, up_bias, u32(rows), activation};
-    tile_product<true, f16>({y, x, order, offsets, used, experts, m, columns});
+    tile_product<true, f16>({p.y, p.x, p.order, p.offsets, p.used, p.columns, p.experts, p.matrices});
 }
 
 // float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: rows / WEIGHTS times
@@ -254,7 +259,7 @@ rf_experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, c
                       u32 columns) {
     wait_for_previous();
     Gated m = {w, nullptr, bias, nullptr, u32(rows), 0};
-    tile_product<false, float>({y, x, nullptr, offsets, 1, experts, m, columns});
+    tile_product<false, float>({y, x, nullptr, offsets, 1, columns, experts, m});
 }
 
 }  // namespace rocforge

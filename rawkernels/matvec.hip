@@ -32,59 +32,74 @@ const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #define RF_MATVEC RF_KERNEL(THREADS)
 #endif
 
+// x is (tokens, columns), in int8 (tokens, cells) or floats. A residual, of the shape of the first result, is added to
+// that. Of more than one token the norm is complete: its squares are null.
+struct GemvParams {
+    const void* x;
+    RF_NULLABLE const float* squares;
+    u32 columns;
+    float eps;
+    u32 tokens, cells, log_lanes;
+    Matrix matrices[3];
+    RF_NULLABLE const float* residual;
+};
+
 template <class F>
-RF_DEVICE void product(const Matrix& m, const float* residual, const u8* x, const Norm& norm, u32 columns, u32 cells,
-                       u32 log_lanes, u32 block) {
-    u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
-    u32 first = ((block * THREADS >> log_lanes) + group) * RF_ROWS;
+RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 block) {
+    const float* residual = number == 0 ? p.residual : nullptr;
+    Norm norm = {RF_TOKENS == 1 ? p.squares : nullptr, p.columns, p.eps};
+    u32 group = thread_x() >> p.log_lanes, lanes = 1 << p.log_lanes, rank = thread_x() & (lanes - 1);
+    u32 first = ((block * THREADS >> p.log_lanes) + group) * RF_ROWS;
     const u8* row[RF_ROWS];
     RF_UNROLL
     for (u32 r = 0; r < RF_ROWS; ++r)
-        row[r] = m.w + u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(cells);
+        row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<F, RF_ROWS>(sum, row, x, columns, cells, rank, lanes, [&] { share = norm.share<THREADS>(); });
+    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes,
+                           [&] { share = norm.share<THREADS>(); });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL
     for (u32 r = 0; r < RF_ROWS; ++r) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= m.rows || k >= columns) continue;
+            if (rank != ((r * RF_TOKENS + k) & (lanes - 1)) || first + r >= m.rows || k >= p.tokens) continue;
             u64 at = u64(k) * m.rows + first + r;
             float value = factor * sum[r][k];
             if (m.bias) value += m.bias[first + r];
-            if (m.number == 0 && residual) value += residual[at];
+            if (residual) value += residual[at];
             m.y[at] = value;
         }
     }
 }
 
-// Of more than one column the norm is complete: its squares are null.
 RF_MATVEC
-rf_matvec(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 cells, i32 log_lanes, const u8* w0,
-          const float* bias0, float* y0, i32 rows0, const u8* w1, const float* bias1, float* y1, i32 rows1,
-          const u8* w2, const float* bias2, float* y2, i32 rows2, const float* residual) {
+rf_matvec(GemvParams p) {
     auto blocks_of = [&](u32 rows) {
-        return ((rows + RF_ROWS - 1) / RF_ROWS * (1 << log_lanes) + THREADS - 1) / THREADS;
+        return ((rows + RF_ROWS - 1) / RF_ROWS * (1 << p.log_lanes) + THREADS - 1) / THREADS;
     };
-    u32 block = block_x();
-    Norm norm = {RF_TOKENS == 1 ? squares : nullptr, u32(n), eps};
-    Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
-                         {w2, bias2, y2, u32(rows2), 2}, blocks_of);
+    u32 block = block_x(), number;
+    Matrix m = matrix_of(block, number, p.matrices, blocks_of);
 #ifdef RF_QTYPE_LAST
-    if (m.number == 2) return product<RF_QTYPE_LAST>(m, residual, x, norm, columns, cells, log_lanes, block);
+    if (number == 2) return product<RF_QTYPE_LAST>(p, m, 2, block);
 #endif
-    product<RF_QTYPE>(m, residual, x, norm, columns, cells, log_lanes, block);
+    product<RF_QTYPE>(p, m, number, block);
 }
 
-// As `gated_product`.
+// As `gated_product`; x as in GemvParams.
+struct GemvGatedParams {
+    const void* x;
+    RF_NULLABLE const float* squares;
+    u32 columns;
+    float eps;
+    u32 tokens, cells;
+    Gated matrices;
+    GatedOutput out;
+};
 RF_MATVEC_GATED
-rf_matvec_gated(const u8* x, const float* squares, i32 n, float eps, i32 columns, i32 cells, const u8* gate,
-                const u8* up, const float* gate_bias, const float* up_bias, float* y, u8* rounded, i32 out_cells,
-                i32 rows, i32 activation) {
-    Norm norm = {RF_TOKENS == 1 ? squares : nullptr, u32(n), eps};
-    gated_product({gate, up, gate_bias, up_bias, u32(rows), activation}, x, norm, columns, cells, y, rounded,
-                  out_cells);
+rf_matvec_gated(GemvGatedParams p) {
+    Norm norm = {RF_TOKENS == 1 ? p.squares : nullptr, p.columns, p.eps};
+    gated_product(p.matrices, row_of(p.x, 0), norm, p.tokens, p.cells, p.out);
 }
 
 #if RF_TOKENS == 1

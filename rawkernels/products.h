@@ -266,40 +266,49 @@ struct Norm {
     }
 };
 
-// One of the up to three matrices of a launch, whose rows are laid end to end over the grid; the bias may be null. y is
-// (columns, rows). A residual, of that shape too, is the first one's.
+// One of the up to three matrices of a launch, whose rows are laid end to end over the grid; null where there are
+// fewer. y is (tokens, rows).
 struct Matrix {
-    const u8* w;
-    const float* bias;
-    float* y;
-    u32 rows, number;
+    RF_NULLABLE const void* w;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE float* y;
+    u32 rows;
 };
 
-// The matrix that a block of the grid belongs to; `block` becomes its number within that one's blocks.
+// The matrix that a block of the grid belongs to, and its number; `block` becomes its number within that one's blocks.
+// Indices are constants: of parameters with another, NVIDIA's compiler makes a copy in memory.
 template <class BlocksOf>
-RF_DEVICE Matrix matrix_of(u32& block, const Matrix& first, const Matrix& second, const Matrix& third,
-                           BlocksOf blocks_of) {
-    if (block < blocks_of(first.rows)) return first;
-    block -= blocks_of(first.rows);
-    if (block < blocks_of(second.rows)) return second;
-    block -= blocks_of(second.rows);
-    return third;
+RF_DEVICE Matrix matrix_of(u32& block, u32& number, const Matrix (&matrices)[3], BlocksOf blocks_of) {
+    number = 0;
+    if (block < blocks_of(matrices[0].rows)) return matrices[0];
+    block -= blocks_of(matrices[0].rows), number = 1;
+    if (block < blocks_of(matrices[1].rows)) return matrices[1];
+    block -= blocks_of(matrices[1].rows), number = 2;
+    return matrices[2];
 }
 
-// Both matrices of a gated product; the biases may be null.
+// Both matrices of a gated product.
 struct Gated {
-    const u8 *gate, *up;
-    const float *gate_bias, *up_bias;
+    const void *gate, *up;
+    RF_NULLABLE const float *gate_bias, *up_bias;
     u32 rows;
     i32 activation;
 };
 
-// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to y (RF_TOKENS, rows), or to int8 columns of `out_cells`
-// cells for the product that follows, or both; either may be null. A group takes the same rows of both matrices, and a
-// block has whole runs of 32 rows, a scale each. Blocks past the last row fill up the last cell with zeros. The results
-// are written as columns `to` and following.
-RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells, float* y,
-                             u8* rounded, u32 out_cells, u32 to = 0) {
+// Where a gated product goes: float32 (tokens, rows), or rows of `cells` cells for the product that follows, or both.
+struct GatedOutput {
+    RF_NULLABLE float* y;
+    RF_NULLABLE u8* quantized;
+    u32 cells;
+};
+
+RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<const u8*>(matrix) + offset; }
+
+// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to float32, or int8 for the product that follows. A group
+// takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row
+// fill up the last cell with zeros. The results are written as those of tokens `to` and following.
+RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells,
+                             const GatedOutput& out, u32 to = 0) {
     const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
     RF_SHARED struct {
         alignas(16) float gate[SIZE], up[SIZE];
@@ -309,8 +318,8 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
     RF_UNROLL
     for (u32 p = 0; p < PAIRS; ++p) {
         u32 r = minimum(i32(first + PAIRS * group + p), i32(m.rows - 1));
-        row[2 * p] = m.gate + u64(r) * RF_QTYPE::row_bytes(cells);
-        row[2 * p + 1] = m.up + u64(r) * RF_QTYPE::row_bytes(cells);
+        row[2 * p] = row_of(m.gate, u64(r) * RF_QTYPE::row_bytes(cells));
+        row[2 * p + 1] = row_of(m.up, u64(r) * RF_QTYPE::row_bytes(cells));
     }
     float sum[2 * PAIRS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<RF_QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
@@ -335,17 +344,17 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
             float g = factor * sums.gate[at] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
             float u = factor * sums.up[at] + (m.up_bias ? m.up_bias[r] : 0.0f);
             value = gated(m.activation, g, u);
-            if (y && k < columns) y[u64(to + k) * m.rows + r] = value;
+            if (out.y && k < columns) out.y[u64(to + k) * m.rows + r] = value;
         }
-        if (!rounded) continue;
+        if (!out.quantized) continue;
         if (at < SIZE) sums.gate[at] = value;
         wave_barrier();
         at = from + 4 * lane();
         // lanes past the last row or column write nothing, since their element is past the end
         bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < columns;
         at = wanted ? at : from;
-        u8* column = rounded + u64(to + at / BLOCK_ROWS) * activation_bytes(out_cells);
-        store_activation(column, out_cells, wanted ? first + at % BLOCK_ROWS : out_cells * CELL,
+        u8* column = out.quantized + u64(to + at / BLOCK_ROWS) * activation_bytes(out.cells);
+        store_activation(column, out.cells, wanted ? first + at % BLOCK_ROWS : out.cells * CELL,
                          load<f32x4>(sums.gate + at));
     }
 }

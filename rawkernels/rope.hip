@@ -23,36 +23,48 @@ rf_rope(float* out, const float* x, const float* cos, const float* sin, u32 toke
 }
 
 // Queries are normalized and rotated into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into the cache, with the
-// values. Rows of q, k and v are strides apart, in floats. Norm weights (RF_HEAD_DIM,) may be null. The cache layer is
-// (slots, kv_heads, RF_HEAD_DIM); a token whose slot is negative is not stored. A wave a head of a token.
+// values. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). The cache layer is (slots,
+// kv_heads, RF_HEAD_DIM); a token whose slot is negative is not stored.
+struct RopeStoreParams {
+    float* q_out;
+    f16 *keys, *values;
+    const float *q, *k, *v;
+    u64 q_stride, k_stride, v_stride;
+    const i32* slots;
+    RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
+    RF_NULLABLE const float *q_norm, *k_norm;
+    float eps;
+    u32 tokens, heads, kv_heads, pairs;
+    i32 neox;
+};
+
+// A wave a head of a token.
 RF_KERNEL(THREADS)
-rf_rope_store(float* q_out, f16* keys, f16* values, const float* q, const float* k, const float* v, u64 q_stride,
-              u64 k_stride, u64 v_stride, const i32* slots, const float* cos, const float* sin, const float* q_norm,
-              const float* k_norm, float eps, u32 tokens, u32 heads, u32 kv_heads, u32 pairs, i32 neox) {
+rf_rope_store(RopeStoreParams p) {
     wait_for_previous();
     RF_SHARED float buffers[THREADS / RF_WAVE][RF_HEAD_DIM];
-    u32 rows = heads + 2 * kv_heads, index = block_x() * (THREADS / RF_WAVE) + wave();
+    u32 rows = p.heads + 2 * p.kv_heads, index = block_x() * (THREADS / RF_WAVE) + wave();
     u32 token = index / rows, row = index % rows;
-    if (token >= tokens) return;
-    cos += token * pairs, sin += token * pairs;
-    if (row < heads) {
-        Head head = load_head(q + token * q_stride + row * RF_HEAD_DIM);
-        if (q_norm) rms_norm_head(head, q_norm, eps);
-        rotate_head(head, buffers[wave()], load_rotation(cos, sin, pairs, neox));
-        store_head(q_out + (u64(token) * heads + row) * RF_HEAD_DIM, head);
+    if (token >= p.tokens) return;
+    const float *cos = p.cos + token * p.pairs, *sin = p.sin + token * p.pairs;
+    if (row < p.heads) {
+        Head head = load_head(p.q + token * p.q_stride + row * RF_HEAD_DIM);
+        if (p.q_norm) rms_norm_head(head, p.q_norm, p.eps);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
+        store_head(p.q_out + (u64(token) * p.heads + row) * RF_HEAD_DIM, head);
         return;
     }
-    if (slots[token] < 0) return;
-    row -= heads;
-    u64 slot = u64(slots[token]) * kv_heads;
-    if (row < kv_heads) {
-        Head head = load_head(k + token * k_stride + row * RF_HEAD_DIM);
-        if (k_norm) rms_norm_head(head, k_norm, eps);
-        rotate_head(head, buffers[wave()], load_rotation(cos, sin, pairs, neox));
-        store_head(keys + (slot + row) * RF_HEAD_DIM, head);
+    if (p.slots[token] < 0) return;
+    row -= p.heads;
+    u64 slot = u64(p.slots[token]) * p.kv_heads;
+    if (row < p.kv_heads) {
+        Head head = load_head(p.k + token * p.k_stride + row * RF_HEAD_DIM);
+        if (p.k_norm) rms_norm_head(head, p.k_norm, p.eps);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
+        store_head(p.keys + (slot + row) * RF_HEAD_DIM, head);
     } else {
-        row -= kv_heads;
-        store_head(values + (slot + row) * RF_HEAD_DIM, load_head(v + token * v_stride + row * RF_HEAD_DIM));
+        row -= p.kv_heads;
+        store_head(p.values + (slot + row) * RF_HEAD_DIM, load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
     }
 }
 

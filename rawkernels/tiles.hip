@@ -214,20 +214,28 @@ RF_DEVICE Position first_run(u32 cells, RowOf row_of) {
     return at;
 }
 
+// x as `store_units` leaves it. A residual, of the shape of the first result, is added to that.
+struct TileParams {
+    const u8* x;
+    u32 tokens, cells;
+    Matrix matrices[3];
+    RF_NULLABLE const float* residual;
+};
+
 template <class F>
-RF_DEVICE void product(Shared& shared, const Matrix& m, const float* residual, const u8* x, u32 columns, u32 cells,
-                       u32 block) {
+RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32 number, u32 block) {
+    const float* residual = number == 0 ? p.residual : nullptr;
     const u32 height = 16 * TILES;
     u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
-    Position at = first_run(cells, [&](u32 r) {
-        return m.w + u64(minimum(i32(first + run * height + r), i32(m.rows - 1))) * F::row_bytes(cells);
+    Position at = first_run(p.cells, [&](u32 r) {
+        return row_of(m.w, u64(minimum(i32(first + run * height + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     });
     Position none = at;
-    none.number = cells;
+    none.number = p.cells;
     Cells<F> w;
     w.load(at);
     wait_for_previous();
-    Sums sums = multiply(w, at, none, x);
+    Sums sums = multiply(w, at, none, p.x);
     RF_UNROLL
     for (u32 n = 0; n < COLUMN_TILES; ++n) {
         share(shared, sums, n);
@@ -235,55 +243,61 @@ RF_DEVICE void product(Shared& shared, const Matrix& m, const float* residual, c
         for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
             u32 within = i % (RF_ROW_WAVES * height), k = 16 * n + i / (RF_ROW_WAVES * height), r = first + within;
             float value = summed(shared, within / height, k % 16, within % height);
-            if (k >= columns || r >= m.rows) continue;
+            if (k >= p.tokens || r >= m.rows) continue;
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (m.number == 0 && residual) value += residual[at];
+            if (residual) value += residual[at];
             m.y[at] = value;
         }
     }
 }
 
 RF_KERNEL_WIDE(THREADS, RESIDENT)
-rf_tile_products(const u8* x, i32 columns, i32 cells, const u8* w0, const float* bias0, float* y0, i32 rows0,
-                 const u8* w1, const float* bias1, float* y1, i32 rows1, const u8* w2, const float* bias2, float* y2,
-                 i32 rows2, const float* residual) {
+rf_tile_products(TileParams p) {
     RF_SHARED Shared shared;
     const u32 height = RF_ROW_WAVES * 16 * TILES;
-    u32 block = block_x();
-    Matrix m = matrix_of(block, {w0, bias0, y0, u32(rows0), 0}, {w1, bias1, y1, u32(rows1), 1},
-                         {w2, bias2, y2, u32(rows2), 2}, [](u32 rows) { return (rows + height - 1) / height; });
+    u32 block = block_x(), number;
+    Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
 #ifdef RF_QTYPE_LAST
-    if (m.number == 2) return product<RF_QTYPE_LAST>(shared, m, residual, x, columns, cells, block);
+    if (number == 2) return product<RF_QTYPE_LAST>(shared, p, m, 2, block);
 #endif
-    product<RF_QTYPE>(shared, m, residual, x, columns, cells, block);
+    product<RF_QTYPE>(shared, p, m, number, block);
 }
 
-// As `gated_product` of products.h; a wave has the same rows of gate and up: half of its own each. y, or, for the
-// product that follows, the units of `rounded` may be null. Rows past the last fill up the last cell with zeros. Each
-// of the grid's blocks takes several of the launch's, and begins to load the next while its waves' sums meet.
+// As `gated_product` of products.h, where what is quantized are units; a wave has the same rows of gate and up: half of
+// its own each. Rows past the last fill up the last cell with zeros. Each of the grid's blocks takes several of the
+// launch's, and begins to load the next while its waves' sums meet.
+struct TileGatedParams {
+    const u8* x;
+    u32 tokens, cells;
+    Gated matrices;
+    GatedOutput out;
+    u32 grid;
+};
 RF_KERNEL_WIDE(THREADS, RESIDENT)
-rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up, const float* gate_bias,
-              const float* up_bias, float* y, u8* rounded, i32 out_cells, i32 rows, i32 activation, i32 grid) {
+rf_tile_gated(TileGatedParams p) {
     RF_SHARED Shared shared;
+    const Gated& m = p.matrices;
     const u32 own = 8 * TILES, height = RF_ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
-    u32 run = wave() % RF_ROW_WAVES, end = rounded ? out_cells * CELL : rows;
-    i64 to_up = up - gate;  // AMD's compiler makes a choice of pointers one between places in scratch that hold them
+    u32 run = wave() % RF_ROW_WAVES, end = p.out.quantized ? p.out.cells * CELL : m.rows;
+    i64 to_up =
+        row_of(m.up, 0) -
+        row_of(m.gate, 0);  // AMD's compiler makes a choice of pointers one between places in scratch that hold them
     auto run_of = [&](u32 first) {
-        Position at = first_run(cells, [&](u32 r) {
-            return gate + (r < own ? 0 : to_up) +
-                   u64(minimum(i32(first + run * own + r % own), rows - 1)) * RF_QTYPE::row_bytes(cells);
+        Position at = first_run(p.cells, [&](u32 r) {
+            return row_of(m.gate, r < own ? 0 : to_up) +
+                   u64(minimum(i32(first + run * own + r % own), i32(m.rows - 1))) * RF_QTYPE::row_bytes(p.cells);
         });
-        if (first >= end) at.number = cells;
+        if (first >= end) at.number = p.cells;
         return at;
     };
     Position at = run_of(block_x() * height);
     Cells<RF_QTYPE> w;
     w.load(at);
     wait_for_previous();
-    for (u32 first = block_x() * height; first < end; first += grid * height) {
-        Position next = run_of(first + grid * height);
-        Sums sums = multiply(w, at, next, x);
+    for (u32 first = block_x() * height; first < end; first += p.grid * height) {
+        Position next = run_of(first + p.grid * height);
+        Sums sums = multiply(w, at, next, p.x);
         at = next;
         RF_UNROLL
         for (u32 n = 0; n < COLUMN_TILES; ++n) {
@@ -293,13 +307,15 @@ rf_tile_gated(const u8* x, i32 columns, i32 cells, const u8* gate, const u8* up,
                 u32 within = i % height, k = 16 * n + i / height, r = first + within;
                 float g = summed(shared, within / own, k % 16, within % own);
                 float u = summed(shared, within / own, k % 16, own + within % own);
-                if (k >= u32(columns)) continue;
+                if (k >= p.tokens) continue;
                 float value = 0.0f;
-                if (r < u32(rows)) {
-                    value = gated(activation, g + (gate_bias ? gate_bias[r] : 0.0f), u + (up_bias ? up_bias[r] : 0.0f));
-                    if (y) y[u64(k) * rows + r] = value;
+                if (r < m.rows) {
+                    if (m.gate_bias) g += m.gate_bias[r];
+                    if (m.up_bias) u += m.up_bias[r];
+                    value = gated(m.activation, g, u);
+                    if (p.out.y) p.out.y[u64(k) * m.rows + r] = value;
                 }
-                if (rounded) store_unit(rounded, RF_TOKENS, out_cells, k, r, value);
+                if (p.out.quantized) store_unit(p.out.quantized, RF_TOKENS, p.out.cells, k, r, value);
             }
         }
     }

@@ -16,9 +16,8 @@ from offline import code_for, needs_amd_compiler
 
 from rocforge.device import tuning
 from rocforge.device.cards import AMD
-from rocforge.device.geometry import GEMV_RUN
+from rocforge.device.geometry import GEMV_RUN, then_norm_log_lanes
 from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
-from rocforge.ops.device.matvec import log_lanes_then_norm
 from rocforge.selftest.synthetic import tensors_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "amd.md").read_text()
@@ -61,8 +60,8 @@ def test_wide_blocks(target):
     """Blocks of 1,024 threads are launched on those targets for which the kernel allows them."""
     most = code_for("matvec.hip", MATVEC["Q6_K"], target)["rf_matvec_then_norm"].threads
     tuned = tuning.shipped(target)
-    assert GEMV_RUN << log_lanes_then_norm(32, 64, 2, tuned) == most
-    assert GEMV_RUN << log_lanes_then_norm(64, 64, 2, tuned) == 512
+    assert GEMV_RUN << then_norm_log_lanes(tuned, 32, 64, 2) == most
+    assert GEMV_RUN << then_norm_log_lanes(tuned, 64, 64, 2) == 512
 
 
 @needs_amd_compiler

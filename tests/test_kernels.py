@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rocforge.device import kernels
+from rocforge.device.kernel_arguments import check_of
 from rocforge.device.kernels import Kernel, source_folder, source_text
 from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import PLANAR
@@ -73,22 +74,22 @@ def test_defines_come_first():
 
 def test_numbers_are_cast():
     """A number becomes the declared type; what does not fit it is an error, as is a float for an integer."""
-    check = kernels._check_of("int32")
+    check = check_of("int32")
     assert type(check(7, 0)) is np.int32 and check(np.int64(7), 0) == 7
     for wrong in (1.5, "1", True, None):
         with pytest.raises(TypeError, match="int32"):
             check(wrong, 0)
     with pytest.raises(ValueError):
         check(1 << 40, 0)
-    assert type(kernels._check_of("float32")(3, 0)) is np.float32
+    assert type(check_of("float32")(3, 0)) is np.float32
 
 
 def test_only_device_arrays():
     """A NumPy array, or none where none is allowed, is refused; an optional one may be missing."""
     for wrong in (np.zeros(3, np.float32), None, 3):
         with pytest.raises(TypeError, match="CuPy array of float32"):
-            kernels._check_of("float32*")(wrong, 0)
-    assert kernels._check_of("float32*?")(None, 0) == 0
+            check_of("float32*")(wrong, 0)
+    assert check_of("float32*?")(None, 0) == 0
 
 
 def test_repr():

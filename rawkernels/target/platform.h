@@ -76,6 +76,13 @@
 #else
 #define RF_KERNEL_BOUND(threads, resident) RF_KERNEL(threads)
 #endif
+// In a struct that a kernel takes: a pointer that may be null. rocforge.device.params reads such structs.
+#define RF_NULLABLE
+#ifdef __CUDACC_RTC__
+#define RF_OFFSET(type, field) __INTADDR__(&((type*)0)->field)
+#else
+#define RF_OFFSET(type, field) __builtin_offsetof(type, field)
+#endif
 #ifdef RF_PLATFORM_NVIDIA
 #define RF_MEMCPY memcpy
 #else

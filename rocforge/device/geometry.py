@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from rocforge.device.cards import Card
 from rocforge.device.tuning import Tuning
 
 GEMV_RUN = 32
@@ -14,6 +15,29 @@ GEMV_RUN = 32
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
     return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+
+
+def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
+    """Lanes that share a row, as a power of two.
+
+    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
+    more tokens as few as make enough.
+    """
+    if tokens == 1:
+        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+    enough = tuning.gemv_wanted_threads // tokens
+    return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
+
+
+def then_norm_log_lanes(tuning: Tuning, rows: int, cells: int, units: int) -> int:
+    """Lanes that share a row of matvec_then_norm, as a power of two: 16, but no more than there are cells.
+
+    With twice as many units as blocks it is 32, where the card allows blocks of so many threads, since the few waves of
+    a block would wait for one cell after another.
+    """
+    few = 2 * -(-rows // GEMV_RUN) <= units
+    most = 5 if tuning.then_norm_threads >= GEMV_RUN << 5 and few else 4
+    return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 
 def gated_pairs(tuning: Tuning, tokens: int) -> int:
@@ -29,6 +53,20 @@ def gated_rows(tuning: Tuning, tokens: int) -> int:
 def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
     """Tiles of 16 rows that a wave of tiles.hip multiplies."""
     return 2 if tokens >= tuning.tile_wide_tokens else 1
+
+
+def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
+    """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
+    if tokens == 8:
+        return 1
+    most, run = tuning.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuning, tokens)
+    return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
+
+
+def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
+    """Blocks of tiles.hip that a card runs at a time."""
+    wide = tile_row_tiles(tuning, tokens) > 1
+    return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
 
 
 class Decode(NamedTuple):

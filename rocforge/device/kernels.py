@@ -12,28 +12,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import operator
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rocforge.device import geometry, overlap, tuning
 from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
+from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
 from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import PLANAR
 
 PREFIX = "rf_"
 """Of every kernel's name in the sources, where names of HIP's and CUDA's headers stand beside it."""
-SCALARS_KEPT = 1024
-"""Numbers that an argument is remembered for, with what CuPy passes for them."""
 
 
 def source_folder() -> Path:
@@ -120,8 +117,9 @@ def macros(source: str, given: dict[str, Any], card: Card, tuned: tuning.Tuning)
 
 
 def with_defines(source: str, defines: dict[str, Any]) -> str:
-    """A source's text with macros defined before it, in a fixed order."""
-    return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + source_text(source)
+    """A source's text with macros defined before it, in a fixed order, and assertions of its structs behind it."""
+    text = source_text(source)
+    return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + text + assertions(text)
 
 
 class _Module:
@@ -190,45 +188,53 @@ class Kernel:
         name: of the kernel, without the prefix rf_ that all have in the sources (see platform.h).
         signature: a type for each argument, separated by spaces: a NumPy scalar type (`int32`, `float32`, ...) for a
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
-            with `*?` where None is allowed and gives a null pointer.
+            with `*?` where None is allowed and gives a null pointer. None: the kernel takes one struct, whose fields
+            the source declares (rocforge.device.params).
         defines: macros that say what it computes; how it is cut for the card is added (`macros`).
     """
 
-    def __init__(self, source: str, name: str, signature: str, **defines: Any):
-        self.source, self.name, self.defines = source, name, defines
-        self._checks = [_check_of(kind) for kind in signature.split()]
-        self._functions: dict[tuning.Tuning, Any] = {}
+    def __init__(self, source: str, name: str, signature: str | None = None, **defines: Any):
+        self.source, self.name, self.defines, self._signature = source, name, defines, signature
+        self._functions: dict[tuple[int, tuning.Tuning], Any] = {}
 
     def __repr__(self) -> str:
         defines = "".join(f", {key}={value}" for key, value in self.defines.items())
         return f"Kernel({self.source}, {self.name}{defines})"
 
+    @functools.cached_property
+    def _arguments(self) -> Positional | Packed:
+        """How its arguments are checked and passed; not known before its source is read."""
+        text = source_text(self.source)
+        if self._signature is None:
+            return Packed(struct_fields(text, kernel_structs(text)[self.name]))
+        kinds = self._signature.split()
+        return Positional(kinds, parameter_names(self.source, self.name, len(kinds)))
+
     def module(self, device: int) -> _Module:
         """What it is compiled with for a device: the same for all kernels of one source with the same defines."""
         return _module(self.source, self.defines, device)
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any]) -> None:
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any]) -> None:
         """Launch on the current device and its current stream.
 
         Args:
             grid, block: blocks and threads a block, up to three axes each.
-            args: as the signature says.
+            args: as the signature says; of a struct, each field's value by its name, and for a field that is an array
+                of structs a sequence of their values in order.
 
         Raises:
-            TypeError: an argument is not of its declared type, or their number is wrong.
+            TypeError: an argument is not of its declared type, or missing, or unknown.
             ValueError: an array is not C-contiguous or lies on another device; a number does not fit its type.
         """
         if _this_thread.record is not None:
             _this_thread.record(self)
             return
         device = cupy_module().cuda.runtime.getDevice()
-        function = self._functions.get(tuning.of(device)) or self._load(device)
-        if len(args) != len(self._checks):
-            raise TypeError(f"{self.name} takes {len(self._checks)} arguments, and was given {len(args)}")
+        function = self._functions.get((device, tuning.of(device))) or self._load(device)
         try:
-            checked = [check(value, device) for check, value in zip(self._checks, args, strict=True)]
+            checked = self._arguments.checked(args, device)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{self.name}: {self._blame(args, device)}") from error
+            raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
             overlap.launch(function.kernel, grid, block, checked)
         else:
@@ -236,19 +242,8 @@ class Kernel:
 
     def _load(self, device: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)
-        self._functions[tuning.of(device)] = function
+        self._functions[device, tuning.of(device)] = function
         return function
-
-    def _blame(self, args: Sequence[Any], device: int) -> str:
-        """Which argument is wrong, and how: worked out only after a check has failed."""
-        names = parameter_names(self.source, self.name, len(args))
-        for position, (check, value) in enumerate(zip(self._checks, args, strict=True)):
-            try:
-                check(value, device)
-            except (TypeError, ValueError) as error:
-                name = f" ({names[position]})" if names else ""
-                return f"argument {position}{name}: {error}"
-        return "arguments"
 
 
 class _ThisThread(threading.local):
@@ -289,66 +284,3 @@ def launches_overlap() -> Iterator[None]:
         yield
     finally:
         _this_thread.overlap = False
-
-
-def _check_of(kind: str) -> Callable[[Any, int], Any]:
-    """A function that checks an argument of a kind, as `Kernel` describes them, and makes it what CuPy passes."""
-    name, star, optional = kind.partition("*")
-    if star:
-        return _array_check(None if name == "void" else np.dtype(name), optional == "?")
-    scalar = np.dtype(name).type
-    whole = issubclass(scalar, np.integer)
-    number = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    usual: type = int if whole else float
-    seen: dict[Any, Any] = {}
-
-    def check(value: Any, device: int) -> Any:
-        known = seen.get(value) if type(value) is usual else None
-        if known is not None:
-            return known
-        if not isinstance(value, number) or isinstance(value, bool):
-            raise TypeError(f"{name} expected, not {type(value).__name__} ({value!r})")
-        try:
-            known = scalar(value)
-        except OverflowError as error:
-            raise ValueError(str(error)) from None
-        if type(value) is usual and len(seen) < SCALARS_KEPT and (whole or value):  # -0.0 equals 0.0
-            seen[value] = known
-        return known
-
-    return check
-
-
-@functools.cache
-def _contiguity(kind: type) -> Callable[[Any], bool] | None:
-    """What tells whether an array of a class of CuPy is C-contiguous; None where it is no such class.
-
-    `flags` are a new object each time, which takes longer than all else that is checked.
-    """
-    if kind.__module__.partition(".")[0] != "cupy":
-        return None
-    return operator.attrgetter("_c_contiguous" if hasattr(kind, "_c_contiguous") else "flags.c_contiguous")
-
-
-def _array_check(dtype: np.dtype | None, optional: bool) -> Callable[[Any, int], Any]:
-    null = np.uint64(0)
-
-    def check(value: Any, device: int) -> Any:
-        if value is None and optional:
-            return null
-        is_contiguous = _contiguity(type(value))
-        if is_contiguous is None:
-            raise TypeError(f"a CuPy array of {dtype or 'any dtype'} expected, not {type(value).__name__}")
-        if dtype is not None and value.dtype is not dtype and value.dtype != dtype:
-            raise TypeError(f"an array of {dtype} expected, not of {value.dtype}")
-        if not is_contiguous(value):
-            raise ValueError(f"a C-contiguous array expected; this one of shape {value.shape} is not")
-        if value.data.device_id != device:
-            there = value.data.device_id
-            raise ValueError(
-                f"an array on gpu:{device}, the current device, expected, not on gpu:{there}; "
-                f'inside `with rf.Stream("gpu:{there}")` that one is current'
-            )
-        return value
-
-    return check

@@ -12,9 +12,9 @@ from rocforge.errors import OutOfMemoryError
 
 @contextlib.contextmanager
 def out_of_memory_explained(device: str, purpose: str) -> Iterator[None]:
-    """CuPy's out-of-memory error as ours; what nothing uses is given back to the device first.
+    """CuPy's out-of-memory error as ours; unused memory is freed first.
 
-    While a graph is captured the error stays what it is, since nothing can be given back then.
+    While a graph is captured the error stays what it is, since nothing can be freed then.
 
     Args:
         device: "cpu" or "gpu:N".

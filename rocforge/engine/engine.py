@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.arrays import on_device
+from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
@@ -88,8 +89,8 @@ class Engine:
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_requests: int = 256,
     ):
-        sizes = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
-        for name, size in sizes.items():
+        given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
+        for name, size in given.items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; allowed is from 1")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
@@ -148,13 +149,17 @@ class Engine:
             ValueError: as in `check`.
             RuntimeError: the engine is closed.
         """
-        if self.cache is None:
-            raise RuntimeError("the engine is closed")
+        self._open_cache()
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
         self.check(prompt, params)
         request = Request(prompt, params, constraint)
         self.scheduler.add(request)
         return request
+
+    def _open_cache(self) -> KVCache:
+        if self.cache is None:
+            raise RuntimeError("the engine is closed")
+        return self.cache
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Whether a request can be served at all; any thread may ask.
@@ -267,7 +272,7 @@ class Engine:
             for chunk in chunks
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
-        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self.cache, parts))
+        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))
 
     def _accept(self, request: Request, sampled: SampledToken) -> Token:
         if sampled.error:

@@ -79,7 +79,8 @@ class Reply:
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self._cancel = cancel
-        self._lock, self._pieces, self._wake = threading.Lock(), deque(), None
+        self._lock, self._pieces = threading.Lock(), deque[GenerationResponse]()
+        self._wake: Callable[[], None] | None = None
         self._ended = False
 
     @property
@@ -137,7 +138,7 @@ class Reply:
             self.progress, self.error = progress, error
             if self.constraint is not None:
                 self.constraint.close()
-            self.prompt, self.params, self.constraint = (), None, None
+            self.prompt, self.constraint = (), None
             self._hand_over(None)
 
     def _hand_over(self, piece: GenerationResponse | None) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import asnumpy, cupy_module, get_array_module
+from rocforge.device.arrays import asnumpy, get_array_module
+from rocforge.device.libraries import cupy_module
 from rocforge.engine.request import Request
 from rocforge.errors import NonFiniteError
 from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from rocforge.engine.block_pool import block_digests
 from rocforge.engine.pacing import Pacer
@@ -12,7 +12,8 @@ from rocforge.engine.request import Request, Status
 from rocforge.engine.state import StateManager
 
 
-class ScheduledChunk(NamedTuple):
+@dataclass(frozen=True)
+class ScheduledChunk:
     """A request's part in a step: `count` tokens, the first of them its first that is not computed."""
 
     request: Request

@@ -78,7 +78,8 @@ class Service:
     ):
         if max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more, since each request waits for a step")
-        self.state, self.error = State.NEW, None
+        self.state = State.NEW
+        self.error: BaseException | None = None
         self.engine: Engine | None = None
         self.tokenizer: Tokenizer | None = None
         self.max_queue, self.observer = max_queue, observer
@@ -218,7 +219,7 @@ class Service:
                     if self.state is State.STARTING:
                         self.state = State.READY
                     self._changed.notify_all()
-                self._loop(engine)
+                self._loop(engine, tokenizer)
         except BaseException as caught:
             error = caught
         with self._changed:
@@ -233,9 +234,9 @@ class Service:
         for reply in left:
             self._end(reply, Progress.FAILED, self._unavailable())
 
-    def _loop(self, engine: Engine) -> None:
+    def _loop(self, engine: Engine, tokenizer: Tokenizer) -> None:
         failures = 0
-        while self._take_in(engine):
+        while self._take_in(engine, tokenizer):
             try:
                 tokens = engine.step()
                 failures = 0
@@ -249,7 +250,7 @@ class Service:
             while tokens:  # so that no name holds a request while the thread waits for the next
                 self._hand_out(engine, tokens.pop(0))
 
-    def _take_in(self, engine: Engine) -> bool:
+    def _take_in(self, engine: Engine, tokenizer: Tokenizer) -> bool:
         """Wait for something to do; admit, cancel, expire. False when it is time to end."""
         with self._changed:
             while not (self._arrived or self._cancelled or engine.busy or self.state is State.STOPPING):
@@ -258,7 +259,7 @@ class Service:
             self._cancelled.clear()
             stopping = self.state is State.STOPPING
         for reply in arrived:
-            self._admit(engine, reply)
+            self._admit(engine, tokenizer, reply)
             self._arrived.popleft()
         for reply in cancelled:
             self._drop(engine, reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
@@ -270,9 +271,9 @@ class Service:
                 reply.progress = Progress.RUNNING
         return not stopping or (engine.busy and time.monotonic() < self._give_up_at)
 
-    def _admit(self, engine: Engine, reply: Reply) -> None:
+    def _admit(self, engine: Engine, tokenizer: Tokenizer, reply: Reply) -> None:
         try:
-            stream = RequestStream(engine, self.tokenizer, reply.prompt, reply.params, reply.constraint)
+            stream = RequestStream(engine, tokenizer, reply.prompt, reply.params, reply.constraint)
         except Exception as error:
             self._end(reply, Progress.FAILED, error)
         else:

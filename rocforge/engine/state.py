@@ -1,7 +1,7 @@
 """StateManager: which blocks and slots of the cache each sequence holds, for all groups of layers together.
 
 A group of paged layers has a pool of blocks, and each sequence a table of them. Where the group has a window, a
-sequence gives back the blocks that none of its tokens to come can see. Recurrent layers have one pool of slots: a
+sequence releases the blocks that none of its tokens to come can see. Recurrent layers have one pool of slots: a
 running sequence holds one, and the free ones keep snapshots of sequences at some points, until they are needed.
 
 A prefix that was computed before is taken over at the longest length that all groups have: there a paged group has the
@@ -184,7 +184,7 @@ class StateManager:
 
     def grow(self, sequence: SequenceState, start: int, stop: int) -> bool:
         """Give a running sequence the blocks for its tokens up to `stop`; False, and none given, where too few are
-        free. Those that no token from `start` on sees are given back in either case."""
+        free. Those that no token from `start` on sees are released in either case."""
         pairs = list(zip(self.groups, sequence.tables, strict=True))
         for group, table in pairs:
             group.trim(table, start)

@@ -8,33 +8,28 @@ kernels one by one.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, on_device
-from rocforge.device.kernels import Kernel, launches_overlap
+from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Download, Stream, shared_array
+from rocforge.engine.capture import GraphRecorder
 from rocforge.engine.request import Request
 from rocforge.engine.sampler import SampledToken, device_sampler, logprob_arrays, sampled_tokens
 from rocforge.engine.state import NONE
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
-from rocforge.nn.observe import observations_recorded, replay
+from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.sampling import Sampler
-from rocforge.ops.device.strided import blocks
+from rocforge.ops.device.strided import a_thread_each
 
-THREADS = 256
-"""As in decode.hip."""
-OUT_OF_MEMORY = 2
-"""hipErrorOutOfMemory and cudaErrorMemoryAllocation."""
 ATTEMPTS = 3
 """How often a step is captured until that succeeds: what another thread does can disturb a capture."""
 VARIANTS = 2
@@ -73,11 +68,11 @@ class Decoder:
     def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
         self._stream, self._model, self._cache, self._width = stream, model, cache, width
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
-        self._pool = cupy_module().cuda.MemoryPool(_memory_of_the_device)
-        self._recorder = _Recorder(self._pool)
+        self._recorder = GraphRecorder(stream.device)
         self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
         self._requests: list[Request] = []
-        weakref.finalize(self, _give_back, self._plans, self._pool, stream.device).atexit = False
+        self._table_lengths: list[list[int]] = []
+        weakref.finalize(self, _drop, self._plans, self._recorder).atexit = False
 
     def launch(self, requests: Sequence[Request]) -> PendingStep:
         """Queue a step: each request's next token from its last one.
@@ -105,12 +100,12 @@ class Decoder:
     @property
     def memory_reserved(self) -> int:
         """Bytes that the graphs' pool has taken of the device."""
-        return self._pool.total_bytes()
+        return self._recorder.memory_reserved
 
     def trim(self) -> None:
         """Drop the graphs, and give their memory back to the device. Nothing may be in flight."""
         self.forget()
-        _give_back(self._plans, self._pool, self._stream.device)
+        _drop(self._plans, self._recorder)
 
     def _begin(self, requests: Sequence[Request]) -> None:
         vocabulary = self._model.config.vocabulary
@@ -136,66 +131,10 @@ def _table_lengths(requests: Sequence[Request]) -> list[list[int]]:
     return [[len(table) for table in request.state.tables] for request in requests]
 
 
-def _give_back(plans: dict[Any, _Plan], pool: Any, device: str) -> None:
-    """A pool gives back what is the current device's, and nothing when it is dropped."""
+def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:
+    """A graph's memory is free once its plan has gone."""
     plans.clear()
-    with on_device(device):
-        pool.free_all_blocks()
-
-
-def _memory_of_the_device(size: int) -> Any:
-    """What the graphs' pool takes: where memory is short, what CuPy's own pool does not use is given back for it.
-
-    A pool that gets CuPy's error of the runtime instead gives back what it does not use itself: what graphs work in.
-    """
-    cuda, pool = cupy_module().cuda, cupy_module().get_default_memory_pool()
-    for _ in range(2):
-        try:
-            return cuda.MemoryPointer(cuda.Memory(size), 0)
-        except cuda.runtime.CUDARuntimeError as error:
-            if error.status != OUT_OF_MEMORY:
-                raise
-            pool.free_all_blocks()
-    raise cuda.memory.OutOfMemoryError(size, pool.total_bytes())
-
-
-class _Recorder:
-    """Captures decode steps as graphs, on a stream of its own, in memory that only decode steps take.
-
-    A capture that fails can take its stream along: on ROCm nothing runs there any more. So it is not the engine's, and
-    is a new one after a failure.
-    """
-
-    def __init__(self, pool: Any):
-        self.pool = pool
-        self._stream = None
-
-    def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
-        """A graph of a step, and what the step returns; None where it cannot be captured, which is told.
-
-        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and not told.
-        """
-        cuda, returned, failure = cupy_module().cuda, None, None
-        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
-        self.pool.free_all_blocks(cuda.get_current_stream())  # what the step took when it ran kernel by kernel
-        self._stream = self._stream or cuda.Stream(non_blocking=True)
-        with self._stream as stream:
-            stream.begin_capture()
-            try:
-                with launches_overlap(), contextlib.suppress(NotImplementedError):
-                    returned = step()
-            except errors as error:
-                failure = error
-            finally:
-                try:
-                    graph = stream.end_capture()
-                except errors as error:  # whatever failed has ended the capture already
-                    failure = failure or error
-                    self._stream = None
-        if failure is not None:
-            warnings.warn(f"decode steps run without a graph, so slower: capturing one failed: {failure}", stacklevel=2)
-            return None
-        return None if returned is None else (graph, returned)
+    recorder.free_unused()
 
 
 class _Plan:
@@ -206,7 +145,7 @@ class _Plan:
         logits: of the last step.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: _Recorder):
+    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: GraphRecorder):
         rows, groups, cupy = len(sampler.parameters), len(cache.paged), cupy_module()
         self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
         self._inputs = cupy.zeros((6 + groups + groups * width, rows), np.int32)
@@ -215,11 +154,13 @@ class _Plan:
         self._tables = self._inputs[6 + groups :].reshape(groups, rows, width)
         self._host_tokens, self._steps = shared_array((2, rows), np.int32), 0
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
-        self._warm, self._graph, self.logits = False, None, None
-        self._attempts, self._observed, self._fused = ATTEMPTS, [], model.fused
+        self.logits: Any = None
+        self._warm, self._attempts, self._fused = False, ATTEMPTS, model.fused
+        self._graph: tuple[Any, Any] | None = None
+        self._observed: list[tuple[Observer, Any]] = []
 
     @property
-    def host_tokens(self) -> np.ndarray:
+    def host_tokens(self) -> Any:
         """Memory of the host: the tokens of the last step, until the next but one."""
         return self._host_tokens[0][self._steps % 2]
 
@@ -255,7 +196,7 @@ class _Plan:
         """
         if self._fused is not self._model.fused:
             self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS
-        with cupy_module().cuda.using_allocator(self._recorder.pool.malloc):
+        with self._recorder.memory():
             if graphs and self._warm and self._attempts and self._graph is None:
                 with observations_recorded() as self._observed:
                     self._graph = self._recorder.capture(self._step)
@@ -271,7 +212,7 @@ class _Plan:
     def _step(self) -> Any:
         groups, rows, width = self._tables.shape
         args = (self._next, self._positions, self._lengths, self._step_number, self._slots, self._tables)
-        advance_decode((blocks(rows, THREADS),), (THREADS,), (*args, groups, rows, width, self._cache.block_size))
+        advance_decode(*a_thread_each(rows), (*args, groups, rows, width, self._cache.block_size))
         paging = [Paging(*pair) for pair in zip(self._slots, self._tables, strict=True)]
         batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._state_slots)
         logits = self._model(self.tokens, batch)

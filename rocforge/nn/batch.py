@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.nn.cache import KVCache, PagedGroup, RecurrentGroup
 from rocforge.nn.state import blocks_for
 from rocforge.ops.rope import RopeFrequencies, Rotation
 from rocforge.ops.state import PagedLayer, RecurrentLayer, Span
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True)
+class Chunk:
     """Consecutive tokens of one sequence.
 
     Attributes:

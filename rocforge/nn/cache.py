@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import cupy_module, on_device, resolve_device
+from rocforge.device.arrays import on_device, resolve_device
+from rocforge.device.libraries import cupy_module
 from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -41,7 +42,7 @@ class PagedGroup:
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return int(self.keys.nbytes + self.values.nbytes)
 
 
 class RecurrentGroup:
@@ -113,9 +114,10 @@ class KVCache:
             ]
             if device != "cpu":
                 self.counters = cupy_module().zeros(tuning.current().split_heads, np.int32)
-        every: list[PagedGroup | RecurrentGroup] = [*self.paged, *self.recurrent]
-        by_state = {group.state: (group, itertools.count()) for group in every}
-        self._layers = {layer: (by_state[state][0], next(by_state[state][1])) for layer, state in layers.items()}
+        by_state: dict[State, PagedGroup | RecurrentGroup] = {group.state: group for group in self.paged}
+        by_state |= {group.state: group for group in self.recurrent}
+        indices = {state: itertools.count() for state in groups}
+        self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in layers.items()}
 
     def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
         """The group of a layer, and the layer's index there.

@@ -206,7 +206,7 @@ def attend(
     k: Array,
     v: Array,
     layer: PagedLayer,
-    rotation: Rotation,
+    rotation: Rotation | None,
     *,
     q_norm: Array = None,
     k_norm: Array = None,
@@ -239,7 +239,7 @@ def rotate_and_store(
     k: Array,
     v: Array,
     layer: PagedLayer,
-    rotation: Rotation,
+    rotation: Rotation | None,
     q_norm: Array = None,
     k_norm: Array = None,
     eps: float = 1e-6,
@@ -253,7 +253,7 @@ def rotate_and_store(
         k: floats, shape (tokens, kv_heads, key_dim).
         v: floats, shape (tokens, kv_heads, value_dim).
         layer: its slots say where to store.
-        rotation: of the tokens' positions.
+        rotation: of the tokens' positions; None: queries and keys are not rotated.
         q_norm, k_norm: weights (key_dim,) of RMS norms, both or none.
         eps: of these norms.
 
@@ -268,13 +268,17 @@ def rotate_and_store(
         return attention_device.rotate_and_store(q, _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps), layer)
     if q_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
-    store_kv(rotate(k, *rotation), v, layer)
-    return rotate(q, *rotation)
+    if rotation is not None:
+        q, k = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (q, k))
+    store_kv(k, v, layer)
+    return q.astype(np.float32, copy=False)
 
 
 def _fresh(
-    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation, q_norm: Array, k_norm: Array, eps: float
+    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation | None, q_norm: Array, k_norm: Array, eps: float
 ) -> attention_device.Fresh:
+    if rotation is None:
+        return attention_device.Fresh(k, v, layer.slots, None, None, q_norm, k_norm, eps, False)
     cos, sin, neox = rotation
     if 2 * cos.shape[1] > q.shape[2]:
         raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")

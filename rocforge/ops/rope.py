@@ -67,10 +67,6 @@ class RopeFrequencies:
         )
 
 
-NO_ROPE = RopeFrequencies(np.empty(0))
-"""Rotates nothing: of layers without positions."""
-
-
 def rope_frequencies(
     dimensions: int,
     base: float = 10000.0,

@@ -109,9 +109,9 @@ def decode(sequences: int, context: int, sizes: Sizes, rng: np.random.Generator)
     chunks = [(context - 1, 1)] * sequences
     pairs = [batches(rng, sizes.heads, chunks) for _ in range(_copies(nbytes, sizes))]
     q = floats(rng, sequences, heads, head_dim)
-    there, expected = cupy_module().asarray(q), paged_attention(q, pairs[0][0], 0)
+    there, expected = cupy_module().asarray(q), paged_attention(q, pairs[0][0].state_of(0))
     return Work(
-        [lambda batch=batch: paged_attention(there, batch, 0) for _, batch in pairs],
+        [lambda batch=batch: paged_attention(there, batch.state_of(0)) for _, batch in pairs],
         lambda y: relative_error(y, expected),
     )
 

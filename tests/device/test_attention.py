@@ -12,7 +12,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.rope import NO_ROPE, rope_frequencies
+from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
@@ -191,8 +191,8 @@ def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
     for cache in caches:
         batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(0, 1, [0]), Chunk(20, 1, [23])])
         batch.lengths[1], batch.paging[0].slots[1] = 0, -1
-        frequencies = NO_ROPE if neox is None else rope_frequencies(32, neox=neox)
-        given = (x[:, :6], x[:, 6:8], x[:, 8:], batch.state_of(0), batch.rotation(frequencies))
+        rotation = None if neox is None else batch.rotation(rope_frequencies(32, neox=neox))
+        given = (x[:, :6], x[:, 6:8], x[:, 8:], batch.state_of(0), rotation)
         if cache is caches[0]:
             q = rotate_and_store(*given, *weights, eps=1e-5)
             results.append(paged_attention(q, batch.state_of(0)))
@@ -226,10 +226,10 @@ def test_values_of_another_length():
     """The kernels have one length for both, and it is said."""
     q, k, v = (cp.zeros((3, 2, dim), np.float32) for dim in (64, 64, 32))
     batch = Batch.of(KVCache([PagedKV(2, 64, 32)], 1, device="gpu"), [Chunk(0, 3, [0])])
-    layer, rotation = batch.state_of(0), batch.rotation(NO_ROPE)
+    layer = batch.state_of(0)
     runs = (
         lambda: rf.attention(q, k, v),
-        lambda: attend(q, k, v, layer, rotation),
+        lambda: attend(q, k, v, layer, None),
         lambda: paged_attention(q, layer),
     )
     for run in runs:

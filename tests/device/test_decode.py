@@ -11,6 +11,7 @@ from golden import build
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
 from rocforge.engine import step as decode
+from rocforge.engine.capture import GraphRecorder
 from rocforge.engine.request import Request
 from rocforge.engine.state import SequenceState
 from rocforge.load import load_model
@@ -75,7 +76,7 @@ def test_graphs_change_nothing(model, prompts, monkeypatch):
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
 def test_graphs_are_used(model, prompts, monkeypatch):
     """Most steps are one launch of a graph, and each size of batch captures once."""
-    captured, launched = decode._Recorder.capture, []
+    captured, launched = GraphRecorder.capture, []
 
     class Counted:
         def __init__(self, graph):
@@ -89,7 +90,7 @@ def test_graphs_are_used(model, prompts, monkeypatch):
         graph, logits = captured(recorder, step)
         return Counted(graph), logits
 
-    monkeypatch.setattr(decode._Recorder, "capture", capture)
+    monkeypatch.setattr(GraphRecorder, "capture", capture)
     run(model, prompts[:2], [rf.SamplingParams(max_tokens=n, temperature=0) for n in (20, 40)])
     assert len(launched) >= 33 and len(set(launched)) == 2
 

@@ -60,7 +60,7 @@ def test_wrong_arguments(to_fp16, change, error, words):
 @pytest.mark.parametrize(
     ("source", "kernel", "count", "expected"),
     [
-        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "fp16_weights", "x", "y", "bias", "weight", "n", "eps"]),
+        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "fp16", "x", "y", "bias", "weight", "n", "eps"]),
         ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
         ("activation.hip", "swiglu", 7, []),
         ("norm.hip", "layer_norm", 5, []),

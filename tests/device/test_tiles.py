@@ -83,7 +83,7 @@ def test_runs_of_rows(rng, monkeypatch, waves):
     fragments, (a, b) = quantized(x, OperandForm.FRAGMENTS_16), (w.to_device("gpu") for w in (weight, other))
     gated = fragments, a, b, (None, None), "swiglu", OperandForm.FLOAT32
     wanted = tile_products(fragments, [a])[0], tile_gated(*gated)
-    monkeypatch.setattr(tiles, "_row_waves", lambda rows, width, tuned: waves)
+    monkeypatch.setattr(tiles, "tile_row_waves", lambda *sizes: waves)
     seen = tile_products(fragments, [a])[0], tile_gated(*gated)
     for y, z in zip(seen, wanted, strict=True):
         assert cp.abs(y - z).max() < 1e-5 * cp.abs(z).max()
@@ -101,7 +101,7 @@ def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
         fragments = quantized(cp.asarray(rng.standard_normal((n, columns)).astype(np.float32)), fragments_for(n))
         seen = []
         for resident in (100, 3, 1):
-            monkeypatch.setattr(tiles, "_resident", lambda width, tuned, count=resident: count)
+            monkeypatch.setattr(tiles, "tile_blocks", lambda *sizes, count=resident: count)
             seen.append(tile_gated(fragments, gate, up, (None, None), "swiglu", OperandForm.FLOAT32))
         assert cp.array_equal(seen[0], seen[1]) and cp.array_equal(seen[0], seen[2])
 

@@ -13,7 +13,7 @@ from rocforge.device import tuned, tuning
 from rocforge.device.cards import card_of
 from rocforge.errors import DeviceError
 from rocforge.ops.activation import swiglu
-from rocforge.ops.device.operands import quantize_activations
+from rocforge.ops.device.operands import quantized
 from rocforge.ops.linear import gated_linear, linears
 from rocforge.selftest.weights import product_error, random_weight, relative_error, values_of
 from rocforge.tune import search
@@ -94,7 +94,7 @@ def test_products_are_right_however_cut(rng, changes, tokens):
     """The kernels that are compiled for other numbers, and the launches that go with them, agree."""
     weights = [random_weight(rng, "Q4_K", (70, 512)) for _ in range(2)]
     x = cp.asarray(rng.standard_normal((tokens, 512)).astype(np.float32))
-    rounded, there = values_of(quantize_activations(x)), [w.to_device("gpu") for w in weights]
+    rounded, there = values_of(quantized(x)), [w.to_device("gpu") for w in weights]
     before = tuning.current()
     with tuning.trying(int8_tokens=8, **changes):
         ys, z = linears(x, there), gated_linear(x, *there)

@@ -15,7 +15,6 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.module import Module
 from rocforge.nn.state import PagedKV, Recurrent, states_of
 from rocforge.ops.attention import attend
-from rocforge.ops.rope import NO_ROPE
 from rocforge.ops.sampling import SamplingParams
 
 SIZE = 4
@@ -120,7 +119,7 @@ class Attention(Module):
 
     def forward(self, x, batch):
         q, k, v = (np.einsum("td,ed->te", x, w)[:, None] for w in self.projections)
-        return x + attend(q, k, v, batch.state_of(self), batch.rotation(NO_ROPE))[:, 0]
+        return x + attend(q, k, v, batch.state_of(self), None)[:, 0]
 
 
 class Recurrence(Module):

@@ -121,6 +121,7 @@ VARIANTS = {
             "rope.scaling.original_context_length": 4096,
         },
     ),
+    "olmo2": Variant("olmo2", layers=3, qk_norm=True, post_norms=True, metadata={"rope.freq_base": 500000.0}),
     "llama-types": Variant("llama", layers=4),
 }
 RECIPES = ("F32", "Q8_0", "Q4_K_M")
@@ -138,7 +139,7 @@ CASES = [(v, r) for v in VARIANTS if v != "llama-types" for r in RECIPES] + [("l
 
 def tensors(v: Variant):
     """Yields name, shape (rows first), mean and standard deviation of each tensor."""
-    gemma, oss = v.arch.startswith("gemma"), v.arch == "gpt-oss"
+    gemma, oss, olmo = v.arch.startswith("gemma"), v.arch == "gpt-oss", v.arch == "olmo2"
 
     def matrix(name, *shape, gain=1.0):
         return f"{name}.weight", shape, 0.0, gain / math.sqrt(shape[-1])
@@ -160,14 +161,15 @@ def tensors(v: Variant):
     ffn = v.metadata.get("expert_feed_forward_length", v.ffn)
     for i in range(v.layers):
         b = f"blk.{i}."
-        yield norm(b + "attn_norm", v.dim)
+        if not olmo:
+            yield norm(b + "attn_norm", v.dim)
         for name, (rows, gain) in projections.items():
             yield matrix(b + name, rows, v.dim, gain=gain)
             if v.qkv_bias:
                 yield bias(b + name, rows)
         if v.qk_norm:
-            yield norm(b + "attn_q_norm", v.head_dim, 1.4)
-            yield norm(b + "attn_k_norm", v.head_dim, 1.4)
+            yield norm(b + "attn_q_norm", q if olmo else v.head_dim, 1.4)
+            yield norm(b + "attn_k_norm", kv if olmo else v.head_dim, 1.4)
         yield matrix(b + "attn_output", v.dim, q, gain=1.5)
         if oss:
             yield bias(b + "attn_output", v.dim)
@@ -176,7 +178,7 @@ def tensors(v: Variant):
             yield norm(b + "post_attention_norm", v.dim)
         if v.post_norms:
             yield norm(b + "post_ffw_norm", v.dim)
-        if not oss:
+        if not oss and not olmo:
             yield norm(b + "ffn_norm", v.dim)
         if v.experts:
             yield matrix(b + "ffn_gate_inp", v.experts, v.dim, gain=2.0)

@@ -139,15 +139,22 @@ def attention(w: Weights, block: str, x: np.ndarray, sliding: bool) -> np.ndarra
         q, k, v = np.split(qkv, [heads * size, (heads + kv_heads) * size], axis=1)
     else:
         q, k, v = (linear(w, block + name, x) for name in ("attn_q", "attn_k", "attn_v"))
+    normed = f"{block}attn_q_norm.weight" in w.tensors
+    if normed and w.arch == "olmo2":  # all heads of a token are one row
+        q, k = qk_norms(w, block, q, k)
     q, k, v = q.reshape(len(x), heads, -1), k.reshape(len(x), kv_heads, -1), v.reshape(len(x), kv_heads, -1)
-    if f"{block}attn_q_norm.weight" in w.tensors:
-        eps = w.get("attention.layer_norm_rms_epsilon")
-        q, k = rms_norm(q, w[block + "attn_q_norm.weight"], eps), rms_norm(k, w[block + "attn_k_norm.weight"], eps)
+    if normed and w.arch != "olmo2":
+        q, k = qk_norms(w, block, q, k)
     frequencies, magnitude = rope_frequencies(w, sliding)
     q, k = (rope(a, frequencies, magnitude, w.arch in INTERLEAVED_ROPE) for a in (q, k))
     window = w.get("attention.sliding_window", 0) if sliding else 0
     softcap = w.get("attn_logit_softcapping", 0.0)
     return linear(w, block + "attn_output", attend(q, k, v, window, softcap, w.maybe(block + "attn_sinks.weight")))
+
+
+def qk_norms(w: Weights, block: str, q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    eps = w.get("attention.layer_norm_rms_epsilon")
+    return rms_norm(q, w[block + "attn_q_norm.weight"], eps), rms_norm(k, w[block + "attn_k_norm.weight"], eps)
 
 
 def gated(arch: str, gate: np.ndarray, up: np.ndarray, gelu) -> np.ndarray:
@@ -207,10 +214,10 @@ def logits(path, tokens, gelu=gelu, overrides: Mapping = MappingProxyType({})) -
         block = f"blk.{i}."
         sliding = pattern is not None and i % pattern != pattern - 1
         before_ffn = "post_attention_norm" if w.arch == "gpt-oss" else "ffn_norm"
-        post = w.arch.startswith("gemma")
-        y = attention(w, block, rms_norm(x, w[block + "attn_norm.weight"], eps), sliding)
+        post, pre = w.arch.startswith("gemma") or w.arch == "olmo2", w.arch != "olmo2"
+        y = attention(w, block, rms_norm(x, w[block + "attn_norm.weight"], eps) if pre else x, sliding)
         x = x + (rms_norm(y, w[block + "post_attention_norm.weight"], eps) if post else y)
-        y = feed_forward(w, block, rms_norm(x, w[f"{block}{before_ffn}.weight"], eps), gelu)
+        y = feed_forward(w, block, rms_norm(x, w[f"{block}{before_ffn}.weight"], eps) if pre else x, gelu)
         x = x + (rms_norm(y, w[block + "post_ffw_norm.weight"], eps) if post else y)
     output = w.maybe("output.weight")
     y = rms_norm(x, w["output_norm.weight"], eps) @ (table if output is None else output).T

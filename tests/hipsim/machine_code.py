@@ -98,11 +98,11 @@ class Function:
 
 
 def _kernarg(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> bytes:
-    """Arguments, each aligned to its size, and the hidden ones behind them."""
+    """Arguments, each aligned to its size or, a struct, to 8 bytes, and the hidden ones behind them."""
     data = b""
     for arg in args:
         value = arg.tobytes() if isinstance(arg, np.generic) else struct.pack("<Q", arg.data.ptr)
-        data += bytes(-len(data) % len(value)) + value
+        data += bytes(-len(data) % min(len(value), 8)) + value
     data += bytes(-len(data) % 8)
     hidden = bytearray(256)
     struct.pack_into("<3I3H", hidden, 0, *grid, *block)
@@ -119,7 +119,7 @@ def install() -> None:
         card = card_of(device)
         defines = tuple(sorted(macros(kernel.source, kernel.defines, card, tuning.of(device)).items()))
         function = Function(_module(kernel.source, defines, card), kernel.name)
-        kernel._functions[tuning.of(device)] = loaded = SimpleNamespace(kernel=function)
+        kernel._functions[device, tuning.of(device)] = loaded = SimpleNamespace(kernel=function)
         return loaded
 
     Kernel._load = load

@@ -12,7 +12,6 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops import attention as attention_module
 from rocforge.ops.attention import attend, attention, paged_attention, store_kv
-from rocforge.ops.rope import NO_ROPE
 
 
 def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None):
@@ -141,7 +140,7 @@ def test_values_of_another_length_and_no_rotation(rng):
     v = rng.standard_normal((5, 2, 12)).astype(np.float32)
     batch = Batch.of(cache, [Chunk(0, 5, [1, 0])])
     layer = batch.state_of(0)
-    y = attend(q, k, v, layer, batch.rotation(NO_ROPE))
+    y = attend(q, k, v, layer, None)
     assert y.shape == (5, 4, 12)
     expected = [reference(q, k, part) for part in (v[..., :8], np.pad(v[..., 8:], ((0, 0), (0, 0), (0, 4))))]
     np.testing.assert_allclose(y, np.concatenate([expected[0], expected[1][..., :4]], -1), rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ Shapes and meanings are those of rocforge.ops.attention. The cache is float16.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from rocforge.ops.types import Array, Weight
 
 
 class Fresh(NamedTuple):
-    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready."""
+    """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
+
+    cos and sin are None where nothing is rotated.
+    """
 
     k: Array
     v: Array
@@ -36,6 +39,11 @@ class Fresh(NamedTuple):
     k_norm: Array
     eps: float
     neox: bool
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a head's elements are rotated."""
+        return 0 if self.cos is None else self.cos.shape[1]
 
 
 def attend(
@@ -133,29 +141,44 @@ def _attend(
     count, stride = layer.tables.shape
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
-    where = (q, layer.keys, layer.values, layer.tables, layer.lengths, layer.query_starts, sinks)
-    to, options, (fewest, most) = output_arguments(out), (*scale_and_cap, layer.window or 0), layer.queries
+    (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
+    common = {"q": q, "keys": layer.keys, "values": layer.values, "tables": layer.tables, "lengths": layer.lengths}
+    common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
+    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
+    to = dict(zip(("out", "fp16", "activations", "activation_tokens"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
-        work = (partials, layer.counters, stride, splits, tuned.unsplit_tokens, kv_heads)
+        work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group)
         threads = geometry.decode(tuned, head_dim, group, card.wave).threads
-        decode((splits, kv_heads, count), (threads,), (*to, *where, *work, *options, *before))
+        decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         tiles = blocks(most * group, geometry.prefill(tuned, head_dim).rows)
         prefill = _prefill_kernel(head_dim, group)
-        args = (*to[:2], *where, stride, kv_heads, *options, int(causal))
+        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
         prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
 
 
-def _before(q: Array, fresh: Fresh | None) -> tuple[Array, tuple[Array, ...]]:
-    """The queries, and the decode kernel's last arguments: what is to be done before."""
+_NOTHING_BEFORE = {
+    **dict.fromkeys(("new_keys", "new_values", "slots", "cos", "sin", "q_norm", "k_norm")),
+    **dict.fromkeys(("k_stride", "v_stride", "rotated_pairs", "neox"), 0),
+    "eps": 0.0,
+}
+
+
+def _before(q: Array, fresh: Fresh | None) -> tuple[Array, dict[str, Any]]:
+    """The queries, and what attention_decode does before it attends: nothing, or what is left of `fresh`."""
     if fresh is None:
-        return float32(q), (None, None, q.shape[1] * q.shape[2], 0, 0, None, None, None, None, None, 0.0, 0, 0)
+        return float32(q), {**_NOTHING_BEFORE, "q_stride": q.shape[1] * q.shape[2]}
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
-    rest = (fresh.slots, fresh.cos, fresh.sin, fresh.q_norm, fresh.k_norm, fresh.eps)
-    return q, (k, v, q_stride, k_stride, v_stride, *rest, fresh.cos.shape[1], int(fresh.neox))
+    rows = {"new_keys": k, "new_values": v, "q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
+    return q, {**rows, "rotated_pairs": fresh.pairs, **_angles_and_norms(fresh)}
+
+
+def _angles_and_norms(fresh: Fresh) -> dict[str, Any]:
+    names = ("slots", "cos", "sin", "q_norm", "k_norm", "eps")
+    return {**{name: getattr(fresh, name) for name in names}, "neox": int(fresh.neox)}
 
 
 def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
@@ -168,10 +191,7 @@ def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
     return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
-_WHERE = "float32* float16* float16* int32* int32* int32* float32*?"
-
-
-def _sizes(head_dim: int, group: int) -> dict[str, int]:
+def _sizes(head_dim: int, group: int) -> dict[str, Any]:
     if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
         raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
     return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}
@@ -179,16 +199,12 @@ def _sizes(head_dim: int, group: int) -> dict[str, int]:
 
 @functools.cache
 def _decode_kernel(head_dim: int, group: int) -> Kernel:
-    more = "float32* int32* uint32 int32 int32 int32 float32 float32 int32"
-    before = f"float32*? float32*? uint64 uint64 uint64 int32*? {' '.join(['float32*?'] * 4)} float32 uint32 int32"
-    signature = f"float32*? float16*? uint8*? uint32 {_WHERE} {more} {before}"
-    return Kernel("attention.hip", "attention_decode", signature, **_sizes(head_dim, group))
+    return Kernel("attention.hip", "attention_decode", **_sizes(head_dim, group))
 
 
 @functools.cache
 def _prefill_kernel(head_dim: int, group: int) -> Kernel:
-    signature = f"float32*? float16*? {_WHERE} uint32 uint32 float32 float32 int32 int32"
-    return Kernel("attention_prefill.hip", "attention_prefill", signature, **_sizes(head_dim, group))
+    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group))
 
 
 def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
@@ -199,16 +215,15 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     if tokens == 0:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
-    arrays = (out, keys, values, q, k, v, q_stride, k_stride, v_stride, fresh.slots, fresh.cos, fresh.sin)
-    norms, sizes = (fresh.q_norm, fresh.k_norm, fresh.eps), (tokens, heads, kv_heads, fresh.cos.shape[1])
+    args = {"q_out": out, "keys": keys, "values": values, "q": q, "k": k, "v": v, "pairs": fresh.pairs}
+    args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
+    args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
     rows = tokens * (heads + 2 * kv_heads)
     grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
-    _store_kernel(head_dim)(grid, block, (*arrays, *norms, *sizes, int(fresh.neox)))
+    _store_kernel(head_dim)(grid, block, args)
     return out
 
 
 @functools.cache
 def _store_kernel(head_dim: int) -> Kernel:
-    arrays = "float32* float16* float16* float32* float32* float32* uint64 uint64 uint64 int32* float32* float32*"
-    sizes = "float32*? float32*? float32 uint32 uint32 uint32 uint32 int32"
-    return Kernel("rope.hip", "rope_store", f"{arrays} {sizes}", RF_HEAD_DIM=head_dim)
+    return Kernel("rope.hip", "rope_store", RF_HEAD_DIM=head_dim)

@@ -7,7 +7,7 @@ multiplied in float16 on the matrix unit, by experts_prefill.hip. Which experts 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
-from rocforge.ops.device.matvec import GATES
+from rocforge.ops.device.matvec import gated_matrices
 from rocforge.ops.device.moe import combine, group_by_expert
 from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
 from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product, form_of
@@ -30,11 +30,10 @@ from rocforge.ops.types import Array, Groups, Matrices
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
-_BIASES = "float32*? float32*?"
 _SIGNATURES = {
-    "experts_gated": f"void* int32 int32*? uint32 uint32 void* void* {_BIASES} float32*? uint8*? int32 int32 int32",
+    "experts_gated": None,
     "experts_down": "void* int32 int32*? float32*? int32 void* float32*? float32*? float32* int32",
-    "experts_gated_tiles": f"float16* float16* int32* int32* uint32 int32 void* void* {_BIASES} int32 uint32 int32",
+    "experts_gated_tiles": None,
     "experts_down_tiles": "float32* float16* int32* int32 void* float32*? int32 uint32",
 }
 
@@ -104,9 +103,10 @@ def _gemv_gated(
     rows = CELL * cells_of(ffn) if packed else ffn
 
     def launch(out: Array, ids: Array, first: int, part: Part) -> None:
-        to = (None, out) if packed else (out, None)
-        args = (x, part.kind.cells(dim), ids, first, used, *part.data, *part.biases)
-        args = (*args, *to, cells_of(ffn), ffn, GATES[unit])
+        to = (None, out, cells_of(ffn)) if packed else (out, None, 0)
+        matrices = gated_matrices(part.data, part.biases, ffn, unit)
+        args = {"x": x, "cells": part.kind.cells(dim), "ids": ids, "first": first, "used": used}
+        args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
         _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
 
@@ -184,26 +184,30 @@ def _grouped_gemm(
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     groups = group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
-    gated, last, rows = (hidden, x, groups.order), (y, hidden), tuning.current().experts_tile_rows
-    # a gated tile has half of the rows, of both matrices
-    _tiles("experts_gated_tiles", gated, groups, ids.shape[1:], pair, (ffn, dim, GATES[unit]), rows // 2)
-    _tiles("experts_down_tiles", last, groups, (), [down], (dim, ffn), rows)
+    rows = tuning.current().experts_tile_rows
+
+    def gated(offsets: Array, part: Part) -> dict[str, Any]:
+        matrices = gated_matrices(part.data, part.biases, ffn, unit)
+        args = {"y": hidden, "x": x, "order": groups.order, "offsets": offsets, "used": ids.shape[1], "columns": dim}
+        return {**args, "experts": part.experts, "matrices": matrices}
+
+    def last(offsets: Array, part: Part) -> tuple[Any, ...]:
+        return (y, hidden, offsets, part.experts, *part.data, *part.biases, dim, ffn)
+
+    _tiles("experts_gated_tiles", groups, pair, blocks(ffn, rows // 2), gated)  # half of a tile's rows are of gate
+    _tiles("experts_down_tiles", groups, [down], blocks(dim, rows), last)
     return combine(y, groups.rank, weights, residual)
 
 
 def _tiles(
-    name: str,
-    arrays: Sequence[Array],
-    groups: Groups,
-    used: Sequence[int],
-    matrices: Sequence[Matrices],
-    sizes: Sequence[int],
-    height: int,
+    name: str, groups: Groups, matrices: Sequence[Matrices], runs: int, arguments: Callable[[Array, Part], Any]
 ) -> None:
-    """A launch for each part of the experts, which reads from where its first one begins among the pairs."""
+    """A launch for each part of the experts, which reads from where its first one begins among the pairs.
+
+    `runs` are the tiles of the matrices' rows; `arguments` are made of where the part's experts begin, and of the part.
+    """
     tuned = tuning.current()
     for part in parts(matrices):
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
-        args: tuple[Any, ...] = (*arrays, offsets, *used, part.experts, *part.data, *part.biases, *sizes)
         tiles = groups.order.size // tuned.experts_tile_pairs + part.experts
-        _kernel(name, part.kind)((blocks(sizes[0], height) * tiles,), (tuned.experts_tile_rows,), args)
+        _kernel(name, part.kind)((runs * tiles,), (tuned.experts_tile_rows,), arguments(offsets, part))

@@ -13,10 +13,9 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_rows
+from rocforge.device.geometry import GEMV_RUN, gated_rows, gemv_log_lanes, gemv_rows, then_norm_log_lanes
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, empty_operand
 from rocforge.ops.device.plan import OperandForm
@@ -24,33 +23,12 @@ from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
 
-MATRICES = " ".join(["void* float32*? float32*? int32"] * 3)
-"""The signature of what `matrix_arguments` gives."""
-GATED = "int32 int32 void* void* float32*? float32*? float32*? uint8*? int32 int32 int32"
-"""The signature of a gated kernel, after x."""
 
-_X = "void* float32*? int32 float32"
-"""The signature of what `_operand_arguments` gives."""
-
-
-def _operand_arguments(x: Array | PackedOperand) -> tuple[Array, Array, int, float]:
-    """x as kernels take it, with the norm that it lacks."""
-    if not isinstance(x, PackedOperand):
-        return x, None, 0, 0.0
-    squares, eps = x.norm or (None, 0.0)
-    return x.data, squares, x.shape[1], eps
-
-
-def log_lanes_of(tokens: int, rows: int, cells: int, tuned: Tuning) -> int:
-    """Lanes that share a row, as a power of two.
-
-    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
-    more tokens as few as make enough.
-    """
-    if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuned.gemv_small_rows else 5
-    enough = tuned.gemv_wanted_threads // tokens
-    return next((log for log in (3, 4) if rows // gemv_rows(tuned, tokens) << log >= enough), 5)
+def _operand(x: Array | PackedOperand, cells: int) -> dict[str, Any]:
+    """x, in rows of that many cells, as kernels take it, with the norm that it lacks."""
+    data, norm = (x.data, x.norm) if isinstance(x, PackedOperand) else (x, None)
+    squares, eps = norm or (None, 0.0)
+    return {"x": data, "squares": squares, "columns": x.shape[1], "eps": eps, "tokens": len(x), "cells": cells}
 
 
 def products(
@@ -71,9 +49,9 @@ def products(
     first, last = format_of(weights[0]), format_of(weights[-1])
     cells = first.cells(columns)
     ys = [empty((tokens, len(w)), np.float32) for w in weights]
-    log_lanes = log_lanes_of(tokens, sum(map(len, weights)), cells, tuned)
-    operand = _operand_arguments(x)
-    args = (*operand, tokens, cells, log_lanes, *matrix_arguments(operand[0], weights, biases, ys), residual)
+    log_lanes = gemv_log_lanes(tuned, tokens, sum(map(len, weights)), cells)
+    matrices = matrix_arguments(weights, biases, ys)
+    args = {**_operand(x, cells), "log_lanes": log_lanes, "matrices": matrices, "residual": residual}
     threads, together = tuned.gemv_threads, gemv_rows(tuned, tokens)
     grid = sum(blocks(blocks(len(w), together) << log_lanes, threads) for w in weights)
     _product_kernel(tokens, first.kernel, last.kernel)((grid,), (threads,), args)
@@ -103,22 +81,12 @@ def product_then_norm(
     normed = empty_operand((1, rows), OperandForm.INT8)
     normed.norm = PartialNorm(squares, eps)
     out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
-    log_lanes = log_lanes_then_norm(rows, cells, card_of(device).compute_units, tuning.of(device))
+    log_lanes = then_norm_log_lanes(tuning.of(device), rows, cells, card_of(device).compute_units)
     product = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
     args = (*product, norm, normed.data, out_cells, squares)
     grid, threads = out_cells * CELL // GEMV_RUN, GEMV_RUN << log_lanes
     _then_norm_kernel(format_of(weight).kernel)((grid,), (threads,), args)
     return y, normed
-
-
-def log_lanes_then_norm(rows: int, cells: int, units: int, tuned: Tuning) -> int:
-    """Lanes that share a row of `product_then_norm`, as a power of two: 16, but no more than there are cells.
-
-    With twice as many units as blocks it is 32, where the card allows blocks of so many threads, since the few waves of
-    a block would wait for one cell after another.
-    """
-    most = 5 if tuned.then_norm_threads >= GEMV_RUN << 5 and 2 * blocks(rows, GEMV_RUN) <= units else 4
-    return next(log for log in (3, 4, 5) if cells <= 1 << log or log == most)
 
 
 @functools.cache
@@ -127,36 +95,28 @@ def _then_norm_kernel(name: str) -> Kernel:
     return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_TOKENS=1)
 
 
+_NO_MATRIX = (None, None, None, 0)
+
+
 def matrix_arguments(
-    nothing: Array, weights: Sequence[Weight], biases: Sequence[Array] | None, ys: Sequence[Array]
-) -> list[Any]:
-    """The arguments for the three matrices of a launch: rows, bias, result and number of rows of each.
+    weights: Sequence[Weight], biases: Sequence[Array] | None, ys: Sequence[Array]
+) -> list[tuple[Array, Array, Array, int]]:
+    """The three `Matrix` of a launch, of one to three weights.
 
     Of fewer than three the first comes first and the last goes last, since that may be of another format.
-
-    Args:
-        nothing: an array that stands in for a matrix that is not there.
-        weights, biases, ys: of one to three matrices.
     """
-    args: list[Any] = []
-    last = len(weights) - 1
-    for i in (0, 1, 2):
-        at = i if i < last else last if i == 2 and last else 0 if i == 0 else None
-        if at is None:
-            args += [nothing, None, None, 0]
-        else:
-            args += [memory_of(weights[at]), None if biases is None else biases[at], ys[at], len(weights[at])]
-    return args
+    biases = [None] * len(weights) if biases is None else biases
+    first, *rest = [(memory_of(w), bias, y, len(w)) for w, bias, y in zip(weights, biases, ys, strict=True)]
+    return [first, *[_NO_MATRIX] * (2 - len(rest)), *rest]
 
 
 @functools.cache
 def _product_kernel(tokens: int, first: str, last: str) -> Kernel:
-    signature = f"{_X} int32 int32 int32 {MATRICES} float32*?"
     other = {} if first == last else {"RF_QTYPE_LAST": last}
-    return Kernel("matvec.hip", "matvec", signature, RF_QTYPE=first, **_shape(tokens), **other)
+    return Kernel("matvec.hip", "matvec", RF_QTYPE=first, **_shape(tokens), **other)
 
 
-def _shape(tokens: int) -> dict[str, int]:
+def _shape(tokens: int) -> dict[str, Any]:
     """The kernel for that many tokens: there is one for 1, for 2, for up to 4 and for up to 8."""
     return {"RF_TOKENS": 1 << (tokens - 1).bit_length()}
 
@@ -181,25 +141,27 @@ def gated_product(
         (tokens, rows) in that form.
     """
     (tokens, columns), rows, weight = x.shape, len(gate), format_of(gate)
-    out, outputs, elements = gated_outputs(tokens, rows, result)
-    args = (
-        *_operand_arguments(x),
-        *(tokens, weight.cells(columns), memory_of(gate), memory_of(up)),
-        *(*biases, *outputs, rows, GATES[unit]),
-    )
+    out, output, elements = gated_output(tokens, rows, result)
+    matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, rows, unit)
+    args = {**_operand(x, weight.cells(columns)), "matrices": matrices, "out": output}
     tuned = tuning.current()
     grid = blocks(elements, gated_rows(tuned, tokens))
     _gated_kernel(tokens, weight.kernel)((grid,), (tuned.gated_threads,), args)
     return out
 
 
-def gated_outputs(
+def gated_matrices(pair: Sequence[Array], biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
+    """The `Gated` of a launch: of the memory of gate and up, and their biases."""
+    return *pair, *biases, rows, GATES[unit]
+
+
+def gated_output(
     tokens: int, rows: int, form: OperandForm
 ) -> tuple[Array | PackedOperand, tuple[Array, Array, int], int]:
     """Room for the result of a gated product, float32 or packed.
 
     Returns:
-        The result; the kernel's arguments for it; and the elements of a row of it, as far as they are filled up.
+        The result; the `GatedOutput` of the launch; and the elements of a row of it, as far as they are filled up.
     """
     out = empty_operand((tokens, rows), form)
     if form.packed:
@@ -210,4 +172,4 @@ def gated_outputs(
 
 @functools.cache
 def _gated_kernel(tokens: int, name: str) -> Kernel:
-    return Kernel("matvec.hip", "matvec_gated", f"{_X} {GATED}", RF_QTYPE=name, **_shape(tokens))
+    return Kernel("matvec.hip", "matvec_gated", RF_QTYPE=name, **_shape(tokens))

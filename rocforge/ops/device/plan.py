@@ -185,14 +185,15 @@ class NormPlan(enum.Enum):
     """A launch adds the BLAS library's product to the residual, and normalizes the sum in float16."""
 
 
-def norm_plan(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
+def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
     """Where the norm between a product and the products with `consumers` is computed, on the current device."""
     device, formats = cupy_module().cuda.runtime.getDevice(), tuple([format_of(each) for each in (weight, *consumers)])
-    return _norm_plan(formats, len(weight), tokens, card_of(device).compute_units, tuning.of(device))
+    return norm_plan(formats, len(weight), tokens, card_of(device).compute_units, tuning.of(device))
 
 
 @functools.lru_cache(PLANS_KEPT)
-def _norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
+def norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
+    """`norm_plan_for`, of the formats of the weight, which has so many rows, and of the consumers."""
     form = form_of_all(formats, tokens, tuned)
     if form is OperandForm.FP16:
         return NormPlan.WITH_SUM

@@ -19,7 +19,7 @@ from rocforge.ops.device.plan import (
     Product,
     gated_plan,
     launches,
-    norm_plan,
+    norm_plan_for,
 )
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
@@ -94,7 +94,7 @@ def linear_then_norm(
     """What `rocforge.ops.linear.linear_then_norm` gives, without a launch for the norm; None where that can't be."""
     if x.ndim != 2:
         return None
-    plan = norm_plan(weight, consumers, len(x))
+    plan = norm_plan_for(weight, consumers, len(x))
     if plan is NormPlan.WITH_SUM and residual is not None:
         check_sums(x, [weight], [bias], residual)
         (y,) = gemms_fp16(as_operand(x, OperandForm.FP16), [weight])

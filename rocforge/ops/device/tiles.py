@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import tile_row_tiles
+from rocforge.device.geometry import tile_blocks, tile_row_tiles, tile_row_waves
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.device.tuning import Tuning
 from rocforge.formats.planar import cells_of
-from rocforge.ops.device.matvec import GATED, GATES, MATRICES, gated_outputs, matrix_arguments
+from rocforge.ops.device.matvec import gated_matrices, gated_output, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks
@@ -36,12 +36,15 @@ def tile_products(
     Returns:
         float32 CuPy arrays (tokens, rows), one for each.
     """
-    (tokens, columns), width, tuned = x.shape, x.form.width, tuning.current()
+    (tokens, columns), width, device = x.shape, x.form.width, cupy_module().cuda.runtime.getDevice()
     ys = [cupy_module().empty((tokens, len(w)), np.float32) for w in weights]
-    height = 16 * tile_row_tiles(tuned, width) * (waves := _row_waves(sum(map(len, weights)), width, tuned))
+    card, tuned = card_of(device), tuning.of(device)
+    waves = tile_row_waves(tuned, width, sum(map(len, weights)), card)
+    height = 16 * tile_row_tiles(tuned, width) * waves
     first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
     kernel = _kernel("tile_products", first, width, waves, last if last != first else None)
-    args = (x.data, tokens, cells_of(columns), *matrix_arguments(x.data, weights, biases, ys), residual)
+    matrices = matrix_arguments(weights, biases, ys)
+    args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "residual": residual}
     kernel((sum(blocks(len(w), height) for w in weights),), (tuned.tile_threads,), args)
     return ys
 
@@ -61,37 +64,21 @@ def tile_gated(
     Returns:
         (tokens, rows) in that form.
     """
-    (tokens, columns), rows, width, tuned = x.shape, len(gate), x.form.width, tuning.current()
-    height = 8 * tile_row_tiles(tuned, width) * (waves := _row_waves(2 * rows, width, tuned))
-    out, outputs, elements = gated_outputs(tokens, rows, result)
-    args = (x.data, tokens, cells_of(columns), memory_of(gate), memory_of(up), *biases, *outputs)
+    (tokens, columns), rows, width, device = x.shape, len(gate), x.form.width, cupy_module().cuda.runtime.getDevice()
+    card, tuned = card_of(device), tuning.of(device)
+    waves = tile_row_waves(tuned, width, 2 * rows, card)
+    height = 8 * tile_row_tiles(tuned, width) * waves
+    out, output, elements = gated_output(tokens, rows, result)
+    matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, rows, unit)
     kernel = _kernel("tile_gated", format_of(gate).kernel, width, waves, None)
-    grid = min(blocks(elements, height), _resident(width, tuned))
-    kernel((grid,), (tuned.tile_threads,), (*args, rows, GATES[unit], grid))
+    grid = min(blocks(elements, height), tile_blocks(tuned, width, card))
+    args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "out": output}
+    kernel((grid,), (tuned.tile_threads,), {**args, "grid": grid})
     return out
-
-
-def _row_waves(rows: int, width: int, tuned: Tuning) -> int:
-    """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
-    if width == 8:
-        return 1
-    card = card_of(cupy_module().cuda.runtime.getDevice())
-    most, run = tuned.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuned, width)
-    return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
-
-
-def _resident(width: int, tuned: Tuning) -> int:
-    """Blocks that the current device runs at a time."""
-    wide = tile_row_tiles(tuned, width) > 1
-    units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
-    return units * (tuned.tile_blocks_wide if wide else tuned.tile_blocks)
-
-
-_SIGNATURES = {"tile_products": f"void* int32 int32 {MATRICES} float32*?", "tile_gated": f"void* {GATED} int32"}
 
 
 @functools.cache
 def _kernel(name: str, first: str, width: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
-    return Kernel("tiles.hip", name, _SIGNATURES[name], RF_QTYPE=first, **sizes, **other)
+    sizes: dict[str, Any] = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
+    return Kernel("tiles.hip", name, RF_QTYPE=first, **sizes, **other)

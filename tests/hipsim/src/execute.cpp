@@ -22,19 +22,20 @@ namespace hipsim {
 
 enum class State : uint8_t { fresh, ready, at_barrier, in_exchange, done };
 
+struct Wave {
+    unsigned first, lanes;
+    unsigned long long published[64]; // the values of each lane's last completed exchange
+    uint64_t exist() const { return lanes == 64 ? ~0ull : (1ull << lanes) - 1; }
+};
+
 struct Thread : hipsim_thread {
     State state;
+    Wave* wave;
     char* stack;
     void* stack_pointer;
     uint64_t value; // what it brought to the barrier or the exchange
     uint64_t mask;
     hipsim_site site;
-};
-
-struct Wave {
-    unsigned first, lanes;
-    unsigned long long published[64]; // the values of each lane's last completed exchange
-    uint64_t exist() const { return lanes == 64 ? ~0ull : (1ull << lanes) - 1; }
 };
 
 static std::vector<Thread> threads;
@@ -81,7 +82,7 @@ unsigned hipsim_barrier(unsigned predicate, hipsim_site site) {
 
 const unsigned long long* hipsim_exchange(unsigned long long value, unsigned long long mask, hipsim_site site) {
     Thread& thread = self();
-    Wave& wave = waves[thread.linear / hipsim_wave_size];
+    Wave& wave = *thread.wave;
     thread.value = value;
     thread.mask = mask ? mask & wave.exist() : wave.exist();
     thread.site = site;
@@ -106,7 +107,9 @@ namespace hipsim {
 // ---- the scheduler
 
 static bool same_place(const hipsim_site& a, const hipsim_site& b) {
-    return a.line == b.line && !strcmp(a.operation, b.operation) && !strcmp(a.file, b.file);
+    if (a.line != b.line) return false;
+    if (a.operation == b.operation && a.file == b.file) return true; // as nearly always
+    return !strcmp(a.operation, b.operation) && !strcmp(a.file, b.file);
 }
 
 static void resume(Thread& thread) {
@@ -191,7 +194,7 @@ static std::string deadlock() {
     if (exchanging != threads.end()) waiter = exchanging;
     unsigned first = 0, count = threads.size();
     if (waiter->state == State::in_exchange) {
-        const Wave& wave = waves[waiter->linear / hipsim_wave_size];
+        const Wave& wave = *waiter->wave;
         first = wave.first, count = wave.lanes;
     }
     auto other = std::find_if(threads.begin() + first, threads.begin() + first + count, [&](const Thread& t) {
@@ -250,6 +253,7 @@ static void lay_out_block(hipsim_dim3 block, unsigned wave) {
     }
     waves.resize((count + wave - 1) / wave);
     for (unsigned i = 0; i < waves.size(); i++) waves[i] = {i * wave, std::min(wave, count - i * wave), {}};
+    for (Thread& thread : threads) thread.wave = &waves[thread.linear / wave];
     hipsim_wave_size = wave;
     hipsim_block_dim = block;
 }

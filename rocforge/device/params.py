@@ -1,0 +1,104 @@
+"""The structs that kernels take by value: read from their sources, so that one definition serves both sides.
+
+    struct ScaleParams {
+        float* out;
+        RF_NULLABLE const float* bias;  // None gives a null pointer
+        u32 size;
+        Part parts[3];  // another struct of the source
+    };
+
+A source's text ends with assertions, made here, that the compiler lays each of them out in the same way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+_SCALARS = {"i32": "int32", "u32": "uint32", "i64": "int64", "u64": "uint64", "float": "float32", "double": "float64"}
+_TARGETS = {**_SCALARS, "u8": "uint8", "f16": "float16", "void": "void"}
+_FIELD = re.compile(r"(RF_NULLABLE\s+)?(?:const\s+)?(\w+)\b(.+)", re.S)
+_DECLARED = re.compile(r"\s*(\*?)\s*(\w+)\s*(?:\[(\d+)\])?\s*")
+
+
+class Field(NamedTuple):
+    """A field of a struct.
+
+    Attributes:
+        name: in the struct.
+        kind: as in the signature of a Kernel, "float32*?" or "uint32"; empty for another struct.
+        parts: the fields of that other struct.
+        count: elements of an array of it; 0 where it is none.
+    """
+
+    name: str
+    kind: str
+    parts: tuple[Field, ...] = ()
+    count: int = 0
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As the compiler lays it out; a pointer is a uint64."""
+        if self.parts:
+            one = dtype_of(self.parts)
+            return np.dtype((one, (self.count,))) if self.count else one
+        return np.dtype(np.uint64 if "*" in self.kind else self.kind)
+
+
+def dtype_of(fields: tuple[Field, ...]) -> np.dtype:
+    """A struct of those fields, aligned as C aligns them."""
+    return np.dtype([(field.name, field.dtype) for field in fields], align=True)
+
+
+def struct_fields(text: str, name: str) -> tuple[Field, ...]:
+    """The fields of a struct of a source.
+
+    Args:
+        text: of the source, with what it includes.
+        name: of the struct.
+
+    Raises:
+        ValueError: there is no such struct, or a field is none that both sides know.
+    """
+    found = re.search(rf"\bstruct {name} \{{(.*?)^\}};", text, re.S | re.M)
+    if found is None:
+        raise ValueError(f"there is no struct {name} in the source")
+    body = re.sub(r"//[^\n]*", "", found[1])
+    return tuple(field for part in body.split(";") if part.strip() for field in _fields(text, name, part.strip()))
+
+
+def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
+    """Of a declaration, which may be of several names."""
+    whole = _FIELD.fullmatch(declaration)
+    for declared in whole[3].split(",") if whole else [""]:
+        match = _DECLARED.fullmatch(declared)
+        star, name, count = match.groups() if match else ("", "", None)
+        known = whole and (whole[2] in _TARGETS if star else whole[2] in _SCALARS and not count)
+        if name and known:
+            kind = (_TARGETS if star else _SCALARS)[whole[2]] + star + ("?" if whole[1] else "")
+            yield Field(name, kind)
+        elif name and not star and whole[2] not in _TARGETS:
+            yield Field(name, "", struct_fields(text, whole[2]), int(count or 0))
+        else:
+            raise ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
+
+
+def kernel_structs(text: str) -> dict[str, str]:
+    """The kernels of a source that take one struct, by name without prefix, and its name."""
+    return dict(re.findall(r"\brf_(\w+)\((\w+) \w+\)\s*\{", text))
+
+
+def assertions(text: str) -> str:
+    """C++ that fails to compile where the compiler lays a kernel's struct out in another way than `dtype_of`."""
+    lines = []
+    for name in sorted(set(kernel_structs(text).values())):
+        dtype = dtype_of(struct_fields(text, name))
+        lines.append(f'static_assert(sizeof({name}) == {dtype.itemsize}, "{name} as the host lays it out");')
+        lines += [
+            f'static_assert(RF_OFFSET({name}, {field}) == {offset}, "{name}.{field} as on the host");'
+            for field, (_, offset, *_) in dtype.fields.items()
+        ]
+    return "\n".join(["", "namespace rocforge {", *lines, "}", ""]) if lines else ""

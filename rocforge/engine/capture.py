@@ -1,0 +1,86 @@
+"""GraphRecorder: captures a step as a graph, and has the memory that graphs work in."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rocforge.device.arrays import on_device
+from rocforge.device.kernels import launches_overlap
+from rocforge.device.libraries import cupy_module
+
+OUT_OF_MEMORY = 2
+"""hipErrorOutOfMemory and cudaErrorMemoryAllocation."""
+
+
+class GraphRecorder:
+    """Captures decode steps as graphs, on a stream of its own, in memory that only decode steps take.
+
+    A capture that fails can take its stream along: on ROCm nothing runs there any more. So it is not the engine's, and
+    is a new one after a failure.
+    """
+
+    def __init__(self, device: str):
+        self._device, self._pool = device, cupy_module().cuda.MemoryPool(_device_memory)
+        self._stream: Any = None
+
+    @property
+    def memory_reserved(self) -> int:
+        """Bytes that the graphs' pool has taken of the device."""
+        return int(self._pool.total_bytes())
+
+    def memory(self) -> AbstractContextManager[None]:
+        """In this context arrays are allocated in the graphs' pool."""
+        context: AbstractContextManager[None] = cupy_module().cuda.using_allocator(self._pool.malloc)
+        return context
+
+    def free_unused(self) -> None:
+        """Free what no graph works in: a pool does so for the current device only, and not when it is dropped."""
+        with on_device(self._device):
+            self._pool.free_all_blocks()
+
+    def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
+        """A graph of a step, and what the step returns; None where it cannot be captured, which is told.
+
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and not told.
+        """
+        cuda, returned, failure = cupy_module().cuda, None, None
+        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
+        self._pool.free_all_blocks(cuda.get_current_stream())  # what the step took when it ran kernel by kernel
+        self._stream = self._stream or cuda.Stream(non_blocking=True)
+        with self._stream as stream:
+            stream.begin_capture()
+            try:
+                with launches_overlap(), contextlib.suppress(NotImplementedError):
+                    returned = step()
+            except errors as error:
+                failure = error
+            finally:
+                try:
+                    graph = stream.end_capture()
+                except errors as error:  # whatever failed has ended the capture already
+                    failure = failure or error
+                    self._stream = None
+        if failure is not None:
+            warnings.warn(f"decode steps run without a graph, so slower: capturing one failed: {failure}", stacklevel=2)
+            return None
+        return None if returned is None else (graph, returned)
+
+
+def _device_memory(size: int) -> Any:
+    """An allocation of the graphs' pool: where memory is short, CuPy's own pool first frees what it does not use.
+
+    A pool that gets CuPy's error of the runtime would free its own unused memory instead: what graphs work in.
+    """
+    cuda, pool = cupy_module().cuda, cupy_module().get_default_memory_pool()
+    for _ in range(2):
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except cuda.runtime.CUDARuntimeError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            pool.free_all_blocks()
+    raise cuda.memory.OutOfMemoryError(size, pool.total_bytes())

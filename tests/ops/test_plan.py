@@ -1,0 +1,255 @@
+"""The plan of products: over formats, tokens and cards, without a device; and that nothing else decides."""
+
+import ast
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocforge.device.tuning import TABLE
+from rocforge.formats.blocks import QTYPES, block_elements, row_nbytes
+from rocforge.formats.planar import PLANAR
+from rocforge.ops.device import plan
+from rocforge.ops.device.plan import GatedPlan, NormPlan, OperandForm, Product
+from rocforge.ops.device.weights import format_of
+from rocforge.quant import QuantizedArray
+
+PACKAGE = Path(plan.__file__).parents[2]
+TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 512]
+WITHOUT_MATRIX_UNIT = ["gfx103"]
+PACKED_FLOATS = {"F32": "Floats<float>", "F16": "Floats<f16>", "BF16": "Floats<bf16>"}
+
+
+def packed(name, rows=4):
+    """A weight of a block format, as a device has it."""
+    columns = max(block_elements(QTYPES[name]), 256)
+    weight = QuantizedArray(np.zeros((rows, row_nbytes(columns, QTYPES[name])), np.uint8), (rows, columns), name)
+    weight.planar = name in PLANAR
+    return weight
+
+
+WEIGHTS = {
+    **{name: packed(name) for name in QTYPES},
+    "float32 array": np.zeros((4, 64), np.float32),
+    "float16 array": np.zeros((4, 64), np.float16),
+    "float64 array": np.zeros((4, 64)),
+    "rows of 3 floats": np.zeros((4, 3), np.float32),
+}
+FORMATS = {name: format_of(weight) for name, weight in WEIGHTS.items()}
+
+
+def expected_product(name, tokens, architecture):
+    """What multiplies, as docs/kernels.md has it."""
+    if name in PLANAR:
+        if architecture in WITHOUT_MATRIX_UNIT:
+            return Product.GEMV_INT8 if 1 <= tokens <= 8 else Product.GEMM_FP16
+        if tokens in (1, 2):
+            return Product.GEMV_INT8
+        return Product.TILE if 3 <= tokens <= 64 else Product.GEMM_FP16
+    if (name in PACKED_FLOATS or name in ("float32 array", "float16 array")) and 1 <= tokens <= 8:
+        return Product.GEMV_FLOAT
+    return Product.GEMM_FLOAT32 if name in ("float32 array", "float64 array", "rows of 3 floats") else Product.GEMM_FP16
+
+
+@pytest.mark.parametrize("architecture", TABLE)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_products(name, architecture):
+    """Every format, on every card, for no token to many."""
+    for tokens in TOKENS:
+        product = plan.product_for(FORMATS[name], tokens, TABLE[architecture])
+        assert product is expected_product(name, tokens, architecture), tokens
+
+
+def test_formats():
+    """Kernels know the planar formats by GGUF's names and floats by their types; each format is one object."""
+    for name, weight in WEIGHTS.items():
+        found = format_of(weight)
+        assert found is FORMATS[name]
+        assert found.planar == (name in PLANAR)
+        if name in PLANAR or name in PACKED_FLOATS:
+            assert found.kernel == PACKED_FLOATS.get(name, name)
+    assert FORMATS["IQ2_XS"].kernel is None and FORMATS["rows of 3 floats"].kernel is None
+    assert (FORMATS["Q4_K"].cells(130), FORMATS["F32"].cells(64), FORMATS["F16"].cells(64)) == (2, 16, 8)
+
+
+def test_formats_of_experts():
+    """A stack of matrices is as one of them."""
+    assert format_of(np.zeros((3, 4, 64), np.float32)) is FORMATS["float32 array"]
+    assert format_of(np.zeros((3, 4, 6), np.float16)).kernel is None
+
+
+@pytest.mark.parametrize(
+    ("product", "tokens", "form"),
+    [
+        (Product.GEMV_INT8, 1, OperandForm.INT8),
+        (Product.GEMV_FLOAT, 8, OperandForm.FLOAT32),
+        *((Product.TILE, n, OperandForm.FRAGMENTS_8) for n in (1, 3, 8)),
+        *((Product.TILE, n, OperandForm.FRAGMENTS_16) for n in (9, 16)),
+        *((Product.TILE, n, OperandForm.FRAGMENTS_32) for n in (17, 32)),
+        *((Product.TILE, n, OperandForm.FRAGMENTS_64) for n in (33, 64)),
+        (Product.GEMM_FP16, 65, OperandForm.FP16),
+        (Product.GEMM_FLOAT32, 65, OperandForm.FLOAT32),
+        (Product.GROUPED_GEMM, 9, OperandForm.FP16),
+    ],
+)
+def test_forms(product, tokens, form):
+    assert plan.form_of(product, tokens) is form
+    assert form.packed == (form is OperandForm.INT8 or form.width > 0) and (not form.width or form.width >= tokens)
+
+
+SOME_FORMATS = st.lists(st.sampled_from(sorted(FORMATS)), min_size=1, max_size=9)
+SOME_TOKENS, SOME_CARDS = st.sampled_from(TOKENS), st.sampled_from(sorted(TABLE))
+
+
+@given(names=SOME_FORMATS, tokens=SOME_TOKENS, architecture=SOME_CARDS)
+@settings(max_examples=300, deadline=None)
+def test_launches(names, tokens, architecture):
+    """Each weight is multiplied once, in order, by what it would be alone, and no two launches could have been one."""
+    formats, tuned = tuple(FORMATS[name] for name in names), TABLE[architecture]
+    runs = plan.launches(formats, tokens, tuned)
+    assert [i for run in runs for i in range(run.start, run.stop)] == list(range(len(formats)))
+    library = Product.GEMM_FP16, Product.GEMM_FLOAT32
+    for run in runs:
+        members = formats[run.start : run.stop]
+        assert {plan.product_for(f, tokens, tuned) for f in members} == {run.product}
+        assert run.form is plan.form_of(run.product, tokens)
+        if run.product not in library:
+            assert len(members) <= 3 and len({f.kernel for f in members[:-1]} | {members[0].kernel}) == 1
+    for run, following in itertools.pairwise(runs):
+        one = {f.kernel for f in formats[run.start : run.stop]}
+        full = run.stop - run.start == 3 or len(one) > 1
+        assert run.product is not following.product or (run.product not in library and full)
+
+
+@given(names=SOME_FORMATS, tokens=SOME_TOKENS, architecture=SOME_CARDS)
+@settings(max_examples=300, deadline=None)
+def test_what_is_produced_is_what_is_taken(names, tokens, architecture):
+    """The form for several weights is the one that all their launches take; else float32, which all can convert."""
+    formats, tuned = tuple(FORMATS[name] for name in names), TABLE[architecture]
+    form = plan.form_of_all(formats, tokens, tuned)
+    taken = {launch.form for launch in plan.launches(formats, tokens, tuned)}
+    assert taken == {form} or (form is OperandForm.FLOAT32 and len(taken) > 1)
+
+
+@given(names=st.lists(st.sampled_from(sorted(FORMATS)), min_size=3, max_size=3), tokens=SOME_TOKENS, card=SOME_CARDS)
+@settings(max_examples=500, deadline=None)
+def test_gated_products(names, tokens, card):
+    """One launch where gate and up are of one format that has a kernel; the result is as the next product takes it,
+    or float32; and floats alone where nothing is known of that product."""
+    (gate, up, consumer), tuned = (FORMATS[name] for name in names), TABLE[card]
+    product, taken = plan.product_for(gate, tokens, tuned), plan.form_of_all((consumer,), tokens, tuned)
+    one = gate.kernel == up.kernel and product not in (Product.GEMM_FP16, Product.GEMM_FLOAT32)
+    found = plan.gated_plan(gate, up, consumer, tokens, tuned)
+    assert found.product is (product if one else None)
+    assert found.result in (taken, OperandForm.FLOAT32)
+    if not one:
+        assert not found.result.packed
+    elif product is Product.TILE:
+        assert found.result in (found.form, OperandForm.FLOAT32)
+    alone = plan.gated_plan(gate, up, None, tokens, tuned)
+    assert alone == GatedPlan(found.product, found.form, OperandForm.FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("names", "tokens", "result"),
+    [
+        (("Q4_K", "Q4_K", "Q6_K"), 1, OperandForm.INT8),
+        (("F16", "F16", "Q8_0"), 1, OperandForm.INT8),
+        (("F16", "F16", "Q8_0"), 5, OperandForm.FLOAT32),
+        (("Q4_K", "Q4_K", "F16"), 1, OperandForm.FLOAT32),
+        (("Q4_K", "Q4_K", "Q6_K"), 20, OperandForm.FRAGMENTS_32),
+        (("Q4_K", "Q4_K", "IQ2_XS"), 20, OperandForm.FLOAT32),
+        (("Q4_K", "Q5_K", "Q6_K"), 20, OperandForm.FLOAT32),
+        (("Q4_K", "Q5_K", "Q6_K"), 65, OperandForm.FP16),
+        (("Q4_K", "Q4_K", "float32 array"), 65, OperandForm.FLOAT32),
+    ],
+)
+def test_results_of_gated_products(names, tokens, result):
+    assert plan.gated_plan(*(FORMATS[name] for name in names), tokens, TABLE["gfx942"]).result is result
+
+
+def test_norms():
+    """Begun by the product for one token in int8, where its blocks keep the card busy; added for the BLAS library."""
+    tuned, planar = TABLE["gfx942"], (FORMATS["Q4_K"], FORMATS["Q6_K"])
+    norm = lambda formats, rows, tokens: plan.norm_plan(formats, rows, tokens, 100, tuned)  # noqa: E731
+    assert norm(planar, 3200, 1) is NormPlan.IN_PRODUCT
+    assert norm(planar, 3201, 1) is NormPlan.ALONE  # 101 blocks: in the second round 99 units would idle
+    assert norm(planar, 6400, 1) is NormPlan.IN_PRODUCT
+    assert norm(planar, 3200, 2) is norm(planar, 3200, 64) is NormPlan.ALONE
+    assert norm(planar, 3200, 65) is norm((FORMATS["F16"], *planar), 32, 65) is NormPlan.WITH_SUM
+    assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
+    assert norm((*planar, FORMATS["float32 array"]), 3200, 65) is NormPlan.ALONE
+
+
+@pytest.mark.parametrize(
+    ("names", "few"),
+    [
+        (("Q4_K", "Q4_K"), Product.GEMV_INT8),
+        (("Q4_K", "Q5_K"), Product.GEMV_FLOAT),
+        (("F16", "F16"), Product.GEMV_FLOAT),
+        (("IQ2_XS", "IQ2_XS"), Product.GEMV_FLOAT),
+    ],
+)
+def test_experts(names, few):
+    """Up to eight tokens a GEMV a pair, on every card; of formats without a kernel, or of two, of unpacked values."""
+    formats = tuple(FORMATS[name] for name in names)
+    assert {plan.experts_product(formats, tokens) for tokens in range(1, 9)} == {few}
+    assert {plan.experts_product(formats, tokens) for tokens in (9, 64, 2048)} == {Product.GROUPED_GEMM}
+    weights = [WEIGHTS[name] for name in names]
+    assert plan.experts_form_for(weights, 8) is plan.form_of(few, 8)
+    assert plan.experts_form_for(weights, 9) is OperandForm.FP16
+
+
+def test_plans_are_kept():
+    """Asked again, a plan is looked up."""
+    asked = (FORMATS["Q4_K"], FORMATS["Q6_K"]), 7, TABLE["gfx110"]
+    first = plan.launches(*asked)
+    hits = plan.launches.cache_info().hits
+    assert plan.launches(*asked) is first and plan.launches.cache_info().hits == hits + 1
+
+
+BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens"}
+COUNTS = ("tokens", "len(", "x.shape[0]", "math.prod(")
+
+
+def names_in(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+def decides(tree):
+    """Bounds on the number of tokens, and comparisons of it, or of a length, with a number that may be one."""
+    found = [name for name in names_in(tree) if name in BOUNDS]
+    for node in ast.walk(tree):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        numbers = [side.value for side in sides if isinstance(side, ast.Constant) and type(side.value) is int]
+        for least, kind in ((1, ast.Name), (4, (ast.Call, ast.Subscript))):
+            counts = any(isinstance(side, kind) and ast.unparse(side).startswith(COUNTS) for side in sides)
+            if counts and any(number >= least for number in numbers):
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p for part in ("ops", "nn") for p in (PACKAGE / part).rglob("*.py")), ids=lambda p: p.stem
+)
+def test_only_the_plan_goes_by_the_number_of_tokens(path):
+    """Other ops, and layers, ask it: none has bounds of its own, or compares tokens with one."""
+    tree = ast.parse(path.read_text())
+    assert bool(decides(tree)) == (path.name == "plan.py"), decides(tree)
+
+
+def test_it_would_be_seen():
+    assert decides(ast.parse("if tokens <= 8: pass")) == ["tokens <= 8"]
+    assert decides(ast.parse("from rocforge.ops.device.plan import MAX_GEMV_TOKENS")) == ["MAX_GEMV_TOKENS"]
+    assert decides(ast.parse("if 8 < len(x): pass")) == ["8 < len(x)"]
+    assert decides(ast.parse("x.shape[0] == 64")) == ["x.shape[0] == 64"]
+    assert not decides(ast.parse("if tokens == 0 or len(weights) == 1 or tokens <= window: pass"))
