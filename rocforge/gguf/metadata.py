@@ -80,10 +80,10 @@ class Metadata:
         raise self.error(key, f"arrays of {name}")
 
     def error(self, key: str, allowed: str) -> GGUFError:
-        """What to raise where the value of `key` is not what is allowed."""
-        return GGUFError(
-            f"metadata {self._prefix}{key} is {reprlib.repr(self.value(key, None))}; allowed are {allowed}"
-        )
+        """What to raise where the value of `key` is not what is allowed, or where there must be one."""
+        value = self.value(key, None)
+        found = "missing" if value is None else reprlib.repr(value)
+        return GGUFError(f"metadata {self._prefix}{key} is {found}; allowed are {allowed}")
 
     def value(self, key: str, default: Any = REQUIRED) -> Any:
         """A value of any type."""
