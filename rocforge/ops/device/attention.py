@@ -151,7 +151,7 @@ def _attend(
     common = {"q": q, "keys": layer.keys, "values": layer.values, "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
     common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
-    to = dict(zip(("out", "fp16", "activations", "activation_tokens"), output_arguments(out), strict=True))
+    to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
