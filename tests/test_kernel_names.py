@@ -12,7 +12,7 @@ from rocforge.device.kernels import PREFIX, source_folder
 
 pytestmark = pytest.mark.slow
 
-FILES = sorted(path for path in source_folder().iterdir() if path.suffix in (".h", ".hip"))
+FILES = sorted(path for path in source_folder().rglob("*") if path.suffix in (".h", ".hip"))
 MACRO = r"^[ \t]*#[ \t]*define[ \t]+(\w+)"
 COMMENT_OR_STRING = r"//[^\n]*|\"(?:\\.|[^\"\\\n])*\""
 DIRECTIVE = r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
