@@ -145,6 +145,7 @@ def test_a_quantization_that_is_not_there(hub):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}])
 def test_without_the_hub(hub, offline):
     """Told to stay offline, or with nobody there: the cache serves what it has, and the error says what it has not."""
