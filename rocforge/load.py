@@ -70,7 +70,7 @@ def load_model(
     progress: bool = False,
     fp16_weights: bool | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, or of what stands for one, without a tokenizer; the other arguments and errors as in `load`."""
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
     with _loading(file, resolve_device(device), context, progress, fp16_weights) as model:
         return model
 
