@@ -163,7 +163,8 @@ class _Buffer:
 
     def __init__(self, nbytes: int, staging: Any):
         self._nbytes, self._staging = nbytes, staging
-        self._pinned, self._used = None, None
+        self._pinned: np.ndarray | None = None
+        self._used: Any = None
 
     def copy(self, source: np.ndarray, target: Any, stream: Any) -> None:
         """Read an array, and copy it on a stream to one of as many bytes on the device."""
