@@ -86,7 +86,7 @@ FieldCheck = Callable[[Any, int], Sequence[Any]]
 def _field_check(field: Field) -> FieldCheck:
     if field.parts:
         one = _struct_check(field.parts)
-        return _array_of_structs(one, field.count) if field.count else one
+        return _array_of_structs(one, field.length) if field.length else one
     check = check_of(field.kind)
     if "*" not in field.kind:
         return lambda value, device: (check(value, device),)
@@ -193,7 +193,8 @@ def _array_check(dtype: np.dtype | None, optional: bool) -> Check:
     def check(value: Any, device: int) -> Any:
         if value is None and optional:
             return null
-        is_contiguous = _contiguity(type(value))
+        kind: Any = type(value)
+        is_contiguous = _contiguity(kind)
         if is_contiguous is None:
             raise TypeError(f"a CuPy array of {dtype or 'any dtype'} expected, not {type(value).__name__}")
         if dtype is not None and value.dtype is not dtype and value.dtype != dtype:

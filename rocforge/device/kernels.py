@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rocforge.device import geometry, overlap, tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
 from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.libraries import cupy_module
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
 from rocforge.formats.blocks import QTYPES
@@ -170,7 +170,7 @@ class _Module:
             raise DeviceError(f"{self.source} does not compile with {defines or 'no defines'}:\n{error}") from error
 
 
-_modules: dict[tuple, _Module] = {}
+_modules: dict[tuple[Any, ...], _Module] = {}
 
 
 def _module(source: str, defines: dict[str, Any], device: int) -> _Module:
@@ -231,8 +231,9 @@ class Kernel:
             return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get((device, tuning.of(device))) or self._load(device)
+        given: Any = args  # a sequence or a mapping, as the kernel takes them
         try:
-            checked = self._arguments.checked(args, device)
+            checked = self._arguments.checked(given, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:

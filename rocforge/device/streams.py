@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module, on_device, resolve_device
+from rocforge.device.arrays import get_array_module, on_device, resolve_device
+from rocforge.device.libraries import cupy_module
 
 
 class Stream:
@@ -159,7 +160,7 @@ class _InFlight:
     next one that asks.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept: list[tuple[Any, tuple[Any, ...]]] = []
         self._lock = threading.Lock()
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.arrays import on_device
 from rocforge.device.cards import card_of
+from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import on_this_device
 from rocforge.formats.planar import PLANAR, planar_row_nbytes
 from rocforge.ops.device.dequantize import pack

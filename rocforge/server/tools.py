@@ -127,7 +127,7 @@ class JSONFormat:
 class _JSONParser:
     _TAG = "<|python_tag|>"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._held, self._plain = "", False
 
     def add(self, text: str) -> Said:
@@ -166,8 +166,9 @@ class _HarmonyParser:
     _MESSAGE = "<|message|>"
     _ENDS = re.compile(r"<\|(?:end|start|call|return)\|>")
 
-    def __init__(self):
-        self._held, self._header = "", None
+    def __init__(self) -> None:
+        self._held = ""
+        self._header: str | None = None
 
     def add(self, text: str) -> Said:
         self._held += text
@@ -199,10 +200,10 @@ class _HarmonyParser:
         function = self._function()
         if function is not None:
             return Said(calls=(Call(function, text.strip()),))
-        return Said(reasoning=text) if "<|channel|>analysis" in self._header else Said(text)
+        return Said(reasoning=text) if "<|channel|>analysis" in (self._header or "") else Said(text)
 
     def _function(self) -> str | None:
-        match = re.search(r"to=functions\.([\w.-]+)", self._header)
+        match = re.search(r"to=functions\.([\w.-]+)", self._header or "")
         return match[1] if match else None
 
 
