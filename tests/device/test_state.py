@@ -1,4 +1,4 @@
-"""State on a device: the decode kernel advances all groups of layers, windows free blocks, recurrent state has slots."""
+"""State on a device: the decode kernel advances all groups, windows free blocks, recurrent state has slots."""
 
 import cupy as cp
 import numpy as np
