@@ -31,7 +31,7 @@ class Chunk:
     """
 
     start: int
-    count: int  # type: ignore[assignment]  # tuples have a method of that name
+    count: int
     table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
     slot: int = 0
