@@ -349,6 +349,25 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 
+// ---- Values with the bits that the gguf package gives: of a code, less OFFSET, of half h of run s ----
+
+template <class W>
+RF_DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
+    float scale = w.scale(s, h);
+    if constexpr (W::ELEMENTS == 256) scale = mul_rn(w.outer_scale(), scale);
+    float value = mul_rn(scale, float(q));
+    if constexpr (W::MINS) value = add_rn(value, W::ELEMENTS == 256 ? mul_rn(w.outer_min(), w.min(s, h)) : w.min(s, h));
+    return value;
+}
+
+// Small powers of two by their bits, since the device may take subnormal factors for zero.
+RF_DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
+    u32 e = byte_of(w.tail, s), size = q < 0 ? -q : q, sign = q < 0 ? 0x80000000u : 0;
+    if (e >= 8) return mul_rn(w.scale(s, h), float(q));
+    if (size << e < 8) return bits_float(sign | size << (21 + e));
+    return bits_float(sign | (float_bits(float(size)) - ((128 - e) << 23)));
+}
+
 // ---- Activations: rows of int8, one a token, with a float32 scale for each 32 elements ----
 //
 // A row of `cells` cells is ACTIVATION_PLANES planes of 16 bytes a cell: planes 0 to 7 the values, 16 elements each;
