@@ -23,7 +23,7 @@ from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
-from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.kernel_arguments import Arguments, Packed, Positional
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
 from rocforge.formats.blocks import QTYPES
@@ -202,7 +202,7 @@ class Kernel:
         return f"Kernel({self.source}, {self.name}{defines})"
 
     @functools.cached_property
-    def _arguments(self) -> Positional | Packed:
+    def _arguments(self) -> Arguments:
         """How its arguments are checked and passed; not known before its source is read."""
         text = source_text(self.source)
         if self._signature is None:
