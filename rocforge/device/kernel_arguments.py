@@ -6,7 +6,7 @@ import functools
 import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,17 @@ SCALARS_KEPT = 1024
 
 Check = Callable[[Any, int], Any]
 """From a value and the device of a launch: what is passed. Raises TypeError or ValueError."""
+
+
+class Arguments(Protocol):
+    """How the arguments of a kernel are checked and passed."""
+
+    def checked(self, args: Any, device: int) -> list[Any]:
+        """What CuPy passes.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, which is named.
+        """
 
 
 class Positional:

@@ -22,7 +22,7 @@ from rocforge.device import geometry, overlap, tuning
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
-from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.kernel_arguments import Arguments, Packed, Positional
 from rocforge.device.libraries import cupy_module
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
@@ -202,7 +202,7 @@ class Kernel:
         return f"Kernel({self.source}, {self.name}{defines})"
 
     @functools.cached_property
-    def _arguments(self) -> Positional | Packed:
+    def _arguments(self) -> Arguments:
         """How its arguments are checked and passed; not known before its source is read."""
         text = source_text(self.source)
         if self._signature is None:
@@ -231,9 +231,8 @@ class Kernel:
             return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get((device, tuning.of(device))) or self._load(device)
-        given: Any = args  # a sequence or a mapping, as the kernel takes them
         try:
-            checked = self._arguments.checked(given, device)
+            checked = self._arguments.checked(args, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:

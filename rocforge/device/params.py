@@ -31,7 +31,7 @@ class Field(NamedTuple):
         name: in the struct.
         kind: as in the signature of a Kernel, "float32*?" or "uint32"; empty for another struct.
         parts: the fields of that other struct.
-        length: elements of an array of it; 0 where it is none.
+        length: of an array of it; 0 where it is none.
     """
 
     name: str
@@ -72,21 +72,17 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
 
 def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
     """Of a declaration, which may be of several names."""
-    wrong = ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
     whole = _FIELD.fullmatch(declaration)
-    if whole is None:
-        raise wrong
-    for declared in whole[3].split(","):
+    nullable, kind, names = whole.groups() if whole else (None, "", "")
+    for declared in names.split(","):
         match = _DECLARED.fullmatch(declared)
         star, name, length = match.groups() if match else ("", "", None)
-        known = whole[2] in _TARGETS if star else whole[2] in _SCALARS and not length
-        if name and known:
-            kind = (_TARGETS if star else _SCALARS)[whole[2]] + star + ("?" if whole[1] else "")
-            yield Field(name, kind)
-        elif name and not star and whole[2] not in _TARGETS:
-            yield Field(name, "", struct_fields(text, whole[2]), int(length or 0))
+        if name and (kind in _TARGETS if star else kind in _SCALARS and not length):
+            yield Field(name, (_TARGETS if star else _SCALARS)[kind] + star + ("?" if nullable else ""))
+        elif name and not star and kind not in _TARGETS:
+            yield Field(name, "", struct_fields(text, kind), int(length or 0))
         else:
-            raise wrong
+            raise ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
 
 
 def kernel_structs(text: str) -> dict[str, str]:

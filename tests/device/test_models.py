@@ -11,7 +11,7 @@ from golden import build, relative_error
 from golden.models import MODELS
 
 import rocforge as rf
-from rocforge.device.cards import card_of
+from rocforge.device import tuning
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
@@ -92,7 +92,7 @@ def test_rows_that_are_wanted(models, rng, count):
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
     assert typical_error(last, expected) < (
-        EXPERTS if cpu.config.experts else INT8 if card_of(0).has_matrix_unit else ROW
+        EXPERTS if cpu.config.experts else INT8 if tuning.of(0).tile_tokens else ROW
     )
 
 
