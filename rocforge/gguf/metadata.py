@@ -80,10 +80,10 @@ class Metadata:
         raise self.error(key, f"arrays of {name}")
 
     def error(self, key: str, allowed: str) -> GGUFError:
-        """The error for a value of `key` that is not allowed."""
-        return GGUFError(
-            f"metadata {self._prefix}{key} is {reprlib.repr(self.value(key, None))}; allowed are {allowed}"
-        )
+        """The error for a value of `key` that is missing or not allowed."""
+        value = self.value(key, None)
+        found = "missing" if value is None else reprlib.repr(value)
+        return GGUFError(f"metadata {self._prefix}{key} is {found}; allowed are {allowed}")
 
     def value(self, key: str, default: Any = REQUIRED) -> Any:
         """A value of any type."""

@@ -21,6 +21,7 @@ class Attention(Module):
         heads, kv_heads, head_dim: heads of the queries, of keys and values, and elements of each.
         rope: the rotary embedding; None: positions are not encoded.
         eps: of the norms of queries and keys.
+        value_dim: elements of a head's value; None: as many as of its key.
         window: see this token and window - 1 before it; None for all.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         softcap: cap on the scores, or None.
@@ -43,6 +44,7 @@ class Attention(Module):
         rope: RopeFrequencies | None,
         eps: float = 1e-6,
         *,
+        value_dim: int | None = None,
         window: int | None = None,
         scale: float | None = None,
         softcap: float | None = None,
@@ -54,7 +56,8 @@ class Attention(Module):
         gate: bool = False,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
-        self.state = PagedKV(kv_heads, head_dim, head_dim, window=window)
+        value_dim = value_dim or head_dim
+        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows = heads * head_dim, kv_heads * head_dim
         if merged:
@@ -62,12 +65,12 @@ class Attention(Module):
         else:
             self.attn_q = Linear(dim, rows, bias=bias)
             self.attn_k = Linear(dim, kv_rows, bias=bias)
-            self.attn_v = Linear(dim, kv_rows, bias=bias)
-        self.attn_gate = Linear(dim, rows) if gate else None
+            self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
+        self.attn_gate = Linear(dim, heads * value_dim) if gate else None
         self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
         self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
-        self.attn_output = Linear(rows, dim, bias=output_bias)
+        self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
 
     @property
     def projections(self) -> list[Module]:
@@ -83,7 +86,7 @@ class Attention(Module):
         return self.attn_output(y if gate is None else sigmoid_gate(y, gate))
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
-        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim), and the gate or None."""
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
         if len(projected) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import MOST, REQUIRED, Metadata
 from rocforge.nn.config import Config
 from rocforge.nn.layers import LayerNorm, RMSNorm
@@ -114,21 +114,14 @@ class Reader(Metadata):
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": self.head_dim(layer),
+            "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
         }
 
-    def head_dim(self, layer: int) -> int:
-        """Elements of a head.
-
-        Raises:
-            UnsupportedModelError: keys and values have different lengths.
-        """
+    def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
+        """Elements of a head's key, or value."""
         default = self.config.dim // self.integer_of(layer, "attention.head_count", 1, self.config.dim)
-        head_dim = self.integer_of(layer, "attention.key_length", 1, MOST_HEAD_DIM, default=None) or default
-        value_dim = self.integer_of(layer, "attention.value_length", 1, MOST_HEAD_DIM, default=None) or default
-        if value_dim != head_dim:
-            raise UnsupportedModelError("keys and values of different lengths are not supported")
-        return head_dim
+        return self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None) or default
 
     def mlp(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rocforge.errors import GGUFError, UnsupportedModelError
+from rocforge.errors import GGUFError
 from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.reader import Reader
 
@@ -164,6 +164,8 @@ def test_rope_factors(factors):
 
 
 def test_keys_and_values_of_different_lengths():
-    """They are named as what is not supported."""
-    with pytest.raises(UnsupportedModelError, match="different lengths"):
-        build({"attention.value_length": 4})
+    """Each is read; what a value's length defaults to is the share of the width that a head has, as a key's."""
+    sizes = reader({"attention.key_length": 6, "attention.value_length": 4}).attention(0)
+    assert (sizes["head_dim"], sizes["value_dim"]) == (6, 4)
+    sizes = reader({"attention.key_length": 6}).attention(0)
+    assert (sizes["head_dim"], sizes["value_dim"]) == (6, 8)

@@ -191,7 +191,7 @@ def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
     return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
-def _sizes(head_dim: int, group: int) -> dict[str, int]:
+def _sizes(head_dim: int, group: int) -> dict[str, Any]:
     if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
         raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
     return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}

@@ -104,7 +104,7 @@ def _gemv_gated(
 
     def launch(out: Array, ids: Array, first: int, part: Part) -> None:
         to = (None, out, cells_of(ffn)) if packed else (out, None, 0)
-        matrices = gated_matrices(*part.data, part.biases, ffn, unit)
+        matrices = gated_matrices(part.data, part.biases, ffn, unit)
         args = {"x": x, "cells": part.kind.cells(dim), "ids": ids, "first": first, "used": used}
         args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
@@ -187,7 +187,7 @@ def _grouped_gemm(
     rows = tuning.current().experts_tile_rows
 
     def gated(offsets: Array, part: Part) -> dict[str, Any]:
-        matrices = gated_matrices(*part.data, part.biases, ffn, unit)
+        matrices = gated_matrices(part.data, part.biases, ffn, unit)
         args = {"y": hidden, "x": x, "order": groups.order, "offsets": offsets, "used": ids.shape[1], "columns": dim}
         return {**args, "experts": part.experts, "matrices": matrices}
 

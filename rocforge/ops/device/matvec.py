@@ -116,7 +116,7 @@ def _product_kernel(tokens: int, first: str, last: str) -> Kernel:
     return Kernel("matvec.hip", "matvec", RF_QTYPE=first, **_shape(tokens), **other)
 
 
-def _shape(tokens: int) -> dict[str, int]:
+def _shape(tokens: int) -> dict[str, Any]:
     """The kernel for that many tokens: there is one for 1, for 2, for up to 4 and for up to 8."""
     return {"RF_TOKENS": 1 << (tokens - 1).bit_length()}
 
@@ -142,7 +142,7 @@ def gated_product(
     """
     (tokens, columns), rows, weight = x.shape, len(gate), format_of(gate)
     out, output, elements = gated_output(tokens, rows, result)
-    matrices = gated_matrices(memory_of(gate), memory_of(up), biases, rows, unit)
+    matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, rows, unit)
     args = {**_operand(x, weight.cells(columns)), "matrices": matrices, "out": output}
     tuned = tuning.current()
     grid = blocks(elements, gated_rows(tuned, tokens))
@@ -150,9 +150,9 @@ def gated_product(
     return out
 
 
-def gated_matrices(gate: Array, up: Array, biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
-    """The `Gated` of a launch."""
-    return gate, up, *biases, rows, GATES[unit]
+def gated_matrices(pair: Sequence[Array], biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
+    """The `Gated` of a launch: of the memory of gate and up, and their biases."""
+    return *pair, *biases, rows, GATES[unit]
 
 
 def gated_output(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def tile_gated(
     waves = tile_row_waves(tuned, width, 2 * rows, card)
     height = 8 * tile_row_tiles(tuned, width) * waves
     out, output, elements = gated_output(tokens, rows, result)
-    matrices = gated_matrices(memory_of(gate), memory_of(up), biases, rows, unit)
+    matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, rows, unit)
     kernel = _kernel("tile_gated", format_of(gate).kernel, width, waves, None)
     grid = min(blocks(elements, height), tile_blocks(tuned, width, card))
     args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "out": output}
@@ -79,5 +80,5 @@ def tile_gated(
 @functools.cache
 def _kernel(name: str, first: str, width: int, row_waves: int, last: str | None) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
+    sizes: dict[str, Any] = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
     return Kernel("tiles.hip", name, RF_QTYPE=first, **sizes, **other)
