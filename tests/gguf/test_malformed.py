@@ -53,7 +53,7 @@ METADATA = {
     "numbers missing": (image([array_of(10, 2)]), "'a' length at byte 41: 2 entries of 8 bytes or more, but 15"),
     "item length": (
         image([array_of(8, 2) + string("b") + U64(2**64 - 1)]),
-        r"'a'\[1\] length at byte 58: 18446744073709551615 is over",
+        r"'a'\[1\] length at byte 58: 18446744073709551615 exceeds",
     ),
     "strings missing": (image([array_of(8, 2) + string("b" * 20)])[:80], r"'a'\[1\] length at byte 77: the file ends"),
     "nesting": (image([pair("a", "[[[[[[int8]]]]]]", [[[[[[1]]]]]])]), r"'a'(\[0\])+ at byte \d+: arrays nest more"),
