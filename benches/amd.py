@@ -182,10 +182,10 @@ def prompt_rows() -> str:
     return table("card | 8B, 2,048 tokens: tokens/s | tiles Q4_K, 64 rows | tiles Q8_0, 64 rows", rows)
 
 
-TILES = (("RF_COLUMNS", "64"), ("RF_QTYPE", "Q4_K"), ("RF_ROW_WAVES", "2"))
+TILES = (("RF_QTYPE", "Q4_K"), ("RF_ROW_WAVES", "2"), ("RF_TOKENS", "64"))
 MATRIX_KERNELS: list[tuple[str, Defines, str]] = [
     ("tiles.hip", TILES, "tile_products"),
-    ("tiles.hip", (TILES[0], ("RF_QTYPE", "Q8_0"), TILES[2]), "tile_products"),
+    ("tiles.hip", (("RF_QTYPE", "Q8_0"), *TILES[1:]), "tile_products"),
 ]
 
 

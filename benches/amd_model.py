@@ -102,7 +102,7 @@ def gap(card: Card) -> float:
     """Cycles from an instruction of a lone wave to its next: the family's, or that of a common loop."""
     if card.family.gap is not None:
         return card.family.gap
-    usual = counts("matvec.hip", (("RF_COLUMNS", "1"), ("RF_QTYPE", "Q4_K"), ("RF_ROWS", "1")), card.target, "matvec")
+    usual = counts("matvec.hip", (("RF_QTYPE", "Q4_K"), ("RF_TOKENS", "1")), card.target, "matvec")
     return usual.cycles / usual.vector
 
 

@@ -58,7 +58,7 @@ RF_DEVICE void store_quad(float* out, f16* fp16, u64 at, u32 left, const Quad& v
         for (u32 i = 0; i < 4; ++i) {
             if (i >= left) continue;
             if (fp16)
-                fp16[at + i] = from_float<f16>(held(v.x[i]));
+                fp16[at + i] = from_float<f16>(clamp_fp16(v.x[i]));
             else
                 out[at + i] = v.x[i];
         }

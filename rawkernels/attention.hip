@@ -62,7 +62,7 @@ RF_DEVICE void scatter_sums(float* v) {
             RF_UNROLL
             for (u32 i = 0; i < COUNT / 2; ++i) {
                 float low = v[i], high = v[i + COUNT / 2];
-                computed(low), computed(high);  // else the choice of a value becomes that of an address
+                materialize(low), materialize(high);  // else the choice of a value becomes that of an address
                 v[i] = (upper ? high : low) + shuffle_xor<OFFSET>(upper ? low : high);
             }
         } else {
@@ -111,7 +111,7 @@ struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
     RF_NULLABLE u8* activations;
-    u32 activation_tokens;  // as in Quantized
+    u32 activation_width;  // as in Quantized
     const float* q;
     f16 *keys, *values;
     const i32 *tables, *lengths, *query_starts;
@@ -348,7 +348,7 @@ RF_DEVICE float normalizer(const Shared& shared, u32 head, const float* sinks, u
 struct Output {
     float* floats;
     f16* fp16;
-    Rounded rounded;
+    Quantized quantized;
     u64 query;
     u32 first, columns;
 
@@ -356,7 +356,7 @@ struct Output {
     RF_MEMBER void write(u32 i, f32x4 v) const {
         if (floats && i < SIZE) *reinterpret_cast<f32x4*>(floats + query * columns + first + i) = v;
         if (fp16 && i < SIZE) store_fp16(fp16 + query * columns + first + i, v);
-        if (rounded.data) rounded.store(query, i < SIZE ? first + i : rounded.cells * CELL, v);
+        if (quantized.data) quantized.store(query, i < SIZE ? first + i : quantized.cells * CELL, v);
     }
 };
 
@@ -429,7 +429,7 @@ rf_attention_decode(DecodeParams p) {
     wait_for_previous();
 
     u32 columns = p.kv_heads * SIZE, cells = cells_of(columns);
-    Output output = {p.out, p.fp16, {p.activations, p.activation_tokens, cells}, u64(query), kv_head * SIZE, columns};
+    Output output = {p.out, p.fp16, {p.activations, p.activation_width, cells}, u64(query), kv_head * SIZE, columns};
     if (next == query + 1 && length == 0 && split == 0)
         for (u32 r = 0; r < ROUNDS; ++r) output.write(4 * (thread_x() + r * THREADS), make_f32x4(0, 0, 0, 0));
     if (!wanted) return;

@@ -9,24 +9,6 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 // variants: RF_QTYPE=PLANAR
 typedef RF_QTYPE F;
 
-template <class W>
-RF_DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
-    float scale = w.scale(s, h);
-    if constexpr (W::ELEMENTS == 256) scale = mul_rn(w.outer_scale(), scale);
-    float value = mul_rn(scale, float(q));
-    if constexpr (W::MINS && W::ELEMENTS == 256) value = add_rn(value, mul_rn(w.outer_min(), w.min(s, h)));
-    if constexpr (W::MINS && W::ELEMENTS == 32) value = add_rn(value, w.min(s, h));
-    return value;
-}
-
-// Small powers of two by their bits, since the device may take subnormal factors for zero.
-RF_DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
-    u32 e = byte_of(w.tail, s), size = q < 0 ? -q : q, sign = q < 0 ? 0x80000000u : 0;
-    if (e >= 8) return mul_rn(w.scale(s, h), float(q));
-    if (size << e < 8) return bits_float(sign | size << (21 + e));
-    return bits_float(sign | (float_bits(float(size)) - ((128 - e) << 23)));
-}
-
 RF_DEVICE void store4(float* y, const float (&v)[4]) {
     *reinterpret_cast<f32x4*>(y) = make_f32x4(v[0], v[1], v[2], v[3]);
 }

@@ -1,8 +1,8 @@
 // Mixture of experts, few tokens: products whose matrix the routing chooses.
 //
-// A place is a token with one of its experts, numbered token * used + choice. Every place is a product of one column
-// with its expert's matrix, found by the id that the kernel reads, so that a launch depends on shapes alone and a token
-// gets the same result alone and in a batch. Compiled with RF_QTYPE, as products.h.
+// A token-expert pair is numbered token * used + choice. Every pair is a product of one token with its expert's matrix,
+// found by the id that the kernel reads, so that a launch depends on shapes alone and a token gets the same result
+// alone and in a batch. Compiled with RF_QTYPE, as products.h.
 #define RF_TOKENS 1
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
@@ -14,11 +14,11 @@ namespace rocforge {
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES;
 
-// A place's expert; where ids is null, each place has one of its own.
-RF_DEVICE u32 expert_of(const i32* ids, u32 place) { return ids ? ids[place] : place; }
+// The expert of a pair; where ids is null, each pair has one of its own.
+RF_DEVICE u32 expert_of(const i32* ids, u32 pair) { return ids ? ids[pair] : pair; }
 
-// activation(x @ gate.T, x @ up.T) of each place's expert, as `gated_product`, to y (places, rows) or to int8 rows. The
-// first is place `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
+// activation(x @ gate.T, x @ up.T) of each pair's expert, as `gated_product`, to y (pairs, rows) or to int8 rows. The
+// first is pair `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
 struct ExpertsGatedParams {
     const void* x;
     u32 cells;
@@ -28,22 +28,22 @@ struct ExpertsGatedParams {
     GatedOutput out;
 };
 
-// Grid: (rows / BLOCK_ROWS, places).
+// Grid: (rows / BLOCK_ROWS, pairs).
 RF_MATVEC_GATED
 rf_experts_gated(ExpertsGatedParams p) {
     wait_for_previous();
-    u32 place = block_y(), bias_at = expert_of(p.ids, place) * p.matrices.rows;
+    u32 pair = block_y(), bias_at = expert_of(p.ids, pair) * p.matrices.rows;
     u64 at = u64(bias_at) * RF_QTYPE::row_bytes(p.cells);
     Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows,
                p.matrices.activation};
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
-    u64 token = (p.first + place) / p.used;
-    gated_product(m, row_of(p.x, token * column_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, place);
+    u64 token = (p.first + pair) / p.used;
+    gated_product(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
 }
 
-// y (tokens, rows): residual plus the sum over a token's places of weight times (x @ w.T + bias). x has a column a
-// place; bias, residual and weights (of one) may be null. A block takes all places of a few rows, up to GROUPS
+// y (tokens, rows): residual plus the sum over a token's pairs of weight times (x @ w.T + bias). x has a row a
+// pair; bias, residual and weights (of one) may be null. A block takes all pairs of a few rows, up to GROUPS
 // products, so used is at most GROUPS. Grid: (rows / (GROUPS / used), tokens).
 RF_MATVEC_GATED
 rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
@@ -53,13 +53,13 @@ rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i3
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
     u32 together = GROUPS / used, first = together * block_x();
     // groups to spare do the last product again
-    u32 choice = minimum(i32(group / together), used - 1), place = token * used + choice;
-    u32 r = expert_of(ids, place) * rows + minimum(i32(first + group % together), rows - 1);
+    u32 choice = minimum(i32(group / together), used - 1), pair = token * used + choice;
+    u32 r = expert_of(ids, pair) * rows + minimum(i32(first + group % together), rows - 1);
     const u8* row[1] = {w + u64(r) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
-    accumulate<RF_QTYPE, 1>(sum, row, x + u64(place) * column_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
+    accumulate<RF_QTYPE, 1>(sum, row, x + u64(pair) * token_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
     reduce_group<1>(sum, GATED_LANES);
-    if (rank == 0) results[group] = (weights ? weights[place] : 1.0f) * (sum[0][0] + (bias ? bias[r] : 0.0f));
+    if (rank == 0) results[group] = (weights ? weights[pair] : 1.0f) * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();
     u32 own = first + thread_x();
     if (thread_x() >= together || own >= u32(rows)) return;

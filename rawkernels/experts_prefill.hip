@@ -1,8 +1,8 @@
-// Mixture of experts, many tokens: a matrix product for each expert with the places that chose it, in one launch.
+// Mixture of experts, many tokens: a matrix product for each expert with the tokens that chose it, in one launch.
 //
-// Places (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where
+// Pairs (token, choice) are sorted by expert, as group_by_expert of moe.hip leaves them: order, and offsets, where
 // each expert begins. A block multiplies WEIGHTS rows of an expert's matrix, unpacked to float16 in LDS, with a tile of
-// up to PLACES of its places on the matrix unit. Compiled with RF_QTYPE, as products.h.
+// up to PAIRS of its pairs on the matrix unit. Compiled with RF_QTYPE, as products.h.
 #define RF_TOKENS 1
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
@@ -12,16 +12,16 @@
 namespace rocforge {
 
 // variants: RF_QTYPE=Q4_1,Q5_0,Q8_0,Q2_K,Q3_K,Q4_K,Q6_K,MXFP4,Floats<float>,Floats<f16>
-const u32 WEIGHTS = RF_TUNE_EXPERTS_TILE_ROWS, PLACES = RF_TUNE_EXPERTS_TILE_PAIRS, DEPTH = CELL / 2;
+const u32 WEIGHTS = RF_TUNE_EXPERTS_TILE_ROWS, PAIRS = RF_TUNE_EXPERTS_TILE_PAIRS, DEPTH = CELL / 2;
 const u32 THREADS = WEIGHTS, WAVES = THREADS / RF_WAVE;  // a thread unpacks a row
 const u32 WEIGHT_TILES = WEIGHTS / 16 / WAVES;           // a wave's, of fragments
-const u32 PIECES = PLACES * DEPTH / 8 / THREADS;         // of 16 bytes of x, a thread's
+const u32 PIECES = PAIRS * DEPTH / 8 / THREADS;          // of 16 bytes of x, a thread's
 
 // Rows are padded by 16 bytes, so that the rows of a fragment lie in different LDS banks.
 const u32 STRIDE = DEPTH + 8;
 struct Shared {
     alignas(16) f16 weights[WEIGHTS][STRIDE];
-    alignas(16) f16 x[PLACES][STRIDE];
+    alignas(16) f16 x[PAIRS][STRIDE];
     i32 expert, first, count;
 };
 
@@ -85,11 +85,11 @@ struct Columns {
     const f16* x;
     i32 row[PIECES];  // or -1
     u32x4 piece[PIECES];
-    // The rows of the places from `first` on: those of their tokens, or, without an order, their own.
+    // The rows of the pairs from `first` on: those of their tokens, or, without an order, their own.
     RF_MEMBER void find(const i32* order, u32 used, i32 first, i32 count) {
         RF_UNROLL
         for (u32 i = 0; i < PIECES; ++i) {
-            i32 at = place(i);
+            i32 at = pair(i);
             row[i] = at >= count ? -1 : order ? i32(order[first + at] / used) : first + at;
         }
     }
@@ -101,24 +101,24 @@ struct Columns {
             if (row[i] >= 0 && at < columns) piece[i] = rocforge::load<u32x4>(x + u64(row[i]) * columns + at);
         }
     }
-    static RF_MEMBER u32 place(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
+    static RF_MEMBER u32 pair(u32 i) { return (i * THREADS + thread_x()) / (DEPTH / 8); }
     RF_MEMBER void store(Shared& shared) const {
         RF_UNROLL
         for (u32 i = 0; i < PIECES; ++i)
-            *reinterpret_cast<u32x4*>(&shared.x[place(i)][thread_x() % (DEPTH / 8) * 8]) = piece[i];
+            *reinterpret_cast<u32x4*>(&shared.x[pair(i)][thread_x() % (DEPTH / 8) * 8]) = piece[i];
     }
 };
 
-// Which expert's places this tile has. Expert e has the tiles from offsets[e] / PLACES + e on, of which the last may be
+// Which expert's pairs this tile has. Expert e has the tiles from offsets[e] / PAIRS + e on, of which the last may be
 // empty: so a tile finds its expert without a sum over those before.
 RF_DEVICE void find_tile(Shared& shared, const i32* offsets, i32 experts, i32 tile) {
     if (thread_x() == 0) shared.count = 0;
     barrier();
     for (i32 e = thread_x(); e < experts; e += THREADS) {
-        i32 begin = offsets[e], end = offsets[e + 1], local = tile - (begin / i32(PLACES) + e);
-        if (local < 0 || tile > end / i32(PLACES) + e) continue;
-        shared.expert = e, shared.first = begin + local * i32(PLACES);
-        shared.count = minimum(end - shared.first, i32(PLACES));
+        i32 begin = offsets[e], end = offsets[e + 1], local = tile - (begin / i32(PAIRS) + e);
+        if (local < 0 || tile > end / i32(PAIRS) + e) continue;
+        shared.expert = e, shared.first = begin + local * i32(PAIRS);
+        shared.count = minimum(end - shared.first, i32(PAIRS));
     }
     barrier();
 }
@@ -128,7 +128,7 @@ struct Sums {
     Accumulator of[TILES][WEIGHT_TILES];
 };
 
-// The products of the first TILES fragments of places with the block's rows: this thread unpacks the row at `weights`.
+// The products of the first TILES fragments of pairs with the block's rows: this thread unpacks the row at `weights`.
 template <u32 TILES>
 RF_DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Columns& x, u32 columns) {
     u32 cells = cells_of(columns);
@@ -152,7 +152,7 @@ RF_DEVICE void multiply(Sums<TILES>& sums, Shared& shared, const u8* weights, Co
             if (half == 1 && c + 1 < cells) cell.load(weights, columns, c + 1);
             RF_UNROLL_DEPTH
             for (u32 k = 0; k < DEPTH / 16; ++k) {
-                u32 at = anew(16 * k);
+                u32 at = rematerialize(16 * k);
                 Fragment w[WEIGHT_TILES];
                 RF_UNROLL
                 for (u32 n = 0; n < WEIGHT_TILES; ++n)
@@ -178,7 +178,7 @@ RF_DEVICE u32 matrix_row(u32 i) {
     return GATED ? i / 32 * 16 + i % 16 : i;
 }
 
-// y (places, rows), in the order of the places, is x @ gate.T + gate_bias, or, gated, with up the activation of both.
+// y (pairs, rows), in the order of the pairs, is x @ gate.T + gate_bias, or, gated, with up the activation of both.
 template <class T>
 struct Launch {
     T* y;
@@ -195,26 +195,26 @@ RF_DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_
     u32 row = first_row + matrix_row<GATED>(thread_x());
     const void* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
     u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
-    Columns places = {l.x};
-    places.find(l.order, l.used, first, count);
+    Columns pairs = {l.x};
+    pairs.find(l.order, l.used, first, count);
     Sums<TILES> sums;
-    multiply(sums, shared, row_of(matrix, at * RowCell<RF_QTYPE>::row_bytes(l.columns)), places, l.columns);
+    multiply(sums, shared, row_of(matrix, at * RowCell<RF_QTYPE>::row_bytes(l.columns)), pairs, l.columns);
     RF_UNROLL
     for (u32 p = 0; p < TILES; ++p) {
         RF_UNROLL
         for (u32 n = 0; n < WEIGHT_TILES; n += GATED ? 2 : 1) {
             RF_UNROLL
             for (u32 i = 0; i < ELEMENTS; ++i) {
-                i32 place = 16 * p + fragment_row(row_slot(i));
+                i32 pair = 16 * p + fragment_row(row_slot(i));
                 u32 r = first_row + matrix_row<GATED>((wave() * WEIGHT_TILES + n) * 16) + fragment_column(i);
-                if (place >= count || r >= l.m.rows) continue;
+                if (pair >= count || r >= l.m.rows) continue;
                 u64 bias_at = u64(expert) * l.m.rows + r;
                 float value = sums.of[p][n].x[i] + (l.m.gate_bias ? l.m.gate_bias[bias_at] : 0.0f);
                 if (GATED) {
                     float up = sums.of[p][n + GATED].x[i] + (l.m.up_bias ? l.m.up_bias[bias_at] : 0.0f);
-                    value = held(gated(l.m.activation, value, up));
+                    value = clamp_fp16(gated(l.m.activation, value, up));
                 }
-                l.y[u64(first + place) * l.m.rows + r] = from_float<T>(value);
+                l.y[u64(first + pair) * l.m.rows + r] = from_float<T>(value);
             }
         }
     }
@@ -226,13 +226,13 @@ RF_DEVICE void tile_product(const Launch<T>& l) {
     const u32 HEIGHT = GATED ? WEIGHTS / 2 : WEIGHTS;
     u32 runs = (l.m.rows + HEIGHT - 1) / HEIGHT, first_row = block_x() % runs * HEIGHT;
     find_tile(shared, l.offsets, l.experts, block_x() / runs);
-    // no more registers and products than the places need
+    // no more registers and products than the pairs need
     if (shared.count > 32) return multiply_and_store<GATED, 4>(l, shared, first_row);
     if (shared.count > 16) return multiply_and_store<GATED, 2>(l, shared, first_row);
     if (shared.count > 0) multiply_and_store<GATED, 1>(l, shared, first_row);
 }
 
-// float16 (places, rows): activation(x @ gate.T + gate_bias, x @ up.T + up_bias) of each place's token and expert; x is
+// float16 (pairs, rows): activation(x @ gate.T + gate_bias, x @ up.T + up_bias) of each pair's token and expert; x is
 // (tokens, columns), gate and up (experts, rows, ...), biases (experts, rows). `offsets` may begin at a later expert,
 // the first that there are matrices of.
 struct ExpertsGatedTilesParams {
@@ -244,7 +244,7 @@ struct ExpertsGatedTilesParams {
     Gated matrices;
 };
 
-// Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most places / PLACES + experts: for a second axis
+// Grid: rows / (WEIGHTS / 2) times the tiles, of which there are at most pairs / PAIRS + experts: for a second axis
 // there may be too many.
 RF_KERNEL(THREADS)
 rf_experts_gated_tiles(ExpertsGatedTilesParams p) {
@@ -252,7 +252,7 @@ rf_experts_gated_tiles(ExpertsGatedTilesParams p) {
     tile_product<true, f16>({p.y, p.x, p.order, p.offsets, p.used, p.columns, p.experts, p.matrices});
 }
 
-// float32 (places, rows): x @ w.T + bias, x being (places, columns) in the places' order. Grid: rows / WEIGHTS times
+// float32 (pairs, rows): x @ w.T + bias, x being (pairs, columns) in the pairs' order. Grid: rows / WEIGHTS times
 // tiles.
 RF_KERNEL(THREADS)
 rf_experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,

@@ -1,4 +1,4 @@
-// Products of up to RF_TOKENS columns with packed weights: y = x @ w.T. Of fewer, the last is computed again and
+// Products of up to RF_TOKENS tokens with packed weights: y = x @ w.T. Of fewer, the last is computed again and
 // dropped.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
@@ -6,7 +6,7 @@
 // tuning, RF_ROWS and RF_GATED_ROWS.
 //
 // A group of 8, 16 or 32 lanes computes RF_ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads
-// all of the cell, of all its rows, then the columns' cell, so that many independent loads are in flight. A launch
+// all of the cell, of all its rows, then the tokens' cell, so that many independent loads are in flight. A launch
 // covers up to three matrices of equal row length, whose rows are laid end to end over the grid.
 #include "products.h"
 
@@ -105,12 +105,12 @@ rf_matvec_gated(GemvGatedParams p) {
 #if RF_TOKENS == 1
 const u32 RUN = 32;  // rows of a block
 
-// y = x @ w.T + bias + residual of one column, and what the norm that follows makes of it but for its factor: y times
+// y = x @ w.T + bias + residual of one token, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
 // of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
 RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
-                    float* y, i32 rows, const float* weight, u8* rounded, i32 out_cells, float* squares) {
+                    float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares) {
     RF_SHARED struct {
         alignas(16) float y[RUN], scaled[RUN];
     } results;
@@ -135,7 +135,7 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     f32x4 v = load<f32x4>(results.y + from), scaled = load<f32x4>(results.scaled + from);
     float square = reduce_lanes<RUN / 4>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, Add());
     if (at == 0 && i32(RUN * block_x()) < rows) squares[block_x()] = square;
-    store_activation(rounded, out_cells, at < RUN ? RUN * block_x() + at : out_cells * CELL, scaled);
+    store_activation(quantized, out_cells, at < RUN ? RUN * block_x() + at : out_cells * CELL, scaled);
 }
 #endif
 

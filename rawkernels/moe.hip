@@ -55,8 +55,8 @@ rf_route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts,
     weights[u64(token) * used + lane()] = own_weight / sum * scale;
 }
 
-// Sorts places (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
-// k-th place, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
+// Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
+// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
 RF_KERNEL(THREADS)
 rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
     wait_for_previous();
@@ -68,19 +68,19 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size
     before = block_sum<THREADS>(before);
     counts[thread_x()] = count;
     barrier();
-    i32 place = before;
-    for (u32 i = 0; i < thread_x(); ++i) place += counts[i];
+    i32 pair = before;
+    for (u32 i = 0; i < thread_x(); ++i) pair += counts[i];
     if (thread_x() == 0) offsets[expert] = before;
-    if (thread_x() == THREADS - 1 && expert == experts - 1) offsets[experts] = place + count;
+    if (thread_x() == THREADS - 1 && expert == experts - 1) offsets[experts] = pair + count;
     for (i32 i = begin; i < end; ++i) {
         if (ids[i] != expert) continue;
-        order[place] = i, rank[i] = place;
-        ++place;
+        order[pair] = i, rank[i] = pair;
+        ++pair;
     }
 }
 
-// out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[place] of y. Null is a
-// residual of zero, a rank that is the place, and a weight of one. Grid: (tokens, columns / THREADS).
+// out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y. Null is a
+// residual of zero, a rank that is the pair, and a weight of one. Grid: (tokens, columns / THREADS).
 RF_KERNEL(THREADS)
 rf_combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
                    u32 columns) {
@@ -89,9 +89,9 @@ rf_combine_experts(float* out, const float* y, const i32* rank, const float* wei
     u64 token = block_x(), at = token * columns + column;
     if (column >= columns) return;
     float sum = 0;
-    for (u64 place = token * used; place < (token + 1) * used; ++place) {
-        u64 row = rank ? rank[place] : place;
-        sum += (weights ? weights[place] : 1.0f) * y[row * columns + column];
+    for (u64 pair = token * used; pair < (token + 1) * used; ++pair) {
+        u64 row = rank ? rank[pair] : pair;
+        sum += (weights ? weights[pair] : 1.0f) * y[row * columns + column];
     }
     out[at] = sum + (residual ? residual[at] : 0.0f);
 }

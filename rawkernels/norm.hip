@@ -25,7 +25,7 @@ RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
     if (n % 4 == 0 && i < n) return store_fp16(row + i, v);
     RF_UNROLL
     for (u32 j = 0; j < 4; ++j)
-        if (i + j < n) row[i + j] = from_float<f16>(held(element(v, j)));
+        if (i + j < n) row[i + j] = from_float<f16>(clamp_fp16(element(v, j)));
 }
 
 // A row of n floats, or of one number where there is none. A block's first elements wait in registers.
@@ -55,20 +55,20 @@ RF_DEVICE void each_four(u32 end, F f) {
     for (u32 base = KEPT * THREADS * 4; base < end; base += THREADS * 4) f(KEPT, base + thread_x() * 4);
 }
 
-// Where the block's row goes: as floats, in float16 or, for the product that follows, as `Rounded` has it; what is null
-// is not wanted.
+// Where the block's row goes: as floats, in float16 or, for the product that follows, as `Quantized` has it; what is
+// null is not wanted.
 struct Output {
     float* floats;
     f16* fp16;
-    Rounded rounded;
+    Quantized quantized;
     u32 n;
 
-    RF_MEMBER u32 end() const { return rounded.data ? rounded.cells * CELL : n; }
+    RF_MEMBER u32 end() const { return quantized.data ? quantized.cells * CELL : n; }
     RF_MEMBER void write(u32 i, f32x4 v) const {
         u64 start = u64(block_x()) * n;
         if (floats) store4(floats + start, i, n, v);
         if (fp16) store4(fp16 + start, i, n, v);
-        if (rounded.data) rounded.store(block_x(), i, v);
+        if (quantized.data) quantized.store(block_x(), i, v);
     }
 };
 
@@ -82,15 +82,15 @@ RF_DEVICE f32x4 scaled(f32x4 v, float factor, f32x4 w, f32x4 b) {
 
 // x / sqrt(mean(x^2) + eps) * weight + residual; weight and residual may be null. Rows are contiguous.
 RF_KERNEL(THREADS)
-rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* weight, const float* residual,
-            u32 columns, u32 n, float eps) {
+rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* weight, const float* residual, u32 width,
+            u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row row(x + start, n), weights(weight, n, 1.0f);
     float sum = 0.0f;
     each_four(n, [&](u32 k, u32 i) { sum += squares(row.at(k, i)); });
     float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
-    Output output = {out, fp16, {quantized, columns, cells_of(n)}, n};
+    Output output = {out, fp16, {quantized, width, cells_of(n)}, n};
     each_four(output.end(), [&](u32 k, u32 i) {
         f32x4 added = residual ? load4(residual + start, i, n) : make_f32x4(0, 0, 0, 0);
         output.write(i, scaled(row.at(k, i), factor, weights.at(k, i), added));
@@ -123,7 +123,7 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const 
 
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
 RF_KERNEL(THREADS)
-rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 columns, u32 n,
+rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 width, u32 n,
               float eps) {
     wait_for_previous();
     Row row(x + u64(block_x()) * n, n), weights(weight, n, 1.0f), biases(bias, n);
@@ -138,7 +138,7 @@ rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, co
     sum = 0.0f;
     each_four(n, [&](u32 k, u32 i) { sum += squares(centred(k, i)); });
     float factor = fast_rsqrt(block_sum<THREADS>(sum) / float(n) + eps);
-    Output output = {out, nullptr, {quantized, columns, cells_of(n)}, n};
+    Output output = {out, nullptr, {quantized, width, cells_of(n)}, n};
     each_four(output.end(),
               [&](u32 k, u32 i) { output.write(i, scaled(centred(k, i), factor, weights.at(k, i), biases.at(k, i))); });
 }

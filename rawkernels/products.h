@@ -1,4 +1,4 @@
-// Products of rows of packed weights with columns of activations: what the kernels that multiply few columns share.
+// Products of rows of packed weights with the activations of tokens: what the kernels that multiply few tokens share.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h, or Floats<f16>, Floats<bf16>, Floats<float>),
 // RF_TOKENS, the tokens of a product (of fewer, the last is computed again and dropped), RF_ROWS, the rows computed
@@ -10,9 +10,9 @@
 
 namespace rocforge {
 
-// The gated kernels' groups take PAIRS rows of both matrices, their blocks BLOCK_ROWS.
-const u32 GATED_THREADS = RF_TUNE_GATED_THREADS, GATED_LANES = RF_TUNE_GATED_LANES, PAIRS = RF_GATED_ROWS;
-const u32 BLOCK_ROWS = PAIRS * GATED_THREADS / GATED_LANES;
+// A group of lanes of the gated kernels takes GATED_ROWS rows of both matrices, a block BLOCK_ROWS.
+const u32 GATED_THREADS = RF_TUNE_GATED_THREADS, GATED_LANES = RF_TUNE_GATED_LANES, GATED_ROWS = RF_GATED_ROWS;
+const u32 BLOCK_ROWS = GATED_ROWS * GATED_THREADS / GATED_LANES;
 static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs of 32 rows, a scale each");
 #if RF_TOKENS == 1
 #define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, RF_TUNE_GATED_RESIDENT)
@@ -20,7 +20,7 @@ static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs o
 #define RF_MATVEC_GATED RF_KERNEL(GATED_THREADS)
 #endif
 
-// Unpacked weights: a cell is 16 bytes of a row, and a column is floats.
+// Unpacked weights: a cell is 16 bytes of a row, and activations are floats.
 template <class T>
 struct Floats {
     u32x4 data;
@@ -34,16 +34,16 @@ struct Floats {
     }
 };
 
-// The column that the kernel's column k is.
-RF_DEVICE u32 column_of(u32 k, u32 columns) { return k < columns || k == 0 ? k : columns - 1; }
+// The token that the kernel's token k is.
+RF_DEVICE u32 token_of(u32 k, u32 tokens) { return k < tokens || k == 0 ? k : tokens - 1; }
 
-// Bytes of a column of x.
+// Bytes of a token of x.
 template <class F>
-RF_DEVICE u32 column_bytes(const F&, u32 cells) {
+RF_DEVICE u32 token_bytes(const F&, u32 cells) {
     return activation_bytes(cells);
 }
 template <class T>
-RF_DEVICE u32 column_bytes(const Floats<T>&, u32 cells) {
+RF_DEVICE u32 token_bytes(const Floats<T>&, u32 cells) {
     return 64 / sizeof(T) * cells;
 }
 
@@ -57,7 +57,7 @@ RF_DEVICE void load_cell(Floats<T>& w, const u8* row, u32, u32 c) {
     w.data = load_once<u32x4>(row + 16 * c);
 }
 
-// The product of a cell with that of one column: scales of scales are applied once.
+// The product of a cell with that of one token: scales of scales are applied once.
 template <class F>
 RF_DEVICE float dot(const F& w, const Activation& x) {
     float total = 0.0f, mins = 0.0f;
@@ -83,7 +83,7 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
     return w.outer_scale() * total + w.outer_min() * mins;
 }
 
-// 32 elements of a row, unpacked: for several columns.
+// 32 elements of a row, unpacked: for several tokens.
 template <class F>
 struct Run {
     u32 q[8];
@@ -105,19 +105,19 @@ struct Run {
     }
 };
 
-// Adds the products of cell c of N rows with all columns.
+// Adds the products of cell c of N rows with all tokens.
 template <class F, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
     if constexpr (RF_TOKENS == 1) {
-        Activation column;
-        column.load(x, cells, c);
+        Activation activation;
+        activation.load(x, cells, c);
         schedule_barrier();  // all of these loads, too, come before the first wait
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) {
             RF_UNROLL
             for (u32 p = 0; p < F::PLANES; ++p) used_from_here(w[r].plane[p]);
             w[r].ready();
-            sum[r][0] += dot(w[r], column);
+            sum[r][0] += dot(w[r], activation);
         }
         return;
     }
@@ -125,7 +125,7 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 
     for (u32 r = 0; r < N; ++r) w[r].ready();
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
-        // a run of 32 elements and a column after another: all of them together would spill
+        // a run of 32 elements and a token after another: all of them together would spill
         Run<F> run[N];
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) {
@@ -137,34 +137,34 @@ RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
             // what all lanes share comes first, so that it is scalar
-            u32 plane = 16 * anew(cells);
-            const u8* column = x + column_of(k, columns) * ACTIVATION_PLANES * plane;
-            u32x4 q[2] = {load<u32x4>(column + 2 * s * plane + 16 * c),
-                          load<u32x4>(column + (2 * s + 1) * plane + 16 * c)};
-            float scale = load<float>(column + (8 * plane + 4 * s) + 16 * c);
-            u32 sums = load<u32>(column + (9 * plane + 4 * s) + 16 * c);
+            u32 plane = 16 * rematerialize(cells);
+            const u8* token = x + token_of(k, tokens) * ACTIVATION_PLANES * plane;
+            u32x4 q[2] = {load<u32x4>(token + 2 * s * plane + 16 * c),
+                          load<u32x4>(token + (2 * s + 1) * plane + 16 * c)};
+            float scale = load<float>(token + (8 * plane + 4 * s) + 16 * c);
+            u32 sums = load<u32>(token + (9 * plane + 4 * s) + 16 * c);
             RF_UNROLL
             for (u32 r = 0; r < N; ++r) {
                 sum[r][k] += scale * run[r].dot(q, sums);
-                computed(sum[r][k]);
+                materialize(sum[r][k]);
             }
             schedule_barrier();
         }
     }
 }
 template <class T, u32 N>
-RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], Floats<T> (&w)[N], const u8* x, u32 columns, u32 cells, u32 c) {
+RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], Floats<T> (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
     RF_UNROLL
     for (u32 k = 0; k < RF_TOKENS; ++k) {
-        const u8* column = x + column_of(k, columns) * column_bytes(w[0], cells) + 64 / sizeof(T) * c;
+        const u8* token = x + token_of(k, tokens) * token_bytes(w[0], cells) + 64 / sizeof(T) * c;
         RF_UNROLL
         for (u32 i = 0; i < 16 / sizeof(T); i += 4) {
-            f32x4 v = load<f32x4>(column + 4 * i);
+            f32x4 v = load<f32x4>(token + 4 * i);
             RF_UNROLL
             for (u32 r = 0; r < N; ++r) {
                 RF_UNROLL
                 for (u32 j = 0; j < 4; ++j) sum[r][k] += w[r].value(i + j) * element(v, j);
-                computed(sum[r][k]);
+                materialize(sum[r][k]);
             }
             schedule_barrier();
         }
@@ -180,11 +180,11 @@ RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells
     }
 }
 
-// Adds the products of N rows with the columns, over cells first, first + step, ...; AHEAD cells are loaded together,
-// of one column the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
+// Adds the products of N rows with the tokens, over cells first, first + step, ...; AHEAD cells are loaded together,
+// of one token the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
 // is called when that has.
 template <class F, u32 N, u32 AHEAD, class Ready>
-RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 columns,
+RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
                                u32 cells, u32 first, u32 step, Ready ready) {
     u32 c = first, ahead = (AHEAD - 1) * step;
     if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT) {
@@ -194,7 +194,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         ready();
         while (c + ahead < cells) {
             RF_UNROLL
-            for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
+            for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
             c += AHEAD * step;
             if (c + ahead < cells) load_cells(w, row, cells, c, step);
         }
@@ -207,7 +207,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         load_cells(w, row, cells, c, step);
         if (RF_TOKENS == 1) schedule_barrier();  // all loads come first
         RF_UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, columns, cells, c + a * step);
+        for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
     }
     return c;
 }
@@ -215,15 +215,15 @@ struct Nothing {
     RF_MEMBER void operator()() const {}
 };
 template <class F, u32 N, class Ready = Nothing>
-RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 columns, u32 cells,
+RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
                           u32 first, u32 step, Ready ready = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
         const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
-        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, columns, cells, first, step, ready);
-        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, Nothing());
+        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, ready);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, Nothing());
     } else {
-        accumulate_ahead<F, N, 1>(sum, row, x, columns, cells, first, step, ready);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, ready);
     }
 }
 
@@ -240,7 +240,7 @@ RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     }
 }
 
-// The norm that one column still lacks: division by its root mean square. Its int8 values are those before, whose
+// The norm that one token still lacks: division by its root mean square. Its int8 values are those before, whose
 // squares are here, a sum for each 32; null where nothing is lacking. Products are multiplied by its factor.
 struct Norm {
     const float* squares;
@@ -307,30 +307,30 @@ RF_DEVICE const u8* row_of(const void* matrix, u64 offset) { return static_cast<
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), to float32, or int8 for the product that follows. A group
 // takes the same rows of both matrices, and a block has whole runs of 32 rows, a scale each. Blocks past the last row
 // fill up the last cell with zeros. The results are written as those of tokens `to` and following.
-RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 columns, u32 cells,
+RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 tokens, u32 cells,
                              const GatedOutput& out, u32 to = 0) {
     const u32 SIZE = RF_TOKENS * BLOCK_ROWS;
     RF_SHARED struct {
         alignas(16) float gate[SIZE], up[SIZE];
     } sums;
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, first = BLOCK_ROWS * block_x();
-    const u8* row[2 * PAIRS];
+    const u8* row[2 * GATED_ROWS];
     RF_UNROLL
-    for (u32 p = 0; p < PAIRS; ++p) {
-        u32 r = minimum(i32(first + PAIRS * group + p), i32(m.rows - 1));
+    for (u32 p = 0; p < GATED_ROWS; ++p) {
+        u32 r = minimum(i32(first + GATED_ROWS * group + p), i32(m.rows - 1));
         row[2 * p] = row_of(m.gate, u64(r) * RF_QTYPE::row_bytes(cells));
         row[2 * p + 1] = row_of(m.up, u64(r) * RF_QTYPE::row_bytes(cells));
     }
-    float sum[2 * PAIRS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<RF_QTYPE, 2 * PAIRS>(sum, row, x, columns, cells, rank, GATED_LANES, [&] {
+    float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
+    accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     });
-    reduce_group<2 * PAIRS>(sum, GATED_LANES);
+    reduce_group<2 * GATED_ROWS>(sum, GATED_LANES);
     RF_UNROLL
-    for (u32 p = 0; p < PAIRS; ++p) {
+    for (u32 p = 0; p < GATED_ROWS; ++p) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            u32 at = k * BLOCK_ROWS + PAIRS * group + p;
+            u32 at = k * BLOCK_ROWS + GATED_ROWS * group + p;
             if (rank == k) sums.gate[at] = sum[2 * p][k], sums.up[at] = sum[2 * p + 1][k];
         }
     }
@@ -344,17 +344,17 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
             float g = factor * sums.gate[at] + (m.gate_bias ? m.gate_bias[r] : 0.0f);
             float u = factor * sums.up[at] + (m.up_bias ? m.up_bias[r] : 0.0f);
             value = gated(m.activation, g, u);
-            if (out.y && k < columns) out.y[u64(to + k) * m.rows + r] = value;
+            if (out.y && k < tokens) out.y[u64(to + k) * m.rows + r] = value;
         }
         if (!out.quantized) continue;
         if (at < SIZE) sums.gate[at] = value;
         wave_barrier();
         at = from + 4 * lane();
-        // lanes past the last row or column write nothing, since their element is past the end
-        bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < columns;
+        // lanes past the last row or token write nothing, since their element is past the end
+        bool wanted = 4 * lane() < RF_WAVE && at < SIZE && at / BLOCK_ROWS < tokens;
         at = wanted ? at : from;
-        u8* column = out.quantized + u64(to + at / BLOCK_ROWS) * activation_bytes(out.cells);
-        store_activation(column, out.cells, wanted ? first + at % BLOCK_ROWS : out.cells * CELL,
+        u8* token = out.quantized + u64(to + at / BLOCK_ROWS) * activation_bytes(out.cells);
+        store_activation(token, out.cells, wanted ? first + at % BLOCK_ROWS : out.cells * CELL,
                          load<f32x4>(sums.gate + at));
     }
 }

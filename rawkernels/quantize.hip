@@ -1,4 +1,4 @@
-// Activations as products with packed weights want them: int8, or float16 units (`Rounded` in quants.h).
+// Activations as products with packed weights want them: int8, or float16 fragments (`Quantized` in quants.h).
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -6,7 +6,7 @@ namespace rocforge {
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // x is (rows, size); the rows' filled-up cells are written as zeros. A thread takes four elements of a row.
-RF_KERNEL(THREADS) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 columns) {
+RF_KERNEL(THREADS) rf_quantize_activations(const float* x, u8* y, i32 size, i32 cells, u32 width) {
     wait_for_previous();
     u32 k = 4 * THREADS * block_x() + 4 * thread_x();
     x += u64(block_y()) * size;
@@ -19,14 +19,14 @@ RF_KERNEL(THREADS) rf_quantize_activations(const float* x, u8* y, i32 size, i32 
         if (k + 2 < u32(size)) v.z = x[k + 2];
         if (k + 3 < u32(size)) v.w = x[k + 3];
     }
-    Rounded{y, columns, u32(cells)}.store(block_y(), k, v);
+    Quantized{y, width, u32(cells)}.store(block_y(), k, v);
 }
 
 // x as float16, for the libraries' products; what float16 cannot hold becomes its largest value. A thread a value.
 RF_KERNEL(THREADS) rf_to_fp16(const float* x, f16* y, i64 size) {
     wait_for_previous();
     i64 i = i64(block_x()) * THREADS + thread_x();
-    if (i < size) y[i] = from_float<f16>(held(x[i]));
+    if (i < size) y[i] = from_float<f16>(clamp_fp16(x[i]));
 }
 
 }  // namespace rocforge

@@ -1,13 +1,13 @@
-// Products of 8 to 64 columns with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
+// Products of 8 to 64 tokens with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_TOKENS, to which the columns are filled up (8, 16, 32 or 64; x as `store_units` leaves
-// it), RF_ROW_WAVES and RF_ROW_TILES.
+// launch, where it differs, RF_TOKENS, to which the tokens are filled up (8, 16, 32 or 64; x as `store_fragments`
+// leaves it), RF_ROW_WAVES and RF_ROW_TILES.
 //
-// A wave multiplies RF_ROW_TILES tiles of 16 rows with all columns. The lanes that share a row of a fragment
-// take a cell each, of UNIT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and codes
-// become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES shares
-// of the depth, whose sums meet in LDS.
+// A wave multiplies RF_ROW_TILES tiles of 16 rows with all tokens. The lanes that share a row of a fragment
+// take a cell each, of FRAGMENT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and
+// codes become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES
+// shares of the depth, whose sums meet in LDS.
 #include "target/fragments.h"
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
@@ -21,7 +21,7 @@ namespace rocforge {
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
-const u32 TILES = RF_ROW_TILES, COLUMN_TILES = (RF_TOKENS + 15) / 16;
+const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
 const u32 RESIDENT = THREADS * (TILES > 1 ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
 
 const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
@@ -29,8 +29,8 @@ struct Shared {
     alignas(16) float sums[WAVES][16][16 * TILES + PAD];
 };
 
-// Sixteen elements of a cell in float16, in the order of units: codes * scale + min. Codes become float16 in the last
-// places of 1024, and lose what they are above by there.
+// Sixteen elements of a cell in float16, in the order of fragments: codes * scale + min. Codes become float16 in the
+// last places of 1024, and lose what they are above by there.
 template <class F>
 RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
     u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
@@ -57,16 +57,16 @@ RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, fl
 }
 
 struct Sums {
-    Accumulator of[TILES][COLUMN_TILES];
+    Accumulator of[TILES][TOKEN_TILES];
 };
 
-// Where a wave is: at a run of UNIT_CELLS cells of its rows, or past its last one.
+// Where a wave is: at a run of FRAGMENT_CELLS cells of its rows, or past its last one.
 struct Position {
     const u8* row[TILES][FRAGMENT_PARTS];
     u32 number, cells;
-    RF_MEMBER bool any() const { return number * UNIT_CELLS < cells; }
+    RF_MEMBER bool any() const { return number * FRAGMENT_CELLS < cells; }
     // Lanes past the row's last cell have that one again, times zero.
-    RF_MEMBER u32 own() const { return number * UNIT_CELLS + part_lane(); }
+    RF_MEMBER u32 own() const { return number * FRAGMENT_CELLS + part_lane(); }
     RF_MEMBER u32 cell() const { return minimum(i32(own()), i32(cells - 1)); }
     RF_MEMBER bool wanted() const { return own() < cells; }
 };
@@ -103,7 +103,7 @@ struct Cells {
     }
 };
 
-// Adds the products of a run with all columns, and loads the one after.
+// Adds the products of a run with all tokens, and loads the one after.
 template <class F>
 RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
     Cells<F> after;
@@ -118,9 +118,10 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
             min[m][p] = at.wanted() ? w.of[m][p].outer_min() : 0.0f;
         }
     }
-    u32 units[FRAGMENT_PARTS];
+    u32 chunks[FRAGMENT_PARTS];
     RF_UNROLL
-    for (u32 p = 0; p < FRAGMENT_PARTS; ++p) units[p] = 16 * unit_at(RF_TOKENS, part_row(p) % RF_TOKENS, at.cell(), 0);
+    for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
+        chunks[p] = 16 * fragment_at(RF_TOKENS, part_row(p) % RF_TOKENS, at.cell(), 0);
     RF_UNROLL
     for (u32 half = 0; half < 8; ++half) {
         u32 a[TILES][FRAGMENT_PARTS][8], s = half / 2, h = half % 2;
@@ -135,7 +136,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
         w.load_planes(at, 8 + half);
         if (next.any()) after.load_planes(next, half);
         RF_UNROLL
-        for (u32 n = 0; n < COLUMN_TILES; ++n) {
+        for (u32 n = 0; n < TOKEN_TILES; ++n) {
             schedule_barrier();
             u32 b[FRAGMENT_PARTS][8];
             RF_UNROLL
@@ -143,22 +144,23 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
                 RF_UNROLL
                 for (u32 j = 0; j < 2; ++j) {
                     // what all lanes share comes first, so that it is scalar
-                    const u8* shared_by_lanes = x + anew(16 * UNIT_CELLS * ((2 * half + j) * RF_TOKENS + 16 * n));
-                    u32x4 unit = load<u32x4>(shared_by_lanes + units[p]);
+                    const u8* shared_by_lanes =
+                        x + rematerialize(16 * FRAGMENT_CELLS * ((2 * half + j) * RF_TOKENS + 16 * n));
+                    u32x4 chunk = load<u32x4>(shared_by_lanes + chunks[p]);
                     RF_UNROLL
-                    for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(unit, i);
+                    for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(chunk, i);
                 }
             }
             RF_UNROLL
             for (u32 step = 0; step < 8; step += FRAGMENT_PAIRS) {
-                PairFragment columns = fragment_of(b, step);
+                PairFragment x_fragment = fragment_of(b, step);
                 RF_UNROLL
                 for (u32 m = 0; m < TILES; ++m) {
                     if (RF_TOKENS == 8)
-                        multiply_add_half(sums.of[m][n], fragment_of(a[m], step), columns);
+                        multiply_add_half(sums.of[m][n], fragment_of(a[m], step), x_fragment);
                     else
-                        multiply_add(sums.of[m][n], fragment_of(a[m], step), columns);
-                    computed(sums.of[m][n].x[0]);
+                        multiply_add(sums.of[m][n], fragment_of(a[m], step), x_fragment);
+                    materialize(sums.of[m][n].x[0]);
                 }
             }
         }
@@ -166,7 +168,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
     w = after;
 }
 
-// The products of the wave's rows with all columns, from its first run `at` on; loads the run that comes `then`.
+// The products of the wave's rows with all tokens, from its first run `at` on; loads the run that comes `then`.
 template <class F>
 RF_DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x) {
     Sums sums = {};
@@ -182,7 +184,7 @@ RF_DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8
     return sums;
 }
 
-// Puts a wave's sums of 16 columns into LDS, where those of all shares of the depth are added up by `summed`.
+// Puts a wave's sums of 16 tokens into LDS, where those of all shares of the depth are added up by `summed`.
 RF_DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
     barrier();  // what was there has been used
     RF_UNROLL
@@ -194,10 +196,10 @@ RF_DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
     barrier();
 }
 // Of row `row` of run `run`.
-RF_DEVICE float summed(const Shared& shared, u32 run, u32 column, u32 row) {
+RF_DEVICE float summed(const Shared& shared, u32 run, u32 token, u32 row) {
     float sum = 0.0f;
     RF_UNROLL
-    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * RF_ROW_WAVES + run][column][row];
+    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * RF_ROW_WAVES + run][token][row];
     return sum;
 }
 
@@ -214,7 +216,7 @@ RF_DEVICE Position first_run(u32 cells, RowOf row_of) {
     return at;
 }
 
-// x as `store_units` leaves it. A residual, of the shape of the first result, is added to that.
+// x as `store_fragments` leaves it. A residual, of the shape of the first result, is added to that.
 struct TileParams {
     const u8* x;
     u32 tokens, cells;
@@ -237,7 +239,7 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     wait_for_previous();
     Sums sums = multiply(w, at, none, p.x);
     RF_UNROLL
-    for (u32 n = 0; n < COLUMN_TILES; ++n) {
+    for (u32 n = 0; n < TOKEN_TILES; ++n) {
         share(shared, sums, n);
         RF_NO_UNROLL
         for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
@@ -264,9 +266,9 @@ rf_tile_products(TileParams p) {
     product<RF_QTYPE>(shared, p, m, number, block);
 }
 
-// As `gated_product` of products.h, where what is quantized are units; a wave has the same rows of gate and up: half of
-// its own each. Rows past the last fill up the last cell with zeros. Each of the grid's blocks takes several of the
-// launch's, and begins to load the next while its waves' sums meet.
+// As `gated_product` of products.h, where what is quantized are fragments; a wave has the same rows of gate and up:
+// half of its own each. Rows past the last fill up the last cell with zeros. Each of the grid's blocks takes several of
+// the launch's, and begins to load the next while its waves' sums meet.
 struct TileGatedParams {
     const u8* x;
     u32 tokens, cells;
@@ -300,7 +302,7 @@ rf_tile_gated(TileGatedParams p) {
         Sums sums = multiply(w, at, next, p.x);
         at = next;
         RF_UNROLL
-        for (u32 n = 0; n < COLUMN_TILES; ++n) {
+        for (u32 n = 0; n < TOKEN_TILES; ++n) {
             share(shared, sums, n);
             RF_NO_UNROLL
             for (u32 i = thread_x(); i < height * 16; i += THREADS) {
@@ -315,7 +317,7 @@ rf_tile_gated(TileGatedParams p) {
                     value = gated(m.activation, g, u);
                     if (p.out.y) p.out.y[u64(k) * m.rows + r] = value;
                 }
-                if (p.out.quantized) store_unit(p.out.quantized, RF_TOKENS, p.out.cells, k, r, value);
+                if (p.out.quantized) store_fragment(p.out.quantized, RF_TOKENS, p.out.cells, k, r, value);
             }
         }
     }

@@ -1,7 +1,10 @@
 """Fixtures and options for all tests."""
 
 import secrets
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,3 +32,23 @@ def pytest_report_header(config):
 def rng(request):
     """Random numbers, the same for a test at each run with one seed."""
     return np.random.default_rng([request.config.option.seed, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The path of a wheel built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        Path(__file__).parents[1],
+    ]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    return path

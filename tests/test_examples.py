@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from golden import demo
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 GENERATE = [sys.executable, str(ROOT / "examples" / "generate.py")]
 

@@ -8,6 +8,8 @@ import pytest
 from golden import BOUNDS, CASES, build, demo, load, reference, relative_error
 from golden.models import MIXED, VARIANTS, qtype_of, tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

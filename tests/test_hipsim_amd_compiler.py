@@ -8,7 +8,7 @@ import pytest
 from offline import code_objects, needs_amd_compiler
 from simulated_program import needs_wheel, simulate
 
-pytestmark = [needs_amd_compiler, needs_wheel]
+pytestmark = [needs_amd_compiler, needs_wheel, pytest.mark.slow]
 
 HASH = 40
 """Bytes that CuPy puts before what it keeps."""

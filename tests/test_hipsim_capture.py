@@ -3,7 +3,7 @@
 import pytest
 from simulated_program import error_of, needs_wheel, output_of
 
-pytestmark = needs_wheel
+pytestmark = [needs_wheel, pytest.mark.slow]
 
 TRY = """
 import threading

@@ -7,7 +7,7 @@ from simulated_program import error_of, needs_wheel, output_of, simulate
 
 from rocforge.device.cards import AMD
 
-pytestmark = needs_wheel
+pytestmark = [needs_wheel, pytest.mark.slow]
 
 COMPILE = """
 from cupy_backends.cuda.libs import nvrtc

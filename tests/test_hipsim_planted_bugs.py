@@ -7,7 +7,7 @@ beside it and must give the right data, so that the test cannot pass for another
 import pytest
 from simulated_program import error_of, needs_wheel, output_of, simulate
 
-pytestmark = needs_wheel
+pytestmark = [needs_wheel, pytest.mark.slow]
 
 
 # ---- order

@@ -10,7 +10,9 @@ from offline import SOURCES, amd_compiler, compilation, needs_amd_compiler
 
 from rocforge.device.kernels import PREFIX, source_folder
 
-FILES = sorted(path for path in source_folder().iterdir() if path.suffix in (".h", ".hip"))
+pytestmark = pytest.mark.slow
+
+FILES = sorted(path for path in source_folder().rglob("*") if path.suffix in (".h", ".hip"))
 MACRO = r"^[ \t]*#[ \t]*define[ \t]+(\w+)"
 COMMENT_OR_STRING = r"//[^\n]*|\"(?:\\.|[^\"\\\n])*\""
 DIRECTIVE = r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"

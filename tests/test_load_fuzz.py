@@ -3,6 +3,8 @@
 import pytest
 from fuzz_gguf import architectures, case, problem_of, runs
 
+pytestmark = pytest.mark.slow
+
 CASES, PARTS = 2400, 8
 
 

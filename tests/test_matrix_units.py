@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from simulated_program import RUN, needs_wheel
 
-pytestmark = needs_wheel
+pytestmark = [needs_wheel, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = [

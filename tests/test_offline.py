@@ -24,6 +24,8 @@ from rocforge.device.cards import AMD
 from rocforge.device.kernels import PREFIX
 from rocforge.formats.planar import PLANAR
 
+pytestmark = pytest.mark.slow
+
 NVIDIA = {"sm_75": False, "sm_90": True}
 """The oldest generation that is supported, and the first whose launches overlap; whether every format is compiled."""
 LDS_LIMIT = 64 << 10

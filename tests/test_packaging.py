@@ -2,12 +2,13 @@
 
 import os
 import subprocess
-import sys
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 GENERATE = """
@@ -17,29 +18,19 @@ import rocforge as rf
 from rocforge.device.kernels import source_folder
 from rocforge.selftest.model import demo_model
 assert not Path(rf.__file__).is_relative_to(sys.argv[2]), rf.__file__
-assert (source_folder() / "platform.h").is_file()
+assert (source_folder() / "target" / "platform.h").is_file()
 assert demo_model().is_relative_to(Path(rf.__file__).parent)
 model, tokenizer = rf.load(sys.argv[1], device="cpu")
 print(repr(rf.generate(model, tokenizer, "def fibonacci(n):", max_tokens=16, temperature=0)))
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The path of a wheel built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
-    subprocess.run(command, check=True)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
 def test_contents(wheel):
-    """Modules, the chat page, kernels, the demo model for the selftest, licence; no tests."""
+    """Modules, the chat page, the marker of types, kernels, the demo model for the selftest, licence; no tests."""
     names = zipfile.ZipFile(wheel).namelist()
-    sources = [path for kind in ("*.py", "*.html") for path in (ROOT / "rocforge").rglob(kind)]
+    sources = [path for kind in ("*.py", "*.html", "py.typed") for path in (ROOT / "rocforge").rglob(kind)]
     modules = {f"rocforge/{path.relative_to(ROOT / 'rocforge')}" for path in sources}
-    kernels = {f"rocforge/rawkernels/{path.name}" for path in (ROOT / "rawkernels").iterdir()}
+    kernels = {f"rocforge/{path.relative_to(ROOT)}" for path in (ROOT / "rawkernels").rglob("*") if path.is_file()}
     packaged = {name for name in names if ".dist-info/" not in name}
     assert packaged == modules | kernels | {"rocforge_command.py", "rocforge/selftest/demo-11M-Q8_0.gguf"}
     assert any(name.endswith("licenses/LICENSE") for name in names)

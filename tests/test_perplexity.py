@@ -11,6 +11,8 @@ import rocforge as rf
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from perplexity import perplexity
 
+pytestmark = pytest.mark.slow
+
 # From tests/: python -m golden.demo FOLDER; then in FOLDER: .../torch_perplexity.py demo-F16.gguf excerpt.txt
 PYTORCH, TOKENS = 9.36246, 9198
 

@@ -12,10 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "demo_model" / "demo-11M-Q8_0.gguf"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("cupy_backends") is None or bool(os.environ.get("HIPSIM_ARCH")),
-    reason="needs cupy-rocm-7-0, and to start the simulator itself",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("cupy_backends") is None or bool(os.environ.get("HIPSIM_ARCH")),
+        reason="needs cupy-rocm-7-0, and to start the simulator itself",
+    ),
+    pytest.mark.slow,
+]
 
 
 def simulated(arch, *words):

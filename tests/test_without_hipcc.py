@@ -19,10 +19,13 @@ DEMO = ROOT / "examples" / "demo_model" / "demo-11M-Q8_0.gguf"
 RUN = [sys.executable, str(ROOT / "tests" / "hipsim" / "run"), "--no-hipcc", "--arch", "gfx1030,gfx1036"]
 PROMPT, OPTIONS = "def fibonacci(n):", ["--max-tokens", "12", "--temperature", "0", "--quiet"]
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("cupy_backends") is None or bool(os.environ.get("HIPSIM_ARCH")),
-    reason="needs cupy-rocm-7-0, and to start the simulator itself",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("cupy_backends") is None or bool(os.environ.get("HIPSIM_ARCH")),
+        reason="needs cupy-rocm-7-0, and to start the simulator itself",
+    ),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")

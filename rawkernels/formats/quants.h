@@ -349,9 +349,28 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
 };
 
-// ---- Activations: columns of int8 with a float32 scale for each 32 elements ----
+// ---- Values with the bits that the gguf package gives: of a code, less OFFSET, of half h of run s ----
+
+template <class W>
+RF_DEVICE float value_of(const W& w, u32 s, u32 h, i32 q) {
+    float scale = w.scale(s, h);
+    if constexpr (W::ELEMENTS == 256) scale = mul_rn(w.outer_scale(), scale);
+    float value = mul_rn(scale, float(q));
+    if constexpr (W::MINS) value = add_rn(value, W::ELEMENTS == 256 ? mul_rn(w.outer_min(), w.min(s, h)) : w.min(s, h));
+    return value;
+}
+
+// Small powers of two by their bits, since the device may take subnormal factors for zero.
+RF_DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
+    u32 e = byte_of(w.tail, s), size = q < 0 ? -q : q, sign = q < 0 ? 0x80000000u : 0;
+    if (e >= 8) return mul_rn(w.scale(s, h), float(q));
+    if (size << e < 8) return bits_float(sign | size << (21 + e));
+    return bits_float(sign | (float_bits(float(size)) - ((128 - e) << 23)));
+}
+
+// ---- Activations: rows of int8, one a token, with a float32 scale for each 32 elements ----
 //
-// A column of `cells` cells is ACTIVATION_PLANES planes of 16 bytes a cell: planes 0 to 7 the values, 16 elements each;
+// A row of `cells` cells is ACTIVATION_PLANES planes of 16 bytes a cell: planes 0 to 7 the values, 16 elements each;
 // plane 8 the four scales; plane 9 the sums of the values, for each 32 elements a pair of int16: first and second half.
 
 const u32 ACTIVATION_PLANES = 10;
@@ -362,20 +381,20 @@ struct Activation {
     u32x4 q[8];
     f32x4 scale;
     u32x4 sums;
-    RF_MEMBER void load(const u8* column, u32 cells, u32 c) {
+    RF_MEMBER void load(const u8* row, u32 cells, u32 c) {
         RF_UNROLL
-        for (u32 p = 0; p < 8; ++p) q[p] = rocforge::load<u32x4>(column + 16 * (p * cells + c));
-        scale = rocforge::load<f32x4>(column + 16 * (8 * cells + c));
-        sums = rocforge::load<u32x4>(column + 16 * (9 * cells + c));
+        for (u32 p = 0; p < 8; ++p) q[p] = rocforge::load<u32x4>(row + 16 * (p * cells + c));
+        scale = rocforge::load<f32x4>(row + 16 * (8 * cells + c));
+        sums = rocforge::load<u32x4>(row + 16 * (9 * cells + c));
     }
     RF_MEMBER i32 sum(u32 s, u32 h) const { return h ? i32(element(sums, s)) >> 16 : i32(i16(element(sums, s))); }
 };
 
-// Quantizes elements k to k + 3 of a column, which is filled up to whole cells with zeros; k past that writes nothing.
+// Quantizes elements k to k + 3 of a row, which is filled up to whole cells with zeros; k past that writes nothing.
 // All lanes of the wave call it together, eight consecutive lanes (the first a multiple of 8) with 32 consecutive
 // elements, k % 32 == 0 first. The largest is found by its bits, of which a NaN has more than an infinity, and that
 // more than any number: the scale of 32 elements is what is not finite among them, and with it all their products.
-RF_DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
+RF_DEVICE void store_activation(u8* row, u32 cells, u32 k, f32x4 v) {
     auto size = [](float x) { return i32(float_bits(x) & 0x7fffffff); };
     i32 bits = maximum(maximum(size(v.x), size(v.y)), maximum(size(v.z), size(v.w)));
     float most = bits_float(reduce_lanes<8>(bits, Maximum()));
@@ -387,30 +406,30 @@ RF_DEVICE void store_activation(u8* column, u32 cells, u32 k, f32x4 v) {
     u32 cell = k / CELL, within = k % CELL;
     if (cell >= cells) return;
     u32 q = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | u32(d) << 24;
-    *reinterpret_cast<u32*>(column + 16 * (within / 16 * cells + cell) + within % 16) = q;
+    *reinterpret_cast<u32*>(row + 16 * (within / 16 * cells + cell) + within % 16) = q;
     if (k % 32 == 0) {
         u32 s = within / 32;
-        *reinterpret_cast<float*>(column + 16 * (8 * cells + cell) + 4 * s) = scale;
-        *reinterpret_cast<u32*>(column + 16 * (9 * cells + cell) + 4 * s) = (sum & 0xffff) | u32(second) << 16;
+        *reinterpret_cast<float*>(row + 16 * (8 * cells + cell) + 4 * s) = scale;
+        *reinterpret_cast<u32*>(row + 16 * (9 * cells + cell) + 4 * s) = (sum & 0xffff) | u32(second) << 16;
     }
 }
 
-// ---- Activations in float16, for products of many columns on the matrix unit ----
+// ---- Activations in float16 fragments, for products of many tokens on the matrix unit ----
 //
-// `columns` columns (a power of two, 8 at least) of `cells` cells. A unit is eight elements of a column: 16 bytes,
-// which hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. UNIT_CELLS consecutive cells are what
-// the lanes of a wave that share a column multiply at a time; unit j of all columns' cells lies together:
+// `width` tokens (a power of two, 8 at least) of `cells` cells. A chunk is eight elements of a token: 16 bytes, which
+// hold elements 0 2 1 3 4 6 5 7, since weights are unpacked in that order. FRAGMENT_CELLS consecutive cells are what
+// the lanes of a wave that share a token multiply at a time; chunk j of all tokens' cells lies together:
 //
-//     unit j of cell c of column k at ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS
+//     chunk j of cell c of token k at ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS
 
-const u32 UNIT_CELLS = FRAGMENT_LANES;
+const u32 FRAGMENT_CELLS = FRAGMENT_LANES;
 
-RF_DEVICE u32 unit_at(u32 columns, u32 k, u32 c, u32 j) {
-    return ((c / UNIT_CELLS * 16 + j) * columns + k) * UNIT_CELLS + c % UNIT_CELLS;
+RF_DEVICE u32 fragment_at(u32 width, u32 k, u32 c, u32 j) {
+    return ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS;
 }
 
 // What float16 cannot hold becomes its largest value; infinities and NaNs stay.
-RF_DEVICE float held(float x) {
+RF_DEVICE float clamp_fp16(float x) {
     float cut = maximum(minimum(x, 65504.0f), -65504.0f);
     return absolute(x) < infinity() ? cut : x;
 }
@@ -418,32 +437,32 @@ RF_DEVICE float held(float x) {
 // Four values in float16, to an address of whole eight bytes.
 RF_DEVICE void store_fp16(f16* to, f32x4 v) {
     u32x2 pairs;
-    pairs.x = pack_fp16(held(v.x), held(v.y)), pairs.y = pack_fp16(held(v.z), held(v.w));
+    pairs.x = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.y)), pairs.y = pack_fp16(clamp_fp16(v.z), clamp_fp16(v.w));
     *reinterpret_cast<u32x2*>(to) = pairs;
 }
 
-// Elements i to i + 3 of column k, i being a multiple of 4; i past the cells writes nothing.
-RF_DEVICE void store_units(u8* x, u32 columns, u32 cells, u32 k, u32 i, f32x4 v) {
+// Elements i to i + 3 of token k, i being a multiple of 4; i past the cells writes nothing.
+RF_DEVICE void store_fragments(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v) {
     if (i >= cells * CELL) return;
     u32x2 pairs;
-    pairs.x = pack_fp16(held(v.x), held(v.z)), pairs.y = pack_fp16(held(v.y), held(v.w));
-    *reinterpret_cast<u32x2*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
+    pairs.x = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.z)), pairs.y = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
+    *reinterpret_cast<u32x2*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
 }
 // Element i alone.
-RF_DEVICE void store_unit(u8* x, u32 columns, u32 cells, u32 k, u32 i, float v) {
+RF_DEVICE void store_fragment(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
     if (i >= cells * CELL) return;
     u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
-    f16* unit = reinterpret_cast<f16*>(x + u64(unit_at(columns, k, i / CELL, i % CELL / 8)) * 16);
-    unit[place] = from_float<f16>(held(v));
+    f16* chunk = reinterpret_cast<f16*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16);
+    chunk[place] = from_float<f16>(clamp_fp16(v));
 }
 
-// Where activations for the next product go, in the form that it takes: units of `columns` columns, or, where columns
-// is 0, int8. All lanes of the wave call `store` together, as store_activation has it.
-struct Rounded {
+// Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is
+// 0, int8. All lanes of the wave call `store` together, as store_activation has it.
+struct Quantized {
     u8* data;
-    u32 columns, cells;
+    u32 width, cells;
     RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
-        if (columns) return store_units(data, columns, cells, k, i, v);
+        if (width) return store_fragments(data, width, cells, k, i, v);
         store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
     }
 };

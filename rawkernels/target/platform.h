@@ -163,17 +163,18 @@ RF_DEVICE void schedule_barrier() {
 #endif
 }
 
-// The same number, which all lanes share, computed anew from here: AMD's compiler otherwise keeps every address that an
-// unrolled loop will need, and runs out of registers.
-RF_DEVICE u32 anew(u32 shared_by_lanes) {
+// The same number, which all lanes share, opaque to AMD's compiler: it computes what follows from it here, where it
+// would otherwise keep every address that an unrolled loop will need, and run out of registers.
+RF_DEVICE u32 rematerialize(u32 shared_by_lanes) {
 #ifdef RF_PLATFORM_AMD
     asm volatile("" : "+s"(shared_by_lanes));
 #endif
     return shared_by_lanes;
 }
 
-// AMD's compiler computes x before anything that is computed anew after this, where it might else load for that first.
-RF_DEVICE void computed(float& x) {
+// AMD's compiler computes x before anything that follows from a rematerialize after this, where it might else load for
+// that first.
+RF_DEVICE void materialize(float& x) {
 #ifdef RF_PLATFORM_AMD
     asm volatile("" : "+v"(x));
 #endif
@@ -535,7 +536,7 @@ RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
 
 // ---- Floating point ----
 
-// Rounded products and sums that are not contracted into a fused multiply-add, and keep subnormals on NVIDIA.
+// Quantized products and sums that are not contracted into a fused multiply-add, and keep subnormals on NVIDIA.
 RF_DEVICE float mul_rn(float a, float b) {
 #if defined(RF_PLATFORM_NVIDIA)
     float c;

@@ -162,7 +162,7 @@ class _Attention(_Projected):
             q_norm = attn.attn_q_norm
             fused = {"q_norm": q_norm.weight, "k_norm": attn.attn_k_norm.weight, "eps": q_norm.eps}
         if gate is None and self.last_weight is not None:
-            return self.finish(stream.x, attn.attend(q, k, v, batch, then=self.last_weight, **fused), following)
+            return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
         y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
         return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
 

@@ -159,7 +159,8 @@ class Module:
         """Fill every Parameter from the array of its path; either all are filled, or none.
 
         Args:
-            weights: path -> array, such as an open GGUF file. Optional parameters may be absent, and become None.
+            weights: path -> array, such as an open GGUF file. Optional parameters may be absent, and become None;
+                what is no matrix becomes float32.
             convert: applied to each array: a copy to a device, say.
 
         Raises:

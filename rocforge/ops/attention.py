@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -134,7 +133,7 @@ def paged_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array = None,
-    then: Weight | None = None,
+    consumer: Weight | None = None,
 ) -> Array:
     """`attention` for each sequence of a batch, with keys and values from the cache.
 
@@ -142,11 +141,11 @@ def paged_attention(
         q: floats, shape (tokens, heads, key_dim).
         layer: its keys and values, the batch's stored already, its window, and which rows are whose.
         scale, softcap, sinks: as in `attention`.
-        then: the weight that the result is to be multiplied with, if that is all it is for.
+        consumer: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (tokens, heads, value_dim); with `then` (tokens, heads * value_dim), on a device in the form in
-        which a product with that takes it, where the kernels can write it.
+        float32, shape (tokens, heads, value_dim); with `consumer` (tokens, heads * value_dim), on a device in the form
+        in which a product with that takes it, where the kernels can write it.
 
     Raises:
         UnsupportedModelError: on a device, values of another length than keys.
@@ -154,7 +153,7 @@ def paged_attention(
     check_shape("attention", "sinks", sinks, q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return attention_device.paged_attention(q, layer, scale, softcap, sinks, then)
+        return attention_device.paged_attention(q, layer, scale, softcap, sinks, consumer)
     keys, values, spans = layer.keys, layer.values, layer.spans
     out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
     options = {"scale": scale, "window": layer.window, "softcap": softcap, "sinks": sinks}
@@ -165,7 +164,7 @@ def paged_attention(
         out[rows] = _attention_of_single_queries(q[rows], keys, values, single, **options)
     for span in spans:
         out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
-    return out if then is None else out.reshape(len(q), -1)
+    return out if consumer is None else out.reshape(len(q), -1)
 
 
 def _attention_of_single_queries(
@@ -212,26 +211,26 @@ def attend(
     k_norm: Array = None,
     eps: float = 1e-6,
     scale: float | None = None,
-    **options: Any,
+    softcap: float | None = None,
+    sinks: Array = None,
+    consumer: Weight | None = None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query.
 
     Args:
         q, k, v, layer, rotation, q_norm, k_norm, eps: as in `rotate_and_store`.
-        scale: as in `attention`.
-        options: softcap, sinks and then, as in `paged_attention`.
+        scale, softcap, sinks, consumer: as in `paged_attention`.
 
     Returns:
         As `paged_attention`.
     """
     if get_array_module(q) is np:
         q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps)
-        return paged_attention(q, layer, scale=scale, **options)
-    options = {"softcap": None, "sinks": None, "then": None, **options}
-    check_shape("attention", "sinks", options["sinks"], q.shape[1:2])
+        return paged_attention(q, layer, scale=scale, softcap=softcap, sinks=sinks, consumer=consumer)
+    check_shape("attention", "sinks", sinks, q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps)
-    return attention_device.attend(q, fresh, layer, scale, **options)
+    return attention_device.attend(q, fresh, layer, scale, softcap, sinks, consumer)
 
 
 def rotate_and_store(

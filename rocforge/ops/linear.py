@@ -55,21 +55,21 @@ def linear_then_norm(
     residual: Array,
     norm: Array,
     eps: float,
-    weights: Sequence[Weight],
+    consumers: Sequence[Weight],
 ) -> tuple[Array, Array | PackedOperand | None]:
     """`linear(x, weight, bias, residual)` and, if that takes no launch of its own, its rms_norm for the next product.
 
     Args:
         x, weight, bias, residual: as in `linear`.
         norm, eps: weight (rows,) and epsilon of the norm.
-        weights: the matrices that the norm's result is to be multiplied with.
+        consumers: the matrices that the norm's result is to be multiplied with.
 
     Returns:
-        float32, shape (..., rows); and on a device the norm in the form that products with these weights take, of one
+        float32, shape (..., rows); and on a device the norm in the form that products with the consumers take, of one
         token that is int8, or float16 for the BLAS library; else None.
     """
     if get_array_module(weight) is not np:
-        both = device.linear_then_norm(x, weight, bias, residual, norm, eps, weights)
+        both = device.linear_then_norm(x, weight, bias, residual, norm, eps, consumers)
         if both is not None:
             return both
     return linear(x, weight, bias, residual), None
@@ -108,7 +108,7 @@ def gated_linear(
     gate_bias: Array = None,
     up_bias: Array = None,
     activate: str = "swiglu",
-    then: Weight | None = None,
+    consumer: Weight | None = None,
 ) -> Array | PackedOperand:
     """`activate(linear(x, gate, gate_bias), linear(x, up, up_bias))`; on a device in one launch for up to 64 tokens.
 
@@ -117,16 +117,16 @@ def gated_linear(
         gate, up: matrices of one shape.
         gate_bias, up_bias: shape (rows,), or None.
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
-        then: the weight that the result is to be multiplied with, if that is all it is for.
+        consumer: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
-        float32, shape (..., rows); with `then`, on a device, in the form in which a product with that takes it, where
-        the kernel can write it.
+        float32, shape (..., rows); with `consumer`, on a device, in the form in which a product with that takes it,
+        where the kernel can write it.
     """
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")
     if get_array_module(gate) is not np:
-        return device.gated_linear(x, gate, up, [gate_bias, up_bias], activate, then)
+        return device.gated_linear(x, gate, up, [gate_bias, up_bias], activate, consumer)
     return getattr(activation, activate)(*linears(x, [gate, up], [gate_bias, up_bias]))
 
 

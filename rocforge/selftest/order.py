@@ -116,7 +116,7 @@ def _graph(rounds: int, shape: tuple[int, int], rng: np.random.Generator) -> Out
         norm, x = stream.upload(floats(rng, columns)), stream.upload(floats(rng, 1, columns))
 
         def step() -> Any:
-            return linear(gated_linear(rms_norm(x, norm), gate, up, then=down), down, residual=x)
+            return linear(gated_linear(rms_norm(x, norm), gate, up, consumer=down), down, residual=x)
 
         step()
         current = cupy_module().cuda.get_current_stream()

@@ -132,7 +132,7 @@ def _feed_forward(shape: tuple[int, int], tokens: tuple[int, ...], rng: np.rando
 
 
 def _layer(x: Any, residual: Any, norm: Any, weights: dict[str, Any]) -> Any:
-    hidden = gated_linear(x, weights["gate"], weights["up"], then=weights["down"])
+    hidden = gated_linear(x, weights["gate"], weights["up"], consumer=weights["down"])
     after = [weights["after"]]
     y, normed = linear_then_norm(hidden, weights["down"], None, residual, norm, 1e-5, after)
     return asnumpy(linear(rms_norm(y, norm, 1e-5) if normed is None else normed, *after))

@@ -12,6 +12,8 @@ import rocforge as rf
 from rocforge.cli import bench
 from rocforge.cli.bench import Measurement
 
+pytestmark = pytest.mark.slow
+
 
 def test_json(rocforge, model):
     """Every repetition, the median and the spread of its rates, under llama-bench's names."""

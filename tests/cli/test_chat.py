@@ -9,6 +9,8 @@ from golden import demo
 import rocforge as rf
 from rocforge.cli.conversation import Conversation
 
+pytestmark = pytest.mark.slow
+
 TURNS = ["Tell me about lists. " * 20, "And dictionaries? " * 5, "Thanks."]
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
 

@@ -7,6 +7,8 @@ import pytest
 
 import rocforge as rf
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "def fibonacci(n):"
 
 

@@ -13,6 +13,8 @@ import gguf
 import pytest
 from golden import build
 
+pytestmark = pytest.mark.slow
+
 BUSY = """
 import hashlib, sys, time
 from rocforge.cli.interrupts import Interrupts

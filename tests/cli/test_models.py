@@ -10,6 +10,8 @@ from gguf_files import write
 import rocforge as rf
 from rocforge.cli.output import binary_size, count
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

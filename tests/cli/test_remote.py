@@ -8,6 +8,8 @@ import pytest
 
 from rocforge.cli.remote import metrics
 
+pytestmark = pytest.mark.slow
+
 METRICS = """\
 # HELP rocforge_generated_tokens_total Tokens of replies.
 # TYPE rocforge_generated_tokens_total counter

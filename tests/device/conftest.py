@@ -84,5 +84,5 @@ def path(tmp_path_factory) -> Path:
     from golden import build
 
     path = tmp_path_factory.mktemp("llama") / "model.gguf"
-    build(path, "llama", "Q8_0")
+    build(path, "llama-linear", "Q8_0")
     return path

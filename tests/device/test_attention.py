@@ -15,6 +15,8 @@ from rocforge.ops.attention import attend, attention, paged_attention, rotate_an
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
 
 
@@ -158,7 +160,7 @@ def test_rounded_for_a_product():
     q = cp.asarray(rng.standard_normal((2, 6, 64), np.float32))
     expected = paged_attention(q, batch.state_of(0)).get().reshape(2, 384)
     weight = rf.quantize(rng.standard_normal((4, 384), np.float32), "Q8_0").to_device("gpu")
-    y = paged_attention(q, batch.state_of(0), then=weight)
+    y = paged_attention(q, batch.state_of(0), consumer=weight)
     planes = y.data.get().reshape(2, 10, 3, 16)
     values = planes[:, :8].transpose(0, 2, 1, 3).reshape(2, 12, 32).view(np.int8).astype(np.float64)
     scales = planes[:, 8].copy().view(np.float32).reshape(2, 12, 1)
@@ -172,7 +174,7 @@ def test_fp16_for_a_product():
     batch = Batch.of(cache, [Chunk(0, 70, [1, 2, 3]), Chunk(700, 1, range(4, 26)), Chunk(20, 1, [26])])
     q = cp.asarray(rng.standard_normal((72, 6, 64), np.float32))
     weight = cp.asarray(rng.standard_normal((4, 384)).astype(np.float16))
-    y = paged_attention(q, batch.state_of(0), then=weight)
+    y = paged_attention(q, batch.state_of(0), consumer=weight)
     assert y.dtype == np.float16 and y.shape == (72, 384)
     assert cp.array_equal(y, paged_attention(q, batch.state_of(0)).astype(np.float16).reshape(72, 384))
 

@@ -14,6 +14,8 @@ from rocforge.ops.device import gemm
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.linear import linears
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def file(path):

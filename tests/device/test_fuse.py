@@ -11,6 +11,8 @@ import rocforge as rf
 from rocforge.load import load_model
 from rocforge.nn import Linear
 
+pytestmark = pytest.mark.slow
+
 SIMULATED = "HIPSIM_ARCH" in os.environ
 VARIANTS = ["qwen3", "gpt-oss"] if SIMULATED else ["gemma3", "gpt-oss", "llama3", "mixtral", "phi3", "qwen2", "qwen3"]
 SAME, MOVED = 1e-2, 1.5e-2

@@ -11,6 +11,8 @@ import rocforge as rf
 from rocforge.engine import step as decode
 from rocforge.load import load_model
 
+pytestmark = pytest.mark.slow
+
 PARAMS = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 
 

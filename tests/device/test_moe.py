@@ -15,6 +15,8 @@ from rocforge.ops.device.operands import quantized
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("softmax_before, normalize", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("tokens, count, used", [(1, 8, 2), (5, 128, 8), (33, 60, 4), (3, 4, 4)])

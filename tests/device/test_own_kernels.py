@@ -8,6 +8,8 @@ from pathlib import Path
 import golden
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 SERVED = f"""
 import sys
@@ -42,14 +44,14 @@ class Even:
         pass
 
 
-for fp16_weights in (False, True):
+for fp16_weights in map(bool, map(int, sys.argv[2])):
     with rf.open_gguf(sys.argv[1]) as file:
         model = load_model(file, "gpu", fp16_weights=fp16_weights)
     tokens = np.random.default_rng(1).integers(0, model.config.vocabulary, 100).tolist()
-    with rf.Engine(model, cache_tokens=2048, max_batch_tokens=96) as engine:
+    with rf.Engine(model, cache_tokens=2048, max_batch_tokens=72) as engine:
         for i, options in enumerate(SAMPLING):
-            params = rf.SamplingParams(max_tokens=5, ignore_eos=True, seed=i, **options)
-            engine.add(tokens[: 20 + 10 * i] + [i], params)  # prompts with one beginning, some cut in parts
+            params = rf.SamplingParams(max_tokens=4, ignore_eos=True, seed=i, **options)
+            engine.add(tokens[: 12 + 8 * i] + [i], params)  # prompts with one beginning, some cut in parts
         engine.add(tokens[:3], rf.SamplingParams(max_tokens=3, temperature=0), Even())
         while engine.busy:
             engine.step()
@@ -60,13 +62,20 @@ print(len(compiled), *compiled)
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator takes minutes for a model")
 @pytest.mark.parametrize(
-    ("variant", "recipe"),
-    [("llama", "F32"), ("llama-types", "MIXED"), ("qwen3moe", "Q4_K_M"), ("gemma3", "Q8_0"), ("gpt-oss", "Q8_0")],
+    ("variant", "recipe", "fp16_weights"),
+    [
+        ("llama", "F32", "0"),
+        ("llama-types", "MIXED", "01"),
+        ("qwen3moe", "Q4_K_M", "01"),
+        ("gemma3", "Q8_0", "0"),
+        ("gpt-oss", "Q8_0", "1"),
+    ],
 )
-def test_no_kernel_of_cupys(tmp_path, variant, recipe):
-    """In a new process, where nothing has been compiled yet."""
+def test_no_kernel_of_cupys(tmp_path, variant, recipe, fp16_weights):
+    """In a new process, where nothing has been compiled yet; without float16 weights, with them, or first one and then
+    the other."""
     golden.build(tmp_path / "model.gguf", variant, recipe)
-    command = [sys.executable, "-c", SERVED, str(tmp_path / "model.gguf")]
+    command = [sys.executable, "-c", SERVED, str(tmp_path / "model.gguf"), fp16_weights]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HIPSIM_REPORT": ""})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0"), done.stdout

@@ -22,6 +22,8 @@ from rocforge.ops.norm import rms_norm
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import half_steps, product_error, random_weight, relative_error, values_of
 
+pytestmark = pytest.mark.slow
+
 FLOATS = ["F32", "F16", "BF16"]
 RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
@@ -186,7 +188,7 @@ def test_gated_rounds_for_what_follows(rng, n, rows):
     gate, up = (random_weight(rng, "Q4_0", (rows, 256)).to_device("gpu") for _ in range(2))
     down = random_weight(rng, "Q8_0", (5, -(-rows // 32) * 32)).to_device("gpu")
     plain = gated_linear(cp.asarray(x), gate, up)
-    activations = gated_linear(cp.asarray(x), gate, up, then=down)
+    activations = gated_linear(cp.asarray(x), gate, up, consumer=down)
     assert np.array_equal(activations.data.get(), quantized(plain).data.get())
 
 

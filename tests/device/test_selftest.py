@@ -11,7 +11,10 @@ import pytest
 from rocforge.selftest.groups import GROUPS
 from rocforge.selftest.sizes import FULL, QUICK
 
-pytestmark = pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+pytestmark = [
+    pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches"),
+    pytest.mark.slow,
+]
 COMMAND = [sys.executable, "-m", "rocforge", "selftest", "--quick"]
 
 

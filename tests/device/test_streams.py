@@ -13,6 +13,8 @@ from rocforge.device import streams, tuning
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.selftest.weights import random_weight, relative_error
 
+pytestmark = pytest.mark.slow
+
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
 ROWS = MAX_TILE_TOKENS + 6
 """Of x: a product of the BLAS library's."""

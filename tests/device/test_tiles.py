@@ -13,6 +13,8 @@ from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.linear import gated_linear, linear, linears
 from rocforge.selftest.weights import product_error, random_weight
 
+pytestmark = pytest.mark.slow
+
 ROWS = 37
 
 

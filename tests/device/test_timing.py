@@ -2,11 +2,14 @@
 
 import cupy as cp
 import numpy as np
+import pytest
 
 from rocforge.device.timing import noise, seconds, seconds_of
 from rocforge.ops.activation import scale
 from rocforge.selftest import figures
 from rocforge.selftest.sizes import FULL
+
+pytestmark = pytest.mark.slow
 
 
 def test_noise():

@@ -19,7 +19,10 @@ from rocforge.selftest.weights import product_error, random_weight, relative_err
 from rocforge.tune import search
 from rocforge.tune.work import QUICK, Work
 
-pytestmark = pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+pytestmark = [
+    pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches"),
+    pytest.mark.slow,
+]
 
 
 def command(*arguments, cache):

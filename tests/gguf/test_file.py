@@ -23,6 +23,7 @@ F32, Q4_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q4_0
 # The block structs of ggml (ggml-common.h) as NumPy dtypes: f2 and u2, u4 fields follow the file's byte order.
 BLOCKS = {
     "BF16": "u2",
+    "Q1_0": "f2, 16u1",
     "Q4_0": "f2, 16u1",
     "Q4_1": "f2, f2, 16u1",
     "Q5_0": "f2, u4, 16u1",

@@ -7,6 +7,8 @@ import time
 import pytest
 from server.page_server import serving
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="the extra server is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = playwright.expect

@@ -47,12 +47,18 @@ class Fresh(NamedTuple):
 
 
 def attend(
-    q: Array, fresh: Fresh, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array, then: Weight | None
+    q: Array,
+    fresh: Fresh,
+    layer: PagedLayer,
+    scale: float,
+    softcap: float | None,
+    sinks: Array,
+    consumer: Weight | None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
     if layer.queries[1] > 1:
-        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, then)
-    return paged_attention(q, layer, scale, softcap, sinks, then, fresh)
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, consumer)
+    return paged_attention(q, layer, scale, softcap, sinks, consumer, fresh)
 
 
 def paged_attention(
@@ -61,14 +67,14 @@ def paged_attention(
     scale: float,
     softcap: float | None,
     sinks: Array,
-    then: Weight | None,
+    consumer: Weight | None,
     fresh: Fresh | None = None,
 ) -> Array:
-    """As rocforge.ops.attention.paged_attention: for `then` in the form that it takes, where the kernels write that."""
+    """As rocforge.ops.attention.paged_attention; `fresh` is stored before, where all sequences have one query."""
     _check_lengths(layer.keys, layer.values)
-    out = _room_for(then, q, layer.queries[1] == 1)
+    out = _room_for(consumer, q, layer.queries[1] == 1)
     _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
-    return out if then is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
+    return out if consumer is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
 def _check_lengths(k: Array, v: Array) -> None:
@@ -79,12 +85,12 @@ def _check_lengths(k: Array, v: Array) -> None:
         )
 
 
-def _room_for(then: Weight | None, q: Array, single: bool) -> Array | PackedOperand:
-    """Where to write what is to be multiplied with the weight `then`: in the form that this takes, or in float32.
+def _room_for(consumer: Weight | None, q: Array, single: bool) -> Array | PackedOperand:
+    """Where to write what is to be multiplied with the weight `consumer`: in the form that this takes, or in float32.
 
     Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
     """
-    form = OperandForm.FLOAT32 if then is None else form_for([then], len(q))
+    form = OperandForm.FLOAT32 if consumer is None else form_for([consumer], len(q))
     if not form.packed:
         return empty_operand(q.shape, form)
     tokens, heads, head_dim = q.shape
@@ -145,7 +151,7 @@ def _attend(
     common = {"q": q, "keys": layer.keys, "values": layer.values, "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
     common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
-    to = dict(zip(("out", "fp16", "activations", "activation_tokens"), output_arguments(out), strict=True))
+    to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)

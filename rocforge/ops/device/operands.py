@@ -30,7 +30,7 @@ class PartialNorm(NamedTuple):
 class PackedOperand:
     """An x (tokens, size) in int8, each 32 elements with a scale, or in float16 fragments for the matrix unit.
 
-    They lie as `Activation`, or `unit_at`, in rawkernels/formats/quants.h has them.
+    They lie as `Activation`, or `fragment_at`, in rawkernels/formats/quants.h has them.
 
     Args:
         data: uint8 CuPy array: (tokens, bytes of a row) of int8, or (bytes,) of fragments.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rocforge.device.libraries import cupy_module
+from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import CELL, PLANAR
 from rocforge.ops.device.strided import ALIGNMENT, blocks
 from rocforge.ops.types import Array, Weight
@@ -37,11 +38,11 @@ class WeightFormat:
 UNPACKED = WeightFormat("Floats<f16>", cell=8)
 """Float16 values, packed as such or an array."""
 NO_KERNEL, NO_KERNEL_FLOAT32 = WeightFormat(None), WeightFormat(None, float32=True)
-_PLANAR = {name: WeightFormat(name, planar=True, cell=CELL) for name in PLANAR}
+_PLANAR = {QTYPES[name]: WeightFormat(name, planar=True, cell=CELL) for name in PLANAR}
 _PACKED_FLOATS = {
-    "F32": WeightFormat("Floats<float>", cell=4),
-    "F16": UNPACKED,
-    "BF16": WeightFormat("Floats<bf16>", cell=8),
+    QTYPES["F32"]: WeightFormat("Floats<float>", cell=4),
+    QTYPES["F16"]: UNPACKED,
+    QTYPES["BF16"]: WeightFormat("Floats<bf16>", cell=8),
 }
 _ARRAYS = {
     np.dtype(np.float32): WeightFormat("Floats<float>", float32=True, cell=4),
@@ -53,8 +54,8 @@ def format_of(weight: Weight) -> WeightFormat:
     """The format of a weight (..., rows, columns), as far as kernels know it and how its rows lie."""
     if isinstance(weight, QuantizedArray):
         if weight.planar:
-            return _PLANAR[weight.qtype.name]
-        data, known = weight.data, _PACKED_FLOATS.get(weight.qtype.name, NO_KERNEL)
+            return _PLANAR[weight.qtype]
+        data, known = weight.data, _PACKED_FLOATS.get(weight.qtype, NO_KERNEL)
     else:
         data, known = weight, _ARRAYS.get(weight.dtype, NO_KERNEL_FLOAT32)
     aligned = data.shape[-1] * data.itemsize % ALIGNMENT == 0 and getattr(data.data, "ptr", 0) % ALIGNMENT == 0

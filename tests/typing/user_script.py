@@ -1,0 +1,58 @@
+"""A user's script, which a type checker reads and nobody runs: tests/typing/test_user_script.py."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import assert_type
+
+import rocforge as rf
+from rocforge.nn.transformer import Transformer
+
+path = Path("model.gguf")
+loaded = rf.load(path, device="cpu", context=2048)
+assert_type(loaded, tuple[Transformer, rf.Tokenizer])
+model, tokenizer = loaded
+
+ids = tokenizer.encode("def f(")
+assert_type(ids, list[int])
+assert_type(tokenizer.decode(ids), str)
+assert_type(tokenizer.eog_token_ids, frozenset[int])
+
+assert_type(rf.generate(model, tokenizer, "def f(", max_tokens=4), str)
+assert_type(rf.generate(model, tokenizer, [1, 2, 3]), str)
+assert_type(rf.generate(model, tokenizer, ["a", "b"]), list[str])
+assert_type(rf.generate(model, tokenizer, [[1], [2]]), list[str])
+stream = rf.stream_generate(model, tokenizer, "import os")
+assert_type(stream, Generator[rf.GenerationResponse, None, None])
+for response in stream:
+    assert_type(response.text, str)
+    assert_type(response.token, int)
+
+weight = rf.quantize(np.ones((4, 32), np.float32), "Q8_0")
+assert_type(weight, rf.QuantizedArray)
+assert_type(weight.shape, tuple[int, ...])
+assert_type(weight[1:3], rf.QuantizedArray)
+assert_type(rf.rms_norm(np.ones((2, 4), np.float32), np.ones(4, np.float32)), Any)
+
+file = rf.open_gguf(path)
+assert_type(file, rf.GGUFFile)
+assert_type(file.metadata, dict[str, Any])
+
+params = rf.SamplingParams(max_tokens=8, temperature=0, stop=["\n"])
+with rf.Engine(model, tokenizer.eog_token_ids, max_requests=4) as engine:
+    assert_type(engine, rf.Engine)
+    request = engine.add(ids, params)
+    assert_type(request.output, list[int])
+    assert_type(engine.busy, bool)
+
+try:
+    rf.device_info("gpu:9")
+except rf.RocforgeError as error:
+    assert_type(error, rf.RocforgeError)
+assert_type(rf.device_info().memory_free, int)
+
+rf.SamplingParams(max_tokens="8")  # type: ignore[arg-type]
+rf.load(path, contxt=2048)  # type: ignore[call-arg]
+print(rf.no_such_name)  # type: ignore[attr-defined]
