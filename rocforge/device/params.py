@@ -1,4 +1,4 @@
-"""The structs that kernels take by value: read from their sources, so that one definition serves both sides.
+"""The structs that kernels take by value, read from their sources: one definition for host and device.
 
     struct ScaleParams {
         float* out;
@@ -7,7 +7,7 @@
         Part parts[3];  // another struct of the source
     };
 
-A source's text ends with assertions, made here, that the compiler lays each of them out in the same way.
+`assertions` appends static_asserts to a source, so that the compiler checks the host's layout.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
     """
     found = re.search(rf"\bstruct {name} \{{(.*?)^\}};", text, re.S | re.M)
     if found is None:
-        raise ValueError(f"there is no struct {name} in the source")
+        raise ValueError(f"the source has no struct {name}")
     body = re.sub(r"//[^\n]*", "", found[1])
     return tuple(field for part in body.split(";") if part.strip() for field in _fields(text, name, part.strip()))
 
@@ -82,7 +82,7 @@ def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
         elif name and not star and kind not in _TARGETS:
             yield Field(name, "", struct_fields(text, kind), int(length or 0))
         else:
-            raise ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
+            raise ValueError(f"struct {struct}: {declaration!r} is not a field of a supported type")
 
 
 def kernel_structs(text: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ def kernel_structs(text: str) -> dict[str, str]:
 
 
 def assertions(text: str) -> str:
-    """C++ that fails to compile where the compiler lays a kernel's struct out in another way than `dtype_of`."""
+    """C++ static_asserts that the compiler's layout of a source's structs is that of `dtype_of`."""
     lines = []
     for name in sorted(set(kernel_structs(text).values())):
         dtype = dtype_of(struct_fields(text, name))
