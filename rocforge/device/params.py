@@ -1,4 +1,4 @@
-"""The structs that kernels take by value: read from their sources, so that one definition serves both sides.
+"""The structs that kernels take by value, read from their sources: one definition for host and device.
 
     struct ScaleParams {
         float* out;
@@ -7,7 +7,7 @@
         Part parts[3];  // another struct of the source
     };
 
-A source's text ends with assertions, made here, that the compiler lays each of them out in the same way.
+`assertions` appends static_asserts to a source, so that the compiler checks the host's layout.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Field(NamedTuple):
         name: in the struct.
         kind: as in the signature of a Kernel, "float32*?" or "uint32"; empty for another struct.
         parts: the fields of that other struct.
-        count: elements of an array of it; 0 where it is none.
+        length: of an array of it; 0 where it is none.
     """
 
     name: str
     kind: str
     parts: tuple[Field, ...] = ()
-    count: int = 0
+    length: int = 0
 
     @property
     def dtype(self) -> np.dtype:
         """As the compiler lays it out; a pointer is a uint64."""
         if self.parts:
             one = dtype_of(self.parts)
-            return np.dtype((one, (self.count,))) if self.count else one
+            return np.dtype((one, (self.length,))) if self.length else one
         return np.dtype(np.uint64 if "*" in self.kind else self.kind)
 
 
@@ -65,7 +65,7 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
     """
     found = re.search(rf"\bstruct {name} \{{(.*?)^\}};", text, re.S | re.M)
     if found is None:
-        raise ValueError(f"there is no struct {name} in the source")
+        raise ValueError(f"the source has no struct {name}")
     body = re.sub(r"//[^\n]*", "", found[1])
     return tuple(field for part in body.split(";") if part.strip() for field in _fields(text, name, part.strip()))
 
@@ -73,17 +73,16 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
 def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
     """Of a declaration, which may be of several names."""
     whole = _FIELD.fullmatch(declaration)
-    for declared in whole[3].split(",") if whole else [""]:
+    nullable, kind, names = whole.groups() if whole else (None, "", "")
+    for declared in names.split(","):
         match = _DECLARED.fullmatch(declared)
-        star, name, count = match.groups() if match else ("", "", None)
-        known = whole and (whole[2] in _TARGETS if star else whole[2] in _SCALARS and not count)
-        if name and known:
-            kind = (_TARGETS if star else _SCALARS)[whole[2]] + star + ("?" if whole[1] else "")
-            yield Field(name, kind)
-        elif name and not star and whole[2] not in _TARGETS:
-            yield Field(name, "", struct_fields(text, whole[2]), int(count or 0))
+        star, name, length = match.groups() if match else ("", "", None)
+        if name and (kind in _TARGETS if star else kind in _SCALARS and not length):
+            yield Field(name, (_TARGETS if star else _SCALARS)[kind] + star + ("?" if nullable else ""))
+        elif name and not star and kind not in _TARGETS:
+            yield Field(name, "", struct_fields(text, kind), int(length or 0))
         else:
-            raise ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
+            raise ValueError(f"struct {struct}: {declaration!r} is not a field of a supported type")
 
 
 def kernel_structs(text: str) -> dict[str, str]:
@@ -92,13 +91,13 @@ def kernel_structs(text: str) -> dict[str, str]:
 
 
 def assertions(text: str) -> str:
-    """C++ that fails to compile where the compiler lays a kernel's struct out in another way than `dtype_of`."""
+    """C++ static_asserts that the compiler's layout of a source's structs is that of `dtype_of`."""
     lines = []
     for name in sorted(set(kernel_structs(text).values())):
         dtype = dtype_of(struct_fields(text, name))
         lines.append(f'static_assert(sizeof({name}) == {dtype.itemsize}, "{name} as the host lays it out");')
         lines += [
             f'static_assert(RF_OFFSET({name}, {field}) == {offset}, "{name}.{field} as on the host");'
-            for field, (_, offset, *_) in dtype.fields.items()
+            for field, (_, offset, *_) in (dtype.fields or {}).items()
         ]
     return "\n".join(["", "namespace rocforge {", *lines, "}", ""]) if lines else ""

@@ -1,7 +1,6 @@
-"""Jinja templates from files that nobody has vouched for: what a cell of `rocforge.text.jail` holds to render them.
+"""Runs in a cell of `rocforge.text.jail`: renders untrusted Jinja templates.
 
-Jinja's sandbox keeps a template away from Python's internals. It does not keep one from looping for ever or from
-filling the memory, which is what the cell is for.
+Jinja's sandbox keeps a template away from Python's internals, but does not bound time and memory: the cell does.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import json
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rocforge.errors import ChatTemplateError
 
 
 class Renderer:
-    """One template, and texts that it makes."""
+    """Compiles and renders one template."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._environment = _Environment()
 
     def load(self, source: str) -> bytes:
@@ -53,11 +53,11 @@ class Renderer:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, with which training code finds what the assistant said; the text inside is kept."""
+    """`{% generation %}`, which marks the assistant's text for training; renders what is inside."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> Any:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
@@ -65,13 +65,13 @@ class _GenerationTag(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     """Hugging Face's settings for chat templates."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self.filters["tojson"] = _tojson
 
-    def unsafe_undefined(self, obj: Any, attribute: str):
-        raise SecurityError(f"it may not use attribute {attribute!r} of {type(obj).__name__!r}")
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        raise SecurityError(f"attribute {attribute!r} of {type(obj).__name__!r} is not allowed")
 
 
 def _explained(error: Exception) -> ChatTemplateError:
@@ -88,6 +88,8 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """json.dumps: Jinja's own filter escapes HTML's characters, which a prompt wants as they are."""
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """json.dumps: Jinja's own filter escapes HTML characters, which a prompt needs verbatim."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
