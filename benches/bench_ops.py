@@ -107,7 +107,7 @@ FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("qtype", FAST)
-def test_matvec(benchmark, stream, bandwidth, qtype, rows, columns):
+def test_gemv(benchmark, stream, bandwidth, qtype, rows, columns):
     """One token, in int8."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
     x = quantized(cp.ones((1, columns), np.float32))
@@ -138,7 +138,7 @@ def test_output(benchmark, stream, bandwidth):
 @pytest.mark.parametrize("n", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
-def test_columns(benchmark, stream, bandwidth, qtype, rows, columns, n):
+def test_tokens(benchmark, stream, bandwidth, qtype, rows, columns, n):
     """Two to eight tokens, with the dot instruction."""
     weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
     x = quantized(cp.ones((n, columns), np.float32))
@@ -162,8 +162,8 @@ def test_tiles(benchmark, stream, bandwidth, qtype, rows, columns, n):
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_float_matvec(benchmark, stream, bandwidth, dtype):
-    """One column with float weights."""
+def test_float_gemv(benchmark, stream, bandwidth, dtype):
+    """One token, with float weights."""
     weights = random_weights(dtype, 4096, 4096, copies_of(dtype, 4096, 4096))
     x = cp.ones((1, 4096), np.float32)
     run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
@@ -178,7 +178,7 @@ def run_events(benchmark, run, **figures) -> None:
 @pytest.mark.parametrize("n", [16, 64, 512, 2048])
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
-def test_many(benchmark, product_rate, qtype, rows, columns, n):
+def test_gemm(benchmark, product_rate, qtype, rows, columns, n):
     """Many tokens: float16 tiles and the BLAS library."""
     (weight,) = random_weights(qtype, rows, columns, 1)
     x = cp.ones((n, columns), np.float32)

@@ -19,15 +19,14 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXPLAINED = """\
-Float16 values are kept beside the packed blocks, for prompts and large batches, or not. Shares are of what the card's
-memory and the library's product of 8192 cubed gave in the same run, for the weights alone. Peaks are the most device
-memory that was taken beside weights and cache, libraries and graphs included."""
-
+fp16 weights: float16 copies kept beside the packed blocks, for prefill and large batches. Shares are of the read
+bandwidth and of the rate of an 8192³ float16 GEMM in the same run, counting weights alone. Peaks are of device memory
+beside weights and KV cache, libraries and graphs included."""
 
 OPS_EXPLAINED = """\
-What `benches/bench_ops.py` and `benches/bench_kernels.py` give for one NVIDIA H200, by `benches/report.py`: medians of
-a launch in a replayed graph, over data larger than the last cache. Shares are of what the card gave in the same run.
-Cases are formats, rows, columns and rows of x."""
+One NVIDIA H200, by `benches/bench_ops.py`, `bench_kernels.py` and `report.py`: medians of a launch in a replayed graph,
+over data larger than the L2 cache. Shares are of the card's rates in the same run. Cases are format, rows, columns and
+tokens."""
 
 
 def kept(record: dict[str, Any]) -> str:
@@ -39,7 +38,7 @@ def peak(record: dict[str, Any]) -> str:
 
 
 def rows_of(records: list[dict[str, Any]], *names: str) -> dict[str, list[dict[str, Any]]]:
-    """extra_info and parameters of the records of some tests, by model."""
+    """extra_info and parameters of the records of these tests, by model."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["name"].removeprefix("test_").split("[")[0] in names:
@@ -85,8 +84,8 @@ def tables(records: list[dict[str, Any]]) -> str:
     ]
     return "\n\n".join(
         [
-            table(["model", "file, GB", "float16 values", "on the device, GB", "loaded, GB/s"], loads),
-            table(["model", "prompt", "float16 values", "tokens/s", "of the product rate", "peak, MB"], prefills),
+            table(["model", "file, GB", "fp16 weights", "on the device, GB", "loaded, GB/s"], loads),
+            table(["model", "prompt", "fp16 weights", "tokens/s", "of the GEMM rate", "peak, MB"], prefills),
             table(["model", "batch", "context", "tokens/s", "of the read rate", "peak, MB"], decodes),
             EXPLAINED,
         ]
@@ -96,15 +95,15 @@ def tables(records: list[dict[str, Any]]) -> str:
 FIGURES = {
     "microseconds": ("µs", "{:,.1f}", 1),
     "share_of_read": ("of the read rate", "{:.0%}", 1),
-    "share_of_product": ("of the product rate", "{:.0%}", 1),
+    "share_of_product": ("of the GEMM rate", "{:.0%}", 1),
     "terabytes_a_second": ("TB/s", "{:.2f}", 1),
     "operations_a_second": ("TFLOP/s", "{:,.0f}", 1e-12),
 }
-"""What records have: what a column of it is called, how it is written, and times what."""
+"""Figure in a record -> its column's title, format, and factor."""
 
 
 def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """Of cases by name, with the columns that any of them has."""
+    """A table of cases by name, with the columns that any of them has."""
     columns = [key for key in FIGURES if any(key in figure for figure in figures.values())]
     rows = [
         [name, *(FIGURES[c][1].format(f[c] * FIGURES[c][2]) if c in f else "" for c in columns)]

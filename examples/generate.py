@@ -33,7 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--presence-penalty", type=float, default=0.0)
     parser.add_argument("--frequency-penalty", type=float, default=0.0)
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; can be given again")
+    parser.add_argument("--stop", action="append", default=[], help="stop before this text; repeatable")
     parser.add_argument("--quiet", action="store_true", help="no load bar and no statistics")
     return parser.parse_args(argv)
 

@@ -2,7 +2,7 @@
 
 
 class RocforgeError(Exception):
-    """Base of the errors below: catch it to catch everything that a file, model or device can cause."""
+    """Base of all errors that a file, model or device can cause."""
 
 
 class GGUFError(RocforgeError):
@@ -26,8 +26,8 @@ class OutOfMemoryError(DeviceError):
 
 
 class ChatTemplateError(RocforgeError):
-    """There is no chat template, or it failed: it refused the messages, is wrong, or went past its bounds."""
+    """There is no chat template, or it is wrong, refused the messages, or exceeded a limit."""
 
 
 class NonFiniteError(RocforgeError):
-    """The highest logit is no finite number, as where weights hold NaN or infinity; no token is chosen then."""
+    """The highest logit is not finite, as where weights have NaN or infinity; no token is sampled."""

@@ -15,7 +15,7 @@ from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
-from rocforge.gguf.file import open_gguf
+from rocforge.gguf.file import Tensors, open_gguf
 from rocforge.gguf.hub import resolve
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
@@ -45,15 +45,15 @@ def load(
     Args:
         path: a GGUF file, any member of a split set, or "hf:owner/repo[:quant]" for one on the Hugging Face Hub.
         device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
-        context: the longest sequence to serve, in tokens; None for what the model was made for.
+        context: the longest sequence to serve, in tokens; None for the model's own.
         progress: show a bar on stderr while the weights load.
-        fp16_weights: on a GPU, keep float16 values beside the packed blocks, which makes prompts and large batches
-            faster; None: if they take no more than half of the memory that is left.
+        fp16_weights: on a GPU, keep float16 copies of the weights beside the packed blocks, for faster prefill and
+            large batches; None: if they take at most half of the memory left.
 
     Raises:
         ValueError: a context that is not positive, or an unknown device.
         FileNotFoundError: no such file.
-        GGUFError: the file is malformed, or what it says makes no sense.
+        GGUFError: the file is malformed, or its metadata is invalid.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
         DeviceError: no such device, or too little memory on it.
     """
@@ -64,28 +64,24 @@ def load(
 
 
 def load_model(
-    file: Any,
+    file: Tensors,
     device: str | None = None,
     context: int | None = None,
     progress: bool = False,
     fp16_weights: bool | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, without a tokenizer; the other arguments and errors as in `load`.
-
-    Args:
-        file: a mapping of tensors with a `metadata` dict, as rf.open_gguf gives.
-    """
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
     with _loading(file, resolve_device(device), context, progress, fp16_weights) as model:
         return model
 
 
 @contextlib.contextmanager
 def _loading(
-    file: Any, device: str, context: int | None, progress: bool, fp16_weights: bool | None
+    file: Tensors, device: str, context: int | None, progress: bool, fp16_weights: bool | None
 ) -> Iterator[Transformer]:
-    """A model whose weights are all there when the context has been left; on a GPU they arrive within it."""
+    """A model whose weights are complete when the context has been left; on a GPU they load in the background."""
     if context is not None and context < 1:
-        raise ValueError(f"context is {context}; allowed is from 1")
+        raise ValueError(f"context is {context}; allowed is 1 or more")
     model = build_model(file, context)
     weights = _weights(model, file)
     if device != "cpu":
@@ -100,19 +96,19 @@ def _loading(
                 yield model
 
 
-def _weights(model: Transformer, file: Any) -> Weights:
+def _weights(model: Transformer, file: Tensors) -> Weights:
     """The tensors of a model, as its parameters take them."""
     parameters = dict(model.named_parameters())
     return {name: _weight(file, name, parameters.get(name)) for name in file if name not in ROPE_TENSORS.values()}
 
 
-def _weight(file: Any, name: str, parameter: Parameter | None) -> Any:
+def _weight(file: Tensors, name: str, parameter: Parameter | None) -> Any:
     weight = file[name]
     if parameter is None or weight.shape != parameter.shape:
-        return weight  # which the model refuses
+        return weight  # the model refuses it, and says why
     weight = parameter.cast(weight)
     if not parameter.matrix and np.isnan(weight).any():
-        raise GGUFError(f"tensor {name} holds NaN")
+        raise GGUFError(f"tensor {name} contains NaN")
     return weight
 
 
@@ -131,7 +127,7 @@ def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> No
 def _filling_on_gpu(
     model: Transformer, weights: Weights, device: str, fp16_weights: bool | None, progress: Progress, show: bool
 ) -> Iterator[None]:
-    """The kernels that the model needs are compiled, or loaded from their cache, in the meantime."""
+    """Fills the model while its kernels compile, or load from the cache."""
     with out_of_memory_explained(device, "loading"), _emptied_on_error(model), contextlib.ExitStack() as undo:
         with Uploader(weights.values(), device, progress) as uploader:
             model.load_weights(weights, uploader.place)
@@ -146,7 +142,7 @@ def _filling_on_gpu(
 
 
 def _wait_for_kernels(compilation: BackgroundCompilation, device: str) -> None:
-    """Show a bar until the kernels are compiled, where that is not done yet: without one, their first use waits."""
+    """Show a bar until the kernels are compiled; without a bar, their first use waits."""
     total = compilation.missing
     if not total:
         return
@@ -159,7 +155,7 @@ def _wait_for_kernels(compilation: BackgroundCompilation, device: str) -> None:
 
 @contextlib.contextmanager
 def _emptied_on_error(model: Transformer) -> Iterator[None]:
-    """Whoever keeps an error, with its traceback, keeps the model, but not what it has on a device."""
+    """Free the model's device memory after an error, whose traceback keeps the model alive."""
     try:
         yield
     except BaseException as error:
@@ -174,7 +170,7 @@ def _fits_unpacked(weights: Weights) -> bool:
 
 
 def _for_cpu(weight: Any, keep: bool) -> Any:
-    """A weight as the NumPy code wants it: packed, its values kept once unpacked or not, or float32."""
+    """A weight in the form of the NumPy code: packed, keeping its unpacked values or not, or float32."""
     if isinstance(weight, np.ndarray):
         if weight.dtype != np.float16:
             return columns_contiguous(weight) if keep else weight
@@ -185,7 +181,7 @@ def _for_cpu(weight: Any, keep: bool) -> Any:
 
 @contextlib.contextmanager
 def _bar(total: int, show: bool) -> Iterator[Progress]:
-    """What is called with the bytes that have been loaded."""
+    """A function to call with the number of bytes loaded."""
     if not show:
         yield lambda nbytes: None
         return

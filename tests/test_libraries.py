@@ -15,7 +15,7 @@ def machine(monkeypatch, tmp_path):
         for name in lying:
             (folder / name).touch()
         monkeypatch.setattr(libraries, "_loads", lambda name: name in loads)
-        monkeypatch.setattr(libraries, "PLACES", (str(tmp_path / "rocm*" / "lib"),))
+        monkeypatch.setattr(libraries, "FOLDERS", (str(tmp_path / "rocm*" / "lib"),))
         return str(folder)
 
     return set_up
@@ -38,9 +38,7 @@ def test_some_are_missing(machine):
     """Those alone are named, with their packages."""
     machine(set(libraries.ROCM) - {"libhipfft.so.0", "libroctx64.so.4", "libroctracer64.so.4"})
     said = libraries.missing_libraries()
-    assert "libhipfft.so.0, libroctx64.so.4, libroctracer64.so.4" in said and said.endswith(
-        "packages hipfft, roctracer"
-    )
+    assert "libhipfft.so.0, libroctx64.so.4, libroctracer64.so.4" in said and said.endswith("install hipfft, roctracer")
     assert "libamdhip64" not in said
 
 
@@ -48,7 +46,7 @@ def test_another_major_version(machine):
     """ROCm 6 is named, with where it lies, and what is to be installed."""
     folder = machine((), ["libamdhip64.so.6", "libamdhip64.so.6.4.43484", "libamdhip64.so"])
     said = libraries.missing_libraries()
-    assert f"here is ROCm 6 ({folder}/libamdhip64.so.6)" in said and "install ROCm 7 (hip-runtime-amd" in said
+    assert f"found ROCm 6 ({folder}/libamdhip64.so.6)" in said and "install ROCm 7 (hip-runtime-amd" in said
 
 
 def test_where_the_loader_does_not_look(machine):

@@ -109,7 +109,7 @@ def with_nan(model, part):
 
 def test_vectors_that_hold_nan(write):
     """They are named when the model is loaded."""
-    with pytest.raises(rf.GGUFError, match=r"tensor blk.1.ffn_norm.weight holds NaN"):
+    with pytest.raises(rf.GGUFError, match=r"tensor blk.1.ffn_norm.weight contains NaN"):
         rf.load(write(with_nan(architectures()["llama"], "blk.1.ffn_norm")), device="cpu")
 
 

@@ -92,13 +92,13 @@ def test_packed_as_c_lays_it_out():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"count": 1.5}, TypeError, "count: int32 expected, not float"),
+        ({"count": 1.5}, TypeError, "count: expected int32, got float"),
         ({"count": 1 << 40}, ValueError, "count: .*too large|count: .*out of bounds"),
-        ({"out": np.zeros(3, np.float16)}, TypeError, "out: a CuPy array of float16 expected, not ndarray"),
+        ({"out": np.zeros(3, np.float16)}, TypeError, "out: expected a CuPy array of float16, got ndarray"),
         ({"more": 1}, TypeError, "missing or unknown: more"),
-        ({"parts": [(None, None, None, 0)] * 2}, TypeError, "parts: 0: w: a CuPy array of any dtype"),
-        ({"parts": []}, TypeError, "parts: 2 expected, not 0"),
-        ({"parts": [(None, None)] * 2}, TypeError, "parts: 0: 2 fields, where it has 4"),
+        ({"parts": [(None, None, None, 0)] * 2}, TypeError, "parts: 0: w: expected a CuPy array of any dtype"),
+        ({"parts": []}, TypeError, "parts: expected 2 structs, got 0"),
+        ({"parts": [(None, None)] * 2}, TypeError, "parts: 0: expected 4 fields, got 2"),
     ],
 )
 def test_wrong_fields(change, error, words):

@@ -1,4 +1,4 @@
-"""The `rocforge` command: `main` runs it, and turns what goes wrong into a line, a hint and an exit code."""
+"""The `rocforge` command: `main` runs it, and turns errors into a line, a hint and an exit code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`rocforge bench`: prefill and decode rates, in the terms of llama-bench.
 
 Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/llama-bench. pp512 is a prompt of 512 random tokens,
-tg128 is 128 tokens one by one after an empty context; both run once unmeasured first.
+tg128 is 128 tokens of decode from an empty context; both run once unmeasured first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from rocforge import __version__
 from rocforge.cli.errors import UsageError
 from rocforge.cli.models import ModelFile, describe
-from rocforge.cli.options import Device, Fp16Weights, Keep, Model
+from rocforge.cli.options import Device, Fp16Weights, Model, Switch
 from rocforge.cli.output import binary_size, count, write_json
 from rocforge.engine.engine import Engine
 from rocforge.selftest.figures import generation_seconds
@@ -55,7 +55,7 @@ class Measurement:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the rates."""
+        """Half the interquartile range of the rates."""
         if len(self.rates) == 1:
             return 0.0
         low, _, high = statistics.quantiles(self.rates, n=4, method="inclusive")
@@ -64,19 +64,23 @@ class Measurement:
 
 def bench(
     model: Model,
-    prompts: Annotated[list[int] | None, typer.Option("--n-prompt", "-p", help="Prompt tokens; 512.")] = None,
-    generations: Annotated[list[int] | None, typer.Option("--n-gen", "-n", help="Generated tokens; 128.")] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Of each test.")] = 5,
-    batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Tokens a step, at most.")] = 512,
-    form: Annotated[Form, typer.Option("--output", "-o", help="How to write the results.")] = Form.markdown,
+    prompts: Annotated[
+        list[int] | None, typer.Option("--n-prompt", "-p", help="Prompt tokens; repeatable; default: 512.")
+    ] = None,
+    generations: Annotated[
+        list[int] | None, typer.Option("--n-gen", "-n", help="Generated tokens; repeatable; default: 128.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Repetitions of each test.")] = 5,
+    batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Maximum tokens a step.")] = 512,
+    form: Annotated[Form, typer.Option("--output", "-o", help="Output format.")] = Form.markdown,
     device: Device = None,
-    fp16_weights: Fp16Weights = Keep.auto,
+    fp16_weights: Fp16Weights = Switch.auto,
 ) -> None:
     """Measure prefill and decode, as llama-bench does.
 
-    The result is the median of tokens per second, and half the distance between the quartiles.
+    Prints the median of tokens per second, and half the interquartile range.
 
-    -p and -n can be given again; 0 leaves that kind of test out.
+    -p 0 and -n 0 skip that kind of test.
     """
     import rocforge as rf
     from rocforge.gguf.hub import resolve
@@ -84,13 +88,13 @@ def bench(
 
     tests = [(size, 0) for size in (prompts or [512]) if size] + [(0, size) for size in (generations or [128]) if size]
     if not tests or any(size < 0 for test in tests for size in test):
-        raise UsageError("-p and -n are numbers of tokens, and not all of them 0")
+        raise UsageError("-p and -n must be 0 or more tokens, and not all 0")
     longest = max(map(max, tests))
     with rf.open_gguf(resolve(model)) as file:
         about = describe(file, model)
-        loaded = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.wanted)
+        loaded = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled)
     if longest >= loaded.config.context:
-        raise UsageError(f"{longest} tokens and one more do not fit the model's context of {loaded.config.context}")
+        raise UsageError(f"{longest} tokens need a context of {longest + 1}; the model's is {loaded.config.context}")
     with Engine(loaded, cache_tokens=longest + 1, max_batch_tokens=batch) as engine:
         results = list(_measured(engine, tests, repetitions))
     if form is Form.json:

@@ -14,9 +14,9 @@ from rocforge.cli.options import (
     Context,
     Device,
     Fp16Weights,
-    Keep,
     Model,
     Quiet,
+    Switch,
     System,
     Template,
     set_sampling,
@@ -26,13 +26,13 @@ from rocforge.cli.output import note, write_text
 from rocforge.errors import RocforgeError
 
 HELP = """\
-/system [TEXT]     set the system message, or take it out; begins anew
+/system [TEXT]     set or remove the system message; starts over
 /set [NAME VALUE]  show the sampling settings, or change one: /set temperature 0.2
 /retry             another reply to the last message
-/reset             begin anew
+/reset             start over
 /save FILE         write the messages as JSON
-/exit              leave, as Ctrl-D does
-A line that ends in \\ goes on in the next one. Ctrl-C stops a reply; twice, it leaves."""
+/exit              quit, like Ctrl-D
+A line that ends in \\ continues on the next. Ctrl-C stops a reply; twice, it quits."""
 
 
 @takes_sampling
@@ -42,19 +42,19 @@ def chat(
     chat_template: Template = None,
     device: Device = None,
     context: Context = None,
-    fp16_weights: Fp16Weights = Keep.auto,
+    fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
 ) -> None:
-    """Talk with a model; what was said stays in its cache."""
+    """Chat with a model; the conversation stays in the KV cache."""
     import rocforge as rf
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
 
     progress = not quiet and sys.stderr.isatty()
-    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.wanted)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:
@@ -62,7 +62,7 @@ def chat(
 
 
 class Chat:
-    """Reads lines, runs the commands among them, and says the rest.
+    """Reads lines: runs commands, sends the rest to the model.
 
     Args:
         conversation: where messages go.
@@ -84,7 +84,7 @@ class Chat:
     def run(self) -> None:
         """Until /exit or the end of the input."""
         if sys.stdin.isatty():
-            note("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves")
+            note("/help lists the commands; Ctrl-C stops a reply, Ctrl-D quits")
         Interrupts.current.deferred = True
         while (text := _read()) is not None:
             try:
@@ -96,11 +96,11 @@ class Chat:
                 elif text:
                     self._say(text)
             except (RocforgeError, ValueError, OSError) as error:
-                note(f"{error}; /help lists the commands" if text.startswith("/") else f"{error}; /reset begins anew")
+                note(f"{error}; /help lists the commands" if text.startswith("/") else f"{error}; /reset starts over")
 
     def _command(self, name: str) -> Any:
         if name not in self._commands:
-            raise ValueError(f"there is no command /{name}")
+            raise ValueError(f"unknown command /{name}")
         return self._commands[name]
 
     def _say(self, text: str) -> None:
@@ -126,12 +126,12 @@ class Chat:
     def _retry(self, _: str) -> None:
         text = self._conversation.forget_reply()
         if text is None:
-            raise ValueError("nothing was said yet")
+            raise ValueError("there is no message to retry")
         self._say(text)
 
     def _save(self, path: str) -> None:
         if not path:
-            raise ValueError("/save needs the name of a file")
+            raise ValueError("/save needs a file name")
         text = json.dumps({"messages": self._conversation.messages}, indent=2, ensure_ascii=False)
         Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
         note(f"wrote {path}")
@@ -150,7 +150,7 @@ def _read() -> str | None:
             return "\n".join(lines).strip() or None
         except KeyboardInterrupt:
             lines = []
-            note("\nCtrl-C again, Ctrl-D or /exit leaves")
+            note("\nCtrl-C again, Ctrl-D or /exit quits")
             continue
         finally:
             interrupts.deferred = True

@@ -13,8 +13,7 @@ from rocforge.text.tokenizer import Tokenizer
 
 
 class Conversation:
-    """Messages and replies. What a turn has in common with the turn before is in the engine's cache, and not computed
-    again.
+    """Messages and replies. A turn computes only what follows its common prefix with the turn before (prefix cache).
 
     Args:
         engine: kept open by the caller.
@@ -41,28 +40,28 @@ class Conversation:
         self._turns = []
 
     def set_system(self, text: str | None) -> None:
-        """Replace the system message, or take it out, and begin anew."""
+        """Replace or remove the system message, and start over."""
         self._system = text
         self.reset()
 
     def forget_reply(self) -> str | None:
-        """Take out the last question with its reply; returns the question, None where there is none."""
+        """Remove the last question and its reply; returns the question, or None if there is none."""
         last, self._turns = self._turns[-2:], self._turns[:-2]
         return last[0]["content"] if last else None
 
     def reply(
         self, text: str, sampling: dict[str, Any], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[GenerationResponse]:
-        """Say something, and get the reply piece by piece.
+        """Send a message, and stream the reply.
 
         Args:
             text: the user's message.
             sampling: arguments of SamplingParams.
-            stopped: asked between the engine's steps; where it says True, the reply ends, and what there is of it
-                counts.
+            stopped: polled between the engine's steps; when True, the reply ends, and what was generated stays in
+                the conversation.
 
         Raises:
-            ValueError: the conversation does not fit the context any more; it is as it was before.
+            ValueError: the conversation exceeds the context; it is left unchanged.
             ChatTemplateError: there is no template, or it refuses the messages; likewise.
         """
         question = {"role": "user", "content": text}

@@ -21,7 +21,7 @@ FAILED, USAGE, UNREACHABLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 130, 141
 
 
 class UsageError(ValueError):
-    """The command line asks for what cannot be, though each option alone is valid."""
+    """Options that do not go together, or a value that is out of range for this model."""
 
 
 class UnreachableError(ConnectionError):
@@ -32,26 +32,26 @@ _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, which typer 
 
 _KINDS: list[tuple[type[Exception], int, str]] = [
     (_USAGE_ERROR, USAGE, "rocforge --help lists the commands, rocforge COMMAND --help the options of one"),
-    (UnreachableError, UNREACHABLE, "rocforge serve MODEL starts a server; --url says where it listens"),
-    (UnsupportedCardError, FAILED, "rocforge info says what was found; --device cpu runs without a GPU"),
-    (UnsupportedModelError, FAILED, "rocforge inspect FILE shows what a file holds"),
-    (GGUFError, FAILED, "the file may be cut short: compare its size, or get it anew"),
-    (DeviceError, FAILED, "rocforge info says what was found; --device cpu runs without a GPU"),
+    (UnreachableError, UNREACHABLE, "rocforge serve MODEL starts a server; --url gives its address"),
+    (UnsupportedCardError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
+    (UnsupportedModelError, FAILED, "rocforge inspect FILE shows a file's metadata and tensors"),
+    (GGUFError, FAILED, "the file may be truncated: compare its size, or download it again"),
+    (DeviceError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
     (RocforgeError, FAILED, "rocforge COMMAND --help shows the options"),
-    (FileNotFoundError, FAILED, "rocforge models [FOLDER...] lists the models at hand"),
+    (FileNotFoundError, FAILED, "rocforge models [FOLDER...] lists local models"),
     (OSError, FAILED, "check the path, its permissions and the connection"),
     (ModuleNotFoundError, FAILED, "rocforge serve needs the extra: pip install 'rocforge[server]'"),
-    (MemoryError, FAILED, "a smaller model, or --context with fewer tokens, needs less memory"),
-    (ValueError, USAGE, "rocforge COMMAND --help lists what is allowed"),
+    (MemoryError, FAILED, "use a smaller model or a smaller --context"),
+    (ValueError, USAGE, "rocforge COMMAND --help lists the allowed values"),
 ]
 
 
 def report(error: Exception) -> int:
-    """Write an error to stderr, as a line and a hint, and return the exit code that goes with it."""
+    """Write an error and a hint to stderr, and return its exit code."""
     message = getattr(error, "format_message", error.__str__)() or type(error).__name__
     known = next(((code, hint) for kind, code, hint in _KINDS if isinstance(error, kind)), None)
-    code, hint = known or (FAILED, "this is a fault of rocforge: ROCFORGE_TRACEBACK=1 shows where")
+    code, hint = known or (FAILED, "this is a bug in rocforge: ROCFORGE_TRACEBACK=1 shows the traceback")
     if known is None:
         message = f"{type(error).__name__}: {message}"
     if isinstance(error, _USAGE_ERROR):

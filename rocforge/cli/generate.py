@@ -9,35 +9,36 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Context, Device, Fp16Weights, Keep, Model, Quiet, System, Template, takes_sampling
+from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, System, Template, takes_sampling
 from rocforge.cli.output import console, note, write_text
 
 
 @takes_sampling
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The text; - or nothing: stdin.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or none: read stdin.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")] = False,
     system: System = None,
     chat_template: Template = None,
     echo: Annotated[
-        bool | None, typer.Option("--echo/--no-echo", help="Write the prompt too; on a terminal.", show_default=False)
+        bool | None,
+        typer.Option("--echo/--no-echo", help="Print the prompt too; default: on a terminal.", show_default=False),
     ] = None,
     device: Device = None,
     context: Context = None,
-    fp16_weights: Fp16Weights = Keep.auto,
+    fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
 ) -> None:
-    """Continue a prompt, token by token."""
+    """Continue a prompt; stream the text."""
     import rocforge as rf
 
     if (system or chat_template) and not chat:
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
     progress = not quiet and sys.stderr.isatty()
-    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.wanted)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None
@@ -60,7 +61,7 @@ def _prompt(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin.isatty():
-        note("reading the prompt from the terminal; Ctrl-D ends it")
+        note("reading the prompt from stdin; Ctrl-D ends it")
     return sys.stdin.read()
 
 

@@ -57,7 +57,7 @@ def _kernels() -> dict[str, Any]:
 
 
 def _tuning(device: DeviceInfo) -> dict[str, Any] | None:
-    """How kernels are cut for a GPU: what the shipped numbers rest on, what `rocforge tune` has measured, and where."""
+    """Kernel settings of a GPU: the basis of the shipped ones, those `rocforge tune` measured, and their file."""
     if device.device == "cpu" or device.reason is not None:
         return None
     card = card_of(int(device.device.removeprefix("gpu:")))
@@ -71,7 +71,7 @@ def _tuning_text(found: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of rocforge, Python, the system, and of what rocforge builds on, as far as it is installed."""
+    """Versions of rocforge, Python, the system and the installed dependencies."""
     versions = {"rocforge": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one asks, the second one always ends the process at once."""
+"""Ctrl-C: the first one interrupts, the second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """Whether a SIGINT has come that was not answered yet."""
+        """Whether a SIGINT is pending."""
         return self._count > 0
 
     def answered(self) -> None:
-        """The program did what the SIGINT asked for: the next one counts as a first one again."""
+        """The program has handled the SIGINT: the next one counts as a first one."""
         self._count = 0
 
     def _handle(self, number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""`rocforge models` and `rocforge inspect`: what GGUF files hold, without loading them."""
+"""`rocforge models` and `rocforge inspect`: read GGUF headers without loading models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN = 60  # characters of a metadata value
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a GGUF file's header says; sizes in bytes, context in tokens."""
+    """Facts from a GGUF file's header; sizes in bytes, context in tokens."""
 
     name: str
     architecture: str
@@ -37,10 +37,10 @@ class ModelFile:
 
 
 def models(
-    folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look besides.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER", help="More folders to search.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List models: the Hub's cache, and folders."""
+    """List models in the Hub's cache and in folders."""
     found = []
     for name, path in [*_in_hub_cache(), *_in_folders(folders or [])]:
         try:
@@ -59,7 +59,7 @@ def models(
     if rows:
         table(rows, columns)
     else:
-        note("no models; hf:owner/repo[:quant] as MODEL downloads one, rocforge models FOLDER looks in a folder")
+        note("no models found; MODEL as hf:owner/repo[:quant] downloads one, rocforge models FOLDER searches a folder")
 
 
 def inspect(

@@ -12,56 +12,62 @@ import typer
 from rocforge.ops.sampling import SamplingParams
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")]
-Device = Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; the GPU if there is one.", show_default=False)]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, gpu or gpu:N; default: the GPU if there is one.", show_default=False)
+]
 Context = Annotated[
-    int | None, typer.Option(min=1, help="The longest sequence, in tokens; the model's own.", show_default=False)
+    int | None, typer.Option(min=1, help="Maximum sequence length in tokens; default: the model's.", show_default=False)
 ]
 
 
-class Keep(str, enum.Enum):
-    """Whether to keep something that takes memory; auto: where there is plenty."""
+class Switch(str, enum.Enum):
+    """On, off, or auto: on where memory is ample."""
 
     auto = "auto"
     on = "on"
     off = "off"
 
     @property
-    def wanted(self) -> bool | None:
-        """As `rf.load` takes it."""
-        return None if self is Keep.auto else self is Keep.on
+    def enabled(self) -> bool | None:
+        """As `rf.load` takes it: None for auto."""
+        return None if self is Switch.auto else self is Switch.on
 
 
-Fp16Weights = Annotated[Keep, typer.Option(help="On a GPU, keep float16 copies of the weights: faster prompts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no statistics.")]
-System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
-Template = Annotated[
-    typer.FileText | None, typer.Option("--chat-template", help="A file with a Jinja chat template for the model's.")
+Fp16Weights = Annotated[
+    Switch, typer.Option(help="Keep float16 copies of the weights on the GPU: faster prefill, more memory.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no statistics.")]
+System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
+Template = Annotated[
+    typer.FileText | None, typer.Option("--chat-template", help="Jinja file that replaces the model's chat template.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def sampling_options(
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens at most; up to the context.", show_default=False)
+        int | None, typer.Option(help="Maximum tokens to generate; default: up to the context.", show_default=False)
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; at most 2.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Keep that many of the likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Keep tokens this likely against the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Over 1 makes tokens so far less likely.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Taken from tokens that occurred; -2 to 2.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Taken for each time; -2 to 2.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="The same one gives the same text.", show_default=False)] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be given again.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this total probability.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the highest probability.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeated tokens become less likely.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted once from tokens that occurred; -2 to 2.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Subtracted for each occurrence; -2 to 2.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed; the same seed gives the same text.", show_default=False)
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
 ) -> dict[str, Any]:
-    """The sampling options of a command, as arguments of SamplingParams; their values are checked."""
+    """The sampling options of a command, checked, as arguments of SamplingParams."""
     given = dict(locals(), stop=stop or [])
     SamplingParams(**given)
     return given
 
 
 def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `sampling_options` to a command, which gets them in its argument `sampling`."""
+    """Add the options of `sampling_options` to a command, which receives them as its argument `sampling`."""
     own = inspect.signature(command, eval_str=True).parameters
     added = inspect.signature(sampling_options, eval_str=True).parameters
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for name, p in {**own, **added}.items() if name != "sampling"]
@@ -84,7 +90,7 @@ def set_sampling(sampling: dict[str, Any], name: str, text: str) -> dict[str, An
     """
     parameters = inspect.signature(sampling_options, eval_str=True).parameters
     if name not in parameters:
-        raise ValueError(f"there is no setting {name!r}; there are {', '.join(parameters)}")
+        raise ValueError(f"unknown setting {name!r}; allowed are {', '.join(parameters)}")
     kind = parameters[name].annotation.__origin__
     try:
         if text == "none":
@@ -94,5 +100,5 @@ def set_sampling(sampling: dict[str, Any], name: str, text: str) -> dict[str, An
         else:
             value = float(text) if kind is float else int(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; allowed are {'numbers' if kind is float else 'whole numbers'}") from None
+        raise ValueError(f"{name} is {text!r}; allowed are {'numbers' if kind is float else 'integers'}") from None
     return sampling_options(**{**sampling, name: value})

@@ -20,21 +20,21 @@ from rocforge.errors import RocforgeError
 _SECONDS = 10.0
 _SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)(?: \d+)?$")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of a request, as the server's replies give it.")]
-Url = Annotated[str, typer.Option(envvar="ROCFORGE_URL", help="Where the server listens.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Request id, as in the server's replies.")]
+Url = Annotated[str, typer.Option(envvar="ROCFORGE_URL", help="The server's URL.")]
 Key = Annotated[
-    str | None, typer.Option("--api-key", envvar="ROCFORGE_API_KEY", help="The server's key.", show_default=False)
+    str | None, typer.Option("--api-key", envvar="ROCFORGE_API_KEY", help="The server's API key.", show_default=False)
 ]
 LOCAL = "http://127.0.0.1:8000"
 
 
 def status(
-    request: Annotated[str | None, typer.Argument(metavar="ID", help="Of a request; left out: the server.")] = None,
+    request: Annotated[str | None, typer.Argument(metavar="ID", help="Request id; default: the server itself.")] = None,
     url: Url = LOCAL,
     api_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a running server does, or a request."""
+    """Show the status of a running server, or of a request."""
     if request is not None:
         found = json.loads(_call(url, f"/v1/requests/{urllib.parse.quote(request, safe='')}", api_key))
     else:
@@ -52,8 +52,7 @@ def cancel(request: Id, url: Url = LOCAL, api_key: Key = None) -> None:
 
 
 def metrics(text: str) -> dict[str, float]:
-    """What Prometheus's text format holds, a number each: counters and gauges as they are, of a histogram or summary
-    the count and the mean.
+    """The samples of Prometheus's text format: counters and gauges as they are, histograms as count and mean.
 
     Source: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
@@ -82,19 +81,19 @@ def _call(url: str, path: str, api_key: str | None, method: str = "GET") -> str:
     """The body of an answer.
 
     Raises:
-        UsageError: the URL is none of HTTP.
-        UnreachableError: nobody answers there.
-        RocforgeError: the server refuses; its reason is the message.
+        UsageError: the URL is not http:// or https://.
+        UnreachableError: no server answers there.
+        RocforgeError: the server answers with an error; its reason is the message.
     """
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--url is {url!r}; it begins with http:// or https://")
+        raise UsageError(f"--url is {url!r}; allowed are http:// and https:// URLs")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     request = urllib.request.Request(url.rstrip("/") + path, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
-        raise RocforgeError(f"the server at {url} says {error.code}: {_reason(error)}") from error
+        raise RocforgeError(f"the server at {url} answered {error.code}: {_reason(error)}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise UnreachableError(f"no server answers at {url}: {getattr(error, 'reason', error)}") from error
 

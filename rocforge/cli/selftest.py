@@ -1,4 +1,4 @@
-"""`rocforge selftest`: whether this card computes what it should, and how fast; a report to paste into an issue."""
+"""`rocforge selftest`: check and measure this card; print a report for an issue."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ Group = enum.Enum("Group", {name: name for name in GROUPS}, type=str)  # type: i
 
 
 def selftest(
-    only: Annotated[list[Group] | None, typer.Option(help="A group of checks; can be given again.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, and no speed: for a simulated card.")] = False,
+    only: Annotated[list[Group] | None, typer.Option(help="Run only this group of checks; repeatable.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes and no benchmarks, for a simulated card.")
+    ] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the random numbers, as a report names it.", show_default=False)
+        int | None, typer.Option(min=0, help="Random seed, as printed in a report.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check every kernel on this card, measure it, and write a report that can be pasted into an issue.
+    """Check every kernel on this card, measure it, and print a report for an issue.
 
-    It takes some minutes, most of them to compile, once. The card is gpu:0; HIP_VISIBLE_DEVICES (on NVIDIA
-    CUDA_VISIBLE_DEVICES) chooses another.
+    Takes some minutes, most of them for the first compilation. Tests gpu:0; HIP_VISIBLE_DEVICES (NVIDIA:
+    CUDA_VISIBLE_DEVICES) selects the card.
     """
     about = device_info()
     seed = secrets.randbits(32) if seed is None else seed

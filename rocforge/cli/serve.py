@@ -8,38 +8,36 @@ from typing import Annotated
 import typer
 
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Keep, Model, Quiet, Template
+from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template
 from rocforge.cli.output import note
 
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="What clients call the model; its file's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="Model name for clients; default: the file's name.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="ROCFORGE_API_KEY", help="Clients must send it as bearer token.")
+        str | None, typer.Option(envvar="ROCFORGE_API_KEY", help="Bearer token that clients must send.")
     ] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="An origin whose pages may call; can be given again; * for all.")
-    ] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="Origin allowed by CORS; repeatable; *: all.")] = None,
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HOST[,HOST...]", help="Names that requests may be for; can be given again; *.name, * for all."
+            metavar="HOST[,HOST...]", help="Host names to answer for; repeatable; *.name: subdomains, *: all."
         ),
     ] = None,
     chat_template: Template = None,
-    cache_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that the cache holds.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 512,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for their first step.")] = 256,
+    cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens a step.")] = 512,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = 256,
     device: Device = None,
     context: Context = None,
-    fp16_weights: Fp16Weights = Keep.auto,
+    fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
 ) -> None:
-    """Answer HTTP as the OpenAI API does; / is a chat page."""
+    """Serve the OpenAI API over HTTP; / is a chat page."""
     from rocforge.server.run import model_name
     from rocforge.server.run import serve as run
     from rocforge.server.settings import Settings
@@ -58,7 +56,7 @@ def serve(
         port,
         device=device,
         context=context,
-        fp16_weights=fp16_weights.wanted,
+        fp16_weights=fp16_weights.enabled,
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

@@ -1,4 +1,4 @@
-"""`rocforge tune`: measures how kernels are best cut for this card, and keeps it for later runs."""
+"""`rocforge tune`: measure the fastest kernel settings for this card and save them for later runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rocforge.tune.work import FULL, QUICK
 
 
 def tune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and show, but keep nothing.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: for a simulated card.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and show, but save nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, for a simulated card.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure which kernel settings are fastest on this card, and keep them for later runs.
+    """Measure the fastest kernel settings for this card and save them for later runs.
 
-    It takes some minutes. What is kept holds for all cards of this architecture and number of units; delete the file to
-    go back to what is shipped. The card is gpu:0; HIP_VISIBLE_DEVICES (on NVIDIA CUDA_VISIBLE_DEVICES) chooses another.
+    Takes some minutes. The file applies to every card with this architecture and number of compute units; delete it to
+    return to the shipped settings. Measures gpu:0; HIP_VISIBLE_DEVICES (NVIDIA: CUDA_VISIBLE_DEVICES) selects the card.
     """
     about = device_info()
     if about.reason is not None:
@@ -42,7 +42,7 @@ def tune(
         write_json({"arch": card.family, "compute_units": card.compute_units, "file": path, "choices": choices})
     else:
         table(map(_row, found), ["setting", ">shipped", ">best", ">saved", "tried"])
-        note("nothing is kept" if path is None else f"kept in {path}")
+        note("nothing saved" if path is None else f"saved to {path}")
 
 
 def _begun(name: str) -> None:

@@ -37,9 +37,9 @@ def resolve_device(device: str | None) -> str:
         device: None (a GPU if there is one, else the CPU), "cpu", "gpu" (the first that is supported) or "gpu:N".
 
     Raises:
-        ValueError: the name is none of these. TypeError: it is no string.
-        DeviceError: a GPU was asked for and there is none, or not that many.
-        UnsupportedCardError: the card is not supported, or there are only such.
+        ValueError: the name is none of these. TypeError: it is not a string.
+        DeviceError: no such GPU.
+        UnsupportedCardError: the card is not supported; for None and "gpu", no card is.
     """
     if device is None:
         return "cpu" if import_cupy()[0] is None else resolve_device("gpu")
@@ -53,7 +53,7 @@ def resolve_device(device: str | None) -> str:
     count = cupy_module().cuda.runtime.getDeviceCount()
     index = int(number) if number else next((i for i in range(count) if is_supported(card_of(i))), 0)
     if index >= count:
-        raise DeviceError(f"device {device!r} was asked for, and there are {count}: gpu:0 to gpu:{count - 1}")
+        raise DeviceError(f"device is {device!r}; this machine has gpu:0 to gpu:{count - 1}")
     supported_card(index)
     return f"gpu:{index}"
 
@@ -64,7 +64,7 @@ def on_device(device: str) -> AbstractContextManager[Any]:
 
 
 def to_device(array: Any, device: str | None = None) -> Any:
-    """Copy an array, or the blocks of a QuantizedArray, to a device; on the device already, it is returned as it is.
+    """Copy an array, or the blocks of a QuantizedArray, to a device; returned as it is if already there.
 
     Args:
         array: a NumPy or CuPy array, or a QuantizedArray.
@@ -80,7 +80,7 @@ def to_device(array: Any, device: str | None = None) -> Any:
 
 
 def asnumpy(array: Any) -> np.ndarray:
-    """A NumPy array of the same values; a device array is copied and waited for. A QuantizedArray is dequantized."""
+    """A NumPy array of the same values; waits for the copy of a device array. A QuantizedArray is dequantized."""
     if isinstance(array, QuantizedArray):
         array = array.dequantize()
     return np.asarray(array) if get_array_module(array) is np else array.get()
@@ -88,7 +88,7 @@ def asnumpy(array: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What `device_info` found.
+    """Facts about a device, from `device_info`.
 
     Attributes:
         device: "cpu" or "gpu:N", the device that `rf.load` would pick.
@@ -96,7 +96,7 @@ class DeviceInfo:
         arch: gfx942, gfx1100, ... on AMD; sm_90, ... on NVIDIA; the machine type for a CPU.
         memory_total, memory_free: bytes.
         runtime: "ROCm 7.0.2", "CUDA 13.0" or "NumPy 2.4".
-        cupy: CuPy's version, or None where it does not import.
+        cupy: CuPy's version, or None if it does not import.
         reason: why there is no GPU, or None where there is one.
     """
 
@@ -116,7 +116,7 @@ class DeviceInfo:
 
 
 def device_info(device: str | None = None) -> DeviceInfo:
-    """Describe a device (None: the one that `rf.load` would pick), and say why where no GPU is of use.
+    """Describe a device (None: the one that `rf.load` would pick), and why there is no usable GPU.
 
     Raises:
         ValueError, DeviceError, UnsupportedCardError: as `resolve_device`, of a device that is named.
@@ -154,10 +154,10 @@ def _cpu_info(cupy: ModuleType | None, reason: str | None) -> DeviceInfo:
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that can be taken: of host memory without swapping, of a GPU's by one allocation.
+    """Bytes that can be allocated: host memory without swapping, or a GPU's in one allocation.
 
-    On a GPU, what CuPy's pool holds unused is given back first, since no allocation could take all of it from there.
-    An APU's memory is the host's: what programs hold there is not free, whatever the driver says.
+    On a GPU, frees the unused blocks of CuPy's pool first, since no single allocation could use all of them. An APU's
+    memory is the host's: at most what the host has free, whatever the driver reports.
     """
     if device != "cpu":
         pool = cupy_module().get_default_memory_pool()

@@ -1,7 +1,7 @@
-"""The BLAS library's handle of this thread, with a workspace of ours where it would otherwise allocate one in mid-work.
+"""The BLAS library's handle of this thread, with a workspace of ours on ROCm.
 
-hipBLAS's libraries take memory when a product first needs it, which is illegal while a stream is being captured; with a
-workspace of its user's a handle makes do with that. docs/streams.md says what their documentation guarantees.
+rocBLAS allocates a workspace when a GEMM first needs one, which is illegal during stream capture; with a user's
+workspace a handle never allocates. docs/streams.md says what its documentation guarantees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cards that rocforge supports, and what a device is to the compiler."""
+"""The supported cards, and the properties of a device that decide its code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class Card:
-    """What of a GPU decides the code that is compiled for it.
+    """The properties of a GPU that decide the code compiled for it.
 
     Attributes:
         name: as the driver calls it, such as "AMD Radeon RX 7900 XTX".
@@ -50,11 +50,6 @@ class Card:
     def is_amd(self) -> bool:
         return self.arch.startswith("gfx")
 
-    @property
-    def has_matrix_unit(self) -> bool:
-        """Whether it multiplies matrices in hardware (MFMA, WMMA, mma): all but RDNA 2."""
-        return not self.family.startswith("gfx103")
-
 
 @functools.cache
 def card_of(device: int) -> Card:
@@ -68,7 +63,7 @@ def card_of(device: int) -> Card:
 
 
 def is_supported(card: Card) -> bool:
-    """Whether rocforge's kernels are made for a card."""
+    """Whether rocforge has kernels for a card."""
     if card.is_amd:
         return AMD.get(card.family) == card.wave
     return int(card.arch.removeprefix("sm_")) >= OLDEST_NVIDIA
@@ -78,12 +73,11 @@ def supported_card(device: int) -> Card:
     """The card of a device number.
 
     Raises:
-        UnsupportedCardError: rocforge has no kernels for it; the message names it and what is supported.
+        UnsupportedCardError: rocforge has no kernels for it; the message lists the supported ones.
     """
     card = card_of(device)
     if not is_supported(card):
         raise UnsupportedCardError(
-            f'gpu:{device} is {card.name} ({card.family}), which is not supported; {SUPPORTED}; device="cpu" runs '
-            "without a GPU"
+            f'gpu:{device}, {card.name} ({card.family}), is not supported; {SUPPORTED}; device="cpu" runs without a GPU'
         )
     return card

@@ -1,4 +1,4 @@
-"""A process that compiles programs for a thread of this one: with hiprtc, more than one at a time takes processes."""
+"""Compiler processes: hiprtc compiles one program at a time in a process, so several at a time take several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rocforge.device.libraries import cupy_module
 
 
 class CompileProcess:
-    """Compiles as `compile_program` does, in a process that is started when it is first called.
+    """Compiles as `compile_program` does, in a process started at the first call.
 
-    Where there can be no such process, or it ends (for want of memory, say), this process compiles.
+    If the process cannot start, or dies (out of memory, say), the calling process compiles instead.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class CompileProcess:
         return pickle.load(answers)
 
     def close(self) -> None:
-        """End the process; what it compiles is finished first."""
+        """End the process, after the program it compiles."""
         if self._process is not None:
             jobs, answers = _pipes(self._process)
             with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 @contextlib.contextmanager
 def compiler_of_a_thread() -> Iterator[Compile]:
-    """What compiles for one of several threads: NVRTC, of which they take turns, or a process of its own for hiprtc."""
+    """The compiler of one of several threads: NVRTC in this process, or hiprtc in a process of its own."""
     if not cupy_module().cuda.runtime.is_hip:
         yield compile_program
         return

@@ -1,10 +1,8 @@
-"""One program, compiled by hiprtc or NVRTC through CuPy's binding of it. Run as a script, it does so for a parent.
+"""Compiles one program with hiprtc or NVRTC, through CuPy's bindings; run as a script, for a parent process.
 
-A process compiles one program at a time with hiprtc, so several at a time take processes. Such a process imports this
-file alone, without rocforge or CuPy around the binding, and begins to compile within a tenth of a second.
-
-The parent writes jobs to the standard input, and reads from the standard output, in its order, whether each compiled,
-with its code or the compiler's log: pickles, since both sides are one program.
+The script imports this file alone, without rocforge or the rest of CuPy, and starts within a tenth of a second. It
+reads jobs from stdin and writes (compiled, code or log) for each to stdout, as pickles, since both sides are one
+program.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def compile_program(text: str, options: tuple[str, ...], kind: str) -> bytes:
 
 
 def main() -> None:
-    """Compile what comes in, until the input ends."""
+    """Compile jobs from stdin until it ends."""
     jobs, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:

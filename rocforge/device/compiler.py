@@ -1,7 +1,7 @@
-"""Compiles kernels for a device, by hiprtc or NVRTC themselves, and keeps the code on disk.
+"""Compiles kernels for a device with hiprtc or NVRTC, and caches the code on disk.
 
-CuPy's own way to a kernel is not taken: on ROCm it needs hipcc, and its cache takes cards of one compute capability,
-such as gfx1100 and gfx1103, for the same. What is compiled here is told apart by the card's full architecture name.
+CuPy's own compile path is not used: on ROCm it needs hipcc, and its cache confuses cards of one compute capability,
+such as gfx1100 and gfx1103. This cache is keyed by the card's full architecture name.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from rocforge.device.compile_program import compile_program
 from rocforge.device.libraries import cupy_module
 
 Compile = Callable[[str, tuple[str, ...], str], bytes]
-"""What makes code of a program, its options and the kind of code: `compile_program`, here or in another process."""
+"""(program, options, kind of code) -> code: `compile_program`, here or in another process."""
 
 
 def options(card: Card) -> tuple[str, ...]:
-    """What hiprtc or NVRTC is told besides the program, for a card.
-
-    They are the same for all programs: macros are part of the text.
-    """
+    """The options of hiprtc or NVRTC for a card; the same for all programs, whose macros are part of the text."""
     target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_arch(card.arch)}"
     return ("-std=c++17", f"-DRF_WAVE={card.wave}", target, *(() if card.is_amd else ("-ftz=true",)))
 
@@ -45,18 +42,18 @@ def _nvidia_arch(arch: str) -> str:
 
 @functools.cache
 def toolkit() -> str:
-    """What compiles, and what it is part of: with another version, code is compiled again."""
+    """The compiler's and the toolkit's version, which are part of the cache's key."""
     cuda = cupy_module().cuda
     return f"{'hip' if cuda.runtime.is_hip else 'cuda'} {cuda.runtime.runtimeGetVersion()} {cuda.nvrtc.getVersion()}"
 
 
 def code_file(text: str, card: Card) -> Path:
-    """The file of a program's code for a card, whether it has been compiled or not."""
+    """The cache file of a program's code for a card; it need not exist."""
     return kernel_cache.file_of(toolkit(), kind(card), *options(card), text)
 
 
 def compiled_file(text: str, card: Card, compile: Compile = compile_program) -> Path:
-    """The file of a program's code for a card, compiled if need be.
+    """The cache file of a program's code for a card, compiled if needed.
 
     Raises:
         CompileError: with the compiler's log.
@@ -77,7 +74,7 @@ def load_module(text: str, card: Card, compile: Compile = compile_program) -> An
     try:
         return _loaded(path)
     except cupy_module().cuda.driver.CUDADriverError:
-        path.unlink(missing_ok=True)  # damaged, or removed by another process meanwhile
+        path.unlink(missing_ok=True)  # damaged, or removed by another process
     return _loaded(compiled_file(text, card, compile))
 
 

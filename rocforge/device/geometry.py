@@ -1,4 +1,4 @@
-"""How a kernel's work is cut into waves and blocks: what it is compiled with, and launched with."""
+"""Launch geometry: how a kernel's work is split into waves and blocks, for its compilation and its launches."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Decode(NamedTuple):
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
-    """How attention_decode is cut for `group` query heads a key head.
+    """The geometry of attention_decode for `group` query heads a key head.
 
     As many waves as `decode_threads` has, if `decode_lds_floats` hold their results.
     """
@@ -97,7 +97,7 @@ class Prefill(NamedTuple):
 
 
 def prefill(tuning: Tuning, head_dim: int) -> Prefill:
-    """How attention_prefill is cut: the output of 16 rows of a wide head would fill a wave's registers."""
+    """The geometry of attention_prefill: the output of 16 rows of a wide head would fill a wave's registers."""
     wide = head_dim > 128
     parts = 2 if wide else 1
     return Prefill(parts, tuning.prefill_waves // parts * 16, tuning.prefill_keys_wide if wide else tuning.prefill_keys)

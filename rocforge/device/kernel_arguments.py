@@ -1,4 +1,4 @@
-"""Arguments of kernels: checks of what Python gives, and what CuPy passes for it."""
+"""Kernel arguments: checks the values from Python, and converts them for the launch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import functools
 import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rocforge.device.params import Field, dtype_of
 
 SCALARS_KEPT = 1024
-"""Numbers that an argument is remembered for, with what CuPy passes for them."""
+"""Numbers whose conversion is cached, for each argument."""
 
 Check = Callable[[Any, int], Any]
-"""From a value and the device of a launch: what is passed. Raises TypeError or ValueError."""
+"""(value, device of the launch) -> what is passed. Raises TypeError or ValueError."""
+
+
+class Arguments(Protocol):
+    """How the arguments of a kernel are checked and passed."""
+
+    def checked(self, args: Any, device: int) -> list[Any]:
+        """What CuPy passes.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, which is named.
+        """
 
 
 class Positional:
@@ -37,14 +48,14 @@ class Positional:
             TypeError, ValueError: one is wrong, which is named; or their number is.
         """
         if len(args) != len(self._checks):
-            raise TypeError(f"takes {len(self._checks)} arguments, and was given {len(args)}")
+            raise TypeError(f"expected {len(self._checks)} arguments, got {len(args)}")
         try:
             return [check(value, device) for check, value in zip(self._checks, args, strict=True)]
         except (TypeError, ValueError) as error:
             raise type(error)(self._blame(args, device)) from error
 
     def _blame(self, args: Sequence[Any], device: int) -> str:
-        """Which argument is wrong, and how: worked out only after a check has failed."""
+        """Which argument is wrong, and why; called after a check has failed."""
         for position, (check, value) in enumerate(zip(self._checks, args, strict=True)):
             try:
                 check(value, device)
@@ -69,7 +80,7 @@ class Packed:
         """
         if values.keys() != self._checks.keys():
             wrong = sorted(values.keys() ^ self._checks.keys())
-            raise TypeError(f"takes {', '.join(self._checks)}; missing or unknown: {', '.join(wrong)}")
+            raise TypeError(f"expected {', '.join(self._checks)}; missing or unknown: {', '.join(wrong)}")
         packed: list[int | float] = []
         for name, check in self._checks.items():
             try:
@@ -99,7 +110,7 @@ def _struct_check(parts: tuple[Field, ...]) -> FieldCheck:
 
     def check(values: Sequence[Any], device: int) -> list[Any]:
         if len(values) != len(checks):
-            raise TypeError(f"{len(values)} fields, where it has {len(checks)}")
+            raise TypeError(f"expected {len(checks)} fields, got {len(values)}")
         packed: list[Any] = []
         for (name, check), value in zip(checks, values, strict=True):
             try:
@@ -114,7 +125,7 @@ def _struct_check(parts: tuple[Field, ...]) -> FieldCheck:
 def _array_of_structs(one: FieldCheck, count: int) -> FieldCheck:
     def check(values: Sequence[Any], device: int) -> list[Any]:
         if len(values) != count:
-            raise TypeError(f"{count} expected, not {len(values)}")
+            raise TypeError(f"expected {count} structs, got {len(values)}")
         packed: list[Any] = []
         for number, value in enumerate(values):
             try:
@@ -164,7 +175,7 @@ def check_of(kind: str) -> Check:
         if known is not None:
             return known
         if not isinstance(value, number) or isinstance(value, bool):
-            raise TypeError(f"{name} expected, not {type(value).__name__} ({value!r})")
+            raise TypeError(f"expected {name}, got {type(value).__name__} ({value!r})")
         try:
             known = scalar(value)
         except OverflowError as error:
@@ -178,9 +189,9 @@ def check_of(kind: str) -> Check:
 
 @functools.cache
 def _contiguity(kind: type) -> Callable[[Any], bool] | None:
-    """What tells whether an array of a class of CuPy is C-contiguous; None where it is no such class.
+    """The C-contiguity test of a CuPy array class; None for any other class.
 
-    `flags` are a new object each time, which takes longer than all else that is checked.
+    `flags` is a new object each time, which takes longer than all other checks together.
     """
     if kind.__module__.partition(".")[0] != "cupy":
         return None
@@ -196,16 +207,16 @@ def _array_check(dtype: np.dtype | None, optional: bool) -> Check:
         kind: Any = type(value)
         is_contiguous = _contiguity(kind)
         if is_contiguous is None:
-            raise TypeError(f"a CuPy array of {dtype or 'any dtype'} expected, not {type(value).__name__}")
+            raise TypeError(f"expected a CuPy array of {dtype or 'any dtype'}, got {type(value).__name__}")
         if dtype is not None and value.dtype is not dtype and value.dtype != dtype:
-            raise TypeError(f"an array of {dtype} expected, not of {value.dtype}")
+            raise TypeError(f"expected an array of {dtype}, got {value.dtype}")
         if not is_contiguous(value):
-            raise ValueError(f"a C-contiguous array expected; this one of shape {value.shape} is not")
+            raise ValueError(f"expected a C-contiguous array; this one of shape {value.shape} is not")
         if value.data.device_id != device:
             there = value.data.device_id
             raise ValueError(
-                f"an array on gpu:{device}, the current device, expected, not on gpu:{there}; "
-                f'inside `with rf.Stream("gpu:{there}")` that one is current'
+                f"expected an array on gpu:{device}, the current device, got one on gpu:{there}; "
+                f'`with rf.Stream("gpu:{there}")` makes that one current'
             )
         return value
 

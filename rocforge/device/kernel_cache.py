@@ -1,6 +1,6 @@
-"""Compiled kernels on disk: a file each, named by a hash of all that went into it.
+"""The cache of compiled kernels on disk: one file each, named by a hash of everything that determines its code.
 
-Files are written whole or not at all, for their owner's eyes alone, and the longest unused go when there are too many.
+Writes are atomic, files are private to their owner, and the least recently used are evicted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SUFFIX = ".code"
 
 @functools.cache
 def folder() -> Path:
-    """Where the files are: ROCFORGE_CACHE_DIR, else `rocforge/kernels` in the user's cache folder.
+    """The cache folder: ROCFORGE_CACHE_DIR, else `rocforge/kernels` in the user's cache folder.
 
-    Where that is not the user's own, or cannot be written, it is a temporary folder of this process.
+    A temporary folder of this process if that one belongs to another user or is not writable.
     """
     chosen = os.environ.get("ROCFORGE_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -45,7 +45,7 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 def file_of(*parts: str) -> Path:
-    """The file for code that these parts decide, whether it is there or not."""
+    """The file of the code that these parts determine; it need not exist."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)}:".encode() + part.encode())
@@ -53,7 +53,7 @@ def file_of(*parts: str) -> Path:
 
 
 def found(path: Path) -> bool:
-    """Whether a file is there; it counts as used now."""
+    """Whether a file exists; marks it as used now."""
     try:
         os.utime(path)
     except OSError:
@@ -62,13 +62,13 @@ def found(path: Path) -> bool:
 
 
 def store(path: Path, code: bytes) -> None:
-    """Write a file of code, and make room."""
+    """Write a file of code, and evict others if the cache is full."""
     write(path, code)
     _trim(files())
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in one step for whoever looks."""
+    """Write a file atomically."""
     descriptor, name = tempfile.mkstemp(dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -90,7 +90,7 @@ def files() -> list[tuple[Path, os.stat_result]]:
 
 
 def _trim(listed: Sequence[tuple[Path, os.stat_result]]) -> None:
-    """Remove the longest unused, if there is more than LIMIT, down to three quarters of it."""
+    """Evict the least recently used files, above LIMIT, down to three quarters of it."""
     total = sum(status.st_size for _, status in listed)
     if total <= LIMIT:
         return

@@ -22,7 +22,7 @@ from rocforge.device import geometry, overlap, tuning
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
-from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.kernel_arguments import Arguments, Packed, Positional
 from rocforge.device.libraries import cupy_module
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
@@ -30,27 +30,27 @@ from rocforge.formats.blocks import QTYPES
 from rocforge.formats.planar import PLANAR
 
 PREFIX = "rf_"
-"""Of every kernel's name in the sources, where names of HIP's and CUDA's headers stand beside it."""
+"""Prefix of every kernel in the sources, to avoid clashes with names in HIP's and CUDA's headers."""
 
 
 def source_folder() -> Path:
-    """Where the sources lie: in the package (a wheel), or beside it (a checkout).
+    """The folder of the sources: in the package (a wheel), or beside it (a checkout).
 
     Raises:
-        FileNotFoundError: they lie in neither.
+        FileNotFoundError: it is in neither.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "rawkernels", package.parent / "rawkernels"):
         if (folder / "target" / "platform.h").exists():
             return folder
-    raise FileNotFoundError(f"no rawkernels/ with the kernels' sources in {package} or beside it")
+    raise FileNotFoundError(f"no folder rawkernels/ with the kernel sources in {package} or beside it")
 
 
 @functools.cache
 def source_text(name: str) -> str:
     """A source with its `#include "..."` lines replaced by the files they name, each once.
 
-    The compiler then needs no include folder, and the cache of compiled kernels, which goes by text, sees every change.
+    The compiler then needs no include folder, and the cache of compiled kernels, keyed by text, sees every change.
     """
     return _with_includes(name, set())
 
@@ -107,7 +107,7 @@ def macros(source: str, given: dict[str, Any], card: Card, tuned: tuning.Tuning)
 
     Args:
         given: macros that say what is computed, such as RF_QTYPE.
-        tuned: how kernels are cut for the card, of which the others follow.
+        tuned: the card's settings.
 
     Raises:
         AttributeError: the source names a field that Tuning does not have.
@@ -141,7 +141,7 @@ class _Module:
         return code_file(self.text, supported_card(self.device)).exists()
 
     def prepare(self, compile: Compile = compile_program) -> None:
-        """Compile and load it, with its device current; an error is kept, for the first `load` to raise."""
+        """Compile and load it, with its device current; an error is raised by the next `load`."""
         with self._lock:
             if self._module is None:
                 try:
@@ -153,10 +153,10 @@ class _Module:
         return self.load().get_function(name)
 
     def load(self) -> Any:
-        """The module, compiled and loaded; raises what kept `prepare` from that."""
+        """The module, compiled and loaded; raises the error of `prepare`, if any."""
         with self._lock:
             if self._failure is not None:
-                failure, self._failure = self._failure, None  # what may have passed, as want of memory, is tried again
+                failure, self._failure = self._failure, None  # it may be transient (out of memory): try again next time
                 raise failure
             if self._module is None:
                 self._module = self._loaded()
@@ -190,7 +190,7 @@ class Kernel:
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
             with `*?` where None is allowed and gives a null pointer. None: the kernel takes one struct, whose fields
             the source declares (rocforge.device.params).
-        defines: macros that say what it computes; how it is cut for the card is added (`macros`).
+        defines: macros that say what it computes; those of the card are added (`macros`).
     """
 
     def __init__(self, source: str, name: str, signature: str | None = None, **defines: Any):
@@ -202,7 +202,7 @@ class Kernel:
         return f"Kernel({self.source}, {self.name}{defines})"
 
     @functools.cached_property
-    def _arguments(self) -> Positional | Packed:
+    def _arguments(self) -> Arguments:
         """How its arguments are checked and passed; not known before its source is read."""
         text = source_text(self.source)
         if self._signature is None:
@@ -231,9 +231,8 @@ class Kernel:
             return
         device = cupy_module().cuda.runtime.getDevice()
         function = self._functions.get((device, tuning.of(device))) or self._load(device)
-        given: Any = args  # a sequence or a mapping, as the kernel takes them
         try:
-            checked = self._arguments.checked(given, device)
+            checked = self._arguments.checked(args, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
@@ -257,9 +256,9 @@ _this_thread = _ThisThread()
 
 @contextlib.contextmanager
 def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
-    """In this context, and this thread, `record` gets each kernel instead of a launch, and new CuPy arrays are zeros.
+    """In this context and thread, kernels are passed to `record` instead of launched, and new CuPy arrays are zeros.
 
-    So code that launches kernels says itself which ones it needs; what it computes means nothing.
+    This finds the kernels that code needs; its results are meaningless.
     """
     cupy = cupy_module()
     allocate = cupy.cuda.get_allocator()
@@ -279,7 +278,7 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def launches_overlap() -> Iterator[None]:
-    """In this context, and this thread, kernels begin while the one before still runs, where the device can do that."""
+    """In this context and thread, kernels begin while the one before still runs, where the device supports it."""
     _this_thread.overlap = overlap.overlaps(cupy_module().cuda.runtime.getDevice())
     try:
         yield

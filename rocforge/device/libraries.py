@@ -1,4 +1,4 @@
-"""CuPy, imported once, on first use; and where it does not import, which of ROCm's libraries it lacks."""
+"""Imports CuPy once, on first use; if that fails, names the missing ROCm libraries."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROCM = {
     "libroctx64.so.4": "roctracer",
     "libroctracer64.so.4": "roctracer",
 }
-"""What the wheel cupy-rocm-7-0 loads, and the package of ROCm 7 that has it, on Debian, Ubuntu, RHEL and SUSE alike."""
+"""Libraries that the wheel cupy-rocm-7-0 loads, and their ROCm 7 packages (Debian, Ubuntu, RHEL and SUSE alike)."""
 RUNTIME = "libamdhip64.so"
-PLACES = ("/opt/rocm*/lib", "/opt/rocm*/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+FOLDERS = ("/opt/rocm*/lib", "/opt/rocm*/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
 
 
 @functools.cache
 def import_cupy() -> tuple[ModuleType | None, str | None]:
-    """CuPy if it imports and sees a device, else None; and the reason why not, in one line."""
+    """CuPy if it imports and finds a device, else None; and the reason why not, in one line."""
     try:
         import cupy
     except ImportError as error:
@@ -56,7 +56,7 @@ def cupy_module() -> ModuleType:
 
 
 def _explained(error: ImportError) -> str:
-    """Which libraries of ROCm are missing, where it is those; else what the import says."""
+    """The missing ROCm libraries, if that is the cause; else the import's own message."""
     if _wheel_is_for_rocm() and (missing := missing_libraries()):
         return missing
     lines = str(error).strip().splitlines()
@@ -70,24 +70,22 @@ def _wheel_is_for_rocm() -> bool:
 
 
 def missing_libraries() -> str | None:
-    """In one line which libraries of ROCm 7 cannot be loaded, and what to do about it; None where all can."""
+    """One line: which ROCm 7 libraries cannot be loaded, and what to do; None if all can."""
     missing = [name for name in ROCM if not _loads(name)]
     if not missing:
         return None
     wanted = f"{RUNTIME}.7"
     if wanted in missing:
-        places = installed_runtimes()
-        if wanted in places:
-            folder = places[wanted]
-            return f"{wanted} lies in {folder}, where the loader does not look: set LD_LIBRARY_PATH={folder}"
-        if places:
-            name, folder = max(places.items(), key=lambda item: int(item[0].rpartition(".")[2]))
+        runtimes = installed_runtimes()
+        if wanted in runtimes:
+            folder = runtimes[wanted]
+            return f"{wanted} is in {folder}, which the loader does not search: set LD_LIBRARY_PATH={folder}"
+        if runtimes:
+            name, folder = max(runtimes.items(), key=lambda item: int(item[0].rpartition(".")[2]))
             major = name.rpartition(".")[2]
-            return (
-                f"it is for ROCm 7, and here is ROCm {major} ({folder}/{name}): install ROCm 7 ({_packages(missing)})"
-            )
-        return f"ROCm 7 is not installed: {', '.join(missing)} are missing; install its packages {_packages(missing)}"
-    return f"of ROCm 7, {', '.join(missing)} cannot be loaded; install its packages {_packages(missing)}"
+            return f"it needs ROCm 7; found ROCm {major} ({folder}/{name}): install ROCm 7 ({_packages(missing)})"
+        return f"ROCm 7 is not installed: {', '.join(missing)} are missing; install {_packages(missing)}"
+    return f"ROCm 7's {', '.join(missing)} cannot be loaded; install {_packages(missing)}"
 
 
 def _packages(libraries: list[str]) -> str:
@@ -103,8 +101,8 @@ def _loads(name: str) -> bool:
 
 
 def installed_runtimes() -> dict[str, str]:
-    """HIP's runtimes of any major version that lie where ROCm puts them: file name -> folder."""
-    found = [path for place in PLACES for path in glob.glob(f"{place}/{RUNTIME}.*")]
+    """HIP runtimes of any major version in ROCm's folders: file name -> folder."""
+    found = [path for folder in FOLDERS for path in glob.glob(f"{folder}/{RUNTIME}.*")]
     return {
         name: folder for folder, name in (path.rsplit("/", 1) for path in found) if re.fullmatch(r".*\.so\.\d+", name)
     }

@@ -1,7 +1,7 @@
 """Launches that overlap: on NVIDIA, a kernel of a captured graph begins while the one queued before it still runs.
 
-Each kernel in rawkernels/ says itself until where it can go before it has to wait (`wait_for_previous` in platform.h):
-products load their first weights. CuPy has no call for such launches, so the driver's is used.
+Each kernel in rawkernels/ says how far it can go before it must wait (`wait_for_previous` in platform.h): GEMVs load
+their first weights. CuPy has no call for such launches, so the driver's is used.
 
 Source: CUDA C++ Programming Guide, Programmatic Dependent Launch and Synchronization.
 """
@@ -48,7 +48,7 @@ class _Config(ctypes.Structure):
 
 @functools.cache
 def overlaps(device: int) -> bool:
-    """Whether a device can: NVIDIA's from compute capability 9.0 on."""
+    """Whether a device supports it: NVIDIA from compute capability 9.0 on."""
     return not cupy_module().cuda.runtime.is_hip and int(cupy_module().cuda.Device(device).compute_capability) >= 90
 
 
@@ -79,4 +79,4 @@ def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Seque
     config = _Config(*sizes, 0, stream, ctypes.pointer(attribute), 1)
     error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function.ptr), params, None)
     if error:
-        raise DeviceError(f"cuLaunchKernelEx: error {error} of the CUDA driver")
+        raise DeviceError(f"cuLaunchKernelEx failed with CUDA driver error {error}")

@@ -1,4 +1,4 @@
-"""The structs that kernels take by value: read from their sources, so that one definition serves both sides.
+"""The structs that kernels take by value, read from their sources: one definition for host and device.
 
     struct ScaleParams {
         float* out;
@@ -7,7 +7,7 @@
         Part parts[3];  // another struct of the source
     };
 
-A source's text ends with assertions, made here, that the compiler lays each of them out in the same way.
+`assertions` appends static_asserts to a source, so that the compiler checks the host's layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Field(NamedTuple):
         name: in the struct.
         kind: as in the signature of a Kernel, "float32*?" or "uint32"; empty for another struct.
         parts: the fields of that other struct.
-        length: elements of an array of it; 0 where it is none.
+        length: of an array of it; 0 where it is none.
     """
 
     name: str
@@ -65,28 +65,24 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
     """
     found = re.search(rf"\bstruct {name} \{{(.*?)^\}};", text, re.S | re.M)
     if found is None:
-        raise ValueError(f"there is no struct {name} in the source")
+        raise ValueError(f"the source has no struct {name}")
     body = re.sub(r"//[^\n]*", "", found[1])
     return tuple(field for part in body.split(";") if part.strip() for field in _fields(text, name, part.strip()))
 
 
 def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
     """Of a declaration, which may be of several names."""
-    wrong = ValueError(f"struct {struct}: {declaration!r} is no field of a type that host and device share")
     whole = _FIELD.fullmatch(declaration)
-    if whole is None:
-        raise wrong
-    for declared in whole[3].split(","):
+    nullable, kind, names = whole.groups() if whole else (None, "", "")
+    for declared in names.split(","):
         match = _DECLARED.fullmatch(declared)
         star, name, length = match.groups() if match else ("", "", None)
-        known = whole[2] in _TARGETS if star else whole[2] in _SCALARS and not length
-        if name and known:
-            kind = (_TARGETS if star else _SCALARS)[whole[2]] + star + ("?" if whole[1] else "")
-            yield Field(name, kind)
-        elif name and not star and whole[2] not in _TARGETS:
-            yield Field(name, "", struct_fields(text, whole[2]), int(length or 0))
+        if name and (kind in _TARGETS if star else kind in _SCALARS and not length):
+            yield Field(name, (_TARGETS if star else _SCALARS)[kind] + star + ("?" if nullable else ""))
+        elif name and not star and kind not in _TARGETS:
+            yield Field(name, "", struct_fields(text, kind), int(length or 0))
         else:
-            raise wrong
+            raise ValueError(f"struct {struct}: {declaration!r} is not a field of a supported type")
 
 
 def kernel_structs(text: str) -> dict[str, str]:
@@ -95,7 +91,7 @@ def kernel_structs(text: str) -> dict[str, str]:
 
 
 def assertions(text: str) -> str:
-    """C++ that fails to compile where the compiler lays a kernel's struct out in another way than `dtype_of`."""
+    """C++ static_asserts that the compiler's layout of a source's structs is that of `dtype_of`."""
     lines = []
     for name in sorted(set(kernel_structs(text).values())):
         dtype = dtype_of(struct_fields(text, name))

@@ -1,7 +1,7 @@
 """Streams: queues of work, each on one device, and copies that keep their order.
 
-Work on a stream runs in the order in which it was queued, and the host does not wait for it. Between two streams there
-is no order but what `Stream.wait_for` makes; docs/streams.md tells more.
+Work on a stream runs in the order in which it was queued, and the host does not wait for it. Only `Stream.wait_for`
+orders two streams; see docs/streams.md.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Stream:
             _IN_FLIGHT.drop()
 
     def wait_for(self, other: Stream) -> None:
-        """What is queued here from now on runs after what is queued on another stream so far. The host goes on."""
+        """Work queued here from now on runs after what is queued on another stream so far. The host does not wait."""
         if self.device != "cpu" and other.device != "cpu":
             with other:
                 event = _recorded()
@@ -112,13 +112,13 @@ class Stream:
             return Download(host, _IN_FLIGHT.keep(host, array))
 
     def written(self, host: np.ndarray) -> Download:
-        """What kernels that are queued by now write to a part of an array from `shared_array`."""
+        """What the kernels queued so far write to (a part of) an array from `shared_array`."""
         with self:
             return Download(host, _IN_FLIGHT.keep(host))
 
 
 class Download:
-    """What is on its way to the host: a copy, or what kernels write there."""
+    """A pending copy to the host, or pending writes of kernels there."""
 
     def __init__(self, host: np.ndarray, landed: Any):
         self._host, self._landed = host, landed
@@ -129,7 +129,7 @@ class Download:
         return self._landed is None or self._landed.done
 
     def get(self) -> np.ndarray:
-        """The values, once they are there: waits for that, and not for what was queued after it."""
+        """The values; waits for this copy, not for what was queued after it."""
         if self._landed is not None:
             self._landed.synchronize()
             self._landed = None
@@ -139,7 +139,7 @@ class Download:
 def shared_array(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, Any]:
     """Zeros in memory of the host that kernels on the current device can write to: a NumPy and a CuPy array of it.
 
-    A few bytes reach the host so without a copy, for which a stream would stop. The NumPy array owns the memory.
+    A few bytes then reach the host without a copy, which would stall the stream. The NumPy array owns the memory.
     """
     host = _pinned(shape, np.dtype(dtype))
     host[...] = 0
@@ -154,10 +154,9 @@ def on_this_device(pinned: np.ndarray) -> Any:
 
 
 class _InFlight:
-    """What copies and kernels that are queued, on whatever stream, read or write: kept until they are done with it.
+    """Keeps the memory that queued copies and kernels, on any stream, read or write until they are done with it.
 
-    Whoever asked for a copy may drop what they hold of it, and the stream as well; CuPy would give pinned memory to the
-    next one that asks.
+    The caller may drop the arrays and the stream meanwhile, and CuPy would reuse their pinned memory.
     """
 
     def __init__(self) -> None:
@@ -173,10 +172,10 @@ class _InFlight:
         return event
 
     def drop(self) -> None:
-        """Let go of what is done."""
+        """Drop what is done."""
         with self._lock:
             done, self._kept = self._kept, [item for item in self._kept if not item[0].done]
-        del done  # memory is given back outside the lock
+        del done  # frees memory outside the lock
 
 
 _IN_FLIGHT = _InFlight()
@@ -190,7 +189,7 @@ def _recorded() -> Any:
 
 
 def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory of the host that a device copies from and to by itself."""
+    """Pinned host memory."""
     size = math.prod(shape)
     memory = cupy_module().cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
     return np.frombuffer(memory, dtype, size).reshape(shape)

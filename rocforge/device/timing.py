@@ -1,4 +1,4 @@
-"""Measuring a device: seconds by events, and arrays to work on."""
+"""Benchmarks: device time by events, and random arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rocforge.device.libraries import cupy_module
 
 
 def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
-    """Median seconds of one of the launches, which are captured together and replayed."""
+    """Median seconds of one launch; the launches are captured together and replayed."""
     cupy = cupy_module()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -28,7 +28,7 @@ def seconds(launches: Sequence[Callable[[], Any]], replays: int = 15) -> float:
 
 
 def seconds_of(run: Callable[[], Any], runs: int = 15) -> list[float]:
-    """Seconds that the device takes for each of some runs on the current stream; two go before and do not count."""
+    """Device seconds of each run on the current stream, after two warmup runs."""
     cuda, times = cupy_module().cuda, []
     for _ in range(runs + 2):
         start, stop = cuda.Event(), cuda.Event()
@@ -41,7 +41,7 @@ def seconds_of(run: Callable[[], Any], runs: int = 15) -> list[float]:
 
 
 def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
-    """A CuPy array of random numbers, the same million over and over, copied there without a kernel."""
+    """A CuPy array of random numbers, a million repeated, copied without a kernel."""
     cupy = cupy_module()
     some = cupy.asarray(np.random.default_rng(0).standard_normal(1_000_003, np.float32).astype(dtype))
     array = cupy.empty(shape, dtype)

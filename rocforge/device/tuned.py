@@ -1,8 +1,8 @@
-"""What `rocforge tune` has measured, kept beside compiled kernels: a file for each architecture and number of units.
+"""Results of `rocforge tune`, stored beside compiled kernels: a file per architecture and number of compute units.
 
     {"arch": "gfx942", "compute_units": 304, "values": {"gemv_small_rows": 8192}}
 
-A file that is damaged, for another card, or has a value that is none of the candidates, is ignored with a warning.
+A file that is damaged, for another card, or has a value outside the candidates is ignored with a warning.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ CANDIDATES: dict[str, tuple[int, ...]] = {
     "decode_blocks": (1, 2, 4),
     "tile_blocks": (1, 2, 3, 4),
 }
-"""Fields of rocforge.device.tuning.Tuning that are measured, and the values that are tried: all of them are correct."""
+"""Fields of rocforge.device.tuning.Tuning that are measured, and the values to try: all give correct results."""
 
 
 def path_of(card: Card) -> Path:
-    """The file for cards of an architecture and number of units."""
+    """The file for cards with this architecture and number of compute units."""
     return kernel_cache.folder() / f"tuning-{card.family}-{card.compute_units}.json"
 
 
 def measured(card: Card) -> dict[str, int]:
-    """What was measured on such a card, by field; nothing where that is not known."""
+    """The measured values for such a card, by field; empty without a valid file."""
     path = path_of(card)
     try:
         text = path.read_text()
@@ -45,9 +45,9 @@ def measured(card: Card) -> dict[str, int]:
         content = json.loads(text)
         about, values = (content["arch"], content["compute_units"]), dict(content["values"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return _ignored(path, "it is not what `rocforge tune` writes")
+        return _ignored(path, "not a file of `rocforge tune`")
     if about != (card.family, card.compute_units):
-        return _ignored(path, f"it is for {about[0]} with {about[1]} units")
+        return _ignored(path, f"it is for {about[0]} with {about[1]} compute units")
     for name, value in values.items():
         if type(value) is not int or value not in CANDIDATES.get(name, ()):
             return _ignored(path, f"{name} is {value!r}")
@@ -55,12 +55,12 @@ def measured(card: Card) -> dict[str, int]:
 
 
 def _ignored(path: Path, reason: str) -> dict[str, Any]:
-    warnings.warn(f"{path} is ignored: {reason}; `rocforge tune` writes it again", stacklevel=2)
+    warnings.warn(f"ignoring {path}: {reason}; `rocforge tune` rewrites it", stacklevel=2)
     return {}
 
 
 def store(card: Card, values: dict[str, int]) -> Path:
-    """Keep what was measured on a card for all later runs; returns where."""
+    """Save what was measured on a card for later runs; returns the file."""
     path = path_of(card)
     content = {"arch": card.family, "compute_units": card.compute_units, "values": values}
     kernel_cache.write(path, json.dumps(content, indent=2).encode() + b"\n")

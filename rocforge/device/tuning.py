@@ -1,9 +1,8 @@
-"""How kernels are cut for a card: a table by architecture, the one place that has such numbers.
+"""Tuning constants: a table by architecture, the only place that has them.
 
-A source in rawkernels/ names what it takes from here: `RF_TUNE_NORM_THREADS` is the field norm_threads of the card that
-it is compiled for. What depends on a kernel's own sizes too is worked out in rocforge.device.geometry. Ops ask the same
-table how to launch, so the two sides cannot differ. `rocforge tune` measures some of these numbers on a card
-(rocforge.device.tuned keeps them).
+A source in rawkernels/ names what it takes from here: `RF_TUNE_NORM_THREADS` is the field norm_threads of the card it
+is compiled for. rocforge.device.geometry computes what also depends on a kernel's sizes. Ops launch by the same table,
+so host and device cannot differ. `rocforge tune` measures some of these constants (see rocforge.device.tuned).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ class Tuning:
     """Numbers for one card. Threads are those of a block, if not said otherwise.
 
     Attributes:
-        basis: "measured", on a card of that architecture, or "reasoned", from measurements of others and from what is
-            published of this one (docs/amd.md).
+        basis: "measured" on a card of that architecture, or "reasoned" from measurements of others and published data
+            (docs/amd.md).
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
@@ -170,7 +169,7 @@ _CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith
 
 
 def of_card(card: Card) -> Tuning:
-    """What holds for a card: the table's entry, with what `rocforge tune` has measured on such a card."""
+    """The settings of a card: the table's entry, with what `rocforge tune` has measured on such a card."""
     entry, measured = shipped(card.arch), tuned.measured(card)
     return replace(entry, basis="measured", **measured) if measured else entry
 
@@ -179,18 +178,18 @@ _of_device: dict[int, Tuning] = {}
 
 
 def of(device: int) -> Tuning:
-    """What holds for a device number."""
+    """The settings of a device number."""
     return _of_device.get(device) or _of_device.setdefault(device, of_card(card_of(device)))
 
 
 def current() -> Tuning:
-    """What holds for the current device."""
+    """The settings of the current device."""
     return of(cupy_module().cuda.runtime.getDevice())
 
 
 @contextlib.contextmanager
 def trying(**changes: Any) -> Iterator[Tuning]:
-    """In this context, other numbers for the current device, in all threads: kernels that take them are compiled anew.
+    """In this context, other settings for the current device, in all threads; recompiles the kernels that take them.
 
     Raises:
         TypeError: a name that is no field.

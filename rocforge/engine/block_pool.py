@@ -52,7 +52,7 @@ class BlockPool:
             MemoryError: no block is free.
         """
         if not self._free:
-            raise MemoryError(f"all {self.blocks} cache blocks are in use")
+            raise MemoryError(f"all {self.blocks} KV cache blocks are in use")
         block = after + 1
         if block in self._free and self._digests[block] is None:
             del self._free[block]

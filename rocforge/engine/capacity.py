@@ -14,7 +14,7 @@ from rocforge.ops.state import BLOCK_SIZE
 SNAPSHOTS = 16
 """Slots for snapshots of recurrent state, beside those of running sequences."""
 MAX_BATCH_TOKENS = 512
-"""Tokens of a step, at most, where nobody says otherwise."""
+"""The default maximum of tokens a step."""
 MARGIN = 1 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
@@ -82,9 +82,7 @@ class CacheSizes:
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
-            raise DeviceError(
-                f"a cache of {BLOCK_SIZE} tokens takes {least}, and {self.device} has {amount(free)} free"
-            )
+            raise DeviceError(f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free")
         return tokens
 
     def sequences_that_fit(self, tokens: int, most: int) -> int:

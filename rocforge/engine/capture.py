@@ -65,7 +65,7 @@ class GraphRecorder:
                     failure = failure or error
                     self._stream = None
         if failure is not None:
-            warnings.warn(f"decode steps run without a graph, so slower: capturing one failed: {failure}", stacklevel=2)
+            warnings.warn(f"decode steps run without a graph, and slower: capture failed: {failure}", stacklevel=2)
             return None
         return None if returned is None else (graph, returned)
 

@@ -35,7 +35,7 @@ from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
 
 CPU_CACHE_TOKENS = 16384
-"""A cache on the CPU has that many where nobody says how many."""
+"""The default size of the cache on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Engine:
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
         for name, size in given.items():
             if size is not None and size < 1:
-                raise ValueError(f"{name} is {size}; allowed is from 1")
+                raise ValueError(f"{name} is {size}; allowed is 1 or more")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         sizes = CacheSizes(states_of(model).values(), model.device, max_batch_tokens)
         if cache_tokens is None and model.device == "cpu":
@@ -109,7 +109,7 @@ class Engine:
         self._decoder: Decoder | None = None
         self._pending: PendingStep | None = None
         self.cache: KVCache | None = None
-        with self._stream, out_of_memory_explained(model.device, "the cache"):
+        with self._stream, out_of_memory_explained(model.device, "KV cache"):
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
             self.cache = cache = model.new_cache(blocks, slots=slots)
             state = StateManager((group.state for group in cache.paged), blocks, slots, cache.copy_slot)
@@ -169,16 +169,16 @@ class Engine:
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
-            raise ValueError("the prompt has no tokens")
+            raise ValueError("the prompt is empty")
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             raise ValueError(f"the prompt has a token id outside 0 to {vocabulary - 1}")
         if len(prompt) >= self.limit:
-            raise ValueError(f"the prompt has {len(prompt)} tokens, and the limit is {self.limit} with the reply")
+            raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
 
     def cancel(self, request: Request) -> None:
-        """End a request now and free its cache blocks; one that has ended stays as it is."""
+        """End a request now and free its cache blocks; no effect once it has ended."""
         if request.status is not Status.FINISHED:
             self.scheduler.finish(request)
 
@@ -226,7 +226,7 @@ class Engine:
     def _run_step(self) -> tuple[list[ScheduledChunk], list[SampledToken]]:
         """The chunks of a step, and the tokens sampled for those that need logits."""
         pending, self._pending = self._pending, None
-        with out_of_memory_explained(self.model.device, "a step"):
+        with out_of_memory_explained(self.model.device, "step"):
             if pending:
                 chunks = [ScheduledChunk(r, 1) for r in pending.requests if r.status is Status.RUNNING]
                 if chunks:

@@ -1,4 +1,4 @@
-"""Reply: what one request of a service gives, from the engine's thread to whoever waits for it."""
+"""Reply: the output of one request of a service, from the engine's thread to its consumer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rocforge.ops.sampling import SamplingParams
 
 
 class ServiceError(RocforgeError):
-    """The service is not running: not started yet, stopped, or given up."""
+    """The service is not running: not started yet, stopped, or failed."""
 
 
 class QueueFullError(RocforgeError):
-    """As many requests are in flight as the service takes."""
+    """The service's queue is full."""
 
 
 class CancelledError(RocforgeError):
@@ -28,7 +28,7 @@ class CancelledError(RocforgeError):
 
 
 class DeadlineError(RocforgeError):
-    """The request's time was over before it was done."""
+    """The request timed out."""
 
 
 class StepError(RocforgeError):
@@ -85,12 +85,12 @@ class Reply:
 
     @property
     def overdue(self) -> bool:
-        """Whether its time is over."""
+        """Whether it has timed out."""
         return self.timeout is not None and time.monotonic() > self.submitted + self.timeout
 
     @property
     def ended(self) -> bool:
-        """Whether no piece follows those that are there."""
+        """Whether no further piece will come."""
         return self._ended
 
     def cancel(self) -> None:
@@ -106,12 +106,12 @@ class Reply:
                 arrived.clear()
 
     async def __aiter__(self) -> AsyncIterator[GenerationResponse]:
-        async for pieces in self.bunches():
+        async for pieces in self.batches():
             for piece in pieces:
                 yield piece
 
-    async def bunches(self) -> AsyncIterator[list[GenerationResponse]]:
-        """All pieces that are there, as often as there are any."""
+    async def batches(self) -> AsyncIterator[list[GenerationResponse]]:
+        """The pieces available, in lists, as they arrive."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -131,9 +131,7 @@ class Reply:
         self._hand_over(piece)
 
     def end(self, progress: Progress, error: Exception | None = None) -> None:
-        """No piece follows, and what it was made of is let go; for the engine's thread. Of several ends the first
-        counts.
-        """
+        """Mark the end, and release prompt and constraint; for the engine's thread. Only the first call counts."""
         if not self._ended:
             self.progress, self.error = progress, error
             if self.constraint is not None:
@@ -151,11 +149,11 @@ class Reply:
         if wake is not None:
             try:
                 wake()
-            except RuntimeError:  # its event loop is closed, so nobody waits any more
+            except RuntimeError:  # its event loop is closed: there is no consumer any more
                 self.cancel()
 
     def _take(self, wake: Callable[[], None]) -> list[GenerationResponse] | None:
-        """The pieces that are there; where there are none, `wake` is called when that changes. None at the end."""
+        """The pieces available; if there are none, `wake` is called when that changes. None at the end."""
         with self._lock:
             pieces = list(self._pieces)
             self._pieces.clear()

@@ -29,7 +29,7 @@ from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 
 FAILURES = 3
-"""Steps that fail in a row until the service gives up."""
+"""Consecutive failed steps after which the service fails."""
 
 
 class State(enum.Enum):
@@ -77,7 +77,7 @@ class Service:
         self, load: Callable[[], tuple[Engine, Tokenizer]], max_queue: int = 256, observer: Observer | None = None
     ):
         if max_queue < 1:
-            raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more, since each request waits for a step")
+            raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more")
         self.state = State.NEW
         self.error: BaseException | None = None
         self.engine: Engine | None = None
@@ -122,7 +122,7 @@ class Service:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.state not in (State.NEW, State.STARTING), timeout):
-                raise TimeoutError(f"the model is not loaded after {timeout} seconds")
+                raise TimeoutError(f"the model did not load within {timeout} seconds")
             if self.state is not State.READY:
                 raise self._unavailable() from self.error
 
@@ -182,7 +182,9 @@ class Service:
             if self.engine is not None:
                 self.engine.check(prompt, params)
             if self.queue_depth >= self.max_queue:
-                raise QueueFullError(f"{self.queue_depth} requests wait already, and at most {self.max_queue} may")
+                raise QueueFullError(
+                    f"the queue is full: {self.queue_depth} requests wait, the limit is {self.max_queue}"
+                )
             self._arrived.append(reply)
             self._in_flight.add(reply)
             self._changed.notify_all()
@@ -247,7 +249,7 @@ class Service:
                 if failures == FAILURES:
                     raise
                 continue
-            while tokens:  # so that no name holds a request while the thread waits for the next
+            while tokens:  # pop, so that no variable keeps a request alive while the thread waits
                 self._hand_out(engine, tokens.pop(0))
 
     def _take_in(self, engine: Engine, tokenizer: Tokenizer) -> bool:
@@ -265,7 +267,7 @@ class Service:
             self._drop(engine, reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
         for reply, stream in list(self._live.values()):
             if reply.overdue:
-                error = DeadlineError(f"the request was not done after {reply.timeout:g} seconds")
+                error = DeadlineError(f"the request timed out after {reply.timeout:g} seconds")
                 self._drop(engine, reply, Progress.FAILED, error)
             elif stream.request.status is Status.RUNNING:
                 reply.progress = Progress.RUNNING

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -28,7 +28,7 @@ def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GG
     """Open a GGUF file, version 2 or 3, of either byte order; tensor data is mapped, not read.
 
     Any member of a split set (`name-00001-of-00003.gguf`) opens the whole set, found by name beside it. `more` gives
-    the other members, in any order, where their names do not say so.
+    the other members, in any order, where their names do not follow that pattern.
 
     Raises:
         GGUFError: the file is malformed (the message names the field and its byte offset), or a set is incomplete.
@@ -41,13 +41,27 @@ def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GG
     return GGUFFile(_in_order([header, *map(read_header, others)]))
 
 
+class Tensors(Protocol):
+    """Arrays by name, and what is said of them: an open file, or what stands for one.
+
+    Attributes:
+        metadata: as a GGUFFile has it.
+    """
+
+    metadata: dict[str, Any]
+
+    def __getitem__(self, name: str, /) -> Any: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
 class GGUFFile(Mapping[str, Any]):
     """An open GGUF file or split set: tensor name -> array, in file order. `open_gguf` makes one.
 
     `f[name]` is a read-only NumPy array for F32, F16, F64, I8, I16, I32 and I64, and a QuantizedArray for BF16 and
-    every block format; both are views of the mapped file, unless it is big-endian: then they are swapped copies.
-    Shapes are NumPy's: GGUF's dimensions reversed. A name that is not there raises KeyError, a tensor type that
-    cannot be read UnsupportedModelError, and any tensor of a closed file ValueError.
+    every block format; both are views of the mapped file, or byte-swapped copies if it is big-endian. Shapes are
+    NumPy's: GGUF's dimensions reversed. An unknown name raises KeyError, an unsupported tensor type
+    UnsupportedModelError, and any tensor of a closed file ValueError.
 
     Attributes:
         metadata: dict of the key-value pairs (of a split set, the first member's): int, float, bool, str, list[str],
@@ -101,7 +115,7 @@ class GGUFFile(Mapping[str, Any]):
         return sum(info.nbytes or 0 for info in self._infos.values())
 
     def close(self) -> None:
-        """Let go of the files; arrays taken from them stay valid, and the last one unmaps its file."""
+        """Close the files; arrays taken from them stay valid, and the last one unmaps its file."""
         self._buffers, self._closed = {}, True
 
     def __enter__(self) -> GGUFFile:
@@ -127,13 +141,13 @@ def _other_members(header: Header) -> list[Path]:
     match = _SPLIT_NAME.fullmatch(header.path.name)
     if not match or (int(match["number"]), int(match["count"])) != (number + 1, count):
         expected = f"-{number + 1:05}-of-{count:05}.gguf"
-        problem = f"this file should be named *{expected}; pass the whole set by hand: open_gguf(first, *others)"
+        problem = f"this file's name should end in {expected}; or pass the whole set: open_gguf(first, *others)"
         raise header.key_error("split.count", problem)
     paths = []
     for i in range(count):
         path = header.path.with_name(f"{match['stem']}-{i + 1:05}-of-{count:05}.gguf")
         if not path.exists():
-            raise header.key_error("split.count", f"{count} files make the set, and {path} is missing")
+            raise header.key_error("split.count", f"the set has {count} files, but {path} is missing")
         paths.append(path)
     return paths[:number] + paths[number + 1 :]
 
@@ -142,19 +156,19 @@ def _split_place(header: Header) -> tuple[int, int]:
     """How many files make the set of `header`, and which of them it is, counted from 0."""
     count, number = header.integer("split.count", 1) or 1, header.integer("split.no", 0)
     if not 0 <= number < count:
-        raise header.key_error("split.no", f"{number} is not in 0 to {count - 1}")
+        raise header.key_error("split.no", f"is {number}; allowed are 0 to {count - 1}")
     return count, number
 
 
 def _in_order(headers: list[Header]) -> list[Header]:
-    """The members of a set by split.no, once they are all there, agree on their number, and hold all its tensors."""
+    """The members of a set by split.no, checked: complete, consistent, with all tensors."""
     by_number: dict[int, Header] = {}
     for header in headers:
         count, number = _split_place(header)
         if count != len(headers):
             raise header.key_error("split.count", f"the set has {count} files, but {len(headers)} were given")
         if number in by_number:
-            raise header.key_error("split.no", f"{number} is also the number of {by_number[number].path}")
+            raise header.key_error("split.no", f"{number} is also that of {by_number[number].path}")
         by_number[number] = header
     total = sum(len(header.tensors) for header in headers)
     for header in headers:

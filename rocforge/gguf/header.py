@@ -1,7 +1,7 @@
 """The header of one GGUF file: metadata and tensor table, parsed from a memory map.
 
-Nothing the file says is trusted: every length and count is held against the bytes that are left before anything is
-read or allocated, so a malformed file ends in a GGUFError that names the field and its byte offset. The format is
+Nothing in the file is trusted: every length and count is checked against the bytes left before anything is read or
+allocated, so a malformed file ends in a GGUFError that names the field and its byte offset. The format is
 specified in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -25,7 +25,7 @@ from rocforge.errors import GGUFError
 MAX_NAME = 65535  # bytes of a metadata key or tensor name
 MAX_STRING = 1 << 26  # bytes of a metadata string
 MAX_ITEMS = 1 << 23  # items in all metadata arrays together; Gemma 3's 262 thousand tokens with merges take 1.3 million
-INNER_ARRAY_ITEMS = 256  # what an array within an array counts for, since each costs an object
+INNER_ARRAY_ITEMS = 256  # items that a nested array counts as, since each costs an object
 MAX_NESTING = 4  # arrays within arrays
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
     header = Header(path, buffer, version, byteorder, metadata, key_offsets, {})
     alignment = _alignment(header)
     entries = _read_tensor_table(cursor, tensor_count)
-    _place_tensors(cursor, header, entries, alignment)
+    _locate_tensors(cursor, header, entries, alignment)
     return header
 
 
@@ -113,10 +113,10 @@ class _Cursor:
         return GGUFError(f"{self.path}: {field} at byte {offset}: {problem}")
 
     def take(self, size: int, field: str) -> int:
-        """Step over `size` bytes; returns where they start."""
+        """Skip `size` bytes; returns their offset."""
         start = self.position
         if size > self.size - start:
-            raise self.error(field, start, f"needs {size} bytes, but the file ends {self.size - start} bytes on")
+            raise self.error(field, start, f"needs {size} bytes, but the file has {self.size - start} left")
         self.position = start + size
         return start
 
@@ -136,16 +136,16 @@ class _Cursor:
         return self.scalar(10, field)
 
     def count(self, field: str, smallest: int) -> int:
-        """A uint64 that counts things of at least `smallest` bytes each, all still to come in the file."""
+        """A uint64 count of entries of at least `smallest` bytes each, checked against the bytes left."""
         start = self.position
         count = self.uint64(field)
         left = self.size - self.position
         if count > left // smallest:
-            raise self.error(field, start, f"{count} takes at least {smallest} bytes each, but {left} are left")
+            raise self.error(field, start, f"{count} entries of {smallest} bytes or more, but {left} bytes are left")
         return count
 
     def string(self, field: str) -> str:
-        """A string of any bytes: those that are no UTF-8 become lone surrogates."""
+        """A string of any bytes: those that are not UTF-8 become lone surrogates."""
         return self._string_bytes(field, MAX_STRING).decode("utf-8", "surrogateescape")
 
     def name(self, field: str) -> str:
@@ -153,7 +153,7 @@ class _Cursor:
         start = self.position
         data = self._string_bytes(field, MAX_NAME)
         if not data:
-            raise self.error(f"{field} length", start, "0 is too short")
+            raise self.error(f"{field} length", start, "is 0; at least 1 byte is needed")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -163,7 +163,7 @@ class _Cursor:
         start = self.position
         length = self.uint64(f"{field} length")
         if length > limit:
-            raise self.error(f"{field} length", start, f"{length} is over the limit of {limit} bytes")
+            raise self.error(f"{field} length", start, f"{length} exceeds the limit of {limit} bytes")
         start = self.take(length, field)
         return self.buffer[start : self.position]
 
@@ -180,7 +180,7 @@ class _Cursor:
             end = begin + length
             if length > MAX_STRING or end > size:
                 left = min(MAX_STRING, size - begin)
-                raise self.error(f"{field}[{i}] length", begin - 8, f"{length} is over the {left} bytes allowed here")
+                raise self.error(f"{field}[{i}] length", begin - 8, f"{length} exceeds the {left} bytes allowed here")
             append(buffer[begin:end].decode("utf-8", "surrogateescape"))
         self.position = end
         return strings
@@ -194,7 +194,7 @@ class _Cursor:
         if code == _ARRAY:
             return self.array(field)
         if code not in _SCALARS:
-            raise self.error(f"{field} value type", start, f"{code} is not one of GGUF's types, 0 to 12")
+            raise self.error(f"{field} value type", start, f"is {code}; allowed are GGUF's types 0 to 12")
         return self.scalar(code, field)
 
     def array(self, field: str, depth: int = 0) -> list[Any] | np.ndarray:
@@ -202,13 +202,13 @@ class _Cursor:
         start = self.position
         code = self.uint32(f"{field} item type")
         if code not in _SMALLEST_ITEM:
-            raise self.error(f"{field} item type", start, f"{code} is not one of GGUF's types, 0 to 12")
+            raise self.error(f"{field} item type", start, f"is {code}; allowed are GGUF's types 0 to 12")
         if depth > MAX_NESTING:
             raise self.error(field, start, f"arrays nest more than {MAX_NESTING} deep")
         count = self.count(f"{field} length", _SMALLEST_ITEM[code])
         self.items += count * (INNER_ARRAY_ITEMS if code == _ARRAY else 1)
         if self.items > MAX_ITEMS:
-            raise self.error(f"{field} length", start + 4, f"metadata arrays hold more than {MAX_ITEMS} items in all")
+            raise self.error(f"{field} length", start + 4, f"metadata arrays have more than {MAX_ITEMS} items in all")
         if code == _STRING:
             return self.strings(count, field)
         if code == _ARRAY:
@@ -233,7 +233,7 @@ def _read_version(cursor: _Cursor) -> int:
         cursor.order = ">"
         version = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version not in (2, 3):
-        raise cursor.error("version", 4, f"GGUF version {version} is not supported; versions 2 and 3 are")
+        raise cursor.error("version", 4, f"GGUF version {version} is not supported; supported are 2 and 3")
     return version
 
 
@@ -254,7 +254,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
 def _alignment(header: Header) -> int:
     alignment = header.integer("general.alignment", 32)
     if alignment < 8 or alignment & (alignment - 1):
-        raise header.key_error("general.alignment", f"{alignment} is not a power of two of at least 8")
+        raise header.key_error("general.alignment", f"is {alignment}; allowed are powers of two from 8 up")
     return alignment
 
 
@@ -279,7 +279,7 @@ def _read_tensor_table(cursor: _Cursor, count: int) -> list[_TensorEntry]:
             raise cursor.error(f"tensor name {name!r}", start, f"already used at byte {entries[name].start}")
         n_dims = cursor.uint32(f"tensor {name!r} n_dims")
         if n_dims > 4:
-            raise cursor.error(f"tensor {name!r} n_dims", cursor.position - 4, f"{n_dims} is not one of 0 to 4")
+            raise cursor.error(f"tensor {name!r} n_dims", cursor.position - 4, f"is {n_dims}; allowed are 0 to 4")
         dims_at = cursor.position
         shape = tuple(cursor.uint64(f"tensor {name!r} dimensions") for _ in range(n_dims))[::-1]
         code = cursor.uint32(f"tensor {name!r} type")
@@ -304,18 +304,18 @@ def _type_and_size(
     row = shape[-1] if shape else 1
     if row % block_items:
         raise cursor.error(
-            field, dims_at, f"rows of {row} items are no multiple of {qtype.name}'s block of {block_items}"
+            field, dims_at, f"rows of {row} items are not a multiple of {qtype.name}'s block of {block_items}"
         )
     return qtype, math.prod(shape) // block_items * block_bytes
 
 
-def _place_tensors(cursor: _Cursor, header: Header, entries: list[_TensorEntry], alignment: int) -> None:
-    """Fill `header.tensors` in file order, once every tensor is aligned, inside the file, and apart from the others."""
+def _locate_tensors(cursor: _Cursor, header: Header, entries: list[_TensorEntry], alignment: int) -> None:
+    """Fill `header.tensors` in file order, checked: aligned, inside the file, not overlapping."""
     data_start = -(-cursor.position // alignment) * alignment
     for entry in entries:
         field = f"tensor {entry.name!r} offset"
         if entry.offset % alignment:
-            raise cursor.error(field, entry.start, f"{entry.offset} is no multiple of the alignment {alignment}")
+            raise cursor.error(field, entry.start, f"{entry.offset} is not a multiple of the alignment {alignment}")
         begin = data_start + entry.offset
         if begin + (entry.nbytes or 0) > cursor.size:
             size = "unknown" if entry.nbytes is None else entry.nbytes

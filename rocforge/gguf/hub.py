@@ -8,22 +8,22 @@ from pathlib import Path
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 DEFAULT_QUANT = "Q4_K_M"
-_SECONDS = 10.0  # until the Hub counts as out of reach
+_SECONDS = 10.0  # until the Hub counts as unreachable
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local file of a path, or of "hf:owner/repo[:quant]", which is downloaded into the Hub's cache if need be.
+    """The local file of a path, or of "hf:owner/repo[:quant]", which is downloaded into the Hub's cache if needed.
 
-    Where the Hub cannot be reached, what its cache holds is used.
+    If the Hub cannot be reached, its cache is used.
 
     Args:
         path: a path, or a Hub name; quant picks among the repository's files, Q4_K_M where it is left out and there
             is one.
 
     Raises:
-        FileNotFoundError: no such file, or the repository has no GGUF file of that quantization (those it has are
-            named).
-        ConnectionError: the Hub cannot be reached, and its cache has nothing of the repository.
+        FileNotFoundError: no such file, or the repository has no GGUF file of that quantization (the message lists
+            those it has).
+        ConnectionError: the Hub cannot be reached, and its cache does not have the repository.
         ValueError: a Hub name that is not of the form "hf:owner/repo[:quant]".
     """
     text = os.fspath(path)
@@ -33,7 +33,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", text)
     if match is None:
-        raise ValueError(f'model name {text!r} is not of the form "hf:owner/repo[:quant]"')
+        raise ValueError(f'model name is {text!r}; allowed is "hf:owner/repo[:quant]"')
     return _download(*match.groups())
 
 
@@ -44,7 +44,7 @@ def _download(repository: str, quant: str | None) -> Path:
     first = choose(files, quant)
     if first is None:
         have = ", ".join(sorted(files)) or "no GGUF file"
-        raise FileNotFoundError(f"{repository} has no GGUF file for {quant or DEFAULT_QUANT}; it has {have}")
+        raise FileNotFoundError(f"{repository} has no {quant or DEFAULT_QUANT} GGUF file; it has {have}")
     split = _SPLIT.search(first)
     names = [first]
     if split:
@@ -63,8 +63,8 @@ def _files(repository: str) -> tuple[list[str], bool]:
         files = HfApi().model_info(repository, timeout=_SECONDS).siblings or []
         return [file.rfilename for file in files if file.rfilename.endswith(".gguf")], False
     except HfHubHTTPError:
-        raise  # it was reached, and refuses
-    except Exception as error:  # any of the HTTP library's, which is not the same with each version of the client
+        raise  # the Hub was reached, and refused
+    except Exception as error:  # the client's HTTP library, and so its errors, differ by version
         try:
             folder = Path(snapshot_download(repository, local_files_only=True))
         except LocalEntryNotFoundError:
@@ -74,7 +74,7 @@ def _files(repository: str) -> tuple[list[str], bool]:
 
 
 def choose(files: list[str], quant: str | None) -> str | None:
-    """The file of a quantization, the first of its set; None where there is none, or no telling which is meant."""
+    """The file of a quantization (of a split set, its first); None where there is none or more than one fits."""
     firsts = [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
     wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-./]|$)", re.IGNORECASE)
     matching = [name for name in firsts if wanted.search(name)]

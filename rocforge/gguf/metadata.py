@@ -13,7 +13,7 @@ import numpy as np
 from rocforge.errors import GGUFError
 
 REQUIRED: Any = object()
-"""The default of a key that has none."""
+"""The default of a key that must be present."""
 MOST = (1 << 31) - 1
 """The largest size, count or position: what an int32 holds."""
 
@@ -22,14 +22,14 @@ _ITEMS: dict[type, tuple[type, str, str]] = {
     float: (Real, "iuf", "numbers"),
     str: (str, "", "strings"),
 }
-"""What the items of an array may be: in a list, as kinds of NumPy's dtypes, and in words."""
+"""Item types of an array: in a list, as kinds of NumPy dtypes, and in messages."""
 
 
 class Metadata:
-    """Reads values as what they should be: of another type or out of range, they are not believed.
+    """Reads values and checks their type and range.
 
-    Every method raises a GGUFError that names the key, its value and what is allowed, also where a key without a
-    default is missing. A default is returned as it is.
+    Every method raises a GGUFError that names the key, its value and what is allowed, or that a required key is
+    missing. A default is returned unchecked.
 
     Args:
         values: key -> value, as `open_gguf` gives them.
@@ -61,7 +61,7 @@ class Metadata:
         raise self.error(key, "true and false")
 
     def string(self, key: str, default: Any = REQUIRED) -> str:
-        """A text."""
+        """A string."""
         value = self.value(key, default)
         if value is default or type(value) is str:
             return value
@@ -80,7 +80,7 @@ class Metadata:
         raise self.error(key, f"arrays of {name}")
 
     def error(self, key: str, allowed: str) -> GGUFError:
-        """What to raise where the value of `key` is not what is allowed, or where there must be one."""
+        """The error for a value of `key` that is missing or not allowed."""
         value = self.value(key, None)
         found = "missing" if value is None else reprlib.repr(value)
         return GGUFError(f"metadata {self._prefix}{key} is {found}; allowed are {allowed}")

@@ -1,1 +1,1 @@
-"""How weights get from a file to a device, while kernels are compiled."""
+"""Loads weights from a file to a device while kernels compile."""

@@ -1,4 +1,4 @@
-"""Whether a model fits on a device, before anything is placed there."""
+"""Checks that a model fits on a device, before anything is allocated there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rocforge.errors import DeviceError
 from rocforge.loading.upload import device_nbytes
 
 LEAST_CACHE_TOKENS = 2048
-"""The cache that a model is not loaded without, where no context was asked for."""
+"""The smallest KV cache to load a model with, where no context was asked for."""
 
 
 def check_fit(sizes: CacheSizes, weights: Iterable[Any], context: int | None, most: int) -> None:
-    """Raise a DeviceError, before anything is placed, where a GPU has no room for a model.
+    """Raise a DeviceError, before anything is allocated, where a GPU has no room for a model.
 
     Args:
-        sizes: of its cache, there.
-        weights: on the CPU, all that are to be placed.
-        context: the tokens of one sequence that the cache must hold; None for any useful number.
+        sizes: of its KV cache on the GPU.
+        weights: all weights, on the CPU.
+        context: tokens that the cache must hold; None: as many as are useful.
         most: the longest sequence that the model serves.
     """
     tokens = context or min(most, LEAST_CACHE_TOKENS)
@@ -32,6 +32,6 @@ def check_fit(sizes: CacheSizes, weights: Iterable[Any], context: int | None, mo
     needed = f"{amount(weight + cache + margin(free - weight))} on {sizes.device}: {amount(weight)} for weights"
     helps = f" or a shorter context (context={fitting} fits)" if context and fitting else ""
     raise DeviceError(
-        f"the model needs {needed}, {amount(cache)} for a cache of {tokens} tokens, the rest to work with; "
-        f"{amount(free)} are free; what helps is a smaller quantization{helps}"
+        f"the model needs {needed}, {amount(cache)} for a KV cache of {tokens} tokens, the rest as workspace; "
+        f"{amount(free)} are free; use a smaller quantization{helps}"
     )

@@ -1,7 +1,7 @@
-"""Float16 values of a model's packed matrices, kept beside the blocks where memory is ample.
+"""Float16 copies of a model's packed matrices, kept beside the blocks where memory is ample.
 
-Products of more than a few rows then read them, instead of unpacking the blocks each time: several times the memory,
-for prompts and large batches that run about as fast as the BLAS library multiplies float16.
+GEMMs then read them instead of unpacking the blocks each time: prefill and large batches run about as fast as the BLAS
+library multiplies float16, for several times the memory.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rocforge.quant import QuantizedArray
 
 
 def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
-    """Make and keep the float16 values.
+    """Unpack the matrices to float16, and keep the copies.
 
     Args:
         model: on a GPU, its weights loaded.
-        wanted: True, False, or None: if they take no more than half of what a cache of one full context leaves free.
+        wanted: True, False, or None: if they take at most half of what a KV cache of one full context leaves free.
 
     Raises:
-        DeviceError: they are wanted, and do not fit.
+        DeviceError: wanted is True, and they do not fit.
     """
     matrices = list(_matrices(model))
     if wanted is None:
@@ -37,7 +37,7 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
         free = available_memory(model.device) - cache
         wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2
     if wanted:
-        with on_device(model.device), out_of_memory_explained(model.device, "keeping float16 values"):
+        with on_device(model.device), out_of_memory_explained(model.device, "fp16 weights"):
             with cupy_module().cuda.Stream(non_blocking=True) as stream:
                 for columns, run in itertools.groupby(matrices, lambda matrix: matrix.shape[1]):
                     _keep_together(list(run), columns)
@@ -45,7 +45,7 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
 
 
 def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
-    """One below the other, so that neighbours such as q, k and v can be multiplied as one."""
+    """Stacked in one array, so that neighbours such as q, k and v can be multiplied by one GEMM."""
     ends = list(itertools.accumulate(map(len, matrices)))
     whole = cupy_module().empty((ends[-1], columns), np.float16)
     for matrix, end in zip(matrices, ends, strict=True):
@@ -53,7 +53,7 @@ def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
-    """What the model multiplies with: not the embedding, unless it is the output's weight too, of whose name it is."""
+    """The matrices of GEMMs: not the embedding, unless it is tied to the output."""
     for path, weight in model.named_parameters():
         if path != "token_embd.weight" and isinstance(weight, QuantizedArray) and weight.ndim == 2:
             yield weight

@@ -1,9 +1,10 @@
-"""Upload: weights from host memory, mostly a mapped file, to a device; reading, copying and repacking side by side.
+"""Upload: weights from host memory, mostly a mapped file, to a device; reading, copying and repacking
+overlap.
 
-Threads fill pinned buffers from the mapped file, which is what reads it from disk. Each filled buffer is copied to the
-device on one stream, where a kernel follows that packs rows of a block format into planes. Nothing waits for a weight
-to be complete, and staging is bounded however large the model is. Where the device's memory is the host's, as an APU's
-is, nothing is staged there: kernels read the pinned buffers themselves, and floats are copied from the file's pages.
+Threads fill pinned buffers from the mapped file, which reads it from disk. Each filled buffer is copied to the device
+on one stream, where a kernel then repacks rows of a block format into planes. Nothing waits for a whole weight, and
+staging is bounded whatever the model's size. On an APU, whose device memory is the host's, nothing is staged: kernels
+read the pinned buffers, and floats are copied from the file's pages.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from rocforge.ops.device.strided import blocks
 from rocforge.quant import QuantizedArray
 
 READERS = 6
-"""Threads that read: one copies from the page cache at a fraction of what PCIe takes, and disks want a queue."""
+"""Reader threads: one copies from the page cache at a fraction of PCIe's rate, and disks need a queue."""
 BUFFERS = READERS + 2
-"""Pinned buffers: two are on their way to the device while every reader fills one."""
+"""Pinned buffers: two are being copied to the device while every reader fills one."""
 BUFFER_NBYTES = 8 << 20
-"""Bytes of a buffer: enough for a copy at full rate, and few to pin, which takes the host a while."""
+"""Bytes of a buffer: enough for a copy at full rate; larger ones take the host longer to pin."""
 PARTS = 4
-"""Buffers' worth that a thread takes at a time: what Python does for each of them, one thread at a time can do."""
+"""Buffers that a thread fills in one task: Python's lock serializes the overhead of each task."""
 ALIGNMENT = 256
 
 
@@ -52,10 +53,10 @@ def _becomes_planar(weight: Any) -> bool:
 
 
 class Uploader:
-    """Places weights on a device, in one allocation, while its caller goes on.
+    """Copies weights to a device, into one allocation, in the background.
 
-    Leaving the context waits until all is there. Where it is left through an error, or one happens on the way, what
-    has not begun is dropped. In either case the threads have ended and the staging is free after it.
+    Leaving the context waits for all copies; after an error, copies that have not begun are dropped. Either way the
+    threads have ended and the staging memory is free.
 
     Args:
         weights: all that will be placed.
@@ -63,7 +64,7 @@ class Uploader:
         progress: called, in the thread that leaves the context, with the bytes of each part that has been read.
 
     Raises:
-        cupy.cuda.memory.OutOfMemoryError: the device has too little memory; nothing has been placed.
+        cupy.cuda.memory.OutOfMemoryError: the device has too little memory; nothing was allocated.
     """
 
     def __init__(self, weights: Iterable[Any], device: str, progress: Callable[[int], Any] = lambda nbytes: None):
@@ -76,7 +77,7 @@ class Uploader:
             self._shares = card_of(cupy.cuda.runtime.getDevice()).shares_host_memory
             with self._stream:
                 self._staging = cupy.empty((BUFFERS, self._part_nbytes if rows and not self._shares else 0), np.uint8)
-                # zeros, since a planar row may end in bytes that hold nothing
+                # zeros, since a planar row may end in padding
                 self._memory = cupy.zeros(sum(map(device_nbytes, weights)), np.uint8)
         self._used = 0
         self._device, self._progress = device, progress
@@ -87,13 +88,13 @@ class Uploader:
         self._parts: list[Future[int]] = []
 
     def place(self, weight: Any) -> Any:
-        """The place of a weight on the device, which fills in the background.
+        """Allocate a weight on the device, and copy it in the background.
 
         Args:
             weight: a NumPy array, or a QuantizedArray on the CPU; not to be changed before the context is left.
 
         Returns:
-            What `rf.to_device` gives; whole when the context has been left.
+            As `rf.to_device`; complete when the context has been left.
         """
         room = self._memory[self._used : self._used + _layout_nbytes(weight)]
         self._used += device_nbytes(weight)
@@ -153,9 +154,9 @@ class Uploader:
 
 
 class _Buffer:
-    """Pinned memory, with its share of the staging on the device. It is used by one thread at a time.
+    """Pinned memory, with its staging memory on the device; for one thread at a time.
 
-    What has used it last is waited for before it is filled again. On the device, the stream's order does that.
+    Filling it again waits for the copy that used it last. On the device the stream's order suffices.
 
     Args:
         nbytes: of the pinned memory.
@@ -168,13 +169,13 @@ class _Buffer:
         self._used: Any = None
 
     def copy(self, source: np.ndarray, target: Any, stream: Any) -> None:
-        """Read an array, and copy it on a stream to one of as many bytes on the device."""
+        """Read an array, and queue its copy to a device array of as many bytes."""
         filled = self._filled(source)
         target.data.copy_from_host_async(filled.ctypes.data, filled.nbytes, stream)
         self.record(stream)
 
     def staged(self, source: np.ndarray, stream: Any) -> Any:
-        """Read an array; as one that kernels on the stream can read, until the buffer is used again."""
+        """Read an array; returns one that kernels on the stream can read, until the buffer is used again."""
         if self._staging is None:
             return on_this_device(self._filled(source)).reshape(source.shape)
         staged = self._staging[: source.nbytes].reshape(source.shape)
@@ -182,7 +183,7 @@ class _Buffer:
         return staged
 
     def record(self, stream: Any) -> None:
-        """What the stream has queued so far is the last that uses the pinned memory."""
+        """Mark the work queued so far as the last that uses the pinned memory."""
         self._used.record(stream)
 
     def _filled(self, source: np.ndarray) -> np.ndarray:

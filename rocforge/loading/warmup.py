@@ -1,4 +1,4 @@
-"""Warmup: the kernels of a model are compiled, or loaded from their cache, while its weights arrive."""
+"""Warmup: compiles a model's kernels, or loads them from the cache, while its weights load."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from rocforge.ops.sampling import SamplingParams
 
 MOST_THREADS = 16
 PROMPT_TOKENS = (16, MAX_TILE_TOKENS + 1)
-"""Of a short prompt and of a long one. Those of 3 to 64 tokens take one of four widths of a product's kernel, of which
-one is made ready: the others take a second or two each to compile, once."""
+"""A short prompt and a long one. Prompts of 3 to 64 tokens use one of four tile widths, of which warmup compiles one:
+the others take a second or two each, once."""
 
 
 def compile_for(model: Transformer) -> BackgroundCompilation:
@@ -52,8 +52,8 @@ def compile_for(model: Transformer) -> BackgroundCompilation:
 def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     """Call `record` with each kernel that a decode step, prompts and sampling would launch.
 
-    The model itself is run, on zeros, with its launches left out, and without layers that bring nothing new. What it
-    does by libraries is done, and so the BLAS library has been initialized after it.
+    Runs the model itself on zeros, with launches recorded instead, and without layers that add no new kernel. Library
+    calls do run, which initializes the BLAS library.
     """
     model = copy.copy(model)
     model.blk = distinct(model.blk)
@@ -71,8 +71,8 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
 
 
 def distinct(layers: Sequence[Module]) -> list[Module]:
-    """Of a model's layers as many as have its kernels: each kind is followed by each that follows it in the model, and
-    the last is the last. What is computed by launches left out takes the host's time, which loading wants itself."""
+    """The fewest layers that use all of the model's kernels: every pair of kinds that follow each other, and the last.
+    Recording takes host time, which loading needs itself."""
     kinds = [repr(layer) for layer in layers]
     pairs: dict[tuple[str, str], int] = {}
     for i, pair in enumerate(itertools.pairwise(kinds)):
@@ -81,14 +81,13 @@ def distinct(layers: Sequence[Module]) -> list[Module]:
 
 
 class BackgroundCompilation:
-    """Compiles kernels for the current device in threads of its own; a launch waits for its own kernel only.
+    """Compiles kernels for the current device in background threads; a launch waits for its own kernel only.
 
-    hiprtc compiles one program at a time in a process, so there each thread has a process that compiles for it. NVRTC
-    works in several threads at a time, as far as it does not lock itself. Errors are raised where the kernel is
-    launched.
+    hiprtc compiles one program at a time in a process, so on AMD each thread has a compiler process. NVRTC compiles in
+    several threads. Errors are raised where the kernel is launched.
 
     Attributes:
-        missing: kernels' modules that were on no disk, and have not been compiled yet.
+        missing: modules that were not in the cache, and are not compiled yet.
     """
 
     def __init__(self) -> None:
@@ -104,7 +103,7 @@ class BackgroundCompilation:
         return len(self._missing)
 
     def add(self, kernel: Kernel) -> None:
-        """Compile a kernel as soon as those before it have begun; one that is known is not compiled again."""
+        """Queue a kernel; one that was queued before is skipped."""
         module = kernel.module(self._device)
         if module in self._known:
             return
@@ -114,7 +113,7 @@ class BackgroundCompilation:
         self._waiting.append(module)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) < processors():
-            # a daemon, for the interpreter waits for other threads before it lets `cancel` tell them to stop
+            # daemon: the interpreter joins other threads before atexit calls `cancel`
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()
 
@@ -127,25 +126,25 @@ class BackgroundCompilation:
                     self._missing.discard(module)
 
     def wait(self, progress: Callable[[int], Any] = lambda missing: None) -> None:
-        """Until all are compiled.
+        """Wait until all are compiled.
 
         Args:
-            progress: called now and then with what is missing.
+            progress: called now and then with `missing`.
         """
         for thread in self._threads:
             while thread.is_alive():
                 progress(self.missing)
                 thread.join(0.2)
-        self._work()  # what came when the threads had just ended
+        self._work()  # kernels queued as the threads were ending
         progress(self.missing)
         atexit.unregister(self.cancel)
 
     def cancel(self) -> None:
-        """Begin no more, and wait for those that have begun."""
+        """Drop the queue, and wait for compilations in progress."""
         self._waiting.clear()
         self.wait()
 
 
 def processors() -> int:
-    """Processors that this process may use: as many threads compile at a time, and not more than pay."""
+    """Compiler threads: one for each processor of this process, up to MOST_THREADS."""
     return min(len(os.sched_getaffinity(0)), MOST_THREADS)

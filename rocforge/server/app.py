@@ -28,13 +28,13 @@ from rocforge.server.settings import Settings
 
 _ERROR = {"content": {"application/json": {"example": APIError("what was wrong").body}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is wrong, or too many wait", **_ERROR},
+    "4XX": {"description": "The request is invalid, or the queue is full", **_ERROR},
     503: {"description": "The model is not loaded", **_ERROR},
 }
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application that serves a service, whose life is the caller's business."""
+    """The ASGI application for a service; the caller starts and stops the service."""
     app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
@@ -113,12 +113,14 @@ def _add_requests(app: FastAPI, generator: Generator) -> None:
     def find(id: str) -> dict[str, Any]:
         status = jobs.status(id)
         if status is None:
-            raise APIError(f"there is no request {id!r}, or it ended long ago", 404, param="id", code="unknown_request")
+            raise APIError(
+                f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"
+            )
         return status
 
     @app.get("/v1/requests", response_class=JSONResponse)
     async def requests() -> Response:
-        """The status of requests in flight, and of those that ended last."""
+        """The status of requests in flight, and of recent ones."""
         return JSONResponse({"object": "list", "data": jobs.statuses()})
 
     @app.get("/v1/requests/{id}", response_class=JSONResponse)
@@ -128,7 +130,7 @@ def _add_requests(app: FastAPI, generator: Generator) -> None:
 
     @app.delete("/v1/requests/{id}", response_class=JSONResponse)
     async def cancel(id: str) -> Response:
-        """Cancel a request; one that has ended stays as it is."""
+        """Cancel a request; no effect once it has ended."""
         jobs.cancel(id)
         return JSONResponse(find(id))
 
@@ -145,14 +147,14 @@ def _add_state(app: FastAPI, generator: Generator) -> None:
 
     @app.get("/health", response_class=JSONResponse)
     async def health() -> Response:
-        """Whether the server is alive: 503 once the engine has given up."""
+        """Liveness: 503 once the engine has failed."""
         state = service.state
         body = {"status": "error" if state is State.FAILED else "ok", "state": state.value}
         return JSONResponse(body, 503 if state is State.FAILED else 200)
 
     @app.get("/ready", response_class=JSONResponse)
     async def ready() -> Response:
-        """Whether requests are served now: 503 while the model loads and once the server stops."""
+        """Readiness: 503 while the model loads and while the server stops."""
         state = service.state
         return JSONResponse({"state": state.value}, 200 if state is State.READY else 503)
 

@@ -1,4 +1,4 @@
-"""Bodies: JSON of clients, read in bounded time and memory, and refused before anything large is built of it."""
+"""Request bodies: JSON, read in bounded time and memory, and refused before anything large is built from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 MAX_DEPTH = 64
 MAX_PARTS = 1 << 17
-"""Arrays, objects and members of objects in one text: each costs far more than the few bytes it is written in."""
+"""Arrays, objects and members of objects in one text: each costs far more memory than its few bytes of text."""
 INLINE_BYTES = 1 << 16
 """Longer bodies are parsed in a thread, one at a time, so that the event loop waits for one of them at most."""
 _OTHERS = bytes(set(range(256)) - set(b'[]{}:"'))
@@ -23,19 +23,19 @@ _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8, as RFC 8259 has it: no NaN, no lone surrogates, no byte order mark.
+    """Parse JSON in UTF-8 by RFC 8259: no NaN, no lone surrogates, no byte order mark.
 
-    Takes time in proportion to the text's length, whatever it is.
+    Takes time linear in the text's length, for any text.
 
     Raises:
-        ValueError: it is none, or nested too deeply, or has too many parts.
+        ValueError: it is not JSON, nested too deeply, or has too many parts.
     """
     data = text.encode() if isinstance(text, str) else text
     depth, parts = _measure(data) if len(data) > MAX_DEPTH else (0, 0)  # a short text has no room for more
     if depth > MAX_DEPTH:
         raise ValueError(f"JSON nested more than {MAX_DEPTH} levels deep")
     if parts > MAX_PARTS:
-        raise ValueError(f"JSON of {parts} arrays, objects and members of objects; at most {MAX_PARTS} are taken")
+        raise ValueError(f"JSON with {parts} arrays, objects and members of objects; at most {MAX_PARTS} are allowed")
     return from_json(data, allow_inf_nan=False)
 
 
@@ -49,7 +49,7 @@ def _measure(text: bytes) -> tuple[int, int]:
 
 
 class JSONRequest(Request):
-    """A request whose body is JSON, bounded in size, in time and in what it may hold.
+    """A request whose body is JSON, bounded in size, time and complexity.
 
     Reading it raises HTTPException: 415, 413, 408 or 400.
     """
@@ -70,7 +70,7 @@ class JSONRequest(Request):
     async def body(self) -> bytes:
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":  # pages of other origins may send other types without asking first
-            raise HTTPException(415, f"Content-Type is {media_type!r}; what is taken is application/json")
+            raise HTTPException(415, f"Content-Type is {media_type!r}; allowed is application/json")
         seconds = self.app.state.settings.client_timeout
         try:
             with anyio.fail_after(seconds):
@@ -86,7 +86,7 @@ class JSONRequest(Request):
                 return parse_json(body)
             return await anyio.to_thread.run_sync(parse_json, body, limiter=self.app.state.parsing)
         except ValueError as error:
-            raise HTTPException(400, f"The body is not taken: {error}") from error
+            raise HTTPException(400, f"invalid body: {error}") from error
 
 
 class JSONRoute(APIRoute):

@@ -19,7 +19,7 @@ from rocforge.server.generation import Generator
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
-from rocforge.server.tools import HarmonyFormat, Parser, PlainParser, Said, ToolFormat, format_of
+from rocforge.server.tools import HarmonyFormat, Parsed, Parser, PlainParser, ToolFormat, format_of
 
 
 class ChatCompletions:
@@ -34,7 +34,7 @@ class ChatCompletions:
         format = self._format(body)
         count = None
         if body.top_logprobs is not None and not body.logprobs:
-            raise APIError("top_logprobs needs logprobs to be true", param="top_logprobs")
+            raise APIError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.logprobs:
             count = body.top_logprobs or 0
         most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
@@ -58,7 +58,7 @@ class ChatCompletions:
         return template
 
     def _format(self, body: ChatCompletionRequest) -> ToolFormat | None:
-        """How calls are written; None where none are wanted."""
+        """The format of tool calls; None without tools."""
         template = self._template
         if not body.tools:
             if body.tool_choice not in (None, "none", "auto"):
@@ -68,7 +68,9 @@ class ChatCompletions:
             return None
         format = format_of(template)
         if format is None:
-            raise APIError("the model's chat template knows no tools", param="tools", code="unsupported_parameter")
+            raise APIError(
+                "the model's chat template does not support tools", param="tools", code="unsupported_parameter"
+            )
         return format
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
@@ -79,7 +81,7 @@ class ChatCompletions:
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
-            raise APIError(f"chat_template_kwargs may not hold {min(reserved)!r}", param="chat_template_kwargs")
+            raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         render = partial(
             generator.tokenizer.render_chat,
             messages,
@@ -90,24 +92,24 @@ class ChatCompletions:
         text, literal = await generator.render(render)
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
-            raise ChatTemplateError("the chat template makes an empty prompt of these messages")
+            raise ChatTemplateError("the chat template renders these messages to an empty prompt")
         return ids
 
     async def _constraints(
         self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
     ) -> Sequence[Constraint | None]:
-        """As response_format and the like say; a call that is required is one too."""
+        """Those of response_format, regex or grammar, or of a required tool call."""
         constraints = await self._generator.constraints(body, count)
         if format is None or body.tool_choice in (None, "auto", "none"):
             return constraints
         if constraints[0] is not None:
-            raise APIError("a required tool call does not go with other constraints", param="tool_choice")
+            raise APIError("a required tool call excludes response_format, regex and grammar", param="tool_choice")
         functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
         if isinstance(body.tool_choice, NamedTool):
             functions = [f for f in functions if f["name"] == body.tool_choice.function.name]
             if not functions:
                 raise APIError(
-                    f"tool_choice names {body.tool_choice.function.name!r}, which tools lacks", param="tools"
+                    f"tool_choice is {body.tool_choice.function.name!r}, which is not in tools", param="tools"
                 )
         grammar = format.lark(self._generator.compiler, functions)
         return await self._generator.compile("lark", grammar, count)
@@ -121,7 +123,7 @@ def _parser(format: ToolFormat | None, template: str) -> Parser:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message as templates want it: content as text, arguments of calls as objects."""
+    """A message in the form of templates: content as text, arguments of calls as objects."""
     plain = message.model_dump(exclude_none=True)
     content = plain.get("content")
     if isinstance(content, list):
@@ -149,10 +151,10 @@ class _Answer:
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
-        said = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
-        calls = [call.as_dict() for part in said for call in part.calls]
-        content = "".join(part.content for part in said)
-        reasoning = "".join(part.reasoning for part in said)
+        parts = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
+        calls = [call.as_dict() for part in parts for call in part.calls]
+        content = "".join(part.content for part in parts)
+        reasoning = "".join(part.reasoning for part in parts)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not content else content,
@@ -172,7 +174,7 @@ class _Answer:
         }
 
     async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of a stream, in bunches."""
+        """The chunks of a stream, in batches."""
         yield [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.parsers))]
         async for index, pieces in merged(self.job):
             yield [chunk for piece in pieces for chunk in self._chunks_of(index, piece)]
@@ -181,8 +183,8 @@ class _Answer:
 
     def _chunks_of(self, index: int, piece: GenerationResponse) -> list[dict[str, Any]]:
         parser, reason = self.parsers[index], piece.finish_reason
-        said = [parser.add(piece.text)] + ([parser.finish()] if reason else [])
-        deltas = [delta for part in said for delta in self._deltas(index, part)]
+        parts = [parser.add(piece.text)] + ([parser.finish()] if reason else [])
+        deltas = [delta for part in parts for delta in self._deltas(index, part)]
         logprobs = chat_logprobs(self.generator.tokenizer, [piece]) if self.body.logprobs else None
         if logprobs and logprobs["content"] and not deltas:
             deltas = [{"content": ""}]
@@ -194,13 +196,13 @@ class _Answer:
             chunks.append(self._chunk(index, {}, reason))
         return chunks
 
-    def _deltas(self, index: int, said: Said) -> list[dict[str, Any]]:
+    def _deltas(self, index: int, part: Parsed) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = []
-        if said.reasoning:
-            deltas.append({"reasoning_content": said.reasoning})
-        if said.content:
-            deltas.append({"content": said.content})
-        for call in said.calls:
+        if part.reasoning:
+            deltas.append({"reasoning_content": part.reasoning})
+        if part.content:
+            deltas.append({"content": part.content})
+        for call in part.calls:
             deltas.append({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]})
             self._calls[index] += 1
         return deltas

@@ -43,7 +43,7 @@ class Completions:
         many = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
         if len(many) > self._generator.settings.max_choices:
             most = self._generator.settings.max_choices
-            raise APIError(f"{len(many)} prompts; at most {most} are taken at a time", param="prompt")
+            raise APIError(f"{len(many)} prompts; at most {most} are allowed", param="prompt")
         return [await self._generator.encode(one) if isinstance(one, str) else one for one in many]
 
 
@@ -60,7 +60,7 @@ class _Answer:
         return {**self._head(), "choices": choices, "usage": self.job.usage}
 
     async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of a stream, in bunches."""
+        """The chunks of a stream, in batches."""
         include_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         usage = {"usage": None} if include_usage else {}
         async for index, pieces in merged(self.job):

@@ -27,7 +27,7 @@ INVALID = "invalid_request_error"
 CLIENT_CLOSED_REQUEST = 499
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 LONGEST_TEXT = 1000
-"""Characters of what a client sent that it gets back in an error."""
+"""Characters of a message or parameter name, which may quote the client."""
 
 
 class JSONResponse(_JSONResponse):
@@ -38,7 +38,7 @@ class JSONResponse(_JSONResponse):
 
 
 class APIError(Exception):
-    """An error to answer with."""
+    """An error response."""
 
     def __init__(
         self, message: str, status: int = 400, type: str = INVALID, param: str | None = None, code: str | None = None
@@ -64,7 +64,7 @@ class APIError(Exception):
 
 
 def as_api_error(error: Exception) -> APIError:
-    """What to answer where that was raised. Of an error that is the server's own, the client learns no details."""
+    """The response to an exception. For the server's own errors it has no details."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, QueueFullError):
@@ -80,12 +80,12 @@ def as_api_error(error: Exception) -> APIError:
     if isinstance(error, GrammarError):
         return APIError(str(error), code="invalid_grammar")
     log.error("a request failed", exc_info=error)
-    return APIError("the server failed to answer; its log says why", 500, "server_error")
+    return APIError("internal error; see the server's log", 500, "server_error")
 
 
 @contextmanager
 def refusing(param: str | None = None, code: str | None = None) -> Iterator[None]:
-    """ValueErrors raised inside are the client's: they name what it sent."""
+    """ValueErrors raised inside become 400 responses."""
     try:
         yield
     except ValueError as error:
@@ -114,7 +114,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> set[str]:
-    """What may be asked of a request's path: FastAPI has a route for each."""
+    """The methods allowed on a request's path: FastAPI has a route for each."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = {method for route in routes for method in route.methods}
     return methods | {"HEAD"} if "GET" in methods else methods
@@ -125,7 +125,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 
 def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
-    """What pydantic finds wrong first, in OpenAI's words where it has some."""
+    """The first error that pydantic found, in OpenAI's words where it has some."""
     first, param = found[0], _param(found[0])
     if first["type"] == "extra_forbidden":
         return APIError(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")

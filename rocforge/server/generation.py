@@ -1,4 +1,4 @@
-"""Generator: what both kinds of completion share on the way from a body to replies."""
+"""Generator: what both kinds of completion share, from request body to replies."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
 LONGEST_TOKEN = 256
-"""Characters; a text with more than this a token of the context is refused before it is tokenized."""
+"""Characters a token: a text longer than this times the context is refused before it is tokenized."""
 MAX_GRAMMARS = 256
-"""Texts that are written under grammars at a time: each has a process."""
+"""Constrained texts in progress: each has a process."""
 
 
 class Generator:
@@ -63,7 +63,7 @@ class Generator:
         return engine.limit if engine else 0
 
     def check_model(self, name: str) -> None:
-        """Raises APIError where it is not the one that is served."""
+        """Raises APIError for any name but the served model's."""
         if name != self.settings.model_name:
             raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
 
@@ -81,9 +81,9 @@ class Generator:
         return self._compiler
 
     async def compile(self, kind: str, source: Any, count: int) -> list[Grammar]:
-        """A grammar by that method of GrammarCompiler, for each of `count` texts."""
+        """A grammar for each of `count` texts, made by the method `kind` of GrammarCompiler."""
         if sum(not grammar.closed for grammar in self._grammars) + count > MAX_GRAMMARS:
-            raise QueueFullError(f"{MAX_GRAMMARS} texts may be written under grammars at a time, and as many are")
+            raise QueueFullError(f"too many constrained requests; at most {MAX_GRAMMARS} texts run at a time")
 
         def compiled() -> list[Grammar]:
             grammar = getattr(self.compiler, kind)(source)
@@ -94,21 +94,21 @@ class Generator:
         return grammars
 
     async def render(self, template: Callable[[], Rendered]) -> Rendered:
-        """What a chat template makes, in another thread."""
+        """Render a chat template in another thread."""
         return await to_thread.run_sync(template, abandon_on_cancel=True, limiter=self._rendering)
 
     @contextmanager
     def deadline(self, timeout: float | None) -> Iterator[None]:
-        """What is awaited inside ends when the request's time is over."""
+        """Cancel what is awaited inside when the request's time is over."""
         seconds = self._seconds(timeout)
         try:
             with anyio.fail_after(seconds):
                 yield
         except TimeoutError:
-            raise DeadlineError(f"the request was not done after {seconds:g} seconds") from None
+            raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
 
     async def constraints(self, body: Sampling, count: int) -> Sequence[Constraint | None]:
-        """What the texts must obey by response_format, regex or grammar: one for each."""
+        """The constraint of each text, from response_format, regex or grammar."""
         wanted: list[tuple[str, Any]] = [
             (kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source
         ]
@@ -120,15 +120,15 @@ class Generator:
                 raise APIError("Missing required parameter: 'response_format.json_schema'", param="response_format")
             wanted.append(("json_schema", format.json_schema.schema_))
         if len(wanted) > 1:
-            raise APIError("at most one of response_format, regex and grammar may be given", param="response_format")
+            raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
         if wanted and body.ignore_eos:
-            raise APIError("ignore_eos does not go with structured output", param="ignore_eos")
+            raise APIError("ignore_eos excludes structured output", param="ignore_eos")
         return await self.compile(*wanted[0], count) if wanted else [None] * count
 
     def params(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
         """Parameters of each of the n choices. With a seed, choice i has seed + i."""
         if body.n and body.n > self.settings.max_choices:
-            raise APIError(f"n is {body.n}; at most {self.settings.max_choices} choices may be asked for", param="n")
+            raise APIError(f"n is {body.n}; allowed is up to {self.settings.max_choices}", param="n")
         given = {
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
@@ -156,10 +156,10 @@ class Generator:
         constraints: Sequence[Constraint | None],
         timeout: float | None,
     ) -> Job:
-        """A reply for each prompt and each of its params, all or none."""
+        """Submit each prompt with each of its params; all or none."""
         most = self.settings.max_choices
         if len(prompts) * len(params) > most:
-            raise APIError(f"prompts times n is {len(prompts) * len(params)}; at most {most} are taken", param="n")
+            raise APIError(f"prompts times n is {len(prompts) * len(params)}; allowed is up to {most}", param="n")
         limit, asked = self.limit, params[0].max_tokens
         for prompt in prompts:
             if asked is not None and len(prompt) + asked > limit:
@@ -188,5 +188,5 @@ class Generator:
 
 def _token_id(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise ValueError(f"logit_bias has the key {text[:40]!r}; allowed are token ids")
+        raise ValueError(f"logit_bias has key {text[:40]!r}; allowed are token ids")
     return int(text)

@@ -1,7 +1,7 @@
-"""Hosts: an ASGI middleware that answers only for the names the server is known by.
+"""Hosts: an ASGI middleware that refuses unknown Host headers.
 
-A page whose name its owner points to this machine (DNS rebinding) would otherwise read from a server that listens on
-a loopback address what only programs of this machine may.
+It prevents DNS rebinding: a web page whose name resolves to this machine could otherwise read from a server that
+listens on a loopback address.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Hosts:
-    """Refuses requests for other hosts: 421; 400 where Host is none.
+    """Refuses requests for other hosts with 421, and invalid Host headers with 400.
 
     Allowed are `localhost` and loopback addresses; on connections from other machines every address, since an address
-    cannot be rebound; and what is named.
+    cannot be rebound; and `allowed`.
 
     Args:
         app: what comes next.
@@ -50,10 +50,10 @@ class Hosts:
             return
         match = _HOST.fullmatch(host)
         if match is None:
-            raise APIError(f"the Host {host[:200]!r} is not a host and a port")
+            raise APIError(f"Host is {host[:200]!r}; allowed is host[:port]")
         name = _normal(match["name"])
         if not self._allows(name, local=_address((scope["server"] or ("",))[0])):
-            message = f"the server does not answer for {name[:200]!r}: that is none of its --allowed-hosts"
+            message = f"host {name[:200]!r} is not in the server's --allowed-hosts"
             raise APIError(message, 421, code="unknown_host")
 
     def _allows(self, name: str, local: Address | None) -> bool:
@@ -74,7 +74,7 @@ def _origin_form(scope: Scope) -> Scope:
         return scope
     match = re.fullmatch(r"https?://(?P<host>[^/]*)(?P<path>/.*)?", target, re.IGNORECASE)
     if match is None:
-        raise APIError(f"the request's target {target[:200]!r} is neither a path nor a URL of HTTP")
+        raise APIError(f"the request target is {target[:200]!r}; allowed are paths and http(s) URLs")
     path = match["path"] or "/"
     headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
     headers.append((b"host", match["host"].encode()))

@@ -1,4 +1,4 @@
-"""Job: a client's request, with a reply for each choice: waited for, or streamed, and ended when its client goes."""
+"""Job: a client's request with a reply for each choice, collected or streamed, and cancelled if the client leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, as_api_error
 
 PING_SECONDS = 15.0
-"""A stream is silent no longer than that: proxies and clients close what is, often after 60 seconds."""
+"""The longest silence of a stream: proxies and clients close idle ones, often after 60 seconds."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What /v1/requests/{id} says."""
+        """The body of /v1/requests/{id}."""
         states = [reply.progress for reply in self.replies]
         worst = (Progress.RUNNING, Progress.QUEUED, Progress.FAILED, Progress.CANCELLED, Progress.FINISHED)
         usage = self.usage
@@ -72,10 +72,10 @@ class Job:
 
 
 class Jobs:
-    """Jobs by id while they are in progress; of those that have ended, the status alone.
+    """Jobs by id while they are in progress, and the status of ended ones.
 
     Args:
-        kept_bytes: that the statuses of ended jobs may take, as JSON; the oldest go.
+        kept_bytes: limit for the statuses of ended jobs, as JSON; the oldest go first.
     """
 
     def __init__(self, kept_bytes: int = 1 << 18):
@@ -89,24 +89,24 @@ class Jobs:
         self._in_progress[job.id] = job
 
     def cancel(self, id: str) -> None:
-        """One that has ended, or is not there, stays as it is."""
+        """Cancel a job; no effect on unknown or ended ones."""
         if id in self._in_progress:
             self._in_progress[id].cancel()
 
     def status(self, id: str) -> dict[str, Any] | None:
-        """Of a job; None where there is none, or it ended long ago."""
+        """Of a job; None if it is unknown or its status was dropped."""
         if id in self._in_progress:
             return self._in_progress[id].status
         return json.loads(self._ended[id]) if id in self._ended else None
 
     def statuses(self) -> list[dict[str, Any]]:
-        """Of all jobs: those in progress, then those that have ended, the last one first in both."""
+        """Of all jobs: those in progress, then ended ones, latest first in both."""
         self._settle()
         ended = map(json.loads, reversed(self._ended.values()))
         return [job.status for job in reversed(self._in_progress.values())] + list(ended)
 
     def _settle(self) -> None:
-        """Keep no more than the status of jobs that have ended."""
+        """Reduce ended jobs to their status, and drop the oldest beyond the limit."""
         for job in [job for job in self._in_progress.values() if job.ended]:
             del self._in_progress[job.id]
             self._ended[job.id] = json.dumps(job.status).encode()
@@ -116,7 +116,7 @@ class Jobs:
 
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
-    """All pieces of each reply; None, and the job cancelled, where the client goes away meanwhile."""
+    """All pieces of each reply; None if the client disconnects, which cancels the job."""
     work = asyncio.ensure_future(_all_pieces(job))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -141,21 +141,21 @@ async def _disconnected(request: Request) -> None:
 
 
 def client_closed() -> Response:
-    """For a client that is not there to read it."""
+    """The response to a client that has disconnected."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def merged(job: Job) -> AsyncIterator[tuple[int, list[GenerationResponse]]]:
-    """Index of the reply and its next pieces, of all replies as they come."""
+    """(index of the reply, its next pieces), of all replies as they arrive."""
     if len(job.replies) == 1:
-        async for pieces in job.replies[0].bunches():
+        async for pieces in job.replies[0].batches():
             yield 0, pieces
         return
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def pump(index: int, reply: Reply) -> None:
         try:
-            async for pieces in reply.bunches():
+            async for pieces in reply.batches():
                 queue.put_nowait((index, pieces))
             queue.put_nowait(None)
         except Exception as error:
@@ -183,9 +183,9 @@ class EventStream(StreamingResponse):
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
-    def __init__(self, job: Job, bunches: AsyncIterator[list[dict[str, Any]]]):
+    def __init__(self, job: Job, batches: AsyncIterator[list[dict[str, Any]]]):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_with_pings(_events(bunches)), media_type="text/event-stream", headers=headers)
+        super().__init__(_with_pings(_events(batches)), media_type="text/event-stream", headers=headers)
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,9 +195,9 @@ class EventStream(StreamingResponse):
             self._job.cancel()
 
 
-async def _events(bunches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
+async def _events(batches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
     try:
-        async for chunks in bunches:
+        async for chunks in batches:
             if chunks:
                 yield b"".join(map(_event, chunks))
         yield b"data: [DONE]\n\n"
@@ -206,7 +206,7 @@ async def _events(bunches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator
 
 
 async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, and comments while there are none."""
+    """The events, with comments while there are none."""
     following = asyncio.ensure_future(anext(events, None))
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Key: an ASGI middleware that asks for the API key."""
+"""Key: an ASGI middleware that checks the API key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Key:
     """Answers 401 where the bearer token is not the key; the chat page and PROBES are open.
 
     Args:
-        app: what comes next.
-        key: what clients must send.
+        app: the next application.
+        key: the API key.
     """
 
     def __init__(self, app: ASGIApp, key: str):

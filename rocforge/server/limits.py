@@ -1,4 +1,4 @@
-"""Limits: an ASGI middleware that refuses requests in excess, and those whose framing is doubtful."""
+"""Limits: an ASGI middleware that refuses excess requests and ambiguous framing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rocforge.server.errors import APIError
 
 PROBES = ("/health", "/ready")
-"""What is answered however busy the server is, and without the key."""
+"""Answered however busy the server is, and without the key."""
 
 
 class Limits:
-    """Answers itself where a request may not go on, and closes the connection; gives the others to the application.
+    """Answers refused requests and closes their connection; passes the others on.
 
-    HEAD goes on as GET: uvicorn leaves out the body.
+    HEAD is passed on as GET: uvicorn drops the body.
 
     Args:
-        app: what comes next.
+        app: the next application.
         max_header_bytes: of the target and the headers together.
-        max_requests: in progress at a time; those for PROBES are not counted out.
+        max_requests: in progress at a time; PROBES are always passed on.
     """
 
     def __init__(self, app: ASGIApp, max_header_bytes: int, max_requests: int):
@@ -41,14 +41,14 @@ class Limits:
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
         if not scope["http_version"].startswith("1."):
-            return APIError(f"HTTP/{scope['http_version']} is not spoken here; HTTP/1.1 is", 505)
+            return APIError(f"HTTP/{scope['http_version']} is not supported; use HTTP/1.1", 505)
         if "transfer-encoding" in headers and "content-length" in headers:  # RFC 9112, 6.3: may be an attack
-            return APIError("a request has either Content-Length or Transfer-Encoding, not both")
+            return APIError("a request must not have both Content-Length and Transfer-Encoding")
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(_size, scope["headers"]))
         if size > self.max_header_bytes:
-            return APIError(f"the target and the headers have {size} bytes; at most {self.max_header_bytes}", 431)
+            return APIError(f"target and headers have {size} bytes; at most {self.max_header_bytes} are allowed", 431)
         if self._in_progress >= self.max_requests and scope["path"] not in PROBES:
-            message = f"{self.max_requests} requests are in progress, and more are not taken"
+            message = f"{self.max_requests} requests are in progress, which is the limit"
             return APIError(message, 503, "server_error", code="too_many_requests")
         return None
 

@@ -20,7 +20,7 @@ def _name(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _reported(pieces: Sequence[GenerationResponse], tokenizer: Tokenizer) -> list[tuple[GenerationResponse, Logprobs]]:
-    """Those with a report; not the token that ends the text, which is no part of it."""
+    """Those with log-probabilities; not the end-of-generation token, which is no part of the text."""
     return [(p, p.logprobs) for p in pieces if p.logprobs and p.token not in tokenizer.eog_token_ids]
 
 

@@ -1,4 +1,4 @@
-"""Metrics: what the server counts and times, in Prometheus's text format."""
+"""Metrics of the server, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2,
 
 
 class Metrics:
-    """Observes a service; one of its own for each."""
+    """Observes one service."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,13 +27,13 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"rocforge_{name}", text, labels, registry=self.registry)
 
-        self.first_token = histogram("time_to_first_token", "From the request to its first token.")
-        self.next_token = histogram("time_between_tokens", "From one token of a request to its next.")
-        self.duration = histogram("request_duration", "From the request to its end.")
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts whose reply has begun.")
-        self.cached_tokens = counter("cached_prompt_tokens", "Of those, tokens found in the cache.")
-        self.generated_tokens = counter("generated_tokens", "Tokens of replies.")
-        self.requests = counter("requests", "Requests that have ended.", ("outcome",))
+        self.first_token = histogram("time_to_first_token", "Time to first token (TTFT).")
+        self.next_token = histogram("time_between_tokens", "Inter-token latency.")
+        self.duration = histogram("request_duration", "Request latency, end to end.")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests with a first token.")
+        self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens found in the prefix cache.")
+        self.generated_tokens = counter("generated_tokens", "Generated tokens.")
+        self.requests = counter("requests", "Ended requests.", ("outcome",))
         for progress in (Progress.FINISHED, Progress.CANCELLED, Progress.FAILED):
             self.requests.labels(progress.value)
         self._last: dict[Reply, float] = {}
@@ -56,7 +56,7 @@ class Metrics:
         self.duration.observe(time.monotonic() - reply.submitted)
 
     def watch(self, service: Service) -> None:
-        """Report the service's queue and cache too, as they are when asked."""
+        """Report gauges of the service's queue and KV cache too."""
         self.registry.register(_Gauges(service))
 
     def text(self) -> bytes:
@@ -70,12 +70,12 @@ class _Gauges:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         service, engine = self.service, self.service.engine
         waiting = service.queue_depth
-        yield _gauge("requests_waiting", "Requests that wait for their first step.", waiting)
-        yield _gauge("requests_running", "Requests with a part in the steps.", max(0, service.in_flight - waiting))
+        yield _gauge("requests_waiting", "Waiting requests.", waiting)
+        yield _gauge("requests_running", "Running requests.", max(0, service.in_flight - waiting))
         pools = [group.pool for group in engine.scheduler.state.groups] if engine else []
         blocks, free = sum(pool.blocks for pool in pools), sum(pool.free for pool in pools)
-        yield _gauge("cache_blocks", "Blocks of the cache, of all groups of layers.", blocks)
-        yield _gauge("cache_blocks_used", "Blocks that requests hold.", blocks - free)
+        yield _gauge("cache_blocks", "KV cache blocks, of all groups of layers.", blocks)
+        yield _gauge("cache_blocks_used", "KV cache blocks in use.", blocks - free)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -1,4 +1,4 @@
-"""The chat page, and the policy under which a browser may show it: its own script and style, and nothing else."""
+"""The chat page, and its Content-Security-Policy: its own script and style only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page() -> HTMLResponse:
 
 @functools.cache
 def policy() -> str:
-    """The Content-Security-Policy: script and style by their digests, so nothing else that gets into the page can run.
+    """The Content-Security-Policy: script and style by their digests, so that no injected script runs.
 
     Source: https://www.w3.org/TR/CSP3/
     """

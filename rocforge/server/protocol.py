@@ -1,4 +1,4 @@
-"""HTTP/1.1 with limits that hold for each connection: a client that sends or reads nothing keeps none of them."""
+"""HTTP/1.1 with limits on each connection: clients that stop sending or reading are disconnected."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_PIECES = 8192
-"""Of a body: a chunk of one byte costs as much as one of a kilobyte. TCP's smallest segments carry 4 MiB in fewer."""
+MAX_CHUNKS = 8192
+"""Chunks of a body: one of a byte costs as much as one of a kilobyte. TCP's smallest segments carry 4 MiB in fewer."""
 
 
 class Connection(h11.Connection):
-    """h11's, which refuses bodies of too many pieces."""
+    """h11's, which refuses bodies of too many chunks."""
 
-    _pieces = 0
+    _chunks = 0
 
     def next_event(self) -> Any:
         event = super().next_event()
         if type(event) is h11.Request:
-            self._pieces = 0
+            self._chunks = 0
         elif type(event) is h11.Data:
-            self._pieces += 1
-            if self._pieces > MAX_PIECES:
-                raise h11.RemoteProtocolError(f"a body of more than {MAX_PIECES} pieces")
+            self._chunks += 1
+            if self._chunks > MAX_CHUNKS:
+                raise h11.RemoteProtocolError(f"a body of more than {MAX_CHUNKS} chunks")
         return event
 
 
@@ -32,9 +32,9 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
     """uvicorn's protocol for one server, with limits.
 
     Args:
-        timeout: seconds that a client may take to send a request's headers, from its connection or from the answer
-            before, and seconds in which it must read some of an answer that waits.
-        max_connections: open at a time; one more takes the place of the one that has been without a request longest.
+        timeout: seconds for a client to send a request's headers, from its connection or its previous response, and
+            to read some of a pending response.
+        max_connections: open at a time; a new one replaces the one that has been idle longest.
     """
     idle: dict[H11Protocol, None] = {}  # without a request in progress, or with what is left of an answer, oldest first
 
@@ -50,7 +50,7 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            transport.set_write_buffer_limits(high=0)  # what the kernel does not take is what the client does not read
+            transport.set_write_buffer_limits(high=0)  # whatever the kernel does not accept, the client has not read
             self._note_progress()
             if len(self.connections) > max_connections:
                 longest = next(iter(idle))  # where all others have requests in progress, this one
@@ -72,7 +72,7 @@ def protocol(timeout: float, max_connections: int) -> type[H11Protocol]:
             self._note_progress()
 
         def send_400_response(self, msg: str) -> None:
-            if self.cycle is not None:  # whose body may be what is nonsense: the application answers it no more
+            if self.cycle is not None:  # its body may be the invalid part: the application must not answer it
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):

@@ -1,4 +1,4 @@
-"""serve: load a model and answer HTTP until told to stop."""
+"""serve: load a model and answer HTTP until a signal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rocforge.server.settings import Settings
 from rocforge.text.tokenizer import Tokenizer
 
 BACKLOG = 1024
-"""Connections that the kernel holds until they are accepted."""
+"""Connections that the kernel queues until they are accepted."""
 SPARE = 16
 """Connections beyond those that may have a request in progress, for the probes."""
 
@@ -53,22 +53,21 @@ def serve(
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT; call it in the main thread.
 
-    The server listens at once; /ready and requests for text say 503 until the model is loaded. The first signal lets
-    requests in flight finish for `settings.grace` seconds, fails the others and returns; a second one ends the process
-    at once, with status 128 plus the signal's number.
+    The server listens at once; /ready and completions answer 503 until the model is loaded. The first signal gives
+    requests in flight `settings.grace` seconds to finish, fails the rest and returns; a second one ends the process at
+    once, with status 128 plus the signal's number.
 
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
-        host, port: where to listen; port 0 takes a free one. Requests may name the host, beside
-            `settings.allowed_hosts`.
+        host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
         cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
         max_queue: as in Service.
-        settings: None: the defaults, the model called as its file.
+        settings: None: the defaults, with the file's name as the model's.
         log_level: of uvicorn's log on stderr: "critical", "error", "warning", "info", "debug" or "trace".
         on_ready: called with the server's URL, from another thread, once the model is loaded.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: cannot listen on the address.
         RocforgeError, FileNotFoundError, ...: what `rf.load` raises, after the server has stopped.
     """
     settings = settings or Settings(model_name=model_name(model_path))
@@ -77,7 +76,7 @@ def serve(
     def load_engine() -> tuple[Engine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
         if model.device == "cpu":
-            # BLAS threads wait for each other, so one that shares its core with the HTTP side holds up all of them
+            # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
             threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))
         return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
 
@@ -98,12 +97,12 @@ def serve(
 
 
 def model_name(path: str | os.PathLike[str]) -> str:
-    """What a model is called after its file."""
+    """A model's default name, from its file."""
     return Path(path).name.removesuffix(".gguf")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a service that stops when it stops, and signals as `serve` says."""
+    """uvicorn, which stops its service as it stops, with signals as in `serve`."""
 
     def __init__(self, service: Service, settings: Settings, log_level: str):
         connections = _connections(settings.max_connections)
@@ -141,15 +140,13 @@ class _Server(uvicorn.Server):
         await stopping
 
     def _abort(self) -> None:
-        """End the connections whose clients send no more of a request, or do not read their answer."""
+        """Abort connections whose clients stopped sending a request or reading a response."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 def _connections(wanted: int) -> int:
-    """As many as fit in half of the descriptors that the process may have: raises the limit as far as it may, and
-    leaves the rest to all that is not a client.
-    """
+    """As many as fit in half of the process's file descriptors; raises the soft limit as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * (wanted + SPARE)
     if soft < needed:
@@ -176,7 +173,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def _watch(service: Service, server: uvicorn.Server, url: str, on_ready: Callable[[str], Any] | None) -> None:
-    """Say when the model is loaded; end the server when the service ends."""
+    """Report when the model is loaded; end the server when the service ends."""
     try:
         service.wait_until_ready()
     except ServiceError:

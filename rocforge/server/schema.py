@@ -1,7 +1,6 @@
-"""Bodies of requests, as the OpenAI API has them, with extensions marked as such. Ranges are SamplingParams's.
+"""Request bodies of the OpenAI API, with extensions marked as such. Ranges are those of SamplingParams.
 
-A field of the API that has no effect here is accepted where ignoring it changes nothing that the client can rely on;
-others are refused.
+A field of the API without effect here is accepted if ignoring it breaks nothing a client relies on; others are refused.
 
 Source: https://platform.openai.com/docs/api-reference
 """
@@ -18,7 +17,7 @@ Stop = Annotated[str, Field(max_length=1024)]
 T = TypeVar("T")
 Array = Annotated[list[T], Field(fail_fast=True)]
 Mapping = Annotated[dict[str, T], Field(fail_fast=True)]
-"""Of both the first wrong entry is reported, and no other: a million reports would take long to make."""
+"""Both report the first wrong item only: a million reports would take long to make."""
 
 
 class Body(BaseModel):
@@ -29,7 +28,7 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_one_unknown(cls, fields: Any) -> Any:
-        """Without unknown fields after the first, for the reason that Array stops at one."""
+        """Drop unknown fields after the first, for the same reason as in Array."""
         if not isinstance(fields, dict):
             return fields
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -38,7 +37,7 @@ class Body(BaseModel):
 
 
 class Part(BaseModel):
-    """What may have fields that we do not know."""
+    """May have unknown fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -122,13 +121,15 @@ class Sampling(Body):
     response_format: ResponseFormat | None = None
     user: str | None = None
 
-    top_k: int | None = Field(None, description="Extension: keep that many of the most likely tokens.")
-    min_p: float | None = Field(None, description="Extension: keep tokens at least this share as likely as the first.")
-    repetition_penalty: float | None = Field(None, description="Extension: divides the logits of tokens in the text.")
-    ignore_eos: bool | None = Field(None, description="Extension: go on past end-of-generation tokens.")
-    timeout: float | None = Field(None, gt=0, description="Extension: seconds that the request may take.")
-    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a pattern that the text matches.")
-    grammar: str | None = Field(None, max_length=1 << 18, description="Extension: a Lark grammar of the text.")
+    top_k: int | None = Field(None, description="Extension: sample from this many of the likeliest tokens.")
+    min_p: float | None = Field(
+        None, description="Extension: drop tokens below this fraction of the highest probability."
+    )
+    repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
+    ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
+    timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
+    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
+    grammar: str | None = Field(None, max_length=1 << 18, description="Extension: a Lark grammar for the text.")
 
 
 class CompletionRequest(Sampling):
@@ -163,7 +164,7 @@ class ChatCompletionRequest(Sampling):
     modalities: Array[Literal["text"]] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the template.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
 
 
 class TokenizeRequest(Body):

@@ -1,4 +1,4 @@
-"""Settings: what the HTTP server allows."""
+"""Settings of the HTTP server."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the HTTP server serves and allows.
+    """Settings of the HTTP server.
 
     Attributes:
-        model_name: what clients call the model.
+        model_name: the model's name for clients.
         chat_template: a Jinja template to use instead of the model's; None for the model's.
-        api_key: what clients must send as a bearer token; None: nothing.
-        cors_origins: origins whose pages may call the server, ("*",) for all; none unless asked.
-        allowed_hosts: names and addresses that the server answers for, beside this machine's own as `Hosts` knows them.
+        api_key: the bearer token that clients must send; None: no key.
+        cors_origins: origins allowed by CORS, ("*",) for all.
+        allowed_hosts: names and addresses to answer for, beside this machine's own (see `Hosts`).
         max_body_bytes: of a request.
         max_header_bytes: of a request's line and headers together.
         max_connections: that have a request in progress at a time.
         max_choices: prompts times n in one request.
-        max_tokens: of a reply, where the client asks for no number; None: up to the context.
-        request_timeout: seconds that a request may take; the client may ask for less.
-        client_timeout: seconds that a client may take to send its headers, and to send its body; and in which it must
-            read some of an answer.
-        grace: seconds that requests in flight have to finish when the server is told to stop.
+        max_tokens: the default of a chat completion; None: up to the context.
+        request_timeout: time limit of a request in seconds; the client may set a lower one.
+        client_timeout: seconds for a client to send its headers, to send its body, and to read some of a response.
+        grace: seconds for requests in flight to finish when the server stops.
     """
 
     model_name: str

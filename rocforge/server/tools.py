@@ -1,4 +1,4 @@
-"""Tool calls: how each family of models writes them, found in text as it comes.
+"""Tool calls: the format of each family of models, parsed from streamed text.
 
 Sources: the chat templates of Qwen2.5 and Hermes (<tool_call>), of Mistral ([TOOL_CALLS]) and of Llama 3.1 (the whole
 reply is JSON); the harmony format of gpt-oss, https://github.com/openai/harmony.
@@ -31,8 +31,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A piece of a reply: content, reasoning, and calls that are complete."""
+class Parsed:
+    """A parsed piece of a reply: content, reasoning, and complete calls."""
 
     content: str = ""
     reasoning: str = ""
@@ -40,23 +40,23 @@ class Said:
 
 
 class Parser(Protocol):
-    """Splits a reply's text; what may begin a call is held back until that is clear."""
+    """Splits a reply's text; text that may begin a call is buffered until that is clear."""
 
-    def add(self, text: str) -> Said:
-        """What is certain now that this text has come."""
+    def add(self, text: str) -> Parsed:
+        """What this text makes final."""
 
-    def finish(self) -> Said:
-        """What is left; no text follows."""
+    def finish(self) -> Parsed:
+        """What is still buffered; no text follows."""
 
 
 class PlainParser:
     """For replies without calls: all is content."""
 
-    def add(self, text: str) -> Said:
-        return Said(text)
+    def add(self, text: str) -> Parsed:
+        return Parsed(text)
 
-    def finish(self) -> Said:
-        return Said()
+    def finish(self) -> Parsed:
+        return Parsed()
 
 
 class MarkedFormat:
@@ -80,14 +80,14 @@ class MarkedFormat:
 class _MarkedParser:
     def __init__(self, begin: str, end: str):
         self._begin, self._end = begin, end
-        self._held, self._inside, self._called = "", False, False
+        self._buffer, self._inside, self._called = "", False, False
 
-    def add(self, text: str) -> Said:
-        self._held += text
+    def add(self, text: str) -> Parsed:
+        self._buffer += text
         content, calls = "", tuple[Call, ...]()
         while True:
             mark = self._end if self._inside else self._begin
-            before, found, after = self._held.partition(mark) if mark else (self._held, "", "")
+            before, found, after = self._buffer.partition(mark) if mark else (self._buffer, "", "")
             if not found:
                 break
             if not self._inside:
@@ -96,18 +96,18 @@ class _MarkedParser:
                 calls, self._called = calls + parsed, True
             else:
                 content += self._begin + before + self._end
-            self._held, self._inside = after, not self._inside
+            self._buffer, self._inside = after, not self._inside
         if not self._inside:
-            keep = overlap(self._held, self._begin)
-            content += self._outside(self._held[: len(self._held) - keep])
-            self._held = self._held[len(self._held) - keep :]
-        return Said(content, calls=calls)
+            keep = overlap(self._buffer, self._begin)
+            content += self._outside(self._buffer[: len(self._buffer) - keep])
+            self._buffer = self._buffer[len(self._buffer) - keep :]
+        return Parsed(content, calls=calls)
 
-    def finish(self) -> Said:
+    def finish(self) -> Parsed:
         if not self._inside:
-            return Said(self._held)
-        calls = _calls(self._held)
-        return Said(calls=calls) if calls else Said(self._begin + self._held)
+            return Parsed(self._buffer)
+        calls = _calls(self._buffer)
+        return Parsed(calls=calls) if calls else Parsed(self._begin + self._buffer)
 
     def _outside(self, text: str) -> str:
         """White space between calls is not content."""
@@ -128,27 +128,27 @@ class _JSONParser:
     _TAG = "<|python_tag|>"
 
     def __init__(self) -> None:
-        self._held, self._plain = "", False
+        self._buffer, self._plain = "", False
 
-    def add(self, text: str) -> Said:
+    def add(self, text: str) -> Parsed:
         if self._plain:
-            return Said(text)
-        self._held += text
-        start = self._held.lstrip()
+            return Parsed(text)
+        self._buffer += text
+        start = self._buffer.lstrip()
         if start and not start.startswith(("{", self._TAG)) and not self._TAG.startswith(start):
             self._plain = True
-            return Said(self._held)
-        return Said()
+            return Parsed(self._buffer)
+        return Parsed()
 
-    def finish(self) -> Said:
+    def finish(self) -> Parsed:
         if self._plain:
-            return Said()
-        calls = _calls(self._held.strip().removeprefix(self._TAG))
-        return Said(calls=calls) if calls else Said(self._held)
+            return Parsed()
+        calls = _calls(self._buffer.strip().removeprefix(self._TAG))
+        return Parsed(calls=calls) if calls else Parsed(self._buffer)
 
 
 class HarmonyFormat:
-    """Messages in channels: what is analysed is reasoning, what goes to a function is a call, the rest is content."""
+    """Messages in channels: `analysis` is reasoning, a message to a function is a call, the rest is content."""
 
     def parser(self) -> Parser:
         return _HarmonyParser()
@@ -167,40 +167,40 @@ class _HarmonyParser:
     _ENDS = re.compile(r"<\|(?:end|start|call|return)\|>")
 
     def __init__(self) -> None:
-        self._held = ""
+        self._buffer = ""
         self._header: str | None = None
 
-    def add(self, text: str) -> Said:
-        self._held += text
-        said = Said()
+    def add(self, text: str) -> Parsed:
+        self._buffer += text
+        parsed = Parsed()
         while True:
             if self._header is None:
-                header, found, after = self._held.partition(self._MESSAGE)
+                header, found, after = self._buffer.partition(self._MESSAGE)
                 if not found:
-                    return said
-                self._header, self._held = header, after
-            end = self._ENDS.search(self._held)
+                    return parsed
+                self._header, self._buffer = header, after
+            end = self._ENDS.search(self._buffer)
             if end is None:
-                return _joined(said, self._certain())
-            said = _joined(said, self._message(self._held[: end.start()]))
-            self._held, self._header = self._held[end.end() :], None
+                return _joined(parsed, self._final())
+            parsed = _joined(parsed, self._message(self._buffer[: end.start()]))
+            self._buffer, self._header = self._buffer[end.end() :], None
 
-    def finish(self) -> Said:
-        held, self._held = self._held, ""
-        return Said() if self._header is None else self._message(held)
+    def finish(self) -> Parsed:
+        text, self._buffer = self._buffer, ""
+        return Parsed() if self._header is None else self._message(text)
 
-    def _certain(self) -> Said:
+    def _final(self) -> Parsed:
         if self._function() is not None:
-            return Said()
-        keep = max(overlap(self._held, mark) for mark in ("<|end|>", "<|start|>", "<|call|>", "<|return|>"))
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            return Parsed()
+        keep = max(overlap(self._buffer, mark) for mark in ("<|end|>", "<|start|>", "<|call|>", "<|return|>"))
+        text, self._buffer = self._buffer[: len(self._buffer) - keep], self._buffer[len(self._buffer) - keep :]
         return self._message(text)
 
-    def _message(self, text: str) -> Said:
+    def _message(self, text: str) -> Parsed:
         function = self._function()
         if function is not None:
-            return Said(calls=(Call(function, text.strip()),))
-        return Said(reasoning=text) if "<|channel|>analysis" in (self._header or "") else Said(text)
+            return Parsed(calls=(Call(function, text.strip()),))
+        return Parsed(reasoning=text) if "<|channel|>analysis" in (self._header or "") else Parsed(text)
 
     def _function(self) -> str | None:
         match = re.search(r"to=functions\.([\w.-]+)", self._header or "")
@@ -211,7 +211,7 @@ ToolFormat = MarkedFormat | JSONFormat | HarmonyFormat
 
 
 def format_of(template: str) -> ToolFormat | None:
-    """How models with that chat template write calls; None where it knows no tools."""
+    """The format of calls in models with this chat template; None if it does not support tools."""
     if "<|channel|>" in template and "<|message|>" in template:
         return HarmonyFormat()
     if "tools" not in template:
@@ -238,7 +238,7 @@ def _any_call(tools: Sequence[dict[str, Any]], arguments: str) -> dict[str, Any]
 
 
 def _calls(text: str) -> tuple[Call, ...]:
-    """The calls that a JSON text is, one or a list; none where it is not that."""
+    """The calls in a JSON text, one or a list; () if it is not that."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -253,5 +253,5 @@ def _calls(text: str) -> tuple[Call, ...]:
     return tuple(calls)
 
 
-def _joined(a: Said, b: Said) -> Said:
-    return Said(a.content + b.content, a.reasoning + b.reasoning, a.calls + b.calls)
+def _joined(a: Parsed, b: Parsed) -> Parsed:
+    return Parsed(a.content + b.content, a.reasoning + b.reasoning, a.calls + b.calls)

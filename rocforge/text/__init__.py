@@ -1,1 +1,1 @@
-"""Between text and token ids: tokenizers, detokenizing, stop strings, grammars."""
+"""Text to token ids and back: tokenizers, detokenizers, stop strings, grammars, chat templates."""

@@ -15,7 +15,7 @@ from rocforge.text.vocabulary import Vocabulary
 
 Encode = Callable[[str], list[int]]
 _MERGE_COST, _MOST_COST = 64, 1 << 28
-"""Of a merge beside its characters, and of all that are tried: a vocabulary of 262 thousand tokens has about 2**27."""
+"""Cost of trying a merge besides its characters, and the limit on all of them: 262 thousand tokens cost about 2**27."""
 
 
 def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> Encode:
@@ -27,7 +27,7 @@ def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer:
     pairs = [merge.partition(" ")[::2] for merge in merges]
     try:
         if _longest(merges) > _longest(pieces) + len(" "):
-            raise ValueError("a merge gives more than the longest token, for which the library would end in a panic")
+            raise ValueError("a merge is longer than the longest token, on which the library panics")
         model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
     except Exception:  # the library's answer to a merge of what is no token; checking 150,000 first takes 0.1 s
         pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
@@ -44,10 +44,10 @@ def _longest(texts: Iterable[str]) -> int:
 
 
 def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
-    """SentencePiece's BPE (Kudo and Richardson, 2018): of all neighbours that join to a token, the best score first.
+    """SentencePiece's BPE (Kudo and Richardson, 2018): of all adjacent pairs that form a token, the best score first.
 
-    What is no token in the end becomes its UTF-8 bytes' tokens, or `unknown_id` where the vocabulary has none. The text
-    comes with "▁" for spaces.
+    What remains that is no token becomes the tokens of its UTF-8 bytes, or `unknown_id` where the vocabulary has none.
+    The text has "▁" for spaces.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
@@ -90,7 +90,7 @@ def _merges_by_score(vocabulary: Vocabulary, pieces: dict[str, int]) -> list[tup
     cost = sum(len(places) * (len(text) + _MERGE_COST) for text, places in cuts.items())
     if cost > _MOST_COST:
         raise GGUFError(
-            f"metadata tokenizer.ggml.tokens has texts of {len(lengths)} lengths, too many to join them all"
+            f"metadata tokenizer.ggml.tokens has texts of {len(lengths)} different lengths: too many merges to try"
         )
     return [
         (text[:i], text[i:])

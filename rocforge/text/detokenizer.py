@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Detokenizer:
-    """Turns a stream of token ids into text as it becomes certain.
+    """Turns a stream of token ids into text, incrementally.
 
-    Only the bytes of a UTF-8 character that is not complete yet are held back; bytes that can no longer become one come
-    out as U+FFFD at once. What `add` and `finish` return, joined, is `Tokenizer.decode` of the same ids.
+    Only the bytes of an incomplete UTF-8 character are buffered; bytes that can no longer form one become U+FFFD at
+    once. The concatenation of what `add` and `finish` return is `Tokenizer.decode` of the same ids.
     """
 
     def __init__(

@@ -20,8 +20,7 @@ from rocforge.text.tokenizer import Tokenizer
 COMPILE_SECONDS = 2.0
 """CPU time in which a grammar is compiled and its first mask computed."""
 PATIENCE = 1.0
-"""Seconds that a text may keep the engine waiting for its masks; `PATIENCE_PER_TOKEN` more with each token, up to that
-again."""
+"""Seconds that a text may stall the engine for its masks; each token returns `PATIENCE_PER_TOKEN`, up to this limit."""
 PATIENCE_PER_TOKEN = 0.02
 
 
@@ -40,7 +39,7 @@ class Grammar:
         """Put -inf in a row of logits (vocabulary,) where a token may not come next.
 
         Raises:
-            GrammarError: the grammar is too complex to go on.
+            GrammarError: the grammar is too complex.
         """
         if not self._mask:
             self._mask = self._awaited()
@@ -56,12 +55,12 @@ class Grammar:
         self._mask = b""
 
     def copy(self) -> Grammar:
-        """Another text under the same grammar, which has to be at its beginning."""
+        """A Grammar for another text; this one must still be at its beginning."""
         with _explained():
             return Grammar(self._cell.fork(), self._mask)
 
     def close(self) -> None:
-        """No mask is wanted any more; more than once does nothing."""
+        """End the process; idempotent."""
         self._cell.close()
 
     @property
@@ -73,7 +72,7 @@ class Grammar:
         try:
             mask = self._cell.receive(self._patience)
         except LimitError:
-            raise GrammarError("the grammar is too complex: what may come next takes too long to find") from None
+            raise GrammarError("the grammar is too complex: computing the next token mask takes too long") from None
         except JailError as error:
             raise GrammarError(str(error)) from None
         left = self._patience - (time.monotonic() - start)
@@ -87,12 +86,12 @@ class GrammarCompiler:
     Args:
         tokenizer: of the model. The first grammar takes a moment more for a large vocabulary.
 
-    Every method raises GrammarError where what it is given is wrong, not supported or too complex.
+    Every method raises GrammarError where its grammar is wrong, not supported or too complex.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         if not tokenizer.eog_token_ids:
-            raise GrammarError("the model has no end-of-generation token, without which structured output cannot end")
+            raise GrammarError("structured output needs an end-of-generation token; the model has none")
         self._special = tokenizer.special_tokens
         self._jail = Jail("rocforge.text.matcher", "Matcher", tokenizer)
 
@@ -113,7 +112,7 @@ class GrammarCompiler:
         return self._compiled("lark", grammar)
 
     def literal(self, text: str) -> str:
-        """Lark for just that text; for a special token's text, that token."""
+        """Lark for exactly this text; for a special token's text, that token."""
         return f"<[{self._special[text]}]>" if text in self._special else json.dumps(text)
 
     def _compiled(self, kind: str, source: str) -> Grammar:

@@ -1,12 +1,12 @@
-"""Jails: where somebody else's program runs, within bounds that the operating system keeps.
+"""Jails: untrusted programs run in processes of their own, within limits that the operating system enforces.
 
 A Jail is a process that holds what its programs need, such as a vocabulary. Each program gets a fork of it, a Cell, in
-a few milliseconds. A cell has `MEMORY` to fill, and for each call so much CPU time; past either it ends, whatever it
-does, and the caller gets a LimitError. Nothing is counted inside, so nothing that a program does can go uncounted.
+a few milliseconds. A cell may take `MEMORY`, and a given CPU time a call (rlimit and itimer); past either the kernel
+ends it, and the caller gets a LimitError.
 
-What comes out of a cell is bytes that are never unpickled, so the worst that it can send is a wrong answer. A process
-ends when the other end of its connection is closed, as the death of the process that opened it does: an idle one at
-once, one that works at the latest when the CPU time of its call is over.
+A cell returns bytes that are never unpickled, so the worst it can send is a wrong answer. A process ends when the other
+end of its connection is closed, also by the death of the process that opened it: an idle one at once, a busy one at the
+latest when the CPU time of its call is over.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_ANSWER = 64 * 10**6
 MAX_MESSAGE = 4096
 """Characters of an exception's message."""
 START = 60.0
-"""Seconds of CPU time in which a jail makes what it holds."""
+"""Seconds of CPU time to make the jail's object."""
 SLACK = 5.0
 """How much longer than its CPU time a call may take: processors may be busy."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -50,7 +50,7 @@ class JailError(RocforgeError):
 
 
 class LimitError(JailError):
-    """A call that went past a bound, with which its cell has ended."""
+    """A call exceeded a limit, and its cell has ended."""
 
 
 class Cell:
@@ -60,27 +60,27 @@ class Cell:
         self._connection, self._seconds, self._owner = connection, 0.0, os.getpid()
 
     def call(self, seconds: float, method: str, *arguments: Any) -> bytes:
-        """What `method(*arguments)` returns in the cell, in so many seconds of CPU time.
+        """Return what `method(*arguments)` returns in the cell.
 
         Raises:
             JailError: it raised.
-            LimitError: it took more, or more memory than there is.
+            LimitError: it took more than `seconds` of CPU time, or more than MEMORY.
         """
         self.send(seconds, method, *arguments)
         return self.receive(seconds * SLACK)
 
     def send(self, seconds: float, method: str, *arguments: Any) -> None:
-        """Begin a call; `receive` ends it. The cell works meanwhile."""
+        """Begin a call; `receive` returns its answer."""
         self._seconds = seconds
         with self._living():
             self._connection.send_bytes(pickle.dumps((seconds, method, arguments)))
 
     def receive(self, seconds: float) -> bytes:
-        """The answer to the call that was begun; it is waited for so long."""
+        """The answer to the call that `send` began; waits at most `seconds` of wall time."""
         with self._living():
             if not self._connection.poll(seconds):
                 self.close()
-                raise LimitError(f"it takes more than {seconds:g} seconds")
+                raise LimitError(f"took more than {seconds:g} seconds")
             answer = self._connection.recv_bytes(MAX_ANSWER + 1)
         if answer[:1] == b"+":
             return answer[1:]
@@ -88,7 +88,7 @@ class Cell:
         raise kind(answer[1:].decode(errors="replace"))
 
     def fork(self) -> Cell:
-        """Another cell, with all that this one has made of its object, and free to go another way."""
+        """A copy of this cell, with its object as it is now."""
         ours, theirs = socket.socketpair()
         with ours, theirs, self._living():
             with socket.socket(fileno=os.dup(self._connection.fileno())) as channel:
@@ -97,33 +97,33 @@ class Cell:
             return Cell(Connection(ours.detach()))
 
     def close(self) -> None:
-        """End the process; more than once does nothing."""
+        """End the process; idempotent."""
         self._connection.close()
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed here, or given up."""
+        """Whether it was closed, by `close` or by a timeout."""
         return self._connection.closed
 
     @contextlib.contextmanager
     def _living(self) -> Iterator[None]:
         if os.getpid() != self._owner:
-            raise LimitError("the process belongs to the one that this was forked from")
+            raise LimitError("the cell belongs to the parent of this forked process")
         try:
             yield
         except (EOFError, OSError) as error:
             bounds = f"{self._seconds:g} seconds of CPU time or {MEMORY // 10**6} MB of memory"
-            raise LimitError(f"it takes more than {bounds}") from error
+            raise LimitError(f"took more than {bounds}") from error
 
 
 class Jail:
     """Forks cells that each hold `module.name(*arguments)`. Any thread may call it.
 
-    The process starts with the first cell, and anew where somebody has ended it, or forked the one that it belongs to.
+    The process starts with the first cell, and again if it was killed, or if its owner was forked.
     """
 
     def __init__(self, module: str, name: str, *arguments: Any):
-        self._held = module, name, *arguments
+        self._target = module, name, *arguments
         self._lock = threading.Lock()
         self._first: Cell | None = None
         self._end: Callable[[], Any] = lambda: None
@@ -137,7 +137,7 @@ class Jail:
             self._end()
             first, process = _start()
             self._end = weakref.finalize(self, _stop, os.getpid(), first, process)
-            first.call(START, "make", *self._held)
+            first.call(START, "make", *self._target)
             self._first = first
             return first.fork()
 
@@ -173,20 +173,20 @@ def _main(descriptor: int) -> None:
     """The process of a jail: makes the object, then forks cells."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # of cells that other cells have forked
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for cells
-    connection, held, confined = Connection(descriptor), _Held(), False
+    connection, target, confined = Connection(descriptor), _Target(), False
     with contextlib.suppress(EOFError, OSError):
         while True:
             message = connection.recv_bytes()
             if message != _FORK:
-                connection.send_bytes(_answer(held.object, *pickle.loads(message)))
+                connection.send_bytes(_answer(target.object, *pickle.loads(message)))
             elif (forked := _fork(connection)) is not None:
                 connection = forked
                 confined = confined or _confine()
     os._exit(0)
 
 
-class _Held:
-    """The object that a jail holds; until it is made, this."""
+class _Target:
+    """The object whose methods are called: this, until `make` replaces it."""
 
     def __init__(self) -> None:
         self.object: Any = self
@@ -207,7 +207,7 @@ def _fork(connection: Connection) -> Connection | None:
             connection.close()
             return forked
     except OSError:
-        pass  # no room for another process: who waits for it sees its connection close
+        pass  # no room for another process: the caller sees its connection close
     forked.close()
     return None
 
@@ -217,7 +217,7 @@ def _confine() -> bool:
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library says as it aborts is for nobody
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide what a library prints as it aborts
     return True
 
 
@@ -226,9 +226,9 @@ def _answer(target: Any, seconds: float, method: str, arguments: tuple[Any, ...]
     try:
         answer = b"+" + getattr(target, method)(*arguments)
         if len(answer) > MAX_ANSWER:
-            answer = b"!it makes more than %d MB" % (MAX_ANSWER // 10**6)
+            answer = b"!returned more than %d MB" % (MAX_ANSWER // 10**6)
     except MemoryError:
-        answer = b"!it takes more than %d MB of memory" % (MEMORY // 10**6)
+        answer = b"!took more than %d MB of memory" % (MEMORY // 10**6)
     except Exception as error:
         answer = b"-" + str(error)[:MAX_MESSAGE].encode(errors="replace")
     signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,4 +1,4 @@
-"""Marks: what keeps special tokens that somebody spells in a chat from becoming special tokens."""
+"""Marks: special tokens spelled in chat messages stay text through a chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEARCHED = re.compile(
 
 
 class Marks:
-    """Takes special tokens through a chat template as marks that nobody can guess.
+    """Replaces special tokens by random marks before a chat template runs, and puts them back after.
 
     Args:
         special: the tokens to hide.
@@ -26,7 +26,7 @@ class Marks:
     def __init__(self, special: SpecialTokens, leading_space: bool = False):
         self._special, self._leading_space = special, leading_space
         self._texts: list[str] = []
-        self._key = secrets.randbits(64)  # of digits, which no change of case touches
+        self._key = secrets.randbits(64)  # digits: a template's upper() or lower() leaves them alone
 
     def hide(self, value: Any, kept: Collection[str] = ()) -> Any:
         """The same JSON value with marks for the special tokens, but those `kept`, in all its strings; and for parts of
@@ -57,7 +57,7 @@ class Marks:
         return f"{{{self._key}:{len(self._texts) - 1}}}"
 
     def show(self, text: str) -> tuple[str, list[Span]]:
-        """The text with the tokens in the marks' places, and where they are."""
+        """The text with the tokens put back, and their spans."""
         pieces, spans, size = [], [], 0
         for index, piece in enumerate(re.split(rf"\{{{self._key}:(\d+)\}}", without_surrogates(text))):
             if index % 2:
@@ -69,7 +69,7 @@ class Marks:
 
 
 def searched_texts(template: str) -> frozenset[str]:
-    """The texts that a chat template looks for in what it is given: `'</think>' in content`, `content.split('...')`."""
+    """The texts that a chat template searches for in messages: `'</think>' in content`, `content.split('...')`."""
     return frozenset(first or second for _, first, _, second in _SEARCHED.findall(template))
 
 

@@ -1,4 +1,4 @@
-"""What a cell of `rocforge.text.jail` holds to compile a grammar and to follow a text under it, by llguidance.
+"""Runs in a cell of `rocforge.text.jail`: llguidance compiles a grammar and follows a text under it.
 
 Source: https://github.com/guidance-ai/llguidance
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _LIMITS = LLParserLimits(verbose_errors=False)
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n]{0,16}"}
-"""White space in JSON is bounded, since a model can write it for ever."""
+"""White space in JSON is bounded, or a model could write it forever."""
 
 
 class Matcher:
-    """One grammar, and where a text is in it.
+    """One grammar, and the state of a text under it.
 
-    A mask is what each method returns: a bit for each token, the lowest of a byte first, set where it may come next.
+    Every method returns a token mask: one bit a token, least significant bit first, set where it may come next.
     Every method raises ValueError where the grammar is wrong, not supported or too complex.
     """
 
@@ -31,7 +31,7 @@ class Matcher:
         vocabulary = _Vocabulary(tokenizer)
         self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=sorted(tokenizer.eog_token_ids))
         vocabulary.greedy = self._tokenizer.greedy_tokenize
-        self.regex("a")  # llguidance makes much at its first grammar, which forks then share
+        self.regex("a")  # llguidance builds tables at its first grammar; forks share them
 
     def json_schema(self, schema: str) -> bytes:
         return self._begin(LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS))
@@ -43,7 +43,7 @@ class Matcher:
         return self._begin(LLMatcher.grammar_from_lark(grammar))
 
     def accept(self, token: int) -> bytes:
-        """Go on past the token that was chosen."""
+        """Advance past the sampled token."""
         self._matcher.consume_token(token)
         return self._mask()
 
@@ -59,10 +59,10 @@ class Matcher:
 
 
 class _Vocabulary:
-    """What llguidance wants to know of a tokenizer."""
+    """llguidance's view of a tokenizer."""
 
     greedy: Callable[[str], list[int]]
-    """llguidance's own tokens of a text, once it has made its tokenizer of this."""
+    """llguidance's own tokenization; set once its tokenizer has been made of this."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

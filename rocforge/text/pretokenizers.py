@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers cut text into words before merging, by `tokenizer.ggml.pre`.
+"""How byte-level BPE tokenizers split text into words before merging, by `tokenizer.ggml.pre`.
 
 The regular expressions are those that the models were published with (in their `tokenizer.json`); the names are those
 that llama.cpp's converter writes. Each expression in turn splits the words that the one before it made: both the

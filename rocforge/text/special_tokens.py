@@ -17,7 +17,7 @@ class SpecialTokens:
     """Splits text at special tokens: the longest of them first, wherever it occurs, then the next, as llama.cpp does.
 
     `ids` maps the tokens' texts to their ids. `rstrip` holds the ids of those that swallow the white space after them.
-    The time goes with the text's length, whichever tokens are in it. `texts` are the tokens' texts by id.
+    Takes time linear in the text's length, whichever tokens are in it. `texts` are the tokens' texts by id.
     """
 
     def __init__(self, ids: Mapping[str, int], rstrip: Iterable[int] = ()):
@@ -41,8 +41,8 @@ class SpecialTokens:
         return list(_joined([*parts, *self._split(text[at:])]))
 
     def edges(self, text: str) -> Span:
-        """Where the middle of `text` begins and ends: what comes before could be the end of a token that another text
-        begins, what comes after could begin one that another text ends."""
+        """The span of `text` that no token can reach into from outside: what is before it may end a token that begins
+        in the preceding text, what is after it may begin one that ends in the following text."""
         sizes = range(min(len(text), _LONGEST_EDGE), 1, -1)
         start = next((n for n in sizes if self._backward.continue_(text[:n][::-1])), 0)
         stop = next((len(text) - n for n in sizes if self._forward.continue_(text[-n:])), len(text))
@@ -70,9 +70,9 @@ class SpecialTokens:
         yield self._stripped(text[at:], strip)
 
     def _clusters(self, text: str) -> Iterator[tuple[int, int, set[str]]]:
-        """Where special tokens are, and which: stretches of text that overlapping ones cover.
+        """Spans covered by overlapping special tokens, and which tokens those are.
 
-        They are found by two characters, since there may be thousands of them.
+        The search is for their first two characters, since there may be thousands of tokens.
         """
         begin = end = 0
         tokens: set[str] = set()
@@ -93,7 +93,7 @@ class SpecialTokens:
             yield begin, end, tokens
 
     def _longest_at(self, text: str, start: int) -> str | None:
-        """The longest token that begins there; the others that do are beginnings of it."""
+        """The longest token that begins there; all others that do are prefixes of it."""
         for prefix in (text[start : start + 2], text[start : start + 1]):
             for length in self._lengths.get(prefix, ()):
                 if (token := text[start : start + length]) in self._ids:
@@ -119,14 +119,14 @@ class SpecialTokens:
 
 
 class _Sorted:
-    """Texts in order, for finding one that goes on from its beginning."""
+    """Sorted texts, for prefix search."""
 
     def __init__(self, texts: Iterable[str]):
         self._texts = sorted(texts)
         self._first = {text[:1] for text in self._texts}
 
     def continue_(self, part: str) -> bool:
-        """Whether one begins with `part` and is longer."""
+        """Whether some text is longer than `part` and begins with it."""
         if part[0] not in self._first:
             return False
         at = bisect_right(self._texts, part)
@@ -134,7 +134,7 @@ class _Sorted:
 
 
 def _joined(parts: Iterable[str | int]) -> Iterator[str | int]:
-    """The parts with neighbouring texts made one, and without empty ones."""
+    """The parts with adjacent texts merged and empty ones dropped."""
     texts: list[str] = []
     for part in parts:
         if isinstance(part, str):

@@ -8,7 +8,7 @@ from rocforge.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turns tokens into text as they come. Text that may be the start of a stop string is held back.
+    """Turns tokens into text as they come. Text that may begin a stop string is buffered.
 
     Args:
         tokenizer: of the model.
@@ -21,35 +21,35 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), previous: int | None = None):
         self._detokenizer = tokenizer.detokenizer(previous_id=previous)
-        self._stop, self._held = tuple(stop), ""
+        self._stop, self._buffered = tuple(stop), ""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """The text that is certain now that this token has come."""
+        """The text that this token makes final."""
         return self._emit(self._detokenizer.add(token))
 
     def finish(self) -> str:
-        """The text still held back; no token follows."""
+        """The text still buffered; no token follows."""
         text = self._emit(self._detokenizer.finish())
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text, self._buffered = text + self._buffered, ""
         return text
 
     def _emit(self, text: str) -> str:
         if self.stopped:
             return ""
-        text = self._held + text
+        text = self._buffered + text
         found = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
+            self.stopped, self._buffered = True, ""
             return text[: min(found)]
-        hold = max((overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+        size = max((overlap(text, stop) for stop in self._stop), default=0)
+        self._buffered = text[len(text) - size :]
+        return text[: len(text) - size]
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that is a beginning of stop."""
+    """Length of the longest suffix of text that is a prefix of stop."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length

@@ -34,8 +34,8 @@ class Tokenizer:
     Attributes: `vocab_size`; `bos_token_id`, `eos_token_id`, `unk_token_id` and `pad_token_id`, each None where the
     file has none; `eog_token_ids`, all tokens that end generation.
 
-    Raises GGUFError where the metadata is missing, makes no sense or contradicts itself, UnsupportedModelError for a
-    tokenizer model or pre-tokenizer that is not known.
+    Raises GGUFError where the metadata is missing, invalid or contradictory, UnsupportedModelError for an unknown
+    tokenizer model or pre-tokenizer.
     """
 
     def __init__(self, file: Any, vocab_size: int | None = None):
@@ -45,7 +45,7 @@ class Tokenizer:
         metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
         if model not in ("llama", "gpt2"):
-            raise UnsupportedModelError(f"unknown tokenizer tokenizer.ggml.model = {model!r}; known: gpt2, llama")
+            raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are gpt2 and llama")
         self._sentencepiece = model == "llama"
         self._vocabulary = Vocabulary(metadata, vocab_size)
         # SentencePiece's trainer gives <unk>, <s> and </s> these ids, and files written early rely on it.
@@ -155,8 +155,8 @@ class Tokenizer:
         chat_template: str | None = None,
         **variables: Any,
     ) -> tuple[str, list[Span]]:
-        """The text of `apply_chat_template`, and where in it special tokens are spelled that are not the template's:
-        what `encode` takes as `literal`."""
+        """The text of `apply_chat_template`, and the spans of special tokens that messages spell, as `encode` takes in
+        `literal`."""
         templates = self._chat_templates
         marks = Marks(self._markup, leading_space=self._phi3)
         searched = searched_texts(templates.source(chat_template, with_tools=bool(tools)))
@@ -247,8 +247,8 @@ class Tokenizer:
 
 
 def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
-    """A message without special tokens; the assistant's content has those `kept`, such as </think>, by which the
-    template takes it apart."""
+    """A message without special tokens; the assistant's content keeps those in `kept`, such as </think>, which the
+    template searches for."""
     hidden = marks.hide(message)
     if isinstance(message, Mapping) and message.get("role") == "assistant" and "content" in message:
         hidden["content"] = marks.hide(message["content"], kept)
@@ -256,7 +256,7 @@ def _hidden(message: Any, marks: Marks, kept: Collection[str]) -> Any:
 
 
 def _added(metadata: Metadata, name: str, usual: bool, id: int | None) -> list[int]:
-    """The token that goes around a text, where the file asks for it."""
+    """The begin or end token, where the file asks for it."""
     wanted = metadata.flag(f"add_{name}_token", default=usual)
     if not wanted:
         return []

@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: token texts, kinds, scores, and the tokens with a meaning of their own."""
+"""The vocabulary of a GGUF file: token texts, kinds, scores and special tokens."""
 
 from __future__ import annotations
 

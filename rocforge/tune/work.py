@@ -109,9 +109,10 @@ def decode(sequences: int, context: int, sizes: Sizes, rng: np.random.Generator)
     chunks = [(context - 1, 1)] * sequences
     pairs = [batches(rng, sizes.heads, chunks) for _ in range(_copies(nbytes, sizes))]
     q = floats(rng, sequences, heads, head_dim)
-    there, expected = cupy_module().asarray(q), paged_attention(q, pairs[0][0].state_of(0))
+    there, states = cupy_module().asarray(q), [[batch.state_of(0) for batch in pair] for pair in pairs]
+    expected = paged_attention(q, states[0][0])
     return Work(
-        [functools.partial(paged_attention, there, batch.state_of(0)) for _, batch in pairs],
+        [functools.partial(paged_attention, there, state) for _, state in states],
         lambda y: relative_error(y, expected),
     )
 

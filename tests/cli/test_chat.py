@@ -113,11 +113,11 @@ def test_commands_in_a_pipe(rocforge, model, template, tmp_path):
     assert done.stdout == f"{one[1]['content']}\n" * 2 + f"{two[2]['content']}\n"
     for remark in (
         "temperature is 9.0; allowed is from 0 to 2",
-        "there is no setting 'warmth'",
-        "top_k is 'some'; allowed are whole numbers",
+        "unknown setting 'warmth'",
+        "top_k is 'some'; allowed are integers",
         "/nowhere/x.json",
-        "nothing was said yet",
-        "there is no command /dance",
+        "there is no message to retry",
+        "unknown command /dance",
         "max_tokens None",
     ):
         assert remark in done.stderr

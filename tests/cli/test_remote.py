@@ -90,9 +90,9 @@ def test_what_the_server_refuses(rocforge, server):
     url, _ = server
     done = rocforge("cancel", "nothing", "--url", url, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == f"error: the server at {url} says 404: there is no such request"
+    assert done.stderr.splitlines()[0] == f"error: the server at {url} answered 404: there is no such request"
     done = rocforge("status", "broken", "--url", url, check=False)
-    assert "says 502: Bad Gateway" in done.stderr
+    assert "answered 502: Bad Gateway" in done.stderr
 
 
 def test_metrics():

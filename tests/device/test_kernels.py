@@ -38,10 +38,10 @@ def test_launch(rng, to_fp16):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({0: np.zeros(4, np.float32)}, TypeError, r"argument 0 \(x\): a CuPy array of float32"),
+        ({0: np.zeros(4, np.float32)}, TypeError, r"argument 0 \(x\): expected a CuPy array of float32"),
         ({0: None}, TypeError, "argument 0"),
-        ({2: 4.0}, TypeError, r"argument 2 \(size\): int64 expected, not float"),
-        ({1: "float32"}, TypeError, r"argument 1 \(y\): an array of float16 expected, not of float32"),
+        ({2: 4.0}, TypeError, r"argument 2 \(size\): expected int64, got float"),
+        ({1: "float32"}, TypeError, r"argument 1 \(y\): expected an array of float16, got float32"),
         ({1: "strided"}, ValueError, "argument 1.*C-contiguous"),
     ],
 )
@@ -53,7 +53,7 @@ def test_wrong_arguments(to_fp16, change, error, words):
         args[position] = arrays[value] if isinstance(value, str) else value
     with pytest.raises(error, match=words):
         to_fp16((1,), (256,), args)
-    with pytest.raises(TypeError, match="takes 3 arguments"):
+    with pytest.raises(TypeError, match="expected 3 arguments"):
         to_fp16((1,), (256,), args[:2])
 
 

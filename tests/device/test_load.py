@@ -149,7 +149,7 @@ def test_cache_fills_what_is_free(path, pool):
     assert 6 << 20 < cache.nbytes <= 7 << 20
     assert sizes.tokens_that_fit(40, 1) == 40
     pool.set_limit(pool.total_bytes() + 1000)
-    with pytest.raises(rf.DeviceError, match=r"a cache of 32 tokens .*\(1,000 bytes"):
+    with pytest.raises(rf.DeviceError, match=r"a KV cache of 32 tokens .*\(1,000 bytes"):
         sizes.tokens_that_fit(40, 1)
 
 

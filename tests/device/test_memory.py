@@ -131,6 +131,6 @@ def test_a_pool_that_keeps_what_another_needs(path):
 def test_a_step_without_room(path):
     """A cache or a prompt that does not fit is an OutOfMemoryError with what was free; smaller ones work then."""
     cache, prompt, after = on_the_simulator(BEGIN + TOO_LARGE, path, MEMORY=little_memory(96 << 20)).splitlines()
-    assert cache.startswith("cache: the cache: Out of memory allocating") and "gpu:0 has" in cache
-    assert prompt.startswith("prompt: a step: Out of memory allocating") and "gpu:0 has" in prompt
+    assert cache.startswith("cache: KV cache: Out of memory allocating") and "gpu:0 has" in cache
+    assert prompt.startswith("prompt: step: Out of memory allocating") and "gpu:0 has" in prompt
     assert after == "after: True"

@@ -7,11 +7,13 @@ import golden
 import numpy as np
 import pytest
 from cupy.cuda import runtime
-from golden import CASES, build, relative_error
+from golden import build, relative_error
+from golden.models import MODELS
 
 import rocforge as rf
-from rocforge.device.cards import card_of
+from rocforge.device import tuning
 from rocforge.load import load_model
+from rocforge.nn import MoE
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.state import BLOCK_SIZE
@@ -27,12 +29,16 @@ SIMULATED = "HIPSIM_ARCH" in os.environ
 (DEMO,) = (Path(__file__).parents[2] / "examples" / "demo_model").glob("*.gguf")
 
 
-@pytest.fixture(scope="module", params=[("llama", "Q4_K_M")] if SIMULATED else CASES, ids="-".join)
+@pytest.fixture(scope="module", params=[("llama", "Q4_K_M")] if SIMULATED else MODELS, ids="-".join)
 def models(request, tmp_path_factory):
     """The same small model on the CPU and on the device; every architecture would take the simulator too long."""
     path = tmp_path_factory.mktemp("device") / "model.gguf"
     build(path, *request.param)
     return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
+
+
+def is_mixture(model):
+    return any(isinstance(module, MoE) for _, module in model.named_modules())
 
 
 def typical_error(a, b):
@@ -52,7 +58,7 @@ def test_logits_of_a_prompt(models, rng, count):
     """
     cpu, gpu = models
     tokens = rng.integers(0, cpu.config.vocabulary, count)
-    parts = count // 10 if cpu.config.experts else 1
+    parts = count // 10 if is_mixture(cpu) else 1
     assert typical_error(*[all_logits(model, np.array_split(tokens, parts)) for model in (gpu, cpu)]) < HALF
 
 
@@ -68,8 +74,8 @@ def test_logits_of_few_tokens(models, rng):
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (8 if SIMULATED else 32, FEW))
     errors = errors_of_rows(logits_alone(gpu, prompts), logits_alone(cpu, prompts))
-    assert np.median(errors) < (EXPERTS if cpu.config.experts else INT8)
-    assert cpu.config.experts or max(errors) < ROW
+    assert np.median(errors) < (EXPERTS if is_mixture(cpu) else INT8)
+    assert is_mixture(cpu) or max(errors) < ROW
 
 
 def logits_alone(model, prompts):
@@ -81,7 +87,7 @@ def logits_alone(model, prompts):
 def test_rows_that_are_wanted(models, rng, count):
     """None of a prompt's first part, then the last one of the rest; of a mixture of experts, of many short prompts."""
     cpu, gpu = models
-    prompts = max(count // 10, 5) if cpu.config.experts else 1
+    prompts = max(count // 10, 5) if is_mixture(cpu) else 1
     firsts = np.array_split(rng.integers(0, cpu.config.vocabulary, count), prompts)
     rests = rng.integers(0, cpu.config.vocabulary, (prompts, 8))
     cache, tables = gpu.new_cache(3 * prompts), np.arange(3 * prompts).reshape(prompts, 3)
@@ -91,7 +97,7 @@ def test_rows_that_are_wanted(models, rng, count):
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
     assert typical_error(last, expected) < (
-        EXPERTS if cpu.config.experts else INT8 if card_of(0).has_matrix_unit else ROW
+        EXPERTS if is_mixture(cpu) else INT8 if tuning.of(0).tile_tokens else ROW
     )
 
 
@@ -154,7 +160,7 @@ class InFp16(dict):
         return values.astype(np.float16)
 
 
-IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in CASES if recipe == "Q8_0"})
+IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in MODELS if recipe == "Q8_0"})
 
 
 @pytest.mark.parametrize("variant", IN_HALVES)
@@ -184,7 +190,7 @@ def check_logits(models, rng, few, many):
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (2 if SIMULATED else 16, FEW))
     assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < few
-    parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if cpu.config.experts else 1)
+    parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if is_mixture(cpu) else 1)
     assert typical_error(all_logits(gpu, parts), all_logits(cpu, parts)) < many
 
 

@@ -79,5 +79,5 @@ def test_what_fits(states, free_bytes, context, sequences):
 def test_error(free):
     """It names what a block takes and what is free."""
     free(1000)
-    with pytest.raises(rf.DeviceError, match=r"a cache of 32 tokens takes 4\.00 MiB .* \(1,000 bytes\) free"):
+    with pytest.raises(rf.DeviceError, match=r"a KV cache of 32 tokens takes 4\.00 MiB .* \(1,000 bytes\) free"):
         CacheSizes(LLAMA_8B, "gpu:0").tokens_that_fit(131072, 1)

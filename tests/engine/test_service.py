@@ -302,7 +302,7 @@ def test_admission():
     service, engines = make(model, max_queue=2)
     with service:
         service.wait_until_ready(10)
-        with pytest.raises(ValueError, match="512 tokens, and the limit is 512"):
+        with pytest.raises(ValueError, match="512 tokens; the limit is 512"):
             service.submit([1] * 512)
         with pytest.raises(ValueError, match="logit_bias"):
             service.submit([1], SamplingParams(logit_bias={99: 1}))

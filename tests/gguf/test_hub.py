@@ -140,9 +140,7 @@ def test_download(hub):
 
 def test_a_quantization_that_is_not_there(hub):
     """The error names those that are."""
-    assert hub("hf:owner/repo:Q2_K") == (
-        "error: owner/repo has no GGUF file for Q2_K; it has m-Q4_K_M.gguf, m-Q8_0.gguf"
-    )
+    assert hub("hf:owner/repo:Q2_K") == ("error: owner/repo has no Q2_K GGUF file; it has m-Q4_K_M.gguf, m-Q8_0.gguf")
 
 
 @pytest.mark.slow
@@ -152,5 +150,5 @@ def test_without_the_hub(hub, offline):
     before = hub("hf:owner/repo:Q8_0")
     assert hub("hf:owner/repo:Q8_0", **offline) == before
     assert hub("hf:owner/repo", **offline) == before  # the only one there is, so no quantization need be said
-    assert "has no GGUF file for Q4_K_M; it has m-Q8_0.gguf" in hub("hf:owner/repo:Q4_K_M", **offline)
+    assert "has no Q4_K_M GGUF file; it has m-Q8_0.gguf" in hub("hf:owner/repo:Q4_K_M", **offline)
     assert "cannot be reached, and its cache has no other/repo" in hub("hf:other/repo", **offline)

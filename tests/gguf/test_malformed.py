@@ -30,37 +30,37 @@ METADATA = {
     "magic": (b"GGML" + bytes(40), "magic at byte 0: b'GGML' is not b'GGUF'"),
     "no version": (b"GGUF", "version at byte 4: needs 4 bytes"),
     "version 0": (image(version=0), "version at byte 4: GGUF version 0 is not supported"),
-    "version 1": (image(version=1), "version at byte 4: GGUF version 1 is not supported; versions 2 and 3 are"),
+    "version 1": (image(version=1), "version at byte 4: GGUF version 1 is not supported; supported are 2 and 3"),
     "version 4": (image(version=4, order=">"), "version at byte 4: GGUF version 4 is not supported"),
-    "tensor_count": (image(counts=(2**62, 0)), f"tensor_count at byte 8: {2**62} takes"),
-    "metadata_kv_count": (image(counts=(0, 2**62)), f"metadata_kv_count at byte 16: {2**62} takes"),
-    "pairs missing": (image([pair("a", "int8", 1)], counts=(0, 2)), "metadata key 1 length at byte 38: 0 is too short"),
-    "key length": (image([U64(2**40) + bytes(20)]), "metadata key 0 length at byte 24: .* over the limit of 65535"),
+    "tensor_count": (image(counts=(2**62, 0)), f"tensor_count at byte 8: {2**62} entries of"),
+    "metadata_kv_count": (image(counts=(0, 2**62)), f"metadata_kv_count at byte 16: {2**62} entries of"),
+    "pairs missing": (image([pair("a", "int8", 1)], counts=(0, 2)), "metadata key 1 length at byte 38: is 0; at"),
+    "key length": (image([U64(2**40) + bytes(20)]), "metadata key 0 length at byte 24: .* exceeds the limit of 65535"),
     "key past the end": (image([U64(60000) + bytes(20)]), "metadata key 0 at byte 32: needs 60000 bytes"),
     "key not UTF-8": (image([pair(b"a\xff", "int8", 1)]), "metadata key 0 at byte 33: not UTF-8"),
     "key twice": (image([pair("a", "int8", 1)] * 2), "metadata key 'a' at byte 38: already set at byte 24"),
-    "value type": (image([string("a") + struct.pack("<IQ", 13, 0)]), "'a' value type at byte 33: 13 is not one"),
+    "value type": (image([string("a") + struct.pack("<IQ", 13, 0)]), "'a' value type at byte 33: is 13; allowed"),
     "value missing": (image([string("abc") + struct.pack("<I", 10)])[:39], "'abc' at byte 39: needs 8 bytes"),
     "bool": (image([string("a") + struct.pack("<IB", 7, 2)]), "'a' at byte 37: a bool is 0 or 1, not 2"),
     "bools": (image([array_of(7, 3) + b"\1\0\2"]), "'a' at byte 51: a bool is 0 or 1"),
     "string length": (
         image([string("a") + struct.pack("<IQ", 8, 2**63), bytes(50)]),
-        "'a' length at byte 37: 9223372036854775808 is over the limit of 67108864 bytes",
+        "'a' length at byte 37: 9223372036854775808 exceeds the limit of 67108864 bytes",
     ),
     "string past the end": (image([string("a") + struct.pack("<IQ", 8, 5000)]), "'a' at byte 45: needs 5000 bytes"),
-    "item type": (image([array_of(99, 0)]), "'a' item type at byte 37: 99 is not one"),
-    "item count": (image([array_of(0, 2**60)]), f"'a' length at byte 41: {2**60} takes at least 1 bytes each, but 15"),
-    "numbers missing": (image([array_of(10, 2)]), "'a' length at byte 41: 2 takes at least 8 bytes each, but 15"),
+    "item type": (image([array_of(99, 0)]), "'a' item type at byte 37: is 99; allowed"),
+    "item count": (image([array_of(0, 2**60)]), f"'a' length at byte 41: {2**60} entries of 1 bytes or more, but 15"),
+    "numbers missing": (image([array_of(10, 2)]), "'a' length at byte 41: 2 entries of 8 bytes or more, but 15"),
     "item length": (
         image([array_of(8, 2) + string("b") + U64(2**64 - 1)]),
-        r"'a'\[1\] length at byte 58: 18446744073709551615 is over",
+        r"'a'\[1\] length at byte 58: 18446744073709551615 exceeds",
     ),
     "strings missing": (image([array_of(8, 2) + string("b" * 20)])[:80], r"'a'\[1\] length at byte 77: the file ends"),
     "nesting": (image([pair("a", "[[[[[[int8]]]]]]", [[[[[[1]]]]]])]), r"'a'(\[0\])+ at byte \d+: arrays nest more"),
-    "alignment 0": (alignment("uint32", 0), "'general.alignment' at byte 24: 0 is not a power"),
-    "alignment 4": (alignment("uint32", 4), "'general.alignment' at byte 24: 4 is not a power"),
-    "alignment 48": (alignment("uint32", 48), "'general.alignment' at byte 24: 48 is not a power"),
-    "alignment -8": (alignment("int32", -8), "'general.alignment' at byte 24: -8 is not a power"),
+    "alignment 0": (alignment("uint32", 0), "'general.alignment' at byte 24: is 0; allowed are powers"),
+    "alignment 4": (alignment("uint32", 4), "'general.alignment' at byte 24: is 4; allowed are powers"),
+    "alignment 48": (alignment("uint32", 48), "'general.alignment' at byte 24: is 48; allowed are powers"),
+    "alignment -8": (alignment("int32", -8), "'general.alignment' at byte 24: is -8; allowed are powers"),
     "alignment text": (alignment("string", "32"), "'general.alignment' at byte 24: must be an integer, not str"),
     "alignment true": (alignment("bool", True), "'general.alignment' at byte 24: must be an integer, not bool"),
     "split array": (image([pair("split.count", "[int8]", [3])]), "'split.count' at byte 24: must be an integer"),
@@ -74,10 +74,10 @@ def table(*rows: bytes, data: int = 0) -> bytes:
 
 W = tensor("w", [32], F32, 0)
 TENSORS = {
-    "name empty": (table(tensor("", [1], F32, 0)), "tensor 0 name length at byte 24: 0 is too short"),
+    "name empty": (table(tensor("", [1], F32, 0)), "tensor 0 name length at byte 24: is 0; at least 1 byte"),
     "name not UTF-8": (table(tensor(b"\x80", [1], F32, 0)), "tensor 0 name at byte 32: not UTF-8"),
     "name twice": (table(W, W, data=128), r"tensor name 'w' at byte 57: already used at byte 24"),
-    "n_dims": (table(tensor("w", [1] * 5, F32, 0)), "tensor 'w' n_dims at byte 33: 5 is not one of 0 to 4"),
+    "n_dims": (table(tensor("w", [1] * 5, F32, 0)), "tensor 'w' n_dims at byte 33: is 5; allowed are 0 to 4"),
     "items": (table(tensor("w", [2**32] * 2, F32, 0)), "tensor 'w' dimensions at byte 37: .* too many items"),
     "zero hides": (table(tensor("w", [0, 2**62], F32, 0)), "tensor 'w' dimensions at byte 37: .* too many items"),
     "row": (table(tensor("w", [48, 2], Q4_0, 0)), "'w' dimensions at byte 37: rows of 48 .* Q4_0's block of 32"),
@@ -85,7 +85,7 @@ TENSORS = {
     "table ends": (table(W)[:50], "tensor 'w' offset at byte 49: needs 8 bytes"),
     "misaligned": (
         table(tensor("w", [2], F32, 4), data=64),
-        "'w' offset at byte 24: 4 is no multiple of the alignment",
+        "'w' offset at byte 24: 4 is not a multiple of the alignment",
     ),
     "past the end": (table(W, data=127), "'w' offset at byte 24: data at 64, size 128, ends past the file's 191"),
     "far off": (table(tensor("w", [2], F32, 2**64 - 32), data=64), "'w' offset at byte 24: data at"),
@@ -115,7 +115,7 @@ def test_too_many_items_are_refused_before_they_are_read(tmp_path, item_type, co
     path.write_bytes(image([array_of(item_type, count)]))
     os.truncate(path, 2**30)
     start = time.process_time()
-    with pytest.raises(GGUFError, match="'a' length at byte 41: metadata arrays hold more than 8388608 items in all"):
+    with pytest.raises(GGUFError, match="'a' length at byte 41: metadata arrays have more than 8388608 items in all"):
         open_gguf(path)
     assert time.process_time() - start < 0.5
 

@@ -57,7 +57,7 @@ def test_error(free):
     with pytest.raises(rf.DeviceError, match=r"needs 16\.38 GiB .* are free.* \(context=21440 fits\)$"):
         check_fit(SIZES, WEIGHTS, CONTEXT, CONTEXT)
     free(1 << 20)
-    with pytest.raises(rf.DeviceError, match=r"\(1,048,576 bytes\) are free; what helps is a smaller quant\w+$"):
+    with pytest.raises(rf.DeviceError, match=r"\(1,048,576 bytes\) are free; use a smaller quant\w+$"):
         check_fit(SIZES, WEIGHTS, CONTEXT, CONTEXT)
 
 
@@ -66,5 +66,5 @@ def test_without_a_context(free):
     free(1 << 30)
     check_fit(SIZES, WEIGHTS, None, CONTEXT)
     free(SIZES.nbytes(fit.LEAST_CACHE_TOKENS))
-    with pytest.raises(rf.DeviceError, match="a cache of 2048 tokens"):
+    with pytest.raises(rf.DeviceError, match="a KV cache of 2048 tokens"):
         check_fit(SIZES, WEIGHTS, None, CONTEXT)

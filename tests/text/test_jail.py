@@ -106,7 +106,7 @@ def test_memory(jail):
 def test_large_answers(jail):
     """An answer has a bound of its own."""
     assert len(jail.cell().call(5, "answer", 10**6)) == 10**6
-    with pytest.raises(LimitError, match="makes more than 64 MB"):
+    with pytest.raises(LimitError, match="returned more than 64 MB"):
         jail.cell().call(5, "answer", 70 * 10**6)
 
 

@@ -1,7 +1,6 @@
-"""Jinja templates from files that nobody has vouched for: what a cell of `rocforge.text.jail` holds to render them.
+"""Runs in a cell of `rocforge.text.jail`: renders untrusted Jinja templates.
 
-Jinja's sandbox keeps a template away from Python's internals. It does not keep one from looping for ever or from
-filling the memory, which is what the cell is for.
+Jinja's sandbox keeps a template away from Python's internals, but does not bound time and memory: the cell does.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rocforge.errors import ChatTemplateError
 
 
 class Renderer:
-    """One template, and texts that it makes."""
+    """Compiles and renders one template."""
 
     def __init__(self) -> None:
         self._environment = _Environment()
@@ -54,7 +53,7 @@ class Renderer:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, with which training code finds what the assistant said; the text inside is kept."""
+    """`{% generation %}`, which marks the assistant's text for training; renders what is inside."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -72,7 +71,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        raise SecurityError(f"it may not use attribute {attribute!r} of {type(obj).__name__!r}")
+        raise SecurityError(f"attribute {attribute!r} of {type(obj).__name__!r} is not allowed")
 
 
 def _explained(error: Exception) -> ChatTemplateError:
@@ -92,5 +91,5 @@ def _strftime_now(format: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """json.dumps: Jinja's own filter escapes HTML's characters, which a prompt wants as they are."""
+    """json.dumps: Jinja's own filter escapes HTML characters, which a prompt needs verbatim."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -12,7 +12,7 @@ from rocforge.gguf.metadata import Metadata
 from rocforge.text.jail import Cell, Jail, JailError
 
 SECONDS = 2.0
-"""CPU time that a template may take, and its compilation."""
+"""CPU time for compiling a template, and for each rendering."""
 _KEY = "tokenizer.chat_template"
 _KEPT = 4
 _jail = Jail("rocforge.text.chat.sandbox", "Renderer")
@@ -21,7 +21,7 @@ _jail = Jail("rocforge.text.chat.sandbox", "Renderer")
 class ChatTemplates:
     """The chat templates of a file: `tokenizer.chat_template`, called "default", and `tokenizer.chat_template.<name>`.
 
-    A template is somebody else's program. It runs in Jinja's sandbox (`rocforge.text.chat.sandbox`) in a process of its
+    A template is an untrusted program. It runs in Jinja's sandbox (`rocforge.text.chat.sandbox`) in a process of its
     own, in bounded time and memory (`rocforge.text.jail`).
     """
 
@@ -43,7 +43,7 @@ class ChatTemplates:
             return self.sources["tool_use"]
         if "default" not in self.sources:
             named = ", ".join(sorted(self.sources)) or "none"
-            raise ChatTemplateError(f"the file has no default chat template (named ones: {named}); pass chat_template")
+            raise ChatTemplateError(f"the file has no default chat template (named: {named}); pass chat_template")
         return self.sources["default"]
 
     def render(self, template: str | None = None, /, **variables: Any) -> str:
@@ -51,7 +51,7 @@ class ChatTemplates:
 
         Raises:
             TypeError: other values.
-            ChatTemplateError: the template fails, refuses or goes past its bounds.
+            ChatTemplateError: the template fails, refuses the messages, or exceeds a limit.
         """
         try:
             plain = json.dumps(variables)
@@ -68,13 +68,13 @@ class ChatTemplates:
             raise ChatTemplateError(f"chat template: {error}") from error
 
     def _cell(self, source: str) -> Cell:
-        """A cell that has compiled the template, forked from one that is kept, so that no rendering sees another."""
+        """A fork of a cell that has compiled the template, so that no rendering sees another."""
         with self._lock:
             if source in self._loaded:
                 try:
                     return self._loaded[source].fork()
                 except JailError:
-                    del self._loaded[source]  # somebody has ended it
+                    del self._loaded[source]  # its process was killed
             if len(self._loaded) == _KEPT:
                 self._loaded.pop(next(iter(self._loaded))).close()
             cell = _jail.cell()
