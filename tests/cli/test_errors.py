@@ -8,6 +8,8 @@ import pytest
 import rocforge.cli
 from rocforge.cli import errors
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 CASES = [
