@@ -111,11 +111,29 @@ def test_the_last_token_is_computed_though_it_is_cached():
 
 
 def test_equal_blocks_after_different_beginnings_are_not_shared():
-    first, other = request(1, 1, 1, 1, 2, 2, 2, 2, 3), request(2, 2, 2, 2, 3)
+    """Neither those of a prompt nor those that were written."""
+    first, second, third = request(1, 1, 1, 1, 2, 2, 2, 2), request(2, 2, 2, 2, 3), request(0, 0, 0, 0, 3)
     scheduler = scheduler_with(first)
+    for _ in range(5):
+        step(scheduler)
+    assert first.num_computed_tokens == 12
+    scheduler.add(second), scheduler.add(third)
+    assert step(scheduler) == [(first, 1), (second, 5), (third, 5)]
+
+
+def test_a_block_that_is_gone_is_computed():
+    """A running request has computed an equal block, but the one that was known for it has been reused."""
+    first, again, filler, same = request(*range(8)), request(*range(8)), request(*range(10, 21)), request(*range(9))
+    scheduler = scheduler_with(first, blocks=6)
     step(scheduler)
-    scheduler.add(other)
-    assert step(scheduler) == [(first, 1), (other, 5)]
+    scheduler.finish(first)
+    scheduler.add(again)
+    step(scheduler), step(scheduler)
+    scheduler.add(filler)
+    step(scheduler)
+    scheduler.finish(filler)
+    scheduler.add(same)
+    assert step(scheduler) == [(again, 1), (same, 5)]
 
 
 def test_blocks_follow_each_other():
