@@ -205,7 +205,7 @@ def test_preempted(models, prompts):
 
 
 def test_watched_modules(model, prompts):
-    """An observer sees every step once, other values each time; decode steps have rows for a power of two of requests."""
+    """An observer sees every step once, other values each time; decode steps have a power of two of rows."""
     seen, params = [], [rf.SamplingParams(max_tokens=8, temperature=0)] * 3
     expected = run(model, prompts, params)
     with model.blk[1].ffn_down.observe(lambda y: seen.append(rf.asnumpy(y))):
