@@ -127,6 +127,7 @@ def test_token_outside_the_vocabulary(model_of):
         model([0, model.config.vocabulary])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_that_are_wanted(model_of, rng, variant):
     """Of a batch in which one sequence wants its last logits, or none does, these are those of the whole, to 1e-5."""

@@ -96,9 +96,7 @@ def test_rows_that_are_wanted(models, rng, count):
     chunks = [Chunk(len(first), 8, table) for first, table in zip(firsts, tables, strict=True)]
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
-    assert typical_error(last, expected) < (
-        EXPERTS if is_mixture(cpu) else INT8 if tuning.of(0).tile_tokens else ROW
-    )
+    assert typical_error(last, expected) < (EXPERTS if is_mixture(cpu) else INT8 if tuning.of(0).tile_tokens else ROW)
 
 
 def test_error_beside_llama_cpp(models, request):

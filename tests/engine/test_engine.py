@@ -71,6 +71,7 @@ def workload(model):
     return prompts, params, alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,6 +144,7 @@ def count_tokens(engine):
     return counts
 
 
+@pytest.mark.slow
 def test_a_2k_prefix_is_computed_once(long_model, rng):
     """Of a second request with the same 2048 tokens in front only what differs runs, with the same logits."""
     prefix = list(rng.integers(0, long_model.config.vocabulary, 2048))

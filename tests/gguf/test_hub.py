@@ -143,6 +143,7 @@ def test_a_quantization_that_is_not_there(hub):
     assert hub("hf:owner/repo:Q2_K") == ("error: owner/repo has no Q2_K GGUF file; it has m-Q4_K_M.gguf, m-Q8_0.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}])
 def test_without_the_hub(hub, offline):
     """Told to stay offline, or with nobody there: the cache serves what it has, and the error says what it has not."""

@@ -151,6 +151,7 @@ def test_too_many_choices(server, n):
     assert server.post("/v1/completions", json=prompts).status_code == 400
 
 
+@pytest.mark.slow
 def test_a_full_queue(start):
     """What does not fit in the queue is refused with 429, all choices or none, and the rest is served."""
     with start() as server:
