@@ -6,6 +6,7 @@
 // be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "heads.h"
+#include "formats/kv_cache.h"
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -136,7 +137,7 @@ struct DecodeParams {
 RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rotation& rotation, u32 query, u32 kv_head,
                                bool newest) {
     float* queries = &shared.values[0][0][0];
-    u64 slot = (u64(newest ? p.slots[query] : 0) * p.kv_heads + kv_head) * RF_HEAD_DIM;
+    u64 slot = cache_offset(newest ? p.slots[query] : 0, p.kv_heads, kv_head);
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
             Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
@@ -169,8 +170,7 @@ struct Step {
     RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
                              u32 end, u32 kv_heads, u32 kv_head) {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        u64 slot = u64(table[start / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + start % RF_BLOCK_SIZE + row;
-        u64 offset = (slot * kv_heads + kv_head) * RF_HEAD_DIM + dim;
+        u64 offset = cache_offset(cache_slot(table, start) + row, kv_heads, kv_head) + dim;
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             u32 token = start + l * ROWS + row;
@@ -200,8 +200,7 @@ RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* tabl
     const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
     for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
         u32 token = begin + i / LINES;
-        u64 slot = u64(table[token / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + token % RF_BLOCK_SIZE;
-        u64 at = (slot * kv_heads + kv_head) * RF_HEAD_DIM + i % LINES * LINE;
+        u64 at = cache_offset(cache_slot(table, token), kv_heads, kv_head) + i % LINES * LINE;
         prefetch(keys + at), prefetch(values + at);
     }
 }

@@ -3,7 +3,7 @@
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
 // tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); the layout of the cache is that of
 // attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
-#include "target/platform.h"
+#include "formats/kv_cache.h"
 #include "target/fragments.h"
 
 namespace rocforge {
@@ -108,8 +108,7 @@ struct Tile {
     // Of tokens from `start` on.
     RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
                              u32 kv_heads, u32 kv_head) {
-        u64 slot = u64(table[start / RF_BLOCK_SIZE]) * RF_BLOCK_SIZE + start % RF_BLOCK_SIZE;
-        u64 base = (slot * kv_heads + kv_head) * RF_HEAD_DIM, step = u64(kv_heads) * RF_HEAD_DIM;
+        u64 base = cache_offset(cache_slot(table, start), kv_heads, kv_head), step = u64(kv_heads) * RF_HEAD_DIM;
         u32 rows = minimum(length - start, i32(KEYS));
         keys.load_rows(cache_keys + base, rows, step);
         values.load_rows(cache_values + base, rows, step);

@@ -2,6 +2,7 @@
 //
 // Compiled for a RF_HEAD_DIM. Cosines and sines are those of angles.hip.
 #include "heads.h"
+#include "formats/kv_cache.h"
 
 namespace rocforge {
 
@@ -56,15 +57,16 @@ rf_rope_store(RopeStoreParams p) {
     }
     if (p.slots[token] < 0) return;
     row -= p.heads;
-    u64 slot = u64(p.slots[token]) * p.kv_heads;
+    u64 slot = p.slots[token];
     if (row < p.kv_heads) {
         Head head = load_head(p.k + token * p.k_stride + row * RF_HEAD_DIM);
         if (p.k_norm) rms_norm_head(head, p.k_norm, p.eps);
         rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
-        store_head(p.keys + (slot + row) * RF_HEAD_DIM, head);
+        store_head(p.keys + cache_offset(slot, p.kv_heads, row), head);
     } else {
         row -= p.kv_heads;
-        store_head(p.values + (slot + row) * RF_HEAD_DIM, load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
+        store_head(p.values + cache_offset(slot, p.kv_heads, row),
+                   load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
     }
 }
 

@@ -7,8 +7,8 @@ from collections.abc import Generator, Sequence
 from typing import Any, cast, overload
 
 from rocforge.engine.engine import Engine
+from rocforge.engine.request import Request
 from rocforge.engine.response import GenerationResponse, Prompt, RequestStream
-from rocforge.engine.scheduler import Request
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
@@ -38,9 +38,7 @@ def stream_generate(
 
 
 @overload
-def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
-    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Any
-) -> str: ...
+def generate(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Any) -> str: ...
 @overload
 def generate(model: Transformer, tokenizer: Tokenizer, prompt: Sequence[Prompt], **sampling: Any) -> list[str]: ...
 def generate(

@@ -15,7 +15,7 @@ from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
-from rocforge.gguf.file import GGUFFile, open_gguf
+from rocforge.gguf.file import Tensors, open_gguf
 from rocforge.gguf.hub import resolve
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
@@ -64,20 +64,20 @@ def load(
 
 
 def load_model(
-    file: GGUFFile,
+    file: Tensors,
     device: str | None = None,
     context: int | None = None,
     progress: bool = False,
     fp16_weights: bool | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, without a tokenizer; the other arguments and errors as in `load`."""
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
     with _loading(file, resolve_device(device), context, progress, fp16_weights) as model:
         return model
 
 
 @contextlib.contextmanager
 def _loading(
-    file: GGUFFile, device: str, context: int | None, progress: bool, fp16_weights: bool | None
+    file: Tensors, device: str, context: int | None, progress: bool, fp16_weights: bool | None
 ) -> Iterator[Transformer]:
     """A model whose weights are complete when the context has been left; on a GPU they load in the background."""
     if context is not None and context < 1:
@@ -96,13 +96,13 @@ def _loading(
                 yield model
 
 
-def _weights(model: Transformer, file: GGUFFile) -> Weights:
+def _weights(model: Transformer, file: Tensors) -> Weights:
     """The tensors of a model, as its parameters take them."""
     parameters = dict(model.named_parameters())
     return {name: _weight(file, name, parameters.get(name)) for name in file if name not in ROPE_TENSORS.values()}
 
 
-def _weight(file: GGUFFile, name: str, parameter: Parameter | None) -> Any:
+def _weight(file: Tensors, name: str, parameter: Parameter | None) -> Any:
     weight = file[name]
     if parameter is None or weight.shape != parameter.shape:
         return weight  # the model refuses it, and says why

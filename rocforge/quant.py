@@ -221,8 +221,7 @@ def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> Quan
 
     Args:
         array: floats, shape (..., columns), columns a whole number of blocks.
-        qtype: a format that the gguf package can write: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0,
-            MXFP4.
+        qtype: a format that can be written, such as F16, BF16, Q4_0 or Q8_0; the K-quants and the IQ formats cannot.
 
     Raises:
         ValueError: the last axis is not a whole number of blocks.

@@ -21,8 +21,8 @@ import emulator  # noqa: E402
 TARGETS = {"gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
 CHOSEN = [
     "test_norm.py::test_rms_norm[100]",
-    "test_products.py::test_one_column[Q4_K]",
-    "test_tiles.py::test_numbers_of_columns[3-50]",
+    "test_products.py::test_one_token[Q4_K]",
+    "test_tiles.py::test_numbers_of_tokens[3-50]",
     "test_attention.py::test_decode[2-1-64]",
 ]
 

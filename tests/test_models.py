@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from golden import BOUNDS, CASES, build, load, reference, relative_error
+from golden.models import MODELS, UNRECORDED, prompt
 
 import rocforge as rf
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 
 EXACT = 1e-5
-VARIANTS = sorted({variant for variant, _ in CASES})
+VARIANTS = sorted({variant for variant, _ in MODELS})
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,13 @@ def test_logits(model_of, variant, recipe):
     assert relative_error(logits, reference.logits(path, golden["tokens"])[golden["rows"]]) < EXACT
 
 
+@pytest.mark.parametrize("variant, recipe", [case for case in MODELS if case[0] in UNRECORDED])
+def test_logits_of_float64(model_of, variant, recipe):
+    """Where llama.cpp's logits are not stored: to 1e-5 of float64."""
+    path, model = model_of(variant, recipe)
+    assert relative_error(model(prompt(variant)), reference.logits(path, prompt(variant))) < EXACT
+
+
 def chunks_of(model, tokens, sizes):
     """Logits of one sequence, run in chunks of the given sizes over one cache."""
     cache, out, start = model.new_cache(4), [], 0
@@ -51,9 +59,9 @@ def chunks_of(model, tokens, sizes):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_chunked_and_cached_equal_whole(model_of, variant):
     """A prompt in chunks, and token by token from the cache, gives the logits of the whole, to 1e-5."""
-    recipe = "F32" if (variant, "F32") in CASES else "MIXED"
+    recipe = "F32" if (variant, "F32") in MODELS else "MIXED"
     _, model = model_of(variant, recipe)
-    tokens = load(variant, recipe)["tokens"][:40]
+    tokens = prompt(variant)[:40]
     whole = model(tokens)
     assert relative_error(chunks_of(model, tokens, [7, 16, 1, 16]), whole) < EXACT
     assert relative_error(chunks_of(model, tokens, [30] + [1] * 10), whole) < EXACT
@@ -62,7 +70,7 @@ def test_chunked_and_cached_equal_whole(model_of, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batched_equals_alone(model_of, rng, variant):
     """Sequences of different lengths, prompts and single tokens mixed, do not touch each other: to 1e-5."""
-    recipe = "F32" if (variant, "F32") in CASES else "MIXED"
+    recipe = "F32" if (variant, "F32") in MODELS else "MIXED"
     _, model = model_of(variant, recipe)
     sequences = [rng.integers(0, model.config.vocabulary, n) for n in (5, 33, 18)]
     alone = [model(s) for s in sequences]
@@ -122,7 +130,7 @@ def test_token_outside_the_vocabulary(model_of):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_that_are_wanted(model_of, rng, variant):
     """Of a batch in which one sequence wants its last logits, or none does, these are those of the whole, to 1e-5."""
-    recipe = "F32" if (variant, "F32") in CASES else "MIXED"
+    recipe = "F32" if (variant, "F32") in MODELS else "MIXED"
     _, model = model_of(variant, recipe)
     first, second = (rng.integers(0, model.config.vocabulary, n) for n in (9, 20))
     cache, both = model.new_cache(2), np.concatenate([first, second[:14]])

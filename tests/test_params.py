@@ -45,7 +45,7 @@ def test_fields():
         ("flag", "int32"),
     ]
     part = fields[3]
-    assert part.count == 2 and fields[4].count == 0 and part.parts == fields[4].parts
+    assert part.length == 2 and fields[4].length == 0 and part.parts == fields[4].parts
     assert [(f.name, f.kind) for f in part.parts] == [
         ("w", "void*"),
         ("bias", "float32*?"),

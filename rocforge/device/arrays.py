@@ -58,7 +58,7 @@ def resolve_device(device: str | None) -> str:
     return f"gpu:{index}"
 
 
-def on_device(device: str) -> AbstractContextManager:
+def on_device(device: str) -> AbstractContextManager[Any]:
     """A context in which "gpu:N" is this thread's current device; nothing changes for "cpu"."""
     return nullcontext() if device == "cpu" else cupy_module().cuda.Device(int(device[4:]))
 

@@ -50,11 +50,6 @@ class Card:
     def is_amd(self) -> bool:
         return self.arch.startswith("gfx")
 
-    @property
-    def has_matrix_unit(self) -> bool:
-        """Whether it multiplies matrices in hardware (MFMA, WMMA, mma): all but RDNA 2."""
-        return not self.family.startswith("gfx103")
-
 
 @functools.cache
 def card_of(device: int) -> Card:

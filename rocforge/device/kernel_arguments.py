@@ -6,7 +6,7 @@ import functools
 import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,17 @@ SCALARS_KEPT = 1024
 
 Check = Callable[[Any, int], Any]
 """(value, device of the launch) -> what is passed. Raises TypeError or ValueError."""
+
+
+class Arguments(Protocol):
+    """How the arguments of a kernel are checked and passed."""
+
+    def checked(self, args: Any, device: int) -> list[Any]:
+        """What CuPy passes.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, which is named.
+        """
 
 
 class Positional:
@@ -86,7 +97,7 @@ FieldCheck = Callable[[Any, int], Sequence[Any]]
 def _field_check(field: Field) -> FieldCheck:
     if field.parts:
         one = _struct_check(field.parts)
-        return _array_of_structs(one, field.count) if field.count else one
+        return _array_of_structs(one, field.length) if field.length else one
     check = check_of(field.kind)
     if "*" not in field.kind:
         return lambda value, device: (check(value, device),)
@@ -193,7 +204,8 @@ def _array_check(dtype: np.dtype | None, optional: bool) -> Check:
     def check(value: Any, device: int) -> Any:
         if value is None and optional:
             return null
-        is_contiguous = _contiguity(type(value))
+        kind: Any = type(value)
+        is_contiguous = _contiguity(kind)
         if is_contiguous is None:
             raise TypeError(f"expected a CuPy array of {dtype or 'any dtype'}, got {type(value).__name__}")
         if dtype is not None and value.dtype is not dtype and value.dtype != dtype:

@@ -40,7 +40,7 @@ def folder() -> Path:
 
 
 @functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
+def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="rocforge-kernels-")
 
 

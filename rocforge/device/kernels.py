@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rocforge.device import geometry, overlap, tuning
-from rocforge.device.arrays import cupy_module
 from rocforge.device.cards import Card, card_of, supported_card
 from rocforge.device.compile_program import CompileError, compile_program
 from rocforge.device.compiler import Compile, code_file, load_module
-from rocforge.device.kernel_arguments import Packed, Positional
+from rocforge.device.kernel_arguments import Arguments, Packed, Positional
+from rocforge.device.libraries import cupy_module
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
 from rocforge.formats.blocks import QTYPES
@@ -170,7 +170,7 @@ class _Module:
             raise DeviceError(f"{self.source} does not compile with {defines or 'no defines'}:\n{error}") from error
 
 
-_modules: dict[tuple, _Module] = {}
+_modules: dict[tuple[Any, ...], _Module] = {}
 
 
 def _module(source: str, defines: dict[str, Any], device: int) -> _Module:
@@ -202,7 +202,7 @@ class Kernel:
         return f"Kernel({self.source}, {self.name}{defines})"
 
     @functools.cached_property
-    def _arguments(self) -> Positional | Packed:
+    def _arguments(self) -> Arguments:
         """How its arguments are checked and passed; not known before its source is read."""
         text = source_text(self.source)
         if self._signature is None:

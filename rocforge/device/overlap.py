@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.errors import DeviceError
 
 PROGRAMMATIC_STREAM_SERIALIZATION = 6

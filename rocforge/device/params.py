@@ -31,20 +31,20 @@ class Field(NamedTuple):
         name: in the struct.
         kind: as in the signature of a Kernel, "float32*?" or "uint32"; empty for another struct.
         parts: the fields of that other struct.
-        count: elements of an array of it; 0 where it is none.
+        length: of an array of it; 0 where it is none.
     """
 
     name: str
     kind: str
     parts: tuple[Field, ...] = ()
-    count: int = 0
+    length: int = 0
 
     @property
     def dtype(self) -> np.dtype:
         """As the compiler lays it out; a pointer is a uint64."""
         if self.parts:
             one = dtype_of(self.parts)
-            return np.dtype((one, (self.count,))) if self.count else one
+            return np.dtype((one, (self.length,))) if self.length else one
         return np.dtype(np.uint64 if "*" in self.kind else self.kind)
 
 
@@ -73,15 +73,14 @@ def struct_fields(text: str, name: str) -> tuple[Field, ...]:
 def _fields(text: str, struct: str, declaration: str) -> Iterator[Field]:
     """Of a declaration, which may be of several names."""
     whole = _FIELD.fullmatch(declaration)
-    for declared in whole[3].split(",") if whole else [""]:
+    nullable, kind, names = whole.groups() if whole else (None, "", "")
+    for declared in names.split(","):
         match = _DECLARED.fullmatch(declared)
-        star, name, count = match.groups() if match else ("", "", None)
-        known = whole and (whole[2] in _TARGETS if star else whole[2] in _SCALARS and not count)
-        if name and known:
-            kind = (_TARGETS if star else _SCALARS)[whole[2]] + star + ("?" if whole[1] else "")
-            yield Field(name, kind)
-        elif name and not star and whole[2] not in _TARGETS:
-            yield Field(name, "", struct_fields(text, whole[2]), int(count or 0))
+        star, name, length = match.groups() if match else ("", "", None)
+        if name and (kind in _TARGETS if star else kind in _SCALARS and not length):
+            yield Field(name, (_TARGETS if star else _SCALARS)[kind] + star + ("?" if nullable else ""))
+        elif name and not star and kind not in _TARGETS:
+            yield Field(name, "", struct_fields(text, kind), int(length or 0))
         else:
             raise ValueError(f"struct {struct}: {declaration!r} is not a field of a supported type")
 
@@ -99,6 +98,6 @@ def assertions(text: str) -> str:
         lines.append(f'static_assert(sizeof({name}) == {dtype.itemsize}, "{name} as the host lays it out");')
         lines += [
             f'static_assert(RF_OFFSET({name}, {field}) == {offset}, "{name}.{field} as on the host");'
-            for field, (_, offset, *_) in dtype.fields.items()
+            for field, (_, offset, *_) in (dtype.fields or {}).items()
         ]
     return "\n".join(["", "namespace rocforge {", *lines, "}", ""]) if lines else ""

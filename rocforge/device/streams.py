@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, get_array_module, on_device, resolve_device
+from rocforge.device.arrays import get_array_module, on_device, resolve_device
+from rocforge.device.libraries import cupy_module
 
 
 class Stream:
@@ -158,7 +159,7 @@ class _InFlight:
     The caller may drop the arrays and the stream meanwhile, and CuPy would reuse their pinned memory.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept: list[tuple[Any, tuple[Any, ...]]] = []
         self._lock = threading.Lock()
 

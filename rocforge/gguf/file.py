@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -39,6 +39,20 @@ def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GG
     header = read_header(Path(path))
     others = [Path(p) for p in more] or _other_members(header)
     return GGUFFile(_in_order([header, *map(read_header, others)]))
+
+
+class Tensors(Protocol):
+    """Arrays by name, and what is said of them: an open file, or what stands for one.
+
+    Attributes:
+        metadata: as a GGUFFile has it.
+    """
+
+    metadata: dict[str, Any]
+
+    def __getitem__(self, name: str, /) -> Any: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
 
 
 class GGUFFile(Mapping[str, Any]):

@@ -197,7 +197,7 @@ class _Cursor:
             raise self.error(f"{field} value type", start, f"is {code}; allowed are GGUF's types 0 to 12")
         return self.scalar(code, field)
 
-    def array(self, field: str, depth: int = 0) -> list | np.ndarray:
+    def array(self, field: str, depth: int = 0) -> list[Any] | np.ndarray:
         """A list of str, a list of arrays, or a 1-D array of native byte order."""
         start = self.position
         code = self.uint32(f"{field} item type")
@@ -289,7 +289,9 @@ def _read_tensor_table(cursor: _Cursor, count: int) -> list[_TensorEntry]:
     return list(entries.values())
 
 
-def _type_and_size(cursor: _Cursor, field: str, dims_at: int, shape: tuple[int, ...], code: int):
+def _type_and_size(
+    cursor: _Cursor, field: str, dims_at: int, shape: tuple[int, ...], code: int
+) -> tuple[GGMLQuantizationType | int, int | None]:
     """The tensor's type and its size in bytes; (code, None) for a type that the gguf package does not know."""
     # Zeros are left out of the product: NumPy multiplies the other dimensions even of an empty array.
     items = math.prod(n for n in shape if n)

@@ -67,7 +67,7 @@ class Metadata:
             return value
         raise self.error(key, "strings")
 
-    def array(self, key: str, kind: type, default: Any = REQUIRED) -> list:
+    def array(self, key: str, kind: type, default: Any = REQUIRED) -> list[Any]:
         """A list of int, float (which integers are too) or str."""
         value = self.value(key, default)
         if value is default:

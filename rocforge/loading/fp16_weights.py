@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rocforge.device.arrays import available_memory, cupy_module, on_device
+from rocforge.device.arrays import available_memory, on_device
+from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
 from rocforge.nn.state import states_of

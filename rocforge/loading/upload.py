@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.arrays import on_device
 from rocforge.device.cards import card_of
+from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import on_this_device
 from rocforge.formats.planar import PLANAR, planar_row_nbytes
 from rocforge.ops.device.dequantize import pack
@@ -164,7 +165,8 @@ class _Buffer:
 
     def __init__(self, nbytes: int, staging: Any):
         self._nbytes, self._staging = nbytes, staging
-        self._pinned, self._used = None, None
+        self._pinned: np.ndarray | None = None
+        self._used: Any = None
 
     def copy(self, source: np.ndarray, target: Any, stream: Any) -> None:
         """Read an array, and queue its copy to a device array of as many bytes."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module, on_device
+from rocforge.device.arrays import on_device
 from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.device.kernels import Kernel, launches_recorded
+from rocforge.device.libraries import cupy_module
 from rocforge.engine.step import advance_decode
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.module import Module

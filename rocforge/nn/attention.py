@@ -105,6 +105,6 @@ class Attention(Module):
     def attend(self, q: Any, k: Any, v: Any, batch: Batch, **fused: Any) -> Any:
         """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
         sinks = None if self.attn_sinks is None else self.attn_sinks()
-        state: Any = batch.state_of(self)
+        state = batch.state_of(self)
         rotation = None if self.rope is None else batch.rotation(self.rope)
         return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)

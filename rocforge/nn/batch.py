@@ -31,7 +31,7 @@ class Chunk:
     """
 
     start: int
-    count: int  # type: ignore[assignment]  # tuples have a method of that name
+    count: int
     table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
     slot: int = 0
@@ -131,8 +131,11 @@ class Batch:
         rest = views[len(names) :]
         self.paging = [Paging(*pair) for pair in zip(rest[::2], rest[1::2], strict=True)]
 
-    def state_of(self, layer: Hashable) -> PagedLayer | RecurrentLayer:
+    def state_of(self, layer: Hashable) -> Any:
         """A layer's state: of a model's layer by the module itself, else by its index.
+
+        Returns:
+            A PagedLayer or a RecurrentLayer, as the layer declares.
 
         Raises:
             KeyError: the cache was made without that layer.

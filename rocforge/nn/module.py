@@ -274,7 +274,7 @@ def _changing(name: str) -> Callable[..., Any]:
     return changing
 
 
-class ModuleList(list):
+class ModuleList(list[Module]):
     """A list in a module's tree, whose changes are noticed as those of attributes are."""
 
 

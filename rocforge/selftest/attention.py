@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, blocks_for

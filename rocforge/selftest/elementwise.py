@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops import activation
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.plan import OperandForm

@@ -6,8 +6,9 @@ import functools
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
-from rocforge.ops.moe import Matrices, experts, group_by_expert, route
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.moe import experts, group_by_expert, route
+from rocforge.ops.types import Matrices
 from rocforge.selftest.check import Check, Error, Outcome, Sizes, exact
 from rocforge.selftest.products import EXACT, HALF, INT8, floats, label
 from rocforge.selftest.weights import random_weight, relative_error

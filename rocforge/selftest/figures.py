@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from rocforge.device.arrays import available_memory, cupy_module, device_info
+from rocforge.device.arrays import available_memory, device_info
+from rocforge.device.libraries import cupy_module
 from rocforge.device.timing import noise, seconds, seconds_of
 from rocforge.engine.engine import Engine
 from rocforge.load import load_model

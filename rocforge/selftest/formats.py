@@ -6,7 +6,8 @@ import functools
 
 import numpy as np
 
-from rocforge.device.arrays import asnumpy, cupy_module
+from rocforge.device.arrays import asnumpy
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.embedding import embedding
 from rocforge.selftest.check import Check, Outcome, Sizes, exact

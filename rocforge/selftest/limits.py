@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 
 
 class Limits(NamedTuple):

@@ -53,7 +53,7 @@ def checks(sizes: Sizes) -> list[Check]:
     ]
 
 
-def _logits(models: Callable, count: int, rng: np.random.Generator) -> Outcome:
+def _logits(models: Callable[[], Any], count: int, rng: np.random.Generator) -> Outcome:
     """The median over rows of their relative errors, against the CPU's, which rounds nothing."""
     (cpu, _), (gpu, _) = models()
     tokens = rng.integers(0, cpu.config.vocabulary, count)
@@ -70,7 +70,7 @@ def written(model: Transformer, prompt: list[int], tokens: int, **options: Any) 
     return request.output
 
 
-def _text(models: Callable, tokens: int, rng: np.random.Generator) -> Outcome:
+def _text(models: Callable[[], Any], tokens: int, rng: np.random.Generator) -> Outcome:
     """Each token is the likeliest by the CPU after those before it, or ties with that but for rounding."""
     (cpu, tokenizer), (gpu, _) = models()
     prompt = tokenizer.encode(PROMPT)
@@ -83,7 +83,7 @@ def _text(models: Callable, tokens: int, rng: np.random.Generator) -> Outcome:
     )
 
 
-def _graphs(models: Callable, tokens: int, rng: np.random.Generator) -> Outcome:
+def _graphs(models: Callable[[], Any], tokens: int, rng: np.random.Generator) -> Outcome:
     """Sampled tokens, from replayed graphs and from kernels launched one by one."""
     _, (gpu, _) = models()
     prompt, options = (

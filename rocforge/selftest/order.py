@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.ops.activation import scale
 from rocforge.ops.device.plan import MAX_TILE_TOKENS

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.arrays import asnumpy, cupy_module
+from rocforge.device.arrays import asnumpy
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm, Product, form_for, product_for

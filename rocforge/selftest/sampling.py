@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.ops.sampling import SamplingParams, logprobs, sample
 from rocforge.selftest.check import Check, Error, Outcome, Sizes

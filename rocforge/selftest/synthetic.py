@@ -146,7 +146,7 @@ def metadata(shape: Shape, context: int) -> dict[str, Any]:
     return {"general.architecture": s.arch, **{f"{s.arch}.{key}": value for key, value in own.items()}}
 
 
-class RandomModel(dict):
+class RandomModel(dict[str, Any]):
     """The tensors of a random model by name, with its metadata: what `rocforge.load.load_model` takes for a file."""
 
     def __init__(self, shape: Shape, recipe: str, context: int = 8192):

@@ -18,7 +18,7 @@ _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2,
 class Metrics:
     """Observes one service."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
         def histogram(name: str, text: str) -> Histogram:

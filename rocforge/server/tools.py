@@ -127,7 +127,7 @@ class JSONFormat:
 class _JSONParser:
     _TAG = "<|python_tag|>"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffer, self._plain = "", False
 
     def add(self, text: str) -> Parsed:
@@ -166,8 +166,9 @@ class _HarmonyParser:
     _MESSAGE = "<|message|>"
     _ENDS = re.compile(r"<\|(?:end|start|call|return)\|>")
 
-    def __init__(self):
-        self._buffer, self._header = "", None
+    def __init__(self) -> None:
+        self._buffer = ""
+        self._header: str | None = None
 
     def add(self, text: str) -> Parsed:
         self._buffer += text
@@ -199,10 +200,10 @@ class _HarmonyParser:
         function = self._function()
         if function is not None:
             return Parsed(calls=(Call(function, text.strip()),))
-        return Parsed(reasoning=text) if "<|channel|>analysis" in self._header else Parsed(text)
+        return Parsed(reasoning=text) if "<|channel|>analysis" in (self._header or "") else Parsed(text)
 
     def _function(self) -> str | None:
-        match = re.search(r"to=functions\.([\w.-]+)", self._header)
+        match = re.search(r"to=functions\.([\w.-]+)", self._header or "")
         return match[1] if match else None
 
 

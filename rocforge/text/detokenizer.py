@@ -13,7 +13,9 @@ class Detokenizer:
     once. The concatenation of what `add` and `finish` return is `Tokenizer.decode` of the same ids.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], drops_space_after: Callable[[int | None], bool], previous):
+    def __init__(
+        self, token_bytes: Callable[[int], bytes], drops_space_after: Callable[[int | None], bool], previous: int | None
+    ):
         """`token_bytes(id)` is the token's text; `drops_space_after(id)` says whether one space that begins the text
         after token `id` is the tokenizer's own; `previous` is the id that came before the stream, or None."""
         self._token_bytes = token_bytes

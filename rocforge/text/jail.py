@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -126,7 +126,7 @@ class Jail:
         self._target = module, name, *arguments
         self._lock = threading.Lock()
         self._first: Cell | None = None
-        self._end = lambda: None
+        self._end: Callable[[], Any] = lambda: None
 
     def cell(self) -> Cell:
         """A new cell."""
@@ -142,7 +142,7 @@ class Jail:
             return first.fork()
 
 
-def _start() -> tuple[Cell, subprocess.Popen]:
+def _start() -> tuple[Cell, subprocess.Popen[bytes]]:
     """A process in which `_main` runs, in a session of its own so that a terminal's ^C is not for it."""
     ours, theirs = socket.socketpair()
     # The package is entered past its __init__, which would load NumPy and all of rocforge into every cell.
@@ -162,7 +162,7 @@ def _start() -> tuple[Cell, subprocess.Popen]:
     return Cell(Connection(ours.detach())), process
 
 
-def _stop(owner: int, cell: Cell, process: subprocess.Popen) -> None:
+def _stop(owner: int, cell: Cell, process: subprocess.Popen[bytes]) -> None:
     cell.close()
     if os.getpid() == owner:  # a fork of the owner leaves it the process
         process.kill()
@@ -188,7 +188,7 @@ def _main(descriptor: int) -> None:
 class _Target:
     """The object whose methods are called: this, until `make` replaces it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.object: Any = self
 
     def make(self, module: str, name: str, *arguments: Any) -> bytes:
@@ -221,7 +221,7 @@ def _confine() -> bool:
     return True
 
 
-def _answer(target: Any, seconds: float, method: str, arguments: tuple) -> bytes:
+def _answer(target: Any, seconds: float, method: str, arguments: tuple[Any, ...]) -> bytes:
     signal.setitimer(signal.ITIMER_PROF, seconds)  # nothing handles its signal, so it ends the process
     try:
         answer = b"+" + getattr(target, method)(*arguments)

@@ -71,7 +71,7 @@ class Tokenizer:
         self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any, ...]]:
         """Pickled as the metadata that it was made of."""
         kept = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
         kept["general.architecture"] = self._metadata.get("general.architecture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cached_property
+from typing import Any
 
 from rocforge.gguf.metadata import Metadata
 
@@ -89,7 +90,7 @@ class Vocabulary:
         """User-defined white space is how a vocabulary writes text."""
         return kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and not text.replace("▁", " ").isspace())
 
-    def _per_token(self, name: str, kind: type) -> list:
+    def _per_token(self, name: str, kind: type) -> list[Any]:
         values = self._metadata.array(name, kind, default=[])
         if values and len(values) < self._count:
             raise self._metadata.error(name, f"arrays of {self._count}, one for each token, not of {len(values)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rocforge.device import timing, tuning
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.device.tuned import CANDIDATES
 from rocforge.errors import DeviceError
 from rocforge.selftest.products import INT8

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import cupy_module
+from rocforge.device.libraries import cupy_module
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.linear import gated_linear, linear
@@ -84,7 +84,7 @@ def product(qtype: str, shape: tuple[int, int], tokens: int, sizes: Sizes, rng: 
     expected = x.astype(np.float64) @ weight[:CHECKED_ROWS].dequantize().T
     copies = [weight.to_device("gpu") for _ in range(_copies(weight.nbytes, sizes))]
     return Work(
-        [lambda w=w: linear(there, w) for w in copies],
+        [functools.partial(linear, there, w) for w in copies],
         lambda y: relative_error(y[:, :CHECKED_ROWS], expected),
     )
 
@@ -97,7 +97,7 @@ def gated(qtype: str, shape: tuple[int, int], tokens: int, sizes: Sizes, rng: np
     expected = swiglu(*(x @ w[:CHECKED_ROWS].dequantize().T for w in (gate, up)))
     copies = [(gate.to_device("gpu"), up.to_device("gpu")) for _ in range(_copies(2 * gate.nbytes, sizes))]
     return Work(
-        [lambda pair=pair: gated_linear(there, *pair) for pair in copies],
+        [functools.partial(gated_linear, there, *pair) for pair in copies],
         lambda y: relative_error(y[:, :CHECKED_ROWS], expected),
     )
 
@@ -109,9 +109,10 @@ def decode(sequences: int, context: int, sizes: Sizes, rng: np.random.Generator)
     chunks = [(context - 1, 1)] * sequences
     pairs = [batches(rng, sizes.heads, chunks) for _ in range(_copies(nbytes, sizes))]
     q = floats(rng, sequences, heads, head_dim)
-    there, expected = cupy_module().asarray(q), paged_attention(q, pairs[0][0].state_of(0))
+    there, states = cupy_module().asarray(q), [[batch.state_of(0) for batch in pair] for pair in pairs]
+    expected = paged_attention(q, states[0][0])
     return Work(
-        [lambda batch=batch: paged_attention(there, batch.state_of(0)) for _, batch in pairs],
+        [functools.partial(paged_attention, there, state) for _, state in states],
         lambda y: relative_error(y, expected),
     )
 

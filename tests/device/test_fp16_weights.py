@@ -23,6 +23,11 @@ def file(path):
         yield file
 
 
+def matrices_of(model):
+    """What the model multiplies with; its output has a weight of its own."""
+    return {p: w for p, w in model.named_parameters() if len(w.shape) == 2 and p != "token_embd.weight"}
+
+
 def kept(model):
     weights = dict(model.named_parameters())
     return {path for path, weight in weights.items() if getattr(weight, "fp16", None) is not None}
@@ -31,7 +36,7 @@ def kept(model):
 def test_logits_stay(file, rng):
     """The same products, of whole matrices instead of tiles."""
     with_fp16, without = (load_model(file, "gpu", fp16_weights=fp16_weights) for fp16_weights in (True, False))
-    assert not kept(without) and kept(with_fp16) == {p for p, w in without.named_parameters() if len(w.shape) == 2}
+    assert not kept(without) and kept(with_fp16) == set(matrices_of(without))
     tokens = rng.integers(0, without.config.vocabulary, MAX_TILE_TOKENS + 6)
     assert relative_error(rf.asnumpy(with_fp16(tokens)), rf.asnumpy(without(tokens))) < 1e-5
 
@@ -64,7 +69,7 @@ def test_launches_of_a_prompt(file, monkeypatch):
 def test_by_itself(file, monkeypatch):
     """Kept where they take at most half of what a cache of the model's context leaves."""
     model = load_model(file, "gpu", fp16_weights=False)
-    size = sum(2 * w.size for _, w in model.named_parameters() if len(w.shape) == 2)
+    size = sum(2 * w.size for w in matrices_of(model).values())
     cache = CacheSizes(states_of(model).values(), "gpu:0").nbytes(model.config.context)
     for free, expected in ((2 * size, True), (2 * size - 2, False)):
         monkeypatch.setattr("rocforge.loading.fp16_weights.available_memory", lambda device, free=free: cache + free)

@@ -7,10 +7,11 @@ import golden
 import numpy as np
 import pytest
 from cupy.cuda import runtime
-from golden import CASES, build, relative_error
+from golden import build, relative_error
+from golden.models import MODELS
 
 import rocforge as rf
-from rocforge.device.cards import card_of
+from rocforge.device import tuning
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
@@ -27,7 +28,7 @@ SIMULATED = "HIPSIM_ARCH" in os.environ
 (DEMO,) = (Path(__file__).parents[2] / "examples" / "demo_model").glob("*.gguf")
 
 
-@pytest.fixture(scope="module", params=[("llama", "Q4_K_M")] if SIMULATED else CASES, ids="-".join)
+@pytest.fixture(scope="module", params=[("llama", "Q4_K_M")] if SIMULATED else MODELS, ids="-".join)
 def models(request, tmp_path_factory):
     """The same small model on the CPU and on the device; every architecture would take the simulator too long."""
     path = tmp_path_factory.mktemp("device") / "model.gguf"
@@ -91,7 +92,7 @@ def test_rows_that_are_wanted(models, rng, count):
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
     assert typical_error(last, expected) < (
-        EXPERTS if cpu.config.experts else INT8 if card_of(0).has_matrix_unit else ROW
+        EXPERTS if cpu.config.experts else INT8 if tuning.of(0).tile_tokens else ROW
     )
 
 
@@ -154,7 +155,7 @@ class InFp16(dict):
         return values.astype(np.float16)
 
 
-IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in CASES if recipe == "Q8_0"})
+IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in MODELS if recipe == "Q8_0"})
 
 
 @pytest.mark.parametrize("variant", IN_HALVES)

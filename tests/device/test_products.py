@@ -30,18 +30,18 @@ RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 @pytest.fixture(autouse=True)
 def no_matrix_unit():
-    """test_tiles.py has what a card with a matrix unit does with three to 64 columns."""
+    """test_tiles.py has what a card with a matrix unit does with three to 64 tokens."""
     with tuning.trying(**WITHOUT_MATRIX_UNIT):
         yield
 
 
 def rounded(x):
-    """What the device's int8 values of x stand for, float64; test_quantized_activations says how near they are."""
+    """What the device's int8 values of x stand for, float64; test_quantized says how near they are."""
     return values_of(quantized(cp.asarray(x)))[:, : x.shape[1]]
 
 
 @pytest.mark.parametrize("size", [32, 128, 300, 2049])
-def test_quantized_activations(rng, size):
+def test_quantized(rng, size):
     """Values are x to 1/127 of the largest of their 32; a last cell is filled up with zeros; zeros stay zero."""
     x = rng.standard_normal((3, size)).astype(np.float32) * rng.uniform(0.01, 100, (3, 1)).astype(np.float32)
     x[1, :32] = 0
@@ -51,8 +51,8 @@ def test_quantized_activations(rng, size):
 
 
 @pytest.mark.parametrize("qtype", PLANAR)
-def test_one_column(rng, qtype):
-    """Exact (1e-5) for the rounded activations; from the unrounded ones as far as their half steps can add up to."""
+def test_one_token(rng, qtype):
+    """Exact (1e-5) for x as rounded; from x itself as far as their half steps can add up to."""
     for columns in (*sizes(qtype), 2816):
         x, weight = rng.standard_normal((1, columns)).astype(np.float32), random_weight(rng, qtype, (37, columns))
         y, w = linear(cp.asarray(x), weight.to_device("gpu")), weight.dequantize().astype(np.float64)
@@ -113,8 +113,8 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
 
 
 @pytest.mark.parametrize(("qtype", "n"), [*itertools.product(PLANAR, (1, 2, 8)), ("Q4_K", 3), ("Q8_0", 3)])
-def test_few_columns(rng, qtype, n):
-    """One to eight columns a launch: within 1e-5 for the rounded activations, 1e-2 for the real ones, of 32 columns."""
+def test_few_tokens(rng, qtype, n):
+    """One to eight tokens a launch: within 1e-5 for x as rounded, 1e-2 for x itself, of 32 tokens."""
     x, weight = rng.standard_normal((32, 256)).astype(np.float32), random_weight(rng, qtype, (21, 256))
     there, w = weight.to_device("gpu"), weight.dequantize()
     y = cp.concatenate([linear(cp.asarray(x[i : i + n]), there) for i in range(0, 32, n)])
@@ -122,7 +122,7 @@ def test_few_columns(rng, qtype, n):
 
 
 def test_sizes_at_random(rng):
-    """Rows, columns and numbers of columns that nobody has thought of."""
+    """Rows, columns and numbers of tokens that nobody has thought of."""
     for n in (1, 1, 2, 3, 8, 9, 14):
         rows, columns = int(rng.integers(1, 400)), 32 * int(rng.integers(1, 60))
         x, weight = rng.standard_normal((n, columns)).astype(np.float32), random_weight(rng, "Q8_0", (rows, columns))
@@ -188,13 +188,13 @@ def test_gated_rounds_for_what_follows(rng, n, rows):
     gate, up = (random_weight(rng, "Q4_0", (rows, 256)).to_device("gpu") for _ in range(2))
     down = random_weight(rng, "Q8_0", (5, -(-rows // 32) * 32)).to_device("gpu")
     plain = gated_linear(cp.asarray(x), gate, up)
-    activations = gated_linear(cp.asarray(x), gate, up, consumer=down)
-    assert np.array_equal(activations.data.get(), quantized(plain).data.get())
+    packed = gated_linear(cp.asarray(x), gate, up, consumer=down)
+    assert np.array_equal(packed.data.get(), quantized(plain).data.get())
 
 
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", *RARE])
-def test_many_columns(rng, qtype):
-    """More than eight columns go through float16 tiles and the BLAS library: within 1e-3."""
+def test_many_tokens(rng, qtype):
+    """More than eight tokens go through float16 tiles and the BLAS library: within 1e-3."""
     x, weight = rng.standard_normal((11, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
     bias, residual = rng.standard_normal(23).astype(np.float32), rng.standard_normal((11, 23)).astype(np.float32)
     y = linear(cp.asarray(x), weight.to_device("gpu"), cp.asarray(bias), cp.asarray(residual))
@@ -202,8 +202,8 @@ def test_many_columns(rng, qtype):
 
 
 @pytest.mark.parametrize("qtype", RARE)
-def test_rare_formats_few_columns(rng, qtype):
-    """The formats without a kernel of their own are unpacked to float16 for any number of columns."""
+def test_rare_formats_few_tokens(rng, qtype):
+    """The formats without a kernel of their own are unpacked to float16 for any number of tokens."""
     x, weight = rng.standard_normal((1, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
     y = linear(cp.asarray(x), weight.to_device("gpu"))
     assert product_error(y, x, weight.dequantize()) < 1e-3
@@ -227,7 +227,7 @@ def test_tiles_keep_to_their_bound(rng):
 
 
 def test_kept_fp16_weights(rng, monkeypatch):
-    """A weight whose float16 values are kept is not unpacked for many columns; for few the blocks are used."""
+    """A weight whose float16 values are kept is not unpacked for many tokens; for few the blocks are used."""
     x, weight = rng.standard_normal((9, 256)).astype(np.float32), random_weight(rng, "Q6_K", (37, 256)).to_device("gpu")
     y, few = linear(cp.asarray(x), weight), linear(cp.asarray(x[:3]), weight)
     weight.fp16 = dequantize_device(weight, "float16")
@@ -237,7 +237,7 @@ def test_kept_fp16_weights(rng, monkeypatch):
 
 
 def test_operators(rng):
-    """x @ w.T and w @ x on the device, by slices of rows too; large activations do not overflow float16."""
+    """x @ w.T and w @ x on the device, by slices of rows too; a large x does not overflow float16."""
     weight = random_weight(rng, "Q8_0", (24, 256))
     there, x = weight.to_device("gpu"), rng.standard_normal((256,)).astype(np.float32)
     w, exact = weight.dequantize(), rounded(x[None])[0]

@@ -1,8 +1,7 @@
-"""State on a device: the decode kernel advances all groups of layers, windows free blocks, recurrent state has slots."""
+"""State on a device: the decode kernel advances all groups, windows free blocks, recurrent state has slots."""
 
 import cupy as cp
 import numpy as np
-import pytest
 from golden import build
 
 import rocforge as rf
@@ -51,18 +50,17 @@ def test_recurrent_slots():
     ]
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss"])
-def test_what_a_window_frees_is_not_read(tmp_path, rng, architecture):
+def test_what_a_window_frees_is_not_read(tmp_path, rng):
     """Requests that write past their windows, step by step with NaN in all free blocks of the windowed layers: tokens
     are as without, and a request holds no more of these blocks than its window and one more."""
-    build(tmp_path / "model.gguf", architecture, "Q8_0")
+    build(tmp_path / "model.gguf", "gemma3", "Q8_0")
     model = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu")
-    prompts = [rng.integers(0, model.config.vocabulary, n).tolist() for n in (60, 3, 90)]
-    params = rf.SamplingParams(max_tokens=40, temperature=0, logprobs=1)
+    prompts = [rng.integers(0, model.config.vocabulary, n).tolist() for n in (78, 3)]
+    params = rf.SamplingParams(max_tokens=12, temperature=0, logprobs=1)
     outputs = []
     for poison in (False, True):
         with rf.Engine(model, cache_tokens=512, max_batch_tokens=32) as engine:
-            requests, held = [engine.add(prompt, params) for prompt in prompts], 0
+            requests, held, poisoned = [engine.add(prompt, params) for prompt in prompts], 0, set()
             (group,) = (g for g in engine.scheduler.state.groups if g.state.window)
             (cached,) = (g for g in engine.cache.paged if g.state.window)
             index = engine.scheduler.state.groups.index(group)
@@ -71,13 +69,14 @@ def test_what_a_window_frees_is_not_read(tmp_path, rng, architecture):
                 if not poison:
                     continue
                 with engine._stream:
-                    for block in group.pool._free:
+                    for block in set(group.pool._free) - poisoned:
                         cached.keys[:, block] = cached.values[:, block] = np.nan
+                poisoned = set(group.pool._free)
                 for request in requests:
                     if request.state.tables and request.remaining == 1:
                         table = request.state.tables[index]
                         held = max(held, sum(block != NONE for block in table))
-                        assert request.length < 100 or table[0] == NONE
+                        assert request.length < 60 or table[0] == NONE
             assert engine.scheduler.state.idle
         outputs.append([request.output for request in requests])
     assert outputs[0] == outputs[1] and held <= -(-group.state.window // 32) + 2

@@ -41,7 +41,7 @@ def far(y, reference, x, w):
 def test_products(rng, qtype):
     """Weights are those of the blocks to a few 2^-11 of the row's largest; the sums of products are exact (1e-5).
 
-    Of 20 columns products are within 1e-3 of those of the unrounded activations and weights.
+    Of 20 tokens products are within 1e-3 of those of the unrounded x and weights.
     """
     for columns in sizes(qtype):
         weight = random_weight(rng, qtype, (ROWS, columns))
@@ -56,7 +56,7 @@ def test_products(rng, qtype):
 
 
 @pytest.mark.parametrize(("n", "rows"), [(3, 50), (9, 37), (17, 5), (33, 70), (64, 300)])
-def test_numbers_of_columns(rng, n, rows):
+def test_numbers_of_tokens(rng, n, rows):
     """From 3 to 64 rows of x, filled up to 8, 16, 32 or 64; with a bias and a residual."""
     weight = random_weight(rng, "Q4_K", (rows, 768))
     x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 768), rows, (n, rows)))

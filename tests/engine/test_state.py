@@ -89,6 +89,20 @@ def test_recurrent_state_is_shared_at_snapshots():
     assert manager.idle
 
 
+def test_no_snapshot_of_a_state_that_has_moved_on():
+    """Where a later step is queued already, the slot no longer holds the state at the tokens that are computed."""
+    manager = StateManager([], [], 4, block_size=SIZE)
+    tokens = list(range(9))
+    for snapshot, expected in ((False, 0), (True, 8)):
+        sequence = SequenceState(digests=block_digests(tokens, SIZE))
+        assert manager.share_prefix(sequence, 2) == 0 and manager.admit(sequence, 0, 8, 9)
+        manager.computed(sequence, 0, 8, 9, snapshot)
+        manager.release(sequence)
+        assert manager.share_prefix(sequence, 2) == expected
+        manager.release(sequence)
+    assert manager.idle
+
+
 def test_running_sequences_displace_snapshots():
     """Slots are for those that run first of all; without one free, none is admitted, and nothing is shared wrongly."""
     manager = StateManager([], [], 3, block_size=SIZE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ class Child:
 
     def __init__(self, arch: str, arguments: list[str], config: pytest.Config) -> None:
         self.arch = arch
-        folder = Path(tempfile.mkdtemp(prefix=f"hipsim-{arch}-"))
+        self._folder = folder = Path(tempfile.mkdtemp(prefix=f"hipsim-{arch}-"))
         self.log_path, self.report_path = folder / "log", folder / "reports"
         self.report_path.touch()
         (folder / "arguments").write_text("\n".join(arguments))
@@ -55,6 +56,7 @@ class Child:
         self.process.kill()
         self.process.wait()
         self._reports.close()
+        shutil.rmtree(self._folder)
 
 
 class Simulation:

@@ -10,7 +10,7 @@ from rocforge.load import load_model
 from rocforge.nn import Transformer
 from rocforge.nn.batch import Batch, Chunk
 
-VARIANTS = ["gemma2", "gemma3", "gpt-oss", "llama3", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe"]
+VARIANTS = ["gemma2", "gemma3", "gpt-oss", "llama3", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3moe"]
 """One of each architecture."""
 SAME, MOVED = 2e-6, 1e-4
 """Relative errors: of sums in another order; and what `waves` moves logits by at least."""

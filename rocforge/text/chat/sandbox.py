@@ -9,9 +9,10 @@ import json
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rocforge.errors import ChatTemplateError
@@ -20,7 +21,7 @@ from rocforge.errors import ChatTemplateError
 class Renderer:
     """Compiles and renders one template."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._environment = _Environment()
 
     def load(self, source: str) -> bytes:
@@ -56,7 +57,7 @@ class _GenerationTag(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> Any:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
@@ -64,12 +65,12 @@ class _GenerationTag(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     """Hugging Face's settings for chat templates."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self.filters["tojson"] = _tojson
 
-    def unsafe_undefined(self, obj: Any, attribute: str):
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         raise SecurityError(f"attribute {attribute!r} of {type(obj).__name__!r} is not allowed")
 
 
@@ -87,6 +88,8 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """json.dumps: Jinja's own filter escapes HTML characters, which a prompt needs verbatim."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
