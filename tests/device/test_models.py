@@ -13,6 +13,7 @@ from golden.models import MODELS
 import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
+from rocforge.nn import MoE
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.state import BLOCK_SIZE
@@ -36,6 +37,10 @@ def models(request, tmp_path_factory):
     return [load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu")]
 
 
+def is_mixture(model):
+    return any(isinstance(module, MoE) for _, module in model.named_modules())
+
+
 def typical_error(a, b):
     """The median over rows of their relative errors: a token near a tie of two experts may well go to the other one."""
     return np.median(errors_of_rows(a, b))
@@ -53,7 +58,7 @@ def test_logits_of_a_prompt(models, rng, count):
     """
     cpu, gpu = models
     tokens = rng.integers(0, cpu.config.vocabulary, count)
-    parts = count // 10 if cpu.config.experts else 1
+    parts = count // 10 if is_mixture(cpu) else 1
     assert typical_error(*[all_logits(model, np.array_split(tokens, parts)) for model in (gpu, cpu)]) < HALF
 
 
@@ -69,8 +74,8 @@ def test_logits_of_few_tokens(models, rng):
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (8 if SIMULATED else 32, FEW))
     errors = errors_of_rows(logits_alone(gpu, prompts), logits_alone(cpu, prompts))
-    assert np.median(errors) < (EXPERTS if cpu.config.experts else INT8)
-    assert cpu.config.experts or max(errors) < ROW
+    assert np.median(errors) < (EXPERTS if is_mixture(cpu) else INT8)
+    assert is_mixture(cpu) or max(errors) < ROW
 
 
 def logits_alone(model, prompts):
@@ -82,7 +87,7 @@ def logits_alone(model, prompts):
 def test_rows_that_are_wanted(models, rng, count):
     """None of a prompt's first part, then the last one of the rest; of a mixture of experts, of many short prompts."""
     cpu, gpu = models
-    prompts = max(count // 10, 5) if cpu.config.experts else 1
+    prompts = max(count // 10, 5) if is_mixture(cpu) else 1
     firsts = np.array_split(rng.integers(0, cpu.config.vocabulary, count), prompts)
     rests = rng.integers(0, cpu.config.vocabulary, (prompts, 8))
     cache, tables = gpu.new_cache(3 * prompts), np.arange(3 * prompts).reshape(prompts, 3)
@@ -92,7 +97,7 @@ def test_rows_that_are_wanted(models, rng, count):
     last = gpu(rests.reshape(-1), Batch.of(cache, chunks))
     expected = [cpu(np.concatenate(both))[-1] for both in zip(firsts, rests, strict=True)]
     assert typical_error(last, expected) < (
-        EXPERTS if cpu.config.experts else INT8 if tuning.of(0).tile_tokens else ROW
+        EXPERTS if is_mixture(cpu) else INT8 if tuning.of(0).tile_tokens else ROW
     )
 
 
@@ -185,7 +190,7 @@ def check_logits(models, rng, few, many):
     cpu, gpu = models
     prompts = rng.integers(0, cpu.config.vocabulary, (2 if SIMULATED else 16, FEW))
     assert typical_error(logits_alone(gpu, prompts), logits_alone(cpu, prompts)) < few
-    parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if cpu.config.experts else 1)
+    parts = np.array_split(rng.integers(0, cpu.config.vocabulary, 40), 5 if is_mixture(cpu) else 1)
     assert typical_error(all_logits(gpu, parts), all_logits(cpu, parts)) < many
 
 

@@ -33,11 +33,10 @@ from rocforge.ops.types import Weight
 
 MAX_GEMV_TOKENS = 8
 """The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights."""
-MAX_TILE_TOKENS = 64
-"""The most tokens that TILE kernels multiply; `Tuning.tile_tokens` says up to how many they do."""
 MAX_MATRICES = 3
 """The most matrices that one launch of our own kernels multiplies."""
 PLANS_KEPT = 4096
+"""Of each kind: there is one for each number of tokens that a prompt's chunk may have, and few formats."""
 
 
 class Product(enum.Enum):
@@ -79,6 +78,8 @@ _FORMS = {
     Product.GROUPED_GEMM: OperandForm.FP16,
 }
 _FRAGMENTS = {form.width: form for form in OperandForm if form.width}
+MAX_TILE_TOKENS = max(_FRAGMENTS)
+"""The most tokens that TILE kernels multiply; `Tuning.tile_tokens` says up to how many they do."""
 
 
 def fragments_for(tokens: int) -> OperandForm:
