@@ -17,7 +17,7 @@ def test_allocates_in_order_and_runs_out():
     table += [pool.allocate(table[-1]) for _ in range(1)]
     assert table == [0, 1] and pool.free == 1 and pool.blocks_for(9) == 3
     pool.allocate()
-    with pytest.raises(MemoryError, match="all 3 cache blocks"):
+    with pytest.raises(MemoryError, match="all 3 KV cache blocks"):
         pool.allocate()
 
 
