@@ -17,7 +17,7 @@ from rocforge.cli.options import Json
 from rocforge.cli.output import binary_size, count, note, table, write_json
 from rocforge.errors import RocforgeError
 from rocforge.gguf.file import GGUFFile, open_gguf
-from rocforge.gguf.hub import choose, resolve
+from rocforge.gguf.hub import resolve, select_file
 
 _LATER_MEMBER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _SHOWN = 60  # characters of a metadata value
@@ -140,7 +140,7 @@ def _in_hub_cache() -> Iterator[tuple[str, Path]]:
 def _hub_name(repository: str, file: str, files: list[str]) -> str | None:
     """The name that means this file among those of its repository."""
     for quant in re.split(r"[-./]", file):
-        if re.fullmatch(r"(?i)(i?q\d\w*|bf16|f16|f32|mxfp4\w*|tq\d\w*)", quant) and choose(files, quant) == file:
+        if re.fullmatch(r"(?i)(i?q\d\w*|bf16|f16|f32|mxfp4\w*|tq\d\w*)", quant) and select_file(files, quant) == file:
             return f"hf:{repository}:{quant}"
     return None
 

@@ -15,7 +15,7 @@ from rocforge.device import tuned, tuning
 from rocforge.device.arrays import device_info, on_device
 from rocforge.device.cards import card_of
 from rocforge.errors import DeviceError
-from rocforge.tune.search import Choice, search
+from rocforge.tune.search import Setting, search
 from rocforge.tune.work import FULL, QUICK
 
 
@@ -35,11 +35,11 @@ def tune(
     card = card_of(0)
     with on_device("gpu:0"):
         found = list(search(tuning.shipped(card.arch), QUICK if quick else FULL, np.random.default_rng(), _begun))
-    values = {choice.name: choice.best for choice in found if choice.best != choice.shipped}
+    values = {setting.name: setting.best for setting in found if setting.best != setting.shipped}
     path = None if dry_run else tuned.store(card, values)
     if as_json:
-        choices = [asdict(choice) | {"saved": choice.saved} for choice in found]
-        write_json({"arch": card.family, "compute_units": card.compute_units, "file": path, "choices": choices})
+        settings = [asdict(setting) | {"saved": setting.saved} for setting in found]
+        write_json({"arch": card.family, "compute_units": card.compute_units, "file": path, "settings": settings})
     else:
         table(map(_row, found), ["setting", ">shipped", ">best", ">saved", "tried"])
         note("nothing saved" if path is None else f"saved to {path}")
@@ -50,10 +50,10 @@ def _begun(name: str) -> None:
         note(f"{name} ...")
 
 
-def _row(choice: Choice) -> tuple[str, int, int, str, str]:
-    tried = [f"{value}: {seconds * 1e6:.1f} us" for value, seconds in choice.seconds.items()]
-    tried += [f"{value}: wrong" for value in choice.wrong]
-    return choice.name, choice.shipped, choice.best, f"{choice.saved:.1%}", ", ".join(tried)
+def _row(setting: Setting) -> tuple[str, int, int, str, str]:
+    tried = [f"{value}: {seconds * 1e6:.1f} us" for value, seconds in setting.seconds.items()]
+    tried += [f"{value}: wrong" for value in setting.wrong]
+    return setting.name, setting.shipped, setting.best, f"{setting.saved:.1%}", ", ".join(tried)
 
 
 COMMANDS = [tune]

@@ -1,4 +1,4 @@
-"""BlockPool: hands out the blocks of a paged cache, and shares those of equal prefixes."""
+"""BlockPool: allocates the blocks of a paged cache, and shares blocks of common prefixes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def block_digests(tokens: Sequence[int], block_size: int = BLOCK_SIZE, previous:
 
 
 class BlockPool:
-    """Which blocks of a paged group are free, in use by how many sequences, or free but still holding a known prefix.
+    """The blocks of a paged group: reference counts, the free list, and the prefixes that blocks hold.
 
-    Freed blocks keep their content until they are handed out again, the longest unused first, so a later sequence
-    that starts with the same tokens takes them over instead of computing them.
+    Freed blocks keep their content until they are allocated again, least recently used first, so a later sequence that
+    starts with the same tokens reuses them instead of computing them.
     """
 
     def __init__(self, blocks: int, block_size: int = BLOCK_SIZE):
@@ -38,7 +38,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """How many blocks `allocate` can give."""
+        """The number of free blocks."""
         return len(self._free)
 
     def blocks_for(self, tokens: int) -> int:
@@ -46,7 +46,7 @@ class BlockPool:
         return blocks_for(tokens, self.block_size)
 
     def allocate(self, after: int = -1) -> int:
-        """A block for one sequence: the one that follows `after` where that is unused, else the longest unused.
+        """A block for one sequence: the one that follows `after` if it is free and empty, else the least recently used.
 
         Raises:
             MemoryError: no block is free.
@@ -63,7 +63,7 @@ class BlockPool:
         return block
 
     def release(self, table: Sequence[int]) -> None:
-        """Give back one sequence's hold on its blocks, the last block becoming the first to be reused."""
+        """Drop one sequence's references to its blocks; the last block is the first to be reused."""
         for block in reversed(table):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -72,11 +72,11 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def __contains__(self, digest: bytes) -> bool:
-        """Whether a block holds what the digest stands for."""
+        """Whether a block is registered under the digest."""
         return digest in self._by_digest
 
     def share(self, digests: Sequence[bytes]) -> list[int]:
-        """Take a hold on the blocks that hold the longest known prefix of the digests; the caller releases them."""
+        """Reference the blocks of the longest known prefix of the digests; the caller releases them."""
         table = []
         for digest in digests:
             block = self._by_digest.get(digest)
@@ -88,7 +88,7 @@ class BlockPool:
         return table
 
     def remember(self, block: int, digest: bytes) -> None:
-        """Note that a block, in use and full, now holds what the digest stands for."""
+        """Register a full block that is in use under its digest."""
         if digest not in self._by_digest:
             self._forget(block)
             self._digests[block], self._by_digest[digest] = digest, block

@@ -1,4 +1,4 @@
-"""How a cache is divided among a model's groups of layers, how many bytes it takes, and what a device can hold."""
+"""Sizes of a KV cache: blocks a group of layers, bytes, and what fits on a device."""
 
 from __future__ import annotations
 

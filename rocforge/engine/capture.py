@@ -1,4 +1,4 @@
-"""GraphRecorder: captures a step as a graph, and has the memory that graphs work in."""
+"""GraphRecorder: captures a step as a graph, and owns the graphs' memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ OUT_OF_MEMORY = 2
 
 
 class GraphRecorder:
-    """Captures decode steps as graphs, on a stream of its own, in memory that only decode steps take.
+    """Captures decode steps as graphs, on a stream of its own, in a memory pool for decode steps only.
 
-    A capture that fails can take its stream along: on ROCm nothing runs there any more. So it is not the engine's, and
-    is a new one after a failure.
+    On ROCm a failed capture makes its stream unusable. So it is not the engine's, and is replaced after a failure.
     """
 
     def __init__(self, device: str):
@@ -38,14 +37,14 @@ class GraphRecorder:
         return context
 
     def free_unused(self) -> None:
-        """Free what no graph works in: a pool does so for the current device only, and not when it is dropped."""
+        """Free blocks that no graph uses: a pool does so for the current device only, and not when it is dropped."""
         with on_device(self._device):
             self._pool.free_all_blocks()
 
     def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
-        """A graph of a step, and what the step returns; None where it cannot be captured, which is told.
+        """A graph of a step, and what the step returns; None, with a warning, if the capture fails.
 
-        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and not told.
+        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and gives no warning.
         """
         cuda, returned, failure = cupy_module().cuda, None, None
         errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
@@ -71,7 +70,7 @@ class GraphRecorder:
 
 
 def _device_memory(size: int) -> Any:
-    """An allocation of the graphs' pool: where memory is short, CuPy's own pool first frees what it does not use.
+    """An allocation of the graphs' pool; if memory is short, frees the unused blocks of CuPy's own pool first.
 
     A pool that gets CuPy's error of the runtime would free its own unused memory instead: what graphs work in.
     """

@@ -1,4 +1,4 @@
-"""Engine: the step loop. Schedule, run the model on a flat batch, sample, hand out tokens.
+"""Engine: the step loop. Schedule, run the model on a flat batch, sample, return tokens.
 
 On a GPU, steps in which every request gets its next token are queued one ahead of the tokens that the host has read.
 An engine belongs to the thread that calls it. `with Engine(model) as engine` frees everything at the end, also after an
@@ -64,14 +64,14 @@ class Engine:
     Args:
         model: its weights loaded.
         eog_token_ids: tokens that end a generation.
-        cache_tokens: how many tokens the cache holds, of all requests; None: on a GPU what is free there but a margin,
+        cache_tokens: size of the KV cache in tokens, for all requests; None: on a GPU the free memory minus a margin,
             as far as max_requests can use it; on a CPU the model's context, up to 16384. Layers with a window, and
-            recurrent ones, take what max_requests running at a time need; less on a GPU where that does not fit, down
+            recurrent ones, get what max_requests running sequences need; less on a GPU where that does not fit, down
             to what one needs.
-        max_batch_tokens: tokens a step, at most.
-        max_requests: requests in flight, at most.
+        max_batch_tokens: maximum tokens a step.
+        max_requests: maximum running requests.
 
-    On a GPU the engine works after what the thread's current stream there has queued so far.
+    On a GPU the engine's work follows what the thread's current stream has queued so far.
 
     Attributes:
         limit: the longest sequence that can be served, in tokens.
@@ -183,7 +183,7 @@ class Engine:
             self.scheduler.finish(request)
 
     def cancel_all(self) -> None:
-        """End all requests now; also after an exception in `step`, which leaves them as they were before it or not."""
+        """End all requests now; required after an exception in `step`, which leaves their state undefined."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
         self._pending = None
@@ -193,7 +193,7 @@ class Engine:
 
     @property
     def memory_reserved(self) -> int:
-        """Bytes that CuPy's pools have taken of the engine's GPU; on a CPU the most that the process has had."""
+        """Bytes that CuPy's pools have allocated on the engine's GPU; on a CPU the peak RSS of the process."""
         if self.model.device == "cpu":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with on_device(self.model.device):
@@ -201,10 +201,10 @@ class Engine:
             return reserved + (self._decoder.memory_reserved if self._decoder else 0)
 
     def step(self) -> list[Token]:
-        """Run one batch, and return the tokens that it gave. After an exception, `cancel_all` comes next.
+        """Run one batch, and return its tokens. After an exception, call `cancel_all`.
 
         Raises:
-            OutOfMemoryError: the device has no room for it, also after all unused memory has been freed.
+            OutOfMemoryError: the device has too little memory, even after all unused memory has been freed.
         """
         start = time.perf_counter()
         with self._stream:
@@ -243,7 +243,7 @@ class Engine:
             return chunks, sample_tokens(logits, [chunk.request for chunk in chunks if chunk.needs_logits])
 
     def _free_unused_memory(self) -> None:
-        """Drop the graphs with their memory, and preempt all: what a step that failed has done to states is unknown."""
+        """Drop the graphs with their memory, and preempt all requests: a failed step leaves their state undefined."""
         self._stream.synchronize()
         self._pending = None
         if self._decoder:
@@ -252,13 +252,13 @@ class Engine:
             self.scheduler.preempt(request)
 
     def _can_decode(self, chunks: list[ScheduledChunk]) -> bool:
-        """Whether a step is the Decoder's: a token for each request, none sampled on the host."""
+        """Whether the Decoder can run a step: one token for each request, none sampled on the host."""
         return all(chunk.count == 1 and chunk.needs_logits and chunk.request.constraint is None for chunk in chunks)
 
     def _decode(self, pending: PendingStep) -> list[SampledToken]:
-        """What a pending step gives, once the step after it is queued as well, if its requests are known already.
+        """The tokens of a pending step, after queueing the next one if its requests are known already.
 
-        A request that ended since the step was queued is left out.
+        Requests that ended since the step was queued are left out.
         """
         if self._decoder and self.scheduler.repeats(pending.requests, self.limit):
             self._pending = self._decoder.launch(pending.requests)

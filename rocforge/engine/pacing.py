@@ -1,24 +1,24 @@
-"""Pacer: how many prompt tokens a step may take while other requests are writing."""
+"""Pacer: how many prompt tokens a step may take while other requests decode."""
 
 from __future__ import annotations
 
 SLOWDOWN = 1.75
-"""What a step with prompt tokens may take, in times of a step without; low enough that noise stays below 2."""
+"""The allowed time of a step with prompt tokens, relative to one without; low enough that noise stays below 2."""
 LOOK_EVERY = 32
-"""One step in this many takes no prompt tokens, so that the time without is known even in a flood of prompts."""
+"""One step in this many takes no prompt tokens, so that the time without stays known under constant prefill."""
 GROWTH = 1.5
 MEMORY = 0.8
 OUTLIER = 4.0
 
 
 class Pacer:
-    """Keeps long prompts from holding up requests that are writing, by the measured times of the steps.
+    """Keeps long prompts from stalling decoding requests, by the measured times of the steps.
 
-    What steps take beyond one without prompt tokens gives the cost of a prompt token, by least squares over the last
-    few steps; the share of prompts in the next step follows, growing by half at a time.
+    Least squares over the last few steps gives the cost of a prompt token beyond a step without any; the number of
+    prompt tokens in the next step follows, growing by at most half at a time.
 
     Args:
-        most: prompt tokens a step, at most.
+        most: maximum prompt tokens a step.
     """
 
     def __init__(self, most: int):
@@ -28,14 +28,14 @@ class Pacer:
         self._cost_times_squares, self._squares = 0.0, 0.0
 
     def share(self, decodes: int) -> int:
-        """How many prompt tokens a step may take that also gives `decodes` requests, at least one, a token each."""
+        """How many prompt tokens a step may take beside `decodes` decoding requests, at least one."""
         measured = self._plain_decodes
         if self._since_plain >= LOOK_EVERY or not measured <= 2 * decodes <= 4 * measured:
             return 0
         return int(self._share)
 
     def observe(self, seconds: float, decodes: int, prompt_tokens: int) -> None:
-        """Note how long a step took that gave `decodes` requests a token each and took so many prompt tokens."""
+        """Record the time of a step with `decodes` decoding requests and that many prompt tokens."""
         if decodes and prompt_tokens:
             self._observe_mixed(seconds, prompt_tokens)
         elif decodes:

@@ -36,7 +36,7 @@ class StepError(RocforgeError):
 
 
 class Progress(enum.Enum):
-    """Where a reply is in its life."""
+    """The state of a reply."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -13,7 +13,7 @@ from rocforge.ops.sampling import SamplingParams
 
 
 class Status(enum.Enum):
-    """Where a request is in its life."""
+    """The state of a request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -21,7 +21,7 @@ class Status(enum.Enum):
 
 
 class Constraint(Protocol):
-    """What a request's text must obey, such as a grammar. Its errors fail the request and no other."""
+    """A logits processor for a request's text, such as a grammar. Its errors fail this request only."""
 
     def mask(self, logits: np.ndarray[Any, Any]) -> None:
         """Put -inf in a row of logits (vocabulary,) where a token may not come next."""

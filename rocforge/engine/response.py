@@ -1,4 +1,4 @@
-"""RequestStream: the text of one request of an engine, as it comes."""
+"""RequestStream: the streamed text of one request of an engine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Prompt = str | Sequence[int]
 
 @dataclass
 class Stats:
-    """How a request went.
+    """Counts and timings of a request.
 
     Attributes:
         prompt_tokens, generated_tokens: counts.
         time_to_first_token: seconds from the request to its first token.
         generation_seconds: seconds from the first token to the last.
-        peak_memory: bytes, the most that the process has had (CPU), or CuPy's pools have (GPU) when a token came.
+        peak_memory: peak bytes of the process (CPU), or of CuPy's pools when a token came (GPU).
         device: "cpu" or "gpu:N".
     """
 
@@ -45,7 +45,7 @@ class Stats:
         return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
 
     def count(self, memory: int) -> None:
-        """Note that a token has come, and how many bytes are reserved."""
+        """Count a token, and the bytes reserved."""
         now = time.perf_counter() - self._start
         self.generated_tokens += 1
         if self.generated_tokens == 1:
@@ -67,8 +67,8 @@ class GenerationResponse:
     """One piece of a generation.
 
     Attributes:
-        text: what is certain since the piece before; may be empty.
-        token: the id that gave it.
+        text: the text that became final since the previous piece; may be empty.
+        token: the token's id.
         finish_reason: None, or on the last piece "stop" (end-of-generation token, or stop string) or "length".
         logprobs: where asked for.
         stats: of the generation so far.
@@ -106,10 +106,10 @@ class RequestStream:
         self.request: Request = engine.add(ids, params, constraint)
 
     def add(self, token: Token) -> GenerationResponse:
-        """What a token of this request gives; one that completes a stop string ends the request.
+        """The response for a token of this request; one that completes a stop string ends the request.
 
         Raises:
-            Exception: what the token's error is.
+            Exception: the token's error.
         """
         if token.error:
             raise token.error

@@ -1,4 +1,4 @@
-"""Sampling of a batch: from its logits and requests the next token of each, where the logits are, on host or device."""
+"""Sampling of a batch, on the host or device where its logits are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_REQUEST = SamplingParams(temperature=0, seed=0)
 
 
 class SampledToken(NamedTuple):
-    """The next token of a request, with its log-probabilities where it asks for them; -1 and why where it failed."""
+    """The next token of a request, with its log-probabilities if requested; -1 and the error if it failed."""
 
     token: int
     logprobs: Logprobs | None = None
@@ -82,13 +82,13 @@ def device_sampler(requests: Sequence[Request], vocabulary: int, rows: int = 0, 
 
 
 def logprob_arrays(logits: Any, tokens: Any, requests: Sequence[Request]) -> tuple[Any, ...]:
-    """What `logprobs_device` gives for as many tokens as any of the requests wants; nothing where none wants any."""
+    """The result of `logprobs_device` for as many tokens as any of the requests wants; () if none wants any."""
     wanted = [request.params.logprobs for request in requests if request.params.logprobs is not None]
     return logprobs_device(logits, tokens, min(max(wanted), logits.shape[1])) if wanted else ()
 
 
 def sampled_tokens(requests: Sequence[Request], tokens: np.ndarray, *reported: np.ndarray) -> list[SampledToken]:
-    """What arrays from a device say: the tokens, and what `logprob_arrays` gave."""
+    """The sampled tokens from host arrays of tokens, and of what `logprob_arrays` returned."""
     sampled = []
     for row, request in enumerate(requests):
         token, count, report = int(tokens[row]), request.params.logprobs, None

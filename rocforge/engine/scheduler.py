@@ -26,7 +26,7 @@ class ScheduledChunk:
 
     @property
     def stop(self) -> int:
-        """Position behind the last token."""
+        """Position after the last token."""
         return self.start + self.count
 
     @property
@@ -63,7 +63,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self, pacer: Pacer | None = None) -> list[ScheduledChunk]:
-        """The chunks of the next step; what they need of the cache is allotted. Empty only where no request can run."""
+        """The chunks of the next step, with their cache blocks allocated. Empty only if no request can run."""
         budget, preempted = self.max_batch_tokens, False
         decodes = sum(request.remaining == 1 for request in self.running)
         if pacer and decodes:
@@ -113,7 +113,7 @@ class Scheduler:
         return all(self.state.grow(r.state, r.length, r.length + 1) for r in requests)
 
     def advance(self, chunk: ScheduledChunk, snapshot: bool = True) -> None:
-        """Note that a chunk has run: its tokens are computed, and others can take over its request's full blocks.
+        """Record that a chunk has run: its request's full blocks can be reused by others.
 
         Args:
             chunk: of the last step.
@@ -125,7 +125,7 @@ class Scheduler:
         request.num_computed_tokens = stop
 
     def finish(self, request: Request) -> None:
-        """Take a request out, wherever it is, and release what it holds."""
+        """Remove a request, waiting or running, and release what it holds."""
         if request.status is Status.RUNNING:
             self.running.remove(request)
         elif request.status is Status.WAITING:
@@ -150,14 +150,14 @@ class Scheduler:
         return self.state.grow(request.state, start, start + count)
 
     def _share_prefix(self, request: Request) -> None:
-        """Take over what the cache has of the start of the request; its last token is always computed."""
+        """Reuse the cached prefix of the request; its last token is always computed."""
         full = (request.length - 1) // self.state.block_size
         self._extend_digests(request, full)
         request.num_computed_tokens = self.state.share_prefix(request.state, full)
         request.num_cached_tokens = request.num_computed_tokens
 
     def _soon_shared(self, request: Request) -> bool:
-        """Whether a running request is about to compute the next block of this one, which then need not."""
+        """Whether a running request is about to compute this one's next block, which can then be shared."""
         index = request.num_computed_tokens // self.state.block_size
         wanted = request.state.digests[index : index + 1]
         end = (index + 1) * self.state.block_size

@@ -33,7 +33,7 @@ FAILURES = 3
 
 
 class State(enum.Enum):
-    """Where a service is in its life."""
+    """The state of a service."""
 
     NEW = "new"
     STARTING = "starting"
@@ -44,7 +44,7 @@ class State(enum.Enum):
 
 
 class Observer(Protocol):
-    """Is told by the engine's thread what happens."""
+    """Callbacks from the engine's thread."""
 
     def token(self, reply: Reply, piece: GenerationResponse) -> None:
         """A reply's next token has come."""
@@ -54,20 +54,20 @@ class Observer(Protocol):
 
 
 class Service:
-    """Serves one model to many.
+    """Serves one model to many clients.
 
-    `start` once; a second `start` does nothing. What is submitted while it starts waits until the model is there.
-    `stop` at any time, any number of times, from any thread; a stopped service stays stopped. An exception in a step
-    fails the requests in flight with StepError and the service goes on, until three steps in a row fail: then it is
-    FAILED, and `error` says why, as where the model did not load.
+    `start` once; a second `start` does nothing. Requests submitted while it starts wait for the model. `stop` at any
+    time, any number of times, from any thread; a stopped service stays stopped. An exception in a step fails the
+    requests in flight with StepError; after three failed steps in a row, or if the model does not load, the service is
+    FAILED, and `error` says why.
 
     Args:
         load: gives the engine and the tokenizer; called by the service's thread.
         max_queue: requests that may wait for their first step, at least 1.
-        observer: is told what happens.
+        observer: its callbacks.
 
     Attributes:
-        state: where it is.
+        state: its State.
         error: what it failed with, or None.
         engine, tokenizer: once it is READY, else None. Only the service's thread may use the engine; its `limit`,
             `check` and numbers may be read by all.

@@ -1,4 +1,4 @@
-"""StateManager: which blocks and slots of the cache each sequence holds, for all groups of layers together.
+"""StateManager: the blocks and slots of the cache that each sequence uses, for all groups of layers.
 
 A group of paged layers has a pool of blocks, and each sequence a table of them. Where the group has a window, a
 sequence releases the blocks that none of its tokens to come can see. Recurrent layers have one pool of slots: a
@@ -18,9 +18,9 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.state import BLOCK_SIZE
 
 NONE = -1
-"""In place of a block that a window has left behind, or of a slot that is not held."""
+"""In place of a block that the window has left behind, or of a slot not allocated."""
 SNAPSHOT_BLOCKS = 32
-"""Snapshots of recurrent state are taken each time so many blocks are full, and at a prompt's last full block."""
+"""Blocks between two snapshots of recurrent state; one more is taken at a prompt's last full block."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class PagedBlocks:
         return self.state.first_visible(position) // self.pool.block_size
 
     def reusable(self, digests: Sequence[bytes]) -> list[bool]:
-        """For each number of blocks from 0, whether a sequence can go on behind so many blocks of these digests."""
+        """For each number of blocks from 0, whether a sequence can continue after that many blocks of these digests."""
         known, allowed = 0, [True]
         for count, digest in enumerate(digests, 1):
             known = known + 1 if digest in self.pool else 0
@@ -87,7 +87,7 @@ class PagedBlocks:
             table.append(self.pool.allocate(after=table[-1] if table else NONE))
 
     def trim(self, table: list[int], position: int) -> None:
-        """Give back the blocks of a table that no token from a position on can see."""
+        """Release the blocks of a table that no token from a position on can see."""
         stop = start = min(self.first_visible(position), len(table))
         while start and table[start - 1] != NONE:
             start -= 1
@@ -95,7 +95,7 @@ class PagedBlocks:
         table[start:stop] = [NONE] * (stop - start)
 
     def release(self, table: Sequence[int]) -> None:
-        """Give back all blocks of a table."""
+        """Release all blocks of a table."""
         self.pool.release([block for block in table if block != NONE])
 
 
@@ -137,14 +137,14 @@ class StateManager:
         return all(pool.free == pool.blocks for pool in self.pools)
 
     def share_prefix(self, sequence: SequenceState, blocks: int) -> int:
-        """Let a sequence that holds nothing take over what the cache has of its first blocks.
+        """Reuse what the cache has of the first blocks of a sequence that holds nothing.
 
         Args:
             sequence: its digests are known.
-            blocks: how many of its blocks may be taken over.
+            blocks: how many of its blocks may be reused.
 
         Returns:
-            How many tokens it need not compute.
+            The number of tokens that need not be computed.
         """
         digests = sequence.digests[:blocks]
         allowed = [group.reusable(digests) for group in self.groups]
@@ -157,7 +157,7 @@ class StateManager:
         return len(digests) * self.block_size
 
     def admit(self, sequence: SequenceState, start: int, stop: int, length: int) -> bool:
-        """Give a sequence what it needs to begin, where that is free; False, and nothing given, else.
+        """Allocate what a sequence needs to start; False, with nothing allocated, if too little is free.
 
         It gets the blocks of its whole length, which then follow each other where they can; of a group with a window
         those of its first step, if those that it will need later are free as well.
@@ -183,8 +183,8 @@ class StateManager:
         return True
 
     def grow(self, sequence: SequenceState, start: int, stop: int) -> bool:
-        """Give a running sequence the blocks for its tokens up to `stop`; False, and none given, where too few are
-        free. Those that no token from `start` on sees are released in either case."""
+        """Allocate a running sequence's blocks for its tokens up to `stop`; False, with none allocated, if too few are
+        free. Blocks that no token from `start` on can see are released in either case."""
         pairs = list(zip(self.groups, sequence.tables, strict=True))
         for group, table in pairs:
             group.trim(table, start)
@@ -228,11 +228,11 @@ class StateManager:
         slots.release([target])
 
     def _last_full(self, length: int) -> int:
-        """Where a sequence of so many tokens can be taken over at most: its last token is always computed."""
+        """The longest reusable prefix of a sequence of that many tokens: its last token is always computed."""
         return (length - 1) // self.block_size * self.block_size
 
     def release(self, sequence: SequenceState) -> None:
-        """Give back all that a sequence holds."""
+        """Release all blocks and slots of a sequence."""
         for group, table in zip(self.groups, sequence.tables, strict=False):
             group.release(table)
         held = [slot for slot in (sequence.slot, sequence.snapshot) if slot != NONE]

@@ -1,9 +1,8 @@
-"""Decode steps on a device: one token for each of some requests, as a replayed graph that feeds itself.
+"""Decode steps on a device: one token for each request, as a replayed graph that feeds itself.
 
-The tokens, their positions, the block tables and how each row is sampled lie in device memory, and a step moves them
-on. So the host can queue a step before it knows the tokens of the one before, and one step is one call: the launch of
-a graph. A graph is captured for each batch size, rounded up to a power of two; ROCFORGE_GRAPHS=0 queues the same
-kernels one by one.
+Tokens, positions, block tables and sampling parameters are in device memory, and a step advances them. So the host can
+queue a step before it knows the previous one's tokens, and a step is one call: the launch of a graph. A graph is
+captured for each batch size, rounded up to a power of two; ROCFORGE_GRAPHS=0 queues the same kernels one by one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.device.strided import a_thread_each
 
 ATTEMPTS = 3
-"""How often a step is captured until that succeeds: what another thread does can disturb a capture."""
+"""Attempts to capture a step: another thread's calls can invalidate a capture."""
 VARIANTS = 2
 """Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
@@ -44,7 +43,7 @@ class PendingStep:
 
     Attributes:
         requests: whose step it is.
-        arrays: what of it reaches the host: the tokens, and copies of what `logprob_arrays` gives.
+        arrays: its results for the host: the tokens, and copies of what `logprob_arrays` returns.
     """
 
     requests: list[Request]
@@ -56,7 +55,7 @@ class PendingStep:
 
 
 class Decoder:
-    """Queues decode steps on a stream, which is to be the current one.
+    """Queues decode steps on a stream, which must be the current one.
 
     Args:
         stream: on a GPU.
@@ -94,7 +93,7 @@ class Decoder:
         return PendingStep(self._requests, arrays)
 
     def forget(self) -> None:
-        """The host knows all tokens: the next step begins with them, whatever has become of the one before."""
+        """Start the next step from the host's tokens, not from the previous step's."""
         self._requests = []
 
     @property
@@ -103,7 +102,7 @@ class Decoder:
         return self._recorder.memory_reserved
 
     def trim(self) -> None:
-        """Drop the graphs, and give their memory back to the device. Nothing may be in flight."""
+        """Drop the graphs, and free their memory. Nothing may be in flight."""
         self.forget()
         _drop(self._plans, self._recorder)
 
@@ -161,7 +160,7 @@ class _Plan:
 
     @property
     def host_tokens(self) -> Any:
-        """Memory of the host: the tokens of the last step, until the next but one."""
+        """Pinned memory with the tokens of the last step, valid until the next but one."""
         return self._host_tokens[0][self._steps % 2]
 
     def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
@@ -179,7 +178,7 @@ class _Plan:
             self._sampler.become(sampler)
 
     def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
-        """Take over the requests' block tables, between two steps."""
+        """Upload the requests' block tables, between two steps."""
         stream.upload(self._padded_tables(requests), out=self._tables)
 
     def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:

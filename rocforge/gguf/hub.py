@@ -41,7 +41,7 @@ def _download(repository: str, quant: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     files, offline = _files(repository)
-    first = choose(files, quant)
+    first = select_file(files, quant)
     if first is None:
         have = ", ".join(sorted(files)) or "no GGUF file"
         raise FileNotFoundError(f"{repository} has no {quant or DEFAULT_QUANT} GGUF file; it has {have}")
@@ -73,7 +73,7 @@ def _files(repository: str) -> tuple[list[str], bool]:
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], True
 
 
-def choose(files: list[str], quant: str | None) -> str | None:
+def select_file(files: list[str], quant: str | None) -> str | None:
     """The file of a quantization (of a split set, its first); None where there is none or more than one fits."""
     firsts = [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
     wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-./]|$)", re.IGNORECASE)

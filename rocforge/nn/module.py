@@ -75,7 +75,8 @@ class Module:
     def observe(self, observer: Observer) -> Iterator[None]:
         """In this context, call `observer` with each output of this module.
 
-        The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs.
+        The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs. An
+        engine's decode steps have rows for a power of two of requests; those behind its requests mean nothing.
         """
         self.observers = (*self.observers, observer)
         try:

@@ -51,7 +51,7 @@ def run(check: Check, job: Job) -> dict[str, Any]:
         outcome = check.run(rng)
         failure = None
         if wrong := [name for name, error in outcome.errors.items() if not error.passes]:
-            failure = "off by more than it may be: " + ", ".join(wrong)
+            failure = "error above tolerance: " + ", ".join(wrong)
         found = {
             "errors": {name: error._asdict() for name, error in outcome.errors.items()},
             "figures": {name: figure._asdict() for name, figure in outcome.figures.items()},

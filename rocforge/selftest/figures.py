@@ -69,9 +69,9 @@ def _model(rng: np.random.Generator) -> Outcome:
     with Engine(model, cache_tokens=max(PROMPTS) + 64, max_batch_tokens=max(PROMPTS)) as engine:
         for prompt in PROMPTS:
             rate = prompt / _median_seconds(engine, rng, prompt, 1)
-            figures[f"pp{prompt}"] = Figure(rate, "tokens/s", by_products, "what its products alone would take")
+            figures[f"pp{prompt}"] = Figure(rate, "tokens/s", by_products, "the rate of its GEMMs alone")
         rate = GENERATED / _median_seconds(engine, rng, 1, GENERATED)
-        figures[f"tg{GENERATED}"] = Figure(rate, "tokens/s", by_reading, "what reading its weights alone would take")
+        figures[f"tg{GENERATED}"] = Figure(rate, "tokens/s", by_reading, "the rate of reading its weights alone")
     return Outcome(figures={f"{name} {RECIPE}, {test}": figure for test, figure in figures.items()})
 
 

@@ -158,4 +158,4 @@ def find_pre_tokenizer(name: str) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     except KeyError:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UnsupportedModelError(f"unknown pre-tokenizer tokenizer.ggml.pre = {name!r}; known: {known}") from None
+        raise UnsupportedModelError(f"tokenizer.ggml.pre is {name!r}; supported are {known}") from None

@@ -1,1 +1,1 @@
-"""Measures which numbers of rocforge.device.tuning are best on this card."""
+"""Measures the best values of rocforge.device.tuning on this card."""

@@ -1,4 +1,4 @@
-"""Tries the candidates of each field of Tuning, one field after the other, and keeps what is fastest and right."""
+"""Tries the candidates of each field of Tuning, one field after another, and selects the fastest correct one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rocforge.selftest.products import INT8
 from rocforge.tune.work import Sizes, Work, cases
 
 MARGIN = 0.02
-"""The share of time that a value has to save to replace the shipped one: measurements differ by less."""
+"""The share of time that a value must save to replace the shipped one: above measurement noise."""
 ON_MATRIX_UNIT = ("int8_tokens", "tile_blocks")
-"""Fields that say nothing on a card without a matrix unit."""
+"""Fields without effect on a card without a matrix unit."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was found for a field.
+class Setting:
+    """Measurements of a field.
 
     Attributes:
         name: of the field.
-        shipped, best: the value that is shipped for the card, and the one to use.
+        shipped, best: the shipped value for the card, and the one to use.
         seconds: the geometric mean over the cases, by value.
-        wrong: values with which a result was wrong, and how far off it was.
+        wrong: values with a wrong result, and its error.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Choice:
 
 def search(
     shipped: tuning.Tuning, sizes: Sizes, rng: np.random.Generator, begun: Callable[[str], None] = lambda name: None
-) -> Iterator[Choice]:
-    """The choices for the current device, each measured with those before it.
+) -> Iterator[Setting]:
+    """The settings of the current device, each measured with the best values of those before it.
 
     Args:
-        shipped: what is compared with.
+        shipped: the baseline.
         sizes: of what is measured.
         rng: of weights and activations.
         begun: called with each field's name, before it is measured.
@@ -69,11 +69,11 @@ def search(
         seconds, wrong = _seconds(name, sorted({usual, *candidates}), best, sizes, rng)
         if usual in wrong:
             error = f"off by {wrong[usual]:.2g}, where {INT8} is allowed"
-            raise DeviceError(f"with {name} at {usual}, as shipped, a result is {error}; rocforge selftest checks more")
+            raise DeviceError(f"with {name} at {usual}, as shipped, a result is {error}; run rocforge selftest")
         fastest = min(seconds, key=lambda value: seconds[value])
         chosen = fastest if seconds[fastest] < (1 - MARGIN) * seconds[usual] else usual
         best[name] = chosen
-        yield Choice(name, usual, chosen, seconds, wrong)
+        yield Setting(name, usual, chosen, seconds, wrong)
 
 
 def _seconds(
@@ -95,6 +95,6 @@ def _seconds(
 
 
 def _free(work: Work) -> None:
-    """Give the memory of a case back before the next."""
+    """Free the memory of a case before the next."""
     work.launches.clear()
     cupy_module().get_default_memory_pool().free_all_blocks()

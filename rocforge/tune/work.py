@@ -1,4 +1,4 @@
-"""Work to measure candidates by: launches over data larger than the caches, and what the first of them has to give."""
+"""Benchmarks for candidates: launches over data larger than the caches, and a check of the first one's result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKED_ROWS = 64
 
 
 class Work(NamedTuple):
-    """Launches that do the same on different memory, and what tells how far the result of one is off."""
+    """Launches of one computation on different memory, and the error of a result."""
 
     launches: list[Callable[[], Any]]
     error: Callable[[Any], float]
@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured.
+    """Sizes of the benchmarks.
 
     Attributes:
         matrices: shapes (rows, columns) of weights.
@@ -70,7 +70,7 @@ QUICK = Sizes(
     cache_nbytes=1 << 16,
     replays=2,
 )
-"""For a simulated card, and to see the command work."""
+"""For a simulated card, or a trial run."""
 
 
 def _copies(nbytes: int, sizes: Sizes) -> int:
@@ -118,7 +118,7 @@ def decode(sequences: int, context: int, sizes: Sizes, rng: np.random.Generator)
 
 
 def cases(name: str, sizes: Sizes) -> list[Callable[[np.random.Generator], Work]]:
-    """What makes the work that a field of Tuning is measured by."""
+    """Factories of the benchmarks of a field of Tuning."""
     partial = functools.partial
 
     def products(shapes: Sequence[tuple[int, int]], *tokens: int) -> list[Callable[[np.random.Generator], Work]]:

@@ -77,7 +77,7 @@ def test_wrong_device(to_fp16):
         pytest.skip("needs two devices")
     with cp.cuda.Device(1):
         x, y = cp.zeros(4, np.float32), cp.zeros(4, np.float16)
-    message = r'argument 0 \(x\): an array on gpu:0, the current device, .* not on gpu:1; .*with rf.Stream\("gpu:1"\)'
+    message = r'argument 0 \(x\): expected an array on gpu:0, .* got one on gpu:1; .*with rf.Stream\("gpu:1"\)'
     with pytest.raises(ValueError, match=message):
         to_fp16((1,), (256,), (x, y, 4))
 

@@ -196,7 +196,8 @@ def test_a_copy_on_the_null_stream_does_not(monkeypatch, rng):
 # ---- a generation
 
 
-GREEDY, SAMPLED = rf.SamplingParams(max_tokens=4, temperature=0), rf.SamplingParams(max_tokens=6, seed=3, top_p=0.9)
+GREEDY = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+SAMPLED = rf.SamplingParams(max_tokens=6, seed=3, top_p=0.9, ignore_eos=True)
 PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_penalty": 0.5, "logit_bias": {7: 3.0}}
 
 

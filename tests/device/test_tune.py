@@ -42,12 +42,14 @@ def test_command(tmp_path):
     found = json.loads(command("tune", "--quick", "--json", cache=tmp_path))
     card = card_of(0)
     assert (found["arch"], found["compute_units"]) == (card.family, card.compute_units)
-    names = [choice["name"] for choice in found["choices"]]
+    names = [setting["name"] for setting in found["settings"]]
     assert names == [name for name in tuned.CANDIDATES if name not in search.ON_MATRIX_UNIT or tuning.of(0).tile_tokens]
-    for choice in found["choices"]:
-        tried = {*tuned.CANDIDATES[choice["name"]], choice["shipped"]}
-        assert choice["best"] in tried and {*map(int, choice["seconds"])} == tried and not choice["wrong"]
-    changed = {choice["name"]: choice["best"] for choice in found["choices"] if choice["best"] != choice["shipped"]}
+    for setting in found["settings"]:
+        tried = {*tuned.CANDIDATES[setting["name"]], setting["shipped"]}
+        assert setting["best"] in tried and {*map(int, setting["seconds"])} == tried and not setting["wrong"]
+    changed = {
+        setting["name"]: setting["best"] for setting in found["settings"] if setting["best"] != setting["shipped"]
+    }
     shown = json.loads(command("info", "--json", cache=tmp_path))["tuning"]
     assert shown == {"shipped": tuning.shipped(card.arch).basis, "file": found["file"], "measured": changed}
 
@@ -62,8 +64,8 @@ def test_the_fastest_is_chosen(monkeypatch, rng):
     """Where it saves enough to be more than noise."""
     for times, best in (({128: 2.0, 64: 1.0}, 64), ({128: 1.0, 64: 0.99}, 128), ({128: 1.0, 256: 2.0}, 128)):
         steady(monkeypatch, times)
-        (choice,) = search.search(tuning.shipped(card_of(0).arch), QUICK, rng)
-        assert (choice.shipped, choice.best, choice.seconds) == (128, best, pytest.approx(times))
+        (setting,) = search.search(tuning.shipped(card_of(0).arch), QUICK, rng)
+        assert (setting.shipped, setting.best, setting.seconds) == (128, best, pytest.approx(times))
 
 
 def test_a_wrong_result_is_not_chosen(monkeypatch, rng):
@@ -75,8 +77,8 @@ def test_a_wrong_result_is_not_chosen(monkeypatch, rng):
         return [lambda rng: Work([lambda: None], error)]
 
     monkeypatch.setattr(search, "cases", lambda name, sizes: case(64))
-    (choice,) = search.search(tuning.shipped(card_of(0).arch), QUICK, rng)
-    assert (choice.best, choice.wrong) == (128, {64: 1.0})
+    (setting,) = search.search(tuning.shipped(card_of(0).arch), QUICK, rng)
+    assert (setting.best, setting.wrong) == (128, {64: 1.0})
     monkeypatch.setattr(search, "cases", lambda name, sizes: case(128))
     with pytest.raises(DeviceError, match="with gemv_threads at 128, as shipped, a result is off by 1"):
         list(search.search(tuning.shipped(card_of(0).arch), QUICK, rng))

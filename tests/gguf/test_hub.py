@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from rocforge.gguf.hub import choose, resolve
+from rocforge.gguf.hub import resolve, select_file
 
 FILES = [
     "m-Q4_K_M.gguf",
@@ -35,13 +35,13 @@ FILES = [
 )
 def test_choose(quant, expected):
     """By quantization, whole words, case aside; the first of a set; Q4_K_M where none is said."""
-    assert choose(FILES, quant) == expected
+    assert select_file(FILES, quant) == expected
 
 
 def test_choose_the_only_one():
     """A repository with one file needs no quantization said; with two of which none is the default it does."""
-    assert choose(["model.gguf"], None) == "model.gguf"
-    assert choose(["a-Q8_0.gguf", "b-Q6_K.gguf"], None) is None
+    assert select_file(["model.gguf"], None) == "model.gguf"
+    assert select_file(["a-Q8_0.gguf", "b-Q6_K.gguf"], None) is None
 
 
 @pytest.mark.parametrize("name", ["hf:owner", "hf:a/b/c", "hf:../x", "hf:a/b:c:d"])

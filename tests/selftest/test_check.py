@@ -16,7 +16,7 @@ JOB = Job("order", True, 7)
 def test_bounds(value, passes):
     """No number is within no bound."""
     found = run(Check("one", lambda rng: Outcome({"x": Error(value, 1.0), "y": Error(0.0, 0.0)})), JOB)
-    assert found["failure"] == (None if passes else "off by more than it may be: x")
+    assert found["failure"] == (None if passes else "error above tolerance: x")
 
 
 def test_exact():

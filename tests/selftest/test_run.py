@@ -47,8 +47,8 @@ def test_all_pass(found):
 
 
 def test_a_failure_is_one(found):
-    failures, _ = found('{"second": "off by more than it may be"}')
-    assert failures == {"first": None, "second": "off by more than it may be", "third": None, "fourth": None}
+    failures, _ = found('{"second": "error above tolerance"}')
+    assert failures == {"first": None, "second": "error above tolerance", "third": None, "fourth": None}
 
 
 def test_an_end_is_the_failure_of_what_ran(found):

@@ -345,9 +345,9 @@ def test_attributes(byte_level, sentencepiece):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "bert"}, UnsupportedModelError, "'bert'; known: gpt2, llama"),
-        ({"model": None}, UnsupportedModelError, "known: gpt2, llama"),
-        ({"pre": "martian"}, UnsupportedModelError, r"'martian'; known: .*llama-bpe.*qwen2"),
+        ({"model": "bert"}, UnsupportedModelError, "'bert'; supported are gpt2 and llama"),
+        ({"model": None}, UnsupportedModelError, "supported are gpt2 and llama"),
+        ({"pre": "martian"}, UnsupportedModelError, r"'martian'; supported are .*llama-bpe.*qwen2"),
         ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": [1, 2]}, GGUFError, "tokenizer.ggml.tokens"),
@@ -375,7 +375,7 @@ def test_vocabularies_that_would_take_for_ever(sentencepiece):
     tokens = [*sentencepiece["tokenizer.ggml.tokens"], *lengths]
     scores = [*sentencepiece["tokenizer.ggml.scores"].tolist(), *[0.0] * len(lengths)]
     types = sentencepiece["tokenizer.ggml.token_type"]
-    for kind, message in ((NORMAL, "lengths, too many"), (CONTROL, "at most 1024 characters, not of 1999")):
+    for kind, message in ((NORMAL, "lengths: too many"), (CONTROL, "at most 1024 characters, not of 1999")):
         start = time.process_time()
         with pytest.raises(GGUFError, match=message):
             tokenizer(sentencepiece, tokens=tokens, scores=scores, token_type=[*types, *[kind] * len(lengths)])
