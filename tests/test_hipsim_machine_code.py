@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from offline import card_with
 
+from rocforge.device import tuning
+from rocforge.device.kernels import macros
+
 HIPSIM = Path(__file__).parent / "hipsim"
 _spec = importlib.util.spec_from_file_location("hipsim_machine_code", HIPSIM / "machine_code.py")
 machine_code = importlib.util.module_from_spec(_spec)
@@ -50,7 +53,8 @@ def test_arguments_are_aligned():
 def test_code_in_memory(target):
     """The kernels of a source, compiled for a target, lie in memory as their descriptors say."""
     arch = TARGETS[target]
-    module = machine_code.Module("norm.hip", {}, card_with(target))
+    card = card_with(target)
+    module = machine_code.Module("norm.hip", macros("norm.hip", {}, card, tuning.shipped(card.arch)), card)
     assert module.arch == arch and {"rf_rms_norm.kd", "rf_layer_norm.kd"} <= set(module.symbols)
     descriptor = module._memory[module.symbols["rf_rms_norm.kd"] :][:64]
     entry = module.symbols["rf_rms_norm.kd"] + int.from_bytes(descriptor[16:24], "little", signed=True)

@@ -46,7 +46,7 @@ def test_other_targets(arch):
 def test_two_lanes_swapped(arch, tmp_path):
     for name in ("rocforge", "rawkernels"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    fragments = tmp_path / "rawkernels" / "fragments.h"
+    fragments = tmp_path / "rawkernels" / "target" / "fragments.h"
     text = fragments.read_text()
     for place in ("tile + lane() % 16 * stride", "part_row(u32) { return lane() % 16; }"):
         assert place in text

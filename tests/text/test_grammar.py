@@ -147,9 +147,10 @@ def test_masks_are_bounded(loaded, compiler, monkeypatch, source):
     monkeypatch.setattr("rocforge.text.grammar.PATIENCE", 0.1)
     monkeypatch.setattr("rocforge.text.grammar.PATIENCE_PER_TOKEN", 0.0)
     model, tokenizer = loaded
-    dear = compiler.lark(source)
+    dear, endless = compiler.lark(source), dict.fromkeys(tokenizer.eog_token_ids, -100.0)
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        bad = engine.add([1, 2], SamplingParams(temperature=1, seed=1, ignore_eos=True, max_tokens=900), dear)
+        params = SamplingParams(temperature=1, seed=1, logit_bias=endless, max_tokens=900)
+        bad = engine.add([1, 2], params, dear)
         good = engine.add([1, 2], SamplingParams(temperature=0, max_tokens=30))
         errors, longest = {}, 0.0
         while engine.busy:
