@@ -83,7 +83,7 @@ class Server:
 def requests(count: int, model: str) -> list[dict]:
     """Bodies of mixed lengths, the same every time; prompts begin alike here and there."""
     chance = random.Random(0)
-    source = (ROOT / "rocforge" / "service.py").read_text()
+    source = (ROOT / "rocforge" / "engine" / "service.py").read_text()
     bodies = []
     for seed in range(count):
         start = chance.choice([0, 0, 500, chance.randrange(len(source) // 2)])
