@@ -39,13 +39,13 @@ def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
 
 
 class Stream(NamedTuple):
-    """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's Entry gives."""
+    """The residual stream x (tokens, dim); and, if the step before has made it, what the next one's FusedNorm gives."""
 
     x: Any
     normed: Any = None
 
 
-class Entry:
+class FusedNorm:
     """A hidden norm and the plain products of its result, which it gives in the form that they take."""
 
     def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
@@ -57,28 +57,27 @@ class Entry:
         return rms_norm_for(self.weights, stream.x, self.norm.weight, self.norm.eps)
 
 
-def _entry(norm: Module | None, layers: Sequence[Module]) -> Entry | None:
+def _fused_norm(norm: Module | None, layers: Sequence[Module]) -> FusedNorm | None:
     plain = [layer for layer in layers if is_plain(layer, Linear)]
-    return Entry(norm, plain) if is_hidden(norm, RMSNorm) and len(plain) == len(layers) else None
+    return FusedNorm(norm, plain) if is_hidden(norm, RMSNorm) and len(plain) == len(layers) else None
 
 
 class _Step:
     """Carries the stream past a mixer: `x + post(mixer(pre(x)))`.
 
     Attributes:
-        entry: how the stream enters, where that is fused.
-        shared: the mixer before has made what this one takes; or the one after this takes the same.
+        norm_in: the norm before the mixer, where it is fused with the products after it.
     """
 
-    entry: Entry | None = None
+    norm_in: FusedNorm | None = None
 
     def __init__(self, mixer: Module, pre: Module | None, post: Module | None):
         self.mixer, self.pre, self.post = mixer, pre, post
 
     def enter(self, stream: Stream) -> Any:
         """The mixer's x."""
-        if self.entry is not None:
-            return self.entry(stream)
+        if self.norm_in is not None:
+            return self.norm_in(stream)
         return stream.x if self.pre is None else self.pre(stream.x)
 
     def leave(self, x: Any, y: Any) -> Stream:
@@ -87,8 +86,8 @@ class _Step:
             return Stream(rms_norm(y, self.post.weight, self.post.eps, residual=x))
         return Stream(add(x, y if self.post is None else self.post(y)))
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
-        """The stream past this step; `following` is how it enters the next one."""
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
+        """The stream past this step; `following` is the next one's norm, where that is fused."""
         raise NotImplementedError
 
 
@@ -99,7 +98,7 @@ class _Called(_Step):
         super().__init__(mixer, pre, post)
         self.stateful = stateful
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         y = self.enter(stream)
         return self.leave(stream.x, self.mixer(y, batch) if self.stateful else self.mixer(y))
 
@@ -107,12 +106,12 @@ class _Called(_Step):
 class _CalledBlock:
     """A block that is called."""
 
-    entry = None
+    norm_in = None
 
     def __init__(self, block: Module):
         self.block = block
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         return Stream(self.block(stream.x, batch))
 
 
@@ -122,7 +121,7 @@ class _Projected(_Step):
     def __init__(self, mixer: Any, pre: Module | None, post: Module | None, last: Module):
         super().__init__(mixer, pre, post)
         self.layers, self.last = mixer.projections, last
-        self.entry = _entry(pre, self.layers)
+        self.norm_in = _fused_norm(pre, self.layers)
         self.adds = post is None and is_hidden(last, Linear) and not mixer.observers
         self.last_weight = last.weight if is_plain(last, Linear) else None
 
@@ -132,7 +131,7 @@ class _Projected(_Step):
         ys = iter(linears(x, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else ())
         return [layer.observed(next(ys)) if is_plain(layer, Linear) else layer(x) for layer in self.layers]
 
-    def finish(self, x: Any, y: Any, following: Entry | None) -> Stream:
+    def finish(self, x: Any, y: Any, following: FusedNorm | None) -> Stream:
         """The stream x past the mixer, whose last product takes y."""
         if not self.adds:
             return self.leave(x, self.mixer.observed(self.last(y)))
@@ -152,7 +151,7 @@ class _Attention(_Projected):
         self.fuses_norms = mixer.norms == "head" and all(is_hidden(norm, RMSNorm) for norm in norms)
         self.calls_norms = mixer.norms is not None and not self.fuses_norms
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         attn = self.mixer
         q, k, v, gate = attn.split(self.project(self.enter(stream)))
         fused = {}
@@ -175,7 +174,7 @@ class _MLP(_Projected):
         gated = type(mixer) is MLP and len(self.layers) == 2
         self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         x = self.enter(stream)
         if self.fuses_gate:
             gate, up = self.layers
@@ -189,7 +188,7 @@ class _MLP(_Projected):
 class _MoE(_Step):
     """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
 
-    def __call__(self, stream: Stream, batch: Batch, following: Entry | None) -> Stream:
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         moe, x = self.mixer, stream.x
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
         if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
@@ -226,7 +225,7 @@ class Fused:
     """
 
     def __init__(self, blocks: Sequence[Module], norm: Module, output: Module):
-        self.norm, self.entry = norm, _entry(norm, [output])
+        self.norm, self.norm_in = norm, _fused_norm(norm, [output])
         self._steps: list[Any] = []
         self._seen: dict[int, Module] = {}  # steps after which an observed block's output is there
         for block in blocks:
@@ -237,8 +236,8 @@ class Fused:
                 self._steps.append(_CalledBlock(block))
         ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
         self.frequencies = list(ropes.values())
-        entries = [step.entry for step in self._steps[1:]]
-        self._following = [*entries, self.entry]
+        norms = [step.norm_in for step in self._steps[1:]]
+        self._following = [*norms, self.norm_in]
 
     def __call__(self, x: Any, batch: Batch, rows: Any = None) -> Stream:
         """The stream x (tokens, dim) past all blocks.
@@ -258,4 +257,4 @@ class Fused:
 
     def leave(self, stream: Stream, plain: bool = False) -> Any:
         """The stream normalized: as the output takes it, or as an array (rows, dim)."""
-        return self.norm(stream.x) if plain or self.entry is None else self.entry(stream)
+        return self.norm(stream.x) if plain or self.norm_in is None else self.norm_in(stream)

@@ -158,10 +158,10 @@ class InFp16(dict):
         return values.astype(np.float16)
 
 
-IN_HALVES = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in MODELS if recipe == "Q8_0"})
+IN_FP16 = ["llama", "gpt-oss"] if SIMULATED else sorted({variant for variant, recipe in MODELS if recipe == "Q8_0"})
 
 
-@pytest.mark.parametrize("variant", IN_HALVES)
+@pytest.mark.parametrize("variant", IN_FP16)
 def test_logits_with_fp16_weights(tmp_path, rng, variant):
     """Weights in float16: of few tokens nothing else is rounded but keys and values; of many the activations are, too.
 
