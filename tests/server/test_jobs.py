@@ -38,7 +38,7 @@ def test_ended_requests_leave_nothing(server, monkeypatch, end):
     monkeypatch.setattr(server.service, "submit", noting)
     body = {**PROMPT, "regex": "[ab]{900}", "stream": end != "finished"}
     if end == "deadline":
-        body |= {"max_tokens": 900, "timeout": 0.01}
+        body |= {"max_tokens": 900, "timeout": 0.3}  # after the grammar is compiled, before 900 tokens
     if end == "client leaves":
         with server.client.stream("POST", "/v1/completions", json={**body, "max_tokens": 900}) as answer:
             next(answer.iter_lines())
