@@ -34,6 +34,17 @@ def rng(request):
     return np.random.default_rng([request.config.option.seed, zlib.crc32(request.node.nodeid.encode())])
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder for compiled kernels and tuning, which does not exist yet."""
+    from rocforge.device import kernel_cache
+
+    monkeypatch.setenv("ROCFORGE_CACHE_DIR", str(tmp_path / "a" / "kernels"))
+    kernel_cache.folder.cache_clear()
+    yield tmp_path / "a" / "kernels"
+    kernel_cache.folder.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The path of a wheel built from the checkout."""

@@ -8,15 +8,6 @@ import pytest
 from rocforge.device import kernel_cache
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache folder, which does not exist yet."""
-    monkeypatch.setenv("ROCFORGE_CACHE_DIR", str(tmp_path / "a" / "kernels"))
-    kernel_cache.folder.cache_clear()
-    yield tmp_path / "a" / "kernels"
-    kernel_cache.folder.cache_clear()
-
-
 def test_stored_and_found(cache):
     """What is stored is found, by its parts in their order, and by nothing else."""
     path = kernel_cache.file_of("hip 7", "gfx1100", "text")

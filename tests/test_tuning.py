@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from rocforge.device import geometry, kernel_cache, tuned, tuning
+from rocforge.device import geometry, tuned, tuning
 from rocforge.device.cards import AMD, Card
 from rocforge.device.kernels import macros, source_folder, source_text, tuned_names, variants
 from rocforge.device.tuning import TABLE, Tuning, shipped
@@ -61,14 +61,6 @@ def test_decode_attention_fits(head_dim, group, wave):
 def test_a_gated_block_has_whole_runs():
     """Of 32 rows, which share a scale, for any number of tokens."""
     assert all(geometry.gated_rows(entry, tokens) % 32 == 0 for entry in TABLE.values() for tokens in range(1, 9))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROCFORGE_CACHE_DIR", str(tmp_path))
-    kernel_cache.folder.cache_clear()
-    yield tmp_path
-    kernel_cache.folder.cache_clear()
 
 
 def test_measured_values_are_found(cache):

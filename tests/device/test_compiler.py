@@ -9,21 +9,13 @@ import cupy as cp
 import numpy as np
 import pytest
 
-from rocforge.device import compile_process, compiler, kernel_cache
+from rocforge.device import compile_process, compiler
 from rocforge.device.cards import card_of
 from rocforge.device.compile_process import CompileProcess
 from rocforge.device.compile_program import CompileError, compile_program
 
 ADD = 'extern "C" __global__ void add(int* x, int n) {{ if (threadIdx.x < n) x[threadIdx.x] += {}; }}'
 """A program for a number."""
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROCFORGE_CACHE_DIR", str(tmp_path))
-    kernel_cache.folder.cache_clear()
-    yield tmp_path
-    kernel_cache.folder.cache_clear()
 
 
 def result(module):
