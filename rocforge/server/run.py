@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -133,6 +134,7 @@ def _run_engine(
     engine, tokenizer = load_engine()
     with engine:
         server = EngineServer(engine, tokenizer, listener, max_queue, table)
+        gc.freeze()  # a collection that looks at all of a model takes longer than a step
         notes.ready()
         server.run()
 
