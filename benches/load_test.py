@@ -79,7 +79,8 @@ class Server:
         """Memory of all its processes, in MiB; what they share counts once."""
         pids = [self.process.pid]
         for pid in pids:
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
         return sum(map(proportional, pids)) / 1024
 
 

@@ -252,7 +252,7 @@ def test_an_engine_that_is_started_again(model_file):
 
 def test_a_server_that_is_killed(model_file):
     """No process outlives the one that was started."""
-    with serving(model_file, processes=2) as (process, url), streaming(url, regex="[a-z]*", ignore_eos=False):
+    with serving(model_file, processes=2) as (process, url), streaming(url, regex="[a-z]{3000}", ignore_eos=False):
         everyone = descendants(process.pid)
         assert len(everyone) >= 5, "itself, the engine, two for HTTP, and those of the grammar"
         process.kill()

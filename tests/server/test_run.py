@@ -59,7 +59,8 @@ def descendants(pid):
     """A process and all that it has started."""
     found = [pid]
     for one in found:
-        found += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        for task in Path(f"/proc/{one}/task").iterdir():  # children are listed by the thread that has started them
+            found += map(int, (task / "children").read_text().split())
     return found
 
 
