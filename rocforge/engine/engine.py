@@ -115,7 +115,7 @@ class Engine:
             state = StateManager((group.state for group in cache.paged), blocks, slots, cache.copy_slot)
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests)
             if model.device != "cpu":
-                self._decoder = Decoder(self._stream, model, cache, blocks_for(self.limit))
+                self._decoder = Decoder(self._stream, model, cache, blocks_for(self.limit), max_requests)
 
     def __enter__(self) -> Engine:
         return self
@@ -239,8 +239,8 @@ class Engine:
                 return chunks, self._decode(self._decoder.launch([chunk.request for chunk in chunks]))
             if self._decoder:
                 self._decoder.forget()
-            logits = self._run(chunks)
-            return chunks, sample_tokens(logits, [chunk.request for chunk in chunks if chunk.needs_logits])
+            logits, requests = self._run(chunks), [chunk.request for chunk in chunks if chunk.needs_logits]
+            return chunks, (self._decoder.sample if self._decoder else sample_tokens)(logits, requests)
 
     def _free_unused_memory(self) -> None:
         """Drop the graphs with their memory, and preempt all requests: a failed step leaves their state undefined."""

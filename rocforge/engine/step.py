@@ -17,22 +17,19 @@ import numpy as np
 
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.device.streams import Download, Stream, shared_array
+from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
 from rocforge.engine.request import Request
-from rocforge.engine.sampler import SampledToken, device_sampler, logprob_arrays, sampled_tokens
+from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
 from rocforge.engine.state import NONE
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.device.sampling import Sampler
 from rocforge.ops.device.strided import a_thread_each
 
 ATTEMPTS = 3
 """Attempts to capture a step: another thread's calls can invalidate a capture."""
-VARIANTS = 2
-"""Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
 
 advance_decode = Kernel("decode.hip", "advance_decode", f"{'int32* ' * 6}uint32 uint32 uint32 uint32")
 
@@ -43,15 +40,15 @@ class PendingStep:
 
     Attributes:
         requests: whose step it is.
-        arrays: its results for the host: the tokens, and copies of what `logprob_arrays` returns.
+        sampled: their tokens.
     """
 
     requests: list[Request]
-    arrays: list[Download]
+    sampled: PendingTokens
 
     def tokens(self) -> list[SampledToken]:
         """The token of each request; waits for the step."""
-        return sampled_tokens(self.requests, *[array.get() for array in self.arrays])
+        return self.sampled.get()
 
 
 class Decoder:
@@ -62,14 +59,17 @@ class Decoder:
         model: on that GPU.
         cache: its cache, there.
         width: blocks of the longest sequence.
+        max_requests: in a step.
     """
 
-    def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
+    def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int, max_requests: int):
         self._stream, self._model, self._cache, self._width = stream, model, cache, width
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._recorder = GraphRecorder(stream.device)
-        self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
+        self._plans: dict[int, _Plan] = {}  # the last used is the last
         self._requests: list[Request] = []
+        self._steps: list[int] = []
+        self._sampler = DeviceSampler(stream, model.config.vocabulary, _rows_for(max_requests))
         self._table_lengths: list[list[int]] = []
         weakref.finalize(self, _drop, self._plans, self._recorder).atexit = False
 
@@ -88,9 +88,14 @@ class Decoder:
             plan.set_tables(requests, self._stream)
             self._table_lengths = lengths
         plan.run(self._graphs)
-        reported = logprob_arrays(plan.logits, plan.tokens, requests)
-        arrays = [self._stream.written(plan.host_tokens), *map(self._stream.download, reported)]
-        return PendingStep(self._requests, arrays)
+        sampled = self._sampler.launch(plan.logits, requests, range(len(requests)), self._steps)
+        self._steps = [step + 1 for step in self._steps]
+        return PendingStep(self._requests, sampled)
+
+    def sample(self, logits: Any, requests: Sequence[Request]) -> list[SampledToken]:
+        """The next token of each request, from its row of the logits of another step."""
+        steps = [len(request.output) for request in requests]
+        return self._sampler.launch(logits, requests, range(len(requests)), steps).get()
 
     def forget(self) -> None:
         """Start the next step from the host's tokens, not from the previous step's."""
@@ -107,23 +112,17 @@ class Decoder:
         _drop(self._plans, self._recorder)
 
     def _begin(self, requests: Sequence[Request]) -> None:
-        vocabulary = self._model.config.vocabulary
-        rows = 1 << (len(requests) - 1).bit_length()
-        biases = sum(len(request.params.logit_bias) for request in requests)
-        room = 1 << max(biases - 1, 15).bit_length() if biases else 0
-        sampler = device_sampler(requests, vocabulary, rows, room)
-        key = rows, sampler.counts is not None, room
-        plan = self._plans.pop(key, None) or self._new_plan(rows, sampler)
-        plan.begin(requests, sampler, self._stream)
-        self._plans[key], self._requests = plan, list(requests)
+        rows = _rows_for(len(requests))
+        tokens = self._sampler.last_tokens[:rows]
+        plan = self._plans.pop(rows, None) or _Plan(self._model, self._cache, self._width, tokens, self._recorder)
+        plan.begin(requests, self._stream)
+        self._plans[rows], self._requests = plan, list(requests)
+        self._steps = [len(request.output) for request in requests]
         self._table_lengths = _table_lengths(requests)
 
-    def _new_plan(self, rows: int, sampler: Sampler) -> _Plan:
-        others = [key for key in self._plans if key[0] == rows]
-        if len(others) >= VARIANTS:
-            self._stream.synchronize()
-            del self._plans[others[0]]
-        return _Plan(self._model, self._cache, self._width, sampler, self._recorder)
+
+def _rows_for(requests: int) -> int:
+    return 1 << (requests - 1).bit_length()
 
 
 def _table_lengths(requests: Sequence[Request]) -> list[list[int]]:
@@ -139,43 +138,37 @@ def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:
 class _Plan:
     """The memory of a decode step of some size, and its graph.
 
+    Args:
+        tokens: int32 (rows,): the last token of each row.
+
     Attributes:
-        tokens: int32 (rows,): the last token of each row; a step replaces it with the next one.
         logits: of the last step.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: GraphRecorder):
-        rows, groups, cupy = len(sampler.parameters), len(cache.paged), cupy_module()
-        self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
-        self._inputs = cupy.zeros((6 + groups + groups * width, rows), np.int32)
-        self.tokens, self._next, self._positions, self._lengths, step, self._state_slots = self._inputs[:6]
-        self._step_number, self._slots = step[:1], self._inputs[6 : 6 + groups]
-        self._tables = self._inputs[6 + groups :].reshape(groups, rows, width)
-        self._host_tokens, self._steps = shared_array((2, rows), np.int32), 0
+    def __init__(self, model: Transformer, cache: KVCache, width: int, tokens: Any, recorder: GraphRecorder):
+        rows, groups, cupy = len(tokens), len(cache.paged), cupy_module()
+        self._model, self._cache, self._tokens, self._recorder = model, cache, tokens, recorder
+        self._inputs = cupy.zeros((5 + groups + groups * width, rows), np.int32)
+        self._next, self._positions, self._lengths, step, self._state_slots = self._inputs[:5]
+        self._step_number, self._slots = step[:1], self._inputs[5 : 5 + groups]
+        self._tables = self._inputs[5 + groups :].reshape(groups, rows, width)
         self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
         self.logits: Any = None
         self._warm, self._attempts, self._fused = False, ATTEMPTS, model.fused
         self._graph: tuple[Any, Any] | None = None
         self._observed: list[tuple[Observer, Any]] = []
 
-    @property
-    def host_tokens(self) -> Any:
-        """Pinned memory with the tokens of the last step, valid until the next but one."""
-        return self._host_tokens[0][self._steps % 2]
-
-    def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
+    def begin(self, requests: Sequence[Request], stream: Stream) -> None:
         """Put these requests in the rows, from the first; the rest are idle."""
         inputs, tables = np.zeros(self._inputs.shape, np.int32), self._padded_tables(requests)
-        tokens, positions, slots = inputs[0], inputs[1], inputs[5]
+        tokens, positions, slots = np.zeros(self._tokens.shape, np.int32), inputs[0], inputs[4]
         positions[:], slots[:] = -1, NONE
         for row, request in enumerate(requests):
             tokens[row], positions[row] = request.tokens(request.length - 1, request.length)[0], request.length - 1
             slots[row] = request.state.slot
-        inputs[6 + len(tables) :] = tables.reshape(-1, inputs.shape[1])
+        inputs[5 + len(tables) :] = tables.reshape(-1, inputs.shape[1])
         stream.upload(inputs, out=self._inputs)
-        self._steps = 0
-        if sampler is not self._sampler:
-            self._sampler.become(sampler)
+        stream.upload(tokens, out=self._tokens)
 
     def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
         """Upload the requests' block tables, between two steps."""
@@ -206,7 +199,6 @@ class _Plan:
             graph, self.logits = self._graph
             graph.launch()
             replay(self._observed)
-        self._steps += 1
 
     def _step(self) -> Any:
         groups, rows, width = self._tables.shape
@@ -214,6 +206,4 @@ class _Plan:
         advance_decode(*a_thread_each(rows), (*args, groups, rows, width, self._cache.block_size))
         paging = [Paging(*pair) for pair in zip(self._slots, self._tables, strict=True)]
         batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._state_slots)
-        logits = self._model(self.tokens, batch)
-        self._sampler(logits, self.tokens, self._host_tokens[1], self._step_number)
-        return logits
+        return self._model(self._tokens, batch)

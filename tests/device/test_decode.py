@@ -145,7 +145,7 @@ def launched(model):
     with rf.Stream("gpu") as stream, launches_recorded(kernels.append), rf.Engine(model, cache_tokens=64) as engine:
         state = SequenceState([[0] for _ in engine.cache.paged])
         request = Request([1], rf.SamplingParams(temperature=0), state=state)
-        decode.Decoder(stream, model, engine.cache, 2).launch([request])
+        decode.Decoder(stream, model, engine.cache, 2, 1).launch([request])
     return [kernel.name for kernel in kernels]
 
 
