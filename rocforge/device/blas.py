@@ -127,7 +127,7 @@ def _cublas() -> ctypes.CDLL:
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, size]
-    matrix = [pointer, number, number]  # address, type, elements between rows
-    sizes = [number] * 5
-    library.cublasGemmEx.argtypes = [pointer, *sizes, pointer, *matrix, *matrix, pointer, *matrix, number, number]
+    matrix = (pointer, number, number)  # address, type, elements between rows
+    sizes = (number,) * 5
+    library.cublasGemmEx.argtypes = (pointer, *sizes, pointer, *matrix, *matrix, pointer, *matrix, number, number)
     return library

@@ -19,7 +19,9 @@ class GraphRecorder:
     """Captures steps as graphs, on a stream of its own, in a memory pool for steps only.
 
     What a step frees as it is captured is used by the next one's: graphs share their memory, their results included, so
-    they must run one after another. On ROCm a failed capture makes its stream unusable. So it is not the engine's, and is replaced after a failure.
+    they must run one after another.
+
+    On ROCm a failed capture makes its stream unusable. So it is not the engine's, and is replaced after a failure.
     """
 
     def __init__(self, device: str):
@@ -44,7 +46,7 @@ class GraphRecorder:
     def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
         """A graph of a step, and the array that it returns, which the next launch of any graph may overwrite.
 
-        None, with a warning, if the capture fails. CuPy raises NotImplementedError where it refuses to capture a library.
+        None, with a warning, if the capture fails: where CuPy refuses a library, with NotImplementedError.
         """
         cuda, returned, failure = cupy_module().cuda, None, None
         errors = (

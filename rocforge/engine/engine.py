@@ -1,7 +1,7 @@
 """Engine: the step loop. Schedule, run the model on a flat batch, sample, return tokens.
 
-On a GPU, steps are queued one ahead of the tokens that the host has read. An engine belongs to the thread that calls it. `with Engine(model) as engine` frees everything at the end, also after an
-error.
+On a GPU, steps are queued one ahead of the tokens that the host has read. An engine belongs to the thread that calls
+it. `with Engine(model) as engine` frees everything at the end, also after an error.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class Engine:
             if model.device != "cpu":
                 width = blocks_for(self.limit)
                 self._runner = StepRunner(self._stream, model, cache, max_batch_tokens, max_requests, width)
-            sizes = self._runner.sizes if self._runner else ()
-            self.scheduler = Scheduler(state, max_batch_tokens, max_requests, sizes)
+            step_sizes = self._runner.sizes if self._runner else []
+            self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
     def __enter__(self) -> Engine:
         return self

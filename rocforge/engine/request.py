@@ -24,8 +24,9 @@ class Status(enum.Enum):
 class Constraint(Protocol):
     """A logits processor for a request's text, such as a grammar. Its errors fail this request only."""
 
-    def mask(self, logits: np.ndarray[Any, Any]) -> None:
-        """Put -inf in a row of logits (vocabulary,) where a token may not come next."""
+    def bits(self) -> np.ndarray[Any, Any]:
+        """Which tokens may come next: uint32, a bit for each token from the least significant on. Those past its end
+        may not."""
 
     def accept(self, token: int) -> None:
         """Note the token that was sampled."""

@@ -12,8 +12,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder

@@ -22,7 +22,7 @@ def run(prompt, decodes, seconds, most=2048, target=TARGET):
 
 
 def on_a_gpu(decodes, prompt_tokens, done):
-    """Seconds of an 8B on a GPU that decodes in 3 ms and takes 35,000 prompt tokens a second, fewer at long contexts."""
+    """Seconds of an 8B that decodes in 3 ms and takes 35,000 prompt tokens a second, fewer at long contexts."""
     return 0.003 + 2e-5 * decodes + prompt_tokens * (1 / 35_000 + 5e-10 * done)
 
 
