@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rocforge.device.streams import Download, Stream, shared_array
-from rocforge.engine.request import Constraint, Request, Status
+from rocforge.engine.request import Request, Status
 from rocforge.errors import NonFiniteError
 from rocforge.ops.device.sampling import NONE_ALLOWED, Sampler, count_tokens, logprobs_device
 from rocforge.ops.sampling import NOT_FINITE, NOTHING_ALLOWED, Logprobs, logprobs, masked, sample
+
+Watched: TypeAlias = list[tuple[int, Request]]
 
 
 class SampledToken(NamedTuple):
@@ -59,6 +61,7 @@ class DeviceSampler:
         self._sampler = Sampler(vocabulary, slots)
         self._holders: list[Callable[[], Request | None]] = [_nobody] * slots
         self._steps = [0] * slots  # that the next launch has to be of, for the counts to be right
+        self._watched = np.zeros(slots, bool)  # requests with a constraint, or that want log-probabilities
 
     @property
     def last_tokens(self) -> Any:
@@ -80,18 +83,21 @@ class DeviceSampler:
             if self._holders[slot]() is not request or self._steps[slot] != step:
                 self._begin(request, slot, slots)
             self._steps[slot] = step + 1
-        masks, errors = _masks(requests)
+        watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
+        masks, errors = _masks(watched)
         host_tokens, there = shared_array((len(requests),), np.int32)
         self._sampler(logits, slots, steps, masks, there, self._stream.upload)
-        tokens = self._stream.written(host_tokens)
-        return PendingTokens(requests, tokens, self._reports(logits, requests, slots), errors)
+        tokens, reports = self._stream.written(host_tokens), self._reports(logits, watched, slots)
+        return PendingTokens(tokens, watched, reports, errors)
 
     def _begin(self, request: Request, slot: int, slots: Sequence[int]) -> None:
-        counts = None
-        if request.params.counts_tokens:
+        params, counts = request.params, None
+        self._holders[slot] = _nobody
+        if params.counts_tokens:
             self._end_all_but(slots)
             counts = count_tokens(request.prompt, request.output, self._vocabulary)
-        self._sampler.begin(slot, request.params, counts, self._stream.upload)
+        self._sampler.begin(slot, params, counts, self._stream.upload)
+        self._watched[slot] = request.constraint is not None or params.logprobs is not None
         self._holders[slot] = weakref.ref(request)
 
     def _end_all_but(self, slots: Sequence[int]) -> None:
@@ -102,9 +108,9 @@ class DeviceSampler:
                 self._sampler.end(slot)
                 self._holders[slot] = _nobody
 
-    def _reports(self, logits: Any, requests: Sequence[Request], slots: Sequence[int]) -> list[Download]:
+    def _reports(self, logits: Any, watched: Watched, slots: Sequence[int]) -> list[Download]:
         """The results of `logprobs_device` for the requests that want any, in order; none if none does."""
-        wanted = [(row, r.params.logprobs) for row, r in enumerate(requests) if r.params.logprobs is not None]
+        wanted = [(row, request.params.logprobs) for row, request in watched if request.params.logprobs is not None]
         if not wanted:
             return []
         places = self._stream.upload(np.array([(row, slots[row]) for row, _ in wanted], np.int32).T)
@@ -116,41 +122,38 @@ class PendingTokens:
     """Tokens that are queued.
 
     Args:
-        requests: whose they are.
-        tokens: of each, as a Sampler writes them.
-        reports: of `logprobs_device`, for the requests that want them.
-        errors: of requests that have failed already, by their rows.
+        tokens: as a Sampler writes them.
+        watched: the requests that have a constraint or want log-probabilities, with their rows.
+        reports: of `logprobs_device`, for those that want them.
+        errors: of constraints that have failed already, by their rows.
     """
 
-    def __init__(
-        self, requests: Sequence[Request], tokens: Download, reports: Sequence[Download], errors: dict[int, Exception]
-    ):
-        self._requests, self._tokens, self._reports, self._errors = list(requests), tokens, reports, errors
+    def __init__(self, tokens: Download, watched: Watched, reports: Sequence[Download], errors: dict[int, Exception]):
+        self._tokens, self._watched, self._reports, self._errors = tokens, watched, reports, errors
 
     def get(self) -> list[SampledToken]:
         """The token of each request, which its constraint has been told; waits for the tokens. To be called once."""
-        tokens = self._tokens.get().tolist()
+        tokens = self._tokens.get()
+        sampled = list(map(SampledToken, tokens.tolist()))
+        for row in np.flatnonzero(tokens < 0).tolist():
+            sampled[row] = SampledToken(-1, error=_failure(sampled[row].token))
         reports = zip(*(array.get() for array in self._reports), strict=True)
-        return [self._sampled(row, token, reports) for row, token in enumerate(tokens)]
-
-    def _sampled(self, row: int, token: int, reports: Iterator[tuple[Any, ...]]) -> SampledToken:
-        request = self._requests[row]
-        count, constraint = request.params.logprobs, request.constraint
-        report = None if count is None else _logprobs(count, *next(reports))
-        error = self._errors.get(row) or (_failure(token) if token < 0 else None)
-        if error is None and constraint is not None and request.status is not Status.FINISHED:
-            error = _refusal(constraint, token)
-        return SampledToken(token, report) if error is None else SampledToken(-1, error=error)
+        for row, request in self._watched:
+            count = request.params.logprobs
+            report = None if count is None else _logprobs(count, *next(reports))
+            error = self._errors.get(row) or sampled[row].error or _refusal(request, sampled[row].token)
+            sampled[row] = sampled[row]._replace(logprobs=report) if error is None else SampledToken(-1, error=error)
+        return sampled
 
 
 def _nobody() -> None:
     """The request of a slot without one."""
 
 
-def _masks(requests: Sequence[Request]) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
+def _masks(watched: Watched) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
     """What the constraints of requests allow next, and the errors of those that failed, by their rows."""
     masks, errors = {}, {}
-    for row, request in enumerate(requests):
+    for row, request in watched:
         if request.constraint is not None and request.status is not Status.FINISHED:
             try:
                 masks[row] = request.constraint.bits()
@@ -159,12 +162,13 @@ def _masks(requests: Sequence[Request]) -> tuple[dict[int, np.ndarray], dict[int
     return masks, errors
 
 
-def _refusal(constraint: Constraint, token: int) -> Exception | None:
-    """Tell a constraint of a token; what it raises."""
-    try:
-        constraint.accept(token)
-    except Exception as error:
-        return error
+def _refusal(request: Request, token: int) -> Exception | None:
+    """Tell a request's constraint, if any, of its token; the error of that."""
+    if request.constraint is not None and request.status is not Status.FINISHED:
+        try:
+            request.constraint.accept(token)
+        except Exception as error:
+            return error
     return None
 
 

@@ -205,7 +205,9 @@ def test_a_captured_launch_takes_any_mixture(window: int | None):
     q = cp.zeros((68, 6, 64), np.float32)
     batch.write(MIXTURES[0])
     paged_attention(q, batch.layer())
-    graph, y = GraphRecorder("gpu").capture(lambda: paged_attention(q, batch.layer()))
+    recorder = GraphRecorder("gpu")
+    with recorder.memory():
+        graph, y = recorder.capture(lambda: paged_attention(q, batch.layer()))
     for chunks in [*MIXTURES, *MIXTURES[::-1]]:
         batch.write(chunks)
         q[...] = cp.asarray(rng.standard_normal(q.shape, np.float32))

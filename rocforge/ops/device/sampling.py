@@ -91,6 +91,7 @@ class Sampler:
         record["slot"], record["edited_row"], record["mask_start"], record["bias_start"] = slot, -1, -1, -1
         record["counts_row"] = -1 if counts is None else self._counts.put(slot, counts, upload)
         if bias:
+            record["bias_start"] = 0  # a step says where
             values = np.fromiter(bias.values(), np.float32, len(bias))
             self._biases[slot] = np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
 
@@ -144,7 +145,7 @@ class Sampler:
         for row, mask in masks.items():
             parts.append(self._padded(mask))
             records["mask_start"][row], end = end, end + len(parts[-1])
-        for row in [row for row, slot in enumerate(slots) if slot in self._biases]:
+        for row in np.flatnonzero(records["bias_start"] >= 0).tolist():
             parts.append(self._biases[slots[row]])
             records["bias_start"][row], end = end, end + len(parts[-1])
         starts = [records[name] >= 0 for name in ("mask_start", "bias_start", "counts_row")]
