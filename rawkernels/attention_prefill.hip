@@ -3,6 +3,7 @@
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
 // tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); the layout of the cache is that of
 // attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+#include "flat_tiles.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
 
@@ -260,7 +261,8 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
 #endif
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
-// sequence; without `causal`, each sees all of it. A sequence with one query is left to attention_decode.
+// sequence; without `causal`, each sees all of it. Rows of the queries of a sequence of length zero become zeros. A
+// sequence with one query is left to attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -268,21 +270,22 @@ struct PrefillParams {
     const f16 *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
-    u32 table_stride, kv_heads;
+    u32 table_stride, kv_heads, sequences;
     float scale, softcap;
     i32 window, causal;
 };
 
-// Grid: (tiles of rows of the longest, kv_heads, sequences).
+// Grid: (tokens * RF_GROUP / ROWS + sequences, kv_heads), whatever the lengths, so that a launch can be replayed.
 RF_KERNEL_BOUND(THREADS, RF_TUNE_PREFILL_RESIDENT)
 rf_attention_prefill(PrefillParams p) {
     wait_for_previous();
     RF_SHARED Shared shared;
-    u32 kv_head = block_y(), sequence = block_z();
+    u32 kv_head = block_y(), sequence = sequence_of_tile<ROWS>(p.query_starts, p.sequences, block_x());
     i32 query = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - query, length = p.lengths[sequence];
     i32 total = queries * RF_GROUP;
     // the last tiles have most keys to see: they go first
-    i32 first_row = ((total + ROWS - 1) / i32(ROWS) - 1 - i32(block_x())) * i32(ROWS);
+    i32 tile_number = i32(block_x() - first_tile<ROWS>(p.query_starts, sequence));
+    i32 first_row = ((total + i32(ROWS) - 1) / i32(ROWS) - 1 - tile_number) * i32(ROWS);
     if (queries == 1 || first_row < 0) return;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
     u64 base = (u64(query) * p.kv_heads + kv_head) * RF_GROUP * RF_HEAD_DIM,
@@ -316,7 +319,7 @@ rf_attention_prefill(PrefillParams p) {
     i32 start = p.window ? maximum(lowest - p.window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
 
     Tile tile;
-    tile.load_rows(p.keys, p.values, table, start, length, p.kv_heads, kv_head);
+    if (start < end) tile.load_rows(p.keys, p.values, table, start, length, p.kv_heads, kv_head);
     for (; start < end; start += KEYS) {
         barrier();  // the tile before has been used
         tile.store_rows(shared);
