@@ -108,7 +108,7 @@ def alone(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> I
 
 def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> Iterator[tuple[str, Measure]]:
     """`rocforge serve`, and clients beside it."""
-    from serving.server import serving
+    from serving.server import cpu_seconds, running
 
     import rocforge as rf
 
@@ -116,9 +116,9 @@ def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any
     flags = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     with rf.open_gguf(options.gguf) as file:
         vocabulary = len(file.metadata["tokenizer.ggml.tokens"])
-    with serving([str(options.gguf), "--name", "model", *flags]) as (url, pid):
+    with running("rocforge", "serve", options.gguf, "--name", "model", "--port", 0, *flags) as (url, pid, _):
         endpoint = client.Endpoint(url, "model", vocabulary)
-        yield f"serve, {name}", lambda load: client.measure(endpoint, load, options.clients, pid)
+        yield f"serve, {name}", lambda load: client.measure(endpoint, load, options.clients, lambda: cpu_seconds(pid))
 
 
 HEAD = "| | output | total | requests | TTFT p50 / p99 | gap p50 / p99 / longest | step | ended | errors |"

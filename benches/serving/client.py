@@ -11,7 +11,7 @@ import asyncio
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from serving.figures import Trace, Window, figures
 from serving.load import Job, Load, Source
-from serving.server import cpu_seconds
 
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
 """Of constrained requests: long enough for any of them."""
@@ -217,18 +216,25 @@ class Clients:
             await asyncio.sleep(POLL)  # a server that refuses requests is not asked without pause
 
 
-def measure(endpoint: Endpoint, load: Load, processes: int, pid: int | None = None) -> dict[str, Any]:
-    """The figures of a load on a server; of one on this machine with its process id also the CPU time that it took."""
+def measure(endpoint: Endpoint, load: Load, processes: int, cpu: Callable[[], float] = lambda: 0.0) -> dict[str, Any]:
+    """The figures of a load on a server.
+
+    Args:
+        endpoint: where it is.
+        load: what comes.
+        processes: of clients.
+        cpu: gives the seconds of CPU time that the server has taken so far, where it can be known.
+    """
     processes = min(processes, load.concurrency or load.at_once or processes)
     with _started(endpoint, load, processes) as (ended, traces, busy):
         begin = now = time.perf_counter()
-        start, before = None if load.warmup else begin, cpu_seconds(pid) if pid else 0.0
+        start, before = None if load.warmup else begin, cpu()
         while now < (start or now) + load.duration and not (load.at_once and ended.value >= load.at_once):
             time.sleep(POLL)
             now = time.perf_counter()
             if start is None and (ended.value >= load.warmup or now > begin + load.seconds):
-                start, before = now, cpu_seconds(pid) if pid else 0.0
-        spent = cpu_seconds(pid) - before if pid else None
+                start, before = now, cpu()
+        spent = cpu() - before
     if load.at_once and ended.value >= load.at_once:
         now = max(trace.finished or begin for trace in traces)
     shares = {"server_cpu_seconds": spent, "client_busy": max(busy)}

@@ -1,4 +1,4 @@
-"""`rocforge serve` as a process of its own, and the CPU time that it takes."""
+"""A server as a process of its own, and the CPU time that it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,22 +16,26 @@ READY = "ready at "
 
 
 @contextmanager
-def serving(options: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Start `rocforge serve` with these options, on a free port: its URL, and its process id."""
-    command = [sys.executable, "-m", "rocforge", "serve", *options, "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def running(*command: object) -> Iterator[tuple[str, int, list[str]]]:
+    """Run a Python module with arguments that is a server, until it has said that it is ready on stderr.
+
+    Gives its URL, its process id, and the lines that it wrote before.
+    """
+    folders = [str(ROOT), str(ROOT / "benches"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    words = [sys.executable, "-m", *map(str, command)]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
         said = []
         for line in process.stderr:
-            said.append(line)
             if READY in line:
                 break
+            said.append(line)
         else:
             raise RuntimeError(f"the server ended: {''.join(said)}")
         threading.Thread(target=process.stderr.read, daemon=True).start()  # it may write more than a pipe holds
-        yield line.split(READY)[1].strip(), process.pid
+        yield line.split(READY)[1].strip(), process.pid, said
     finally:
         process.terminate()
         process.wait(60)
