@@ -160,6 +160,23 @@ class Engine:
         """Whether a request is waiting or running."""
         return len(self.scheduler) > 0
 
+    @property
+    def device(self) -> str:
+        """The model's."""
+        return self.model.device
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their first step."""
+        return len(self.scheduler.waiting)
+
+    @property
+    def cache_blocks(self) -> tuple[int, int]:
+        """KV cache blocks of all groups of layers: how many there are, and how many are in use."""
+        pools = [group.pool for group in self.scheduler.state.groups]
+        blocks = sum(pool.blocks for pool in pools)
+        return blocks, blocks - sum(pool.free for pool in pools)
+
     def add(
         self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
     ) -> Request:
