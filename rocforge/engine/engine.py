@@ -241,11 +241,11 @@ class Engine:
             reserved = int(cupy_module().get_default_memory_pool().total_bytes())
             return reserved + (self._runner.memory_reserved if self._runner else 0)
 
-    def prepare(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> None:
+    def prepare(self, progress: Callable[[str], Any] = lambda doing: None) -> None:
         """Compile and capture what any step can need, so that no request waits for it; nothing to do on a CPU.
 
         Args:
-            progress: called now and then with how many shapes of steps are done, and of how many.
+            progress: called now and then with what is being done, in words.
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
