@@ -142,7 +142,7 @@ class StepRunner:
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
         """The smallest shape for these chunks."""
-        tokens = sum(chunk.count for chunk in chunks)
+        tokens = sum(chunk.tokens for chunk in chunks)
         mixed = not all(chunk.decodes for chunk in chunks)
         return next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
 

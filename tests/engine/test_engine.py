@@ -111,7 +111,7 @@ def test_an_equal_prefix_is_not_computed_again(model, rng):
         again = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         other = engine.add([*prefix, 2], SamplingParams(max_tokens=1, temperature=0))
         work = engine.scheduler.schedule()
-        assert [item.count for item in work] == [71 - 64, 71 - 64]
+        assert [item.tokens for item in work] == [71 - 64, 71 - 64]
         for item in work:
             engine.scheduler.advance(item)
             engine.cancel(item.request)
@@ -139,7 +139,7 @@ def count_tokens(engine):
 
     def counting(work):
         for item in work:
-            counts[item.request] = counts.get(item.request, 0) + item.count
+            counts[item.request] = counts.get(item.request, 0) + item.tokens
         return run(work)
 
     engine._run_on_host = counting
@@ -212,7 +212,7 @@ def test_decoding_keeps_its_pace_beside_a_long_prompt(long_model, target):
 
         def timed(work):
             decodes = sum(item.decodes for item in work)
-            seconds.append(0.004 + 0.0002 * decodes + 0.0001 * (sum(item.count for item in work) - decodes))
+            seconds.append(0.004 + 0.0002 * decodes + 0.0001 * (sum(item.tokens for item in work) - decodes))
             requests = [item.request for item in work if item.needs_logits]
             return HostStep(work, requests, [SampledToken(5)] * len(requests), seconds[-1])
 
