@@ -57,12 +57,14 @@ RF_DEVICE u64 weight_of(u32 gap) {
     return u64(u32(weight * (small ? 1099511627776.0f : 2147483648.0f))) << (small ? 0 : 9);
 }
 
-// A row of `size` floats in memory; 16-byte aligned where size is a multiple of 4.
+// A row of `size` floats in memory, each to be divided by `temperature`, which `highest` is already; 16-byte aligned
+// where size is a multiple of 4.
 struct Row {
     static constexpr u32 AT_ONCE = 4;
     const float* values;
     float highest;
     u32 size;
+    float temperature;
 
     // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them,
     // up to 4, from `id` on.
@@ -77,11 +79,11 @@ struct Row {
                 v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
             } else {
                 RF_UNROLL
-                for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : highest;
+                for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : 0;
             }
             u32 gaps[4], count = id + 4 <= end ? 4 : id < end ? end - id : 0;
             RF_UNROLL
-            for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j]);
+            for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j] / temperature);
             f(count, id, gaps);
         }
     }

@@ -18,7 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.compile_process import compiler_of_a_thread
 from rocforge.device.kernels import Kernel, launches_recorded
 from rocforge.device.libraries import cupy_module
-from rocforge.engine.step import advance_decode
+from rocforge.engine.inputs import begin_step
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.module import Module
 from rocforge.nn.state import blocks_for
@@ -59,15 +59,21 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     model.blk = distinct(model.blk)
     with on_device(model.device):
         with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
-            record(advance_decode)
-            sampler = Sampler([SamplingParams(temperature=0, seed=0)], [0])
-            sampler(model(np.zeros(1, np.int32)))
+            record(begin_step)
+            sampler = Sampler(model.config.vocabulary, 1)
+            sampler.begin(0, SamplingParams(temperature=0, seed=0), None, _ignored)
+            host_tokens = cupy_module().zeros(1, np.int32)
+            sampler(model(np.zeros(1, np.int32)), [0], [0], {}, host_tokens, _ignored)
             for tokens in PROMPT_TOKENS:
                 blocks = blocks_for(tokens)
                 model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks), [Chunk(0, tokens, range(blocks))]))
         stream.synchronize()
-        del sampler
+        del sampler, host_tokens
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
+
+
+def _ignored(array: Any, out: Any) -> None:
+    """In place of an upload: no kernel runs that would read it."""
 
 
 def distinct(layers: Sequence[Module]) -> list[Module]:

@@ -20,6 +20,7 @@ from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
+NOTHING_ALLOWED = "the constraint leaves no token whose logit is a finite number"
 GREEDY_BELOW = 1e-5
 """Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
@@ -182,6 +183,26 @@ def sample(logits: HostArray, params: SamplingParams, prompt: Sequence[int], out
     if params.temperature == 0:
         return int(logits.argmax())
     return _draw(logits, params, uniform(params.drawn_seed, len(output)))
+
+
+def masked(logits: HostArray, bits: HostArray) -> HostArray:
+    """Logits with -inf for the tokens that may not come next.
+
+    Args:
+        logits: float32, shape (vocabulary,); not changed.
+        bits: uint32, a bit for each token from the least significant on, set where it may come. Those past its end may
+            not.
+
+    Raises:
+        NonFiniteError: the highest logit is NaN or infinite, with the mask or without.
+    """
+    check_finite(logits)  # before the mask hides what is not
+    allowed = np.unpackbits(bits.view(np.uint8), bitorder="little").view(bool)[: len(logits)]
+    result = np.full(len(logits), -np.inf, np.float32)
+    np.copyto(result[: len(allowed)], logits[: len(allowed)], where=allowed)
+    if result.max() == -np.inf:
+        raise NonFiniteError(NOTHING_ALLOWED)
+    return result
 
 
 def check_finite(logits: HostArray) -> None:

@@ -240,8 +240,8 @@ def test_a_failing_constraint_ends_its_request_alone(model):
     """Its error comes as the token; the other requests of the step get theirs."""
 
     class Broken:
-        def mask(self, logits):
-            logits[1:] = -np.inf
+        def bits(self):
+            return np.ones(1, np.uint32)
 
         def accept(self, token):
             raise RuntimeError(f"not {token}")
