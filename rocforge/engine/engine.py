@@ -10,7 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ CPU_CACHE_TOKENS = 16384
 """The default size of the cache on the CPU."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token that a step gave a request.
 
     Attributes:
@@ -241,11 +240,11 @@ class Engine:
             reserved = int(cupy_module().get_default_memory_pool().total_bytes())
             return reserved + (self._runner.memory_reserved if self._runner else 0)
 
-    def prepare(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> None:
+    def prepare(self, progress: Callable[[str], Any] = lambda doing: None) -> None:
         """Compile and capture what any step can need, so that no request waits for it; nothing to do on a CPU.
 
         Args:
-            progress: called now and then with how many shapes of steps are done, and of how many.
+            progress: called now and then with what is being done, in words.
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
@@ -271,7 +270,7 @@ class Engine:
             if self._pending:
                 self._pending.sample()
         decodes = sum(chunk.decodes for chunk in step.chunks)
-        self._pacer.observe(step.seconds, decodes, sum(chunk.count for chunk in step.chunks) - decodes)
+        self._pacer.observe(step.seconds, decodes, sum(chunk.tokens for chunk in step.chunks) - decodes)
         return tokens
 
     def _launch_first(self) -> PendingStep | HostStep | None:
@@ -313,7 +312,7 @@ class Engine:
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
         start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.count, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
             for chunk in chunks
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]

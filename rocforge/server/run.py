@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,9 @@ def _answer_http(
     for other in listeners[:index] + listeners[index + 1 :]:
         other.close()
     metrics = Metrics(table, index)
-    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run([listeners[index]])
+    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run(
+        [listeners[index]]
+    )
 
 
 def _serve_in_one_process(

@@ -55,7 +55,9 @@ _KINDS: tuple[type[Exception], ...] = (
 )
 _KIND_OF = {kind.__name__: kind for kind in _KINDS}
 _DEFAULTS = SamplingParams(seed=0)
-_SENT = [f.name for f in dataclasses.fields(SamplingParams) if f.name != "stop"]  # the front end knows where a text ends
+_SENT = [
+    f.name for f in dataclasses.fields(SamplingParams) if f.name != "stop"
+]  # the front end knows where a text ends
 
 
 def pack(*message: Any) -> bytes:
