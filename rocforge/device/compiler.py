@@ -30,14 +30,18 @@ def kind(card: Card) -> str:
     """The kind of code: "hip", "cubin", or "ptx", which the driver compiles further, for a card newer than NVRTC."""
     if card.is_amd:
         return "hip"
-    return "cubin" if _nvidia_arch(card.arch) == card.arch else "ptx"
+    return "cubin" if _nvidia_arch(card.arch).startswith("sm_") else "ptx"
+
+
+COMPLETE = {"sm_90": "sm_90a"}
+"""By NVIDIA architecture, the name of its target with the instructions that later ones do not have."""
 
 
 @functools.cache
 def _nvidia_arch(arch: str) -> str:
     known = cupy_module().cuda.nvrtc.getSupportedArchs()
     number = int(arch.removeprefix("sm_"))
-    return arch if number in known else f"compute_{max(each for each in known if each <= number)}"
+    return COMPLETE.get(arch, arch) if number in known else f"compute_{max(each for each in known if each <= number)}"
 
 
 @functools.cache

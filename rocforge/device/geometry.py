@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from rocforge.device.cards import Card
 from rocforge.device.tuning import Tuning
 
+PREFILL_SHARED_REST = 2048
+"""Bytes of LDS of attention_prefill besides its tiles: barriers, and what their alignment leaves unused."""
 GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 
@@ -89,18 +91,28 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
 
 
 class Prefill(NamedTuple):
-    """Of prefill attention: waves with the same rows and a part of the output each; rows of a block; keys of a tile."""
+    """Of prefill attention: rows and threads of a block, its bytes of dynamic LDS, and macros of the source."""
 
-    parts: int
     rows: int
-    keys: int
+    threads: int
+    shared: int
+    macros: dict[str, int]
 
 
-def prefill(tuning: Tuning, head_dim: int) -> Prefill:
-    """The geometry of attention_prefill: the output of 16 rows of a wide head would fill a wave's registers."""
+def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
+    """The geometry of attention_prefill.
+
+    On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
+    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
+    """
+    if tuning.prefill_stages and head_dim == 128:
+        shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
+        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_SHARED_NBYTES": shared}
+        return Prefill(128, 384, shared, macros)
     wide = head_dim > 128
-    parts = 2 if wide else 1
-    return Prefill(parts, tuning.prefill_waves // parts * 16, tuning.prefill_keys_wide if wide else tuning.prefill_keys)
+    parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
+    rows = tuning.prefill_waves // parts * 16
+    return Prefill(rows, tuning.prefill_waves * wave, 0, {"RF_PARTS": parts, "RF_KEYS": keys})
 
 
 def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
@@ -113,9 +125,8 @@ def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
 
 
-def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
-    cut = prefill(tuning, int(given["RF_HEAD_DIM"]))
-    return {"RF_PARTS": cut.parts, "RF_KEYS": cut.keys}
+def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.loading.warmup; the
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.device.background; the
 code is kept on disk, by content (rocforge.device.kernel_cache), so a later process only loads it.
 """
 
@@ -214,13 +214,16 @@ class Kernel:
         """What it is compiled with for a device: the same for all kernels of one source with the same defines."""
         return _module(self.source, self.defines, device)
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any], shared: int = 0
+    ) -> None:
         """Launch on the current device and its current stream.
 
         Args:
             grid, block: blocks and threads a block, up to three axes each.
             args: as the signature says; of a struct, each field's value by its name, and for a field that is an array
                 of structs a sequence of their values in order.
+            shared: bytes of dynamic LDS, the same in each launch on a device.
 
         Raises:
             TypeError: an argument is not of its declared type, or missing, or unknown.
@@ -230,18 +233,20 @@ class Kernel:
             _this_thread.record(self)
             return
         device = cupy_module().cuda.runtime.getDevice()
-        function = self._functions.get((device, tuning.of(device))) or self._load(device)
+        function = self._functions.get((device, tuning.of(device))) or self._load(device, shared)
         try:
             checked = self._arguments.checked(args, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
-            overlap.launch(function.kernel, grid, block, checked)
+            overlap.launch(function.kernel, grid, block, checked, shared)
         else:
-            function.kernel(grid, block, checked)
+            function.kernel(grid, block, checked, shared)
 
-    def _load(self, device: int) -> Any:
+    def _load(self, device: int, shared: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)
+        if shared:
+            function.max_dynamic_shared_size_bytes = shared
         self._functions[device, tuning.of(device)] = function
         return function
 

@@ -61,6 +61,7 @@ class Tuning:
         prefill_waves: of prefill attention.
         prefill_keys, prefill_keys_wide: keys of a tile; and for heads of more than 128.
         prefill_resident: as gemv_resident.
+        prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
@@ -118,6 +119,7 @@ class Tuning:
     prefill_keys: int = 32
     prefill_keys_wide: int = 16
     prefill_resident: int = 256
+    prefill_stages: int = 0
 
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64

@@ -242,7 +242,7 @@ def test_a_failing_constraint_fails_its_request_only():
     closed = []
 
     class Broken:
-        def mask(self, logits):
+        def bits(self):
             raise RuntimeError("broken")
 
         def accept(self, token):

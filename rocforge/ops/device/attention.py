@@ -160,10 +160,11 @@ def _attend(
         threads = geometry.decode(tuned, head_dim, group, card.wave).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
-        tiles = blocks(most * group, geometry.prefill(tuned, head_dim).rows)
+        cut = geometry.prefill(tuned, head_dim, card.wave)
+        tiles = len(q) * group // cut.rows + count
         prefill = _prefill_kernel(head_dim, group)
-        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
-        prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
+        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal), "sequences": count}
+        prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
 
 
 _NOTHING_BEFORE = {

@@ -1,0 +1,299 @@
+// Tiles of queries by tiles of keys on Hopper's warpgroups, for heads of 128: one warpgroup brings tiles of keys and
+// values into LDS, two others multiply them. Those work on a tile's softmax while the tensor cores have the other's
+// products, and their own of the tile before. Source: Shah et al., FlashAttention-3, https://arxiv.org/abs/2407.08608.
+#pragma once
+#include "target/fragments.h"
+#include "target/warpgroup.h"
+
+namespace rocforge {
+
+constexpr u32 CONSUMERS = 2, ROWS = CONSUMERS * 64, KEYS = RF_KEYS, STAGES = RF_STAGES;
+constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP, RESIDENT = THREADS;
+constexpr u32 PIECES = RF_HEAD_DIM / 8;  // of 16 bytes, of a head's row
+constexpr u32 PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+// A score higher than what the weights are scaled by rescales them only where they would leave float16's range soon.
+constexpr float SLACK = 8;
+
+static_assert(RF_HEAD_DIM == 128 && KEYS == 128, "the products are of 128 columns");
+
+// Tiles of keys and values take turns in a ring, in the order of their use: keys 0, keys 1, values 0, keys 2, ...
+struct Shared {
+    f16 queries[ROWS * RF_HEAD_DIM];
+    f16 tiles[STAGES][KEYS * RF_HEAD_DIM];
+    Mbarrier full[STAGES], empty[STAGES];
+};
+constexpr u32 ALIGNMENT = 1024;  // of panels
+static_assert(sizeof(Shared) + ALIGNMENT <= RF_SHARED_NBYTES, "the launch's dynamic LDS");
+
+// A place in the ring, and the parity of the phase there.
+struct Turn {
+    u32 stage = 0, parity = 0;
+    RF_MEMBER void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// One warpgroup's lanes copy tiles. Of less than a tile of tokens the last is repeated: no query sees those.
+struct Producer {
+    Shared& shared;
+    const i32* table;
+    i32 length;
+    u64 token_step, head;
+    Turn turn, arriving;
+    u32 under_way = 0;
+
+    RF_MEMBER void copy_tile(const f16* cache, i32 start) {
+        shared.empty[turn.stage].wait(turn.parity ^ 1);
+        u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
+        const u32 STEP = WARPGROUP / PIECES;
+        f16* to = shared.tiles[turn.stage] + piece_offset(KEYS, row, piece);
+        RF_UNROLL
+        for (u32 b = 0; b < KEYS / RF_BLOCK_SIZE; ++b) {
+            i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (length - 1) / RF_BLOCK_SIZE);
+            i32 last = minimum(length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
+            const f16* from = cache + u64(table[block]) * RF_BLOCK_SIZE * token_step + head + piece * 8;
+            RF_UNROLL
+            for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
+                copy_piece(to + (b * RF_BLOCK_SIZE + i) * PANEL, from + minimum(i32(i + row), last) * token_step);
+        }
+        end_copies();
+        turn.next();
+        if (under_way++) wait_for_copies<1>(), publish();
+    }
+    RF_MEMBER void publish() {
+        publish_to_products();
+        shared.full[arriving.stage].arrive();
+        arriving.next();
+    }
+    RF_MEMBER void finish() {
+        wait_for_copies<0>();
+        publish();
+    }
+};
+
+// What one warpgroup has of its 64 rows: softmax numerators times values, their sums, and what scores are scaled by (in
+// units of log 2).
+struct Rows {
+    WarpgroupTile sums;
+    float highest[ROW_SLOTS], sum[ROW_SLOTS];
+    i32 position[ROW_SLOTS];
+};
+
+RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
+}
+
+// Hides what a row does not see of the keys from `start` on.
+RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 window) {
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) {
+        i32 distance = rows.position[row_slot(i)] - (start + i32(fragment_column(i)));
+        if (distance < 0 || (window && distance >= window)) scores[i] = -infinity();
+    }
+}
+
+// Turns scores into weights; what the rows have so far is to be multiplied by `rescale`, if any lane says so.
+RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLOTS]) {
+    bool rescaled = false;
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        float highest = scores[2 * slot];
+        RF_UNROLL
+        for (u32 i = 0; i < 64; ++i)
+            if (row_slot(i) == slot) highest = maximum(highest, scores[i]);
+        highest = reduce_lanes<ROW_LANES>(highest, Maximum());
+        bool higher = highest > rows.highest[slot] + SLACK;
+        float top = higher ? highest : rows.highest[slot];
+        rescale[slot] = fast_exp2(rows.highest[slot] - top);
+        rows.highest[slot] = top;
+        rows.sum[slot] *= rescale[slot];
+        rescaled |= higher;
+    }
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) {
+        scores[i] = fast_exp2(scores[i] - rows.highest[row_slot(i)]);
+        rows.sum[row_slot(i)] += scores[i];
+    }
+    return rescaled;
+}
+
+// One warpgroup's part in the ring.
+struct Consumer {
+    Shared& shared;
+    u32 number;
+    Turn turn;
+
+    RF_MEMBER const f16* wait_for_tile() {
+        shared.full[turn.stage].wait(turn.parity);
+        return shared.tiles[turn.stage];
+    }
+    RF_MEMBER void release(u32 stage) {
+        if (lane() == 0) shared.empty[stage].arrive();
+    }
+
+    // Begins scores = queries keys^T.
+    RF_MEMBER void begin_scores(WarpgroupTile& scores, const f16* keys) {
+        const f16* queries = shared.queries + number * 64 * PANEL;
+        RF_UNROLL
+        for (u32 k = 0; k < RF_HEAD_DIM / 16; ++k) {
+            u32 panel = k / 4, column = k % 4 * 16;
+            multiply_rows(scores, operand_at(queries + panel * ROWS * PANEL + column, 0),
+                          operand_at(keys + panel * KEYS * PANEL + column, 0), k > 0);
+        }
+        end_products();
+    }
+    // Begins sums += weights values.
+    RF_MEMBER void begin_sums(WarpgroupTile& sums, const u32 (&weights)[KEYS / 4], const f16* values) {
+        RF_UNROLL
+        for (u32 k = 0; k < KEYS / 16; ++k)
+            multiply_columns(sums, weights + 4 * k, operand_at(values + k * 16 * PANEL, KEYS * PANEL * 2));
+        end_products();
+    }
+};
+
+RF_DEVICE void pack_weights(u32 (&packed)[KEYS / 4], const WarpgroupTile& weights) {
+    RF_UNROLL
+    for (u32 i = 0; i < KEYS / 4; ++i) packed[i] = pack_fp16(weights[2 * i], weights[2 * i + 1]);
+}
+
+// A warpgroup's rows of the queries, scaled, into LDS.
+RF_DEVICE void store_queries(f16* queries, const PrefillParams& p, const BlockRows& block, u32 first) {
+    float scale = p.softcap == 0 ? p.scale * LOG2E : p.scale;
+    RF_UNROLL
+    for (u32 i = 0; i < 64 * PIECES / WARPGROUP; ++i) {
+        u32 unit = thread_x() % WARPGROUP + i * WARPGROUP, row = first + unit / PIECES, piece = unit % PIECES;
+        i32 r = block.first_row + i32(row);
+        u32x4 packed = make_u32x4(0, 0, 0, 0);
+        if (r < block.total) {
+            const float* q = p.q + block.offset(r) + piece * 8;
+            f32x4 a = load<f32x4>(q), b = load<f32x4>(q + 4);
+            packed = make_u32x4(pack_fp16(a.x * scale, a.y * scale), pack_fp16(a.z * scale, a.w * scale),
+                                pack_fp16(b.x * scale, b.y * scale), pack_fp16(b.z * scale, b.w * scale));
+        }
+        *reinterpret_cast<u32x4*>(queries + piece_offset(ROWS, row, piece)) = packed;
+    }
+}
+
+RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const BlockRows& block, u32 first) {
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        i32 r = block.first_row + i32(first + fragment_row(slot));
+        float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
+        if (r >= block.total) continue;
+        u64 at = block.offset(r) + fragment_column(0);
+        RF_UNROLL
+        for (u32 i = 2 * slot; i < 64; i += 4) {
+            float x = rows.sums[i] * factor, y = rows.sums[i + 1] * factor;
+            if (p.fp16)
+                *reinterpret_cast<u32*>(p.fp16 + at + i / 4 * 8) = pack_fp16(x, y);
+            else
+                p.out[at + i / 4 * 8] = x, p.out[at + i / 4 * 8 + 1] = y;
+        }
+    }
+}
+
+RF_DEVICE void consume(Shared& shared, u32 number, const PrefillParams& p, const BlockRows& block, KeyRange range) {
+    u32 first = number * 64 + wave() % 4 * 16;
+    store_queries(shared.queries, p, block, number * 64);
+    publish_to_products();
+    warpgroup_barrier(1 + number);
+
+    Rows rows;
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) rows.sums[i] = 0;
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+        rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
+        rows.position[slot] = block.position(block.first_row + i32(first + fragment_row(slot)));
+    }
+    WarpgroupTile scores;
+    u32 weights[KEYS / 4];
+    float rescale[ROW_SLOTS];
+    Consumer consumer = {shared, number, {}};
+    i32 lowest = block.position(block.first_row + i32(number) * 64);
+
+    auto weights_of = [&](i32 start) {
+        if (p.softcap > 0) cap(scores, p.softcap);
+        if (start + i32(KEYS) > lowest + 1 || (p.window && range.end - start > p.window))
+            mask(scores, rows, start, p.window);
+        return weigh(rows, scores, rescale);
+    };
+
+    if (range.start < range.end) {
+        const f16* keys = consumer.wait_for_tile();
+        in_place(scores);
+        begin_products();
+        consumer.begin_scores(scores, keys);
+        wait_for_products<0>();
+        in_place(scores);
+        consumer.release(consumer.turn.stage);
+        consumer.turn.next();
+        weights_of(range.start);  // there are no sums yet to rescale
+        pack_weights(weights, scores);
+        for (i32 start = range.start + i32(KEYS); start < range.end; start += KEYS) {
+            u32 keys_stage = consumer.turn.stage;
+            keys = consumer.wait_for_tile();
+            in_place(scores), in_place(rows.sums);
+            begin_products();
+            consumer.begin_scores(scores, keys);
+            consumer.turn.next();
+            const f16* values = consumer.wait_for_tile();
+            consumer.begin_sums(rows.sums, weights, values);
+            wait_for_products<1>();
+            in_place(scores);
+            consumer.release(keys_stage);
+            bool rescaled = weights_of(start);
+            wait_for_products<0>();
+            in_place(rows.sums);
+            consumer.release(consumer.turn.stage);
+            consumer.turn.next();
+            if (wave_ballot(rescaled)) {
+                RF_UNROLL
+                for (u32 i = 0; i < 64; ++i) rows.sums[i] *= rescale[row_slot(i)];
+            }
+            pack_weights(weights, scores);
+        }
+        const f16* values = consumer.wait_for_tile();
+        in_place(rows.sums);
+        begin_products();
+        consumer.begin_sums(rows.sums, weights, values);
+        wait_for_products<0>();
+        in_place(rows.sums);
+    }
+    store_results(rows, p, block, first);
+}
+
+// The whole block takes part.
+RF_DEVICE void attend(const PrefillParams& p, const BlockRows& block) {
+    extern RF_SHARED u8 dynamic_shared[];
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared +
+                                                (ALIGNMENT - shared_address(dynamic_shared) % ALIGNMENT) % ALIGNMENT);
+    if (thread_x() == 0) {
+        for (u32 stage = 0; stage < STAGES; ++stage) {
+            shared.full[stage].init(WARPGROUP);
+            shared.empty[stage].init(CONSUMERS * WARPGROUP / RF_WAVE);
+        }
+    }
+    barrier();
+    KeyRange range = block.keys<ROWS, RF_BLOCK_SIZE>();
+    if (wave() < WARPGROUP / RF_WAVE) {
+        give_registers_back<PRODUCER_REGISTERS>();
+        if (range.start >= range.end) return;
+        u64 token_step = u64(p.kv_heads) * RF_HEAD_DIM;
+        Producer producer = {shared, block.table, block.length, token_step, u64(block.kv_head) * RF_HEAD_DIM, {}, {}};
+        producer.copy_tile(p.keys, range.start);
+        i32 start = range.start;
+        for (; start + i32(KEYS) < range.end; start += KEYS) {
+            producer.copy_tile(p.keys, start + KEYS);
+            producer.copy_tile(p.values, start);
+        }
+        producer.copy_tile(p.values, start);
+        producer.finish();
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        consume(shared, thread_x() / WARPGROUP - 1, p, block, range);
+    }
+}
+
+}  // namespace rocforge
