@@ -210,7 +210,7 @@ RF_DEVICE Position first_run(u32 cells, RowOf row_of) {
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
         RF_UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = row_of(16 * m + part_row(p));
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = computed_once(row_of(16 * m + part_row(p)));
     }
     at.number = wave() / RF_ROW_WAVES, at.cells = cells;
     return at;
@@ -244,8 +244,8 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
         RF_NO_UNROLL
         for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
             u32 within = i % (RF_ROW_WAVES * height), k = 16 * n + i / (RF_ROW_WAVES * height), r = first + within;
-            float value = summed(shared, within / height, k % 16, within % height);
             if (k >= p.tokens || r >= m.rows) continue;
+            float value = summed(shared, within / height, k % 16, within % height);
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
             if (residual) value += residual[at];
@@ -307,11 +307,11 @@ rf_tile_gated(TileGatedParams p) {
             RF_NO_UNROLL
             for (u32 i = thread_x(); i < height * 16; i += THREADS) {
                 u32 within = i % height, k = 16 * n + i / height, r = first + within;
-                float g = summed(shared, within / own, k % 16, within % own);
-                float u = summed(shared, within / own, k % 16, own + within % own);
                 if (k >= p.tokens) continue;
                 float value = 0.0f;
                 if (r < m.rows) {
+                    float g = summed(shared, within / own, k % 16, within % own);
+                    float u = summed(shared, within / own, k % 16, own + within % own);
                     if (m.gate_bias) g += m.gate_bias[r];
                     if (m.up_bias) u += m.up_bias[r];
                     value = gated(m.activation, g, u);

@@ -188,6 +188,14 @@ RF_DEVICE void used_from_here(T& loaded) {
 #endif
 }
 
+// The same address, which NVIDIA's compiler keeps in registers, where it might else compute it again at each load.
+RF_DEVICE const u8* computed_once(const u8* p) {
+#ifdef RF_PLATFORM_NVIDIA
+    asm("" : "+l"(p));
+#endif
+    return p;
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
