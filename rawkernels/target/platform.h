@@ -272,10 +272,13 @@ RF_DEVICE T load(const void* p) {
     return *reinterpret_cast<const T*>(p);
 }
 
-// A load of weights: read once, so not worth a place in the first-level cache. p is aligned to the size of T.
+// A load of weights: read once, so not worth a place in the first-level cache. p is aligned to the size of T. A source
+// whose weights are in LDS when it reads them defines RF_WEIGHTS_IN_LDS first.
 template <class T>
 RF_DEVICE T load_once(const void* p) {
-#if defined(RF_PLATFORM_NVIDIA)
+#if defined(RF_WEIGHTS_IN_LDS)
+    return load<T>(p);
+#elif defined(RF_PLATFORM_NVIDIA)
     if constexpr (sizeof(T) == 16) {
         u32x4 v;
         // volatile keeps it where the source has it: early, with the others, before the first use
