@@ -19,7 +19,7 @@ from typing import NamedTuple
 from rocforge.device.kernels import PREFIX
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from offline import Defines, card_with, code_for
+from offline import Defines, card_with, code_for, nvcc_target
 from offline import program as program_for
 
 PRODUCTS = re.compile(r"v_dot4|IDP\.4A")
@@ -128,7 +128,16 @@ def _nvidia(source: str, defines: Defines, target: str) -> dict[str, Code]:
     with tempfile.TemporaryDirectory() as folder:
         program, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         program.write_text(program_for(source, defines, card_with(target)))
-        command = ["nvcc", "-cubin", f"-arch={target}", "-std=c++17", "-DRF_WAVE=32", "-ftz=true", "-Xptxas=-v", "-w"]
+        command = [
+            "nvcc",
+            "-cubin",
+            f"-arch={nvcc_target(target)}",
+            "-std=c++17",
+            "-DRF_WAVE=32",
+            "-ftz=true",
+            "-Xptxas=-v",
+            "-w",
+        ]
         command += ["-o", str(cubin), str(program)]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         shown = subprocess.run([nvdisasm(), "-c", cubin], capture_output=True, text=True, check=True).stdout

@@ -1,12 +1,13 @@
-// Products of 64 and more tokens with packed weights on Hopper's matrix unit: y = x @ w.T, weights unpacked in registers.
+// Products of 64 and more tokens with packed weights on Hopper's matrix unit: y = x @ w.T, weights unpacked in
+// registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_wide` leaves it), RF_SPLIT, the
-// blocks of a cluster, and RF_LDS, the bytes of LDS of a block.
+// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_swizzled` leaves it),
+// RF_SPLIT, the blocks of a cluster, RF_BLOCKS, those of a multiprocessor, and RF_LDS, a block's bytes of LDS.
 //
-// A block multiplies ROWS rows with RF_TOKENS tokens. Each of its waves copies its own 16 rows, packed as they are, into
-// LDS, some cells at a time and several times ahead of use, and unpacks them to fragments. x comes to LDS in tiles of 64
-// elements of all tokens, as the matrix unit reads it. The blocks of a cluster share out the depth of the same
+// A block multiplies ROWS rows with RF_TOKENS tokens. Each of its waves copies its own 16 rows, packed as they are,
+// into LDS, some cells at a time and several times ahead of use, and unpacks them to fragments. x comes to LDS in tiles
+// of 64 elements of all tokens, as the matrix unit reads it. The blocks of a cluster share out the depth of the same
 // rows; in the end each adds up, from all their LDS, the sums of a part of the tokens.
 #define RF_WEIGHTS_IN_LDS
 #include "target/fragments.h"
@@ -18,6 +19,11 @@
 
 namespace rocforge {
 
+// variants: RF_QTYPE=PLANAR RF_TOKENS=128 RF_SPLIT=1 RF_BLOCKS=1 RF_LDS=232448
+// variants: RF_QTYPE=Q4_K RF_TOKENS=64 RF_SPLIT=2 RF_BLOCKS=2 RF_LDS=115712
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=256 RF_SPLIT=4 RF_BLOCKS=1 RF_LDS=232448
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_SPLIT=2 RF_BLOCKS=1 RF_LDS=232448
+// targets: sm_90
 const u32 WAVES = 8, ROWS = 16 * WAVES, THREADS = RF_WAVE * WAVES;
 const u32 TILE = 64, TILE_BYTES = 2 * TILE * RF_TOKENS;  // of x: elements of a token, and bytes of all
 const u32 X_STAGES = RF_TOKENS == 256 ? 3 : 4, MOST_STAGES = 4;
@@ -70,7 +76,8 @@ RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
     const u32 tail = F::TAIL * S::CELLS, unit = tail < 16 ? tail : 16;
     if (rank * unit < tail) {
         u32 from = F::tail_at(cells) + F::TAIL * c + rank * unit;
-        copy_async<unit>(at + F::tail_at(S::CELLS) + rank * unit, row + minimum(i32(from), i32(F::row_bytes(cells) - unit)));
+        copy_async<unit>(at + F::tail_at(S::CELLS) + rank * unit,
+                         row + minimum(i32(from), i32(F::row_bytes(cells) - unit)));
     }
     if constexpr (F::SUPER > 0) {
         const u32 bytes = F::SUPER * S::CELLS / 2;
@@ -83,7 +90,7 @@ struct Tiles {
     u8* stages;
     Barriers* barriers;
     const u8* from;
-    u32 step, left;            // bytes from tile to tile, and tiles to be brought yet
+    u32 step, left;   // bytes from tile to tile, and tiles to be brought yet
     u32 slot, phase;  // of the tile to be multiplied next
     bool started;     // there is a tile before
 
@@ -130,8 +137,14 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
     RF_UNROLL
     for (u32 i = 0; i + 1 < S::COUNT; ++i) copy_next();
     wait_for_previous();
-    Tiles x = {shared.x, shared.barriers, work.x + u64(2 * work.first * work.width + work.token) * (2 * TILE),
-               2 * TILE * work.width, 2 * (work.end - work.first), 0, 0, false};
+    Tiles x = {shared.x,
+               shared.barriers,
+               work.x + u64(2 * work.first * work.width + work.token) * (2 * TILE),
+               2 * TILE * work.width,
+               2 * (work.end - work.first),
+               0,
+               0,
+               false};
     x.begin();
     const u8* rows = own;
     u32 r = S::CELLS - 1;
@@ -150,7 +163,7 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
             w[p].ready();
         }
     };
-    auto unpack = [&](u32 (&a)[4][4], u32 half) {
+    auto unpack = [&](u32(&a)[4][4], u32 half) {
         RF_UNROLL
         for (u32 j = 0; j < 4; ++j) {
             u32 s = 2 * half + j / 2, h = j % 2;
@@ -162,7 +175,7 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
             }
         }
     };
-    auto begin = [&](const u32 (&a)[4][4]) {
+    auto begin = [&](const u32(&a)[4][4]) {
         u64 tile = x.next();
         begin_products();
         RF_UNROLL
@@ -251,7 +264,7 @@ RF_DEVICE const float* block_sums(const Shared& shared, const Work& work, RowOf 
     return share(shared, sums);
 }
 
-// x as `store_wide` leaves it, for `width` tokens. A residual, of the shape of the first result, is added to that.
+// x as `store_swizzled` leaves it, for `width` tokens. A residual, of the shape of the first result, is added to that.
 struct WideParams {
     const u8* x;
     u32 tokens, width, token_blocks, cells;
@@ -301,8 +314,8 @@ extern "C" __global__ void RF_CLUSTER __launch_bounds__(THREADS, RF_BLOCKS) rf_w
     product<RF_QTYPE>(p, m, number, place);
 }
 
-// As `gated_product` of products.h, where what is quantized is as `store_wide` has it. Each wave has eight rows of gate
-// and the same eight of up. Rows past the last fill up the last cell with zeros.
+// As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it. Each wave has eight rows of
+// gate and the same eight of up. Rows past the last fill up the last cell with zeros.
 struct WideGatedParams {
     const u8* x;
     u32 tokens, width, token_blocks, cells;
@@ -338,8 +351,8 @@ extern "C" __global__ void RF_CLUSTER __launch_bounds__(THREADS, RF_BLOCKS) rf_w
             if (p.out.y) p.out.y[u64(token) * m.rows + row + i] = value[i];
         }
         if (p.out.quantized)
-            store_wide(p.out.quantized, p.width, p.out.cells, token, row,
-                       make_f32x4(value[0], value[1], value[2], value[3]));
+            store_swizzled(p.out.quantized, p.width, p.out.cells, token, row,
+                           make_f32x4(value[0], value[1], value[2], value[3]));
     }
     if (RF_SPLIT > 1) cluster_barrier();
 }

@@ -46,8 +46,20 @@ def variants(source: str) -> list[Defines]:
 
 def targets(source: str) -> list[str]:
     """The AMD targets that a source is for: those of its `// targets: ...` line, or all."""
+    named = named_targets(source)
+    return list(AMD) if named is None else [target for target in named if target in AMD]
+
+
+def named_targets(source: str) -> list[str] | None:
+    """Those of its `// targets: ...` line; without one None."""
     line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
-    return line[1].split() if line else list(AMD)
+    return line[1].split() if line else None
+
+
+def for_nvidia(source: str, target: str) -> bool:
+    """Whether a source is for a target of NVIDIA's: for all, where its line names none of them."""
+    named = [name for name in named_targets(source) or () if name.startswith("sm_")]
+    return not named or target in named
 
 
 def family(target: str) -> str:
@@ -97,9 +109,14 @@ def code_for(source: str, defines: Defines, target: str, header: str = "") -> di
     return code_objects.kernels_of(code, target)
 
 
+def nvcc_target(target: str) -> str:
+    """As rocforge.device.compiler names it: with what Hopper alone has."""
+    return "sm_90a" if target == "sm_90" else target
+
+
 def ptx_for(source: str, defines: Defines, target: str) -> str:
     """A source compiled by nvcc for an NVIDIA target."""
-    command = ["nvcc", "-x", "cu", f"-arch={target}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
+    command = ["nvcc", "-x", "cu", f"-arch={nvcc_target(target)}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
     command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
     text = program(source, defines, card_with(target))
     done = subprocess.run([*command, "-o", "-", "-"], input=text, capture_output=True, text=True)

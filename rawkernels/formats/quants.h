@@ -458,11 +458,11 @@ RF_DEVICE void store_fragment(u8* x, u32 width, u32 cells, u32 k, u32 i, float v
 
 // ---- The same for more tokens, as Hopper's matrix unit reads them from LDS ----
 //
-// Tiles of 64 elements of all tokens, 128 bytes a token: of each 16 elements a chunk with 0 2 4 6 8 10 12 14 and one with
-// the others. Chunk c of token k lies at c ^ k % 8. `width` is a multiple of 8 tokens.
+// Tiles of 64 elements of all tokens, 128 bytes a token: of each 16 elements a chunk with 0 2 4 6 8 10 12 14 and one
+// with the others. Chunk c of token k lies at c ^ k % 8. `width` is a multiple of 8 tokens.
 
 // Elements i to i + 3 of token k, i being a multiple of 4; i past the cells writes nothing.
-RF_DEVICE void store_wide(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v) {
+RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v) {
     if (i >= cells * CELL) return;
     u8* token = x + (u64(i / 64) * width + k) * 128 + i % 16;
     u32 chunk = i % 64 / 16 * 2;
@@ -476,7 +476,7 @@ struct Quantized {
     u8* data;
     u32 width, cells;
     RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
-        if (width > 64) return store_wide(data, width, cells, k, i, v);
+        if (width > 64) return store_swizzled(data, width, cells, k, i, v);
         if (width) return store_fragments(data, width, cells, k, i, v);
         store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
     }

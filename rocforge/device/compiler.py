@@ -22,7 +22,7 @@ Compile = Callable[[str, tuple[str, ...], str], bytes]
 
 def options(card: Card) -> tuple[str, ...]:
     """The options of hiprtc or NVRTC for a card; the same for all programs, whose macros are part of the text."""
-    target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_arch(card.arch)}"
+    target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_target(card.arch)}"
     return ("-std=c++17", f"-DRF_WAVE={card.wave}", target, *(() if card.is_amd else ("-ftz=true",)))
 
 
@@ -31,6 +31,12 @@ def kind(card: Card) -> str:
     if card.is_amd:
         return "hip"
     return "cubin" if _nvidia_arch(card.arch) == card.arch else "ptx"
+
+
+def _nvidia_target(arch: str) -> str:
+    """With the instructions that this architecture alone has, where kernels use them: Hopper's matrix unit."""
+    known = _nvidia_arch(arch)
+    return f"{known}a" if known == "sm_90" else known
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from rocforge.device.tuning import Tuning
 
 GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
+WIDE_ROWS = 128
+"""Rows of a block of wide.hip."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
@@ -67,6 +69,25 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     """Blocks of tiles.hip that a card runs at a time."""
     wide = tile_row_tiles(tuning, tokens) > 1
     return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
+
+
+class Wide(NamedTuple):
+    """Of wide.hip: tokens of a block, blocks that share out the depth, blocks a multiprocessor, and a block's LDS."""
+
+    tokens: int
+    split: int
+    resident: int
+    lds: int
+
+
+def wide(tokens: int, rows: int, units: int) -> Wide:
+    """The geometry of wide.hip: as few tokens a block as there are, up to 256, since each block unpacks the weights;
+    and as many blocks that share out the depth, up to 4, as leave none waiting."""
+    width = next((n for n in (64, 128) if tokens <= n), 256)
+    resident = 1 if width == 256 else 2
+    count = -(-rows // WIDE_ROWS) * -(-tokens // width)
+    split = next((n for n in (4, 2) if count * n <= units * resident), 1)
+    return Wide(width, split, resident, (228 << 10) // resident - (1 << 10))
 
 
 class Decode(NamedTuple):

@@ -190,11 +190,13 @@ class Kernel:
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
             with `*?` where None is allowed and gives a null pointer. None: the kernel takes one struct, whose fields
             the source declares (rocforge.device.params).
-        defines: macros that say what it computes; those of the card are added (`macros`).
+        defines: macros that say what it computes; those of the card are added (`macros`). RF_LDS is the bytes of LDS
+            that a block is given at its launch, beside what the source declares.
     """
 
     def __init__(self, source: str, name: str, signature: str | None = None, **defines: Any):
         self.source, self.name, self.defines, self._signature = source, name, defines, signature
+        self._lds: int = defines.get("RF_LDS", 0)
         self._functions: dict[tuple[int, tuning.Tuning], Any] = {}
 
     def __repr__(self) -> str:
@@ -236,12 +238,14 @@ class Kernel:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
-            overlap.launch(function.kernel, grid, block, checked)
+            overlap.launch(function.kernel, grid, block, checked, self._lds)
         else:
-            function.kernel(grid, block, checked)
+            function.kernel(grid, block, checked, shared_mem=self._lds)
 
     def _load(self, device: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)
+        if self._lds:
+            function.max_dynamic_shared_size_bytes = self._lds
         self._functions[device, tuning.of(device)] = function
         return function
 

@@ -57,13 +57,14 @@ def _driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
+def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0) -> None:
     """Launch on the current stream, to begin while the kernel queued before still runs.
 
     Args:
         function: cupy.cuda.function.Function.
         grid, block: up to three axes.
         args: CuPy arrays and NumPy scalars.
+        shared: bytes of shared memory of a block, beside what the kernel declares.
 
     Raises:
         DeviceError: the driver refused.
@@ -76,7 +77,7 @@ def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Seque
     attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
     sizes = [(ctypes.c_uint * 3)(*axes, *[1] * (3 - len(axes))) for axes in (grid, block)]
     stream = cupy_module().cuda.get_current_stream().ptr
-    config = _Config(*sizes, 0, stream, ctypes.pointer(attribute), 1)
+    config = _Config(*sizes, shared, stream, ctypes.pointer(attribute), 1)
     error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function.ptr), params, None)
     if error:
         raise DeviceError(f"cuLaunchKernelEx failed with CUDA driver error {error}")

@@ -27,7 +27,9 @@ class Tuning:
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
-        tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library; 0 without a unit.
+        tile_tokens: up to so many they are multiplied on the matrix unit, each wave with all tokens; 0 without a unit.
+        wide_tokens: up to so many by wide.hip, more by the BLAS library where there are float16 copies of the weights,
+            else also by wide.hip; 0: never.
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
@@ -78,6 +80,7 @@ class Tuning:
 
     int8_tokens: int = 2
     tile_tokens: int = 64
+    wide_tokens: int = 0
 
     gemv_threads: int = 128
     gemv_rows_4: int = 2
@@ -150,7 +153,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured"),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", wide_tokens=512),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""

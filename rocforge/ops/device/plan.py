@@ -8,6 +8,7 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
 | TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32 or 64 tokens |
+| WIDE         | wide.hip: Hopper's matrix unit                 | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
 | GROUPED_GEMM | experts_prefill.hip: the matrix unit           | float16                               |
@@ -45,6 +46,7 @@ class Product(enum.Enum):
     GEMV_INT8 = enum.auto()
     GEMV_FLOAT = enum.auto()
     TILE = enum.auto()
+    WIDE = enum.auto()
     GEMM_FP16 = enum.auto()
     GEMM_FLOAT32 = enum.auto()
     GROUPED_GEMM = enum.auto()
@@ -65,6 +67,7 @@ class OperandForm(enum.Enum):
     FRAGMENTS_16 = ("fragments", True, 16)
     FRAGMENTS_32 = ("fragments", True, 32)
     FRAGMENTS_64 = ("fragments", True, 64)
+    SWIZZLED = ("swizzled", True, 0)
 
     def __init__(self, layout: str, packed: bool, width: int):
         self.packed, self.width = packed, width
@@ -73,6 +76,7 @@ class OperandForm(enum.Enum):
 _FORMS = {
     Product.GEMV_INT8: OperandForm.INT8,
     Product.GEMV_FLOAT: OperandForm.FLOAT32,
+    Product.WIDE: OperandForm.SWIZZLED,
     Product.GEMM_FP16: OperandForm.FP16,
     Product.GEMM_FLOAT32: OperandForm.FLOAT32,
     Product.GROUPED_GEMM: OperandForm.FP16,
@@ -93,6 +97,8 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
         return Product.GEMV_INT8
     if weight.planar and 0 < tokens <= tuned.tile_tokens:
         return Product.TILE
+    if weight.planar and tuned.wide_tokens and (tokens <= tuned.wide_tokens or not weight.copied):
+        return Product.WIDE
     if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if weight.float32 else Product.GEMM_FP16
