@@ -423,9 +423,18 @@ RF_DEVICE void store_activation(u8* row, u32 cells, u32 k, f32x4 v) {
 //     chunk j of cell c of token k at ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS
 
 const u32 FRAGMENT_CELLS = FRAGMENT_LANES;
+const u32 MOST_FRAGMENTS = 128;  // tokens
 
 RF_DEVICE u32 fragment_at(u32 width, u32 k, u32 c, u32 j) {
     return ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS;
+}
+// Of more tokens than MOST_FRAGMENTS, each so many follow each other.
+RF_DEVICE u32 fragments_bytes(u32 width, u32 cells) {
+    return (cells + FRAGMENT_CELLS - 1) / FRAGMENT_CELLS * FRAGMENT_CELLS * 256 * width;
+}
+RF_DEVICE u8* fragment_of_token(u8* x, u32 width, u32 cells, u32 k, u32 c, u32 j) {
+    u32 run = width == MOST_FRAGMENTS ? k / MOST_FRAGMENTS : 0;
+    return x + run * u64(fragments_bytes(width, cells)) + u64(fragment_at(width, k - run * width, c, j)) * 16;
 }
 
 // What float16 cannot hold becomes its largest value; infinities and NaNs stay.
@@ -446,13 +455,13 @@ RF_DEVICE void store_fragments(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 
     if (i >= cells * CELL) return;
     u32x2 pairs;
     pairs.x = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.z)), pairs.y = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
-    *reinterpret_cast<u32x2*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
+    *reinterpret_cast<u32x2*>(fragment_of_token(x, width, cells, k, i / CELL, i % CELL / 8) + i % 8 * 2) = pairs;
 }
 // Element i alone.
 RF_DEVICE void store_fragment(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
     if (i >= cells * CELL) return;
     u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
-    f16* chunk = reinterpret_cast<f16*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16);
+    f16* chunk = reinterpret_cast<f16*>(fragment_of_token(x, width, cells, k, i / CELL, i % CELL / 8));
     chunk[place] = from_float<f16>(clamp_fp16(v));
 }
 
@@ -476,7 +485,7 @@ struct Quantized {
     u8* data;
     u32 width, cells;
     RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
-        if (width > 64) return store_swizzled(data, width, cells, k, i, v);
+        if (width > MOST_FRAGMENTS) return store_swizzled(data, width, cells, k, i, v);
         if (width) return store_fragments(data, width, cells, k, i, v);
         store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
     }

@@ -10,6 +10,8 @@ from rocforge.device.tuning import Tuning
 
 GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
+STAGED_TOKENS = 128
+"""Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
 WIDE_ROWS = 128
 """Rows of a block of wide.hip."""
 
@@ -61,6 +63,8 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
     """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
     if tokens == 8:
         return 1
+    if tokens == STAGED_TOKENS:
+        return tuning.tile_threads // card.wave
     most, run = tuning.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuning, tokens)
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
@@ -139,8 +143,10 @@ def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[st
     return {"RF_PARTS": cut.parts, "RF_KEYS": cut.keys}
 
 
-def _tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
-    return {"RF_ROW_TILES": tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    tokens = int(given["RF_TOKENS"])
+    all_waves = {"RF_ROW_WAVES": tuning.tile_threads // wave} if tokens == STAGED_TOKENS else {}
+    return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {

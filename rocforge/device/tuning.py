@@ -16,6 +16,9 @@ from rocforge.device import tuned
 from rocforge.device.cards import Card, card_of
 from rocforge.device.libraries import cupy_module
 
+ANY = 1 << 30
+"""More tokens than there are at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
@@ -27,9 +30,10 @@ class Tuning:
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
-        tile_tokens: up to so many they are multiplied on the matrix unit, each wave with all tokens; 0 without a unit.
-        wide_tokens: up to so many by wide.hip, more by the BLAS library where there are float16 copies of the weights,
-            else also by wide.hip; 0: never.
+        tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
+            float16 copies of the weights; 0 without a unit.
+        tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
+        wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
@@ -80,7 +84,8 @@ class Tuning:
 
     int8_tokens: int = 2
     tile_tokens: int = 64
-    wide_tokens: int = 0
+    tile_tokens_alone: int = 256
+    wide_from: int = ANY
 
     gemv_threads: int = 128
     gemv_rows_4: int = 2
@@ -148,12 +153,12 @@ TABLE = {
     "gfx90a": _CDNA2,
     "gfx942": _CDNA2,
     "gfx950": _CDNA2,
-    "gfx103": Tuning(int8_tokens=8, tile_tokens=0),  # no matrix unit
+    "gfx103": Tuning(int8_tokens=8, tile_tokens=0, tile_tokens_alone=0),  # no matrix unit
     "gfx110": Tuning(),
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", wide_tokens=512),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens=512, tile_tokens_alone=ANY, wide_from=65),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""

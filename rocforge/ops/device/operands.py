@@ -18,10 +18,8 @@ INT8_CELL_NBYTES = 160
 """Bytes of a cell of int8: 128 values, four float32 scales, eight int16 sums."""
 FRAGMENT_CELLS = 4
 """Cells that a token's fragments are filled up to a multiple of: the most of any target in quants.h."""
-SWIZZLED_TOKENS = 128
-"""Tokens that swizzled tiles are filled up to a multiple of."""
-SWIZZLED_BLOCK = 256
-"""The most tokens that a block of wide.hip reads at a time, those past the last included."""
+SWIZZLED_TOKENS = 256
+"""Tokens that swizzled tiles are filled up to a multiple of: as many as a block of wide.hip reads at most."""
 
 
 class PartialNorm(NamedTuple):
@@ -53,7 +51,7 @@ class PackedOperand:
 
     @property
     def width(self) -> int:
-        """The tokens that fragments or swizzled tiles are laid out for; 0 of int8."""
+        """The tokens that it is laid out for, in fragments perhaps several times; 0 of int8."""
         return _width(self.form, self.shape[0])
 
 
@@ -77,9 +75,10 @@ def empty_operand(shape: tuple[int, ...], form: OperandForm) -> Array | PackedOp
     if form is OperandForm.INT8:
         return PackedOperand(empty((tokens, INT8_CELL_NBYTES * cells), np.uint8), (tokens, size), form)
     width = _width(form, tokens)
-    nbytes = blocks(cells, FRAGMENT_CELLS) * FRAGMENT_CELLS * 256 * width
-    if form is OperandForm.SWIZZLED:  # a block of the last tile
-        nbytes = cells * 256 * width + SWIZZLED_BLOCK * 128
+    if form is OperandForm.SWIZZLED:
+        nbytes = cells * 256 * width
+    else:
+        nbytes = blocks(cells, FRAGMENT_CELLS) * FRAGMENT_CELLS * 256 * width * blocks(tokens, width)
     return PackedOperand(empty(nbytes, np.uint8), (tokens, size), form)
 
 
