@@ -23,12 +23,12 @@ namespace rocforge {
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
 const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
-const u32 RESIDENT = THREADS * (TILES > 1 ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
-
 const bool STAGED = RF_TOKENS == 128;  // x, in LDS
+const u32 RESIDENT = THREADS * (TILES > 1 || STAGED ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
+
 static_assert(!STAGED || K_WAVES == 1, "all waves multiply the same share of x at a time");
 
-const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
+const u32 PAD = 4;                                       // so that a fragment's columns lie in different LDS banks
 const u32 HALF_CHUNKS = 2 * RF_TOKENS * FRAGMENT_CELLS;  // of x, that 16 elements of a run's cells take
 union Shared {
     alignas(16) float sums[WAVES][16][16 * TILES + PAD];
@@ -42,8 +42,7 @@ struct Fragments {
     RF_MEMBER void begin() {}
     RF_MEMBER void begin_run(u32 cell) {
         RF_UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
-            at[p] = 16 * fragment_at(RF_TOKENS, part_row(p) % RF_TOKENS, cell, 0);
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at[p] = 16 * fragment_at(RF_TOKENS, part_row(p) % RF_TOKENS, cell, 0);
     }
     RF_MEMBER void load_ahead(bool) {}
     RF_MEMBER void advance(bool) {}

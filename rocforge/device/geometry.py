@@ -56,7 +56,7 @@ def gated_rows(tuning: Tuning, tokens: int) -> int:
 
 def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
     """Tiles of 16 rows that a wave of tiles.hip multiplies."""
-    return 2 if tokens >= tuning.tile_wide_tokens else 1
+    return 2 if tuning.tile_wide_tokens <= tokens <= tuning.tile_most_wide_tokens else 1
 
 
 def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
@@ -71,7 +71,7 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
 
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     """Blocks of tiles.hip that a card runs at a time."""
-    wide = tile_row_tiles(tuning, tokens) > 1
+    wide = tile_row_tiles(tuning, tokens) > 1 or tokens == STAGED_TOKENS
     return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
 
 

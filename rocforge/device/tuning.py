@@ -50,7 +50,8 @@ class Tuning:
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
         tile_threads: of a product on the matrix unit.
-        tile_wide_tokens: from so many tokens on, a wave takes two tiles of rows.
+        tile_wide_tokens, tile_most_wide_tokens: of so many to so many tokens a block, a wave takes two tiles
+            of rows.
         tile_blocks, tile_blocks_wide: blocks that a unit runs at a time; and of those with two tiles of rows.
         tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
         dequantize_rows: rows that are unpacked at a time for the BLAS library.
@@ -107,6 +108,7 @@ class Tuning:
 
     tile_threads: int = 256
     tile_wide_tokens: int = 64
+    tile_most_wide_tokens: int = 128
     tile_blocks: int = 4
     tile_blocks_wide: int = 4
     tile_runs_ahead: int = 3
@@ -145,8 +147,8 @@ _CDNA = Tuning()
 # 512 registers a lane: a block of 1,024 threads still has all loads of a cell in flight. gfx908 has as many, but half
 # of them for accumulators alone.
 _CDNA2 = replace(_CDNA, then_norm_threads=1024)
-# at most 512 threads, or 256 of two tiles of rows, keep all loads in flight
-_NVIDIA = Tuning(tile_blocks=2, tile_blocks_wide=1)
+# at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
+_NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
 TABLE = {
     "gfx908": _CDNA,
