@@ -59,7 +59,7 @@ struct StagedFragments {
     static const u32 EACH = HALF_CHUNKS / THREADS;
     const u8* x;
     Shared& shared;
-    u32 half_number, now;
+    u32 half_number, now, own;  // `own`: the lane's cell of the run
     u32x4 ahead[EACH];
     static RF_MEMBER u32 place(u32 j, u32 n, u32 row, u32 cell) {
         return ((j * TOKEN_TILES + n) * FRAGMENT_CELLS + cell) * 16 + row;  // a wave's lanes read consecutive ones
@@ -84,7 +84,7 @@ struct StagedFragments {
         barrier();  // what was in LDS has been used
         store(0);
     }
-    RF_MEMBER void begin_run(u32) {}
+    RF_MEMBER void begin_run(u32 cell) { own = cell % FRAGMENT_CELLS; }
     RF_MEMBER void load_ahead(bool more) {
         if (more) load();
     }
@@ -93,7 +93,7 @@ struct StagedFragments {
         if (more) store(now);
     }
     RF_MEMBER u32x4 chunk(u32, u32 j, u32 n, u32 p) const {
-        return shared.x[now][place(j, n, part_row(p), part_lane())];
+        return shared.x[now][place(j, n, part_row(p), own)];
     }
 };
 

@@ -85,7 +85,7 @@ class Tuning:
 
     int8_tokens: int = 2
     tile_tokens: int = 64
-    tile_tokens_alone: int = 256
+    tile_tokens_alone: int = 128
     wide_from: int = ANY
 
     gemv_threads: int = 128

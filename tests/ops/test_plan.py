@@ -18,7 +18,7 @@ from rocforge.ops.device.weights import format_of
 from rocforge.quant import QuantizedArray
 
 PACKAGE = Path(plan.__file__).parents[2]
-TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 256, 257, 512, 513]
+TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 512, 513]
 WITHOUT_MATRIX_UNIT = ["gfx103"]
 HOPPER = "sm_90"
 PACKED_FLOATS = {"F32": "Floats<float>", "F16": "Floats<f16>", "BF16": "Floats<bf16>"}
@@ -53,7 +53,7 @@ def expected_product(name, tokens, architecture):
             return Product.GEMV_INT8
         if architecture == HOPPER and tokens > 64:
             return Product.WIDE if tokens <= 512 or name in PLANAR else Product.GEMM_FP16
-        return Product.TILE if 3 <= tokens <= (256 if name in PLANAR else 64) else Product.GEMM_FP16
+        return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
     if (name in PACKED_FLOATS or name in ("float32 array", "float16 array")) and 1 <= tokens <= 8:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if name in ("float32 array", "float64 array", "rows of 3 floats") else Product.GEMM_FP16
@@ -174,7 +174,7 @@ def test_gated_products(names, tokens, card):
         (("Q4_K", "Q5_K", "Q6_K"), 20, OperandForm.FLOAT32),
         (("Q4_K", "Q4_K", "Q6_K"), 65, OperandForm.FRAGMENTS_128),
         (("Q4_K", "Q5_K", "Q6_K"), 65, OperandForm.FLOAT32),
-        (("Q4_K", "Q5_K", "Q6_K"), 257, OperandForm.FP16),
+        (("Q4_K", "Q5_K", "Q6_K"), 129, OperandForm.FP16),
         (("Q4_K", "Q4_K", "float32 array"), 65, OperandForm.FLOAT32),
     ],
 )
@@ -190,10 +190,10 @@ def test_norms():
     assert norm(planar, 3201, 1) is NormPlan.ALONE  # 101 blocks: in the second round 99 units would idle
     assert norm(planar, 6400, 1) is NormPlan.IN_PRODUCT
     assert norm(planar, 3200, 2) is norm(planar, 3200, 64) is NormPlan.ALONE
-    assert norm(planar, 3200, 257) is norm((FORMATS["F16"], *planar), 32, 257) is NormPlan.WITH_SUM
+    assert norm(planar, 3200, 129) is norm((FORMATS["F16"], *planar), 32, 129) is NormPlan.WITH_SUM
     assert norm(planar, 3200, 65) is NormPlan.ALONE
     assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
-    assert norm((*planar, FORMATS["float32 array"]), 3200, 257) is NormPlan.ALONE
+    assert norm((*planar, FORMATS["float32 array"]), 3200, 129) is NormPlan.ALONE
 
 
 @pytest.mark.parametrize(
