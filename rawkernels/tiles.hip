@@ -291,7 +291,6 @@ struct TileParams {
 
 template <class F>
 RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32 number, u32 block) {
-    const float* residual = number == 0 ? p.residual : nullptr;
     const u32 height = 16 * TILES;
     u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
     Position at = first_run(p.cells, [&](u32 r) {
@@ -315,7 +314,7 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
             float value = summed(shared, within / height, k % 16, within % height);
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (residual) value += residual[at];
+            if (number == 0 && p.residual) value += p.residual[at];
             m.y[at] = value;
         }
     }
