@@ -12,6 +12,7 @@
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
+#include "unpack.h"
 
 namespace rocforge {
 
@@ -92,35 +93,17 @@ struct StagedFragments {
         now ^= 1;
         if (more) store(now);
     }
-    RF_MEMBER u32x4 chunk(u32, u32 j, u32 n, u32 p) const {
-        return shared.x[now][place(j, n, part_row(p), own)];
-    }
+    RF_MEMBER u32x4 chunk(u32, u32 j, u32 n, u32 p) const { return shared.x[now][place(j, n, part_row(p), own)]; }
 };
 
-// Sixteen elements of a cell in float16, in the order of fragments: codes * scale + min. Codes become float16 in the
-// last places of 1024, and lose what they are above by there.
+// Sixteen elements of a cell in float16, in the order of fragments: codes * scale + min.
 template <class F>
 RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
     u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
     RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
-        u32 even, odd;
-        float unit = 1.0f, above = 1024.0f;
-        if constexpr (F::LOW == 4 && F::HIGH == 0 && !F::SIGNED) {
-            // four bits stay where they are, sixteen times as much for the second half
-            u32 word = element(w.plane[s], i);
-            even = and_or(word, 0x000f000f << 4 * h, 0x64006400);
-            odd = and_or(word >> 8, 0x000f000f << 4 * h, 0x64006400);
-            unit = h ? 1.0f / 16 : 1.0f;
-        } else {
-            u32 four = F::values(w.four(s, 4 * h + i));
-            if (F::SIGNED) four ^= 0x80808080, above += 128;
-            even = pick_bytes(0x64646464, four, 0x04020400), odd = pick_bytes(0x64646464, four, 0x04030401);
-        }
-        float zero = -(above * unit + F::OFFSET);
-        u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
-        pairs[2 * i] = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
-        pairs[2 * i + 1] = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
+        u32 codes = Nibbles<F>::STAY ? element(w.plane[s], i) : w.four(s, 4 * h + i);
+        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes, h, scales, mins);
     }
 }
 
@@ -308,7 +291,6 @@ struct TileParams {
 
 template <class F>
 RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32 number, u32 block) {
-    const float* residual = number == 0 ? p.residual : nullptr;
     const u32 height = 16 * TILES;
     u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
     Position at = first_run(p.cells, [&](u32 r) {
@@ -332,7 +314,7 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
             float value = summed(shared, within / height, k % 16, within % height);
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (residual) value += residual[at];
+            if (number == 0 && p.residual) value += p.residual[at];
             m.y[at] = value;
         }
     }

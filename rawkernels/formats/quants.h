@@ -320,9 +320,10 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     f16 d;
     static RF_MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
     static RF_MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
-    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) { load_scales(row, cells, c, c / 2); }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c, u32 block) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
-        d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
+        d.bits = load_once<u16>(row + super_at(cells) + 2 * block);
     }
     RF_MEMBER float scale(u32 s, u32 h) const { return float(i8(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h))); }
     RF_MEMBER float outer_scale() const { return to_float(d); }

@@ -40,22 +40,34 @@ RF_DEVICE void wait_phase(u64* b, u32 parity) {
         "r"(parity)
         : "memory");
 }
+// Arrives at the barrier of the cluster's block `rank`, of which `b` is the own block's.
+RF_DEVICE void arrive_at(u64* b, u32 rank) {
+    u32 at;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(lds_address(b)), "r"(rank));
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
+}
+// Arrives, and makes the phase wait for so many bytes.
+RF_DEVICE void expect_bytes(u64* b, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(lds_address(b)), "r"(bytes) : "memory");
+}
 // One lane copies `bytes` from global memory; both addresses are multiples of 16.
 RF_DEVICE void copy_bulk(void* to, const u8* from, u32 bytes, u64* b) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(lds_address(b)), "r"(bytes) : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      lds_address(to)),
                  "l"(from), "r"(bytes), "r"(lds_address(b))
                  : "memory");
 }
+// The same into the LDS of each of the cluster's blocks whose bit is set, and for the barrier there.
+RF_DEVICE void copy_bulk_to(void* to, const u8* from, u32 bytes, u64* b, u32 blocks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+        "%4;" ::"r"(lds_address(to)),
+        "l"(from), "r"(bytes), "r"(lds_address(b)), "h"(u16(blocks))
+        : "memory");
+}
 
 // ---- Clusters ----
 
-RF_DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
 RF_DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

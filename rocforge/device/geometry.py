@@ -78,10 +78,12 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: tokens of a block, blocks that share out the depth, blocks a multiprocessor, and a block's LDS."""
+    """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
+    multiprocessor, and a block's LDS."""
 
     tokens: int
     split: int
+    share: int
     resident: int
     lds: int
 
@@ -90,10 +92,10 @@ def wide(tokens: int, rows: int, units: int) -> Wide:
     """The geometry of wide.hip: as few tokens a block as there are, up to 256, since each block unpacks the weights;
     and as many blocks that share out the depth, up to 4, as leave none waiting."""
     width = next((n for n in (64, 128) if tokens <= n), 256)
-    resident = 1 if width == 256 else 2
+    resident = 2 if width == 64 else 1
     count = -(-rows // WIDE_ROWS) * -(-tokens // width)
     split = next((n for n in (4, 2) if count * n <= units * resident), 1)
-    return Wide(width, split, resident, (228 << 10) // resident - (1 << 10))
+    return Wide(width, split, 1, resident, (228 << 10) // resident - (1 << 10))
 
 
 class Decode(NamedTuple):

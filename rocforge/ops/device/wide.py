@@ -74,8 +74,9 @@ def _launch(
     (tokens, columns), units = x.shape, card_of(cupy_module().cuda.runtime.getDevice()).compute_units
     cut = geometry.wide(tokens, row_blocks * WIDE_ROWS, units)
     token_blocks = blocks(tokens, cut.tokens)
-    sizes = {"tokens": tokens, "width": x.width, "token_blocks": token_blocks, "cells": cells_of(columns)}
-    grid = (cut.split * token_blocks * row_blocks,)
+    sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
+    sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
+    grid = (cut.split * cut.share * token_blocks * blocks(row_blocks, cut.share),)
     _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, cut.lds)
 
 
@@ -85,6 +86,7 @@ def _kernel(name: str, first: str | None, last: str | None, cut: geometry.Wide) 
     sizes: dict[str, Any] = {
         "RF_TOKENS": cut.tokens,
         "RF_SPLIT": cut.split,
+        "RF_SHARE": cut.share,
         "RF_BLOCKS": cut.resident,
         "RF_LDS": cut.lds,
     }
