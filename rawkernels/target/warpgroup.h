@@ -83,9 +83,14 @@ RF_DEVICE void wait_for_copies() {
 // What this thread has put into LDS is seen by products, once a barrier orders them.
 RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A barrier of one warpgroup, number 1 to 15.
-RF_DEVICE void warpgroup_barrier(u32 number) {
-    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(WARPGROUP) : "memory");
+// Barriers 1 to 15 of a block, of THREADS threads each, some of which may only arrive.
+template <u32 THREADS>
+RF_DEVICE void wait_at(u32 number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+}
+template <u32 THREADS>
+RF_DEVICE void arrive_at(u32 number) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
 }
 
 // A barrier whose phase ends with a number of arrivals; phases are waited for by their parity.

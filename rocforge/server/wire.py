@@ -101,7 +101,7 @@ def unpack_tokenizer(data: bytes) -> Tokenizer:
     return pickle.loads(data)
 
 
-def pack_error(error: Exception) -> tuple[str, str]:
+def pack_error(error: BaseException) -> tuple[str, str]:
     for kind in type(error).__mro__:
         if kind.__name__ in _KIND_OF:
             return kind.__name__, str(error)

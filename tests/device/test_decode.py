@@ -116,6 +116,19 @@ def test_nothing_is_captured_once_prepared(model, prompts, monkeypatch):
     assert len(captures) == shapes
 
 
+def test_stats(model, prompts):
+    """Every step is counted, with its time on the device."""
+    with rf.Engine(model, cache_tokens=512) as engine:
+        engine.add(prompts[0], rf.SamplingParams(max_tokens=6, temperature=0))
+        count = 0
+        while engine.busy:
+            engine.step()
+            count += 1
+        stats = engine.stats
+    assert count == stats.steps == 6
+    assert 0 < stats.longest < stats.seconds and stats.waited >= 0
+
+
 def test_sizes_of_steps():
     """In ascending order, up to the most."""
     assert decode_sizes(5) == [1, 2, 4, 5] and decode_sizes(256)[-3:] == [192, 224, 256]

@@ -161,9 +161,10 @@ def _attend(
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
-        tiles = len(q) * group // cut.rows + count
+        tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group)
-        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal), "sequences": count}
+        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
+        args |= {"sequences": count, "tiles": tiles}
         prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
 
 
