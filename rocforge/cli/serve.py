@@ -32,6 +32,13 @@ def serve(
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens a step.")] = 512,
     max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = 256,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = 256,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes for HTTP; default: by the number of processors. 0: none beside this one."),
+    ] = None,
+    restart_engine: Annotated[
+        bool, typer.Option("--restart-engine", help="Start the engine again when its process dies, and do not end.")
+    ] = False,
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
@@ -61,6 +68,8 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
         max_queue=max_queue,
+        processes=processes,
+        restart_engine=restart_engine,
         settings=settings,
         log_level="warning" if quiet else "info",
         progress=not quiet and sys.stderr.isatty(),

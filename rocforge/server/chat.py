@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.engine.request import Constraint
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
+from rocforge.server.grammars import GrammarSource
 from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
@@ -41,8 +41,7 @@ class ChatCompletions:
         params = generator.params(body, most, count)
         with generator.deadline(body.timeout):
             prompt = await self._prompt(body, tools=format is not None)
-            constraints = await self._constraints(body, format, len(params))
-        job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
+            job = await generator.submit("chatcmpl", [prompt], params, self._grammar(body, format), body.timeout)
         answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
         if body.stream:
             return EventStream(job, answer.chunks())
@@ -95,14 +94,12 @@ class ChatCompletions:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
         return ids
 
-    async def _constraints(
-        self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
-    ) -> Sequence[Constraint | None]:
-        """Those of response_format, regex or grammar, or of a required tool call."""
-        constraints = await self._generator.constraints(body, count)
+    def _grammar(self, body: ChatCompletionRequest, format: ToolFormat | None) -> GrammarSource | None:
+        """That of response_format, regex or grammar, or of a required tool call."""
+        grammar = self._generator.grammar(body)
         if format is None or body.tool_choice in (None, "auto", "none"):
-            return constraints
-        if constraints[0] is not None:
+            return grammar
+        if grammar is not None:
             raise APIError("a required tool call excludes response_format, regex and grammar", param="tool_choice")
         functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
         if isinstance(body.tool_choice, NamedTool):
@@ -111,8 +108,7 @@ class ChatCompletions:
                 raise APIError(
                     f"tool_choice is {body.tool_choice.function.name!r}, which is not in tools", param="tools"
                 )
-        grammar = format.lark(self._generator.compiler, functions)
-        return await self._generator.compile("lark", grammar, count)
+        return GrammarSource("lark", format.lark(self._generator.compiler, functions))
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:

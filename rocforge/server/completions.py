@@ -31,8 +31,7 @@ class Completions:
         params = generator.params(body, body.max_tokens or DEFAULT_MAX_TOKENS, body.logprobs)
         with generator.deadline(body.timeout):
             prompts = await self._prompts(body.prompt)
-            constraints = await generator.constraints(body, len(prompts) * len(params))
-        job = generator.submit("cmpl", prompts, params, constraints, body.timeout)
+            job = await generator.submit("cmpl", prompts, params, generator.grammar(body), body.timeout)
         answer = _Answer(job, body, generator)
         if body.stream:
             return EventStream(job, answer.chunks())

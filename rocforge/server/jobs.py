@@ -93,6 +93,14 @@ class Jobs:
         if id in self._in_progress:
             self._in_progress[id].cancel()
 
+    def answer(self, question: str, id: str) -> Any:
+        """What a question about requests is answered: "statuses", or "status" or "cancel" of one, None if unknown."""
+        if question == "statuses":
+            return self.statuses()
+        if question == "cancel":
+            self.cancel(id)
+        return self.status(id)
+
     def status(self, id: str) -> dict[str, Any] | None:
         """Of a job; None if it is unknown or its status was dropped."""
         if id in self._in_progress:
@@ -113,6 +121,12 @@ class Jobs:
             self._bytes += len(self._ended[job.id])
         while self._bytes > self._kept_bytes:
             self._bytes -= len(self._ended.popitem(last=False)[1])
+
+
+def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Statuses of several processes in the order of `Jobs.statuses`."""
+    in_progress = (Progress.QUEUED.value, Progress.RUNNING.value)
+    return sorted(statuses, key=lambda status: (status["status"] not in in_progress, -status["created"]))
 
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:

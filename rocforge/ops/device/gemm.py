@@ -16,32 +16,33 @@ from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
 
 
-def gemms_fp16(x: Array, weights: Sequence[Weight]) -> list[Array]:
+def gemms_fp16(x: Array, weights: Sequence[Weight], dtype: type[np.floating] = np.float32) -> list[Array]:
     """`x @ weight.T` for each weight, rounded to float16, with sums in float32; as one product, where the float16
     values that weights keep lie end to end.
 
     Args:
         x: float16 CuPy array (tokens, columns), contiguous.
         weights: QuantizedArrays or float16 CuPy arrays (rows, columns).
+        dtype: of the results: float32, or float16, whose sums beyond ±65504 are infinite.
 
     Returns:
-        float32 CuPy arrays (tokens, rows), one for each.
+        CuPy arrays (tokens, rows), one for each.
     """
     fp16: list[Array] = [getattr(weight, "fp16", None) for weight in weights]
     if len(weights) == 1 or not _end_to_end(fp16):
-        return [gemm_fp16(x, weight) for weight in weights]
+        return [gemm_fp16(x, weight, dtype) for weight in weights]
     cupy, ends = cupy_module(), list(itertools.accumulate(map(len, fp16)))
     whole = cupy.ndarray((ends[-1], fp16[0].shape[1]), np.float16, memptr=fp16[0].data)
-    y = cupy.empty((len(x), ends[-1]), np.float32)
+    y = cupy.empty((len(x), ends[-1]), dtype)
     gemm(x, whole, y)
     return [y[:, end - len(part) : end] for part, end in zip(fp16, ends, strict=True)]
 
 
-def gemm_fp16(x: Array, weight: Weight) -> Array:
+def gemm_fp16(x: Array, weight: Weight, dtype: type[np.floating] = np.float32) -> Array:
     """`gemms_fp16` of one weight: of a QuantizedArray without float16 values a tile of rows at a time is unpacked."""
     cupy = cupy_module()
     rows, columns = weight.shape
-    y = cupy.empty((len(x), rows), np.float32)
+    y = cupy.empty((len(x), rows), dtype)
     whole = weight.fp16 if isinstance(weight, QuantizedArray) else cupy.ascontiguousarray(weight)
     if whole is not None:
         gemm(x, whole, y)
