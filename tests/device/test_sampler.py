@@ -25,17 +25,19 @@ KINDS = [
 
 
 class Bench:
-    """A sampler on a stream of its own, with logits for each step of each slot."""
+    """A sampler on a stream of its own. All rows have nearly the same logits, so that penalties decide."""
 
     def __init__(self):
         self.stream = Stream("gpu")
         with self.stream:
             self.sampler = DeviceSampler(self.stream, VOCABULARY, SLOTS)
         self.rng = np.random.default_rng(3)
+        self.likely = self.rng.standard_normal(VOCABULARY) * 3
 
     def launch(self, requests, slots, ahead=0):
         """Queue a step of requests that wait for `ahead` tokens; its tokens, and a check of them by the host's."""
-        logits = self.rng.standard_normal((len(requests) + 2, VOCABULARY)).astype(np.float32) * 3
+        noise = self.rng.standard_normal((len(requests) + 2, VOCABULARY)) / 10
+        logits = (self.likely + noise).astype(np.float32)
         with self.stream:
             steps = [len(request.output) + ahead for request in requests]
             pending = self.sampler.launch(self.stream.upload(logits), requests, slots, steps)
@@ -63,11 +65,11 @@ def request_of(rng, constraint=None, **options):
     return Request(prompt, params, constraint, status=Status.RUNNING)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_requests_come_and_go(seed):
     """Steps of whoever is there, in any order, some queued before the tokens of the last one are read."""
     bench, rng, seated = Bench(), np.random.default_rng(seed), {}
-    for _ in range(20):
+    for _ in range(15):
         for slot in rng.choice(SLOTS, rng.integers(0, 3), replace=False).tolist():
             if slot in seated:
                 seated.pop(slot).status = Status.FINISHED
