@@ -55,7 +55,7 @@ struct Producer {
             const f16* from = cache + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
             RF_UNROLL
             for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
-                copy_piece(to + (b * RF_BLOCK_SIZE + i) * PANEL, from + minimum(i32(i + row), last) * token_step);
+                copy_16_bytes(to + (b * RF_BLOCK_SIZE + i) * PANEL, from + minimum(i32(i + row), last) * token_step);
         }
         end_copies();
         place.next();

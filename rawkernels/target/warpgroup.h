@@ -4,13 +4,11 @@
 // A tile in LDS is panels of 64 float16 a row, rows of 128 bytes one after another, whose 16-byte pieces are permuted
 // by the row so that eight rows lie in different banks. Panels begin at multiples of 1,024 bytes.
 #pragma once
-#include "target/platform.h"
+#include "target/async_copy.h"
 
 namespace rocforge {
 
 constexpr u32 PANEL = 64, WARPGROUP = 128;
-
-RF_DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
 // Where a row's 16-byte piece lies in a tile of `rows` rows, in elements.
 RF_DEVICE u32 piece_offset(u32 rows, u32 row, u32 piece) {
@@ -68,17 +66,7 @@ RF_DEVICE void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// ---- LDS: copies into it, and barriers in it ----
-
-// Copies 16 bytes from memory.
-RF_DEVICE void copy_piece(f16* to, const f16* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-RF_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <u32 PENDING>
-RF_DEVICE void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
+// ---- Barriers ----
 
 // What this thread has put into LDS is seen by products, once a barrier orders them.
 RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

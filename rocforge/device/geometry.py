@@ -72,11 +72,21 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
 
 
 class Decode(NamedTuple):
-    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+    """Of decode attention.
+
+    Attributes:
+        heads: query heads that a wave serves.
+        stripes: waves that share out the tokens.
+        threads: of a block.
+        slots: tiles of tokens that a wave has under way on the matrix unit; 0 without.
+        shared: bytes of dynamic LDS for them.
+    """
 
     heads: int
     stripes: int
     threads: int
+    slots: int
+    shared: int
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
@@ -87,7 +97,10 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
     heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
     waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    return Decode(heads, stripes, stripes * (group // heads) * wave)
+    slots = tuning.decode_slots if heads == group and head_dim % 16 == 0 else 0
+    return Decode(
+        heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * 2 * 16 * (head_dim + 8) * 2
+    )
 
 
 class Prefill(NamedTuple):
@@ -122,7 +135,8 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS_NBYTES": cut.shared} if cut.slots else {}
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
