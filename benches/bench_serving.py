@@ -100,6 +100,7 @@ def alone(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> I
 
     model, tokenizer = rf.load(options.gguf, device=options.device)
     with rf.Engine(model, tokenizer.eog_token_ids, **settings) as engine, ExitStack() as stack:
+        engine.prepare()
         constraint = None
         if any(load.constrained for load in loads(options)):
             constraint = stack.enter_context(closing(GrammarCompiler(tokenizer).json_schema(client.SCHEMA))).copy

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -75,9 +76,19 @@ class Server:
 
     @property
     def resident(self) -> float:
-        """Memory, in MiB."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024
+        """Memory of all its processes, in MiB; what they share counts once."""
+        pids = [self.process.pid]
+        for pid in pids:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
+        return sum(map(proportional, pids)) / 1024
+
+
+def proportional(pid: int) -> int:
+    """KiB of a process, with its share of what it shares (PSS); 0 where it has just ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as sizes:
+        return int(next(line for line in sizes if line.startswith("Pss:")).split()[1])
+    return 0
 
 
 def requests(count: int, model: str) -> list[dict]:

@@ -225,24 +225,29 @@ RF_DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure
     return {gap, at.key};
 }
 
-// Lists the likely elements of a row; returns the sum of all weights. False in `complete` where they are too many.
+// Lists the likely elements of a row, up to LIST_GAP, or where they are too many up to half of that, or a quarter.
+// Returns the sum of all weights; false in `complete` where those are too many as well.
 RF_DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
-    barrier();
-    if (thread_x() == 0) shared.listed = 0;
-    barrier();
-    u64 sum = 0, total;
-    row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
-        RF_UNROLL
-        for (u32 j = 0; j < Row::AT_ONCE; ++j) {
-            if (j >= count) continue;
-            sum += weight_of(gaps[j]);
-            if (gaps[j] > float_bits(LIST_GAP)) continue;
-            u32 i = atomic_add(&shared.listed, 1u);
-            if (i < LIST) shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
-        }
-    });
-    block_prefix(shared, sum, total);
-    complete = shared.listed <= LIST;
+    u64 total = 0;
+    complete = false;
+    for (float most = LIST_GAP; !complete && most >= LIST_GAP / 4; most /= 2) {
+        barrier();
+        if (thread_x() == 0) shared.listed = 0;
+        barrier();
+        u64 sum = 0;
+        row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
+            RF_UNROLL
+            for (u32 j = 0; j < Row::AT_ONCE; ++j) {
+                if (j >= count) continue;
+                sum += weight_of(gaps[j]);
+                if (gaps[j] > float_bits(most)) continue;
+                u32 i = atomic_add(&shared.listed, 1u);
+                if (i < LIST) shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
+            }
+        });
+        block_prefix(shared, sum, total);
+        complete = shared.listed <= LIST;
+    }
     return total;
 }
 

@@ -66,6 +66,7 @@ def nvidia_cases() -> list[Any]:
         (source, defines, target)
         for source in SOURCES
         for target, formats in NVIDIA.items()
+        if offline.for_nvidia(source, target)
         for defines in covering(source, formats)
     )
 

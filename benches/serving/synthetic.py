@@ -71,11 +71,13 @@ class SyntheticEngine:
         self._new.clear()
 
     def step(self) -> list[Token]:
+        now = time.perf_counter()
         new, self._new = [request for request in self._new if request.status is Status.RUNNING], []
         if new:
+            if not self._running:
+                self._due = now + len(new) / self.rate
             self._running.update(dict.fromkeys(new))
             return [self._next(request) for request in new]
-        now = time.perf_counter()
         if now < self._due:
             time.sleep(min(self._due - now, NAP))
             return []

@@ -3,7 +3,7 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.loading.warmup; the
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.device.background; the
 code is kept on disk, by content (rocforge.device.kernel_cache), so a later process only loads it.
 """
 

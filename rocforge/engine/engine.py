@@ -10,7 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ CPU_CACHE_TOKENS = 16384
 """The default size of the cache on the CPU."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token that a step gave a request.
 
     Attributes:
@@ -71,6 +70,30 @@ class HostStep:
         return self.sampled
 
 
+@dataclass
+class StepStats:
+    """What an engine's steps have taken so far.
+
+    Attributes:
+        steps: how many there were.
+        seconds: of all of them.
+        longest: seconds of the longest one.
+        waited: seconds that a GPU waited for the host between two steps, though there was work.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+    waited: float = 0.0
+
+    def count(self, seconds: float, waited: float) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+        self.waited += waited
+
+
 class Engine:
     """Runs any number of requests on one model, with continuous batching over a paged cache.
 
@@ -90,6 +113,7 @@ class Engine:
 
     Attributes:
         limit: the longest sequence that can be served, in tokens.
+        stats: of its steps; may be replaced by a new StepStats to begin anew.
 
     Raises:
         ValueError: a number that is not positive.
@@ -129,7 +153,9 @@ class Engine:
         self._stream = Stream(model.device)
         self._runner: StepRunner | None = None
         self._pending: PendingStep | None = None
+        self._previous: PendingStep | None = None
         self._starved = False
+        self.stats = StepStats()
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
@@ -229,7 +255,7 @@ class Engine:
         """End all requests now; required after an exception in `step`, which leaves their state undefined."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
-        self._pending, self._starved = None, False
+        self._pending, self._previous, self._starved = None, None, False
         self._stream.synchronize()
 
     @property
@@ -241,11 +267,11 @@ class Engine:
             reserved = int(cupy_module().get_default_memory_pool().total_bytes())
             return reserved + (self._runner.memory_reserved if self._runner else 0)
 
-    def prepare(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> None:
+    def prepare(self, progress: Callable[[str], Any] = lambda doing: None) -> None:
         """Compile and capture what any step can need, so that no request waits for it; nothing to do on a CPU.
 
         Args:
-            progress: called now and then with how many shapes of steps are done, and of how many.
+            progress: called now and then with what is being done, in words.
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
@@ -270,9 +296,16 @@ class Engine:
             tokens = [self._accept(*pair) for pair in sampled if pair[0].status is not Status.FINISHED]
             if self._pending:
                 self._pending.sample()
-        decodes = sum(chunk.decodes for chunk in step.chunks)
-        self._pacer.observe(step.seconds, decodes, sum(chunk.count for chunk in step.chunks) - decodes)
+        self._count(step)
         return tokens
+
+    def _count(self, step: PendingStep | HostStep) -> None:
+        """Count a step that has ended, in the statistics and for the pacer."""
+        previous, self._previous = self._previous, step if self._pending and isinstance(step, PendingStep) else None
+        waited = step.waited(previous) if previous and isinstance(step, PendingStep) else 0.0
+        self.stats.count(step.seconds, waited)
+        decodes = sum(chunk.decodes for chunk in step.chunks)
+        self._pacer.observe(step.seconds, decodes, sum(chunk.tokens for chunk in step.chunks) - decodes)
 
     def _launch_first(self) -> PendingStep | HostStep | None:
         """The next step, with none in flight."""
@@ -313,7 +346,7 @@ class Engine:
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
         start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.count, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
             for chunk in chunks
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
@@ -328,7 +361,7 @@ class Engine:
         Nothing may be in flight.
         """
         self._stream.synchronize()
-        self._starved = False
+        self._previous, self._starved = None, False
         if self._runner:
             self._runner.trim()
         for request in self.scheduler.running[::-1]:

@@ -18,7 +18,7 @@ from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.engine.scheduler import ScheduledChunk
-from rocforge.engine.state import NONE
+from rocforge.engine.state import NONE, SequenceState
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
 from rocforge.ops.device.strided import blocks
@@ -124,7 +124,8 @@ class StepInputs:
         args |= {"groups": self._groups, "width": self._width, "kept_rows": self._kept.shape[1]}
         begin_step((grid,), (threads,), {**args, "block_size": self._cache.block_size})
         for chunk in chunks:
-            chunk.request.state.uploaded = [len(table) for table in chunk.request.state.tables]
+            state = chunk.request.state
+            state.uploaded = list(map(len, state.tables))
 
     def stage(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> np.ndarray:
         """What a step is, as `begin_step` in step.hip reads it.
@@ -133,41 +134,48 @@ class StepInputs:
             chunks: of the step; none: all of its tokens are idle.
         """
         states = [chunk.request.state for chunk in chunks]
-        counts = np.array([chunk.count for chunk in chunks], np.int32)
-        ends = counts.cumsum(dtype=np.int32)
-        sequences, total = shape.sequences, int(counts.sum())
+        n, sequences = len(chunks), shape.sequences
+        starts, counts = np.array([(chunk.start, chunk.tokens) for chunk in chunks], np.int32).reshape(n, 2).T
+        ends, total = counts.cumsum(dtype=np.int32), int(counts.sum())
         ids, positions, sequence = np.zeros((3, shape.tokens), np.int32)
         lengths, kept_row = np.zeros((2, sequences), np.int32)
         state_slots, rows = np.full(sequences, NONE, np.int32), np.zeros(shape.rows, np.int32)
-        tables = np.zeros((3, self._groups, sequences), np.int32)
         query_starts = np.arange(sequences + 1, dtype=np.int32)
-        if not shape.mixed:
-            sequence[:] = query_starts[:-1]
-        else:  # sequences without requests have no tokens, and the last one those that fill up
+        if shape.mixed:  # sequences without requests have no tokens, and the last one those that fill up
             query_starts[1:-1], query_starts[-1], sequence[:] = total, shape.tokens, sequences - 1
+        else:
+            sequence[:] = query_starts[:-1]
+        ids[:total] = [id for chunk in chunks for id in _ids(chunk)]
+        positions[:total] = np.arange(total) + np.repeat(starts - ends + counts, counts)
+        sequence[:total] = np.repeat(np.arange(n), counts)
+        query_starts[1 : n + 1], lengths[:n] = ends, starts + counts
+        state_slots[:n], kept_row[:n] = [state.slot for state in states], [state.row for state in states]
+        wanted = [chunk.needs_logits for chunk in chunks]
+        rows[: sum(wanted)] = ends[np.array(wanted, bool)] - 1
+        parts = (ids, positions, sequence, query_starts, lengths, state_slots, kept_row, rows)
+        return np.concatenate([*parts, *self._staged_tables(states, sequences)])
+
+    def _staged_tables(self, states: Sequence[SequenceState], sequences: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each table, of each group and sequence: its blocks, those that the device has, and where among the blocks
+        that it lacks, which are the second result, its own begin."""
+        tables = np.zeros((3, self._groups, sequences), np.int32)
         added: list[int] = []
-        if chunks:
-            starts = np.array([chunk.start for chunk in chunks], np.int32)
-            ids[:total] = [id for chunk in chunks for id in _ids(chunk)]
-            positions[:total] = np.arange(total) + np.repeat(starts - ends + counts, counts)
-            sequence[:total] = np.repeat(np.arange(len(chunks)), counts)
-            query_starts[1 : len(chunks) + 1] = ends
-            lengths[: len(chunks)] = starts + counts
-            state_slots[: len(chunks)] = [state.slot for state in states]
-            kept_row[: len(chunks)] = [state.row for state in states]
-            wanted = [end - 1 for end, chunk in zip(ends.tolist(), chunks, strict=True) if chunk.needs_logits]
-            rows[: len(wanted)] = wanted
         for group in range(self._groups):
-            for i, state in enumerate(states):
-                table, known = state.tables[group], state.uploaded[group]
-                tables[:, group, i] = len(table), known, len(added)
-                if known < len(table):
-                    added += table[known:]
-        parts = (ids, positions, sequence, query_starts, lengths, state_slots, kept_row, rows, tables.reshape(-1))
-        return np.concatenate([*parts, np.maximum(np.array(added, np.int32), 0)])
+            begin = len(added)
+            lengths = [len(state.tables[group]) for state in states]
+            known = [state.uploaded[group] for state in states]
+            for state, length, have in zip(states, lengths, known, strict=True):
+                if have < length:
+                    added += state.tables[group][have:]
+            lacking = np.subtract(lengths, known)
+            tables[:, group, : len(states)] = lengths, known, begin + lacking.cumsum() - lacking
+        return tables.reshape(-1), np.maximum(np.array(added, np.int32), 0)
 
 
-def _ids(chunk: ScheduledChunk) -> list[int]:
+def _ids(chunk: ScheduledChunk) -> Sequence[int]:
     """Ids of a chunk's tokens; of one that the host has not read, -1 - its request's row."""
-    ids = chunk.request.tokens(chunk.start, chunk.stop)
-    return ids if len(ids) == chunk.count else [*ids, -1 - chunk.request.state.row]
+    request = chunk.request
+    if chunk.start >= request.known:
+        return (-1 - request.state.row,)
+    ids = request.tokens(chunk.start, chunk.stop)
+    return ids if len(ids) == chunk.tokens else [*ids, -1 - request.state.row]

@@ -95,9 +95,7 @@ class ResponseStream:
         self.text = TextStream(tokenizer, params.stop, prompt[-1] if prompt else None)
         self.stats = Stats(len(prompt), device)
 
-    def add(
-        self, token: int, finish_reason: str | None, logprobs: Logprobs | None, memory: int
-    ) -> GenerationResponse:
+    def add(self, token: int, finish_reason: str | None, logprobs: Logprobs | None, memory: int) -> GenerationResponse:
         """The response for the next token. One that completes a stop string has the finish reason "stop", also where
         the engine gave none: the request is to be cancelled then.
 

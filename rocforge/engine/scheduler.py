@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rocforge.engine.block_pool import block_digests
 from rocforge.engine.pacing import Pacer
@@ -15,8 +15,7 @@ LEAST_SHARE = 256
 """Tokens that a prompt may take in a step though others wait behind it."""
 
 
-@dataclass(frozen=True)
-class ScheduledChunk:
+class ScheduledChunk(NamedTuple):
     """A request's part in a step: its tokens at positions `start` to `stop`, the first of them not computed before.
 
     Attributes:
@@ -31,14 +30,14 @@ class ScheduledChunk:
     needs_logits: bool
 
     @property
-    def count(self) -> int:
-        """How many tokens."""
+    def tokens(self) -> int:
+        """How many there are."""
         return self.stop - self.start
 
     @property
     def decodes(self) -> bool:
         """Whether it is one token that gives the next one."""
-        return self.needs_logits and self.count == 1
+        return self.needs_logits and self.stop - self.start == 1
 
 
 class Scheduler:
@@ -162,7 +161,10 @@ class Scheduler:
 
     def _remember(self, request: Request, start: int, stop: int) -> None:
         """Full blocks of known tokens can be reused. A recurrent state is a snapshot where no later token is queued."""
-        self._extend_digests(request, stop // self.state.block_size)
+        size = self.state.block_size
+        if start // size == stop // size:
+            return
+        self._extend_digests(request, stop // size)
         self.state.computed(request.state, start, stop, request.length, stop == request.num_computed_tokens)
 
     def finish(self, request: Request) -> None:

@@ -132,6 +132,7 @@ class StateManager:
         self.slots = BlockPool(slots, block_size) if slots else None
         self.block_size, self._copy_slot = block_size, copy_slot
         self._rows = list(reversed(range(sequences)))
+        self._windows = any(group.state.window is not None for group in self.groups)
 
     @property
     def pools(self) -> list[BlockPool]:
@@ -193,6 +194,8 @@ class StateManager:
     def grow(self, sequence: SequenceState, start: int, stop: int) -> bool:
         """Allocate a running sequence's blocks for its tokens up to `stop`; False, with none allocated, if too few are
         free. Blocks that no token from `start` on can see are released in either case."""
+        if not self._windows and all(len(table) * self.block_size >= stop for table in sequence.tables):
+            return True
         pairs = list(zip(self.groups, sequence.tables, strict=True))
         for group, table in pairs:
             if group.state.window is not None:

@@ -12,15 +12,19 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rocforge.device.background import BackgroundCompilation
+from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
 from rocforge.engine.inputs import StepInputs, StepShape, decode_sizes, prompt_sizes
+from rocforge.engine.request import Request
 from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
 from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.transformer import Transformer
+from rocforge.ops.sampling import SamplingParams
 
 ATTEMPTS = 3
 """Attempts to capture a step: another thread's calls can invalidate a capture."""
@@ -59,7 +63,11 @@ class PendingStep:
     @property
     def seconds(self) -> float:
         """How long the device took, once `tokens` has returned."""
-        return float(cupy_module().cuda.get_elapsed_time(self._began, self._ended)) / 1e3
+        return _seconds_between(self._began, self._ended)
+
+    def waited(self, previous: PendingStep) -> float:
+        """Seconds that the device waited for the host between the step before and this one."""
+        return _seconds_between(previous._ended, self._began)
 
 
 class StepRunner:
@@ -99,18 +107,29 @@ class StepRunner:
         logits = self._run(shape, chunks)
         return PendingStep(chunks, self._sampler, logits, began)
 
-    def prepare(self, progress: Callable[[int, int], Any]) -> None:
-        """Run and capture steps of all shapes, without requests: none has to wait for that later.
+    def prepare(self, progress: Callable[[str], Any]) -> None:
+        """Compile the kernels of all shapes, and run and capture them, without requests: none waits for that later.
 
         Args:
-            progress: called with how many shapes are done, and of how many.
+            progress: called now and then with what is being done.
         """
+        self._compile(lambda missing: progress(f"compiling {missing} programs"))
         for done, shape in enumerate(self.shapes):
-            progress(done, len(self.shapes))
+            progress(f"capturing steps: {done} of {len(self.shapes)}")
             for _ in range(2):
                 self._run(shape, [])
             self._stream.synchronize()
-        progress(len(self.shapes), len(self.shapes))
+
+    def _compile(self, progress: Callable[[int], Any]) -> None:
+        compilation = BackgroundCompilation()
+        request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
+        with launches_recorded(compilation.add):
+            for shape in self.shapes:
+                ids, batch = self._inputs.batch(shape)
+                logits = self._model(ids, batch)
+            self._sampler.launch(logits, [request], [0], [0])
+        self._stream.synchronize()
+        compilation.wait(progress)
 
     @property
     def memory_reserved(self) -> int:
@@ -123,7 +142,7 @@ class StepRunner:
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
         """The smallest shape for these chunks."""
-        tokens = sum(chunk.count for chunk in chunks)
+        tokens = sum(chunk.tokens for chunk in chunks)
         mixed = not all(chunk.decodes for chunk in chunks)
         return next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
 
@@ -141,6 +160,10 @@ def _event() -> Any:
     event = cupy_module().cuda.Event()
     event.record()
     return event
+
+
+def _seconds_between(first: Any, second: Any) -> float:
+    return float(cupy_module().cuda.get_elapsed_time(first, second)) / 1e3
 
 
 def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:

@@ -237,22 +237,34 @@ def _kept(weights: HostArray, params: SamplingParams) -> HostArray | None:
     """Ids, ascending, that top_k, top_p and min_p keep; of equally likely ones the lowest first. None for all."""
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return None
-    threshold = params.min_p * weights.max()
-    if 0 < params.top_k < len(weights):
-        threshold = max(threshold, np.partition(weights, -params.top_k)[-params.top_k])
-    ids = np.flatnonzero(weights >= threshold)
-    ids = ids[np.argsort(-weights[ids], kind="stable")][: params.top_k or None]
+    threshold, total = params.min_p * weights.max(), weights.sum()
+    if params.top_k:
+        kept = np.sort(_largest(weights, params.top_k))
+        threshold, total = max(threshold, kept[0]), kept.sum()  # the share is of what top_k keeps, before min_p
     if params.top_p < 1:
-        # the share is of what top_k keeps, before min_p
-        total = weights.sum() if params.top_k == 0 else np.sort(weights)[-params.top_k :].sum()
+        # no token as light as this one is kept: all that come after it have less than 1 - top_p together
+        threshold = max(threshold, 0.999 * (1 - params.top_p) * total / len(weights))
+    ids = _descending(weights, threshold)[: params.top_k or None]
+    if params.top_p < 1:
         sums = np.cumsum(weights[ids])
         ids = ids[sums - weights[ids] < params.top_p * total]
     return np.sort(ids)
+
+
+def _largest(values: HostArray, count: int) -> HostArray:
+    """The `count` largest values, or all, in any order."""
+    return np.partition(values, -count)[-count:] if count < len(values) else values
+
+
+def _descending(values: HostArray, least: float) -> HostArray:
+    """Ids of the values from `least` on, the largest first, of equal ones the lowest id first."""
+    ids = np.flatnonzero(values >= least)
+    return ids[np.argsort(-values[ids], kind="stable")]
 
 
 def logprobs(logits: HostArray, token: int, count: int) -> Logprobs:
     """Log-probabilities of a token and of the `count` most likely ones, from unchanged logits (vocabulary,)."""
     shifted = logits.astype(np.float64) - logits.max()
     values = shifted - np.log(np.exp(shifted).sum())
-    top = np.argsort(-values, kind="stable")[:count]
+    top = _descending(values, _largest(values, count).min())[:count] if count else ()
     return Logprobs(float(values[token]), {int(i): float(values[i]) for i in top})

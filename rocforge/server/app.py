@@ -19,8 +19,8 @@ from rocforge.server.chat import ChatCompletions
 from rocforge.server.completions import Completions
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
-from rocforge.server.jobs import latest_first
 from rocforge.server.hosts import Hosts
+from rocforge.server.jobs import latest_first
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics

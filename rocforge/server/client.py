@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -100,6 +101,7 @@ class EngineClient:
 
         def done(made: asyncio.Future[Tokenizer]) -> None:
             self.tokenizer, self.limit, self._device = made.result(), limit, device
+            gc.freeze()  # a vocabulary takes a collection long enough to be felt between two tokens
             if self.state is State.STARTING:
                 self.state = State.READY
                 self._on_ready()

@@ -5,7 +5,6 @@ Source: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from starlette.routing import Match
 
 from rocforge.engine.reply import CancelledError, DeadlineError, EngineDeadError, QueueFullError, ServiceError
 from rocforge.errors import ChatTemplateError, RocforgeError
+from rocforge.server.body import dump_json
 from rocforge.text.grammar import GrammarError
 
 log = logging.getLogger("rocforge.server")
@@ -31,10 +31,10 @@ LONGEST_TEXT = 1000
 
 
 class JSONResponse(_JSONResponse):
-    """JSON in ASCII, which can hold whatever a client sent, lone surrogates too."""
+    """JSON that can hold whatever a client sent, lone surrogates too."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return dump_json(content)
 
 
 class APIError(Exception):

@@ -26,6 +26,8 @@ from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
+INLINE_TEXT = 2048
+"""Characters of a text that is tokenized within the event loop: another thread would take longer."""
 LONGEST_TOKEN = 256
 """Characters a token: a text longer than this times the context is refused before it is tokenized."""
 
@@ -58,9 +60,11 @@ class Generator:
             raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
 
     async def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids, computed in another thread."""
+        """Token ids; those of a long text are computed in another thread."""
         if len(text) > LONGEST_TOKEN * self.backend.limit:
             raise self._too_long(f"a text of {len(text)} characters")
+        if len(text) <= INLINE_TEXT:
+            return self.tokenizer.encode(text, **options)
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
 
     @property

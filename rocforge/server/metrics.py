@@ -38,6 +38,8 @@ _GAUGES = {
     "cache_blocks_used": "KV cache blocks in use.",
 }
 """Of the engine, which has them in its own row."""
+_MANY = 256
+"""Tokens that are counted together, and at the end of a reply."""
 _HISTOGRAM_AT = {name: index * (_BUCKETS + 1) for index, name in enumerate(_HISTOGRAMS)}
 _COUNTER_AT = {name: len(_HISTOGRAMS) * (_BUCKETS + 1) + index for index, name in enumerate(_COUNTERS)}
 _OUTCOMES_AT = len(_HISTOGRAMS) * (_BUCKETS + 1) + len(_COUNTERS)
@@ -100,22 +102,36 @@ class Metrics:
 
     def __init__(self, table: Table, index: int = 0, update: Callable[[], None] = lambda: None):
         self.table, self._row, self._update = table, table.rows[index], update
+        self._gaps: list[float] = []
         self._row[_IN_PROGRESS] = 0  # a process that was here before may have died with some
         self._registry = CollectorRegistry()
         self._registry.register(table)
 
     def tokens(self, replies: Sequence[Reply]) -> None:
         now = time.monotonic()
-        first = [reply for reply in replies if reply.completion_tokens == 1]
-        self._observe("time_to_first_token", [now - reply.submitted for reply in first])
-        self._observe("time_between_tokens", [now - r.last_token_time for r in replies if r.completion_tokens > 1])
-        self._count("prompt_tokens", sum(reply.prompt_tokens for reply in first))
-        self._count("cached_prompt_tokens", sum(reply.cached_tokens for reply in first))
-        self._count("generated_tokens", len(replies))
         for reply in replies:
+            if reply.completion_tokens > 1:
+                self._gaps.append(now - reply.last_token_time)
+            else:
+                self._first(reply, now)
             reply.last_token_time = now
+        if len(self._gaps) > _MANY:
+            self._note_gaps()
+
+    def _first(self, reply: Reply, now: float) -> None:
+        self._observe("time_to_first_token", [now - reply.submitted])
+        self._count("prompt_tokens", reply.prompt_tokens)
+        self._count("cached_prompt_tokens", reply.cached_tokens)
+        self._count("generated_tokens", 1)
+
+    def _note_gaps(self) -> None:
+        """Tokens but the first come one at a time; they are counted together."""
+        gaps, self._gaps = self._gaps, []
+        self._observe("time_between_tokens", gaps)
+        self._count("generated_tokens", len(gaps))
 
     def ended(self, reply: Reply) -> None:
+        self._note_gaps()
         self._row[_OUTCOMES_AT + _OUTCOMES.index(reply.progress)] += 1
         self._observe("request_duration", [time.monotonic() - reply.submitted])
 

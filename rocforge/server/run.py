@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
@@ -44,8 +46,9 @@ def serve(
     context: int | None = None,
     fp16_weights: bool | None = None,
     cache_tokens: int | None = None,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int | None = None,
     max_requests: int = 256,
+    inter_token_ms: float | None = None,
     max_queue: int = 256,
     processes: int | None = None,
     restart_engine: bool = False,
@@ -70,7 +73,7 @@ def serve(
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
-        cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
+        cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         max_queue: as in Service.
         processes: for HTTP; None: one for every four processors, from 1 to 4. 0: no other process at all: a thread of
             this one runs the engine.
@@ -99,7 +102,11 @@ def serve(
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
             threadpool_limits(max(1, cores - max(1, processes)))
-        return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
+        eog = tokenizer.eog_token_ids
+        engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
+        with tqdm(bar_format="{desc}", disable=not progress, leave=False) as line:
+            engine.prepare(line.set_description_str)
+        return engine, tokenizer
 
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port, max(1, processes))]
@@ -133,6 +140,7 @@ def _run_engine(
     engine, tokenizer = load_engine()
     with engine:
         server = EngineServer(engine, tokenizer, listener, max_queue, table)
+        gc.freeze()  # a collection that looks at all of a model takes longer than a step
         notes.ready()
         server.run()
 
@@ -151,7 +159,9 @@ def _answer_http(
     for other in listeners[:index] + listeners[index + 1 :]:
         other.close()
     metrics = Metrics(table, index)
-    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run([listeners[index]])
+    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run(
+        [listeners[index]]
+    )
 
 
 def _serve_in_one_process(

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from typing import Any
@@ -103,7 +103,7 @@ class Supervisor:
     def __init__(
         self,
         engine: Body,
-        front_ends: list[Body],
+        front_ends: Sequence[Body],
         restart_engine: bool,
         grace: float,
         on_ready: Callable[[], Any],

@@ -55,7 +55,9 @@ _KINDS: tuple[type[Exception], ...] = (
 )
 _KIND_OF = {kind.__name__: kind for kind in _KINDS}
 _DEFAULTS = SamplingParams(seed=0)
-_SENT = [f.name for f in dataclasses.fields(SamplingParams) if f.name != "stop"]  # the front end knows where a text ends
+_SENT = [
+    f.name for f in dataclasses.fields(SamplingParams) if f.name != "stop"
+]  # the front end knows where a text ends
 
 
 def pack(*message: Any) -> bytes:
@@ -99,7 +101,7 @@ def unpack_tokenizer(data: bytes) -> Tokenizer:
     return pickle.loads(data)
 
 
-def pack_error(error: Exception) -> tuple[str, str]:
+def pack_error(error: BaseException) -> tuple[str, str]:
     for kind in type(error).__mro__:
         if kind.__name__ in _KIND_OF:
             return kind.__name__, str(error)

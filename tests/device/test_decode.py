@@ -105,15 +105,28 @@ def test_nothing_is_captured_once_prepared(model, prompts, monkeypatch):
     capture, captures, done = GraphRecorder.capture, [], []
     monkeypatch.setattr(GraphRecorder, "capture", lambda *args: captures.append(args) or capture(*args))
     with rf.Engine(model, cache_tokens=512, max_batch_tokens=32, max_requests=4) as engine:
-        engine.prepare(lambda *args: done.append(args))
+        engine.prepare(done.append)
         shapes = len(decode_sizes(4)) + len(prompt_sizes(32))
-        assert len(captures) == shapes == 5 and done[-1] == (shapes, shapes)
+        assert len(captures) == shapes == 5 and done[-1] == "capturing steps: 4 of 5"
         for prompt in [*prompts, prompts[1][::-1]]:
             engine.add(prompt, rf.SamplingParams(max_tokens=6, temperature=0))
             engine.step()
         while engine.busy:
             engine.step()
     assert len(captures) == shapes
+
+
+def test_stats(model, prompts):
+    """Every step is counted, with its time on the device."""
+    with rf.Engine(model, cache_tokens=512) as engine:
+        engine.add(prompts[0], rf.SamplingParams(max_tokens=6, temperature=0))
+        count = 0
+        while engine.busy:
+            engine.step()
+            count += 1
+        stats = engine.stats
+    assert count == stats.steps == 6
+    assert 0 < stats.longest < stats.seconds and stats.waited >= 0
 
 
 def test_sizes_of_steps():

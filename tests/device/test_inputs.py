@@ -37,7 +37,7 @@ def expected(shape, chunks, last_tokens):
     sequences = shape.sequences
     ids, positions = np.zeros((2, shape.tokens), int)
     slots = np.full((len(STATES), shape.tokens), NONE)
-    counts = [chunk.count for chunk in chunks]
+    counts = [chunk.tokens for chunk in chunks]
     starts = np.arange(sequences + 1)
     if shape.mixed:
         starts = np.cumsum([0, *counts, *[0] * (shape.rows - len(chunks)), shape.tokens - sum(counts)])
@@ -51,7 +51,7 @@ def expected(shape, chunks, last_tokens):
                 slots[group, i] = table[position // SIZE] * SIZE + position % SIZE
     lengths = [chunk.stop for chunk in chunks] + [0] * (sequences - len(chunks))
     state_slots = [chunk.request.state.slot for chunk in chunks] + [NONE] * (sequences - len(chunks))
-    rows = [start + chunk.count - 1 for chunk, start in zip(chunks, starts, strict=False) if chunk.needs_logits]
+    rows = [start + chunk.tokens - 1 for chunk, start in zip(chunks, starts, strict=False) if chunk.needs_logits]
     return [ids, positions, starts, lengths, state_slots, rows + [0] * (shape.rows - len(rows)), slots.reshape(-1)]
 
 
@@ -72,7 +72,7 @@ def test_steps(inputs, shape):
             for table in request.state.tables:
                 table += rng.integers(0, 1000, max(0, -(-stop // SIZE) - len(table))).tolist()
             chunks.append(ScheduledChunk(request, start, stop, bool(rng.integers(2)) or not shape.mixed))
-        while sum(chunk.count for chunk in chunks) > shape.tokens:
+        while sum(chunk.tokens for chunk in chunks) > shape.tokens:
             chunks.pop()
         inputs.begin(shape, chunks, cp.asarray(inputs.stage(shape, chunks)), cp.asarray(last_tokens))
         views = [view.get() for view in inputs.views(shape)]

@@ -149,10 +149,22 @@ def test_draws(options: dict, vocabulary: int):
     check(model_like(6, vocabulary), params)
 
 
-@pytest.mark.parametrize("options", [{"top_p": 0.5}, {"top_k": 5000}, {"top_k": 4000, "top_p": 0.7}, {"top_p": 0.999}])
-def test_flat_distributions(options: dict):
-    """Too many likely tokens to list: the cuts are found over the whole row."""
-    logits = RNG.standard_normal((2, 12000), np.float32)
+FLAT = [
+    {"top_p": 0.5},
+    {"top_p": 0.999},
+    {"top_p": 0.01},
+    {"top_k": 40},
+    {"top_k": 5000},
+    {"top_k": 4000, "top_p": 0.7},
+    {"top_k": 40, "top_p": 0.7},
+]
+
+
+@pytest.mark.parametrize("options", FLAT)
+@pytest.mark.parametrize("spread", [0.1, 1.0, 2.5])
+def test_flat_distributions(options: dict, spread: float):
+    """Too many likely tokens to list: a shorter list may do, or the cuts are found over the whole row."""
+    logits = RNG.standard_normal((2, 12000), np.float32) * spread
     check(logits, [SamplingParams(temperature=1.0, seed=i, **options) for i in range(2)])
 
 

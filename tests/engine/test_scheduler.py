@@ -27,7 +27,7 @@ def step(scheduler, pacer=None):
         scheduler.advance(chunk)
     for each in sampled:
         scheduler.accepted(each, 0)
-    return [(chunk.request, chunk.count) for chunk in chunks]
+    return [(chunk.request, chunk.tokens) for chunk in chunks]
 
 
 def table(request):
@@ -311,7 +311,7 @@ def test_scheduler_rules(arrivals, windows, recurrent, more, budget, most, cance
         if step in cancelled and scheduler.running:
             scheduler.finish(scheduler.running[0])
         chunks = scheduler.schedule()
-        assert sum(chunk.count for chunk in chunks) <= budget and len(scheduler.running) <= most
+        assert sum(chunk.tokens for chunk in chunks) <= budget and len(scheduler.running) <= most
         if scheduler.running and not queued:
             assert chunks
         owners = {}
