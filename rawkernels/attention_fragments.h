@@ -23,10 +23,10 @@ struct Slot {
             u32 unit = lane() + i * RF_WAVE, row = unit / PIECES, piece = unit % PIECES * 8, token = start + row;
             bool seen = token >= tokens.first && token < tokens.end;
             u64 at = seen ? offset + row * step + piece : 0;
-            copy_16_bytes(&keys[row][piece], tokens.keys + at, seen);
-            copy_16_bytes(&values[row][piece], tokens.values + at, seen);
+            copy_async_or_zeros(&keys[row][piece], tokens.keys + at, seen);
+            copy_async_or_zeros(&values[row][piece], tokens.values + at, seen);
         }
-        end_copies();
+        end_copy_group();
     }
     // Key and value of one token, from LDS.
     RF_MEMBER void put(const f16 (&pair)[2][RF_HEAD_DIM], u32 row) {
@@ -37,7 +37,7 @@ struct Slot {
         }
     }
 };
-static_assert(sizeof(Slot) * SLOTS * WAVES == RF_LDS_NBYTES, "the launch's dynamic LDS");
+static_assert(sizeof(Slot) * SLOTS * WAVES == RF_LDS, "the launch's dynamic LDS");
 
 // A wave's ring of tiles: its own of each STRIPES tiles, SLOTS of them under way.
 struct Loads {
@@ -94,7 +94,7 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Loads loads, const Tok
     u32 turn = 0;
     for (u32 start = tokens.begin + wave() * TILE; start < tokens.end; start += STRIPES * TILE) {
         Slot& slot = loads.ring[turn];
-        wait_for_copies<SLOTS - 1>();
+        wait_for_copy_groups<SLOTS - 1>();
         wave_barrier();
         if (newest - start < TILE) {
             slot.put(shared.newest, newest - start);

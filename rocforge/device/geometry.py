@@ -147,7 +147,7 @@ def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
     """
     if tuning.prefill_stages and head_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
-        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_SHARED_NBYTES": shared}
+        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
     wide = head_dim > 128
     parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
@@ -162,7 +162,7 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
-    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS_NBYTES": cut.shared} if cut.slots else {}
+    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 
 
