@@ -59,6 +59,9 @@ class Tuning:
         decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
+        decode_resident: as gemv_resident.
+        decode_slots: tiles of 16 tokens that a wave has under way on the matrix unit, where a group is of up to 8 heads
+            of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -119,6 +122,8 @@ class Tuning:
     decode_lds_floats: int = 8192
     decode_heads: int = 8
     decode_loads: int = 4
+    decode_resident: int = 512
+    decode_slots: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
