@@ -1,5 +1,7 @@
 """Float16 values kept beside packed weights: the setting, and that logits stay what they were."""
 
+import itertools
+
 import cupy as cp
 import numpy as np
 import pytest
@@ -69,10 +71,12 @@ def test_launches_of_a_prompt(file, monkeypatch):
 
 
 def test_by_itself(file, monkeypatch):
-    """Kept where they take at most half of what a cache of the model's context leaves."""
+    """Kept where they take at most half of what a cache of the model's context leaves, on a card where that pays."""
     model = load_model(file, "gpu", fp16_weights=False)
     size = sum(2 * w.size for w in matrices_of(model).values())
     cache = CacheSizes(states_of(model).values(), "gpu:0").nbytes(model.config.context)
-    for free, expected in ((2 * size, True), (2 * size - 2, False)):
+    for free, pays in itertools.product((2 * size, 2 * size - 2), (True, False)):
         monkeypatch.setattr("rocforge.loading.fp16_weights.available_memory", lambda device, free=free: cache + free)
-        assert bool(kept(load_model(file, "gpu"))) is expected
+        with tuning.trying(fp16_copies=pays):
+            assert bool(kept(load_model(file, "gpu"))) == (pays and free == 2 * size)
+    assert kept(load_model(file, "gpu", fp16_weights=True))
