@@ -57,7 +57,7 @@ struct Fragments {
 
 // The same through LDS: while the waves multiply a half, the next is on its way.
 struct StagedFragments {
-    static const u32 EACH = HALF_CHUNKS / THREADS;
+    static const u32 EACH = STAGED ? HALF_CHUNKS / THREADS : 1;
     const u8* x;
     Shared& shared;
     u32 half_number, now, own;  // `own`: the lane's cell of the run
