@@ -3,7 +3,6 @@
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
 // tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups, RF_STAGES and RF_KEYS;
 // the layout of the cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
-#include "flat_tiles.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
 
@@ -25,7 +24,7 @@ struct PrefillParams {
     const f16 *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
-    u32 table_stride, kv_heads, sequences;
+    u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
     i32 window, causal;
 };
@@ -35,13 +34,13 @@ struct KeyRange {
     i32 start, end;
 };
 
-// The rows of a block, from first_row on. A row is a query of one head: row r of a sequence is head r % RF_GROUP of the
-// group of query r / RF_GROUP, so that keys and values are read once for the whole group.
+// What a block has of a sequence: rows from first_row up to `total`. A row is a query of one head: row r of a sequence
+// is head r % RF_GROUP of the group of query r / RF_GROUP, so that keys and values are read once for the whole group.
 struct BlockRows {
     const i32* table;
     u64 base, query_step;
     u32 kv_head;
-    i32 first_row, total, length, before;  // rows and tokens of the sequence, and tokens before the first query
+    i32 first_row, total, length, before;  // of the sequence: its tokens, and those before the first query
     i32 window, causal;
 
     // Where a row's elements begin in q and in the output.
@@ -55,6 +54,50 @@ struct BlockRows {
         return {first / i32(STEP) * i32(STEP), position(first_row + i32(ROWS) - 1) + 1};
     }
 };
+
+// The sequence that a token is of, by query_starts. All lanes of the wave take part: each looks at one of as many
+// sequences as there are lanes, evenly spaced, and then at those between two of them.
+RF_DEVICE u32 sequence_of(const PrefillParams& p, i32 token) {
+    u32 first = 0, count = p.sequences;
+    while (count > 1) {
+        u32 step = (count + RF_WAVE - 1) / RF_WAVE, offset = lane() * step;
+        bool begun = offset < count && p.query_starts[first + offset] <= token;
+        u32 passed = (set_bits(wave_ballot(begun)) - 1) * step;
+        first += passed;
+        count = step < count - passed ? step : count - passed;
+    }
+    return first;
+}
+
+// Calls attend(BlockRows) for each sequence with several queries in the block's tile: ROWS of the rows of all
+// sequences, one after another. Tiles go from the last to the first, since of a sequence the last have most keys to
+// see.
+template <u32 ROWS, class Attend>
+RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
+    i32 start = i32((p.tiles - 1 - block_x()) * ROWS), end = start + i32(ROWS), token = start / RF_GROUP;
+    u64 query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
+    while (token < minimum((end + RF_GROUP - 1) / RF_GROUP, p.query_starts[p.sequences])) {
+        u32 sequence = sequence_of(p, token), each = sequence + lane();
+        bool several = each < p.sequences && p.query_starts[each + 1] > p.query_starts[each] + 1;
+        u64 found = wave_ballot(several && p.query_starts[each < p.sequences ? each : 0] * RF_GROUP < end);
+        if (!found) {
+            token = p.query_starts[minimum(i32(sequence + RF_WAVE), i32(p.sequences))];
+            continue;
+        }
+        sequence += lowest_bit(found);
+        i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
+        BlockRows block;
+        block.table = p.tables + u64(sequence) * p.table_stride;
+        block.base = query * query_step + block_y() * RF_GROUP * RF_HEAD_DIM, block.query_step = query_step;
+        block.kv_head = block_y();
+        block.first_row = maximum(start - query * RF_GROUP, 0),
+        block.total = minimum(next * RF_GROUP, end) - query * RF_GROUP;
+        block.length = length, block.before = length - (next - query);
+        block.window = p.window, block.causal = p.causal;
+        attend(block);
+        token = next;
+    }
+}
 
 // What a row's sums are to be multiplied by: one over the softmax's denominator, with its head's sink among the scores.
 RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, const BlockRows& block, i32 r) {
@@ -73,24 +116,11 @@ RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, con
 
 namespace rocforge {
 
-// Grid: (tokens * RF_GROUP / ROWS + sequences, kv_heads), whatever the lengths, so that a launch can be replayed.
+// Grid: (tokens * RF_GROUP / ROWS, kv_heads), whatever the lengths, so that a launch can be replayed.
 RF_KERNEL_BOUND(THREADS, RESIDENT)
 rf_attention_prefill(PrefillParams p) {
     wait_for_previous();
-    u32 kv_head = block_y(), sequence = sequence_of_tile<ROWS>(p.query_starts, p.sequences, block_x());
-    i32 query = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - query, length = p.lengths[sequence];
-    i32 total = queries * RF_GROUP;
-    // the last tiles have most keys to see: they go first
-    i32 tile = i32(block_x() - first_tile<ROWS>(p.query_starts, sequence));
-    i32 first_row = ((total + i32(ROWS) - 1) / i32(ROWS) - 1 - tile) * i32(ROWS);
-    if (queries == 1 || first_row < 0) return;
-    u64 query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
-    BlockRows block;
-    block.table = p.tables + u64(sequence) * p.table_stride;
-    block.base = query * query_step + kv_head * RF_GROUP * RF_HEAD_DIM, block.query_step = query_step;
-    block.kv_head = kv_head, block.first_row = first_row, block.total = total, block.length = length;
-    block.before = length - queries, block.window = p.window, block.causal = p.causal;
-    attend(p, block);
+    attend(p);
 }
 
 }  // namespace rocforge

@@ -1,6 +1,7 @@
 // Tiles of queries by tiles of keys on Hopper's warpgroups, for heads of 128: one warpgroup brings tiles of keys and
-// values into LDS, two others multiply them. Those work on a tile's softmax while the tensor cores have the other's
-// products, and their own of the tile before. Source: Shah et al., FlashAttention-3, https://arxiv.org/abs/2407.08608.
+// values into LDS, two others multiply them. Those take turns: one works on a tile's softmax while the tensor cores
+// have the other's products, and its own of the tile before. Source: Shah et al., FlashAttention-3,
+// https://arxiv.org/abs/2407.08608.
 #pragma once
 #include "target/fragments.h"
 #include "target/warpgroup.h"
@@ -20,13 +21,13 @@ static_assert(RF_HEAD_DIM == 128 && KEYS == 128, "the products are of 128 column
 struct Shared {
     f16 queries[ROWS * RF_HEAD_DIM];
     f16 tiles[STAGES][KEYS * RF_HEAD_DIM];
-    Mbarrier full[STAGES], empty[STAGES];
+    u64 full[STAGES], empty[STAGES];  // barriers
 };
 constexpr u32 ALIGNMENT = 1024;  // of panels
-static_assert(sizeof(Shared) + ALIGNMENT <= RF_SHARED_NBYTES, "the launch's dynamic LDS");
+static_assert(sizeof(Shared) + ALIGNMENT <= RF_LDS, "the launch's dynamic LDS");
 
 // A place in the ring, and the parity of the phase there.
-struct Turn {
+struct Place {
     u32 stage = 0, parity = 0;
     RF_MEMBER void next() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
@@ -36,38 +37,49 @@ struct Turn {
 // One warpgroup's lanes copy tiles. Of less than a tile of tokens the last is repeated: no query sees those.
 struct Producer {
     Shared& shared;
-    const i32* table;
-    i32 length;
-    u64 token_step, head;
-    Turn turn, arriving;
+    u64 token_step;
+    Place place, arriving;
     u32 under_way = 0;
 
-    RF_MEMBER void copy_tile(const f16* cache, i32 start) {
-        shared.empty[turn.stage].wait(turn.parity ^ 1);
+    // Of a sequence's tokens from `start` on.
+    RF_MEMBER void copy_tile(const f16* cache, const BlockRows& sequence, i32 start) {
+        wait_phase(&shared.empty[place.stage], place.parity ^ 1);
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
         const u32 STEP = WARPGROUP / PIECES;
-        f16* to = shared.tiles[turn.stage] + piece_offset(KEYS, row, piece);
+        u32 to = lds_address(shared.tiles[place.stage] + piece_offset(KEYS, row, piece));
         RF_UNROLL
         for (u32 b = 0; b < KEYS / RF_BLOCK_SIZE; ++b) {
-            i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (length - 1) / RF_BLOCK_SIZE);
-            i32 last = minimum(length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
-            const f16* from = cache + u64(table[block]) * RF_BLOCK_SIZE * token_step + head + piece * 8;
+            i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE);
+            i32 last = minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
+            u64 slot = u64(sequence.table[block]) * RF_BLOCK_SIZE;
+            const f16* from = cache + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
             RF_UNROLL
             for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
-                copy_piece(to + (b * RF_BLOCK_SIZE + i) * PANEL, from + minimum(i32(i + row), last) * token_step);
+                copy_async<16>(to + (b * RF_BLOCK_SIZE + i) * PANEL * sizeof(f16),
+                               reinterpret_cast<const u8*>(from + minimum(i32(i + row), last) * token_step));
         }
-        end_copies();
-        turn.next();
-        if (under_way++) wait_for_copies<1>(), publish();
+        end_copy_group();
+        place.next();
+        if (under_way++) wait_for_copy_groups<1>(), publish();
     }
     RF_MEMBER void publish() {
         publish_to_products();
-        shared.full[arriving.stage].arrive();
+        arrive(&shared.full[arriving.stage]);
         arriving.next();
     }
-    RF_MEMBER void finish() {
-        wait_for_copies<0>();
+    // All tiles that a sequence's queries see.
+    RF_MEMBER void copy_tiles(const PrefillParams& p, const BlockRows& sequence) {
+        auto [start, end] = sequence.keys<ROWS, RF_BLOCK_SIZE>();
+        if (start >= end) return;
+        copy_tile(p.keys, sequence, start);
+        for (; start + i32(KEYS) < end; start += KEYS) {
+            copy_tile(p.keys, sequence, start + KEYS);
+            copy_tile(p.values, sequence, start);
+        }
+        copy_tile(p.values, sequence, start);
+        wait_for_copy_groups<0>();
         publish();
+        under_way = 0;
     }
 };
 
@@ -122,15 +134,24 @@ RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLO
 struct Consumer {
     Shared& shared;
     u32 number;
-    Turn turn;
+    Place place;
 
     RF_MEMBER const f16* wait_for_tile() {
-        shared.full[turn.stage].wait(turn.parity);
-        return shared.tiles[turn.stage];
+        wait_phase(&shared.full[place.stage], place.parity);
+        return shared.tiles[place.stage];
     }
-    RF_MEMBER void release(u32 stage) {
-        if (lane() == 0) shared.empty[stage].arrive();
+    // Gives a tile's place back; the second goes on to the next tile.
+    RF_MEMBER void release(u32 stage) const {
+        if (lane() == 0) arrive(&shared.empty[stage]);
     }
+    RF_MEMBER void release() {
+        release(place.stage);
+        place.next();
+    }
+
+    // Until the other has begun its products, and the other's until this one has.
+    RF_MEMBER void wait_for_own_turn() const { wait_at_barrier<CONSUMERS * WARPGROUP>(3 + number); }
+    RF_MEMBER void give_turn() const { arrive_at_barrier<CONSUMERS * WARPGROUP>(4 - number); }
 
     // Begins scores = queries keys^T.
     RF_MEMBER void begin_scores(WarpgroupTile& scores, const f16* keys) {
@@ -193,11 +214,12 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
     }
 }
 
-RF_DEVICE void consume(Shared& shared, u32 number, const PrefillParams& p, const BlockRows& block, KeyRange range) {
-    u32 first = number * 64 + wave() % 4 * 16;
-    store_queries(shared.queries, p, block, number * 64);
+RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRows& block) {
+    u32 number = consumer.number, first = number * 64 + wave() % 4 * 16;
+    wait_at_barrier<WARPGROUP>(1 + number);  // the queries of the sequence before have been used
+    store_queries(consumer.shared.queries, p, block, number * 64);
     publish_to_products();
-    warpgroup_barrier(1 + number);
+    wait_at_barrier<WARPGROUP>(1 + number);
 
     Rows rows;
     RF_UNROLL
@@ -210,7 +232,7 @@ RF_DEVICE void consume(Shared& shared, u32 number, const PrefillParams& p, const
     WarpgroupTile scores;
     u32 weights[KEYS / 4];
     float rescale[ROW_SLOTS];
-    Consumer consumer = {shared, number, {}};
+    KeyRange range = block.keys<ROWS, RF_BLOCK_SIZE>();
     i32 lowest = block.position(block.first_row + i32(number) * 64);
 
     auto weights_of = [&](i32 start) {
@@ -223,31 +245,33 @@ RF_DEVICE void consume(Shared& shared, u32 number, const PrefillParams& p, const
     if (range.start < range.end) {
         const f16* keys = consumer.wait_for_tile();
         in_place(scores);
+        consumer.wait_for_own_turn();
         begin_products();
         consumer.begin_scores(scores, keys);
+        consumer.give_turn();
         wait_for_products<0>();
         in_place(scores);
-        consumer.release(consumer.turn.stage);
-        consumer.turn.next();
+        consumer.release();
         weights_of(range.start);  // there are no sums yet to rescale
         pack_weights(weights, scores);
         for (i32 start = range.start + i32(KEYS); start < range.end; start += KEYS) {
-            u32 keys_stage = consumer.turn.stage;
+            u32 keys_stage = consumer.place.stage;
             keys = consumer.wait_for_tile();
             in_place(scores), in_place(rows.sums);
+            consumer.wait_for_own_turn();
             begin_products();
             consumer.begin_scores(scores, keys);
-            consumer.turn.next();
+            consumer.place.next();
             const f16* values = consumer.wait_for_tile();
             consumer.begin_sums(rows.sums, weights, values);
+            consumer.give_turn();
             wait_for_products<1>();
             in_place(scores);
             consumer.release(keys_stage);
             bool rescaled = weights_of(start);
             wait_for_products<0>();
             in_place(rows.sums);
-            consumer.release(consumer.turn.stage);
-            consumer.turn.next();
+            consumer.release();
             if (wave_ballot(rescaled)) {
                 RF_UNROLL
                 for (u32 i = 0; i < 64; ++i) rows.sums[i] *= rescale[row_slot(i)];
@@ -260,39 +284,32 @@ RF_DEVICE void consume(Shared& shared, u32 number, const PrefillParams& p, const
         consumer.begin_sums(rows.sums, weights, values);
         wait_for_products<0>();
         in_place(rows.sums);
+        consumer.release();
     }
     store_results(rows, p, block, first);
 }
 
 // The whole block takes part.
-RF_DEVICE void attend(const PrefillParams& p, const BlockRows& block) {
+RF_DEVICE void attend(const PrefillParams& p) {
     extern RF_SHARED u8 dynamic_shared[];
-    Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared +
-                                                (ALIGNMENT - shared_address(dynamic_shared) % ALIGNMENT) % ALIGNMENT);
+    u32 misaligned = lds_address(dynamic_shared) % ALIGNMENT;
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared + (ALIGNMENT - misaligned) % ALIGNMENT);
     if (thread_x() == 0) {
         for (u32 stage = 0; stage < STAGES; ++stage) {
-            shared.full[stage].init(WARPGROUP);
-            shared.empty[stage].init(CONSUMERS * WARPGROUP / RF_WAVE);
+            init_barrier(&shared.full[stage], WARPGROUP);
+            init_barrier(&shared.empty[stage], CONSUMERS * WARPGROUP / RF_WAVE);
         }
     }
     barrier();
-    KeyRange range = block.keys<ROWS, RF_BLOCK_SIZE>();
     if (wave() < WARPGROUP / RF_WAVE) {
         give_registers_back<PRODUCER_REGISTERS>();
-        if (range.start >= range.end) return;
-        u64 token_step = u64(p.kv_heads) * RF_HEAD_DIM;
-        Producer producer = {shared, block.table, block.length, token_step, u64(block.kv_head) * RF_HEAD_DIM, {}, {}};
-        producer.copy_tile(p.keys, range.start);
-        i32 start = range.start;
-        for (; start + i32(KEYS) < range.end; start += KEYS) {
-            producer.copy_tile(p.keys, start + KEYS);
-            producer.copy_tile(p.values, start);
-        }
-        producer.copy_tile(p.values, start);
-        producer.finish();
+        Producer producer = {shared, u64(p.kv_heads) * RF_HEAD_DIM, {}, {}};
+        each_sequence<ROWS>(p, [&](const BlockRows& block) { producer.copy_tiles(p, block); });
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        consume(shared, thread_x() / WARPGROUP - 1, p, block, range);
+        Consumer consumer = {shared, thread_x() / WARPGROUP - 1, {}};
+        if (consumer.number == 1) consumer.give_turn();  // the other's is the first
+        each_sequence<ROWS>(p, [&](const BlockRows& block) { consume(consumer, p, block); });
     }
 }
 

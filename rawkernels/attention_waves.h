@@ -281,8 +281,8 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
 }
 
 // The whole block takes part.
-RF_DEVICE void attend(const PrefillParams& p, const BlockRows& block) {
-    RF_SHARED Shared shared;
+RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows& block) {
+    barrier();  // what lies there of the sequence before has been used
     store_queries(shared.queries, p, block);
     barrier();
     Queries queries;
@@ -318,6 +318,11 @@ RF_DEVICE void attend(const PrefillParams& p, const BlockRows& block) {
         add_values(rows, scores, shared);
     }
     store_results(rows, p, block);
+}
+
+RF_DEVICE void attend(const PrefillParams& p) {
+    RF_SHARED Shared shared;
+    each_sequence<ROWS>(p, [&](const BlockRows& block) { attend_to(shared, p, block); });
 }
 
 }  // namespace rocforge

@@ -1,17 +1,18 @@
-// Products of 8 to 64 tokens with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
+// Products of 8 and more tokens with packed weights on the matrix unit: y = x @ w.T, weights unpacked in registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_TOKENS, to which the tokens are filled up (8, 16, 32 or 64; x as `store_fragments`
-// leaves it), RF_ROW_WAVES and RF_ROW_TILES.
+// launch, where it differs, RF_TOKENS, to which the tokens are filled up (8, 16, 32 or 64, or 128 a block, for any
+// number; x as `store_fragments` leaves it), RF_ROW_WAVES and RF_ROW_TILES.
 //
 // A wave multiplies RF_ROW_TILES tiles of 16 rows with all tokens. The lanes that share a row of a fragment
 // take a cell each, of FRAGMENT_CELLS consecutive ones: so each lane loads whole cells and knows their scales, and
 // codes become float16 where the matrix unit wants them. The waves of a block are RF_ROW_WAVES runs of rows by K_WAVES
-// shares of the depth, whose sums meet in LDS.
+// shares of the depth, whose sums meet in LDS. Of 128 tokens no wave shares the depth, and x comes to all through LDS.
 #include "target/fragments.h"
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
+#include "unpack.h"
 
 namespace rocforge {
 
@@ -19,40 +20,90 @@ namespace rocforge {
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=32 RF_ROW_WAVES=4
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=64 RF_ROW_WAVES=2
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=128
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
 const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
-const u32 RESIDENT = THREADS * (TILES > 1 ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
+const bool STAGED = RF_TOKENS == 128;  // x, in LDS
+const u32 RESIDENT = THREADS * (TILES > 1 || STAGED ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
 
-const u32 PAD = 4;  // so that a fragment's columns lie in different LDS banks
-struct Shared {
+static_assert(!STAGED || K_WAVES == 1, "all waves multiply the same share of x at a time");
+
+const u32 PAD = 4;                                       // so that a fragment's columns lie in different LDS banks
+const u32 HALF_CHUNKS = 2 * RF_TOKENS * FRAGMENT_CELLS;  // of x, that 16 elements of a run's cells take
+union Shared {
     alignas(16) float sums[WAVES][16][16 * TILES + PAD];
+    u32x4 x[STAGED ? 2 : 1][STAGED ? HALF_CHUNKS : 1];
 };
 
-// Sixteen elements of a cell in float16, in the order of fragments: codes * scale + min. Codes become float16 in the
-// last places of 1024, and lose what they are above by there.
+// The fragments of the block's tokens, in memory.
+struct Fragments {
+    const u8* x;
+    u32 at[FRAGMENT_PARTS];
+    RF_MEMBER void begin() {}
+    RF_MEMBER void begin_run(u32 cell) {
+        RF_UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at[p] = 16 * fragment_at(RF_TOKENS, part_row(p) % RF_TOKENS, cell, 0);
+    }
+    RF_MEMBER void load_ahead(bool) {}
+    RF_MEMBER void advance(bool) {}
+    // Chunk j of a half of the run's cells, of 16 tokens.
+    RF_MEMBER u32x4 chunk(u32 half, u32 j, u32 n, u32 p) const {
+        // what all lanes share comes first, so that it is scalar
+        const u8* shared_by_lanes = x + rematerialize(16 * FRAGMENT_CELLS * ((2 * half + j) * RF_TOKENS + 16 * n));
+        return load<u32x4>(shared_by_lanes + at[p]);
+    }
+};
+
+// The same through LDS: while the waves multiply a half, the next is on its way.
+struct StagedFragments {
+    static const u32 EACH = STAGED ? HALF_CHUNKS / THREADS : 1;
+    const u8* x;
+    Shared& shared;
+    u32 half_number, now, own;  // `own`: the lane's cell of the run
+    u32x4 ahead[EACH];
+    static RF_MEMBER u32 place(u32 j, u32 n, u32 row, u32 cell) {
+        return ((j * TOKEN_TILES + n) * FRAGMENT_CELLS + cell) * 16 + row;  // a wave's lanes read consecutive ones
+    }
+    RF_MEMBER void load() {
+        RF_UNROLL
+        for (u32 e = 0; e < EACH; ++e)
+            ahead[e] = rocforge::load<u32x4>(x + 16 * (u64(half_number) * HALF_CHUNKS + e * THREADS + thread_x()));
+        ++half_number;
+    }
+    RF_MEMBER void store(u32 to) {
+        RF_UNROLL
+        for (u32 e = 0; e < EACH; ++e) {
+            u32 i = e * THREADS + thread_x(), k = i / FRAGMENT_CELLS % RF_TOKENS;
+            shared.x[to][place(i / FRAGMENT_CELLS / RF_TOKENS, k / 16, k % 16, i % FRAGMENT_CELLS)] = ahead[e];
+        }
+        barrier();
+    }
+    RF_MEMBER void begin() {
+        half_number = now = 0;
+        load();
+        barrier();  // what was in LDS has been used
+        store(0);
+    }
+    RF_MEMBER void begin_run(u32 cell) { own = cell % FRAGMENT_CELLS; }
+    RF_MEMBER void load_ahead(bool more) {
+        if (more) load();
+    }
+    RF_MEMBER void advance(bool more) {
+        now ^= 1;
+        if (more) store(now);
+    }
+    RF_MEMBER u32x4 chunk(u32, u32 j, u32 n, u32 p) const { return shared.x[now][place(j, n, part_row(p), own)]; }
+};
+
+// Sixteen elements of a cell in float16, in the order of fragments: codes * scale + min.
 template <class F>
 RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, float min) {
     u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
     RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
-        u32 even, odd;
-        float unit = 1.0f, above = 1024.0f;
-        if constexpr (F::LOW == 4 && F::HIGH == 0 && !F::SIGNED) {
-            // four bits stay where they are, sixteen times as much for the second half
-            u32 word = element(w.plane[s], i);
-            even = and_or(word, 0x000f000f << 4 * h, 0x64006400);
-            odd = and_or(word >> 8, 0x000f000f << 4 * h, 0x64006400);
-            unit = h ? 1.0f / 16 : 1.0f;
-        } else {
-            u32 four = F::values(w.four(s, 4 * h + i));
-            if (F::SIGNED) four ^= 0x80808080, above += 128;
-            even = pick_bytes(0x64646464, four, 0x04020400), odd = pick_bytes(0x64646464, four, 0x04030401);
-        }
-        float zero = -(above * unit + F::OFFSET);
-        u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
-        pairs[2 * i] = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
-        pairs[2 * i + 1] = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
+        u32 codes = Nibbles<F>::STAY ? element(w.plane[s], i) : w.four(s, 4 * h + i);
+        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes, h, scales, mins);
     }
 }
 
@@ -104,8 +155,8 @@ struct Cells {
 };
 
 // Adds the products of a run with all tokens, and loads the one after.
-template <class F>
-RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, const u8* x) {
+template <class F, class X>
+RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Position& next, X& x, bool last) {
     Cells<F> after;
     if (next.any()) after.load_scales(next);
     float scale[TILES][FRAGMENT_PARTS], min[TILES][FRAGMENT_PARTS];  // of scales
@@ -118,13 +169,12 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
             min[m][p] = at.wanted() ? w.of[m][p].outer_min() : 0.0f;
         }
     }
-    u32 chunks[FRAGMENT_PARTS];
-    RF_UNROLL
-    for (u32 p = 0; p < FRAGMENT_PARTS; ++p)
-        chunks[p] = 16 * fragment_at(RF_TOKENS, part_row(p) % RF_TOKENS, at.cell(), 0);
+    x.begin_run(at.cell());
     RF_UNROLL
     for (u32 half = 0; half < 8; ++half) {
         u32 a[TILES][FRAGMENT_PARTS][8], s = half / 2, h = half % 2;
+        bool more = half < 7 || !last;
+        x.load_ahead(more);
         RF_UNROLL
         for (u32 m = 0; m < TILES; ++m) {
             RF_UNROLL
@@ -143,10 +193,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
             for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
                 RF_UNROLL
                 for (u32 j = 0; j < 2; ++j) {
-                    // what all lanes share comes first, so that it is scalar
-                    const u8* shared_by_lanes =
-                        x + rematerialize(16 * FRAGMENT_CELLS * ((2 * half + j) * RF_TOKENS + 16 * n));
-                    u32x4 chunk = load<u32x4>(shared_by_lanes + chunks[p]);
+                    u32x4 chunk = x.chunk(half, j, n, p);
                     RF_UNROLL
                     for (u32 i = 0; i < 4; ++i) b[p][4 * j + i] = element(chunk, i);
                 }
@@ -164,21 +211,29 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
                 }
             }
         }
+        x.advance(more);
     }
     w = after;
 }
 
 // The products of the wave's rows with all tokens, from its first run `at` on; loads the run that comes `then`.
 template <class F>
-RF_DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, const u8* x) {
+RF_DEVICE Sums multiply(Shared& shared, Cells<F>& w, Position at, const Position& then, const u8* fragments) {
     Sums sums = {};
     bool more = at.any();
+    auto x = [&] {
+        if constexpr (STAGED)
+            return StagedFragments{fragments, shared};
+        else
+            return Fragments{fragments};
+    }();
+    if (more) x.begin();
     while (more) {
         Position next = at;
         next.number += K_WAVES;
         more = next.any();
         if (!more) next = then;
-        add_run(sums, w, at, next, x);
+        add_run(sums, w, at, next, x, !more);
         at = next;
     }
     return sums;
@@ -210,10 +265,20 @@ RF_DEVICE Position first_run(u32 cells, RowOf row_of) {
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
         RF_UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = row_of(16 * m + part_row(p));
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) at.row[m][p] = computed_once(row_of(16 * m + part_row(p)));
     }
     at.number = wave() / RF_ROW_WAVES, at.cells = cells;
     return at;
+}
+
+// The tokens of the block, where a launch has several times RF_TOKENS of them.
+struct Tokens {
+    const u8* x;
+    u32 first, count;
+};
+RF_DEVICE Tokens tokens_of(const u8* x, u32 tokens, u32 cells) {
+    if (!STAGED) return {x, 0, tokens};
+    return {x + block_y() * u64(fragments_bytes(RF_TOKENS, cells)), block_y() * RF_TOKENS, tokens};
 }
 
 // x as `store_fragments` leaves it. A residual, of the shape of the first result, is added to that.
@@ -226,7 +291,6 @@ struct TileParams {
 
 template <class F>
 RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32 number, u32 block) {
-    const float* residual = number == 0 ? p.residual : nullptr;
     const u32 height = 16 * TILES;
     u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
     Position at = first_run(p.cells, [&](u32 r) {
@@ -237,18 +301,20 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     Cells<F> w;
     w.load(at);
     wait_for_previous();
-    Sums sums = multiply(w, at, none, p.x);
+    Tokens tokens = tokens_of(p.x, p.tokens, p.cells);
+    Sums sums = multiply(shared, w, at, none, tokens.x);
     RF_UNROLL
     for (u32 n = 0; n < TOKEN_TILES; ++n) {
         share(shared, sums, n);
         RF_NO_UNROLL
         for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
-            u32 within = i % (RF_ROW_WAVES * height), k = 16 * n + i / (RF_ROW_WAVES * height), r = first + within;
+            u32 within = i % (RF_ROW_WAVES * height), r = first + within;
+            u32 k = tokens.first + 16 * n + i / (RF_ROW_WAVES * height);
+            if (k >= tokens.count || r >= m.rows) continue;
             float value = summed(shared, within / height, k % 16, within % height);
-            if (k >= p.tokens || r >= m.rows) continue;
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
-            if (residual) value += residual[at];
+            if (number == 0 && p.residual) value += p.residual[at];
             m.y[at] = value;
         }
     }
@@ -293,25 +359,26 @@ rf_tile_gated(TileGatedParams p) {
         if (first >= end) at.number = p.cells;
         return at;
     };
+    Tokens tokens = tokens_of(p.x, p.tokens, p.cells);
     Position at = run_of(block_x() * height);
     Cells<RF_QTYPE> w;
     w.load(at);
     wait_for_previous();
     for (u32 first = block_x() * height; first < end; first += p.grid * height) {
         Position next = run_of(first + p.grid * height);
-        Sums sums = multiply(w, at, next, p.x);
+        Sums sums = multiply(shared, w, at, next, tokens.x);
         at = next;
         RF_UNROLL
         for (u32 n = 0; n < TOKEN_TILES; ++n) {
             share(shared, sums, n);
             RF_NO_UNROLL
             for (u32 i = thread_x(); i < height * 16; i += THREADS) {
-                u32 within = i % height, k = 16 * n + i / height, r = first + within;
-                float g = summed(shared, within / own, k % 16, within % own);
-                float u = summed(shared, within / own, k % 16, own + within % own);
-                if (k >= p.tokens) continue;
+                u32 within = i % height, k = tokens.first + 16 * n + i / height, r = first + within;
+                if (k >= tokens.count) continue;
                 float value = 0.0f;
                 if (r < m.rows) {
+                    float g = summed(shared, within / own, k % 16, within % own);
+                    float u = summed(shared, within / own, k % 16, own + within % own);
                     if (m.gate_bias) g += m.gate_bias[r];
                     if (m.up_bias) u += m.up_bias[r];
                     value = gated(m.activation, g, u);

@@ -66,6 +66,7 @@ def nvidia_cases() -> list[Any]:
         (source, defines, target)
         for source in SOURCES
         for target, formats in NVIDIA.items()
+        if offline.for_nvidia(source, target)
         for defines in covering(source, formats)
     )
 
@@ -90,6 +91,17 @@ def test_compiles_for_nvidia(source, defines, target):
     """It compiles, and what begins early waits."""
     text = compilation(source, defines, target).result()
     assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("source", "defines", "target"),
+    [case for case in nvidia_cases() if case.values[0] == "attention_prefill.hip" and case.values[2] == "sm_90"],
+)
+def test_prompts_on_warpgroups(source, defines, target):
+    """Hopper multiplies heads of 128 by warpgroups, all others by waves."""
+    text, wide = compilation(source, defines, target).result(), dict(defines)["RF_HEAD_DIM"] == "128"
+    assert ("wgmma.mma_async" in text) == wide and ("mma.sync" in text) != wide
 
 
 def within_limits(kernel: code_objects.Kernel) -> bool:

@@ -19,7 +19,7 @@ namespace rocforge {
 const u32 CELL = 128;
 
 RF_DEVICE u32 cells_of(u32 elements) { return (elements + CELL - 1) / CELL; }
-RF_DEVICE u32 round16(u32 n) { return (n + 15) / 16 * 16; }
+RF_DEVICE constexpr u32 round16(u32 n) { return (n + 15) / 16 * 16; }
 
 // A word of 16 bytes; i is a constant after unrolling.
 RF_DEVICE u32 element(u32x4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -40,9 +40,9 @@ struct Codes {
     static constexpr bool SIGNED = LOW == 8;  // whether `values` are
     u32x4 plane[PLANES];
 
-    static RF_MEMBER u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
-    static RF_MEMBER u32 super_at(u32 cells) { return tail_at(cells) + round16(TAIL * cells); }
-    static RF_MEMBER u32 row_bytes(u32 cells) { return super_at(cells) + round16(SUPER * cells / 2); }
+    static RF_MEMBER constexpr u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
+    static RF_MEMBER constexpr u32 super_at(u32 cells) { return tail_at(cells) + round16(TAIL * cells); }
+    static RF_MEMBER constexpr u32 row_bytes(u32 cells) { return super_at(cells) + round16(SUPER * cells / 2); }
 
     RF_MEMBER void load_codes(const u8* row, u32 cells, u32 c) {
         RF_UNROLL
@@ -320,9 +320,10 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     f16 d;
     static RF_MEMBER Place low_place(u32 e) { return {e / 128 * 64 + e % 64, e % 128 / 64 * 4}; }
     static RF_MEMBER Place high_place(u32 e) { return {128 + e / 128 * 32 + e % 32, e % 128 / 32 * 2}; }
-    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) { load_scales(row, cells, c, c / 2); }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c, u32 block) {
         tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
-        d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
+        d.bits = load_once<u16>(row + super_at(cells) + 2 * block);
     }
     RF_MEMBER float scale(u32 s, u32 h) const { return float(i8(byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h))); }
     RF_MEMBER float outer_scale() const { return to_float(d); }
@@ -423,9 +424,18 @@ RF_DEVICE void store_activation(u8* row, u32 cells, u32 k, f32x4 v) {
 //     chunk j of cell c of token k at ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS
 
 const u32 FRAGMENT_CELLS = FRAGMENT_LANES;
+const u32 MOST_FRAGMENTS = 128;  // tokens
 
 RF_DEVICE u32 fragment_at(u32 width, u32 k, u32 c, u32 j) {
     return ((c / FRAGMENT_CELLS * 16 + j) * width + k) * FRAGMENT_CELLS + c % FRAGMENT_CELLS;
+}
+// Of more tokens than MOST_FRAGMENTS, each so many follow each other.
+RF_DEVICE u32 fragments_bytes(u32 width, u32 cells) {
+    return (cells + FRAGMENT_CELLS - 1) / FRAGMENT_CELLS * FRAGMENT_CELLS * 256 * width;
+}
+RF_DEVICE u8* fragment_of_token(u8* x, u32 width, u32 cells, u32 k, u32 c, u32 j) {
+    u32 run = width == MOST_FRAGMENTS ? k / MOST_FRAGMENTS : 0;
+    return x + run * u64(fragments_bytes(width, cells)) + u64(fragment_at(width, k - run * width, c, j)) * 16;
 }
 
 // What float16 cannot hold becomes its largest value; infinities and NaNs stay.
@@ -446,14 +456,28 @@ RF_DEVICE void store_fragments(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 
     if (i >= cells * CELL) return;
     u32x2 pairs;
     pairs.x = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.z)), pairs.y = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
-    *reinterpret_cast<u32x2*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16 + i % 8 * 2) = pairs;
+    *reinterpret_cast<u32x2*>(fragment_of_token(x, width, cells, k, i / CELL, i % CELL / 8) + i % 8 * 2) = pairs;
 }
 // Element i alone.
 RF_DEVICE void store_fragment(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
     if (i >= cells * CELL) return;
     u32 place = i / 4 % 2 * 4 + i % 2 * 2 + i / 2 % 2;
-    f16* chunk = reinterpret_cast<f16*>(x + u64(fragment_at(width, k, i / CELL, i % CELL / 8)) * 16);
+    f16* chunk = reinterpret_cast<f16*>(fragment_of_token(x, width, cells, k, i / CELL, i % CELL / 8));
     chunk[place] = from_float<f16>(clamp_fp16(v));
+}
+
+// ---- The same for more tokens, as Hopper's matrix unit reads them from LDS ----
+//
+// Tiles of 64 elements of all tokens, 128 bytes a token: of each 16 elements a chunk with 0 2 4 6 8 10 12 14 and one
+// with the others. Chunk c of token k lies at c ^ k % 8. `width` is a multiple of 8 tokens.
+
+// Elements i to i + 3 of token k, i being a multiple of 4; i past the cells writes nothing.
+RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v) {
+    if (i >= cells * CELL) return;
+    u8* token = x + (u64(i / 64) * width + k) * 128 + i % 16;
+    u32 chunk = i % 64 / 16 * 2;
+    *reinterpret_cast<u32*>(token + 16 * (chunk ^ k % 8)) = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.z));
+    *reinterpret_cast<u32*>(token + 16 * ((chunk + 1) ^ k % 8)) = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
 }
 
 // Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is
@@ -462,6 +486,7 @@ struct Quantized {
     u8* data;
     u32 width, cells;
     RF_MEMBER void store(u32 k, u32 i, f32x4 v) const {
+        if (width > MOST_FRAGMENTS) return store_swizzled(data, width, cells, k, i, v);
         if (width) return store_fragments(data, width, cells, k, i, v);
         store_activation(data + u64(k) * activation_bytes(cells), cells, i, v);
     }

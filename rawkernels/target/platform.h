@@ -188,6 +188,14 @@ RF_DEVICE void used_from_here(T& loaded) {
 #endif
 }
 
+// The same address, which NVIDIA's compiler keeps in registers, where it might else compute it again at each load.
+RF_DEVICE const u8* computed_once(const u8* p) {
+#ifdef RF_PLATFORM_NVIDIA
+    asm("" : "+l"(p));
+#endif
+    return p;
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
@@ -264,10 +272,13 @@ RF_DEVICE T load(const void* p) {
     return *reinterpret_cast<const T*>(p);
 }
 
-// A load of weights: read once, so not worth a place in the first-level cache. p is aligned to the size of T.
+// A load of weights: read once, so not worth a place in the first-level cache. p is aligned to the size of T. A source
+// whose weights are in LDS when it reads them defines RF_WEIGHTS_IN_LDS first.
 template <class T>
 RF_DEVICE T load_once(const void* p) {
-#if defined(RF_PLATFORM_NVIDIA)
+#if defined(RF_WEIGHTS_IN_LDS)
+    return load<T>(p);
+#elif defined(RF_PLATFORM_NVIDIA)
     if constexpr (sizeof(T) == 16) {
         u32x4 v;
         // volatile keeps it where the source has it: early, with the others, before the first use

@@ -12,6 +12,10 @@ PREFILL_SHARED_REST = 2048
 """Bytes of LDS of attention_prefill besides its tiles: barriers, and what their alignment leaves unused."""
 GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
+STAGED_TOKENS = 128
+"""Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
+WIDE_ROWS = 128
+"""Rows of a block of wide.hip."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
@@ -54,29 +58,62 @@ def gated_rows(tuning: Tuning, tokens: int) -> int:
 
 def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
     """Tiles of 16 rows that a wave of tiles.hip multiplies."""
-    return 2 if tokens >= tuning.tile_wide_tokens else 1
+    return 2 if tuning.tile_wide_tokens <= tokens <= tuning.tile_most_wide_tokens else 1
 
 
 def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
     """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
     if tokens == 8:
         return 1
+    if tokens == STAGED_TOKENS:
+        return tuning.tile_threads // card.wave
     most, run = tuning.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuning, tokens)
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     """Blocks of tiles.hip that a card runs at a time."""
-    wide = tile_row_tiles(tuning, tokens) > 1
+    wide = tile_row_tiles(tuning, tokens) > 1 or tokens == STAGED_TOKENS
     return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
 
 
+class Wide(NamedTuple):
+    """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
+    multiprocessor, and a block's LDS."""
+
+    tokens: int
+    split: int
+    share: int
+    resident: int
+    lds: int
+
+
+def wide(tokens: int, rows: int, units: int) -> Wide:
+    """The geometry of wide.hip: as few tokens a block as there are, up to 256, since each block unpacks the weights;
+    and as many blocks that share out the depth, up to 4, as leave none waiting."""
+    width = next((n for n in (64, 128) if tokens <= n), 256)
+    resident = 2 if width == 64 else 1
+    count = -(-rows // WIDE_ROWS) * -(-tokens // width)
+    split = next((n for n in (4, 2) if count * n <= units * resident), 1)
+    return Wide(width, split, 1, resident, (228 << 10) // resident - (1 << 10))
+
+
 class Decode(NamedTuple):
-    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+    """Of decode attention.
+
+    Attributes:
+        heads: query heads that a wave serves.
+        stripes: waves that share out the tokens.
+        threads: of a block.
+        slots: tiles of tokens that a wave has under way on the matrix unit; 0 without.
+        shared: bytes of dynamic LDS for them.
+    """
 
     heads: int
     stripes: int
     threads: int
+    slots: int
+    shared: int
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
@@ -87,7 +124,10 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
     heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
     waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    return Decode(heads, stripes, stripes * (group // heads) * wave)
+    slots = tuning.decode_slots if heads == group and head_dim % 16 == 0 else 0
+    return Decode(
+        heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * 2 * 16 * (head_dim + 8) * 2
+    )
 
 
 class Prefill(NamedTuple):
@@ -107,7 +147,7 @@ def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
     """
     if tuning.prefill_stages and head_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
-        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_SHARED_NBYTES": shared}
+        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
     wide = head_dim > 128
     parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
@@ -122,15 +162,18 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
 
 
-def _tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
-    return {"RF_ROW_TILES": tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    tokens = int(given["RF_TOKENS"])
+    all_waves = {"RF_ROW_WAVES": tuning.tile_threads // wave} if tokens == STAGED_TOKENS else {}
+    return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {

@@ -16,6 +16,9 @@ from rocforge.device import tuned
 from rocforge.device.cards import Card, card_of
 from rocforge.device.libraries import cupy_module
 
+ANY = 1 << 30
+"""More tokens than there are at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
@@ -27,7 +30,12 @@ class Tuning:
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
-        tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library; 0 without a unit.
+        tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
+            float16 copies of the weights; 0 without a unit.
+        tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
+        fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
+            tokens run at less than 90 % of the BLAS library's rate.
+        wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
@@ -44,7 +52,8 @@ class Tuning:
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
         tile_threads: of a product on the matrix unit.
-        tile_wide_tokens: from so many tokens on, a wave takes two tiles of rows.
+        tile_wide_tokens, tile_most_wide_tokens: of so many to so many tokens a block, a wave takes two tiles
+            of rows.
         tile_blocks, tile_blocks_wide: blocks that a unit runs at a time; and of those with two tiles of rows.
         tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
         dequantize_rows: rows that are unpacked at a time for the BLAS library.
@@ -52,6 +61,9 @@ class Tuning:
         decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
+        decode_resident: as gemv_resident.
+        decode_slots: tiles of 16 tokens that a wave has under way on the matrix unit, where a group is of up to 8 heads
+            of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -79,6 +91,9 @@ class Tuning:
 
     int8_tokens: int = 2
     tile_tokens: int = 64
+    tile_tokens_alone: int = 128
+    fp16_copies: bool = True
+    wide_from: int = ANY
 
     gemv_threads: int = 128
     gemv_rows_4: int = 2
@@ -100,6 +115,7 @@ class Tuning:
 
     tile_threads: int = 256
     tile_wide_tokens: int = 64
+    tile_most_wide_tokens: int = 128
     tile_blocks: int = 4
     tile_blocks_wide: int = 4
     tile_runs_ahead: int = 3
@@ -109,6 +125,8 @@ class Tuning:
     decode_lds_floats: int = 8192
     decode_heads: int = 8
     decode_loads: int = 4
+    decode_resident: int = 512
+    decode_slots: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
@@ -139,20 +157,20 @@ _CDNA = Tuning()
 # 512 registers a lane: a block of 1,024 threads still has all loads of a cell in flight. gfx908 has as many, but half
 # of them for accumulators alone.
 _CDNA2 = replace(_CDNA, then_norm_threads=1024)
-# at most 512 threads, or 256 of two tiles of rows, keep all loads in flight
-_NVIDIA = Tuning(tile_blocks=2, tile_blocks_wide=1)
+# at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
+_NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
 TABLE = {
     "gfx908": _CDNA,
     "gfx90a": _CDNA2,
     "gfx942": _CDNA2,
     "gfx950": _CDNA2,
-    "gfx103": Tuning(int8_tokens=8, tile_tokens=0),  # no matrix unit
+    "gfx103": Tuning(int8_tokens=8, tile_tokens=0, tile_tokens_alone=0),  # no matrix unit
     "gfx110": Tuning(),
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured"),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=65, prefill_stages=5),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""

@@ -65,6 +65,17 @@ def test_numbers_of_tokens(rng, n, rows):
     assert far(y - cp.asarray(residual + bias), fp16(x) @ w.T, x, w) < 1e-5
 
 
+@pytest.mark.parametrize(("n", "qtype", "rows", "columns"), [(65, "Q4_K", 50, 1024), (128, "Q8_0", 37, 64)])
+def test_more_tokens_than_a_wave_has(rng, n, qtype, rows, columns):
+    """x comes through LDS, 128 tokens a block: products, with bias and residual, and gated ones."""
+    weight = random_weight(rng, qtype, (rows, columns))
+    x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, columns), rows, (n, rows)))
+    fragments, on_device = quantized(cp.asarray(x), OperandForm.FRAGMENTS_128), weight.to_device("gpu")
+    (y,) = tile_products(fragments, [on_device], [cp.asarray(bias)], cp.asarray(residual))
+    w = unpacked(weight)
+    assert far(y - cp.asarray(residual + bias), fp16(x) @ w.T, x, w) < 1e-5
+
+
 def test_three_matrices(rng):
     """A launch takes up to three, of which the last may be of another format; each has its bias."""
     weights = [random_weight(rng, qtype, (rows, 512)) for qtype, rows in (("Q4_K", 70), ("Q4_K", 33), ("Q6_K", 5))]

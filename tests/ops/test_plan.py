@@ -18,21 +18,24 @@ from rocforge.ops.device.weights import format_of
 from rocforge.quant import QuantizedArray
 
 PACKAGE = Path(plan.__file__).parents[2]
-TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 512]
+TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 512, 513]
 WITHOUT_MATRIX_UNIT = ["gfx103"]
+HOPPER = "sm_90"
 PACKED_FLOATS = {"F32": "Floats<float>", "F16": "Floats<f16>", "BF16": "Floats<bf16>"}
 
 
-def packed(name, rows=4):
-    """A weight of a block format, as a device has it."""
+def packed(name, rows=4, copied=False):
+    """A weight of a block format, as a device has it, perhaps with a float16 copy."""
     columns = max(block_elements(QTYPES[name]), 256)
     weight = QuantizedArray(np.zeros((rows, row_nbytes(columns, QTYPES[name])), np.uint8), (rows, columns), name)
     weight.planar = name in PLANAR
+    weight.fp16 = np.zeros((rows, columns), np.float16) if copied else None
     return weight
 
 
 WEIGHTS = {
     **{name: packed(name) for name in QTYPES},
+    **{f"{name} and a copy": packed(name, copied=True) for name in PLANAR},
     "float32 array": np.zeros((4, 64), np.float32),
     "float16 array": np.zeros((4, 64), np.float16),
     "float64 array": np.zeros((4, 64)),
@@ -43,12 +46,14 @@ FORMATS = {name: format_of(weight) for name, weight in WEIGHTS.items()}
 
 def expected_product(name, tokens, architecture):
     """What multiplies, as docs/kernels.md has it."""
-    if name in PLANAR:
+    if name.removesuffix(" and a copy") in PLANAR:
         if architecture in WITHOUT_MATRIX_UNIT:
             return Product.GEMV_INT8 if 1 <= tokens <= 8 else Product.GEMM_FP16
         if tokens in (1, 2):
             return Product.GEMV_INT8
-        return Product.TILE if 3 <= tokens <= 64 else Product.GEMM_FP16
+        if architecture == HOPPER and tokens > 64:
+            return Product.WIDE if tokens <= 512 or name in PLANAR else Product.GEMM_FP16
+        return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
     if (name in PACKED_FLOATS or name in ("float32 array", "float16 array")) and 1 <= tokens <= 8:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if name in ("float32 array", "float64 array", "rows of 3 floats") else Product.GEMM_FP16
@@ -68,9 +73,10 @@ def test_formats():
     for name, weight in WEIGHTS.items():
         found = format_of(weight)
         assert found is FORMATS[name]
-        assert found.planar == (name in PLANAR)
-        if name in PLANAR or name in PACKED_FLOATS:
-            assert found.kernel == PACKED_FLOATS.get(name, name)
+        block = name.removesuffix(" and a copy")
+        assert found.planar == (block in PLANAR) and found.copied == (block != name)
+        if found.planar or name in PACKED_FLOATS:
+            assert found.kernel == PACKED_FLOATS.get(name, block)
     assert FORMATS["IQ2_XS"].kernel is None and FORMATS["rows of 3 floats"].kernel is None
     assert (FORMATS["Q4_K"].cells(130), FORMATS["F32"].cells(64), FORMATS["F16"].cells(64)) == (2, 16, 8)
 
@@ -90,6 +96,8 @@ def test_formats_of_experts():
         *((Product.TILE, n, OperandForm.FRAGMENTS_16) for n in (9, 16)),
         *((Product.TILE, n, OperandForm.FRAGMENTS_32) for n in (17, 32)),
         *((Product.TILE, n, OperandForm.FRAGMENTS_64) for n in (33, 64)),
+        *((Product.TILE, n, OperandForm.FRAGMENTS_128) for n in (65, 128, 129, 2048)),
+        (Product.WIDE, 65, OperandForm.SWIZZLED),
         (Product.GEMM_FP16, 65, OperandForm.FP16),
         (Product.GEMM_FLOAT32, 65, OperandForm.FLOAT32),
         (Product.GROUPED_GEMM, 9, OperandForm.FP16),
@@ -97,7 +105,8 @@ def test_formats_of_experts():
 )
 def test_forms(product, tokens, form):
     assert plan.form_of(product, tokens) is form
-    assert form.packed == (form is OperandForm.INT8 or form.width > 0) and (not form.width or form.width >= tokens)
+    assert form.packed == (form in (OperandForm.INT8, OperandForm.SWIZZLED) or form.width > 0)
+    assert not form.width or form.width >= min(tokens, 128)
 
 
 SOME_FORMATS = st.lists(st.sampled_from(sorted(FORMATS)), min_size=1, max_size=9)
@@ -149,7 +158,7 @@ def test_gated_products(names, tokens, card):
         assert not found.result.packed
         both = product is plan.product_for(up, tokens, tuned) is Product.GEMM_FP16
         assert found.rounded == (both and found.result is OperandForm.FP16)
-    elif product is Product.TILE:
+    elif product in (Product.TILE, Product.WIDE):
         assert found.result in (found.form, OperandForm.FLOAT32)
     alone = plan.gated_plan(gate, up, None, tokens, tuned)
     assert alone == GatedPlan(found.product, found.form, OperandForm.FLOAT32)
@@ -165,7 +174,9 @@ def test_gated_products(names, tokens, card):
         (("Q4_K", "Q4_K", "Q6_K"), 20, OperandForm.FRAGMENTS_32),
         (("Q4_K", "Q4_K", "IQ2_XS"), 20, OperandForm.FLOAT32),
         (("Q4_K", "Q5_K", "Q6_K"), 20, OperandForm.FLOAT32),
-        (("Q4_K", "Q5_K", "Q6_K"), 65, OperandForm.FP16),
+        (("Q4_K", "Q4_K", "Q6_K"), 65, OperandForm.FRAGMENTS_128),
+        (("Q4_K", "Q5_K", "Q6_K"), 65, OperandForm.FLOAT32),
+        (("Q4_K", "Q5_K", "Q6_K"), 129, OperandForm.FP16),
         (("Q4_K", "Q4_K", "float32 array"), 65, OperandForm.FLOAT32),
     ],
 )
@@ -181,9 +192,10 @@ def test_norms():
     assert norm(planar, 3201, 1) is NormPlan.ALONE  # 101 blocks: in the second round 99 units would idle
     assert norm(planar, 6400, 1) is NormPlan.IN_PRODUCT
     assert norm(planar, 3200, 2) is norm(planar, 3200, 64) is NormPlan.ALONE
-    assert norm(planar, 3200, 65) is norm((FORMATS["F16"], *planar), 32, 65) is NormPlan.WITH_SUM
+    assert norm(planar, 3200, 129) is norm((FORMATS["F16"], *planar), 32, 129) is NormPlan.WITH_SUM
+    assert norm(planar, 3200, 65) is NormPlan.ALONE
     assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
-    assert norm((*planar, FORMATS["float32 array"]), 3200, 65) is NormPlan.ALONE
+    assert norm((*planar, FORMATS["float32 array"]), 3200, 129) is NormPlan.ALONE
 
 
 @pytest.mark.parametrize(
@@ -213,7 +225,7 @@ def test_plans_are_kept():
     assert plan.launches(*asked) is first and plan.launches.cache_info().hits == hits + 1
 
 
-BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens"}
+BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens", "tile_tokens_alone", "wide_from"}
 COUNTS = ("tokens", "len(", "x.shape[0]", "math.prod(")
 
 

@@ -43,7 +43,7 @@ def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOpe
     x = float32(x)
     out, packed = (empty_operand(x.shape, form) for form in (OperandForm.FLOAT32, OperandForm.INT8))
     if x.size:
-        args = (out, None, packed.data, x, float32(weight), None, packed.form.width, x.shape[-1], eps)
+        args = (out, None, packed.data, x, float32(weight), None, packed.width, x.shape[-1], eps)
         _rms_norm(*_a_block_each(len(x)), args)
     return out, packed
 

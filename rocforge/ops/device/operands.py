@@ -18,6 +18,8 @@ INT8_CELL_NBYTES = 160
 """Bytes of a cell of int8: 128 values, four float32 scales, eight int16 sums."""
 FRAGMENT_CELLS = 4
 """Cells that a token's fragments are filled up to a multiple of: the most of any target in quants.h."""
+SWIZZLED_TOKENS = 256
+"""Tokens that swizzled tiles are filled up to a multiple of: as many as a block of wide.hip reads at most."""
 
 
 class PartialNorm(NamedTuple):
@@ -28,14 +30,14 @@ class PartialNorm(NamedTuple):
 
 
 class PackedOperand:
-    """An x (tokens, size) in int8, each 32 elements with a scale, or in float16 fragments for the matrix unit.
+    """An x (tokens, size) in int8, each 32 elements with a scale, or in float16 as the matrix unit takes it.
 
-    They lie as `Activation`, or `fragment_at`, in rawkernels/formats/quants.h has them.
+    They lie as `Activation`, `fragment_at` or `store_swizzled` in rawkernels/formats/quants.h have them.
 
     Args:
-        data: uint8 CuPy array: (tokens, bytes of a row) of int8, or (bytes,) of fragments.
+        data: uint8 CuPy array: (tokens, bytes of a row) of int8, or (bytes,) of the others.
         shape: (tokens, size).
-        form: INT8 or one of FRAGMENTS.
+        form: INT8, one of FRAGMENTS, or SWIZZLED.
         norm: what the one row of int8 still lacks of its norm; None: nothing.
     """
 
@@ -46,6 +48,17 @@ class PackedOperand:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """The tokens that it is laid out for, in fragments perhaps several times; 0 of int8."""
+        return _width(self.form, self.shape[0])
+
+
+def _width(form: OperandForm, tokens: int) -> int:
+    if form is OperandForm.SWIZZLED:
+        return max(blocks(tokens, SWIZZLED_TOKENS), 1) * SWIZZLED_TOKENS
+    return form.width
 
 
 _quantize = Kernel("quantize.hip", "quantize_activations", "float32* uint8* int32 int32 int32")
@@ -61,14 +74,18 @@ def empty_operand(shape: tuple[int, ...], form: OperandForm) -> Array | PackedOp
     cells = cells_of(size)
     if form is OperandForm.INT8:
         return PackedOperand(empty((tokens, INT8_CELL_NBYTES * cells), np.uint8), (tokens, size), form)
-    nbytes = blocks(cells, FRAGMENT_CELLS) * FRAGMENT_CELLS * 256 * form.width
+    width = _width(form, tokens)
+    if form is OperandForm.SWIZZLED:
+        nbytes = cells * 256 * width
+    else:
+        nbytes = blocks(cells, FRAGMENT_CELLS) * FRAGMENT_CELLS * 256 * width * blocks(tokens, width)
     return PackedOperand(empty(nbytes, np.uint8), (tokens, size), form)
 
 
 def output_arguments(out: Array | PackedOperand) -> tuple[Array, Array, Array, int]:
     """What kernels that write any form are told of an operand: float32, float16 and packed memory, and the width."""
     if isinstance(out, PackedOperand):
-        return None, None, out.data, out.form.width
+        return None, None, out.data, out.width
     return (None, out, None, 0) if out.dtype == np.float16 else (out, None, None, 0)
 
 
@@ -93,7 +110,7 @@ def quantized(x: Array, form: OperandForm = OperandForm.INT8) -> PackedOperand:
     (tokens, size), cells = x.shape, cells_of(x.shape[1])
     if tokens:
         threads = tuning.current().elementwise_threads
-        _quantize((blocks(cells * CELL, 4 * threads), tokens), (threads,), (x, y.data, size, cells, form.width))
+        _quantize((blocks(cells * CELL, 4 * threads), tokens), (threads,), (x, y.data, size, cells, y.width))
     return y
 
 

@@ -7,7 +7,8 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 |--------------|------------------------------------------------|---------------------------------------|
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
-| TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32 or 64 tokens |
+| TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32, 64 or 128s  |
+| WIDE         | wide.hip: Hopper's matrix unit                 | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
 | GROUPED_GEMM | experts_prefill.hip: the matrix unit           | float16                               |
@@ -45,6 +46,7 @@ class Product(enum.Enum):
     GEMV_INT8 = enum.auto()
     GEMV_FLOAT = enum.auto()
     TILE = enum.auto()
+    WIDE = enum.auto()
     GEMM_FP16 = enum.auto()
     GEMM_FLOAT32 = enum.auto()
     GROUPED_GEMM = enum.auto()
@@ -65,6 +67,8 @@ class OperandForm(enum.Enum):
     FRAGMENTS_16 = ("fragments", True, 16)
     FRAGMENTS_32 = ("fragments", True, 32)
     FRAGMENTS_64 = ("fragments", True, 64)
+    FRAGMENTS_128 = ("fragments", True, 128)
+    SWIZZLED = ("swizzled", True, 0)
 
     def __init__(self, layout: str, packed: bool, width: int):
         self.packed, self.width = packed, width
@@ -73,26 +77,27 @@ class OperandForm(enum.Enum):
 _FORMS = {
     Product.GEMV_INT8: OperandForm.INT8,
     Product.GEMV_FLOAT: OperandForm.FLOAT32,
+    Product.WIDE: OperandForm.SWIZZLED,
     Product.GEMM_FP16: OperandForm.FP16,
     Product.GEMM_FLOAT32: OperandForm.FLOAT32,
     Product.GROUPED_GEMM: OperandForm.FP16,
 }
 _FRAGMENTS = {form.width: form for form in OperandForm if form.width}
-MAX_TILE_TOKENS = max(_FRAGMENTS)
-"""The most tokens that TILE kernels multiply; `Tuning.tile_tokens` says up to how many they do."""
+MAX_TILE_TOKENS = 64
+"""The most tokens that TILE kernels multiply as one; of more each 128."""
 
 
 def fragments_for(tokens: int) -> OperandForm:
-    """The narrowest fragments that hold so many tokens, at most MAX_TILE_TOKENS."""
-    return next(form for width, form in _FRAGMENTS.items() if tokens <= width)
+    """The narrowest fragments that hold so many tokens, or the widest, several times."""
+    return next((form for width, form in _FRAGMENTS.items() if tokens <= width), OperandForm.FRAGMENTS_128)
 
 
 def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    if weight.planar and 0 < tokens <= tuned.tile_tokens:
-        return Product.TILE
+    if weight.planar and 0 < tokens <= (tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone):
+        return Product.WIDE if tokens >= tuned.wide_from else Product.TILE
     if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if weight.float32 else Product.GEMM_FP16

@@ -26,6 +26,7 @@ from rocforge.ops.device.plan import (
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.device.weights import format_of
+from rocforge.ops.device.wide import wide_gated, wide_products
 from rocforge.ops.types import Array, Weight
 
 
@@ -59,8 +60,8 @@ def _flat(x: Array | PackedOperand) -> tuple[Array | PackedOperand, tuple[int, .
 def _launch(
     product: Product, x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array], residual: Array
 ) -> list[Array]:
-    if product is Product.TILE:
-        return tile_products(x, weights, biases, residual)
+    if product is Product.TILE or product is Product.WIDE:
+        return (tile_products if product is Product.TILE else wide_products)(x, weights, biases, residual)
     if product is Product.GEMV_INT8 or product is Product.GEMV_FLOAT:
         return products(x, weights, biases, residual)
     ys = (gemms_fp16 if product is Product.GEMM_FP16 else gemms_float32)(x, weights)
@@ -83,9 +84,12 @@ def gated_linear(
         else:
             parts = linears(x, [gate, up], biases, None)
         return gated_unit(unit, *parts, form=plan.result)
-    run = tile_gated if plan.product is Product.TILE else gated_product
+    run = _GATED.get(plan.product, gated_product)
     y = run(as_operand(flat, plan.form), gate, up, [float32(bias) for bias in biases], unit, plan.result)
     return y if isinstance(y, PackedOperand) or len(leading) == 1 else y.reshape(*leading, y.shape[-1])
+
+
+_GATED = {Product.TILE: tile_gated, Product.WIDE: wide_gated}
 
 
 def linear_then_norm(

@@ -1,4 +1,4 @@
-"""Products of up to 64 tokens with planar weights on the matrix unit: one launch for up to three matrices."""
+"""Products with planar weights on the matrix unit, of tiles.hip: one launch for up to three matrices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tile_products(
     Returns:
         float32 CuPy arrays (tokens, rows), one for each.
     """
-    (tokens, columns), width, device = x.shape, x.form.width, cupy_module().cuda.runtime.getDevice()
+    (tokens, columns), width, device = x.shape, x.width, cupy_module().cuda.runtime.getDevice()
     ys = [cupy_module().empty((tokens, len(w)), np.float32) for w in weights]
     card, tuned = card_of(device), tuning.of(device)
     waves = tile_row_waves(tuned, width, sum(map(len, weights)), card)
@@ -45,7 +45,7 @@ def tile_products(
     kernel = _kernel("tile_products", first, width, waves, last if last != first else None)
     matrices = matrix_arguments(weights, biases, ys)
     args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "residual": residual}
-    kernel((sum(blocks(len(w), height) for w in weights),), (tuned.tile_threads,), args)
+    kernel((sum(blocks(len(w), height) for w in weights), blocks(tokens, width)), (tuned.tile_threads,), args)
     return ys
 
 
@@ -64,7 +64,7 @@ def tile_gated(
     Returns:
         (tokens, rows) in that form.
     """
-    (tokens, columns), rows, width, device = x.shape, len(gate), x.form.width, cupy_module().cuda.runtime.getDevice()
+    (tokens, columns), rows, width, device = x.shape, len(gate), x.width, cupy_module().cuda.runtime.getDevice()
     card, tuned = card_of(device), tuning.of(device)
     waves = tile_row_waves(tuned, width, 2 * rows, card)
     height = 8 * tile_row_tiles(tuned, width) * waves
@@ -73,7 +73,7 @@ def tile_gated(
     kernel = _kernel("tile_gated", format_of(gate).kernel, width, waves, None)
     grid = min(blocks(elements, height), tile_blocks(tuned, width, card))
     args = {"x": x.data, "tokens": tokens, "cells": cells_of(columns), "matrices": matrices, "out": output}
-    kernel((grid,), (tuned.tile_threads,), {**args, "grid": grid})
+    kernel((grid, blocks(tokens, width)), (tuned.tile_threads,), {**args, "grid": grid})
     return out
 
 

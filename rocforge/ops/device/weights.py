@@ -23,12 +23,14 @@ class WeightFormat:
         planar: rows are planes of fields, multiplied with int8 or with fragments; else floats, or no kernel's.
         float32: the BLAS library multiplies it in float32 instead of float16.
         cell: elements that kernels count a row in: 128 of planar rows, 16 bytes of floats; 0 of no kernel's.
+        copied: a float16 copy is kept beside it, for the BLAS library.
     """
 
     kernel: str | None
     planar: bool = False
     float32: bool = False
     cell: int = 0
+    copied: bool = False
 
     def cells(self, columns: int) -> int:
         """Cells of a row of that many elements, the last one perhaps in part."""
@@ -38,7 +40,11 @@ class WeightFormat:
 UNPACKED = WeightFormat("Floats<f16>", cell=8)
 """Float16 values, packed as such or an array."""
 NO_KERNEL, NO_KERNEL_FLOAT32 = WeightFormat(None), WeightFormat(None, float32=True)
-_PLANAR = {QTYPES[name]: WeightFormat(name, planar=True, cell=CELL) for name in PLANAR}
+_PLANAR = {
+    (QTYPES[name], copied): WeightFormat(name, planar=True, cell=CELL, copied=copied)
+    for name in PLANAR
+    for copied in (False, True)
+}
 _PACKED_FLOATS = {
     QTYPES["F32"]: WeightFormat("Floats<float>", cell=4),
     QTYPES["F16"]: UNPACKED,
@@ -54,7 +60,7 @@ def format_of(weight: Weight) -> WeightFormat:
     """The format of a weight (..., rows, columns), as far as kernels know it and how its rows lie."""
     if isinstance(weight, QuantizedArray):
         if weight.planar:
-            return _PLANAR[weight.qtype]
+            return _PLANAR[weight.qtype, weight.fp16 is not None]
         data, known = weight.data, _PACKED_FLOATS.get(weight.qtype, NO_KERNEL)
     else:
         data, known = weight, _ARRAYS.get(weight.dtype, NO_KERNEL_FLOAT32)

@@ -1,0 +1,100 @@
+// Codes of packed weights to float16, for the matrix unit.
+#pragma once
+#include "formats/quants.h"
+
+namespace rocforge {
+
+// Whether four-bit codes stay where they are in their word, sixteen times as much for the second half of a run.
+template <class F>
+struct Nibbles {
+    static const bool STAY = F::LOW == 4 && F::HIGH == 0 && !F::SIGNED;
+};
+
+// Four codes * scale + min in float16: elements 0 and 2, and 1 and 3. `codes` are those of half h of a run as
+// `Codes::four` gives them, or the word they lie in, where they stay there; scale and min are pairs of the same number.
+// Codes become float16 in the last places of 1024, and lose what they are above by there.
+template <class F>
+RF_DEVICE void unpack_four(u32& first, u32& second, u32 codes, u32 h, u32 scales, u32 mins) {
+    u32 even, odd;
+    float unit = 1.0f, above = 1024.0f;
+    if constexpr (Nibbles<F>::STAY) {
+        even = and_or(codes, 0x000f000f << 4 * h, 0x64006400);
+        odd = and_or(codes >> 8, 0x000f000f << 4 * h, 0x64006400);
+        unit = h ? 1.0f / 16 : 1.0f;
+    } else {
+        u32 four = F::values(codes);
+        if (F::SIGNED) four ^= 0x80808080, above += 128;
+        even = pick_bytes(0x64646464, four, 0x04020400), odd = pick_bytes(0x64646464, four, 0x04030401);
+    }
+    float zero = -(above * unit + F::OFFSET);
+    u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
+    first = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
+    second = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
+}
+
+// A pair's first or second number, twice.
+RF_DEVICE u32 low_twice(u32 pair) { return pick_bytes(pair, pair, 0x01000100); }
+RF_DEVICE u32 high_twice(u32 pair) { return pick_bytes(pair, pair, 0x03020302); }
+
+// Bytes i and i + 1 of a word, which are 0 to 255, less `above`, as a pair of float16.
+RF_DEVICE u32 bytes_fp16(u32 word, u32 i, float above) {
+    u32 zero = pack_fp16(-1024.0f - above, -1024.0f - above), one = pack_fp16(1.0f, 1.0f);
+    return fma_fp16(pick_bytes(0x64646464, word, 0x04000400 | (i + 1) << 16 | i), one, zero);
+}
+
+// The scales and minimums of a cell's eight runs of 16 elements, as pairs for unpack_four. Those that are bytes are
+// multiplied as float16, to what their product in float32 is rounded to.
+template <class F>
+struct CellScales {
+    u32 scale[8], min[8];
+    RF_MEMBER explicit CellScales(const F& w) {
+        RF_UNROLL
+        for (u32 j = 0; j < 8; ++j) {
+            u32 s = j / 2, h = j % 2;
+            if (h == 1 && !F::HALVES) {
+                scale[j] = scale[j - 1], min[j] = min[j - 1];
+                continue;
+            }
+            float a = w.outer_scale() * w.scale(s, h), b = w.outer_min() * w.min(s, h);
+            scale[j] = pack_fp16(a, a), min[j] = F::MINS ? pack_fp16(b, b) : 0;
+        }
+    }
+};
+template <u32 HIGH, u32 BYTES, u32 LOW_AT>
+RF_DEVICE void byte_scales(u32 (&scale)[8], u32 (&min)[8], const Affine256<HIGH, BYTES, LOW_AT>& w) {
+    RF_UNROLL
+    for (u32 i = 0; i < 4; i += 2) {
+        u32 scales = fma_fp16(bytes_fp16(w.tail.y, i, 0.0f), low_twice(w.tail.x), 0);
+        u32 mins = fma_fp16(bytes_fp16(w.tail.z, i, 0.0f), high_twice(w.tail.x) ^ 0x80008000, 0);
+        scale[2 * i] = scale[2 * i + 1] = low_twice(scales), scale[2 * i + 2] = scale[2 * i + 3] = high_twice(scales);
+        min[2 * i] = min[2 * i + 1] = low_twice(mins), min[2 * i + 2] = min[2 * i + 3] = high_twice(mins);
+    }
+}
+template <>
+RF_MEMBER CellScales<Q4_K>::CellScales(const Q4_K& w) {
+    byte_scales(scale, min, w);
+}
+template <>
+RF_MEMBER CellScales<Q5_K>::CellScales(const Q5_K& w) {
+    byte_scales(scale, min, w);
+}
+template <>
+RF_MEMBER CellScales<Q6_K>::CellScales(const Q6_K& w) {
+    u32 d = w.d.bits | u32(w.d.bits) << 16;
+    RF_UNROLL
+    for (u32 s = 0; s < 4; ++s) {
+        u32 bytes = (s < 2 ? w.tail.x : w.tail.y) ^ 0x80808080;  // signed
+        u32 scales = fma_fp16(bytes_fp16(bytes, s % 2 * 2, 128.0f), d, 0);
+        scale[2 * s] = low_twice(scales), scale[2 * s + 1] = high_twice(scales);
+        min[2 * s] = min[2 * s + 1] = 0;
+    }
+}
+
+// What unpack_four takes, of elements 32 s + 16 h + 4 t and following of cell c, from planes in memory.
+template <class F>
+RF_DEVICE u32 stored_codes(const u8* row, u32 cells, u32 c, u32 s, u32 h, u32 t) {
+    if constexpr (Nibbles<F>::STAY) return load<u32>(row + 16 * (s * cells + c) + 4 * t);
+    return F::stored_four(row, cells, c, s, 4 * h + t);
+}
+
+}  // namespace rocforge
