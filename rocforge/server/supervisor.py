@@ -146,7 +146,10 @@ class Supervisor:
             raise self._error
 
     def _start(self, name: str) -> None:
-        inherited = [*self._wakeup, *(child.notes for child in self._children.values())]
+        inherited: list[socket.socket | Connection] = [
+            *self._wakeup,
+            *(child.notes for child in self._children.values()),
+        ]
         self._children[name] = _Child(name, self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
