@@ -10,6 +10,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3.0
 """Seconds beyond the grace until a process that does not end is killed."""
+_STARTING = 5.0
+"""Seconds; a process for HTTP that ends sooner, and before it served, would do so again."""
 
 
 class Notes:
@@ -41,10 +44,12 @@ class Notes:
 
     def failed(self, error: BaseException) -> None:
         """It ends with this error."""
-        with contextlib.suppress(Exception):  # which may not be picklable
-            self._connection.send(ExceptionWithTraceback(error, error.__traceback__))
-            return
-        self._connection.send(ServiceError(f"{type(error).__name__}: {error}"))
+        said: Any = ExceptionWithTraceback(error, error.__traceback__)
+        try:
+            pickle.loads(pickle.dumps(said))
+        except Exception:  # it was made without a thought of that
+            said = ServiceError(f"{type(error).__name__}: {error}")
+        self._connection.send(said)
 
 
 Body = Callable[[Notes], None]
@@ -60,12 +65,13 @@ class _Child:
 
     Attributes:
         was_ready: whether it has served.
+        started: on the clock of time.monotonic.
         error: what it ended with, where it said so.
     """
 
     def __init__(self, name: str, body: Body, inherited: Sequence[socket.socket | Connection]):
         self.name = name
-        self.was_ready, self.error = False, None
+        self.was_ready, self.started, self.error = False, time.monotonic(), None
         self.notes, theirs = _FORK.Pipe(duplex=False)
         self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid(), inherited), name=f"rocforge-{name}")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
@@ -195,7 +201,11 @@ class Supervisor:
         if self._stopping:
             return
         is_engine = child.name == "engine"
-        if child.was_ready and (self._restart_engine or not is_engine):
+        if is_engine:
+            start_again = child.was_ready and self._restart_engine
+        else:
+            start_again = child.was_ready or time.monotonic() > child.started + _STARTING
+        if start_again:
             log.error("the process %s has ended (%s) and is started again", child.name, child.fate)
             self._start(child.name)
             return
