@@ -80,7 +80,8 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._rest, self._last_chunk, self._refusal = b"", False, b""
-        self._trace, self._cancel_after = Trace(0, 0), None
+        self._trace = Trace(0, 0)
+        self._cancel_after: int | None = None
         self._done: asyncio.Future[bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
