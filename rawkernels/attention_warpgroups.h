@@ -21,10 +21,10 @@ static_assert(RF_HEAD_DIM == 128 && KEYS == 128, "the products are of 128 column
 struct Shared {
     f16 queries[ROWS * RF_HEAD_DIM];
     f16 tiles[STAGES][KEYS * RF_HEAD_DIM];
-    Mbarrier full[STAGES], empty[STAGES];
+    u64 full[STAGES], empty[STAGES];  // barriers
 };
 constexpr u32 ALIGNMENT = 1024;  // of panels
-static_assert(sizeof(Shared) + ALIGNMENT <= RF_SHARED_NBYTES, "the launch's dynamic LDS");
+static_assert(sizeof(Shared) + ALIGNMENT <= RF_LDS, "the launch's dynamic LDS");
 
 // A place in the ring, and the parity of the phase there.
 struct Place {
@@ -43,10 +43,10 @@ struct Producer {
 
     // Of a sequence's tokens from `start` on.
     RF_MEMBER void copy_tile(const f16* cache, const BlockRows& sequence, i32 start) {
-        shared.empty[place.stage].wait(place.parity ^ 1);
+        wait_phase(&shared.empty[place.stage], place.parity ^ 1);
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
         const u32 STEP = WARPGROUP / PIECES;
-        f16* to = shared.tiles[place.stage] + piece_offset(KEYS, row, piece);
+        u32 to = lds_address(shared.tiles[place.stage] + piece_offset(KEYS, row, piece));
         RF_UNROLL
         for (u32 b = 0; b < KEYS / RF_BLOCK_SIZE; ++b) {
             i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE);
@@ -55,15 +55,16 @@ struct Producer {
             const f16* from = cache + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
             RF_UNROLL
             for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
-                copy_piece(to + (b * RF_BLOCK_SIZE + i) * PANEL, from + minimum(i32(i + row), last) * token_step);
+                copy_async<16>(to + (b * RF_BLOCK_SIZE + i) * PANEL * sizeof(f16),
+                               reinterpret_cast<const u8*>(from + minimum(i32(i + row), last) * token_step));
         }
-        end_copies();
+        end_copy_group();
         place.next();
-        if (under_way++) wait_for_copies<1>(), publish();
+        if (under_way++) wait_for_copy_groups<1>(), publish();
     }
     RF_MEMBER void publish() {
         publish_to_products();
-        shared.full[arriving.stage].arrive();
+        arrive(&shared.full[arriving.stage]);
         arriving.next();
     }
     // All tiles that a sequence's queries see.
@@ -76,7 +77,7 @@ struct Producer {
             copy_tile(p.values, sequence, start);
         }
         copy_tile(p.values, sequence, start);
-        wait_for_copies<0>();
+        wait_for_copy_groups<0>();
         publish();
         under_way = 0;
     }
@@ -136,12 +137,12 @@ struct Consumer {
     Place place;
 
     RF_MEMBER const f16* wait_for_tile() {
-        shared.full[place.stage].wait(place.parity);
+        wait_phase(&shared.full[place.stage], place.parity);
         return shared.tiles[place.stage];
     }
     // Gives a tile's place back; the second goes on to the next tile.
     RF_MEMBER void release(u32 stage) const {
-        if (lane() == 0) shared.empty[stage].arrive();
+        if (lane() == 0) arrive(&shared.empty[stage]);
     }
     RF_MEMBER void release() {
         release(place.stage);
@@ -149,8 +150,8 @@ struct Consumer {
     }
 
     // Until the other has begun its products, and the other's until this one has.
-    RF_MEMBER void wait_for_own_turn() const { wait_at<CONSUMERS * WARPGROUP>(3 + number); }
-    RF_MEMBER void give_turn() const { arrive_at<CONSUMERS * WARPGROUP>(4 - number); }
+    RF_MEMBER void wait_for_own_turn() const { wait_at_barrier<CONSUMERS * WARPGROUP>(3 + number); }
+    RF_MEMBER void give_turn() const { arrive_at_barrier<CONSUMERS * WARPGROUP>(4 - number); }
 
     // Begins scores = queries keys^T.
     RF_MEMBER void begin_scores(WarpgroupTile& scores, const f16* keys) {
@@ -215,10 +216,10 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
 
 RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRows& block) {
     u32 number = consumer.number, first = number * 64 + wave() % 4 * 16;
-    wait_at<WARPGROUP>(1 + number);  // the queries of the sequence before have been used
+    wait_at_barrier<WARPGROUP>(1 + number);  // the queries of the sequence before have been used
     store_queries(consumer.shared.queries, p, block, number * 64);
     publish_to_products();
-    wait_at<WARPGROUP>(1 + number);
+    wait_at_barrier<WARPGROUP>(1 + number);
 
     Rows rows;
     RF_UNROLL
@@ -291,12 +292,12 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
 // The whole block takes part.
 RF_DEVICE void attend(const PrefillParams& p) {
     extern RF_SHARED u8 dynamic_shared[];
-    u32 misaligned = shared_address(dynamic_shared) % ALIGNMENT;
+    u32 misaligned = lds_address(dynamic_shared) % ALIGNMENT;
     Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared + (ALIGNMENT - misaligned) % ALIGNMENT);
     if (thread_x() == 0) {
         for (u32 stage = 0; stage < STAGES; ++stage) {
-            shared.full[stage].init(WARPGROUP);
-            shared.empty[stage].init(CONSUMERS * WARPGROUP / RF_WAVE);
+            init_barrier(&shared.full[stage], WARPGROUP);
+            init_barrier(&shared.empty[stage], CONSUMERS * WARPGROUP / RF_WAVE);
         }
     }
     barrier();

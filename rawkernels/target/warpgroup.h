@@ -1,16 +1,14 @@
-// Warpgroups: Hopper's products of four warps from LDS, and the copies and barriers that feed them. For code that is
-// compiled for sm_90a. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
+// Products of Hopper's warpgroups from tiles in LDS that are wider than a swizzled row, and what warpgroups with roles
+// of their own need: of sm_90a alone.
 //
 // A tile in LDS is panels of 64 float16 a row, rows of 128 bytes one after another, whose 16-byte pieces are permuted
 // by the row so that eight rows lie in different banks. Panels begin at multiples of 1,024 bytes.
 #pragma once
-#include "target/platform.h"
+#include "target/hopper.h"
 
 namespace rocforge {
 
 constexpr u32 PANEL = 64, WARPGROUP = 128;
-
-RF_DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
 // Where a row's 16-byte piece lies in a tile of `rows` rows, in elements.
 RF_DEVICE u32 piece_offset(u32 rows, u32 row, u32 piece) {
@@ -25,7 +23,7 @@ typedef float WarpgroupTile[64];
 
 // How the tensor core finds an operand: `panels` is bytes between the panels where it spans several.
 RF_DEVICE u64 operand_at(const f16* tile, u32 panels) {
-    u64 address = shared_address(tile), eight_rows = 1024, permuted = u64(1) << 62;
+    u64 address = lds_address(tile), eight_rows = 1024, permuted = u64(1) << 62;
     return address >> 4 | u64(panels >> 4) << 16 | eight_rows >> 4 << 32 | permuted;
 }
 
@@ -59,60 +57,20 @@ RF_DEVICE void in_place(WarpgroupTile& c) {
     for (u32 i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
-// Registers that were written are seen by the products that follow.
-RF_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-RF_DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for all products but those of the last PENDING ends.
-template <u32 PENDING>
-RF_DEVICE void wait_for_products() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-// ---- LDS: copies into it, and barriers in it ----
-
-// Copies 16 bytes from memory.
-RF_DEVICE void copy_piece(f16* to, const f16* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-RF_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <u32 PENDING>
-RF_DEVICE void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
+// ---- Barriers ----
 
 // What this thread has put into LDS is seen by products, once a barrier orders them.
 RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Barriers 1 to 15 of a block, of THREADS threads each, some of which may only arrive.
 template <u32 THREADS>
-RF_DEVICE void wait_at(u32 number) {
+RF_DEVICE void wait_at_barrier(u32 number) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
 }
 template <u32 THREADS>
-RF_DEVICE void arrive_at(u32 number) {
+RF_DEVICE void arrive_at_barrier(u32 number) {
     asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
 }
-
-// A barrier whose phase ends with a number of arrivals; phases are waited for by their parity.
-struct Mbarrier {
-    u64 state;
-
-    RF_MEMBER void init(u32 arrivals) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(arrivals) : "memory");
-    }
-    RF_MEMBER void arrive() {
-        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&state)) : "memory");
-    }
-    RF_MEMBER void wait(u32 parity) const {
-        u32 done = 0;
-        while (!done)
-            asm volatile(
-                "{.reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done;}"
-                : "=r"(done)
-                : "r"(shared_address(&state)), "r"(parity)
-                : "memory");
-    }
-};
 
 // Registers of each lane of this warpgroup from here on; a kernel begins with the same for all.
 template <u32 COUNT>

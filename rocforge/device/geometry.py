@@ -99,11 +99,21 @@ def wide(tokens: int, rows: int, units: int) -> Wide:
 
 
 class Decode(NamedTuple):
-    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+    """Of decode attention.
+
+    Attributes:
+        heads: query heads that a wave serves.
+        stripes: waves that share out the tokens.
+        threads: of a block.
+        slots: tiles of tokens that a wave has under way on the matrix unit; 0 without.
+        shared: bytes of dynamic LDS for them.
+    """
 
     heads: int
     stripes: int
     threads: int
+    slots: int
+    shared: int
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
@@ -114,7 +124,10 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
     heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
     waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    return Decode(heads, stripes, stripes * (group // heads) * wave)
+    slots = tuning.decode_slots if heads == group and head_dim % 16 == 0 else 0
+    return Decode(
+        heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * 2 * 16 * (head_dim + 8) * 2
+    )
 
 
 class Prefill(NamedTuple):
@@ -134,7 +147,7 @@ def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
     """
     if tuning.prefill_stages and head_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
-        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_SHARED_NBYTES": shared}
+        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
     wide = head_dim > 128
     parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
@@ -149,7 +162,8 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -33,6 +33,8 @@ class Tuning:
         tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
             float16 copies of the weights; 0 without a unit.
         tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
+        fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
+            tokens run at less than 90 % of the BLAS library's rate.
         wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
@@ -59,6 +61,9 @@ class Tuning:
         decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
+        decode_resident: as gemv_resident.
+        decode_slots: tiles of 16 tokens that a wave has under way on the matrix unit, where a group is of up to 8 heads
+            of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -87,6 +92,7 @@ class Tuning:
     int8_tokens: int = 2
     tile_tokens: int = 64
     tile_tokens_alone: int = 128
+    fp16_copies: bool = True
     wide_from: int = ANY
 
     gemv_threads: int = 128
@@ -119,6 +125,8 @@ class Tuning:
     decode_lds_floats: int = 8192
     decode_heads: int = 8
     decode_loads: int = 4
+    decode_resident: int = 512
+    decode_slots: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
