@@ -12,8 +12,9 @@ when as many requests have ended as are in flight (or come in a second), after `
 `--seconds`; `benches/serving/figures.py` says what counts. Requests that come all at once are timed from the beginning
 to the last token, or for a minute. A short run that is not timed comes first.
 
-Gaps are between two arrivals of a stream's text, so one of a client holds more than one token where the server sends
-several at a time. Rates count tokens, as the server reports them.
+The longest step and the host's share of the time, in which the GPU waited for it between steps, are known of the engine
+alone. Gaps are between two arrivals of a stream's text, which holds more than one token where the server sends several
+at a time. Rates count tokens, as the server reports them.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def targets(options: argparse.Namespace) -> Iterator[tuple[str, Measure]]:
     for milliseconds in options.inter_token_ms or [None]:
         name = "default" if milliseconds is None else f"{milliseconds:g} ms"
         settings = {"max_requests": options.max_requests, "max_batch_tokens": options.max_batch_tokens}
-        settings |= {"inter_token_ms": milliseconds}
+        settings |= {"cache_tokens": options.cache_tokens, "inter_token_ms": milliseconds}
         chosen = {key: value for key, value in settings.items() if value is not None}
         yield from (through_http if options.serve else alone)(options, name, chosen)
 
@@ -122,15 +123,16 @@ def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any
         yield f"serve, {name}", lambda load: client.measure(endpoint, load, options.clients, lambda: cpu_seconds(pid))
 
 
-HEAD = "| | output | total | requests | TTFT p50 / p99 | gap p50 / p99 / longest | step | ended | errors |"
-UNITS = "| | tokens/s | tokens/s | /s | ms | ms | ms, longest | | |"
+HEAD = "| | output | total | requests | TTFT p50 / p99 | gap p50 / p99 / longest | step | host | ended | errors |"
+UNITS = "| | tokens/s | tokens/s | /s | ms | ms | ms, longest | | | |"
 
 
 def row(load: Load, f: dict[str, Any]) -> str:
     """A load's line of the table."""
     times = [_times(f["ttft_ms"], "p50", "p99"), _times(f["gap_ms"], "p50", "p99", "max"), _times(f["step_ms"], "max")]
     rates = [f"{f[name]:,.0f}" for name in ("output_tokens_per_second", "total_tokens_per_second")]
-    cells = [str(load), *rates, f"{f['requests_per_second']:.1f}", *times, str(f["finished"]), str(f["errors"])]
+    host = "-" if f.get("host_share") is None else f"{f['host_share']:.0%}"
+    cells = [str(load), *rates, f"{f['requests_per_second']:.1f}", *times, host, str(f["finished"]), str(f["errors"])]
     line = f"| {' | '.join(cells)} |"
     if f["waiting"] and f["waiting_ms"] > (f["ttft_ms"] or {"max": 0})["max"]:
         line += f"  {f['waiting']} wait for their first token, the longest for {f['waiting_ms'] / 1e3:.1f} s"
@@ -161,6 +163,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="length of the timed window")
     parser.add_argument("--max-requests", type=int, help="of the engine")
     parser.add_argument("--max-batch-tokens", type=int, help="of the engine")
+    parser.add_argument("--cache-tokens", type=int, help="of the engine")
     parser.add_argument("--inter-token-ms", type=float, nargs="+", help="of the engine; of several, each is measured")
     parser.add_argument("--device", help="of the engine: cpu, gpu, gpu:N")
     clients = max(1, min(4, (os.cpu_count() or 1) // 4))

@@ -25,10 +25,21 @@ constexpr i32 NOT_FINITE = -1, NOTHING_ALLOWED = -2;  // in place of tokens
 constexpr u32 SLICE_THREADS = RF_TUNE_SAMPLE_SLICE_THREADS, SLICE = RF_TUNE_SAMPLE_SLICE,
               PER_THREAD = SLICE / SLICE_THREADS;
 
-// edited = the logits with mask, penalties and biases, over the temperature; -inf past the vocabulary; of the rows that
-// have any of these and a temperature. highest, best: the highest of each slice, over the temperature, and the lowest
-// id that has it; NaN counts as infinity. Grid: (slices, rows); `edited` is (.., slices * SLICE). counts (..,
-// vocabulary): 2 * (how often a token is in the text) + (it is in the prompt).
+RF_DEVICE float masked(float logit, u32 id, const u32* mask) {
+    if (mask[id / 32] >> id % 32 & 1) return logit;
+    return logit < infinity() ? -infinity() : infinity();  // what is not finite shows through: it ends the row
+}
+
+// uses: 2 * (how often the token is in the text) + (it is in the prompt).
+RF_DEVICE float penalized(float logit, i32 uses, const Parameters& p) {
+    if (uses) logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    if (uses > 1) logit = sub_rn(sub_rn(logit, mul_rn(uses >> 1, p.frequency_penalty)), p.presence_penalty);
+    return logit;
+}
+
+// highest, best: the highest logit of each slice after mask, penalties and biases, and the lowest id that has it; NaN
+// counts as infinity. edited: all of these logits, and -inf past the vocabulary, of rows that have any of the three
+// and a temperature. Grid: (slices, rows); `edited` is (.., slices * SLICE), counts (.., vocabulary).
 RF_KERNEL(SLICE_THREADS)
 rf_sample_slices(float* edited, float* highest, i32* best, const float* logits, const u32* staged, const i32* counts,
                  u32 vocabulary, u32 slices) {
@@ -38,30 +49,18 @@ rf_sample_slices(float* edited, float* highest, i32* best, const float* logits, 
     wait_for_previous();
     logits += u64(row) * vocabulary;
     float values[PER_THREAD];
-    i32 uses[PER_THREAD] = {};
     auto id_of = [&](u32 j) { return first + j * SLICE_THREADS; };
-    auto inside = [&](u32 id) { return u32(minimum(i32(id), i32(vocabulary - 1))); };
+    auto inside = [&](u32 j) { return u32(minimum(i32(id_of(j)), i32(vocabulary) - 1)); };
     RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(id_of(j))];
+    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(j)];
     if (p.mask_start >= 0) {
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) {
-            u32 id = inside(id_of(j));
-            bool allowed = staged[p.mask_start + id / 32] >> id % 32 & 1;
-            // what is not finite shows through: it ends the row
-            if (!allowed) values[j] = values[j] < infinity() ? -infinity() : infinity();
-        }
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = masked(values[j], inside(j), staged + p.mask_start);
     }
     if (p.counts_row >= 0) {
+        const i32* uses = counts + u64(p.counts_row) * vocabulary;
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) uses[j] = counts[u64(p.counts_row) * vocabulary + inside(id_of(j))];
-    }
-    RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) {
-        float value = id_of(j) < vocabulary ? values[j] : -infinity();
-        if (uses[j]) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
-        if (uses[j] > 1) value = sub_rn(sub_rn(value, mul_rn(uses[j] >> 1, p.frequency_penalty)), p.presence_penalty);
-        values[j] = value;
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = penalized(values[j], uses[inside(j)], p);
     }
     if (p.bias_start >= 0) {
         u32 count = staged[p.bias_start];
@@ -81,7 +80,7 @@ rf_sample_slices(float* edited, float* highest, i32* best, const float* logits, 
     i32 top_id = 0x7fffffff;
     RF_UNROLL
     for (u32 j = 0; j < PER_THREAD; ++j) {
-        if (p.temperature > 0) values[j] = values[j] / p.temperature;
+        if (id_of(j) >= vocabulary) values[j] = -infinity();
         if (p.edited_row >= 0) edited[u64(p.edited_row) * slices * SLICE + id_of(j)] = values[j];
         float value = values[j] == values[j] ? values[j] : infinity();
         if (value > top || top_id == 0x7fffffff) top = value, top_id = id_of(j);
@@ -141,11 +140,13 @@ rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* log
     float top = -infinity();
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);
-    bool finite = absolute(top) < infinity();
+    float scaled = p.temperature > 0 ? top / p.temperature : top;
+    bool finite = absolute(scaled) < infinity();
     i32 token = 0x7fffffff;
     if (p.temperature > 0 && finite) {
-        Row source = {logits + u64(row) * vocabulary, top, vocabulary, p.temperature};
-        if (p.edited_row >= 0) source = {edited + u64(p.edited_row) * slices * SLICE, top, slices * SLICE, 1};
+        Row source = {logits + u64(row) * vocabulary, vocabulary, p.temperature, scaled};
+        if (p.edited_row >= 0)
+            source.values = edited + u64(p.edited_row) * slices * SLICE, source.size = slices * SLICE;
         bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
         u64 total = 0;
         if (ranked) {
@@ -191,7 +192,7 @@ rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* l
     float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
     if (thread_x() == 0) chosen[row] = logits[maximum(token, 0)] - top - log_sum;
     if (count == 0) return;
-    Row source = {logits, top, vocabulary, 1};
+    Row source = {logits, vocabulary, 1, top};
     u64 limit = count;
     bool listed;
     list_likely(shared, source, listed);

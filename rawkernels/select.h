@@ -57,14 +57,13 @@ RF_DEVICE u64 weight_of(u32 gap) {
     return u64(u32(weight * (small ? 1099511627776.0f : 2147483648.0f))) << (small ? 0 : 9);
 }
 
-// A row of `size` floats in memory, each to be divided by `temperature`, which `highest` is already; 16-byte aligned
-// where size is a multiple of 4.
+// A row of `size` logits in memory, 16-byte aligned where size is a multiple of 4. What counts is each of them over the
+// temperature; `highest` is the highest of these.
 struct Row {
     static constexpr u32 AT_ONCE = 4;
     const float* values;
-    float highest;
     u32 size;
-    float temperature;
+    float temperature, highest;
 
     // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them,
     // up to 4, from `id` on.

@@ -20,7 +20,7 @@ namespace rocforge {
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=32 RF_ROW_WAVES=4
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=64 RF_ROW_WAVES=2
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
-// variants: RF_QTYPE=PLANAR RF_TOKENS=128
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=128
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
 const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
@@ -57,7 +57,7 @@ struct Fragments {
 
 // The same through LDS: while the waves multiply a half, the next is on its way.
 struct StagedFragments {
-    static const u32 EACH = HALF_CHUNKS / THREADS;
+    static const u32 EACH = STAGED ? HALF_CHUNKS / THREADS : 1;
     const u8* x;
     Shared& shared;
     u32 half_number, now, own;  // `own`: the lane's cell of the run

@@ -328,8 +328,10 @@ RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const B
 #else
 #define RF_CLUSTER
 #endif
+#define RF_KERNEL_CLUSTER(threads, blocks) extern "C" __global__ void RF_CLUSTER __launch_bounds__(threads, blocks)
 
-extern "C" __global__ void RF_CLUSTER __launch_bounds__(THREADS, RF_BLOCKS) rf_wide_products(WideParams p) {
+RF_KERNEL_CLUSTER(THREADS, RF_BLOCKS)
+rf_wide_products(WideParams p) {
     BlockPlace place = place_of(p.token_blocks, p.row_blocks);
     u32 number;
     Matrix m = matrix_of(place.rows, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
@@ -348,7 +350,8 @@ struct WideGatedParams {
     GatedOutput out;
 };
 
-extern "C" __global__ void RF_CLUSTER __launch_bounds__(THREADS, RF_BLOCKS) rf_wide_gated(WideGatedParams p) {
+RF_KERNEL_CLUSTER(THREADS, RF_BLOCKS)
+rf_wide_gated(WideGatedParams p) {
     using F = RF_QTYPE;
     const Gated& m = p.matrices;
     BlockPlace place = place_of(p.token_blocks, p.row_blocks);

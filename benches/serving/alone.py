@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import rocforge as rf
+from rocforge.engine.engine import StepStats
 from rocforge.engine.request import Constraint, Request
 from serving.client import TEMPERATURE
 from serving.figures import Trace, Window, figures
@@ -27,6 +28,7 @@ class EngineRun:
         self.steps: list[tuple[float, float]] = []
         self._live: dict[Request, tuple[Job, Trace]] = {}
         self._ended = 0
+        engine.stats = StepStats()
 
     def run(self) -> Window:
         """Run it to the end of its timed window; the engine is at rest again."""
@@ -42,7 +44,7 @@ class EngineRun:
                 time.sleep(source.wait(now))
             now = time.perf_counter()
             if start is None and (self._ended >= self.load.warmup or now > begin + self.load.seconds):
-                start = now
+                start, self.engine.stats = now, StepStats()
         self.engine.cancel_all()
         return Window(start or begin, now)
 
@@ -80,7 +82,8 @@ class EngineRun:
 
 
 def measure(engine: rf.Engine, load: Load, constraint: Callable[[], Constraint] | None = None) -> dict[str, object]:
-    """The figures of a load on an engine."""
+    """The figures of a load on an engine, and the share of the time in which a GPU waited for the host."""
     run = EngineRun(engine, load, constraint)
-    window = run.run()
-    return figures(run.traces, window, run.steps)
+    window, stats = run.run(), engine.stats
+    host = stats.waited / (stats.waited + stats.seconds) if stats.steps else None
+    return figures(run.traces, window, run.steps) | {"host_share": host}

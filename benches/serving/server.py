@@ -1,4 +1,4 @@
-"""A server as a process of its own, and the CPU time that it takes."""
+"""A server as processes of its own, and the CPU time and memory that they take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,16 +43,33 @@ def running(*command: object) -> Iterator[tuple[str, int, list[str]]]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process, its children and theirs, those that have ended included."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-    except FileNotFoundError:  # it has just ended
-        return 0.0
-    return sum(map(int, fields[11:15])) * TICK + sum(map(cpu_seconds, children))
+    return sum(_ticks(member) for member in tree(pid)) * TICK
 
 
-def _children(task: Path) -> list[str]:
-    try:
-        return (task / "children").read_text().split()
-    except FileNotFoundError:
-        return []
+def resident(pid: int) -> float:
+    """Memory of a process, its children and theirs, in MiB; what they share counts once."""
+    return sum(_kibibytes(member) for member in tree(pid)) / 1024
+
+
+def tree(pid: int) -> Iterator[int]:
+    """The ids of a process, of its children and of theirs."""
+    yield pid
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from tree(int(child))
+
+
+def _ticks(pid: int) -> int:
+    """CPU time of a process, and of those of its children that have ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return 0
+
+
+def _kibibytes(pid: int) -> int:
+    """Memory of a process, with its share of what others use too."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    return 0

@@ -78,10 +78,13 @@ class DeviceSampler:
             requests: `output` has all tokens of one that comes to a slot, or comes back to it, or repeats a step.
             slots: of the requests.
             steps: how many tokens each has so far, with those that are not on the host yet.
+
+        Raises:
+            ValueError: a token that has to be known is not.
         """
         for request, slot, step in zip(requests, slots, steps, strict=True):
             if self._holders[slot]() is not request or self._steps[slot] != step:
-                self._begin(request, slot, slots)
+                self._begin(request, slot, step, slots)
             self._steps[slot] = step + 1
         watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
         masks, errors = _masks(watched)
@@ -90,8 +93,10 @@ class DeviceSampler:
         tokens, reports = self._stream.written(host_tokens), self._reports(logits, watched, slots)
         return PendingTokens(tokens, watched, reports, errors)
 
-    def _begin(self, request: Request, slot: int, slots: Sequence[int]) -> None:
+    def _begin(self, request: Request, slot: int, step: int, slots: Sequence[int]) -> None:
         params, counts = request.params, None
+        if len(request.output) != step:
+            raise ValueError(f"sampling: step {step} of a request of which {len(request.output)} tokens are known")
         self._holders[slot] = _nobody
         if params.counts_tokens:
             self._end_all_but(slots)

@@ -100,7 +100,10 @@ class Scheduler:
         """Tokens of a step with so many decodes: of what the pacer allows, the nearest size."""
         budget = self.max_batch_tokens
         if pacer and decodes:
-            budget = min(budget, decodes + pacer.share)
+            share = pacer.share(decodes)
+            if not share:
+                return decodes
+            budget = min(budget, decodes + share)
         sizes = [size for size in self.sizes if size > decodes]
         return min(sizes, key=lambda size: abs(size - budget), default=budget)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.arrays import available_memory, on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
@@ -26,13 +27,17 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
 
     Args:
         model: on a GPU, its weights loaded.
-        wanted: True, False, or None: if they take at most half of what a KV cache of one full context leaves free.
+        wanted: True, False, or None: if they take at most half of what a KV cache of one full context leaves free; and
+            of formats that our own kernels multiply only on cards where `Tuning.fp16_copies` says that it pays.
 
     Raises:
         DeviceError: wanted is True, and they do not fit.
     """
     matrices = list(_matrices(model))
     if wanted is None:
+        with on_device(model.device):
+            pays = tuning.current().fp16_copies
+        matrices = [matrix for matrix in matrices if pays or not matrix.planar]
         cache = CacheSizes(states_of(model).values(), model.device).nbytes(model.config.context)
         free = available_memory(model.device) - cache
         wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2

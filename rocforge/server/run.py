@@ -96,6 +96,8 @@ def serve(
         processes = max(1, min(MOST_PROCESSES, cores // 4))
     if processes < 0:
         raise ValueError(f"processes is {processes}; allowed is 0 or more")
+    if restart_engine and processes == 0:
+        raise ValueError("restart_engine needs a process for the engine; processes is 0")
 
     def load_model() -> tuple[StepEngine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
@@ -119,7 +121,7 @@ def serve(
             path = os.path.join(folder, "engine")
             inner = stack.enter_context(_listen_for_front_ends(path, processes))
             front_ends = [
-                partial(_answer_http, index, listeners, path, settings, table, log_level, restart_engine)
+                partial(_answer_http, index, listeners, inner, path, settings, table, log_level, restart_engine)
                 for index in range(processes)
             ]
             engine = partial(_run_engine, loading, inner, listeners, max_queue, table)
@@ -135,6 +137,7 @@ def _run_engine(
     notes: Notes,
 ) -> None:
     """The engine's process."""
+    table.note_engine(0, 0, (0, 0))  # another one may have died
     for other in others:
         other.close()
     engine, tokenizer = load_engine()
@@ -148,6 +151,7 @@ def _run_engine(
 def _answer_http(
     index: int,
     listeners: list[socket.socket],
+    inner: socket.socket,
     path: str,
     settings: Settings,
     table: Table,
@@ -156,7 +160,7 @@ def _answer_http(
     notes: Notes,
 ) -> None:
     """A process for HTTP."""
-    for other in listeners[:index] + listeners[index + 1 :]:
+    for other in (*listeners[:index], *listeners[index + 1 :], inner):
         other.close()
     metrics = Metrics(table, index)
     HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run(

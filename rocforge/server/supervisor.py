@@ -54,16 +54,20 @@ Body = Callable[[Notes], None]
 class _Child:
     """A forked process.
 
+    Args:
+        name, body: what it is called, and runs.
+        inherited: what it closes first: it is the supervisor's.
+
     Attributes:
         was_ready: whether it has served.
         error: what it ended with, where it said so.
     """
 
-    def __init__(self, name: str, body: Body):
-        self.name, self.body = name, body
+    def __init__(self, name: str, body: Body, inherited: Sequence[socket.socket | Connection]):
+        self.name = name
         self.was_ready, self.error = False, None
         self.notes, theirs = _FORK.Pipe(duplex=False)
-        self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid()), name=f"rocforge-{name}")
+        self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid(), inherited), name=f"rocforge-{name}")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
         try:
             self.process.start()
@@ -122,7 +126,7 @@ class Supervisor:
             BaseException: what the engine's process ended with; EngineDeadError where it did not say.
             ServiceError: a process for HTTP did not start.
         """
-        read, write = socket.socketpair()
+        read, write = self._wakeup = socket.socketpair()
         with read, write:
             read.setblocking(False)
             write.setblocking(False)
@@ -142,7 +146,8 @@ class Supervisor:
             raise self._error
 
     def _start(self, name: str) -> None:
-        self._children[name] = _Child(name, self._bodies[name])
+        inherited = [*self._wakeup, *(child.notes for child in self._children.values())]
+        self._children[name] = _Child(name, self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._stopping:
@@ -200,13 +205,15 @@ class Supervisor:
         self._children.clear()
 
 
-def _run(body: Body, connection: Connection, parent: int) -> None:
+def _run(body: Body, connection: Connection, parent: int, inherited: Sequence[socket.socket | Connection]) -> None:
     """The life of a process: it ends with its parent, and leaves the terminal's signals to it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
     os.setsid()
     signal.set_wakeup_fd(-1)
+    for one in inherited:
+        one.close()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

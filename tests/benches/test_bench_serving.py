@@ -72,6 +72,7 @@ def test_on_a_simulated_device(tmp_path):
     subprocess.run(command, check=True, timeout=200)
     (result,) = json.loads((tmp_path / "json").read_text())
     check(result["figures"])
+    assert 0 < result["figures"]["host_share"] < 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_row_says_what_was_seen():
     figures |= {"finished": 7, "errors": 0, "error": None, "waiting": 4, "waiting_ms": 2000.0}
     (load,) = bench_serving.loads(bench_serving.arguments(["a.gguf", "-c", "8", "--lengths", "512/128"]))
     line = bench_serving.row(load, figures)
-    assert line.startswith("| 8 in flight, 512/128 | 1,234 | 6,000 | 9.6 | 1.0 / 2.2 | - | - | 7 | 0 |")
+    assert line.startswith("| 8 in flight, 512/128 | 1,234 | 6,000 | 9.6 | 1.0 / 2.2 | - | - | - | 7 | 0 |")
     assert line.endswith("4 wait for their first token, the longest for 2.0 s")
 
 

@@ -161,10 +161,10 @@ FLAT = [
 
 
 @pytest.mark.parametrize("options", FLAT)
-@pytest.mark.parametrize("spread", [0.1, 1.0, 2.5])
+@pytest.mark.parametrize("spread", [0.5, 2.5])
 def test_flat_distributions(options: dict, spread: float):
     """Too many likely tokens to list: a shorter list may do, or the cuts are found over the whole row."""
-    logits = RNG.standard_normal((2, 12000), np.float32) * spread
+    logits = RNG.standard_normal((2, 8000), np.float32) * spread
     check(logits, [SamplingParams(temperature=1.0, seed=i, **options) for i in range(2)])
 
 
@@ -230,7 +230,7 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_batches_that_change(seed: int):
     """Requests of every kind come, go, and take over slots; a step is of some of them in any order, with masks or
     without; memory for counts, masks and biases grows on the way."""

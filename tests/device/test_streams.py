@@ -16,7 +16,8 @@ from rocforge.selftest.weights import random_weight, relative_error
 pytestmark = pytest.mark.slow
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
-ROWS = MAX_TILE_TOKENS + 6
+ROWS = 2 * MAX_TILE_TOKENS + 6
+"""Those of x that the BLAS library multiplies, also where it has no float16 copy of the weights."""
 """Of x: a product of the BLAS library's."""
 several_devices = pytest.mark.skipif(cp.cuda.runtime.getDeviceCount() < 2, reason="there is one GPU")
 

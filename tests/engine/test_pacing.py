@@ -14,11 +14,11 @@ def run(prompt, decodes, seconds, most=2048, target=TARGET):
     for _ in range(5):
         pacer.observe(seconds(decodes, 0, 0), decodes, 0)
     while done < prompt:
-        count = min(pacer.share, prompt - done)
+        count = min(pacer.share(decodes), prompt - done)
         steps.append((seconds(decodes, count, done), count))
         pacer.observe(steps[-1][0], decodes, count)
         done += count
-    return np.array(steps)
+    return np.array([(time, count) for time, count in steps if count])
 
 
 def on_a_gpu(decodes, prompt_tokens, done):
@@ -63,3 +63,32 @@ def test_a_hiccup_is_forgotten():
     times = iter([0.003] * 5 + [on_a_gpu(1, FIRST_SHARE, 0), 1.0])
     counts = run(32768, 1, lambda *args: next(times, on_a_gpu(*args)))[:, 1]
     assert counts[12] > 1000
+
+
+def test_prompts_without_end():
+    """Where prompts always wait, what decodes take is still known, also when their number has changed: prompts get half
+    of the time where decodes take more than the target, and no less than the target leaves them."""
+    pacer, spent, prompts = Pacer(512, 0.02), 0.0, 0.0
+    for step in range(600):
+        decodes = min(1 + step // 4, 40)
+        count = pacer.share(decodes)
+        pacer.observe(on_a_cpu(decodes, count, 0), decodes, count)
+        if step >= 300:
+            spent, prompts = spent + on_a_cpu(decodes, count, 0), prompts + 0.003 * count
+    assert prompts / spent == pytest.approx(0.5, abs=0.05)
+
+
+def test_looks_are_rare():
+    """One step in 33 has no prompt while the number of decodes is steady, and one at each doubling of it."""
+    pacer = Pacer(2048, TARGET)
+
+    def looks(numbers):
+        found = 0
+        for decodes in numbers:
+            count = pacer.share(decodes)
+            found += not count
+            pacer.observe(on_a_gpu(decodes, count, 0), decodes, count)
+        return found
+
+    assert looks(range(1, 65)) <= 8
+    assert looks([64] * 330) == 10
