@@ -47,7 +47,7 @@ RF_DEVICE u32 bytes_fp16(u32 word, u32 i, float above) {
 template <class F>
 struct CellScales {
     u32 scale[8], min[8];
-    RF_MEMBER explicit CellScales(const F& w) {
+    RF_MEMBER void compute(const F& w) {
         RF_UNROLL
         for (u32 j = 0; j < 8; ++j) {
             u32 s = j / 2, h = j % 2;
@@ -71,15 +71,15 @@ RF_DEVICE void byte_scales(u32 (&scale)[8], u32 (&min)[8], const Affine256<HIGH,
     }
 }
 template <>
-RF_MEMBER CellScales<Q4_K>::CellScales(const Q4_K& w) {
+RF_MEMBER void CellScales<Q4_K>::compute(const Q4_K& w) {
     byte_scales(scale, min, w);
 }
 template <>
-RF_MEMBER CellScales<Q5_K>::CellScales(const Q5_K& w) {
+RF_MEMBER void CellScales<Q5_K>::compute(const Q5_K& w) {
     byte_scales(scale, min, w);
 }
 template <>
-RF_MEMBER CellScales<Q6_K>::CellScales(const Q6_K& w) {
+RF_MEMBER void CellScales<Q6_K>::compute(const Q6_K& w) {
     u32 d = w.d.bits | u32(w.d.bits) << 16;
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {

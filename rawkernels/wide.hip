@@ -191,53 +191,55 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
         rows = own + from * STAGE + part_row(0) * S::PITCH;
         from = from + 1 == S::COUNT ? 0 : from + 1;
     };
-    // Cell r of the stage, the block's number c / 2: eight fragments of 16 elements.
-    auto unpack = [&](u32(&a)[8][4], u32 r, u32 block) {
+    // Cell r of the stage, as eight fragments of 16 elements; `block` is the number of a block of two cells.
+    CellScales<F> scales[2];
+    auto load_scales = [&](u32 r, u32 block) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
-            const u8* part = rows + (part_row(p) - part_row(0)) * S::PITCH;
             F w;
             if constexpr (F::SUPER == 2)
-                w.load_scales(part, S::CELLS, r, block % 2);
+                w.load_scales(rows + 8 * p * S::PITCH, S::CELLS, r, block % 2);
             else
-                w.load_scales(part, S::CELLS, r);
+                w.load_scales(rows + 8 * p * S::PITCH, S::CELLS, r);
             w.ready();
-            CellScales<F> scales(w);
-            RF_UNROLL
-            for (u32 j = 0; j < 8; ++j) {
-                u32 s = j / 2, h = j % 2, codes = stored_codes<F>(part, S::CELLS, r, s, h, part_lane());
-                unpack_four<F>(a[j][p], a[j][2 + p], codes, h, scales.scale[j], scales.min[j]);
-            }
+            scales[p].compute(w);
         }
     };
-    auto begin = [&](const u32(&a)[8][4]) {
+    auto unpack = [&](u32(&a)[4], u32 r, u32 j) {
+        RF_UNROLL
+        for (u32 p = 0; p < 2; ++p) {
+            u32 codes = stored_codes<F>(rows + 8 * p * S::PITCH, S::CELLS, r, j / 2, j % 2, part_lane());
+            unpack_four<F>(a[p], a[2 + p], codes, j % 2, scales[p].scale[j], scales[p].min[j]);
+        }
+    };
+    // Multiplies a cell, and unpacks the next, cell r of its stage, meanwhile: after each of the unit's instructions,
+    // since the one after waits until the unit takes it. Past the last cell that is what happens to lie there.
+    auto multiply_cell = [&](const u32(&cell)[8][4], u32(&after)[8][4], u32 r, u32 block) {
         u64 stage = x.next();
         begin_products();
         RF_UNROLL
-        for (u32 j = 0; j < 8; ++j)
-            WarpGroupProduct<RF_TOKENS>::add(sums, a[j], stage + j / 4 * (TILE_BYTES / 16) + j % 4 * 2);
-        end_products();
+        for (u32 j = 0; j < 8; ++j) {
+            WarpGroupProduct<RF_TOKENS>::add(sums, cell[j], stage + j / 4 * (TILE_BYTES / 16) + j % 4 * 2);
+            if (j == 0) load_scales(r, block);
+            if (j == 7) end_products();
+            unpack(after[j], r, j);
+            wave_barrier();  // NVIDIA's compiler moves no load across this, which keeps the instructions apart
+        }
         x.refill();
-    };
-    auto end = [&] {
         wait_for_products<0>();
         x.release();
     };
     u32 even[8][4], odd[8][4];
     next_stage();
-    unpack(even, 0, work.first / 2);
+    load_scales(0, work.first / 2);
+    RF_UNROLL
+    for (u32 j = 0; j < 8; ++j) unpack(even[j], 0, j);
     RF_NO_UNROLL
     for (u32 c = work.first; c < work.end; c += 2) {
-        begin(even);
-        if (c + 1 < work.end) unpack(odd, 1, c / 2);
-        end();
+        multiply_cell(even, odd, 1, c / 2);
         if (c + 1 >= work.end) break;
-        begin(odd);
-        if (c + 2 < work.end) {
-            next_stage();
-            unpack(even, 0, c / 2 + 1);
-        }
-        end();
+        next_stage();
+        multiply_cell(odd, even, 0, c / 2 + 1);
     }
 }
 
