@@ -16,10 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from rocforge.device.compiler import COMPLETE
 from rocforge.device.kernels import PREFIX
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from offline import Defines, card_with, code_for, nvcc_target
+from offline import Defines, card_with, code_for
 from offline import program as program_for
 
 PRODUCTS = re.compile(r"v_dot4|IDP\.4A")
@@ -131,7 +132,7 @@ def _nvidia(source: str, defines: Defines, target: str) -> dict[str, Code]:
         command = [
             "nvcc",
             "-cubin",
-            f"-arch={nvcc_target(target)}",
+            f"-arch={COMPLETE.get(target, target)}",
             "-std=c++17",
             "-DRF_WAVE=32",
             "-ftz=true",

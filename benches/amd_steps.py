@@ -83,7 +83,7 @@ def step(model: Model, recipe: str, card: Card) -> list[Launch]:
     shape, tuned = model.shape, tuning.shipped(card.target)
     qtype = functools.partial(_qtype, recipe, shape)
     launches = [
-        Launch("advance_decode", "decode.hip"),
+        Launch("begin_step", "step.hip"),
         Launch("rope_angles", "angles.hip", waits=1),
         Launch("dequantize_float32", "dequantize.hip", (("RF_QTYPE", qtype("token_embd", 0)),)),
         _norm(shape),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import rocforge as rf
-from rocforge.device import compiler, kernel_cache
+from rocforge.device import background, compiler, kernel_cache
 from rocforge.device.cards import card_of
 from rocforge.device.compile_process import CompileProcess
 from rocforge.loading import warmup
@@ -69,7 +69,7 @@ def seconds(texts: list[str], processes: int) -> float:
 def report(name: str, texts: list[str]) -> None:
     """Print what the programs take, with one process and with as many as a load has, in an empty cache each."""
     print(f"{name} on {card_of(0).arch}: {len(texts)} programs")
-    for processes in sorted({1, warmup.processors()}):
+    for processes in sorted({1, background.processors()}):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["ROCFORGE_CACHE_DIR"] = folder
             kernel_cache.folder.cache_clear()

@@ -27,15 +27,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from serving.server import resident
 
 import rocforge as rf
+from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.ops.sampling import sample
 
 ROOT = Path(__file__).parents[1]
 SERVE = """
 import sys
 from rocforge.server.run import serve
-serve(sys.argv[1], port=0, device="cpu", cache_tokens=32768, log_level="error", on_ready=lambda u: print(u, flush=True))
+serve(
+    sys.argv[1], port=0, device="cpu", cache_tokens=32768, processes=int(sys.argv[2]), log_level="error",
+    on_ready=lambda url: print(url, flush=True),
+)
 """
 GARBAGE = [
     b"nonsense",
@@ -63,21 +68,15 @@ class Result:
 
 
 class Server:
-    """The server as a process."""
+    """The server, with so many processes for HTTP."""
 
-    def __init__(self, model: Path):
+    def __init__(self, model: Path, processes: int):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", SERVE, str(model)]
+        command = [sys.executable, "-c", SERVE, str(model), str(processes)]
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         url = self.process.stdout.readline().strip()
         self.host, port = url.removeprefix("http://").split(":")
         self.port, self.name = int(port), model.name.removesuffix(".gguf")
-
-    @property
-    def resident(self) -> float:
-        """Memory, in MiB."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def requests(count: int, model: str) -> list[dict]:
@@ -179,7 +178,7 @@ async def load(server: Server, bodies: list[dict], clients: int, seconds: float)
     until = time.monotonic() + seconds
     work = asyncio.gather(*(client(server, bodies, until, seed, result) for seed in range(clients)))
     while not work.done():
-        memory.append(server.resident)
+        memory.append(resident(server.process.pid))
         await asyncio.sleep(1)
     await work
     return result, memory
@@ -247,9 +246,9 @@ def percentiles(name: str, values: list[float]) -> str:
     return f"{name}: p50 {cuts[49] * 1e3:.1f} ms, p99 {cuts[98] * 1e3:.1f} ms"
 
 
-async def under_load(model: Path, clients: int, seconds: float) -> bool:
+async def under_load(model: Path, processes: int, clients: int, seconds: float) -> bool:
     """The load, and what must hold after it."""
-    server = Server(model)
+    server = Server(model, processes)
     bodies = requests(150 if seconds > 60 else 16, server.name)
     start = time.perf_counter()
     result, memory = await load(server, bodies, clients, seconds)
@@ -277,9 +276,9 @@ async def under_load(model: Path, clients: int, seconds: float) -> bool:
     return all(checks.values())
 
 
-async def throughput(model: Path, seconds: float) -> bool:
+async def throughput(model: Path, processes: int, seconds: float) -> bool:
     """Tokens a second with 16 clients and with one, of the same requests."""
-    server = Server(model)
+    server = Server(model, processes)
     bodies = [{**body, "prompt": body["prompt"][:400], "max_tokens": 64} for body in requests(64, server.name)]
     rates = {}
     for clients in (1, 16, 1, 16):
@@ -303,7 +302,10 @@ async def throughput(model: Path, seconds: float) -> bool:
 
 
 def fairness(model: Path) -> bool:
-    """Gaps between the tokens of running requests at rest, and while a prompt of 8192 tokens comes in beside them."""
+    """Gaps between the tokens of running requests at rest, and while a prompt of 8192 tokens comes in beside them.
+
+    By docs/scheduling.md the gap is then the target, or twice that at rest where this is more.
+    """
     loaded, _ = rf.load(model, device="cpu", context=16384)
     fair = True
     for writers in (1, 8):
@@ -319,14 +321,14 @@ def fairness(model: Path) -> bool:
             beside = gaps(engine, lambda count, long=long: bool(long.output))
             after = statistics.median(gaps(engine, lambda count: count == 100))
         # the writers' own texts grow meanwhile, and their steps with them
-        ratios = [gap / (before + (after - before) * i / len(beside)) for i, gap in enumerate(beside)]
+        rest = [before + (after - before) * i / len(beside) for i in range(len(beside))]
+        ratios = [gap / max(INTER_TOKEN_MS["cpu"] / 1e3, 2 * own) for gap, own in zip(beside, rest, strict=True)]
         median = statistics.median(ratios)
-        fair &= median < 2
+        fair &= median < 1.25
         print(f"{writers} writing: gap at rest {before * 1e3:.1f} ms before the prompt, {after * 1e3:.1f} ms after it")
-        print(
-            f"beside it {median:.2f} times that in the median, {sum(r < 2 for r in ratios) / len(ratios):.0%} under 2"
-        )
-        print(f"{8192 / len(beside):.1f} prompt tokens a step, {sum(beside):.1f} s")
+        print(f"beside it {statistics.median(beside) * 1e3:.1f} ms, {median:.2f} times what the rule allows (medians)")
+        share = 1 - sum(rest) / sum(beside)
+        print(f"{8192 / len(beside):.1f} prompt tokens a step, {sum(beside):.1f} s, {share:.0%} of them for the prompt")
     return fair
 
 
@@ -344,6 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--processes", type=int, default=2, help="of the server, for HTTP")
     parser.add_argument("--throughput", action="store_true", help="compare 16 clients with one")
     parser.add_argument("--fairness", action="store_true", help="measure gaps between tokens beside a long prompt")
     options = parser.parse_args()
@@ -351,9 +354,9 @@ def main() -> None:
     if options.fairness:
         passed = fairness(model)
     elif options.throughput:
-        passed = asyncio.run(throughput(model, options.seconds))
+        passed = asyncio.run(throughput(model, options.processes, options.seconds))
     else:
-        passed = asyncio.run(under_load(model, options.clients, options.seconds))
+        passed = asyncio.run(under_load(model, options.processes, options.clients, options.seconds))
     sys.exit(0 if passed else 1)
 
 

@@ -45,6 +45,7 @@ def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
     w.add_token_list(tokens)
     w.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
     w.add_token_merges(merges)
+    w.add_eos_token_id(len(tokens) - 1)  # what structured output needs
     w.add_add_bos_token(False)
     for name, values in random_tensors(shape, recipe):
         if isinstance(values, QuantizedArray):

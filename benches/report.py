@@ -3,10 +3,11 @@
     pytest benches/bench_models.py --benchmark-enable --benchmark-json=models.json
     pytest benches/bench_ops.py --benchmark-enable --benchmark-json=ops.json
     pytest benches/bench_kernels.py --benchmark-enable --benchmark-json=kernels.json
-    python benches/report.py models.json ops.json kernels.json
+    python benches/bench_serving.py model.gguf --preset curve --inter-token-ms 20 50 100 --json curve.json
+    python benches/report.py models.json ops.json kernels.json curve.json
 
-writes docs/models.md and docs/models.svg, and docs/ops.md of the other two, each of what it is given. The plot needs
-matplotlib; without it the tables are written alone.
+writes docs/models.md and docs/models.svg, docs/ops.md of the next two, and docs/scheduling.svg, each of what it is
+given. Plots need matplotlib; without it the tables are written alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import importlib.util
 import json
 from pathlib import Path
 from typing import Any
+
+from serving.plot import plot as plot_serving
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXPLAINED = """\
@@ -142,10 +145,14 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", type=Path, nargs="+", help="JSON of bench_models.py, bench_ops.py, bench_kernels.py")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON of benches")
     parser.add_argument("--into", type=Path, default=DOCS, help="the folder for what is written")
     options = parser.parse_args()
-    records = [record for file in options.files for record in json.loads(file.read_text())["benchmarks"]]
+    read = [json.loads(file.read_text()) for file in options.files]
+    records = [record for content in read if isinstance(content, dict) for record in content["benchmarks"]]
+    curve = [result for content in read if isinstance(content, list) for result in content]
+    if curve:
+        plot_serving(curve, options.into / "scheduling.svg")
     models = [record for record in records if "path" in (record["params"] or {})]
     if models:
         text = f"# Whole models\n\n{tables(models)}\n"

@@ -32,20 +32,26 @@ RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* resi
     y[at] += more;
 }
 
-// Rows of gate and up, which may be columns of wider arrays; out, or fp16 where that is not null, is contiguous. Four
-// columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns / 4 / THREADS).
+// Rows of gate and up, floats or float16, which may be columns of wider arrays; out, or fp16 where that is not null, is
+// contiguous. Four columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns
+// / 4 / THREADS).
 struct Quad {
     float x[4];
 };
-RF_DEVICE Quad load_quad(const float* row, u32 column, u32 columns, bool whole) {
+RF_DEVICE Quad load_whole(const float* p) {
+    f32x4 v = load<f32x4>(p);
+    return {{v.x, v.y, v.z, v.w}};
+}
+RF_DEVICE Quad load_whole(const f16* p) {
+    u32x2 v = load<u32x2>(p);
+    return {{low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y)}};
+}
+template <class T>
+RF_DEVICE Quad load_quad(const T* row, u32 column, u32 columns, bool whole) {
+    if (whole) return load_whole(row + column);
     Quad quad;
-    if (whole) {
-        f32x4 v = load<f32x4>(row + column);
-        quad = {{v.x, v.y, v.z, v.w}};
-    } else {
-        RF_UNROLL
-        for (u32 i = 0; i < 4; ++i) quad.x[i] = column + i < columns ? row[column + i] : 0.0f;
-    }
+    RF_UNROLL
+    for (u32 i = 0; i < 4; ++i) quad.x[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
     return quad;
 }
 RF_DEVICE void store_quad(float* out, f16* fp16, u64 at, u32 left, const Quad& v, bool whole) {
@@ -64,28 +70,31 @@ RF_DEVICE void store_quad(float* out, f16* fp16, u64 at, u32 left, const Quad& v
         }
     }
 }
-#define RF_GATED(name, expression, ...)                                                                \
-    RF_KERNEL(THREADS)                                                                                 \
-    rf_##name(float* out, f16* fp16, const float* gate, const float* up, u32 columns, u64 gate_stride, \
-              u64 up_stride __VA_ARGS__) {                                                             \
-        wait_for_previous();                                                                           \
-        u32 column = 4 * (block_y() * THREADS + thread_x());                                           \
-        u64 row = block_x(), at = row * columns + column;                                              \
-        if (column >= columns) return;                                                                 \
-        bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0;  \
-        Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                      \
-        Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                    \
-        RF_UNROLL                                                                                      \
-        for (u32 i = 0; i < 4; ++i) {                                                                  \
-            float g = gates.x[i], u = ups.x[i];                                                        \
-            result.x[i] = expression;                                                                  \
-        }                                                                                              \
-        store_quad(out, fp16, at, columns - column, result, whole);                                    \
+#define RF_GATED(name, T, expression, ...)                                                            \
+    RF_KERNEL(THREADS)                                                                                \
+    rf_##name(float* out, f16* fp16, const T* gate, const T* up, u32 columns, u64 gate_stride,        \
+              u64 up_stride __VA_ARGS__) {                                                            \
+        wait_for_previous();                                                                          \
+        u32 column = 4 * (block_y() * THREADS + thread_x());                                          \
+        u64 row = block_x(), at = row * columns + column;                                             \
+        if (column >= columns) return;                                                                \
+        bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0; \
+        Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                     \
+        Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                   \
+        RF_UNROLL                                                                                     \
+        for (u32 i = 0; i < 4; ++i) {                                                                 \
+            float g = gates.x[i], u = ups.x[i];                                                       \
+            result.x[i] = expression;                                                                 \
+        }                                                                                             \
+        store_quad(out, fp16, at, columns - column, result, whole);                                   \
     }
 #define RF_COMMA ,
-RF_GATED(swiglu, swiglu_of(g, u))
-RF_GATED(geglu, geglu_of(g, u))
-RF_GATED(swiglu_oai, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
+RF_GATED(swiglu, float, swiglu_of(g, u))
+RF_GATED(swiglu_of_fp16, f16, swiglu_of(g, u))
+RF_GATED(geglu, float, geglu_of(g, u))
+RF_GATED(geglu_of_fp16, f16, geglu_of(g, u))
+RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
+RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 
 // exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
 RF_KERNEL(THREADS)

@@ -1,8 +1,8 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
-// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); the layout of the cache is that of
-// attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups, RF_STAGES and RF_KEYS;
+// the layout of the cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
 
@@ -11,256 +11,12 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=64,80,96,128,256 RF_GROUP=4 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
 
-// A block takes ROWS rows, 16 a wave. A row is a query of one head: row r of a sequence is head r % RF_GROUP of the
-// group of query r / RF_GROUP, so that keys and values are read once for the whole group. Where a row's output would
-// fill a wave's registers, PARTS waves have the same rows and a part of the output each.
-constexpr u32 WAVES = RF_TUNE_PREFILL_WAVES, THREADS = WAVES * RF_WAVE, PARTS = RF_PARTS;
-constexpr u32 ROWS = WAVES / PARTS * 16;
-constexpr u32 KEYS = RF_KEYS;
-constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
-constexpr u32 CHUNKS = RF_HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
-
-static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM <= 256,
-              "RF_HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
-static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
-
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
-// Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
-// Of less than a tile of rows the last is repeated: no query sees those. In the cache rows are `step` elements apart.
-// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
-constexpr u32 STRIDE = RF_HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
-struct TileRows {
-    static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
-    typedef f16 Stored[KEYS][STRIDE];
-    u32x4 x[LOADS];
-
-    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
-        RF_UNROLL
-        for (u32 i = 0; i < LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = minimum(i32(unit / CHUNKS), i32(rows - 1));
-            x[i] = load<u32x4>(cache + row * step + unit % CHUNKS * 8);
-        }
-    }
-    RF_MEMBER void store_rows(Stored& to) const {
-        RF_UNROLL
-        for (u32 i = 0; i < LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
-            if (row < KEYS) *reinterpret_cast<u32x4*>(&to[row][unit % CHUNKS * 8]) = x[i];
-        }
-    }
-};
-
-// The same, turned on the way: the depth of the second product, the keys, runs along rows.
-struct TileColumns {
-    static constexpr u32 LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
-    typedef f16 Stored[RF_HEAD_DIM][KEY_STRIDE];
-    u32x4 x[LOADS][2];
-
-    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
-        RF_UNROLL
-        for (u32 i = 0; i < LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
-            chunk = minimum(i32(chunk), i32(CHUNKS - 1));
-            RF_UNROLL
-            for (u32 j = 0; j < 2; ++j)
-                x[i][j] = load<u32x4>(cache + minimum(i32(row + j), i32(rows - 1)) * step + chunk * 8);
-        }
-    }
-    RF_MEMBER void store_rows(Stored& to) const {
-        RF_UNROLL
-        for (u32 i = 0; i < LOADS; ++i) {
-            u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
-            if (chunk >= CHUNKS) continue;
-            const u32 a[4] = {x[i][0].x, x[i][0].y, x[i][0].z, x[i][0].w};
-            const u32 b[4] = {x[i][1].x, x[i][1].y, x[i][1].z, x[i][1].w};
-            RF_UNROLL
-            for (u32 j = 0; j < 4; ++j) {
-                u32* even = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j][row]);
-                u32* odd = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j + 1][row]);
-                *even = (a[j] & 0xffff) | b[j] << 16;
-                *odd = a[j] >> 16 | (b[j] & 0xffff0000);
-            }
-        }
-    }
-};
-
-#ifdef RF_FRAGMENTS_NVIDIA
-typedef TileRows TileValues;
-#else
-typedef TileColumns TileValues;
-#endif
-
-struct Shared {
-    alignas(16) f16 queries[ROWS][STRIDE];
-    alignas(16) TileRows::Stored keys;
-    alignas(16) TileValues::Stored values;
-#ifndef RF_FRAGMENTS_NVIDIA
-    alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
-#endif
-};
-
-struct Tile {
-    TileRows keys;
-    TileValues values;
-
-    // Of tokens from `start` on.
-    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
-                             u32 kv_heads, u32 kv_head) {
-        u64 base = cache_offset(cache_slot(table, start), kv_heads, kv_head), step = u64(kv_heads) * RF_HEAD_DIM;
-        u32 rows = minimum(length - start, i32(KEYS));
-        keys.load_rows(cache_keys + base, rows, step);
-        values.load_rows(cache_values + base, rows, step);
-    }
-    RF_MEMBER void store_rows(Shared& shared) const {
-        keys.store_rows(shared.keys);
-        values.store_rows(shared.values);
-    }
-};
-
-// The first of a wave's rows among the block's, and the first of its columns of the output.
-RF_DEVICE u32 wave_row() { return wave() / PARTS * 16; }
-RF_DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
-
-// A wave's 16 rows: softmax numerators times values, their sums, and the highest scores (in units of log 2).
-struct Rows {
-    Accumulator sums[DIMS];
-    float highest[ROW_SLOTS], sum[ROW_SLOTS];
-    i32 position[ROW_SLOTS];
-};
-
-// A wave's queries: in registers, where they take few, else read again for each tile of keys.
-struct Queries {
-#if defined(RF_FRAGMENTS_NVIDIA) || defined(RF_FRAGMENTS_MFMA)
-    Fragment row[DEPTH];
-    RF_MEMBER void load_all(const Shared& shared) {
-        RF_UNROLL
-        for (u32 k = 0; k < DEPTH; ++k) row[k] = load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
-    }
-    RF_MEMBER Fragment at(const Shared&, u32 k) const { return row[k]; }
-#else
-    RF_MEMBER void load_all(const Shared&) {}
-    RF_MEMBER Fragment at(const Shared& shared, u32 k) const {
-        return load_fragment(&shared.queries[wave_row()][k * 16], STRIDE);
-    }
-#endif
-};
-
-typedef Accumulator Scores[COLUMNS];  // of a wave's rows and a tile of keys
-
-RF_DEVICE void scores_of(Scores& scores, const Queries& queries, const Shared& shared) {
-    RF_UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i) scores[n].x[i] = 0;
-    }
-    RF_UNROLL_DEPTH
-    for (u32 k = 0; k < DEPTH; ++k) {
-        Fragment a = queries.at(shared, k);
-        RF_UNROLL
-        for (u32 n = 0; n < COLUMNS; ++n)
-            multiply_add(scores[n], a, load_fragment(&shared.keys[n * 16][k * 16], STRIDE));
-    }
-}
-
-// From scores to units of log 2.
-RF_DEVICE void cap(Scores& scores, float softcap) {
-    RF_UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i)
-            scores[n].x[i] = softcap * LOG2E * fast_tanh(scores[n].x[i] * fast_reciprocal(softcap));
-    }
-}
-
-// Hides what a row does not see of the keys from `start` on.
-RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 window) {
-    RF_UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i) {
-            i32 distance = rows.position[row_slot(i)] - (start + i32(n * 16 + fragment_column(i)));
-            if (distance < 0 || (window && distance >= window)) scores[n].x[i] = -infinity();
-        }
-    }
-}
-
-// Turns scores, in units of log 2, into weights, and scales what the rows have so far to match.
-RF_DEVICE void update(Rows& rows, Scores& scores) {
-    float rescale[ROW_SLOTS];
-    bool higher = false;
-    RF_UNROLL
-    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
-        float highest = rows.highest[slot];
-        RF_UNROLL
-        for (u32 n = 0; n < COLUMNS; ++n) {
-            RF_UNROLL
-            for (u32 i = 0; i < ELEMENTS; ++i) {
-                if (row_slot(i) != slot) continue;
-                highest = maximum(highest, scores[n].x[i]);
-            }
-        }
-        highest = reduce_lanes<ROW_LANES>(highest, Maximum());
-        higher |= highest > rows.highest[slot];
-        rescale[slot] = fast_exp2(rows.highest[slot] - highest);
-        rows.highest[slot] = highest;
-        rows.sum[slot] *= rescale[slot];
-    }
-    RF_UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i) {
-            u32 slot = row_slot(i);
-            float& weight = scores[n].x[i];
-            weight = fast_exp2(weight - rows.highest[slot]);
-            rows.sum[slot] += weight;
-        }
-    }
-    if (!wave_ballot(higher)) return;
-    RF_UNROLL
-    for (u32 n = 0; n < DIMS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] *= rescale[row_slot(i)];
-    }
-}
-
-#ifdef RF_FRAGMENTS_NVIDIA
-RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
-    RF_UNROLL
-    for (u32 k = 0; k < COLUMNS; ++k) {
-        Fragment a = fragment_of_result(weights[k]);
-        RF_UNROLL
-        for (u32 n = 0; n < DIMS; ++n)
-            multiply_add(rows.sums[n], a, load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], STRIDE));
-    }
-}
-#else
-// Weights change lanes by way of LDS.
-RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
-    wave_barrier();  // those before have been read
-    RF_UNROLL
-    for (u32 n = 0; n < COLUMNS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i)
-            shared.weights[wave()][fragment_row(row_slot(i))][n * 16 + fragment_column(i)] =
-                from_float<f16>(weights[n].x[i]);
-    }
-    wave_barrier();
-    RF_UNROLL_DEPTH
-    for (u32 k = 0; k < COLUMNS; ++k) {
-        Fragment a = load_fragment(&shared.weights[wave()][0][k * 16], KEY_STRIDE);
-        RF_UNROLL
-        for (u32 n = 0; n < DIMS; ++n) {
-            multiply_add(rows.sums[n], a, load_fragment(&shared.values[wave_column() + n * 16][k * 16], KEY_STRIDE));
-            if (n % 2) fragments_in_order();
-        }
-    }
-}
-#endif
-
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
-// sequence; without `causal`, each sees all of it. A sequence with one query is left to attention_decode.
+// sequence; without `causal`, each sees all of it. Rows of the queries of a sequence of length zero become zeros. A
+// sequence with one query is left to attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -268,90 +24,103 @@ struct PrefillParams {
     const f16 *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
-    u32 table_stride, kv_heads;
+    u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
     i32 window, causal;
 };
 
-// Grid: (tiles of rows of the longest, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, RF_TUNE_PREFILL_RESIDENT)
+// Of keys: from `start` up to `end`.
+struct KeyRange {
+    i32 start, end;
+};
+
+// What a block has of a sequence: rows from first_row up to `total`. A row is a query of one head: row r of a sequence
+// is head r % RF_GROUP of the group of query r / RF_GROUP, so that keys and values are read once for the whole group.
+struct BlockRows {
+    const i32* table;
+    u64 base, query_step;
+    u32 kv_head;
+    i32 first_row, total, length, before;  // of the sequence: its tokens, and those before the first query
+    i32 window, causal;
+
+    // Where a row's elements begin in q and in the output.
+    RF_MEMBER u64 offset(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM; }
+    // The last token that a row sees; of rows past the sequence's, that of the last.
+    RF_MEMBER i32 position(i32 r) const { return causal ? before + minimum(r, total - 1) / RF_GROUP : length - 1; }
+    // What ROWS rows see of the keys, from a multiple of STEP on.
+    template <u32 ROWS, u32 STEP>
+    RF_MEMBER KeyRange keys() const {
+        i32 first = window ? maximum(position(first_row) - window + 1, 0) : 0;
+        return {first / i32(STEP) * i32(STEP), position(first_row + i32(ROWS) - 1) + 1};
+    }
+};
+
+// The sequence that a token is of, by query_starts. All lanes of the wave take part: each looks at one of as many
+// sequences as there are lanes, evenly spaced, and then at those between two of them.
+RF_DEVICE u32 sequence_of(const PrefillParams& p, i32 token) {
+    u32 first = 0, count = p.sequences;
+    while (count > 1) {
+        u32 step = (count + RF_WAVE - 1) / RF_WAVE, offset = lane() * step;
+        bool begun = offset < count && p.query_starts[first + offset] <= token;
+        u32 passed = (set_bits(wave_ballot(begun)) - 1) * step;
+        first += passed;
+        count = step < count - passed ? step : count - passed;
+    }
+    return first;
+}
+
+// Calls attend(BlockRows) for each sequence with several queries in the block's tile: ROWS of the rows of all
+// sequences, one after another. Tiles go from the last to the first, since of a sequence the last have most keys to
+// see.
+template <u32 ROWS, class Attend>
+RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
+    i32 start = i32((p.tiles - 1 - block_x()) * ROWS), end = start + i32(ROWS), token = start / RF_GROUP;
+    u64 query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
+    while (token < minimum((end + RF_GROUP - 1) / RF_GROUP, p.query_starts[p.sequences])) {
+        u32 sequence = sequence_of(p, token), each = sequence + lane();
+        bool several = each < p.sequences && p.query_starts[each + 1] > p.query_starts[each] + 1;
+        u64 found = wave_ballot(several && p.query_starts[each < p.sequences ? each : 0] * RF_GROUP < end);
+        if (!found) {
+            token = p.query_starts[minimum(i32(sequence + RF_WAVE), i32(p.sequences))];
+            continue;
+        }
+        sequence += lowest_bit(found);
+        i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
+        BlockRows block;
+        block.table = p.tables + u64(sequence) * p.table_stride;
+        block.base = query * query_step + block_y() * RF_GROUP * RF_HEAD_DIM, block.query_step = query_step;
+        block.kv_head = block_y();
+        block.first_row = maximum(start - query * RF_GROUP, 0),
+        block.total = minimum(next * RF_GROUP, end) - query * RF_GROUP;
+        block.length = length, block.before = length - (next - query);
+        block.window = p.window, block.causal = p.causal;
+        attend(block);
+        token = next;
+    }
+}
+
+// What a row's sums are to be multiplied by: one over the softmax's denominator, with its head's sink among the scores.
+RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, const BlockRows& block, i32 r) {
+    float sink = p.sinks && r < block.total ? p.sinks[block.kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
+    float top = maximum(highest, sink), factor = fast_exp2(highest - top);
+    return factor / (sum * factor + fast_exp2(sink - top));
+}
+
+}  // namespace rocforge
+
+#ifdef RF_STAGES
+#include "attention_warpgroups.h"
+#else
+#include "attention_waves.h"
+#endif
+
+namespace rocforge {
+
+// Grid: (tokens * RF_GROUP / ROWS, kv_heads), whatever the lengths, so that a launch can be replayed.
+RF_KERNEL_BOUND(THREADS, RESIDENT)
 rf_attention_prefill(PrefillParams p) {
     wait_for_previous();
-    RF_SHARED Shared shared;
-    u32 kv_head = block_y(), sequence = block_z();
-    i32 query = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - query, length = p.lengths[sequence];
-    i32 total = queries * RF_GROUP;
-    // the last tiles have most keys to see: they go first
-    i32 first_row = ((total + ROWS - 1) / i32(ROWS) - 1 - i32(block_x())) * i32(ROWS);
-    if (queries == 1 || first_row < 0) return;
-    const i32* table = p.tables + u64(sequence) * p.table_stride;
-    u64 base = (u64(query) * p.kv_heads + kv_head) * RF_GROUP * RF_HEAD_DIM,
-        query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
-
-    float scale = p.softcap == 0 ? p.scale * LOG2E : p.scale;
-    for (u32 i = thread_x(); i < ROWS * RF_HEAD_DIM; i += THREADS) {
-        i32 row = i / RF_HEAD_DIM, r = first_row + row;
-        u64 at = base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM + i % RF_HEAD_DIM;
-        shared.queries[row][i % RF_HEAD_DIM] = from_float<f16>(r < total ? p.q[at] * scale : 0.0f);
-    }
-    barrier();
-    Queries queries_of_wave;
-    queries_of_wave.load_all(shared);
-
-    Rows rows;
-    RF_UNROLL
-    for (u32 n = 0; n < DIMS; ++n) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i) rows.sums[n].x[i] = 0;
-    }
-    i32 offset = length - queries;  // position of the first query
-    RF_UNROLL
-    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
-        i32 r = minimum(first_row + i32(wave_row() + fragment_row(slot)), total - 1);
-        rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
-        rows.position[slot] = p.causal ? offset + r / RF_GROUP : length - 1;
-    }
-    i32 lowest = p.causal ? offset + first_row / RF_GROUP : length - 1;
-    i32 end = p.causal ? offset + minimum(first_row + i32(ROWS) - 1, total - 1) / RF_GROUP + 1 : length;
-    i32 start = p.window ? maximum(lowest - p.window + 1, 0) / i32(KEYS) * i32(KEYS) : 0;
-
-    Tile tile;
-    tile.load_rows(p.keys, p.values, table, start, length, p.kv_heads, kv_head);
-    for (; start < end; start += KEYS) {
-        barrier();  // the tile before has been used
-        tile.store_rows(shared);
-        barrier();
-        if (start + i32(KEYS) < end) tile.load_rows(p.keys, p.values, table, start + KEYS, length, p.kv_heads, kv_head);
-        Scores scores;
-        scores_of(scores, queries_of_wave, shared);
-        if (p.softcap > 0) cap(scores, p.softcap);
-        if (start + i32(KEYS) > lowest + 1 || (p.window && end - start > p.window)) mask(scores, rows, start, p.window);
-        update(rows, scores);
-        add_values(rows, scores, shared);
-    }
-
-    RF_UNROLL
-    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
-        i32 r = first_row + i32(wave_row() + fragment_row(slot));
-        float sum = reduce_lanes<ROW_LANES>(rows.sum[slot], Add());
-        float sink = p.sinks && r < total ? p.sinks[kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
-        float top = maximum(rows.highest[slot], sink), factor = fast_exp2(rows.highest[slot] - top);
-        factor /= sum * factor + fast_exp2(sink - top);
-        if (r >= total) continue;
-        u64 at = base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM + wave_column();
-        RF_UNROLL
-        for (u32 n = 0; n < DIMS; ++n) {
-            RF_UNROLL
-            for (u32 i = 0; i < ELEMENTS; ++i) {
-                if (row_slot(i) != slot) continue;
-                float value = rows.sums[n].x[i] * factor;
-                if (p.fp16)
-                    p.fp16[at + n * 16 + fragment_column(i)] = from_float<f16>(value);
-                else
-                    p.out[at + n * 16 + fragment_column(i)] = value;
-            }
-        }
-    }
+    attend(p);
 }
 
 }  // namespace rocforge

@@ -4,66 +4,84 @@
 
 namespace rocforge {
 
-// How one row is sampled: 64 bytes, made by rocforge.ops.device.sampling.
+// How one row is sampled: 64 bytes, made by rocforge.ops.device.sampling. Rows and starts are -1 where there is none.
+// `slot` is where its token goes in last_tokens. Masks and biases are in the memory that begins with the rows'
+// Parameters, at mask_start and bias_start, in words of 32 bits: of a mask a bit for each token, set where it may come
+// next; of biases their count, that many ids, and that many floats.
 struct Parameters {
     u64 seed;
     double top_p;
-    i32 step, top_k, counts_row, bias_start, bias_count;
+    i32 step, top_k, slot, counts_row, edited_row, mask_start, bias_start;
     float temperature, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    i32 reserved[2];
 };
 static_assert(sizeof(Parameters) == 64, "as rocforge.ops.device.sampling lays it out");
+
+RF_DEVICE Parameters parameters_of(const u32* staged, u32 row) {
+    return reinterpret_cast<const Parameters*>(staged)[row];
+}
+
+constexpr i32 NOT_FINITE = -1, NOTHING_ALLOWED = -2;  // in place of tokens
 
 constexpr u32 SLICE_THREADS = RF_TUNE_SAMPLE_SLICE_THREADS, SLICE = RF_TUNE_SAMPLE_SLICE,
               PER_THREAD = SLICE / SLICE_THREADS;
 
-// scaled = the logits with penalties and biases, over the temperature; -inf past the vocabulary; where that is zero
-// none. highest, best: the highest of each slice, and the lowest id that has it; NaN counts as infinity. Grid: (slices,
-// rows); `scaled` is (rows, slices * SLICE). counts (.., vocabulary): 2 * (how often a token is in the text) + (it is
-// in the prompt).
+RF_DEVICE float masked(float logit, u32 id, const u32* mask) {
+    if (mask[id / 32] >> id % 32 & 1) return logit;
+    return logit < infinity() ? -infinity() : infinity();  // what is not finite shows through: it ends the row
+}
+
+// uses: 2 * (how often the token is in the text) + (it is in the prompt).
+RF_DEVICE float penalized(float logit, i32 uses, const Parameters& p) {
+    if (uses) logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    if (uses > 1) logit = sub_rn(sub_rn(logit, mul_rn(uses >> 1, p.frequency_penalty)), p.presence_penalty);
+    return logit;
+}
+
+// highest, best: the highest logit of each slice after mask, penalties and biases, and the lowest id that has it; NaN
+// counts as infinity. edited: all of these logits, and -inf past the vocabulary, of rows that have any of the three
+// and a temperature. Grid: (slices, rows); `edited` is (.., slices * SLICE), counts (.., vocabulary).
 RF_KERNEL(SLICE_THREADS)
-rf_sample_slices(float* scaled, float* highest, i32* best, const float* logits, const Parameters* parameters,
-                 const i32* counts, const i32* bias_ids, const float* bias_values, u32 vocabulary, u32 slices) {
-    RF_SHARED float staged[SLICE];
+rf_sample_slices(float* edited, float* highest, i32* best, const float* logits, const u32* staged, const i32* counts,
+                 u32 vocabulary, u32 slices) {
+    RF_SHARED float biased[SLICE];
     u32 row = block_y(), first = block_x() * SLICE + thread_x();
-    const Parameters p = parameters[row];
+    const Parameters p = parameters_of(staged, row);
     wait_for_previous();
-    logits += u64(row) * vocabulary, scaled += u64(row) * slices * SLICE;
+    logits += u64(row) * vocabulary;
     float values[PER_THREAD];
-    i32 uses[PER_THREAD] = {};
     auto id_of = [&](u32 j) { return first + j * SLICE_THREADS; };
-    auto inside = [&](u32 id) { return u32(minimum(i32(id), i32(vocabulary - 1))); };
+    auto inside = [&](u32 j) { return u32(minimum(i32(id_of(j)), i32(vocabulary) - 1)); };
     RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(id_of(j))];
+    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(j)];
+    if (p.mask_start >= 0) {
+        RF_UNROLL
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = masked(values[j], inside(j), staged + p.mask_start);
+    }
     if (p.counts_row >= 0) {
+        const i32* uses = counts + u64(p.counts_row) * vocabulary;
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) uses[j] = counts[u64(p.counts_row) * vocabulary + inside(id_of(j))];
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = penalized(values[j], uses[inside(j)], p);
     }
-    RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) {
-        float value = id_of(j) < vocabulary ? values[j] : -infinity();
-        if (uses[j]) value = value > 0 ? value / p.repetition_penalty : value * p.repetition_penalty;
-        if (uses[j] > 1) value = sub_rn(sub_rn(value, mul_rn(uses[j] >> 1, p.frequency_penalty)), p.presence_penalty);
-        values[j] = value;
-    }
-    if (p.bias_count) {
+    if (p.bias_start >= 0) {
+        u32 count = staged[p.bias_start];
+        const u32 *ids = staged + p.bias_start + 1, *biases = ids + count;
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) staged[thread_x() + j * SLICE_THREADS] = values[j];
+        for (u32 j = 0; j < PER_THREAD; ++j) biased[thread_x() + j * SLICE_THREADS] = values[j];
         barrier();
-        for (u32 i = thread_x(); i < u32(p.bias_count); i += SLICE_THREADS) {
-            u32 place = bias_ids[p.bias_start + i] - block_x() * SLICE;
-            if (place < SLICE) staged[place] += bias_values[p.bias_start + i];
+        for (u32 i = thread_x(); i < count; i += SLICE_THREADS) {
+            u32 place = ids[i] - block_x() * SLICE;
+            if (place < SLICE) biased[place] += bits_float(biases[i]);
         }
         barrier();
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = staged[thread_x() + j * SLICE_THREADS];
+        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = biased[thread_x() + j * SLICE_THREADS];
     }
     float top = -infinity();
     i32 top_id = 0x7fffffff;
     RF_UNROLL
     for (u32 j = 0; j < PER_THREAD; ++j) {
-        // a greedy row's values are not read again
-        if (p.temperature > 0) scaled[id_of(j)] = values[j] = values[j] / p.temperature;
+        if (id_of(j) >= vocabulary) values[j] = -infinity();
+        if (p.edited_row >= 0) edited[u64(p.edited_row) * slices * SLICE + id_of(j)] = values[j];
         float value = values[j] == values[j] ? values[j] : infinity();
         if (value > top || top_id == 0x7fffffff) top = value, top_id = id_of(j);
     }
@@ -109,24 +127,26 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
     return find<ById>(shared, source, weight, limit_of).key;
 }
 
-// tokens (rows,): the drawn token, or the most likely one where the temperature is zero; -1 where the highest logit is
-// not finite. The row's step goes up by one, and its count of the token. With `host_tokens` (2, rows), memory of the
-// host, tokens go there too, to the first row where *step is even, else to the second; those in `tokens`, which the
-// next step takes, are then any instead of -1. A block a row.
+// The drawn token, or the most likely one where the temperature is zero, goes to last_tokens[slot] and
+// host_tokens[row], memory of the host; its count goes up. Where there is none, for the highest logit is not finite or
+// the mask allows nothing, the host gets NOT_FINITE or NOTHING_ALLOWED, and last_tokens any token. A block a row.
 RF_KERNEL(ROW_THREADS)
-rf_sample_rows(i32* tokens, i32* host_tokens, const i32* step, u32 rows, Parameters* parameters, i32* counts,
-               const float* scaled, const float* highest, const i32* best, u32 vocabulary, u32 slices) {
+rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
+               const float* highest, const i32* best, const u32* staged, u32 vocabulary, u32 slices) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
-    Parameters p = parameters[row];
+    const Parameters p = parameters_of(staged, row);
     wait_for_previous();
     float top = -infinity();
     for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
     top = block_max<ROW_THREADS>(top);
-    bool finite = absolute(top) < infinity();
+    float scaled = p.temperature > 0 ? top / p.temperature : top;
+    bool finite = absolute(scaled) < infinity();
     i32 token = 0x7fffffff;
     if (p.temperature > 0 && finite) {
-        Row source = {scaled + u64(row) * slices * SLICE, top, slices * SLICE};
+        Row source = {logits + u64(row) * vocabulary, vocabulary, p.temperature, scaled};
+        if (p.edited_row >= 0)
+            source.values = edited + u64(p.edited_row) * slices * SLICE, source.size = slices * SLICE;
         bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
         u64 total = 0;
         if (ranked) {
@@ -149,29 +169,30 @@ rf_sample_rows(i32* tokens, i32* host_tokens, const i32* step, u32 rows, Paramet
     }
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
-    tokens[row] = finite || host_tokens ? token : -1;
-    if (host_tokens) host_tokens[*step % 2 * rows + row] = finite ? token : -1;
-    parameters[row].step = p.step + 1;
+    last_tokens[p.slot] = token;
+    host_tokens[row] = finite ? token : p.mask_start >= 0 && top < 0 ? NOTHING_ALLOWED : NOT_FINITE;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }
 
-// Log-probabilities of unchanged logits (rows, vocabulary): of `tokens`, or of any for -1, in `chosen`, and of the
-// `count` most likely ones, in descending order, in top_ids and top_values (rows, count). A block a row.
+// Log-probabilities of unchanged logits (.., vocabulary): of `tokens`, or of any for those below zero, in `chosen`, and
+// of the `count` most likely ones, in descending order, in top_ids and top_values (rows, count). A block a row.
+// places (2, rows): of each its row of the logits, and its place in `tokens`; without, both are those of the block.
 RF_KERNEL(ROW_THREADS)
 rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens,
-                  u32 vocabulary, u32 count) {
+                  const i32* places, u32 rows, u32 vocabulary, u32 count) {
     wait_for_previous();
     RF_SHARED SelectShared shared;
     u32 row = block_x();
-    logits += u64(row) * vocabulary;
+    logits += u64(places ? places[row] : row) * vocabulary;
+    i32 token = tokens[places ? places[rows + row] : row];
     float top = -infinity(), sum = 0;
     for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) top = maximum(top, logits[i]);
     top = block_max<ROW_THREADS>(top);
     for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) sum += fast_exp(logits[i] - top);
     float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
-    if (thread_x() == 0) chosen[row] = logits[maximum(tokens[row], 0)] - top - log_sum;
+    if (thread_x() == 0) chosen[row] = logits[maximum(token, 0)] - top - log_sum;
     if (count == 0) return;
-    Row source = {logits, top, vocabulary};
+    Row source = {logits, vocabulary, 1, top};
     u64 limit = count;
     bool listed;
     list_likely(shared, source, listed);

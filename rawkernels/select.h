@@ -57,12 +57,13 @@ RF_DEVICE u64 weight_of(u32 gap) {
     return u64(u32(weight * (small ? 1099511627776.0f : 2147483648.0f))) << (small ? 0 : 9);
 }
 
-// A row of `size` floats in memory; 16-byte aligned where size is a multiple of 4.
+// A row of `size` logits in memory, 16-byte aligned where size is a multiple of 4. What counts is each of them over the
+// temperature; `highest` is the highest of these.
 struct Row {
     static constexpr u32 AT_ONCE = 4;
     const float* values;
-    float highest;
     u32 size;
+    float temperature, highest;
 
     // Calls f(count, id, gaps) with all lanes, for the elements from begin (a multiple of 4) to end: `count` of them,
     // up to 4, from `id` on.
@@ -77,11 +78,11 @@ struct Row {
                 v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
             } else {
                 RF_UNROLL
-                for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : highest;
+                for (u32 j = 0; j < 4; ++j) v[j] = id + j < end ? values[id + j] : 0;
             }
             u32 gaps[4], count = id + 4 <= end ? 4 : id < end ? end - id : 0;
             RF_UNROLL
-            for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j]);
+            for (u32 j = 0; j < 4; ++j) gaps[j] = float_bits(highest - v[j] / temperature);
             f(count, id, gaps);
         }
     }
@@ -223,24 +224,29 @@ RF_DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure
     return {gap, at.key};
 }
 
-// Lists the likely elements of a row; returns the sum of all weights. False in `complete` where they are too many.
+// Lists the likely elements of a row, up to LIST_GAP, or where they are too many up to half of that, or a quarter.
+// Returns the sum of all weights; false in `complete` where those are too many as well.
 RF_DEVICE u64 list_likely(SelectShared& shared, const Row& row, bool& complete) {
-    barrier();
-    if (thread_x() == 0) shared.listed = 0;
-    barrier();
-    u64 sum = 0, total;
-    row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
-        RF_UNROLL
-        for (u32 j = 0; j < Row::AT_ONCE; ++j) {
-            if (j >= count) continue;
-            sum += weight_of(gaps[j]);
-            if (gaps[j] > float_bits(LIST_GAP)) continue;
-            u32 i = atomic_add(&shared.listed, 1u);
-            if (i < LIST) shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
-        }
-    });
-    block_prefix(shared, sum, total);
-    complete = shared.listed <= LIST;
+    u64 total = 0;
+    complete = false;
+    for (float most = LIST_GAP; !complete && most >= LIST_GAP / 4; most /= 2) {
+        barrier();
+        if (thread_x() == 0) shared.listed = 0;
+        barrier();
+        u64 sum = 0;
+        row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
+            RF_UNROLL
+            for (u32 j = 0; j < Row::AT_ONCE; ++j) {
+                if (j >= count) continue;
+                sum += weight_of(gaps[j]);
+                if (gaps[j] > float_bits(most)) continue;
+                u32 i = atomic_add(&shared.listed, 1u);
+                if (i < LIST) shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
+            }
+        });
+        block_prefix(shared, sum, total);
+        complete = shared.listed <= LIST;
+    }
     return total;
 }
 

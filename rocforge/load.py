@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import available_memory, resolve_device
+from rocforge.device.background import BackgroundCompilation
 from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
@@ -20,7 +21,7 @@ from rocforge.gguf.hub import resolve
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
-from rocforge.loading.warmup import BackgroundCompilation, compile_for
+from rocforge.loading.warmup import compile_for
 from rocforge.models import build_model
 from rocforge.nn.module import Parameter
 from rocforge.nn.reader import ROPE_TENSORS

@@ -22,7 +22,7 @@ import pytest
 
 from rocforge.device import kernels, tuning
 from rocforge.device.cards import AMD, Card
-from rocforge.device.compiler import options
+from rocforge.device.compiler import COMPLETE, options
 from rocforge.device.kernels import macros, source_folder, with_defines
 
 sys.path.append(str(Path(__file__).parent / "hipsim"))
@@ -109,14 +109,10 @@ def code_for(source: str, defines: Defines, target: str, header: str = "") -> di
     return code_objects.kernels_of(code, target)
 
 
-def nvcc_target(target: str) -> str:
-    """As rocforge.device.compiler names it: with what Hopper alone has."""
-    return "sm_90a" if target == "sm_90" else target
-
-
 def ptx_for(source: str, defines: Defines, target: str) -> str:
     """A source compiled by nvcc for an NVIDIA target."""
-    command = ["nvcc", "-x", "cu", f"-arch={nvcc_target(target)}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
+    arch = COMPLETE.get(target, target)
+    command = ["nvcc", "-x", "cu", f"-arch={arch}", "-ptx", "-std=c++17", "-DRF_WAVE=32"]
     command += ["-Xcicc", "-O0"]  # nothing is asked of the code but that it is there
     text = program(source, defines, card_with(target))
     done = subprocess.run([*command, "-o", "-", "-"], input=text, capture_output=True, text=True)

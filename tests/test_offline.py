@@ -93,6 +93,17 @@ def test_compiles_for_nvidia(source, defines, target):
     assert ".entry" in text and ("griddepcontrol.wait" in text) == (target == "sm_90")
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("source", "defines", "target"),
+    [case for case in nvidia_cases() if case.values[0] == "attention_prefill.hip" and case.values[2] == "sm_90"],
+)
+def test_prompts_on_warpgroups(source, defines, target):
+    """Hopper multiplies heads of 128 by warpgroups, all others by waves."""
+    text, wide = compilation(source, defines, target).result(), dict(defines)["RF_HEAD_DIM"] == "128"
+    assert ("wgmma.mma_async" in text) == wide and ("mma.sync" in text) != wide
+
+
 def within_limits(kernel: code_objects.Kernel) -> bool:
     """Whether a kernel has registers and LDS enough, with no spill and no scratch."""
     return not kernel.spills + kernel.scratch and kernel.vgprs <= VGPR_LIMIT and kernel.lds <= LDS_LIMIT

@@ -355,6 +355,15 @@ RF_DEVICE u32 lowest_bit(u64 mask) {
 #endif
 }
 
+// How many bits of a mask are set.
+RF_DEVICE u32 set_bits(u64 mask) {
+#ifdef RF_PLATFORM_NVIDIA
+    return __popcll(mask);
+#else
+    return __builtin_popcountll(mask);
+#endif
+}
+
 // The value of the lane whose number differs in the bits of mask; a compile-time mask.
 template <u32 MASK, class T>
 RF_DEVICE T shuffle_xor(T value) {

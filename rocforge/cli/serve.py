@@ -29,9 +29,24 @@ def serve(
     ] = None,
     chat_template: Template = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens a step.")] = 512,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens a step; default: 2048 on a GPU, 512 on a CPU.")
+    ] = None,
+    inter_token_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Target for the time between two tokens while prompts come in; default: 50, on a CPU 20."
+        ),
+    ] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = 256,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = 256,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes for HTTP; default: by the number of processors. 0: none beside this one."),
+    ] = None,
+    restart_engine: Annotated[
+        bool, typer.Option("--restart-engine", help="Start the engine again when its process dies, and do not end.")
+    ] = False,
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
@@ -60,7 +75,10 @@ def serve(
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
+        inter_token_ms=inter_token_ms,
         max_queue=max_queue,
+        processes=processes,
+        restart_engine=restart_engine,
         settings=settings,
         log_level="warning" if quiet else "info",
         progress=not quiet and sys.stderr.isatty(),

@@ -22,7 +22,7 @@ Compile = Callable[[str, tuple[str, ...], str], bytes]
 
 def options(card: Card) -> tuple[str, ...]:
     """The options of hiprtc or NVRTC for a card; the same for all programs, whose macros are part of the text."""
-    target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_target(card.arch)}"
+    target = f"--offload-arch={card.arch}" if card.is_amd else f"--gpu-architecture={_nvidia_arch(card.arch)}"
     return ("-std=c++17", f"-DRF_WAVE={card.wave}", target, *(() if card.is_amd else ("-ftz=true",)))
 
 
@@ -30,20 +30,18 @@ def kind(card: Card) -> str:
     """The kind of code: "hip", "cubin", or "ptx", which the driver compiles further, for a card newer than NVRTC."""
     if card.is_amd:
         return "hip"
-    return "cubin" if _nvidia_arch(card.arch) == card.arch else "ptx"
+    return "cubin" if _nvidia_arch(card.arch).startswith("sm_") else "ptx"
 
 
-def _nvidia_target(arch: str) -> str:
-    """With the instructions that this architecture alone has, where kernels use them: Hopper's matrix unit."""
-    known = _nvidia_arch(arch)
-    return f"{known}a" if known == "sm_90" else known
+COMPLETE = {"sm_90": "sm_90a"}
+"""By NVIDIA architecture, the name of its target with the instructions that later ones do not have."""
 
 
 @functools.cache
 def _nvidia_arch(arch: str) -> str:
     known = cupy_module().cuda.nvrtc.getSupportedArchs()
     number = int(arch.removeprefix("sm_"))
-    return arch if number in known else f"compute_{max(each for each in known if each <= number)}"
+    return COMPLETE.get(arch, arch) if number in known else f"compute_{max(each for each in known if each <= number)}"
 
 
 @functools.cache

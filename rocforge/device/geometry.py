@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from rocforge.device.cards import Card
 from rocforge.device.tuning import Tuning
 
+PREFILL_SHARED_REST = 2048
+"""Bytes of LDS of attention_prefill besides its tiles: barriers, and what their alignment leaves unused."""
 GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
@@ -97,11 +99,21 @@ def wide(tokens: int, rows: int, units: int) -> Wide:
 
 
 class Decode(NamedTuple):
-    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
+    """Of decode attention.
+
+    Attributes:
+        heads: query heads that a wave serves.
+        stripes: waves that share out the tokens.
+        threads: of a block.
+        slots: tiles of tokens that a wave has under way on the matrix unit; 0 without.
+        shared: bytes of dynamic LDS for them.
+    """
 
     heads: int
     stripes: int
     threads: int
+    slots: int
+    shared: int
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
@@ -112,22 +124,35 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
     heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
     waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    return Decode(heads, stripes, stripes * (group // heads) * wave)
+    slots = tuning.decode_slots if heads == group and head_dim % 16 == 0 else 0
+    return Decode(
+        heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * 2 * 16 * (head_dim + 8) * 2
+    )
 
 
 class Prefill(NamedTuple):
-    """Of prefill attention: waves with the same rows and a part of the output each; rows of a block; keys of a tile."""
+    """Of prefill attention: rows and threads of a block, its bytes of dynamic LDS, and macros of the source."""
 
-    parts: int
     rows: int
-    keys: int
+    threads: int
+    shared: int
+    macros: dict[str, int]
 
 
-def prefill(tuning: Tuning, head_dim: int) -> Prefill:
-    """The geometry of attention_prefill: the output of 16 rows of a wide head would fill a wave's registers."""
+def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
+    """The geometry of attention_prefill.
+
+    On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
+    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
+    """
+    if tuning.prefill_stages and head_dim == 128:
+        shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
+        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
+        return Prefill(128, 384, shared, macros)
     wide = head_dim > 128
-    parts = 2 if wide else 1
-    return Prefill(parts, tuning.prefill_waves // parts * 16, tuning.prefill_keys_wide if wide else tuning.prefill_keys)
+    parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
+    rows = tuning.prefill_waves // parts * 16
+    return Prefill(rows, tuning.prefill_waves * wave, 0, {"RF_PARTS": parts, "RF_KEYS": keys})
 
 
 def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
@@ -137,12 +162,12 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
+    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 
 
-def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
-    cut = prefill(tuning, int(given["RF_HEAD_DIM"]))
-    return {"RF_PARTS": cut.parts, "RF_KEYS": cut.keys}
+def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

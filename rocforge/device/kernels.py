@@ -3,7 +3,7 @@
     _scale = Kernel("scale.hip", "scale", "float32* float32* int32 float32")
     _scale((blocks,), (256,), (y, x, x.size, 2.0))
 
-A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.loading.warmup; the
+A source is compiled at its first use on a device, by hiprtc or NVRTC, or ahead of it by rocforge.device.background; the
 code is kept on disk, by content (rocforge.device.kernel_cache), so a later process only loads it.
 """
 
@@ -190,13 +190,11 @@ class Kernel:
             Python number; with `*` for a C-contiguous CuPy array of that dtype; `void*` for one of any dtype;
             with `*?` where None is allowed and gives a null pointer. None: the kernel takes one struct, whose fields
             the source declares (rocforge.device.params).
-        defines: macros that say what it computes; those of the card are added (`macros`). RF_LDS is the bytes of LDS
-            that a block is given at its launch, beside what the source declares.
+        defines: macros that say what it computes; those of the card are added (`macros`).
     """
 
     def __init__(self, source: str, name: str, signature: str | None = None, **defines: Any):
         self.source, self.name, self.defines, self._signature = source, name, defines, signature
-        self._lds: int = defines.get("RF_LDS", 0)
         self._functions: dict[tuple[int, tuning.Tuning], Any] = {}
 
     def __repr__(self) -> str:
@@ -216,13 +214,16 @@ class Kernel:
         """What it is compiled with for a device: the same for all kernels of one source with the same defines."""
         return _module(self.source, self.defines, device)
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any] | Mapping[str, Any], shared: int = 0
+    ) -> None:
         """Launch on the current device and its current stream.
 
         Args:
             grid, block: blocks and threads a block, up to three axes each.
             args: as the signature says; of a struct, each field's value by its name, and for a field that is an array
                 of structs a sequence of their values in order.
+            shared: bytes of dynamic LDS, the same in each launch on a device.
 
         Raises:
             TypeError: an argument is not of its declared type, or missing, or unknown.
@@ -232,20 +233,20 @@ class Kernel:
             _this_thread.record(self)
             return
         device = cupy_module().cuda.runtime.getDevice()
-        function = self._functions.get((device, tuning.of(device))) or self._load(device)
+        function = self._functions.get((device, tuning.of(device))) or self._load(device, shared)
         try:
             checked = self._arguments.checked(args, device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from error
         if _this_thread.overlap:
-            overlap.launch(function.kernel, grid, block, checked, self._lds)
+            overlap.launch(function.kernel, grid, block, checked, shared)
         else:
-            function.kernel(grid, block, checked, shared_mem=self._lds)
+            function.kernel(grid, block, checked, shared)
 
-    def _load(self, device: int) -> Any:
+    def _load(self, device: int, shared: int) -> Any:
         function = self.module(device).get_function(PREFIX + self.name)
-        if self._lds:
-            function.max_dynamic_shared_size_bytes = self._lds
+        if shared:
+            function.max_dynamic_shared_size_bytes = shared
         self._functions[device, tuning.of(device)] = function
         return function
 

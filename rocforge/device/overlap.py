@@ -57,14 +57,14 @@ def _driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0) -> None:
+def launch(function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
     """Launch on the current stream, to begin while the kernel queued before still runs.
 
     Args:
         function: cupy.cuda.function.Function.
         grid, block: up to three axes.
         args: CuPy arrays and NumPy scalars.
-        shared: bytes of shared memory of a block, beside what the kernel declares.
+        shared: bytes of dynamic LDS.
 
     Raises:
         DeviceError: the driver refused.

@@ -61,6 +61,9 @@ class Tuning:
         decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
+        decode_resident: as gemv_resident.
+        decode_slots: tiles of 16 tokens that a wave has under way on the matrix unit, where a group is of up to 8 heads
+            of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -70,6 +73,7 @@ class Tuning:
         prefill_waves: of prefill attention.
         prefill_keys, prefill_keys_wide: keys of a tile; and for heads of more than 128.
         prefill_resident: as gemv_resident.
+        prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
@@ -121,6 +125,8 @@ class Tuning:
     decode_lds_floats: int = 8192
     decode_heads: int = 8
     decode_loads: int = 4
+    decode_resident: int = 512
+    decode_slots: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
@@ -131,6 +137,7 @@ class Tuning:
     prefill_keys: int = 32
     prefill_keys_wide: int = 16
     prefill_resident: int = 256
+    prefill_stages: int = 0
 
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
@@ -163,7 +170,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens=512, tile_tokens_alone=ANY, wide_from=65),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=65, prefill_stages=5),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""

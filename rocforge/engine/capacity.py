@@ -13,9 +13,9 @@ from rocforge.ops.state import BLOCK_SIZE
 
 SNAPSHOTS = 16
 """Slots for snapshots of recurrent state, beside those of running sequences."""
-MAX_BATCH_TOKENS = 512
-"""The default maximum of tokens a step."""
-MARGIN = 1 << 30
+MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
+"""The default maximum of tokens a step, by device."""
+MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
 
@@ -28,11 +28,12 @@ class CacheSizes:
     Args:
         states: what each layer declares.
         device: "cpu" or "gpu:N".
-        max_batch_tokens: tokens of a step, at most.
+        max_batch_tokens: tokens of a step, at most; None: the device's default.
     """
 
-    def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int = MAX_BATCH_TOKENS):
-        self._groups, self.device, self._max_batch_tokens = groups_of(states), device, max_batch_tokens
+    def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int | None = None):
+        self._groups, self.device = groups_of(states), device
+        self._max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS["cpu" if device == "cpu" else "gpu"]
 
     def blocks(self, tokens: int, sequences: int) -> list[int]:
         """Blocks of each paged group, in the order of the cache's groups."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +16,10 @@ OUT_OF_MEMORY = 2
 
 
 class GraphRecorder:
-    """Captures decode steps as graphs, on a stream of its own, in a memory pool for decode steps only.
+    """Captures steps as graphs, on a stream of its own, in a memory pool for steps only.
+
+    What a step frees as it is captured is used by the next one's: graphs share their memory, their results included, so
+    they must run one after another.
 
     On ROCm a failed capture makes its stream unusable. So it is not the engine's, and is replaced after a failure.
     """
@@ -42,18 +44,23 @@ class GraphRecorder:
             self._pool.free_all_blocks()
 
     def capture(self, step: Callable[[], Any]) -> tuple[Any, Any] | None:
-        """A graph of a step, and what the step returns; None, with a warning, if the capture fails.
+        """A graph of a step, and the array that it returns, which the next launch of any graph may overwrite.
 
-        CuPy refuses to capture calls of cuBLAS (not of hipBLAS): that is expected, and gives no warning.
+        None, with a warning, if the capture fails: where CuPy refuses a library, with NotImplementedError.
         """
         cuda, returned, failure = cupy_module().cuda, None, None
-        errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.cublas.CUBLASError
+        errors = (
+            cuda.runtime.CUDARuntimeError,
+            cuda.driver.CUDADriverError,
+            cuda.cublas.CUBLASError,
+            NotImplementedError,
+        )
         self._pool.free_all_blocks(cuda.get_current_stream())  # what the step took when it ran kernel by kernel
         self._stream = self._stream or cuda.Stream(non_blocking=True)
         with self._stream as stream:
             stream.begin_capture()
             try:
-                with launches_overlap(), contextlib.suppress(NotImplementedError):
+                with launches_overlap():
                     returned = step()
             except errors as error:
                 failure = error
@@ -64,9 +71,16 @@ class GraphRecorder:
                     failure = failure or error
                     self._stream = None
         if failure is not None:
-            warnings.warn(f"decode steps run without a graph, and slower: capture failed: {failure}", stacklevel=2)
+            warnings.warn(f"steps run without a graph, and slower: capture failed: {failure}", stacklevel=2)
             return None
-        return None if returned is None else (graph, returned)
+        return graph, _unowned(returned)
+
+
+def _unowned(array: Any) -> Any:
+    """An array whose memory the pool may use again for the next graph."""
+    cuda = cupy_module().cuda
+    memory = cuda.UnownedMemory(array.data.ptr, array.nbytes, None, array.device.id)
+    return cupy_module().ndarray(array.shape, array.dtype, cuda.MemoryPointer(memory, 0))
 
 
 def _device_memory(size: int) -> Any:

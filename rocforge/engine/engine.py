@@ -1,17 +1,16 @@
 """Engine: the step loop. Schedule, run the model on a flat batch, sample, return tokens.
 
-On a GPU, steps in which every request gets its next token are queued one ahead of the tokens that the host has read.
-An engine belongs to the thread that calls it. `with Engine(model) as engine` frees everything at the end, also after an
-error.
+On a GPU, steps are queued one ahead of the tokens that the host has read. An engine belongs to the thread that calls
+it. `with Engine(model) as engine` frees everything at the end, also after an error.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +19,12 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
-from rocforge.engine.pacing import Pacer
+from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
 from rocforge.engine.scheduler import ScheduledChunk, Scheduler
 from rocforge.engine.state import StateManager
-from rocforge.engine.step import Decoder, PendingStep
+from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
@@ -38,8 +37,7 @@ CPU_CACHE_TOKENS = 16384
 """The default size of the cache on the CPU."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token that a step gave a request.
 
     Attributes:
@@ -58,6 +56,44 @@ class Token:
     error: Exception | None = None
 
 
+@dataclass(frozen=True)
+class HostStep:
+    """A step that has run on the CPU; as PendingStep."""
+
+    chunks: list[ScheduledChunk]
+    requests: list[Request]
+    sampled: list[SampledToken]
+    seconds: float
+
+    def tokens(self) -> list[SampledToken]:
+        """The token of each request."""
+        return self.sampled
+
+
+@dataclass
+class StepStats:
+    """What an engine's steps have taken so far.
+
+    Attributes:
+        steps: how many there were.
+        seconds: of all of them.
+        longest: seconds of the longest one.
+        waited: seconds that a GPU waited for the host between two steps, though there was work.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+    waited: float = 0.0
+
+    def count(self, seconds: float, waited: float) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+        self.waited += waited
+
+
 class Engine:
     """Runs any number of requests on one model, with continuous batching over a paged cache.
 
@@ -68,13 +104,16 @@ class Engine:
             as far as max_requests can use it; on a CPU the model's context, up to 16384. Layers with a window, and
             recurrent ones, get what max_requests running sequences need; less on a GPU where that does not fit, down
             to what one needs.
-        max_batch_tokens: maximum tokens a step.
+        max_batch_tokens: maximum tokens a step; None: 2048 on a GPU, 512 on a CPU.
         max_requests: maximum running requests.
+        inter_token_ms: the target for the time between two tokens of a request while prompts come in, milliseconds;
+            None: 50 on a GPU, 20 on a CPU. See docs/scheduling.md.
 
     On a GPU the engine's work follows what the thread's current stream has queued so far.
 
     Attributes:
         limit: the longest sequence that can be served, in tokens.
+        stats: of its steps; may be replaced by a new StepStats to begin anew.
 
     Raises:
         ValueError: a number that is not positive.
@@ -86,13 +125,19 @@ class Engine:
         model: Transformer,
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         max_requests: int = 256,
+        inter_token_ms: float | None = None,
     ):
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
         for name, size in given.items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; allowed is 1 or more")
+        kind = "cpu" if model.device == "cpu" else "gpu"
+        max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[kind]
+        inter_token_ms = INTER_TOKEN_MS[kind] if inter_token_ms is None else inter_token_ms
+        if not inter_token_ms > 0:
+            raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         sizes = CacheSizes(states_of(model).values(), model.device, max_batch_tokens)
         if cache_tokens is None and model.device == "cpu":
@@ -101,21 +146,27 @@ class Engine:
             cache_tokens = sizes.tokens_that_fit(model.config.context, max_requests)
         sequences = max_requests if model.device == "cpu" else sizes.sequences_that_fit(cache_tokens, max_requests)
         self.limit = min(model.config.context, blocks_for(cache_tokens) * BLOCK_SIZE)
-        self._pacer = Pacer(max_batch_tokens)
+        self._pacer = Pacer(max_batch_tokens, inter_token_ms / 1e3)
         if model.device != "cpu":
             with on_device(model.device):
                 cupy_module().cuda.get_current_stream().synchronize()  # the weights may have come by it
         self._stream = Stream(model.device)
-        self._decoder: Decoder | None = None
+        self._runner: StepRunner | None = None
         self._pending: PendingStep | None = None
+        self._previous: PendingStep | None = None
+        self._starved = False
+        self.stats = StepStats()
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
             self.cache = cache = model.new_cache(blocks, slots=slots)
-            state = StateManager((group.state for group in cache.paged), blocks, slots, cache.copy_slot)
-            self.scheduler = Scheduler(state, max_batch_tokens, max_requests)
+            paged = (group.state for group in cache.paged)
+            state = StateManager(paged, blocks, slots, cache.copy_slot, sequences=max_requests)
             if model.device != "cpu":
-                self._decoder = Decoder(self._stream, model, cache, blocks_for(self.limit))
+                width = blocks_for(self.limit)
+                self._runner = StepRunner(self._stream, model, cache, max_batch_tokens, max_requests, width)
+            step_sizes = self._runner.sizes if self._runner else []
+            self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
     def __enter__(self) -> Engine:
         return self
@@ -128,12 +179,29 @@ class Engine:
         try:
             self.cancel_all()
         finally:
-            self.cache, self._decoder = None, None
+            self.cache, self._runner = None, None
 
     @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
         return len(self.scheduler) > 0
+
+    @property
+    def device(self) -> str:
+        """The model's."""
+        return self.model.device
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their first step."""
+        return len(self.scheduler.waiting)
+
+    @property
+    def cache_blocks(self) -> tuple[int, int]:
+        """KV cache blocks of all groups of layers: how many there are, and how many are in use."""
+        pools = [group.pool for group in self.scheduler.state.groups]
+        blocks = sum(pool.blocks for pool in pools)
+        return blocks, blocks - sum(pool.free for pool in pools)
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
@@ -152,7 +220,8 @@ class Engine:
         self._open_cache()
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
         self.check(prompt, params)
-        request = Request(prompt, params, constraint)
+        longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
+        request = Request(prompt, params, constraint, longest)
         self.scheduler.add(request)
         return request
 
@@ -186,9 +255,7 @@ class Engine:
         """End all requests now; required after an exception in `step`, which leaves their state undefined."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
-        self._pending = None
-        if self._decoder:
-            self._decoder.forget()
+        self._pending, self._previous, self._starved = None, None, False
         self._stream.synchronize()
 
     @property
@@ -198,91 +265,118 @@ class Engine:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with on_device(self.model.device):
             reserved = int(cupy_module().get_default_memory_pool().total_bytes())
-            return reserved + (self._decoder.memory_reserved if self._decoder else 0)
+            return reserved + (self._runner.memory_reserved if self._runner else 0)
+
+    def prepare(self, progress: Callable[[str], Any] = lambda doing: None) -> None:
+        """Compile and capture what any step can need, so that no request waits for it; nothing to do on a CPU.
+
+        Args:
+            progress: called now and then with what is being done, in words.
+        """
+        if self._runner:
+            with self._stream, out_of_memory_explained(self.model.device, "step"):
+                self._runner.prepare(progress)
 
     def step(self) -> list[Token]:
         """Run one batch, and return its tokens. After an exception, call `cancel_all`.
 
+        On a GPU the step after is queued as well: what is added or cancelled from now on takes effect after that.
+
         Raises:
             OutOfMemoryError: the device has too little memory, even after all unused memory has been freed.
         """
-        start = time.perf_counter()
         with self._stream:
-            try:
-                chunks, sampled = self._run_step()
-            except OutOfMemoryError:
-                self._free_unused_memory()
-                chunks, sampled = self._run_step()
-        decodes = sum(chunk.request.remaining == 1 for chunk in chunks)
-        prompt_tokens = sum(chunk.count for chunk in chunks) - decodes
-        requests = [chunk.request for chunk in chunks if chunk.needs_logits]
-        for chunk in chunks:
-            self.scheduler.advance(chunk, snapshot=self._pending is None)
-        tokens = [self._accept(*pair) for pair in zip(requests, sampled, strict=True)]
-        if chunks:
-            self._pacer.observe(time.perf_counter() - start, decodes, prompt_tokens)
+            step = self._pending or self._launch_first()
+            self._pending = None
+            if step is None:
+                return []
+            if isinstance(step, PendingStep):
+                self._pending = self._launch_ahead()
+            sampled = zip(step.requests, step.tokens(), strict=True)
+            tokens = [self._accept(*pair) for pair in sampled if pair[0].status is not Status.FINISHED]
+            if self._pending:
+                self._pending.sample()
+        self._count(step)
         return tokens
 
-    def _run_step(self) -> tuple[list[ScheduledChunk], list[SampledToken]]:
-        """The chunks of a step, and the tokens sampled for those that need logits."""
-        pending, self._pending = self._pending, None
+    def _count(self, step: PendingStep | HostStep) -> None:
+        """Count a step that has ended, in the statistics and for the pacer."""
+        previous, self._previous = self._previous, step if self._pending and isinstance(step, PendingStep) else None
+        waited = step.waited(previous) if previous and isinstance(step, PendingStep) else 0.0
+        self.stats.count(step.seconds, waited)
+        decodes = sum(chunk.decodes for chunk in step.chunks)
+        self._pacer.observe(step.seconds, decodes, sum(chunk.tokens for chunk in step.chunks) - decodes)
+
+    def _launch_first(self) -> PendingStep | HostStep | None:
+        """The next step, with none in flight."""
+        if self._starved:
+            self._free_unused_memory()
+        try:
+            step = self._launch()
+        except OutOfMemoryError:
+            self._free_unused_memory()
+            step = self._launch()
+        if isinstance(step, PendingStep):
+            step.sample()
+        return step
+
+    def _launch_ahead(self) -> PendingStep | None:
+        """The step after one that is in flight; None too if memory is short, which can be freed after that one."""
+        try:
+            step = self._launch()
+        except OutOfMemoryError:
+            self._starved, step = True, None
+        if not isinstance(step, PendingStep):
+            return None
+        if not step.constrained:
+            step.sample()
+        return step
+
+    def _launch(self) -> PendingStep | HostStep | None:
+        """Schedule the next step and queue it; on a CPU, run it. None if no request can run."""
         with out_of_memory_explained(self.model.device, "step"):
-            if pending:
-                chunks = [ScheduledChunk(r, 1) for r in pending.requests if r.status is Status.RUNNING]
-                if chunks:
-                    return chunks, self._decode(pending)
-                self._stream.synchronize()  # all of its requests were cancelled
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
-                return [], []
-            if self._decoder and self._can_decode(chunks):
-                return chunks, self._decode(self._decoder.launch([chunk.request for chunk in chunks]))
-            if self._decoder:
-                self._decoder.forget()
-            logits = self._run(chunks)
-            return chunks, sample_tokens(logits, [chunk.request for chunk in chunks if chunk.needs_logits])
+                return None
+            step = self._runner.launch(chunks) if self._runner else self._run_on_host(chunks)
+            for chunk in chunks:
+                self.scheduler.advance(chunk)
+        return step
 
-    def _free_unused_memory(self) -> None:
-        """Drop the graphs with their memory, and preempt all requests: a failed step leaves their state undefined."""
-        self._stream.synchronize()
-        self._pending = None
-        if self._decoder:
-            self._decoder.trim()
-        for request in self.scheduler.running[::-1]:
-            self.scheduler.preempt(request)
-
-    def _can_decode(self, chunks: list[ScheduledChunk]) -> bool:
-        """Whether the Decoder can run a step: one token for each request, none sampled on the host."""
-        return all(chunk.count == 1 and chunk.needs_logits and chunk.request.constraint is None for chunk in chunks)
-
-    def _decode(self, pending: PendingStep) -> list[SampledToken]:
-        """The tokens of a pending step, after queueing the next one if its requests are known already.
-
-        Requests that ended since the step was queued are left out.
-        """
-        if self._decoder and self.scheduler.repeats(pending.requests, self.limit):
-            self._pending = self._decoder.launch(pending.requests)
-        sampled = zip(pending.requests, pending.tokens(), strict=True)
-        return [token for request, token in sampled if request.status is Status.RUNNING]
-
-    def _run(self, chunks: list[ScheduledChunk]) -> Any:
-        """Logits of the last row of each chunk that needs them, in order."""
+    def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
+        start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.count, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
             for chunk in chunks
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
-        return self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))
+        logits = self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))
+        requests = [chunk.request for chunk in chunks if chunk.needs_logits]
+        sampled = sample_tokens(logits, requests)
+        return HostStep(chunks, requests, sampled, time.perf_counter() - start)
+
+    def _free_unused_memory(self) -> None:
+        """Drop the graphs with their memory, and preempt all requests: a failed step leaves their state undefined.
+
+        Nothing may be in flight.
+        """
+        self._stream.synchronize()
+        self._previous, self._starved = None, False
+        if self._runner:
+            self._runner.trim()
+        for request in self.scheduler.running[::-1]:
+            self.scheduler.preempt(request)
 
     def _accept(self, request: Request, sampled: SampledToken) -> Token:
+        """Give a request its token."""
         if sampled.error:
             self.scheduler.finish(request)
             return Token(request, -1, None, "error", sampled.error)
-        request.output.append(sampled.token)
+        self.scheduler.accepted(request, sampled.token)
         reason = None
         if sampled.token in self.eog_token_ids and not request.params.ignore_eos:
             reason = "stop"
-        elif len(request.output) == request.params.max_tokens or request.length >= self.limit:
+        elif request.known >= request.max_length:
             reason = "length"
         if reason:
             self.scheduler.finish(request)

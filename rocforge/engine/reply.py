@@ -1,4 +1,4 @@
-"""Reply: the output of one request of a service, from the engine's thread to its consumer."""
+"""Reply: the output of one request, from where its tokens come to its consumer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from rocforge.engine.request import Constraint
-from rocforge.engine.response import GenerationResponse
+from rocforge.engine.response import GenerationResponse, ResponseStream
 from rocforge.errors import RocforgeError
-from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.sampling import Logprobs, SamplingParams
+from rocforge.text.tokenizer import Tokenizer
 
 
 class ServiceError(RocforgeError):
@@ -33,6 +34,10 @@ class DeadlineError(RocforgeError):
 
 class StepError(RocforgeError):
     """The step that the request was in failed; the cause says why."""
+
+
+class EngineDeadError(RocforgeError):
+    """The process of the engine has ended."""
 
 
 class Progress(enum.Enum):
@@ -62,7 +67,11 @@ class Reply:
         completion_tokens: how many tokens it has.
         finish_reason: "stop" or "length" once it has finished.
         error: what it ended with, or None.
+        key: among the requests of its service.
+        last_token_time: on the clock of time.monotonic; when it was submitted, until a token has come.
     """
+
+    key = -1
 
     def __init__(
         self,
@@ -75,18 +84,15 @@ class Reply:
         self.prompt, self.params, self.constraint, self.timeout = prompt, params, constraint, timeout
         self.prompt_tokens = len(prompt)
         self.created, self.submitted = time.time(), time.monotonic()
+        self.last_token_time = self.submitted
         self.progress, self.cached_tokens, self.completion_tokens = Progress.QUEUED, 0, 0
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self._cancel = cancel
         self._lock, self._pieces = threading.Lock(), deque[GenerationResponse]()
         self._wake: Callable[[], None] | None = None
+        self._stream: ResponseStream | None = None
         self._ended = False
-
-    @property
-    def overdue(self) -> bool:
-        """Whether it has timed out."""
-        return self.timeout is not None and time.monotonic() > self.submitted + self.timeout
 
     @property
     def ended(self) -> bool:
@@ -112,10 +118,13 @@ class Reply:
 
     async def batches(self) -> AsyncIterator[list[GenerationResponse]]:
         """The pieces available, in lists, as they arrive."""
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop, arrived, thread = asyncio.get_running_loop(), asyncio.Event(), threading.get_ident()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(arrived.set)
+            if threading.get_ident() == thread:
+                arrived.set()
+            else:
+                loop.call_soon_threadsafe(arrived.set)
 
         while (pieces := self._take(wake)) is not None:
             if pieces:
@@ -124,19 +133,33 @@ class Reply:
                 await arrived.wait()
                 arrived.clear()
 
-    def put(self, piece: GenerationResponse) -> None:
-        """Hand over a piece; for the engine's thread."""
-        self.progress = Progress.RUNNING
+    def begin(self, tokenizer: Tokenizer, device: str) -> None:
+        """Before the first `write`: what its text is made with, and where the model is."""
+        self._stream = ResponseStream(tokenizer, self.prompt, self.params, device)
+
+    def write(self, token: int, finish_reason: str | None, logprobs: Logprobs | None, memory: int) -> None:
+        """Hand over the piece of the next token; for whoever runs the engine. `finish_reason` says then whether the
+        text is complete.
+
+        Args:
+            token, finish_reason, logprobs, memory: as in `ResponseStream.add`.
+
+        Raises:
+            ValueError: the token is not in the vocabulary.
+        """
+        assert self._stream is not None, "begin comes first"
+        piece = self._stream.add(token, finish_reason, logprobs, memory)
         self.completion_tokens += 1
+        self.finish_reason = piece.finish_reason
         self._hand_over(piece)
 
     def end(self, progress: Progress, error: Exception | None = None) -> None:
-        """Mark the end, and release prompt and constraint; for the engine's thread. Only the first call counts."""
+        """Mark the end, and release prompt and constraint; for whoever runs the engine. Only the first call counts."""
         if not self._ended:
             self.progress, self.error = progress, error
             if self.constraint is not None:
                 self.constraint.close()
-            self.prompt, self.constraint = (), None
+            self.prompt, self.constraint, self._stream = (), None, None
             self._hand_over(None)
 
     def _hand_over(self, piece: GenerationResponse | None) -> None:

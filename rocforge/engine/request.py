@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,8 +24,9 @@ class Status(enum.Enum):
 class Constraint(Protocol):
     """A logits processor for a request's text, such as a grammar. Its errors fail this request only."""
 
-    def mask(self, logits: np.ndarray[Any, Any]) -> None:
-        """Put -inf in a row of logits (vocabulary,) where a token may not come next."""
+    def bits(self) -> np.ndarray[Any, Any]:
+        """Which tokens may come next: uint32, a bit for each token from the least significant on. Those past its end
+        may not."""
 
     def accept(self, token: int) -> None:
         """Note the token that was sampled."""
@@ -41,9 +43,11 @@ class Request:
         prompt: token ids.
         params: how its tokens are sampled, and when it ends.
         constraint: what its text must obey, or None.
+        max_length: tokens of prompt and output together, at most.
         output: token ids so far.
+        pending: how many more are sampled by steps that are queued, whose tokens the host has not read.
         status: where it is.
-        num_computed_tokens: how many of its tokens the state holds.
+        num_computed_tokens: how many of its tokens the state holds, once all queued steps have run.
         num_cached_tokens: how many of them were found in the cache when it was last admitted.
         state: what it holds of the cache.
     """
@@ -51,23 +55,35 @@ class Request:
     prompt: list[int]
     params: SamplingParams
     constraint: Constraint | None = None
+    max_length: int = sys.maxsize
     output: list[int] = field(default_factory=list)
+    pending: int = 0
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     state: SequenceState = field(default_factory=SequenceState)
 
     @property
-    def length(self) -> int:
-        """Tokens of prompt and output."""
+    def known(self) -> int:
+        """Tokens of prompt and output that the host knows."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and output, pending ones included."""
+        return len(self.prompt) + len(self.output) + self.pending
 
     @property
     def remaining(self) -> int:
         """Tokens that have yet to run; 1 while it decodes."""
         return self.length - self.num_computed_tokens
 
+    @property
+    def complete(self) -> bool:
+        """Whether its last token is known or pending, so that no further step is of use."""
+        return self.length >= self.max_length
+
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of positions start to stop."""
+        """Token ids of positions start to stop, as far as they are known."""
         split = len(self.prompt)
         return self.prompt[start:stop] + self.output[max(0, start - split) : max(0, stop - split)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rocforge.engine.engine import Engine, Token
-from rocforge.engine.request import Constraint, Request
+from rocforge.engine.request import Request
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.text.stream import TextStream
 from rocforge.text.tokenizer import Tokenizer
@@ -81,6 +81,36 @@ class GenerationResponse:
     stats: Stats
 
 
+class ResponseStream:
+    """The text of one request, and its stats, from its tokens.
+
+    Args:
+        tokenizer: of the model.
+        prompt: token ids.
+        params: how they are continued.
+        device: that the model is on, as in Stats.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams, device: str):
+        self.text = TextStream(tokenizer, params.stop, prompt[-1] if prompt else None)
+        self.stats = Stats(len(prompt), device)
+
+    def add(self, token: int, finish_reason: str | None, logprobs: Logprobs | None, memory: int) -> GenerationResponse:
+        """The response for the next token. One that completes a stop string has the finish reason "stop", also where
+        the engine gave none: the request is to be cancelled then.
+
+        Args:
+            token: its id.
+            finish_reason, logprobs: as in `Token`.
+            memory: bytes reserved.
+        """
+        self.stats.count(memory)
+        text = "" if finish_reason == "stop" else self.text.add(token)
+        if finish_reason and not self.text.stopped:
+            text += self.text.finish()
+        return GenerationResponse(text, token, "stop" if self.text.stopped else finish_reason, logprobs, self.stats)
+
+
 class RequestStream:
     """A request of an engine that is kept open, with its text and its stats.
 
@@ -89,21 +119,12 @@ class RequestStream:
         tokenizer: of its model.
         prompt: text (encoded with special tokens) or token ids.
         params: how to continue it.
-        constraint: what the text must obey, or None.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        prompt: Prompt,
-        params: SamplingParams,
-        constraint: Constraint | None = None,
-    ):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self.engine, self.text = engine, TextStream(tokenizer, params.stop, ids[-1] if ids else None)
-        self.stats = Stats(len(ids), engine.model.device)
-        self.request: Request = engine.add(ids, params, constraint)
+        self._engine, self._stream = engine, ResponseStream(tokenizer, ids, params, engine.model.device)
+        self.request: Request = engine.add(ids, params)
 
     def add(self, token: Token) -> GenerationResponse:
         """The response for a token of this request; one that completes a stop string ends the request.
@@ -113,13 +134,8 @@ class RequestStream:
         """
         if token.error:
             raise token.error
-        self.stats.count(self.engine.memory_reserved)
-        reason = token.finish_reason
-        text = "" if reason == "stop" else self.text.add(token.id)
-        if self.text.stopped:
-            reason = "stop"
-            self.engine.cancel(self.request)
-        elif reason:
-            text += self.text.finish()
-            reason = "stop" if self.text.stopped else reason
-        return GenerationResponse(text, token.id, reason, token.logprobs, self.stats)
+        memory = self._engine.memory_reserved
+        response = self._stream.add(token.id, token.finish_reason, token.logprobs, memory)
+        if response.finish_reason:
+            self._engine.cancel(self.request)
+        return response

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from rocforge.device.arrays import asnumpy, get_array_module
-from rocforge.device.libraries import cupy_module
-from rocforge.engine.request import Request
+from rocforge.device.streams import Download, Stream, shared_array
+from rocforge.engine.request import Request, Status
 from rocforge.errors import NonFiniteError
-from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
-from rocforge.ops.embedding import embedding
-from rocforge.ops.sampling import NOT_FINITE, Logprobs, SamplingParams, check_finite, logprobs, sample
+from rocforge.ops.device.sampling import NONE_ALLOWED, Sampler, count_tokens, logprobs_device
+from rocforge.ops.sampling import NOT_FINITE, NOTHING_ALLOWED, Logprobs, logprobs, masked, sample
 
-_NO_REQUEST = SamplingParams(temperature=0, seed=0)
+Watched: TypeAlias = list[tuple[int, Request]]
 
 
 class SampledToken(NamedTuple):
@@ -26,38 +25,20 @@ class SampledToken(NamedTuple):
     error: Exception | None = None
 
 
-def sample_tokens(logits: Any, requests: Sequence[Request]) -> list[SampledToken]:
-    """The next token of each request.
-
-    On a device they are drawn there, but for requests with a constraint, which masks logits on the host.
+def sample_tokens(logits: np.ndarray, requests: Sequence[Request]) -> list[SampledToken]:
+    """The next token of each request, on the host.
 
     Args:
         logits: float32, shape (requests, vocabulary).
         requests: in the order of the rows.
     """
-    if get_array_module(logits) is np:
-        return [_sample_on_host(row, request) for row, request in zip(logits, requests, strict=True)]
-    free = [i for i, request in enumerate(requests) if request.constraint is None]
-    sampled = {}
-    if free:
-        rows = logits if len(free) == len(requests) else embedding(np.array(free, np.int32), logits)
-        drawn = [requests[i] for i in free]
-        tokens = device_sampler(drawn, rows.shape[1])(rows)
-        tokens_drawn = sampled_tokens(drawn, tokens.get(), *map(asnumpy, logprob_arrays(rows, tokens, drawn)))
-        sampled = dict(zip(free, tokens_drawn, strict=True))
-    rest = [i for i in range(len(requests)) if i not in sampled]
-    sampled.update((i, _sample_on_host(asnumpy(logits[i]), requests[i])) for i in rest)
-    return [sampled[i] for i in range(len(requests))]
+    return [_sample_on_host(row, request) for row, request in zip(logits, requests, strict=True)]
 
 
 def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     params, constraint = request.params, request.constraint
     try:
-        allowed = logits
-        if constraint is not None:
-            check_finite(logits)  # before the mask hides what is not
-            allowed = logits.copy()
-            constraint.mask(allowed)
+        allowed = logits if constraint is None else masked(logits, constraint.bits())
         token = sample(allowed, params, request.prompt, request.output)
         if constraint is not None:
             constraint.accept(token)
@@ -66,37 +47,140 @@ def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     return SampledToken(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
 
 
-def device_sampler(requests: Sequence[Request], vocabulary: int, rows: int = 0, room: int = 0) -> Sampler:
-    """How the requests are sampled, a row each; up to `rows` more rows, and room for biases, are left unused."""
-    spare = max(0, rows - len(requests))
-    params = [request.params for request in requests] + [_NO_REQUEST] * spare
-    steps = [len(request.output) for request in requests] + [0] * spare
-    counted = [i for i, p in enumerate(params) if p.counts_tokens]
-    if not counted:
-        return Sampler(params, steps, room=room)
-    counts = np.zeros((len(params), vocabulary), np.int32)
-    for i in counted:
-        counts[i] = count_tokens(requests[i].prompt, requests[i].output, vocabulary)
-    counts_rows = [i if p.counts_tokens else -1 for i, p in enumerate(params)]
-    return Sampler(params, steps, counts_rows, cupy_module().asarray(counts), room)
+class DeviceSampler:
+    """Samples on a device, each request in a slot that it keeps while it runs.
+
+    Args:
+        stream: on the device, which must be the current one.
+        vocabulary: how many tokens it has.
+        slots: how many there are.
+    """
+
+    def __init__(self, stream: Stream, vocabulary: int, slots: int):
+        self._stream, self._vocabulary = stream, vocabulary
+        self._sampler = Sampler(vocabulary, slots)
+        self._holders: list[Callable[[], Request | None]] = [_nobody] * slots
+        self._steps = [0] * slots  # that the next launch has to be of, for the counts to be right
+        self._watched = np.zeros(slots, bool)  # requests with a constraint, or that want log-probabilities
+
+    @property
+    def last_tokens(self) -> Any:
+        """int32 CuPy array (slots,): the last token of each slot."""
+        return self._sampler.last_tokens
+
+    def launch(
+        self, logits: Any, requests: Sequence[Request], slots: Sequence[int], steps: Sequence[int]
+    ) -> PendingTokens:
+        """Queue the sampling of a token for each request. Waits for the masks of their constraints.
+
+        Args:
+            logits: float32 CuPy array, a row for each request, and any more rows.
+            requests: `output` has all tokens of one that comes to a slot, or comes back to it, or repeats a step.
+            slots: of the requests.
+            steps: how many tokens each has so far, with those that are not on the host yet.
+
+        Raises:
+            ValueError: a token that has to be known is not.
+        """
+        for request, slot, step in zip(requests, slots, steps, strict=True):
+            if self._holders[slot]() is not request or self._steps[slot] != step:
+                self._begin(request, slot, step, slots)
+            self._steps[slot] = step + 1
+        watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
+        masks, errors = _masks(watched)
+        host_tokens, there = shared_array((len(requests),), np.int32)
+        self._sampler(logits, slots, steps, masks, there, self._stream.upload)
+        tokens, reports = self._stream.written(host_tokens), self._reports(logits, watched, slots)
+        return PendingTokens(tokens, watched, reports, errors)
+
+    def _begin(self, request: Request, slot: int, step: int, slots: Sequence[int]) -> None:
+        params, counts = request.params, None
+        if len(request.output) != step:
+            raise ValueError(f"sampling: step {step} of a request of which {len(request.output)} tokens are known")
+        self._holders[slot] = _nobody
+        if params.counts_tokens:
+            self._end_all_but(slots)
+            counts = count_tokens(request.prompt, request.output, self._vocabulary)
+        self._sampler.begin(slot, params, counts, self._stream.upload)
+        self._watched[slot] = request.constraint is not None or params.logprobs is not None
+        self._holders[slot] = weakref.ref(request)
+
+    def _end_all_but(self, slots: Sequence[int]) -> None:
+        """Take back the counts of requests that do not run, unless a launch is of them."""
+        for slot in {*range(len(self._holders))}.difference(slots):
+            holder = self._holders[slot]()
+            if holder is None or holder.status is not Status.RUNNING:
+                self._sampler.end(slot)
+                self._holders[slot] = _nobody
+
+    def _reports(self, logits: Any, watched: Watched, slots: Sequence[int]) -> list[Download]:
+        """The results of `logprobs_device` for the requests that want any, in order; none if none does."""
+        wanted = [(row, request.params.logprobs) for row, request in watched if request.params.logprobs is not None]
+        if not wanted:
+            return []
+        places = self._stream.upload(np.array([(row, slots[row]) for row, _ in wanted], np.int32).T)
+        count = min(max(count for _, count in wanted), self._vocabulary)
+        return [*map(self._stream.download, logprobs_device(logits, self.last_tokens, count, places))]
 
 
-def logprob_arrays(logits: Any, tokens: Any, requests: Sequence[Request]) -> tuple[Any, ...]:
-    """The result of `logprobs_device` for as many tokens as any of the requests wants; () if none wants any."""
-    wanted = [request.params.logprobs for request in requests if request.params.logprobs is not None]
-    return logprobs_device(logits, tokens, min(max(wanted), logits.shape[1])) if wanted else ()
+class PendingTokens:
+    """Tokens that are queued.
+
+    Args:
+        tokens: as a Sampler writes them.
+        watched: the requests that have a constraint or want log-probabilities, with their rows.
+        reports: of `logprobs_device`, for those that want them.
+        errors: of constraints that have failed already, by their rows.
+    """
+
+    def __init__(self, tokens: Download, watched: Watched, reports: Sequence[Download], errors: dict[int, Exception]):
+        self._tokens, self._watched, self._reports, self._errors = tokens, watched, reports, errors
+
+    def get(self) -> list[SampledToken]:
+        """The token of each request, which its constraint has been told; waits for the tokens. To be called once."""
+        tokens = self._tokens.get()
+        sampled = list(map(SampledToken, tokens.tolist()))
+        for row in np.flatnonzero(tokens < 0).tolist():
+            sampled[row] = SampledToken(-1, error=_failure(sampled[row].token))
+        reports = zip(*(array.get() for array in self._reports), strict=True)
+        for row, request in self._watched:
+            count = request.params.logprobs
+            report = None if count is None else _logprobs(count, *next(reports))
+            error = self._errors.get(row) or sampled[row].error or _refusal(request, sampled[row].token)
+            sampled[row] = sampled[row]._replace(logprobs=report) if error is None else SampledToken(-1, error=error)
+        return sampled
 
 
-def sampled_tokens(requests: Sequence[Request], tokens: np.ndarray, *reported: np.ndarray) -> list[SampledToken]:
-    """The sampled tokens from host arrays of tokens, and of what `logprob_arrays` returned."""
-    sampled = []
-    for row, request in enumerate(requests):
-        token, count, report = int(tokens[row]), request.params.logprobs, None
-        if token < 0:
-            sampled.append(SampledToken(token, error=NonFiniteError(NOT_FINITE)))
-            continue
-        if count is not None:
-            chosen, ids, values = (array[row] for array in reported)
-            report = Logprobs(float(chosen), dict(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)))
-        sampled.append(SampledToken(token, report))
-    return sampled
+def _nobody() -> None:
+    """The request of a slot without one."""
+
+
+def _masks(watched: Watched) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
+    """What the constraints of requests allow next, and the errors of those that failed, by their rows."""
+    masks, errors = {}, {}
+    for row, request in watched:
+        if request.constraint is not None and request.status is not Status.FINISHED:
+            try:
+                masks[row] = request.constraint.bits()
+            except Exception as error:
+                errors[row] = error
+    return masks, errors
+
+
+def _refusal(request: Request, token: int) -> Exception | None:
+    """Tell a request's constraint, if any, of its token; the error of that."""
+    if request.constraint is not None and request.status is not Status.FINISHED:
+        try:
+            request.constraint.accept(token)
+        except Exception as error:
+            return error
+    return None
+
+
+def _failure(token: int) -> NonFiniteError:
+    """What a number in place of a token means."""
+    return NonFiniteError(NOTHING_ALLOWED if token == NONE_ALLOWED else NOT_FINITE)
+
+
+def _logprobs(count: int, chosen: Any, ids: np.ndarray, values: np.ndarray) -> Logprobs:
+    return Logprobs(float(chosen), dict(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)))

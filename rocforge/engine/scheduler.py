@@ -4,54 +4,66 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rocforge.engine.block_pool import block_digests
 from rocforge.engine.pacing import Pacer
 from rocforge.engine.request import Request, Status
 from rocforge.engine.state import StateManager
 
+LEAST_SHARE = 256
+"""Tokens that a prompt may take in a step though others wait behind it."""
 
-@dataclass(frozen=True)
-class ScheduledChunk:
-    """A request's part in a step: `count` tokens, the first of them its first that is not computed."""
+
+class ScheduledChunk(NamedTuple):
+    """A request's part in a step: its tokens at positions `start` to `stop`, the first of them not computed before.
+
+    Attributes:
+        request: whose they are.
+        start, stop: positions.
+        needs_logits: whether the last one is the request's last, so that the next one can be sampled.
+    """
 
     request: Request
-    count: int
+    start: int
+    stop: int
+    needs_logits: bool
 
     @property
-    def start(self) -> int:
-        """Position of the first token."""
-        return self.request.num_computed_tokens
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
 
     @property
-    def stop(self) -> int:
-        """Position after the last token."""
-        return self.start + self.count
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the step reaches the request's last token, so that the next one can be sampled."""
-        return self.count == self.request.remaining
+    def decodes(self) -> bool:
+        """Whether it is one token that gives the next one."""
+        return self.needs_logits and self.stop - self.start == 1
 
 
 class Scheduler:
     """Continuous batching over what a cache has room for.
 
     Requests past their prompt come first, one token each, so decoding is never held up; what is left of a step's
-    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. A
-    prompt is admitted when there is room for all of it. When blocks run out, the request that came last is preempted:
-    it releases all that it holds, waits, and is computed again; in a step that preempts, none is admitted. A request
-    whose next block is just being computed for another waits for that block instead of computing it again.
+    budget, or of the share that the pacer allows beside them, goes to prompts, in chunks, in order of arrival. A prompt
+    that others wait behind takes at most half of what is left, so that a long one does not hold up short ones. A prompt
+    is admitted when there is room for all of it. When blocks run out, the request that came last is preempted: it
+    releases all that it holds, waits, and is computed again; in a step that preempts, none is admitted. A request whose
+    next block is just being computed for another waits for that block instead of computing it again.
+
+    A step may be scheduled while the one before still runs: `advance` says that a step is queued, and `accepted` that
+    the host has read a token of it.
 
     Args:
         state: what sequences hold of the cache.
         max_batch_tokens: tokens a step, at most.
         max_requests: requests in flight, at most.
+        sizes: of steps with prompts, in ascending order, where a step of another number of tokens costs as much as the
+            next larger one.
     """
 
-    def __init__(self, state: StateManager, max_batch_tokens: int, max_requests: int):
+    def __init__(self, state: StateManager, max_batch_tokens: int, max_requests: int, sizes: Sequence[int] = ()):
         self.state, self.max_batch_tokens, self.max_requests = state, max_batch_tokens, max_requests
+        self.sizes = sizes
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -64,65 +76,99 @@ class Scheduler:
 
     def schedule(self, pacer: Pacer | None = None) -> list[ScheduledChunk]:
         """The chunks of the next step, with their cache blocks allocated. Empty only if no request can run."""
-        budget, preempted = self.max_batch_tokens, False
-        decodes = sum(request.remaining == 1 for request in self.running)
-        if pacer and decodes:
-            budget = min(budget, decodes + pacer.share(decodes))
         counts: dict[Request, int] = {}
-        for request in sorted(self.running, key=lambda r: r.remaining > 1):
-            count = self._chunk(request, budget)
-            while count and request.status is Status.RUNNING and not self._grow(request, count):
-                victim = self.running[-1]
-                budget += counts.pop(victim, 0)
-                self.preempt(victim)
-                preempted = True
-            if count and request.status is Status.RUNNING:
-                counts[request] = count
-                budget -= count
+        waiting = len(self.waiting)
+        running = [request for request in self.running if not request.complete]
+        decodes = [request for request in running if request.remaining == 1]
+        for request in decodes[: self.max_batch_tokens]:
+            self._extend(counts, request, 1)
+        budget = self._budget(len(counts), pacer)
+        prompts = [request for request in running if request.remaining > 1]
+        for i, request in enumerate(prompts):
+            left = budget - sum(counts.values())
+            self._extend(counts, request, _share(left, i + 1 < len(prompts) or waiting > 0))
+        if len(self.waiting) == waiting:
+            self._admit(counts, budget)
+        self._hand_out(counts, budget - sum(counts.values()))
+        chunks = []
+        for request, count in counts.items():
+            start = request.num_computed_tokens
+            chunks.append(ScheduledChunk(request, start, start + count, count == request.remaining))
+        return chunks
+
+    def _budget(self, decodes: int, pacer: Pacer | None) -> int:
+        """Tokens of a step with so many decodes: of what the pacer allows, the nearest size."""
+        budget = self.max_batch_tokens
+        if pacer and decodes:
+            share = pacer.share(decodes)
+            if not share:
+                return decodes
+            budget = min(budget, decodes + share)
+        sizes = [size for size in self.sizes if size > decodes]
+        return min(sizes, key=lambda size: abs(size - budget), default=budget)
+
+    def _extend(self, counts: dict[Request, int], request: Request, tokens: int) -> None:
+        """Add up to so many tokens of a running request to a step. For its blocks, those that came last give way."""
+        count = self._chunk(request, tokens) if request.status is Status.RUNNING else 0
+        while count and request.status is Status.RUNNING and not self._grow(request, count):
+            victim = self.running[-1]
+            counts.pop(victim, None)
+            self.preempt(victim)
+        if count and request.status is Status.RUNNING:
+            counts[request] = count
+
+    def _admit(self, counts: dict[Request, int], budget: int) -> None:
+        """Add waiting requests to a step of `budget` tokens."""
+        left = budget - sum(counts.values())
         for request in list(self.waiting):
-            if preempted or not budget or len(self.running) >= self.max_requests:
-                break
+            if left <= 0 or len(self.running) >= self.max_requests:
+                return
             self._share_prefix(request)
             if self._soon_shared(request):
                 self._release(request)
                 continue
-            count, start = self._chunk(request, budget), request.num_computed_tokens
+            start = request.num_computed_tokens
+            count = self._chunk(request, _share(left, request is not self.waiting[-1]))
             if not self.state.admit(request.state, start, start + count, request.length):
                 self._release(request)
-                break
+                return
             self.waiting.remove(request)
             request.status = Status.RUNNING
             self.running.append(request)
             counts[request] = count
-            budget -= count
-        return [ScheduledChunk(request, count) for request, count in counts.items()]
+            left -= count
 
-    def repeats(self, requests: Sequence[Request], limit: int) -> bool:
-        """Whether the step after one that gives each of these requests a token will be of the same requests.
+    def _hand_out(self, counts: dict[Request, int], left: int) -> None:
+        """Give prompts, in order, what nobody behind them has taken."""
+        for request, count in counts.items():
+            if left <= 0:
+                return
+            more = self._chunk(request, count + left)
+            if more > count and self._grow(request, more):
+                counts[request] = more
+                left -= more - count
 
-        Asked before those tokens are known: one of them may still end its request. Blocks for the step are allotted.
+    def advance(self, chunk: ScheduledChunk) -> None:
+        """Record that a chunk's step is queued: later steps can reuse its request's full blocks."""
+        request = chunk.request
+        request.num_computed_tokens = chunk.stop
+        self._remember(request, chunk.start, min(chunk.stop, request.known))
+        request.pending += chunk.needs_logits
 
-        Args:
-            requests: each one token from its end.
-            limit: the longest sequence.
-        """
-        if self.waiting or self.running != requests:
-            return False
-        if any(r.length + 1 >= limit or len(r.output) + 1 == r.params.max_tokens for r in requests):
-            return False
-        return all(self.state.grow(r.state, r.length, r.length + 1) for r in requests)
+    def accepted(self, request: Request, token: int) -> None:
+        """Record a token that a step has given a request."""
+        request.output.append(token)
+        request.pending -= 1
+        if request.status is Status.RUNNING and request.num_computed_tokens >= request.known:
+            self._remember(request, request.known - 1, request.known)
 
-    def advance(self, chunk: ScheduledChunk, snapshot: bool = True) -> None:
-        """Record that a chunk has run: its request's full blocks can be reused by others.
-
-        Args:
-            chunk: of the last step.
-            snapshot: whether no later step of the request has been queued, so that its recurrent state can be copied.
-        """
-        request, start, stop = chunk.request, chunk.start, chunk.stop
-        self._extend_digests(request, stop // self.state.block_size)
-        self.state.computed(request.state, start, stop, request.length, snapshot)
-        request.num_computed_tokens = stop
+    def _remember(self, request: Request, start: int, stop: int) -> None:
+        """Full blocks of known tokens can be reused. A recurrent state is a snapshot where no later token is queued."""
+        size = self.state.block_size
+        if start // size == stop // size:
+            return
+        self._extend_digests(request, stop // size)
+        self.state.computed(request.state, start, stop, request.length, stop == request.num_computed_tokens)
 
     def finish(self, request: Request) -> None:
         """Remove a request, waiting or running, and release what it holds."""
@@ -175,3 +221,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.state.release(request.state)
         request.num_computed_tokens = 0
+
+
+def _share(left: int, behind: bool) -> int:
+    """Tokens that a prompt may take of what is left of a step; `behind` says whether others wait behind it."""
+    return min(left, max(left - left // 2, LEAST_SHARE)) if behind else left

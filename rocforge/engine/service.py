@@ -11,25 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from rocforge.engine.engine import Engine, Token
-from rocforge.engine.reply import (
-    CancelledError,
-    DeadlineError,
-    Progress,
-    QueueFullError,
-    Reply,
-    ServiceError,
-    StepError,
-)
-from rocforge.engine.request import Constraint, Request, Status
-from rocforge.engine.response import GenerationResponse, RequestStream
+from rocforge.engine.core import EngineCore, StepEngine
+from rocforge.engine.replies import Observer, Replies
+from rocforge.engine.reply import CancelledError, Progress, QueueFullError, Reply, ServiceError
+from rocforge.engine.request import Constraint
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
-
-FAILURES = 3
-"""Consecutive failed steps after which the service fails."""
 
 
 class State(enum.Enum):
@@ -41,16 +30,6 @@ class State(enum.Enum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
-
-
-class Observer(Protocol):
-    """Callbacks from the engine's thread."""
-
-    def token(self, reply: Reply, piece: GenerationResponse) -> None:
-        """A reply's next token has come."""
-
-    def ended(self, reply: Reply) -> None:
-        """A reply has ended, as its `progress` says."""
 
 
 class Service:
@@ -74,21 +53,20 @@ class Service:
     """
 
     def __init__(
-        self, load: Callable[[], tuple[Engine, Tokenizer]], max_queue: int = 256, observer: Observer | None = None
+        self, load: Callable[[], tuple[StepEngine, Tokenizer]], max_queue: int = 256, observer: Observer | None = None
     ):
         if max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more")
         self.state = State.NEW
         self.error: BaseException | None = None
-        self.engine: Engine | None = None
+        self.engine: StepEngine | None = None
         self.tokenizer: Tokenizer | None = None
-        self.max_queue, self.observer = max_queue, observer
+        self.max_queue = max_queue
         self._load = load
         self._changed = threading.Condition()
         self._arrived: deque[Reply] = deque()
         self._cancelled: deque[Reply] = deque()
-        self._live: dict[Request, tuple[Reply, RequestStream]] = {}
-        self._in_flight: set[Reply] = set()
+        self._replies = Replies(observer)
         self._give_up_at = 0.0
         self._thread: threading.Thread | None = None
 
@@ -185,20 +163,20 @@ class Service:
                 raise QueueFullError(
                     f"the queue is full: {self.queue_depth} requests wait, the limit is {self.max_queue}"
                 )
+            self._replies.add(reply)
             self._arrived.append(reply)
-            self._in_flight.add(reply)
             self._changed.notify_all()
         return reply
 
     @property
     def queue_depth(self) -> int:
         """Requests that wait for their first step."""
-        return len(self._arrived) + (len(self.engine.scheduler.waiting) if self.engine else 0)
+        return len(self._arrived) + (self.engine.waiting if self.engine else 0)
 
     @property
     def in_flight(self) -> int:
         """Requests that have not ended."""
-        return len(self._in_flight)
+        return len(self._replies)
 
     def _unavailable(self) -> ServiceError:
         why = f": {self.error}" if self.error else ""
@@ -221,7 +199,7 @@ class Service:
                     if self.state is State.STARTING:
                         self.state = State.READY
                     self._changed.notify_all()
-                self._loop(engine, tokenizer)
+                self._loop(EngineCore(engine), tokenizer)
         except BaseException as caught:
             error = caught
         with self._changed:
@@ -230,96 +208,36 @@ class Service:
             self.engine = None
             self._arrived.clear()
             self._cancelled.clear()
-            self._live.clear()
-            left = list(self._in_flight)
             self._changed.notify_all()
-        for reply in left:
-            self._end(reply, Progress.FAILED, self._unavailable())
+        for reply in self._replies:
+            self._replies.end(reply, Progress.FAILED, self._unavailable())
 
-    def _loop(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        failures = 0
-        while self._take_in(engine, tokenizer):
-            try:
-                tokens = engine.step()
-                failures = 0
-            except Exception as error:
-                engine.cancel_all()
-                self._fail_live(error)
-                failures += 1
-                if failures == FAILURES:
-                    raise
-                continue
-            while tokens:  # pop, so that no variable keeps a request alive while the thread waits
-                self._hand_out(engine, tokens.pop(0))
+    def _loop(self, core: EngineCore, tokenizer: Tokenizer) -> None:
+        while self._take_in(core, tokenizer):
+            events = core.step()
+            for key in self._replies.write(events, core.engine.memory_reserved):
+                core.cancel(key)
+            del events  # so that nothing of a request is alive while the thread waits
 
-    def _take_in(self, engine: Engine, tokenizer: Tokenizer) -> bool:
-        """Wait for something to do; admit, cancel, expire. False when it is time to end."""
+    def _take_in(self, core: EngineCore, tokenizer: Tokenizer) -> bool:
+        """Wait for something to do; admit, cancel. False when it is time to end."""
         with self._changed:
-            while not (self._arrived or self._cancelled or engine.busy or self.state is State.STOPPING):
+            while not (self._arrived or self._cancelled or core.busy or self.state is State.STOPPING):
                 self._changed.wait()
             arrived, cancelled = list(self._arrived), list(self._cancelled)
             self._cancelled.clear()
             stopping = self.state is State.STOPPING
         for reply in arrived:
-            self._admit(engine, tokenizer, reply)
+            self._admit(core, tokenizer, reply)
             self._arrived.popleft()
         for reply in cancelled:
-            self._drop(engine, reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
-        for reply, stream in list(self._live.values()):
-            if reply.overdue:
-                error = DeadlineError(f"the request timed out after {reply.timeout:g} seconds")
-                self._drop(engine, reply, Progress.FAILED, error)
-            elif stream.request.status is Status.RUNNING:
-                reply.progress = Progress.RUNNING
-        return not stopping or (engine.busy and time.monotonic() < self._give_up_at)
+            core.cancel(reply.key)
+            self._replies.end(reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
+        return not stopping or (core.busy and time.monotonic() < self._give_up_at)
 
-    def _admit(self, engine: Engine, tokenizer: Tokenizer, reply: Reply) -> None:
+    def _admit(self, core: EngineCore, tokenizer: Tokenizer, reply: Reply) -> None:
         try:
-            stream = RequestStream(engine, tokenizer, reply.prompt, reply.params, reply.constraint)
+            reply.begin(tokenizer, core.engine.device)
+            core.add(reply.key, reply.prompt, reply.params, reply.constraint, reply.timeout, reply.submitted)
         except Exception as error:
-            self._end(reply, Progress.FAILED, error)
-        else:
-            self._live[stream.request] = reply, stream
-
-    def _drop(self, engine: Engine, reply: Reply, progress: Progress, error: Exception) -> None:
-        for request, (other, _) in list(self._live.items()):
-            if other is reply:
-                engine.cancel(request)
-                del self._live[request]
-                self._end(reply, progress, error)
-
-    def _hand_out(self, engine: Engine, token: Token) -> None:
-        reply, stream = self._live[token.request]
-        if token.error is None:
-            try:
-                piece = stream.add(token)
-            except Exception as error:
-                token = Token(token.request, token.id, None, "error", error)
-                engine.cancel(token.request)
-        if token.error is not None:
-            del self._live[token.request]
-            self._end(reply, Progress.FAILED, token.error)
-            return
-        if not reply.completion_tokens:
-            reply.cached_tokens = token.request.num_cached_tokens
-        reply.put(piece)
-        if self.observer:
-            self.observer.token(reply, piece)
-        if piece.finish_reason:
-            reply.finish_reason = piece.finish_reason
-            del self._live[token.request]
-            self._end(reply, Progress.FINISHED)
-
-    def _fail_live(self, cause: Exception) -> None:
-        for reply, _ in self._live.values():
-            error = StepError(f"a step of the model failed: {type(cause).__name__}: {cause}")
-            error.__cause__ = cause
-            self._end(reply, Progress.FAILED, error)
-        self._live.clear()
-
-    def _end(self, reply: Reply, progress: Progress, error: Exception | None = None) -> None:
-        with self._changed:
-            self._in_flight.discard(reply)
-        reply.end(progress, error)
-        if self.observer:
-            self.observer.ended(reply)
+            self._replies.end(reply, Progress.FAILED, error)

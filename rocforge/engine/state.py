@@ -31,12 +31,16 @@ class SequenceState:
         tables: of each paged group, its blocks in order; NONE for those that the window has left behind.
         slot: of its recurrent state, or NONE.
         snapshot: the slot of the snapshot that its recurrent state is to begin with, or NONE.
+        row: of the device's copies of the tables, while it runs, or NONE.
+        uploaded: how many blocks of each table this copy has.
         digests: of its first full blocks, for sharing prefixes.
     """
 
     tables: list[list[int]] = field(default_factory=list)
     slot: int = NONE
     snapshot: int = NONE
+    row: int = NONE
+    uploaded: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
 
 
@@ -108,6 +112,7 @@ class StateManager:
         slots: of recurrent state; 0 where no layer has any.
         copy_slot: copies recurrent state from a slot to another.
         block_size: tokens of a block.
+        sequences: that run at a time, at most.
 
     Attributes:
         groups: the blocks of each paged group.
@@ -121,10 +126,13 @@ class StateManager:
         slots: int = 0,
         copy_slot: Callable[[int, int], None] = lambda source, target: None,
         block_size: int = BLOCK_SIZE,
+        sequences: int = 256,
     ):
         self.groups = [PagedBlocks(*pair, block_size) for pair in zip(paged, blocks, strict=True)]
         self.slots = BlockPool(slots, block_size) if slots else None
         self.block_size, self._copy_slot = block_size, copy_slot
+        self._rows = list(reversed(range(sequences)))
+        self._windows = any(group.state.window is not None for group in self.groups)
 
     @property
     def pools(self) -> list[BlockPool]:
@@ -178,6 +186,7 @@ class StateManager:
                 self._copy_slot(sequence.snapshot, sequence.slot)
                 self.slots.release([sequence.snapshot])
                 sequence.snapshot = NONE
+        sequence.row, sequence.uploaded = self._rows.pop(), [0] * len(self.groups)
         for group, table in pairs:
             group.extend(table, length if group.state.window is None else stop)
         return True
@@ -185,9 +194,12 @@ class StateManager:
     def grow(self, sequence: SequenceState, start: int, stop: int) -> bool:
         """Allocate a running sequence's blocks for its tokens up to `stop`; False, with none allocated, if too few are
         free. Blocks that no token from `start` on can see are released in either case."""
+        if not self._windows and all(len(table) * self.block_size >= stop for table in sequence.tables):
+            return True
         pairs = list(zip(self.groups, sequence.tables, strict=True))
         for group, table in pairs:
-            group.trim(table, start)
+            if group.state.window is not None:
+                group.trim(table, start)
         if not all(group.fits(table, stop) for group, table in pairs):
             return False
         for group, table in pairs:
@@ -238,4 +250,6 @@ class StateManager:
         held = [slot for slot in (sequence.slot, sequence.snapshot) if slot != NONE]
         if self.slots:
             self.slots.release(held)
-        sequence.tables, sequence.slot, sequence.snapshot = [], NONE, NONE
+        if sequence.row != NONE:
+            self._rows.append(sequence.row)
+        sequence.tables, sequence.slot, sequence.snapshot, sequence.row = [], NONE, NONE, NONE

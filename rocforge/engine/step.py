@@ -1,100 +1,135 @@
-"""Decode steps on a device: one token for each request, as a replayed graph that feeds itself.
+"""Steps on a device: captured graphs for all numbers of tokens, queued one ahead of the tokens that the host has read.
 
-Tokens, positions, block tables and sampling parameters are in device memory, and a step advances them. So the host can
-queue a step before it knows the previous one's tokens, and a step is one call: the launch of a graph. A graph is
-captured for each batch size, rounded up to a power of two; ROCFORGE_GRAPHS=0 queues the same kernels one by one.
+A step is what the host says of it (`inputs`), a forward pass, and sampling. The forward pass is a graph, captured for
+each StepShape, so that it costs the host one call; ROCFORGE_GRAPHS=0 queues the same kernels one by one. Sampling comes
+after, as launches of its own: what masks it may be made while the forward pass runs.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from rocforge.device.kernels import Kernel
+from rocforge.device.background import BackgroundCompilation
+from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
-from rocforge.device.streams import Download, Stream, shared_array
+from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
+from rocforge.engine.inputs import StepInputs, StepShape, decode_sizes, prompt_sizes
 from rocforge.engine.request import Request
-from rocforge.engine.sampler import SampledToken, device_sampler, logprob_arrays, sampled_tokens
-from rocforge.engine.state import NONE
-from rocforge.nn.batch import Batch, Paging
+from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
+from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.transformer import Transformer
-from rocforge.ops.device.sampling import Sampler
-from rocforge.ops.device.strided import a_thread_each
+from rocforge.ops.sampling import SamplingParams
 
 ATTEMPTS = 3
 """Attempts to capture a step: another thread's calls can invalidate a capture."""
-VARIANTS = 2
-"""Plans that are kept of each batch size: each holds its rows' logits, and where tokens are counted their counts."""
-
-advance_decode = Kernel("decode.hip", "advance_decode", f"{'int32* ' * 6}uint32 uint32 uint32 uint32")
 
 
-@dataclass(frozen=True)
 class PendingStep:
-    """A step that is queued.
+    """A step whose forward pass is queued.
 
     Attributes:
-        requests: whose step it is.
-        arrays: its results for the host: the tokens, and copies of what `logprob_arrays` returns.
+        chunks: what runs in it.
+        requests: those that get a token.
+        constrained: whether the token of one of them depends on the text so far.
     """
 
-    requests: list[Request]
-    arrays: list[Download]
+    def __init__(self, chunks: Sequence[ScheduledChunk], sampler: DeviceSampler, logits: Any, began: Any):
+        self.chunks, self._sampler, self._logits, self._began = chunks, sampler, logits, began
+        self.requests = [chunk.request for chunk in chunks if chunk.needs_logits]
+        self.constrained = any(request.constraint is not None for request in self.requests)
+        self._slots = [request.state.row for request in self.requests]
+        self._steps = [len(request.output) + request.pending for request in self.requests]
+        self._tokens: PendingTokens | None = None
+        self._ended: Any = None
+
+    def sample(self) -> None:
+        """Queue the sampling, unless it is; where the step is constrained all tokens before must be known."""
+        if self._ended is None:
+            if self.requests:
+                self._tokens = self._sampler.launch(self._logits, self.requests, self._slots, self._steps)
+            self._ended = _event()
 
     def tokens(self) -> list[SampledToken]:
         """The token of each request; waits for the step."""
-        return sampled_tokens(self.requests, *[array.get() for array in self.arrays])
+        self._ended.synchronize()
+        return self._tokens.get() if self._tokens else []
+
+    @property
+    def seconds(self) -> float:
+        """How long the device took, once `tokens` has returned."""
+        return _seconds_between(self._began, self._ended)
+
+    def waited(self, previous: PendingStep) -> float:
+        """Seconds that the device waited for the host between the step before and this one."""
+        return _seconds_between(previous._ended, self._began)
 
 
-class Decoder:
-    """Queues decode steps on a stream, which must be the current one.
+class StepRunner:
+    """Queues steps on a stream, which must be the current one.
 
     Args:
         stream: on a GPU.
         model: on that GPU.
         cache: its cache, there.
+        max_batch_tokens, max_requests: of the engine.
         width: blocks of the longest sequence.
     """
 
-    def __init__(self, stream: Stream, model: Transformer, cache: KVCache, width: int):
-        self._stream, self._model, self._cache, self._width = stream, model, cache, width
+    def __init__(
+        self, stream: Stream, model: Transformer, cache: KVCache, max_batch_tokens: int, max_requests: int, width: int
+    ):
+        self._stream, self._model = stream, model
+        self.sizes = prompt_sizes(max_batch_tokens)
+        decode = [StepShape(rows, rows, False) for rows in decode_sizes(max_requests)]
+        mixed = [StepShape(tokens, min(tokens, max_requests), True) for tokens in self.sizes]
+        self.shapes = [*decode, *mixed]
+        self._inputs = StepInputs(cache, self.shapes, max_requests, width)
+        self._sampler = DeviceSampler(stream, model.config.vocabulary, max_requests)
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
         self._recorder = GraphRecorder(stream.device)
-        self._plans: dict[tuple[int, bool, int], _Plan] = {}  # the last used is the last
-        self._requests: list[Request] = []
-        self._table_lengths: list[list[int]] = []
+        self._plans: dict[StepShape, _Plan] = {}
         weakref.finalize(self, _drop, self._plans, self._recorder).atexit = False
 
-    def launch(self, requests: Sequence[Request]) -> PendingStep:
-        """Queue a step: each request's next token from its last one.
-
-        If it is of the same requests as the step before, it needs none of that one's tokens on the host.
+    def launch(self, chunks: Sequence[ScheduledChunk]) -> PendingStep:
+        """Queue the forward pass of a step. Tokens of the step before need not have been read.
 
         Args:
-            requests: each has one token that is not in the cache, and the blocks for it.
+            chunks: scheduled, with the blocks for their tokens.
         """
-        if requests != self._requests:
-            self._begin(requests)
-        plan, lengths = next(reversed(self._plans.values())), _table_lengths(requests)
-        if self._table_lengths != lengths:
-            plan.set_tables(requests, self._stream)
-            self._table_lengths = lengths
-        plan.run(self._graphs)
-        reported = logprob_arrays(plan.logits, plan.tokens, requests)
-        arrays = [self._stream.written(plan.host_tokens), *map(self._stream.download, reported)]
-        return PendingStep(self._requests, arrays)
+        shape = self._shape(chunks)
+        began = _event()
+        logits = self._run(shape, chunks)
+        return PendingStep(chunks, self._sampler, logits, began)
 
-    def forget(self) -> None:
-        """Start the next step from the host's tokens, not from the previous step's."""
-        self._requests = []
+    def prepare(self, progress: Callable[[str], Any]) -> None:
+        """Compile the kernels of all shapes, and run and capture them, without requests: none waits for that later.
+
+        Args:
+            progress: called now and then with what is being done.
+        """
+        self._compile(lambda missing: progress(f"compiling {missing} programs"))
+        for done, shape in enumerate(self.shapes):
+            progress(f"capturing steps: {done} of {len(self.shapes)}")
+            for _ in range(2):
+                self._run(shape, [])
+            self._stream.synchronize()
+
+    def _compile(self, progress: Callable[[int], Any]) -> None:
+        compilation = BackgroundCompilation()
+        request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
+        with launches_recorded(compilation.add):
+            for shape in self.shapes:
+                ids, batch = self._inputs.batch(shape)
+                logits = self._model(ids, batch)
+            self._sampler.launch(logits, [request], [0], [0])
+        self._stream.synchronize()
+        compilation.wait(progress)
 
     @property
     def memory_reserved(self) -> int:
@@ -103,31 +138,32 @@ class Decoder:
 
     def trim(self) -> None:
         """Drop the graphs, and free their memory. Nothing may be in flight."""
-        self.forget()
         _drop(self._plans, self._recorder)
 
-    def _begin(self, requests: Sequence[Request]) -> None:
-        vocabulary = self._model.config.vocabulary
-        rows = 1 << (len(requests) - 1).bit_length()
-        biases = sum(len(request.params.logit_bias) for request in requests)
-        room = 1 << max(biases - 1, 15).bit_length() if biases else 0
-        sampler = device_sampler(requests, vocabulary, rows, room)
-        key = rows, sampler.counts is not None, room
-        plan = self._plans.pop(key, None) or self._new_plan(rows, sampler)
-        plan.begin(requests, sampler, self._stream)
-        self._plans[key], self._requests = plan, list(requests)
-        self._table_lengths = _table_lengths(requests)
+    def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
+        """The smallest shape for these chunks."""
+        tokens = sum(chunk.tokens for chunk in chunks)
+        mixed = not all(chunk.decodes for chunk in chunks)
+        return next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
 
-    def _new_plan(self, rows: int, sampler: Sampler) -> _Plan:
-        others = [key for key in self._plans if key[0] == rows]
-        if len(others) >= VARIANTS:
-            self._stream.synchronize()
-            del self._plans[others[0]]
-        return _Plan(self._model, self._cache, self._width, sampler, self._recorder)
+    def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
+        """Queue a forward pass; its logits are there until the next one."""
+        staged = self._stream.upload(self._inputs.stage(shape, chunks))
+        self._inputs.begin(shape, chunks, staged, self._sampler.last_tokens)
+        if shape not in self._plans:
+            self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)
+        return self._plans[shape].run(self._graphs)
 
 
-def _table_lengths(requests: Sequence[Request]) -> list[list[int]]:
-    return [[len(table) for table in request.state.tables] for request in requests]
+def _event() -> Any:
+    """Recorded on the current stream."""
+    event = cupy_module().cuda.Event()
+    event.record()
+    return event
+
+
+def _seconds_between(first: Any, second: Any) -> float:
+    return float(cupy_module().cuda.get_elapsed_time(first, second)) / 1e3
 
 
 def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:
@@ -137,83 +173,33 @@ def _drop(plans: dict[Any, _Plan], recorder: GraphRecorder) -> None:
 
 
 class _Plan:
-    """The memory of a decode step of some size, and its graph.
+    """The forward pass of one shape, and its graph."""
 
-    Attributes:
-        tokens: int32 (rows,): the last token of each row; a step replaces it with the next one.
-        logits: of the last step.
-    """
-
-    def __init__(self, model: Transformer, cache: KVCache, width: int, sampler: Sampler, recorder: GraphRecorder):
-        rows, groups, cupy = len(sampler.parameters), len(cache.paged), cupy_module()
-        self._model, self._cache, self._sampler, self._recorder = model, cache, sampler, recorder
-        self._inputs = cupy.zeros((6 + groups + groups * width, rows), np.int32)
-        self.tokens, self._next, self._positions, self._lengths, step, self._state_slots = self._inputs[:6]
-        self._step_number, self._slots = step[:1], self._inputs[6 : 6 + groups]
-        self._tables = self._inputs[6 + groups :].reshape(groups, rows, width)
-        self._host_tokens, self._steps = shared_array((2, rows), np.int32), 0
-        self._starts = cupy.asarray(np.arange(rows + 1, dtype=np.int32))
-        self.logits: Any = None
+    def __init__(self, shape: StepShape, inputs: StepInputs, model: Transformer, recorder: GraphRecorder):
+        self._shape, self._inputs, self._model, self._recorder = shape, inputs, model, recorder
         self._warm, self._attempts, self._fused = False, ATTEMPTS, model.fused
         self._graph: tuple[Any, Any] | None = None
         self._observed: list[tuple[Observer, Any]] = []
 
-    @property
-    def host_tokens(self) -> Any:
-        """Pinned memory with the tokens of the last step, valid until the next but one."""
-        return self._host_tokens[0][self._steps % 2]
-
-    def begin(self, requests: Sequence[Request], sampler: Sampler, stream: Stream) -> None:
-        """Put these requests in the rows, from the first; the rest are idle."""
-        inputs, tables = np.zeros(self._inputs.shape, np.int32), self._padded_tables(requests)
-        tokens, positions, slots = inputs[0], inputs[1], inputs[5]
-        positions[:], slots[:] = -1, NONE
-        for row, request in enumerate(requests):
-            tokens[row], positions[row] = request.tokens(request.length - 1, request.length)[0], request.length - 1
-            slots[row] = request.state.slot
-        inputs[6 + len(tables) :] = tables.reshape(-1, inputs.shape[1])
-        stream.upload(inputs, out=self._inputs)
-        self._steps = 0
-        if sampler is not self._sampler:
-            self._sampler.become(sampler)
-
-    def set_tables(self, requests: Sequence[Request], stream: Stream) -> None:
-        """Upload the requests' block tables, between two steps."""
-        stream.upload(self._padded_tables(requests), out=self._tables)
-
-    def _padded_tables(self, requests: Sequence[Request]) -> np.ndarray:
-        tables = np.zeros(self._tables.shape, np.int32)
-        for row, request in enumerate(requests):
-            for group, table in enumerate(request.state.tables):
-                tables[group, row, : len(table)] = table
-        return np.maximum(tables, 0)
-
-    def run(self, graphs: bool) -> None:
-        """Queue a step. The first is run kernel by kernel, which compiles them; the second is captured.
-
-        So is the first, and the second, after a module of the model has been replaced, observed or adapted.
+    def run(self, graphs: bool) -> Any:
+        """Queue the pass, and return its logits. The first is run kernel by kernel, which compiles them; the second is
+        captured. So is the first, and the second, after a module of the model has been replaced, observed or adapted.
         """
         if self._fused is not self._model.fused:
             self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS
         with self._recorder.memory():
             if graphs and self._warm and self._attempts and self._graph is None:
                 with observations_recorded() as self._observed:
-                    self._graph = self._recorder.capture(self._step)
+                    self._graph = self._recorder.capture(self._forward)
                 self._attempts -= 1
             if self._graph is None:
-                self.logits, self._warm = self._step(), True
-        if self._graph is not None:
-            graph, self.logits = self._graph
-            graph.launch()
-            replay(self._observed)
-        self._steps += 1
-
-    def _step(self) -> Any:
-        groups, rows, width = self._tables.shape
-        args = (self._next, self._positions, self._lengths, self._step_number, self._slots, self._tables)
-        advance_decode(*a_thread_each(rows), (*args, groups, rows, width, self._cache.block_size))
-        paging = [Paging(*pair) for pair in zip(self._slots, self._tables, strict=True)]
-        batch = Batch(self._cache, self._positions, self._starts, self._lengths, (1, 1), paging, self._state_slots)
-        logits = self._model(self.tokens, batch)
-        self._sampler(logits, self.tokens, self._host_tokens[1], self._step_number)
+                self._warm = True
+                return self._forward()
+        graph, logits = self._graph
+        graph.launch()
+        replay(self._observed)
         return logits
+
+    def _forward(self) -> Any:
+        ids, batch = self._inputs.batch(self._shape)
+        return self._model(ids, batch)

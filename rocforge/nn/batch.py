@@ -67,9 +67,9 @@ class Batch:
         queries: how many tokens there are of the sequence with the fewest, and of the one with the most.
         paging: for each paged group of the cache.
         state_slots: int32, shape (sequences,): the slots of recurrent state.
-        logits_rows: int32: the rows whose logits are wanted, or None for all.
+        logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
 
-    With a cache on a device, all arrays but logits_rows are there. A launch reads them when it runs, so a captured one
+    With a cache on a device, all other arrays are there. A launch reads them when it runs, so a captured one
     can be replayed after their contents have changed.
     """
 
@@ -80,7 +80,7 @@ class Batch:
     queries: tuple[int, int]
     paging: list[Paging]
     state_slots: Any
-    logits_rows: np.ndarray | None = None
+    logits_rows: Any = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -128,7 +128,8 @@ class Transformer(Module):
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
         rows = batch.logits_rows
-        return self.fused(x, batch, None if rows is None or len(rows) == len(tokens) else rows)
+        every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
+        return self.fused(x, batch, None if every else rows)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
         """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""

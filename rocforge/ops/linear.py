@@ -121,7 +121,8 @@ def gated_linear(
 
     Returns:
         float32, shape (..., rows); with `consumer`, on a device, in the form in which a product with that takes it,
-        where the kernel can write it.
+        where the kernel can write it. Where that is float16, the BLAS library's products of gate and up are rounded to
+        it as well, beyond ±65504 to infinity, if they have no biases.
     """
     if gate.shape != up.shape:
         raise ValueError(f"gated_linear: gate and up have different shapes, {gate.shape} and {up.shape}")

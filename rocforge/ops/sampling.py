@@ -20,6 +20,7 @@ from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
+NOTHING_ALLOWED = "the constraint leaves no token whose logit is a finite number"
 GREEDY_BELOW = 1e-5
 """Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
@@ -184,6 +185,26 @@ def sample(logits: HostArray, params: SamplingParams, prompt: Sequence[int], out
     return _draw(logits, params, uniform(params.drawn_seed, len(output)))
 
 
+def masked(logits: HostArray, bits: HostArray) -> HostArray:
+    """Logits with -inf for the tokens that may not come next.
+
+    Args:
+        logits: float32, shape (vocabulary,); not changed.
+        bits: uint32, a bit for each token from the least significant on, set where it may come. Those past its end may
+            not.
+
+    Raises:
+        NonFiniteError: the highest logit is NaN or infinite, with the mask or without.
+    """
+    check_finite(logits)  # before the mask hides what is not
+    allowed = np.unpackbits(bits.view(np.uint8), bitorder="little").view(bool)[: len(logits)]
+    result = np.full(len(logits), -np.inf, np.float32)
+    np.copyto(result[: len(allowed)], logits[: len(allowed)], where=allowed)
+    if result.max() == -np.inf:
+        raise NonFiniteError(NOTHING_ALLOWED)
+    return result
+
+
 def check_finite(logits: HostArray) -> None:
     """Raise a NonFiniteError where no token can be chosen: the highest logit is NaN or infinite."""
     if not math.isfinite(logits.max()):
@@ -216,22 +237,34 @@ def _kept(weights: HostArray, params: SamplingParams) -> HostArray | None:
     """Ids, ascending, that top_k, top_p and min_p keep; of equally likely ones the lowest first. None for all."""
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return None
-    threshold = params.min_p * weights.max()
-    if 0 < params.top_k < len(weights):
-        threshold = max(threshold, np.partition(weights, -params.top_k)[-params.top_k])
-    ids = np.flatnonzero(weights >= threshold)
-    ids = ids[np.argsort(-weights[ids], kind="stable")][: params.top_k or None]
+    threshold, total = params.min_p * weights.max(), weights.sum()
+    if params.top_k:
+        kept = np.sort(_largest(weights, params.top_k))
+        threshold, total = max(threshold, kept[0]), kept.sum()  # the share is of what top_k keeps, before min_p
     if params.top_p < 1:
-        # the share is of what top_k keeps, before min_p
-        total = weights.sum() if params.top_k == 0 else np.sort(weights)[-params.top_k :].sum()
+        # no token as light as this one is kept: all that come after it have less than 1 - top_p together
+        threshold = max(threshold, 0.999 * (1 - params.top_p) * total / len(weights))
+    ids = _descending(weights, threshold)[: params.top_k or None]
+    if params.top_p < 1:
         sums = np.cumsum(weights[ids])
         ids = ids[sums - weights[ids] < params.top_p * total]
     return np.sort(ids)
+
+
+def _largest(values: HostArray, count: int) -> HostArray:
+    """The `count` largest values, or all, in any order."""
+    return np.partition(values, -count)[-count:] if count < len(values) else values
+
+
+def _descending(values: HostArray, least: float) -> HostArray:
+    """Ids of the values from `least` on, the largest first, of equal ones the lowest id first."""
+    ids = np.flatnonzero(values >= least)
+    return ids[np.argsort(-values[ids], kind="stable")]
 
 
 def logprobs(logits: HostArray, token: int, count: int) -> Logprobs:
     """Log-probabilities of a token and of the `count` most likely ones, from unchanged logits (vocabulary,)."""
     shifted = logits.astype(np.float64) - logits.max()
     values = shifted - np.log(np.exp(shifted).sum())
-    top = np.argsort(-values, kind="stable")[:count]
+    top = _descending(values, _largest(values, count).min())[:count] if count else ()
     return Logprobs(float(values[token]), {int(i): float(values[i]) for i in top})

@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
+from rocforge.device.background import BackgroundCompilation
 from rocforge.device.kernels import Kernel, source_folder, variants
-from rocforge.loading.warmup import BackgroundCompilation
 from rocforge.selftest.check import Check, Outcome, Sizes
 
 

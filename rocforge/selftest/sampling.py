@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.libraries import cupy_module
+from rocforge.device.streams import Stream
 from rocforge.ops.device.sampling import Sampler, count_tokens, logprobs_device
 from rocforge.ops.sampling import SamplingParams, logprobs, sample
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
@@ -43,15 +44,16 @@ def _logits(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 def _tokens(options: dict[str, Any], shape: tuple[int, int], rng: np.random.Generator) -> Outcome:
     """One row in 64 may differ: a draw within float32's rounding of the border between two tokens."""
     rows, vocabulary = shape
-    logits, params = (
-        _logits(rng, shape),
-        [SamplingParams(seed=int(seed), **options) for seed in rng.integers(1 << 62, size=rows)],
-    )
+    logits, seeds = _logits(rng, shape), rng.integers(1 << 62, size=rows)
+    params = [SamplingParams(seed=int(seed), **options) for seed in seeds]
     prompts, outputs = (rng.integers(0, vocabulary, (rows, 20)).tolist() for _ in range(2))
-    counts = np.stack([count_tokens(*given, vocabulary) for given in zip(prompts, outputs, strict=True)])
-    places = [row if p.counts_tokens else -1 for row, p in enumerate(params)]
-    sampler = Sampler(params, [20] * rows, places, cupy_module().asarray(counts))
-    tokens = sampler(cupy_module().asarray(logits)).get()
+    with Stream("gpu") as stream:
+        sampler, tokens = Sampler(vocabulary, rows), cupy_module().empty(rows, np.int32)
+        for slot, (p, prompt, output) in enumerate(zip(params, prompts, outputs, strict=True)):
+            counts = count_tokens(prompt, output, vocabulary) if p.counts_tokens else None
+            sampler.begin(slot, p, counts, stream.upload)
+        sampler(stream.upload(logits), range(rows), [20] * rows, {}, tokens, stream.upload)
+        tokens = stream.download(tokens).get()
     expected = [sample(*row) for row in zip(logits, params, prompts, outputs, strict=True)]
     return Outcome({"tokens": Error(float(np.mean(tokens != expected)), 1 / 64)})
 

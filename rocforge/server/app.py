@@ -11,14 +11,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.engine.service import Service, State
+from rocforge.engine.service import State
 from rocforge.server import errors
+from rocforge.server.backend import Backend
 from rocforge.server.body import JSONRoute
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.completions import Completions
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
+from rocforge.server.jobs import latest_first
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
@@ -33,8 +35,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The ASGI application for a service; the caller starts and stops the service."""
+def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
+    """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
     app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
@@ -46,12 +48,14 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Hosts, allowed=settings.allowed_hosts)
-    app.add_middleware(Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections)
-    generator = Generator(service, settings)
+    app.add_middleware(
+        Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections, metrics=metrics
+    )
+    generator = Generator(backend, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)
     _add_requests(app, generator)
-    _add_state(app, generator)
+    _add_state(app, backend, metrics)
     return app
 
 
@@ -81,13 +85,13 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
 
 
 def _model(generator: Generator) -> dict[str, Any]:
-    settings, tokenizer = generator.settings, generator.service.tokenizer
+    settings, tokenizer = generator.settings, generator.backend.tokenizer
     return {
         "id": settings.model_name,
         "object": "model",
         "created": generator.created,
         "owned_by": "rocforge",
-        "context_length": generator.limit or None,
+        "context_length": generator.backend.limit or None,
         "chat_template": None if tokenizer is None else bool(settings.chat_template or tokenizer.chat_template),
     }
 
@@ -108,54 +112,55 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
 
 
 def _add_requests(app: FastAPI, generator: Generator) -> None:
-    jobs = generator.jobs
+    jobs, backend = generator.jobs, generator.backend
+    backend.answer_with(jobs.answer)
 
-    def find(id: str) -> dict[str, Any]:
-        status = jobs.status(id)
+    async def find(question: str, id: str) -> Response:
+        status = jobs.answer(question, id)
+        if status is None:
+            status = next(iter(await backend.ask(question, id)), None)
         if status is None:
             raise APIError(
                 f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"
             )
-        return status
+        return JSONResponse(status)
 
     @app.get("/v1/requests", response_class=JSONResponse)
     async def requests() -> Response:
         """The status of requests in flight, and of recent ones."""
-        return JSONResponse({"object": "list", "data": jobs.statuses()})
+        found = jobs.statuses()
+        for others in await backend.ask("statuses"):
+            found = latest_first(found + others)
+        return JSONResponse({"object": "list", "data": found})
 
     @app.get("/v1/requests/{id}", response_class=JSONResponse)
     async def status(id: str) -> Response:
         """The status of a request, by the id of its completion."""
-        return JSONResponse(find(id))
+        return await find("status", id)
 
     @app.delete("/v1/requests/{id}", response_class=JSONResponse)
     async def cancel(id: str) -> Response:
         """Cancel a request; no effect once it has ended."""
-        jobs.cancel(id)
-        return JSONResponse(find(id))
+        return await find("cancel", id)
 
 
-def _add_state(app: FastAPI, generator: Generator) -> None:
-    service, metrics = generator.service, generator.service.observer
-    if isinstance(metrics, Metrics):
-        metrics.watch(service)
-
-        @app.get("/metrics")
-        async def metrics_text() -> Response:
-            """Counters, times and gauges, in Prometheus's text format."""
-            return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+def _add_state(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        """Counters, times and gauges, in Prometheus's text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/health", response_class=JSONResponse)
     async def health() -> Response:
         """Liveness: 503 once the engine has failed."""
-        state = service.state
+        state = backend.state
         body = {"status": "error" if state is State.FAILED else "ok", "state": state.value}
         return JSONResponse(body, 503 if state is State.FAILED else 200)
 
     @app.get("/ready", response_class=JSONResponse)
     async def ready() -> Response:
         """Readiness: 503 while the model loads and while the server stops."""
-        state = service.state
+        state = backend.state
         return JSONResponse({"state": state.value}, 200 if state is State.READY else 503)
 
     @app.get("/", include_in_schema=False)

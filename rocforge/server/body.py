@@ -1,12 +1,17 @@
-"""Request bodies: JSON, read in bounded time and memory, and refused before anything large is built from it."""
+"""JSON of requests and answers.
+
+Bodies of requests are read in bounded time and memory, and refused before anything large is built from them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import anyio
 import numpy as np
+import orjson
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
@@ -37,6 +42,14 @@ def parse_json(text: str | bytes) -> Any:
     if parts > MAX_PARTS:
         raise ValueError(f"JSON with {parts} arrays, objects and members of objects; at most {MAX_PARTS} are allowed")
     return from_json(data, allow_inf_nan=False)
+
+
+def dump_json(value: Any) -> bytes:
+    """JSON of a value, in UTF-8; in ASCII where it has lone surrogates, which a client may have sent."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _measure(text: bytes) -> tuple[int, int]:

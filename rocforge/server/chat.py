@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.engine.request import Constraint
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
-from rocforge.server.body import parse_json
+from rocforge.server.body import dump_json, parse_json
 from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator
-from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
+from rocforge.server.grammars import GrammarSource
+from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
 from rocforge.server.tools import HarmonyFormat, Parsed, Parser, PlainParser, ToolFormat, format_of
@@ -41,11 +42,10 @@ class ChatCompletions:
         params = generator.params(body, most, count)
         with generator.deadline(body.timeout):
             prompt = await self._prompt(body, tools=format is not None)
-            constraints = await self._constraints(body, format, len(params))
-        job = generator.submit("chatcmpl", [prompt], params, constraints, body.timeout)
+            job = await generator.submit("chatcmpl", [prompt], params, self._grammar(body, format), body.timeout)
         answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
         if body.stream:
-            return EventStream(job, answer.chunks())
+            return EventStream(job, answer.events())
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
@@ -95,14 +95,12 @@ class ChatCompletions:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
         return ids
 
-    async def _constraints(
-        self, body: ChatCompletionRequest, format: ToolFormat | None, count: int
-    ) -> Sequence[Constraint | None]:
-        """Those of response_format, regex or grammar, or of a required tool call."""
-        constraints = await self._generator.constraints(body, count)
+    def _grammar(self, body: ChatCompletionRequest, format: ToolFormat | None) -> GrammarSource | None:
+        """That of response_format, regex or grammar, or of a required tool call."""
+        grammar = self._generator.grammar(body)
         if format is None or body.tool_choice in (None, "auto", "none"):
-            return constraints
-        if constraints[0] is not None:
+            return grammar
+        if grammar is not None:
             raise APIError("a required tool call excludes response_format, regex and grammar", param="tool_choice")
         functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
         if isinstance(body.tool_choice, NamedTool):
@@ -111,8 +109,7 @@ class ChatCompletions:
                 raise APIError(
                     f"tool_choice is {body.tool_choice.function.name!r}, which is not in tools", param="tools"
                 )
-        grammar = format.lark(self._generator.compiler, functions)
-        return await self._generator.compile("lark", grammar, count)
+        return GrammarSource("lark", format.lark(self._generator.compiler, functions))
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:
@@ -147,7 +144,9 @@ class _Answer:
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
         choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
-        return {**self._head("chat.completion"), "choices": choices, "usage": self.job.usage}
+        name = self.generator.settings.model_name
+        head = {"id": self.job.id, "object": "chat.completion", "created": self.job.created, "model": name}
+        return {**head, "choices": choices, "usage": self.job.usage}
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
@@ -173,47 +172,51 @@ class _Answer:
             "finish_reason": "tool_calls" if calls and reason == "stop" else reason,
         }
 
-    async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of a stream, in batches."""
-        yield [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.parsers))]
+    async def events(self) -> AsyncIterator[bytes]:
+        """The chunks of a stream as events, as many as there are at a time."""
+        include_usage = self.body.stream_options is not None and bool(self.body.stream_options.include_usage)
+        chunks = Chunks(self.job, "chat.completion.chunk", self.generator.settings.model_name, include_usage)
+        first = dump_json({"role": "assistant", "content": ""})
+        yield b"".join([chunks.event(_choice(index, first)) for index in range(len(self.parsers))])
         async for index, pieces in merged(self.job):
-            yield [chunk for piece in pieces for chunk in self._chunks_of(index, piece)]
-        if self.body.stream_options and self.body.stream_options.include_usage:
-            yield [{**self._head("chat.completion.chunk"), "choices": [], "usage": self.job.usage}]
+            choices = [choice for piece in pieces for choice in self._choices(index, piece)]
+            if choices:
+                yield b"".join(map(chunks.event, choices))
+        if include_usage:
+            yield chunks.usage(self.job.usage)
 
-    def _chunks_of(self, index: int, piece: GenerationResponse) -> list[dict[str, Any]]:
+    def _choices(self, index: int, piece: GenerationResponse) -> list[bytes]:
+        """A piece as the choices of its chunks."""
         parser, reason = self.parsers[index], piece.finish_reason
-        parts = [parser.add(piece.text)] + ([parser.finish()] if reason else [])
-        deltas = [delta for part in parts for delta in self._deltas(index, part)]
+        deltas = self._deltas(index, parser.add(piece.text))
+        if reason:
+            deltas += self._deltas(index, parser.finish())
         logprobs = chat_logprobs(self.generator.tokenizer, [piece]) if self.body.logprobs else None
         if logprobs and logprobs["content"] and not deltas:
-            deltas = [{"content": ""}]
-        chunks = [self._chunk(index, delta) for delta in deltas]
-        if chunks:
-            chunks[0]["choices"][0]["logprobs"] = logprobs
+            deltas = [b'{"content":""}']
+        choices = [_choice(index, delta, None if after else logprobs) for after, delta in enumerate(deltas)]
         if reason:
             reason = "tool_calls" if self._calls[index] and reason == "stop" else reason
-            chunks.append(self._chunk(index, {}, reason))
-        return chunks
+            choices.append(_choice(index, b"{}", reason=reason))
+        return choices
 
-    def _deltas(self, index: int, part: Parsed) -> list[dict[str, Any]]:
-        deltas: list[dict[str, Any]] = []
+    def _deltas(self, index: int, part: Parsed) -> list[bytes]:
+        deltas = []
         if part.reasoning:
-            deltas.append({"reasoning_content": part.reasoning})
+            deltas.append(b'{"reasoning_content":%b}' % dump_json(part.reasoning))
         if part.content:
-            deltas.append({"content": part.content})
+            deltas.append(b'{"content":%b}' % dump_json(part.content))
         for call in part.calls:
-            deltas.append({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]})
+            deltas.append(dump_json({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]}))
             self._calls[index] += 1
         return deltas
 
-    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        if self.body.stream_options and self.body.stream_options.include_usage:
-            chunk["usage"] = None
-        return chunk
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        name = self.generator.settings.model_name
-        return {"id": self.job.id, "object": kind, "created": self.job.created, "model": name}
+def _choice(index: int, delta: bytes, logprobs: dict[str, Any] | None = None, reason: str | None = None) -> bytes:
+    """A chunk's choice as JSON."""
+    return b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}' % (
+        index,
+        delta,
+        dump_json(logprobs),
+        dump_json(reason),
+    )

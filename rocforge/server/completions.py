@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
+from rocforge.server.body import dump_json
 from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator
-from rocforge.server.jobs import EventStream, Job, client_closed, collect, merged
+from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
 from rocforge.server.schema import CompletionRequest
 
@@ -31,11 +33,10 @@ class Completions:
         params = generator.params(body, body.max_tokens or DEFAULT_MAX_TOKENS, body.logprobs)
         with generator.deadline(body.timeout):
             prompts = await self._prompts(body.prompt)
-            constraints = await generator.constraints(body, len(prompts) * len(params))
-        job = generator.submit("cmpl", prompts, params, constraints, body.timeout)
+            job = await generator.submit("cmpl", prompts, params, generator.grammar(body), body.timeout)
         answer = _Answer(job, body, generator)
         if body.stream:
-            return EventStream(job, answer.chunks())
+            return EventStream(job, answer.events())
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
@@ -56,30 +57,41 @@ class _Answer:
 
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
-        choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
-        return {**self._head(), "choices": choices, "usage": self.job.usage}
-
-    async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of a stream, in batches."""
-        include_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
-        usage = {"usage": None} if include_usage else {}
-        async for index, pieces in merged(self.job):
-            choices = [self._choice(index, [piece]) for piece in pieces if _shows(piece)]
-            yield [{**self._head(), "choices": [choice], **usage} for choice in choices]
-        if include_usage:
-            yield [{**self._head(), "choices": [], "usage": self.job.usage}]
-
-    def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
-        text = "".join(piece.text for piece in pieces)
-        logprobs = None
-        if self.body.logprobs is not None:
-            logprobs = completion_logprobs(self.generator.tokenizer, pieces, self._written[index])
-        self._written[index] += len(text)
-        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": pieces[-1].finish_reason}
-
-    def _head(self) -> dict[str, Any]:
+        choices = []
+        for index, pieces in enumerate(replies):
+            text, reason = "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+            logprobs = self._logprobs(index, pieces)
+            choices.append({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason})
         name = self.generator.settings.model_name
-        return {"id": self.job.id, "object": "text_completion", "created": self.job.created, "model": name}
+        head = {"id": self.job.id, "object": "text_completion", "created": self.job.created, "model": name}
+        return {**head, "choices": choices, "usage": self.job.usage}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The chunks of a stream as events, as many as there are at a time."""
+        include_usage = self.body.stream_options is not None and bool(self.body.stream_options.include_usage)
+        chunks = Chunks(self.job, "text_completion", self.generator.settings.model_name, include_usage)
+        async for index, pieces in merged(self.job):
+            if events := b"".join([chunks.event(self._choice(index, piece)) for piece in pieces if _shows(piece)]):
+                yield events
+        if include_usage:
+            yield chunks.usage(self.job.usage)
+
+    def _choice(self, index: int, piece: GenerationResponse) -> bytes:
+        """A piece as JSON."""
+        return b'{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}' % (
+            dump_json(piece.text),
+            index,
+            dump_json(self._logprobs(index, [piece])),
+            dump_json(piece.finish_reason),
+        )
+
+    def _logprobs(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any] | None:
+        """Of the next pieces of a choice, where asked for."""
+        if self.body.logprobs is None:
+            return None
+        report = completion_logprobs(self.generator.tokenizer, pieces, self._written[index])
+        self._written[index] += sum(len(piece.text) for piece in pieces)
+        return report
 
 
 def _shows(piece: GenerationResponse) -> bool:

@@ -5,7 +5,6 @@ Source: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,9 @@ from fastapi.responses import JSONResponse as _JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from rocforge.engine.reply import CancelledError, DeadlineError, QueueFullError, ServiceError
+from rocforge.engine.reply import CancelledError, DeadlineError, EngineDeadError, QueueFullError, ServiceError
 from rocforge.errors import ChatTemplateError, RocforgeError
+from rocforge.server.body import dump_json
 from rocforge.text.grammar import GrammarError
 
 log = logging.getLogger("rocforge.server")
@@ -31,10 +31,10 @@ LONGEST_TEXT = 1000
 
 
 class JSONResponse(_JSONResponse):
-    """JSON in ASCII, which can hold whatever a client sent, lone surrogates too."""
+    """JSON that can hold whatever a client sent, lone surrogates too."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return dump_json(content)
 
 
 class APIError(Exception):
@@ -73,6 +73,8 @@ def as_api_error(error: Exception) -> APIError:
         return APIError(str(error), CLIENT_CLOSED_REQUEST, "cancelled", code="request_cancelled")
     if isinstance(error, DeadlineError):
         return APIError(str(error), 504, "timeout_error", code="deadline_exceeded")
+    if isinstance(error, EngineDeadError):
+        return APIError(str(error), 500, "server_error", code="engine_dead")
     if isinstance(error, ServiceError):
         return APIError(str(error), 503, "server_error", code="not_ready")
     if isinstance(error, ChatTemplateError):
@@ -85,9 +87,11 @@ def as_api_error(error: Exception) -> APIError:
 
 @contextmanager
 def refusing(param: str | None = None, code: str | None = None) -> Iterator[None]:
-    """ValueErrors raised inside become 400 responses."""
+    """ValueErrors raised inside become 400 responses; those of grammars are on their own."""
     try:
         yield
+    except GrammarError:
+        raise
     except ValueError as error:
         raise APIError(str(error), param=_named_field(str(error)) or param, code=code) from error
 

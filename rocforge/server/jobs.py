@@ -1,4 +1,4 @@
-"""Job: a client's request with a reply for each choice, collected or streamed, and cancelled if the client leaves."""
+"""Job: a client's request with a reply for each choice; its status, and what its replies bring."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive
 
 from rocforge.engine.reply import Progress, Reply
 from rocforge.engine.response import GenerationResponse
-from rocforge.server.errors import CLIENT_CLOSED_REQUEST, as_api_error
-
-PING_SECONDS = 15.0
-"""The longest silence of a stream: proxies and clients close idle ones, often after 60 seconds."""
+from rocforge.server.errors import CLIENT_CLOSED_REQUEST
 
 
 @dataclass
@@ -93,6 +90,14 @@ class Jobs:
         if id in self._in_progress:
             self._in_progress[id].cancel()
 
+    def answer(self, question: str, id: str) -> Any:
+        """What a question about requests is answered: "statuses", or "status" or "cancel" of one, None if unknown."""
+        if question == "statuses":
+            return self.statuses()
+        if question == "cancel":
+            self.cancel(id)
+        return self.status(id)
+
     def status(self, id: str) -> dict[str, Any] | None:
         """Of a job; None if it is unknown or its status was dropped."""
         if id in self._in_progress:
@@ -115,10 +120,16 @@ class Jobs:
             self._bytes -= len(self._ended.popitem(last=False)[1])
 
 
+def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Statuses of several processes in the order of `Jobs.statuses`."""
+    in_progress = (Progress.QUEUED.value, Progress.RUNNING.value)
+    return sorted(statuses, key=lambda status: (status["status"] not in in_progress, -status["created"]))
+
+
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None if the client disconnects, which cancels the job."""
     work = asyncio.ensure_future(_all_pieces(job))
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         return work.result() if work.done() else None
@@ -135,8 +146,9 @@ async def _all_pieces(job: Job) -> list[list[GenerationResponse]]:
     return found
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def disconnected(receive: Receive) -> None:
+    """Wait until a client whose request has been read leaves."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
@@ -175,52 +187,3 @@ async def merged(job: Job) -> AsyncIterator[tuple[int, list[GenerationResponse]]
     finally:
         for task in tasks:
             task.cancel()
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events of chunks, ended by [DONE] or by an error; the job does not outlive them.
-
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
-    """
-
-    def __init__(self, job: Job, batches: AsyncIterator[list[dict[str, Any]]]):
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_with_pings(_events(batches)), media_type="text/event-stream", headers=headers)
-        self._job = job
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._job.cancel()
-
-
-async def _events(batches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
-    try:
-        async for chunks in batches:
-            if chunks:
-                yield b"".join(map(_event, chunks))
-        yield b"data: [DONE]\n\n"
-    except Exception as error:
-        yield _event(as_api_error(error).body)
-
-
-async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, with comments while there are none."""
-    following = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            await asyncio.wait([following], timeout=PING_SECONDS)
-            if not following.done():
-                yield b": ping\n\n"
-                continue
-            if (event := following.result()) is None:
-                return
-            yield event
-            following = asyncio.ensure_future(anext(events, None))
-    finally:
-        following.cancel()
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"

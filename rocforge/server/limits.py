@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rocforge.server.errors import APIError
+from rocforge.server.metrics import Metrics
 
 PROBES = ("/health", "/ready")
 """Answered however busy the server is, and without the key."""
@@ -19,12 +20,13 @@ class Limits:
     Args:
         app: the next application.
         max_header_bytes: of the target and the headers together.
-        max_requests: in progress at a time; PROBES are always passed on.
+        max_requests: in progress at a time, in all processes; PROBES are always passed on.
+        metrics: counts them.
     """
 
-    def __init__(self, app: ASGIApp, max_header_bytes: int, max_requests: int):
+    def __init__(self, app: ASGIApp, max_header_bytes: int, max_requests: int, metrics: Metrics):
         self.app, self.max_header_bytes, self.max_requests = app, max_header_bytes, max_requests
-        self._in_progress = 0
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope)
@@ -32,11 +34,11 @@ class Limits:
             return await error.closing_response(scope, receive, send)
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
-        self._in_progress += 1
+        self._metrics.request(1)
         try:
             await self.app(scope, receive, send)
         finally:
-            self._in_progress -= 1
+            self._metrics.request(-1)
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
@@ -47,7 +49,7 @@ class Limits:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(_size, scope["headers"]))
         if size > self.max_header_bytes:
             return APIError(f"target and headers have {size} bytes; at most {self.max_header_bytes} are allowed", 431)
-        if self._in_progress >= self.max_requests and scope["path"] not in PROBES:
+        if self._metrics.table.in_progress >= self.max_requests and scope["path"] not in PROBES:
             message = f"{self.max_requests} requests are in progress, which is the limit"
             return APIError(message, 503, "server_error", code="too_many_requests")
         return None

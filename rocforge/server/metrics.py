@@ -1,82 +1,155 @@
-"""Metrics of the server, in Prometheus's text format."""
+"""Metrics of a server's processes, in Prometheus's text format.
+
+The numbers lie in memory that the processes share: a row for each that answers HTTP, which it alone writes, and one for
+the engine. Any of them reports the sums, in which a process that has ended still counts.
+"""
 
 from __future__ import annotations
 
+import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from rocforge.engine.reply import Progress, Reply
-from rocforge.engine.response import GenerationResponse
-from rocforge.engine.service import Service
+from rocforge.ops.types import HostArray
 
 _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2, 5))
+_BUCKETS = len(_SECONDS) + 1
+_HISTOGRAMS = {
+    "time_to_first_token": "Time to first token (TTFT).",
+    "time_between_tokens": "Inter-token latency.",
+    "request_duration": "Request latency, end to end.",
+}
+"""In seconds. Each has its buckets and its sum in a row."""
+_COUNTERS = {
+    "prompt_tokens": "Prompt tokens of requests with a first token.",
+    "cached_prompt_tokens": "Prompt tokens found in the prefix cache.",
+    "generated_tokens": "Generated tokens.",
+}
+_OUTCOMES = (Progress.FINISHED, Progress.CANCELLED, Progress.FAILED)
+_GAUGES = {
+    "requests_waiting": "Waiting requests.",
+    "requests_running": "Running requests.",
+    "cache_blocks": "KV cache blocks, of all groups of layers.",
+    "cache_blocks_used": "KV cache blocks in use.",
+}
+"""Of the engine, which has them in its own row."""
+_MANY = 256
+"""Tokens that are counted together, and at the end of a reply."""
+_HISTOGRAM_AT = {name: index * (_BUCKETS + 1) for index, name in enumerate(_HISTOGRAMS)}
+_COUNTER_AT = {name: len(_HISTOGRAMS) * (_BUCKETS + 1) + index for index, name in enumerate(_COUNTERS)}
+_OUTCOMES_AT = len(_HISTOGRAMS) * (_BUCKETS + 1) + len(_COUNTERS)
+_IN_PROGRESS = _OUTCOMES_AT + len(_OUTCOMES)
+_WIDTH = _IN_PROGRESS + 1
+
+
+class Table:
+    """The numbers of all processes; forks of the one that makes it share them.
+
+    Args:
+        processes: that answer HTTP.
+    """
+
+    def __init__(self, processes: int = 1):
+        shared = mmap.mmap(-1, (processes + 1) * _WIDTH * 8)
+        rows = np.frombuffer(shared, np.float64).reshape(processes + 1, _WIDTH)
+        self.rows, self._engine = rows[:processes], rows[processes]
+
+    def note_engine(self, waiting: int, in_flight: int, cache_blocks: tuple[int, int]) -> None:
+        """Set the engine's row: requests that wait, and in all; blocks, and those in use."""
+        self._engine[: len(_GAUGES)] = (waiting, max(0, in_flight - waiting), *cache_blocks)
+
+    @property
+    def in_progress(self) -> int:
+        """HTTP requests in progress, of all processes."""
+        return int(self.rows[:, _IN_PROGRESS].sum())
+
+    def collect(self) -> Iterator[Metric]:
+        """For a registry of Prometheus."""
+        total = self.rows.sum(axis=0)
+        for name, text in _HISTOGRAMS.items():
+            counts, seconds = self._histogram(total, name)
+            names = [*map(str, _SECONDS), "+Inf"]
+            buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
+            yield HistogramMetricFamily(f"rocforge_{name}_seconds", text, buckets=buckets, sum_value=seconds)
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"rocforge_{name}", text, total[_COUNTER_AT[name]])
+        requests = CounterMetricFamily("rocforge_requests", "Ended requests.", labels=["outcome"])
+        for progress, count in zip(_OUTCOMES, total[_OUTCOMES_AT:], strict=False):
+            requests.add_metric([progress.value], count)
+        yield requests
+        for (name, text), value in zip(_GAUGES.items(), self._engine, strict=False):
+            yield GaugeMetricFamily(f"rocforge_{name}", text, value)
+
+    @staticmethod
+    def _histogram(total: HostArray, name: str) -> tuple[HostArray, float]:
+        at = _HISTOGRAM_AT[name]
+        return total[at : at + _BUCKETS], total[at + _BUCKETS]
 
 
 class Metrics:
-    """Observes one service."""
+    """Observes the replies of one process.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    Args:
+        table: of all processes.
+        index: this one's row of it.
+        update: sets the engine's row, where the engine's process does not.
+    """
 
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"rocforge_{name}_seconds", text, buckets=_SECONDS, registry=self.registry)
+    def __init__(self, table: Table, index: int = 0, update: Callable[[], None] = lambda: None):
+        self.table, self._row, self._update = table, table.rows[index], update
+        self._gaps: list[float] = []
+        self._row[_IN_PROGRESS] = 0  # a process that was here before may have died with some
+        self._registry = CollectorRegistry()
+        self._registry.register(table)
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"rocforge_{name}", text, labels, registry=self.registry)
-
-        self.first_token = histogram("time_to_first_token", "Time to first token (TTFT).")
-        self.next_token = histogram("time_between_tokens", "Inter-token latency.")
-        self.duration = histogram("request_duration", "Request latency, end to end.")
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests with a first token.")
-        self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens found in the prefix cache.")
-        self.generated_tokens = counter("generated_tokens", "Generated tokens.")
-        self.requests = counter("requests", "Ended requests.", ("outcome",))
-        for progress in (Progress.FINISHED, Progress.CANCELLED, Progress.FAILED):
-            self.requests.labels(progress.value)
-        self._last: dict[Reply, float] = {}
-
-    def token(self, reply: Reply, piece: GenerationResponse) -> None:
+    def tokens(self, replies: Sequence[Reply]) -> None:
         now = time.monotonic()
-        last = self._last.get(reply)
-        self._last[reply] = now
-        self.generated_tokens.inc()
-        if last is None:
-            self.first_token.observe(now - reply.submitted)
-            self.prompt_tokens.inc(reply.prompt_tokens)
-            self.cached_tokens.inc(reply.cached_tokens)
-        else:
-            self.next_token.observe(now - last)
+        for reply in replies:
+            if reply.completion_tokens > 1:
+                self._gaps.append(now - reply.last_token_time)
+            else:
+                self._first(reply, now)
+            reply.last_token_time = now
+        if len(self._gaps) > _MANY:
+            self._note_gaps()
+
+    def _first(self, reply: Reply, now: float) -> None:
+        self._observe("time_to_first_token", [now - reply.submitted])
+        self._count("prompt_tokens", reply.prompt_tokens)
+        self._count("cached_prompt_tokens", reply.cached_tokens)
+        self._count("generated_tokens", 1)
+
+    def _note_gaps(self) -> None:
+        """Tokens but the first come one at a time; they are counted together."""
+        gaps, self._gaps = self._gaps, []
+        self._observe("time_between_tokens", gaps)
+        self._count("generated_tokens", len(gaps))
 
     def ended(self, reply: Reply) -> None:
-        self._last.pop(reply, None)
-        self.requests.labels(reply.progress.value).inc()
-        self.duration.observe(time.monotonic() - reply.submitted)
+        self._note_gaps()
+        self._row[_OUTCOMES_AT + _OUTCOMES.index(reply.progress)] += 1
+        self._observe("request_duration", [time.monotonic() - reply.submitted])
 
-    def watch(self, service: Service) -> None:
-        """Report gauges of the service's queue and KV cache too."""
-        self.registry.register(_Gauges(service))
+    def request(self, change: int) -> None:
+        """Count HTTP requests in progress."""
+        self._row[_IN_PROGRESS] += change
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """Of all processes."""
+        self._update()
+        return generate_latest(self._registry)
 
+    def _count(self, name: str, more: int) -> None:
+        self._row[_COUNTER_AT[name]] += more
 
-class _Gauges:
-    def __init__(self, service: Service):
-        self.service = service
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        service, engine = self.service, self.service.engine
-        waiting = service.queue_depth
-        yield _gauge("requests_waiting", "Waiting requests.", waiting)
-        yield _gauge("requests_running", "Running requests.", max(0, service.in_flight - waiting))
-        pools = [group.pool for group in engine.scheduler.state.groups] if engine else []
-        blocks, free = sum(pool.blocks for pool in pools), sum(pool.free for pool in pools)
-        yield _gauge("cache_blocks", "KV cache blocks, of all groups of layers.", blocks)
-        yield _gauge("cache_blocks_used", "KV cache blocks in use.", blocks - free)
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"rocforge_{name}", text, value)
+    def _observe(self, name: str, seconds: list[float]) -> None:
+        if seconds:
+            at = _HISTOGRAM_AT[name]
+            found = np.searchsorted(_SECONDS, seconds)  # a bucket has what is at most its bound
+            self._row[at : at + _BUCKETS] += np.bincount(found, minlength=_BUCKETS)
+            self._row[at + _BUCKETS] += sum(seconds)

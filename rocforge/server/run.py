@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import math
+import contextlib
+import gc
 import os
-import resource
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
+from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.engine.reply import ServiceError
 from rocforge.engine.service import Service
 from rocforge.load import load
-from rocforge.server.app import create_app
-from rocforge.server.metrics import Metrics
-from rocforge.server.protocol import protocol
+from rocforge.server.backend import LocalBackend
+from rocforge.server.client import EngineClient
+from rocforge.server.engine_process import EngineServer
+from rocforge.server.http import BACKLOG, HTTPServer
+from rocforge.server.metrics import Metrics, Table
 from rocforge.server.settings import Settings
+from rocforge.server.supervisor import Notes, Supervisor
 from rocforge.text.tokenizer import Tokenizer
 
-BACKLOG = 1024
-"""Connections that the kernel queues until they are accepted."""
-SPARE = 16
-"""Connections beyond those that may have a request in progress, for the probes."""
+LoadEngine = Callable[[], tuple[StepEngine, Tokenizer]]
+MOST_PROCESSES = 4
+"""The default's: each holds the vocabulary."""
 
 
 def serve(
@@ -43,9 +46,13 @@ def serve(
     context: int | None = None,
     fp16_weights: bool | None = None,
     cache_tokens: int | None = None,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int | None = None,
     max_requests: int = 256,
+    inter_token_ms: float | None = None,
     max_queue: int = 256,
+    processes: int | None = None,
+    restart_engine: bool = False,
+    load_engine: LoadEngine | None = None,
     settings: Settings | None = None,
     log_level: str = "info",
     progress: bool = False,
@@ -53,47 +60,148 @@ def serve(
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT; call it in the main thread.
 
+    The engine has a process of its own, and so have tokenizing, text and HTTP: `processes` of them, which share the
+    port. This process forks them, so it must not have used a GPU, and should have no other thread.
+
     The server listens at once; /ready and completions answer 503 until the model is loaded. The first signal gives
     requests in flight `settings.grace` seconds to finish, fails the rest and returns; a second one ends the process at
-    once, with status 128 plus the signal's number.
+    once, with status 128 plus the signal's number. The other processes end with this one, however it ends.
+
+    A process for HTTP that dies is started again; its connections are lost, and its requests cancelled. If the
+    engine's dies, requests in flight fail.
 
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
-        cache_tokens, max_batch_tokens, max_requests: as in `rf.Engine`.
+        cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         max_queue: as in Service.
+        processes: for HTTP; None: one for every four processors, from 1 to 4. 0: no other process at all: a thread of
+            this one runs the engine.
+        restart_engine: whether to start the engine's process again when it has died, in place of ending with an error.
+        load_engine: gives the engine and the tokenizer in place of what model_path and the options of the engine say;
+            model_path is a name only then. The engine needs what StepEngine has.
         settings: None: the defaults, with the file's name as the model's.
         log_level: of uvicorn's log on stderr: "critical", "error", "warning", "info", "debug" or "trace".
-        on_ready: called with the server's URL, from another thread, once the model is loaded.
+        on_ready: called with the server's URL once the model is loaded; from another thread where processes is 0.
 
     Raises:
         OSError: cannot listen on the address.
+        EngineDeadError: the engine's process was killed.
         RocforgeError, FileNotFoundError, ...: what `rf.load` raises, after the server has stopped.
     """
     settings = settings or Settings(model_name=model_name(model_path))
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
+    cores = len(os.sched_getaffinity(0))
+    if processes is None:
+        processes = max(1, min(MOST_PROCESSES, cores // 4))
+    if processes < 0:
+        raise ValueError(f"processes is {processes}; allowed is 0 or more")
+    if restart_engine and processes == 0:
+        raise ValueError("restart_engine needs a process for the engine; processes is 0")
 
-    def load_engine() -> tuple[Engine, Tokenizer]:
+    def load_model() -> tuple[StepEngine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
-            threadpool_limits(max(1, len(os.sched_getaffinity(0)) - 1))
-        return Engine(model, tokenizer.eog_token_ids, cache_tokens, max_batch_tokens, max_requests), tokenizer
+            threadpool_limits(max(1, cores - max(1, processes)))
+        eog = tokenizer.eog_token_ids
+        engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
+        with tqdm(bar_format="{desc}", disable=not progress, leave=False) as line:
+            engine.prepare(line.set_description_str)
+        return engine, tokenizer
 
-    with _listen(host, port) as listener:
-        service = Service(load_engine, max_queue, Metrics())
-        server = _Server(service, settings, log_level)
-        service.start()
-        threading.Thread(target=_watch, args=(service, server, _url(listener), on_ready), daemon=True).start()
-        before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            server.run([listener])
-        finally:
-            service.stop(timeout=settings.grace)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listen(host, port, max(1, processes))]
+        ready = partial(on_ready or (lambda url: None), _url(listeners[0]))
+        loading = load_engine or load_model
+        if processes == 0:
+            _serve_in_one_process(loading, max_queue, listeners[0], settings, log_level, ready)
+        else:
+            table, folder = Table(processes), stack.enter_context(tempfile.TemporaryDirectory(prefix="rocforge-"))
+            path = os.path.join(folder, "engine")
+            inner = stack.enter_context(_listen_for_front_ends(path, processes))
+            front_ends = [
+                partial(_answer_http, index, listeners, inner, path, settings, table, log_level, restart_engine)
+                for index in range(processes)
+            ]
+            engine = partial(_run_engine, loading, inner, listeners, max_queue, table)
+            Supervisor(engine, front_ends, restart_engine, settings.grace, ready).run()
+
+
+def _run_engine(
+    load_engine: LoadEngine,
+    listener: socket.socket,
+    others: list[socket.socket],
+    max_queue: int,
+    table: Table,
+    notes: Notes,
+) -> None:
+    """The engine's process."""
+    table.note_engine(0, 0, (0, 0))  # another one may have died
+    for other in others:
+        other.close()
+    engine, tokenizer = load_engine()
+    with engine:
+        server = EngineServer(engine, tokenizer, listener, max_queue, table)
+        gc.freeze()  # a collection that looks at all of a model takes longer than a step
+        notes.ready()
+        server.run()
+
+
+def _answer_http(
+    index: int,
+    listeners: list[socket.socket],
+    inner: socket.socket,
+    path: str,
+    settings: Settings,
+    table: Table,
+    log_level: str,
+    restart_engine: bool,
+    notes: Notes,
+) -> None:
+    """A process for HTTP."""
+    for other in (*listeners[:index], *listeners[index + 1 :], inner):
+        other.close()
+    metrics = Metrics(table, index)
+    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run(
+        [listeners[index]]
+    )
+
+
+def _serve_in_one_process(
+    load_engine: LoadEngine,
+    max_queue: int,
+    listener: socket.socket,
+    settings: Settings,
+    log_level: str,
+    on_ready: Callable[[], Any],
+) -> None:
+    service, metrics = observed_service(load_engine, max_queue)
+    server = HTTPServer(LocalBackend(service), settings, metrics, log_level)
+    service.start()
+    threading.Thread(target=_watch, args=(service, server, on_ready), daemon=True).start()
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run([listener])
+    finally:
+        service.stop(timeout=settings.grace)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if service.error is not None:
         raise service.error
+
+
+def observed_service(load_engine: LoadEngine, max_queue: int) -> tuple[Service, Metrics]:
+    """A service, and the metrics of it."""
+    table = Table()
+
+    def update() -> None:
+        blocks = service.engine.cache_blocks if service.engine else (0, 0)
+        table.note_engine(service.queue_depth, service.in_flight, blocks)
+
+    metrics = Metrics(table, update=update)
+    service = Service(load_engine, max_queue, metrics)
+    return service, metrics
 
 
 def model_name(path: str | os.PathLike[str]) -> str:
@@ -101,70 +209,22 @@ def model_name(path: str | os.PathLike[str]) -> str:
     return Path(path).name.removesuffix(".gguf")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which stops its service as it stops, with signals as in `serve`."""
-
-    def __init__(self, service: Service, settings: Settings, log_level: str):
-        connections = _connections(settings.max_connections)
-        config = uvicorn.Config(
-            create_app(service, replace(settings, max_connections=connections)),
-            http=protocol(settings.client_timeout, connections + SPARE),
-            ws="none",
-            lifespan="off",
-            log_level=log_level,
-            log_config=_log_config(),
-            server_header=False,
-            backlog=max(1, connections // 8),  # asyncio accepts so many before it lets one be closed
-            timeout_keep_alive=math.ceil(settings.client_timeout),
-            timeout_graceful_shutdown=math.ceil(settings.grace) + 1,
-            h11_max_incomplete_event_size=settings.max_header_bytes,
-        )
-        super().__init__(config)
-        self._service, self._grace = service, settings.grace
-
-    def handle_exit(self, number: int, frame: Any) -> None:
-        if self.should_exit:
-            os._exit(128 + number)
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(BACKLOG)  # asyncio has set it to what it accepts at a time
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        stopping = loop.run_in_executor(None, self._service.stop, self._grace, self._grace + 1)
-        loop.call_later(self._grace + 0.5, self._abort)  # after the service has ended what is left of its requests
-        await super().shutdown(sockets)
-        await stopping
-
-    def _abort(self) -> None:
-        """Abort connections whose clients stopped sending a request or reading a response."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-
-
-def _connections(wanted: int) -> int:
-    """As many as fit in half of the process's file descriptors; raises the soft limit as far as allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * (wanted + SPARE)
-    if soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft // 2 - SPARE))
-
-
-def _log_config() -> dict[str, Any]:
-    """uvicorn's, but the log of requests goes to stderr like the rest."""
-    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    return config
-
-
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets that share a port, among which the kernel divides connections; one that is in use already is refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    first = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if count == 1:
+        return [first]
+    address = first.getsockname()
+    first.close()
+    return [socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True) for _ in range(count)]
+
+
+def _listen_for_front_ends(path: str, count: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(count)
+    return listener
 
 
 def _url(listener: socket.socket) -> str:
@@ -172,14 +232,13 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _watch(service: Service, server: uvicorn.Server, url: str, on_ready: Callable[[str], Any] | None) -> None:
+def _watch(service: Service, server: HTTPServer, on_ready: Callable[[], Any]) -> None:
     """Report when the model is loaded; end the server when the service ends."""
     try:
         service.wait_until_ready()
     except ServiceError:
         pass  # serve raises the cause
     else:
-        if on_ready is not None:
-            on_ready(url)
+        on_ready()
     service.wait()
     server.should_exit = True

@@ -35,18 +35,15 @@ class Grammar:
         self._cell, self._mask = cell, mask
         self._patience = PATIENCE
 
-    def mask(self, logits: np.ndarray) -> None:
-        """Put -inf in a row of logits (vocabulary,) where a token may not come next.
+    def bits(self) -> np.ndarray:
+        """Which tokens may come next: uint32, a bit for each token from the least significant on. Waits for the cell.
 
         Raises:
             GrammarError: the grammar is too complex.
         """
         if not self._mask:
             self._mask = self._awaited()
-        bits = np.frombuffer(self._mask, np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
-        logits[: len(allowed)][~allowed] = -np.inf
-        logits[len(allowed) :] = -np.inf
+        return np.frombuffer(self._mask, np.uint32)
 
     def accept(self, token: int) -> None:
         """Note the token that was chosen. The next mask is computed from now on, beside the model's step."""

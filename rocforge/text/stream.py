@@ -36,6 +36,8 @@ class TextStream:
         return text
 
     def _emit(self, text: str) -> str:
+        if not self._stop:
+            return text
         if self.stopped:
             return ""
         text = self._buffered + text

@@ -10,7 +10,7 @@ WANTED = {(): None, ("--fp16-weights", "auto"): None, ("--fp16-weights", "on"): 
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
-    ("serve", "MODEL", "--port", "0", "--quiet"): "rocforge.server.run.load",
+    ("serve", "MODEL", "--port", "0", "--quiet", "--processes", "0"): "rocforge.server.run.load",
     ("bench", "MODEL"): "rocforge.load.load_model",
 }
 

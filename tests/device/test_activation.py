@@ -67,13 +67,14 @@ def test_far_arguments_stay_finite(name: str):
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 257), (2, 1000)])
 def test_gated(name: str, rows: int, columns: int):
-    """Of two arrays, and of the halves of one."""
-    both = values((rows, 2 * columns))
+    """Of two arrays, and of the halves of one; and of float16, which is read as it is."""
+    both = values((rows, 2 * columns)).astype(np.float16).astype(np.float32)
     gate, up = both[:, :columns], both[:, columns:]
     expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
     function, wide = getattr(activation, name), cp.asarray(both)
     assert relative_error(function(cp.asarray(gate), cp.asarray(up)), expected) < 1e-5
-    assert relative_error(function(wide[:, :columns], wide[:, columns:]), expected) < 1e-5
+    for halves in (wide, wide.astype(np.float16)):
+        assert relative_error(function(halves[:, :columns], halves[:, columns:]), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", GATED)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import cupy as cp
 import numpy as np
 import pytest
 
 import rocforge as rf
 from rocforge.device import tuning
+from rocforge.engine.capture import GraphRecorder
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
 from rocforge.ops.rope import rope_frequencies
-from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +145,88 @@ def test_lengths_are_read_by_the_launch():
             y = paged_attention(cp.asarray(q), batch.state_of(0))
         assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
     assert not cache.counters.any()
+
+
+class StaticBatch:
+    """Metadata of a step that is captured: in buffers whose sizes, not contents, are those of the launch.
+
+    Rows past the sequences' own are padding: they belong to one more sequence, of length 0.
+    """
+
+    def __init__(self, cache: KVCache, tokens: int, sequences: int, blocks: int):
+        self.cache, self.tokens, self.query_starts = cache, tokens, cp.zeros(sequences + 2, np.int32)
+        self.lengths, self.tables = cp.zeros(sequences + 1, np.int32), cp.zeros((sequences + 1, blocks), np.int32)
+
+    def write(self, chunks: dict[int, Chunk]) -> None:
+        """The sequences with tokens, by their number; all others are idle."""
+        counts, lengths, tables = np.zeros(len(self.lengths), np.int32), self.lengths.get() * 0, self.tables.get() - 1
+        for number, chunk in chunks.items():
+            counts[number], lengths[number] = chunk.count, chunk.length
+            tables[number, : len(chunk.table)] = chunk.table
+        counts[-1] = self.tokens - counts.sum()
+        self.query_starts[1:], self.lengths[...], self.tables[...] = (
+            cp.asarray(counts.cumsum()),
+            *map(cp.asarray, (lengths, tables)),
+        )
+
+    def layer(self) -> PagedLayer:
+        group = self.cache.paged[0]
+        where = {"tables": self.tables, "lengths": self.lengths, "query_starts": self.query_starts}
+        options = {"window": group.state.window, "block_size": BLOCK_SIZE, "queries": (1, self.tokens)}
+        return PagedLayer(*group.layers[0], slots=None, counters=self.cache.counters, **where, **options)
+
+    def expected(self, q: np.ndarray, chunks: dict[int, Chunk]) -> np.ndarray:
+        keys, values = (array.get().reshape(-1, *array.shape[-2:]) for array in self.cache.paged[0].layers[0])
+        out, row = np.zeros(q.shape), 0
+        for _, chunk in sorted(chunks.items()):
+            rows, row = slice(row, row + chunk.count), row + chunk.count
+            slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.length)]
+            window = self.cache.paged[0].state.window
+            out[rows] = attention_64(q[rows], keys[slots], values[slots], window=window)
+        return out
+
+
+MIXTURES: list[dict[int, Chunk]] = [
+    {0: Chunk(0, 1, [3]), 2: Chunk(40, 60, [1, 2, 0, 4]), 5: Chunk(63, 1, [5, 6])},
+    {0: Chunk(0, 17, [3]), 1: Chunk(31, 2, [7, 8]), 2: Chunk(5, 1, [9]), 4: Chunk(20, 30, [1, 2])},
+    {3: Chunk(0, 68, [0, 1, 2])},
+    {number: Chunk(number * 9, 1, [2 * number, 2 * number + 1]) for number in range(6)},
+    {4: Chunk(1, 66, [0, 1, 2]), 5: Chunk(90, 1, [3, 4, 5])},
+]
+"""Of 68 tokens: sequences idle at the start, in between and at the end; padding of none, one, two and many rows."""
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+def test_a_captured_launch_takes_any_mixture(window: int | None):
+    """One launch of each kernel is captured, and replayed with others of as many tokens; padding gives zeros."""
+    rng = np.random.default_rng(9)
+    batch = StaticBatch(filled(rng, 2, 64, 16, window), 68, 6, 4)
+    q = cp.zeros((68, 6, 64), np.float32)
+    batch.write(MIXTURES[0])
+    paged_attention(q, batch.layer())
+    recorder = GraphRecorder("gpu")
+    with recorder.memory():
+        graph, y = recorder.capture(lambda: paged_attention(q, batch.layer()))
+    for chunks in [*MIXTURES, *MIXTURES[::-1]]:
+        batch.write(chunks)
+        q[...] = cp.asarray(rng.standard_normal(q.shape, np.float32))
+        y[...] = np.nan
+        graph.launch(cp.cuda.get_current_stream())
+        expected = batch.expected(q.get(), chunks)
+        assert relative_error(y, expected) < 1e-3
+        assert not y.get()[sum(chunk.count for chunk in chunks.values()) :].any()
+
+
+def test_a_tile_finds_its_sequence_among_many(rng):
+    """A search of two rounds or three: up to a wave's lanes squared of sequences, and more, most of them idle."""
+    for sequences in (33, 70, 1023, 1024, 1030, 5000):
+        batch = StaticBatch(filled(rng, 1, 16, 4), 400, sequences, 2)
+        numbers = sorted(rng.choice(sequences, 9, replace=False).tolist())
+        chunks = {number: Chunk(0, int(rng.integers(1, 45)), [0, 3]) for number in numbers}
+        batch.write(chunks)
+        q = rng.standard_normal((400, 5, 16), np.float32)
+        assert relative_error(paged_attention(cp.asarray(q), batch.layer()), batch.expected(q, chunks)) < 1e-3
 
 
 def test_a_sequence_of_length_zero_gives_zeros():

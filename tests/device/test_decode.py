@@ -1,4 +1,4 @@
-"""Decode on a device: replayed graphs against kernels queued one by one, and steps that run ahead of the host."""
+"""Steps on a device: replayed graphs against kernels queued one by one, and steps that run ahead of the host."""
 
 import gc
 import os
@@ -10,9 +10,11 @@ from golden import build
 
 import rocforge as rf
 from rocforge.device.kernels import launches_recorded
-from rocforge.engine import step as decode
+from rocforge.engine import step as steps
 from rocforge.engine.capture import GraphRecorder
+from rocforge.engine.inputs import decode_sizes, prompt_sizes
 from rocforge.engine.request import Request
+from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.engine.state import SequenceState
 from rocforge.load import load_model
 
@@ -77,7 +79,7 @@ def test_graphs_change_nothing(model, prompts, monkeypatch):
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
 def test_graphs_are_used(model, prompts, monkeypatch):
-    """Most steps are one launch of a graph, and each size of batch captures once."""
+    """Most steps are one launch of a graph, and each shape of step captures once."""
     captured, launched = GraphRecorder.capture, []
 
     class Counted:
@@ -98,11 +100,49 @@ def test_graphs_are_used(model, prompts, monkeypatch):
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+def test_nothing_is_captured_once_prepared(model, prompts, monkeypatch):
+    """After `prepare`, prompts, chunks, mixtures and decodes of any number of requests replay what is there."""
+    capture, captures, done = GraphRecorder.capture, [], []
+    monkeypatch.setattr(GraphRecorder, "capture", lambda *args: captures.append(args) or capture(*args))
+    with rf.Engine(model, cache_tokens=512, max_batch_tokens=32, max_requests=4) as engine:
+        engine.prepare(done.append)
+        shapes = len(decode_sizes(4)) + len(prompt_sizes(32))
+        assert len(captures) == shapes == 5 and done[-1] == "capturing steps: 4 of 5"
+        for prompt in [*prompts, prompts[1][::-1]]:
+            engine.add(prompt, rf.SamplingParams(max_tokens=6, temperature=0))
+            engine.step()
+        while engine.busy:
+            engine.step()
+    assert len(captures) == shapes
+
+
+def test_stats(model, prompts):
+    """Every step is counted, with its time on the device."""
+    with rf.Engine(model, cache_tokens=512) as engine:
+        engine.add(prompts[0], rf.SamplingParams(max_tokens=6, temperature=0))
+        count = 0
+        while engine.busy:
+            engine.step()
+            count += 1
+        stats = engine.stats
+    assert count == stats.steps == 6
+    assert 0 < stats.longest < stats.seconds and stats.waited >= 0
+
+
+def test_sizes_of_steps():
+    """In ascending order, up to the most."""
+    assert decode_sizes(5) == [1, 2, 4, 5] and decode_sizes(256)[-3:] == [192, 224, 256]
+    assert prompt_sizes(16) == [16] and prompt_sizes(2048)[-3:] == [1536, 1792, 2048]
+    for sizes in (decode_sizes(1000), prompt_sizes(8192)):
+        assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
 @pytest.mark.parametrize("failures", [1, 1000])
 def test_capture_that_fails(model, prompts, monkeypatch, failures):
     """A step in whose capture something illegal is done runs kernel by kernel, with the same tokens; that is told."""
     params = [rf.SamplingParams(max_tokens=12, temperature=0)]
-    expected, step, captures = run(model, prompts[:1], params), decode._Plan._step, []
+    expected, step, captures = run(model, prompts[:1], params), steps._Plan._forward, []
 
     def disturbed(plan):
         logits = step(plan)
@@ -112,10 +152,10 @@ def test_capture_that_fails(model, prompts, monkeypatch, failures):
                 cp.cuda.runtime.deviceSynchronize()
         return logits
 
-    monkeypatch.setattr(decode._Plan, "_step", disturbed)
+    monkeypatch.setattr(steps._Plan, "_forward", disturbed)
     with pytest.warns(UserWarning, match="without a graph"):
         assert run(model, prompts[:1], params) == expected
-    assert len(captures) == min(failures + 1, decode.ATTEMPTS)
+    assert len(captures) == min(failures + 1, steps.ATTEMPTS)
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
@@ -131,28 +171,30 @@ def test_memory_of_a_graph_is_its_own(model, prompts):
 
 
 def test_host_is_one_step_behind(model, prompts, monkeypatch):
-    """A step is queued before the tokens of the one before it are read, until a request's last one."""
-    calls, launch, tokens = [], decode.Decoder.launch, decode.PendingStep.tokens
-    monkeypatch.setattr(decode.Decoder, "launch", lambda *args: calls.append("launch") or launch(*args))
-    monkeypatch.setattr(decode.PendingStep, "tokens", lambda step: calls.append("read") or tokens(step))
+    """A step, of prompts too, is queued before the tokens of the one before it are read, until a request's last one."""
+    calls, launch, tokens = [], steps.StepRunner.launch, steps.PendingStep.tokens
+    monkeypatch.setattr(steps.StepRunner, "launch", lambda *args: calls.append("launch") or launch(*args))
+    monkeypatch.setattr(steps.PendingStep, "tokens", lambda step: calls.append("read") or tokens(step))
     run(model, prompts[:1], [rf.SamplingParams(max_tokens=5, temperature=0)])
-    assert calls == ["launch", *["launch", "read"] * 3, "read"]
+    assert calls == ["launch", *["launch", "read"] * 4, "read"]
 
 
 def launched(model):
     """Names of the kernels of a decode step of one request, in order."""
     kernels = []
     with rf.Stream("gpu") as stream, launches_recorded(kernels.append), rf.Engine(model, cache_tokens=64) as engine:
-        state = SequenceState([[0] for _ in engine.cache.paged])
+        groups = len(engine.cache.paged)
+        state = SequenceState([[0] for _ in range(groups)], row=0, uploaded=[0] * groups)
         request = Request([1], rf.SamplingParams(temperature=0), state=state)
-        decode.Decoder(stream, model, engine.cache, 2).launch([request])
+        runner = steps.StepRunner(stream, model, engine.cache, 64, 1, 2)
+        runner.launch([ScheduledChunk(request, 0, 1, True)]).sample()
     return [kernel.name for kernel in kernels]
 
 
 def test_launches_of_a_step(model):
     """Five launches a layer: q, k and v; attention; its output with the norm; gate and up; down with the next norm."""
     layer = ["matvec", "attention_decode", "matvec_then_norm", "matvec_gated", "matvec_then_norm"]
-    first = ["advance_decode", "rope_angles", "dequantize_float32", "rms_norm"]
+    first = ["begin_step", "rope_angles", "dequantize_float32", "rms_norm"]
     assert launched(model) == [*first, *layer * model.config.layers, "matvec", "sample_slices", "sample_rows"]
 
 
@@ -217,14 +259,14 @@ def test_watched_modules(model, prompts):
 def test_a_failed_step(models, prompts, monkeypatch):
     """After an exception the engine can be used again, and it still ends cleanly."""
     params = [rf.SamplingParams(max_tokens=12, temperature=0)]
-    launch = decode.Decoder.launch
+    launch = steps.StepRunner.launch
 
     def between(engine, requests, step):
         if step == 5:
-            monkeypatch.setattr(decode.Decoder, "launch", lambda *_: 1 / 0)
+            monkeypatch.setattr(steps.StepRunner, "launch", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 engine.step()
-            monkeypatch.setattr(decode.Decoder, "launch", launch)
+            monkeypatch.setattr(steps.StepRunner, "launch", launch)
             engine.cancel_all()
             engine.add(prompts[0], params[0])
 

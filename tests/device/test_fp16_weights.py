@@ -66,7 +66,7 @@ def test_launches_of_a_prompt(file, monkeypatch):
     with launches_recorded(lambda kernel: names.append(kernel.name)):
         model(np.zeros(MAX_TILE_TOKENS + 1, np.int32))
     attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
-    layer = [*attention, "product", "swiglu", "product", "rms_norm_of_sum"]
+    layer = [*attention, "product", "swiglu_of_fp16", "product", "rms_norm_of_sum"]
     assert names == ["rope_angles", "dequantize_float32", "rms_norm", *layer * model.config.layers, "product"]
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from cupy.cuda import runtime
 
-from rocforge.device import kernels, overlap
+from rocforge.device import background, kernels, overlap
 from rocforge.device.kernels import Kernel
 from rocforge.errors import DeviceError
-from rocforge.loading import warmup
 from rocforge.ops.activation import softcap, swiglu
 from rocforge.ops.device.matvec import products
 from rocforge.ops.device.norm import rms_norm
@@ -89,7 +88,7 @@ def fresh_modules(monkeypatch):
 
 
 def compile_all(wanted):
-    compilation = warmup.BackgroundCompilation()
+    compilation = background.BackgroundCompilation()
     for kernel in wanted:
         compilation.add(kernel)
     return compilation
@@ -192,8 +191,8 @@ def test_cancelled_compilation(fresh_modules, monkeypatch):
             gate.set()
 
     monkeypatch.setattr(kernels._Module, "_loaded", compile_late)
-    monkeypatch.setattr(warmup, "deque", Waiting)
-    monkeypatch.setattr(warmup, "processors", lambda: 2)
+    monkeypatch.setattr(background, "deque", Waiting)
+    monkeypatch.setattr(background, "processors", lambda: 2)
     compilation = compile_all([Kernel("norm.hip", "rms_norm", "void*", N=n) for n in range(50)])
     both.wait(10)
     compilation.cancel()

@@ -11,7 +11,7 @@ from packed_vectors import TYPES, with_vectors_in
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
-from rocforge.device import kernels
+from rocforge.device import background, kernels
 from rocforge.engine.capacity import CacheSizes
 from rocforge.load import load_model
 from rocforge.loading import warmup
@@ -95,7 +95,7 @@ def test_kernels_of_a_request_are_known(path, monkeypatch):
 def test_error_leaves_nothing(path, pool, monkeypatch, what):
     """Whatever fails, and although the error is kept: no weights stay on the device, no compilation goes on."""
     error, cancelled = {"interrupt": KeyboardInterrupt}.get(what, ValueError), []
-    exits, cancel = load.Uploader.__exit__, warmup.BackgroundCompilation.cancel
+    exits, cancel = load.Uploader.__exit__, background.BackgroundCompilation.cancel
 
     def fail(*args, **options):
         raise error(what)
@@ -108,7 +108,7 @@ def test_error_leaves_nothing(path, pool, monkeypatch, what):
         monkeypatch.setattr("rocforge.loading.fp16_weights.dequantize_device", fail)
     else:
         monkeypatch.setattr(kernels.Kernel, "__call__", fail)
-    monkeypatch.setattr(warmup.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
+    monkeypatch.setattr(background.BackgroundCompilation, "cancel", lambda self: cancelled.append(cancel(self)))
     used = pool.used_bytes()
     with pytest.raises(error, match=what) as kept:
         rf.load(path, "gpu", fp16_weights=True)

@@ -8,7 +8,7 @@ import pytest
 from simulated import little_memory, on_the_simulator, only_simulated
 
 import rocforge as rf
-from rocforge.engine import step as decode
+from rocforge.engine import step as steps
 from rocforge.load import load_model
 
 pytestmark = pytest.mark.slow
@@ -42,20 +42,22 @@ def test_engines_leave_nothing(model):
     assert free[5] == free[1]
 
 
-def test_plans_that_are_kept(model):
-    """However requests differ, a few plans of a batch size are kept; one that was dropped is made again."""
-    outputs = []
-    with rf.Engine(model, cache_tokens=256) as engine:
-        for biases in (0, 1, 20, 40, 0):
-            logit_bias = dict.fromkeys(range(100, 100 + biases), -1.0)
-            outputs += run(engine, [[1, 2, 3]], rf.SamplingParams(**{**vars(PARAMS), "logit_bias": logit_bias}))
-        assert len(engine._decoder._plans) == decode.VARIANTS
-    assert outputs[0] == outputs[4]
+@only_simulated
+def test_graphs_share_their_memory(model):
+    """Those of many shapes take little more than that of the largest alone."""
+    with rf.Engine(model, cache_tokens=64, max_batch_tokens=192, max_requests=8) as engine:
+        runner = engine._runner
+        with engine._stream:
+            for _ in range(2):
+                runner._run(runner.shapes[-1], [])
+        alone = runner.memory_reserved
+        engine.prepare()
+        assert len(runner._plans) == 9 and runner.memory_reserved < 1.5 * alone
 
 
 def test_an_engine_that_is_made_during_a_capture(model, monkeypatch):
     """One thread's engine begins while another's graph is captured: both go on, with the same tokens."""
-    step, outputs = decode._Plan._step, []
+    step, outputs = steps._Plan._forward, []
 
     def other():
         with rf.Engine(model, cache_tokens=128) as engine:
@@ -68,7 +70,7 @@ def test_an_engine_that_is_made_during_a_capture(model, monkeypatch):
             thread.join()
         return step(plan)
 
-    monkeypatch.setattr(decode._Plan, "_step", with_another)
+    monkeypatch.setattr(steps._Plan, "_forward", with_another)
     with rf.Engine(model, cache_tokens=128) as engine:
         assert outputs == [] and run(engine, [[1, 2, 3]]) == outputs[0]
 

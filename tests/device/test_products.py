@@ -201,6 +201,20 @@ def test_many_tokens(rng, qtype):
     assert product_error(y, x, weight.dequantize(), bias, residual) < 1e-3
 
 
+@pytest.mark.parametrize("rows", [48, 51])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gated_of_many_tokens(rng, rows, biased):
+    """For a float16 product, the BLAS library's gate and up are float16 too; with biases they are not."""
+    x = rng.standard_normal((70, 128)).astype(np.float16)
+    gate, up, down = (rng.standard_normal(shape).astype(np.float16) / 8 for shape in ((rows, 128),) * 2 + ((5, rows),))
+    biases = [rng.standard_normal(rows).astype(np.float32) if biased else None for _ in range(2)]
+    there = [cp.asarray(a) for a in (x, gate, up)], [None if b is None else cp.asarray(b) for b in biases]
+    y = gated_linear(*there[0], *there[1], consumer=cp.asarray(down))
+    products = [x.astype(np.float64) @ w.astype(np.float64).T for w in (gate, up)]
+    expected = swiglu(*[p if b is None else p + b for p, b in zip(products, biases, strict=True)])
+    assert y.dtype == np.float16 and relative_error(y, expected) < 1e-3
+
+
 @pytest.mark.parametrize("qtype", RARE)
 def test_rare_formats_few_tokens(rng, qtype):
     """The formats without a kernel of their own are unpacked to float16 for any number of tokens."""

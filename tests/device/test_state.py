@@ -1,37 +1,14 @@
-"""State on a device: the decode kernel advances all groups, windows free blocks, recurrent state has slots."""
+"""State on a device: windows free blocks, recurrent state has slots."""
 
-import cupy as cp
 import numpy as np
 from golden import build
 
 import rocforge as rf
 from rocforge.engine.state import NONE
-from rocforge.engine.step import advance_decode
 from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, Recurrent
-
-
-def test_each_group_advances():
-    """Slots by each group's own table, of rows in any block; a row without a sequence has none, and stays so."""
-    groups, rows, width, size = 3, 300, 5, 32
-    rng = np.random.default_rng(0)
-    positions = rng.integers(0, width * size - 1, rows).astype(np.int32)
-    positions[[7, 299]] = -1
-    tables = rng.permutation(groups * rows * width).astype(np.int32).reshape(groups, rows, width)
-    following, step = cp.asarray(positions), cp.zeros(1, np.int32)
-    outputs = [cp.full(rows, 99, np.int32) for _ in range(2)]
-    slots = cp.full((groups, rows), 99, np.int32)
-    live = positions >= 0
-    for turn in range(2):
-        args = (following, *outputs, step, slots, cp.asarray(tables), groups, rows, width, size)
-        advance_decode((2,), (256,), args)
-        at = np.where(live, positions + turn, 0)
-        expected = tables[:, np.arange(rows), at // size] * size + at % size
-        assert np.array_equal(slots.get(), np.where(live, expected, -1))
-        assert np.array_equal(outputs[0].get(), at) and np.array_equal(outputs[1].get(), np.where(live, at + 1, 0))
-    assert np.array_equal(following.get(), np.where(live, positions + 2, -1)) and step.get() == [2]
 
 
 def test_recurrent_slots():

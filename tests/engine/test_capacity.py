@@ -27,8 +27,8 @@ def free(monkeypatch):
 def test_a_long_context_takes_what_its_windows_need(states, dense, most):
     """One sequence of 131,072 tokens in float16; without windows, every layer would hold all of them."""
     whole = [PagedKV(s.heads, s.key_dim, s.value_dim) for s in states]
-    assert CacheSizes(whole, "gpu:0").nbytes(131072) == pytest.approx(dense, rel=0.01)
-    assert CacheSizes(states, "gpu:0").nbytes(131072) <= most
+    assert CacheSizes(whole, "gpu:0", 512).nbytes(131072) == pytest.approx(dense, rel=0.01)
+    assert CacheSizes(states, "gpu:0", 512).nbytes(131072) <= most
 
 
 def test_bytes_are_those_of_the_arrays():

@@ -26,8 +26,8 @@ def step(scheduler, pacer=None):
     for chunk in chunks:
         scheduler.advance(chunk)
     for each in sampled:
-        each.output.append(0)
-    return [(chunk.request, chunk.count) for chunk in chunks]
+        scheduler.accepted(each, 0)
+    return [(chunk.request, chunk.tokens) for chunk in chunks]
 
 
 def table(request):
@@ -146,13 +146,13 @@ def test_blocks_follow_each_other():
     assert table(only) == [1, 2]
 
 
-@pytest.mark.parametrize("share, counts", [(0, [1]), (2, [1, 2]), (100, [1, 5])])
+@pytest.mark.parametrize("share, counts", [(0, [1]), (1, [1, 1]), (2, [1, 2]), (100, [1, 5])])
 def test_the_pacer_bounds_prompts_beside_decodes(share, counts):
-    """And nothing where no request decodes."""
-    pacer = SimpleNamespace(share=lambda decodes: share if decodes else 1 / 0)
-    first, prompt = request(1), request(*range(9))
+    """And nothing where no request decodes. A share of 0 is a look at decodes alone."""
+    pacer = SimpleNamespace(share=lambda decodes: share)
+    first, prompt = request(*range(4)), request(*range(9))
     scheduler = scheduler_with(first, budget=6)
-    assert step(scheduler, pacer) == [(first, 1)]
+    assert step(scheduler, pacer) == [(first, 4)]
     scheduler.add(prompt)
     assert [count for _, count in step(scheduler, pacer)] == counts
 
@@ -168,49 +168,78 @@ def test_a_finished_request_is_nowhere():
     assert not len(scheduler) and scheduler.state.idle
 
 
-class TestRepeats:
-    """Whether the step after the next is of the same requests."""
+class TestAhead:
+    """Steps that are scheduled while the one before runs, whose tokens are not known."""
 
-    @pytest.fixture
-    def decoding(self):
-        """A scheduler, and two requests whose next token fills their block."""
-        requests = [request(*range(2), max_tokens=3), request(*range(2, 4), max_tokens=4)]
-        scheduler = scheduler_with(*requests, blocks=4)
-        step(scheduler)
-        return scheduler, requests
+    def launch(self, scheduler):
+        chunks = scheduler.schedule()
+        for chunk in chunks:
+            scheduler.advance(chunk)
+        return [(chunk.request, chunk.start, chunk.needs_logits) for chunk in chunks]
 
-    def test_with_room(self, decoding):
-        """Yes, and blocks for it are allotted."""
-        scheduler, requests = decoding
-        assert scheduler.repeats(requests, limit=5) and free(scheduler) == 2
-        step(scheduler)
-        requests[0].params = requests[1].params
-        assert scheduler.repeats(requests, limit=6) and free(scheduler) == 0
-
-    def test_someone_waits(self, decoding):
-        scheduler, requests = decoding
-        scheduler.add(request(9))
-        assert not scheduler.repeats(requests, limit=100)
-
-    def test_others_run(self, decoding):
-        scheduler, requests = decoding
-        assert not scheduler.repeats(requests[:1], limit=100)
-
-    def test_at_the_longest_sequence(self, decoding):
-        scheduler, requests = decoding
-        assert not scheduler.repeats(requests, limit=4)
-
-    def test_at_the_last_token(self, decoding):
-        """The first request may have three."""
-        scheduler, requests = decoding
-        step(scheduler)
-        assert not scheduler.repeats(requests, limit=100)
-
-    def test_without_a_block(self):
+    def test_a_request_goes_on(self):
+        """With the position after the one whose token is pending; accepting it changes nothing of that."""
         only = request(1, 2, 3)
-        scheduler = scheduler_with(only, blocks=1)
-        step(scheduler)
-        assert not scheduler.repeats([only], limit=100)
+        scheduler = scheduler_with(only)
+        assert self.launch(scheduler) == [(only, 0, True)]
+        assert self.launch(scheduler) == [(only, 3, True)] and (only.length, only.known) == (5, 3)
+        scheduler.accepted(only, 7)
+        assert self.launch(scheduler) == [(only, 4, True)] and only.tokens(3, 6) == [7]
+
+    def test_until_its_last_token_is_pending(self):
+        only = request(1, 2)
+        only.max_length = 4
+        scheduler = scheduler_with(only)
+        assert self.launch(scheduler) and self.launch(scheduler)
+        assert self.launch(scheduler) == [] and len(scheduler) == 1
+
+    def test_a_block_is_known_once_its_tokens_are(self):
+        """It is computed by a step that is queued, but only the host can say what it holds."""
+        first, same = request(1, 2, 3), request(1, 2, 3, 9, 5)
+        scheduler = scheduler_with(first)
+        self.launch(scheduler), self.launch(scheduler)
+        assert not first.state.digests
+        scheduler.accepted(first, 9)
+        scheduler.add(same)
+        self.launch(scheduler)
+        assert same.num_cached_tokens == 4
+
+    def test_a_preempted_request_keeps_its_pending_token(self):
+        first, last = request(1, 2, 3), request(4, 5, 6)
+        scheduler = scheduler_with(first, last, blocks=2)
+        self.launch(scheduler), self.launch(scheduler)
+        for each in (first, last):
+            scheduler.accepted(each, 0)
+        assert self.launch(scheduler) == [(first, 4, True)] and last.status is Status.WAITING
+        scheduler.accepted(last, 8)
+        assert (last.output, last.remaining) == ([0, 8], 5)
+
+
+def test_a_long_prompt_leaves_room_for_those_behind():
+    """It takes half of what is left, and what the others have not taken; alone it takes all."""
+    long, short = request(*range(2000)), request(*range(5000, 5100))
+    scheduler = scheduler_with(long, blocks=1000, budget=1000)
+    assert step(scheduler) == [(long, 1000)]
+    scheduler.add(short)
+    assert step(scheduler) == [(long, 900), (short, 100)]
+
+
+def test_many_short_prompts_are_not_cut_up():
+    prompts = [request(i, *range(300)) for i in range(4)]
+    scheduler = scheduler_with(*prompts, blocks=1000, budget=1000)
+    assert [count for _, count in step(scheduler)] == [301, 301, 256, 142]
+
+
+@pytest.mark.parametrize("share, tokens", [(0, 1), (1, 4), (7, 8), (9, 8), (14, 16), (40, 20)])
+def test_steps_have_sizes(share, tokens):
+    """The nearest to what the pacer allows."""
+    pacer = SimpleNamespace(share=lambda decodes: share)
+    first, prompt = request(1), request(*range(100))
+    scheduler = scheduler_with(first, blocks=100, budget=20)
+    step(scheduler)
+    scheduler.sizes = [1, 4, 8, 16, 20]
+    scheduler.add(prompt)
+    assert sum(count for _, count in step(scheduler, pacer)) == tokens
 
 
 class Tokens:
@@ -219,24 +248,27 @@ class Tokens:
     def __init__(self, windows, blocks, slots):
         self.paged = [PagedKV(1, 1, 1, window=window) for window in windows]
         self.blocks, self.slots = [{} for _ in windows], {}
-        self.manager = StateManager(self.paged, blocks, slots, self.copy, SIZE)
+        self.manager = StateManager(self.paged, blocks, slots, self.copy, SIZE, sequences=5)
 
     def copy(self, source, target):
         self.slots[target] = self.slots[source]
 
-    def run(self, chunk):
-        """A chunk reads what its tokens see, which must be what the same tokens were, and writes its own."""
+    def run(self, chunk, tokens):
+        """A chunk reads what its tokens see, which must be what the same tokens were, and writes its own.
+
+        `tokens` are all of its request, also those that the host does not know.
+        """
         request, start, stop = chunk.request, chunk.start, chunk.stop
         for state, group, table in zip(self.paged, self.blocks, request.state.tables, strict=True):
             for position in range(start, stop):
-                group[table[position // SIZE], position % SIZE] = request.tokens(0, position + 1)
+                group[table[position // SIZE], position % SIZE] = tokens[: position + 1]
             for position in range(state.first_visible(start), stop):
                 assert table[position // SIZE] != NONE
-                assert group[table[position // SIZE], position % SIZE] == request.tokens(0, position + 1)
+                assert group[table[position // SIZE], position % SIZE] == tokens[: position + 1]
         if self.manager.slots:
             before = self.slots[request.state.slot] if start else []
-            assert before == request.tokens(0, start), "a recurrence goes on from just what came before"
-            self.slots[request.state.slot] = request.tokens(0, stop)
+            assert before == tokens[:start], "a recurrence goes on from just what came before"
+            self.slots[request.state.slot] = tokens[:stop]
 
 
 def blocks_that_suffice(window, budget, longest):
@@ -258,42 +290,45 @@ def blocks_that_suffice(window, budget, longest):
     st.integers(1, 20),
     st.integers(1, 5),
     st.sets(st.integers(0, 40)),
+    st.sampled_from([0, 1]),
 )
-def test_scheduler_rules(arrivals, windows, recurrent, more, budget, most, cancelled):
-    """For any arrivals and cancellations: budgets hold, no block is written by two, each token is computed in order
-    from what the tokens before it left, decoding requests all run while the budget lasts, everything ends, and all
-    blocks and slots are free then."""
+def test_scheduler_rules(arrivals, windows, recurrent, more, budget, most, cancelled, ahead):
+    """For any arrivals and cancellations, with the host a step behind or not: budgets hold, no block is written by two,
+    each token is computed in order from what the tokens before it left, everything ends, and all blocks and slots are
+    free then."""
     recurrent |= not windows
     blocks = [blocks_that_suffice(w, budget, 42) + extra for w, extra in zip(windows, more, strict=False)]
     cache = Tokens(windows, blocks, (2 + more[-1]) * recurrent)
     scheduler = Scheduler(cache.manager, budget, most)
     pending = sorted(arrivals, key=lambda a: a[2])
-    limits = {}
+    truth, queued = {}, []
     for step in range(3000):
         while pending and pending[0][2] <= step:
             prompt, count, _ = pending.pop(0)
-            request = Request(list(prompt), SamplingParams(seed=0))
-            limits[request] = count
+            request = Request(list(prompt), SamplingParams(seed=0), max_length=len(prompt) + count)
+            truth[request] = [*prompt, *(i % 2 for i in range(count))]
             scheduler.add(request)
         if step in cancelled and scheduler.running:
             scheduler.finish(scheduler.running[0])
         chunks = scheduler.schedule()
-        assert sum(chunk.count for chunk in chunks) <= budget and len(scheduler.running) <= most
-        if scheduler.running:
+        assert sum(chunk.tokens for chunk in chunks) <= budget and len(scheduler.running) <= most
+        if scheduler.running and not queued:
             assert chunks
         owners = {}
         for chunk in chunks:
             for group, table in enumerate(chunk.request.state.tables):
                 for block in table[chunk.start // SIZE : (chunk.stop - 1) // SIZE + 1]:
                     assert owners.setdefault((group, block), chunk.request) is chunk.request
-            cache.run(chunk)
+            cache.run(chunk, truth[chunk.request])
         for chunk in chunks:
-            request, needs_logits = chunk.request, chunk.needs_logits
-            scheduler.advance(chunk, snapshot=step % 3 > 0)
-            if needs_logits:
-                request.output.append(len(request.output) % 2)
-                if len(request.output) == limits[request]:
-                    scheduler.finish(request)
+            scheduler.advance(chunk)
+        queued.append([chunk.request for chunk in chunks if chunk.needs_logits])
+        if len(queued) > ahead or not chunks:
+            for request in queued.pop(0):
+                if request.status is not Status.FINISHED:
+                    scheduler.accepted(request, truth[request][request.known])
+                    if request.known == request.max_length:
+                        scheduler.finish(request)
         if not pending and not len(scheduler):
             break
     assert not len(scheduler) and cache.manager.idle

@@ -156,6 +156,8 @@ def test_gated_products(names, tokens, card):
     assert found.result in (taken, OperandForm.FLOAT32)
     if not one:
         assert not found.result.packed
+        both = product is plan.product_for(up, tokens, tuned) is Product.GEMM_FP16
+        assert found.rounded == (both and found.result is OperandForm.FP16)
     elif product in (Product.TILE, Product.WIDE):
         assert found.result in (found.form, OperandForm.FLOAT32)
     alone = plan.gated_plan(gate, up, None, tokens, tuned)

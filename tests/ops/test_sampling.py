@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocforge.errors import NonFiniteError
-from rocforge.ops.sampling import SamplingParams, logprobs, sample, uniform
+from rocforge.ops.sampling import SamplingParams, logprobs, masked, sample, uniform
 
 
 def draws(logits, count=4000, **options):
@@ -68,6 +68,60 @@ def test_kept_tokens(data):
         # a token this likely is missed in 60 draws with a probability under 1e-9
         share = {i: weights[i] / sum(weights[j] for j in kept) for i in kept}
         assert {i for i, s in share.items() if s > 0.3} <= seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([30, 500, 3000]),
+    st.sampled_from([0.0, 0.5, 3.0]),
+    st.sampled_from([0, 1, 40, 499, 5000]),
+    st.sampled_from([1e-9, 0.3, 0.9, 0.999, 1 - 1e-12, 1]),
+    st.sampled_from([0, 0.01, 1]),
+)
+def test_cuts_of_large_vocabularies(seed, size, spread, k, p, m):
+    """The tokens that sorting the whole vocabulary would draw from, though few of them are sorted."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.standard_normal(size) * spread, 2).astype(np.float32)
+    logits[rng.random(size) < 0.1] = -np.inf
+    logits[0] = 0
+    weights = np.exp(logits - logits.max(), dtype=np.float64)
+    order = np.argsort(-weights, kind="stable")[: k or None]
+    total = (np.sort(weights)[-k:] if k else weights).sum()
+    before = np.cumsum(weights[order]) - weights[order]
+    kept = np.sort(order[((p == 1) | (before < p * total)) & (weights[order] >= m)])
+    params = SamplingParams(temperature=1, top_k=k, top_p=p, min_p=m, seed=seed)
+    for step in range(20):
+        sums = np.cumsum(weights[kept])
+        drawn = kept[np.searchsorted(sums, uniform(seed, step) * sums[-1], side="right")]
+        assert sample(logits, params, [0], [0] * step) == drawn
+
+
+def test_masked(rng):
+    """Tokens keep their logits where their bit is set; those past the mask's end have none."""
+    logits = rng.standard_normal(70).astype(np.float32)
+    before = logits.copy()
+    for words, last in ((3, 70), (2, 64), (4, 70), (1, 32)):
+        result = masked(logits, np.full(words, 0x80000002, np.uint32))
+        allowed = [i for i in range(last) if i % 32 in (1, 31)]
+        assert np.flatnonzero(np.isfinite(result)).tolist() == allowed and (result[allowed] == logits[allowed]).all()
+    assert (logits == before).all()
+
+
+@pytest.mark.parametrize("words", [0, 1, 3])
+def test_masks_that_allow_nothing(words):
+    """An error that says so, also where the one token that is allowed has no logit."""
+    with pytest.raises(NonFiniteError, match="the constraint leaves no token"):
+        masked(np.zeros(70, np.float32), np.zeros(words, np.uint32))
+    with pytest.raises(NonFiniteError, match="the constraint leaves no token"):
+        masked(np.array([-np.inf, 1], np.float32), np.ones(1, np.uint32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_masks_hide_no_fault(bad):
+    """Logits that are not finite are an error also where no mask lets them through."""
+    with pytest.raises(NonFiniteError, match="the highest logit"):
+        masked(np.array([0, bad], np.float32), np.ones(1, np.uint32))
 
 
 def test_penalties_and_bias(rng):

@@ -11,9 +11,9 @@ from golden import build
 
 import rocforge as rf
 from rocforge.engine.engine import Engine
-from rocforge.engine.service import Service
-from rocforge.server.metrics import Metrics
-from rocforge.server.run import _Server
+from rocforge.server.backend import LocalBackend
+from rocforge.server.http import HTTPServer
+from rocforge.server.run import observed_service
 from rocforge.server.settings import Settings
 
 CONTEXT = 2048
@@ -47,9 +47,9 @@ def running(model_file, endless=False, **settings):
         engines.append(Engine(model, ends, cache_tokens=4 * CONTEXT))
         return engines[0], tokenizer
 
-    service = Service(load, max_queue=64, observer=Metrics())
+    service, metrics = observed_service(load, max_queue=64)
     options = {"model_name": "small", "chat_template": TEMPLATE, **settings}
-    server = _Server(service, Settings(**options), "warning")
+    server = HTTPServer(LocalBackend(service), Settings(**options), metrics, "warning")
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a client that does not read is noticed
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -10,7 +10,7 @@ import pytest
 
 from rocforge.engine.reply import Progress, Reply
 from rocforge.ops.sampling import SamplingParams
-from rocforge.server import jobs
+from rocforge.server import events
 from rocforge.server.jobs import Job, Jobs
 
 PROMPT = {"model": "small", "prompt": [[5, 6, 7] * 50, [8, 9] * 50], "max_tokens": 3, "n": 2}
@@ -72,39 +72,33 @@ def test_statuses_within_a_budget():
 
 
 def test_pings(monkeypatch):
-    """A stream that waits sends comments, and the same events in the same order; ended early, it ends its source."""
-    monkeypatch.setattr(jobs, "PING_SECONDS", 0.01)
-    ended = []
+    """A body that waits gets comments between its parts, and none while it has something to say."""
+    monkeypatch.setattr(events, "PING_SECONDS", 0.03)
+    sent = []
 
-    async def source():
-        try:
-            for event in (b"a", b"b", b"c"):
-                yield event
-                await asyncio.sleep(0.05)
-        finally:
-            ended.append(True)
+    async def send(message):
+        sent.append(message["body"])
 
-    async def all_events():
-        return [event async for event in jobs._with_pings(source())]
+    async def body():
+        pings = events.Pings(send)
+        task = asyncio.ensure_future(pings.run())
+        for part in (b"a", b"b", b"c"):
+            await pings.send(part)
+            await asyncio.sleep(0.1)
+        for _ in range(20):
+            await pings.send(b"d")
+            await asyncio.sleep(0.005)
+        task.cancel()
 
-    events = asyncio.run(all_events())
-    assert [event for event in events if not event.startswith(b":")] == [b"a", b"b", b"c"]
-    assert events.count(b": ping\n\n") >= 3 and events[0] == b"a"
-
-    async def first_event():
-        stream = jobs._with_pings(source())
-        await anext(stream)
-        await stream.aclose()
-        await asyncio.sleep(0)
-
-    ended.clear()
-    asyncio.run(first_event())
-    assert ended == [True]
+    asyncio.run(body())
+    assert [part for part in sent if not part.startswith(b":")] == [b"a", b"b", b"c"] + [b"d"] * 20
+    assert sent[0] == b"a" and sent[1] == b": ping\n\n"
+    assert b": ping\n\n" not in sent[sent.index(b"d") :]
 
 
 def test_pings_of_the_server(server, monkeypatch):
     """A request that waits for its first token is not silent, and its stream is complete."""
-    monkeypatch.setattr(jobs, "PING_SECONDS", 0.001)
+    monkeypatch.setattr(events, "PING_SECONDS", 0.001)
     body = {"model": "small", "prompt": "abc", "max_tokens": 40, "ignore_eos": True, "stream": True, "seed": 1}
     lines = server.post("/v1/completions", json=body).text.splitlines()
     assert ": ping" in lines

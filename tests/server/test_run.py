@@ -1,4 +1,4 @@
-"""`serve` as a process: ready, signals with requests in flight, ports, models that do not load."""
+"""`serve`: ready, signals with requests in flight, ports, models that do not load; in one process and in several."""
 
 import contextlib
 import json
@@ -23,6 +23,7 @@ from rocforge.server.run import serve
 from rocforge.server.settings import Settings
 settings = Settings(model_name="small", grace=float(sys.argv[2]), chat_template="{{ messages[0].content }}")
 serve(sys.argv[1], port=0, device="cpu", context=4096, settings=settings, log_level="warning",
+      processes=int(sys.argv[3]), restart_engine=len(sys.argv) > 4,
       on_ready=lambda url: print(url, flush=True))
 print("returned", flush=True)
 """
@@ -31,7 +32,7 @@ LONG = {"model": "small", "prompt": "abc", "max_tokens": 3500, "n": 2, "ignore_e
 
 
 @contextlib.contextmanager
-def serving(model, grace=0.3, descriptors=None):
+def serving(model, grace=0.3, descriptors=None, processes=1, more=()):
     """A server process, once it is ready, and its URL; killed at the end where it still runs."""
 
     def limit():
@@ -40,7 +41,7 @@ def serving(model, grace=0.3, descriptors=None):
 
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(model), str(grace)],
+        [sys.executable, "-c", SERVE, str(model), str(grace), str(processes), *more],
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -52,6 +53,30 @@ def serving(model, grace=0.3, descriptors=None):
     finally:
         process.kill()
         process.wait()
+
+
+def descendants(pid):
+    """A process and all that it has started."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():  # children are listed by the thread that has started them
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def gone(pids, seconds=5.0):
+    """Whether all these processes end in that time."""
+    until = time.monotonic() + seconds
+    while any(is_running(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid):
+    """Whether there is such a process, other than one that is only to be waited for."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def stream(url, body, lines):
@@ -81,10 +106,10 @@ def wait_for_tokens(url, count):
     raise AssertionError(f"not {count} requests that write: {jobs}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_with_requests_in_flight(model_file, number):
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_with_requests_in_flight(model_file, number, processes):
     """What is short finishes; what is long is told that the server stops; the process ends by itself, with status 0."""
-    with serving(model_file, grace=1.0) as (process, url):
+    with serving(model_file, grace=1.0, processes=processes) as (process, url):
         long, short = [], []
         threads = [stream(url, LONG, long), stream(url, {**LONG, "max_tokens": 30, "n": 1}, short)]
         wait_for_tokens(url, 2)
@@ -106,7 +131,8 @@ def post(path, body):
     return f"{head}\r\n\r\n{body}".encode()
 
 
-def test_a_signal_with_connections_of_all_kinds(model_file):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_signal_with_connections_of_all_kinds(model_file, processes):
     """Idle ones are closed at once, answers come, streams and requests that wait are told, and a client that sends no
     more or does not read holds nothing up; the process ends with status 0 and logs no fault.
     """
@@ -126,7 +152,7 @@ def test_a_signal_with_connections_of_all_kinds(model_file):
         "chat": post("/v1/chat/completions", json.dumps({**chat, "stream": True})),
         "does not read": post("/v1/completions", unread),
     }
-    with serving(model_file, grace=1.0) as (process, url), contextlib.ExitStack() as stack:
+    with serving(model_file, 1.0, processes=processes) as (process, url), contextlib.ExitStack() as stack:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         connections = {name: stack.enter_context(socket.socket()) for name in sent}
         connections["does not read"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -171,16 +197,18 @@ def test_connections_stay_below_the_limit_of_descriptors(model_file, descriptors
                         connection.sendall(data)
                 assert client.get("/health").status_code == client.get("/ready").status_code == 200
                 assert client.get("/v1/models").status_code == (503 if data else 200)
-                assert len(os.listdir(f"/proc/{process.pid}/fd")) < 0.8 * descriptors
+                for pid in descendants(process.pid):
+                    assert len(os.listdir(f"/proc/{pid}/fd")) < 0.9 * descriptors
         process.terminate()
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0 and "Traceback" not in err and "out of system resource" not in err
 
 
-def test_a_second_signal_ends_it_at_once(model_file):
-    """However long the grace is."""
-    with serving(model_file, grace=60.0) as (process, url):
-        lines = []
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_second_signal_ends_it_at_once(model_file, processes):
+    """However long the grace is; with it end all its processes."""
+    with serving(model_file, grace=60.0, processes=processes) as (process, url):
+        lines, all_processes = [], descendants(process.pid)
         thread = stream(url, LONG, lines)
         wait_for_tokens(url, 1)
         process.send_signal(signal.SIGINT)
@@ -191,9 +219,11 @@ def test_a_second_signal_ends_it_at_once(model_file):
         assert process.wait(10) == 128 + signal.SIGINT
         assert time.monotonic() - begin < 5
         thread.join(20)
+        assert gone(all_processes)
 
 
-def test_a_signal_while_it_loads(model_file):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_signal_while_it_loads(model_file, processes):
     """The process ends without waiting to be ready."""
     code = SERVE.replace(
         "from rocforge.server.run import serve",
@@ -201,7 +231,7 @@ def test_a_signal_while_it_loads(model_file):
 import signal, time
 import rocforge.server.run as run
 def slow(*arguments):
-    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # in the main thread, this being another one
+    while sys.argv[3] == "0" and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # this being another thread
         time.sleep(0.01)
     print("loading", flush=True)
     time.sleep(60)
@@ -210,7 +240,7 @@ serve = run.serve
 """,
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(model_file), "0.2"],
+        [sys.executable, "-c", code, str(model_file), "0.2", str(processes)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -221,18 +251,20 @@ serve = run.serve
     assert process.wait(20) == 0
 
 
-def test_a_model_that_does_not_load(tmp_path):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_model_that_does_not_load(tmp_path, processes):
     """The error is raised, and the process ends."""
     (tmp_path / "broken.gguf").write_bytes(b"GGUF nonsense")
-    with serving(tmp_path / "broken.gguf") as (process, url):
+    with serving(tmp_path / "broken.gguf", processes=processes) as (process, url):
         assert url == ""
         _, err = process.communicate(timeout=30)
         assert process.returncode == 1 and "GGUFError" in err.splitlines()[-1]
 
 
-def test_a_port_in_use(model_file):
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_port_in_use(model_file, processes):
     """Is an OSError, before anything is loaded."""
     from rocforge.server.run import serve
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Address already in use"):
-        serve(model_file, port=taken.getsockname()[1])
+        serve(model_file, port=taken.getsockname()[1], processes=processes)

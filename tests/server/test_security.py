@@ -241,7 +241,7 @@ def test_grammars_leave_no_process(server, monkeypatch):
     before = processes()
     for more in ({}, {"stream": True}, {"regex": "[a-z]{2}"}, {"max_tokens": 10**6}, {"timeout": 0.001}):
         assert server.post("/v1/completions", json={**body, **more}).status_code in (200, 400, 504)
-    monkeypatch.setattr("rocforge.server.generation.MAX_GRAMMARS", 2)
+    monkeypatch.setattr("rocforge.server.grammars.MAX_GRAMMARS", 2)
     answer = server.post("/v1/completions", json=body)
     assert answer.status_code == 429 and "2 texts" in answer.json()["error"]["message"]
     assert server.post("/v1/completions", json={**body, "n": 2}).status_code == 200

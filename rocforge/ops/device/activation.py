@@ -27,8 +27,11 @@ _ELEMENTWISE = {
     }.items()
 }
 _GATED = {
-    name: Kernel("activation.hip", name, f"float32*? float16*? float32* float32* uint32 uint64 uint64 {more}")
+    (name, dtype): Kernel(
+        "activation.hip", name + suffix, f"float32*? float16*? {dtype}* {dtype}* uint32 uint64 uint64 {more}"
+    )
     for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
+    for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
@@ -55,7 +58,7 @@ def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: Opera
 
     Args:
         name: of the unit.
-        gate, up: CuPy arrays of one shape.
+        gate, up: CuPy arrays of one shape; both float16, or taken as float32.
         constants: of swiglu_oai, alpha and limit; none: gpt-oss's.
         form: FLOAT32, or FP16, cut to ±65504.
     """
@@ -65,10 +68,12 @@ def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: Opera
     columns = gate.shape[-1] if gate.ndim else 1
     if gate.size:
         to = (None, out) if form is OperandForm.FP16 else (out, None)
-        (g, g_stride), (u, u_stride) = (rows_of(a if a.ndim == 2 else a.reshape(-1, columns)) for a in (gate, up))
+        dtype = np.float16 if gate.dtype == up.dtype == np.float16 else np.float32
+        flat = (a if a.ndim == 2 else a.reshape(-1, columns) for a in (gate, up))
+        (g, g_stride), (u, u_stride) = (rows_of(a, dtype) for a in flat)
         threads = tuning.current().elementwise_threads
         grid = (gate.size // columns, blocks(columns, 4 * threads))
-        _GATED[name](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
+        _GATED[name, dtype.__name__](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
     return out
 
 

@@ -157,13 +157,15 @@ def _attend(
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group)
-        threads = geometry.decode(tuned, head_dim, group, card.wave).threads
-        decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
+        parts = geometry.decode(tuned, head_dim, group, card.wave)
+        decode((splits, kv_heads, count), (parts.threads,), {**common, **to, **work, **before}, parts.shared)
     if most > 1:
-        tiles = blocks(most * group, geometry.prefill(tuned, head_dim).rows)
+        cut = geometry.prefill(tuned, head_dim, card.wave)
+        tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group)
         args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
-        prefill((tiles, kv_heads, count), (tuned.prefill_waves * card.wave,), args)
+        args |= {"sequences": count, "tiles": tiles}
+        prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
 
 
 _NOTHING_BEFORE = {

@@ -160,11 +160,14 @@ class GatedPlan(NamedTuple):
         product: what multiplies and gates in one launch; None: two products, and a launch for the gated unit.
         form: in which x is taken, where that is one launch.
         result: the form that is written.
+        rounded: whether the results of two products are float16, where that is all that follows: half as much to write
+            and to read.
     """
 
     product: Product | None
     form: OperandForm
     result: OperandForm
+    rounded: bool = False
 
 
 @functools.lru_cache(PLANS_KEPT)
@@ -176,7 +179,8 @@ def gated_plan(
     form = form_of(product, tokens)
     wanted = OperandForm.FLOAT32 if consumer is None else form_of(product_for(consumer, tokens, tuned), tokens)
     if gate.kernel != up.kernel or product in (Product.GEMM_FP16, Product.GEMM_FLOAT32):
-        return GatedPlan(None, form, OperandForm.FLOAT32 if wanted.packed else wanted)
+        rounded = wanted is OperandForm.FP16 and product is product_for(up, tokens, tuned) is Product.GEMM_FP16
+        return GatedPlan(None, form, OperandForm.FLOAT32 if wanted.packed else wanted, rounded)
     writes_wanted = wanted.packed and (wanted is form or (wanted is OperandForm.INT8 and product is Product.GEMV_FLOAT))
     return GatedPlan(product, form, wanted if writes_wanted else OperandForm.FLOAT32)
 

@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from rocforge.device import tuning
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.device.activation import add_to_rows, gated_unit
@@ -77,10 +79,13 @@ def gated_linear(
     following = None if consumer is None or len(leading) != 1 else format_of(consumer)
     plan = gated_plan(format_of(gate), format_of(up), following, len(flat), tuning.current())
     if plan.product is None:
-        return gated_unit(unit, *linears(x, [gate, up], biases, None), form=plan.result)
-    y = _GATED.get(plan.product, gated_product)(
-        as_operand(flat, plan.form), gate, up, [float32(bias) for bias in biases], unit, plan.result
-    )
+        if plan.rounded and len(leading) == 1 and all(bias is None for bias in biases):
+            parts = gemms_fp16(as_operand(flat, plan.form), [gate, up], np.float16)
+        else:
+            parts = linears(x, [gate, up], biases, None)
+        return gated_unit(unit, *parts, form=plan.result)
+    run = _GATED.get(plan.product, gated_product)
+    y = run(as_operand(flat, plan.form), gate, up, [float32(bias) for bias in biases], unit, plan.result)
     return y if isinstance(y, PackedOperand) or len(leading) == 1 else y.reshape(*leading, y.shape[-1])
 
 

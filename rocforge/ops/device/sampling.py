@@ -1,13 +1,14 @@
 """Sampling on a device: what rocforge.ops.sampling does on the host, for all rows of a batch at once, in two launches.
 
-How each row is sampled lies in device memory, and its step and its token counts are advanced there, so that the
-launches can be replayed. The same request draws the same tokens as on the host, but for a draw that falls within
-float32's rounding of the border between two tokens.
+A Sampler belongs to an engine. What it needs of a request lies on the host, as a record in the request's slot; a step
+copies those of its rows to the device, with masks and biases, in one upload. The same request draws the same tokens as
+on the host, but for a draw that falls within float32's rounding of the border between two tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,133 +20,225 @@ from rocforge.ops.sampling import SamplingParams
 from rocforge.ops.types import Array, HostArray
 
 VOCABULARY_LIMIT = 1 << 19
+NONE_FINITE, NONE_ALLOWED = -1, -2
+"""In place of a token: the highest logit is not finite; the mask leaves no token with a finite one."""
 
-_INTEGERS = ("step", "top_k", "counts_row", "bias_start", "bias_count")
+_INTEGERS = ("step", "top_k", "slot", "counts_row", "edited_row", "mask_start", "bias_start")
 _FLOATS = ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 PARAMETERS = np.dtype(
     [("seed", np.uint64), ("top_p", np.float64)]
     + [(name, np.int32) for name in _INTEGERS]
     + [(name, np.float32) for name in _FLOATS]
-    + [("reserved", np.int32, 2)]
 )
 """`Parameters` of sampling.hip, 64 bytes."""
+_RECORD_WORDS = PARAMETERS.itemsize // 4
 
-_slices = Kernel(
-    "sampling.hip", "sample_slices", "float32* float32* int32* float32* uint8* int32*? int32*? float32*? uint32 uint32"
-)
+Upload = Callable[[HostArray, Array], Any]
+"""(array, out): queues a copy to a CuPy array of as many bytes; `Stream.upload`."""
+
+_slices = Kernel("sampling.hip", "sample_slices", "float32*? float32* int32* float32* uint32* int32*? uint32 uint32")
 _rows = Kernel(
-    "sampling.hip", "sample_rows", "int32* int32*? int32*? uint32 uint8* int32*? float32* float32* int32* uint32 uint32"
+    "sampling.hip", "sample_rows", "int32* int32* int32*? float32* float32*? float32* int32* uint32* uint32 uint32"
 )
-_logprobs = Kernel("sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* uint32 uint32")
+_logprobs = Kernel(
+    "sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* int32*? uint32 uint32 uint32"
+)
 
 
 class Sampler:
-    """How the rows of a batch are sampled, on the current device.
+    """Samples the next tokens of requests, each in a slot, on the current device and stream.
 
     Args:
-        params: for each row.
-        steps: how many tokens each row's request has so far.
-        counts_rows: for each row, its row in `counts`, or -1 where nothing depends on the tokens so far.
-        counts: int32 CuPy array (.., vocabulary), from `count_tokens`; or None where counts_rows are all -1.
-        room: biases that there is room for, at least.
+        vocabulary: how many tokens it has.
+        slots: how many there are.
 
     Attributes:
-        parameters: uint8 CuPy array (rows, 64), PARAMETERS for each row.
-        biases: how many biases there is room for.
+        last_tokens: int32 CuPy array (slots,): the last token of each slot.
+
+    Raises:
+        ValueError: the vocabulary has more than 524,288 tokens.
     """
 
-    def __init__(
-        self,
-        params: Sequence[SamplingParams],
-        steps: Sequence[int],
-        counts_rows: Sequence[int] | None = None,
-        counts: Array = None,
-        room: int = 0,
-    ):
+    def __init__(self, vocabulary: int, slots: int):
+        if vocabulary > VOCABULARY_LIMIT:
+            raise ValueError(f"sampling: a vocabulary of {vocabulary} tokens; allowed are {VOCABULARY_LIMIT}")
         cupy = cupy_module()
-        rows = np.zeros(len(params), PARAMETERS)
-        biases = [p.logit_bias for p in params]
-        for row, p, step in zip(rows, params, steps, strict=True):
-            row["seed"], row["step"], row["top_k"] = p.drawn_seed & (1 << 64) - 1, step, min(p.top_k, VOCABULARY_LIMIT)
-            for name in ("top_p", *_FLOATS):
-                row[name] = getattr(p, name)
-        rows["counts_row"] = -1 if counts_rows is None else counts_rows
-        rows["bias_count"] = [len(bias) for bias in biases]
-        rows["bias_start"] = np.cumsum(rows["bias_count"]) - rows["bias_count"]
-        self.parameters = cupy.asarray(rows.view(np.uint8).reshape(len(rows), -1))
-        self.counts, self._bias_ids, self._bias_values = counts, None, None
-        ids = [token for bias in biases for token in bias]
-        values = [value for bias in biases for value in bias.values()]
-        self.biases = max(len(ids), room)
-        if self.biases:
-            spare = [0] * (self.biases - len(ids))
-            self._bias_ids = cupy.asarray(np.array(ids + spare, np.int32))
-            self._bias_values = cupy.asarray(np.array(values + spare, np.float32))
+        self._vocabulary, self._slices = vocabulary, blocks(vocabulary, tuning.current().sample_slice)
+        self._records = np.zeros(slots, PARAMETERS)
+        self._biases: dict[int, HostArray] = {}
+        self._counts = _Counts(vocabulary, slots)
+        self.last_tokens = cupy.zeros(slots, np.int32)
+        self._highest = cupy.empty((slots, self._slices), np.float32)
+        self._best = cupy.empty((slots, self._slices), np.int32)
+        self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
+        self._edited: Array = None
 
-    def become(self, other: Sampler) -> None:
-        """Take over how another one of the same sizes samples, in this one's memory, where captured launches see it."""
-        mine, others = ((s.parameters, s.counts, s._bias_ids, s._bias_values) for s in (self, other))
-        for target, source in zip(mine, others, strict=True):
-            if target is not None:
-                copy_into(target, source)
-
-    def __call__(self, logits: Array, tokens: Array = None, host_tokens: Array = None, step: Array = None) -> Array:
-        """The next token of each row; its step, and its counts, go up by one.
+    def begin(self, slot: int, params: SamplingParams, counts: HostArray | None, upload: Upload) -> None:
+        """Sample a slot by these parameters from now on.
 
         Args:
-            logits: float32 CuPy array (rows, vocabulary); not changed.
-            tokens: int32 (rows,), where they are put; None for a new array.
-            host_tokens: int32 (2, rows), memory of the host where they are put as well; or None.
-            step: int32, shape (1,): they go to the first row of that where it is even, else to the second.
+            slot: from 0.
+            params: of the request in it.
+            counts: int32 (vocabulary,), from `count_tokens`; each launch adds the token that it draws. None where
+                nothing depends on the tokens so far.
+            upload: copies the counts.
+        """
+        self.end(slot)
+        record, bias = self._records[slot], params.logit_bias
+        for name in ("top_p", *_FLOATS):
+            record[name] = getattr(params, name)
+        record["seed"], record["top_k"] = params.drawn_seed & (1 << 64) - 1, min(params.top_k, VOCABULARY_LIMIT)
+        record["slot"], record["edited_row"], record["mask_start"], record["bias_start"] = slot, -1, -1, -1
+        record["counts_row"] = -1 if counts is None else self._counts.put(slot, counts, upload)
+        if bias:
+            record["bias_start"] = 0  # a step says where
+            values = np.fromiter(bias.values(), np.float32, len(bias))
+            self._biases[slot] = np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
 
-        Returns:
-            int32, shape (rows,); -1 where the highest logit is not finite, but with `host_tokens` only there, since the
-            next step takes these.
+    def end(self, slot: int) -> None:
+        """Give back what a slot's request has of memory; no effect on a slot without one."""
+        self._counts.remove(slot)
+        self._biases.pop(slot, None)
+
+    def __call__(
+        self,
+        logits: Array,
+        slots: Sequence[int],
+        steps: Sequence[int],
+        masks: Mapping[int, HostArray],
+        host_tokens: Array,
+        upload: Upload,
+    ) -> None:
+        """Queue the sampling of a token for each of some slots, into `last_tokens` and `host_tokens`.
+
+        Args:
+            logits: float32 CuPy array (rows, vocabulary), not changed: a row for each slot, and any more rows.
+            slots: each after `begin`.
+            steps: how many tokens the request of each has so far.
+            masks: for some of the rows, which tokens may come next: uint32, a bit for each token from the least
+                significant on. Tokens past its end may not.
+            host_tokens: int32 CuPy array (rows,) in memory of the host; NONE_FINITE or NONE_ALLOWED in place of a
+                token. In `last_tokens` is some token then.
+            upload: copies parameters, masks and biases.
 
         Raises:
-            ValueError: the vocabulary has more than 524,288 tokens, or the rows are not those of `params`.
+            ValueError: the logits have fewer rows, or another vocabulary.
         """
-        cupy, logits = cupy_module(), float32(logits)
-        rows, vocabulary = logits.shape
-        if rows != len(self.parameters) or vocabulary > VOCABULARY_LIMIT:
-            raise ValueError(f"sample: logits of shape {logits.shape} for {len(self.parameters)} rows")
-        tuned = tuning.current()
-        count = blocks(vocabulary, tuned.sample_slice)
-        scaled = cupy.empty((rows, count * tuned.sample_slice), np.float32)
-        highest, best = cupy.empty((rows, count), np.float32), cupy.empty((rows, count), np.int32)
-        tokens = cupy.empty(rows, np.int32) if tokens is None else tokens
-        biases = (self._bias_ids, self._bias_values)
-        slices = (scaled, highest, best, logits, self.parameters, self.counts, *biases, vocabulary, count)
-        _slices((count, rows), (tuned.sample_slice_threads,), slices)
-        drawn = (rows, self.parameters, self.counts, scaled, highest, best, vocabulary, count)
-        _rows((rows,), (tuned.sample_row_threads,), (tokens, host_tokens, step, *drawn))
-        return tokens
+        rows, sizes = len(slots), (self._vocabulary, self._slices)
+        if len(logits) < rows or logits.shape[1] != self._vocabulary:
+            raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
+        if not rows:
+            return
+        staged, tuned = self._upload(slots, steps, masks, upload), tuning.current()
+        logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
+        _slices((self._slices, rows), (tuned.sample_slice_threads,), (edited, *found, logits, staged, counts, *sizes))
+        drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, staged, *sizes)
+        _rows((rows,), (tuned.sample_row_threads,), drawn)
+
+    def _upload(
+        self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
+    ) -> Array:
+        """The records of the rows, with what they point to behind them, on the device."""
+        records = self._records[np.asarray(slots)]
+        records["step"] = steps
+        parts, end = [records.view(np.uint32)], records.nbytes // 4
+        for row, mask in masks.items():
+            parts.append(self._padded(mask))
+            records["mask_start"][row], end = end, end + len(parts[-1])
+        for row in np.flatnonzero(records["bias_start"] >= 0).tolist():
+            parts.append(self._biases[slots[row]])
+            records["bias_start"][row], end = end, end + len(parts[-1])
+        starts = [records[name] >= 0 for name in ("mask_start", "bias_start", "counts_row")]
+        edited = np.flatnonzero(np.logical_or.reduce(starts) & (records["temperature"] > 0))
+        records["edited_row"][edited] = np.arange(len(edited))
+        self._reserve(end, len(edited))
+        staged = self._staged[:end]
+        upload(np.concatenate(parts), staged)
+        return staged
+
+    def _padded(self, mask: HostArray) -> HostArray:
+        """A mask with a bit for each token."""
+        words = np.zeros(blocks(self._vocabulary, 32), np.uint32)
+        words[: len(mask)] = mask[: len(words)]
+        return words
+
+    def _reserve(self, words: int, edited: int) -> None:
+        """Make room for that many words of an upload, and edited rows."""
+        cupy = cupy_module()
+        if words > len(self._staged):
+            self._staged = cupy.empty(_power_of_two(words), np.uint32)
+        if edited and (self._edited is None or edited > len(self._edited)):
+            width = self._slices * tuning.current().sample_slice
+            self._edited = None  # its memory is free for the larger one
+            self._edited = cupy.empty((min(_power_of_two(edited), len(self._records)), width), np.float32)
+
+
+class _Counts:
+    """Counts of tokens, a row for each slot that has any.
+
+    Attributes:
+        array: int32 CuPy array (rows, vocabulary), with as many rows as were needed at a time so far, rounded up to a
+            power of two; None before.
+    """
+
+    def __init__(self, vocabulary: int, most: int):
+        self.array: Array = None
+        self._vocabulary, self._most = vocabulary, most
+        self._rows: dict[int, int] = {}  # by slot
+        self._free: list[int] = []
+
+    def put(self, slot: int, counts: HostArray, upload: Upload) -> int:
+        """Put the counts of a slot that has none in a row; returns which."""
+        if not self._free:
+            self._grow()
+        row = self._rows[slot] = self._free.pop()
+        upload(counts, self.array[row])
+        return row
+
+    def remove(self, slot: int) -> None:
+        """Free the row of a slot; no effect where it has none."""
+        if slot in self._rows:
+            self._free.append(self._rows.pop(slot))
+
+    def _grow(self) -> None:
+        used, old = len(self._rows), self.array
+        size = min(_power_of_two(used + 1), self._most)
+        self.array = cupy_module().empty((size, self._vocabulary), np.int32)
+        if old is not None:
+            copy_into(self.array[:used], old)
+        self._free = list(range(used, size))
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def count_tokens(prompt: Sequence[int], output: Sequence[int], vocabulary: int) -> HostArray:
-    """A row of counts for a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
+    """The counts of a request: int32 (vocabulary,), twice a token's uses in output, plus one if in prompt."""
     counts = 2 * np.bincount(np.asarray(output, np.int64), minlength=vocabulary).astype(np.int32)
     counts[np.asarray(prompt, np.int64)] += 1
     return counts
 
 
-def logprobs_device(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
-    """`rocforge.ops.sampling.logprobs` of each row, on the device.
+def logprobs_device(logits: Array, tokens: Array, count: int, places: Array = None) -> tuple[Array, Array, Array]:
+    """`rocforge.ops.sampling.logprobs` of rows, on the device.
 
     Args:
-        logits: float32 CuPy array (rows, vocabulary), unchanged by penalties.
-        tokens: int32 (rows,); what is reported for -1 means nothing.
+        logits: float32 CuPy array (.., vocabulary), unchanged by penalties.
+        tokens: int32 (..,); what is reported for those below zero means nothing.
         count: how many of the most likely tokens to report, at most the vocabulary and 1024.
+        places: int32 (2, rows): the rows of the logits, and the places in `tokens`, to report on; None for all.
 
     Returns:
         float32 (rows,) of the tokens; int32 (rows, count), ids of the most likely ones in descending order; float32
         (rows, count), theirs.
     """
     cupy, logits = cupy_module(), float32(logits)
-    rows, vocabulary = logits.shape
+    vocabulary, rows = logits.shape[1], len(logits) if places is None else places.shape[1]
     if not 0 <= count <= min(vocabulary, 1024) or vocabulary > VOCABULARY_LIMIT:
         raise ValueError(f"logprobs: count is {count} for logits of shape {logits.shape}")
     chosen = cupy.empty(rows, np.float32)
     ids, values = cupy.empty((rows, count), np.int32), cupy.empty((rows, count), np.float32)
-    _logprobs((rows,), (tuning.current().sample_row_threads,), (chosen, ids, values, logits, tokens, vocabulary, count))
+    args = (chosen, ids, values, logits, tokens, places, rows, vocabulary, count)
+    _logprobs((rows,), (tuning.current().sample_row_threads,), args)
     return chosen, ids, values

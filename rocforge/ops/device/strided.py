@@ -24,14 +24,14 @@ def aligned(x: Array) -> Array:
     return x.copy() if x.data.ptr % ALIGNMENT else x
 
 
-def rows_of(x: Array) -> tuple[Array, int]:
+def rows_of(x: Array, dtype: type[np.floating] = np.float32) -> tuple[Array, int]:
     """The memory that a CuPy array (rows, ...) lies in, contiguous, and how many elements its rows are apart.
 
     The rows may be parts of wider ones, such as the queries in a product that holds queries, keys and values; an array
-    whose rows are not contiguous, not float32, or in reverse order, is copied.
+    whose rows are not contiguous, not of that dtype, or in reverse order, is copied.
     """
-    if x.dtype != np.float32 or not (x.flags.c_contiguous or (x.strides[0] >= 0 and x[0].flags.c_contiguous)):
-        x = float32(x)
+    if x.dtype != dtype or not (x.flags.c_contiguous or (x.strides[0] >= 0 and x[0].flags.c_contiguous)):
+        x = aligned(cupy_module().ascontiguousarray(x, dtype=dtype))
     if x.flags.c_contiguous:
         return x, x.size // max(len(x), 1)
     stride = x.strides[0] // x.itemsize

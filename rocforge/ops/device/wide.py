@@ -77,7 +77,7 @@ def _launch(
     sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
     sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
     grid = (cut.split * cut.share * token_blocks * blocks(row_blocks, cut.share),)
-    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args})
+    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, cut.lds)
 
 
 @functools.cache

@@ -1,0 +1,77 @@
+// What a step begins with: what the host says of its tokens and sequences becomes the model's inputs, at addresses that
+// captured launches know.
+#include "target/platform.h"
+
+namespace rocforge {
+
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
+// `staged` is the host's upload: of `tokens` tokens their ids, positions and sequences; of `sequences` sequences, one
+// more for query_starts, what the arrays of these names get; the rows of logits; then of each table, of each group of
+// layers and each sequence in order, how many blocks it has, how many of these `kept` has already, and where among the
+// `blocks` that follow the rest begins.
+//
+// An id below zero, -1 - i, is last_tokens[i]. A token's slot in a group follows from its sequence's table; one whose
+// sequence has no blocks has none, -1. `kept` (groups, kept_rows, width) has the table of each running request, of a
+// sequence in row `kept_row`; blocks that it lacks are added to it.
+struct StepParams {
+    const i32* staged;
+    const i32* last_tokens;
+    i32 *ids, *positions, *query_starts, *lengths, *state_slots, *rows, *slots, *tables, *kept;
+    u32 tokens, sequences, wanted, groups, width, kept_rows, block_size;
+};
+
+struct Staged {
+    const i32 *ids, *positions, *sequence, *query_starts, *lengths, *state_slots, *rows, *kept_row, *counts, *known,
+        *starts, *blocks;
+    RF_MEMBER explicit Staged(const StepParams& p) {
+        u32 pairs = p.groups * p.sequences;
+        ids = p.staged, positions = ids + p.tokens, sequence = positions + p.tokens;
+        query_starts = sequence + p.tokens, lengths = query_starts + p.sequences + 1;
+        state_slots = lengths + p.sequences, kept_row = state_slots + p.sequences, rows = kept_row + p.sequences;
+        counts = rows + p.wanted, known = counts + pairs, starts = known + pairs, blocks = starts + pairs;
+    }
+    // Block i of a table; pair = group * sequences + sequence.
+    RF_MEMBER i32 block(const StepParams& p, u32 pair, u32 i) const {
+        u32 have = known[pair];
+        if (i >= have) return blocks[starts[pair] + i - have];
+        return p.kept[(u64(pair / p.sequences) * p.kept_rows + kept_row[pair % p.sequences]) * p.width + i];
+    }
+};
+
+// Blocks of the grid: enough for a thread for each token and for sequences + 1, and then one for each table.
+RF_KERNEL(THREADS)
+rf_begin_step(StepParams p) {
+    wait_for_previous();
+    Staged from(p);
+    u32 most = p.tokens > p.sequences ? p.tokens : p.sequences + 1, first = (most + THREADS - 1) / THREADS;
+    if (block_x() >= first) {
+        u32 pair = block_x() - first, count = from.counts[pair], have = from.known[pair];
+        i32* table = p.tables + u64(pair) * p.width;
+        i32* kept = p.kept + (u64(pair / p.sequences) * p.kept_rows + from.kept_row[pair % p.sequences]) * p.width;
+        for (u32 i = thread_x(); i < count; i += THREADS) {
+            i32 block = from.block(p, pair, i);
+            table[i] = block;
+            if (i >= have) kept[i] = block;
+        }
+        return;
+    }
+    u32 i = block_x() * THREADS + thread_x();
+    if (i < p.tokens) {
+        i32 id = from.ids[i], position = from.positions[i];
+        p.ids[i] = id < 0 ? p.last_tokens[-1 - id] : id;
+        p.positions[i] = position;
+        for (u32 g = 0; g < p.groups; ++g) {
+            u32 pair = g * p.sequences + from.sequence[i];
+            i32 slot = -1;
+            if (from.counts[pair])
+                slot = from.block(p, pair, position / p.block_size) * p.block_size + position % p.block_size;
+            p.slots[u64(g) * p.tokens + i] = slot;
+        }
+    }
+    if (i <= p.sequences) p.query_starts[i] = from.query_starts[i];
+    if (i < p.sequences) p.lengths[i] = from.lengths[i], p.state_slots[i] = from.state_slots[i];
+    if (i < p.wanted) p.rows[i] = from.rows[i];
+}
+
+}  // namespace rocforge

@@ -1,0 +1,85 @@
+// Products of Hopper's warpgroups from tiles in LDS that are wider than a swizzled row, and what warpgroups with roles
+// of their own need: of sm_90a alone.
+//
+// A tile in LDS is panels of 64 float16 a row, rows of 128 bytes one after another, whose 16-byte pieces are permuted
+// by the row so that eight rows lie in different banks. Panels begin at multiples of 1,024 bytes.
+#pragma once
+#include "target/hopper.h"
+
+namespace rocforge {
+
+constexpr u32 PANEL = 64, WARPGROUP = 128;
+
+// Where a row's 16-byte piece lies in a tile of `rows` rows, in elements.
+RF_DEVICE u32 piece_offset(u32 rows, u32 row, u32 piece) {
+    return piece / 8 * rows * PANEL + row * PANEL + (piece % 8 ^ row % 8) * 8;
+}
+
+// ---- Products: c (64, 128) float32 in registers, of a (64, 16) and b, 16 in depth, float16 ----
+//
+// A lane has c's element i at row `warp % 4 * 16 + fragment_row(row_slot(i))`, column fragment_column(i).
+
+typedef float WarpgroupTile[64];
+
+// How the tensor core finds an operand: `panels` is bytes between the panels where it spans several.
+RF_DEVICE u64 operand_at(const f16* tile, u32 panels) {
+    u64 address = lds_address(tile), eight_rows = 1024, permuted = u64(1) << 62;
+    return address >> 4 | u64(panels >> 4) << 16 | eight_rows >> 4 << 32 | permuted;
+}
+
+#define RF_TILE_4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define RF_TILE_16(c, i) RF_TILE_4(c, i), RF_TILE_4(c, i + 4), RF_TILE_4(c, i + 8), RF_TILE_4(c, i + 12)
+#define RF_TILE(c) RF_TILE_16(c, 0), RF_TILE_16(c, 16), RF_TILE_16(c, 32), RF_TILE_16(c, 48)
+#define RF_PRODUCT                                                                  \
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, " \
+    "%6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "  \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, "   \
+    "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
+    "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+
+// c = a b^T, or c += a b^T; both in LDS, the depth along their rows.
+RF_DEVICE void multiply_rows(WarpgroupTile& c, u64 a, u64 b, bool add) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; " RF_PRODUCT "%64, %65, add, 1, 1, 0, 0;}"
+                 : RF_TILE(c)
+                 : "l"(a), "l"(b), "r"(i32(add)));
+}
+
+// c += a b; a in registers, b in LDS, its rows the depth.
+RF_DEVICE void multiply_columns(WarpgroupTile& c, const u32* a, u64 b) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, 1, 0; " RF_PRODUCT "{%64, %65, %66, %67}, %68, add, 1, 1, 1;}"
+                 : RF_TILE(c)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// The compiler moves no access to c across this.
+RF_DEVICE void in_place(WarpgroupTile& c) {
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
+
+// ---- Barriers ----
+
+// What this thread has put into LDS is seen by products, once a barrier orders them.
+RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Barriers 1 to 15 of a block, of THREADS threads each, some of which may only arrive.
+template <u32 THREADS>
+RF_DEVICE void wait_at_barrier(u32 number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+}
+template <u32 THREADS>
+RF_DEVICE void arrive_at_barrier(u32 number) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+}
+
+// Registers of each lane of this warpgroup from here on; a kernel begins with the same for all.
+template <u32 COUNT>
+RF_DEVICE void give_registers_back() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <u32 COUNT>
+RF_DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+}  // namespace rocforge

@@ -1,0 +1,209 @@
+"""EngineCore: an engine's requests by key, step by step, without their text.
+
+It belongs to the engine's thread. What is above it, a Service in the same process or a server's engine process, takes
+requests in and hands tokens out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from rocforge.engine.engine import Token
+from rocforge.engine.reply import DeadlineError, StepError
+from rocforge.engine.request import Constraint, Request, Status
+from rocforge.ops.sampling import Logprobs, SamplingParams
+
+FAILURES = 3
+"""Consecutive failed steps after which the engine has failed."""
+
+
+class StepEngine(Protocol):
+    """What a core needs of an engine; `rocforge.engine.engine.Engine` is one.
+
+    `add` returns a Request, of which `status`, `num_cached_tokens` and nothing else is read; `step` a list of Tokens.
+    """
+
+    @property
+    def device(self) -> str:
+        """That the model is on: "cpu" or "gpu:N"."""
+
+    @property
+    def limit(self) -> int:
+        """The longest sequence that can be served, in tokens."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting or running."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their first step."""
+
+    @property
+    def cache_blocks(self) -> tuple[int, int]:
+        """KV cache blocks: how many there are, and how many are in use."""
+
+    @property
+    def memory_reserved(self) -> int:
+        """Bytes."""
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError where a request can never be served."""
+
+    def add(
+        self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
+    ) -> Request:
+        """Queue a prompt."""
+
+    def cancel(self, request: Request) -> None:
+        """End a request."""
+
+    def cancel_all(self) -> None:
+        """End all requests."""
+
+    def step(self) -> list[Token]:
+        """Run one step."""
+
+    def __enter__(self) -> StepEngine: ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+
+class Event(NamedTuple):
+    """What a step brought a request.
+
+    Attributes:
+        key: whose it is.
+        token: its next token; None where it has only begun to run, or has failed.
+        finish_reason: "stop" or "length" with the last token.
+        logprobs: where asked for.
+        cached_tokens: with the first token: tokens of the prompt that were found in the cache.
+        error: what it failed with; nothing follows.
+    """
+
+    key: int
+    token: int | None = None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+    cached_tokens: int = 0
+    error: Exception | None = None
+
+
+class EngineCore:
+    """Runs the requests of an engine, and ends those that are overdue or in a step that failed.
+
+    Args:
+        engine: this object adds all of its requests.
+    """
+
+    def __init__(self, engine: StepEngine):
+        self.engine = engine
+        self._requests: dict[int, Request] = {}
+        self._keys: dict[Request, int] = {}
+        self._waiting: dict[int, Request] = {}
+        self._silent: set[int] = set()  # no token has come
+        self._deadlines: list[tuple[float, int, float]] = []  # time, key, and how long that was after it was submitted
+        self._failures = 0
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._requests
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a request."""
+        return bool(self._requests)
+
+    def add(
+        self,
+        key: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        constraint: Constraint | None = None,
+        timeout: float | None = None,
+        submitted: float = 0.0,
+    ) -> None:
+        """Queue a prompt under a new key; it fails `timeout` seconds after `submitted` on the clock of time.monotonic.
+
+        Raises:
+            ValueError: it can never be served.
+        """
+        request = self.engine.add(prompt, params, constraint)
+        self._requests[key] = self._waiting[key] = request
+        self._keys[request] = key
+        self._silent.add(key)
+        if timeout is not None:
+            heapq.heappush(self._deadlines, (submitted + timeout, key, timeout))
+
+    def cancel(self, key: int) -> bool:
+        """End a request, after which no event of it comes; whether there was one."""
+        request = self._forget(key)
+        if request is not None:
+            self.engine.cancel(request)
+        return request is not None
+
+    def step(self) -> list[Event]:
+        """Run a step, and return what it brought, and what is overdue.
+
+        Raises:
+            Exception: a step failed, as did those before; the requests are lost.
+        """
+        events = self._overdue()
+        try:
+            tokens = self.engine.step()
+        except Exception as error:
+            self.engine.cancel_all()
+            self._failures += 1
+            if self._failures == FAILURES:
+                raise
+            return events + self._failed(error)
+        self._failures = 0
+        events += self._begun()
+        events += [self._event(token) for token in tokens if token.request in self._keys]
+        return events
+
+    def _overdue(self) -> list[Event]:
+        now, events = time.monotonic(), []
+        while self._deadlines and self._deadlines[0][0] < now:
+            _, key, timeout = heapq.heappop(self._deadlines)
+            if self.cancel(key):
+                events.append(Event(key, error=DeadlineError(f"the request timed out after {timeout:g} seconds")))
+        return events
+
+    def _begun(self) -> list[Event]:
+        begun = [key for key, request in self._waiting.items() if request.status is not Status.WAITING]
+        for key in begun:
+            del self._waiting[key]
+        return [Event(key) for key in begun]
+
+    def _event(self, token: Token) -> Event:
+        key = self._keys[token.request]
+        if token.error is not None:
+            self._forget(key)
+            return Event(key, error=token.error)
+        cached = 0
+        if key in self._silent:
+            self._silent.discard(key)
+            cached = token.request.num_cached_tokens
+        if token.finish_reason is not None:
+            self._forget(key)
+        return Event(key, token.id, token.finish_reason, token.logprobs, cached)
+
+    def _failed(self, cause: Exception) -> list[Event]:
+        events = []
+        for key in list(self._requests):
+            error = StepError(f"a step of the model failed: {type(cause).__name__}: {cause}")
+            error.__cause__ = cause
+            self._forget(key)
+            events.append(Event(key, error=error))
+        return events
+
+    def _forget(self, key: int) -> Request | None:
+        request = self._requests.pop(key, None)
+        if request is not None:
+            del self._keys[request]
+            self._waiting.pop(key, None)
+            self._silent.discard(key)
+        return request

@@ -1,0 +1,225 @@
+"""Supervisor: the process that a user starts. It forks the engine's process and those that answer HTTP, and ends them.
+
+It loads nothing and has one thread, so that it can fork at any time. None of its processes outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+from typing import Any
+
+from rocforge.engine.reply import EngineDeadError, ServiceError
+
+log = logging.getLogger("rocforge.server")
+_FORK = multiprocessing.get_context("fork")
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PATIENCE = 3.0
+"""Seconds beyond the grace until a process that does not end is killed."""
+
+
+class Notes:
+    """What a process tells the supervisor."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def ready(self) -> None:
+        """It serves."""
+        self._connection.send(None)
+
+    def failed(self, error: BaseException) -> None:
+        """It ends with this error."""
+        with contextlib.suppress(Exception):  # which may not be picklable
+            self._connection.send(ExceptionWithTraceback(error, error.__traceback__))
+            return
+        self._connection.send(ServiceError(f"{type(error).__name__}: {error}"))
+
+
+Body = Callable[[Notes], None]
+"""What a process runs."""
+
+
+class _Child:
+    """A forked process.
+
+    Args:
+        name, body: what it is called, and runs.
+        inherited: what it closes first: it is the supervisor's.
+
+    Attributes:
+        was_ready: whether it has served.
+        error: what it ended with, where it said so.
+    """
+
+    def __init__(self, name: str, body: Body, inherited: Sequence[socket.socket | Connection]):
+        self.name = name
+        self.was_ready, self.error = False, None
+        self.notes, theirs = _FORK.Pipe(duplex=False)
+        self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid(), inherited), name=f"rocforge-{name}")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    error: BaseException | None
+
+    def take_notes(self) -> bool:
+        """Read what it has said; whether it has become ready for the first time."""
+        first = False
+        with contextlib.suppress(EOFError, OSError):
+            while self.notes.poll():
+                self.error = self.notes.recv()
+                if self.error is None:
+                    first, self.was_ready = first or not self.was_ready, True
+        return first
+
+    @property
+    def fate(self) -> str:
+        """How it has ended."""
+        code = self.process.exitcode or 0
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+
+
+class Supervisor:
+    """Keeps one process for the engine and some for HTTP running, until a signal.
+
+    Args:
+        engine, front_ends: what they run.
+        restart_engine: whether the engine's process is started again when it dies.
+        grace: seconds that front ends take to stop.
+        on_ready: called once all serve.
+    """
+
+    def __init__(
+        self,
+        engine: Body,
+        front_ends: Sequence[Body],
+        restart_engine: bool,
+        grace: float,
+        on_ready: Callable[[], Any],
+    ):
+        self._restart_engine, self._grace, self._on_ready = restart_engine, grace, on_ready
+        self._bodies = {"engine": engine, **{f"http-{index}": body for index, body in enumerate(front_ends)}}
+        self._children: dict[str, _Child] = {}
+        self._stopping, self._announced = False, False
+        self._kill_at = float("inf")
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Start the processes, and return when they have ended after a signal.
+
+        Raises:
+            BaseException: what the engine's process ended with; EngineDeadError where it did not say.
+            ServiceError: a process for HTTP did not start.
+        """
+        read, write = self._wakeup = socket.socketpair()
+        with read, write:
+            read.setblocking(False)
+            write.setblocking(False)
+            before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            wakeup = signal.set_wakeup_fd(write.fileno())
+            try:
+                for name in self._bodies:
+                    self._start(name)
+                while self._children:
+                    self._watch(read)
+            finally:
+                self._kill()
+                signal.set_wakeup_fd(wakeup)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, name: str) -> None:
+        inherited = [*self._wakeup, *(child.notes for child in self._children.values())]
+        self._children[name] = _Child(name, self._bodies[name], inherited)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._stopping:
+            os._exit(128 + number)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Let the processes for HTTP finish; the engine's ends after them, or at once while it loads."""
+        self._stopping, self._kill_at = True, time.monotonic() + self._grace + _PATIENCE
+        for child in self._children.values():
+            if child.name != "engine" or not child.was_ready:
+                child.process.terminate()
+
+    def _watch(self, read: socket.socket) -> None:
+        """Wait for something to happen, and do what follows from it."""
+        children = list(self._children.values())
+        sources: list[Any] = [read, *(child.process.sentinel for child in children)]
+        sources += [child.notes for child in children if not child.notes.closed]
+        seconds = max(0.0, self._kill_at - time.monotonic()) if self._stopping else None
+        wait(sources, seconds)
+        with contextlib.suppress(BlockingIOError):
+            read.recv(4096)
+        for child in children:
+            child.take_notes()
+            if child.process.exitcode is not None:
+                self._ended(child)
+        if self._stopping:
+            if set(self._children) == {"engine"}:
+                self._children["engine"].process.terminate()
+            if time.monotonic() >= self._kill_at:
+                self._kill()
+        elif not self._announced and all(child.was_ready for child in self._children.values()):
+            self._announced = True
+            self._on_ready()
+
+    def _ended(self, child: _Child) -> None:
+        child.notes.close()
+        del self._children[child.name]
+        if self._stopping:
+            return
+        is_engine = child.name == "engine"
+        if child.was_ready and (self._restart_engine or not is_engine):
+            log.error("the process %s has ended (%s) and is started again", child.name, child.fate)
+            self._start(child.name)
+            return
+        kind = EngineDeadError if is_engine else ServiceError
+        self._error = child.error or kind(f"the process {child.name} has ended: {child.fate}")
+        self._stop()
+
+    def _kill(self) -> None:
+        for child in self._children.values():
+            child.process.kill()
+            child.process.join()
+            child.notes.close()
+        self._children.clear()
+
+
+def _run(body: Body, connection: Connection, parent: int, inherited: Sequence[socket.socket | Connection]) -> None:
+    """The life of a process: it ends with its parent, and leaves the terminal's signals to it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for one in inherited:
+        one.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    notes = Notes(connection)
+    try:
+        body(notes)
+    except Exception as error:
+        notes.failed(error)
+        sys.exit(1)

@@ -1,0 +1,59 @@
+"""Constrained requests among others, on a device: masks are made on the host, and applied where the logits are."""
+
+import pytest
+from constraints import Alternating, alternates, prompts_of, run
+
+import rocforge as rf
+from rocforge.load import load_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return load_model(rf.open_gguf(path), "gpu")
+
+
+@pytest.fixture
+def prompts(model):
+    return prompts_of(model)
+
+
+@pytest.fixture(scope="module")
+def free(model):
+    """What four requests write without constraints."""
+    return run(model, prompts_of(model), [None] * 4)[0]
+
+
+@pytest.mark.parametrize("constrained", [[0, 2], [0, 1, 2, 3]])
+def test_mixed_batches(model, prompts, free, constrained, monkeypatch):
+    """Constrained texts obey, and their constraints have seen each token; the other texts are the same, bit for bit.
+    So it is with graphs and without."""
+    texts = []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv("ROCFORGE_GRAPHS", graphs)
+        constraints = [Alternating(model.config.vocabulary) if i in constrained else None for i in range(4)]
+        outputs, errors = run(model, prompts, constraints)
+        assert not errors
+        for i, (constraint, output) in enumerate(zip(constraints, outputs, strict=True)):
+            assert output == free[i] if constraint is None else alternates(output) and constraint.accepted == output
+        texts.append(outputs)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"), [("bits", "no bits"), ("accept", "not accepted"), ("dead end", "leaves no token")]
+)
+def test_failures(model, prompts, fail, message):
+    """What fails ends its own request, after the tokens before; the others write to their ends."""
+    outputs, errors = run(model, prompts, [None, Alternating(model.config.vocabulary, fail), None, None])
+    assert list(errors) == [1] and message in str(errors[1])
+    assert [len(output) for output in outputs] == [10, 3, 10, 10]
+
+
+def test_preemption(model, prompts):
+    """In a cache in which requests give way to each other, texts obey, and no constraint misses or repeats a token."""
+    constraints = [Alternating(model.config.vocabulary) for _ in range(4)]
+    outputs, errors = run(model, prompts, constraints, cache_tokens=64, max_tokens=30)
+    assert not errors and all(map(alternates, outputs))
+    assert [constraint.accepted for constraint in constraints] == outputs

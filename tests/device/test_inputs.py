@@ -1,0 +1,103 @@
+"""Inputs of steps: what begin_step makes of the host's upload, step after step, with tables that stay on the device."""
+
+import cupy as cp
+import numpy as np
+import pytest
+
+from rocforge.engine.inputs import StepInputs, StepShape
+from rocforge.engine.request import Request
+from rocforge.engine.scheduler import ScheduledChunk
+from rocforge.engine.state import NONE, SequenceState
+from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
+from rocforge.ops.sampling import SamplingParams
+
+WIDTH, ROWS, SIZE = 5, 40, 32
+STATES = [PagedKV(1, 32, 32), PagedKV(1, 32, 32, window=40), PagedKV(2, 32, 32)]
+SHAPES = [StepShape(300, 40, True), StepShape(40, 40, False)]
+
+
+@pytest.fixture
+def inputs():
+    return StepInputs(
+        KVCache(STATES, 1, device="gpu"), [StepShape(300, 40, True), StepShape(40, 40, False)], ROWS, WIDTH
+    )
+
+
+def new_request(rng, row, tokens):
+    """A request whose tables have room for so many tokens, in blocks of any number."""
+    blocks = -(-tokens // SIZE)
+    state = SequenceState([rng.integers(0, 1000, blocks).tolist() for _ in STATES], row=row, uploaded=[0] * len(STATES))
+    state.slot = row + 7
+    return Request(rng.integers(0, 99, tokens).tolist(), SamplingParams(seed=0), state=state)
+
+
+def expected(shape, chunks, last_tokens):
+    """Ids, positions, query_starts, lengths, state_slots, rows and slots, and the tables' beginnings."""
+    sequences = shape.sequences
+    ids, positions = np.zeros((2, shape.tokens), int)
+    slots = np.full((len(STATES), shape.tokens), NONE)
+    counts = [chunk.tokens for chunk in chunks]
+    starts = np.arange(sequences + 1)
+    if shape.mixed:
+        starts = np.cumsum([0, *counts, *[0] * (shape.rows - len(chunks)), shape.tokens - sum(counts)])
+    for chunk, start in zip(chunks, starts, strict=False):
+        request = chunk.request
+        for i, position in enumerate(range(chunk.start, chunk.stop), start):
+            known = position < request.known
+            ids[i] = request.tokens(position, position + 1)[0] if known else last_tokens[request.state.row]
+            positions[i] = position
+            for group, table in enumerate(request.state.tables):
+                slots[group, i] = table[position // SIZE] * SIZE + position % SIZE
+    lengths = [chunk.stop for chunk in chunks] + [0] * (sequences - len(chunks))
+    state_slots = [chunk.request.state.slot for chunk in chunks] + [NONE] * (sequences - len(chunks))
+    rows = [start + chunk.tokens - 1 for chunk, start in zip(chunks, starts, strict=False) if chunk.needs_logits]
+    return [ids, positions, starts, lengths, state_slots, rows + [0] * (shape.rows - len(rows)), slots.reshape(-1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_steps(inputs, shape):
+    """Chunks of any length, or one token each; tables that grow, and rows that others take over; idle tokens."""
+    rng = np.random.default_rng(1)
+    last_tokens = rng.integers(0, 99, ROWS).astype(np.int32)
+    requests = [new_request(rng, row, 40 + row) for row in rng.permutation(ROWS)[:20]]
+    for step in range(3):
+        chunks = []
+        for request in requests:
+            if step == 1:
+                request.pending = 1
+            start = request.known if step == 1 else int(rng.integers(0, request.known))
+            most = request.length - start if shape.mixed and step != 1 else 1
+            stop = start + int(rng.integers(1, most + 1))
+            for table in request.state.tables:
+                table += rng.integers(0, 1000, max(0, -(-stop // SIZE) - len(table))).tolist()
+            chunks.append(ScheduledChunk(request, start, stop, bool(rng.integers(2)) or not shape.mixed))
+        while sum(chunk.tokens for chunk in chunks) > shape.tokens:
+            chunks.pop()
+        inputs.begin(shape, chunks, cp.asarray(inputs.stage(shape, chunks)), cp.asarray(last_tokens))
+        views = [view.get() for view in inputs.views(shape)]
+        for ours, wanted in zip(views, expected(shape, chunks, last_tokens), strict=False):
+            np.testing.assert_array_equal(ours, wanted)
+        tables = views[-1].reshape(len(STATES), shape.sequences, WIDTH)
+        for i, chunk in enumerate(chunks):
+            for group, table in enumerate(chunk.request.state.tables):
+                assert tables[group, i, : len(table)].tolist() == table
+        row = requests.pop(0).state.row  # another request comes into its row
+        requests.append(new_request(rng, row, 33))
+
+
+def test_blocks_are_uploaded_once(inputs):
+    """What a step brings grows with the blocks that were added, not with the tables; what has left a window is any."""
+    rng, shape = np.random.default_rng(0), StepShape(40, 40, False)
+    request = new_request(rng, 3, 100)
+    request.state.tables[1][:2] = [NONE, NONE]
+    sizes = []
+    for start in (0, 1, 2):
+        chunk = ScheduledChunk(request, start, start + 1, True)
+        staged = inputs.stage(shape, [chunk])
+        sizes.append(len(staged))
+        assert staged[-12:].min() >= 0
+        inputs.begin(shape, [chunk], cp.asarray(staged), cp.zeros(ROWS, np.int32))
+        if start == 1:
+            request.state.tables[0].append(5)
+    assert sizes == [sizes[1] + 12, sizes[1], sizes[1] + 1]
