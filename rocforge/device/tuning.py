@@ -190,7 +190,8 @@ _CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith
 
 def of_card(card: Card) -> Tuning:
     """The settings of a card: the table's entry, with what `rocforge tune` has measured on such a card."""
-    entry, measured = shipped(card.arch), tuned.measured(card)
+    entry = shipped(card.arch)
+    measured: dict[str, Any] = tuned.measured(card)
     return replace(entry, basis="measured", **measured) if measured else entry
 
 
