@@ -29,6 +29,7 @@ namespace rocforge {
 const u32 WAVES = 8, ROWS = 16 * WAVES, THREADS = RF_WAVE * WAVES;
 const u32 TILE_BYTES = 128 * RF_TOKENS, STAGE_BYTES = 2 * TILE_BYTES;  // of x: of 64 elements, and of a cell
 const u32 X_FIT = RF_LDS / 5 * 3 / STAGE_BYTES, X_STAGES = X_FIT < 3 ? X_FIT : 3, MOST_STAGES = 4;
+const u32 SHARE = (RF_TOKENS + RF_SPLIT - 1) / RF_SPLIT;  // tokens whose sums a block of a cluster adds up
 const u32 PITCH = ROWS + 4;  // of sums: so that a wave's columns lie in different LDS banks
 static_assert(4 * PITCH * RF_TOKENS <= RF_LDS, "the sums fit in LDS");
 
@@ -155,6 +156,24 @@ struct Stream {
     }
 };
 
+// Of all blocks of the cluster.
+RF_DEVICE void block_barrier() {
+    if (RF_SPLIT * RF_SHARE > 1)
+        cluster_barrier();
+    else
+        barrier();
+}
+
+RF_DEVICE void init_barriers(Barriers* barriers) {
+    if (thread_x() == 0) {
+        RF_UNROLL
+        for (u32 i = 0; i < X_STAGES; ++i)
+            init_barrier(&barriers->full[i], 1), init_barrier(&barriers->empty[i], WAVES * RF_SHARE);
+        fence_barriers();
+    }
+    block_barrier();
+}
+
 // Adds the products of the wave group's rows; `row` is that of lane / 2.
 template <class F>
 RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, const Work& work, const BlockPlace& place,
@@ -170,6 +189,7 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
     };
     RF_UNROLL
     for (u32 i = 0; i + 1 < S::COUNT; ++i) copy_next();
+    init_barriers(shared.barriers);
     wait_for_previous();
     u32 step = 128 * work.width;
     Stream x = {shared.x,
@@ -243,13 +263,6 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
     }
 }
 
-RF_DEVICE void block_barrier() {
-    if (RF_SPLIT * RF_SHARE > 1)
-        cluster_barrier();
-    else
-        barrier();
-}
-
 // The sums of the block, in LDS: of each token those of ROWS rows.
 RF_DEVICE float* share(const Shared& shared, const float (&sums)[RF_TOKENS / 2]) {
     float* all = reinterpret_cast<float*>(shared.x);
@@ -277,13 +290,6 @@ RF_DEVICE f32x4 summed(const float* at, const BlockPlace& place) {
 // The products of the block's rows, in LDS; `row_of` gives where row 0 to ROWS - 1 begins.
 template <class F, class RowOf>
 RF_DEVICE const float* block_sums(const Shared& shared, const Work& work, const BlockPlace& place, RowOf row_of) {
-    if (thread_x() == 0) {
-        RF_UNROLL
-        for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&shared.barriers->full[i], 1), init_barrier(&shared.barriers->empty[i], WAVES * RF_SHARE);
-        fence_barriers();
-    }
-    block_barrier();
     float sums[RF_TOKENS / 2];
     RF_UNROLL
     for (u32 i = 0; i < RF_TOKENS / 2; ++i) sums[i] = 0.0f;
@@ -306,10 +312,10 @@ RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const B
         return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     });
     const float* residual = number == 0 ? p.residual : nullptr;
-    const u32 share = RF_TOKENS / RF_SPLIT;
+    u32 from = place.split * SHARE, to = minimum(i32(from + SHARE), i32(RF_TOKENS));
     u32 row = first + 4 * lane();
     RF_NO_UNROLL
-    for (u32 k = place.split * share + wave(); k < (place.split + 1) * share; k += WAVES) {
+    for (u32 k = from + wave(); k < to; k += WAVES) {
         f32x4 sum = summed(sums + k * PITCH + 4 * lane(), place);
         if (place.token + k >= p.tokens || place.idle) continue;
         u64 at = u64(place.token + k) * m.rows;
@@ -362,10 +368,10 @@ rf_wide_gated(WideGatedParams p) {
         u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
         return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.cells));
     });
-    const u32 share = RF_TOKENS / RF_SPLIT;
+    u32 from = place.split * SHARE, to = minimum(i32(from + SHARE), i32(RF_TOKENS));
     u32 own = lane() % 16 * 4, row = first + own;  // of four rows
     RF_NO_UNROLL
-    for (u32 k = place.split * share + 2 * wave() + lane() / 16; k < (place.split + 1) * share; k += 2 * WAVES) {
+    for (u32 k = from + 2 * wave() + lane() / 16; k < to; k += 2 * WAVES) {
         const float* at = sums + k * PITCH + own / 8 * 16 + own % 8;
         f32x4 g = summed(at, place), u = summed(at + 8, place);
         u32 token = place.token + k;

@@ -170,7 +170,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=65, prefill_stages=5),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=33, prefill_stages=5),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""
