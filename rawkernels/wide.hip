@@ -212,24 +212,24 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
         from = from + 1 == S::COUNT ? 0 : from + 1;
     };
     // Cell r of the stage, as eight fragments of 16 elements; `block` is the number of a block of two cells.
-    CellScales<F> scales[2];
+    F w[2];
     auto load_scales = [&](u32 r, u32 block) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
-            F w;
             if constexpr (F::SUPER == 2)
-                w.load_scales(rows + 8 * p * S::PITCH, S::CELLS, r, block % 2);
+                w[p].load_scales(rows + 8 * p * S::PITCH, S::CELLS, r, block % 2);
             else
-                w.load_scales(rows + 8 * p * S::PITCH, S::CELLS, r);
-            w.ready();
-            scales[p].compute(w);
+                w[p].load_scales(rows + 8 * p * S::PITCH, S::CELLS, r);
+            w[p].ready();
         }
     };
+    HalfScales<F> scales[2];
     auto unpack = [&](u32(&a)[4], u32 r, u32 j) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
             u32 codes = stored_codes<F>(rows + 8 * p * S::PITCH, S::CELLS, r, j / 2, j % 2, part_lane());
-            unpack_four<F>(a[p], a[2 + p], codes, j % 2, scales[p].scale[j], scales[p].min[j]);
+            if (j % 4 == 0) scales[p].compute(w[p], j / 4);
+            unpack_four<F>(a[p], a[2 + p], codes, j % 2, scales[p].scale[j % 4], scales[p].min[j % 4]);
         }
     };
     // Multiplies a cell, and unpacks the next, cell r of its stage, meanwhile: after each of the unit's instructions,
