@@ -173,7 +173,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=65, prefill_stages=5),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=33, prefill_stages=5),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""
@@ -193,7 +193,8 @@ _CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith
 
 def of_card(card: Card) -> Tuning:
     """The settings of a card: the table's entry, with what `rocforge tune` has measured on such a card."""
-    entry, measured = shipped(card.arch), tuned.measured(card)
+    entry = shipped(card.arch)
+    measured: dict[str, Any] = tuned.measured(card)
     return replace(entry, basis="measured", **measured) if measured else entry
 
 
