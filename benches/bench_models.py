@@ -138,13 +138,14 @@ def prefill(benchmark, model, path, product_rate, tokens: int, fp16_weights: boo
     )
 
 
-@pytest.mark.parametrize("batch, context", [(1, 1), (1, 4096), (8, 1), (32, 1), (64, 1)])
+@pytest.mark.parametrize("batch, context", [(1, 1), (1, 4096), (8, 1), (32, 1), (64, 1), (128, 1), (256, 1), (512, 1)])
 def test_decode(benchmark, model, path, bandwidth, batch, context):
     """128 steps that each give all of a batch's requests a token, after the prompts and the first few steps."""
     from bench_steps import start
 
     before = bytes_in_use()
-    with rf.Engine(model, cache_tokens=batch * (context + TOKENS + 64), max_batch_tokens=2048) as engine:
+    options = {"max_batch_tokens": 2048, "max_requests": max(batch, 256)}
+    with rf.Engine(model, cache_tokens=batch * (context + TOKENS + 64), **options) as engine:
 
         def steps():
             for _ in range(TOKENS):

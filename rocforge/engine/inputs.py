@@ -26,21 +26,8 @@ from rocforge.ops.device.strided import blocks
 begin_step = Kernel("step.hip", "begin_step")
 
 _DECODE_GRID = [1, 2, 4, 8, 16, 32, 64, *range(96, 256, 32), *range(256, 512, 64), *range(512, 1 << 16, 128)]
-_PROMPT_GRID = [
-    16,
-    32,
-    64,
-    128,
-    192,
-    256,
-    384,
-    512,
-    640,
-    768,
-    1024,
-    *range(1280, 2048, 256),
-    *range(2048, 1 << 17, 512),
-]
+_PROMPT_GRID = [16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, 4096, 256)]
+_PROMPT_GRID += range(4096, 1 << 17, 512)
 
 
 def decode_sizes(most: int) -> list[int]:

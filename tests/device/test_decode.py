@@ -132,7 +132,7 @@ def test_stats(model, prompts):
 def test_sizes_of_steps():
     """In ascending order, up to the most."""
     assert decode_sizes(5) == [1, 2, 4, 5] and decode_sizes(256)[-3:] == [192, 224, 256]
-    assert prompt_sizes(16) == [16] and prompt_sizes(2048)[-3:] == [1536, 1792, 2048]
+    assert prompt_sizes(16) == [16] and prompt_sizes(2048)[-3:] == [1792, 1920, 2048]
     for sizes in (decode_sizes(1000), prompt_sizes(8192)):
         assert sizes == sorted(set(sizes))
 
