@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from test_run import LONG, descendants, gone, post, serving, stream, wait_for_tokens
+from server_process import LONG, descendants, gone, post, serving, stream, wait_for_tokens
 
 pytestmark = pytest.mark.slow
 
