@@ -122,7 +122,7 @@ def serve(
                 for index in range(processes)
             ]
             engine = partial(_run_engine, loading, inner, listeners, max_queue, table)
-            Supervisor(engine, front_ends, restart_engine, settings.grace, ready).run()
+            Supervisor(engine, front_ends, listeners, restart_engine, settings.grace, ready).run()
 
 
 def _run_engine(

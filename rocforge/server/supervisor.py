@@ -83,15 +83,12 @@ class _Child:
 
     error: BaseException | None
 
-    def take_notes(self) -> bool:
-        """Read what it has said; whether it has become ready for the first time."""
-        first = False
+    def take_notes(self) -> None:
+        """Read what it has said."""
         with contextlib.suppress(EOFError, OSError):
             while self.notes.poll():
                 self.error = self.notes.recv()
-                if self.error is None:
-                    first, self.was_ready = first or not self.was_ready, True
-        return first
+                self.was_ready = self.was_ready or self.error is None
 
     @property
     def fate(self) -> str:
@@ -105,6 +102,7 @@ class Supervisor:
 
     Args:
         engine, front_ends: what they run.
+        listeners: of the port; they are closed first when the server stops.
         restart_engine: whether the engine's process is started again when it dies.
         grace: seconds that front ends take to stop.
         on_ready: called once all serve.
@@ -114,14 +112,16 @@ class Supervisor:
         self,
         engine: Body,
         front_ends: Sequence[Body],
+        listeners: Sequence[socket.socket],
         restart_engine: bool,
         grace: float,
         on_ready: Callable[[], Any],
     ):
-        self._restart_engine, self._grace, self._on_ready = restart_engine, grace, on_ready
+        self._listeners, self._restart_engine = listeners, restart_engine
+        self._grace, self._on_ready = grace, on_ready
         self._bodies = {"engine": engine, **{f"http-{index}": body for index, body in enumerate(front_ends)}}
         self._children: dict[str, _Child] = {}
-        self._stopping, self._announced = False, False
+        self._signalled, self._stopping, self._announced = False, False, False
         self._kill_at = float("inf")
         self._error: BaseException | None = None
 
@@ -159,13 +159,15 @@ class Supervisor:
         self._children[name] = _Child(name, self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self._stopping:
+        if self._signalled:
             os._exit(128 + number)
-        self._stop()
+        self._signalled = True
 
     def _stop(self) -> None:
         """Let the processes for HTTP finish; the engine's ends after them, or at once while it loads."""
         self._stopping, self._kill_at = True, time.monotonic() + self._grace + _PATIENCE
+        for listener in self._listeners:
+            listener.close()
         for child in self._children.values():
             if child.name != "engine" or not child.was_ready:
                 child.process.terminate()
@@ -179,6 +181,8 @@ class Supervisor:
         wait(sources, seconds)
         with contextlib.suppress(BlockingIOError):
             read.recv(4096)
+        if self._signalled and not self._stopping:
+            self._stop()
         for child in children:
             child.take_notes()
             if child.process.exitcode is not None:
