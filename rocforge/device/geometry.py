@@ -91,8 +91,9 @@ class Wide(NamedTuple):
 def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
-    A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the depth,
-    up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of three or four not all find room.
+    A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
+    depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of three or four not all
+    find room.
 
     Args:
         tokens, rows: of the product.

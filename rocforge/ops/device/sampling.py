@@ -1,4 +1,4 @@
-"""Sampling on a device: what rocforge.ops.sampling does on the host, for all rows of a batch at once, in two launches, or three.
+"""Sampling on a device: what rocforge.ops.sampling does on the host, for all rows at once, in two or three launches.
 
 A Sampler belongs to an engine. What it needs of a request lies on the host, as a record in the request's slot; a step
 copies those of its rows to the device, with masks and biases, in one upload. The same request draws the same tokens as
