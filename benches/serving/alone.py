@@ -46,6 +46,8 @@ class EngineRun:
             if start is None and (self._ended >= self.load.warmup or now > begin + self.load.seconds):
                 start, self.engine.stats = now, StepStats()
         self.engine.cancel_all()
+        for request in list(self._live):
+            self._end(request)
         return Window(start or begin, now)
 
     def _begin(self, job: Job, at: float) -> None:
