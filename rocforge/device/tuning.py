@@ -29,6 +29,8 @@ class Tuning:
             (docs/amd.md).
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
+        rope_heads: heads of a token that a wave rotates and stores.
+
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
         tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
             float16 copies of the weights; 0 without a unit.
@@ -88,6 +90,7 @@ class Tuning:
 
     basis: str = "reasoned"
     elementwise_threads: int = 256
+    rope_heads: int = 4
 
     int8_tokens: int = 2
     tile_tokens: int = 64
@@ -170,7 +173,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=65, prefill_stages=5),  # on an H200
+    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=33, prefill_stages=5),  # on an H200
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""
@@ -190,7 +193,8 @@ _CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith
 
 def of_card(card: Card) -> Tuning:
     """The settings of a card: the table's entry, with what `rocforge tune` has measured on such a card."""
-    entry, measured = shipped(card.arch), tuned.measured(card)
+    entry = shipped(card.arch)
+    measured: dict[str, Any] = tuned.measured(card)
     return replace(entry, basis="measured", **measured) if measured else entry
 
 

@@ -34,7 +34,7 @@ class Pacer:
         self._cost_times_squares, self._squares = 0.0, 0.0
 
     def share(self, decodes: int) -> int:
-        """How many prompt tokens the next step may take beside so many decodes; 0: none, for a look at decodes alone."""
+        """How many prompt tokens the next step may take beside so many decodes; 0 to look at decodes alone."""
         look = self._since_look >= LOOK_EVERY or not self._decodes <= 2 * decodes <= 4 * self._decodes
         return 0 if look else self._share
 

@@ -146,7 +146,10 @@ class Supervisor:
             raise self._error
 
     def _start(self, name: str) -> None:
-        inherited = [*self._wakeup, *(child.notes for child in self._children.values())]
+        inherited: list[socket.socket | Connection] = [
+            *self._wakeup,
+            *(child.notes for child in self._children.values()),
+        ]
         self._children[name] = _Child(name, self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -181,7 +184,10 @@ class Supervisor:
                 self._kill()
         elif not self._announced and all(child.was_ready for child in self._children.values()):
             self._announced = True
-            self._on_ready()
+            try:
+                self._on_ready()
+            except Exception:  # such as a pipe that nobody reads any more; the server serves all the same
+                log.exception("on_ready has failed")
 
     def _ended(self, child: _Child) -> None:
         child.notes.close()
