@@ -1,6 +1,7 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and RF_ALONE (whether
+// there is one sequence, for which tuning may differ), and, by the card's
 // tuning, RF_WAVE_HEADS (heads that a wave serves), RF_STRIPES (waves that share out the tokens) and, for fragments,
 // RF_SLOTS. A cache layer is
 // (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
@@ -12,10 +13,11 @@
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=64 RF_GROUP=2 RF_BLOCK_SIZE=32
-// variants: RF_HEAD_DIM=80,96 RF_GROUP=1 RF_BLOCK_SIZE=32
-// variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32
-// variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=64 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=0
+// variants: RF_HEAD_DIM=80,96 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0
+// variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
+// variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
+// variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
 
 RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
@@ -231,7 +233,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
 }
 
 // Grid: (splits, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
+RF_KERNEL_BOUND(THREADS, RESIDENT)
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();

@@ -9,6 +9,8 @@ namespace rocforge {
 
 constexpr u32 TILE = 16, SLOTS = RF_SLOTS, STRIDE = RF_HEAD_DIM + 8, PIECES = RF_HEAD_DIM / 8, DEPTH = RF_HEAD_DIM / 16;
 
+constexpr u32 RESIDENT = RF_HEAD_DIM > 128 ? THREADS : 2 * THREADS;
+
 static_assert(SLICES == 1 && RF_GROUP <= 8 && DEPTH * 16 == RF_HEAD_DIM, "a wave has all heads of the group");
 
 // A tile's keys and values. Rows are padded by 16 bytes, so that those of a fragment lie in different banks.

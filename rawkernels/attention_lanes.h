@@ -18,6 +18,8 @@ constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
 constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
 constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
 
+constexpr u32 RESIDENT = SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT);
+
 static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
 static_assert(KEPT <= PADDED, "");
 

@@ -136,10 +136,9 @@ struct Consumer {
     u32 number;
     Place place;
 
-    RF_MEMBER const f16* wait_for_tile() {
-        wait_phase(&shared.full[place.stage], place.parity);
-        return shared.tiles[place.stage];
-    }
+    // The tile at the place, and until it is there.
+    RF_MEMBER const f16* tile() const { return shared.tiles[place.stage]; }
+    RF_MEMBER void wait_for_tile() const { wait_phase(&shared.full[place.stage], place.parity); }
     // Gives a tile's place back; the second goes on to the next tile.
     RF_MEMBER void release(u32 stage) const {
         if (lane() == 0) arrive(&shared.empty[stage]);
@@ -154,21 +153,18 @@ struct Consumer {
     RF_MEMBER void give_turn() const { arrive_at_barrier<CONSUMERS * WARPGROUP>(4 - number); }
 
     // Begins scores = queries keys^T.
-    RF_MEMBER void begin_scores(WarpgroupTile& scores, const f16* keys) {
-        const f16* queries = shared.queries + number * 64 * PANEL;
+    RF_MEMBER void begin_scores(WarpgroupTile& scores, const Operands& queries, const Operands& keys) const {
         RF_UNROLL
         for (u32 k = 0; k < RF_HEAD_DIM / 16; ++k) {
-            u32 panel = k / 4, column = k % 4 * 16;
-            multiply_rows(scores, operand_at(queries + panel * ROWS * PANEL + column, 0),
-                          operand_at(keys + panel * KEYS * PANEL + column, 0), k > 0);
+            u32 panel = k / 4 * PANEL, column = k % 4 * 16;
+            multiply_rows(scores, queries.at(panel * ROWS + column), keys.at(panel * KEYS + column), k > 0);
         }
         end_products();
     }
     // Begins sums += weights values.
-    RF_MEMBER void begin_sums(WarpgroupTile& sums, const u32 (&weights)[KEYS / 4], const f16* values) {
+    RF_MEMBER void begin_sums(WarpgroupTile& sums, const u32 (&weights)[KEYS / 4], const Operands& values) const {
         RF_UNROLL
-        for (u32 k = 0; k < KEYS / 16; ++k)
-            multiply_columns(sums, weights + 4 * k, operand_at(values + k * 16 * PANEL, KEYS * PANEL * 2));
+        for (u32 k = 0; k < KEYS / 16; ++k) multiply_columns(sums, weights + 4 * k, values.at(k * 16 * PANEL));
         end_products();
     }
 };
@@ -242,12 +238,14 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
         return weigh(rows, scores, rescale);
     };
 
+    const u32 PANELS = KEYS * PANEL * sizeof(f16);
     if (range.start < range.end) {
-        const f16* keys = consumer.wait_for_tile();
+        Operands queries(consumer.shared.queries + number * 64 * PANEL, 0);
+        consumer.wait_for_tile();
         in_place(scores);
         consumer.wait_for_own_turn();
         begin_products();
-        consumer.begin_scores(scores, keys);
+        consumer.begin_scores(scores, queries, Operands(consumer.tile(), 0));
         consumer.give_turn();
         wait_for_products<0>();
         in_place(scores);
@@ -256,13 +254,15 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
         pack_weights(weights, scores);
         for (i32 start = range.start + i32(KEYS); start < range.end; start += KEYS) {
             u32 keys_stage = consumer.place.stage;
-            keys = consumer.wait_for_tile();
+            consumer.wait_for_tile();
+            Operands keys(consumer.tile(), 0);
+            consumer.place.next();
+            Operands values(consumer.tile(), PANELS);
             in_place(scores), in_place(rows.sums);
             consumer.wait_for_own_turn();
             begin_products();
-            consumer.begin_scores(scores, keys);
-            consumer.place.next();
-            const f16* values = consumer.wait_for_tile();
+            consumer.begin_scores(scores, queries, keys);
+            consumer.wait_for_tile();
             consumer.begin_sums(rows.sums, weights, values);
             consumer.give_turn();
             wait_for_products<1>();
@@ -278,10 +278,10 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
             }
             pack_weights(weights, scores);
         }
-        const f16* values = consumer.wait_for_tile();
+        consumer.wait_for_tile();
         in_place(rows.sums);
         begin_products();
-        consumer.begin_sums(rows.sums, weights, values);
+        consumer.begin_sums(rows.sums, weights, Operands(consumer.tile(), PANELS));
         wait_for_products<0>();
         in_place(rows.sums);
         consumer.release();

@@ -53,7 +53,7 @@ def test_macros_of_a_source(source):
 @pytest.mark.parametrize(("head_dim", "group"), [(64, 2), (96, 1), (128, 7), (128, 16), (256, 2)])
 def test_decode_attention_fits(head_dim, group, wave):
     """Heads are shared out evenly among waves; their results fit where they are said to, and threads in a block."""
-    cut = geometry.decode(Tuning(), head_dim, group, wave)
+    cut = geometry.decode(Tuning(), head_dim, group, wave, False)
     assert group % cut.heads == 0 and cut.threads == cut.stripes * group // cut.heads * wave <= 1024
     assert cut.stripes == 1 or cut.stripes * group * head_dim <= Tuning().decode_lds_floats
 

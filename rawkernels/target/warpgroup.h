@@ -21,11 +21,20 @@ RF_DEVICE u32 piece_offset(u32 rows, u32 row, u32 piece) {
 
 typedef float WarpgroupTile[64];
 
-// How the tensor core finds an operand: `panels` is bytes between the panels where it spans several.
-RF_DEVICE u64 operand_at(const f16* tile, u32 panels) {
-    u64 address = lds_address(tile), eight_rows = 1024, permuted = u64(1) << 62;
-    return address >> 4 | u64(panels >> 4) << 16 | eight_rows >> 4 << 32 | permuted;
-}
+// How the tensor cores find an operand: the one at a tile's beginning, plus a distance in it. A shuffle tells the
+// compiler that all lanes have the same, which it then computes in uniform registers, where products take it from.
+struct Operands {
+    u32 first;
+    u64 rest;
+
+    // `panels` is bytes between the panels, for operands that span several.
+    RF_MEMBER Operands(const f16* tile, u32 panels) : first(shuffle(lds_address(tile) >> 4, 0)) {
+        const u64 EIGHT_ROWS = 1024 >> 4, PERMUTED = u64(1) << 62;
+        rest = u64(panels >> 4) << 16 | EIGHT_ROWS << 32 | PERMUTED;
+    }
+    // `distance` in elements.
+    RF_MEMBER u64 at(u32 distance) const { return rest | (first + distance / 8); }
+};
 
 #define RF_TILE_4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define RF_TILE_16(c, i) RF_TILE_4(c, i), RF_TILE_4(c, i + 4), RF_TILE_4(c, i + 8), RF_TILE_4(c, i + 12)

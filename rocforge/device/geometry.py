@@ -127,18 +127,18 @@ class Decode(NamedTuple):
     shared: int
 
 
-def decode(tuning: Tuning, head_dim: int, group: int, wave: int) -> Decode:
-    """The geometry of attention_decode for `group` query heads a key head.
+def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
+    """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as `decode_threads` has, if `decode_lds_floats` hold their results.
+    As many waves as there may be threads, if `decode_lds_floats` hold their results.
     """
     heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
-    waves = min(tuning.decode_threads // wave, tuning.decode_lds_floats // (heads * head_dim))
+    threads = tuning.decode_threads_alone if alone else tuning.decode_threads
+    waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    slots = tuning.decode_slots if heads == group and head_dim % 16 == 0 else 0
-    return Decode(
-        heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * 2 * 16 * (head_dim + 8) * 2
-    )
+    slots = tuning.decode_slots_alone if alone and heads == group and head_dim % 16 == 0 else 0
+    tile_nbytes = 2 * 16 * (head_dim + 8) * 2
+    return Decode(heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * tile_nbytes)
 
 
 class Prefill(NamedTuple):
@@ -172,7 +172,7 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave)
+    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, given["RF_ALONE"] in (1, "1"))
     on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
 

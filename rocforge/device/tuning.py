@@ -60,12 +60,13 @@ class Tuning:
         tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
         dequantize_rows: rows that are unpacked at a time for the BLAS library.
 
-        decode_threads, decode_lds_floats: the most threads of decode attention, and floats of LDS for their results.
+        decode_threads, decode_threads_alone: the most threads of decode attention; and for one sequence.
+        decode_lds_floats: floats of LDS for their results.
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
         decode_resident: as gemv_resident.
-        decode_slots: tiles of 16 tokens that a wave has under way on the matrix unit, where a group is of up to 8 heads
-            of whole 16 elements; 0: no matrix unit is used.
+        decode_slots_alone: for one sequence, tiles of 16 tokens that a wave has under way on the matrix unit, where a
+            group is of up to 8 heads of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -125,11 +126,12 @@ class Tuning:
     dequantize_rows: int = 4096
 
     decode_threads: int = 256
+    decode_threads_alone: int = 256
     decode_lds_floats: int = 8192
     decode_heads: int = 8
     decode_loads: int = 4
     decode_resident: int = 512
-    decode_slots: int = 0
+    decode_slots_alone: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
@@ -163,6 +165,16 @@ _CDNA2 = replace(_CDNA, then_norm_threads=1024)
 # at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
 _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
+_H200 = replace(
+    _NVIDIA,
+    basis="measured",
+    tile_tokens_alone=ANY,
+    wide_from=33,
+    decode_threads=128,
+    decode_slots_alone=1,
+    prefill_stages=5,
+)
+
 TABLE = {
     "gfx908": _CDNA,
     "gfx90a": _CDNA2,
@@ -173,7 +185,7 @@ TABLE = {
     "gfx115": Tuning(),
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
-    "sm_90": replace(_NVIDIA, basis="measured", tile_tokens_alone=ANY, wide_from=33, prefill_stages=5),  # on an H200
+    "sm_90": _H200,
     "sm_100": _NVIDIA,
 }
 """By AMD architecture or family of them; by NVIDIA's compute capability, where each holds up to the next."""

@@ -156,8 +156,8 @@ def _attend(
         splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
-        decode = _decode_kernel(head_dim, group)
-        parts = geometry.decode(tuned, head_dim, group, card.wave)
+        decode = _decode_kernel(head_dim, group, count == 1)
+        parts = geometry.decode(tuned, head_dim, group, card.wave, count == 1)
         decode((splits, kv_heads, count), (parts.threads,), {**common, **to, **work, **before}, parts.shared)
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
@@ -206,8 +206,8 @@ def _sizes(head_dim: int, group: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _decode_kernel(head_dim: int, group: int) -> Kernel:
-    return Kernel("attention.hip", "attention_decode", **_sizes(head_dim, group))
+def _decode_kernel(head_dim: int, group: int, alone: bool) -> Kernel:
+    return Kernel("attention.hip", "attention_decode", **_sizes(head_dim, group), RF_ALONE=int(alone))
 
 
 @functools.cache
