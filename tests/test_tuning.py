@@ -11,6 +11,8 @@ from rocforge.device import geometry, tuned, tuning
 from rocforge.device.cards import AMD, Card
 from rocforge.device.kernels import macros, source_folder, source_text, tuned_names, variants
 from rocforge.device.tuning import TABLE, Tuning, shipped
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import CELL, PLANAR, planar_row_nbytes
 from rocforge.tune.work import FULL, cases
 
 FIELDS = {field.name for field in dataclasses.fields(Tuning)}
@@ -111,3 +113,18 @@ def test_everything_measured_has_work():
     """Each candidate's field has cases, and the shipped value is among the candidates or beside them."""
     for name, values in tuned.CANDIDATES.items():
         assert cases(name, FULL) and len(set(values)) > 1
+
+
+@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("tokens", [1, 64, 65, 128, 129, 2048])
+def test_wide_blocks_fit(qtype, tokens):
+    """Whatever the format, a block of wide.hip has LDS for two stages of weights beside x; and all blocks are on the
+    card at once where the depth is shared."""
+    stage = planar_row_nbytes(2 * CELL, QTYPES[qtype])
+    for rows in (128, 4096, 6144, 28672):
+        cut = geometry.wide(tokens, rows, stage, 132)
+        x = 256 * cut.tokens * min(3, cut.lds // 5 * 3 // (256 * cut.tokens))
+        assert x and x + 2 * 128 * (stage + 16) + 64 <= cut.lds and cut.resident * (cut.lds + 1024) <= 228 << 10
+        assert 4 * 132 * cut.tokens <= cut.lds  # its sums
+        clusters = -(-rows // 128) * -(-tokens // cut.tokens)
+        assert cut.split == 1 or clusters * cut.split <= 132 * cut.resident
