@@ -7,8 +7,8 @@ with those of float32 products. Forms are of activations / weights:
 
 - float16 / float16: what prompts are multiplied in.
 - int8 / packed: what decoding multiplies in; an activation's scale is that of 32 elements, and weights are exact.
-- int8 / int8 and fp8 / fp8 (e4m3): a scale for a token and for a row, as the matrix unit takes them at twice the rate of
-  float16; and int8 with a scale for each 128 elements of both.
+- int8 / int8 and fp8 / fp8 (e4m3): a scale for a token and for a row, as the matrix unit takes them at twice the rate
+  of float16; and int8 with a scale for each 128 elements of both.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from typing import Any
 from serving import client
 from serving.load import Load
 
+BUSY = 0.8
+"""Share of the time from which a client process is what is measured."""
 Measure = Callable[[Load], dict[str, Any]]
 
 SHORT = Load(concurrency=4, lengths=(32, 8), seconds=1)
@@ -78,6 +80,15 @@ def lengths(text: str) -> tuple[int, int] | str:
     return int(prompt), int(tokens)
 
 
+def url(text: str) -> str:
+    """That of a server without TLS."""
+    try:
+        client.Endpoint(text, "", 0).address()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def targets(options: argparse.Namespace) -> Iterator[tuple[str, Measure]]:
     """What is measured, by name, one open at a time."""
     if options.url:
@@ -118,8 +129,8 @@ def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any
     flags = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     with rf.open_gguf(options.gguf) as file:
         vocabulary = len(file.metadata["tokenizer.ggml.tokens"])
-    with running("rocforge", "serve", options.gguf, "--name", "model", "--port", 0, *flags) as (url, pid, _):
-        endpoint = client.Endpoint(url, "model", vocabulary)
+    with running("rocforge", "serve", options.gguf, "--name", "model", "--port", 0, *flags) as (at, pid, _):
+        endpoint = client.Endpoint(at, "model", vocabulary)
         yield f"serve, {name}", lambda load: client.measure(endpoint, load, options.clients, lambda: cpu_seconds(pid))
 
 
@@ -136,6 +147,8 @@ def row(load: Load, f: dict[str, Any]) -> str:
     line = f"| {' | '.join(cells)} |"
     if f["waiting"] and f["waiting_ms"] > (f["ttft_ms"] or {"max": 0})["max"]:
         line += f"  {f['waiting']} wait for their first token, the longest for {f['waiting_ms'] / 1e3:.1f} s"
+    if f.get("client_busy", 0) > BUSY:
+        line += f"  a client process was busy for {f['client_busy']:.0%} of the time: take more (--clients)"
     return line + (f"  {f['error']}" if f["error"] else "")
 
 
@@ -147,7 +160,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("gguf", nargs="?", type=Path, help="a GGUF file, for the engine alone and --serve")
     parser.add_argument("--serve", action="store_true", help="measure `rocforge serve` in place of the engine alone")
-    parser.add_argument("--url", help="measure the server there, for example http://127.0.0.1:8000")
+    parser.add_argument("--url", type=url, help="measure the server there, for example http://127.0.0.1:8000")
     parser.add_argument("--model", help="with --url: the model's name there")
     parser.add_argument("--vocabulary", type=int, default=32000, help="with --url: prompts have token ids under it")
     parser.add_argument("--api-key", help="with --url: bearer token")
@@ -175,6 +188,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give either a GGUF file or --url")
     if options.url and not options.model:
         parser.error("--url needs --model")
+    if options.gguf and not options.gguf.is_file():
+        parser.error(f"there is no file {options.gguf}")
     return options
 
 

@@ -2,6 +2,7 @@
 
     python benches/bench_steps.py MODEL.gguf
     python benches/bench_steps.py MODEL.gguf --batch 8 --contexts 1,1000
+    python benches/bench_steps.py MODEL.gguf --batch 32 --contexts 1 --constrained
 
 Microseconds of a step, the median over rounds of new random prompts, and tokens a second. A prompt of the given length
 comes first, and a few steps in which the graph is captured; the next steps are timed, which lengthen the context.
@@ -10,34 +11,45 @@ comes first, and a few steps in which the graph is captured; the next steps are 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cupy as cp
 import numpy as np
 
 import rocforge as rf
-from rocforge.load import load_model
+from rocforge.engine.request import Constraint
+from rocforge.text.grammar import Grammar, GrammarCompiler
 
 CONTEXTS = "1,32,64,96,120,160,224,300,420,600,1000,2000,4000"
 WARM, ROUNDS = 6, 6
 """Decode steps before those that are timed, in which the graph is captured; rounds, of which the first is dropped."""
 
 
-def start(engine: rf.Engine, batch: int, context: int, steps: int) -> None:
-    """In place of what an engine has: new random prompts, past them and their first decode steps, `steps` to go."""
+PATTERN = "[a-z ]*"
+"""Of constrained requests: any number of letters."""
+
+
+def start(engine: rf.Engine, batch: int, context: int, steps: int, constraints: Sequence[Constraint] = ()) -> None:
+    """In place of what an engine has: new random prompts, past them and their first decode steps, `steps` to go.
+
+    The first requests get the constraints.
+    """
     engine.cancel_all()
     params = rf.SamplingParams(max_tokens=steps + 2 * WARM, temperature=0, ignore_eos=True)
     prompts = np.random.default_rng().integers(0, engine.model.config.vocabulary, (batch, context)).tolist()
-    requests = [engine.add(prompt, params) for prompt in prompts]
+    pairs = itertools.zip_longest(prompts, constraints)
+    requests = [engine.add(prompt, params, constraint) for prompt, constraint in pairs]
     while any(len(request.output) < WARM for request in requests):
         engine.step()
 
 
-def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int) -> float:
+def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, grammar: Grammar | None = None) -> float:
     """Of one round: the mean of its steps."""
-    start(engine, batch, context, steps)
+    start(engine, batch, context, steps, [grammar.copy()] if grammar else ())
     cp.cuda.Device().synchronize()
     began = time.perf_counter()
     for _ in range(steps):
@@ -50,15 +62,16 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a GGUF file")
     parser.add_argument("--batch", type=int, default=1, help="requests at a time")
     parser.add_argument("--contexts", default=CONTEXTS, help="tokens of the prompts, separated by commas")
+    parser.add_argument("--constrained", action="store_true", help="one of the requests obeys a regular expression")
     parser.add_argument("--steps", type=int, default=24, help="timed steps of a round")
     options = parser.parse_args()
     contexts = [int(context) for context in options.contexts.split(",")]
-    with rf.open_gguf(options.model) as file:
-        model = load_model(file, "gpu")
+    model, tokenizer = rf.load(options.model, "gpu")
+    grammar = GrammarCompiler(tokenizer).regex(PATTERN) if options.constrained else None
     room = options.batch * (max(contexts) + options.steps + 64)
     with rf.Engine(model, cache_tokens=room, max_batch_tokens=2048) as engine:
         for context in contexts:
-            rounds = [seconds_of_a_step(engine, options.batch, context, options.steps) for _ in range(ROUNDS)]
+            rounds = [seconds_of_a_step(engine, options.batch, context, options.steps, grammar) for _ in range(ROUNDS)]
             step = statistics.median(rounds[1:])  # the first may compile
             rate = options.batch / step
             took = f"{step * 1e6:9.1f} us a step {rate:9.1f} tokens/s"

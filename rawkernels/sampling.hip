@@ -101,6 +101,74 @@ RF_DEVICE u32 random24(u64 seed, u32 step) {
     return u32((z ^ z >> 31) >> 40);
 }
 
+// Whether a row is drawn from all of its tokens, or all that are likely enough: no other has to be found first.
+RF_DEVICE bool drawn_from_all(const Parameters& p, u32 vocabulary) {
+    return p.temperature > 0 && p.top_p >= 1 && (p.top_k <= 0 || u32(p.top_k) >= vocabulary);
+}
+RF_DEVICE u32 widest_gap(const Parameters& p) {
+    return p.min_p > 0 ? float_bits(maximum(-fast_log(p.min_p), 0.0f)) : ALL;
+}
+// The sum of weights at which the token is drawn, of `total`.
+RF_DEVICE u64 drawn_at(const Parameters& p, u64 total) {
+    u64 random = random24(p.seed, p.step);
+    return (total >> 24) * random + ((total & 0xffffff) * random >> 24) + 1;
+}
+// The highest of a row's slices.
+template <u32 THREADS>
+RF_DEVICE float top_of(const float* highest, u32 row, u32 slices) {
+    float top = -infinity();
+    for (u32 i = thread_x(); i < slices; i += THREADS) top = maximum(top, highest[row * slices + i]);
+    return block_max<THREADS>(top);
+}
+RF_DEVICE Row row_of(const Parameters& p, const float* logits, const float* edited, u32 row, u32 vocabulary, u32 slices,
+                     float highest) {
+    if (p.edited_row < 0) return {logits + u64(row) * vocabulary, vocabulary, p.temperature, highest};
+    return {edited + u64(p.edited_row) * slices * SLICE, slices * SLICE, p.temperature, highest};
+}
+
+// sums (rows, slices): of the weights of each slice, of rows that are drawn from all of their tokens. Grid: (slices,
+// rows).
+RF_KERNEL(SLICE_THREADS)
+rf_sample_sums(u64* sums, const float* logits, const float* edited, const float* highest, const u32* staged,
+               u32 vocabulary, u32 slices) {
+    RF_SHARED u64 parts[SLICE_THREADS / RF_WAVE];
+    u32 row = block_y();
+    const Parameters p = parameters_of(staged, row);
+    wait_for_previous();
+    if (!drawn_from_all(p, vocabulary)) return;
+    float top = top_of<SLICE_THREADS>(highest, row, slices) / p.temperature;
+    Row source = row_of(p, logits, edited, row, vocabulary, slices, top);
+    u32 widest = widest_gap(p);
+    u64 sum = 0;
+    RF_UNROLL
+    for (u32 j = 0; j < PER_THREAD; ++j) {
+        u32 id = block_x() * SLICE + j * SLICE_THREADS + thread_x();
+        if (id >= source.size) continue;
+        u32 gap = float_bits(top - source.values[id] / p.temperature);
+        if (gap <= widest) sum += weight_of(gap);
+    }
+    sum = wave_sum64(sum);
+    if (lane() == 0) parts[wave()] = sum;
+    barrier();
+    if (thread_x() != 0) return;
+    for (u32 i = 1; i < SLICE_THREADS / RF_WAVE; ++i) sum += parts[i];
+    sums[row * slices + block_x()] = sum;
+}
+
+// The token at which the running sum of weights reaches the random limit: first its slice, then within that.
+RF_DEVICE u32 draw_from_all(SelectShared& shared, const Row& source, const Parameters& p, const u64* sums, u32 slices) {
+    u64 value = thread_x() < slices ? sums[thread_x()] : 0, total;
+    u64 before = block_prefix(shared, value, total), limit = drawn_at(p, total);
+    barrier();
+    if (before < limit && limit <= before + value) shared.bin = thread_x(), shared.below = before;
+    barrier();
+    u32 low = shared.bin * SLICE, widest = widest_gap(p);
+    u64 base = shared.below;
+    barrier();
+    auto weight = [=](u32, u32 gap) -> u64 { return gap <= widest ? weight_of(gap) : 0; };
+    return find<ById>(shared, source, weight, [=](u64) { return limit; }, low, SLICE, base).key;
+}
+
 template <class Source>
 RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p, u32 vocabulary, u64 total) {
     Cut cut = {ALL, ALL};
@@ -118,13 +186,8 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
         });
         cut = {nucleus.gap, nucleus.gap == cut.gap && cut.id < nucleus.id ? cut.id : nucleus.id};
     }
-    if (p.min_p > 0) {
-        u32 widest = float_bits(maximum(-fast_log(p.min_p), 0.0f));
-        if (widest < cut.gap) cut = {widest, ALL};
-    }
-    u64 random = random24(p.seed, p.step);
-    auto limit_of = [=](u64 kept) { return (kept >> 24) * random + ((kept & 0xffffff) * random >> 24) + 1; };
-    return find<ById>(shared, source, weight, limit_of).key;
+    if (widest_gap(p) < cut.gap) cut = {widest_gap(p), ALL};
+    return find<ById>(shared, source, weight, [&](u64 kept) { return drawn_at(p, kept); }).key;
 }
 
 // The drawn token, or the most likely one where the temperature is zero, goes to last_tokens[slot] and
@@ -132,34 +195,30 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
 // the mask allows nothing, the host gets NOT_FINITE or NOTHING_ALLOWED, and last_tokens any token. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
-               const float* highest, const i32* best, const u32* staged, u32 vocabulary, u32 slices) {
+               const float* highest, const i32* best, const u64* sums, const u32* staged, u32 vocabulary, u32 slices) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
-    float top = -infinity();
-    for (u32 i = thread_x(); i < slices; i += ROW_THREADS) top = maximum(top, highest[row * slices + i]);
-    top = block_max<ROW_THREADS>(top);
+    float top = top_of<ROW_THREADS>(highest, row, slices);
     float scaled = p.temperature > 0 ? top / p.temperature : top;
     bool finite = absolute(scaled) < infinity();
     i32 token = 0x7fffffff;
-    if (p.temperature > 0 && finite) {
-        Row source = {logits + u64(row) * vocabulary, vocabulary, p.temperature, scaled};
-        if (p.edited_row >= 0)
-            source.values = edited + u64(p.edited_row) * slices * SLICE, source.size = slices * SLICE;
-        bool ranked = (p.top_k > 0 && u32(p.top_k) < vocabulary) || p.top_p < 1, listed = false;
-        u64 total = 0;
-        if (ranked) {
-            total = list_likely(shared, source, listed);
-            // does the list reach as far as the cuts may?
-            if (listed && p.top_k > 0) {
-                listed = u32(p.top_k) <= shared.listed;
-            } else if (listed) {
-                u64 sum = 0, mass;
-                for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
-                block_prefix(shared, sum, mass);
-                listed = double(mass) >= p.top_p * double(total);
-            }
+    if (drawn_from_all(p, vocabulary) && finite) {
+        Row source = row_of(p, logits, edited, row, vocabulary, slices, scaled);
+        token = draw_from_all(shared, source, p, sums + row * slices, slices);
+    } else if (p.temperature > 0 && finite) {
+        Row source = row_of(p, logits, edited, row, vocabulary, slices, scaled);
+        bool listed;
+        u64 total = list_likely(shared, source, listed);
+        // does the list reach as far as the cuts may?
+        if (listed && p.top_k > 0) {
+            listed = u32(p.top_k) <= shared.listed;
+        } else if (listed) {
+            u64 sum = 0, mass;
+            for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
+            block_prefix(shared, sum, mass);
+            listed = double(mass) >= p.top_p * double(total);
         }
         token = listed ? draw(shared, List{shared}, p, vocabulary, total) : draw(shared, source, p, vocabulary, total);
     } else {

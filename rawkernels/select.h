@@ -151,11 +151,13 @@ struct Found {
 
 // With elements in the order of their keys, the key of the one at which the sum of their measures reaches
 // limit_of(sum of all), or some key where that is more than the sum. Measures of zero count for nothing. The sum is
-// taken over bins of keys, then over bins of the keys in the bin that was found, down to single keys.
+// taken over bins of keys, then over bins of the keys in the bin that was found, down to single keys. Where the element
+// is known to be among the `width` keys from `low` on, at most BINS, `base` is the sum of those before.
 template <class Key, class Source, class Measure, class LimitOf>
-RF_DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of) {
-    u32 low = 0, width = 0, shift = 0;  // a width of zero: the first round
-    u64 base = 0, limit = 0;
+RF_DEVICE Found find(SelectShared& shared, const Source& source, Measure measure, LimitOf limit_of, u32 low = 0,
+                     u32 width = 0, u64 base = 0) {
+    u32 shift = 0;
+    u64 limit = width ? limit_of(0) : 0;  // a width of zero: the first round, whose sum says what the limit is
     for (;;) {
         barrier();
         for (u32 i = thread_x(); i < BINS; i += ROW_THREADS) shared.low[i] = shared.high[i] = 0;

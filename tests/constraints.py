@@ -50,16 +50,17 @@ def alternates(tokens):
     return all((a + b) % 2 for a, b in itertools.pairwise(tokens))
 
 
-def prompts_of(model):
-    """Of four requests."""
+def prompts_of(model, *lengths):
+    """Random ones."""
     rng = np.random.default_rng(1)
-    return [rng.integers(0, model.config.vocabulary, 5 + 9 * i).tolist() for i in range(len(OPTIONS))]
+    return [rng.integers(0, model.config.vocabulary, length).tolist() for length in lengths]
 
 
-def run(model, prompts, constraints, max_tokens=10, **options):
+def run(model, prompts, constraints, max_tokens=8, **options):
     """The tokens of a request for each prompt, and the errors of those that failed."""
     params = [
-        rf.SamplingParams(max_tokens=max_tokens, seed=i, ignore_eos=True, **given) for i, given in enumerate(OPTIONS)
+        rf.SamplingParams(max_tokens=max_tokens, seed=i, ignore_eos=True, **given)
+        for i, given in enumerate(OPTIONS[: len(prompts)])
     ]
     errors = {}
     with rf.Engine(model, **options) as engine:

@@ -46,12 +46,14 @@ class EngineRun:
             if start is None and (self._ended >= self.load.warmup or now > begin + self.load.seconds):
                 start, self.engine.stats = now, StepStats()
         self.engine.cancel_all()
+        for request in list(self._live):
+            self._end(request)
         return Window(start or begin, now)
 
     def _begin(self, job: Job, at: float) -> None:
         constraint = self._constraint() if job.constrained and self._constraint else None
-        on = constraint is None
-        params = rf.SamplingParams(max_tokens=job.tokens, temperature=TEMPERATURE, ignore_eos=on, seed=job.index)
+        ending = {"max_tokens": job.tokens, "ignore_eos": constraint is None}
+        params = rf.SamplingParams(temperature=TEMPERATURE, seed=job.index, **ending)
         trace = Trace(at, len(job.prompt))
         self.traces.append(trace)
         self._live[self.engine.add(job.prompt, params, constraint)] = job, trace

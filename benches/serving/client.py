@@ -47,8 +47,12 @@ class Endpoint:
     text: bool = False
     key: str | None = None
 
-    @property
     def address(self) -> tuple[str, int]:
+        """Host and port.
+
+        Raises:
+            ValueError: the URL is none of HTTP.
+        """
         parts = urlsplit(self.url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"the URL is {self.url}; allowed is http://HOST[:PORT]")
@@ -62,13 +66,13 @@ class Endpoint:
             "ignore_eos": not job.constrained,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "temperature": 0.7,
+            "temperature": TEMPERATURE,
         }
         if job.constrained:
             schema = {"name": "numbers", "schema": SCHEMA}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         data = json.dumps(body).encode()
-        host, port = self.address
+        host, port = self.address()
         head = f"POST {urlsplit(self.url).path.rstrip('/')}/v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
         head += f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         return f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
@@ -80,7 +84,8 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._rest, self._last_chunk, self._refusal = b"", False, b""
-        self._trace, self._cancel_after = Trace(0, 0), None
+        self._trace = Trace(0, 0)
+        self._cancel_after: int | None = None
         self._done: asyncio.Future[bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -203,7 +208,7 @@ class Clients:
         try:
             if connection is None or connection.transport is None or connection.transport.is_closing():
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, *self.endpoint.address)
+                _, connection = await loop.create_connection(Connection, *self.endpoint.address())
             reusable = await connection.stream(self.endpoint.request(job), trace, job.cancel_after)
         except OSError as error:
             trace.error = str(error)

@@ -16,6 +16,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "rocforge", "svg.fonttype": "none"})  # small, and the same every time
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for target, points in curves(results).items():
@@ -24,6 +25,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         for concurrency, gap, rate in points:
             axes.annotate(str(concurrency), (gap, rate), textcoords="offset points", xytext=(5, -10), fontsize=8)
     axes.set(xlabel="gap between tokens, p99, ms", ylabel="output tokens a second", xscale="log", ylim=(0, None))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -169,7 +169,7 @@ _H200 = replace(
     _NVIDIA,
     basis="measured",
     tile_tokens_alone=ANY,
-    wide_from=65,
+    wide_from=33,
     decode_threads=128,
     decode_slots_alone=1,
     prefill_stages=5,
@@ -205,7 +205,8 @@ _CAPABILITIES = [int(key.removeprefix("sm_")) for key in TABLE if key.startswith
 
 def of_card(card: Card) -> Tuning:
     """The settings of a card: the table's entry, with what `rocforge tune` has measured on such a card."""
-    entry, measured = shipped(card.arch), tuned.measured(card)
+    entry = shipped(card.arch)
+    measured: dict[str, Any] = tuned.measured(card)
     return replace(entry, basis="measured", **measured) if measured else entry
 
 

@@ -108,9 +108,6 @@ class EngineCore:
         self._deadlines: list[tuple[float, int, float]] = []  # time, key, and how long that was after it was submitted
         self._failures = 0
 
-    def __contains__(self, key: int) -> bool:
-        return key in self._requests
-
     @property
     def busy(self) -> bool:
         """Whether there is a request."""
@@ -136,6 +133,9 @@ class EngineCore:
         self._silent.add(key)
         if timeout is not None:
             heapq.heappush(self._deadlines, (submitted + timeout, key, timeout))
+        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most are of requests that have ended
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+            heapq.heapify(self._deadlines)
 
     def cancel(self, key: int) -> bool:
         """End a request, after which no event of it comes; whether there was one."""
@@ -161,7 +161,14 @@ class EngineCore:
             return events + self._failed(error)
         self._failures = 0
         events += self._begun()
-        events += [self._event(token) for token in tokens if token.request in self._keys]
+        for token in tokens:
+            key = self._keys.get(token.request)
+            if key is None:
+                continue
+            if token.finish_reason is None and key not in self._silent:
+                events.append(Event(key, token.id, None, token.logprobs))
+            else:
+                events.append(self._first_or_last(key, token))
         return events
 
     def _overdue(self) -> list[Event]:
@@ -178,15 +185,12 @@ class EngineCore:
             del self._waiting[key]
         return [Event(key) for key in begun]
 
-    def _event(self, token: Token) -> Event:
-        key = self._keys[token.request]
+    def _first_or_last(self, key: int, token: Token) -> Event:
         if token.error is not None:
             self._forget(key)
             return Event(key, error=token.error)
-        cached = 0
-        if key in self._silent:
-            self._silent.discard(key)
-            cached = token.request.num_cached_tokens
+        cached = token.request.num_cached_tokens if key in self._silent else 0
+        self._silent.discard(key)
         if token.finish_reason is not None:
             self._forget(key)
         return Event(key, token.id, token.finish_reason, token.logprobs, cached)

@@ -8,6 +8,8 @@ FIRST_SHARE = 256
 """Prompt tokens of the first step beside decodes, when nothing has been measured."""
 LOOK_EVERY = 32
 """One step in this many takes no prompt tokens, so that the time of decodes alone stays known while prompts wait."""
+LEAST_SHARE = 16
+"""The fewest prompt tokens of a step: it has costs beside decodes alone that fewer would not save."""
 GROWTH = 2.0
 MEMORY = 0.8
 OUTLIER = 4.0
@@ -32,7 +34,7 @@ class Pacer:
         self._cost_times_squares, self._squares = 0.0, 0.0
 
     def share(self, decodes: int) -> int:
-        """How many prompt tokens the next step may take beside so many decodes; 0: none, for a look at decodes alone."""
+        """How many prompt tokens the next step may take beside so many decodes; 0 to look at decodes alone."""
         look = self._since_look >= LOOK_EVERY or not self._decodes <= 2 * decodes <= 4 * self._decodes
         return 0 if look else self._share
 
@@ -51,7 +53,7 @@ class Pacer:
         self._squares = MEMORY * self._squares + prompt_tokens**2
         allowed = max(self._target - self._decode_seconds, self._decode_seconds)
         fitting = allowed / max(self._cost, 1e-12)
-        self._share = int(min(max(min(fitting, GROWTH * self._share), 1), self._most))
+        self._share = int(min(max(min(fitting, GROWTH * self._share), LEAST_SHARE), self._most))
 
     @property
     def _cost(self) -> float:

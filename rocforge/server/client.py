@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import itertools
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -32,7 +32,7 @@ class EngineClient:
     Where that process ends, each reply in progress fails with EngineDeadError.
 
     Args:
-        path: the socket of the engine's process.
+        address: of the unix socket of the engine's process.
         observer: as in Replies.
         restarts: whether another one takes its place when it ends.
         on_ready: called when the model is loaded, each time.
@@ -40,9 +40,9 @@ class EngineClient:
     Attributes: state, tokenizer, limit: as in Backend.
     """
 
-    def __init__(self, path: str, observer: Observer | None, restarts: bool, on_ready: Callable[[], None]):
+    def __init__(self, address: bytes, observer: Observer | None, restarts: bool, on_ready: Callable[[], None]):
         self.state, self.tokenizer, self.limit = State.NEW, None, 0
-        self._path, self._restarts, self._on_ready = path, restarts, on_ready
+        self._address, self._restarts, self._on_ready = address, restarts, on_ready
         self._replies, self._device = Replies(observer), "cpu"
         self._transport: asyncio.WriteTransport | None = None
         self._tickets = itertools.count()
@@ -69,8 +69,13 @@ class EngineClient:
 
     async def _connect(self) -> None:
         """The socket is there while the server runs, whether the engine's process is or not."""
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().create_unix_connection(lambda: _Connection(self), self._path)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(self._address)
+        except OSError:  # the server ends
+            connection.close()
+            return
+        await asyncio.get_running_loop().create_unix_connection(lambda: _Connection(self), sock=connection)
 
     def connected(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
@@ -101,6 +106,7 @@ class EngineClient:
 
         def done(made: asyncio.Future[Tokenizer]) -> None:
             self.tokenizer, self.limit, self._device = made.result(), limit, device
+            gc.collect()
             gc.freeze()  # a vocabulary takes a collection long enough to be felt between two tokens
             if self.state is State.STARTING:
                 self.state = State.READY

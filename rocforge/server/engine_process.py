@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import selectors
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rocforge.engine.core import EngineCore, Event, StepEngine
@@ -133,6 +136,9 @@ class EngineServer:
     def _connect(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):
             connection, _address = self._listener.accept()
+            if not _is_sibling(connection):
+                connection.close()
+                return
             peer = Peer(connection, next(self._numbers))
             self._peers[peer.number] = peer
             self._selector.register(connection, selectors.EVENT_READ, lambda events: self._serve(peer, events))
@@ -263,3 +269,14 @@ class EngineServer:
                 self._close(event.key)
         for peer, theirs in found.items():
             self._send(peer, wire.pack_events(memory, theirs))
+
+
+def _is_sibling(connection: socket.socket) -> bool:
+    """Whether the other end is a process of the same supervisor: any on this machine could connect."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _user, _group = struct.unpack("3i", credentials)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return int(stat.rpartition(")")[2].split()[1]) == os.getppid()

@@ -13,9 +13,19 @@ MAX_CHUNKS = 8192
 
 
 class Connection(h11.Connection):
-    """h11's, which refuses bodies of too many chunks."""
+    """h11's, which refuses bodies of too many chunks, and writes those of streams faster."""
 
     _chunks = 0
+    _sends_chunks = False
+
+    def send(self, event: Any) -> Any:
+        """The bytes of an event. A part of a body has a dozen of h11's calls to go through, which change nothing."""
+        if type(event) is h11.Data and self._sends_chunks and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        data = super().send(event)
+        if type(event) is h11.Response:
+            self._sends_chunks = data is not None and b"\r\ntransfer-encoding: chunked\r\n" in data.lower()
+        return data
 
     def next_event(self) -> Any:
         event = super().next_event()

@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,7 +102,7 @@ def serve(
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
-            threadpool_limits(max(1, cores - max(1, processes)))
+            threadpool_limits(max(1, cores - 1))
         eog = tokenizer.eog_token_ids
         engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
         with tqdm(bar_format="{desc}", disable=not progress, leave=False) as line:
@@ -117,15 +116,13 @@ def serve(
         if processes == 0:
             _serve_in_one_process(loading, max_queue, listeners[0], settings, log_level, ready)
         else:
-            table, folder = Table(processes), stack.enter_context(tempfile.TemporaryDirectory(prefix="rocforge-"))
-            path = os.path.join(folder, "engine")
-            inner = stack.enter_context(_listen_for_front_ends(path, processes))
+            table, inner = Table(processes), stack.enter_context(_listen_for_front_ends())
             front_ends = [
-                partial(_answer_http, index, listeners, inner, path, settings, table, log_level, restart_engine)
+                partial(_answer_http, index, listeners, inner, settings, table, log_level, restart_engine)
                 for index in range(processes)
             ]
             engine = partial(_run_engine, loading, inner, listeners, max_queue, table)
-            Supervisor(engine, front_ends, restart_engine, settings.grace, ready).run()
+            Supervisor(engine, front_ends, listeners, restart_engine, settings.grace, ready).run()
 
 
 def _run_engine(
@@ -143,6 +140,7 @@ def _run_engine(
     engine, tokenizer = load_engine()
     with engine:
         server = EngineServer(engine, tokenizer, listener, max_queue, table)
+        gc.collect()
         gc.freeze()  # a collection that looks at all of a model takes longer than a step
         notes.ready()
         server.run()
@@ -152,7 +150,6 @@ def _answer_http(
     index: int,
     listeners: list[socket.socket],
     inner: socket.socket,
-    path: str,
     settings: Settings,
     table: Table,
     log_level: str,
@@ -160,12 +157,12 @@ def _answer_http(
     notes: Notes,
 ) -> None:
     """A process for HTTP."""
+    address = inner.getsockname()
     for other in (*listeners[:index], *listeners[index + 1 :], inner):
         other.close()
     metrics = Metrics(table, index)
-    HTTPServer(EngineClient(path, metrics, restart_engine, notes.ready), settings, metrics, log_level).run(
-        [listeners[index]]
-    )
+    client = EngineClient(address, metrics, restart_engine, notes.ready)
+    HTTPServer(client, settings, metrics, log_level).run([listeners[index]])
 
 
 def _serve_in_one_process(
@@ -220,10 +217,11 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
     return [socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True) for _ in range(count)]
 
 
-def _listen_for_front_ends(path: str, count: int) -> socket.socket:
+def _listen_for_front_ends() -> socket.socket:
+    """At an abstract address of the kernel's choice: no file is left of it."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(count)
+    listener.bind("")
+    listener.listen(BACKLOG)
     return listener
 
 

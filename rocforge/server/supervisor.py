@@ -10,6 +10,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3.0
 """Seconds beyond the grace until a process that does not end is killed."""
+_STARTING = 5.0
+"""Seconds; a process for HTTP that ends sooner, and before it served, would do so again."""
 
 
 class Notes:
@@ -41,10 +44,12 @@ class Notes:
 
     def failed(self, error: BaseException) -> None:
         """It ends with this error."""
-        with contextlib.suppress(Exception):  # which may not be picklable
-            self._connection.send(ExceptionWithTraceback(error, error.__traceback__))
-            return
-        self._connection.send(ServiceError(f"{type(error).__name__}: {error}"))
+        said: Any = ExceptionWithTraceback(error, error.__traceback__)
+        try:
+            pickle.loads(pickle.dumps(said))
+        except Exception:  # it was made without a thought of that
+            said = ServiceError(f"{type(error).__name__}: {error}")
+        self._connection.send(said)
 
 
 Body = Callable[[Notes], None]
@@ -60,12 +65,13 @@ class _Child:
 
     Attributes:
         was_ready: whether it has served.
+        started: on the clock of time.monotonic.
         error: what it ended with, where it said so.
     """
 
     def __init__(self, name: str, body: Body, inherited: Sequence[socket.socket | Connection]):
         self.name = name
-        self.was_ready, self.error = False, None
+        self.was_ready, self.started, self.error = False, time.monotonic(), None
         self.notes, theirs = _FORK.Pipe(duplex=False)
         self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid(), inherited), name=f"rocforge-{name}")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
@@ -77,15 +83,12 @@ class _Child:
 
     error: BaseException | None
 
-    def take_notes(self) -> bool:
-        """Read what it has said; whether it has become ready for the first time."""
-        first = False
+    def take_notes(self) -> None:
+        """Read what it has said."""
         with contextlib.suppress(EOFError, OSError):
             while self.notes.poll():
                 self.error = self.notes.recv()
-                if self.error is None:
-                    first, self.was_ready = first or not self.was_ready, True
-        return first
+                self.was_ready = self.was_ready or self.error is None
 
     @property
     def fate(self) -> str:
@@ -99,6 +102,7 @@ class Supervisor:
 
     Args:
         engine, front_ends: what they run.
+        listeners: of the port; they are closed first when the server stops.
         restart_engine: whether the engine's process is started again when it dies.
         grace: seconds that front ends take to stop.
         on_ready: called once all serve.
@@ -108,14 +112,16 @@ class Supervisor:
         self,
         engine: Body,
         front_ends: Sequence[Body],
+        listeners: Sequence[socket.socket],
         restart_engine: bool,
         grace: float,
         on_ready: Callable[[], Any],
     ):
-        self._restart_engine, self._grace, self._on_ready = restart_engine, grace, on_ready
+        self._listeners, self._restart_engine = listeners, restart_engine
+        self._grace, self._on_ready = grace, on_ready
         self._bodies = {"engine": engine, **{f"http-{index}": body for index, body in enumerate(front_ends)}}
         self._children: dict[str, _Child] = {}
-        self._stopping, self._announced = False, False
+        self._signalled, self._stopping, self._announced = False, False, False
         self._kill_at = float("inf")
         self._error: BaseException | None = None
 
@@ -146,17 +152,22 @@ class Supervisor:
             raise self._error
 
     def _start(self, name: str) -> None:
-        inherited = [*self._wakeup, *(child.notes for child in self._children.values())]
+        inherited: list[socket.socket | Connection] = [
+            *self._wakeup,
+            *(child.notes for child in self._children.values()),
+        ]
         self._children[name] = _Child(name, self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self._stopping:
+        if self._signalled:
             os._exit(128 + number)
-        self._stop()
+        self._signalled = True
 
     def _stop(self) -> None:
         """Let the processes for HTTP finish; the engine's ends after them, or at once while it loads."""
         self._stopping, self._kill_at = True, time.monotonic() + self._grace + _PATIENCE
+        for listener in self._listeners:
+            listener.close()
         for child in self._children.values():
             if child.name != "engine" or not child.was_ready:
                 child.process.terminate()
@@ -170,6 +181,8 @@ class Supervisor:
         wait(sources, seconds)
         with contextlib.suppress(BlockingIOError):
             read.recv(4096)
+        if self._signalled and not self._stopping:
+            self._stop()
         for child in children:
             child.take_notes()
             if child.process.exitcode is not None:
@@ -181,7 +194,10 @@ class Supervisor:
                 self._kill()
         elif not self._announced and all(child.was_ready for child in self._children.values()):
             self._announced = True
-            self._on_ready()
+            try:
+                self._on_ready()
+            except Exception:  # such as a pipe that nobody reads any more; the server serves all the same
+                log.exception("on_ready has failed")
 
     def _ended(self, child: _Child) -> None:
         child.notes.close()
@@ -189,7 +205,11 @@ class Supervisor:
         if self._stopping:
             return
         is_engine = child.name == "engine"
-        if child.was_ready and (self._restart_engine or not is_engine):
+        if is_engine:
+            start_again = child.was_ready and self._restart_engine
+        else:
+            start_again = child.was_ready or time.monotonic() > child.started + _STARTING
+        if start_again:
             log.error("the process %s has ended (%s) and is started again", child.name, child.fate)
             self._start(child.name)
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 import bench_serving
 import pytest
 import random_gguf
+import report
 from simulated_program import RUN, needs_wheel
 from threadpoolctl import threadpool_limits
 
@@ -81,6 +82,8 @@ def test_on_a_simulated_device(tmp_path):
         ([], "give either a GGUF file or --url"),
         (["a.gguf", "--url", "http://x"], "give either a GGUF file or --url"),
         (["--url", "http://x"], "--url needs --model"),
+        (["--url", "https://x", "--model", "m"], "the URL is https://x; allowed is http://HOST[:PORT]"),
+        (["a.gguf"], "there is no file a.gguf"),
         (["a.gguf", "--lengths", "512"], "the lengths are '512'; allowed are TOKENS_IN/TOKENS_OUT and sharegpt"),
         (["a.gguf", "--lengths", "0/5"], "the lengths are '0/5'; allowed are TOKENS_IN/TOKENS_OUT and sharegpt"),
     ],
@@ -93,10 +96,10 @@ def test_wrong_arguments(words, error, capsys):
 
 def test_loads_of_the_command_line():
     """Options change each load of a preset, or those that are listed; no two draw the same prompts."""
-    loads = bench_serving.loads(bench_serving.arguments(["a.gguf", "--seconds", "3", "--lengths", "sharegpt"]))
+    loads = bench_serving.loads(bench_serving.arguments([str(DEMO), "--seconds", "3", "--lengths", "sharegpt"]))
     assert len(loads) == len(bench_serving.PRESETS["table"]) and {load.lengths for load in loads} == {"sharegpt"}
     assert {load.seconds for load in loads} == {3.0} and len({load.seed for load in loads}) == len(loads)
-    (load,) = bench_serving.loads(bench_serving.arguments(["a.gguf", "--rate", "2.5", "--cancelled", "0.1"]))
+    (load,) = bench_serving.loads(bench_serving.arguments([str(DEMO), "--rate", "2.5", "--cancelled", "0.1"]))
     assert (load.rate, load.concurrency, load.cancelled) == (2.5, None, 0.1)
 
 
@@ -110,10 +113,11 @@ def test_a_row_says_what_was_seen():
         "errors": 0,
     }
     figures |= {"finished": 7, "errors": 0, "error": None, "waiting": 4, "waiting_ms": 2000.0}
-    (load,) = bench_serving.loads(bench_serving.arguments(["a.gguf", "-c", "8", "--lengths", "512/128"]))
+    (load,) = bench_serving.loads(bench_serving.arguments([str(DEMO), "-c", "8", "--lengths", "512/128"]))
     line = bench_serving.row(load, figures)
     assert line.startswith("| 8 in flight, 512/128 | 1,234 | 6,000 | 9.6 | 1.0 / 2.2 | - | - | - | 7 | 0 |")
     assert line.endswith("4 wait for their first token, the longest for 2.0 s")
+    assert "busy for 90% of the time" in bench_serving.row(load, figures | {"client_busy": 0.9})
 
 
 def test_plot(tmp_path):
@@ -130,3 +134,14 @@ def test_plot(tmp_path):
     plot(results, tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
     assert all(f">{word}<" in text for word in ("a", "b", "16")) and len(text) < 40_000
+
+
+def test_report_draws_the_curve(tmp_path, monkeypatch):
+    """benches/report.py makes docs/scheduling.svg of what bench_serving.py wrote."""
+    pytest.importorskip("matplotlib")
+    result = {"target": "engine, 50 ms", "load": {"concurrency": 4}}
+    result["figures"] = {"gap_ms": {"p99": 5.0}, "output_tokens_per_second": 400}
+    (tmp_path / "curve.json").write_text(json.dumps([result]))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "curve.json"), "--into", str(tmp_path)])
+    report.main()
+    assert ">engine, 50 ms<" in (tmp_path / "scheduling.svg").read_text()

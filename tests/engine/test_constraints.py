@@ -18,10 +18,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def prompts(model):
-    return prompts_of(model)
+    return prompts_of(model, 5, 9, 13, 30)
 
 
-@pytest.mark.parametrize("constrained", [[0], [2], [1, 3], [0, 1, 2, 3]])
+@pytest.mark.parametrize("constrained", [[2], [0, 1, 3]])
 def test_mixed_batches(model, prompts, constrained):
     """Constrained texts obey, and their constraints have seen each token; the other texts are the same as ever."""
     free, _ = run(model, prompts, [None] * 4)

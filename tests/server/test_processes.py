@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from test_run import LONG, descendants, gone, post, serving, stream, wait_for_tokens
+from server_process import LONG, descendants, gone, post, serving, stream, wait_for_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -70,9 +70,9 @@ class Connection:
 
     def owner(self, pids):
         """Which of these processes has the other end."""
-        port = f":{self.socket.getsockname()[1]:04X}"
+        ends = [f"0100007F:{name[1]:04X}" for name in (self.socket.getpeername(), self.socket.getsockname())]
         entries = map(str.split, Path("/proc/net/tcp").read_text().splitlines())
-        (inode,) = [entry[9] for entry in entries if entry[2].endswith(port)]
+        (inode,) = [entry[9] for entry in entries if entry[1:3] == ends]
         for pid in pids:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
@@ -257,3 +257,16 @@ def test_a_server_that_is_killed(model_file):
         assert len(everyone) >= 5, "itself, the engine, two for HTTP, and those of the grammar"
         process.kill()
         assert gone(everyone)
+
+
+def test_strangers_are_not_the_engines_peers(model_file):
+    """Another process, of the same user too, may find the engine's socket, and is told nothing."""
+    with serving(model_file) as (process, url):
+        inodes = {os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        (address,) = {line[7] for line in lines if f"socket:[{line[6]}]" in inodes and line[7:] and line[7][0] == "@"}
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.settimeout(20)
+            stranger.connect("\0" + address[1:])
+            assert stranger.recv(1) == b""
+        assert asked(url, "POST", "/v1/completions", json=BODY).status_code == 200

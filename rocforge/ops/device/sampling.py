@@ -1,4 +1,4 @@
-"""Sampling on a device: what rocforge.ops.sampling does on the host, for all rows of a batch at once, in two launches.
+"""Sampling on a device: what rocforge.ops.sampling does on the host, for all rows at once, in two or three launches.
 
 A Sampler belongs to an engine. What it needs of a request lies on the host, as a record in the request's slot; a step
 copies those of its rows to the device, with masks and biases, in one upload. The same request draws the same tokens as
@@ -37,8 +37,11 @@ Upload = Callable[[HostArray, Array], Any]
 """(array, out): queues a copy to a CuPy array of as many bytes; `Stream.upload`."""
 
 _slices = Kernel("sampling.hip", "sample_slices", "float32*? float32* int32* float32* uint32* int32*? uint32 uint32")
+_sums = Kernel("sampling.hip", "sample_sums", "uint64* float32* float32*? float32* uint32* uint32 uint32")
 _rows = Kernel(
-    "sampling.hip", "sample_rows", "int32* int32* int32*? float32* float32*? float32* int32* uint32* uint32 uint32"
+    "sampling.hip",
+    "sample_rows",
+    "int32* int32* int32*? float32* float32*? float32* int32* uint64* uint32* uint32 uint32",
 )
 _logprobs = Kernel(
     "sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* int32*? uint32 uint32 uint32"
@@ -70,6 +73,7 @@ class Sampler:
         self.last_tokens = cupy.zeros(slots, np.int32)
         self._highest = cupy.empty((slots, self._slices), np.float32)
         self._best = cupy.empty((slots, self._slices), np.int32)
+        self._sums = cupy.empty((slots, self._slices), np.uint64)
         self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
         self._edited: Array = None
 
@@ -129,16 +133,20 @@ class Sampler:
             raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
         if not rows:
             return
-        staged, tuned = self._upload(slots, steps, masks, upload), tuning.current()
+        (staged, from_all), tuned = self._upload(slots, steps, masks, upload), tuning.current()
         logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
-        _slices((self._slices, rows), (tuned.sample_slice_threads,), (edited, *found, logits, staged, counts, *sizes))
-        drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, staged, *sizes)
+        grid, threads = (self._slices, rows), (tuned.sample_slice_threads,)
+        _slices(grid, threads, (edited, *found, logits, staged, counts, *sizes))
+        if from_all:
+            _sums(grid, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
+        drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
         _rows((rows,), (tuned.sample_row_threads,), drawn)
 
     def _upload(
         self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
-    ) -> Array:
-        """The records of the rows, with what they point to behind them, on the device."""
+    ) -> tuple[Array, bool]:
+        """The records of the rows, with what they point to behind them, on the device; and whether one of them is drawn
+        from all of its tokens."""
         records = self._records[np.asarray(slots)]
         records["step"] = steps
         parts, end = [records.view(np.uint32)], records.nbytes // 4
@@ -154,7 +162,8 @@ class Sampler:
         self._reserve(end, len(edited))
         staged = self._staged[:end]
         upload(np.concatenate(parts), staged)
-        return staged
+        every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
+        return staged, bool(((records["temperature"] > 0) & (records["top_p"] >= 1) & every).any())
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""

@@ -13,7 +13,8 @@ from rocforge.device.cards import card_of
 from rocforge.device.geometry import WIDE_ROWS
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.formats.planar import cells_of
+from rocforge.formats.blocks import QTYPES
+from rocforge.formats.planar import CELL, cells_of, planar_row_nbytes
 from rocforge.ops.device.matvec import gated_matrices, gated_output, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm
@@ -72,7 +73,8 @@ def _launch(
     name: str, x: PackedOperand, row_blocks: int, first: str | None, last: str | None, args: dict[str, Any]
 ) -> None:
     (tokens, columns), units = x.shape, card_of(cupy_module().cuda.runtime.getDevice()).compute_units
-    cut = geometry.wide(tokens, row_blocks * WIDE_ROWS, units)
+    stage = max(planar_row_nbytes(2 * CELL, QTYPES[name]) for name in (first, last) if name)
+    cut = geometry.wide(tokens, row_blocks * WIDE_ROWS, stage, units)
     token_blocks = blocks(tokens, cut.tokens)
     sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
     sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
