@@ -33,60 +33,70 @@ RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* resi
 }
 
 // Rows of gate and up, floats or float16, which may be columns of wider arrays; out, or fp16 where that is not null, is
-// contiguous. Four columns a thread: as one load of each, where they lie at multiples of 16 bytes. Grid: (rows, columns
-// / 4 / THREADS).
-struct Quad {
-    float x[4];
+// contiguous. A thread takes the columns of 16 bytes: as one load of each, where they lie at multiples of that. Grid:
+// (rows, columns / COLUMNS<T> / THREADS).
+template <class T>
+constexpr u32 COLUMNS = 16 / sizeof(T);
+template <u32 N>
+struct Run {
+    float x[N];
 };
-RF_DEVICE Quad load_whole(const float* p) {
+RF_DEVICE Run<4> load_whole(const float* p) {
     f32x4 v = load<f32x4>(p);
     return {{v.x, v.y, v.z, v.w}};
 }
-RF_DEVICE Quad load_whole(const f16* p) {
-    u32x2 v = load<u32x2>(p);
-    return {{low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y)}};
+RF_DEVICE Run<8> load_whole(const f16* p) {
+    u32x4 v = load<u32x4>(p);
+    return {{low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y), low_half(v.z), high_half(v.z), low_half(v.w),
+             high_half(v.w)}};
 }
 template <class T>
-RF_DEVICE Quad load_quad(const T* row, u32 column, u32 columns, bool whole) {
+RF_DEVICE Run<COLUMNS<T>> load_run(const T* row, u32 column, u32 columns, bool whole) {
     if (whole) return load_whole(row + column);
-    Quad quad;
+    Run<COLUMNS<T>> run;
     RF_UNROLL
-    for (u32 i = 0; i < 4; ++i) quad.x[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
-    return quad;
+    for (u32 i = 0; i < COLUMNS<T>; ++i) run.x[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
+    return run;
 }
-RF_DEVICE void store_quad(float* out, f16* fp16, u64 at, u32 left, const Quad& v, bool whole) {
-    if (whole && fp16) {
-        store_fp16(fp16 + at, make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]));
-    } else if (whole) {
-        *reinterpret_cast<f32x4*>(out + at) = make_f32x4(v.x[0], v.x[1], v.x[2], v.x[3]);
-    } else {
+template <u32 N>
+RF_DEVICE void store_run(float* out, f16* fp16, u64 at, u32 left, const Run<N>& v, bool whole) {
+    if (whole) {
         RF_UNROLL
-        for (u32 i = 0; i < 4; ++i) {
-            if (i >= left) continue;
+        for (u32 i = 0; i < N; i += 4) {
+            f32x4 four = make_f32x4(v.x[i], v.x[i + 1], v.x[i + 2], v.x[i + 3]);
             if (fp16)
-                fp16[at + i] = from_float<f16>(clamp_fp16(v.x[i]));
+                store_fp16(fp16 + at + i, four);
             else
-                out[at + i] = v.x[i];
+                *reinterpret_cast<f32x4*>(out + at + i) = four;
         }
+        return;
+    }
+    RF_UNROLL
+    for (u32 i = 0; i < N; ++i) {
+        if (i >= left) continue;
+        if (fp16)
+            fp16[at + i] = from_float<f16>(clamp_fp16(v.x[i]));
+        else
+            out[at + i] = v.x[i];
     }
 }
-#define RF_GATED(name, T, expression, ...)                                                            \
-    RF_KERNEL(THREADS)                                                                                \
-    rf_##name(float* out, f16* fp16, const T* gate, const T* up, u32 columns, u64 gate_stride,        \
-              u64 up_stride __VA_ARGS__) {                                                            \
-        wait_for_previous();                                                                          \
-        u32 column = 4 * (block_y() * THREADS + thread_x());                                          \
-        u64 row = block_x(), at = row * columns + column;                                             \
-        if (column >= columns) return;                                                                \
-        bool whole = (columns | gate_stride | up_stride) % 4 == 0 && (u64(gate) | u64(up)) % 16 == 0; \
-        Quad gates = load_quad(gate + row * gate_stride, column, columns, whole);                     \
-        Quad ups = load_quad(up + row * up_stride, column, columns, whole), result;                   \
-        RF_UNROLL                                                                                     \
-        for (u32 i = 0; i < 4; ++i) {                                                                 \
-            float g = gates.x[i], u = ups.x[i];                                                       \
-            result.x[i] = expression;                                                                 \
-        }                                                                                             \
-        store_quad(out, fp16, at, columns - column, result, whole);                                   \
+#define RF_GATED(name, T, expression, ...)                                                                     \
+    RF_KERNEL(THREADS)                                                                                         \
+    rf_##name(float* out, f16* fp16, const T* gate, const T* up, u32 columns, u64 gate_stride,                 \
+              u64 up_stride __VA_ARGS__) {                                                                     \
+        wait_for_previous();                                                                                   \
+        u32 column = COLUMNS<T> * (block_y() * THREADS + thread_x());                                          \
+        u64 row = block_x(), at = row * columns + column;                                                      \
+        if (column >= columns) return;                                                                         \
+        bool whole = (columns | gate_stride | up_stride) % COLUMNS<T> == 0 && (u64(gate) | u64(up)) % 16 == 0; \
+        Run<COLUMNS<T>> gates = load_run(gate + row * gate_stride, column, columns, whole);                    \
+        Run<COLUMNS<T>> ups = load_run(up + row * up_stride, column, columns, whole), result;                  \
+        RF_UNROLL                                                                                              \
+        for (u32 i = 0; i < COLUMNS<T>; ++i) {                                                                 \
+            float g = gates.x[i], u = ups.x[i];                                                                \
+            result.x[i] = expression;                                                                          \
+        }                                                                                                      \
+        store_run(out, fp16, at, columns - column, result, whole);                                             \
     }
 #define RF_COMMA ,
 RF_GATED(swiglu, float, swiglu_of(g, u))

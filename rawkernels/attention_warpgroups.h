@@ -105,28 +105,43 @@ RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 wind
     }
 }
 
+// What a row's scores combine to, in four parts: while a warp works on them alone, a chain of all would cost the
+// latency of each link.
+template <class Combine>
+struct RowParts {
+    float parts[ROW_SLOTS][4];
+
+    RF_MEMBER RowParts(const WarpgroupTile& scores, Combine combine) {
+        RF_UNROLL
+        for (u32 i = 0; i < 64; ++i) {
+            float& part = parts[row_slot(i)][i / 4 % 2 * 2 + i % 2];
+            part = i < 8 ? scores[i] : combine(part, scores[i]);
+        }
+    }
+    RF_MEMBER float of(u32 slot) const {
+        const float* p = parts[slot];
+        return Combine()(Combine()(p[0], p[1]), Combine()(p[2], p[3]));
+    }
+};
+
 // Turns scores into weights; what the rows have so far is to be multiplied by `rescale`, if any lane says so.
 RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLOTS]) {
     bool rescaled = false;
+    RowParts highest(scores, Maximum());
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
-        float highest = scores[2 * slot];
-        RF_UNROLL
-        for (u32 i = 0; i < 64; ++i)
-            if (row_slot(i) == slot) highest = maximum(highest, scores[i]);
-        highest = reduce_lanes<ROW_LANES>(highest, Maximum());
-        bool higher = highest > rows.highest[slot] + SLACK;
-        float top = higher ? highest : rows.highest[slot];
+        float highest_of_row = reduce_lanes<ROW_LANES>(highest.of(slot), Maximum());
+        bool higher = highest_of_row > rows.highest[slot] + SLACK;
+        float top = higher ? highest_of_row : rows.highest[slot];
         rescale[slot] = fast_exp2(rows.highest[slot] - top);
         rows.highest[slot] = top;
-        rows.sum[slot] *= rescale[slot];
         rescaled |= higher;
     }
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) {
-        scores[i] = fast_exp2(scores[i] - rows.highest[row_slot(i)]);
-        rows.sum[row_slot(i)] += scores[i];
-    }
+    for (u32 i = 0; i < 64; ++i) scores[i] = fast_exp2(scores[i] - rows.highest[row_slot(i)]);
+    RowParts sums(scores, Add());
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) rows.sum[slot] = rows.sum[slot] * rescale[slot] + sums.of(slot);
     return rescaled;
 }
 

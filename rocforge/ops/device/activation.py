@@ -72,7 +72,7 @@ def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: Opera
         flat = (a if a.ndim == 2 else a.reshape(-1, columns) for a in (gate, up))
         (g, g_stride), (u, u_stride) = (rows_of(a, dtype) for a in flat)
         threads = tuning.current().elementwise_threads
-        grid = (gate.size // columns, blocks(columns, 4 * threads))
+        grid = (gate.size // columns, blocks(columns, 16 // np.dtype(dtype).itemsize * threads))
         _GATED[name, dtype.__name__](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
     return out
 
