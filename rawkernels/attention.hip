@@ -1,9 +1,8 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and RF_ALONE (whether
-// there is one sequence, for which tuning may differ), and, by the card's
-// tuning, RF_WAVE_HEADS (heads that a wave serves), RF_STRIPES (waves that share out the tokens) and, for fragments,
-// RF_SLOTS. A cache layer is
+// there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS (heads that a wave
+// serves) and RF_STRIPES (waves that share out the tokens). A cache layer is
 // (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
 // be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
@@ -27,24 +26,75 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
 RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
 RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
-// A wave serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
+// A wave reads rows of RF_HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
+// time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
+constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / 8);
+constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
+constexpr u32 PADDED = power_of_two(SLICE);
+constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
+constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
 constexpr u32 STRIPES = RF_STRIPES;
 constexpr u32 WAVES = STRIPES * SLICES;
 constexpr u32 THREADS = WAVES * RF_WAVE;
+
+// After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
+constexpr u32 SCORES = LOADS * PADDED;
+constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
+constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
+constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
+
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
-static_assert(THREADS <= 1024, "");
+static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
+static_assert(KEPT <= PADDED && THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
+// Sums COUNT values over 2 * OFFSET lanes, each lane keeping the sums of its share: a butterfly that halves the number
+// of values with each exchange, where summing each value over all lanes would exchange all of them each time.
+template <u32 COUNT, u32 OFFSET>
+RF_DEVICE void scatter_sums(float* v) {
+    if constexpr (OFFSET > 0) {
+        if constexpr (COUNT > 1) {
+            bool upper = lane() & OFFSET;
+            RF_UNROLL
+            for (u32 i = 0; i < COUNT / 2; ++i) {
+                float low = v[i], high = v[i + COUNT / 2];
+                materialize(low), materialize(high);  // else the choice of a value becomes that of an address
+                v[i] = (upper ? high : low) + shuffle_xor<OFFSET>(upper ? low : high);
+            }
+        } else {
+            v[0] += shuffle_xor<OFFSET>(v[0]);
+        }
+        scatter_sums<(COUNT > 1 ? COUNT / 2 : 1), OFFSET / 2>(v);
+    }
+}
+
+// Combines over the lanes whose numbers differ in multiples of FIRST (a power of two).
+template <u32 FIRST, class Combine>
+RF_DEVICE float reduce_strided(float value, Combine combine) {
+    if constexpr (FIRST < RF_WAVE) {
+        return reduce_strided<FIRST * 2>(combine(value, shuffle_xor<FIRST>(value)), combine);
+    } else {
+        return value;
+    }
+}
+
+RF_DEVICE void unpack8(float* x, u32x4 packed) {
+    x[0] = low_half(packed.x), x[1] = high_half(packed.x), x[2] = low_half(packed.y), x[3] = high_half(packed.y);
+    x[4] = low_half(packed.z), x[5] = high_half(packed.z), x[6] = low_half(packed.w), x[7] = high_half(packed.w);
+}
+
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {
+    float weights[WAVES][ROWS][SCORES];
+    float rescale[WAVES][PADDED];
     float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
     alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
     float top[RF_GROUP], total[RF_GROUP];
@@ -114,34 +164,153 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     return queries;
 }
 
-const u32 NO_TOKEN = ~0u;
+// What a lane has of the keys and values of a step's tokens, 8 elements of each row.
+struct Step {
+    u32x4 keys[LOADS], values[LOADS];
 
-// Keys and values of a head for the tokens of one split, [begin, end), of which those before `first` are not seen.
-struct Tokens {
-    const f16 *keys, *values;
-    const i32* table;
-    u32 begin, end, first, kv_heads, kv_head;
+    // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
+    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
+                             u32 end, u32 kv_heads, u32 kv_head) {
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
+        u64 offset = cache_offset(cache_slot(table, start) + row, kv_heads, kv_head) + dim;
+        RF_UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            u32 token = start + l * ROWS + row;
+            bool seen = dim < RF_HEAD_DIM && token >= first && token < end;
+            u64 at = offset + u64(l * ROWS) * kv_heads * RF_HEAD_DIM;
+            keys[l] = seen ? load<u32x4>(cache_keys + at) : make_u32x4(0, 0, 0, 0);
+            values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
+        }
+    }
 
-    RF_MEMBER u64 offset(u32 token) const { return cache_offset(cache_slot(table, token), kv_heads, kv_head); }
-    // Asks for them, or the first MOST, to be on their way.
-    RF_MEMBER void prefetch_rows() const {
-        const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
-        for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
-            u64 at = offset(begin + i / LINES) + i % LINES * LINE;
-            prefetch(keys + at), prefetch(values + at);
+    // Key and value of one token, from LDS.
+    RF_MEMBER void put(const f16 (&pair)[2][RF_HEAD_DIM], u32 start, u32 token) {
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
+        RF_UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            if (start + l * ROWS + row != token || dim >= RF_HEAD_DIM) continue;
+            keys[l] = load<u32x4>(pair[0] + dim), values[l] = load<u32x4>(pair[1] + dim);
         }
     }
 };
 
-}  // namespace rocforge
+const u32 NO_TOKEN = ~0u;
 
-#ifdef RF_SLOTS
-#include "attention_fragments.h"
-#else
-#include "attention_lanes.h"
-#endif
+// Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
+RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
+                             u32 kv_head) {
+    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
+    for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
+        u32 token = begin + i / LINES;
+        u64 at = cache_offset(cache_slot(table, token), kv_heads, kv_head) + i % LINES * LINE;
+        prefetch(keys + at), prefetch(values + at);
+    }
+}
 
-namespace rocforge {
+// Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
+// `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
+// what belongs to the token `newest`.
+RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values,
+                          const i32* table, u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head,
+                          float scale, float softcap) {
+    u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
+    u32 dim = lane() % TOKEN_LANES * 8;
+    bool inside = RF_HEAD_DIM / 8 == TOKEN_LANES || dim < RF_HEAD_DIM;
+    float query[SLICE][8], sums[SLICE][8];
+    RF_UNROLL
+    for (u32 h = 0; h < SLICE; ++h) {
+        RF_UNROLL
+        for (u32 i = 0; i < 8; ++i) {
+            query[h][i] = inside ? q[(slice * SLICE + h) * RF_HEAD_DIM + dim + i] : 0.0f;
+            sums[h][i] = 0;
+        }
+    }
+    barrier();  // q may lie where results go
+    float highest[KEPT], sum[KEPT];
+    RF_UNROLL
+    for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
+    // the score that this lane keeps: of this load, of heads kept_head and on
+    u32 place = lane() % TOKEN_LANES / COPIES;
+    u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
+
+    u32 start = begin + stripe * STEP;
+    for (; start < end; start += STRIPES * STEP) {
+        Step step = next;
+        if (newest != NO_TOKEN) step.put(shared.newest, start, newest);
+        // the step after is on its way while this one is computed
+        if (start + STRIPES * STEP < end)
+            next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
+        float scores[SCORES];
+        RF_UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            float x[8];
+            unpack8(x, step.keys[l]);
+            RF_UNROLL
+            for (u32 h = 0; h < PADDED; ++h) {
+                float score = 0;
+                RF_UNROLL
+                for (u32 i = 0; i < 8; ++i)
+                    if (h < SLICE) score += query[h < SLICE ? h : 0][i] * x[i];
+                scores[l * PADDED + h] = score;
+            }
+        }
+        scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
+        u32 token = start + kept_load * ROWS + row;
+        bool seen = token >= first && token < end, changed = false;
+        RF_UNROLL
+        for (u32 i = 0; i < KEPT; ++i) {
+            float score = scores[i] * scale;
+            if (softcap > 0) score = softcap * fast_tanh(score / softcap);
+            score = seen ? score * LOG2E : LOWEST;
+            float before = highest[i];
+            highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
+            float weight = seen ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
+            sum[i] = sum[i] * rescale + weight;
+            changed |= highest[i] != before;
+            shared.weights[wave()][row][(kept_load * PADDED) + kept_head + i] = weight;
+            shared.rescale[wave()][kept_head + i] = rescale;
+        }
+        changed = wave_ballot(changed);
+        wave_barrier();
+        if (changed) {
+            RF_UNROLL
+            for (u32 h = 0; h < SLICE; ++h) {
+                float rescale = shared.rescale[wave()][h];
+                RF_UNROLL
+                for (u32 i = 0; i < 8; ++i) sums[h][i] *= rescale;
+            }
+        }
+        RF_UNROLL
+        for (u32 l = 0; l < LOADS; ++l) {
+            float x[8];
+            unpack8(x, step.values[l]);
+            RF_UNROLL
+            for (u32 h = 0; h < SLICE; ++h) {
+                float weight = shared.weights[wave()][row][l * PADDED + h];
+                RF_UNROLL
+                for (u32 i = 0; i < 8; ++i) sums[h][i] += weight * x[i];
+            }
+        }
+        wave_barrier();  // the weights are written again in the next round
+    }
+
+    RF_UNROLL
+    for (u32 i = 0; i < KEPT; ++i) {
+        sum[i] = reduce_strided<HEAD_LANES>(sum[i], Add());
+        if (lane() < HEAD_LANES && lane() % COPIES == 0 && kept_head + i < SLICE) {
+            shared.highest[stripe][slice * SLICE + kept_head + i] = highest[i];
+            shared.sum[stripe][slice * SLICE + kept_head + i] = sum[i];
+        }
+    }
+    RF_UNROLL
+    for (u32 h = 0; h < SLICE; ++h) {
+        RF_UNROLL
+        for (u32 i = 0; i < 8; ++i) {
+            float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
+            if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
+        }
+    }
+}
 
 constexpr u32 SIZE = RF_GROUP * RF_HEAD_DIM, RECORD = RF_GROUP * (RF_HEAD_DIM + 4);
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
@@ -233,7 +402,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
 }
 
 // Grid: (splits, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, RESIDENT)
+RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
@@ -247,13 +416,13 @@ rf_attention_decode(DecodeParams p) {
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
-    Tokens tokens = {p.keys, p.values, table, u32(begin), u32(end), u32(first), u32(p.kv_heads), u32(kv_head)};
-    Loads loads;
+    Step step;
     Rotation rotation;
     if (wanted) {
-        loads.begin(tokens);
+        i32 start = begin + i32(wave() / SLICES * STEP);
+        if (start < end) step.load_rows(p.keys, p.values, table, start, first, end, p.kv_heads, kv_head);
         // few blocks leave the memory idle
-        if (LOADS_BEFORE_WAIT && active <= 2) tokens.prefetch_rows();
+        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(p.keys, p.values, table, begin, end, p.kv_heads, kv_head);
         if (p.new_keys)
             rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
                                      p.neox);
@@ -268,7 +437,8 @@ rf_attention_decode(DecodeParams p) {
 
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
-    accumulate(shared, queries, loads, tokens, newest ? length - 1 : NO_TOKEN, p.scale, p.softcap);
+    accumulate(shared, queries, step, p.keys, p.values, table, begin, end, first, newest ? length - 1 : NO_TOKEN,
+               p.kv_heads, kv_head, p.scale, p.softcap);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * p.kv_heads + kv_head;
     float* partials = p.partials + pair * p.splits * RECORD;

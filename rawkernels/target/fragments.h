@@ -102,13 +102,6 @@ RF_DEVICE Fragment load_fragment_turned(const f16* tile, u32 stride) {
     return f;
 }
 
-// A tile of 8 by 8 float16, a row's pair a lane, with rows as columns.
-RF_DEVICE u32 turned(u32 pair) {
-    u32 x;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(x) : "r"(pair));
-    return x;
-}
-
 // What a product gave as an operand of the next, rounded: its columns become the depth.
 RF_DEVICE Fragment fragment_of_result(const Accumulator& c) {
     Fragment f;

@@ -1,8 +1,27 @@
-// Hopper's matrix unit, its bulk copies into LDS, and clusters of blocks: of sm_90a alone.
+// Hopper's matrix unit, its copies into LDS, and clusters of blocks: of sm_90a alone.
 #pragma once
-#include "target/async_copy.h"
+#include "target/platform.h"
 
 namespace rocforge {
+
+// An address in the block's LDS, as these instructions take it.
+RF_DEVICE u32 lds_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+
+// ---- Copies of 4, 8 or 16 bytes by lanes, in groups ----
+
+template <u32 BYTES>
+RF_DEVICE void copy_async(u32 to, const u8* from) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+}
+RF_DEVICE void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all but the last N of this thread's groups.
+template <u32 N>
+RF_DEVICE void wait_for_copy_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // ---- Barriers in LDS, whose phases count up; a bulk copy arrives with its bytes ----
 

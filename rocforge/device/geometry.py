@@ -110,21 +110,11 @@ def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
 
 
 class Decode(NamedTuple):
-    """Of decode attention.
-
-    Attributes:
-        heads: query heads that a wave serves.
-        stripes: waves that share out the tokens.
-        threads: of a block.
-        slots: tiles of tokens that a wave has under way on the matrix unit; 0 without.
-        shared: bytes of dynamic LDS for them.
-    """
+    """Of decode attention: query heads that a wave serves, waves that share out the tokens, and threads of a block."""
 
     heads: int
     stripes: int
     threads: int
-    slots: int
-    shared: int
 
 
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
@@ -136,9 +126,7 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) ->
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
-    slots = tuning.decode_slots_alone if alone and heads == group and head_dim % 16 == 0 else 0
-    tile_nbytes = 2 * 16 * (head_dim + 8) * 2
-    return Decode(heads, stripes, stripes * (group // heads) * wave, slots, stripes * slots * tile_nbytes)
+    return Decode(heads, stripes, stripes * (group // heads) * wave)
 
 
 class Prefill(NamedTuple):
@@ -173,8 +161,7 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, given["RF_ALONE"] in (1, "1"))
-    on_fragments = {"RF_SLOTS": cut.slots, "RF_LDS": cut.shared} if cut.slots else {}
-    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes, **on_fragments}
+    return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -65,8 +65,6 @@ class Tuning:
         decode_heads: the most query heads that a wave serves.
         decode_loads: the most loads of keys, and of values, that a wave has in flight.
         decode_resident: as gemv_resident.
-        decode_slots_alone: for one sequence, tiles of 16 tokens that a wave has under way on the matrix unit, where a
-            group is of up to 8 heads of whole 16 elements; 0: no matrix unit is used.
         decode_blocks: blocks a unit that sequences are split into.
         unsplit_tokens: a sequence of no more is not split: to combine parts of so few costs more than it saves.
         most_splits: parts of a sequence.
@@ -131,7 +129,6 @@ class Tuning:
     decode_heads: int = 8
     decode_loads: int = 4
     decode_resident: int = 512
-    decode_slots_alone: int = 0
     decode_blocks: int = 2
     unsplit_tokens: int = 128
     most_splits: int = 64
@@ -171,7 +168,6 @@ _H200 = replace(
     tile_tokens_alone=ANY,
     wide_from=33,
     decode_threads=128,
-    decode_slots_alone=1,
     prefill_stages=5,
 )
 

@@ -60,7 +60,9 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
             sampler(model(np.zeros(1, np.int32)), [0], [0], {}, host_tokens, _ignored)
             for tokens in PROMPT_TOKENS:
                 blocks = blocks_for(tokens)
-                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks), [Chunk(0, tokens, range(blocks))]))
+                # beside a sequence that decodes
+                chunks = [Chunk(0, tokens - 1, range(blocks)), Chunk(0, 1, [blocks], wants_logits=False)]
+                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1), chunks))
         stream.synchronize()
         del sampler, host_tokens
         cupy_module().get_default_memory_pool().free_all_blocks(stream)

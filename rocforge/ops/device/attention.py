@@ -157,8 +157,8 @@ def _attend(
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group, count == 1)
-        parts = geometry.decode(tuned, head_dim, group, card.wave, count == 1)
-        decode((splits, kv_heads, count), (parts.threads,), {**common, **to, **work, **before}, parts.shared)
+        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
+        decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
