@@ -7,7 +7,7 @@
 namespace rocforge {
 
 // variants: RF_HEAD_DIM=64,80,96,128,256
-constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS, HEADS = RF_TUNE_ROPE_HEADS;
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // out (tokens, heads, RF_HEAD_DIM) = rotated x; rows of x are `stride` floats apart. A wave a head.
 RF_KERNEL(THREADS)
@@ -39,41 +39,35 @@ struct RopeStoreParams {
     i32 neox;
 };
 
-// Row `row` of a token, of its queries, keys and values one below the other.
-RF_DEVICE const float* row_of(const RopeStoreParams& p, u32 token, u32 row) {
-    if (row < p.heads) return p.q + token * p.q_stride + row * RF_HEAD_DIM;
-    row -= p.heads;
-    if (row < p.kv_heads) return p.k + token * p.k_stride + row * RF_HEAD_DIM;
-    return p.v + token * p.v_stride + (row - p.kv_heads) * RF_HEAD_DIM;
-}
-
-RF_DEVICE void finish_row(const RopeStoreParams& p, u32 token, u32 row, Head& head, const Rotation& rotation,
-                          float* buffer) {
-    bool query = row < p.heads, key = !query && row < p.heads + p.kv_heads;
-    if (!query && p.slots[token] < 0) return;
-    const float* norm = query ? p.q_norm : key ? p.k_norm : nullptr;
-    if (norm) rms_norm_head(head, norm, p.eps);
-    if (query || key) rotate_head(head, buffer, rotation);
-    if (query) return store_head(p.q_out + (u64(token) * p.heads + row) * RF_HEAD_DIM, head);
-    u32 kv_head = row - p.heads - (key ? 0 : p.kv_heads);
-    store_head((key ? p.keys : p.values) + cache_offset(u64(p.slots[token]), p.kv_heads, kv_head), head);
-}
-
-// A wave some heads of a token, whose loads are in flight at a time.
+// A wave a head of a token.
 RF_KERNEL(THREADS)
 rf_rope_store(RopeStoreParams p) {
     wait_for_previous();
     RF_SHARED float buffers[THREADS / RF_WAVE][RF_HEAD_DIM];
-    u32 rows = p.heads + 2 * p.kv_heads, parts = (rows + HEADS - 1) / HEADS;
-    u32 index = block_x() * (THREADS / RF_WAVE) + wave(), token = index / parts, first = index % parts * HEADS;
+    u32 rows = p.heads + 2 * p.kv_heads, index = block_x() * (THREADS / RF_WAVE) + wave();
+    u32 token = index / rows, row = index % rows;
     if (token >= p.tokens) return;
-    Head heads[HEADS];
-    RF_UNROLL
-    for (u32 i = 0; i < HEADS; ++i) heads[i] = load_head(row_of(p, token, minimum(i32(first + i), i32(rows - 1))));
-    Rotation rotation = load_rotation(p.cos + token * p.pairs, p.sin + token * p.pairs, p.pairs, p.neox);
-    RF_UNROLL
-    for (u32 i = 0; i < HEADS; ++i)
-        if (first + i < rows) finish_row(p, token, first + i, heads[i], rotation, buffers[wave()]);
+    const float *cos = p.cos + token * p.pairs, *sin = p.sin + token * p.pairs;
+    if (row < p.heads) {
+        Head head = load_head(p.q + token * p.q_stride + row * RF_HEAD_DIM);
+        if (p.q_norm) rms_norm_head(head, p.q_norm, p.eps);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
+        store_head(p.q_out + (u64(token) * p.heads + row) * RF_HEAD_DIM, head);
+        return;
+    }
+    if (p.slots[token] < 0) return;
+    row -= p.heads;
+    u64 slot = p.slots[token];
+    if (row < p.kv_heads) {
+        Head head = load_head(p.k + token * p.k_stride + row * RF_HEAD_DIM);
+        if (p.k_norm) rms_norm_head(head, p.k_norm, p.eps);
+        rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
+        store_head(p.keys + cache_offset(slot, p.kv_heads, row), head);
+    } else {
+        row -= p.kv_heads;
+        store_head(p.values + cache_offset(slot, p.kv_heads, row),
+                   load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
+    }
 }
 
 }  // namespace rocforge

@@ -29,8 +29,6 @@ class Tuning:
             (docs/amd.md).
         elementwise_threads: of kernels in which a thread takes an element or a few, or a wave a head or a token.
 
-        rope_heads: heads of a token that a wave rotates and stores.
-
         int8_tokens: up to so many tokens, packed weights are multiplied by GEMV on int8 activations.
         tile_tokens: up to so many they are multiplied on the matrix unit, more by the BLAS library, where there are
             float16 copies of the weights; 0 without a unit.
@@ -89,7 +87,6 @@ class Tuning:
 
     basis: str = "reasoned"
     elementwise_threads: int = 256
-    rope_heads: int = 4
 
     int8_tokens: int = 2
     tile_tokens: int = 64

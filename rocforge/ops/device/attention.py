@@ -226,8 +226,8 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     args = {"q_out": out, "keys": keys, "values": values, "q": q, "k": k, "v": v, "pairs": fresh.pairs}
     args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
-    waves = tokens * blocks(heads + 2 * kv_heads, tuning.of(keys.device.id).rope_heads)
-    grid, block = a_thread_each(waves * card_of(keys.device.id).wave)
+    rows = tokens * (heads + 2 * kv_heads)
+    grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
     _store_kernel(head_dim)(grid, block, args)
     return out
 
