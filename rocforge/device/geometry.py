@@ -93,7 +93,7 @@ def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
 
     A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
     depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of four not all find room.
-    Two share x where there are rows for all multiprocessors, several times over.
+    Two share x of a prompt where there are rows for all multiprocessors.
 
     Args:
         tokens, rows: of the product.
@@ -107,7 +107,7 @@ def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
     row_blocks = -(-rows // WIDE_ROWS)
     count = row_blocks * -(-tokens // width)
     split = next((n for n in (4, 2) if count * n <= (0.9 if n > 2 else 1) * units * resident), 1)
-    share = 2 if row_blocks >= units and count >= 4 * units else 1
+    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
     return Wide(width, split, share, resident, (228 << 10) // resident - (1 << 10))
 
 
