@@ -42,15 +42,15 @@ RF_DEVICE u32 bytes_fp16(u32 word, u32 i, float above) {
     return fma_fp16(pick_bytes(0x64646464, word, 0x04000400 | (i + 1) << 16 | i), one, zero);
 }
 
-// The scales and minimums of four runs of 16 elements, the first or the last of a cell, as pairs for unpack_four. Those
-// that are bytes are multiplied as float16, to what their product in float32 is rounded to.
+// The scales and minimums of a cell's eight runs of 16 elements, as pairs for unpack_four. Those that are bytes are
+// multiplied as float16, to what their product in float32 is rounded to.
 template <class F>
-struct HalfScales {
-    u32 scale[4], min[4];
-    RF_MEMBER void compute(const F& w, u32 half) {
+struct CellScales {
+    u32 scale[8], min[8];
+    RF_MEMBER explicit CellScales(const F& w) {
         RF_UNROLL
-        for (u32 j = 0; j < 4; ++j) {
-            u32 s = 2 * half + j / 2, h = j % 2;
+        for (u32 j = 0; j < 8; ++j) {
+            u32 s = j / 2, h = j % 2;
             if (h == 1 && !F::HALVES) {
                 scale[j] = scale[j - 1], min[j] = min[j - 1];
                 continue;
@@ -61,28 +61,32 @@ struct HalfScales {
     }
 };
 template <u32 HIGH, u32 BYTES, u32 LOW_AT>
-RF_DEVICE void byte_scales(u32 (&scale)[4], u32 (&min)[4], const Affine256<HIGH, BYTES, LOW_AT>& w, u32 half) {
-    u32 scales = fma_fp16(bytes_fp16(w.tail.y, 2 * half, 0.0f), low_twice(w.tail.x), 0);
-    u32 mins = fma_fp16(bytes_fp16(w.tail.z, 2 * half, 0.0f), high_twice(w.tail.x) ^ 0x80008000, 0);
-    scale[0] = scale[1] = low_twice(scales), scale[2] = scale[3] = high_twice(scales);
-    min[0] = min[1] = low_twice(mins), min[2] = min[3] = high_twice(mins);
-}
-template <>
-RF_MEMBER void HalfScales<Q4_K>::compute(const Q4_K& w, u32 half) {
-    byte_scales(scale, min, w, half);
-}
-template <>
-RF_MEMBER void HalfScales<Q5_K>::compute(const Q5_K& w, u32 half) {
-    byte_scales(scale, min, w, half);
-}
-template <>
-RF_MEMBER void HalfScales<Q6_K>::compute(const Q6_K& w, u32 half) {
-    u32 d = w.d.bits | u32(w.d.bits) << 16, bytes = (half ? w.tail.y : w.tail.x) ^ 0x80808080;  // signed
+RF_DEVICE void byte_scales(u32 (&scale)[8], u32 (&min)[8], const Affine256<HIGH, BYTES, LOW_AT>& w) {
     RF_UNROLL
-    for (u32 i = 0; i < 2; ++i) {
-        u32 scales = fma_fp16(bytes_fp16(bytes, 2 * i, 128.0f), d, 0);
-        scale[2 * i] = low_twice(scales), scale[2 * i + 1] = high_twice(scales);
-        min[2 * i] = min[2 * i + 1] = 0;
+    for (u32 i = 0; i < 4; i += 2) {
+        u32 scales = fma_fp16(bytes_fp16(w.tail.y, i, 0.0f), low_twice(w.tail.x), 0);
+        u32 mins = fma_fp16(bytes_fp16(w.tail.z, i, 0.0f), high_twice(w.tail.x) ^ 0x80008000, 0);
+        scale[2 * i] = scale[2 * i + 1] = low_twice(scales), scale[2 * i + 2] = scale[2 * i + 3] = high_twice(scales);
+        min[2 * i] = min[2 * i + 1] = low_twice(mins), min[2 * i + 2] = min[2 * i + 3] = high_twice(mins);
+    }
+}
+template <>
+RF_MEMBER CellScales<Q4_K>::CellScales(const Q4_K& w) {
+    byte_scales(scale, min, w);
+}
+template <>
+RF_MEMBER CellScales<Q5_K>::CellScales(const Q5_K& w) {
+    byte_scales(scale, min, w);
+}
+template <>
+RF_MEMBER CellScales<Q6_K>::CellScales(const Q6_K& w) {
+    u32 d = w.d.bits | u32(w.d.bits) << 16;
+    RF_UNROLL
+    for (u32 s = 0; s < 4; ++s) {
+        u32 bytes = (s < 2 ? w.tail.x : w.tail.y) ^ 0x80808080;  // signed
+        u32 scales = fma_fp16(bytes_fp16(bytes, s % 2 * 2, 128.0f), d, 0);
+        scale[2 * s] = low_twice(scales), scale[2 * s + 1] = high_twice(scales);
+        min[2 * s] = min[2 * s + 1] = 0;
     }
 }
 

@@ -29,7 +29,6 @@ namespace rocforge {
 const u32 WAVES = 8, ROWS = 16 * WAVES, THREADS = RF_WAVE * WAVES;
 const u32 TILE_BYTES = 128 * RF_TOKENS, STAGE_BYTES = 2 * TILE_BYTES;  // of x: of 64 elements, and of a cell
 const u32 X_FIT = RF_LDS / 5 * 3 / STAGE_BYTES, X_STAGES = X_FIT < 3 ? X_FIT : 3, MOST_STAGES = 4;
-const u32 SHARE = (RF_TOKENS + RF_SPLIT - 1) / RF_SPLIT;  // tokens whose sums a block of a cluster adds up
 const u32 PITCH = ROWS + 4;  // of sums: so that a wave's columns lie in different LDS banks
 static_assert(4 * PITCH * RF_TOKENS <= RF_LDS, "the sums fit in LDS");
 
@@ -156,24 +155,6 @@ struct Stream {
     }
 };
 
-// Of all blocks of the cluster.
-RF_DEVICE void block_barrier() {
-    if (RF_SPLIT * RF_SHARE > 1)
-        cluster_barrier();
-    else
-        barrier();
-}
-
-RF_DEVICE void init_barriers(Barriers* barriers) {
-    if (thread_x() == 0) {
-        RF_UNROLL
-        for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&barriers->full[i], 1), init_barrier(&barriers->empty[i], WAVES * RF_SHARE);
-        fence_barriers();
-    }
-    block_barrier();
-}
-
 // Adds the products of the wave group's rows; `row` is that of lane / 2.
 template <class F>
 RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, const Work& work, const BlockPlace& place,
@@ -189,7 +170,6 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
     };
     RF_UNROLL
     for (u32 i = 0; i + 1 < S::COUNT; ++i) copy_next();
-    init_barriers(shared.barriers);
     wait_for_previous();
     u32 step = 128 * work.width;
     Stream x = {shared.x,
@@ -211,56 +191,61 @@ RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, cons
         rows = own + from * STAGE + part_row(0) * S::PITCH;
         from = from + 1 == S::COUNT ? 0 : from + 1;
     };
-    // Cell r of the stage, as eight fragments of 16 elements; `block` is the number of a block of two cells.
-    F w[2];
-    auto load_scales = [&](u32 r, u32 block) {
+    // Cell r of the stage, the block's number c / 2: eight fragments of 16 elements.
+    auto unpack = [&](u32(&a)[8][4], u32 r, u32 block) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
+            const u8* part = rows + (part_row(p) - part_row(0)) * S::PITCH;
+            F w;
             if constexpr (F::SUPER == 2)
-                w[p].load_scales(rows + 8 * p * S::PITCH, S::CELLS, r, block % 2);
+                w.load_scales(part, S::CELLS, r, block % 2);
             else
-                w[p].load_scales(rows + 8 * p * S::PITCH, S::CELLS, r);
-            w[p].ready();
+                w.load_scales(part, S::CELLS, r);
+            w.ready();
+            CellScales<F> scales(w);
+            RF_UNROLL
+            for (u32 j = 0; j < 8; ++j) {
+                u32 s = j / 2, h = j % 2, codes = stored_codes<F>(part, S::CELLS, r, s, h, part_lane());
+                unpack_four<F>(a[j][p], a[j][2 + p], codes, h, scales.scale[j], scales.min[j]);
+            }
         }
     };
-    HalfScales<F> scales[2];
-    auto unpack = [&](u32(&a)[4], u32 r, u32 j) {
-        RF_UNROLL
-        for (u32 p = 0; p < 2; ++p) {
-            u32 codes = stored_codes<F>(rows + 8 * p * S::PITCH, S::CELLS, r, j / 2, j % 2, part_lane());
-            if (j % 4 == 0) scales[p].compute(w[p], j / 4);
-            unpack_four<F>(a[p], a[2 + p], codes, j % 2, scales[p].scale[j % 4], scales[p].min[j % 4]);
-        }
-    };
-    // Multiplies a cell, and unpacks the next, cell r of its stage, meanwhile: after each of the unit's instructions,
-    // since the one after waits until the unit takes it. Past the last cell that is what happens to lie there.
-    auto multiply_cell = [&](const u32(&cell)[8][4], u32(&after)[8][4], u32 r, u32 block) {
+    auto begin = [&](const u32(&a)[8][4]) {
         u64 stage = x.next();
         begin_products();
         RF_UNROLL
-        for (u32 j = 0; j < 8; ++j) {
-            WarpGroupProduct<RF_TOKENS>::add(sums, cell[j], stage + j / 4 * (TILE_BYTES / 16) + j % 4 * 2);
-            if (j == 0) load_scales(r, block);
-            if (j == 7) end_products();
-            unpack(after[j], r, j);
-            wave_barrier();  // NVIDIA's compiler moves no load across this, which keeps the instructions apart
-        }
+        for (u32 j = 0; j < 8; ++j)
+            WarpGroupProduct<RF_TOKENS>::add(sums, a[j], stage + j / 4 * (TILE_BYTES / 16) + j % 4 * 2);
+        end_products();
         x.refill();
+    };
+    auto end = [&] {
         wait_for_products<0>();
         x.release();
     };
     u32 even[8][4], odd[8][4];
     next_stage();
-    load_scales(0, work.first / 2);
-    RF_UNROLL
-    for (u32 j = 0; j < 8; ++j) unpack(even[j], 0, j);
+    unpack(even, 0, work.first / 2);
     RF_NO_UNROLL
     for (u32 c = work.first; c < work.end; c += 2) {
-        multiply_cell(even, odd, 1, c / 2);
+        begin(even);
+        if (c + 1 < work.end) unpack(odd, 1, c / 2);
+        end();
         if (c + 1 >= work.end) break;
-        next_stage();
-        multiply_cell(odd, even, 0, c / 2 + 1);
+        begin(odd);
+        if (c + 2 < work.end) {
+            next_stage();
+            unpack(even, 0, c / 2 + 1);
+        }
+        end();
     }
+}
+
+RF_DEVICE void block_barrier() {
+    if (RF_SPLIT * RF_SHARE > 1)
+        cluster_barrier();
+    else
+        barrier();
 }
 
 // The sums of the block, in LDS: of each token those of ROWS rows.
@@ -290,6 +275,13 @@ RF_DEVICE f32x4 summed(const float* at, const BlockPlace& place) {
 // The products of the block's rows, in LDS; `row_of` gives where row 0 to ROWS - 1 begins.
 template <class F, class RowOf>
 RF_DEVICE const float* block_sums(const Shared& shared, const Work& work, const BlockPlace& place, RowOf row_of) {
+    if (thread_x() == 0) {
+        RF_UNROLL
+        for (u32 i = 0; i < X_STAGES; ++i)
+            init_barrier(&shared.barriers->full[i], 1), init_barrier(&shared.barriers->empty[i], WAVES * RF_SHARE);
+        fence_barriers();
+    }
+    block_barrier();
     float sums[RF_TOKENS / 2];
     RF_UNROLL
     for (u32 i = 0; i < RF_TOKENS / 2; ++i) sums[i] = 0.0f;
@@ -312,10 +304,10 @@ RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const B
         return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     });
     const float* residual = number == 0 ? p.residual : nullptr;
-    u32 from = place.split * SHARE, to = minimum(i32(from + SHARE), i32(RF_TOKENS));
+    const u32 share = RF_TOKENS / RF_SPLIT;
     u32 row = first + 4 * lane();
     RF_NO_UNROLL
-    for (u32 k = from + wave(); k < to; k += WAVES) {
+    for (u32 k = place.split * share + wave(); k < (place.split + 1) * share; k += WAVES) {
         f32x4 sum = summed(sums + k * PITCH + 4 * lane(), place);
         if (place.token + k >= p.tokens || place.idle) continue;
         u64 at = u64(place.token + k) * m.rows;
@@ -368,10 +360,10 @@ rf_wide_gated(WideGatedParams p) {
         u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
         return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.cells));
     });
-    u32 from = place.split * SHARE, to = minimum(i32(from + SHARE), i32(RF_TOKENS));
+    const u32 share = RF_TOKENS / RF_SPLIT;
     u32 own = lane() % 16 * 4, row = first + own;  // of four rows
     RF_NO_UNROLL
-    for (u32 k = from + 2 * wave() + lane() / 16; k < to; k += 2 * WAVES) {
+    for (u32 k = place.split * share + 2 * wave() + lane() / 16; k < (place.split + 1) * share; k += 2 * WAVES) {
         const float* at = sums + k * PITCH + own / 8 * 16 + own % 8;
         f32x4 g = summed(at, place), u = summed(at + 8, place);
         u32 token = place.token + k;

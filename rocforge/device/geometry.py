@@ -92,8 +92,8 @@ def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
     A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
-    depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of three or four not all
-    find room.
+    depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of four not all find room.
+    Two share x of a prompt where there are rows for all multiprocessors.
 
     Args:
         tokens, rows: of the product.
@@ -104,9 +104,11 @@ def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
     # x of three cells, and two stages of weights, with a little to keep rows apart
     fits_twice = 2 * (768 * width + 2 * WIDE_ROWS * (stage_nbytes + 16)) <= 226 << 10
     resident = 2 if width == 64 and fits_twice else 1
-    count = -(-rows // WIDE_ROWS) * -(-tokens // width)
-    split = next((n for n in (4, 3, 2) if count * n <= (0.9 if n > 2 else 1) * units * resident), 1)
-    return Wide(width, split, 1, resident, (228 << 10) // resident - (1 << 10))
+    row_blocks = -(-rows // WIDE_ROWS)
+    count = row_blocks * -(-tokens // width)
+    split = next((n for n in (4, 2) if count * n <= (0.9 if n > 2 else 1) * units * resident), 1)
+    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
+    return Wide(width, split, share, resident, (228 << 10) // resident - (1 << 10))
 
 
 class Decode(NamedTuple):

@@ -48,8 +48,8 @@ def test_logits_stay(file, rng):
 def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
     """q, k and v, and gate and up, lie one below the other; a product of theirs is what each gives alone."""
     model, calls = load_model(file, "gpu", fp16_weights=True), []
-    attn, mlp, multiply = model.blk[0].attn, model.blk[0].ffn, gemm._multiply
-    monkeypatch.setattr(gemm, "_multiply", lambda *args: calls.append(len(args[1])) or multiply(*args))
+    attn, mlp, multiply = model.blk[0].attn, model.blk[0].ffn, gemm.gemm
+    monkeypatch.setattr(gemm, "gemm", lambda *args: calls.append(len(args[1])) or multiply(*args))
     for layers in ([attn.attn_q, attn.attn_k, attn.attn_v], [mlp.ffn_gate, mlp.ffn_up]):
         weights, calls[:] = [layer.weight for layer in layers], []
         x = cp.asarray(rng.standard_normal((MAX_TILE_TOKENS + 1, weights[0].shape[1])).astype(np.float16))
@@ -62,7 +62,7 @@ def test_neighbours_are_multiplied_as_one(file, rng, monkeypatch):
 def test_launches_of_a_prompt(file, monkeypatch):
     """Nine a layer, four of them the BLAS library's: norms add the residual, attention and units write float16."""
     model, names = load_model(file, "gpu", fp16_weights=True), []
-    monkeypatch.setattr(gemm, "_multiply", lambda *args: names.append("product"))
+    monkeypatch.setattr(gemm, "gemm", lambda *args: names.append("product"))
     with launches_recorded(lambda kernel: names.append(kernel.name)):
         model(np.zeros(MAX_TILE_TOKENS + 1, np.int32))
     attention = ["product", "rope_store", "attention_prefill", "product", "rms_norm_of_sum"]
