@@ -45,17 +45,27 @@ RF_DEVICE Run<4> load_whole(const float* p) {
     f32x4 v = load<f32x4>(p);
     return {{v.x, v.y, v.z, v.w}};
 }
+RF_DEVICE float widened(float x) { return x; }
+// A sum that float16 does not hold has become infinite in the product: it counts as the largest number.
+RF_DEVICE float widened(f16 x) {
+    float value = to_float(x);
+    return absolute(value) == infinity() ? (value > 0 ? 65504.0f : -65504.0f) : value;
+}
 RF_DEVICE Run<8> load_whole(const f16* p) {
     u32x4 v = load<u32x4>(p);
-    return {{low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y), low_half(v.z), high_half(v.z), low_half(v.w),
-             high_half(v.w)}};
+    f16 halves[8];
+    RF_MEMCPY(halves, &v, sizeof v);
+    Run<8> run;
+    RF_UNROLL
+    for (u32 i = 0; i < 8; ++i) run.x[i] = widened(halves[i]);
+    return run;
 }
 template <class T>
 RF_DEVICE Run<COLUMNS<T>> load_run(const T* row, u32 column, u32 columns, bool whole) {
     if (whole) return load_whole(row + column);
     Run<COLUMNS<T>> run;
     RF_UNROLL
-    for (u32 i = 0; i < COLUMNS<T>; ++i) run.x[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
+    for (u32 i = 0; i < COLUMNS<T>; ++i) run.x[i] = column + i < columns ? widened(row[column + i]) : 0.0f;
     return run;
 }
 template <u32 N>

@@ -294,8 +294,8 @@ class Engine:
                 self._pending = self._launch_ahead()
             sampled = zip(step.requests, step.tokens(), strict=True)
             tokens = [self._accept(*pair) for pair in sampled if pair[0].status is not Status.FINISHED]
-            if self._pending:
-                self._pending.sample()
+            if self._pending and not self._sampled(self._pending):
+                self._pending = None
         self._count(step)
         return tokens
 
@@ -312,13 +312,10 @@ class Engine:
         if self._starved:
             self._free_unused_memory()
         try:
-            step = self._launch()
+            return self._launch(sample=True)
         except OutOfMemoryError:
             self._free_unused_memory()
-            step = self._launch()
-        if isinstance(step, PendingStep):
-            step.sample()
-        return step
+            return self._launch(sample=True)
 
     def _launch_ahead(self) -> PendingStep | None:
         """The step after one that is in flight; None too if memory is short, which can be freed after that one."""
@@ -328,12 +325,19 @@ class Engine:
             self._starved, step = True, None
         if not isinstance(step, PendingStep):
             return None
-        if not step.constrained:
-            step.sample()
-        return step
+        return step if step.constrained or self._sampled(step) else None
 
-    def _launch(self) -> PendingStep | HostStep | None:
-        """Schedule the next step and queue it; on a CPU, run it. None if no request can run."""
+    def _sampled(self, step: PendingStep) -> bool:
+        """Queue the sampling of a step; False if memory is short, which can be freed after the step in flight."""
+        try:
+            with out_of_memory_explained(self.model.device, "step"):
+                step.sample()
+        except OutOfMemoryError:
+            self._starved = True
+        return not self._starved
+
+    def _launch(self, sample: bool = False) -> PendingStep | HostStep | None:
+        """Schedule the next step and queue it, with its sampling if asked; on a CPU, run it. None if none can run."""
         with out_of_memory_explained(self.model.device, "step"):
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
@@ -341,6 +345,8 @@ class Engine:
             step = self._runner.launch(chunks) if self._runner else self._run_on_host(chunks)
             for chunk in chunks:
                 self.scheduler.advance(chunk)
+            if sample and isinstance(step, PendingStep):
+                step.sample()
         return step
 
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
@@ -366,6 +372,8 @@ class Engine:
             self._runner.trim()
         for request in self.scheduler.running[::-1]:
             self.scheduler.preempt(request)
+        for request in self.scheduler.waiting:
+            request.pending = 0  # tokens that never come
 
     def _accept(self, request: Request, sampled: SampledToken) -> Token:
         """Give a request its token."""

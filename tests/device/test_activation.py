@@ -89,6 +89,15 @@ def test_gated_fp16(name: str, columns: int):
     assert (y[:, 0] == np.float16(np.minimum(expected[:, 0], 65504))).all()
 
 
+@pytest.mark.parametrize("columns", [8, 13])
+def test_products_beyond_float16(columns: int):
+    """Infinite sums of a float16 product count as its largest number; what is no number stays none."""
+    gate, up = np.ones((4, columns), np.float16), np.full((4, columns), 0.5, np.float16)
+    gate[0], gate[1], up[2], gate[3] = np.inf, -np.inf, -np.inf, np.nan
+    y = gated_unit("swiglu", cp.asarray(gate), cp.asarray(up), form=OperandForm.FP16).get()
+    assert (y[0] == 32752).all() and (y[1] == 0).all() and np.isfinite(y[2]).all() and np.isnan(y[3]).all()
+
+
 def test_gated_shapes():
     with pytest.raises(ValueError, match="different shapes"):
         activation.swiglu(cp.zeros((2, 3)), cp.zeros((2, 4)))
