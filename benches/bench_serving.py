@@ -25,6 +25,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,28 +96,34 @@ def targets(options: argparse.Namespace) -> Iterator[tuple[str, Measure]]:
         endpoint = client.Endpoint(options.url, options.model, options.vocabulary, options.text, options.api_key)
         yield options.url, lambda load: client.measure(endpoint, load, options.clients)
         return
+    settings = {}
     for milliseconds in options.inter_token_ms or [None]:
+        every = {"max_requests": options.max_requests, "max_batch_tokens": options.max_batch_tokens}
+        every |= {"cache_tokens": options.cache_tokens, "inter_token_ms": milliseconds}
         name = "default" if milliseconds is None else f"{milliseconds:g} ms"
-        settings = {"max_requests": options.max_requests, "max_batch_tokens": options.max_batch_tokens}
-        settings |= {"cache_tokens": options.cache_tokens, "inter_token_ms": milliseconds}
-        chosen = {key: value for key, value in settings.items() if value is not None}
-        yield from (through_http if options.serve else alone)(options, name, chosen)
+        settings[name] = {key: value for key, value in every.items() if value is not None}
+    if not options.serve:
+        yield from alone(options, settings)
+        return
+    for name, chosen in settings.items():
+        yield from through_http(options, name, chosen)
 
 
-def alone(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> Iterator[tuple[str, Measure]]:
-    """The engine in this process."""
+def alone(options: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Measure]]:
+    """The engine in this process, with each of the settings, by name."""
     from serving.alone import measure
 
     import rocforge as rf
     from rocforge.text.grammar import GrammarCompiler
 
     model, tokenizer = rf.load(options.gguf, device=options.device)
-    with rf.Engine(model, tokenizer.eog_token_ids, **settings) as engine, ExitStack() as stack:
-        engine.prepare()
-        constraint = None
-        if any(load.constrained for load in loads(options)):
-            constraint = stack.enter_context(closing(GrammarCompiler(tokenizer).json_schema(client.SCHEMA))).copy
-        yield f"engine, {name}", lambda load: measure(engine, load, constraint)
+    for name, chosen in settings.items():
+        with rf.Engine(model, tokenizer.eog_token_ids, **chosen) as engine, ExitStack() as stack:
+            engine.prepare()
+            constraint = None
+            if any(load.constrained for load in loads(options)):
+                constraint = stack.enter_context(closing(GrammarCompiler(tokenizer).json_schema(client.SCHEMA))).copy
+            yield f"engine, {name}", partial(measure, engine, constraint=constraint)
 
 
 def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any]) -> Iterator[tuple[str, Measure]]:
