@@ -9,7 +9,6 @@ import functools
 import itertools
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -45,21 +44,8 @@ def variants(source: str) -> list[Defines]:
 
 
 def targets(source: str) -> list[str]:
-    """The AMD targets that a source is for: those of its `// targets: ...` line, or all."""
-    named = named_targets(source)
-    return list(AMD) if named is None else [target for target in named if target in AMD]
-
-
-def named_targets(source: str) -> list[str] | None:
-    """Those of its `// targets: ...` line; without one None."""
-    line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
-    return line[1].split() if line else None
-
-
-def for_nvidia(source: str, target: str) -> bool:
-    """Whether a source is for a target of NVIDIA's: for all, where its line names none of them."""
-    named = [name for name in named_targets(source) or () if name.startswith("sm_")]
-    return not named or target in named
+    """The AMD targets that a source is for."""
+    return [target for target in AMD if kernels.is_for(source, target)]
 
 
 def family(target: str) -> str:

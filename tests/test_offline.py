@@ -21,7 +21,7 @@ import pytest
 from offline import SOURCES, Case, amd_compiler, code_objects, compilation, needs_amd_compiler, targets, variants
 
 from rocforge.device.cards import AMD
-from rocforge.device.kernels import PREFIX
+from rocforge.device.kernels import PREFIX, is_for
 from rocforge.formats.planar import PLANAR
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def nvidia_cases() -> list[Any]:
         (source, defines, target)
         for source in SOURCES
         for target, formats in NVIDIA.items()
-        if offline.for_nvidia(source, target)
+        if is_for(source, target)
         for defines in covering(source, formats)
     )
 

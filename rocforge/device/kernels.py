@@ -82,6 +82,18 @@ def variants(source: str) -> list[dict[str, str]]:
     return found or [{}]
 
 
+def is_for(source: str, target: str) -> bool:
+    """Whether a source is for a target, gfx... or sm_...: by its `// targets: ...` line, where it has one.
+
+    A line that names none of NVIDIA's is about AMD's alone.
+    """
+    line = re.search(r"^// targets: (.+)$", (source_folder() / source).read_text(), re.M)
+    named = line[1].split() if line else [target]
+    if target.startswith("sm_") and not any(name.startswith("sm_") for name in named):
+        return True
+    return target in named
+
+
 def _values(text: str) -> list[str]:
     groups = {"PLANAR": list(PLANAR), "BLOCKS": [name for name in QTYPES if name not in PLANAR]}
     return [value for word in text.split(",") for value in groups.get(word, [word])]

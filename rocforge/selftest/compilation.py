@@ -7,14 +7,17 @@ import functools
 import numpy as np
 
 from rocforge.device.background import BackgroundCompilation
-from rocforge.device.kernels import Kernel, source_folder, variants
+from rocforge.device.cards import card_of
+from rocforge.device.kernels import Kernel, is_for, source_folder, variants
 from rocforge.selftest.check import Check, Outcome, Sizes
 
 
 def checks(sizes: Sizes) -> list[Check]:
     compilation = functools.cache(lambda: _begun(kernels))
-    kernels = {}
+    kernels, target = {}, card_of(0).family
     for path in sorted(source_folder().glob("*.hip")):
+        if not is_for(path.name, target):
+            continue
         for defines in variants(path.name)[: None if sizes.every_variant else 1]:
             name = " ".join([path.name, *(f"{key}={value}" for key, value in defines.items())])
             kernels[name] = Kernel(path.name, path.stem, "", **defines)
