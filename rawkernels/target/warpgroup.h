@@ -36,9 +36,6 @@ struct Operands {
     RF_MEMBER u64 at(u32 distance) const { return rest | (first + distance / 8); }
 };
 
-#define RF_TILE_4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define RF_TILE_16(c, i) RF_TILE_4(c, i), RF_TILE_4(c, i + 4), RF_TILE_4(c, i + 8), RF_TILE_4(c, i + 12)
-#define RF_TILE(c) RF_TILE_16(c, 0), RF_TILE_16(c, 16), RF_TILE_16(c, 32), RF_TILE_16(c, 48)
 #define RF_PRODUCT                                                                  \
     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, " \
     "%6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "  \
@@ -49,14 +46,14 @@ struct Operands {
 // c = a b^T, or c += a b^T; both in LDS, the depth along their rows.
 RF_DEVICE void multiply_rows(WarpgroupTile& c, u64 a, u64 b, bool add) {
     asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; " RF_PRODUCT "%64, %65, add, 1, 1, 0, 0;}"
-                 : RF_TILE(c)
+                 : RF_SUMS_64(c, 0)
                  : "l"(a), "l"(b), "r"(i32(add)));
 }
 
 // c += a b; a in registers, b in LDS, its rows the depth.
 RF_DEVICE void multiply_columns(WarpgroupTile& c, const u32* a, u64 b) {
     asm volatile("{.reg .pred add; setp.ne.b32 add, 1, 0; " RF_PRODUCT "{%64, %65, %66, %67}, %68, add, 1, 1, 1;}"
-                 : RF_TILE(c)
+                 : RF_SUMS_64(c, 0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 

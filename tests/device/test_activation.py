@@ -5,24 +5,11 @@ from __future__ import annotations
 import cupy as cp
 import numpy as np
 import pytest
+from gates import GATED, gelu, sigmoid
 
 from rocforge.ops import activation
 from rocforge.ops.device.activation import gated_unit
 from rocforge.ops.device.plan import OperandForm
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
-    return gate * sigmoid(1.702 * gate) * (up + 1)
-
 
 ELEMENTWISE = {
     "silu": (lambda x: x * sigmoid(x), ()),
@@ -30,7 +17,6 @@ ELEMENTWISE = {
     "softcap": (lambda x: 30 * np.tanh(x / 30), (30.0,)),
     "scale": (lambda x: x * 0.37, (0.37,)),
 }
-GATED = {"swiglu": lambda g, u: g * sigmoid(g) * u, "geglu": lambda g, u: gelu(g) * u, "swiglu_oai": swiglu_oai}
 
 
 def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 import cupy as cp
 import numpy as np
 import pytest
+from gates import GATED
 from weights import sizes
 
 from rocforge.formats.planar import PLANAR
@@ -128,13 +129,7 @@ def test_gated(rng, activation, n):
     x = cp.asarray(rng.standard_normal((n, 256)).astype(np.float32))
     y = gated_linear(x, gate, up, *biases, activation)
     g, u = (z.get().astype(np.float64) for z in linears(x, [gate, up], biases))
-    if activation == "swiglu_oai":
-        g, u = np.minimum(g, 7), np.clip(u, -7, 7) + 1
-        reference = g / (1 + np.exp(-1.702 * g)) * u
-    elif activation == "swiglu":
-        reference = g / (1 + np.exp(-g)) * u
-    else:
-        reference = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u
+    reference = GATED[activation](g, u)
     assert np.linalg.norm(y.get() - reference) < 1e-5 * np.linalg.norm(reference)
     form = fragments_for(n)
     fragments = tile_gated(quantized(x, form), gate, up, biases, activation, form)

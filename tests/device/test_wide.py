@@ -3,6 +3,7 @@
 import cupy as cp
 import numpy as np
 import pytest
+from gates import GATED
 
 from rocforge.device import geometry
 from rocforge.device.tuning import ANY, current
@@ -94,13 +95,7 @@ def test_gated(rng, wide, activation, n):
     operand = quantized(cp.asarray(rng.standard_normal((n, 512)).astype(np.float32)), OperandForm.SWIZZLED)
     y = wide.wide_gated(operand, gate, up, biases, activation, OperandForm.FLOAT32)
     g, u = (z.get().astype(np.float64) for z in wide.wide_products(operand, [gate, up], biases))
-    if activation == "swiglu_oai":
-        g, u = np.minimum(g, 7), np.clip(u, -7, 7) + 1
-        reference = g / (1 + np.exp(-1.702 * g)) * u
-    elif activation == "swiglu":
-        reference = g / (1 + np.exp(-g)) * u
-    else:
-        reference = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u
+    reference = GATED[activation](g, u)
     assert np.linalg.norm(y.get() - reference) < 1e-5 * np.linalg.norm(reference)
     out = wide.wide_gated(operand, gate, up, biases, activation, OperandForm.SWIZZLED)
     assert np.array_equal(unswizzled(out), unswizzled(quantized(y, OperandForm.SWIZZLED)))
