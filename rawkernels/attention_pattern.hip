@@ -62,6 +62,7 @@ rf_attention_pattern(PatternParams p) {
     for (i32 key = seen.first + i32(thread_x()); key < end; key += THREADS) {
         const f16* elements = p.keys + cache_offset(cache_slot(seen.table, key), p.kv_heads, kv_head);
         float score = 0;
+        RF_NO_UNROLL
         for (u32 i = 0; i < RF_HEAD_DIM; i += 8) {
             float x[8];
             unpack8(x, load<u32x4>(elements + i));
