@@ -61,7 +61,8 @@ class Transformer(Module):
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         super()._fill(arrays, prefix)
         if self.output.weight is None:  # tied: the output is the embedding
-            self.output.weight = self.token_embd.weight
+            self.output._put("weight", self.token_embd.weight)
+            self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     @property
     def fused(self) -> Fused:
