@@ -59,7 +59,7 @@ def load(
     """
     device = resolve_device(device)
     with open_gguf(resolve(path)) as file, _loading(file, device, context, progress, fp16_weights) as model:
-        tokenizer = Tokenizer(file, model.config.vocabulary)
+        model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     "models",
     "engine",
     "loading",
-    "load generate",
+    "load generate evaluate embed",
     "rocforge",
     "server selftest",
     "tune",

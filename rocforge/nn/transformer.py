@@ -20,6 +20,7 @@ from rocforge.nn.tree import Snapshot
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
+from rocforge.text.tokenizer import Tokenizer
 
 
 class Transformer(Module):
@@ -31,6 +32,7 @@ class Transformer(Module):
     Attributes:
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
+        tokenizer: the file's, from `rf.load`; else None.
         embedding_scale: factor on the embeddings, or None.
         softcap: cap on the logits, or None.
         architectures: values of general.architecture that a class reads.
@@ -43,6 +45,7 @@ class Transformer(Module):
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
+        self.tokenizer: Tokenizer | None = None
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
@@ -92,7 +95,22 @@ class Transformer(Module):
             ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
             TypeError: tokens are no integers.
         """
-        logits = self.output(self.fused.leave(self._stream(tokens, batch)))
+        return self._logits(self.fused.leave(self._stream(tokens, batch)))
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits of hidden states, as `hidden` gives them or any others: a logit lens has them of an earlier layer.
+
+        Args:
+            hidden: floats, shape (rows, dim), normalized, on the model's device.
+
+        Returns:
+            float32, shape (rows, vocabulary).
+        """
+        with on_device(self.device):
+            return self._logits(hidden)
+
+    def _logits(self, hidden: Any) -> Any:
+        logits = self.output(hidden)
         return softcap(logits, self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Any, batch: Batch | None = None) -> Any:
