@@ -30,4 +30,4 @@ def test_the_figures_are_the_librarys(rocforge, model, text):
 
 def test_a_text_that_is_too_short(rocforge, model):
     done = rocforge("perplexity", model, "-", "--device", "cpu", input="def f(x):", check=False)
-    assert done.returncode == 1 and "a window n_ctx=512" in done.stderr
+    assert done.returncode == 2 and "a window n_ctx=512" in done.stderr
