@@ -53,7 +53,7 @@ def chat(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
 
-    progress = not quiet and sys.stderr.isatty()
+    progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)

@@ -18,7 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -126,7 +126,7 @@ class Engine:
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
         max_batch_tokens: int | None = None,
-        max_requests: int = 256,
+        max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
     ):
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
@@ -167,6 +167,10 @@ class Engine:
                 self._runner = StepRunner(self._stream, model, cache, max_batch_tokens, max_requests, width)
             step_sizes = self._runner.sizes if self._runner else []
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
+
+    def __repr__(self) -> str:
+        size = f"{len(self.scheduler)} requests, up to {self.limit} tokens each" if self.cache else "closed"
+        return f"Engine({self.model.config.architecture} on {self.model.device}, {size})"
 
     def __enter__(self) -> Engine:
         return self

@@ -383,7 +383,7 @@ def test_vocabularies_that_would_take_for_ever(sentencepiece):
 
 
 def test_special_token_texts(byte_level, sentencepiece):
-    """Under Hugging Face's names, None where the file has none; `repr` shows those that are there; `len` is the size."""
+    """Under Hugging Face's names, None where the file has none; `repr` shows those it has; `len` is the size."""
     tok = tokenizer(sentencepiece)
     assert (tok.unk_token, tok.bos_token, tok.eos_token, tok.pad_token) == ("<unk>", "<s>", "</s>", None)
     assert tok.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
