@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+CORNER = 6
+"""Rows and columns of an array that are shown."""
 _CELL = "padding: 0 0.8em 0 0; border: none; white-space: nowrap; text-align:"
 
 
@@ -29,7 +32,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), numbers: int 
     """
     lines = [_row(row, "td", numbers) for row in rows]
     top = f"<thead>{_row(head, 'th', numbers)}</thead>" if head else ""
-    body = f'<table style="margin: 0">{top}<tbody>{"".join(lines)}</tbody></table>'
+    body = f'<table style="margin: 0; font-size: inherit">{top}<tbody>{"".join(lines)}</tbody></table>'
     return f'<div style="max-height: 24em; overflow: auto">{body}</div>'
 
 
@@ -44,6 +47,21 @@ def details(summary: str, *body: str, open: bool = False) -> str:
         return f'<div style="padding-left: 1.1em">{summary}</div>'
     inner = f'<div style="padding-left: 1.1em">{"".join(body)}</div>'
     return f"<details{' open' if open else ''}><summary>{summary}</summary>{inner}</details>"
+
+
+def corner(values: Any, shape: Sequence[int]) -> str:
+    """The first values of an array.
+
+    Args:
+        values: of its first rows and columns, on any device.
+        shape: of all of it.
+    """
+    rows = [[f"{value:.4g}" for value in row] for row in values.tolist()]
+    if rows and shape[-1] > len(rows[0]):
+        rows = [[*row, "..."] for row in rows]
+    if math.prod(shape[:-1]) > len(rows):
+        rows.append(["..."] * max(map(len, rows), default=1))
+    return table(rows, numbers=max(map(len, rows), default=0))
 
 
 def _row(cells: Sequence[Any], kind: str, numbers: int) -> str:

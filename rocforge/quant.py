@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
+from rocforge import html
 from rocforge.formats import blocks
 from rocforge.formats.blocks import as_qtype, row_nbytes
 
@@ -112,6 +113,11 @@ class QuantizedArray:
         device = "" if self.device == "cpu" else f", {self.device}"
         bits = 8 * self.nbytes / max(self.size, 1)
         return f"QuantizedArray(shape={self.shape}, qtype={self.qtype.name}, {bits:.4g} bits per element{device})"
+
+    def _repr_html_(self) -> str:
+        rows = self.data.reshape(-1, self.data.shape[-1])[: html.CORNER]
+        corner = self.with_data(rows, self.planar).dequantize()[: html.CORNER, : html.CORNER]
+        return html.details(html.code(repr(self)), html.corner(corner, self.shape), open=True)
 
     def __getitem__(self, index: Any) -> QuantizedArray:
         """Rows by integer, slice, mask or integer array: NumPy's rules over the leading axes, the last one whole."""

@@ -12,6 +12,7 @@ import numpy as np
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
+from rocforge.nn.outline import as_html, as_text, outline
 from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
 from rocforge.quant import QuantizedArray
 
@@ -155,7 +156,12 @@ class Module:
             for child in self._inline_children():
                 with contextlib.suppress(AttributeError):
                     return getattr(child, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        """Its own attributes, and those of inline children, which count as its own."""
+        inline = (name for child in self._inline_children() for name in dir(child) if not name.startswith("_"))
+        return sorted({*super().__dir__(), *inline})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -269,23 +275,10 @@ class Module:
         return f"{type(self).__name__}({', '.join(arrays)})"
 
     def __repr__(self) -> str:
-        return "\n".join([self.describe(), *self._tree_lines("  ")])
+        return as_text(self.describe(), outline(self.named_children()))
 
-    def _tree_lines(self, indent: str) -> list[str]:
-        """A line a child; equal neighbours in a list share one."""
-        lines: list[str] = []
-        previous, start = None, 0
-        for path, child in self.named_children():
-            below = child._tree_lines(indent if child.inline else indent + "  ")
-            head = [] if child.inline else [f"{indent}{path}: {child.describe()}"]
-            shape = (path.rpartition(".")[0], child.describe(), below)
-            if "." in path and shape == previous:
-                first = lines[start].split(":", 1)
-                lines[start] = f"{first[0].split('-')[0]}-{path.rpartition('.')[2]}:{first[1]}"
-                continue
-            previous, start = shape, len(lines)
-            lines += head + below
-        return lines
+    def _repr_html_(self) -> str:
+        return as_html(self.describe(), outline(self.named_children()))
 
 
 def _is_of_tree(value: Any) -> bool:
