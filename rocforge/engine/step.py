@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rocforge.device.background import BackgroundCompilation
@@ -26,6 +27,7 @@ from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.reach import same_reach
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.state import BLOCK_SIZE
 
 ATTEMPTS = 3
 """Attempts to capture a step: another thread's calls can invalidate a capture."""
@@ -142,10 +144,14 @@ class StepRunner:
         _drop(self._plans, self._recorder)
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
-        """The smallest shape for these chunks."""
+        """The smallest shape for these chunks; attention patterns have keys for a power of two."""
         tokens = sum(chunk.tokens for chunk in chunks)
         mixed = not all(chunk.decodes for chunk in chunks)
-        return next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
+        shape = next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
+        if not self._model.fused.shows_patterns:
+            return shape
+        longest = max(chunk.stop for chunk in chunks)
+        return replace(shape, longest=max(BLOCK_SIZE, 1 << (longest - 1).bit_length()))
 
     def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
         """Queue a forward pass; its logits are there until the next one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -281,8 +281,21 @@ class Module:
         return as_html(self.describe(), outline(self.named_children()))
 
 
+Kind = TypeVar("Kind", bound=Module)
+
+
 def _is_of_tree(value: Any) -> bool:
     return isinstance(value, (Module, ModuleList)) or hasattr(value, "shape")
+
+
+def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
+    return type(module) is kind and not module.edits
+
+
+def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module is plain, and nobody sees its output: there need not be one."""
+    return is_plain(module, kind) and not module.observers
 
 
 def device_of(module: Module) -> str:
