@@ -171,7 +171,7 @@ class Engine:
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
     def __repr__(self) -> str:
-        size = f"{len(self.scheduler)} requests, up to {self.limit} tokens each" if self.cache else "closed"
+        size = f"requests={len(self.scheduler)}, limit={self.limit}" if self.cache else "closed"
         return f"Engine({self.model.config.architecture} on {self.model.device}, {size})"
 
     def __enter__(self) -> Engine:

@@ -38,6 +38,12 @@ def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GG
         OSError: the file cannot be opened.
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    >>> file = rf.open_gguf("model.gguf")
+    >>> file["blk.0.attn_q.weight"]
+    QuantizedArray(shape=(512, 512), qtype=Q8_0, 8.5 bits per element)
+    >>> file.metadata["llama.block_count"]
+    4
     """
     header = read_header(Path(path))
     others = [Path(p) for p in more] or _other_members(header)
@@ -75,6 +81,10 @@ class GGUFFile(Mapping[str, Any]):
         paths: the files, in order.
 
     The files must not shrink while they are open: reading a page that is gone kills the process (SIGBUS).
+
+    >>> with rf.open_gguf("model.gguf") as file:
+    ...     print(len(file), file.version, list(file)[:2])
+    38 3 ['token_embd.weight', 'blk.0.attn_norm.weight']
     """
 
     def __init__(self, headers: list[Header]):
@@ -106,7 +116,11 @@ class GGUFFile(Mapping[str, Any]):
         return name in self._infos
 
     def tensor_info(self, name: str) -> TensorInfo:
-        """Where tensor `name` lies: file, absolute offset and bytes, with its shape and type."""
+        """Where tensor `name` lies: file, absolute offset and bytes, with its shape and type.
+
+        >>> rf.open_gguf("model.gguf").tensor_info("output_norm.weight").shape
+        (512,)
+        """
         try:
             return self._infos[name]
         except KeyError:
@@ -120,7 +134,14 @@ class GGUFFile(Mapping[str, Any]):
         return sum(info.nbytes or 0 for info in self._infos.values())
 
     def close(self) -> None:
-        """Close the files; arrays taken from them stay valid, and the last one unmaps its file."""
+        """Close the files; arrays taken from them stay valid, and the last one unmaps its file.
+
+        >>> file = rf.open_gguf("model.gguf")
+        >>> weight = file["output_norm.weight"]
+        >>> file.close()
+        >>> weight.shape
+        (512,)
+        """
         self._buffers, self._closed = {}, True
 
     def __enter__(self) -> GGUFFile:

@@ -82,6 +82,10 @@ class KVCache:
 
     Raises:
         ValueError: a block size that the device's kernels do not have, or blocks of another number of groups.
+
+    >>> cache = model.new_cache(blocks=8)
+    >>> cache.paged[0].keys.shape
+    (4, 8, 32, 2, 64)
     """
 
     def __init__(
@@ -124,6 +128,10 @@ class KVCache:
 
         Raises:
             KeyError: the cache was made without it.
+
+        >>> group, index = model.new_cache(8).group_of(model.blk[2].attn)
+        >>> index
+        2
         """
         if layer not in self._layers:
             name = layer if isinstance(layer, int) else f"this {type(layer).__name__}"
@@ -135,7 +143,10 @@ class KVCache:
         return sum(group.nbytes for group in self.paged) + sum(group.nbytes for group in self.recurrent)
 
     def copy_slot(self, source: int, target: int) -> None:
-        """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream."""
+        """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream.
+
+        >>> model.new_cache(8, slots=2).copy_slot(0, 1)
+        """
         for group in self.recurrent:
             for array in group.arrays:
                 if self.device == "cpu":
