@@ -38,6 +38,7 @@ def stream_generate(
 
     >>> for response in rf.stream_generate(model, tokenizer, "import ", max_tokens=3, temperature=0):
     ...     print(response.text, end="|")
+    ate|x|it|
     """
     _check_loaded(model, tokenizer)
     return _stream(model, tokenizer, _ids_of(tokenizer, prompt), SamplingParams(**sampling))
@@ -78,7 +79,8 @@ def generate(
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
         TypeError: an unknown sampling parameter, or a prompt that is neither text nor ids.
 
-    >>> rf.generate(model, tokenizer, "def add(a, b):", max_tokens=8, temperature=0)
+    >>> rf.generate(model, tokenizer, ["import numpy as", "import "], max_tokens=2, temperature=0, stop="\\n")
+    [' np', 'atex']
     """
     _check_loaded(model, tokenizer)
     params = SamplingParams(**sampling)

@@ -116,10 +116,12 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
@@ -230,13 +232,22 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return {**vars(self), "_float32": None, "_joined": None}
 
     def copy(self) -> QuantizedArray:
-        """A copy, packed as this one is, in memory of its own."""
+        """A copy, packed as this one is, in memory of its own.
+
+        >>> w = rf.quantize(np.ones((2, 32), np.float32), "Q8_0")
+        >>> bool((w.copy() == w).all())
+        True
+        """
         copied = self.with_data(self.data.copy(), self.planar)
         copied.keep_float32 = self.keep_float32
         return copied
 
     def astype(self, dtype: Any) -> Any:
-        """The values, unpacked, as `dequantize` gives them; `rf.quantize` packs them in another format."""
+        """The values, unpacked, as `dequantize` gives them; `rf.quantize` packs them in another format.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").astype(np.float16).dtype
+        dtype('float16')
+        """
         try:
             return self.dequantize(np.dtype(dtype))
         except TypeError:
@@ -249,6 +260,9 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
         Raises:
             ValueError: rows would not stay whole, or their number changes.
+
+        >>> rf.quantize(np.ones((4, 32), np.float32), "Q8_0").reshape(2, 2, 32)
+        QuantizedArray(shape=(2, 2, 32), qtype=Q8_0, 8.5 bits per element)
         """
         shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
         if shape.count(-1) == 1 and 0 not in shape:
@@ -273,6 +287,9 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
         Args:
             dtype: float32 (exact, bit-equal to the gguf package), float16 or float64.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").dequantize(np.float16).dtype
+        dtype('float16')
         """
         values = self.float32()
         values = values.T if self._transposed else values
@@ -280,7 +297,11 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return values.astype(dtype, copy=kept)
 
     def float32(self) -> Any:
-        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to."""
+        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").float32().shape
+        (1, 32)
+        """
         if self._float32 is not None:
             return self._float32
         if self.device != "cpu":
@@ -299,12 +320,21 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return _operators["matmul"](other, self)
 
     def to_device(self, device: str) -> QuantizedArray:
-        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
+        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").to_device("cpu").device
+        'cpu'
+        """
         moved: QuantizedArray = _operators["to_device"](self, device)
         return moved
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
-        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
+        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many.
+
+        >>> w = rf.quantize(np.zeros((2, 32), np.float32), "Q8_0")
+        >>> w.with_data(w.data.copy()).shape
+        (2, 32)
+        """
         shape = (*data.shape[:-1], self.stored_shape[-1])
         moved = self._view(data, shape[::-1] if self._transposed else shape)
         moved._transposed, moved.planar = self._transposed, planar
@@ -349,6 +379,9 @@ def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> Quan
     Raises:
         ValueError: the last axis is not a whole number of blocks.
         UnsupportedModelError: that format can only be read.
+
+    >>> rf.quantize(np.ones((4, 64), np.float32), "Q4_0")
+    QuantizedArray(shape=(4, 64), qtype=Q4_0, 4.5 bits per element)
     """
     qtype = as_qtype(qtype)
     return QuantizedArray(blocks.quantize(array, qtype), array.shape, qtype)

@@ -132,7 +132,11 @@ class Stream:
             return Download(host, _IN_FLIGHT.keep(host, array))
 
     def written(self, host: np.ndarray) -> Download:
-        """What the kernels queued so far write to (a part of) an array from `shared_array`."""
+        """What the kernels queued so far write to (a part of) an array from `shared_array`.
+
+        >>> host, shared = shared_array((4,), np.int32)  # doctest: +SKIP
+        >>> stream.written(host).get()  # doctest: +SKIP
+        """
         with self:
             return Download(host, _IN_FLIGHT.keep(host))
 

@@ -119,6 +119,13 @@ class Engine:
     Raises:
         ValueError: a number that is not positive.
         DeviceError: the cache does not fit.
+
+    >>> with rf.Engine(model, tokenizer.eog_token_ids) as engine:
+    ...     request = engine.add(tokenizer.encode("import "), rf.SamplingParams(max_tokens=3, temperature=0))
+    ...     while engine.busy:
+    ...         tokens = engine.step()
+    >>> tokenizer.decode(request.output), tokens[0].finish_reason
+    ('atexit', 'length')
     """
 
     def __init__(
@@ -181,7 +188,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in flight and drop the cache. A closed engine takes no more requests."""
+        """Cancel what is in flight and drop the cache. A closed engine takes no more requests.
+
+        >>> engine = rf.Engine(model)
+        >>> engine.close()
+        >>> engine
+        Engine(llama on cpu, closed)
+        """
         try:
             self.cancel_all()
         finally:
@@ -222,6 +235,11 @@ class Engine:
         Raises:
             ValueError: as in `check`.
             RuntimeError: the engine is closed.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3], rf.SamplingParams(max_tokens=2))
+        >>> request.status.value, engine
+        ('waiting', Engine(llama on cpu, requests=1, limit=1024))
         """
         self._open_cache()
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
@@ -241,6 +259,12 @@ class Engine:
 
         Raises:
             ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary.
+
+        >>> try:
+        ...     rf.Engine(model).check([], rf.SamplingParams())
+        ... except ValueError as error:
+        ...     print(error)
+        the prompt is empty
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
@@ -253,12 +277,26 @@ class Engine:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
 
     def cancel(self, request: Request) -> None:
-        """End a request now and free its cache blocks; no effect once it has ended."""
+        """End a request now and free its cache blocks; no effect once it has ended.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3])
+        >>> engine.cancel(request)
+        >>> request.status.value, engine.busy
+        ('finished', False)
+        """
         if request.status is not Status.FINISHED:
             self.scheduler.finish(request)
 
     def cancel_all(self) -> None:
-        """End all requests now; required after an exception in `step`, which leaves their state undefined."""
+        """End all requests now; required after an exception in `step`, which leaves their state undefined.
+
+        >>> engine = rf.Engine(model)
+        >>> requests = [engine.add([1, 2, 3]) for _ in range(3)]
+        >>> engine.cancel_all()
+        >>> engine.busy
+        False
+        """
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
         self._pending, self._previous, self._starved = None, None, False
@@ -278,6 +316,8 @@ class Engine:
 
         Args:
             progress: called now and then with what is being done, in words.
+
+        >>> rf.Engine(model).prepare(print)
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
@@ -290,6 +330,11 @@ class Engine:
 
         Raises:
             OutOfMemoryError: the device has too little memory, even after all unused memory has been freed.
+
+        >>> with rf.Engine(model) as engine:
+        ...     requests = [engine.add([5, 6, token], rf.SamplingParams(max_tokens=1)) for token in (7, 8)]
+        ...     len(engine.step())
+        2
         """
         with self._stream:
             step = self._pending or self._launch_first()

@@ -110,6 +110,14 @@ class Batch:
         Raises:
             ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
                 cache's, or recurrent state of two sequences in one slot.
+
+        >>> cache = model.new_cache(blocks=4)
+        >>> tokens = tokenizer.encode("import numpy as")
+        >>> logits = model(tokens, rf.Batch.of(cache, [rf.Chunk(0, len(tokens), [0])]))
+        >>> next_token = int(logits[-1].argmax())
+        >>> logits = model([next_token], rf.Batch.of(cache, [rf.Chunk(len(tokens), 1, [0])]))
+        >>> tokenizer.to_str_tokens([next_token])
+        [' np']
         """
         if not chunks:
             raise ValueError("Batch.of: chunks are empty; allowed is at least one")

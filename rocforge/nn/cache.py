@@ -42,6 +42,7 @@ class PagedGroup:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of both."""
         return int(self.keys.nbytes + self.values.nbytes)
 
 
@@ -61,6 +62,7 @@ class RecurrentGroup:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays)
 
 
@@ -140,6 +142,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all groups."""
         return sum(group.nbytes for group in self.paged) + sum(group.nbytes for group in self.recurrent)
 
     def copy_slot(self, source: int, target: int) -> None:

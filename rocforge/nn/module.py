@@ -54,6 +54,11 @@ class Module:
     Attributes:
         edits: called with each output and the arguments that gave it; each returns the output to go on with.
         observers: called with each output, as the edits leave it.
+
+    >>> model.blk[0].attn_q
+    Linear(weight 512 x 512 Q8_0)
+    >>> model.blk[0].attn_q(np.ones((3, 512), np.float32)).shape
+    (3, 512)
     """
 
     inline = False
@@ -80,6 +85,10 @@ class Module:
 
         The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs. An
         engine's decode steps have rows for a power of two of requests; those behind its requests mean nothing.
+
+        >>> with model.blk[1].observe(lambda y: print(y.shape)):
+        ...     logits = model([1, 2, 3])
+        (3, 512)
         """
         self.observers = (*self.observers, observer)
         try:
@@ -103,6 +112,11 @@ class Module:
         Raises:
             ValueError: a pattern matches no module. Where the model runs: a result is misshapen.
             TypeError: a change is of none of these kinds. Where the model runs: a result is none of the device's.
+
+        >>> with model.edit({"blk.*.ffn_down": 0}):
+        ...     ablated = model([1, 2, 3])
+        >>> bool((ablated == model([1, 2, 3])).all())
+        False
         """
         modules, device = dict(self.named_modules()), device_of(self)
         made = [
@@ -188,7 +202,11 @@ class Module:
         return None
 
     def named_children(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of each direct child; list items are children named by their index."""
+        """(path, module) of each direct child; list items are children named by their index.
+
+        >>> [path for path, _ in model.named_children()]
+        ['token_embd', 'blk.0', 'blk.1', 'blk.2', 'blk.3', 'output_norm', 'output']
+        """
         for name, value in vars(self).items():
             if name.startswith("_"):
                 continue
@@ -200,13 +218,21 @@ class Module:
                         yield f"{prefix}{name}.{index}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of every module below this one, parents first."""
+        """(path, module) of every module below this one, parents first.
+
+        >>> [path for path, _ in model.blk[0].named_modules() if path.startswith("attn_")]
+        ['attn_norm', 'attn_q', 'attn_k', 'attn_v', 'attn_pattern', 'attn_heads', 'attn_output']
+        """
         for path, child in self.named_children(prefix):
             yield path, child
             yield from child.named_modules(prefix if child.inline else path + ".")
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded."""
+        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded.
+
+        >>> {path: array.shape for path, array in model.named_parameters() if path.startswith("blk.0.ffn_n")}
+        {'blk.0.ffn_norm.weight': (512,)}
+        """
         for name, value in vars(self).items():
             if hasattr(value, "shape") and not name.startswith("_"):
                 yield prefix + name, value
@@ -260,6 +286,11 @@ class Module:
 
         Raises:
             ValueError: a pattern matches no module.
+
+        >>> with model.capture("blk.*.ffn_down") as seen:
+        ...     logits = model([1, 2, 3])
+        >>> {path: output.shape for path, output in seen.items()}
+        {'blk.0.ffn_down': (3, 512), 'blk.1.ffn_down': (3, 512), 'blk.2.ffn_down': (3, 512), 'blk.3.ffn_down': (3, 512)}
         """
         modules = dict(self.named_modules())
         seen: dict[str, Any] = {}

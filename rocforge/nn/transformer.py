@@ -35,6 +35,9 @@ class Transformer(Module):
         softcap: cap on the logits, or None.
         architectures: values of general.architecture that a class reads.
         defaults: values of the architecture's metadata keys that old files lack.
+
+    >>> model(tokenizer.encode("import os")).shape
+    (3, 4096)
     """
 
     architectures: tuple[str, ...] = ()
@@ -102,6 +105,9 @@ class Transformer(Module):
 
         Returns:
             float32, shape (rows whose logits are wanted, dim).
+
+        >>> model.hidden(tokenizer.encode("import os")).shape
+        (3, 512)
         """
         with on_device(self.device):
             return self.fused.leave(self._stream(tokens, batch), plain=True)
@@ -128,10 +134,18 @@ class Transformer(Module):
         return self.fused(x, batch, None if every else rows)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
-        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache.
+
+        >>> model.new_cache(blocks=2).paged[0].keys.shape
+        (4, 2, 32, 2, 64)
+        """
         return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
     def trivial_batch(self, tokens: int) -> Batch:
-        """The batch of one new sequence, with a cache of its own and all logits wanted."""
+        """The batch of one new sequence, with a cache of its own and all logits wanted.
+
+        >>> model.trivial_batch(3).positions
+        array([0, 1, 2], dtype=int32)
+        """
         blocks = blocks_for(tokens)
         return Batch.of(self.new_cache(blocks), [Chunk(0, tokens, range(blocks))], all_logits=True)
