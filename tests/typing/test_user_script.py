@@ -1,6 +1,9 @@
-"""A user's script is type-checked against the installed wheel, whose py.typed says that it has types."""
+"""A user's script is type-checked against the installed wheel, whose py.typed says that it has types, by mypy and by
+pyright."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -25,24 +28,36 @@ def environment(wheel, tmp_path_factory):
     return folder / "bin" / "python"
 
 
-def problems_of(python, script, folder):
-    """What mypy, strict, says of a script outside the project."""
+def output_of(command, folder):
+    """What a type checker says, in a folder outside the project."""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "--config-file="]
-    done = subprocess.run(
-        [*command, f"--cache-dir={folder / 'cache'}", script],
-        cwd=folder,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
-    return [line for line in done.stdout.splitlines() if ": error:" in line]
+    return done.stdout
 
 
-def test_public_names_have_types(environment, tmp_path):
+def problems_of(python, script, folder):
+    """What mypy, strict, says of a script."""
+    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "--config-file="]
+    output = output_of([*command, f"--cache-dir={folder / 'cache'}", script], folder)
+    return [line for line in output.splitlines() if ": error:" in line]
+
+
+def pyright_problems_of(python, script, folder):
+    """What pyright says of a script: errors, and ignores of what is none."""
+    settings = {"typeCheckingMode": "standard", "reportUnnecessaryTypeIgnoreComment": "error"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    shutil.copy(script, folder)
+    command = [sys.executable, "-m", "basedpyright", "-p", folder, f"--pythonpath={python}", "--outputjson"]
+    output = output_of([*command, folder / script.name], folder)
+    found = json.loads(output)["generalDiagnostics"]
+    return [(problem["range"]["start"]["line"] + 1, problem["message"]) for problem in found]
+
+
+@pytest.mark.parametrize("checker", [problems_of, pyright_problems_of], ids=["mypy", "pyright"])
+def test_public_names_have_types(environment, tmp_path, checker):
     """Each `assert_type` holds, and each error that the script expects is found: an ignore too many is an error."""
-    assert problems_of(environment, SCRIPT, tmp_path) == []
+    assert checker(environment, SCRIPT, tmp_path) == []
 
 
 def test_without_py_typed(environment, tmp_path):
