@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("user_script.py")
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +44,32 @@ def problems_of(python, script, folder):
     return [line for line in output.splitlines() if ": error:" in line]
 
 
-def pyright_problems_of(python, script, folder):
-    """What pyright says of a script: errors, and ignores of what is none."""
-    settings = {"typeCheckingMode": "standard", "reportUnnecessaryTypeIgnoreComment": "error"}
+def pyright_problems_of(python, folder):
+    """What pyright says of the scripts in a folder: errors, and ignores of what is none."""
+    settings = {
+        "typeCheckingMode": "standard",
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "reportUnusedExpression": "none",  # which a notebook shows
+    }
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
-    shutil.copy(script, folder)
     command = [sys.executable, "-m", "basedpyright", "-p", folder, f"--pythonpath={python}", "--outputjson"]
-    output = output_of([*command, folder / script.name], folder)
-    found = json.loads(output)["generalDiagnostics"]
-    return [(problem["range"]["start"]["line"] + 1, problem["message"]) for problem in found]
+    found = json.loads(output_of(command, folder))["generalDiagnostics"]
+    return [(Path(one["file"]).name, one["range"]["start"]["line"] + 1, one["message"]) for one in found]
 
 
-@pytest.mark.parametrize("checker", [problems_of, pyright_problems_of], ids=["mypy", "pyright"])
-def test_public_names_have_types(environment, tmp_path, checker):
+def test_public_names_have_types(environment, tmp_path):
     """Each `assert_type` holds, and each error that the script expects is found: an ignore too many is an error."""
-    assert checker(environment, SCRIPT, tmp_path) == []
+    assert problems_of(environment, SCRIPT, tmp_path) == []
+
+
+def test_pyright_agrees(environment, tmp_path):
+    """On the script, and on the code of the notebooks, which nobody annotated for it."""
+    shutil.copy(SCRIPT, tmp_path)
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        (tmp_path / f"{path.stem}.py").write_text("\n".join(code))
+    assert pyright_problems_of(environment, tmp_path) == []
 
 
 def test_without_py_typed(environment, tmp_path):
