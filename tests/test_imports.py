@@ -18,7 +18,7 @@ LAYERS = [
     "models",
     "engine",
     "loading",
-    "load generate",
+    "load generate imatrix",
     "rocforge",
     "server selftest",
     "tune",
