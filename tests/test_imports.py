@@ -12,6 +12,7 @@ LAYERS = [
     "quant",
     "gguf",
     "text",
+    "checkpoints",
     "device",
     "ops",
     "nn",

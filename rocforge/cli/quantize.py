@@ -6,25 +6,24 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from gguf.constants import GGMLQuantizationType
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Quiet
+from rocforge.cli.options import Model, Quiet
 from rocforge.cli.output import table
-from rocforge.gguf.file import open_gguf
-from rocforge.gguf.hub import resolve
 from rocforge.gguf.imatrix import read_imatrix
 from rocforge.gguf.mixes import Mix
 from rocforge.gguf.quantized import Form, Quantized
 from rocforge.gguf.writer import write_gguf
-from rocforge.quant import quantize as quantize_array
+from rocforge.loading.files import open_model, pack
+
+Out = Annotated[Path | None, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show types and sizes, and write nothing.")]
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="IN", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")],
-    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)] = None,
+    model: Model,
+    output: Out = None,
     *,
     mix: Annotated[str, typer.Option("--type", metavar="TYPE", help="Q4_K_M, Q8_0, IQ3_XS, ...: llama.cpp's names.")],
     imatrix: Annotated[
@@ -38,8 +37,7 @@ def quantize(
         str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.", show_default=False)
     ] = None,
     tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REGEX=TYPE", help="Type of the tensors whose names match; repeatable."),
+        list[str] | None, typer.Option(metavar="REGEX=TYPE", help="Type of tensors by name; repeatable.")
     ] = None,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.")
@@ -47,45 +45,34 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize tensors that already are: worse than from 16 bits.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and sizes, and write nothing.")] = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a GGUF file of a model in fewer bits."""
-    chosen = Mix(
-        mix,
-        pure,
-        _upper(output_tensor_type),
-        _upper(token_embedding_type),
-        leave_output_tensor,
-        _overrides(tensor_type),
-    )
+    special = _upper(output_tensor_type), _upper(token_embedding_type)
+    chosen = Mix(mix, pure, *special, leave_output_tensor, _overrides(tensor_type))
     importance = None if imatrix is None else read_imatrix(imatrix)
-    if output is None and not dry_run:
-        raise UsageError("OUT is missing: the file to write; --dry-run needs none")
-    with open_gguf(resolve(model)) as file:
+    with open_model(model) as file:
         quantized = Quantized(file, chosen, pack, importance)
-        if output is None or dry_run:
-            _show(quantized)
-        else:
+        if not dry_run:
             quantized.check(allow_requantize)
-            write(quantized, output, quiet)
-    if not quiet:
-        _sums(quantized)
+        write(quantized, output, dry_run, quiet)
 
 
-def pack(values: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
-    """The blocks of rows."""
-    packed: np.ndarray = quantize_array(values, qtype).data
-    return packed
-
-
-def write(quantized: Quantized, output: Path, quiet: bool) -> None:
-    """Write the file, with a bar of what has been read."""
+def write(quantized: Quantized, output: Path | None, dry_run: bool, quiet: bool) -> None:
+    """Write the file, with a bar of what has been read, or show what it would hold; and the sizes."""
     from tqdm import tqdm
 
-    total = sum(form.nbytes for form in quantized.before.values())
-    with tqdm(total=total, desc="quantizing", unit="B", unit_scale=True, unit_divisor=1024, disable=quiet) as bar:
-        write_gguf(output, quantized.metadata, quantized.planned(bar.update), quantized.paths)
+    if dry_run:
+        _show(quantized)
+    elif output is None:
+        raise UsageError("OUT is missing: the file to write; --dry-run needs none")
+    else:
+        total = sum(form.nbytes for form in quantized.before.values())
+        with tqdm(total=total, desc="writing", unit="B", unit_scale=True, unit_divisor=1024, disable=quiet) as bar:
+            write_gguf(output, quantized.metadata, quantized.planned(bar.update), quantized.paths)
+    if not quiet:
+        _sums(quantized)
 
 
 def _upper(qtype: str | None) -> str | None:

@@ -54,6 +54,7 @@ class Quantized:
         mix: which tensor gets which type.
         importance: of the columns, which better quantizers go by; the least mixes need it.
         pack: the quantizer.
+        keep_packed: leave as they are what the file has in fewer than 16 bits.
 
     Attributes:
         before, after: shape and type of each tensor, in the file and here.
@@ -63,11 +64,20 @@ class Quantized:
         UnsupportedModelError: a tensor has an unknown type.
     """
 
-    def __init__(self, file: Any, mix: Mix, pack: Pack, importance: ImportanceMatrix | None = None):
+    def __init__(
+        self,
+        file: Any,
+        mix: Mix,
+        pack: Pack,
+        importance: ImportanceMatrix | None = None,
+        keep_packed: bool = False,
+    ):
         self._file, self._mix, self._pack, self._importance = file, mix, pack, importance
         infos = {name: file.tensor_info(name) for name in file}
         types = mix.types(infos, file.metadata, importance is not None)
         self.before = {name: Form(info.shape, info.qtype) for name, info in infos.items()}
+        kept = [name for name, form in self.before.items() if keep_packed and form.qtype.name not in FLOATS]
+        types |= {name: self.before[name].qtype for name in kept}
         self.after = {name: Form(info.shape, types[name]) for name, info in infos.items()}
         self.metadata = _metadata(file.metadata, mix, importance)
         self.paths = list(file.paths)
