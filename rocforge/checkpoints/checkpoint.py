@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -60,8 +61,7 @@ class Checkpoint(Mapping[str, Any]):
         UnsupportedModelError: the architecture, the pre-tokenizer or a tensor is not supported.
     """
 
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
+    def __init__(self, folder: Path):
         settings = read_json(folder / "config.json")
         if not settings:
             raise CheckpointError(f"{folder} has no config.json")
@@ -123,7 +123,7 @@ class Checkpoint(Mapping[str, Any]):
         file_type = "MXFP4" if packed else self.float_type
         return KeyValues(
             {
-                **_about(folder, architecture),
+                **_about(folder, architecture, self._tensors),
                 **{f"{architecture}.{key}": value for key, value in keys.items()},
                 "general.file_type": LlamaFileType[_FILE_TYPES[file_type]].value,
                 "general.quantization_version": GGML_QUANT_VERSION,
@@ -216,16 +216,16 @@ class Checkpoint(Mapping[str, Any]):
             if scales not in self._source or len(entry.shape) != 4:
                 raise CheckpointError(f"tensor {source} of shape {entry.shape} has no {scales}, or is not of 4 axes")
             experts, count, blocks, _ = entry.shape
-            shape = (experts, len(range(count)[rows]), 32 * blocks)
+            packed_shape = (experts, len(range(count)[rows]), 32 * blocks)
 
             def packed() -> QuantizedArray:
                 data = mxfp4_blocks(self._source[source][:, rows], self._source[scales][:, rows])
-                return QuantizedArray(data, shape, MXFP4)
+                return QuantizedArray(data, packed_shape, MXFP4)
 
-            return Converted(shape, MXFP4, packed)
+            return Converted(packed_shape, MXFP4, packed)
         if kind == "bias":
-            shape = (entry.shape[0], len(range(entry.shape[1])[rows]))
-            return self._converted(source, "bias", lambda array: array[:, rows], shape)
+            bias_shape = (entry.shape[0], len(range(entry.shape[1])[rows]))
+            return self._converted(source, "bias", lambda array: array[:, rows], bias_shape)
         shape = (entry.shape[0], len(range(entry.shape[2])[rows]), entry.shape[1])
         return self._converted(source, "weight", lambda array: array.swapaxes(1, 2)[:, rows], shape)
 
@@ -256,11 +256,18 @@ def _rotated_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _about(folder: Path, architecture: str) -> dict[str, Any]:
-    """`general.*` keys: the architecture, and what the folder's name and its README say."""
+def _about(folder: Path, architecture: str, tensors: Mapping[str, Converted]) -> dict[str, Any]:
+    """`general.*` keys: the architecture, a label of the size, and what the folder's name and its files say."""
+    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    stacked = [name for name, tensor in tensors.items() if "_exps." in name and len(tensor.shape) > 2]
+    experts = tensors[stacked[0]].shape[0] if stacked else 0
+    total, of_experts = sum(sizes.values()), sum(sizes[name] for name in stacked)
+    about = gguf.Metadata.load(None, folder, None, total)
+    about.name = about.name or folder.resolve().name
+    about.size_label = about.size_label or gguf.size_label(
+        total, total - of_experts, of_experts // max(experts, 1), experts
+    )
     writer = gguf.GGUFWriter(None, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    about = gguf.Metadata.load(None, folder)
-    about.name = about.name or folder.resolve().name
     about.set_gguf_meta_model(writer)
     return {key: value.value for key, value in writer.kv_data[0].items()}

@@ -13,7 +13,6 @@ from rocforge.errors import CheckpointError
 Config = Mapping[str, Any]
 
 INTEGERS = {
-    "vocab_size": ("vocab_size",),
     "context_length": ("max_position_embeddings",),
     "embedding_length": ("hidden_size",),
     "block_count": ("num_hidden_layers",),
@@ -117,9 +116,9 @@ def head_dim(config: Config) -> int:
     )
 
 
-def rope_dimensions(config: Config) -> dict[str, Any]:
-    """llama: how many elements of a head are rotated."""
-    return {"rope.dimension_count": head_dim(config)}
+def llama(config: Config) -> dict[str, Any]:
+    """The vocabulary, and how many elements of a head are rotated."""
+    return {"vocab_size": number(config, "vocab_size", int), "rope.dimension_count": head_dim(config)}
 
 
 def gemma2(config: Config) -> dict[str, Any]:

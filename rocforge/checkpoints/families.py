@@ -64,8 +64,8 @@ class Family:
     tied: bool = False
 
 
-_LLAMA = Family("llama", extra=config.rope_dimensions, rotated_pairs=True)
-_MIXTRAL = Family("llama", {"block_sparse_moe.gate": "ffn_gate_inp"}, extra=config.rope_dimensions, rotated_pairs=True)
+_LLAMA = Family("llama", extra=config.llama, rotated_pairs=True)
+_MIXTRAL = Family("llama", {"block_sparse_moe.gate": "ffn_gate_inp"}, extra=config.llama, rotated_pairs=True)
 _GEMMA = {**_NORMS_BEHIND, "pre_feedforward_layernorm": "ffn_norm"}
 _GEMMA3 = Family(
     "gemma3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def tokenizer_metadata(folder: Path, architecture: str, size: int) -> KeyValues:
             metadata = _of_json(folder, size)
         else:
             raise CheckpointError(f"{folder} has no tokenizer.json and no tokenizer.model")
-        special = gguf.SpecialVocab(folder, load_merges=metadata["tokenizer.ggml.model"] == "gpt2", n_vocab=size)
+        special = _special_vocabulary(folder, metadata["tokenizer.ggml.model"] == "gpt2", size)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error!r}") from error
     writer = gguf.GGUFWriter(None, architecture)
@@ -60,6 +61,16 @@ def tokenizer_metadata(folder: Path, architecture: str, size: int) -> KeyValues:
     metadata |= {key: value.value for key, value in writer.kv_data[0].items() if key.startswith("tokenizer.")}
     _add_other_ends(metadata, read_json(folder / "generation_config.json").get("eos_token_id"))
     return metadata
+
+
+def _special_vocabulary(folder: Path, merges: bool, size: int) -> gguf.SpecialVocab:
+    """Special tokens and merges, without the remarks that the gguf package makes on usual files."""
+    logger = logging.getLogger("gguf.vocab")
+    was, logger.disabled = logger.disabled, True
+    try:
+        return gguf.SpecialVocab(folder, load_merges=merges, n_vocab=size)
+    finally:
+        logger.disabled = was
 
 
 def _add_other_ends(metadata: dict[str, Any], ends: Any) -> None:

@@ -48,7 +48,8 @@ class Tensors(Protocol):
         metadata: as a GGUFFile has it.
     """
 
-    metadata: dict[str, Any]
+    @property
+    def metadata(self) -> dict[str, Any]: ...
 
     def __getitem__(self, name: str, /) -> Any: ...
     def __contains__(self, name: object, /) -> bool: ...

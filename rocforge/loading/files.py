@@ -18,7 +18,7 @@ from rocforge.quant import quantize
 
 def open_model(path: str | os.PathLike[str]) -> GGUFFile | Checkpoint:
     """Open a GGUF file, one of the Hugging Face Hub ("hf:owner/repo[:quant]"), or a folder with a checkpoint."""
-    return Checkpoint(path) if Path(path).is_dir() else open_gguf(resolve(path))
+    return Checkpoint(Path(path)) if Path(path).is_dir() else open_gguf(resolve(path))
 
 
 def quantized(file: GGUFFile | Checkpoint, mix: str | None) -> GGUFFile | Checkpoint | Quantized:
