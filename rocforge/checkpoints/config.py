@@ -87,9 +87,7 @@ def rope(config: Config) -> dict[str, Any]:
     kind = settings.get("rope_type") or "default"
     if kind in ("linear", "yarn"):
         found |= {"rope.scaling.type": kind, "rope.scaling.factor": number(settings, "factor", float)}
-    elif kind in ("longrope", "su"):
-        found["rope.scaling.type"] = "longrope"
-    elif kind not in ("default", "llama3"):  # llama3's scaling is in its factors
+    elif kind not in ("default", "llama3", "longrope", "su"):  # the last three's scaling is in their factors
         raise CheckpointError(
             f"config.json: rope type {kind!r} is unknown; known are linear, yarn, longrope and llama3"
         )

@@ -16,7 +16,7 @@ from rocforge.errors import CheckpointError
 _PIECES, _NORMALIZER = 1, 3  # of the model
 _TEXT, _SCORE, _TYPE = 1, 2, 3  # of a piece; its types are GGUF's, by number too
 _DUMMY_PREFIX = 3  # of the normalizer
-NORMAL = 1
+NORMAL, USER_DEFINED = 1, 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 def _piece(data: bytes) -> Piece:
     fields = dict(_fields(data))
     score = struct.unpack("<f", fields[_SCORE])[0] if _SCORE in fields else 0.0
-    return Piece(fields.get(_TEXT, b"").decode("utf-8"), score, fields.get(_TYPE, NORMAL))
+    kind = fields.get(_TYPE, NORMAL)
+    # what a user defined is text with spaces in GGUF, and comes from the list of added tokens
+    return Piece(fields.get(_TEXT, b"").decode("utf-8"), score, NORMAL if kind == USER_DEFINED else kind)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -79,7 +79,7 @@ class Quantized:
         kept = [name for name, form in self.before.items() if keep_packed and form.qtype.name not in FLOATS]
         types |= {name: self.before[name].qtype for name in kept}
         self.after = {name: Form(info.shape, types[name]) for name, info in infos.items()}
-        self.metadata = _metadata(file.metadata, mix, importance)
+        self.metadata = _metadata(file.metadata, None if kept and mix.base in FLOATS else mix, importance)
         self.paths = list(file.paths)
         self._made: dict[str, Any] = {}
 
@@ -165,11 +165,12 @@ class Quantized:
             yield from threads.map(packed, pieces())
 
 
-def _metadata(metadata: Any, mix: Mix, importance: ImportanceMatrix | None) -> KeyValues:
-    """The metadata of the quantized file."""
+def _metadata(metadata: Any, mix: Mix | None, importance: ImportanceMatrix | None) -> KeyValues:
+    """The metadata of the quantized file; without a mix it is called what it was."""
     changed = KeyValues(metadata, getattr(metadata, "types", {}))
     changed["general.quantization_version"] = GGML_QUANT_VERSION
-    changed["general.file_type"] = mix.file_type
+    if mix is not None:
+        changed["general.file_type"] = mix.file_type
     if importance is not None:
         changed["quantize.imatrix.file"] = importance.path
         if importance.datasets:
