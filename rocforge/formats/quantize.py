@@ -10,10 +10,9 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
-from rocforge.errors import UnsupportedModelError
 from rocforge.formats import q1_0
 from rocforge.formats.blocks import block_elements, block_nbytes, row_nbytes
-from rocforge.formats.quantizers import fp4, iq4, k_quants, legacy
+from rocforge.formats.quantizers import fp4, iq1, iq4, iq23, k_quants, legacy
 
 Quantizer = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
@@ -29,6 +28,13 @@ QUANTIZERS: dict[str, Quantizer] = {
     "Q4_K": k_quants.q4_k,
     "Q5_K": k_quants.q5_k,
     "Q6_K": k_quants.q6_k,
+    "IQ1_S": iq1.iq1_s,
+    "IQ1_M": iq1.iq1_m,
+    "IQ2_XXS": iq23.iq2_xxs,
+    "IQ2_XS": iq23.iq2_xs,
+    "IQ2_S": iq23.iq2_s,
+    "IQ3_XXS": iq23.iq3_xxs,
+    "IQ3_S": iq23.iq3_s,
     "IQ4_NL": iq4.iq4_nl,
     "IQ4_XS": iq4.iq4_xs,
     "MXFP4": fp4.mxfp4,
@@ -53,7 +59,6 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
     Raises:
         ValueError: a row is not a whole number of blocks, a value is NaN or infinite or too large, or the importance is
             missing, of another shape or negative.
-        UnsupportedModelError: that format can only be read.
     """
     array = np.ascontiguousarray(array, dtype=np.float32)
     elements, columns = block_elements(qtype), array.shape[-1]
@@ -63,8 +68,6 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
         return packed
     if qtype.name in NEED_IMPORTANCE and importance is None:
         raise ValueError(f"{qtype.name} needs importance weights: importance=, as `rocforge imatrix` gathers them")
-    if qtype.name not in QUANTIZERS:
-        raise UnsupportedModelError(f"{qtype.name} can be read but not written; written are {', '.join(QUANTIZERS)}")
     quantizer = QUANTIZERS[qtype.name]
     blocks, written = array.reshape(-1, elements), packed.reshape(-1, block_nbytes(qtype))
     weights = None if importance is None else _importance_blocks(importance, array.shape, elements)

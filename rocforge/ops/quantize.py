@@ -22,9 +22,9 @@ def quantize(array: Array, qtype: str | int | GGMLQuantizationType, importance: 
 
     Args:
         array: floats, shape (..., columns), columns a whole number of blocks; finite, but for F32, F16 and BF16.
-        qtype: the format, such as "Q4_K", "IQ4_XS", "Q8_0" or "BF16".
+        qtype: the format, such as "Q4_K", "IQ4_XS", "Q8_0" or "BF16"; all that rocforge reads can be written.
         importance: at least 0, shape (columns,), or (experts, columns) for an array of shape (experts, rows, columns).
-            Formats whose scale follows from the largest element alone (Q8_0, Q1_0,
+            IQ2_XXS, IQ2_XS and IQ1_S need it; formats whose scale follows from the largest element alone (Q8_0, Q1_0,
             TQ1_0, TQ2_0, MXFP4, NVFP4) do not look at it.
 
     Returns:

@@ -103,16 +103,23 @@ def reciprocal(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
-def best_scale(x: np.ndarray, weight: np.ndarray, candidates: Iterable[float], nearest: Rounding) -> np.ndarray:
+def best_scale(
+    x: np.ndarray,
+    weight: np.ndarray,
+    candidates: Iterable[float],
+    nearest: Rounding,
+    peak: np.ndarray | None = None,
+) -> np.ndarray:
     """The scales (groups,) that make the sum of weight * (x - scale * nearest(x / scale))² smallest.
 
     Args:
         x: (elements, groups).
         weight: the same shape.
-        candidates: what to round the peak of x to, its element of the largest magnitude.
+        candidates: what to round the peak of x to.
         nearest: rounds to the values of codes.
+        peak: (groups,); the element of the largest magnitude, unless given.
     """
-    peak = signed_peak(x)
+    peak = signed_peak(x) if peak is None else peak
     unit = x * reciprocal(peak)
     weighted = weight * unit
     gain, scale = np.zeros_like(peak), np.zeros_like(peak)
