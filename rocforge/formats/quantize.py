@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from gguf import quants
@@ -44,6 +46,8 @@ QUANTIZERS: dict[str, Quantizer] = {
 }
 """The block formats that can be written."""
 NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
+FLOAT16_MAX = 65504.0
+_LARGEST = {"MXFP4": 3e38, "NVFP4": 2688.0}
 TILE = 1 << 16
 """Elements that are quantized at once, so that their arrays stay in a core's cache."""
 
@@ -52,13 +56,12 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
     """Rows of floats (..., columns) packed: uint8 (..., bytes of a row).
 
     Args:
-        array: floats, finite where the format is one of blocks.
-        importance: what the error of each column counts, (columns,), or (experts, columns) where the array is
-            (experts, rows, columns).
+        array: floats, of magnitudes up to `largest` where the format is one of blocks.
+        importance: what the error of each column counts, as `normal_importance` gives it, or None.
 
     Raises:
-        ValueError: a row is not a whole number of blocks, a value is NaN or infinite or too large, or the importance is
-            missing, of another shape or negative.
+        ValueError: a row is not a whole number of blocks, a value is NaN or too large, or the importance is
+            missing.
     """
     array = np.ascontiguousarray(array, dtype=np.float32)
     elements, columns = block_elements(qtype), array.shape[-1]
@@ -70,12 +73,12 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
         raise ValueError(f"{qtype.name} needs importance weights: importance=, as `rocforge imatrix` gathers them")
     quantizer = QUANTIZERS[qtype.name]
     blocks, written = array.reshape(-1, elements), packed.reshape(-1, block_nbytes(qtype))
-    weights = None if importance is None else _importance_blocks(importance, array.shape, elements)
+    weights = None if importance is None else _importance_of_blocks(importance, array.shape, elements)
 
     def quantize_tile(start: int) -> None:
         tile = slice(start, start + TILE // elements)
-        if not np.isfinite(blocks[tile]).all():
-            raise ValueError(f"{qtype.name} blocks cannot hold {_not_finite(array)}")
+        if not np.abs(blocks[tile]).max() <= largest(qtype):
+            raise ValueError(_not_held(array, qtype))
         importance = None if weights is None else weights(np.arange(len(blocks))[tile])
         written[tile] = quantizer(blocks[tile], importance)
 
@@ -84,33 +87,47 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
     return packed
 
 
-def _not_finite(array: np.ndarray) -> str:
-    index = np.unravel_index(np.argmin(np.isfinite(array)), array.shape)
-    return f"{array[index]}, the value at {tuple(map(int, index))}"
+def largest(qtype: GGMLQuantizationType) -> float:
+    """The largest magnitude that is quantized to a format of blocks: most have scales in float16."""
+    return _LARGEST.get(qtype.name, FLOAT16_MAX)
 
 
-def _importance_blocks(
+def _not_held(array: np.ndarray, qtype: GGMLQuantizationType) -> str:
+    index = np.unravel_index(np.argmin(np.abs(array) <= largest(qtype)), array.shape)
+    return (
+        f"{qtype.name} blocks cannot hold {array[index]:.6g}, the value at {tuple(map(int, index))}; "
+        f"magnitudes up to {largest(qtype):g} can be quantized to it"
+    )
+
+
+def normal_importance(importance: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Importance as float32 (matrices, columns), of mean 1 in each matrix, for an array of a shape; one matrix for all.
+
+    Raises:
+        ValueError: it is of another shape, negative, or not finite.
+    """
+    importance = np.asarray(importance, np.float32)
+    allowed = [shape[-1:], (shape[0], shape[-1])] if len(shape) == 3 else [shape[-1:]]
+    if importance.shape not in allowed:
+        told = " or ".join(map(str, allowed))
+        raise ValueError(f"importance of shape {importance.shape} is not {told}, for an array of shape {shape}")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise ValueError("importance must be finite and at least 0")
+    importance = importance.reshape(-1, shape[-1])
+    mean = importance.mean(axis=1, keepdims=True)
+    # An expert that saw no token, or a column that was always 0, still has values worth their bits.
+    return np.where(mean > 0, np.maximum(importance / np.where(mean > 0, mean, 1), 1e-6), 1).astype(np.float32)
+
+
+def _importance_of_blocks(
     importance: np.ndarray, shape: tuple[int, ...], elements: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function that gives the importance of blocks, float32 (blocks, elements), by their indices."""
-    importance = np.asarray(importance, np.float32)
-    experts, columns = shape[0] if len(shape) == 3 else 1, shape[-1]
-    if importance.shape not in ((columns,), (experts, columns)):
-        allowed = f"({columns},)" + (f" or ({experts}, {columns})" if len(shape) == 3 else "")
-        raise ValueError(
-            f"importance of shape {importance.shape} is not {allowed}, as the array of shape {shape} wants"
-        )
-    if not (np.isfinite(importance).all() and (importance >= 0).all()):
-        raise ValueError("importance must be finite and at least 0")
-    importance = importance.reshape(-1, columns)
-    mean = importance.mean(axis=1, keepdims=True)
-    # An expert that saw no token, or a column that was always 0, still has values worth their bits.
-    importance = np.where(mean > 0, np.maximum(importance / np.where(mean > 0, mean, 1), 1e-6), 1)
-    table = importance.reshape(len(importance), -1, elements).astype(np.float32)
-    per_row, per_matrix = columns // elements, shape[-2] * columns // elements if len(shape) == 3 else 0
+    table = importance.reshape(len(importance), -1, elements)
+    per_row = shape[-1] // elements
+    per_matrix = per_row * math.prod(shape[1:-1]) if len(table) > 1 else 1
 
     def blocks(indices: np.ndarray) -> np.ndarray:
-        matrix = indices // per_matrix if len(table) > 1 else 0
-        return table[matrix, indices % per_row]
+        return table[indices // per_matrix if len(table) > 1 else 0, indices % per_row]
 
     return blocks

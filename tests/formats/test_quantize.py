@@ -79,11 +79,18 @@ def test_not_finite(bad):
     np.testing.assert_array_equal(rf.quantize(x, "BF16").dequantize(), x)
 
 
-def test_too_large():
-    """Scales are float16s: what they cannot hold is told, not made infinite."""
-    with pytest.raises(ValueError, match=r"need a scale of 7\.874e\+35, and blocks hold scales up to 65504"):
-        rf.quantize(np.full(32, 1e38, np.float32), "Q8_0")
-    assert np.isfinite(rf.quantize(np.full(32, 1e38, np.float32), "MXFP4").dequantize()).all()
+@pytest.mark.parametrize("name", GGML)
+def test_largest(name):
+    """Scales of the largest magnitudes that are taken fit their format; larger ones are told, not made infinite."""
+    largest = {"MXFP4": 3e38, "NVFP4": 2688}.get(name, 65504)
+    x = np.full(block_elements(QTYPES[name]), largest, np.float32)
+    values = rf.quantize(x, name, importance=np.ones(len(x))).dequantize()
+    assert np.isfinite(values).all() and np.abs(values / x - 1).mean() < 0.3
+    x[5] *= -1.1
+    with pytest.raises(
+        ValueError, match=rf"{name} blocks cannot hold -\S+, the value at \(5,\); magnitudes up to {largest:g}"
+    ):
+        rf.quantize(x, name, importance=np.ones(len(x)))
 
 
 @pytest.mark.parametrize("name", NEED_IMPORTANCE)

@@ -30,10 +30,10 @@ def blocks_of(groups: np.ndarray, elements: int) -> np.ndarray:
 def error_weights(x: np.ndarray, importance: np.ndarray | None, size: int) -> np.ndarray:
     """What the error of each element of blocks counts, (size, groups): its importance, and more the larger it is."""
     if importance is None:
-        groups = groups_of(x, size)
-        return np.abs(groups) + np.sqrt(np.einsum("ij,ij->j", groups, groups) / size)
-    variance = 2 * np.einsum("ij,ij->i", x, x) / x.shape[1]
-    return groups_of(importance * np.sqrt(variance[:, None] + x * x), size)
+        groups = np.abs(groups_of(x, size))
+        return groups + np.sqrt(np.einsum("ij,ij->j", groups, groups) / size)
+    square = x * x
+    return groups_of(importance * np.sqrt(2 * square.mean(axis=1, keepdims=True) + square), size)
 
 
 def signed(levels: int) -> Rounding:
