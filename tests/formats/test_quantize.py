@@ -1,6 +1,7 @@
 """Quantizers: how far packed values lie from the floats, against ggml's own quantizers; importance; what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -87,9 +88,8 @@ def test_largest(name):
     values = rf.quantize(x, name, importance=np.ones(len(x))).dequantize()
     assert np.isfinite(values).all() and np.abs(values / x - 1).mean() < 0.3
     x[5] *= -1.1
-    with pytest.raises(
-        ValueError, match=rf"{name} blocks cannot hold -\S+, the value at \(5,\); magnitudes up to {largest:g}"
-    ):
+    told = rf"{name} blocks cannot hold -\S+, the value at \(5,\); magnitudes up to {re.escape(f'{largest:g}')} can"
+    with pytest.raises(ValueError, match=told):
         rf.quantize(x, name, importance=np.ones(len(x)))
 
 
