@@ -183,7 +183,7 @@ class _Plan:
 
     def run(self, graphs: bool) -> Any:
         """Queue the pass, and return its logits. The first is run kernel by kernel, which compiles them; the second is
-        captured. So is the first, and the second, after a module of the model has been replaced, observed or adapted.
+        captured. So is the first, and the second, after a module of the model has been replaced, observed or edited.
         """
         if self._fused is not self._model.fused:
             self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS

@@ -2,7 +2,7 @@
 
 Models are written as plain modules. `fuse` turns their blocks into steps, each of which carries the residual stream
 past attention or feed-forward. A step takes modules together that are plain, which is to say of the very class that
-rocforge defines, not adapted, and not observed where fusing would leave no output to see. All others are called.
+rocforge defines, not edited, and not observed where fusing would leave no output to see. All others are called.
 What a kernel can begin of the next step, its norm, comes along with the stream.
 """
 
@@ -30,7 +30,7 @@ Kind = TypeVar("Kind", bound=Module)
 
 def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
-    return type(module) is kind and not module.adapters
+    return type(module) is kind and not module.edits
 
 
 def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.errors import UnsupportedModelError
+from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
 from rocforge.quant import QuantizedArray
 
@@ -48,21 +48,21 @@ class Module:
     `model.blk[0].attn_q.weight` is "blk.0.attn_q.weight". A module whose class sets `inline` adds no name of its own:
     its children count, by path and by attribute, as its parent's. Attributes that begin with `_` are not of the tree.
 
-    A module may be replaced by any other, observed, or adapted, at any time: it is called from the next step on.
+    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on.
 
     Attributes:
-        observers: called with each output.
-        adapters: called with each output and the arguments that gave it; each returns the output to go on with.
+        edits: called with each output and the arguments that gave it; each returns the output to go on with.
+        observers: called with each output, as the edits leave it.
     """
 
     inline = False
     observers: tuple[Observer, ...] = ()
-    adapters: tuple[Callable[..., Any], ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
-        for adapter in self.adapters:
-            output = adapter(output, *args, **kwargs)
+        for edit in self.edits:
+            output = edit(output, *args)
         return self.observed(output)
 
     def observed(self, output: Any) -> Any:
@@ -82,22 +82,49 @@ class Module:
         try:
             yield
         finally:
-            self.observers = _without(self.observers, observer)
+            self._take_back("observers", observer)
 
     @contextlib.contextmanager
-    def adapt(self, adapter: Callable[..., Any]) -> Iterator[None]:
-        """In this context, take `adapter(output, *args)` for what this module gives: a low-rank update, say.
+    def edit(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """In this context, change what modules below this one give.
 
-        On a device it may be captured in a graph with the rest of a step, so it works on the device alone.
-
-            with model.blk[0].attn_q.adapt(lambda y, x: y + linear(linear(x, a), b)):
+            with model.edit({"blk.3.attn_output": lambda y: y + direction, "blk.*.ffn_down": 0.5}):
                 model(tokens)
+
+        Args:
+            changes: path, with shell wildcards -> change. A function is called with a copy of the output, and with the
+                module's inputs if it takes more without a default; it returns an array of the same shape. A number
+                multiplies the output. An array replaces it, broadcast. What matches a module more than once is applied
+                in order, after the edits of contexts around this one.
+
+        Raises:
+            ValueError: a pattern matches no module. Where the model runs: a result is misshapen.
+            TypeError: a change is of none of these kinds. Where the model runs: a result is none of the device's.
         """
-        self.adapters = (*self.adapters, adapter)
+        modules, device = dict(self.named_modules()), device_of(self)
+        made = [
+            (modules[path], Edit(path, change, device))
+            for pattern, change in changes.items()
+            for path in matching(modules, pattern, "edit")
+        ]
         try:
+            for module, edit in made:
+                module.edits = (*module.edits, edit)
             yield
         finally:
-            self.adapters = _without(self.adapters, adapter)
+            for module, edit in made:
+                module._take_back("edits", edit)
+
+    def _take_back(self, name: str, function: Any) -> None:
+        """Take one of the observers or edits away, if it is still there: that very object, once."""
+        kept = list(getattr(self, name))
+        index = next((i for i, other in enumerate(kept) if other is function), None)
+        if index is not None:
+            del kept[index]
+        if kept:
+            setattr(self, name, tuple(kept))
+        elif name in vars(self):
+            delattr(self, name)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -206,13 +233,10 @@ class Module:
         """
         modules = dict(self.named_modules())
         seen: dict[str, Any] = {}
-        for pattern in patterns:
-            if not fnmatch.filter(modules, pattern):
-                raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
+        wanted = dict.fromkeys(path for pattern in patterns for path in matching(modules, pattern, "capture"))
         with contextlib.ExitStack() as observed:
-            for path, module in modules.items():
-                if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
-                    observed.enter_context(module.observe(functools.partial(seen.__setitem__, path)))
+            for path in wanted:
+                observed.enter_context(modules[path].observe(functools.partial(seen.__setitem__, path)))
             yield seen
 
     def describe(self) -> str:
@@ -244,10 +268,11 @@ def _is_of_tree(value: Any) -> bool:
     return isinstance(value, (Module, ModuleList)) or hasattr(value, "shape")
 
 
-def _without(functions: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """Without one occurrence of that very function."""
-    index = next(i for i, other in enumerate(functions) if other is function)
-    return functions[:index] + functions[index + 1 :]
+def device_of(module: Module) -> str:
+    """Where a module's arrays are: "cpu", also where it has none, or "gpu:N"."""
+    arrays = (array for _, array in module.named_parameters())
+    device = getattr(next(arrays, None), "device", "cpu")
+    return device if isinstance(device, str) else f"gpu:{device.id}"
 
 
 _changes = itertools.count(1)
@@ -288,12 +313,12 @@ Tree = Sequence[tuple[Any, dict[str, Any]]]
 
 
 def tree_of(module: Module) -> Tree:
-    """The attributes of a module, and every module below it, adapters too, with its own: what `same_tree` compares.
+    """The attributes of a module, and every module below it, edits too, with its own: what `same_tree` compares.
 
     The module itself is not among them, since it may keep this.
     """
     children = [child for _, child in module.named_children()]
-    children += [adapter for adapter in module.adapters if isinstance(adapter, Module)]
+    children += [edit.change for edit in module.edits if isinstance(edit.change, Module)]
     attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     below = ((child, tree_of(child)) for child in children)
     return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]
