@@ -63,7 +63,11 @@ struct Tile {
     }
 };
 
-RF_DEVICE LoraPair pair_of(const LoraTarget& target, i32 id) { return static_cast<const LoraPair*>(target.pairs)[id]; }
+RF_DEVICE LoraPair pair_of(const LoraTarget& target, i32 id) {
+    LoraPair pair = static_cast<const LoraPair*>(target.pairs)[id];
+    pair.a = in_memory(pair.a), pair.b = in_memory(pair.b);
+    return pair;
+}
 
 RF_DEVICE void unpack(float (&values)[RUN], const f16* run) {
     u32x4 words = load<u32x4>(run);
