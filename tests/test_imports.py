@@ -14,6 +14,7 @@ LAYERS = [
     "text",
     "device",
     "ops",
+    "lora",
     "nn",
     "models",
     "engine",

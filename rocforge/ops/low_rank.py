@@ -5,14 +5,14 @@ Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops.device import low_rank as device
-from rocforge.ops.types import Array, HostArray
+from rocforge.ops.types import Array, Floats, HostArray
 
 MAX_RANK = device.MAX_RANK
 MAX_TABLES = device.MAX_TARGETS
@@ -45,25 +45,36 @@ class LowRankTable:
         capacity: how many ids there are.
         rank: the highest that it has room for.
         on_device: whether it is for the current GPU, or for NumPy.
-        lookup: the matrix is an embedding's, whose columns (the transpose of its rows) are looked up.
+        lookup: the matrix is the transpose of an embedding's, whose columns are looked up.
     """
 
     def __init__(self, rows: int, columns: int, capacity: int, rank: int, on_device: bool, lookup: bool = False):
         self.rows, self.columns, self.capacity, self.rank, self.lookup = rows, columns, capacity, rank, lookup
-        self._updates: list[LowRank | None] = [None] * capacity
+        self._updates: dict[int, LowRank] = {}
+        self._host: dict[int, tuple[Floats, Floats]] = {}
         self.memory = device.TableMemory(capacity, lookup) if on_device else None
 
-    def __getitem__(self, id: int) -> LowRank | None:
-        return self._updates[id]
+    def fill(self, updates: Mapping[int, LowRank | None]) -> None:
+        """Hold these updates, by id, and no others. What no launch in progress uses may change."""
+        for id in self._updates.keys() | updates.keys():
+            update = updates.get(id)
+            if update is self._updates.get(id):
+                continue
+            if self.memory is not None:
+                self.memory.set(id, update)
+            elif update is None:
+                del self._host[id]
+            else:
+                self._host[id] = _floats(update.a), _floats(update.b) * np.float32(update.scale)
+        self._updates = {id: update for id, update in updates.items() if update is not None}
 
-    def __setitem__(self, id: int, update: LowRank | None) -> None:
-        """Note what an adapter adds. No launch in progress may use that id."""
-        if self.memory is not None:
-            self.memory.set(id, update)
-        elif update is not None:
-            a, b = (np.ascontiguousarray(part, np.float32) for part in (update.a, update.b))
-            update = LowRank(a, b * np.float32(update.scale), 1.0)
-        self._updates[id] = update if self.memory is None else None
+    def on_host(self, id: int) -> tuple[Floats, Floats] | None:
+        """a and b, times the scale, of an id; None where it adds nothing."""
+        return self._host.get(id)
+
+
+def _floats(matrix: HostArray) -> Floats:
+    return np.ascontiguousarray(matrix, np.float32)
 
 
 def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[LowRankTable], ids: Array) -> None:
@@ -82,6 +93,7 @@ def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[LowRankTable], 
         own = ids == id
         rows = slice(None) if own.all() else own
         for y, table in zip(ys, tables, strict=True):
-            if (update := table[id]) is not None:
-                hidden = update.a.T[x[rows]] if table.lookup else x[rows] @ update.a.T
-                y[rows] += hidden @ update.b.T
+            if (update := table.on_host(int(id))) is not None:
+                a, b = update
+                hidden = a.T[x[rows]] if table.lookup else x[rows] @ a.T
+                y[rows] += hidden @ b.T

@@ -21,8 +21,7 @@ def random_update(rng, rank, rows, columns, size=1.0):
 def table_of(updates, rows, columns, lookup=False):
     rank = max(update.rank for update in updates if update)
     table = LowRankTable(rows, columns, len(updates), rank, True, lookup)
-    for id, update in enumerate(updates):
-        table[id] = update
+    table.fill(dict(enumerate(updates)))
     return table
 
 
@@ -87,7 +86,7 @@ def test_embeddings(rng):
 def test_an_entry_is_taken_away(rng):
     """What is None again adds nothing."""
     table = table_of([random_update(rng, 8, 32, 32)], 32, 32)
-    table[0] = None
+    table.fill({})
     y = cp.zeros((1, 32), np.float32)
     add_low_rank([y], cp.ones((1, 32), np.float32), [table], cp.zeros(1, np.int32))
     assert not y.get().any()

@@ -44,12 +44,12 @@ class TableMemory:
 
     def __init__(self, capacity: int, lookup: bool):
         self._pairs = np.zeros(capacity, _pair())
-        self._lookup, self._matrices = lookup, [None] * capacity
+        self._lookup, self._matrices = lookup, dict[int, tuple[Array, ...]]()
         self.entries = cupy_module().zeros(self._pairs.nbytes, np.uint8)
 
     def set(self, id: int, update: Any) -> None:
         """Write an entry, at once; None for that of an adapter that does not update the matrix."""
-        self._pairs[id], matrices = (0, 0, 0, 0.0), None
+        self._pairs[id], matrices = (0, 0, 0, 0.0), ()
         if update is not None:
             (a, up_a), (b, up_b) = _fp16(update.a), _fp16(update.b)
             a, b = _filled_up(a, (RUN, 1 if self._lookup else RUN)), _filled_up(b, (1, RUN))
@@ -57,7 +57,8 @@ class TableMemory:
             matrices = tuple(map(_to_device, (a.T if self._lookup else a, runs)))
             pointers = [matrix.data.ptr for matrix in matrices]
             self._pairs[id] = (*pointers, len(a), update.scale * 2.0 ** -(up_a + up_b))
-        self.entries.set(self._pairs.view(np.uint8))
+        entry = self._pairs[id : id + 1].view(np.uint8)
+        self.entries[id * len(entry) : (id + 1) * len(entry)].set(entry)
         self._matrices[id] = matrices
 
 
