@@ -146,9 +146,7 @@ class Adapters(MutableMapping[str, LoRA]):
             raise TypeError(f"adapters: a name is {name!r}; allowed are strings that are not empty")
         if not isinstance(lora, LoRA):
             given = type(lora).__name__
-            raise TypeError(
-                f"adapters[{name!r}] is {given}; allowed is an rf.LoRA; adapters.load(name, path) reads one"
-            )
+            raise TypeError(f"adapters[{name!r}] is {given}; allowed is rf.LoRA; adapters.load(name, path) reads one")
         updates = _updates_of(self._model, name, lora)
         with _changing:
             self._state.placed[name] = self._state.place(lora, updates, self._device)

@@ -82,11 +82,11 @@ def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[LowRankTable], 
 
     Args:
         ys: float32 (tokens, rows) of each table; up to MAX_TABLES.
-        x: what was multiplied: floats (tokens, columns); token ids, int32 (tokens,), of one table of an embedding.
+        x: what was multiplied: floats (tokens, columns); of an embedding's table, alone, token ids (tokens,).
         tables: of the matrices.
         ids: int32 (tokens,): of the tokens' adapters, -1 for none.
     """
-    if get_array_module(x) is not np:
+    if get_array_module(*ys) is not np:
         device.add_low_rank(ys, x, tables, ids)
         return
     for id in np.unique(ids[ids >= 0]):

@@ -49,13 +49,14 @@ class TableMemory:
 
     def set(self, id: int, update: Any) -> None:
         """Write an entry, at once; None for that of an adapter that does not update the matrix."""
-        self._pairs[id], matrices = (0, 0, 0, 0.0), ()
+        matrices: tuple[Array, ...] = ()
+        self._pairs[id] = (0, 0, 0, 0.0)
         if update is not None:
             (a, up_a), (b, up_b) = _fp16(update.a), _fp16(update.b)
             a, b = _filled_up(a, (RUN, 1 if self._lookup else RUN)), _filled_up(b, (1, RUN))
             runs = b.reshape(len(b), -1, RUN).swapaxes(0, 1)
-            matrices = tuple(map(_to_device, (a.T if self._lookup else a, runs)))
-            pointers = [matrix.data.ptr for matrix in matrices]
+            matrices = _to_device(a.T if self._lookup else a), _to_device(runs)
+            pointers = (matrix.data.ptr for matrix in matrices)
             self._pairs[id] = (*pointers, len(a), update.scale * 2.0 ** -(up_a + up_b))
         entry = self._pairs[id : id + 1].view(np.uint8)
         self.entries[id * len(entry) : (id + 1) * len(entry)].set(entry)
@@ -92,7 +93,7 @@ def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[Any], ids: Arra
         targets.append((table.memory.entries, memory, table.rows, stride))
     args = {
         "x": None if lookup else float32(x),
-        "lookup": x.astype(np.int32, copy=False) if lookup else None,
+        "lookup": cupy_module().asarray(x, np.int32) if lookup else None,
         "ids": ids,
         "hidden": cupy_module().empty((len(targets), tokens, rank), np.float32),
         "tokens": tokens,
