@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rocforge.device.arrays import get_array_module, to_device
+from rocforge.nn.reach import reached
 from rocforge.ops.activation import scale
 from rocforge.ops.embedding import embedding
 
@@ -67,6 +68,13 @@ class Edit:
     def __call__(self, output: Any, *inputs: Any) -> Any:
         """What goes on in place of the output."""
         return self._apply(output, *inputs)
+
+    def reached(self) -> list[Any] | None:
+        """What a function computes with, as it is now; None: it must be called at every step. See rocforge.nn.reach.
+
+        Numbers, arrays and modules are captured: a module is of the tree, which notices its changes.
+        """
+        return [] if self._apply != self._called or hasattr(self.change, "forward") else reached(self.change)
 
     def _called(self, output: Any, *inputs: Any) -> Any:
         changed: Any = self.change(output.copy(), *inputs[: self._inputs])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
+from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
 from rocforge.quant import QuantizedArray
 
 
@@ -58,6 +58,8 @@ class Module:
     inline = False
     observers: tuple[Observer, ...] = ()
     edits: tuple[Edit, ...] = ()
+    _snapshot: Snapshot | None = None
+    _change = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
@@ -126,6 +128,28 @@ class Module:
         elif name in vars(self):
             delattr(self, name)
 
+    def snapshot(self) -> Snapshot:
+        """The tree as it is: the same object until it changes."""
+        change = last_change()
+        if self._snapshot is None or self._change != change:
+            snapshot = Snapshot(self)
+            if self._snapshot is None or not self._snapshot.same_as(snapshot):
+                self._snapshot = snapshot
+            self._change = change
+        return self._snapshot
+
+    def reach(self) -> list[Any] | None:
+        """What this module computes with beside its arguments: its tree, and what the functions that edit it reach.
+
+        While these objects are the same (`rocforge.nn.reach.same_reach`) it gives the same for the same. None: a
+        function that edits it may do more than compute, and must be called each time.
+        """
+        snapshot = self.snapshot()
+        found = [edit.reached() for edit in snapshot.edits]
+        if any(reached is None for reached in found):
+            return None
+        return [snapshot, *(value for reached in found for value in reached or ())]
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
             for child in self._inline_children():
@@ -139,11 +163,11 @@ class Module:
             return
         owner = self if name in vars(self) else self._owner_of(name) or self
         object.__setattr__(owner, name, ModuleList(value) if type(value) is list else value)
-        _tree_changed()
+        tree_changed()
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        _tree_changed()
+        tree_changed()
 
     def _inline_children(self) -> list[Module]:
         return [child for child in vars(self).values() if isinstance(child, Module) and child.inline]
@@ -264,8 +288,21 @@ class Module:
         return lines
 
 
+Kind = TypeVar("Kind", bound=Module)
+
+
 def _is_of_tree(value: Any) -> bool:
     return isinstance(value, (Module, ModuleList)) or hasattr(value, "shape")
+
+
+def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
+    return type(module) is kind and not module.edits
+
+
+def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module is plain, and nobody sees its output: there need not be one."""
+    return is_plain(module, kind) and not module.observers
 
 
 def device_of(module: Module) -> str:
@@ -273,63 +310,6 @@ def device_of(module: Module) -> str:
     arrays = (array for _, array in module.named_parameters())
     device = getattr(next(arrays, None), "device", "cpu")
     return device if isinstance(device, str) else f"gpu:{device.id}"
-
-
-_changes = itertools.count(1)
-_last_change = 0
-
-
-def _tree_changed() -> None:
-    global _last_change
-    _last_change = next(_changes)
-
-
-def last_change() -> int:
-    """A number that is another one after any tree, of any model, has changed."""
-    return _last_change
-
-
-def _changing(name: str) -> Callable[..., Any]:
-    method = getattr(list, name)
-
-    def changing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, *args, **kwargs)
-        _tree_changed()
-        return result
-
-    return changing
-
-
-class ModuleList(list[Module]):
-    """A list in a module's tree, whose changes are noticed as those of attributes are."""
-
-
-_IN_PLACE = "append clear extend insert pop remove reverse sort __setitem__ __delitem__ __iadd__ __imul__"
-for _name in _IN_PLACE.split():
-    setattr(ModuleList, _name, _changing(_name))
-
-
-Tree = Sequence[tuple[Any, dict[str, Any]]]
-
-
-def tree_of(module: Module) -> Tree:
-    """The attributes of a module, and every module below it, edits too, with its own: what `same_tree` compares.
-
-    The module itself is not among them, since it may keep this.
-    """
-    children = [child for _, child in module.named_children()]
-    children += [edit.change for edit in module.edits if isinstance(edit.change, Module)]
-    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    below = ((child, tree_of(child)) for child in children)
-    return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]
-
-
-def same_tree(one: Tree, other: Tree) -> bool:
-    """Whether two trees are of the same modules, with the same objects as attributes."""
-    return len(one) == len(other) and all(
-        a is b and ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
-        for (a, ours), (b, theirs) in zip(one, other, strict=True)
-    )
 
 
 def _describe(array: Any) -> str:

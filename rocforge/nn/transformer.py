@@ -15,9 +15,10 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
 from rocforge.nn.low_rank import adapted
-from rocforge.nn.module import Module, Tree, last_change, same_tree, tree_of
+from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 from rocforge.nn.state import blocks_for, states_of
+from rocforge.nn.tree import Snapshot
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
@@ -39,9 +40,7 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
-    _fused: Fused | None = None
-    _tree: Tree = ()
-    _change = 0
+    _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, read: Reader):
@@ -71,13 +70,10 @@ class Transformer(Module):
     def fused(self) -> Fused:
         """The blocks as they are run: another object once the tree, or what adapters update of it, has changed, and the
         same until then."""
-        change, tables = last_change(), self._adapters.tables
-        if self._fused is None or self._change != change or self._fused.tables is not tables:
-            tree = tree_of(self)
-            if self._fused is None or self._fused.tables is not tables or not same_tree(self._tree, tree):
-                self._tree, self._fused = tree, Fused(self.blk, self.output_norm, self.output, tables)
-            self._change = change
-        return self._fused
+        snapshot, tables = self.snapshot(), self._adapters.tables
+        if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
+            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output, tables)
+        return self._fused[1]
 
     @property
     def adapters(self) -> Adapters:
