@@ -15,6 +15,7 @@ LAYERS = [
     "checkpoints",
     "device",
     "ops",
+    "lora",
     "nn",
     "models",
     "engine",
