@@ -1,7 +1,7 @@
 """Whole models of published shapes on a GPU: loading, prefill, decode, batches, memory.
 
     pytest benches/bench_models.py --benchmark-enable --benchmark-json=models.json
-    python benches/report.py models.json
+    python benches/report.py models.json --pages docs
 
 Each record's extra_info has tokens a second, and for decode the share of the card's read bandwidth that the weights
 alone come to. Models that the card's memory does not hold are skipped. Files are written to ROCFORGE_BENCH_DIR (a

@@ -14,6 +14,7 @@ HEADLINES = {
     "decode, 64 requests": "Decode, 64 requests",
     "prompt of 512 tokens": "Prefill, 512 tokens",
     "prompt of 2,048 tokens": "Prefill, 2,048 tokens",
+    "serving over HTTP, 64 in flight, 512 in, 128 out": "Serving, 64 in flight",
 }
 """Group of figures -> title of its panel."""
 COLUMNS = 3
