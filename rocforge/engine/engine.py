@@ -28,6 +28,7 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.reach import same_reach
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -155,6 +156,7 @@ class Engine:
         self._pending: PendingStep | None = None
         self._previous: PendingStep | None = None
         self._starved = False
+        self._reach: list[Any] | None = None
         self.stats = StepStats()
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
@@ -339,6 +341,10 @@ class Engine:
     def _launch(self, sample: bool = False) -> PendingStep | HostStep | None:
         """Schedule the next step and queue it, with its sampling if asked; on a CPU, run it. None if none can run."""
         with out_of_memory_explained(self.model.device, "step"):
+            reach = self.model.reach()
+            if not same_reach(self._reach, reach):
+                self._reach = reach
+                self.scheduler.state.model_changed()
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
                 return None

@@ -48,11 +48,13 @@ class StepShape:
         tokens: of the step. Fewer are filled up.
         rows: whose logits are computed, at most; as many as requests, at most.
         mixed: whether requests may have several tokens. Else each of the rows is a request's one token.
+        longest: tokens of the longest sequence, at most, where attention patterns have as many keys; 0: of any length.
     """
 
     tokens: int
     rows: int
     mixed: bool
+    longest: int = 0
 
     @property
     def sequences(self) -> int:
@@ -95,7 +97,8 @@ class StepInputs:
         paging = [Paging(*pair) for pair in zip(slots, tables, strict=True)]
         queries = (1, shape.tokens if shape.mixed else 1)
         wanted = rows if shape.mixed else None
-        return ids, Batch(self._cache, positions, query_starts, lengths, queries, paging, state_slots, wanted)
+        longest = shape.longest or self._width * self._cache.block_size
+        return ids, Batch(self._cache, positions, query_starts, lengths, queries, longest, paging, state_slots, wanted)
 
     def begin(self, shape: StepShape, chunks: Sequence[ScheduledChunk], staged: Any, last_tokens: Any) -> None:
         """Queue what makes the inputs of an upload of what `stage` gives for the same chunks.

@@ -65,6 +65,7 @@ class Batch:
         query_starts: int32, shape (sequences + 1,): each sequence's first row, and the number of rows.
         lengths: int32, shape (sequences,): each sequence's tokens, those of the batch included.
         queries: how many tokens there are of the sequence with the fewest, and of the one with the most.
+        longest: tokens of the longest sequence, or more: so many keys an attention pattern has.
         paging: for each paged group of the cache.
         state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
@@ -78,6 +79,7 @@ class Batch:
     query_starts: Any
     lengths: Any
     queries: tuple[int, int]
+    longest: int
     paging: list[Paging]
     state_slots: Any
     logits_rows: Any = None
@@ -110,6 +112,7 @@ class Batch:
             starts,
             np.array([chunk.length for chunk in chunks], np.int32),
             (min(counts), max(counts)),
+            max(chunk.length for chunk in chunks),
             [_paging(group, chunks, index, cache.device) for index, group in enumerate(cache.paged)],
             _state_slots(cache, chunks),
             None if all_logits else starts[1:][wanted] - 1,
@@ -150,6 +153,7 @@ class Batch:
             group.block_size,
             paging.slots,
             self.queries,
+            self.longest,
             paging.spans,
             paging.tables,
             self.lengths,

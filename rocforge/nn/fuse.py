@@ -2,21 +2,21 @@
 
 Models are written as plain modules. `fuse` turns their blocks into steps, each of which carries the residual stream
 past attention or feed-forward. A step takes modules together that are plain, which is to say of the very class that
-rocforge defines, not adapted, and not observed where fusing would leave no output to see. All others are called.
+rocforge defines, not edited, and not observed where fusing would leave no output to see. All others are called.
 What a kernel can begin of the next step, its norm, comes along with the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.mlp import MLP, MergedMLP
-from rocforge.nn.module import Module
+from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.ops.activation import add, sigmoid_gate
 from rocforge.ops.device.experts import takes_int8
@@ -24,18 +24,6 @@ from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import experts
 from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_for
-
-Kind = TypeVar("Kind", bound=Module)
-
-
-def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
-    return type(module) is kind and not module.adapters
-
-
-def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether a module is plain, and nobody sees its output: there need not be one."""
-    return is_plain(module, kind) and not module.observers
 
 
 class Stream(NamedTuple):
@@ -222,6 +210,7 @@ class Fused:
 
     Attributes:
         frequencies: the rotary embeddings of the attention layers, each once.
+        shows_patterns: whether somebody looks at attention patterns, or changes one.
     """
 
     def __init__(self, blocks: Sequence[Module], norm: Module, output: Module):
@@ -236,6 +225,8 @@ class Fused:
                 self._steps.append(_CalledBlock(block))
         ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
         self.frequencies = list(ropes.values())
+        below = (module for block in blocks for _, module in block.named_modules())
+        self.shows_patterns = any(isinstance(module, Attention) and module.shows_pattern for module in below)
         norms = [step.norm_in for step in self._steps[1:]]
         self._following = [*norms, self.norm_in]
 

@@ -62,3 +62,10 @@ class Scores(Module):
 
     def forward(self) -> Any:
         return self.weight
+
+
+class HookPoint(Module):
+    """A value that has a path: what a call is given, it gives."""
+
+    def forward(self, value: Any) -> Any:
+        return value

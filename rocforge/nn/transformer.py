@@ -13,9 +13,10 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
-from rocforge.nn.module import Module, Tree, last_change, same_tree, tree_of
+from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 from rocforge.nn.state import blocks_for, states_of
+from rocforge.nn.tree import Snapshot
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
@@ -37,9 +38,7 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
-    _fused: Fused | None = None
-    _tree: Tree = ()
-    _change = 0
+    _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, read: Reader):
@@ -67,13 +66,10 @@ class Transformer(Module):
     @property
     def fused(self) -> Fused:
         """The blocks as they are run: another object once the tree has changed, and the same until then."""
-        change = last_change()
-        if self._fused is None or self._change != change:
-            tree = tree_of(self)
-            if self._fused is None or not same_tree(self._tree, tree):
-                self._tree, self._fused = tree, Fused(self.blk, self.output_norm, self.output)
-            self._change = change
-        return self._fused
+        snapshot = self.snapshot()
+        if self._fused is None or self._fused[0] is not snapshot:
+            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output)
+        return self._fused[1]
 
     def __call__(self, tokens: Any, batch: Batch | None = None) -> Any:
         with on_device(self.device):
