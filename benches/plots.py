@@ -103,7 +103,8 @@ def _panel(axes: Any, machine: str, headline: str, runs: list[history.Run]) -> N
     axes.set_title(f"{machine}\n{HEADLINES[headline]}", fontsize=8)
     days = [f"{datetime.fromisoformat(run.date):%b %d}\n{run.commit}" for run in runs]
     axes.set_xticks(range(len(runs)), days, fontsize=6)
-    axes.set_ylim(0, None)
+    axes.set_xlim(-0.3, len(runs) - 0.7)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set_ylabel("tokens a second", fontsize=7)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", labelsize=7)
