@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from golden import demo
+from threadpoolctl import threadpool_limits
 
 import rocforge as rf
 from rocforge.cli import bench
@@ -13,12 +14,13 @@ from rocforge.cli.bench_results import Measurement, aligned
 from rocforge.cli.errors import UsageError
 
 pytestmark = pytest.mark.slow
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # other tests have the other cores
 
 
 def test_formats(rocforge, model, tmp_path):
     """Every repetition under llama-bench's names, in each of its formats; and compared with an earlier run."""
     options = ("-p", "8,16", "-n", 3, "-pg", "8,3", "-r", 2, "--device", "cpu")
-    results = json.loads((written := rocforge("bench", model, *options, "-o", "json")).stdout)
+    results = json.loads((written := rocforge("bench", model, *options, "-o", "json", environment=ONE_THREAD)).stdout)
     assert written.stderr == ""
     assert [(r["n_prompt"], r["n_gen"]) for r in results] == [(8, 0), (16, 0), (0, 3), (8, 3)]
     for result in results:
@@ -27,7 +29,8 @@ def test_formats(rocforge, model, tmp_path):
         assert np.isclose(result["avg_ts"], np.mean(rates)) and np.isclose(result["stddev_ts"], np.std(rates, ddof=1))
         assert result["backends"] == "CPU" and result["n_gpu_layers"] == 0 and result["model_n_params"] > 1e6
     (tmp_path / "before.json").write_text(written.stdout)
-    compared = rocforge("bench", model, *options[:-2], "--device", "cpu", "--compare", tmp_path / "before.json").stdout
+    options = (*options[:-2], "--device", "cpu", "--compare", tmp_path / "before.json")
+    compared = rocforge("bench", model, *options, environment=ONE_THREAD).stdout
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in compared.splitlines()]
     assert lines[0] == ["model", "size", "params", "backend", "threads", "test", "t/s", "compared", "ratio"]
     assert [line[5] for line in lines[2:]] == ["pp8", "pp16", "tg3", "pp8+tg3"] and len({*map(len, lines)}) == 1
@@ -39,10 +42,10 @@ def test_formats(rocforge, model, tmp_path):
 def test_another_model(rocforge, model):
     """CSV and JSON lines, beside a model that is measured in the same run."""
     options = ("-p", 8, "-n", 0, "-r", 1, "--device", "cpu", "--compare", model)
-    (row,) = csv.DictReader(rocforge("bench", model, *options, "-o", "csv").stdout.splitlines())
+    (row,) = csv.DictReader(rocforge("bench", model, *options, "-o", "csv", environment=ONE_THREAD).stdout.splitlines())
     assert float(row["ratio"]) == pytest.approx(float(row["avg_ts"]) / float(row["compared_ts"]))
     assert row["compared_filename"] == model and "samples_ns" not in row
-    lines = rocforge("bench", model, model, *options[:-2], "-o", "jsonl").stdout.splitlines()
+    lines = rocforge("bench", model, model, *options[:-2], "-o", "jsonl", environment=ONE_THREAD).stdout.splitlines()
     assert [json.loads(line)["n_prompt"] for line in lines] == [8, 8]
 
 
@@ -90,7 +93,8 @@ def test_what_is_measured_is_computed(monkeypatch):
     model, tokenizer = rf.load(demo.bundled(), device="cpu")
     counts, forward = [], type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda m, t, b=None: (counts.append(len(t)), forward(m, t, b))[1])
-    with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=128, max_batch_tokens=64) as engine:
+    limits = {"cache_tokens": 128, "max_batch_tokens": 64}
+    with threadpool_limits(1), rf.Engine(model, tokenizer.eog_token_ids, **limits) as engine:
         list(bench._measured(engine, [(100, 0)], 2))
         assert sum(counts) == 3 * 100 and max(counts) == 64
         counts.clear()
