@@ -13,7 +13,7 @@ from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
 from rocforge.gguf.mixes import Mix
 from rocforge.gguf.quantized import Quantized
-from rocforge.quant import quantize
+from rocforge.ops.quantize import quantize
 
 
 def open_model(path: str | os.PathLike[str]) -> GGUFFile | Checkpoint:
