@@ -25,6 +25,10 @@ class GGUFError(RocforgeError):
     """
 
 
+class CheckpointError(RocforgeError):
+    """A bad or incomplete folder of safetensors; the message names the file and what is wrong in it."""
+
+
 class UnsupportedModelError(RocforgeError):
     """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does.
 

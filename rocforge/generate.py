@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from rocforge.engine.capacity import MAX_REQUESTS
@@ -20,16 +21,24 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Prompt = str | Sequence[int]
+Adapter = str | None | Sequence[str | None]
+"""The name of an adapter for all prompts, or of one for each."""
 
 
 def stream_generate(
-    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Unpack[SamplingOptions]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    lora: str | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> Generator[GenerationResponse, None, None]:
     """Continue a prompt, token by token.
 
     Args:
         model, tokenizer: from `rf.load`.
         prompt: text (encoded with special tokens) or token ids.
+        lora: the name of an adapter, one of `model.adapters`.
         sampling: the fields of SamplingParams, by name.
 
     Raises:
@@ -41,7 +50,7 @@ def stream_generate(
     ate|x|it|
     """
     _check_loaded(model, tokenizer)
-    return _stream(model, tokenizer, _ids_of(tokenizer, prompt), SamplingParams(**sampling))
+    return _stream(model, tokenizer, _ids_of(tokenizer, prompt), SamplingParams(**sampling, lora=lora))
 
 
 def _stream(
@@ -56,20 +65,36 @@ def _stream(
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a str is a sequence of strs, too
-    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, **sampling: Unpack[SamplingOptions]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    lora: Adapter = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> str: ...
 @overload
 def generate(
-    model: Transformer, tokenizer: Tokenizer, prompt: Sequence[Prompt], **sampling: Unpack[SamplingOptions]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: Sequence[Prompt],
+    *,
+    lora: Adapter = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> list[str]: ...
 def generate(
-    model: Transformer, tokenizer: Tokenizer, prompt: Prompt | Sequence[Prompt], **sampling: Unpack[SamplingOptions]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: Prompt | Sequence[Prompt],
+    *,
+    lora: Adapter = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> str | list[str]:
     """Continue one prompt, or many of them at once, which share the model's steps.
 
     Args:
         model, tokenizer: from `rf.load`.
         prompt: text or token ids; or a list of those.
+        lora: the name of an adapter, one of `model.adapters`; or a list with one, or None, for each prompt.
         sampling: the fields of SamplingParams, by name.
 
     Returns:
@@ -86,10 +111,12 @@ def generate(
     params = SamplingParams(**sampling)
     many = _is_many(prompt)
     prompts = [_ids_of(tokenizer, p) for p in cast("Sequence[Prompt]", prompt if many else [prompt])]
+    adapters = _adapters(lora, len(prompts))
     if not prompts:
         return []
     with Engine(model, tokenizer.eog_token_ids, max_requests=min(len(prompts), MAX_REQUESTS)) as engine:
-        streams = [RequestStream(engine, tokenizer, ids, params) for ids in prompts]
+        pairs = zip(prompts, adapters, strict=True)
+        streams = [RequestStream(engine, tokenizer, ids, replace(params, lora=name)) for ids, name in pairs]
         by_request = {stream.request: stream for stream in streams}
         texts: dict[Request, list[str]] = {stream.request: [] for stream in streams}
         while engine.busy:
@@ -128,10 +155,19 @@ def _check_loaded(model: Any, tokenizer: Any) -> None:
         raise TypeError(f"the first two arguments are what rf.load gives, model and tokenizer; {problem}")
 
 
+def _adapters(lora: Adapter, prompts: int) -> Sequence[str | None]:
+    """The adapter of each prompt."""
+    if lora is None or isinstance(lora, str):
+        return [lora] * prompts
+    if len(lora) != prompts:
+        raise ValueError(f"lora has {len(lora)} names for {prompts} prompts; allowed is one for each, or one for all")
+    return lora
+
+
 def _show_sampling(function: Any) -> None:
     """`help` and completion list the fields of SamplingParams among the arguments."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fields = inspect.signature(SamplingParams).parameters.values()
+    fields = (inspect.signature(SamplingParams).parameters[name] for name in SamplingOptions.__annotations__)
     function.__signature__ = inspect.Signature([*own, *fields])
 
 

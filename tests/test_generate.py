@@ -123,7 +123,8 @@ def test_help_and_completion_know_the_sampling_parameters():
         shown = inspect.signature(call).parameters
         assert {name: shown[name].default for name in fields} == {name: p.default for name, p in fields.items()}
     known = {name: str(kind.__forward_arg__) for name, kind in SamplingOptions.__annotations__.items()}
-    assert known == {name: p.annotation for name, p in fields.items()}
+    own = {"lora": "str | None"}  # which takes one for each prompt, too
+    assert {**known, **own} == {name: p.annotation for name, p in fields.items()}
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"def", iter(["a"]), {"input_ids": [1]}, [1.5], [[1.5]], [None]])
