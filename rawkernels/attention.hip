@@ -85,11 +85,6 @@ RF_DEVICE float reduce_strided(float value, Combine combine) {
     }
 }
 
-RF_DEVICE void unpack8(float* x, u32x4 packed) {
-    x[0] = low_half(packed.x), x[1] = high_half(packed.x), x[2] = low_half(packed.y), x[3] = high_half(packed.y);
-    x[4] = low_half(packed.z), x[5] = high_half(packed.z), x[6] = low_half(packed.w), x[7] = high_half(packed.w);
-}
-
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {

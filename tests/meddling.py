@@ -1,4 +1,4 @@
-"""What users do to a model's tree: replace a module, observe it, adapt it."""
+"""What users do to a model's tree: replace a module, observe it, edit it."""
 
 import numpy as np
 

@@ -93,6 +93,11 @@ class BlockPool:
             self._forget(block)
             self._digests[block], self._by_digest[digest] = digest, block
 
+    def forget(self) -> None:
+        """Share no block of those that there are: what they hold is no longer what would be computed."""
+        for block in list(self._by_digest.values()):
+            self._forget(block)
+
     def _forget(self, block: int) -> None:
         digest, self._digests[block] = self._digests[block], None
         if digest is not None:

@@ -28,6 +28,7 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.reach import same_reach
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -155,6 +156,7 @@ class Engine:
         self._pending: PendingStep | None = None
         self._previous: PendingStep | None = None
         self._starved = False
+        self._reach: list[Any] | None = None
         self.stats = StepStats()
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
@@ -221,7 +223,8 @@ class Engine:
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
         self.check(prompt, params)
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
-        request = Request(prompt, params, constraint, longest)
+        lora = None if params.lora is None else self.model.adapters.placed(params.lora)
+        request = Request(prompt, params, constraint, longest, lora)
         self.scheduler.add(request)
         return request
 
@@ -234,7 +237,8 @@ class Engine:
         """Whether a request can be served at all; any thread may ask.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary.
+            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary; the
+                adapter is none of the model's.
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
@@ -245,6 +249,8 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
+        if params.lora is not None:
+            self.model.adapters.placed(params.lora)
 
     def cancel(self, request: Request) -> None:
         """End a request now and free its cache blocks; no effect once it has ended."""
@@ -339,6 +345,10 @@ class Engine:
     def _launch(self, sample: bool = False) -> PendingStep | HostStep | None:
         """Schedule the next step and queue it, with its sampling if asked; on a CPU, run it. None if none can run."""
         with out_of_memory_explained(self.model.device, "step"):
+            reach = self.model.reach()
+            if not same_reach(self._reach, reach):
+                self._reach = reach
+                self.scheduler.state.model_changed()
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
                 return None
@@ -352,8 +362,9 @@ class Engine:
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
         start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, state.tables, chunk.needs_logits, state.slot, chunk.request.lora)
             for chunk in chunks
+            for state in (chunk.request.state,)
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
         logits = self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))

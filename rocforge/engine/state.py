@@ -34,6 +34,7 @@ class SequenceState:
         row: of the device's copies of the tables, while it runs, or NONE.
         uploaded: how many blocks of each table this copy has.
         digests: of its first full blocks, for sharing prefixes.
+        model: what StateManager.model was when it began; else what it holds is of two models, and nobody else's.
     """
 
     tables: list[list[int]] = field(default_factory=list)
@@ -42,6 +43,7 @@ class SequenceState:
     row: int = NONE
     uploaded: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    model: int = 0
 
 
 class PagedBlocks:
@@ -117,6 +119,7 @@ class StateManager:
     Attributes:
         groups: the blocks of each paged group.
         slots: the pool of slots, of which those that are free may hold snapshots; None without recurrent state.
+        model: how many times the model has changed.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class StateManager:
     ):
         self.groups = [PagedBlocks(*pair, block_size) for pair in zip(paged, blocks, strict=True)]
         self.slots = BlockPool(slots, block_size) if slots else None
-        self.block_size, self._copy_slot = block_size, copy_slot
+        self.block_size, self._copy_slot, self.model = block_size, copy_slot, 0
         self._rows = list(reversed(range(sequences)))
         self._windows = any(group.state.window is not None for group in self.groups)
 
@@ -144,6 +147,12 @@ class StateManager:
         """Whether no sequence holds anything."""
         return all(pool.free == pool.blocks for pool in self.pools)
 
+    def model_changed(self) -> None:
+        """Share nothing any more of what has been computed, and of running sequences nothing that will be."""
+        self.model += 1
+        for pool in self.pools:
+            pool.forget()
+
     def share_prefix(self, sequence: SequenceState, blocks: int) -> int:
         """Reuse what the cache has of the first blocks of a sequence that holds nothing.
 
@@ -154,6 +163,7 @@ class StateManager:
         Returns:
             The number of tokens that need not be computed.
         """
+        sequence.model = self.model
         digests = sequence.digests[:blocks]
         allowed = [group.reusable(digests) for group in self.groups]
         if self.slots:
@@ -223,6 +233,8 @@ class StateManager:
             length: its tokens.
             snapshot: whether its recurrent state is the one at `stop`, and not that of a step queued since.
         """
+        if sequence.model != self.model:
+            return
         blocks = range(start // self.block_size, stop // self.block_size)
         for group, table in zip(self.groups, sequence.tables, strict=True):
             for index in (index for index in blocks if table[index] != NONE):

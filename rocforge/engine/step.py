@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rocforge.device.background import BackgroundCompilation
@@ -23,8 +24,10 @@ from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
 from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.observe import Observer, observations_recorded, replay
+from rocforge.nn.reach import same_reach
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.state import BLOCK_SIZE
 
 ATTEMPTS = 3
 """Attempts to capture a step: another thread's calls can invalidate a capture."""
@@ -141,10 +144,14 @@ class StepRunner:
         _drop(self._plans, self._recorder)
 
     def _shape(self, chunks: Sequence[ScheduledChunk]) -> StepShape:
-        """The smallest shape for these chunks."""
+        """The smallest shape for these chunks; attention patterns have keys for a power of two."""
         tokens = sum(chunk.tokens for chunk in chunks)
         mixed = not all(chunk.decodes for chunk in chunks)
-        return next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
+        shape = next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
+        if not self._model.fused.shows_patterns:
+            return shape
+        longest = max(chunk.stop for chunk in chunks)
+        return replace(shape, longest=max(BLOCK_SIZE, 1 << (longest - 1).bit_length()))
 
     def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
         """Queue a forward pass; its logits are there until the next one."""
@@ -177,16 +184,22 @@ class _Plan:
 
     def __init__(self, shape: StepShape, inputs: StepInputs, model: Transformer, recorder: GraphRecorder):
         self._shape, self._inputs, self._model, self._recorder = shape, inputs, model, recorder
-        self._warm, self._attempts, self._fused = False, ATTEMPTS, model.fused
+        self._warm, self._attempts = False, ATTEMPTS
+        self._reach: list[Any] | None = None
         self._graph: tuple[Any, Any] | None = None
         self._observed: list[tuple[Observer, Any]] = []
 
     def run(self, graphs: bool) -> Any:
         """Queue the pass, and return its logits. The first is run kernel by kernel, which compiles them; the second is
-        captured. So is the first, and the second, after a module of the model has been replaced, observed or adapted.
+        captured. So is the first, and the second, after a module of the model has been replaced, observed or edited, or
+        what an edit computes with, or what adapters update. Where an edit must be called at each step, each runs kernel
+        by kernel.
         """
-        if self._fused is not self._model.fused:
-            self._fused, self._warm, self._graph, self._attempts = self._model.fused, False, None, ATTEMPTS
+        reach = self._model.reach()
+        if reach is not None:
+            reach.append(self._model.fused)
+        if not same_reach(self._reach, reach):
+            self._reach, self._warm, self._graph, self._attempts = reach, False, None, ATTEMPTS
         with self._recorder.memory():
             if graphs and self._warm and self._attempts and self._graph is None:
                 with observations_recorded() as self._observed:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.nn.batch import Batch
-from rocforge.nn.layers import Linear, RMSNorm, Scores
-from rocforge.nn.module import Module
+from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
+from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
-from rocforge.ops.attention import attend
+from rocforge.ops.attention import attend, rotate_and_store
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import RopeFrequencies
 
 
@@ -31,6 +32,11 @@ class Attention(Module):
         merged: one weight holds the rows of q, k and v (attn_qkv).
         sinks: each head has a sink (attn_sinks).
         gate: what attention gives is multiplied by the sigmoid of a projection of x (attn_gate) before the output.
+
+    Attributes:
+        attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
+            it: rocforge.ops.attention_pattern has its shape. Else attention is one op, without it.
+        attn_heads: is given what each head gives, (tokens, heads, value_dim), before the gate.
     """
 
     inline = True
@@ -70,6 +76,7 @@ class Attention(Module):
         self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
         self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
+        self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
 
     @property
@@ -102,9 +109,33 @@ class Attention(Module):
         rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))
         return rows[0].reshape(q.shape), rows[1].reshape(k.shape)
 
-    def attend(self, q: Any, k: Any, v: Any, batch: Batch, **fused: Any) -> Any:
-        """Rotate queries and keys, store keys and values, and attend; `fused`: what else the op does in its launch."""
-        sinks = None if self.attn_sinks is None else self.attn_sinks()
+    @property
+    def shows_pattern(self) -> bool:
+        """Whether somebody looks at the attention pattern, or changes it."""
+        return not is_hidden(self.attn_pattern, HookPoint)
+
+    def attend(self, q: Any, k: Any, v: Any, batch: Batch, consumer: Any = None, **norms: Any) -> Any:
+        """Rotate queries and keys, store keys and values, and attend.
+
+        Args:
+            q, k, v: as `split` gives them.
+            batch: of the tokens.
+            consumer: the weight that the result is multiplied with, if that is all it is for; the result may come in
+                the form in which the product takes it.
+            norms: of queries and keys, which the op does in its launch, as in rocforge.ops.attention.attend.
+
+        Returns:
+            float32, shape (tokens, heads, value_dim), or (tokens, heads * value_dim) where there is a consumer.
+        """
         state = batch.state_of(self)
         rotation = None if self.rope is None else batch.rotation(self.rope)
-        return attend(q, k, v, state, rotation, sinks=sinks, **self.options, **fused)
+        options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
+        if not self.shows_pattern and is_hidden(self.attn_heads, HookPoint):
+            return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)
+        if self.shows_pattern:
+            q = rotate_and_store(q, k, v, state, rotation, **norms)
+            y = attention_heads(self.attn_pattern(attention_pattern(q, state, **options)), state)
+        else:
+            y = attend(q, k, v, state, rotation, **options, **norms)
+        y = self.attn_heads(y)
+        return y if consumer is None else y.reshape(len(y), -1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from rocforge.errors import UnsupportedModelError
+from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
+from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
 from rocforge.quant import QuantizedArray
 
 
@@ -48,21 +48,23 @@ class Module:
     `model.blk[0].attn_q.weight` is "blk.0.attn_q.weight". A module whose class sets `inline` adds no name of its own:
     its children count, by path and by attribute, as its parent's. Attributes that begin with `_` are not of the tree.
 
-    A module may be replaced by any other, observed, or adapted, at any time: it is called from the next step on.
+    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on.
 
     Attributes:
-        observers: called with each output.
-        adapters: called with each output and the arguments that gave it; each returns the output to go on with.
+        edits: called with each output and the arguments that gave it; each returns the output to go on with.
+        observers: called with each output, as the edits leave it.
     """
 
     inline = False
     observers: tuple[Observer, ...] = ()
-    adapters: tuple[Callable[..., Any], ...] = ()
+    edits: tuple[Edit, ...] = ()
+    _snapshot: Snapshot | None = None
+    _change = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
-        for adapter in self.adapters:
-            output = adapter(output, *args, **kwargs)
+        for edit in self.edits:
+            output = edit(output, *args)
         return self.observed(output)
 
     def observed(self, output: Any) -> Any:
@@ -82,22 +84,71 @@ class Module:
         try:
             yield
         finally:
-            self.observers = _without(self.observers, observer)
+            self._take_back("observers", observer)
 
     @contextlib.contextmanager
-    def adapt(self, adapter: Callable[..., Any]) -> Iterator[None]:
-        """In this context, take `adapter(output, *args)` for what this module gives: a low-rank update, say.
+    def edit(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """In this context, change what modules below this one give.
 
-        On a device it may be captured in a graph with the rest of a step, so it works on the device alone.
-
-            with model.blk[0].attn_q.adapt(lambda y, x: y + linear(linear(x, a), b)):
+            with model.edit({"blk.3.attn_output": lambda y: y + direction, "blk.*.ffn_down": 0.5}):
                 model(tokens)
+
+        Args:
+            changes: path, with shell wildcards -> change. A function is called with a copy of the output, and with the
+                module's inputs if it takes more without a default; it returns an array of the same shape. A number
+                multiplies the output. An array replaces it, broadcast. What matches a module more than once is applied
+                in order, after the edits of contexts around this one.
+
+        Raises:
+            ValueError: a pattern matches no module. Where the model runs: a result is misshapen.
+            TypeError: a change is of none of these kinds. Where the model runs: a result is none of the device's.
         """
-        self.adapters = (*self.adapters, adapter)
+        modules, device = dict(self.named_modules()), device_of(self)
+        made = [
+            (modules[path], Edit(path, change, device))
+            for pattern, change in changes.items()
+            for path in matching(modules, pattern, "edit")
+        ]
         try:
+            for module, edit in made:
+                module.edits = (*module.edits, edit)
             yield
         finally:
-            self.adapters = _without(self.adapters, adapter)
+            for module, edit in made:
+                module._take_back("edits", edit)
+
+    def _take_back(self, name: str, function: Any) -> None:
+        """Take one of the observers or edits away, if it is still there: that very object, once."""
+        kept = list(getattr(self, name))
+        index = next((i for i, other in enumerate(kept) if other is function), None)
+        if index is not None:
+            del kept[index]
+        if kept:
+            setattr(self, name, tuple(kept))
+        elif name in vars(self):
+            delattr(self, name)
+
+    def snapshot(self) -> Snapshot:
+        """The tree as it is: the same object until it changes."""
+        change = last_change()
+        if self._snapshot is None or self._change != change:
+            snapshot = Snapshot(self)
+            if self._snapshot is None or not self._snapshot.same_as(snapshot):
+                self._snapshot = snapshot
+            self._change = change
+        return self._snapshot
+
+    def reach(self) -> list[Any] | None:
+        """What this module computes with beside its arguments: its tree, and what the functions that edit it reach.
+
+        While these objects are the same (`rocforge.nn.reach.same_reach`) it gives the same for the same. None: a
+        function that edits it may do more than compute, and must be called each time.
+        """
+        snapshot = self.snapshot()
+        found = [edit.reached() for edit in snapshot.edits]
+        if any(reached is None for reached in found):
+            return None
+        return [snapshot, *(value for reached in found for value in reached or ())]
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -112,11 +163,11 @@ class Module:
             return
         owner = self if name in vars(self) else self._owner_of(name) or self
         object.__setattr__(owner, name, ModuleList(value) if type(value) is list else value)
-        _tree_changed()
+        tree_changed()
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        _tree_changed()
+        tree_changed()
 
     def _inline_children(self) -> list[Module]:
         return [child for child in vars(self).values() if isinstance(child, Module) and child.inline]
@@ -206,13 +257,10 @@ class Module:
         """
         modules = dict(self.named_modules())
         seen: dict[str, Any] = {}
-        for pattern in patterns:
-            if not fnmatch.filter(modules, pattern):
-                raise ValueError(f"capture: no module's path matches {pattern!r}; see named_modules()")
+        wanted = dict.fromkeys(path for pattern in patterns for path in matching(modules, pattern, "capture"))
         with contextlib.ExitStack() as observed:
-            for path, module in modules.items():
-                if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
-                    observed.enter_context(module.observe(functools.partial(seen.__setitem__, path)))
+            for path in wanted:
+                observed.enter_context(modules[path].observe(functools.partial(seen.__setitem__, path)))
             yield seen
 
     def describe(self) -> str:
@@ -240,71 +288,28 @@ class Module:
         return lines
 
 
+Kind = TypeVar("Kind", bound=Module)
+
+
 def _is_of_tree(value: Any) -> bool:
     return isinstance(value, (Module, ModuleList)) or hasattr(value, "shape")
 
 
-def _without(functions: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
-    """Without one occurrence of that very function."""
-    index = next(i for i, other in enumerate(functions) if other is function)
-    return functions[:index] + functions[index + 1 :]
+def is_plain(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module computes what `kind` computes, so that an op may do it; its output is there to be shown."""
+    return type(module) is kind and not module.edits
 
 
-_changes = itertools.count(1)
-_last_change = 0
+def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module is plain, and nobody sees its output: there need not be one."""
+    return is_plain(module, kind) and not module.observers
 
 
-def _tree_changed() -> None:
-    global _last_change
-    _last_change = next(_changes)
-
-
-def last_change() -> int:
-    """A number that is another one after any tree, of any model, has changed."""
-    return _last_change
-
-
-def _changing(name: str) -> Callable[..., Any]:
-    method = getattr(list, name)
-
-    def changing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, *args, **kwargs)
-        _tree_changed()
-        return result
-
-    return changing
-
-
-class ModuleList(list[Module]):
-    """A list in a module's tree, whose changes are noticed as those of attributes are."""
-
-
-_IN_PLACE = "append clear extend insert pop remove reverse sort __setitem__ __delitem__ __iadd__ __imul__"
-for _name in _IN_PLACE.split():
-    setattr(ModuleList, _name, _changing(_name))
-
-
-Tree = Sequence[tuple[Any, dict[str, Any]]]
-
-
-def tree_of(module: Module) -> Tree:
-    """The attributes of a module, and every module below it, adapters too, with its own: what `same_tree` compares.
-
-    The module itself is not among them, since it may keep this.
-    """
-    children = [child for _, child in module.named_children()]
-    children += [adapter for adapter in module.adapters if isinstance(adapter, Module)]
-    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    below = ((child, tree_of(child)) for child in children)
-    return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]
-
-
-def same_tree(one: Tree, other: Tree) -> bool:
-    """Whether two trees are of the same modules, with the same objects as attributes."""
-    return len(one) == len(other) and all(
-        a is b and ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
-        for (a, ours), (b, theirs) in zip(one, other, strict=True)
-    )
+def device_of(module: Module) -> str:
+    """Where a module's arrays are: "cpu", also where it has none, or "gpu:N"."""
+    arrays = (array for _, array in module.named_parameters())
+    device = getattr(next(arrays, None), "device", "cpu")
+    return device if isinstance(device, str) else f"gpu:{device.id}"
 
 
 def _describe(array: Any) -> str:

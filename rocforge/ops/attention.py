@@ -74,8 +74,8 @@ def attention(
         scores = _product(grouped[:, :, rows], keys)
         if softcap:
             scores = cap_scores(scores, softcap)
-        _mask(scores, tokens - queries + start, causal, window)
-        weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
+        mask_scores(scores, tokens - queries + start, causal, window)
+        weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
     return out.reshape(queries, heads, -1)
 
@@ -105,7 +105,7 @@ def _product(a: HostArray, b: HostArray) -> HostArray:
     return y.reshape(kv_heads, group, queries, -1)
 
 
-def _mask(scores: HostArray, first: int, causal: bool, window: int | None) -> None:
+def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None) -> None:
     """Put -inf where a query may not look; `first` is the position of the first query."""
     queries, tokens = scores.shape[-2:]
     if causal and window is None:
@@ -122,7 +122,8 @@ def _mask(scores: HostArray, first: int, causal: bool, window: int | None) -> No
     np.copyto(scores, -np.inf, where=hidden)
 
 
-def _softmax_with_sinks(scores: HostArray, sinks: HostArray | None) -> Array:
+def softmax_with_sinks(scores: HostArray, sinks: HostArray | None) -> Array:
+    """The softmax over the last axis, in which sinks, of a shape that broadcasts, take part."""
     highest = scores.max(axis=-1, keepdims=True)
     if sinks is None:
         weights = np.exp(scores - highest)
@@ -201,7 +202,7 @@ def _attention_of_single_queries(
     age = lengths[:, None] - 1 - np.arange(scores.shape[-1])
     hidden = age < 0 if window is None else (age < 0) | (age >= window)
     np.copyto(scores, -np.inf, where=hidden[:, None, None])
-    weights = _softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
+    weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
     out = np.empty((*grouped.shape[:3], values.shape[2]), np.float32)
     for row, (span, length) in enumerate(zip(spans, lengths, strict=True)):
         np.matmul(weights[row, ..., :length], values[span.slots].transpose(1, 0, 2), out=out[row])

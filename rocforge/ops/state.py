@@ -41,10 +41,11 @@ class PagedLayer:
         block_size: tokens of a block.
         slots: int32, shape (tokens,): where each token's key and value go.
         queries: how many tokens there are of the sequence with the fewest, and of the one with the most.
+        longest: tokens of the longest sequence, or more.
         spans: on the CPU, one Span a sequence.
         tables: on a device, int32 (sequences, blocks of the longest): blocks of each sequence, in order. What stands
             for blocks that the window has left behind is not read.
-        lengths: on a device, int32 (sequences,): each sequence's tokens, those of the batch included.
+        lengths: int32 (sequences,): each sequence's tokens, those of the batch included.
         query_starts: on a device, int32 (sequences + 1,): the first row of each sequence, and the number of rows.
         counters: on a device, zeros that decode launches count in and leave as zeros.
     """
@@ -55,6 +56,7 @@ class PagedLayer:
     block_size: int
     slots: Array
     queries: tuple[int, int]
+    longest: int = 0
     spans: Sequence[Span] = ()
     tables: Array = None
     lengths: Array = None

@@ -15,6 +15,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 
@@ -55,7 +56,7 @@ def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = 
 
 
 def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> None:
-    """paged_attention of the chunks, against each sequence alone."""
+    """paged_attention of the chunks, in one op and by way of the pattern, against each sequence alone."""
     batch = Batch.of(cache, chunks)
     layer = batch.state_of(0)
     keys, values = layer.keys.get(), layer.values.get()
@@ -68,6 +69,9 @@ def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> No
         queries, rows = q[rows : rows + chunk.count], rows + chunk.count
         expected.append(attention_64(queries, keys[slots], values[slots], window=layer.window, **options))
     assert relative_error(y, np.concatenate(expected)) < 1e-3
+    pattern = attention_pattern(cp.asarray(q), layer, **given)
+    assert pattern.shape == (heads, len(q), max(chunk.length for chunk in chunks))
+    assert relative_error(attention_heads(pattern, layer), np.concatenate(expected)) < 1e-3
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
@@ -143,8 +147,21 @@ def test_lengths_are_read_by_the_launch():
         batch.lengths[...] = length
         with tuning.trying(unsplit_tokens=32):
             y = paged_attention(cp.asarray(q), batch.state_of(0))
-        assert relative_error(y, attention_64(q, keys[:length], values[:length])) < 1e-3
+        by_pattern = attention_heads(attention_pattern(cp.asarray(q), batch.state_of(0)), batch.state_of(0))
+        expected = attention_64(q, keys[:length], values[:length])
+        assert relative_error(y, expected) < 1e-3 and relative_error(by_pattern, expected) < 1e-3
     assert not cache.counters.any()
+
+
+def test_patterns_that_are_no_softmax(rng):
+    """Of any numbers, as on the CPU: what lies before a window and past a sequence's end has no part."""
+    chunks = [Chunk(60, 10, [6, 0, 7]), Chunk(0, 1, [1]), Chunk(99, 1, [2, 3, 4, 5]), Chunk(3, 40, [8, 9])]
+    cache, host = filled(rng, 2, 64, 10, 30), KVCache([PagedKV(2, 64, 64, window=30)], 10)
+    for ours, theirs in zip(cache.paged[0].layers[0], host.paged[0].layers[0], strict=True):
+        theirs[...] = ours.get()
+    pattern = rng.standard_normal((4, 52, 103)).astype(np.float32)
+    sums = attention_heads(cp.asarray(pattern), Batch.of(cache, chunks).state_of(0))
+    assert relative_error(sums, attention_heads(pattern[..., :100], Batch.of(host, chunks).state_of(0))) < 1e-5
 
 
 class StaticBatch:

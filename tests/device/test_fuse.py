@@ -33,7 +33,7 @@ def logits_of(model):
 
 
 def test_every_module_is_called(model):
-    """Each module, replaced, observed and adapted: it is called once, and what it gives is what goes on."""
+    """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on."""
     fused = logits_of(model)
     for path in modules_of(model):
         module, seen = dict(model.named_modules())[path], []
@@ -45,7 +45,7 @@ def test_every_module_is_called(model):
         moved = logits_of(model)
         assert wrapped.calls == 1 and relative_error(moved, fused) > MOVED, path
         replace(model, path, module)
-        with module.adapt(lambda y, *args: waves(y)):
+        with model.edit({path: waves}):
             assert relative_error(logits_of(model), moved) < SAME, path
         np.testing.assert_array_equal(logits_of(model), fused, err_msg=path)
 
@@ -62,18 +62,20 @@ def generated(model, tokens=6):
 
 
 def meddled(model, block=1):
-    """A module replaced, one adapted and one observed; what was seen of the last."""
+    """A module replaced, one edited and one observed; what was seen of the last, and the edit."""
     seen, prefix = [], f"blk.{block}"
     replaced = Wrapped(dict(model.named_modules())[f"{prefix}.attn_q"], waves)
     replace(model, f"{prefix}.attn_q", replaced)
-    model.blk[block].attn_output.adapters = (lambda y, *args: waves(y),)
+    edit = model.edit({f"{prefix}.attn_output": waves})
+    edit.__enter__()
     model.blk[block].attn_norm.observers = (seen.append,)
-    return seen
+    return seen, edit
 
 
-def restored(model, block=1):
+def restored(model, edit, block=1):
     replace(model, f"blk.{block}.attn_q", model.blk[block].attn_q.inner)
-    del model.blk[block].attn_output.adapters, model.blk[block].attn_norm.observers
+    edit.__exit__(None, None, None)
+    del model.blk[block].attn_norm.observers
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
@@ -82,14 +84,14 @@ def test_captured_steps(model, monkeypatch):
     if "attn_qkv" in str(model.blk[1]):
         pytest.skip("the module that is replaced is attn_q")
     plain = generated(model)
-    seen = meddled(model)
+    seen, edit = meddled(model)
     try:
         captured, observed = generated(model), [rf.asnumpy(y) for y in seen]
         monkeypatch.setenv("ROCFORGE_GRAPHS", "0")
         seen.clear()
         by_kernel, expected = generated(model), [rf.asnumpy(y) for y in seen]
     finally:
-        restored(model)
+        restored(model, edit)
     assert len(plain[1]) == len(captured[1]) == len(observed) == len(expected) >= 6
     assert captured[0] == by_kernel[0]
     for ours, theirs in zip(captured[1] + observed, by_kernel[1] + expected, strict=True):

@@ -46,9 +46,9 @@ def test_modules_mean_what_they_say(model):
 
 
 def test_every_module_is_called(model):
-    """Each module, replaced, observed and adapted: it is called once, and what it gives is what goes on.
+    """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on.
 
-    Observing and passing on change nothing. A module that gives other values moves the logits, as an adapter that does
+    Observing and passing on change nothing. A module that gives other values moves the logits, as an edit that does
     the same moves them. Taking it back gives the same logits again, bit for bit.
     """
     fused = model(TOKENS)
@@ -65,7 +65,7 @@ def test_every_module_is_called(model):
         moved = model(TOKENS)
         assert relative_error(moved, fused) > MOVED, path
         replace(model, path, module)
-        with module.adapt(lambda y, *args: waves(y)):
+        with model.edit({path: waves}):
             assert relative_error(model(TOKENS), moved) < SAME, path
         np.testing.assert_array_equal(model(TOKENS), fused, err_msg=path)
 

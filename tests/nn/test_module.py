@@ -5,7 +5,7 @@ import pytest
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn import Linear, Module, RMSNorm
-from rocforge.quant import quantize
+from rocforge.ops.quantize import quantize
 
 
 class Inner(Module):
@@ -138,3 +138,44 @@ def test_captures_end_in_any_order(rng):
     assert not seen_first and "blk.1" in seen_second
     second.__exit__(None, None, None)
     assert not any(module.observers for _, module in model.named_modules())
+
+
+def test_edits(rng):
+    """By path: numbers multiply, arrays replace, functions give; in order, in the context alone, errors or not."""
+    model = Model()
+    model.load_weights(weights(rng))
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    before = model(x)
+    layer, first = model.blk[0], model.blk[0](x)
+    with model.edit({"blk.*.down": 0.0}):
+        np.testing.assert_array_equal(model(x), x)
+    with model.edit({"blk.0": np.arange(4)}), model.capture("blk.0") as seen:
+        model(x)
+    np.testing.assert_array_equal(seen["blk.0"], [[0, 1, 2, 3]] * 2)
+    with model.edit({"blk.0": lambda y: y + 1, "blk.[0]": 2}), model.edit({"blk.0": lambda y, x: y + x}):
+        np.testing.assert_allclose(layer(x), (first + 1) * 2 + x, rtol=1e-6)
+    with pytest.raises(KeyError), model.edit({"blk.0": 3}):
+        raise KeyError
+    np.testing.assert_array_equal(model(x), before)
+    np.testing.assert_array_equal(layer(x), first)
+    assert not any("edits" in vars(module) for _, module in model.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"blk.0.dawn": 1}, ValueError, r"no module's path matches 'blk\.0\.dawn'; near it: blk\.0\.down"),
+        ({"blk.0": "twice"}, TypeError, r"edit of blk\.0: 'twice' is of type str; allowed are a function"),
+        ({"blk.0": lambda y: y.fill(0)}, TypeError, r"edit of blk\.0: the function gave None"),
+        ({"blk.0": lambda y: y[:1]}, ValueError, r"gave the shape \(1, 4\) for an output of \(2, 4\)"),
+        ({"blk.0": lambda y: 1.0}, TypeError, "gave a builtins array for a numpy array"),
+        ({"blk.0": [1.0, 2.0]}, ValueError, r"of shape \(2,\) does not broadcast to the output's \(2, 4\)"),
+    ],
+)
+def test_edits_that_cannot_be(rng, changes, error, message):
+    """The error names the module and what is wrong, and nothing stays."""
+    model = Model()
+    model.load_weights(weights(rng))
+    with pytest.raises(error, match=message), model.edit(changes):
+        model(np.ones((2, 4), np.float32))
+    assert not any(module.edits for _, module in model.named_modules())

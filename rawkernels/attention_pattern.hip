@@ -1,0 +1,125 @@
+// Attention in two parts, with the pattern between them in memory, for those who look at it or change it.
+//
+// Compiled for RF_HEAD_DIM and RF_BLOCK_SIZE (tokens of a cache block); the layout of the cache is that of
+// attention.hip. A pattern is (heads, tokens, columns): what each token's query sees of the tokens of its own sequence,
+// by their positions; it is zero where there is none to see.
+#include "formats/kv_cache.h"
+
+namespace rocforge {
+
+// variants: RF_HEAD_DIM=64,80,96,128,256 RF_BLOCK_SIZE=32
+constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
+// A query's sequence: its tokens, the position of the query, and the first token that the window lets it see.
+struct Seen {
+    const i32* table;
+    i32 length, position, first;
+};
+
+// Of tokens that fill up a step, whose sequence has the length zero, the position is negative.
+RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* tables, u32 table_stride, u32 sequences,
+                       i32 token, i32 window) {
+    u32 sequence = 0, count = sequences;
+    while (count > 1) {  // the last one that does not begin after the token
+        u32 half = count / 2;
+        if (query_starts[sequence + half] <= token) {
+            sequence += half, count -= half;
+        } else {
+            count = half;
+        }
+    }
+    i32 length = lengths[sequence], position = length - (query_starts[sequence + 1] - token);
+    i32 first = window ? maximum(position - window + 1, 0) : 0;
+    return {tables + u64(sequence) * table_stride, length, length ? position : -1, first};
+}
+
+// From q (tokens, heads, RF_HEAD_DIM).
+struct PatternParams {
+    float* pattern;
+    const float* q;
+    const f16* keys;
+    const i32 *tables, *lengths, *query_starts;
+    RF_NULLABLE const float* sinks;
+    u32 table_stride, sequences, tokens, heads, kv_heads, columns;
+    float scale, softcap;
+    i32 window;
+};
+
+// Grid: (tokens, heads).
+RF_KERNEL(THREADS)
+rf_attention_pattern(PatternParams p) {
+    wait_for_previous();
+    RF_SHARED float query[RF_HEAD_DIM];
+    u32 token = block_x(), head = block_y();
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window);
+    float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
+    const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
+    for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
+    barrier();
+    u32 kv_head = head / (p.heads / p.kv_heads);
+    i32 end = minimum(seen.position + 1, i32(p.columns));
+    float highest = -infinity();
+    for (i32 key = seen.first + i32(thread_x()); key < end; key += THREADS) {
+        const f16* elements = p.keys + cache_offset(cache_slot(seen.table, key), p.kv_heads, kv_head);
+        float score = 0;
+        RF_NO_UNROLL
+        for (u32 i = 0; i < RF_HEAD_DIM; i += 8) {
+            float x[8];
+            unpack8(x, load<u32x4>(elements + i));
+            RF_UNROLL
+            for (u32 j = 0; j < 8; ++j) score += query[i + j] * x[j];
+        }
+        if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
+        row[key] = score;
+        highest = maximum(highest, score);
+    }
+    float sink = p.sinks ? p.sinks[head] : -infinity();
+    highest = maximum(block_reduce<THREADS>(highest, Maximum()), sink);
+    float sum = 0;
+    for (i32 key = seen.first + i32(thread_x()); key < end; key += THREADS)
+        sum += row[key] = fast_exp(row[key] - highest);
+    sum = block_reduce<THREADS>(sum, Add());
+    if (p.sinks) sum += fast_exp(sink - highest);
+    for (i32 key = thread_x(); key < i32(p.columns); key += THREADS)
+        row[key] = key >= seen.first && key < end ? row[key] / sum : 0.0f;
+}
+
+// To out (tokens, heads, RF_HEAD_DIM).
+struct HeadsParams {
+    float* out;
+    const float* pattern;
+    const f16* values;
+    const i32 *tables, *lengths, *query_starts;
+    u32 table_stride, sequences, tokens, heads, kv_heads, columns;
+    i32 window;
+};
+
+// Sums of values by any pattern, over the tokens that there are from the window's first one on. Threads share out the
+// elements, and where there are more threads, the tokens. Grid: (tokens, heads).
+RF_KERNEL(THREADS)
+rf_attention_heads(HeadsParams p) {
+    constexpr u32 PARTS = THREADS > RF_HEAD_DIM ? THREADS / RF_HEAD_DIM : 1;
+    wait_for_previous();
+    RF_SHARED float sums[PARTS][RF_HEAD_DIM];
+    u32 token = block_x(), head = block_y();
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window);
+    const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
+    u32 kv_head = head / (p.heads / p.kv_heads);
+    i32 end = minimum(seen.length, i32(p.columns));
+    for (u32 i = thread_x(); i < PARTS * RF_HEAD_DIM; i += THREADS) {
+        u32 part = i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
+        float sum = 0;
+        for (i32 key = seen.first + i32(part); key < end; key += PARTS)
+            sum +=
+                row[key] * to_float(p.values[cache_offset(cache_slot(seen.table, key), p.kv_heads, kv_head) + element]);
+        sums[part][element] = sum;
+    }
+    barrier();
+    for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) {
+        float sum = 0;
+        for (u32 part = 0; part < PARTS; ++part) sum += sums[part][i];
+        p.out[(u64(token) * p.heads + head) * RF_HEAD_DIM + i] = sum;
+    }
+}
+
+}  // namespace rocforge
