@@ -13,6 +13,7 @@ from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeEr
 from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
+from rocforge.lora.adapter import LoRA
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
@@ -38,6 +39,7 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "LoRA",
     "OutOfMemoryError",
     "QuantizedArray",
     "RocforgeError",
