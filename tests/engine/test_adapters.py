@@ -101,7 +101,7 @@ def test_an_unknown_adapter(model):
         rf.SamplingParams(lora=3)
 
 
-def test_update_counts_tokens_not_requests(model, rng):
+def test_a_prompt_in_chunks(model, rng):
     """Chunks of a long prompt in several steps have their adapter in each."""
     model.adapters["x"] = random_lora(rng, model, EVERY)
     prompt = rng.integers(0, 288, 100).tolist()

@@ -96,9 +96,11 @@ def test_two_engines_of_one_model(models, rng):
     plain = run(model)
     with adapter(model, rng) as lora:
         alone, found = run(model, lora), {}
-        threads = [
-            threading.Thread(target=lambda name=name: found.update({name: run(model, name)})) for name in (lora, None)
-        ]
+
+        def note(name):
+            found[name] = run(model, name)
+
+        threads = [threading.Thread(target=note, args=(name,)) for name in (lora, None)]
         for thread in threads:
             thread.start()
         for thread in threads:
