@@ -21,9 +21,10 @@ from rocforge.ops.attention import attention
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.quantize import quantize
 from rocforge.ops.rope import rope, rope_frequencies
 from rocforge.ops.sampling import SamplingParams
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.quant import QuantizedArray
 from rocforge.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -60,13 +59,12 @@ def every_case() -> Iterator[Case]:
 
 
 def covering_cases() -> Iterator[Case]:
-    """Each variant of each source, for one target of each family; and each source for each of its targets."""
+    """Each variant of each source, for one target of CDNA and one of RDNA, in turn; and each source for each target."""
     for source in SOURCES:
-        families, found = defaultdict(list), variants(source)
-        for target in targets(source):
-            families[family(target)].append(target)
-        for members in families.values():
-            for i in range(max(len(found), len(members))):
+        found = variants(source)
+        rdna = [target for target in targets(source) if AMD[target] == 32]
+        for members in (rdna[::-1], [target for target in targets(source) if target not in rdna]):
+            for i in range(max(len(found), len(members)) if members else 0):
                 yield source, found[i % len(found)], members[i % len(members)]
 
 

@@ -1,7 +1,7 @@
 """Every kernel compiles with AMD's hiprtc for the supported cards, to the machine code that was meant; and with nvcc.
 
-A plain run compiles a set that has each variant of each source for one target of each family (gfx9, gfx103, gfx110,
-gfx115, gfx120), in turn, and each source for each target. All variants for all targets are four times as much:
+A plain run compiles a set that has each variant of each source for one target of CDNA and one of RDNA, in turn, and
+each source for each target. All variants for all targets, as they are compiled each night, are six times as much:
 
     EVERY_TARGET=1 pytest tests/test_offline.py
 

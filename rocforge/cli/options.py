@@ -11,7 +11,9 @@ import typer
 
 from rocforge.ops.sampling import SamplingParams
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file, hf:owner/repo[:quant] on the Hub, or a folder.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, gpu or gpu:N; default: the GPU if there is one.", show_default=False)
 ]

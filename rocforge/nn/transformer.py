@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from rocforge.nn.layers import Embedding, Linear
 from rocforge.nn.low_rank import adapted
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
+from rocforge.nn.save import Source, save
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.tree import Snapshot
 from rocforge.ops.activation import scale, softcap
@@ -33,6 +35,8 @@ class Transformer(Module):
     Attributes:
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
+        metadata: a copy of the file's key-value pairs, which `save` writes.
+        source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
         softcap: cap on the logits, or None.
         architectures: values of general.architecture that a class reads.
@@ -52,6 +56,8 @@ class Transformer(Module):
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         self.output_norm = self.norm(read)
         self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
+        self.metadata = read.tensors.metadata.copy()
+        self.source = Source(read.tensors, dict(self.named_parameters()))
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
@@ -147,6 +153,26 @@ class Transformer(Module):
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a GGUF file of the weights as they are now, and of the metadata, the tokenizer's among it.
+
+        What was not changed is written bit for bit as it was loaded, from a GPU too. A weight that was replaced is
+        written in the form that it has now: packed, float16 or float32. Constants such as a norm's epsilon are those of
+        `metadata`. The file appears once it is complete; memory is taken for one tensor at a time.
+
+        Raises:
+            ValueError: a module is of another class than the architecture has there, which a file cannot say; or `path`
+                is the file that the model was loaded from.
+            UnsupportedModelError, GGUFError: weights and metadata do not make a model.
+            OSError: the file cannot be written.
+
+            >>> import rocforge as rf
+            >>> model, tokenizer = rf.load("model.gguf")
+            >>> model.blk[0].ffn_down.weight = rf.quantize(model.blk[0].ffn_down.weight.dequantize(), "Q4_0")
+            >>> model.save("edited.gguf")
+        """
+        save(self, path)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
         """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
