@@ -13,6 +13,7 @@ from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeEr
 from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
+from rocforge.lora.adapter import LoRA
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
@@ -20,9 +21,10 @@ from rocforge.ops.attention import attention
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
+from rocforge.ops.quantize import quantize
 from rocforge.ops.rope import rope, rope_frequencies
 from rocforge.ops.sampling import SamplingParams
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.quant import QuantizedArray
 from rocforge.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "LoRA",
     "OutOfMemoryError",
     "QuantizedArray",
     "RocforgeError",

@@ -9,6 +9,10 @@ class GGUFError(RocforgeError):
     """A bad or truncated GGUF file; the message names the field and the byte offset."""
 
 
+class CheckpointError(RocforgeError):
+    """A bad or incomplete folder of safetensors; the message names the file and what is wrong in it."""
+
+
 class UnsupportedModelError(RocforgeError):
     """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does."""
 

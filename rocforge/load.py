@@ -1,4 +1,4 @@
-"""load: a model and its tokenizer, from a GGUF file on disk or on the Hugging Face Hub."""
+"""load: a model and its tokenizer, from a GGUF file on disk or on the Hugging Face Hub, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rocforge.device.cards import card_of
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
-from rocforge.gguf.file import Tensors, open_gguf
-from rocforge.gguf.hub import resolve
+from rocforge.gguf.file import Tensors
+from rocforge.loading.files import open_model, quantized
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
@@ -40,27 +40,33 @@ def load(
     context: int | None = None,
     progress: bool = False,
     fp16_weights: bool | None = None,
+    quantize: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer.
 
     Args:
-        path: a GGUF file, any member of a split set, or "hf:owner/repo[:quant]" for one on the Hugging Face Hub.
+        path: a GGUF file, any member of a split set, "hf:owner/repo[:quant]" for one on the Hugging Face Hub, or a
+            folder with a checkpoint of Hugging Face's: config.json, safetensors and tokenizer.json or tokenizer.model.
         device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
         context: the longest sequence to serve, in tokens; None for the model's own.
         progress: show a bar on stderr while the weights load.
         fp16_weights: on a GPU, keep float16 copies of the weights beside the packed blocks, for faster prefill and
             large batches; None: if they take at most half of the memory left.
+        quantize: Q4_K_M, Q8_0, ...: quantize on the way, one tensor after another, as `rocforge quantize` does. The
+            tensors are to be in F32, F16 or BF16.
 
     Raises:
-        ValueError: a context that is not positive, or an unknown device.
+        ValueError: a context that is not positive, an unknown device or an unknown type to quantize to.
         FileNotFoundError: no such file.
-        GGUFError: the file is malformed, or its metadata is invalid.
+        GGUFError, CheckpointError: a file is malformed, or its metadata is invalid.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
         DeviceError: no such device, or too little memory on it.
     """
     device = resolve_device(device)
-    with open_gguf(resolve(path)) as file, _loading(file, device, context, progress, fp16_weights) as model:
-        tokenizer = Tokenizer(file, model.config.vocabulary)
+    with open_model(path) as opened:
+        file = quantized(opened, quantize)
+        with _loading(file, device, context, progress, fp16_weights) as model:
+            tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
 

@@ -214,18 +214,3 @@ def joined_float32(weights: Sequence[Any]) -> np.ndarray | None:
 def columns_contiguous(values: np.ndarray) -> np.ndarray:
     """The same matrices with their columns contiguous, the order in which BLAS multiplies one row fastest."""
     return np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2) if values.ndim > 1 else values
-
-
-def quantize(array: np.ndarray, qtype: str | int | GGMLQuantizationType) -> QuantizedArray:
-    """Pack a float array into blocks along its last axis.
-
-    Args:
-        array: floats, shape (..., columns), columns a whole number of blocks.
-        qtype: a format that can be written, such as F16, BF16, Q4_0 or Q8_0; the K-quants and the IQ formats cannot.
-
-    Raises:
-        ValueError: the last axis is not a whole number of blocks.
-        UnsupportedModelError: that format can only be read.
-    """
-    qtype = as_qtype(qtype)
-    return QuantizedArray(blocks.quantize(array, qtype), array.shape, qtype)

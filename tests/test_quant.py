@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.formats.blocks import QTYPES
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.ops.quantize import quantize
+from rocforge.quant import QuantizedArray
 
 WRITABLE = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 

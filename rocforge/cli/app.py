@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rocforge import __version__
-from rocforge.cli import bench, chat, generate, info, models, remote, selftest, serve, tune
+from rocforge.cli import bench, chat, convert, generate, imatrix, info, models, quantize, remote, selftest, serve, tune
 
 app = typer.Typer(
     name="rocforge",
@@ -32,6 +32,6 @@ def _options(
     """Transformers on AMD GPUs: GGUF models, from the terminal."""
 
 
-for _module in (generate, chat, serve, remote, models, info, bench, selftest, tune):
+for _module in (generate, chat, serve, remote, models, convert, quantize, imatrix, info, bench, selftest, tune):
     for _command in _module.COMMANDS:
         app.command()(_command)

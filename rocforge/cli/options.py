@@ -11,7 +11,9 @@ import typer
 
 from rocforge.ops.sampling import SamplingParams
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file, hf:owner/repo[:quant] on the Hub, or a folder.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, gpu or gpu:N; default: the GPU if there is one.", show_default=False)
 ]
@@ -41,7 +43,22 @@ System = Annotated[str | None, typer.Option(help="System message.", show_default
 Template = Annotated[
     typer.FileText | None, typer.Option("--chat-template", help="Jinja file that replaces the model's chat template.")
 ]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH[=SCALE]", help="A LoRA adapter: a GGUF file, or a folder of PEFT's.", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def adapter_file(text: str) -> tuple[str, float]:
+    """Path and scale of an adapter, from PATH or PATH=SCALE."""
+    path, equals, scale = text.rpartition("=")
+    try:
+        return (path, float(scale)) if equals else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def sampling_options(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rocforge.cli.errors import UsageError
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template
+from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
 from rocforge.cli.output import note
 
 
@@ -28,6 +29,13 @@ def serve(
         ),
     ] = None,
     chat_template: Template = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH[=SCALE]",
+            help="A LoRA adapter, a GGUF file or a folder of PEFT's, for requests that name it; repeatable.",
+        ),
+    ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum tokens a step; default: 2048 on a GPU, 512 on a CPU.")
@@ -72,6 +80,7 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights.enabled,
+        lora=dict(map(_named_adapter, lora or ())),
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
@@ -84,6 +93,14 @@ def serve(
         progress=not quiet and sys.stderr.isatty(),
         on_ready=lambda url: note(f"ready at {url}"),
     )
+
+
+def _named_adapter(text: str) -> tuple[str, tuple[str, float]]:
+    """Name, and path and scale, from NAME=PATH or NAME=PATH=SCALE."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise UsageError(f"--lora is {text!r}; allowed are NAME=PATH and NAME=PATH=SCALE")
+    return name, adapter_file(file)
 
 
 COMMANDS = [serve]

@@ -223,7 +223,8 @@ class Engine:
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
         self.check(prompt, params)
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
-        request = Request(prompt, params, constraint, longest)
+        lora = None if params.lora is None else self.model.adapters.placed(params.lora)
+        request = Request(prompt, params, constraint, longest, lora)
         self.scheduler.add(request)
         return request
 
@@ -236,7 +237,8 @@ class Engine:
         """Whether a request can be served at all; any thread may ask.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary.
+            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary; the
+                adapter is none of the model's.
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
@@ -247,6 +249,8 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
+        if params.lora is not None:
+            self.model.adapters.placed(params.lora)
 
     def cancel(self, request: Request) -> None:
         """End a request now and free its cache blocks; no effect once it has ended."""
@@ -358,8 +362,9 @@ class Engine:
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
         start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, state.tables, chunk.needs_logits, state.slot, chunk.request.lora)
             for chunk in chunks
+            for state in (chunk.request.state,)
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
         logits = self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))

@@ -48,7 +48,8 @@ class Tensors(Protocol):
         metadata: as a GGUFFile has it.
     """
 
-    metadata: dict[str, Any]
+    @property
+    def metadata(self) -> dict[str, Any]: ...
 
     def __getitem__(self, name: str, /) -> Any: ...
     def __contains__(self, name: object, /) -> bool: ...
@@ -66,7 +67,8 @@ class GGUFFile(Mapping[str, Any]):
     Attributes:
         metadata: dict of the key-value pairs (of a split set, the first member's): int, float, bool, str, list[str],
             1-D NumPy arrays for arrays of numbers and bools, lists of these for arrays of arrays. Bytes of a string
-            that are not UTF-8 are lone surrogates; `s.encode("utf-8", "surrogateescape")` restores them.
+            that are not UTF-8 are lone surrogates; `s.encode("utf-8", "surrogateescape")` restores them. It remembers
+            how the file has them; see KeyValues.
         version: 2 or 3.
         byteorder: "little" or "big", as the file (of a split set, the first member) is written.
         paths: the files, in order.
@@ -76,7 +78,8 @@ class GGUFFile(Mapping[str, Any]):
 
     def __init__(self, headers: list[Header]):
         first = headers[0]
-        self.metadata, self.version, self.byteorder = first.metadata, first.version, first.byteorder
+        self.metadata: dict[str, Any] = first.metadata
+        self.version, self.byteorder = first.version, first.byteorder
         self.paths = [header.path for header in headers]
         self._infos: dict[str, TensorInfo] = {}
         for header in headers:

@@ -46,6 +46,7 @@ class SamplingParams:
         stop: strings that end the text, and are not part of it.
         logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
             among them); None for no report.
+        lora: the name of the adapter, one of `model.adapters`, that the request's tokens have; None for none.
         ignore_eos: go on past end-of-generation tokens, for measuring.
 
     Raises:
@@ -65,6 +66,7 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
+    lora: str | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        if self.lora is not None and not isinstance(self.lora, str):
+            raise TypeError(f"lora is {self.lora!r}; allowed are names of adapters, and None")
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(63))
 

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ def serve(
     device: str | None = None,
     context: int | None = None,
     fp16_weights: bool | None = None,
+    lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int | None = None,
     max_requests: int = 256,
@@ -72,6 +73,7 @@ def serve(
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
+        lora: adapters that requests may ask for: name -> path and scale, as in `model.adapters.load`.
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         max_queue: as in Service.
         processes: for HTTP; None: one for every four processors, from 1 to 4. 0: no other process at all: a thread of
@@ -90,6 +92,7 @@ def serve(
     """
     settings = settings or Settings(model_name=model_name(model_path))
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
+    settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
     cores = len(os.sched_getaffinity(0))
     if processes is None:
         processes = max(1, min(MOST_PROCESSES, cores // 4))
@@ -100,6 +103,8 @@ def serve(
 
     def load_model() -> tuple[StepEngine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
+        for name, (path, scale) in (lora or {}).items():
+            model.adapters.load(name, path, scale)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
             threadpool_limits(max(1, cores - 1))

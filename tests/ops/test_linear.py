@@ -6,7 +6,8 @@ import pytest
 from rocforge.ops import linear as linear_module
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear, linears
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.ops.quantize import quantize
+from rocforge.quant import QuantizedArray
 
 
 def error(a, b):
