@@ -9,8 +9,8 @@ import numpy as np
 
 def row_index(index: Any, ndim: int) -> Any:
     """The index over the leading axes that takes the rows which `index` takes; None where it takes parts of rows."""
-    if type(index) is int or type(index) is slice:
-        return index if ndim > 1 else None
+    if type(index) is not tuple and index is not None and _axes_of(index) < ndim:
+        return index
     entries = expanded(index, ndim)
     if sum(map(_axes_of, entries)) < ndim:
         return entries
@@ -37,8 +37,10 @@ def expanded(index: Any, ndim: int) -> tuple[Any, ...]:
 
 def _axes_of(entry: Any) -> int:
     """How many axes an entry of an index is for: a mask is for as many as it has."""
+    if type(entry) is int or type(entry) is slice:
+        return 1
     if entry is None or entry is Ellipsis or isinstance(entry, bool):
         return 0
-    if isinstance(entry, list):
-        entry = np.asarray(entry)
-    return int(entry.ndim) if getattr(entry, "dtype", None) == np.bool_ else 1
+    array = np.asarray(entry) if isinstance(entry, list) else entry
+    dtype = getattr(array, "dtype", None)
+    return array.ndim if dtype is not None and dtype.kind == "b" else 1

@@ -73,6 +73,17 @@ def test_the_commands_found():
     assert any(line.startswith("rocforge serve") for line in found)
 
 
+def test_every_command_is_described():
+    """docs/cli.md has a section for each."""
+    from typer.main import get_command
+
+    from rocforge.cli.app import app
+
+    text = (ROOT / "docs" / "cli.md").read_text()
+    missing = [name for name in get_command(app).commands if not re.search(rf"^### `rocforge {name}\b", text, re.M)]
+    assert not missing
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)
 def test_links(page):
     """Files that the pages beside docs/ link to are there; MkDocs checks those in docs/."""

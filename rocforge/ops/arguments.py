@@ -37,16 +37,15 @@ def operands(op: str, packable: str = "", /, **arrays: Any) -> tuple[Any, ...]:
         if array is None and found is not None:
             continue
         kind = type(array)
-        packed = kind is QuantizedArray and name == packable
-        module = _modules.get(type(array.data) if packed else kind)
-        if module is None or (module is not found and found is not None) or _is_no_number(array):
+        module = _modules.get(type(array.data) if kind is QuantizedArray and name == packable else kind)
+        if (
+            module is None
+            or (module is not found and found is not None)
+            or (kind is not PackedOperand and array.dtype.kind in _NO_NUMBERS)
+        ):
             return _converted(op, packable, arrays)
         found = module
     return (found, *arrays.values())
-
-
-def _is_no_number(array: Any) -> bool:
-    return type(array) is not PackedOperand and array.dtype.kind in _NO_NUMBERS
 
 
 def _converted(op: str, packable: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
@@ -132,20 +131,15 @@ def check_axes(op: str, name: str, array: Array, axes: str) -> None:
         raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is ({axes})")
 
 
-def check_last_axis(op: str, x: Array) -> None:
-    """Raises ValueError where x is a number, which has no last axis."""
-    if not x.shape:
-        raise ValueError(f"{op}: x is a number; allowed are arrays of shape (..., n)")
-
-
 def check_row(op: str, x: Array, **arrays: Array) -> None:
-    """Raises ValueError where one of the arrays that there are has not the shape of a row of x."""
+    """Raises ValueError where x has no rows, or one of the arrays that there are not the shape of one."""
     row = x.shape[-1:]
+    if not row:
+        raise ValueError(f"{op}: x is a number; allowed are arrays of shape (..., n)")
     for name, array in arrays.items():
-        if array is not None and (array.shape != row or not row):
-            allowed = row if row else "none for a number"
+        if array is not None and array.shape != row:
             raise ValueError(
-                f"{op}: a {name} of shape {array.shape} does not fit x of shape {x.shape}; allowed is {allowed}"
+                f"{op}: a {name} of shape {array.shape} does not fit x of shape {x.shape}; allowed is {row}"
             )
 
 

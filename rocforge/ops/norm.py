@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.arguments import check_last_axis, check_row, check_shape, operands
+from rocforge.ops.arguments import check_row, check_shape, operands
 from rocforge.ops.device import norm as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import form_for
@@ -36,7 +36,6 @@ def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array 
     array([[0.8485281, 1.1313708]], dtype=float32)
     """
     module, x, weight, residual = operands("rms_norm", x=x, weight=weight, residual=residual)
-    check_last_axis("rms_norm", x)
     check_row("rms_norm", x, weight=weight)
     check_shape("rms_norm", "residual", residual, x.shape)
     if module is not np:
@@ -86,7 +85,6 @@ def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 
     array([[-0.9999995,  0.9999995]], dtype=float32)
     """
     module, x, weight, bias = operands("layer_norm", x=x, weight=weight, bias=bias)
-    check_last_axis("layer_norm", x)
     check_row("layer_norm", x, weight=weight, bias=bias)
     if module is not np:
         return device.layer_norm(x, weight, bias, eps)

@@ -7,11 +7,12 @@ import pytest
 
 import rocforge as rf
 import rocforge.cli
-from rocforge.cli.options import sampling_options
+from rocforge.cli.options import adapter_file, sampling_options
 from rocforge.cli.serve import serve
 from rocforge.engine.service import Service
 
 WANTED = {(): None, ("--fp16-weights", "auto"): None, ("--fp16-weights", "on"): True, ("--fp16-weights", "off"): False}
+FILES = {"a.gguf": ("a.gguf", 1.0), "a.gguf=0.5": ("a.gguf", 0.5), "b=c/a.gguf": ("b=c/a.gguf", 1.0)}
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
@@ -41,6 +42,12 @@ def test_a_warning_is_a_line(model, capsys):
     assert capsys.readouterr().err == (
         "warning: context is 2000, but the model was trained on 1024 tokens: what follows them may be poor\n"
     )
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_adapter_file(text):
+    """What follows the last = is the scale, if it is a number."""
+    assert adapter_file(text) == FILES[text]
 
 
 @pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rocforge.ops import row_tiles
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.ops.quantize import quantize
+from rocforge.quant import QuantizedArray
 
 SHAPES = [(64,), (5, 64), (3, 4, 32), (2, 1, 3, 32)]
 WEIGHTS = {

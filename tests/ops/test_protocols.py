@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.ops import row_tiles
-from rocforge.quant import QuantizedArray, quantize
+from rocforge.ops.quantize import quantize
+from rocforge.quant import QuantizedArray
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "lt", "le", "gt", "ge", "eq", "ne"]
 
