@@ -6,6 +6,7 @@
 """
 
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
+from rocforge.device.source_kernel import Kernel
 from rocforge.device.streams import Stream
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse
@@ -39,6 +40,7 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "Kernel",
     "LoRA",
     "OutOfMemoryError",
     "QuantizedArray",

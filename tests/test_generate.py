@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from adapters import random_lora
 from golden import demo, load, relative_error
 
 import rocforge as rf
@@ -123,3 +124,19 @@ def test_greedy_tokens_agree_with_llama_cpp(tmp_path):
     pieces = rf.stream_generate(model, tokenizer, prompt, max_tokens=64, temperature=0, ignore_eos=True)
     assert [p.token for p in pieces] == expected
     assert np.array_equal(tokenizer.encode(demo.TEXT)[:64], prompt)
+
+
+def test_adapters(loaded):
+    """One for all prompts, or one for each."""
+    model, tokenizer = loaded
+    model.adapters["x"] = random_lora(np.random.default_rng(0), model, ["attn_q", "ffn_up", "ffn_down"], size=0.7)
+    options = {"max_tokens": 8, "temperature": 0}
+    plain, adapted = (rf.generate(model, tokenizer, PROMPT, lora=lora, **options) for lora in (None, "x"))
+    assert plain != adapted
+    assert rf.generate(model, tokenizer, [PROMPT] * 3, lora=["x", None, "x"], **options) == [adapted, plain, adapted]
+    assert "".join(p.text for p in rf.stream_generate(model, tokenizer, PROMPT, lora="x", **options)) == adapted
+    with pytest.raises(ValueError, match="lora has 1 names for 2 prompts"):
+        rf.generate(model, tokenizer, [PROMPT] * 2, lora=["x"])
+    with pytest.raises(ValueError, match="lora is 'y'; the model's adapters are 'x'"):
+        rf.generate(model, tokenizer, PROMPT, lora="y")
+    del model.adapters["x"]

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     "errors",
-    "formats",
+    "formats row_index",
     "quant",
     "gguf",
     "text",

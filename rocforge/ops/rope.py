@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.arguments import check_integers, module_of
+from rocforge.ops.arguments import check_axes, check_integers, operands
 from rocforge.ops.device import rope as device
 from rocforge.ops.types import Array, HostArray
 
@@ -153,12 +153,16 @@ def rope(x: Array, positions: Array, frequencies: RopeFrequencies | None = None,
         ValueError: the shapes do not fit, more elements are rotated than a head has, or a position out of range.
         TypeError: positions that are no integers.
     """
-    module, on_host = module_of("rope", x=x), module_of("rope", positions=positions) is np
+    (module, x), (of_positions, positions) = operands("rope", x=x), operands("rope", positions=positions)
+    on_host = of_positions is np
     if not on_host:
-        module_of("rope", x=x, positions=positions)
+        operands("rope", x=x, positions=positions)  # of one side
     check_integers("rope", "positions", positions)
-    if x.ndim != 3 or x.shape[:1] != positions.shape:
-        raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
+    check_axes("rope", "x", x, "tokens, heads, head_dim")
+    if x.shape[:1] != positions.shape:
+        raise ValueError(
+            f"rope: positions of shape {positions.shape} do not fit x of shape {x.shape}; allowed is {x.shape[:1]}"
+        )
     if frequencies is None:
         frequencies = _unscaled(x.shape[-1], base)
     if on_host and (bad := positions[(positions < 0) | (positions > MAX_POSITION)]).size:

@@ -5,14 +5,22 @@ import importlib
 import pytest
 
 import rocforge.cli
+from rocforge.cli.options import adapter_file
 
 WANTED = {(): None, ("--fp16-weights", "auto"): None, ("--fp16-weights", "on"): True, ("--fp16-weights", "off"): False}
+FILES = {"a.gguf": ("a.gguf", 1.0), "a.gguf=0.5": ("a.gguf", 0.5), "b=c/a.gguf": ("b=c/a.gguf", 1.0)}
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
     ("serve", "MODEL", "--port", "0", "--quiet", "--processes", "0"): "rocforge.server.run.load",
     ("bench", "MODEL"): "rocforge.load.load_model",
 }
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_adapter_file(text):
+    """What follows the last = is the scale, if it is a number."""
+    assert adapter_file(text) == FILES[text]
 
 
 @pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])
