@@ -7,18 +7,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    "errors",
-    "formats",
+    "errors names html",
+    "formats row_index",
     "quant",
     "gguf",
     "text",
+    "checkpoints",
     "device",
     "ops",
+    "lora",
     "nn",
     "models",
     "engine",
     "loading",
-    "load generate evaluate embed",
+    "load generate evaluate embed imatrix",
     "rocforge",
     "server selftest",
     "tune",

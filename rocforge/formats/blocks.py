@@ -1,4 +1,4 @@
-"""GGUF's block formats: names, sizes, and blocks as float32 and back."""
+"""GGUF's block formats: names, sizes, and blocks as float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rocforge.errors import UnsupportedModelError
 from rocforge.formats import q1_0
 
 _OWN = {"Q1_0": q1_0}
-"""The formats of which the gguf package knows the size alone, as modules that dequantize and quantize rows."""
+"""The formats of which the gguf package knows the size alone, as modules that dequantize rows."""
 
 
 def _is_read(qtype: GGMLQuantizationType) -> bool:
@@ -76,23 +76,6 @@ def dequantize(data: np.ndarray, qtype: GGMLQuantizationType, columns: int) -> n
     own = _OWN.get(qtype.name)
     values = own.dequantize(rows) if own else quants.dequantize(rows, qtype)
     return values.astype(np.float32, copy=False).reshape(shape)
-
-
-def quantize(array: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
-    """Rows of floats (..., columns) packed: uint8 (..., bytes of a row).
-
-    Raises:
-        ValueError: a row is not a whole number of blocks.
-        UnsupportedModelError: that format can only be read.
-    """
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    rows, nbytes = array.reshape(-1, array.shape[-1]), row_nbytes(array.shape[-1], qtype)
-    own = _OWN.get(qtype.name)
-    try:
-        packed = own.quantize(rows) if own else quants.quantize(rows, qtype)
-    except NotImplementedError:
-        raise UnsupportedModelError(f"{qtype.name} can be read but not written; quantize to Q8_0, say") from None
-    return packed.view(np.uint8).reshape(*array.shape[:-1], nbytes)
 
 
 def lattice(qtype: GGMLQuantizationType) -> np.ndarray | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from rocforge.formats.blocks import block_elements, block_nbytes, quantize
+from rocforge.formats.blocks import block_elements, block_nbytes
+from rocforge.formats.quantize import quantize
 
 FLOATS = ("F32", "F16", "BF16")
 """The formats whose blocks are one number each."""

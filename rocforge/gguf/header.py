@@ -21,6 +21,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from rocforge.errors import GGUFError
+from rocforge.gguf.values import ARRAY, BOOL, SCALARS, SMALLEST_ITEM, STRING, KeyValues
 
 MAX_NAME = 65535  # bytes of a metadata key or tensor name
 MAX_STRING = 1 << 26  # bytes of a metadata string
@@ -28,10 +29,6 @@ MAX_ITEMS = 1 << 23  # items in all metadata arrays together; Gemma 3's 262 thou
 INNER_ARRAY_ITEMS = 256  # items that a nested array counts as, since each costs an object
 MAX_NESTING = 4  # arrays within arrays
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-# GGUF's scalar value types: the character is the same in struct and in NumPy.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
-_SMALLEST_ITEM = {_STRING: 8, _ARRAY: 12} | {code: struct.calcsize(f"<{char}") for code, char in _SCALARS.items()}
 _SMALLEST_PAIR = 13  # an empty key (8 bytes), a value type (4), one byte
 _SMALLEST_TENSOR = 24  # an empty name (8 bytes), n_dims (4), type (4), offset (8)
 
@@ -61,7 +58,7 @@ class Header:
     buffer: mmap.mmap
     version: int
     byteorder: str
-    metadata: dict[str, Any]
+    metadata: KeyValues
     key_offsets: dict[str, int]
     tensors: dict[str, TensorInfo]
 
@@ -121,9 +118,9 @@ class _Cursor:
         return start
 
     def scalar(self, code: int, field: str) -> Any:
-        start = self.take(_SMALLEST_ITEM[code], field)
-        (value,) = struct.unpack_from(self.order + _SCALARS[code], self.buffer, start)
-        if code != _BOOL:
+        start = self.take(SMALLEST_ITEM[code], field)
+        (value,) = struct.unpack_from(self.order + SCALARS[code], self.buffer, start)
+        if code != BOOL:
             return value
         if value > 1:
             raise self.error(field, start, f"a bool is 0 or 1, not {value}")
@@ -189,11 +186,11 @@ class _Cursor:
         """A typed metadata value: bool, int, float, str, or what array() gives."""
         start = self.position
         code = self.uint32(f"{field} value type")
-        if code == _STRING:
+        if code == STRING:
             return self.string(field)
-        if code == _ARRAY:
+        if code == ARRAY:
             return self.array(field)
-        if code not in _SCALARS:
+        if code not in SCALARS:
             raise self.error(f"{field} value type", start, f"is {code}; allowed are GGUF's types 0 to 12")
         return self.scalar(code, field)
 
@@ -201,22 +198,22 @@ class _Cursor:
         """A list of str, a list of arrays, or a 1-D array of native byte order."""
         start = self.position
         code = self.uint32(f"{field} item type")
-        if code not in _SMALLEST_ITEM:
+        if code not in SMALLEST_ITEM:
             raise self.error(f"{field} item type", start, f"is {code}; allowed are GGUF's types 0 to 12")
         if depth > MAX_NESTING:
             raise self.error(field, start, f"arrays nest more than {MAX_NESTING} deep")
-        count = self.count(f"{field} length", _SMALLEST_ITEM[code])
-        self.items += count * (INNER_ARRAY_ITEMS if code == _ARRAY else 1)
+        count = self.count(f"{field} length", SMALLEST_ITEM[code])
+        self.items += count * (INNER_ARRAY_ITEMS if code == ARRAY else 1)
         if self.items > MAX_ITEMS:
             raise self.error(f"{field} length", start + 4, f"metadata arrays have more than {MAX_ITEMS} items in all")
-        if code == _STRING:
+        if code == STRING:
             return self.strings(count, field)
-        if code == _ARRAY:
+        if code == ARRAY:
             return [self.array(f"{field}[{i}]", depth + 1) for i in range(count)]
-        dtype = np.dtype(self.order + _SCALARS[code])
+        dtype = np.dtype(self.order + SCALARS[code])
         start = self.take(count * dtype.itemsize, field)
         items = np.frombuffer(self.buffer, dtype, count, start).astype(dtype.newbyteorder("="))
-        if code != _BOOL:
+        if code != BOOL:
             return items
         if count and items.max() > 1:
             raise self.error(field, start + int((items > 1).argmax()), "a bool is 0 or 1")
@@ -237,18 +234,27 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_metadata(cursor: _Cursor, count: int) -> tuple[KeyValues, dict[str, int]]:
     """The metadata, and where each key starts."""
-    metadata: dict[str, Any] = {}
+    metadata = KeyValues()
     offsets: dict[str, int] = {}
     for i in range(count):
         start = cursor.position
         key = cursor.name(f"metadata key {i}")
         if key in metadata:
             raise cursor.error(f"metadata key {key!r}", start, f"already set at byte {offsets[key]}")
+        value_start = cursor.position
         metadata[key] = cursor.value(f"metadata value {key!r}")
+        metadata.types[key] = _type_of(cursor, value_start)
         offsets[key] = start
     return metadata, offsets
+
+
+def _type_of(cursor: _Cursor, start: int) -> int:
+    """The type of a value that has been read from there; of an array that of its items."""
+    read = struct.Struct(f"{cursor.order}I").unpack_from
+    (code,) = read(cursor.buffer, start)
+    return read(cursor.buffer, start + 4)[0] if code == ARRAY else code
 
 
 def _alignment(header: Header) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.ops.embedding import embedding
@@ -25,7 +26,9 @@ class Linear(Module):
             self.bias = None
 
     def forward(self, x: Any) -> Any:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        add_updates([self], [y], x)
+        return y
 
 
 class Embedding(Module):
@@ -35,7 +38,9 @@ class Embedding(Module):
         self.weight = Parameter(vocabulary, dim)
 
     def forward(self, ids: Any) -> Any:
-        return embedding(ids, self.weight)
+        y = embedding(ids, self.weight)
+        add_updates([self], [y], ids)
+        return y
 
 
 class RMSNorm(Module):

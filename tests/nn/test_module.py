@@ -5,7 +5,7 @@ import pytest
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn import Linear, Module, RMSNorm
-from rocforge.quant import quantize
+from rocforge.ops.quantize import quantize
 
 
 class Inner(Module):
