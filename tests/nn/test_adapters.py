@@ -168,7 +168,7 @@ def test_a_shared_module_is_another_models(files, rng):
 def test_a_replaced_module_takes_its_update_with_it(model, rng):
     """Whatever stands in its place has none."""
     model.adapters["x"] = random_lora(rng, model, ["output"])
-    plain, other = model(TOKENS), Linear(1, 1)
+    plain, other = model(TOKENS), Linear(*model.output.weight.shape[::-1])
     other.weight, other.bias = model.output.weight, None
     model.output = other
     np.testing.assert_array_equal(model(TOKENS, lora="x"), plain)
