@@ -9,6 +9,8 @@ import pytest
 from golden import demo
 from threadpoolctl import threadpool_limits
 
+from rocforge.device.libraries import import_cupy
+
 if sys.version_info >= (3, 11):
     import tomllib
 
@@ -20,9 +22,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
 def python_blocks(page: Path) -> list[str]:
-    """Those that need no server, which tests/server has."""
+    """Those that need no server, which tests/server has, and no GPU that there is not."""
     blocks = [code for kind, code in FENCED.findall(page.read_text()) if kind == "python"]
-    return [code for code in blocks if "http://127.0.0.1:8000" not in code]
+    gpu = import_cupy()[0] is not None
+    return [code for code in blocks if "http://127.0.0.1:8000" not in code and (gpu or "import cupy" not in code)]
 
 
 def commands(page: Path) -> list[str]:
