@@ -1,6 +1,10 @@
-"""Random LoRA adapters for tests, and models with them merged into their weights."""
+"""Random LoRA adapters for tests, files of them, and models with them merged into their weights."""
 
+import json
+
+import gguf
 import numpy as np
+from safetensors.numpy import save_file
 
 import rocforge as rf
 
@@ -27,3 +31,30 @@ def merge(model, lora):
         change = change.T if path == "token_embd" else change
         modules[path].weight = (rf.asnumpy(weight).astype(np.float64) + change).astype(np.float32)
     return model
+
+
+def write_gguf(path, lora, architecture, alpha, dtype=np.float32, **metadata):
+    """An adapter as llama.cpp's files have it; its scale is alpha over each matrix's rank, whatever `lora` says."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, value in metadata.items():
+        writer.add_string(key.replace("__", "."), value)
+    for module, (a, b, _) in lora.items():
+        writer.add_tensor(f"{module}.weight.lora_a", np.ascontiguousarray(a.T if module == "token_embd" else a, dtype))
+        writer.add_tensor(f"{module}.weight.lora_b", b.astype(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_peft(folder, tensors, **config):
+    """A folder as PEFT saves adapters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

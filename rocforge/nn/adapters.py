@@ -21,7 +21,7 @@ from rocforge.device.memory import out_of_memory_explained
 from rocforge.errors import UnsupportedModelError
 from rocforge.lora.adapter import LoRA
 from rocforge.lora.gguf import read_gguf
-from rocforge.lora.peft import read_peft
+from rocforge.lora.peft import WEIGHTS, read_peft
 from rocforge.nn.attention import Attention
 from rocforge.nn.layers import Embedding, Linear
 from rocforge.nn.low_rank import PlacedLoRA, Tables
@@ -119,10 +119,13 @@ class Adapters(MutableMapping[str, LoRA]):
             OutOfMemoryError: the device has no room for it.
         """
         path = Path(path)
-        if path.is_dir():
-            lora = read_peft(path, _interleaved_heads(self._model))
-        else:
-            lora = read_gguf(path, self._architecture)
+        try:
+            if path.is_dir() or path.name == WEIGHTS:
+                lora = read_peft(path if path.is_dir() else path.parent, _interleaved_heads(self._model))
+            else:
+                lora = read_gguf(path, self._architecture)
+        except ValueError as error:
+            raise UnsupportedModelError(f"{path}: {error}") from error
         self[name] = lora if scale == 1 else lora * scale
         return self[name]
 
