@@ -2,10 +2,12 @@
 
 >>> import rocforge as rf
 >>> model, tokenizer = rf.load("model.gguf")
->>> rf.generate(model, tokenizer, "def fib(n):", max_tokens=64)
+>>> rf.generate(model, tokenizer, "import numpy as", max_tokens=2, temperature=0, stop="\\n")
+' np'
 """
 
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
+from rocforge.device.source_kernel import Kernel
 from rocforge.device.streams import Stream
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse
@@ -39,6 +41,7 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "Kernel",
     "LoRA",
     "OutOfMemoryError",
     "QuantizedArray",

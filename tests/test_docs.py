@@ -9,6 +9,8 @@ import pytest
 from golden import demo
 from threadpoolctl import threadpool_limits
 
+from rocforge.device.libraries import import_cupy
+
 if sys.version_info >= (3, 11):
     import tomllib
 
@@ -20,9 +22,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
 def python_blocks(page: Path) -> list[str]:
-    """Those that need no server, which tests/server has."""
+    """Those that need no server, which tests/server has, and no GPU that there is not."""
     blocks = [code for kind, code in FENCED.findall(page.read_text()) if kind == "python"]
-    return [code for code in blocks if "http://127.0.0.1:8000" not in code]
+    gpu = import_cupy()[0] is not None
+    return [code for code in blocks if "http://127.0.0.1:8000" not in code and (gpu or "import cupy" not in code)]
 
 
 def commands(page: Path) -> list[str]:
@@ -71,6 +74,17 @@ def test_the_commands_found():
     found = commands(ROOT / "README.md")
     assert "pip install -e '.[rocm]'" in found and 'python examples/generate.py "def fibonacci(n):"' in found
     assert any(line.startswith("rocforge serve") for line in found)
+
+
+def test_every_command_is_described():
+    """docs/cli.md has a section for each."""
+    from typer.main import get_command
+
+    from rocforge.cli.app import app
+
+    text = (ROOT / "docs" / "cli.md").read_text()
+    missing = [name for name in get_command(app).commands if not re.search(rf"^### `rocforge {name}\b", text, re.M)]
+    assert not missing
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)

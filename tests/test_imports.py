@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    "errors",
-    "formats",
+    "errors names html",
+    "formats row_index",
     "quant",
     "gguf",
     "text",

@@ -20,7 +20,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "models": (
         "Files and models",
         "GGUF files, loading, the module tree, and what models are measured by.",
-        ("gguf", "load", "loading", "nn", "models", "checkpoints", "lora", "measures"),
+        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora"),
     ),
     "generation": ("Generation", "From a prompt to text.", ("generate", "engine", "text")),
     "devices": ("Devices and errors", "GPUs, streams, kernels of your own, and what is raised.", ("device", "errors")),
@@ -31,11 +31,11 @@ MODULES = [nn.Module, nn.Transformer]
 
 
 def page_of(thing: Any) -> str:
-    """The page that a name belongs to; those of no part that is listed, to the last."""
+    """The page that a name belongs to; those of no part that is listed, to that of models."""
     if thing is rf.SamplingParams:
         return "generation"
     part = thing.__module__.split(".")[1]
-    return next((page for page, (*_, parts) in PAGES.items() if part in parts), "devices")
+    return next((page for page, (*_, parts) in PAGES.items() if part in parts), "models")
 
 
 def things() -> list[Any]:
