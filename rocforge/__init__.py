@@ -2,7 +2,8 @@
 
 >>> import rocforge as rf
 >>> model, tokenizer = rf.load("model.gguf")
->>> rf.generate(model, tokenizer, "def fib(n):", max_tokens=64)
+>>> rf.generate(model, tokenizer, "import numpy as", max_tokens=2, temperature=0, stop="\\n")
+' np'
 """
 
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device

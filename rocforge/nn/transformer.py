@@ -41,6 +41,9 @@ class Transformer(Module):
         softcap: cap on the logits, or None.
         architectures: values of general.architecture that a class reads.
         defaults: values of the architecture's metadata keys that old files lack.
+
+    >>> model(tokenizer.encode("import os")).shape
+    (3, 4096)
     """
 
     architectures: tuple[str, ...] = ()
@@ -120,6 +123,9 @@ class Transformer(Module):
 
         Returns:
             float32, shape (rows whose logits are wanted, dim).
+
+        >>> model.hidden(tokenizer.encode("import os")).shape
+        (3, 512)
         """
         with on_device(self.device):
             fused, batch = self.fused, self._batch_of(tokens, batch, lora)
@@ -175,11 +181,19 @@ class Transformer(Module):
         save(self, path)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
-        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache.
+
+        >>> model.new_cache(blocks=2).paged[0].keys.shape
+        (4, 2, 32, 2, 64)
+        """
         return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
     def trivial_batch(self, tokens: int, lora: str | None = None) -> Batch:
-        """The batch of one new sequence, with a cache of its own, all logits wanted, and the adapter of that name."""
+        """The batch of one new sequence, with a cache of its own, all logits wanted, and the adapter of that name.
+
+        >>> model.trivial_batch(3).positions
+        array([0, 1, 2], dtype=int32)
+        """
         blocks, placed = blocks_for(tokens), None if lora is None else self.adapters.placed(lora)
         chunk = Chunk(0, tokens, range(blocks), lora=placed)
         return Batch.of(self.new_cache(blocks), [chunk], all_logits=True)
