@@ -39,8 +39,9 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """In order, in one namespace, from a folder whose model.gguf is the demo model."""
+    """In order, in one namespace, from a folder whose model.gguf is the demo model, with its text heldout.txt."""
     (tmp_path / "model.gguf").symlink_to(demo.bundled())
+    (tmp_path / "heldout.txt").symlink_to(demo.bundled().parent / "heldout.txt")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__docs__"}
     with threadpool_limits(1):  # other tests have the other cores

@@ -20,7 +20,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "models": (
         "Files and models",
         "GGUF files, loading, the module tree, and what models are measured by.",
-        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora"),
+        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora", "evaluate"),
     ),
     "generation": ("Generation", "From a prompt to text.", ("generate", "engine", "text")),
     "devices": ("Devices and errors", "GPUs, streams, kernels of your own, and what is raised.", ("device", "errors")),
