@@ -58,7 +58,18 @@ def rms_norm_for(weights: Sequence[Weight], x: Array, weight: Array, eps: float)
     return device.rms_norm(x, weight, eps, form=form_for(weights, len(x)))
 
 
-def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
+def rms_norm_both_for(
+    weights: Sequence[Weight], x: Array, weight: Array, eps: float
+) -> tuple[Array, Array | PackedOperand]:
+    """`rms_norm` of x (tokens, n), and that in the form in which products with these weights take it, of one launch."""
+    if get_array_module(x) is np:
+        y = rms_norm(x, weight, eps)
+        return y, y
+    check_row("rms_norm_both_for", x, weight=weight)
+    return device.rms_norm_both(x, weight, eps, form_for(weights, len(x)))
+
+
+def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, Array | PackedOperand]:
     """`rms_norm` of a CuPy array (tokens, n), in float32 and in int8, of one launch."""
     check_row("rms_norm_both", x, weight=weight)
     return device.rms_norm_both(x, weight, eps)
