@@ -64,7 +64,7 @@ def load(
     """
     device = resolve_device(device)
     with open_model(path) as opened:
-        file = quantized(opened, quantize)
+        file = quantized(opened, quantize, device)
         with _loading(file, device, context, progress, fp16_weights) as model:
             tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
