@@ -10,7 +10,7 @@ import typer
 
 from rocforge.cli.errors import UsageError
 from rocforge.cli.options import Device, Model, Quiet
-from rocforge.cli.output import table
+from rocforge.cli.output import note, table
 from rocforge.gguf.imatrix import read_imatrix
 from rocforge.gguf.mixes import Mix
 from rocforge.gguf.quantized import Form, Quantized
@@ -55,8 +55,12 @@ def quantize(
     importance = None if imatrix is None else read_imatrix(imatrix)
     with open_model(model) as file:
         quantized = Quantized(file, chosen, packer(device), importance)
-        if not dry_run:
+        try:
             quantized.check(allow_requantize)
+        except ValueError as error:
+            if not dry_run:
+                raise
+            note(f"but without --dry-run: {error}")
         write(quantized, output, dry_run, quiet)
 
 
