@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from history import note_rate
 
 import rocforge as rf
 from rocforge.nn.batch import Batch, Chunk
@@ -93,13 +94,13 @@ def tokens(count):
 def test_prefill(benchmark, model):
     """pp512."""
     benchmark.pedantic(prefill, args=(model, tokens(PROMPT)), rounds=9, warmup_rounds=1)
-    benchmark.extra_info["tokens_per_s"] = PROMPT / benchmark.stats.stats.median
+    note_rate(benchmark, f"prompt of {PROMPT} tokens", DEMO.stem, PROMPT / benchmark.stats["median"])
 
 
 def test_decode(benchmark, model):
     """tg128."""
     benchmark.pedantic(decode, args=(model, DECODE), rounds=9, warmup_rounds=1)
-    benchmark.extra_info["tokens_per_s"] = DECODE / benchmark.stats.stats.median
+    note_rate(benchmark, "decode, 1 request", DEMO.stem, DECODE / benchmark.stats["median"])
 
 
 @pytest.mark.parametrize("recipe", ["Q8_0", "F32"])

@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import cupy as cp
 import numpy as np
 from random_gguf import SHAPES, write
 
 import rocforge as rf
+from rocforge.device.libraries import cupy_module
 from rocforge.load import load_model
 from rocforge.nn import Transformer
 from rocforge.nn.batch import Batch, Chunk
@@ -56,7 +56,7 @@ def batch_of(cache: KVCache, step: list[tuple[int, int]]) -> Batch:
 
 def queueing(model: Transformer, step: list[tuple[int, int]]) -> float:
     """Median seconds to queue the model's work for a step, a few of them before the device is waited for."""
-    tokens = sum(count for _, count in step)
+    tokens, cp = sum(count for _, count in step), cupy_module()
     stream, times = cp.cuda.Stream(non_blocking=True), []
     with stream:
         cache = model.new_cache(64)

@@ -1,10 +1,11 @@
 """Whole models of published shapes on a GPU: loading, prefill, decode, batches, memory.
 
     pytest benches/bench_models.py --benchmark-enable --benchmark-json=models.json
-    python benches/report.py models.json
+    python benches/report.py models.json --pages docs
 
 Each record's extra_info has tokens a second, and for decode the share of the card's read bandwidth that the weights
-alone come to. Files are written to ROCFORGE_BENCH_DIR (a temporary folder where it is not set) and kept there.
+alone come to. Models that the card's memory does not hold are skipped. Files are written to ROCFORGE_BENCH_DIR (a
+temporary folder where it is not set) and kept there.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 import measure
 import numpy as np
 import pytest
+from history import note_rate
 from measure import cp
 from random_gguf import SHAPES, write
 
 import rocforge as rf
+from rocforge.device.arrays import available_memory
 from rocforge.load import load_model
 from rocforge.nn import Transformer
 from rocforge.selftest.figures import library_product_rate
@@ -30,6 +33,8 @@ MODELS = [
     ("llama-3.1-8b", "Q8_0"),
     ("llama-3.2-1b", "Q8_0"),
 ]
+ROOM = {"llama-3.1-8b": 30e9, "llama-3.2-1b": 6e9}
+"""Device memory in bytes that a model takes with float16 copies, its KV cache and graphs."""
 TOKENS = 128
 """Decode steps that are measured."""
 
@@ -61,6 +66,8 @@ def bytes_in_use() -> int:
 @pytest.fixture(scope="module", params=MODELS, ids=["-".join(model) for model in MODELS])
 def path(request, tmp_path_factory) -> Path:
     name, recipe = request.param
+    if (free := available_memory("gpu:0")) < ROOM[name]:
+        pytest.skip(f"{name} needs {ROOM[name] / 1e9:.0f} GB of device memory; {free / 1e9:.0f} GB are free")
     folder = os.environ.get("ROCFORGE_BENCH_DIR") or tmp_path_factory.getbasetemp()
     path = Path(folder) / f"{name}-{recipe}.gguf"
     if not path.exists():
@@ -94,6 +101,8 @@ def test_load(benchmark, path, fp16_weights):
     # what the model before took is given back outside the time
     benchmark.pedantic(run, setup=lambda: bytes_in_use() and None, rounds=3)
     size = path.stat().st_size
+    kept = "with fp16 copies" if fp16_weights else "packed only"
+    note_rate(benchmark, f"load, {kept}", path.stem, size / benchmark.stats["median"] / 1e9, "GB/s")
     benchmark.extra_info.update(
         bytes_a_second=size / benchmark.stats["median"], file_bytes=size, weights_bytes=weights_bytes
     )
@@ -127,6 +136,7 @@ def prefill(benchmark, model, path, product_rate, tokens: int, fp16_weights: boo
         benchmark.pedantic(run, rounds=7, warmup_rounds=2)
         peak_bytes = bytes_taken() - before - engine.cache.nbytes
     rate = tokens / benchmark.stats["median"]
+    note_rate(benchmark, f"prompt of {tokens:,} tokens{'' if fp16_weights else ', packed only'}", path.stem, rate)
     with rf.open_gguf(path) as file:
         weights = sum(file[name].size for name in file if name.startswith("blk.") and file[name].ndim == 2)
     benchmark.extra_info.update(
@@ -156,6 +166,8 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
         cache_bytes = engine.cache.nbytes
         peak_bytes = bytes_taken() - before - cache_bytes
     step = benchmark.stats["median"] / TOKENS
+    group = f"decode, {batch} request{'s' * (batch > 1)}{f', context of {context:,}' if context > 1 else ''}"
+    note_rate(benchmark, group, path.stem, batch / step)
     unread = 0 if model.output.weight is model.token_embd.weight else model.token_embd.weight.nbytes
     benchmark.extra_info.update(
         batch=batch,

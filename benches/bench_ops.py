@@ -15,6 +15,7 @@ import pytest
 from measure import cp
 
 import rocforge.ops.device.matvec as matvec
+from rocforge.device.arrays import available_memory
 from rocforge.device.kernels import launches_overlap
 from rocforge.device.timing import seconds_of
 from rocforge.formats.blocks import QTYPES, row_nbytes
@@ -51,7 +52,8 @@ def stream():
 @pytest.fixture(scope="module")
 def bandwidth(stream) -> float:
     """Bytes a second that a plain kernel reads."""
-    data, out, kernel = noise(3 << 30), cp.zeros(1, np.uint32), cp.RawKernel(READ, "read_all")
+    nbytes = min(3 << 30, available_memory("gpu:0") // 4) >> 20 << 20
+    data, out, kernel = noise(nbytes), cp.zeros(1, np.uint32), cp.RawKernel(READ, "read_all")
     return data.nbytes / float(np.median(seconds_of(lambda: kernel((data.size // 32768,), (256,), (data, out)))))
 
 

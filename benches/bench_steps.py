@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cupy as cp
 import numpy as np
 
 import rocforge as rf
+from rocforge.device.libraries import cupy_module
 from rocforge.engine.request import Constraint
 from rocforge.text.grammar import Grammar, GrammarCompiler
 
@@ -50,7 +50,7 @@ def start(engine: rf.Engine, batch: int, context: int, steps: int, constraints: 
 def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, grammar: Grammar | None = None) -> float:
     """Of one round: the mean of its steps."""
     start(engine, batch, context, steps, [grammar.copy()] if grammar else ())
-    cp.cuda.Device().synchronize()
+    cupy_module().cuda.Device().synchronize()
     began = time.perf_counter()
     for _ in range(steps):
         engine.step()

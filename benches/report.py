@@ -1,13 +1,16 @@
-"""Turns the JSON of benches into tables and plots.
+"""Compares runs of the benches, keeps them, and makes tables and plots of them.
 
-    pytest benches/bench_models.py --benchmark-enable --benchmark-json=models.json
-    pytest benches/bench_ops.py --benchmark-enable --benchmark-json=ops.json
-    pytest benches/bench_kernels.py --benchmark-enable --benchmark-json=kernels.json
+    pytest benches --benchmark-enable --benchmark-json=run.json
+    python benches/report.py run.json                   # beside the newest run that is kept of this machine
+    python benches/report.py run.json --against 2cc05c4 # or one of a commit
+    python benches/report.py run.json --save            # keep it, in benches/history/
+    python benches/report.py run.json --pages docs      # the tables and plots of models.md and ops.md
+    python benches/report.py --history docs/history.svg # draw what is kept
     python benches/bench_serving.py model.gguf --preset curve --inter-token-ms 20 50 100 --json curve.json
-    python benches/report.py models.json ops.json kernels.json curve.json
+    python benches/report.py curve.json --pages docs    # scheduling.svg
 
-writes docs/models.md and docs/models.svg, docs/ops.md of the next two, and docs/scheduling.svg, each of what it is
-given. Plots need matplotlib; without it the tables are written alone.
+A change is marked where it is beyond the noise: 3 %, or twice the spreads of both runs where that is more. The exit
+status is 1 where something is slower. Pages name the machine that the records are of. Plots need matplotlib.
 """
 
 from __future__ import annotations
@@ -15,155 +18,90 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import history
+import plots
+import tables
 from serving.plot import plot as plot_serving
 
-DOCS = Path(__file__).parents[1] / "docs"
-EXPLAINED = """\
-fp16 weights: float16 copies kept beside the packed blocks, for prefill and large batches. Shares are of the read
-bandwidth and of the rate of an 8192³ float16 GEMM in the same run, counting weights alone. Peaks are of device memory
-beside weights and KV cache, libraries and graphs included."""
 
-OPS_EXPLAINED = """\
-One NVIDIA H200, by `benches/bench_ops.py`, `bench_kernels.py` and `report.py`: medians of a launch in a replayed graph,
-over data larger than the L2 cache. Shares are of the card's rates in the same run. Cases are format, rows, columns and
-tokens."""
-
-
-def kept(record: dict[str, Any]) -> str:
-    return "kept" if record["fp16_weights"] else "not kept"
-
-
-def peak(record: dict[str, Any]) -> str:
-    return f"{record['peak_bytes_beside_weights_and_cache'] / 1e6:,.0f}"
-
-
-def rows_of(records: list[dict[str, Any]], *names: str) -> dict[str, list[dict[str, Any]]]:
-    """extra_info and parameters of the records of these tests, by model."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if record["name"].removeprefix("test_").split("[")[0] in names:
-            model = "-".join(record["params"]["path"])
-            rows.setdefault(model, []).append({**record["extra_info"], **record["params"]})
-    return rows
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def tables(records: list[dict[str, Any]]) -> str:
-    """Loading, prefill and decode as Markdown."""
-    loads = [
-        [
-            model,
-            f"{r['file_bytes'] / 1e9:.2f}",
-            kept(r),
-            f"{r['weights_bytes'] / 1e9:.2f}",
-            f"{r['bytes_a_second'] / 1e9:.1f}",
-        ]
-        for model, rows in rows_of(records, "load").items()
-        for r in rows
+def changes_table(changes: list[history.Change]) -> str:
+    """Aligned lines: what, before, now, and by how much it is faster."""
+    lines = [("", "before", "now", "unit", "faster by", "noise", "")]
+    lines += [
+        (
+            f"{c.group} {c.name}".strip(),
+            f"{c.old['value']:,}",
+            f"{c.new['value']:,}",
+            c.new["unit"],
+            f"{c.gain:+.1%}",
+            f"{c.noise:.1%}",
+            c.verdict,
+        )
+        for c in changes
     ]
-    prefills = [
-        [model, r["tokens"], kept(r), f"{r['tokens_a_second']:,.0f}", f"{r['share_of_product']:.0%}", peak(r)]
-        for model, rows in rows_of(records, "prefill", "prefill_from_blocks").items()
-        for r in rows
-    ]
-    decodes = [
-        [
-            model,
-            r["batch"],
-            r["context"],
-            f"{r['tokens_a_second']:,.0f}",
-            f"{r['weights_share_of_bandwidth']:.0%}",
-            peak(r),
-        ]
-        for model, rows in rows_of(records, "decode").items()
-        for r in rows
-    ]
-    return "\n\n".join(
-        [
-            table(["model", "file, GB", "fp16 weights", "on the device, GB", "loaded, GB/s"], loads),
-            table(["model", "prompt", "fp16 weights", "tokens/s", "of the GEMM rate", "peak, MB"], prefills),
-            table(["model", "batch", "context", "tokens/s", "of the read rate", "peak, MB"], decodes),
-            EXPLAINED,
-        ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligns = "<>><>><"
+    return "\n".join(
+        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, aligns, widths, strict=True)).rstrip() for line in lines
     )
 
 
-FIGURES = {
-    "microseconds": ("µs", "{:,.1f}", 1),
-    "share_of_read": ("of the read rate", "{:.0%}", 1),
-    "share_of_product": ("of the GEMM rate", "{:.0%}", 1),
-    "terabytes_a_second": ("TB/s", "{:.2f}", 1),
-    "operations_a_second": ("TFLOP/s", "{:,.0f}", 1e-12),
-}
-"""Figure in a record -> its column's title, format, and factor."""
+def compared(run: history.Run, against: str | None) -> bool:
+    """Print a run beside a kept one; whether nothing is slower."""
+    kept = [old for old in history.runs(run.machine) if against is None or old.commit == against]
+    kept = [old for old in kept if old.figures and old.path != run.path]
+    if not kept:
+        print(f"no run of {against or 'this machine'} is kept for {run.machine}; --save keeps this one")
+        return True
+    changes = history.compare(kept[-1], run)
+    print(f"{run.machine}: {kept[-1].date} {kept[-1].commit} and {run.date} {run.commit}\n{changes_table(changes)}")
+    return all(change.verdict != "SLOWER" for change in changes)
 
 
-def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """A table of cases by name, with the columns that any of them has."""
-    columns = [key for key in FIGURES if any(key in figure for figure in figures.values())]
-    rows = [
-        [name, *(FIGURES[c][1].format(f[c] * FIGURES[c][2]) if c in f else "" for c in columns)]
-        for name, f in figures.items()
-    ]
-    return table(["", *(FIGURES[c][0] for c in columns)], rows)
-
-
-def ops_tables(records: list[dict[str, Any]]) -> str:
-    """A table for each test of bench_ops.py, and for each suite of bench_kernels.py."""
-    groups: dict[str, dict[str, dict[str, float]]] = {}
-    for record in records:
-        test, _, case = record["name"].removeprefix("test_").removesuffix("]").partition("[")
-        if test == "kernels":
-            groups[case] = record["extra_info"]
-        else:
-            groups.setdefault(test, {})[case or test] = record["extra_info"]
-    return "\n\n".join(f"## {name}\n\n{figures_table(figures)}" for name, figures in groups.items())
-
-
-def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """Tokens a second by batch, a line a model."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for model, rows in rows_of(records, "decode").items():
-        points = sorted((r["batch"], r["tokens_a_second"]) for r in rows if r["context"] == 1)
-        axes.plot(*zip(*points, strict=True), "o-", label=model)
-    axes.set(xscale="log", yscale="log", xlabel="requests in the batch", ylabel="tokens a second")
-    axes.set_xscale("log", base=2)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", type=Path, nargs="+", help="JSON of benches")
-    parser.add_argument("--into", type=Path, default=DOCS, help="the folder for what is written")
-    options = parser.parse_args()
-    read = [json.loads(file.read_text()) for file in options.files]
-    records = [record for content in read if isinstance(content, dict) for record in content["benchmarks"]]
-    curve = [result for content in read if isinstance(content, list) for result in content]
-    if curve:
-        plot_serving(curve, options.into / "scheduling.svg")
-    models = [record for record in records if "path" in (record["params"] or {})]
-    if models:
-        text = f"# Whole models\n\n{tables(models)}\n"
-        if importlib.util.find_spec("matplotlib"):
-            plot(models, options.into / "models.svg")
+def write_pages(report: dict[str, Any], run: history.Run, folder: Path) -> None:
+    """models.md of the records of whole models, ops.md of those of ops and kernels, as far as there are any."""
+    of_file = {
+        name: [r for r in report["benchmarks"] if r["fullname"].split("::")[0].endswith(f"{name}.py")]
+        for name in ("bench_models", "bench_ops", "bench_kernels")
+    }
+    heading = f"{run.machine}, {run.date[:10]}, commit {run.commit}."
+    if of_file["bench_models"]:
+        text = f"# Whole models\n\n{heading}\n\n{tables.models(of_file['bench_models'])}\n"
+        if "decode, 1 request" in run.figures and importlib.util.find_spec("matplotlib"):
+            plots.by_batch(run, folder / "models.svg")
             text += "\n![Tokens a second by batch size](models.svg)\n"
-        (options.into / "models.md").write_text(text)
-    ops = [record for record in records if record not in models]
-    if ops:
-        (options.into / "ops.md").write_text(f"# Ops\n\n{OPS_EXPLAINED}\n\n{ops_tables(ops)}\n")
+        (folder / "models.md").write_text(text)
+    if ops := of_file["bench_ops"] + of_file["bench_kernels"]:
+        (folder / "ops.md").write_text(f"# Ops\n\n{heading} {tables.OPS_EXPLAINED}\n\n{tables.ops(ops)}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", type=Path, nargs="*", help="JSON of pytest-benchmark, or of bench_serving.py")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with the kept run of this commit")
+    parser.add_argument("--save", action="store_true", help="keep the run in benches/history/")
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write tables and plots there")
+    parser.add_argument("--history", type=Path, metavar="SVG", help="draw the kept runs")
+    options = parser.parse_args(argv)
+    steady = True
+    for content in (json.loads(file.read_text()) for file in options.files):
+        if isinstance(content, list):
+            plot_serving(content, (options.pages or Path()) / "scheduling.svg")
+            continue
+        run = history.run_of(content)
+        steady &= compared(run, options.against)
+        if options.save:
+            print(f"kept as {run.save()}")
+        if options.pages:
+            write_pages(content, run, options.pages)
+    if options.history:
+        plots.over_time(history.runs(), options.history)
+    return 0 if steady else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR
+// variants: RF_QTYPE=Q4_0,Q4_1,Q8_0,Q2_K,Q4_K,Q6_K,IQ4_XS
 typedef RF_QTYPE F;
 
 // What lanes of a block share on the way to its bytes.

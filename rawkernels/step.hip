@@ -7,28 +7,31 @@ namespace rocforge {
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // `staged` is the host's upload: of `tokens` tokens their ids, positions and sequences; of `sequences` sequences, one
-// more for query_starts, what the arrays of these names get; the rows of logits; then of each table, of each group of
-// layers and each sequence in order, how many blocks it has, how many of these `kept` has already, and where among the
-// `blocks` that follow the rest begins.
+// more for query_starts, what the arrays of these names get, and their adapters; the rows of logits; then of each
+// table, of each group of layers and each sequence in order, how many blocks it has, how many of these `kept` has
+// already, and where among the `blocks` that follow the rest begins.
 //
 // An id below zero, -1 - i, is last_tokens[i]. A token's slot in a group follows from its sequence's table; one whose
 // sequence has no blocks has none, -1. `kept` (groups, kept_rows, width) has the table of each running request, of a
-// sequence in row `kept_row`; blocks that it lacks are added to it.
+// sequence in row `kept_row`; blocks that it lacks are added to it. A token has its sequence's adapter, and so has a
+// row of logits.
 struct StepParams {
     const i32* staged;
     const i32* last_tokens;
-    i32 *ids, *positions, *query_starts, *lengths, *state_slots, *rows, *slots, *tables, *kept;
+    i32 *ids, *positions, *query_starts, *lengths, *state_slots, *rows, *adapters, *row_adapters, *slots, *tables,
+        *kept;
     u32 tokens, sequences, wanted, groups, width, kept_rows, block_size;
 };
 
 struct Staged {
-    const i32 *ids, *positions, *sequence, *query_starts, *lengths, *state_slots, *rows, *kept_row, *counts, *known,
-        *starts, *blocks;
+    const i32 *ids, *positions, *sequence, *query_starts, *lengths, *state_slots, *rows, *kept_row, *adapter, *counts,
+        *known, *starts, *blocks;
     RF_MEMBER explicit Staged(const StepParams& p) {
         u32 pairs = p.groups * p.sequences;
         ids = p.staged, positions = ids + p.tokens, sequence = positions + p.tokens;
         query_starts = sequence + p.tokens, lengths = query_starts + p.sequences + 1;
-        state_slots = lengths + p.sequences, kept_row = state_slots + p.sequences, rows = kept_row + p.sequences;
+        state_slots = lengths + p.sequences, kept_row = state_slots + p.sequences, adapter = kept_row + p.sequences;
+        rows = adapter + p.sequences;
         counts = rows + p.wanted, known = counts + pairs, starts = known + pairs, blocks = starts + pairs;
     }
     // Block i of a table; pair = group * sequences + sequence.
@@ -61,6 +64,7 @@ rf_begin_step(StepParams p) {
         i32 id = from.ids[i], position = from.positions[i];
         p.ids[i] = id < 0 ? p.last_tokens[-1 - id] : id;
         p.positions[i] = position;
+        p.adapters[i] = from.adapter[from.sequence[i]];
         for (u32 g = 0; g < p.groups; ++g) {
             u32 pair = g * p.sequences + from.sequence[i];
             i32 slot = -1;
@@ -71,7 +75,7 @@ rf_begin_step(StepParams p) {
     }
     if (i <= p.sequences) p.query_starts[i] = from.query_starts[i];
     if (i < p.sequences) p.lengths[i] = from.lengths[i], p.state_slots[i] = from.state_slots[i];
-    if (i < p.wanted) p.rows[i] = from.rows[i];
+    if (i < p.wanted) p.rows[i] = from.rows[i], p.row_adapters[i] = from.adapter[from.sequence[from.rows[i]]];
 }
 
 }  // namespace rocforge

@@ -2,10 +2,12 @@
 
 >>> import rocforge as rf
 >>> model, tokenizer = rf.load("model.gguf")
->>> rf.generate(model, tokenizer, "def fib(n):", max_tokens=64)
+>>> rf.generate(model, tokenizer, "import numpy as", max_tokens=2, temperature=0, stop="\\n")
+' np'
 """
 
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
+from rocforge.device.source_kernel import Kernel
 from rocforge.device.streams import Stream
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse
@@ -13,6 +15,7 @@ from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeEr
 from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
+from rocforge.lora.adapter import LoRA
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
@@ -38,6 +41,8 @@ __all__ = [
     "GGUFFile",
     "GenerationResponse",
     "KVCache",
+    "Kernel",
+    "LoRA",
     "OutOfMemoryError",
     "QuantizedArray",
     "RocforgeError",

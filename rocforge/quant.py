@@ -1,17 +1,21 @@
-"""QuantizedArray: a matrix kept in GGUF's packed blocks, that slices, multiplies and prints like an array."""
+"""QuantizedArray: a matrix kept in GGUF's packed blocks, that slices, multiplies, compares and prints like an array."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from rocforge import html
 from rocforge.formats import blocks
 from rocforge.formats.blocks import as_qtype, row_nbytes
+from rocforge.row_index import row_index
 
 _Operator = TypeVar("_Operator", bound=Callable[..., Any])
 _operators: dict[str, Callable[..., Any]] = {}
@@ -20,17 +24,44 @@ _operators: dict[str, Callable[..., Any]] = {}
 def operator(function: _Operator) -> _Operator:
     """A decorator: what QuantizedArray does by ops, which stand above it, under the function's name.
 
-    `rocforge.ops.quantized` has them all: matmul (`@`), dequantize_on_device and to_device.
+    rocforge.ops has them: matmul (`@`), dequantize_on_device and to_device in `quantized`, values_at in `indexing`,
+    array_ufunc and array_function in `protocols`.
     """
     _operators[function.__name__] = function
     return function
 
 
-class QuantizedArray:
+class _ArrayUfunc:
+    """`__array_ufunc__` of the class, of which NumPy asks it, and of none of its instances, of which CuPy asks it.
+
+    CuPy calls no `__array_ufunc__` but its own: where an operand has one, it would unpack all of it. Without, it hands
+    `array @ quantized` to `__rmatmul__`, by `__array_priority__`.
+    """
+
+    def __get__(self, array: QuantizedArray | None, kind: type) -> Callable[..., Any]:
+        if array is not None:
+            raise AttributeError("__array_ufunc__")
+        return _operators["array_ufunc"]
+
+
+def _method(function: Any) -> Callable[..., Any]:
+    """A NumPy function as a method, as arrays have it."""
+
+    @functools.wraps(function)
+    def method(self: QuantizedArray, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    return method
+
+
+class QuantizedArray(NDArrayOperatorsMixin):
     """An array whose last axis is packed in a GGUF block format.
 
-    It multiplies with `@`, on either side, against ordinary arrays of its device, and gives float32; it slices and
-    gathers along its leading axes, and `dequantize` gives ordinary values. Values are never changed in place.
+    It multiplies with `@`, on either side, against ordinary arrays of its device, and gives float32. Indexing gives a
+    QuantizedArray where rows stay whole, and values (float32, a NumPy or a CuPy array) where it takes a part of the
+    last axis. For all else, arithmetic, comparison, NumPy's functions, it counts as its float32 values, and ordinary
+    arrays come out. `x @ w.T`, `w @ x`, reductions and elementwise functions unpack a tile of rows at a time. It is
+    never written to: `dequantize`, change the values, and `rf.quantize` them again.
 
     Args:
         data: uint8 array (NumPy or CuPy) of shape (*shape[:-1], bytes per row).
@@ -39,6 +70,7 @@ class QuantizedArray:
 
     Attributes:
         data, shape, qtype: as given (shape of the transpose, for a transpose).
+        dtype: of the values that it gives, float32.
         planar: the rows of data are planes of fields, as `to_device` makes them for a GPU's kernels, instead of
             GGUF's blocks; see rocforge.formats.planar.
         keep_float32: keep the float32 values that the first product on the CPU makes, or the first slice of several
@@ -46,13 +78,27 @@ class QuantizedArray:
         fp16: float16 values of the rows, kept on a device beside the blocks for products of many rows, or None; set
             by `rf.load` where memory is ample.
 
+    Example:
+        >>> import numpy as np, rocforge as rf
+        >>> w = rf.quantize(np.linspace(-1, 1, 4 * 64).reshape(4, 64), "Q8_0")
+        >>> w
+        QuantizedArray(shape=(4, 64), qtype=Q8_0, 8.5 bits per element)
+        >>> w[1:3].shape, w[..., :2].dtype, (np.ones(64) @ w.T).shape
+        ((2, 64), dtype('float32'), (4,))
+        >>> bool(abs(w).max() <= 1), int((w > 0).sum())
+        (True, 128)
+
     Source: the block formats of ggml (https://github.com/ggml-org/ggml), as the `gguf` package reads them.
     """
 
-    # NumPy and CuPy hand `array @ quantized` to __rmatmul__ instead of looping over elements.
-    __array_ufunc__ = None
+    dtype = np.dtype(np.float32)
+    __array_ufunc__ = _ArrayUfunc()
     __array_priority__ = 1000
     __hash__ = None  # type: ignore[assignment]
+
+    sum, mean, std, var = (_method(function) for function in (np.sum, np.mean, np.std, np.var))
+    min, max, argmin, argmax = (_method(function) for function in (np.min, np.max, np.argmin, np.argmax))
+    abs, norm, dot = (_method(function) for function in (np.abs, np.linalg.norm, np.dot))
 
     def __init__(self, data: Any, shape: tuple[int, ...], qtype: str | int | GGMLQuantizationType):
         self.data, self.shape, self.qtype = data, tuple(shape), as_qtype(qtype)
@@ -70,10 +116,12 @@ class QuantizedArray:
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
@@ -113,22 +161,48 @@ class QuantizedArray:
         bits = 8 * self.nbytes / max(self.size, 1)
         return f"QuantizedArray(shape={self.shape}, qtype={self.qtype.name}, {bits:.4g} bits per element{device})"
 
-    def __getitem__(self, index: Any) -> QuantizedArray:
-        """Rows by integer, slice, mask or integer array: NumPy's rules over the leading axes, the last one whole."""
-        if self._transposed:
-            raise IndexError("a transposed QuantizedArray does not slice; slice the rows before .T")
-        index = index if isinstance(index, tuple) else (index,)
-        if len(index) >= self.ndim or any(i is Ellipsis or i is None for i in index):
-            raise IndexError(f"only the leading {self.ndim - 1} axes of a QuantizedArray of shape {self.shape} slice")
-        data = self.data[index]
+    def _repr_html_(self) -> str:
+        rows = self.data.reshape(-1, self.data.shape[-1])[: html.CORNER]
+        corner = self.with_data(rows, self.planar).dequantize()[: html.CORNER, : html.CORNER]
+        return html.details(html.code(repr(self)), html.corner(corner, self.shape), open=True)
+
+    def __getitem__(self, index: Any) -> Any:
+        """By NumPy's rules: a QuantizedArray where rows stay whole, float32 values of a part of the last axis."""
+        if self._transposed or (rows := row_index(index, self.ndim)) is None:
+            return _operators["values_at"](self, index)
+        data = self.data[rows]
         view = self._view(data, (*data.shape[:-1], self.shape[-1]))
         if self._float32 is not None or (self.keep_float32 and self.ndim > 2):
-            view._float32 = self.float32()[index]
+            view._float32 = self.float32()[rows]
         return view
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(f"packed weights are not written to; {self._rewritten}")
+
+    @property
+    def _rewritten(self) -> str:
+        return f'change its values, v = w.dequantize(), and pack them again, rf.quantize(v, "{self.qtype.name}")'
+
     def __iter__(self) -> Iterator[Any]:
-        """The rows, or what else the first axis counts; the values, as an array's, of a single row."""
-        return iter(self.dequantize()) if self.ndim == 1 else (self[i] for i in range(len(self)))
+        """The rows, or what else the first axis counts; values of a single row, and of a transpose."""
+        whole = self._transposed or self.ndim == 1
+        return iter(self.dequantize()) if whole else (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(f"an array of shape {self.shape} is neither true nor false; ask a.any() or a.all() of one")
+        return bool(self.dequantize().any())
+
+    if not TYPE_CHECKING:  # which would then know no wrong attribute
+
+        def __getattr__(self, name: str) -> Any:
+            kind = type(self).__name__
+            if hasattr(np.ndarray, name) and not name.startswith("_"):
+                raise AttributeError(f"{kind} has no {name!r}; its values have it: w.dequantize().{name}")
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """NumPy's view of it: the values, unpacked.
@@ -144,6 +218,63 @@ class QuantizedArray:
         values: np.ndarray = self.dequantize(np.float32 if dtype is None else dtype)
         return values
 
+    def __cupy_get_ndarray__(self) -> Any:
+        """CuPy's view of it, for its own functions: the values, unpacked. Raises TypeError of one on the host."""
+        if self.device == "cpu":
+            raise TypeError('a QuantizedArray on the host is no CuPy array; rf.to_device(w, "gpu") copies it')
+        return self.dequantize()
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return _operators["array_function"](function, args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without values that are kept beside the blocks, perhaps with those of other arrays: they can be had again."""
+        return {**vars(self), "_float32": None, "_joined": None}
+
+    def copy(self) -> QuantizedArray:
+        """A copy, packed as this one is, in memory of its own.
+
+        >>> w = rf.quantize(np.ones((2, 32), np.float32), "Q8_0")
+        >>> bool((w.copy() == w).all())
+        True
+        """
+        copied = self.with_data(self.data.copy(), self.planar)
+        copied.keep_float32 = self.keep_float32
+        return copied
+
+    def astype(self, dtype: Any) -> Any:
+        """The values, unpacked, as `dequantize` gives them; `rf.quantize` packs them in another format.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").astype(np.float16).dtype
+        dtype('float16')
+        """
+        try:
+            return self.dequantize(np.dtype(dtype))
+        except TypeError:
+            raise TypeError(
+                f'astype: {dtype!r} is no dtype; rf.quantize(w.dequantize(), "Q8_0") packs values'
+            ) from None
+
+    def reshape(self, *shape: Any) -> QuantizedArray:
+        """The same rows in leading axes of other lengths, one of which may be -1.
+
+        Raises:
+            ValueError: rows would not stay whole, or their number changes.
+
+        >>> rf.quantize(np.ones((4, 32), np.float32), "Q8_0").reshape(2, 2, 32)
+        QuantizedArray(shape=(2, 2, 32), qtype=Q8_0, 8.5 bits per element)
+        """
+        shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if shape.count(-1) == 1 and 0 not in shape:
+            shape = tuple(self.size // -math.prod(shape) if n == -1 else n for n in shape)
+        if self._transposed or shape[-1:] != self.shape[-1:] or math.prod(shape) != self.size:
+            of = f"the transpose of {self.stored_shape}" if self._transposed else f"{self.shape}"
+            raise ValueError(
+                f"{of} does not reshape to {shape}: packed rows of {self.stored_shape[-1]} stay whole; "
+                "w.dequantize().reshape(...) gives the values in any shape"
+            )
+        return self.with_data(self.data.reshape(*shape[:-1], self.data.shape[-1]), self.planar)
+
     def _view(self, data: Any, shape: tuple[int, ...]) -> QuantizedArray:
         view = object.__new__(QuantizedArray)
         view.data, view.shape, view.qtype, view.planar = data, shape, self.qtype, self.planar
@@ -156,13 +287,21 @@ class QuantizedArray:
 
         Args:
             dtype: float32 (exact, bit-equal to the gguf package), float16 or float64.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").dequantize(np.float16).dtype
+        dtype('float16')
         """
         values = self.float32()
         values = values.T if self._transposed else values
-        return values.astype(dtype, copy=self._float32 is not None)
+        kept = self._float32 is not None or (self.device == "cpu" and np.may_share_memory(values, self.data))
+        return values.astype(dtype, copy=kept)
 
     def float32(self) -> Any:
-        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to."""
+        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").float32().shape
+        (1, 32)
+        """
         if self._float32 is not None:
             return self._float32
         if self.device != "cpu":
@@ -181,12 +320,21 @@ class QuantizedArray:
         return _operators["matmul"](other, self)
 
     def to_device(self, device: str) -> QuantizedArray:
-        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
+        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").to_device("cpu").device
+        'cpu'
+        """
         moved: QuantizedArray = _operators["to_device"](self, device)
         return moved
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
-        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
+        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many.
+
+        >>> w = rf.quantize(np.zeros((2, 32), np.float32), "Q8_0")
+        >>> w.with_data(w.data.copy()).shape
+        (2, 32)
+        """
         shape = (*data.shape[:-1], self.stored_shape[-1])
         moved = self._view(data, shape[::-1] if self._transposed else shape)
         moved._transposed, moved.planar = self._transposed, planar
@@ -202,13 +350,18 @@ def joined_float32(weights: Sequence[Any]) -> np.ndarray | None:
         return None
     first: QuantizedArray = weights[0]
     others = list(weights[1:])
-    if first._joined is None or first._joined[0] != others:
+    if first._joined is None or not _same(first._joined[0], others):
         whole = columns_contiguous(np.concatenate([weight.float32() for weight in weights]))
         ends = itertools.accumulate(len(weight) for weight in weights)
         for weight, end in zip(weights, ends, strict=True):
             weight._float32 = whole[end - len(weight) : end]
         first._joined = others, whole
     return first._joined[1]
+
+
+def _same(arrays: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether these are the very same objects: `==` compares elements."""
+    return len(arrays) == len(others) and all(a is b for a, b in zip(arrays, others, strict=True))
 
 
 def columns_contiguous(values: np.ndarray) -> np.ndarray:

@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    "errors",
-    "formats",
+    "errors names html",
+    "formats row_index",
     "quant",
     "gguf",
     "text",
     "checkpoints",
     "device",
     "ops",
+    "lora",
     "nn",
     "models",
     "engine",

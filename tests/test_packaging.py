@@ -37,11 +37,13 @@ def test_contents(wheel):
 
 
 def test_installed_elsewhere(wheel, tmp_path):
-    """In a fresh environment elsewhere, without the extras: the demo model writes, and so does the command."""
+    """In a fresh environment of at most 300 MB, without the extras: the demo model writes, and so does the command."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
+    files = [path for path in environment.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < 300e6  # all but CuPy, pip included
     (model,) = (ROOT / "examples" / "demo_model").glob("*.gguf")
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

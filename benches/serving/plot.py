@@ -24,7 +24,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.plot(gaps, rates, "o-", label=target)
         for concurrency, gap, rate in points:
             axes.annotate(str(concurrency), (gap, rate), textcoords="offset points", xytext=(5, -10), fontsize=8)
+    axes.set_title("Throughput over latency, by requests in flight")
     axes.set(xlabel="gap between tokens, p99, ms", ylabel="output tokens a second", xscale="log", ylim=(0, None))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

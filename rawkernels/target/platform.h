@@ -188,6 +188,16 @@ RF_DEVICE void used_from_here(T& loaded) {
 #endif
 }
 
+// A pointer that was itself read from memory: AMD's compiler then knows that it points there too, and not to LDS.
+template <class T>
+RF_DEVICE const T* in_memory(const T* p) {
+#ifdef RF_PLATFORM_AMD
+    return (const T*)(const T __attribute__((address_space(1)))*)(u64)p;
+#else
+    return p;
+#endif
+}
+
 // The same address, which NVIDIA's compiler keeps in registers, where it might else compute it again at each load.
 RF_DEVICE const u8* computed_once(const u8* p) {
 #ifdef RF_PLATFORM_NVIDIA

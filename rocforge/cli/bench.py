@@ -1,147 +1,140 @@
 """`rocforge bench`: prefill and decode rates, in the terms of llama-bench.
 
 Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/llama-bench. pp512 is a prompt of 512 random tokens,
-tg128 is 128 tokens of decode from an empty context; both run once unmeasured first.
+tg128 is 128 tokens of decode from an empty context, pp512+tg128 one after the other; each runs once unmeasured first.
 """
 
 from __future__ import annotations
 
-import enum
-import statistics
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 
-from rocforge import __version__
+from rocforge.cli.bench_results import Form, Measurement, Result, earlier_results, write
 from rocforge.cli.errors import UsageError
-from rocforge.cli.models import ModelFile, describe
-from rocforge.cli.options import Device, Fp16Weights, Model, Switch
-from rocforge.cli.output import binary_size, count, write_json
+from rocforge.cli.models import describe
+from rocforge.cli.options import Device, Fp16Weights, Switch
 from rocforge.engine.engine import Engine
 from rocforge.selftest.figures import generation_seconds
 
-
-class Form(str, enum.Enum):
-    """How the results are written."""
-
-    markdown = "md"
-    json = "json"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One test: its sizes in tokens, and the seconds of each repetition."""
-
-    prompt: int
-    generated: int
-    seconds: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        return f"tg{self.generated}" if self.generated else f"pp{self.prompt}"
-
-    @property
-    def rates(self) -> list[float]:
-        """Tokens per second of each repetition."""
-        return [(self.generated or self.prompt) / seconds for seconds in self.seconds]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rates)
-
-    @property
-    def spread(self) -> float:
-        """Half the interquartile range of the rates."""
-        if len(self.rates) == 1:
-            return 0.0
-        low, _, high = statistics.quantiles(self.rates, n=4, method="inclusive")
-        return (high - low) / 2
+Test = tuple[int, int]
+"""Tokens of the prompt, and generated tokens."""
 
 
 def bench(
-    model: Model,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="GGUF files, or hf:owner/repo[:quant].")],
     prompts: Annotated[
-        list[int] | None, typer.Option("--n-prompt", "-p", help="Prompt tokens; repeatable; default: 512.")
+        list[str] | None, typer.Option("--n-prompt", "-p", metavar="N,...", help="Prompt tokens; default: 512.")
     ] = None,
     generations: Annotated[
-        list[int] | None, typer.Option("--n-gen", "-n", help="Generated tokens; repeatable; default: 128.")
+        list[str] | None, typer.Option("--n-gen", "-n", metavar="N,...", help="Generated tokens; default: 128.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt, then generation; repeatable.")
     ] = None,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Repetitions of each test.")] = 5,
     batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Maximum tokens a step.")] = 512,
-    form: Annotated[Form, typer.Option("--output", "-o", help="Output format.")] = Form.markdown,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--output", "-o", help="Output format; default: a table on a terminal, else md.", show_default=False
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Compare with the JSON of an earlier run, or with another MODEL.", show_default=False
+        ),
+    ] = None,
     device: Device = None,
     fp16_weights: Fp16Weights = Switch.auto,
 ) -> None:
     """Measure prefill and decode, as llama-bench does.
 
-    Prints the median of tokens per second, and half the interquartile range.
+    Prints the mean of tokens per second ± the standard deviation.
 
-    -p 0 and -n 0 skip that kind of test.
+    -p and -n take several sizes, separated by commas or by repeating the option; 0 skips that kind of test.
     """
+    tests = _tests(prompts, generations, pairs)
+    earlier = earlier_results(Path(compare)) if compare and compare.endswith((".json", ".jsonl")) else []
+
+    def results(model: str) -> Iterator[Result]:
+        yield from _results(model, tests, repetitions, batch, device, fp16_weights)
+
+    if compare and not earlier:
+        earlier = [result.fields() for result in results(compare)]
+    write((result for model in models for result in results(model)), form, earlier)
+
+
+def _tests(prompts: list[str] | None, generations: list[str] | None, pairs: list[str] | None) -> list[Test]:
+    """Sizes of the tests that the options ask for."""
+    default = ([], []) if pairs else (["512"], ["128"])
+    tests = [(size, 0) for size in _sizes("-p", default[0] if prompts is None else prompts)]
+    tests += [(0, size) for size in _sizes("-n", default[1] if generations is None else generations)]
+    for pair in pairs or []:
+        sizes = _sizes("-pg", [pair])
+        if len(sizes) != 2:
+            raise UsageError(f"-pg is {pair!r}; allowed are two numbers of tokens, as in 512,128")
+        tests.append((sizes[0], sizes[1]))
+    tests = [test for test in tests if any(test)]
+    if not tests:
+        raise UsageError("-p and -n are 0, which leaves nothing to measure; allowed is one of them above 0")
+    return tests
+
+
+def _sizes(option: str, texts: list[str]) -> list[int]:
+    words = [word for text in texts for word in text.split(",")]
+    if wrong := [word for word in words if not word.strip().isdecimal()]:
+        raise UsageError(f"{option} is {wrong[0]!r}; allowed are 0 or more tokens, separated by commas")
+    return [int(word) for word in words]
+
+
+def _results(
+    name: str, tests: list[Test], repetitions: int, batch: int, device: str | None, fp16_weights: Switch
+) -> Iterator[Result]:
+    """Load a model and run its tests."""
     import rocforge as rf
     from rocforge.gguf.hub import resolve
     from rocforge.load import load_model
 
-    tests = [(size, 0) for size in (prompts or [512]) if size] + [(0, size) for size in (generations or [128]) if size]
-    if not tests or any(size < 0 for test in tests for size in test):
-        raise UsageError("-p and -n must be 0 or more tokens, and not all 0")
-    longest = max(map(max, tests))
-    with rf.open_gguf(resolve(model)) as file:
-        about = describe(file, model)
-        loaded = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled)
-    if longest >= loaded.config.context:
-        raise UsageError(f"{longest} tokens need a context of {longest + 1}; the model's is {loaded.config.context}")
-    with Engine(loaded, cache_tokens=longest + 1, max_batch_tokens=batch) as engine:
-        results = list(_measured(engine, tests, repetitions))
-    if form is Form.json:
-        write_json([_fields(about, loaded.device, batch, result) for result in results])
-    else:
-        _write_markdown(about, loaded.device, results)
+    longest = max(map(sum, tests))
+    with rf.open_gguf(resolve(name)) as file:
+        about = describe(file, name)
+        model = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled)
+    if longest >= model.config.context:
+        raise UsageError(f"{longest} tokens need a context of {longest + 1}; the model's is {model.config.context}")
+    described, layers = rf.device_info(model.device), model.config.layers + 1
+    with Engine(model, cache_tokens=longest + 2, max_batch_tokens=batch) as engine:
+        for measurement in _measured(engine, tests, repetitions):
+            yield Result(about, described, threads(), layers, batch, measurement)
 
 
-def _measured(engine: Engine, tests: list[tuple[int, int]], repetitions: int) -> Iterator[Measurement]:
+def _measured(engine: Engine, tests: list[Test], repetitions: int) -> Iterator[Measurement]:
     from tqdm import tqdm
 
     rng = np.random.default_rng()
-    with tqdm(total=len(tests) * (repetitions + 1), desc="measuring", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(tests) * (repetitions + 1), leave=False, disable=not sys.stderr.isatty()) as bar:
         for prompt, generated in tests:
             seconds = []
             for _ in range(repetitions + 1):
-                seconds.append(generation_seconds(engine, rng, prompt or 1, generated or 1))
+                bar.set_description(Measurement(prompt, generated, ()).name)
+                # the step of a prompt gives a token too: that of generation alone counts as none
+                seconds.append(
+                    generation_seconds(engine, rng, prompt or 1, generated + bool(prompt and generated) or 1)
+                )
                 bar.update()
             yield Measurement(prompt, generated, tuple(seconds[1:]))
 
 
-def _fields(about: ModelFile, device: str, batch: int, result: Measurement) -> dict[str, Any]:
-    """A result under llama-bench's names, and the median with its spread."""
-    return {
-        "rocforge_version": __version__,
-        "device": device,
-        "model_filename": about.path,
-        "model_type": f"{about.architecture} {about.quantization}",
-        "model_size": about.size,
-        "model_n_params": about.parameters,
-        "n_batch": batch,
-        "n_prompt": result.prompt,
-        "n_gen": result.generated,
-        "median_ts": result.median,
-        "spread_ts": result.spread,
-        "avg_ts": statistics.fmean(result.rates),
-        "stddev_ts": statistics.stdev(result.rates) if len(result.rates) > 1 else 0.0,
-        "samples_ns": [round(seconds * 1e9) for seconds in result.seconds],
-        "samples_ts": result.rates,
-    }
-
-
-def _write_markdown(about: ModelFile, device: str, results: list[Measurement]) -> None:
-    print("| model | size | params | device | test | t/s |\n| --- | ---: | ---: | --- | ---: | ---: |")
-    for result in results:
-        cells = [f"{about.architecture} {about.quantization}", binary_size(about.size), count(about.parameters), device]
-        print(f"| {' | '.join(cells)} | {result.name} | {result.median:.2f} ± {result.spread:.2f} |")
+def threads() -> int:
+    """How many threads NumPy's products use: as the environment says, else one a processor."""
+    said = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+    return int(said) if said and said.isdecimal() else len(os.sched_getaffinity(0))
 
 
 COMMANDS = [bench]

@@ -14,11 +14,13 @@ from rocforge.cli.options import (
     Context,
     Device,
     Fp16Weights,
+    Lora,
     Model,
     Quiet,
     Switch,
     System,
     Template,
+    adapter_file,
     set_sampling,
     takes_sampling,
 )
@@ -43,6 +45,7 @@ def chat(
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
+    lora: Lora = None,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -53,12 +56,15 @@ def chat(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
 
-    progress = not quiet and sys.stderr.isatty()
+    progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
+    if lora is not None:
+        loaded.adapters.load("lora", *adapter_file(lora))
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:
-        Chat(Conversation(engine, tokenizer, template, system), sampling, quiet).run()
+        conversation = Conversation(engine, tokenizer, template, system, "lora" if lora else None)
+        Chat(conversation, sampling, quiet).run()
 
 
 class Chat:

@@ -20,12 +20,18 @@ class Conversation:
         tokenizer: of its model.
         chat_template: a Jinja template, or None for the model's own.
         system: the system message, or None.
+        lora: the name of the adapter that replies, or None.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, chat_template: str | None = None, system: str | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        system: str | None = None,
+        lora: str | None = None,
     ):
-        self._engine, self._tokenizer, self._template = engine, tokenizer, chat_template
+        self._engine, self._tokenizer, self._template, self._lora = engine, tokenizer, chat_template, lora
         self._system = system
         self._turns: list[dict[str, str]] = []
 
@@ -66,7 +72,7 @@ class Conversation:
         """
         question = {"role": "user", "content": text}
         ids = self._tokenizer.apply_chat_template([*self.messages, question], chat_template=self._template)
-        stream = RequestStream(self._engine, self._tokenizer, ids, SamplingParams(**sampling))
+        stream = RequestStream(self._engine, self._tokenizer, ids, SamplingParams(**sampling, lora=self._lora))
         pieces: list[str] = []
         try:
             while stream.request.status is not Status.FINISHED and not stopped():

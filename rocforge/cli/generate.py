@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, System, Template, takes_sampling
+from rocforge.cli.options import (
+    Context,
+    Device,
+    Fp16Weights,
+    Lora,
+    Model,
+    Quiet,
+    Switch,
+    System,
+    Template,
+    adapter_file,
+    takes_sampling,
+)
 from rocforge.cli.output import console, note, write_text
 
 
@@ -27,6 +39,7 @@ def generate(
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
+    lora: Lora = None,
     quiet: Quiet = False,
     *,
     sampling: dict[str, Any],
@@ -37,8 +50,11 @@ def generate(
     if (system or chat_template) and not chat:
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
-    progress = not quiet and sys.stderr.isatty()
+    progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
+    if lora is not None:
+        loaded.adapters.load("lora", *adapter_file(lora))
+        sampling["lora"] = "lora"
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None

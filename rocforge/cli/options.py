@@ -43,23 +43,50 @@ System = Annotated[str | None, typer.Option(help="System message.", show_default
 Template = Annotated[
     typer.FileText | None, typer.Option("--chat-template", help="Jinja file that replaces the model's chat template.")
 ]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH[=SCALE]", help="A LoRA adapter: a GGUF file, or a folder of PEFT's.", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def adapter_file(text: str) -> tuple[str, float]:
+    """Path and scale of an adapter, from PATH or PATH=SCALE."""
+    path, equals, scale = text.rpartition("=")
+    try:
+        return (path, float(scale)) if equals else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def sampling_options(
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens to generate; default: up to the context.", show_default=False)
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this total probability.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the highest probability.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeated tokens become less likely.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Subtracted once from tokens that occurred; -2 to 2.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Subtracted for each occurrence; -2 to 2.")] = 0.0,
+    ] = SamplingParams.max_tokens,
+    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = SamplingParams.temperature,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")
+    ] = SamplingParams.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens up to this total probability.")
+    ] = SamplingParams.top_p,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this fraction of the highest probability.")
+    ] = SamplingParams.min_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: repeated tokens become less likely.")
+    ] = SamplingParams.repetition_penalty,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted once from tokens that occurred; -2 to 2.")
+    ] = SamplingParams.presence_penalty,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtracted for each occurrence; -2 to 2.")
+    ] = SamplingParams.frequency_penalty,
     seed: Annotated[
         int | None, typer.Option(help="Random seed; the same seed gives the same text.", show_default=False)
-    ] = None,
+    ] = SamplingParams.seed,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
 ) -> dict[str, Any]:
     """The sampling options of a command, checked, as arguments of SamplingParams."""

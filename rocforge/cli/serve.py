@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+from rocforge.cli.errors import UsageError
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template
+from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
 from rocforge.cli.output import note
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
+from rocforge.engine.pacing import INTER_TOKEN_MS
+from rocforge.engine.service import MAX_QUEUE
+
+
+def _by_device(default: Mapping[str, float]) -> str:
+    return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
 def serve(
@@ -28,18 +36,27 @@ def serve(
         ),
     ] = None,
     chat_template: Template = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH[=SCALE]",
+            help="A LoRA adapter, a GGUF file or a folder of PEFT's, for requests that name it; repeatable.",
+        ),
+    ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens a step; default: 2048 on a GPU, 512 on a CPU.")
+        int | None, typer.Option(min=1, help=f"Maximum tokens a step; default: {_by_device(MAX_BATCH_TOKENS)}.")
     ] = None,
     inter_token_ms: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="Target for the time between two tokens while prompts come in; default: 50, on a CPU 20."
+            metavar="MS",
+            help="Target for the time between two tokens while prompts come in; "
+            f"default: {_by_device(INTER_TOKEN_MS)}.",
         ),
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = 256,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = MAX_REQUESTS,
+    max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = MAX_QUEUE,
     processes: Annotated[
         int | None,
         typer.Option(min=0, help="Processes for HTTP; default: by the number of processors. 0: none beside this one."),
@@ -72,6 +89,7 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights.enabled,
+        lora=dict(map(_named_adapter, lora or ())),
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
@@ -81,9 +99,17 @@ def serve(
         restart_engine=restart_engine,
         settings=settings,
         log_level="warning" if quiet else "info",
-        progress=not quiet and sys.stderr.isatty(),
+        progress=False if quiet else None,
         on_ready=lambda url: note(f"ready at {url}"),
     )
+
+
+def _named_adapter(text: str) -> tuple[str, tuple[str, float]]:
+    """Name, and path and scale, from NAME=PATH or NAME=PATH=SCALE."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise UsageError(f"--lora is {text!r}; allowed are NAME=PATH and NAME=PATH=SCALE")
+    return name, adapter_file(file)
 
 
 COMMANDS = [serve]

@@ -52,18 +52,28 @@ def source_text(name: str) -> str:
 
     The compiler then needs no include folder, and the cache of compiled kernels, keyed by text, sees every change.
     """
-    return _with_includes(name, set())
+    return with_includes((source_folder() / name).read_text(), name, set())
 
 
-def _with_includes(name: str, seen: set[str]) -> str:
-    if name in seen:
-        return ""
-    seen.add(name)
+def with_includes(text: str, name: str, seen: set[str]) -> str:
+    """A text with the files of rawkernels/ that it includes in place of its `#include "..."` lines.
+
+    Args:
+        text: a source, or a header.
+        name: what the compiler's messages call it.
+        seen: the files that are in already, which are left out; those that come are added.
+
+    Raises:
+        FileNotFoundError: an included file is not in rawkernels/.
+    """
     lines = [f'#line 1 "{name}"']
-    for number, line in enumerate((source_folder() / name).read_text().splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         include = re.match(r'\s*#include "([^"]+)"', line)
         if include:
-            lines += [_with_includes(include[1], seen), f'#line {number + 1} "{name}"']
+            if include[1] not in seen:
+                seen.add(include[1])
+                lines.append(with_includes((source_folder() / include[1]).read_text(), include[1], seen))
+            lines.append(f'#line {number + 1} "{name}"')
         elif line.strip() != "#pragma once":
             lines.append(line)
     return "\n".join(lines)
@@ -111,7 +121,12 @@ def parameter_names(source: str, kernel: str, count: int) -> list[str]:
 @functools.cache
 def tuned_names(source: str) -> frozenset[str]:
     """The fields of rocforge.device.tuning.Tuning that a source takes, as RF_TUNE_NAME."""
-    return frozenset(name.lower() for name in re.findall(r"\bRF_TUNE_(\w+)", source_text(source)))
+    return tuned_in(source_text(source))
+
+
+def tuned_in(text: str) -> frozenset[str]:
+    """The fields of Tuning that a text takes, as RF_TUNE_NAME."""
+    return frozenset(name.lower() for name in re.findall(r"\bRF_TUNE_(\w+)", text))
 
 
 def macros(source: str, given: dict[str, Any], card: Card, tuned: tuning.Tuning) -> dict[str, Any]:
@@ -131,7 +146,12 @@ def macros(source: str, given: dict[str, Any], card: Card, tuned: tuning.Tuning)
 def with_defines(source: str, defines: dict[str, Any]) -> str:
     """A source's text with macros defined before it, in a fixed order, and assertions of its structs behind it."""
     text = source_text(source)
-    return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + text + assertions(text)
+    return defined(text, defines) + assertions(text)
+
+
+def defined(text: str, defines: Mapping[str, Any]) -> str:
+    """A text with macros defined before it."""
+    return "".join(f"#define {name} {defines[name]}\n" for name in sorted(defines)) + text
 
 
 class _Module:

@@ -78,6 +78,9 @@ class Tuning:
             block multiplies.
         experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
 
+        lora_tokens: the most tokens of a block of a low-rank update, which share its loads of an adapter.
+        lora_tiles: blocks of tokens that there are before one has several.
+
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
         route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
@@ -141,6 +144,9 @@ class Tuning:
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
     experts_unpacked_nbytes: int = 256 << 20
+
+    lora_tokens: int = 8
+    lora_tiles: int = 64
 
     norm_threads: int = 512
     norm_kept: int = 2

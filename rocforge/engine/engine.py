@@ -18,7 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -119,6 +119,13 @@ class Engine:
     Raises:
         ValueError: a number that is not positive.
         DeviceError: the cache does not fit.
+
+    >>> with rf.Engine(model, tokenizer.eog_token_ids) as engine:
+    ...     request = engine.add(tokenizer.encode("import "), rf.SamplingParams(max_tokens=3, temperature=0))
+    ...     while engine.busy:
+    ...         tokens = engine.step()
+    >>> tokenizer.decode(request.output), tokens[0].finish_reason
+    ('atexit', 'length')
     """
 
     def __init__(
@@ -127,7 +134,7 @@ class Engine:
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
         max_batch_tokens: int | None = None,
-        max_requests: int = 256,
+        max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
     ):
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
@@ -170,6 +177,10 @@ class Engine:
             step_sizes = self._runner.sizes if self._runner else []
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
+    def __repr__(self) -> str:
+        size = f"requests={len(self.scheduler)}, limit={self.limit}" if self.cache else "closed"
+        return f"Engine({self.model.config.architecture} on {self.model.device}, {size})"
+
     def __enter__(self) -> Engine:
         return self
 
@@ -177,7 +188,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in flight and drop the cache. A closed engine takes no more requests."""
+        """Cancel what is in flight and drop the cache. A closed engine takes no more requests.
+
+        >>> engine = rf.Engine(model)
+        >>> engine.close()
+        >>> engine
+        Engine(llama on cpu, closed)
+        """
         try:
             self.cancel_all()
         finally:
@@ -218,12 +235,18 @@ class Engine:
         Raises:
             ValueError: as in `check`.
             RuntimeError: the engine is closed.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3], rf.SamplingParams(max_tokens=2))
+        >>> request.status.value, engine
+        ('waiting', Engine(llama on cpu, requests=1, limit=1024))
         """
         self._open_cache()
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
         self.check(prompt, params)
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
-        request = Request(prompt, params, constraint, longest)
+        lora = None if params.lora is None else self.model.adapters.placed(params.lora)
+        request = Request(prompt, params, constraint, longest, lora)
         self.scheduler.add(request)
         return request
 
@@ -236,7 +259,14 @@ class Engine:
         """Whether a request can be served at all; any thread may ask.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary.
+            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary; the
+                adapter is none of the model's.
+
+        >>> try:
+        ...     rf.Engine(model).check([], rf.SamplingParams())
+        ... except ValueError as error:
+        ...     print(error)
+        the prompt is empty
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
@@ -247,14 +277,30 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
+        if params.lora is not None:
+            self.model.adapters.placed(params.lora)
 
     def cancel(self, request: Request) -> None:
-        """End a request now and free its cache blocks; no effect once it has ended."""
+        """End a request now and free its cache blocks; no effect once it has ended.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3])
+        >>> engine.cancel(request)
+        >>> request.status.value, engine.busy
+        ('finished', False)
+        """
         if request.status is not Status.FINISHED:
             self.scheduler.finish(request)
 
     def cancel_all(self) -> None:
-        """End all requests now; required after an exception in `step`, which leaves their state undefined."""
+        """End all requests now; required after an exception in `step`, which leaves their state undefined.
+
+        >>> engine = rf.Engine(model)
+        >>> requests = [engine.add([1, 2, 3]) for _ in range(3)]
+        >>> engine.cancel_all()
+        >>> engine.busy
+        False
+        """
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
         self._pending, self._previous, self._starved = None, None, False
@@ -274,6 +320,8 @@ class Engine:
 
         Args:
             progress: called now and then with what is being done, in words.
+
+        >>> rf.Engine(model).prepare(print)
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
@@ -286,6 +334,11 @@ class Engine:
 
         Raises:
             OutOfMemoryError: the device has too little memory, even after all unused memory has been freed.
+
+        >>> with rf.Engine(model) as engine:
+        ...     requests = [engine.add([5, 6, token], rf.SamplingParams(max_tokens=1)) for token in (7, 8)]
+        ...     len(engine.step())
+        2
         """
         with self._stream:
             step = self._pending or self._launch_first()
@@ -358,8 +411,9 @@ class Engine:
     def _run_on_host(self, chunks: list[ScheduledChunk]) -> HostStep:
         start = time.perf_counter()
         parts = [
-            Chunk(chunk.start, chunk.tokens, chunk.request.state.tables, chunk.needs_logits, chunk.request.state.slot)
+            Chunk(chunk.start, chunk.tokens, state.tables, chunk.needs_logits, state.slot, chunk.request.lora)
             for chunk in chunks
+            for state in (chunk.request.state,)
         ]
         ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
         logits = self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))

@@ -21,10 +21,13 @@ from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.engine.state import NONE, SequenceState
 from rocforge.nn.batch import Batch, Paging
 from rocforge.nn.cache import KVCache
+from rocforge.nn.low_rank import TokenAdapters
 from rocforge.ops.device.strided import blocks
 
 begin_step = Kernel("step.hip", "begin_step")
 
+_NAMES = ("ids", "positions", "query_starts", "lengths", "state_slots", "rows", "adapters", "row_adapters", "slots",
+          "tables")  # fmt: skip
 _DECODE_GRID = [1, 2, 4, 8, 16, 32, 64, *range(96, 256, 32), *range(256, 512, 64), *range(512, 1 << 16, 128)]
 _PROMPT_GRID = [16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, 4096, 256)]
 _PROMPT_GRID += range(4096, 1 << 17, 512)
@@ -63,9 +66,9 @@ class StepShape:
 
     def sizes(self, groups: int, width: int) -> list[int]:
         """Elements of each input, in the order of `StepInputs.views`."""
-        sequences = self.sequences
-        tables = groups * sequences * width
-        return [self.tokens] * 2 + [sequences + 1, sequences, sequences, self.rows, groups * self.tokens, tables]
+        tokens, sequences, rows = self.tokens, self.sequences, self.rows
+        fixed = [tokens, tokens, sequences + 1, sequences, sequences, rows, tokens, rows]
+        return [*fixed, groups * tokens, groups * sequences * width]
 
 
 class StepInputs:
@@ -85,20 +88,22 @@ class StepInputs:
         self._kept = cupy_module().zeros((self._groups, rows, width), np.int32)
 
     def views(self, shape: StepShape) -> list[Any]:
-        """int32 CuPy arrays: ids, positions, query_starts, lengths, state_slots, rows, slots, tables."""
+        """int32 CuPy arrays: ids, positions, query_starts, lengths, state_slots, rows, adapters, row_adapters, slots,
+        tables."""
         ends = [*itertools.accumulate(shape.sizes(self._groups, self._width))]
         return [self._memory[start:end] for start, end in itertools.pairwise([0, *ends])]
 
     def batch(self, shape: StepShape) -> tuple[Any, Batch]:
         """The ids, and the batch, that a step of this shape calls the model with."""
-        ids, positions, query_starts, lengths, state_slots, rows, slots, tables = self.views(shape)
+        ids, positions, query_starts, lengths, state_slots, rows, *adapters, slots, tables = self.views(shape)
         slots = slots.reshape(self._groups, shape.tokens)
         tables = tables.reshape(self._groups, shape.sequences, self._width)
         paging = [Paging(*pair) for pair in zip(slots, tables, strict=True)]
         queries = (1, shape.tokens if shape.mixed else 1)
         wanted = rows if shape.mixed else None
         longest = shape.longest or self._width * self._cache.block_size
-        return ids, Batch(self._cache, positions, query_starts, lengths, queries, longest, paging, state_slots, wanted)
+        sequences = (positions, query_starts, lengths, queries, longest, paging, state_slots)
+        return ids, Batch(self._cache, *sequences, wanted, TokenAdapters(*adapters))
 
     def begin(self, shape: StepShape, chunks: Sequence[ScheduledChunk], staged: Any, last_tokens: Any) -> None:
         """Queue what makes the inputs of an upload of what `stage` gives for the same chunks.
@@ -106,10 +111,9 @@ class StepInputs:
         Args:
             last_tokens: int32 CuPy array (rows,): the last token of the request in each row of the kept tables.
         """
-        names = ("ids", "positions", "query_starts", "lengths", "state_slots", "rows", "slots", "tables")
         threads = tuning.current().elementwise_threads
         grid = blocks(max(shape.tokens, shape.sequences + 1), threads) + self._groups * shape.sequences
-        args = {"staged": staged, "last_tokens": last_tokens, **dict(zip(names, self.views(shape), strict=True))}
+        args = {"staged": staged, "last_tokens": last_tokens, **dict(zip(_NAMES, self.views(shape), strict=True))}
         args |= {"kept": self._kept, "tokens": shape.tokens, "sequences": shape.sequences, "wanted": shape.rows}
         args |= {"groups": self._groups, "width": self._width, "kept_rows": self._kept.shape[1]}
         begin_step((grid,), (threads,), {**args, "block_size": self._cache.block_size})
@@ -129,7 +133,7 @@ class StepInputs:
         ends, total = counts.cumsum(dtype=np.int32), int(counts.sum())
         ids, positions, sequence = np.zeros((3, shape.tokens), np.int32)
         lengths, kept_row = np.zeros((2, sequences), np.int32)
-        state_slots, rows = np.full(sequences, NONE, np.int32), np.zeros(shape.rows, np.int32)
+        (state_slots, adapters), rows = np.full((2, sequences), NONE, np.int32), np.zeros(shape.rows, np.int32)
         query_starts = np.arange(sequences + 1, dtype=np.int32)
         if shape.mixed:  # sequences without requests have no tokens, and the last one those that fill up
             query_starts[1:-1], query_starts[-1], sequence[:] = total, shape.tokens, sequences - 1
@@ -140,9 +144,10 @@ class StepInputs:
         sequence[:total] = np.repeat(np.arange(n), counts)
         query_starts[1 : n + 1], lengths[:n] = ends, starts + counts
         state_slots[:n], kept_row[:n] = [state.slot for state in states], [state.row for state in states]
+        adapters[:n] = [NONE if chunk.request.lora is None else chunk.request.lora.id for chunk in chunks]
         wanted = [chunk.needs_logits for chunk in chunks]
         rows[: sum(wanted)] = ends[np.array(wanted, bool)] - 1
-        parts = (ids, positions, sequence, query_starts, lengths, state_slots, kept_row, rows)
+        parts = (ids, positions, sequence, query_starts, lengths, state_slots, kept_row, adapters, rows)
         return np.concatenate([*parts, *self._staged_tables(states, sequences)])
 
     def _staged_tables(self, states: Sequence[SequenceState], sequences: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rocforge.engine.state import SequenceState
+from rocforge.nn.low_rank import PlacedLoRA
 from rocforge.ops.sampling import SamplingParams
 
 
@@ -44,6 +45,7 @@ class Request:
         params: how its tokens are sampled, and when it ends.
         constraint: what its text must obey, or None.
         max_length: tokens of prompt and output together, at most.
+        lora: the adapter that its tokens have, or None.
         output: token ids so far.
         pending: how many more are sampled by steps that are queued, whose tokens the host has not read.
         status: where it is.
@@ -56,6 +58,7 @@ class Request:
     params: SamplingParams
     constraint: Constraint | None = None
     max_length: int = sys.maxsize
+    lora: PlacedLoRA | None = None
     output: list[int] = field(default_factory=list)
     pending: int = 0
     status: Status = Status.WAITING

@@ -216,7 +216,8 @@ class Scheduler:
         digests, size = request.state.digests, self.state.block_size
         if blocks > len(digests):
             tokens = request.tokens(len(digests) * size, blocks * size)
-            digests += block_digests(tokens, size, digests[-1] if digests else b"")
+            adapter = b"" if request.lora is None else request.lora.key
+            digests += block_digests(tokens, size, digests[-1] if digests else adapter)
 
     def _release(self, request: Request) -> None:
         self.state.release(request.state)

@@ -192,9 +192,12 @@ class _Plan:
     def run(self, graphs: bool) -> Any:
         """Queue the pass, and return its logits. The first is run kernel by kernel, which compiles them; the second is
         captured. So is the first, and the second, after a module of the model has been replaced, observed or edited, or
-        what an edit computes with. Where an edit must be called at each step, each runs kernel by kernel.
+        what an edit computes with, or what adapters update. Where an edit must be called at each step, each runs kernel
+        by kernel.
         """
         reach = self._model.reach()
+        if reach is not None:
+            reach.append(self._model.fused)
         if not same_reach(self._reach, reach):
             self._reach, self._warm, self._graph, self._attempts = reach, False, None, ATTEMPTS
         with self._recorder.memory():

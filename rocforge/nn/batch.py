@@ -12,6 +12,7 @@ import numpy as np
 
 from rocforge.device.libraries import cupy_module
 from rocforge.nn.cache import KVCache, PagedGroup, RecurrentGroup
+from rocforge.nn.low_rank import PlacedLoRA, TokenAdapters
 from rocforge.nn.state import blocks_for
 from rocforge.ops.rope import RopeFrequencies, Rotation
 from rocforge.ops.state import PagedLayer, RecurrentLayer, Span
@@ -28,6 +29,10 @@ class Chunk:
             block that a group's window has left behind may be -1.
         wants_logits: whether logits of the last token are wanted.
         slot: of the sequence's recurrent state.
+        lora: the adapter that the tokens have, from `model.adapters.placed(name)`; None for none.
+
+    >>> rf.Chunk(start=64, count=1, table=[0, 1, 2]).length
+    65
     """
 
     start: int
@@ -35,6 +40,7 @@ class Chunk:
     table: Sequence[int] | Sequence[Sequence[int]]
     wants_logits: bool = True
     slot: int = 0
+    lora: PlacedLoRA | None = None
 
     @property
     def length(self) -> int:
@@ -42,7 +48,11 @@ class Chunk:
         return self.start + self.count
 
     def table_of(self, group: int) -> Sequence[int]:
-        """The blocks of that paged group."""
+        """The blocks of that paged group.
+
+        >>> rf.Chunk(0, 40, table=[[0, 1], [7, 8]]).table_of(1)
+        [7, 8]
+        """
         table: Sequence[Any] = self.table
         return table if len(table) and isinstance(table[0], Integral) else table[group]
 
@@ -69,9 +79,16 @@ class Batch:
         paging: for each paged group of the cache.
         state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
+        adapters: which adapters the tokens have; None: none of them has one.
 
     With a cache on a device, all other arrays are there. A launch reads them when it runs, so a captured one
     can be replayed after their contents have changed.
+
+    >>> batch = rf.Batch.of(model.new_cache(4), [rf.Chunk(0, 3, [0]), rf.Chunk(0, 2, [1])])
+    >>> batch.positions, batch.query_starts
+    (array([0, 1, 2, 0, 1], dtype=int32), array([0, 3, 5], dtype=int32))
+    >>> model([5, 6, 7, 5, 6], batch).shape
+    (2, 4096)
     """
 
     cache: KVCache
@@ -83,6 +100,7 @@ class Batch:
     paging: list[Paging]
     state_slots: Any
     logits_rows: Any = None
+    adapters: TokenAdapters | None = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -97,6 +115,14 @@ class Batch:
         Raises:
             ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
                 cache's, or recurrent state of two sequences in one slot.
+
+        >>> cache = model.new_cache(blocks=4)
+        >>> tokens = tokenizer.encode("import numpy as")
+        >>> logits = model(tokens, rf.Batch.of(cache, [rf.Chunk(0, len(tokens), [0])]))
+        >>> next_token = int(logits[-1].argmax())
+        >>> logits = model([next_token], rf.Batch.of(cache, [rf.Chunk(len(tokens), 1, [0])]))
+        >>> tokenizer.to_str_tokens([next_token])
+        [' np']
         """
         if not chunks:
             raise ValueError("Batch.of: chunks are empty; allowed is at least one")
@@ -105,7 +131,7 @@ class Batch:
                 raise ValueError(f"Batch.of: {chunk.count} tokens from {chunk.start}; allowed are 1 or more from 0 on")
         counts = [chunk.count for chunk in chunks]
         starts = np.cumsum([0, *counts], dtype=np.int32)
-        wanted = [chunk.wants_logits for chunk in chunks]
+        rows = None if all_logits else starts[1:][[chunk.wants_logits for chunk in chunks]] - 1
         batch = cls(
             cache,
             np.concatenate([np.arange(chunk.start, chunk.length, dtype=np.int32) for chunk in chunks]),
@@ -115,7 +141,8 @@ class Batch:
             max(chunk.length for chunk in chunks),
             [_paging(group, chunks, index, cache.device) for index, group in enumerate(cache.paged)],
             _state_slots(cache, chunks),
-            None if all_logits else starts[1:][wanted] - 1,
+            rows,
+            _adapters(chunks, rows),
         )
         if cache.device != "cpu":
             batch._move_to_device()
@@ -131,6 +158,8 @@ class Batch:
         views = [joined[end - part.size : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
         for name, view in zip(names, views, strict=False):
             setattr(self, name, view)
+        if self.adapters is not None:
+            self.adapters = TokenAdapters(*map(cupy_module().asarray, (self.adapters.tokens, self.adapters.rows)))
         rest = views[len(names) :]
         self.paging = [Paging(*pair) for pair in zip(rest[::2], rest[1::2], strict=True)]
 
@@ -142,6 +171,10 @@ class Batch:
 
         Raises:
             KeyError: the cache was made without that layer.
+
+        >>> batch = rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])])
+        >>> batch.state_of(model.blk[0].attn).keys.shape
+        (32, 2, 64)
         """
         group, index = self.cache.group_of(layer)
         if isinstance(group, RecurrentGroup):
@@ -162,7 +195,12 @@ class Batch:
         )
 
     def rotation(self, frequencies: RopeFrequencies) -> Rotation:
-        """The angles of the positions, computed once for all layers that share the frequencies."""
+        """The angles of the positions, computed once for all layers that share the frequencies.
+
+        >>> batch = rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])])
+        >>> batch.rotation(model.blk[0].attn.rope).cos.shape
+        (3, 32)
+        """
         key = id(frequencies)
         if key not in self._rotations:
             self._rotations[key] = Rotation(*frequencies.cos_sin(self.positions), frequencies.neox)
@@ -206,6 +244,14 @@ def _slots(group: PagedGroup, table: Sequence[int], start: int, stop: int) -> sl
 def _as_array(slots: slice | np.ndarray) -> np.ndarray:
     array = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
     return array.astype(np.int32)
+
+
+def _adapters(chunks: Sequence[Chunk], rows: np.ndarray | None) -> TokenAdapters | None:
+    if all(chunk.lora is None for chunk in chunks):
+        return None
+    ids = [-1 if chunk.lora is None else chunk.lora.id for chunk in chunks]
+    tokens = np.repeat(np.array(ids, np.int32), [chunk.count for chunk in chunks])
+    return TokenAdapters(tokens, tokens if rows is None else tokens[rows])
 
 
 def _state_slots(cache: KVCache, chunks: Sequence[Chunk]) -> np.ndarray:

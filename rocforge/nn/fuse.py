@@ -3,7 +3,8 @@
 Models are written as plain modules. `fuse` turns their blocks into steps, each of which carries the residual stream
 past attention or feed-forward. A step takes modules together that are plain, which is to say of the very class that
 rocforge defines, not edited, and not observed where fusing would leave no output to see. All others are called.
-What a kernel can begin of the next step, its norm, comes along with the stream.
+What a kernel can begin of the next step, its norm, comes along with the stream. What adapters update is multiplied
+with the rest, and added to; it takes its x as an array.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block
 from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
@@ -45,8 +47,8 @@ class FusedNorm:
         return rms_norm_for(self.weights, stream.x, self.norm.weight, self.norm.eps)
 
 
-def _fused_norm(norm: Module | None, layers: Sequence[Module]) -> FusedNorm | None:
-    plain = [layer for layer in layers if is_plain(layer, Linear)]
+def _fused_norm(norm: Module | None, layers: Sequence[Module], tables: Tables) -> FusedNorm | None:
+    plain = [layer for layer in layers if is_plain(layer, Linear) and layer not in tables]
     return FusedNorm(norm, plain) if is_hidden(norm, RMSNorm) and len(plain) == len(layers) else None
 
 
@@ -106,17 +108,21 @@ class _CalledBlock:
 class _Projected(_Step):
     """A mixer that begins with products of one x, and ends with a product."""
 
-    def __init__(self, mixer: Any, pre: Module | None, post: Module | None, last: Module):
+    def __init__(self, mixer: Any, pre: Module | None, post: Module | None, last: Module, tables: Tables):
         super().__init__(mixer, pre, post)
         self.layers, self.last = mixer.projections, last
-        self.norm_in = _fused_norm(pre, self.layers)
+        self.norm_in = _fused_norm(pre, self.layers, tables)
         self.adds = post is None and is_hidden(last, Linear) and not mixer.observers
-        self.last_weight = last.weight if is_plain(last, Linear) else None
+        self.adapted, self.last_adapted = any(layer in tables for layer in self.layers), last in tables
+        self.last_weight = last.weight if is_plain(last, Linear) and not self.last_adapted else None
 
     def project(self, x: Any) -> list[Any]:
         """What each projection gives for x; the plain ones in one launch where it can be."""
         plain = [layer for layer in self.layers if is_plain(layer, Linear)]
-        ys = iter(linears(x, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else ())
+        products = linears(x, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else []
+        if self.adapted:
+            add_updates(plain, products, x)
+        ys = iter(products)
         return [layer.observed(next(ys)) if is_plain(layer, Linear) else layer(x) for layer in self.layers]
 
     def finish(self, x: Any, y: Any, following: FusedNorm | None) -> Stream:
@@ -124,8 +130,10 @@ class _Projected(_Step):
         if not self.adds:
             return self.leave(x, self.mixer.observed(self.last(y)))
         weight, bias = self.last.weight, self.last.bias
-        if following is None:
-            return Stream(linear(y, weight, bias, x))
+        if following is None or self.last_adapted:
+            total = linear(y, weight, bias, x)
+            add_updates([self.last], [total], y)
+            return Stream(total)
         norm = following.norm
         return Stream(*linear_then_norm(y, weight, bias, x, norm.weight, norm.eps, following.weights))
 
@@ -133,8 +141,8 @@ class _Projected(_Step):
 class _Attention(_Projected):
     """Norms of the heads, rope, storing and attention are one op, that writes what the output product takes."""
 
-    def __init__(self, mixer: Attention, pre: Module | None, post: Module | None):
-        super().__init__(mixer, pre, post, mixer.attn_output)
+    def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post, mixer.attn_output, tables)
         norms = mixer.attn_q_norm, mixer.attn_k_norm
         self.fuses_norms = mixer.norms == "head" and all(is_hidden(norm, RMSNorm) for norm in norms)
         self.calls_norms = mixer.norms is not None and not self.fuses_norms
@@ -157,9 +165,9 @@ class _Attention(_Projected):
 class _MLP(_Projected):
     """Gate, up and activation are one op, that writes what the last product takes."""
 
-    def __init__(self, mixer: Any, pre: Module | None, post: Module | None):
-        super().__init__(mixer, pre, post, mixer.ffn_down)
-        gated = type(mixer) is MLP and len(self.layers) == 2
+    def __init__(self, mixer: Any, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post, mixer.ffn_down, tables)
+        gated = type(mixer) is MLP and len(self.layers) == 2 and not self.adapted
         self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -189,16 +197,22 @@ class _MoE(_Step):
         return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
 
 
-def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool) -> _Step:
+def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
     if is_plain(mixer, Attention):
-        return _Attention(mixer, pre, post)
+        return _Attention(mixer, pre, post, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
-        return _MLP(mixer, pre, post)
+        return _MLP(mixer, pre, post, tables)
     if is_plain(mixer, MoE) and all(
         is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
     ):
         return _MoE(mixer, pre, post)
     return _Called(mixer, pre, post, stateful)
+
+
+def _rows_of(stream: Stream, rows: Any) -> Stream:
+    """Those rows alone, of which logits are wanted."""
+    wanted_rows_alone()
+    return Stream(embedding(rows, stream.x))
 
 
 class Fused:
@@ -207,19 +221,21 @@ class Fused:
     Args:
         blocks: the model's.
         norm, output: of the model.
+        tables: of what adapters update.
 
     Attributes:
+        tables: as given.
         frequencies: the rotary embeddings of the attention layers, each once.
         shows_patterns: whether somebody looks at attention patterns, or changes one.
     """
 
-    def __init__(self, blocks: Sequence[Module], norm: Module, output: Module):
-        self.norm, self.norm_in = norm, _fused_norm(norm, [output])
+    def __init__(self, blocks: Sequence[Module], norm: Module, output: Module, tables: Tables):
+        self.norm, self.tables, self.norm_in = norm, tables, _fused_norm(norm, [output], tables)
         self._steps: list[Any] = []
         self._seen: dict[int, Module] = {}  # steps after which an observed block's output is there
         for block in blocks:
             if is_plain(block, Block) and not block.parallel:
-                self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0) for i in (0, 1)]
+                self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))
@@ -240,11 +256,11 @@ class Fused:
         early = rows is not None and not isinstance(self._steps[last], _CalledBlock)
         for i, (step, following) in enumerate(zip(self._steps, self._following, strict=True)):
             if early and i == last:
-                stream = Stream(embedding(rows, stream.x))
+                stream = _rows_of(stream, rows)
             stream = step(stream, batch, None if early and i == last - 1 else following)
             if (block := self._seen.get(i)) is not None and block.observers:
                 block.observed(stream.x)
-        return stream if rows is None or early else Stream(embedding(rows, stream.x))
+        return stream if rows is None or early else _rows_of(stream, rows)
 
     def leave(self, stream: Stream, plain: bool = False) -> Any:
         """The stream normalized: as the output takes it, or as an array (rows, dim)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module, Parameter
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
@@ -21,7 +22,9 @@ class Linear(Module):
         self.bias = Parameter(rows, optional=bias == "optional") if bias else None
 
     def forward(self, x: Any) -> Any:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        add_updates([self], [y], x)
+        return y
 
 
 class Embedding(Module):
@@ -31,7 +34,9 @@ class Embedding(Module):
         self.weight = Parameter(vocabulary, dim)
 
     def forward(self, ids: Any) -> Any:
-        return embedding(ids, self.weight)
+        y = embedding(ids, self.weight)
+        add_updates([self], [y], ids)
+        return y
 
 
 class RMSNorm(Module):

@@ -12,6 +12,7 @@ import numpy as np
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
+from rocforge.nn.outline import as_html, as_text, outline
 from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
 from rocforge.quant import QuantizedArray
 
@@ -53,6 +54,11 @@ class Module:
     Attributes:
         edits: called with each output and the arguments that gave it; each returns the output to go on with.
         observers: called with each output, as the edits leave it.
+
+    >>> model.blk[0].attn_q
+    Linear(weight 512 x 512 Q8_0)
+    >>> model.blk[0].attn_q(np.ones((3, 512), np.float32)).shape
+    (3, 512)
     """
 
     inline = False
@@ -79,6 +85,10 @@ class Module:
 
         The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs. An
         engine's decode steps have rows for a power of two of requests; those behind its requests mean nothing.
+
+        >>> with model.blk[1].observe(lambda y: print(y.shape)):
+        ...     logits = model([1, 2, 3])
+        (3, 512)
         """
         self.observers = (*self.observers, observer)
         try:
@@ -102,6 +112,11 @@ class Module:
         Raises:
             ValueError: a pattern matches no module. Where the model runs: a result is misshapen.
             TypeError: a change is of none of these kinds. Where the model runs: a result is none of the device's.
+
+        >>> with model.edit({"blk.*.ffn_down": 0}):
+        ...     ablated = model([1, 2, 3])
+        >>> bool((ablated == model([1, 2, 3])).all())
+        False
         """
         modules, device = dict(self.named_modules()), device_of(self)
         made = [
@@ -155,7 +170,12 @@ class Module:
             for child in self._inline_children():
                 with contextlib.suppress(AttributeError):
                     return getattr(child, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        """Its own attributes, and those of inline children, which count as its own."""
+        inline = (name for child in self._inline_children() for name in dir(child) if not name.startswith("_"))
+        return sorted({*super().__dir__(), *inline})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -182,7 +202,11 @@ class Module:
         return None
 
     def named_children(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of each direct child; list items are children named by their index."""
+        """(path, module) of each direct child; list items are children named by their index.
+
+        >>> [path for path, _ in model.named_children()]
+        ['token_embd', 'blk.0', 'blk.1', 'blk.2', 'blk.3', 'output_norm', 'output']
+        """
         for name, value in vars(self).items():
             if name.startswith("_"):
                 continue
@@ -194,13 +218,21 @@ class Module:
                         yield f"{prefix}{name}.{index}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of every module below this one, parents first."""
+        """(path, module) of every module below this one, parents first.
+
+        >>> [path for path, _ in model.blk[0].named_modules() if path.startswith("attn_")]
+        ['attn_norm', 'attn_q', 'attn_k', 'attn_v', 'attn_pattern', 'attn_heads', 'attn_output']
+        """
         for path, child in self.named_children(prefix):
             yield path, child
             yield from child.named_modules(prefix if child.inline else path + ".")
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded."""
+        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded.
+
+        >>> {path: array.shape for path, array in model.named_parameters() if path.startswith("blk.0.ffn_n")}
+        {'blk.0.ffn_norm.weight': (512,)}
+        """
         for name, value in vars(self).items():
             if hasattr(value, "shape") and not name.startswith("_"):
                 yield prefix + name, value
@@ -254,6 +286,11 @@ class Module:
 
         Raises:
             ValueError: a pattern matches no module.
+
+        >>> with model.capture("blk.*.ffn_down") as seen:
+        ...     logits = model([1, 2, 3])
+        >>> {path: output.shape for path, output in seen.items()}
+        {'blk.0.ffn_down': (3, 512), 'blk.1.ffn_down': (3, 512), 'blk.2.ffn_down': (3, 512), 'blk.3.ffn_down': (3, 512)}
         """
         modules = dict(self.named_modules())
         seen: dict[str, Any] = {}
@@ -269,23 +306,10 @@ class Module:
         return f"{type(self).__name__}({', '.join(arrays)})"
 
     def __repr__(self) -> str:
-        return "\n".join([self.describe(), *self._tree_lines("  ")])
+        return as_text(self.describe(), outline(self.named_children()))
 
-    def _tree_lines(self, indent: str) -> list[str]:
-        """A line a child; equal neighbours in a list share one."""
-        lines: list[str] = []
-        previous, start = None, 0
-        for path, child in self.named_children():
-            below = child._tree_lines(indent if child.inline else indent + "  ")
-            head = [] if child.inline else [f"{indent}{path}: {child.describe()}"]
-            shape = (path.rpartition(".")[0], child.describe(), below)
-            if "." in path and shape == previous:
-                first = lines[start].split(":", 1)
-                lines[start] = f"{first[0].split('-')[0]}-{path.rpartition('.')[2]}:{first[1]}"
-                continue
-            previous, start = shape, len(lines)
-            lines += head + below
-        return lines
+    def _repr_html_(self) -> str:
+        return as_html(self.describe(), outline(self.named_children()))
 
 
 Kind = TypeVar("Kind", bound=Module)

@@ -79,28 +79,30 @@ def _acts_on_arrays(value: Any, found: list[Any]) -> bool:
     if any(value is other for other in found):
         return True
     found.append(value)
-    if isinstance(value, FunctionType) and not value.__module__.startswith("rocforge.ops"):
-        return value in _BUILTINS or _code_acts_on_arrays(value, found)
     if isinstance(value, functools.partial):
         parts = [value.func, *value.args, *value.keywords.values()]
         return all(_acts_on_arrays(part, found) for part in parts)
+    if isinstance(value, FunctionType) and not _is_known(value):
+        return _code_acts_on_arrays(value, found)
     return _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is a number, an array on a device, or a function that is known to launch on arrays."""
-    if value is None or isinstance(value, (Number, str, slice, FunctionType)):
+    if value is None or isinstance(value, (Number, str, slice)):
         return True
-    if isinstance(value, QuantizedArray) or hasattr(value, "__array_interface__"):
+    if isinstance(value, QuantizedArray) or hasattr(value, "__array_interface__") or get_array_module(value) is not np:
         return get_array_module(value) is not np
-    if get_array_module(value) is not np:
+    return issubclass(value, np.generic) if isinstance(value, type) else _is_known(value)
+
+
+def _is_known(function: Any) -> bool:
+    """Whether it is an op of rocforge, or a function of NumPy's or CuPy's, or one of Python's, that is listed here."""
+    if isinstance(function, FunctionType) and function.__module__.startswith("rocforge.ops"):
         return True
-    if isinstance(value, type):
-        return issubclass(value, np.generic)
-    name = getattr(value, "__name__", None)
-    return any(value is known for known in _BUILTINS) or (
-        name in ARRAY_NAMES and any(getattr(module, name, None) is value for module in _array_modules())
-    )
+    name = str(getattr(function, "__name__", None)).removeprefix("cupy_")  # which CuPy's ufuncs have
+    listed = name in ARRAY_NAMES and any(getattr(module, name, None) is function for module in _array_modules())
+    return listed or any(function is known for known in _BUILTINS)
 
 
 def _array_modules() -> Iterator[ModuleType]:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
+from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
+from rocforge.nn.low_rank import adapted
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 from rocforge.nn.save import Source, save
@@ -39,6 +41,9 @@ class Transformer(Module):
         softcap: cap on the logits, or None.
         architectures: values of general.architecture that a class reads.
         defaults: values of the architecture's metadata keys that old files lack.
+
+    >>> model(tokenizer.encode("import os")).shape
+    (3, 4096)
     """
 
     architectures: tuple[str, ...] = ()
@@ -47,6 +52,7 @@ class Transformer(Module):
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
+        self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
@@ -71,22 +77,29 @@ class Transformer(Module):
 
     @property
     def fused(self) -> Fused:
-        """The blocks as they are run: another object once the tree has changed, and the same until then."""
-        snapshot = self.snapshot()
-        if self._fused is None or self._fused[0] is not snapshot:
-            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output)
+        """The blocks as they are run: another object once the tree, or what adapters update of it, has changed, and the
+        same until then."""
+        snapshot, tables = self.snapshot(), self._adapters.tables
+        if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
+            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output, tables)
         return self._fused[1]
 
-    def __call__(self, tokens: Any, batch: Batch | None = None) -> Any:
-        with on_device(self.device):
-            return super().__call__(tokens, batch)
+    @property
+    def adapters(self) -> Adapters:
+        """The LoRA adapters, by name: `model.adapters.load("pirate", path)`."""
+        return Adapters(self, self.device, self.config.architecture, self._adapters)
 
-    def forward(self, tokens: Any, batch: Batch | None = None) -> Any:
+    def __call__(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
+        with on_device(self.device):
+            return super().__call__(tokens, batch, lora=lora)
+
+    def forward(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
         """Logits of the tokens of a batch. Of the last layer's feed-forward there are only the rows they come from.
 
         Args:
             tokens: integers, shape (tokens,), of any number of sequences one after another.
             batch: says which token is whose; None: one sequence from its start, all logits wanted.
+            lora: without a batch, the name of the adapter that the sequence has. A batch's chunks say theirs.
 
         Returns:
             float32, shape (rows whose logits are wanted, vocabulary).
@@ -94,44 +107,58 @@ class Transformer(Module):
         Raises:
             IndexError: a token id is not in the vocabulary. Tokens on a device are not looked at, which would wait for
                 it: such an id reads memory that is not the embedding's.
-            ValueError: tokens is not one-dimensional, empty, or not of the batch's length.
+            ValueError: tokens is not one-dimensional, empty, or not of the batch's length; there is no such adapter.
             TypeError: tokens are no integers.
         """
-        logits = self.output(self.fused.leave(self._stream(tokens, batch)))
+        fused, batch = self.fused, self._batch_of(tokens, batch, lora)
+        with adapted(fused.tables, batch.adapters):
+            logits = self.output(fused.leave(self._stream(tokens, batch, fused)))
         return softcap(logits, self.softcap) if self.softcap else logits
 
-    def hidden(self, tokens: Any, batch: Batch | None = None) -> Any:
+    def hidden(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
         """The last hidden states: what the output takes, normalized; as embeddings of texts are made of.
 
         Args:
-            tokens, batch: as in a call.
+            tokens, batch, lora: as in a call.
 
         Returns:
             float32, shape (rows whose logits are wanted, dim).
+
+        >>> model.hidden(tokenizer.encode("import os")).shape
+        (3, 512)
         """
         with on_device(self.device):
-            return self.fused.leave(self._stream(tokens, batch), plain=True)
+            fused, batch = self.fused, self._batch_of(tokens, batch, lora)
+            with adapted(fused.tables, batch.adapters):
+                return fused.leave(self._stream(tokens, batch, fused), plain=True)
 
-    def _stream(self, tokens: Any, batch: Batch | None) -> Stream:
+    def _batch_of(self, tokens: Any, batch: Batch | None, lora: str | None) -> Batch:
+        """The batch, or that of one new sequence; it fits the tokens."""
+        shape = np.shape(tokens) if get_array_module(tokens) is np else tokens.shape
+        if len(shape) != 1 or not shape[0]:
+            raise ValueError(f"tokens of shape {shape}; allowed is one axis with at least one token")
+        if batch is None:
+            return self.trivial_batch(shape[0], lora)
+        if lora is not None:
+            raise ValueError(f"lora is {lora!r} beside a batch; allowed is None: chunks of a batch say their adapters")
+        if shape[0] != len(batch.positions):
+            raise ValueError(f"tokens of shape {shape} do not fit a batch of {len(batch.positions)} tokens")
+        return batch
+
+    def _stream(self, tokens: Any, batch: Batch, fused: Fused) -> Stream:
         """The residual stream past all blocks, of the rows that are wanted."""
         if get_array_module(tokens) is np:
             tokens = np.asarray(tokens)
-        if tokens.ndim != 1 or not len(tokens):
-            raise ValueError(f"tokens of shape {tokens.shape}; allowed is one axis with at least one token")
         check_integers("model", "tokens", tokens)
-        if batch is None:
-            batch = self.trivial_batch(len(tokens))
-        if len(tokens) != len(batch.positions):
-            raise ValueError(f"tokens of shape {tokens.shape} do not fit a batch of {len(batch.positions)} tokens")
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
-        for frequencies in self.fused.frequencies:
+        for frequencies in fused.frequencies:
             batch.rotation(frequencies)
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
-        return self.fused(x, batch, None if every else rows)
+        return fused(x, batch, None if every else rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a GGUF file of the weights as they are now, and of the metadata, the tokenizer's among it.
@@ -154,10 +181,19 @@ class Transformer(Module):
         save(self, path)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:
-        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache."""
+        """A cache for what this model's layers declare, on its device; blocks, block_size and slots as in KVCache.
+
+        >>> model.new_cache(blocks=2).paged[0].keys.shape
+        (4, 2, 32, 2, 64)
+        """
         return KVCache(states_of(self), blocks, block_size, slots, self.device)
 
-    def trivial_batch(self, tokens: int) -> Batch:
-        """The batch of one new sequence, with a cache of its own and all logits wanted."""
-        blocks = blocks_for(tokens)
-        return Batch.of(self.new_cache(blocks), [Chunk(0, tokens, range(blocks))], all_logits=True)
+    def trivial_batch(self, tokens: int, lora: str | None = None) -> Batch:
+        """The batch of one new sequence, with a cache of its own, all logits wanted, and the adapter of that name.
+
+        >>> model.trivial_batch(3).positions
+        array([0, 1, 2], dtype=int32)
+        """
+        blocks, placed = blocks_for(tokens), None if lora is None else self.adapters.placed(lora)
+        chunk = Chunk(0, tokens, range(blocks), lora=placed)
+        return Batch.of(self.new_cache(blocks), [chunk], all_logits=True)

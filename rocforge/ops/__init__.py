@@ -3,4 +3,6 @@
 Importing the package gives QuantizedArray its operators.
 """
 
+from rocforge.ops import indexing as indexing
+from rocforge.ops import protocols as protocols
 from rocforge.ops import quantized as quantized

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.arguments import module_of
+from rocforge.ops.arguments import check_out, operands
 from rocforge.ops.device import activation as device
 from rocforge.ops.device.activation import ALPHA, LIMIT
 from rocforge.ops.device.strided import float32
 from rocforge.ops.types import Array, HostArray
 
 
-def _module_of_pair(name: str, gate: Array, up: Array) -> ModuleType:
-    module = module_of(name, gate=gate, up=up)
+def _pair(name: str, gate: Array, up: Array) -> tuple[Any, Array, Array]:
+    """The module that computes on them, gate and up, of one shape."""
+    module, gate, up = operands(name, gate=gate, up=up)
     if gate.shape != up.shape:
         raise ValueError(f"{name}: gate and up have different shapes, {gate.shape} and {up.shape}")
-    return module
+    return module, gate, up
 
 
 def _sigmoid(x: HostArray) -> HostArray:
@@ -26,8 +27,13 @@ def _sigmoid(x: HostArray) -> HostArray:
 
 
 def silu(x: Array) -> Array:
-    """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415."""
-    if module_of("silu", x=x) is not np:
+    """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
+
+    >>> rf.silu(np.array([-1, 0, 1], np.float32))
+    array([-0.2689414,  0.       ,  0.7310586], dtype=float32)
+    """
+    module, x = operands("silu", x=x)
+    if module is not np:
         return device.elementwise("silu", x)
     x = x.astype(np.float32, copy=False)
     return x * _sigmoid(x)
@@ -37,8 +43,12 @@ def gelu(x: Array) -> Array:
     """The Gaussian error linear unit in its tanh form, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))`.
 
     float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
+
+    >>> rf.gelu(np.array([-1, 0, 1], np.float32))
+    array([-0.158808,  0.      ,  0.841192], dtype=float32)
     """
-    if module_of("gelu", x=x) is not np:
+    module, x = operands("gelu", x=x)
+    if module is not np:
         return device.elementwise("gelu", x)
     x = x.astype(np.float32, copy=False)
     inner = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
@@ -46,25 +56,42 @@ def gelu(x: Array) -> Array:
 
 
 def swiglu(gate: Array, up: Array) -> Array:
-    """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
-    if _module_of_pair("swiglu", gate, up) is not np:
+    """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.swiglu(gate, up)
+    array([[1.4621172, 1.4621172, 1.4621172]], dtype=float32)
+    """
+    module, gate, up = _pair("swiglu", gate, up)
+    if module is not np:
         return device.gated_unit("swiglu", gate, up)
-    return silu(gate) * up
+    return silu(gate) * up.astype(np.float32, copy=False)
 
 
 def geglu(gate: Array, up: Array) -> Array:
-    """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
-    if _module_of_pair("geglu", gate, up) is not np:
+    """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.geglu(gate, up)
+    array([[1.682384, 1.682384, 1.682384]], dtype=float32)
+    """
+    module, gate, up = _pair("geglu", gate, up)
+    if module is not np:
         return device.gated_unit("geglu", gate, up)
-    return gelu(gate) * up
+    return gelu(gate) * up.astype(np.float32, copy=False)
 
 
 def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMIT) -> Array:
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 
     Source: the reference implementation of gpt-oss, https://github.com/openai/gpt-oss.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.swiglu_oai(gate, up)
+    array([[2.5373874, 2.5373874, 2.5373874]], dtype=float32)
     """
-    if _module_of_pair("swiglu_oai", gate, up) is not np:
+    module, gate, up = _pair("swiglu_oai", gate, up)
+    if module is not np:
         return device.gated_unit("swiglu_oai", gate, up, alpha, limit)
     gate = np.minimum(gate.astype(np.float32, copy=False), np.float32(limit))
     up = np.clip(up.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
@@ -72,8 +99,15 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x."""
-    if module_of("softmax", x=x) is not np:
+    """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
+
+    >>> rf.softmax(np.array([[1, 2, 3]], np.float32))
+    array([[0.09003057, 0.24472846, 0.66524094]], dtype=float32)
+    """
+    module, x = operands("softmax", x=x)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"softmax: axis is {axis}, and x of shape {x.shape} has {x.ndim} axes")
+    if module is not np:
         return device.softmax(x, axis)
     x = x.astype(np.float32, copy=False)
     e = np.exp(x - x.max(axis=axis, keepdims=True))
@@ -82,32 +116,48 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 def softcap(x: Array, cap: float) -> Array:
-    """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
-    if module_of("softcap", x=x) is not np:
+    """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118.
+
+    >>> rf.softcap(np.array([1, 1000], np.float32), 30.0)
+    array([ 0.9996298, 30.       ], dtype=float32)
+    """
+    module, x = operands("softcap", x=x)
+    if module is not np:
         return device.elementwise("softcap", x, cap)
     return np.float32(cap) * np.tanh(x.astype(np.float32, copy=False) / np.float32(cap))
 
 
 def add(x: Array, y: Array, out: Array = None) -> Array:
-    """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y)."""
+    """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y).
+
+    >>> rf.add(np.array([1, 2], np.float32), np.array([3, 4], np.float32))
+    array([4., 6.], dtype=float32)
+    """
     if _plain_floats(x, y, out):
         return device.elementwise("add", x, y, out=out)
-    module_of("add", **{name: a for name, a in (("x", x), ("y", y), ("out", out)) if hasattr(a, "shape")})
+    check_out("add", out)
+    _, x, y, out = operands("add", x=x, y=y, out=out)
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
 
 
 def sigmoid_gate(x: Array, gate: Array) -> Array:
     """`x * sigmoid(gate)` in float32; both of one shape."""
-    if _module_of_pair("sigmoid_gate", gate, x) is not np:
+    module, gate, x = _pair("sigmoid_gate", gate, x)
+    if module is not np:
         return device.elementwise("sigmoid_gate", x, float32(gate))
     return x * _sigmoid(gate.astype(np.float32, copy=False))
 
 
 def scale(x: Array, factor: float, out: Array = None) -> Array:
-    """`x * factor` in float32; into `out` where given (which may be x)."""
+    """`x * factor` in float32; into `out` where given (which may be x).
+
+    >>> rf.scale(np.array([1, 2], np.float32), 0.5)
+    array([0.5, 1. ], dtype=float32)
+    """
     if _plain_floats(x, x, out):
         return device.elementwise("scale", x, factor, out=out)
-    module_of("scale", x=x, out=out)
+    check_out("scale", out)
+    _, x, out = operands("scale", x=x, out=out)
     return np.multiply(x, np.float32(factor), out=out, dtype=np.float32, casting="unsafe")
 
 

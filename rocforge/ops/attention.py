@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops.activation import softcap as cap_scores
-from rocforge.ops.arguments import check_shape, module_of
+from rocforge.ops.arguments import check_axes, check_shape, operands
 from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
@@ -56,13 +56,15 @@ def attention(
         ValueError: the shapes do not fit, or a window under 1.
         TypeError: arrays on both the host and a device.
         UnsupportedModelError: on a device, values of another length than keys.
+
+    >>> rng = np.random.default_rng(0)
+    >>> q = rng.standard_normal((5, 8, 64), np.float32)
+    >>> k, v = rng.standard_normal((2, 5, 2, 64), np.float32)
+    >>> rf.attention(q, k, v).shape
+    (5, 8, 64)
     """
-    module = module_of("attention", q=q, k=k, v=v, sinks=sinks)
-    fit = (
-        q.ndim == k.ndim == v.ndim == 3 and v.shape[:2] == k.shape[:2] and q.shape[2] == k.shape[2] and len(q) <= len(k)
-    )
-    if not fit or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"attention: shapes {q.shape}, {k.shape} and {v.shape} of q, k and v do not fit")
+    module, q, k, v, sinks = operands("attention", q=q, k=k, v=v, sinks=sinks)
+    _check_fit(q, k, v)
     _check_options(q, window, sinks)
     (tokens, kv_heads, head_dim), (queries, heads, _) = k.shape, q.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
@@ -82,6 +84,18 @@ def attention(
         weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
     return out.reshape(queries, heads, -1)
+
+
+def _check_fit(q: Array, k: Array, v: Array) -> None:
+    check_axes("attention", "q", q, "queries, heads, head_dim")
+    check_axes("attention", "k", k, "tokens, kv_heads, head_dim")
+    check_shape("attention", "v", v, (*k.shape[:2], *v.shape[2:3]))
+    (queries, heads, head_dim), (tokens, kv_heads, key_dim) = q.shape, k.shape
+    if head_dim != key_dim or queries > tokens or kv_heads == 0 or heads % kv_heads:
+        raise ValueError(
+            f"attention: q of shape {q.shape} does not fit k of shape {k.shape}; allowed are as many queries as tokens "
+            "or fewer, heads a multiple of kv_heads, and one head_dim"
+        )
 
 
 def _check_options(q: Array, window: int | None, sinks: Array) -> None:

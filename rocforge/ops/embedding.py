@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rocforge.ops.arguments import check_integers, check_matrix, module_of
+from rocforge.ops.arguments import check_integers, check_matrix, operands
 from rocforge.ops.device import embedding as device
 from rocforge.ops.types import Array, Weight
 from rocforge.quant import QuantizedArray
@@ -14,7 +14,7 @@ def embedding(ids: Array, table: Weight) -> Array:
     """The rows of a table, unpacked.
 
     Args:
-        ids: integers, any shape. With a table on a device they may be on the host or on that device.
+        ids: integers, any shape, or lists of them. With a table on a device they may be on the host or on that device.
         table: QuantizedArray or float array, shape (rows, columns).
 
     Returns:
@@ -23,13 +23,16 @@ def embedding(ids: Array, table: Weight) -> Array:
     Raises:
         IndexError: an id is negative or past the last row; ids on a device are not looked at, which would wait for it.
         TypeError: ids that are no integers, or on a device with a table on the host.
+
+    >>> rf.embedding(np.array([3, 1]), model.token_embd.weight).shape
+    (2, 512)
     """
-    of_ids, of_table = module_of("embedding", ids=ids), module_of("embedding", table=table)
+    (of_ids, ids), (of_table, table) = operands("embedding", ids=ids), operands("embedding", "table", table=table)
     check_integers("embedding", "ids", ids)
     check_matrix("embedding", "table", table)
     rows = table.shape[0]
     if of_ids is not np:
-        module_of("embedding", ids=ids, table=table)
+        operands("embedding", "table", ids=ids, table=table)  # of one side
         return device.embedding(ids, table)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         bad = ids[(ids < 0) | (ids >= rows)].flat[0]

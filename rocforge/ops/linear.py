@@ -9,14 +9,12 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
-from rocforge.ops.arguments import check_matrix, check_sums, host_floats, module_of
+from rocforge.ops.arguments import check_matrix, check_sums, host_floats, operands
 from rocforge.ops.device import products as device
 from rocforge.ops.device.operands import PackedOperand
+from rocforge.ops.row_tiles import row_tiles
 from rocforge.ops.types import Array, HostArray, Weight
 from rocforge.quant import QuantizedArray, joined_float32
-
-TILE_ELEMENTS = 1 << 22
-"""Elements of a packed weight that are unpacked at a time: 16 MiB of float32, about what the last cache level holds."""
 
 
 def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residual: Array = None) -> Array:
@@ -39,8 +37,12 @@ def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residua
     Raises:
         ValueError: the shapes do not fit.
         TypeError: arrays on both the host and a device, or an x packed in another form.
+
+    >>> weight = rf.quantize(np.eye(32, dtype=np.float32), "Q8_0")
+    >>> rf.linear(np.ones((2, 32), np.float32), weight).shape
+    (2, 32)
     """
-    module = module_of("linear", x=x, weight=weight, bias=bias, residual=residual)
+    module, x, weight, bias, residual = operands("linear", "weight", x=x, weight=weight, bias=bias, residual=residual)
     check_matrix("linear", "weight", weight)
     if weight.shape[0] == 0:
         check_sums(x, [weight], [bias], residual)
@@ -148,11 +150,10 @@ def _product(x: HostArray, weight: Weight) -> Array:
 
 def _product_packed(x: HostArray, weight: QuantizedArray) -> Array:
     """Unpack a tile of rows at a time, unless the float32 values are kept."""
-    rows, columns = weight.shape
-    step = max(1, TILE_ELEMENTS // columns)
-    if weight.keep_float32 or step >= rows:
+    tiles = [()] if weight.keep_float32 else list(row_tiles(weight.shape))
+    if tiles == [()]:
         return x @ weight.float32().T
-    y = np.empty((*x.shape[:-1], rows), np.float32)
-    for start in range(0, rows, step):
-        y[..., start : start + step] = x @ weight[start : start + step].float32().T
+    y = np.empty((*x.shape[:-1], len(weight)), np.float32)
+    for (rows,) in tiles:
+        y[..., rows] = x @ weight[rows].float32().T
     return y

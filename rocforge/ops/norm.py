@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.arguments import check_row, check_shape, module_of
+from rocforge.ops.arguments import check_row, check_shape, operands
 from rocforge.ops.device import norm as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import form_for
@@ -31,8 +31,11 @@ def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array 
         TypeError: arrays on both the host and a device.
 
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467.
+
+    >>> rf.rms_norm(np.array([[3, 4]], np.float32), np.ones(2, np.float32), 1e-6)
+    array([[0.8485281, 1.1313708]], dtype=float32)
     """
-    module = module_of("rms_norm", x=x, weight=weight, residual=residual)
+    module, x, weight, residual = operands("rms_norm", x=x, weight=weight, residual=residual)
     check_row("rms_norm", x, weight=weight)
     check_shape("rms_norm", "residual", residual, x.shape)
     if module is not np:
@@ -77,8 +80,11 @@ def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 
         TypeError: arrays on both the host and a device.
 
     Source: Ba, Kiros and Hinton, Layer Normalization, https://arxiv.org/abs/1607.06450.
+
+    >>> rf.layer_norm(np.array([[1, 3]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32), 1e-6)
+    array([[-0.9999995,  0.9999995]], dtype=float32)
     """
-    module = module_of("layer_norm", x=x, weight=weight, bias=bias)
+    module, x, weight, bias = operands("layer_norm", x=x, weight=weight, bias=bias)
     check_row("layer_norm", x, weight=weight, bias=bias)
     if module is not np:
         return device.layer_norm(x, weight, bias, eps)

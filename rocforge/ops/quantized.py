@@ -7,7 +7,7 @@ import numpy as np
 from rocforge.device import arrays
 from rocforge.device.arrays import on_device, resolve_device
 from rocforge.formats.planar import PLANAR
-from rocforge.ops.arguments import module_of
+from rocforge.ops.arguments import operands
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
 from rocforge.ops.linear import linear
 from rocforge.ops.types import Array
@@ -19,14 +19,16 @@ def matmul(left: Array | QuantizedArray, right: Array | QuantizedArray) -> Array
     """`left @ right`, of which one at least is a QuantizedArray, in float32.
 
     Raises:
-        ValueError: the shapes do not fit, or a QuantizedArray is no matrix.
+        ValueError: the shapes do not fit, or a QuantizedArray has more than two axes.
         TypeError: arrays on both the host and a device.
     """
-    module_of("@", left=left, right=right)
+    left, right = (x.dequantize() if isinstance(x, QuantizedArray) and x.ndim == 1 else x for x in (left, right))
     if not isinstance(left, QuantizedArray):
-        return _times(left, right)
+        _, left, right = operands("@", "right", left=left, right=right)
+        return _times(left, right) if isinstance(right, QuantizedArray) else left @ right
     if isinstance(right, QuantizedArray):
         right = right.dequantize()
+    _, left, right = operands("@", "left", left=left, right=right)
     _check(left, left.shape, right.shape, left.shape[-1], right.shape[-2:][:1])
     if right.ndim == 1:
         return right @ left.T
@@ -44,7 +46,9 @@ def _check(
     weight: QuantizedArray, left: tuple[int, ...], right: tuple[int, ...], inner: int, other: tuple[int, ...]
 ) -> None:
     if weight.ndim != 2:
-        raise ValueError(f"@ needs a QuantizedArray of two axes, and its shape is {weight.shape}; take a slice first")
+        raise ValueError(
+            f"@ needs a QuantizedArray of two axes at most, and its shape is {weight.shape}; take a slice first"
+        )
     if other != (inner,):
         raise ValueError(f"shapes {left} and {right} do not fit for @")
 

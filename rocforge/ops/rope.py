@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.arguments import check_integers, module_of
+from rocforge.ops.arguments import check_axes, check_integers, operands
 from rocforge.ops.device import rope as device
 from rocforge.ops.types import Array, HostArray
 
@@ -101,6 +101,11 @@ def rope_frequencies(
 
     Source: linear: Chen et al., https://arxiv.org/abs/2306.15595; yarn: Peng et al.,
     https://arxiv.org/abs/2309.00071; llama3: the Llama 3.1 release, https://github.com/meta-llama/llama-models.
+
+    >>> frequencies = rf.rope_frequencies(64, 10000.0)
+    >>> cos, sin = frequencies.cos_sin(np.arange(3))
+    >>> cos.shape
+    (3, 32)
     """
     if dimensions % 2:
         raise ValueError(f"rope: dimensions is {dimensions}; it must be even")
@@ -152,13 +157,21 @@ def rope(x: Array, positions: Array, frequencies: RopeFrequencies | None = None,
     Raises:
         ValueError: the shapes do not fit, more elements are rotated than a head has, or a position out of range.
         TypeError: positions that are no integers.
+
+    >>> q = np.ones((3, 8, 64), np.float32)  # tokens, heads, head_dim
+    >>> rf.rope(q, np.arange(3), rf.rope_frequencies(64, 10000.0)).shape
+    (3, 8, 64)
     """
-    module, on_host = module_of("rope", x=x), module_of("rope", positions=positions) is np
+    (module, x), (of_positions, positions) = operands("rope", x=x), operands("rope", positions=positions)
+    on_host = of_positions is np
     if not on_host:
-        module_of("rope", x=x, positions=positions)
+        operands("rope", x=x, positions=positions)  # of one side
     check_integers("rope", "positions", positions)
-    if x.ndim != 3 or x.shape[:1] != positions.shape:
-        raise ValueError(f"rope: x of shape {x.shape} is not (tokens, heads, head_dim) for positions {positions.shape}")
+    check_axes("rope", "x", x, "tokens, heads, head_dim")
+    if x.shape[:1] != positions.shape:
+        raise ValueError(
+            f"rope: positions of shape {positions.shape} do not fit x of shape {x.shape}; allowed is {x.shape[:1]}"
+        )
     if frequencies is None:
         frequencies = _unscaled(x.shape[-1], base)
     if on_host and (bad := positions[(positions < 0) | (positions > MAX_POSITION)]).size:

@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from rocforge.errors import NonFiniteError
+from rocforge.names import SAMPLING, checked_names
 from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
@@ -46,11 +47,17 @@ class SamplingParams:
         stop: strings that end the text, and are not part of it.
         logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
             among them); None for no report.
+        lora: the name of the adapter, one of `model.adapters`, that the request's tokens have; None for none.
         ignore_eos: go on past end-of-generation tokens, for measuring.
 
     Raises:
         ValueError: a value outside its range.
-        TypeError: a value of another type. NumPy's numbers are taken as Python's; True and False are no numbers.
+        TypeError: an unknown name, or a value of another type. NumPy's numbers are taken as Python's; True and False
+            are no numbers.
+
+    >>> params = rf.SamplingParams(max_tokens=8, temperature=0, stop="\\n")
+    >>> params.top_p, params.stop
+    (1.0, ('\\n',))
     """
 
     max_tokens: int | None = None
@@ -65,6 +72,7 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
+    lora: str | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +94,8 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        if self.lora is not None and not isinstance(self.lora, str):
+            raise TypeError(f"lora is {self.lora!r}; allowed are names of adapters, and None")
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(63))
 
@@ -98,6 +108,27 @@ class SamplingParams:
     def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+SamplingParams.__init__ = checked_names(SAMPLING)(SamplingParams.__init__)  # type: ignore[method-assign]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of SamplingParams, as type checkers know them in `rf.generate(..., **sampling)`."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    ignore_eos: bool
 
 
 def _integer(name: str, value: Any) -> int:

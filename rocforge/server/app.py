@@ -74,20 +74,22 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
 
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:
-        """The one model that is served."""
-        return JSONResponse({"object": "list", "data": [_model(generator)]})
+        """The model that is served, alone and with each of its adapters."""
+        return JSONResponse({"object": "list", "data": [_model(generator, name) for name in generator.models]})
 
     @app.get("/v1/models/{name:path}", response_class=JSONResponse)
     async def model(name: str) -> Response:
         """A model by name."""
         generator.check_model(name)
-        return JSONResponse(_model(generator))
+        return JSONResponse(_model(generator, name))
 
 
-def _model(generator: Generator) -> dict[str, Any]:
+def _model(generator: Generator, name: str) -> dict[str, Any]:
     settings, tokenizer = generator.settings, generator.backend.tokenizer
+    parent = {"parent": settings.model_name} if generator.models[name] else {}
     return {
-        "id": settings.model_name,
+        **parent,
+        "id": name,
         "object": "model",
         "created": generator.created,
         "owned_by": "rocforge",

@@ -144,7 +144,7 @@ class _Answer:
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
         choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
-        name = self.generator.settings.model_name
+        name = self.body.model
         head = {"id": self.job.id, "object": "chat.completion", "created": self.job.created, "model": name}
         return {**head, "choices": choices, "usage": self.job.usage}
 
@@ -175,7 +175,7 @@ class _Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """The chunks of a stream as events, as many as there are at a time."""
         include_usage = self.body.stream_options is not None and bool(self.body.stream_options.include_usage)
-        chunks = Chunks(self.job, "chat.completion.chunk", self.generator.settings.model_name, include_usage)
+        chunks = Chunks(self.job, "chat.completion.chunk", self.body.model, include_usage)
         first = dump_json({"role": "assistant", "content": ""})
         yield b"".join([chunks.event(_choice(index, first)) for index in range(len(self.parsers))])
         async for index, pieces in merged(self.job):

@@ -62,14 +62,14 @@ class _Answer:
             text, reason = "".join(piece.text for piece in pieces), pieces[-1].finish_reason
             logprobs = self._logprobs(index, pieces)
             choices.append({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason})
-        name = self.generator.settings.model_name
+        name = self.body.model
         head = {"id": self.job.id, "object": "text_completion", "created": self.job.created, "model": name}
         return {**head, "choices": choices, "usage": self.job.usage}
 
     async def events(self) -> AsyncIterator[bytes]:
         """The chunks of a stream as events, as many as there are at a time."""
         include_usage = self.body.stream_options is not None and bool(self.body.stream_options.include_usage)
-        chunks = Chunks(self.job, "text_completion", self.generator.settings.model_name, include_usage)
+        chunks = Chunks(self.job, "text_completion", self.body.model, include_usage)
         async for index, pieces in merged(self.job):
             if events := b"".join([chunks.event(self._choice(index, piece)) for piece in pieces if _shows(piece)]):
                 yield events

@@ -54,10 +54,29 @@ class Generator:
             raise APIError(f"the model is not ready: {self.backend.state.value}", 503, "server_error", code="not_ready")
         return tokenizer
 
+    @property
+    def models(self) -> dict[str, str | None]:
+        """What clients may name as the model: the served one, and it with each of its adapters -> that adapter."""
+        served = self.settings.model_name
+        return {served: None, **{f"{served}:{adapter}": adapter for adapter in self.settings.adapters}}
+
     def check_model(self, name: str) -> None:
-        """Raises APIError for any name but the served model's."""
-        if name != self.settings.model_name:
+        """Raises APIError for any name that is none of `models`."""
+        if name not in self.models:
             raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+
+    def adapter(self, body: Sampling) -> str | None:
+        """The adapter of a request, by its model or its lora."""
+        self.check_model(body.model)
+        chosen = self.models[body.model]
+        if body.lora is None or body.lora == chosen:
+            return chosen
+        if chosen is not None:
+            raise APIError(f"lora is {body.lora!r}, and the model's adapter {chosen!r}", param="lora")
+        if body.lora not in self.settings.adapters:
+            known = ", ".join(self.settings.adapters) or "none"
+            raise APIError(f"lora is {body.lora!r}; allowed are {known}", 404, param="lora", code="adapter_not_found")
+        return body.lora
 
     async def encode(self, text: str, **options: Any) -> list[int]:
         """Token ids; those of a long text are computed in another thread."""
@@ -116,6 +135,7 @@ class Generator:
                          "repetition_penalty", "stop", "ignore_eos")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
+        lora = self.adapter(body)
         with refusing():
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
             return [
@@ -124,6 +144,7 @@ class Generator:
                     max_tokens=max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
+                    lora=lora,
                     seed=None if body.seed is None else body.seed + choice,
                 )
                 for choice in range(body.n or 1)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.engine.reply import ServiceError
-from rocforge.engine.service import Service
+from rocforge.engine.service import MAX_QUEUE, Service
 from rocforge.load import load
 from rocforge.server.backend import LocalBackend
 from rocforge.server.client import EngineClient
@@ -44,17 +45,18 @@ def serve(
     device: str | None = None,
     context: int | None = None,
     fp16_weights: bool | None = None,
+    lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int = 256,
+    max_requests: int = MAX_REQUESTS,
     inter_token_ms: float | None = None,
-    max_queue: int = 256,
+    max_queue: int = MAX_QUEUE,
     processes: int | None = None,
     restart_engine: bool = False,
     load_engine: LoadEngine | None = None,
     settings: Settings | None = None,
     log_level: str = "info",
-    progress: bool = False,
+    progress: bool | None = None,
     on_ready: Callable[[str], Any] | None = None,
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT; call it in the main thread.
@@ -72,6 +74,7 @@ def serve(
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
+        lora: adapters that requests may ask for: name -> path and scale, as in `model.adapters.load`.
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         max_queue: as in Service.
         processes: for HTTP; None: one for every four processors, from 1 to 4. 0: no other process at all: a thread of
@@ -90,6 +93,7 @@ def serve(
     """
     settings = settings or Settings(model_name=model_name(model_path))
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
+    settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
     cores = len(os.sched_getaffinity(0))
     if processes is None:
         processes = max(1, min(MOST_PROCESSES, cores // 4))
@@ -100,12 +104,14 @@ def serve(
 
     def load_model() -> tuple[StepEngine, Tokenizer]:
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
+        for name, (path, scale) in (lora or {}).items():
+            model.adapters.load(name, path, scale)
         if model.device == "cpu":
             # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
             threadpool_limits(max(1, cores - 1))
         eog = tokenizer.eog_token_ids
         engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
-        with tqdm(bar_format="{desc}", disable=not progress, leave=False) as line:
+        with tqdm(bar_format="{desc}", disable=None if progress is None else not progress, leave=False) as line:
             engine.prepare(line.set_description_str)
         return engine, tokenizer
 

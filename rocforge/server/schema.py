@@ -128,6 +128,7 @@ class Sampling(Body):
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
+    lora: str | None = Field(None, max_length=512, description="Extension: the adapter that writes the text.")
     regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
     grammar: str | None = Field(None, max_length=1 << 18, description="Extension: a Lark grammar for the text.")
 

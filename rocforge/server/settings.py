@@ -12,6 +12,7 @@ class Settings:
 
     Attributes:
         model_name: the model's name for clients.
+        adapters: names of the model's adapters that clients may ask for: by `lora`, or as models "name:adapter".
         chat_template: a Jinja template to use instead of the model's; None for the model's.
         api_key: the bearer token that clients must send; None: no key.
         cors_origins: origins allowed by CORS, ("*",) for all.
@@ -27,6 +28,7 @@ class Settings:
     """
 
     model_name: str
+    adapters: Sequence[str] = ()
     chat_template: str | None = None
     api_key: str | None = None
     cors_origins: Sequence[str] = ()

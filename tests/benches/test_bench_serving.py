@@ -136,12 +136,11 @@ def test_plot(tmp_path):
     assert all(f">{word}<" in text for word in ("a", "b", "16")) and len(text) < 40_000
 
 
-def test_report_draws_the_curve(tmp_path, monkeypatch):
+def test_report_draws_the_curve(tmp_path):
     """benches/report.py makes docs/scheduling.svg of what bench_serving.py wrote."""
     pytest.importorskip("matplotlib")
     result = {"target": "engine, 50 ms", "load": {"concurrency": 4}}
     result["figures"] = {"gap_ms": {"p99": 5.0}, "output_tokens_per_second": 400}
     (tmp_path / "curve.json").write_text(json.dumps([result]))
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "curve.json"), "--into", str(tmp_path)])
-    report.main()
+    report.main([str(tmp_path / "curve.json"), "--pages", str(tmp_path)])
     assert ">engine, 50 ms<" in (tmp_path / "scheduling.svg").read_text()

@@ -1,40 +1,91 @@
 """`rocforge bench`: the tests run as they are named, and the numbers are what was measured."""
 
+import csv
 import json
-import re
-import statistics
 
 import numpy as np
 import pytest
 from golden import demo
+from threadpoolctl import threadpool_limits
 
 import rocforge as rf
 from rocforge.cli import bench
-from rocforge.cli.bench import Measurement
+from rocforge.cli.bench_results import Measurement, aligned
+from rocforge.cli.errors import UsageError
 
 pytestmark = pytest.mark.slow
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # other tests have the other cores
 
 
-def test_json(rocforge, model):
-    """Every repetition, the median and the spread of its rates, under llama-bench's names."""
-    options = ("-p", 24, "-p", 40, "-n", 3, "-r", 3, "-o", "json", "--device", "cpu")
-    results = json.loads(rocforge("bench", model, *options).stdout)
-    assert [(r["n_prompt"], r["n_gen"]) for r in results] == [(24, 0), (40, 0), (0, 3)]
+def test_formats(rocforge, model, tmp_path):
+    """Every repetition under llama-bench's names, in each of its formats; and compared with an earlier run."""
+    options = ("-p", "8,16", "-n", 3, "-pg", "8,3", "-r", 2, "--device", "cpu")
+    results = json.loads((written := rocforge("bench", model, *options, "-o", "json", environment=ONE_THREAD)).stdout)
+    assert written.stderr == ""
+    assert [(r["n_prompt"], r["n_gen"]) for r in results] == [(8, 0), (16, 0), (0, 3), (8, 3)]
     for result in results:
-        tokens = result["n_prompt"] + result["n_gen"]
-        assert len(result["samples_ts"]) == 3
-        rates = [tokens / ns * 1e9 for ns in result["samples_ns"]]
-        assert np.allclose(rates, result["samples_ts"], rtol=1e-6)
-        assert result["median_ts"] == statistics.median(result["samples_ts"])
+        tokens, rates = result["n_prompt"] + result["n_gen"], result["samples_ts"]
+        assert np.allclose(rates, [tokens / ns * 1e9 for ns in result["samples_ns"]], rtol=1e-6) and len(rates) == 2
         assert np.isclose(result["avg_ts"], np.mean(rates)) and np.isclose(result["stddev_ts"], np.std(rates, ddof=1))
-        assert result["device"] == "cpu" and result["model_n_params"] > 1e6
+        assert result["backends"] == "CPU" and result["n_gpu_layers"] == 0 and result["model_n_params"] > 1e6
+    (tmp_path / "before.json").write_text(written.stdout)
+    options = (*options[:-2], "--device", "cpu", "--compare", tmp_path / "before.json")
+    compared = rocforge("bench", model, *options, environment=ONE_THREAD).stdout
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in compared.splitlines()]
+    assert lines[0] == ["model", "size", "params", "backend", "threads", "test", "t/s", "compared", "ratio"]
+    assert [line[5] for line in lines[2:]] == ["pp8", "pp16", "tg3", "pp8+tg3"] and len({*map(len, lines)}) == 1
+    for line, before in zip(lines[2:], results, strict=True):
+        assert line[7] == f"{before['avg_ts']:.2f} ± {before['stddev_ts']:.2f}"
+        assert abs(float(line[8].split()[-1]) - float(line[6].split()[0]) / before["avg_ts"]) < 0.01
 
 
-def test_markdown(rocforge, model):
-    """A table with a line a test; 0 leaves a kind of test out."""
-    lines = rocforge("bench", model, "-p", 16, "-n", 0, "-r", 1, "--device", "cpu").stdout.splitlines()
-    assert len(lines) == 3 and lines[1].startswith("| ---")
-    assert re.fullmatch(r"\| llama Q8_0 \| [\d.]+ MiB \| [\d.]+ M \| cpu \| pp16 \| \d+\.\d\d ± 0\.00 \|", lines[2])
+def test_another_model(rocforge, model):
+    """CSV and JSON lines, beside a model that is measured in the same run."""
+    options = ("-p", 8, "-n", 0, "-r", 1, "--device", "cpu", "--compare", model)
+    (row,) = csv.DictReader(rocforge("bench", model, *options, "-o", "csv", environment=ONE_THREAD).stdout.splitlines())
+    assert float(row["ratio"]) == pytest.approx(float(row["avg_ts"]) / float(row["compared_ts"]))
+    assert row["compared_filename"] == model and "samples_ns" not in row
+    lines = rocforge("bench", model, model, *options[:-2], "-o", "jsonl", environment=ONE_THREAD).stdout.splitlines()
+    assert [json.loads(line)["n_prompt"] for line in lines] == [8, 8]
+
+
+def test_terminal(terminal, model):
+    """A table whose columns are aligned, without Markdown; progress is drawn meanwhile."""
+    process = terminal("bench", model, "-p", 8, "-n", 0, "-r", 1, "--device", "cpu")
+    process.expect_exact("pp8:")
+    process.expect(r"model +size +params +backend +threads +test +t/s\r\n[─ ]+\r\n(llama Q8_0.*)\r\n")
+    assert "|" not in process.match[1] and " pp8 " in process.match[1]
+
+
+def test_aligned():
+    """Numbers to the right, names to the left, as Markdown or as text."""
+    rows, columns = [["a", "1.00"], ["long", "22.00"]], ["name", ">t/s"]
+    assert aligned(rows, columns, True).splitlines() == [
+        "| name |   t/s |",
+        "| ---- | ----: |",
+        "| a    |  1.00 |",
+        "| long | 22.00 |",
+    ]
+    assert aligned(rows, columns, False).splitlines()[2:] == ["a      1.00", "long  22.00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompts": ["x"]}, "-p is 'x'"),
+        ({"prompts": ["0"], "generations": ["0"]}, "nothing to measure"),
+        ({"pairs": ["5"]}, "two numbers"),
+    ],
+)
+def test_sizes_that_are_not(options, said):
+    with pytest.raises(UsageError, match=said):
+        bench._tests(options.get("prompts"), options.get("generations"), options.get("pairs"))
+
+
+def test_earlier_results_that_are_not(tmp_path):
+    (tmp_path / "some.json").write_text('{"a": 1}')
+    with pytest.raises(UsageError, match="no results of rocforge bench or llama-bench"):
+        bench.earlier_results(tmp_path / "some.json")
 
 
 def test_what_is_measured_is_computed(monkeypatch):
@@ -42,22 +93,21 @@ def test_what_is_measured_is_computed(monkeypatch):
     model, tokenizer = rf.load(demo.bundled(), device="cpu")
     counts, forward = [], type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda m, t, b=None: (counts.append(len(t)), forward(m, t, b))[1])
-    with rf.Engine(model, tokenizer.eog_token_ids, cache_tokens=128, max_batch_tokens=64) as engine:
+    limits = {"cache_tokens": 128, "max_batch_tokens": 64}
+    with threadpool_limits(1), rf.Engine(model, tokenizer.eog_token_ids, **limits) as engine:
         list(bench._measured(engine, [(100, 0)], 2))
         assert sum(counts) == 3 * 100 and max(counts) == 64
         counts.clear()
         list(bench._measured(engine, [(0, 7)], 2))
         assert counts == [1] * (3 * 7)
+        counts.clear()
+        list(bench._measured(engine, [(10, 3)], 1))
+        assert counts == [10, 1, 1, 1] * 2
         assert engine.scheduler.state.idle
 
 
-@pytest.mark.parametrize(
-    ("seconds", "median", "spread"),
-    [((1.0,), 100.0, 0.0), ((1.0, 2.0), 75.0, 12.5), ((1.0, 0.5, 0.25), 200.0, 75.0)],
-)
-def test_median_and_spread(seconds, median, spread):
-    """The median rate, and half the distance between the quartiles, linearly interpolated as NumPy's."""
-    result = Measurement(100, 0, seconds)
-    assert (result.median, result.spread) == (median, spread)
-    low, high = np.percentile(result.rates, [25, 75])
-    assert result.spread == (high - low) / 2
+def test_rates():
+    """Tokens of the prompt and generated ones count alike; names are llama-bench's."""
+    result = Measurement(100, 20, (1.0, 2.0))
+    assert result.rates == [120.0, 60.0] and result.name == "pp100+tg20"
+    assert Measurement(0, 128, ()).name == "tg128"

@@ -38,7 +38,12 @@ def operands(side):
 
 MISFITS = {
     "rms_norm: residual": lambda x, one, w, q, k: rf.rms_norm(x, one, residual=one),
-    "rms_norm: a weight": lambda x, one, w, q, k: rf.rms_norm(x, one[:1]),
+    r"rms_norm: a weight of shape \(1,\) does not fit x of shape \(4, 64\); allowed is \(64,\)": (
+        lambda x, one, w, q, k: rf.rms_norm(x, one[:1])
+    ),
+    "rms_norm: x is a number": lambda x, one, w, q, k: rf.rms_norm(2.0),
+    "softmax: axis is 2": lambda x, one, w, q, k: rf.softmax(x, axis=2),
+    "rms_norm: weight is no array of numbers": lambda x, one, w, q, k: rf.rms_norm(x, [[1], [1, 2]]),
     "layer_norm: a bias": lambda x, one, w, q, k: rf.layer_norm(x, one, one[:1]),
     "linear: a bias": lambda x, one, w, q, k: rf.linear(x, w, one[:3]),
     "linear: residual": lambda x, one, w, q, k: rf.linear(x, w, None, x[:, :3]),
@@ -50,9 +55,14 @@ MISFITS = {
     "attention: sinks": lambda x, one, w, q, k: rf.attention(q, k, k, sinks=one[:2]),
     "attention: window is 0": lambda x, one, w, q, k: rf.attention(q, k, k, window=0),
     "attention: window is -1": lambda x, one, w, q, k: rf.attention(q, k, k, window=-1),
-    r"attention: shapes \(4, 32\)": lambda x, one, w, q, k: rf.attention(q[0], k, k),
-    r"attention: shapes .* \(2, 32\)": lambda x, one, w, q, k: rf.attention(q, k[0], k),
-    r"attention: shapes .* \(6, 0, 32\)": lambda x, one, w, q, k: rf.attention(q, k[:, :0], k[:, :0]),
+    r"attention: q has the shape \(4, 32\); allowed is \(queries, heads, head_dim\)": (
+        lambda x, one, w, q, k: rf.attention(q[0], k, k)
+    ),
+    r"attention: k has the shape \(2, 32\)": lambda x, one, w, q, k: rf.attention(q, k[0], k),
+    r"attention: v has the shape \(5, 2, 32\); allowed is \(6, 2, 32\)": (
+        lambda x, one, w, q, k: rf.attention(q, k, k[1:])
+    ),
+    r"attention: q .* \(6, 0, 32\)": lambda x, one, w, q, k: rf.attention(q, k[:, :0], k[:, :0]),
     "rope: a position is -1": lambda x, one, w, q, k: rf.rope(q, np.arange(6) - 1),
     "rope: a position is 2147483648": lambda x, one, w, q, k: rf.rope(q, np.arange(6) + (1 << 31)),
 }
@@ -78,24 +88,54 @@ def test_integers_only(side, message):
         NO_INTEGERS[message](SIDES[side], operands(side)[3])
 
 
-def test_lists_are_no_arrays(side):
-    """A list is a TypeError that says what to pass."""
+def test_lists_and_numbers(side):
+    """They are arrays on the side of the others, as for NumPy."""
     x, one, weight, q, k = operands(side)
-    calls = [
-        lambda given: rf.silu(given),
-        lambda given: rf.softmax(given),
-        lambda given: rf.rms_norm(given, one),
-        lambda given: rf.rms_norm(x, given),
-        lambda given: rf.rope(given, np.arange(6)),
-        lambda given: rf.rope(q, given),
-        lambda given: rf.embedding(given, weight),
-        lambda given: rf.linear(given, weight),
-        lambda given: rf.attention(q, given, k),
-        lambda given: given @ weight.T,
+    ones, ids = [1.0] * 64, [3, 0]
+    pairs = [
+        (rf.rms_norm(x, ones), rf.rms_norm(x, one)),
+        (rf.layer_norm(x, ones, ones), rf.layer_norm(x, one, one)),
+        (rf.linear(ones, weight), rf.linear(one, weight)),
+        (rf.linear(x, weight, [2] * 32), rf.linear(x, weight, 2 * one[:32])),
+        (ones @ weight.T, one @ weight.T),
+        (rf.rope(q, range(6)), rf.rope(q, np.arange(6))),
+        (rf.embedding(ids, weight), rf.embedding(np.array(ids), weight)),
+        (rf.embedding(3, weight), weight.dequantize()[3]),
+        (rf.attention(q, k, k, sinks=ones[:4]), rf.attention(q, k, k, sinks=one[:4])),
+        (rf.add(x, 1), x + 1),
+        (rf.add(x, ones), x + 1),
+        (rf.swiglu(x, np.ones((4, 64), int).tolist()), rf.swiglu(x, x * 0 + 1)),
     ]
-    for call in calls:
-        with pytest.raises(TypeError, match="is of type list; allowed are arrays"):
-            call([1, 2])
+    for got, expected in pairs:
+        assert type(got) is type(expected) and got.dtype == np.float32
+        np.testing.assert_array_equal(rf.asnumpy(got), rf.asnumpy(expected))
+    assert (
+        rf.silu(2.0).dtype == np.float32 and rf.softmax([1, 2]).shape == (2,) and rf.embedding([], x).shape == (0, 64)
+    )
+
+
+NO_FLOATS = {
+    r"rms_norm: weight is a QuantizedArray of shape \(64,\) in Q8_0; allowed are floats, .*dequantize": (
+        lambda x, w, q: rf.rms_norm(x, w[0])
+    ),
+    "linear: x is a QuantizedArray": lambda x, w, q: rf.linear(w, w),
+    "linear: bias is a QuantizedArray": lambda x, w, q: rf.linear(x, w, w[0]),
+    "attention: k is a QuantizedArray": lambda x, w, q: rf.attention(q, w, w),
+    "embedding: ids is a QuantizedArray": lambda x, w, q: rf.embedding(w, w),
+    "silu: x is of type str; allowed are real numbers": lambda x, w, q: rf.silu("x"),
+    "silu: x is of type NoneType": lambda x, w, q: rf.silu(None),
+    "softmax: x is of type list": lambda x, w, q: rf.softmax([1, "a"]),
+    "silu: x is an array of complex64": lambda x, w, q: rf.silu(x.astype(np.complex64)),
+    "add: out is of type list": lambda x, w, q: rf.add(x, x, out=[0]),
+}
+
+
+@pytest.mark.parametrize("message", NO_FLOATS)
+def test_no_floats(side, message):
+    """Packed weights where values are wanted, and what is no number, are TypeErrors that say what to pass."""
+    x, _, weight, q, _ = operands(side)
+    with pytest.raises(TypeError, match=message):
+        NO_FLOATS[message](x, weight, q)
 
 
 def test_sides_are_not_mixed():
@@ -147,7 +187,8 @@ def test_other_types_of_numbers(side, n):
         rf.linear: (x, weight, double[:32], x[:, :32].astype(np.float16)),
     }
     for op, args in results.items():
-        y, exact = op(*args), op(*(a.astype(np.float32) if hasattr(a, "astype") else a for a in args))
+        whole = [a.astype(np.float32) if isinstance(a, type(x)) else a for a in args]
+        y, exact = op(*args), op(*whole)
         assert y.dtype == np.float32
         np.testing.assert_allclose(rf.asnumpy(y), rf.asnumpy(exact), rtol=2e-3, atol=2e-3)
     for kind in (np.float64, np.int32, np.int64):

@@ -9,6 +9,7 @@ from rocforge.engine.request import Request
 from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.engine.state import NONE, SequenceState
 from rocforge.nn.cache import KVCache
+from rocforge.nn.low_rank import PlacedLoRA
 from rocforge.nn.state import PagedKV
 from rocforge.ops.sampling import SamplingParams
 
@@ -29,14 +30,15 @@ def new_request(rng, row, tokens):
     blocks = -(-tokens // SIZE)
     state = SequenceState([rng.integers(0, 1000, blocks).tolist() for _ in STATES], row=row, uploaded=[0] * len(STATES))
     state.slot = row + 7
-    return Request(rng.integers(0, 99, tokens).tolist(), SamplingParams(seed=0), state=state)
+    lora = PlacedLoRA(None, {}, row + 3) if row % 3 else None
+    return Request(rng.integers(0, 99, tokens).tolist(), SamplingParams(seed=0), state=state, lora=lora)
 
 
 def expected(shape, chunks, last_tokens):
-    """Ids, positions, query_starts, lengths, state_slots, rows and slots, and the tables' beginnings."""
+    """Ids, positions, query_starts, lengths, state_slots, rows, adapters, row_adapters and slots."""
     sequences = shape.sequences
     ids, positions = np.zeros((2, shape.tokens), int)
-    slots = np.full((len(STATES), shape.tokens), NONE)
+    slots, adapters = np.full((len(STATES), shape.tokens), NONE), np.full(shape.tokens, NONE)
     counts = [chunk.tokens for chunk in chunks]
     starts = np.arange(sequences + 1)
     if shape.mixed:
@@ -47,12 +49,14 @@ def expected(shape, chunks, last_tokens):
             known = position < request.known
             ids[i] = request.tokens(position, position + 1)[0] if known else last_tokens[request.state.row]
             positions[i] = position
+            adapters[i] = NONE if request.lora is None else request.lora.id
             for group, table in enumerate(request.state.tables):
                 slots[group, i] = table[position // SIZE] * SIZE + position % SIZE
     lengths = [chunk.stop for chunk in chunks] + [0] * (sequences - len(chunks))
     state_slots = [chunk.request.state.slot for chunk in chunks] + [NONE] * (sequences - len(chunks))
     rows = [start + chunk.tokens - 1 for chunk, start in zip(chunks, starts, strict=False) if chunk.needs_logits]
-    return [ids, positions, starts, lengths, state_slots, rows + [0] * (shape.rows - len(rows)), slots.reshape(-1)]
+    rows += [0] * (shape.rows - len(rows))
+    return [ids, positions, starts, lengths, state_slots, rows, adapters, adapters[rows], slots.reshape(-1)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

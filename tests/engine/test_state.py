@@ -248,6 +248,36 @@ def test_a_prefix_is_taken_over(name):
         assert request.output == output
 
 
+def test_a_changed_model_shares_no_prefix():
+    """What was computed before an edit, a replaced layer or under functions with effects is computed again after it;
+    of a request that runs meanwhile nothing is shared, and other requests write what they write in a new engine."""
+    model, prompt = Model(None, 20), np.random.default_rng(3).integers(0, VOCABULARY, 70).tolist()
+    params, calls = SamplingParams(max_tokens=8, temperature=0), []
+    effect = lambda y: calls.append(1) or 0.5 * y  # noqa: E731
+    with Engine(model) as engine:
+
+        def run(changes, prompt=prompt):
+            with model.edit(changes):
+                request = engine.add(prompt, params)
+                while engine.busy:
+                    engine.step()
+                return request.num_cached_tokens, request.output
+
+        plain = run({})
+        assert run({}) == (64, plain[1])
+        edited = run({"blk.0": 0.5})
+        assert edited[0] == 0 and run({"blk.0": lambda y: y * 0.5}) == (0, edited[1])
+        assert run({}) == (0, plain[1])
+        assert run({"blk.0": effect}) == (0, edited[1]) and run({"blk.0": effect}) == (0, edited[1]) and calls
+        assert run({}) == (0, plain[1])
+        with model.edit({"blk.0": 0.5}):
+            engine.add([7] * 70, SamplingParams(max_tokens=40, temperature=0, ignore_eos=True))
+            engine.step()
+        while engine.busy:
+            engine.step()
+        assert run({}, [7] * 70)[0] == 0
+
+
 @pytest.mark.parametrize("name", ["all", "recurrent"])
 def test_a_step_that_is_run_again(name, monkeypatch):
     """Where memory was short half way through a step, states have moved on already: they are computed again."""

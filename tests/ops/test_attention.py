@@ -83,7 +83,7 @@ def test_tiles_equal_whole(rng, monkeypatch):
 def test_misfit_names_shapes(rng):
     """Heads that are no multiple of kv_heads, or more queries than tokens."""
     for arguments in [(1, 4, 3, 2, 8), (5, 4, 2, 2, 8)]:
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="does not fit"):
             attention(*draw(rng, *arguments))
 
 

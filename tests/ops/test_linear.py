@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rocforge.ops import linear as linear_module
+from rocforge.ops import row_tiles
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear, linears
 from rocforge.ops.quantize import quantize
@@ -34,7 +34,7 @@ def test_tiles_equal_whole(rng, monkeypatch):
     weight = quantize(rng.standard_normal((50, 64)), "Q4_0")
     x = rng.standard_normal((3, 64)).astype(np.float32)
     whole = linear(x, weight)
-    monkeypatch.setattr(linear_module, "TILE_ELEMENTS", 64 * 16)
+    monkeypatch.setattr(row_tiles, "TILE_ELEMENTS", 64 * 16)
     assert error(linear(x, weight), whole) < 1e-6
 
 
