@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -15,7 +15,12 @@ from rocforge.nn.transformer import Transformer
 POOLINGS = ("mean", "last", "cls")
 
 
-def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+Text: TypeAlias = str | Sequence[int]
+
+
+def embed(
+    model: Transformer, texts: Text | Sequence[Text], pooling: str = "mean", normalize: bool = True
+) -> np.ndarray:
     """Vectors of texts, of which similar ones have a high cosine: the last hidden states, normalized, and pooled.
 
     Texts share flat batches, whatever the device.
@@ -42,7 +47,7 @@ def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
-    sequences = [_ids(model, text) for text in (cast("Sequence[Any]", [texts]) if one else texts)]
+    sequences = [_ids(model, text) for text in cast("Sequence[Text]", [texts] if one else texts)]
     vectors = np.zeros((len(sequences), model.config.dim), np.float32)
     for number, start, hidden in hidden_states(model, sequences):
         states, length = asnumpy(hidden), len(sequences[number])
@@ -57,7 +62,7 @@ def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool
     return vectors[0] if one else vectors
 
 
-def _ids(model: Transformer, text: Any) -> list[int]:
+def _ids(model: Transformer, text: Text) -> list[int]:
     ids = token_ids(model, text)
     if not 0 < len(ids) <= model.config.context:
         raise ValueError(f"a text has {len(ids)} tokens; allowed are 1 to {model.config.context}, the model's context")
