@@ -104,7 +104,7 @@ def _panel(axes: Any, machine: str, headline: str, runs: list[history.Run]) -> N
     days = [f"{datetime.fromisoformat(run.date):%b %d}\n{run.commit}" for run in runs]
     axes.set_xticks(range(len(runs)), days, fontsize=6)
     axes.set_xlim(-0.3, len(runs) - 0.7)
-    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("tokens a second", fontsize=7)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", labelsize=7)

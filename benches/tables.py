@@ -67,14 +67,12 @@ def models(records: list[dict[str, Any]]) -> str:
         for model, rows in rows_of(records, "decode").items()
         for r in rows
     ]
-    return "\n\n".join(
-        [
-            table(["model", "file, GB", "fp16 weights", "on the device, GB", "loaded, GB/s"], loads),
-            table(["model", "prompt", "fp16 weights", "tokens/s", "of the GEMM rate", "peak, MB"], prefills),
-            table(["model", "batch", "context", "tokens/s", "of the read rate", "peak, MB"], decodes),
-            EXPLAINED,
-        ]
-    )
+    found = [
+        (["model", "file, GB", "fp16 weights", "on the device, GB", "loaded, GB/s"], loads),
+        (["model", "prompt", "fp16 weights", "tokens/s", "of the GEMM rate", "peak, MB"], prefills),
+        (["model", "batch", "context", "tokens/s", "of the read rate", "peak, MB"], decodes),
+    ]
+    return "\n\n".join([*(table(head, rows) for head, rows in found if rows), EXPLAINED])
 
 
 FIGURES = {

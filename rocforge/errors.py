@@ -2,11 +2,27 @@
 
 
 class RocforgeError(Exception):
-    """Base of all errors that a file, model or device can cause."""
+    """Base of all errors that a file, model or device can cause.
+
+    >>> try:
+    ...     rf.load("nowhere.gguf")
+    ... except (rf.RocforgeError, OSError) as error:
+    ...     print(error)
+    no such file: nowhere.gguf
+    """
 
 
 class GGUFError(RocforgeError):
-    """A bad or truncated GGUF file; the message names the field and the byte offset."""
+    """A bad or truncated GGUF file; the message names the field and the byte offset.
+
+    >>> with open("broken.gguf", "wb") as file:
+    ...     _ = file.write(b"no GGUF")
+    >>> try:
+    ...     rf.open_gguf("broken.gguf")
+    ... except rf.GGUFError as error:
+    ...     print(error)
+    broken.gguf: magic at byte 0: b'no G' is not b'GGUF': not a GGUF file
+    """
 
 
 class CheckpointError(RocforgeError):
@@ -14,11 +30,25 @@ class CheckpointError(RocforgeError):
 
 
 class UnsupportedModelError(RocforgeError):
-    """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does."""
+    """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does.
+
+    >>> try:
+    ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "bert"}))
+    ... except rf.UnsupportedModelError as error:
+    ...     print(error)
+    tokenizer.ggml.model is 'bert'; supported are gpt2 and llama
+    """
 
 
 class DeviceError(RocforgeError):
-    """No such device, or too little memory on it; the message says what was asked for and what there was."""
+    """No such device, or too little memory on it; the message says what was asked for and what there was.
+
+    >>> try:
+    ...     rf.load("model.gguf", device="gpu:99")
+    ... except rf.DeviceError:
+    ...     print("no such GPU")
+    no such GPU
+    """
 
 
 class UnsupportedCardError(UnsupportedModelError, DeviceError):
@@ -26,7 +56,11 @@ class UnsupportedCardError(UnsupportedModelError, DeviceError):
 
 
 class OutOfMemoryError(DeviceError):
-    """Too little memory on a device; the message says for what, how much was asked for and how much was free."""
+    """Too little memory on a device; the message says for what, how much was asked for and how much was free.
+
+    >>> issubclass(rf.OutOfMemoryError, rf.DeviceError)
+    True
+    """
 
 
 class ChatTemplateError(RocforgeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,28 +19,33 @@ from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
 from rocforge.gguf.file import Tensors
+from rocforge.gguf.metadata import Metadata
+from rocforge.gguf.quantized import Quantized
 from rocforge.loading.files import open_model, quantized
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import compile_for
 from rocforge.models import build_model
-from rocforge.nn.module import Parameter
+from rocforge.names import LOADING, checked_names
+from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
 from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
-from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.text.tokenizer import Tokenizer
 
 Weights = dict[str, Any]
 Progress = Callable[[int], Any]
+BAR_AFTER = 0.5
+"""Seconds until a bar is shown that nobody asked for."""
 
 
+@checked_names(LOADING)
 def load(
     path: str | os.PathLike[str],
     device: str | None = None,
     context: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     fp16_weights: bool | None = None,
     quantize: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
@@ -48,8 +55,9 @@ def load(
         path: a GGUF file, any member of a split set, "hf:owner/repo[:quant]" for one on the Hugging Face Hub, or a
             folder with a checkpoint of Hugging Face's: config.json, safetensors and tokenizer.json or tokenizer.model.
         device: None (the GPU if there is one, else the CPU), "cpu", "gpu" or "gpu:N".
-        context: the longest sequence to serve, in tokens; None for the model's own.
-        progress: show a bar on stderr while the weights load.
+        context: the longest sequence to serve, in tokens; None for the model's own. A longer one warns: the model was
+            not trained on it.
+        progress: show a bar on stderr while the weights load; None: on a terminal, where it takes more than a moment.
         fp16_weights: on a GPU, keep float16 copies of the weights beside the packed blocks, for faster prefill and
             large batches; None: if they take at most half of the memory left.
         quantize: Q4_K_M, Q8_0, ...: quantize on the way, one tensor after another, as `rocforge quantize` does. The
@@ -61,12 +69,18 @@ def load(
         GGUFError, CheckpointError: a file is malformed, or its metadata is invalid.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
         DeviceError: no such device, or too little memory on it.
+
+    >>> model, tokenizer = rf.load("model.gguf", device="cpu")
+    >>> model.config.layers, tokenizer.vocab_size
+    (4, 4096)
     """
     device = resolve_device(device)
     with open_model(path) as opened:
-        file = quantized(opened, quantize)
+        file = quantized(opened, quantize, device)
+        if isinstance(file, Quantized):
+            _make(file, progress)
         with _loading(file, device, context, progress, fp16_weights) as model:
-            tokenizer = Tokenizer(file, model.config.vocabulary)
+            model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
 
@@ -74,7 +88,7 @@ def load_model(
     file: Tensors,
     device: str | None = None,
     context: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     fp16_weights: bool | None = None,
 ) -> Transformer:
     """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
@@ -84,11 +98,11 @@ def load_model(
 
 @contextlib.contextmanager
 def _loading(
-    file: Tensors, device: str, context: int | None, progress: bool, fp16_weights: bool | None
+    file: Tensors, device: str, context: int | None, progress: bool | None, fp16_weights: bool | None
 ) -> Iterator[Transformer]:
     """A model whose weights are complete when the context has been left; on a GPU they load in the background."""
-    if context is not None and context < 1:
-        raise ValueError(f"context is {context}; allowed is 1 or more")
+    if context is not None:
+        _check_context(context, file)
     model = build_model(file, context)
     weights = _weights(model, file)
     if device != "cpu":
@@ -99,8 +113,29 @@ def _loading(
             _fill_on_cpu(model, weights, advance)
             yield model
         else:
-            with _filling_on_gpu(model, weights, device, fp16_weights, advance, progress):
+            with _filling_on_gpu(model, weights, device, fp16_weights, advance, _shown(progress)):
                 yield model
+
+
+def _check_context(context: Any, file: Tensors) -> None:
+    """Warn of one that is longer than what the file says that the model was trained on."""
+    if not isinstance(context, (int, np.integer)) or isinstance(context, bool):
+        raise TypeError(f"context is {context!r}; allowed are integers")
+    if context < 1:
+        raise ValueError(f"context is {context}; allowed is 1 or more")
+    architecture = Metadata(file.metadata).string("general.architecture", default=None)
+    trained = Metadata(file.metadata).integer(f"{architecture}.context_length", default=None)
+    if trained is not None and context > trained:
+        problem = f"context is {context}, but the model was trained on {trained} tokens: what follows them may be poor"
+        warnings.warn(problem, stacklevel=6)  # in the code that calls `load`
+
+
+def _make(file: Quantized, progress: bool | None) -> None:
+    """Quantize all tensors, one after another."""
+    with _bar(sum(form.nbytes for form in file.before.values()), progress, "quantizing") as advance:
+        for name, form in file.before.items():
+            file[name]
+            advance(form.nbytes)
 
 
 def _weights(model: Transformer, file: Tensors) -> Weights:
@@ -123,7 +158,7 @@ def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> No
     keep = _fits_unpacked(weights)
 
     def place(weight: Any) -> Any:
-        placed = _for_cpu(weight, keep)
+        placed = cpu_form(weight, keep)
         progress(weight.nbytes)
         return placed
 
@@ -176,23 +211,18 @@ def _fits_unpacked(weights: Weights) -> bool:
     return 4 * sum(weight.size for weight in weights.values()) < available_memory() // 2
 
 
-def _for_cpu(weight: Any, keep: bool) -> Any:
-    """A weight in the form of the NumPy code: packed, keeping its unpacked values or not, or float32."""
-    if isinstance(weight, np.ndarray):
-        if weight.dtype != np.float16:
-            return columns_contiguous(weight) if keep else weight
-        weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")
-    weight.keep_float32 = keep
-    return weight
+def _shown(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
 
 
 @contextlib.contextmanager
-def _bar(total: int, show: bool) -> Iterator[Progress]:
+def _bar(total: int, progress: bool | None, description: str = "loading") -> Iterator[Progress]:
     """A function to call with the number of bytes loaded."""
-    if not show:
+    if not _shown(progress):
         yield lambda nbytes: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    delay = BAR_AFTER if progress is None else 0.0
+    with tqdm(total=total, desc=description, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
         yield bar.update

@@ -12,6 +12,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from rocforge import html
 from rocforge.formats import blocks
 from rocforge.formats.blocks import as_qtype, row_nbytes
 from rocforge.row_index import row_index
@@ -115,10 +116,12 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
@@ -159,6 +162,11 @@ class QuantizedArray(NDArrayOperatorsMixin):
         device = "" if self.device == "cpu" else f", {self.device}"
         bits = 8 * self.nbytes / max(self.size, 1)
         return f"QuantizedArray(shape={self.shape}, qtype={self.qtype.name}, {bits:.4g} bits per element{device})"
+
+    def _repr_html_(self) -> str:
+        rows = self.data.reshape(-1, self.data.shape[-1])[: html.CORNER]
+        corner = self.with_data(rows, self.planar).dequantize()[: html.CORNER, : html.CORNER]
+        return html.details(html.code(repr(self)), html.corner(corner, self.shape), open=True)
 
     def __getitem__(self, index: Any) -> Any:
         """By NumPy's rules: a QuantizedArray where rows stay whole, float32 values of a part of the last axis."""
@@ -226,13 +234,22 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return {**vars(self), "_float32": None, "_joined": None}
 
     def copy(self) -> QuantizedArray:
-        """A copy, packed as this one is, in memory of its own."""
+        """A copy, packed as this one is, in memory of its own.
+
+        >>> w = rf.quantize(np.ones((2, 32), np.float32), "Q8_0")
+        >>> bool((w.copy() == w).all())
+        True
+        """
         copied = self.with_data(self.data.copy(), self.planar)
         copied.keep_float32 = self.keep_float32
         return copied
 
     def astype(self, dtype: Any) -> Any:
-        """The values, unpacked, as `dequantize` gives them; `rf.quantize` packs them in another format."""
+        """The values, unpacked, as `dequantize` gives them; `rf.quantize` packs them in another format.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").astype(np.float16).dtype
+        dtype('float16')
+        """
         try:
             return self.dequantize(np.dtype(dtype))
         except TypeError:
@@ -245,6 +262,9 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
         Raises:
             ValueError: rows would not stay whole, or their number changes.
+
+        >>> rf.quantize(np.ones((4, 32), np.float32), "Q8_0").reshape(2, 2, 32)
+        QuantizedArray(shape=(2, 2, 32), qtype=Q8_0, 8.5 bits per element)
         """
         shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
         if shape.count(-1) == 1 and 0 not in shape:
@@ -269,6 +289,9 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
         Args:
             dtype: float32 (exact, bit-equal to the gguf package), float16 or float64.
+
+        >>> rf.quantize(np.ones((2, 32), np.float32), "Q8_0").dequantize(np.float16).dtype
+        dtype('float16')
         """
         values = self.float32()
         values = values.T if self._transposed else values
@@ -276,7 +299,11 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return values.astype(dtype, copy=kept)
 
     def float32(self) -> Any:
-        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to."""
+        """float32 values of the stored (untransposed) rows; possibly the kept ones, so not to be written to.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").float32().shape
+        (1, 32)
+        """
         if self._float32 is not None:
             return self._float32
         if self.device != "cpu":
@@ -295,12 +322,21 @@ class QuantizedArray(NDArrayOperatorsMixin):
         return NotImplemented if other is None else _operators["matmul"](other, self)
 
     def to_device(self, device: str) -> QuantizedArray:
-        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that."""
+        """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that.
+
+        >>> rf.quantize(np.zeros((1, 32), np.float32), "Q8_0").to_device("cpu").device
+        'cpu'
+        """
         moved: QuantizedArray = _operators["to_device"](self, device)
         return moved
 
     def with_data(self, data: Any, planar: bool = False) -> QuantizedArray:
-        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many."""
+        """An array of this kind in other memory: `data` holds its rows, in planes or in GGUF's blocks; of as many.
+
+        >>> w = rf.quantize(np.zeros((2, 32), np.float32), "Q8_0")
+        >>> w.with_data(w.data.copy()).shape
+        (2, 32)
+        """
         shape = (*data.shape[:-1], self.stored_shape[-1])
         moved = self._view(data, shape[::-1] if self._transposed else shape)
         moved._transposed, moved.planar = self._transposed, planar

@@ -1,5 +1,8 @@
-"""Random LoRA adapters for tests, and models with them merged into their weights."""
+"""Random LoRA adapters for tests, files of them, and models with them merged into their weights."""
 
+import json
+
+import gguf
 import numpy as np
 
 import rocforge as rf
@@ -27,3 +30,36 @@ def merge(model, lora):
         change = change.T if path == "token_embd" else change
         modules[path].weight = (rf.asnumpy(weight).astype(np.float64) + change).astype(np.float32)
     return model
+
+
+def write_gguf(path, lora, architecture, alpha, dtype=np.float32, **metadata):
+    """An adapter as llama.cpp's files have it; its scale is alpha over each matrix's rank, whatever `lora` says."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, value in metadata.items():
+        writer.add_string(key.replace("__", "."), value)
+    for module, (a, b, _) in lora.items():
+        writer.add_tensor(f"{module}.weight.lora_a", np.ascontiguousarray(a.T if module == "token_embd" else a, dtype))
+        writer.add_tensor(f"{module}.weight.lora_b", b.astype(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_peft(folder, tensors, **config):
+    """A folder as PEFT saves adapters, of float32 arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = np.cumsum([array.nbytes for array in tensors.values()]).tolist()
+    header = {
+        name: {"dtype": "F32", "shape": array.shape, "data_offsets": [end - array.nbytes, end]}
+        for (name, array), end in zip(tensors.items(), ends, strict=True)
+    }
+    text, data = json.dumps(header).encode(), b"".join(array.astype(np.float32).tobytes() for array in tensors.values())
+    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

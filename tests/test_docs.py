@@ -1,6 +1,7 @@
 """What README and docs say runs: Python blocks as written, on the demo model; commands by their parsers; links."""
 
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from golden import demo
 from threadpoolctl import threadpool_limits
+
+from rocforge.device.libraries import import_cupy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,9 +23,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
 def python_blocks(page: Path) -> list[str]:
-    """Those that need no server, which tests/server has."""
+    """Those that need no server, which tests/server has, and no GPU that there is not."""
     blocks = [code for kind, code in FENCED.findall(page.read_text()) if kind == "python"]
-    return [code for code in blocks if "http://127.0.0.1:8000" not in code]
+    gpu = import_cupy()[0] is not None
+    return [code for code in blocks if "http://127.0.0.1:8000" not in code and (gpu or "import cupy" not in code)]
 
 
 def commands(page: Path) -> list[str]:
@@ -36,8 +40,9 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """In order, in one namespace, from a folder whose model.gguf is the demo model."""
+    """In order, in one namespace, from a folder whose model.gguf is the demo model, with its text heldout.txt."""
     (tmp_path / "model.gguf").symlink_to(demo.bundled())
+    (tmp_path / "heldout.txt").symlink_to(demo.bundled().parent / "heldout.txt")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__docs__"}
     with threadpool_limits(1):  # other tests have the other cores
@@ -71,6 +76,24 @@ def test_the_commands_found():
     found = commands(ROOT / "README.md")
     assert "pip install -e '.[rocm]'" in found and 'python examples/generate.py "def fibonacci(n):"' in found
     assert any(line.startswith("rocforge serve") for line in found)
+
+
+def test_every_command_is_described():
+    """docs/cli.md has a section for each."""
+    from typer.main import get_command
+
+    from rocforge.cli.app import app
+
+    text = (ROOT / "docs" / "cli.md").read_text()
+    missing = [name for name in get_command(app).commands if not re.search(rf"^### `rocforge {name}\b", text, re.M)]
+    assert not missing
+
+
+def test_what_fits(capsys):
+    """The tables of docs/choosing.md are those that docs/make/memory.py computes."""
+    runpy.run_path(str(ROOT / "docs" / "make" / "memory.py"), run_name="__main__")
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == 2 and all(table in (ROOT / "docs" / "choosing.md").read_text() for table in tables)
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)

@@ -1,10 +1,16 @@
 """generate and stream_generate on the demo model: the text, the stops, the statistics, many prompts at once."""
 
+import html
+import inspect
+
 import numpy as np
 import pytest
+from adapters import random_lora
 from golden import demo, load, relative_error
 
 import rocforge as rf
+from rocforge.engine.response import GeneratedText
+from rocforge.ops.sampling import SamplingOptions
 
 PROMPT = "def fibonacci(n):\n"
 
@@ -86,6 +92,72 @@ def test_bad_arguments(loaded):
         rf.load(demo.bundled(), device="cpu", context=-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 4}, "'max_new_tokens'; did you mean 'max_tokens'"),
+        ({"n_predict": 4}, "did you mean 'max_tokens'"),
+        ({"temp": 0.5}, "did you mean 'temperature'"),
+        ({"topk": 5}, "did you mean 'top_k'"),
+        ({"repeat_penalty": 1.1}, "did you mean 'repetition_penalty'"),
+        ({"frequency_penalti": 1.1}, "did you mean 'frequency_penalty'"),
+        ({"stop_sequences": ["x"]}, "did you mean 'stop'"),
+        ({"do_sample": True}, "temperature=0 takes the most likely token"),
+        ({"num_return_sequences": 2}, r"\[prompt\] \* 3"),
+        ({"stream": True}, "rf.stream_generate"),
+        ({"wholly_unknown": 1}, "allowed are max_tokens, temperature, .*ignore_eos"),
+    ],
+)
+def test_names_of_other_libraries(loaded, options, message):
+    """Are refused as Python refuses unknown names, with the right one; a stream says so before its first token."""
+    for call in (rf.generate, rf.stream_generate):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument .*{message}"):
+            call(*loaded, PROMPT, **options)
+    with pytest.raises(TypeError, match=message):
+        rf.SamplingParams(**options)
+
+
+def test_help_and_completion_know_the_sampling_parameters():
+    """The signatures list them with their defaults; the names that type checkers know are those."""
+    fields = inspect.signature(rf.SamplingParams).parameters
+    for call in (rf.generate, rf.stream_generate):
+        shown = inspect.signature(call).parameters
+        assert {name: shown[name].default for name in fields} == {name: p.default for name, p in fields.items()}
+    known = {name: str(kind.__forward_arg__) for name, kind in SamplingOptions.__annotations__.items()}
+    own = {"lora": "str | None"}  # which takes one for each prompt, too
+    assert {**known, **own} == {name: p.annotation for name, p in fields.items()}
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"def", iter(["a"]), {"input_ids": [1]}, [1.5], [[1.5]], [None]])
+def test_prompts_of_other_kinds(loaded, prompt):
+    """Are a TypeError that says what is allowed."""
+    with pytest.raises(TypeError, match=r"allowed are|pass its ids"):
+        rf.generate(*loaded, prompt)
+
+
+def test_model_and_tokenizer_in_order(loaded):
+    """Anything else than what rf.load gives, in its order, is named."""
+    model, tokenizer = loaded
+    for wrong in ((tokenizer, model), (model, "text"), ("model.gguf", tokenizer)):
+        with pytest.raises(TypeError, match=f"got {type(wrong[0]).__name__} and {type(wrong[1]).__name__}"):
+            rf.generate(*wrong, PROMPT)
+
+
+def test_no_prompts(loaded):
+    """An empty list of prompts gives an empty list."""
+    assert rf.generate(*loaded, []) == rf.generate(*loaded, ()) == []
+
+
+def test_generations_in_a_notebook(loaded):
+    """A text is shown with its lines, and nothing in it is taken for HTML; a piece with its token and statistics."""
+    text = rf.generate(*loaded, PROMPT, max_tokens=8, temperature=0)
+    assert isinstance(text, str) and html.unescape(text._repr_html_().partition(">")[2]).startswith(text)
+    assert "&lt;b&gt;" in GeneratedText("<b>")._repr_html_()
+    (piece,) = rf.stream_generate(*loaded, PROMPT, max_tokens=1, logprobs=2)
+    shown = piece._repr_html_()
+    assert str(piece.token) in shown and "length" in shown and "device cpu" in shown
+
+
 def test_a_request_that_fails(loaded, monkeypatch):
     """What fails is what is raised, by both."""
     monkeypatch.setattr("rocforge.engine.sampler.sample", lambda *args: 1 / 0)
@@ -123,3 +195,19 @@ def test_greedy_tokens_agree_with_llama_cpp(tmp_path):
     pieces = rf.stream_generate(model, tokenizer, prompt, max_tokens=64, temperature=0, ignore_eos=True)
     assert [p.token for p in pieces] == expected
     assert np.array_equal(tokenizer.encode(demo.TEXT)[:64], prompt)
+
+
+def test_adapters(loaded):
+    """One for all prompts, or one for each."""
+    model, tokenizer = loaded
+    model.adapters["x"] = random_lora(np.random.default_rng(0), model, ["attn_q", "ffn_up", "ffn_down"], size=0.7)
+    options = {"max_tokens": 8, "temperature": 0}
+    plain, adapted = (rf.generate(model, tokenizer, PROMPT, lora=lora, **options) for lora in (None, "x"))
+    assert plain != adapted
+    assert rf.generate(model, tokenizer, [PROMPT] * 3, lora=["x", None, "x"], **options) == [adapted, plain, adapted]
+    assert "".join(p.text for p in rf.stream_generate(model, tokenizer, PROMPT, lora="x", **options)) == adapted
+    with pytest.raises(ValueError, match="lora has 1 names for 2 prompts"):
+        rf.generate(model, tokenizer, [PROMPT] * 2, lora=["x"])
+    with pytest.raises(ValueError, match="lora is 'y'; the model's adapters are 'x'"):
+        rf.generate(model, tokenizer, PROMPT, lora="y")
+    del model.adapters["x"]

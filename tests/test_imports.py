@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    "errors",
+    "errors names html",
     "formats row_index",
     "quant",
     "gguf",
@@ -20,7 +20,7 @@ LAYERS = [
     "models",
     "engine",
     "loading",
-    "load generate imatrix",
+    "load generate evaluate embed imatrix",
     "rocforge",
     "server selftest",
     "tune",

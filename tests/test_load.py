@@ -1,11 +1,13 @@
 """Loading what files in the wild hold: vectors of any type, padded vocabularies, ids without a token, NaN."""
 
 import dataclasses
+import sys
+import warnings
 
 import numpy as np
 import pytest
 from fuzz_gguf import architectures
-from golden import relative_error
+from golden import demo, relative_error
 from packed_vectors import TYPES, with_vectors_in
 
 import rocforge as rf
@@ -32,6 +34,50 @@ def file(request, write):
     """An open file of each architecture."""
     with rf.open_gguf(write(architectures()[request.param])) as file:
         yield file
+
+
+def test_a_context_beyond_the_trained_one_warns():
+    """In the line that loads; one within does not."""
+    with pytest.warns(UserWarning, match="context is 2000, but the model was trained on 1024 tokens") as seen:
+        rf.load(demo.bundled(), "cpu", 2000)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rf.load(demo.bundled(), "cpu", 1024)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_ctx": 64}, TypeError, "'n_ctx'; did you mean 'context'"),
+        ({"contxt": 64}, TypeError, "did you mean 'context'"),
+        ({"load_in_4bit": True}, TypeError, "weights stay in the file's format"),
+        ({"context": "64"}, TypeError, "context is '64'; allowed are integers"),
+        ({"context": True}, TypeError, "context is True; allowed are integers"),
+    ],
+)
+def test_wrong_arguments(options, error, message):
+    """Names of other libraries, and values of other types."""
+    with pytest.raises(error, match=message):
+        rf.load(demo.bundled(), device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("progress", "terminal", "delay", "shown"),
+    [
+        (None, False, 0, False),
+        (None, True, 0, True),
+        (None, True, 60, False),
+        (True, False, 60, True),
+        (False, True, 0, False),
+    ],
+)
+def test_progress(monkeypatch, capsys, progress, terminal, delay, shown):
+    """A bar where it is asked for; else on a terminal only, once the load has taken a while."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(sys.modules["rocforge.load"], "BAR_AFTER", delay)
+    rf.load(demo.bundled(), device="cpu", progress=progress)
+    assert ("loading" in capsys.readouterr().err) == shown
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -20,7 +20,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "models": (
         "Files and models",
         "GGUF files, loading, the module tree, and what models are measured by.",
-        ("gguf", "load", "loading", "nn", "models", "checkpoints", "measures"),
+        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora", "evaluate"),
     ),
     "generation": ("Generation", "From a prompt to text.", ("generate", "engine", "text")),
     "devices": ("Devices and errors", "GPUs, streams, kernels of your own, and what is raised.", ("device", "errors")),
@@ -31,11 +31,11 @@ MODULES = [nn.Module, nn.Transformer]
 
 
 def page_of(thing: Any) -> str:
-    """The page that a name belongs to; those of no part that is listed, to the last."""
+    """The page that a name belongs to; those of no part that is listed, to that of models."""
     if thing is rf.SamplingParams:
         return "generation"
     part = thing.__module__.split(".")[1]
-    return next((page for page, (*_, parts) in PAGES.items() if part in parts), "devices")
+    return next((page for page, (*_, parts) in PAGES.items() if part in parts), "models")
 
 
 def things() -> list[Any]:
@@ -55,7 +55,7 @@ def reference() -> dict[str, str]:
         )
         for page, (title, about, _) in PAGES.items()
     }
-    index = ["# Reference", "`import rocforge as rf` gives all of these names.", "| | |\n|---|---|"]
+    index = ["# Reference", "`import rocforge as rf` gives these names; `Module` and `Transformer` are in `rf.nn`.", "| | |\n|---|---|"]
     rows = [f"| [`{thing.__name__}`][{link(thing)}] | {summary(thing)} |" for thing in things()]
     return {**pages, "reference/index.md": "\n\n".join(index) + "\n" + "\n".join(rows) + "\n"}
 

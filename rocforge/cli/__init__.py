@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
 
 from rocforge.cli.errors import INTERRUPTED, OUTPUT_CLOSED, report
 from rocforge.cli.interrupts import Interrupts
+from rocforge.cli.output import note
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; docs/cli.md lists them.
     """
     _open_standard_streams()
-    with Interrupts():
+    with Interrupts(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: note(f"warning: {message}")
         try:
             return _run(argv)
         except (KeyboardInterrupt, typer.Abort):

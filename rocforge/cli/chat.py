@@ -56,7 +56,7 @@ def chat(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
 
-    progress = not quiet and sys.stderr.isatty()
+    progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
     if lora is not None:
         loaded.adapters.load("lora", *adapter_file(lora))

@@ -15,6 +15,7 @@ from rocforge.errors import (
     UnsupportedCardError,
     UnsupportedModelError,
 )
+from rocforge.names import LOADING, SAMPLING
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 3, 130, 141
 """Exit codes; 0 is success."""
@@ -55,6 +56,16 @@ def report(error: Exception) -> int:
     if known is None:
         message = f"{type(error).__name__}: {message}"
     if isinstance(error, _USAGE_ERROR):
-        message = message[:1].lower() + message[1:].rstrip(".")
+        message = _usual_option(error) or message[:1].lower() + message[1:].rstrip(".")
     print(f"error: {printable(' '.join(message.split()))}\nhint: {hint}", file=sys.stderr)
     return code
+
+
+def _usual_option(error: Exception) -> str | None:
+    """What to say of an option that is another library's, or llama.cpp's, and has another name here."""
+    option = getattr(error, "option_name", "")
+    name = option.lstrip("-").replace("-", "_")
+    known = SAMPLING.get(name) if name not in LOADING else LOADING[name]
+    if not option or known is None or not known.isidentifier():
+        return None
+    return f"no such option: {option}; did you mean --{known.replace('_', '-')}?"

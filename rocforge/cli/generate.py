@@ -50,7 +50,7 @@ def generate(
     if (system or chat_template) and not chat:
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
-    progress = not quiet and sys.stderr.isatty()
+    progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
     if lora is not None:
         loaded.adapters.load("lora", *adapter_file(lora))

@@ -64,17 +64,29 @@ def adapter_file(text: str) -> tuple[str, float]:
 def sampling_options(
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens to generate; default: up to the context.", show_default=False)
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this total probability.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the highest probability.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeated tokens become less likely.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Subtracted once from tokens that occurred; -2 to 2.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Subtracted for each occurrence; -2 to 2.")] = 0.0,
+    ] = SamplingParams.max_tokens,
+    temperature: Annotated[float, typer.Option(help="0 (greedy) to 2.")] = SamplingParams.temperature,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")
+    ] = SamplingParams.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens up to this total probability.")
+    ] = SamplingParams.top_p,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this fraction of the highest probability.")
+    ] = SamplingParams.min_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: repeated tokens become less likely.")
+    ] = SamplingParams.repetition_penalty,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted once from tokens that occurred; -2 to 2.")
+    ] = SamplingParams.presence_penalty,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtracted for each occurrence; -2 to 2.")
+    ] = SamplingParams.frequency_penalty,
     seed: Annotated[
         int | None, typer.Option(help="Random seed; the same seed gives the same text.", show_default=False)
-    ] = None,
+    ] = SamplingParams.seed,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
 ) -> dict[str, Any]:
     """The sampling options of a command, checked, as arguments of SamplingParams."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -11,6 +11,13 @@ from rocforge.cli.errors import UsageError
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
 from rocforge.cli.output import note
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
+from rocforge.engine.pacing import INTER_TOKEN_MS
+from rocforge.engine.service import MAX_QUEUE
+
+
+def _by_device(default: Mapping[str, float]) -> str:
+    return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
 def serve(
@@ -38,16 +45,18 @@ def serve(
     ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens a step; default: 2048 on a GPU, 512 on a CPU.")
+        int | None, typer.Option(min=1, help=f"Maximum tokens a step; default: {_by_device(MAX_BATCH_TOKENS)}.")
     ] = None,
     inter_token_ms: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="Target for the time between two tokens while prompts come in; default: 50, on a CPU 20."
+            metavar="MS",
+            help="Target for the time between two tokens while prompts come in; "
+            f"default: {_by_device(INTER_TOKEN_MS)}.",
         ),
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = 256,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = MAX_REQUESTS,
+    max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = MAX_QUEUE,
     processes: Annotated[
         int | None,
         typer.Option(min=0, help="Processes for HTTP; default: by the number of processors. 0: none beside this one."),
@@ -90,7 +99,7 @@ def serve(
         restart_engine=restart_engine,
         settings=settings,
         log_level="warning" if quiet else "info",
-        progress=not quiet and sys.stderr.isatty(),
+        progress=False if quiet else None,
         on_ready=lambda url: note(f"ready at {url}"),
     )
 

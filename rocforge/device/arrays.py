@@ -21,6 +21,10 @@ def get_array_module(*arrays: Any) -> ModuleType:
     """The module, numpy or cupy, that computes on the given arrays, as `cupy.get_array_module` does.
 
     A QuantizedArray counts as its packed blocks. Without CuPy arrays it is numpy, and CuPy is not imported.
+
+    >>> xp = rf.get_array_module(np.ones(3))
+    >>> xp.__name__
+    'numpy'
     """
     cupy = sys.modules.get("cupy")
     if cupy is not None and hasattr(cupy, "ndarray"):
@@ -69,6 +73,10 @@ def to_device(array: Any, device: str | None = None) -> Any:
     Args:
         array: a NumPy or CuPy array, or a QuantizedArray.
         device: as in `resolve_device`. A copy to a GPU is ordered on its current stream.
+
+    >>> x = rf.to_device(np.ones(3, np.float32), "cpu")
+    >>> x.shape
+    (3,)
     """
     device = resolve_device(device)
     if isinstance(array, QuantizedArray):
@@ -80,10 +88,17 @@ def to_device(array: Any, device: str | None = None) -> Any:
 
 
 def asnumpy(array: Any) -> np.ndarray:
-    """A NumPy array of the same values; waits for the copy of a device array. A QuantizedArray is dequantized."""
+    """A NumPy array of the same values; waits for the copy of a device array. A QuantizedArray is dequantized.
+
+    >>> rf.asnumpy(rf.quantize(np.ones((1, 32), np.float32), "Q4_0")).shape
+    (1, 32)
+    """
     if isinstance(array, QuantizedArray):
         array = array.dequantize()
-    return np.asarray(array) if get_array_module(array) is np else array.get()
+    values = np.asarray(array) if get_array_module(array) is np else array.get()
+    if values.dtype == object:
+        raise TypeError(f"array is of type {type(array).__name__}; allowed are arrays, and lists of numbers")
+    return values
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,10 @@ class DeviceInfo:
         runtime: "ROCm 7.0.2", "CUDA 13.0" or "NumPy 2.4".
         cupy: CuPy's version, or None if it does not import.
         reason: why there is no GPU, or None where there is one.
+
+    >>> info = rf.device_info("cpu")
+    >>> info.device, info.memory_free < info.memory_total
+    ('cpu', True)
     """
 
     device: str
@@ -120,6 +139,9 @@ def device_info(device: str | None = None) -> DeviceInfo:
 
     Raises:
         ValueError, DeviceError, UnsupportedCardError: as `resolve_device`, of a device that is named.
+
+    >>> rf.device_info("cpu").device
+    'cpu'
     """
     cupy, reason = import_cupy()
     try:

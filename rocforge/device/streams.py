@@ -37,6 +37,11 @@ class Stream:
 
     Raises:
         ValueError, DeviceError: as in `rf.load`.
+
+    >>> with rf.Stream("cpu") as stream:
+    ...     y = rf.silu(stream.upload([0.0, 1.0]))
+    >>> stream.download(y).get()
+    array([0.       , 0.7310586], dtype=float32)
     """
 
     def __init__(self, device: str | None = None):
@@ -60,13 +65,21 @@ class Stream:
             self._context.__exit__(*exception)
 
     def synchronize(self) -> None:
-        """Wait on the host until all that is queued has been done."""
+        """Wait on the host until all that is queued has been done.
+
+        >>> rf.Stream("cpu").synchronize()
+        """
         if self.device != "cpu":
             self._stream.synchronize()
             _IN_FLIGHT.drop()
 
     def wait_for(self, other: Stream) -> None:
-        """Work queued here from now on runs after what is queued on another stream so far. The host does not wait."""
+        """Work queued here from now on runs after what is queued on another stream so far. The host does not wait.
+
+        >>> copies, work = rf.Stream("cpu"), rf.Stream("cpu")
+        >>> x = copies.upload(np.ones(3))
+        >>> work.wait_for(copies)
+        """
         if self.device != "cpu" and other.device != "cpu":
             with other:
                 event = _recorded()
@@ -82,6 +95,9 @@ class Stream:
 
         Returns:
             `out`, or an array of the given one's shape and dtype on the device, for work on this stream.
+
+        >>> rf.Stream("cpu").upload([1, 2, 3])
+        array([1, 2, 3])
         """
         array = np.asarray(array)
         if self.device == "cpu":
@@ -102,6 +118,10 @@ class Stream:
 
         Args:
             array: what this stream computes, or what was complete before; it is read when the queue comes to it.
+
+        >>> pending = rf.Stream("cpu").download(np.ones(2))
+        >>> pending.get()
+        array([1., 1.])
         """
         if get_array_module(array) is np:
             return Download(np.array(array), None)
@@ -112,7 +132,11 @@ class Stream:
             return Download(host, _IN_FLIGHT.keep(host, array))
 
     def written(self, host: np.ndarray) -> Download:
-        """What the kernels queued so far write to (a part of) an array from `shared_array`."""
+        """What the kernels queued so far write to (a part of) an array from `shared_array`.
+
+        >>> host, shared = shared_array((4,), np.int32)  # doctest: +SKIP
+        >>> stream.written(host).get()  # doctest: +SKIP
+        """
         with self:
             return Download(host, _IN_FLIGHT.keep(host))
 

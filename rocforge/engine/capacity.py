@@ -15,6 +15,8 @@ SNAPSHOTS = 16
 """Slots for snapshots of recurrent state, beside those of running sequences."""
 MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
 """The default maximum of tokens a step, by device."""
+MAX_REQUESTS = 256
+"""The default maximum of running requests."""
 MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -119,6 +119,13 @@ class Engine:
     Raises:
         ValueError: a number that is not positive.
         DeviceError: the cache does not fit.
+
+    >>> with rf.Engine(model, tokenizer.eog_token_ids) as engine:
+    ...     request = engine.add(tokenizer.encode("import "), rf.SamplingParams(max_tokens=3, temperature=0))
+    ...     while engine.busy:
+    ...         tokens = engine.step()
+    >>> tokenizer.decode(request.output), tokens[0].finish_reason
+    ('atexit', 'length')
     """
 
     def __init__(
@@ -127,9 +134,12 @@ class Engine:
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
         max_batch_tokens: int | None = None,
-        max_requests: int = 256,
+        max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
     ):
+        if not isinstance(eog_token_ids, (Set, Sequence)):
+            problem = "allowed are token ids, tokenizer.eog_token_ids"
+            raise TypeError(f"eog_token_ids is of type {type(eog_token_ids).__name__}; {problem}")
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
         for name, size in given.items():
             if size is not None and size < 1:
@@ -170,6 +180,10 @@ class Engine:
             step_sizes = self._runner.sizes if self._runner else []
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
+    def __repr__(self) -> str:
+        size = f"requests={len(self.scheduler)}, limit={self.limit}" if self.cache else "closed"
+        return f"Engine({self.model.config.architecture} on {self.model.device}, {size})"
+
     def __enter__(self) -> Engine:
         return self
 
@@ -177,7 +191,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in flight and drop the cache. A closed engine takes no more requests."""
+        """Cancel what is in flight and drop the cache. A closed engine takes no more requests.
+
+        >>> engine = rf.Engine(model)
+        >>> engine.close()
+        >>> engine
+        Engine(llama on cpu, closed)
+        """
         try:
             self.cancel_all()
         finally:
@@ -218,6 +238,11 @@ class Engine:
         Raises:
             ValueError: as in `check`.
             RuntimeError: the engine is closed.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3], rf.SamplingParams(max_tokens=2))
+        >>> request.status.value, engine
+        ('waiting', Engine(llama on cpu, requests=1, limit=1024))
         """
         self._open_cache()
         prompt, params = [int(token) for token in prompt], params or SamplingParams()
@@ -239,6 +264,12 @@ class Engine:
         Raises:
             ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary; the
                 adapter is none of the model's.
+
+        >>> try:
+        ...     rf.Engine(model).check([], rf.SamplingParams())
+        ... except ValueError as error:
+        ...     print(error)
+        the prompt is empty
         """
         vocabulary = self.model.config.vocabulary
         if not prompt:
@@ -253,12 +284,26 @@ class Engine:
             self.model.adapters.placed(params.lora)
 
     def cancel(self, request: Request) -> None:
-        """End a request now and free its cache blocks; no effect once it has ended."""
+        """End a request now and free its cache blocks; no effect once it has ended.
+
+        >>> engine = rf.Engine(model)
+        >>> request = engine.add([1, 2, 3])
+        >>> engine.cancel(request)
+        >>> request.status.value, engine.busy
+        ('finished', False)
+        """
         if request.status is not Status.FINISHED:
             self.scheduler.finish(request)
 
     def cancel_all(self) -> None:
-        """End all requests now; required after an exception in `step`, which leaves their state undefined."""
+        """End all requests now; required after an exception in `step`, which leaves their state undefined.
+
+        >>> engine = rf.Engine(model)
+        >>> requests = [engine.add([1, 2, 3]) for _ in range(3)]
+        >>> engine.cancel_all()
+        >>> engine.busy
+        False
+        """
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
         self._pending, self._previous, self._starved = None, None, False
@@ -278,6 +323,8 @@ class Engine:
 
         Args:
             progress: called now and then with what is being done, in words.
+
+        >>> rf.Engine(model).prepare(print)
         """
         if self._runner:
             with self._stream, out_of_memory_explained(self.model.device, "step"):
@@ -290,6 +337,11 @@ class Engine:
 
         Raises:
             OutOfMemoryError: the device has too little memory, even after all unused memory has been freed.
+
+        >>> with rf.Engine(model) as engine:
+        ...     requests = [engine.add([5, 6, token], rf.SamplingParams(max_tokens=1)) for token in (7, 8)]
+        ...     len(engine.step())
+        2
         """
         with self._stream:
             step = self._pending or self._launch_first()

@@ -6,13 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rocforge import html
 from rocforge.engine.engine import Engine, Token
 from rocforge.engine.request import Request
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.text.stream import TextStream
 from rocforge.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+
+class GeneratedText(str):
+    """A generated text: a str, which a notebook shows with its lines."""
+
+    def _repr_html_(self) -> str:
+        return html.text(self)
 
 
 @dataclass
@@ -72,6 +78,10 @@ class GenerationResponse:
         finish_reason: None, or on the last piece "stop" (end-of-generation token, or stop string) or "length".
         logprobs: where asked for.
         stats: of the generation so far.
+
+    >>> *_, last = rf.stream_generate(model, tokenizer, "import ", max_tokens=3)
+    >>> last.finish_reason, last.stats.generated_tokens
+    ('length', 3)
     """
 
     text: str
@@ -79,6 +89,13 @@ class GenerationResponse:
     finish_reason: str | None
     logprobs: Logprobs | None
     stats: Stats
+
+    def _repr_html_(self) -> str:
+        rows = [("text", repr(self.text)), ("token", self.token), ("finish reason", self.finish_reason)]
+        if self.logprobs:
+            rows += [("log-probability", f"{self.logprobs.token:.4f}")]
+            rows += [(f"of token {id}", f"{value:.4f}") for id, value in self.logprobs.top.items()]
+        return html.table(rows) + html.text(str(self.stats))
 
 
 class ResponseStream:
@@ -117,14 +134,13 @@ class RequestStream:
     Args:
         engine: the request is added to it; its tokens come from `engine.step()`.
         tokenizer: of its model.
-        prompt: text (encoded with special tokens) or token ids.
+        prompt: token ids.
         params: how to continue it.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams):
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._engine, self._stream = engine, ResponseStream(tokenizer, ids, params, engine.model.device)
-        self.request: Request = engine.add(ids, params)
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams):
+        self._engine, self._stream = engine, ResponseStream(tokenizer, prompt, params, engine.model.device)
+        self.request: Request = engine.add(prompt, params)
 
     def add(self, token: Token) -> GenerationResponse:
         """The response for a token of this request; one that completes a stop string ends the request.

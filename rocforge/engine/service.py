@@ -20,6 +20,9 @@ from rocforge.engine.request import Constraint
 from rocforge.ops.sampling import SamplingParams
 from rocforge.text.tokenizer import Tokenizer
 
+MAX_QUEUE = 256
+"""The default maximum of waiting requests."""
+
 
 class State(enum.Enum):
     """The state of a service."""
@@ -53,7 +56,10 @@ class Service:
     """
 
     def __init__(
-        self, load: Callable[[], tuple[StepEngine, Tokenizer]], max_queue: int = 256, observer: Observer | None = None
+        self,
+        load: Callable[[], tuple[StepEngine, Tokenizer]],
+        max_queue: int = MAX_QUEUE,
+        observer: Observer | None = None,
     ):
         if max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}; allowed is 1 or more")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from mmap import mmap
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from rocforge import html
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.formats import byteorder
 from rocforge.formats.blocks import QTYPES, row_nbytes
@@ -21,7 +23,8 @@ from rocforge.quant import QuantizedArray
 _DTYPES = {"F32": "f4", "F16": "f2", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_REPR_ROWS = 20
+_REPR_ROWS, _HTML_ROWS = 20, 400
+"""Tensors that are shown, at most."""
 
 
 def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GGUFFile:
@@ -35,6 +38,12 @@ def open_gguf(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> GG
         OSError: the file cannot be opened.
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    >>> file = rf.open_gguf("model.gguf")
+    >>> file["blk.0.attn_q.weight"]
+    QuantizedArray(shape=(512, 512), qtype=Q8_0, 8.5 bits per element)
+    >>> file.metadata["llama.block_count"]
+    4
     """
     header = read_header(Path(path))
     others = [Path(p) for p in more] or _other_members(header)
@@ -74,6 +83,10 @@ class GGUFFile(Mapping[str, Any]):
         paths: the files, in order.
 
     The files must not shrink while they are open: reading a page that is gone kills the process (SIGBUS).
+
+    >>> with rf.open_gguf("model.gguf") as file:
+    ...     print(len(file), file.version, list(file)[:2])
+    38 3 ['token_embd.weight', 'blk.0.attn_norm.weight']
     """
 
     def __init__(self, headers: list[Header]):
@@ -102,15 +115,29 @@ class GGUFFile(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._infos)
 
+    def keys(self) -> KeysView[str]:
+        """The tensors' names, in file order; they print as a dict's keys do.
+
+        >>> "output_norm.weight" in rf.open_gguf("model.gguf").keys()
+        True
+        """
+        return self._infos.keys()
+
     def __contains__(self, name: object) -> bool:
         return name in self._infos
 
     def tensor_info(self, name: str) -> TensorInfo:
-        """Where tensor `name` lies: file, absolute offset and bytes, with its shape and type."""
+        """Where tensor `name` lies: file, absolute offset and bytes, with its shape and type.
+
+        >>> rf.open_gguf("model.gguf").tensor_info("output_norm.weight").shape
+        (512,)
+        """
         try:
             return self._infos[name]
         except KeyError:
-            raise KeyError(f"no tensor {name!r} in {self.paths[0]}") from None
+            near = difflib.get_close_matches(str(name), self._infos, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"no tensor {name!r} in {self.paths[0]}{hint}") from None
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +145,14 @@ class GGUFFile(Mapping[str, Any]):
         return sum(info.nbytes or 0 for info in self._infos.values())
 
     def close(self) -> None:
-        """Close the files; arrays taken from them stay valid, and the last one unmaps its file."""
+        """Close the files; arrays taken from them stay valid, and the last one unmaps its file.
+
+        >>> file = rf.open_gguf("model.gguf")
+        >>> weight = file["output_norm.weight"]
+        >>> file.close()
+        >>> weight.shape
+        (512,)
+        """
         self._buffers, self._closed = {}, True
 
     def __enter__(self) -> GGUFFile:
@@ -127,13 +161,28 @@ class GGUFFile(Mapping[str, Any]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     def __repr__(self) -> str:
         """One line about the file, then a table of the tensors, shortened in its middle."""
+        return "\n".join([self._title(), *_lines(_rows(list(self._infos.values()), _REPR_ROWS))])
+
+    def _repr_html_(self) -> str:
+        head, *rows = _rows(list(self._infos.values()), _HTML_ROWS)
+        metadata = [(_printable(key), _shortened(value)) for key, value in self.metadata.items()]
+        return html.details(
+            html.code(self._title()),
+            html.details(f"metadata ({len(metadata)})", html.table(metadata)),
+            html.details(f"tensors ({len(self)})", html.table(rows, head, numbers=1)),
+            open=True,
+        )
+
+    def _title(self) -> str:
         architecture, name = (_printable(self.metadata.get(f"general.{key}", "")) for key in ("architecture", "name"))
         files = f", {len(self.paths)} files" if len(self.paths) > 1 else ""
         title = " ".join(filter(None, ["GGUF", architecture, name and f"'{name}'"]))
-        line = f"{title}: {len(self)} tensors, {self.nbytes:,} bytes{files}{', closed' if self._closed else ''}"
-        return "\n".join([line, *_table(list(self._infos.values()))])
+        return f"{title}: {len(self)} tensors, {self.nbytes:,} bytes{files}{', closed' if self._closed else ''}"
 
 
 def _other_members(header: Header) -> list[Path]:
@@ -217,15 +266,29 @@ def _printable(text: Any) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _table(infos: list[TensorInfo]) -> list[str]:
-    """Aligned lines of name, shape, type and bytes."""
+def _rows(infos: list[TensorInfo], most: int) -> list[tuple[str, str, str, str]]:
+    """Name, shape, type and bytes of tensors, under a head, without those in the middle where there are more."""
     rows = [("name", "shape", "type", "bytes")]
     for info in infos:
         nbytes = "?" if info.nbytes is None else f"{info.nbytes:,}"
         rows.append((_printable(info.name), str(info.shape), getattr(info.qtype, "name", str(info.qtype)), nbytes))
-    left_out = len(infos) - _REPR_ROWS
-    if left_out > 0:
-        half = _REPR_ROWS // 2
-        rows = [*rows[: half + 1], (f"... {left_out} more ...", "", "", ""), *rows[-half:]]
+    left_out = len(infos) - most
+    if left_out <= 0:
+        return rows
+    half = most // 2
+    return [*rows[: half + 1], (f"... {left_out} more ...", "", "", ""), *rows[-half:]]
+
+
+def _lines(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    """Aligned lines."""
     name, shape, qtype, size = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [f"  {a:{name}}  {b:{shape}}  {c:{qtype}}  {d:>{size}}" for a, b, c, d in rows]
+
+
+def _shortened(value: Any) -> str:
+    """A value of the metadata in a line."""
+    if isinstance(value, (list, np.ndarray)):
+        first = ", ".join(_printable(item) for item in value[:4])
+        value = f"[{first}{', ...' if len(value) > 4 else ''}]" + (f" ({len(value):,})" if len(value) > 4 else "")
+    text = _printable(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -21,7 +21,7 @@ from rocforge.device.memory import out_of_memory_explained
 from rocforge.errors import UnsupportedModelError
 from rocforge.lora.adapter import LoRA
 from rocforge.lora.gguf import read_gguf
-from rocforge.lora.peft import read_peft
+from rocforge.lora.peft import WEIGHTS, read_peft
 from rocforge.nn.attention import Attention
 from rocforge.nn.layers import Embedding, Linear
 from rocforge.nn.low_rank import PlacedLoRA, Tables
@@ -114,15 +114,19 @@ class Adapters(MutableMapping[str, LoRA]):
 
         Raises:
             FileNotFoundError: no such file.
-            GGUFError: the file is malformed.
+            GGUFError, CheckpointError: a file is malformed.
             UnsupportedModelError: it is no LoRA adapter, is of a kind that is not supported, or does not fit the model.
             OutOfMemoryError: the device has no room for it.
         """
         path = Path(path)
-        if path.is_dir():
-            lora = read_peft(path, _interleaved_heads(self._model))
-        else:
-            lora = read_gguf(path, self._architecture)
+        try:
+            if path.is_dir() or path.name == WEIGHTS:
+                folder = path if path.is_dir() else path.parent
+                lora = read_peft(folder, self._architecture, _rotated(self._model))
+            else:
+                lora = read_gguf(path, self._architecture)
+        except ValueError as error:
+            raise UnsupportedModelError(f"{path}: {error}") from error
         self[name] = lora if scale == 1 else lora * scale
         return self[name]
 
@@ -200,8 +204,8 @@ def _update_shape(module: Any) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, Embedding) else (rows, columns)
 
 
-def _interleaved_heads(model: Module) -> dict[str, int]:
-    """The heads of q and k whose rows GGUF has in another order than Hugging Face: where rope turns neighbours."""
+def _rotated(model: Module) -> dict[str, int]:
+    """The heads of q and k whose rows lie otherwise in GGUF than in checkpoints: where rope turns neighbours."""
     heads: dict[str, int] = {}
     names = {module: path for path, module in model.named_modules()}
     for attn in names:

@@ -30,6 +30,9 @@ class Chunk:
         wants_logits: whether logits of the last token are wanted.
         slot: of the sequence's recurrent state.
         lora: the adapter that the tokens have, from `model.adapters.placed(name)`; None for none.
+
+    >>> rf.Chunk(start=64, count=1, table=[0, 1, 2]).length
+    65
     """
 
     start: int
@@ -45,7 +48,11 @@ class Chunk:
         return self.start + self.count
 
     def table_of(self, group: int) -> Sequence[int]:
-        """The blocks of that paged group."""
+        """The blocks of that paged group.
+
+        >>> rf.Chunk(0, 40, table=[[0, 1], [7, 8]]).table_of(1)
+        [7, 8]
+        """
         table: Sequence[Any] = self.table
         return table if len(table) and isinstance(table[0], Integral) else table[group]
 
@@ -76,6 +83,12 @@ class Batch:
 
     With a cache on a device, all other arrays are there. A launch reads them when it runs, so a captured one
     can be replayed after their contents have changed.
+
+    >>> batch = rf.Batch.of(model.new_cache(4), [rf.Chunk(0, 3, [0]), rf.Chunk(0, 2, [1])])
+    >>> batch.positions, batch.query_starts
+    (array([0, 1, 2, 0, 1], dtype=int32), array([0, 3, 5], dtype=int32))
+    >>> model([5, 6, 7, 5, 6], batch).shape
+    (2, 4096)
     """
 
     cache: KVCache
@@ -90,6 +103,9 @@ class Batch:
     adapters: TokenAdapters | None = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Batch({len(self.positions)} tokens, {len(self.lengths)} sequences, {self.cache!r})"
+
     @classmethod
     def of(cls, cache: KVCache, chunks: Sequence[Chunk], all_logits: bool = False) -> Batch:
         """The batch of the chunks' tokens, in order.
@@ -102,6 +118,14 @@ class Batch:
         Raises:
             ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
                 cache's, or recurrent state of two sequences in one slot.
+
+        >>> cache = model.new_cache(blocks=4)
+        >>> tokens = tokenizer.encode("import numpy as")
+        >>> logits = model(tokens, rf.Batch.of(cache, [rf.Chunk(0, len(tokens), [0])]))
+        >>> next_token = int(logits[-1].argmax())
+        >>> logits = model([next_token], rf.Batch.of(cache, [rf.Chunk(len(tokens), 1, [0])]))
+        >>> tokenizer.to_str_tokens([next_token])
+        [' np']
         """
         if not chunks:
             raise ValueError("Batch.of: chunks are empty; allowed is at least one")
@@ -150,6 +174,10 @@ class Batch:
 
         Raises:
             KeyError: the cache was made without that layer.
+
+        >>> batch = rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])])
+        >>> batch.state_of(model.blk[0].attn).keys.shape
+        (32, 2, 64)
         """
         group, index = self.cache.group_of(layer)
         if isinstance(group, RecurrentGroup):
@@ -170,7 +198,12 @@ class Batch:
         )
 
     def rotation(self, frequencies: RopeFrequencies) -> Rotation:
-        """The angles of the positions, computed once for all layers that share the frequencies."""
+        """The angles of the positions, computed once for all layers that share the frequencies.
+
+        >>> batch = rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])])
+        >>> batch.rotation(model.blk[0].attn.rope).cos.shape
+        (3, 32)
+        """
         key = id(frequencies)
         if key not in self._rotations:
             self._rotations[key] = Rotation(*frequencies.cos_sin(self.positions), frequencies.neox)

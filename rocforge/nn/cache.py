@@ -42,6 +42,7 @@ class PagedGroup:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of both."""
         return int(self.keys.nbytes + self.values.nbytes)
 
 
@@ -61,6 +62,7 @@ class RecurrentGroup:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays)
 
 
@@ -82,6 +84,10 @@ class KVCache:
 
     Raises:
         ValueError: a block size that the device's kernels do not have, or blocks of another number of groups.
+
+    >>> cache = model.new_cache(blocks=8)
+    >>> cache.paged[0].keys.shape
+    (4, 8, 32, 2, 64)
     """
 
     def __init__(
@@ -119,11 +125,18 @@ class KVCache:
         indices = {state: itertools.count() for state in groups}
         self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in layers.items()}
 
+    def __repr__(self) -> str:
+        return f"KVCache({len(self._layers)} layers, {self.nbytes:,} bytes, {self.device})"
+
     def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
         """The group of a layer, and the layer's index there.
 
         Raises:
             KeyError: the cache was made without it.
+
+        >>> group, index = model.new_cache(8).group_of(model.blk[2].attn)
+        >>> index
+        2
         """
         if layer not in self._layers:
             name = layer if isinstance(layer, int) else f"this {type(layer).__name__}"
@@ -132,10 +145,14 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all groups."""
         return sum(group.nbytes for group in self.paged) + sum(group.nbytes for group in self.recurrent)
 
     def copy_slot(self, source: int, target: int) -> None:
-        """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream."""
+        """Copy the recurrent state of one slot, of all layers, to another; on a device on the current stream.
+
+        >>> model.new_cache(8, slots=2).copy_slot(0, 1)
+        """
         for group in self.recurrent:
             for array in group.arrays:
                 if self.device == "cpu":

@@ -5,40 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
-
-import numpy as np
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
+from rocforge.nn.outline import as_html, as_text, outline
+from rocforge.nn.parameter import Parameter, device_name
 from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
-from rocforge.quant import QuantizedArray
-
-
-class Parameter:
-    """The place of an array that has not been loaded.
-
-    Args:
-        shape: the array's.
-        optional: whether a model can do without it.
-        matrix: whether ops multiply with it or gather its rows, in any format; all else is float32 in a model, whatever
-            a file has it in. None: where it has more than one axis.
-    """
-
-    def __init__(self, *shape: int, optional: bool = False, matrix: bool | None = None):
-        self.shape, self.optional = shape, optional
-        self.matrix = len(shape) > 1 if matrix is None else matrix
-
-    def cast(self, array: Any) -> Any:
-        """An array, packed or not, as ops take it from here: of the values that it has."""
-        if isinstance(array, QuantizedArray):
-            return array if self.matrix else array.dequantize()
-        kept = self.matrix and array.dtype in (np.float16, np.float32)
-        return array if kept else array.astype(np.float32, copy=False)
-
-    def __repr__(self) -> str:
-        return f"Parameter{self.shape}"
 
 
 class Module:
@@ -48,11 +23,17 @@ class Module:
     `model.blk[0].attn_q.weight` is "blk.0.attn_q.weight". A module whose class sets `inline` adds no name of its own:
     its children count, by path and by attribute, as its parent's. Attributes that begin with `_` are not of the tree.
 
-    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on.
+    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on. So may
+    its arrays: what is assigned (NumPy's or CuPy's, packed, or lists) is checked and copied to where the model is.
 
     Attributes:
         edits: called with each output and the arguments that gave it; each returns the output to go on with.
         observers: called with each output, as the edits leave it.
+
+    >>> model.blk[0].attn_q
+    Linear(weight 512 x 512 Q8_0)
+    >>> model.blk[0].attn_q(np.ones((3, 512), np.float32)).shape
+    (3, 512)
     """
 
     inline = False
@@ -60,6 +41,10 @@ class Module:
     edits: tuple[Edit, ...] = ()
     _snapshot: Snapshot | None = None
     _change = 0
+    _places: Mapping[str, Parameter] = MappingProxyType({})
+    _path = ""
+    _tied: tuple[Module, ...] = ()
+    _version: object = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
@@ -79,6 +64,10 @@ class Module:
 
         The outputs are the observer's own, on the device in stream order, also where steps are replayed graphs. An
         engine's decode steps have rows for a power of two of requests; those behind its requests mean nothing.
+
+        >>> with model.blk[1].observe(lambda y: print(y.shape)):
+        ...     logits = model([1, 2, 3])
+        (3, 512)
         """
         self.observers = (*self.observers, observer)
         try:
@@ -102,6 +91,11 @@ class Module:
         Raises:
             ValueError: a pattern matches no module. Where the model runs: a result is misshapen.
             TypeError: a change is of none of these kinds. Where the model runs: a result is none of the device's.
+
+        >>> with model.edit({"blk.*.ffn_down": 0}):
+        ...     ablated = model([1, 2, 3])
+        >>> bool((ablated == model([1, 2, 3])).all())
+        False
         """
         modules, device = dict(self.named_modules()), device_of(self)
         made = [
@@ -155,15 +149,58 @@ class Module:
             for child in self._inline_children():
                 with contextlib.suppress(AttributeError):
                     return getattr(child, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        """Its own attributes, and those of inline children, which count as its own."""
+        inline = (name for child in self._inline_children() for name in dir(child) if not name.startswith("_"))
+        return sorted({*super().__dir__(), *inline})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             object.__setattr__(self, name, value)
             return
         owner = self if name in vars(self) else self._owner_of(name) or self
-        object.__setattr__(owner, name, ModuleList(value) if type(value) is list else value)
+        if isinstance(value, Parameter):
+            owner._places = {**owner._places, name: value}
+            owner._put(name, value)
+        elif name in owner._places:
+            owner._assign(name, value)
+        else:
+            owner._check_name(name, value)
+            owner._put(name, ModuleList(value) if type(value) is list else value)
+
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
         tree_changed()
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Put an array where this module has one; what is the very same was changed in place."""
+        current = vars(self)[name]
+        if value is not current:
+            value = self._places[name].assigned(value, current, device_of(self), self._path_of(name))
+        self._version = object()
+        for module in (self, *self._tied):
+            module._put(name, value)
+
+    def _path_of(self, name: str) -> str:
+        return f"{self._path or type(self).__name__ + '.'}{name}"
+
+    def _check_name(self, name: str, value: Any) -> None:
+        """Raises where an array is assigned to what is no array, or a loaded layer has none of that name."""
+        if not hasattr(value, "shape"):
+            return
+        current = vars(self).get(name)
+        if isinstance(current, Module):
+            raise TypeError(
+                f"{self._path_of(name)} is a {type(current).__name__}, and an array is no module; its arrays are "
+                f"{', '.join(f'{name}.{array}' for array in current._places) or 'those of its children'}"
+            )
+        if name not in vars(self) and self._places and self._path:
+            names = ", ".join(self._places)
+            raise AttributeError(
+                f"{self._path_of(name)}: {type(self).__name__} has no array of that name; it has {names}"
+            )
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
@@ -182,7 +219,11 @@ class Module:
         return None
 
     def named_children(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of each direct child; list items are children named by their index."""
+        """(path, module) of each direct child; list items are children named by their index.
+
+        >>> [path for path, _ in model.named_children()]
+        ['token_embd', 'blk.0', 'blk.1', 'blk.2', 'blk.3', 'output_norm', 'output']
+        """
         for name, value in vars(self).items():
             if name.startswith("_"):
                 continue
@@ -194,13 +235,21 @@ class Module:
                         yield f"{prefix}{name}.{index}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of every module below this one, parents first."""
+        """(path, module) of every module below this one, parents first.
+
+        >>> [path for path, _ in model.blk[0].named_modules() if path.startswith("attn_")]
+        ['attn_norm', 'attn_q', 'attn_k', 'attn_v', 'attn_pattern', 'attn_heads', 'attn_output']
+        """
         for path, child in self.named_children(prefix):
             yield path, child
             yield from child.named_modules(prefix if child.inline else path + ".")
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded."""
+        """(path, array) of every parameter in the tree; a Parameter where it has not been loaded.
+
+        >>> {path: array.shape for path, array in model.named_parameters() if path.startswith("blk.0.ffn_n")}
+        {'blk.0.ffn_norm.weight': (512,)}
+        """
         for name, value in vars(self).items():
             if hasattr(value, "shape") and not name.startswith("_"):
                 yield prefix + name, value
@@ -236,9 +285,10 @@ class Module:
         )
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
+        self._path = prefix
         for name, value in list(vars(self).items()):
             if isinstance(value, Parameter):
-                setattr(self, name, arrays[prefix + name])
+                self._put(name, arrays[prefix + name])
         for path, child in self.named_children(prefix):
             child._fill(arrays, prefix if child.inline else path + ".")
 
@@ -254,6 +304,11 @@ class Module:
 
         Raises:
             ValueError: a pattern matches no module.
+
+        >>> with model.capture("blk.*.ffn_down") as seen:
+        ...     logits = model([1, 2, 3])
+        >>> {path: output.shape for path, output in seen.items()}
+        {'blk.0.ffn_down': (3, 512), 'blk.1.ffn_down': (3, 512), 'blk.2.ffn_down': (3, 512), 'blk.3.ffn_down': (3, 512)}
         """
         modules = dict(self.named_modules())
         seen: dict[str, Any] = {}
@@ -269,23 +324,10 @@ class Module:
         return f"{type(self).__name__}({', '.join(arrays)})"
 
     def __repr__(self) -> str:
-        return "\n".join([self.describe(), *self._tree_lines("  ")])
+        return as_text(self.describe(), outline(self.named_children()))
 
-    def _tree_lines(self, indent: str) -> list[str]:
-        """A line a child; equal neighbours in a list share one."""
-        lines: list[str] = []
-        previous, start = None, 0
-        for path, child in self.named_children():
-            below = child._tree_lines(indent if child.inline else indent + "  ")
-            head = [] if child.inline else [f"{indent}{path}: {child.describe()}"]
-            shape = (path.rpartition(".")[0], child.describe(), below)
-            if "." in path and shape == previous:
-                first = lines[start].split(":", 1)
-                lines[start] = f"{first[0].split('-')[0]}-{path.rpartition('.')[2]}:{first[1]}"
-                continue
-            previous, start = shape, len(lines)
-            lines += head + below
-        return lines
+    def _repr_html_(self) -> str:
+        return as_html(self.describe(), outline(self.named_children()))
 
 
 Kind = TypeVar("Kind", bound=Module)
@@ -308,8 +350,7 @@ def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
 def device_of(module: Module) -> str:
     """Where a module's arrays are: "cpu", also where it has none, or "gpu:N"."""
     arrays = (array for _, array in module.named_parameters())
-    device = getattr(next(arrays, None), "device", "cpu")
-    return device if isinstance(device, str) else f"gpu:{device.id}"
+    return device_name(next(arrays, None))
 
 
 def _describe(array: Any) -> str:

@@ -27,7 +27,11 @@ def _sigmoid(x: HostArray) -> HostArray:
 
 
 def silu(x: Array) -> Array:
-    """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415."""
+    """`x * sigmoid(x)`, float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
+
+    >>> rf.silu(np.array([-1, 0, 1], np.float32))
+    array([-0.2689414,  0.       ,  0.7310586], dtype=float32)
+    """
     module, x = operands("silu", x=x)
     if module is not np:
         return device.elementwise("silu", x)
@@ -39,6 +43,9 @@ def gelu(x: Array) -> Array:
     """The Gaussian error linear unit in its tanh form, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))`.
 
     float32, the shape of x. Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415.
+
+    >>> rf.gelu(np.array([-1, 0, 1], np.float32))
+    array([-0.158808,  0.      ,  0.841192], dtype=float32)
     """
     module, x = operands("gelu", x=x)
     if module is not np:
@@ -49,7 +56,12 @@ def gelu(x: Array) -> Array:
 
 
 def swiglu(gate: Array, up: Array) -> Array:
-    """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    """`silu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.swiglu(gate, up)
+    array([[1.4621172, 1.4621172, 1.4621172]], dtype=float32)
+    """
     module, gate, up = _pair("swiglu", gate, up)
     if module is not np:
         return device.gated_unit("swiglu", gate, up)
@@ -57,7 +69,12 @@ def swiglu(gate: Array, up: Array) -> Array:
 
 
 def geglu(gate: Array, up: Array) -> Array:
-    """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    """`gelu(gate) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.geglu(gate, up)
+    array([[1.682384, 1.682384, 1.682384]], dtype=float32)
+    """
     module, gate, up = _pair("geglu", gate, up)
     if module is not np:
         return device.gated_unit("geglu", gate, up)
@@ -68,6 +85,10 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 
     Source: the reference implementation of gpt-oss, https://github.com/openai/gpt-oss.
+
+    >>> gate, up = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    >>> rf.swiglu_oai(gate, up)
+    array([[2.5373874, 2.5373874, 2.5373874]], dtype=float32)
     """
     module, gate, up = _pair("swiglu_oai", gate, up)
     if module is not np:
@@ -78,7 +99,11 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x."""
+    """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
+
+    >>> rf.softmax(np.array([[1, 2, 3]], np.float32))
+    array([[0.09003057, 0.24472846, 0.66524094]], dtype=float32)
+    """
     module, x = operands("softmax", x=x)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"softmax: axis is {axis}, and x of shape {x.shape} has {x.ndim} axes")
@@ -91,7 +116,11 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 def softcap(x: Array, cap: float) -> Array:
-    """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
+    """`cap * tanh(x / cap)`, float32: bounds logits smoothly. Source: Gemma 2, https://arxiv.org/abs/2408.00118.
+
+    >>> rf.softcap(np.array([1, 1000], np.float32), 30.0)
+    array([ 0.9996298, 30.       ], dtype=float32)
+    """
     module, x = operands("softcap", x=x)
     if module is not np:
         return device.elementwise("softcap", x, cap)
@@ -100,7 +129,11 @@ def softcap(x: Array, cap: float) -> Array:
 
 
 def add(x: Array, y: Array, out: Array = None) -> Array:
-    """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y)."""
+    """`x + y` in float32, broadcast as NumPy does; into `out` where given (which may be x or y).
+
+    >>> rf.add(np.array([1, 2], np.float32), np.array([3, 4], np.float32))
+    array([4., 6.], dtype=float32)
+    """
     if _plain_floats(x, y, out):
         return device.elementwise("add", x, y, out=out)
     check_out("add", out)
@@ -117,7 +150,11 @@ def sigmoid_gate(x: Array, gate: Array) -> Array:
 
 
 def scale(x: Array, factor: float, out: Array = None) -> Array:
-    """`x * factor` in float32; into `out` where given (which may be x)."""
+    """`x * factor` in float32; into `out` where given (which may be x).
+
+    >>> rf.scale(np.array([1, 2], np.float32), 0.5)
+    array([0.5, 1. ], dtype=float32)
+    """
     if _plain_floats(x, x, out):
         return device.elementwise("scale", x, factor, out=out)
     check_out("scale", out)

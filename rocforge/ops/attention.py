@@ -56,6 +56,12 @@ def attention(
         ValueError: the shapes do not fit, or a window under 1.
         TypeError: arrays on both the host and a device.
         UnsupportedModelError: on a device, values of another length than keys.
+
+    >>> rng = np.random.default_rng(0)
+    >>> q = rng.standard_normal((5, 8, 64), np.float32)
+    >>> k, v = rng.standard_normal((2, 5, 2, 64), np.float32)
+    >>> rf.attention(q, k, v).shape
+    (5, 8, 64)
     """
     module, q, k, v, sinks = operands("attention", q=q, k=k, v=v, sinks=sinks)
     _check_fit(q, k, v)

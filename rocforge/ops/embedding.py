@@ -23,6 +23,9 @@ def embedding(ids: Array, table: Weight) -> Array:
     Raises:
         IndexError: an id is negative or past the last row; ids on a device are not looked at, which would wait for it.
         TypeError: ids that are no integers, or on a device with a table on the host.
+
+    >>> rf.embedding(np.array([3, 1]), model.token_embd.weight).shape
+    (2, 512)
     """
     (of_ids, ids), (of_table, table) = operands("embedding", ids=ids), operands("embedding", "table", table=table)
     check_integers("embedding", "ids", ids)

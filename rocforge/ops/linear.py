@@ -37,6 +37,10 @@ def linear(x: Array | PackedOperand, weight: Weight, bias: Array = None, residua
     Raises:
         ValueError: the shapes do not fit.
         TypeError: arrays on both the host and a device, or an x packed in another form.
+
+    >>> weight = rf.quantize(np.eye(32, dtype=np.float32), "Q8_0")
+    >>> rf.linear(np.ones((2, 32), np.float32), weight).shape
+    (2, 32)
     """
     module, x, weight, bias, residual = operands("linear", "weight", x=x, weight=weight, bias=bias, residual=residual)
     check_matrix("linear", "weight", weight)

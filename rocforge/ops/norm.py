@@ -31,6 +31,9 @@ def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array 
         TypeError: arrays on both the host and a device.
 
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467.
+
+    >>> rf.rms_norm(np.array([[3, 4]], np.float32), np.ones(2, np.float32), 1e-6)
+    array([[0.8485281, 1.1313708]], dtype=float32)
     """
     module, x, weight, residual = operands("rms_norm", x=x, weight=weight, residual=residual)
     check_row("rms_norm", x, weight=weight)
@@ -55,7 +58,18 @@ def rms_norm_for(weights: Sequence[Weight], x: Array, weight: Array, eps: float)
     return device.rms_norm(x, weight, eps, form=form_for(weights, len(x)))
 
 
-def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
+def rms_norm_both_for(
+    weights: Sequence[Weight], x: Array, weight: Array, eps: float
+) -> tuple[Array, Array | PackedOperand]:
+    """`rms_norm` of x (tokens, n), and that in the form in which products with these weights take it, of one launch."""
+    if get_array_module(x) is np:
+        y = rms_norm(x, weight, eps)
+        return y, y
+    check_row("rms_norm_both_for", x, weight=weight)
+    return device.rms_norm_both(x, weight, eps, form_for(weights, len(x)))
+
+
+def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, Array | PackedOperand]:
     """`rms_norm` of a CuPy array (tokens, n), in float32 and in int8, of one launch."""
     check_row("rms_norm_both", x, weight=weight)
     return device.rms_norm_both(x, weight, eps)
@@ -77,6 +91,9 @@ def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 
         TypeError: arrays on both the host and a device.
 
     Source: Ba, Kiros and Hinton, Layer Normalization, https://arxiv.org/abs/1607.06450.
+
+    >>> rf.layer_norm(np.array([[1, 3]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32), 1e-6)
+    array([[-0.9999995,  0.9999995]], dtype=float32)
     """
     module, x, weight, bias = operands("layer_norm", x=x, weight=weight, bias=bias)
     check_row("layer_norm", x, weight=weight, bias=bias)

@@ -101,6 +101,11 @@ def rope_frequencies(
 
     Source: linear: Chen et al., https://arxiv.org/abs/2306.15595; yarn: Peng et al.,
     https://arxiv.org/abs/2309.00071; llama3: the Llama 3.1 release, https://github.com/meta-llama/llama-models.
+
+    >>> frequencies = rf.rope_frequencies(64, 10000.0)
+    >>> cos, sin = frequencies.cos_sin(np.arange(3))
+    >>> cos.shape
+    (3, 32)
     """
     if dimensions % 2:
         raise ValueError(f"rope: dimensions is {dimensions}; it must be even")
@@ -152,6 +157,10 @@ def rope(x: Array, positions: Array, frequencies: RopeFrequencies | None = None,
     Raises:
         ValueError: the shapes do not fit, more elements are rotated than a head has, or a position out of range.
         TypeError: positions that are no integers.
+
+    >>> q = np.ones((3, 8, 64), np.float32)  # tokens, heads, head_dim
+    >>> rf.rope(q, np.arange(3), rf.rope_frequencies(64, 10000.0)).shape
+    (3, 8, 64)
     """
     (module, x), (of_positions, positions) = operands("rope", x=x), operands("rope", positions=positions)
     on_host = of_positions is np

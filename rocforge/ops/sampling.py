@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from rocforge.errors import NonFiniteError
+from rocforge.names import SAMPLING, checked_names
 from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
@@ -51,7 +52,12 @@ class SamplingParams:
 
     Raises:
         ValueError: a value outside its range.
-        TypeError: a value of another type. NumPy's numbers are taken as Python's; True and False are no numbers.
+        TypeError: an unknown name, or a value of another type. NumPy's numbers are taken as Python's; True and False
+            are no numbers.
+
+    >>> params = rf.SamplingParams(max_tokens=8, temperature=0, stop="\\n")
+    >>> params.top_p, params.stop
+    (1.0, ('\\n',))
     """
 
     max_tokens: int | None = None
@@ -102,6 +108,27 @@ class SamplingParams:
     def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+SamplingParams.__init__ = checked_names(SAMPLING)(SamplingParams.__init__)  # type: ignore[method-assign]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of SamplingParams, as type checkers know them in `rf.generate(..., **sampling)`."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    ignore_eos: bool
 
 
 def _integer(name: str, value: Any) -> int:

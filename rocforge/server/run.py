@@ -17,10 +17,11 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.engine.reply import ServiceError
-from rocforge.engine.service import Service
+from rocforge.engine.service import MAX_QUEUE, Service
 from rocforge.load import load
 from rocforge.server.backend import LocalBackend
 from rocforge.server.client import EngineClient
@@ -47,15 +48,15 @@ def serve(
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int = 256,
+    max_requests: int = MAX_REQUESTS,
     inter_token_ms: float | None = None,
-    max_queue: int = 256,
+    max_queue: int = MAX_QUEUE,
     processes: int | None = None,
     restart_engine: bool = False,
     load_engine: LoadEngine | None = None,
     settings: Settings | None = None,
     log_level: str = "info",
-    progress: bool = False,
+    progress: bool | None = None,
     on_ready: Callable[[str], Any] | None = None,
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT; call it in the main thread.
@@ -110,7 +111,7 @@ def serve(
             threadpool_limits(max(1, cores - 1))
         eog = tokenizer.eog_token_ids
         engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
-        with tqdm(bar_format="{desc}", disable=not progress, leave=False) as line:
+        with tqdm(bar_format="{desc}", disable=None if progress is None else not progress, leave=False) as line:
             engine.prepare(line.set_description_str)
         return engine, tokenizer
 

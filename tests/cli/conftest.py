@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from adapters import random_lora, write_gguf
 from golden import demo
+
+import rocforge as rf
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
@@ -14,6 +18,14 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}as
 def model():
     """The path of the bundled demo model."""
     return str(demo.bundled())
+
+
+@pytest.fixture(scope="session")
+def adapter(model, tmp_path_factory):
+    """The path of a random adapter of the demo model."""
+    loaded, _ = rf.load(model, device="cpu")
+    lora = random_lora(np.random.default_rng(0), loaded, ["attn_q", "ffn_up", "ffn_down"], size=0.5)
+    return write_gguf(tmp_path_factory.mktemp("adapter") / "adapter.gguf", lora, "llama", alpha=8.0)
 
 
 @pytest.fixture(scope="session")

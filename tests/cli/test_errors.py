@@ -16,6 +16,8 @@ CASES = [
     (("bogus",), 2, "no such command 'bogus'"),
     (("generate",), 2, "missing argument 'MODEL'"),
     (("generate", "x", "y", "--temperatur", "1"), 2, "no such option: --temperatur"),
+    (("generate", "x", "y", "--temp", "1"), 2, "no such option: --temp; did you mean --temperature?"),
+    (("generate", "x", "y", "--ctx-size", "1"), 2, "no such option: --ctx-size; did you mean --context?"),
     (("generate", "x", "y", "--top-k", "many"), 2, "invalid value for '--top-k'"),
     (("generate", "x", "y", "--temperature", "9"), 2, "temperature is 9.0; allowed is from 0 to 2"),
     (("generate", "x", "y", "--system", "z"), 2, "--system and --chat-template need --chat"),

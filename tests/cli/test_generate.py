@@ -42,10 +42,21 @@ def test_chat_template(rocforge, model, template):
     assert stopped.stdout == text[: text.index(text[4:8])] + "\n"
 
 
+def test_lora(rocforge, model, adapter):
+    """--lora applies an adapter, as strong as it says."""
+    loaded, tokenizer = rf.load(model, device="cpu")
+    loaded.adapters.load("x", adapter, 0.75)
+    text = rf.generate(loaded, tokenizer, PROMPT, max_tokens=12, temperature=0, lora="x")
+    assert text != rf.generate(loaded, tokenizer, PROMPT, max_tokens=12, temperature=0)
+    options = ("--max-tokens", 12, "--temperature", 0, "--device", "cpu")
+    assert rocforge("generate", model, PROMPT, "--lora", f"{adapter}=0.75", *options).stdout == text + "\n"
+    failed = rocforge("generate", model, PROMPT, "--lora", model, check=False)
+    assert failed.returncode == 1 and "is no LoRA adapter: general.type is ''" in failed.stderr
+
+
 def test_terminal(terminal, model):
-    """A terminal sees the load bar, the prompt before the text, and the statistics."""
+    """A terminal sees the prompt before the text, and the statistics."""
     process = terminal("generate", model, PROMPT, "--max-tokens", 4)
-    process.expect("loading")
     process.expect_exact(PROMPT)
     process.expect("generation: 4 tokens")
     process.wait()

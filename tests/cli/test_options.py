@@ -1,18 +1,53 @@
 """Options that several commands share reach what loads the model."""
 
 import importlib
+import inspect
 
 import pytest
 
+import rocforge as rf
 import rocforge.cli
+from rocforge.cli.options import adapter_file, sampling_options
+from rocforge.cli.serve import serve
+from rocforge.engine.service import Service
 
 WANTED = {(): None, ("--fp16-weights", "auto"): None, ("--fp16-weights", "on"): True, ("--fp16-weights", "off"): False}
+FILES = {"a.gguf": ("a.gguf", 1.0), "a.gguf=0.5": ("a.gguf", 0.5), "b=c/a.gguf": ("b=c/a.gguf", 1.0)}
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
     ("serve", "MODEL", "--port", "0", "--quiet", "--processes", "0"): "rocforge.server.run.load",
     ("bench", "MODEL"): "rocforge.load.load_model",
 }
+
+
+def test_sampling_defaults_are_those_of_python():
+    """Each option's default is what rf.generate takes without it."""
+    assert rf.SamplingParams(**{**sampling_options(), "seed": 0, "stop": ()}) == rf.SamplingParams(seed=0)
+
+
+def test_engine_defaults_are_those_of_python():
+    """And so are those of `serve`, of rf.Engine and of rf.load."""
+    options = inspect.signature(serve).parameters
+    for function in (rf.Engine, Service, rf.load):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in options and name not in ("quiet", "host", "port", "fp16_weights"):
+                assert options[name].default == parameter.default, name
+
+
+def test_a_warning_is_a_line(model, capsys):
+    """Without the place in our code that warns."""
+    command = ["generate", model, "x", "--context", "2000", "--max-tokens", "1", "--quiet"]
+    assert rocforge.cli.main(command) == 0
+    assert capsys.readouterr().err == (
+        "warning: context is 2000, but the model was trained on 1024 tokens: what follows them may be poor\n"
+    )
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_adapter_file(text):
+    """What follows the last = is the scale, if it is a number."""
+    assert adapter_file(text) == FILES[text]
 
 
 @pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])

@@ -164,3 +164,16 @@ def test_closed_standard_streams(model, closed):
     finally:
         process.kill()
         process.wait()
+
+
+def test_lora(model, adapter, rocforge):
+    """Named adapters are served as models of their own; one that has no name is refused."""
+    with serving(model, "--lora", f"x={adapter}=-1", "--lora", f"y={adapter}") as (_, url, _):
+        listed = json.load(urllib.request.urlopen(f"{url}/v1/models", timeout=60))["data"]
+        name = "demo-11M-Q8_0"
+        assert [entry["id"] for entry in listed] == [name, f"{name}:x", f"{name}:y"]
+        texts = [stream(url, 12, model=entry["id"], temperature=0)[0].read() for entry in listed]
+        parts = [b"".join(re.findall(rb'"text":"([^"]*)"', text)) for text in texts]
+        assert all(parts) and len(set(parts)) == 3
+    failed = rocforge("serve", model, "--lora", adapter, check=False)
+    assert failed.returncode == 2 and "allowed are NAME=PATH and NAME=PATH=SCALE" in failed.stderr

@@ -11,6 +11,8 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.device.strided import ALIGNMENT, float32, rows_of
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 SIDES = {"cpu": np.asarray, "gpu": cp.asarray}
 
 

@@ -31,7 +31,9 @@ def test_what_is_recorded():
 def types(mix, *, tied=False):
     """What a Mix makes of four tensors of a model in F16, whose norm is F16 too."""
     shapes = {"token_embd": (9, 256), "output": (9, 256), "blk.0.attn_v": (9, 256), "blk.0.attn_norm": (256,)}
-    tensors = {f"{name}.weight": Form(shape, T.F16) for name, shape in shapes.items() if not (tied and name == "output")}
+    tensors = {
+        f"{name}.weight": Form(shape, T.F16) for name, shape in shapes.items() if not (tied and name == "output")
+    }
     found = mix.types(tensors, {"general.architecture": "llama"})
     return [qtype.name for qtype in found.values()]
 

@@ -76,7 +76,7 @@ def server(model_file):
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(model_file):
     """A server with settings of its own: `start(name=value)` as a context manager."""
     return lambda **settings: running(model_file, **settings)

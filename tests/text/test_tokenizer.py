@@ -382,6 +382,88 @@ def test_vocabularies_that_would_take_for_ever(sentencepiece):
         assert time.process_time() - start < 5
 
 
+def test_special_token_texts(byte_level, sentencepiece):
+    """Under Hugging Face's names, None where the file has none; `repr` shows those it has; `len` is the size."""
+    tok = tokenizer(sentencepiece)
+    assert (tok.unk_token, tok.bos_token, tok.eos_token, tok.pad_token) == ("<unk>", "<s>", "</s>", None)
+    assert tok.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert len(tok) == tok.vocab_size
+    tok = tokenizer(byte_level[1])
+    assert repr(tok) == "Tokenizer(gpt2, vocab_size=602, eos_token='<|endoftext|>')"
+    assert tok.bos_token is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=TEXTS)
+def test_tokens_and_ids(byte_level, sentencepiece, text):
+    """Tokens as the vocabulary writes them are the ids' and give them back; their texts make up the text."""
+    for metadata in (byte_level[1], sentencepiece):
+        tok = tokenizer(metadata, add_space_prefix=False)
+        ids, tokens = tok.encode(text), tok.tokenize(text, add_special_tokens=True)
+        assert tokens == tok.convert_ids_to_tokens(ids) and tok.convert_tokens_to_ids(tokens) == ids
+        assert [tok.get_vocab()[token] for token in tokens] == ids
+        assert tok.convert_ids_to_tokens(np.array(ids, int), skip_special_tokens=True) == tok.tokenize(
+            text.replace("</s>", "")
+        )
+        joined = "".join(tok.to_str_tokens(ids))
+        assert joined == tok.decode(ids) or "\ufffd" in joined
+
+
+def test_call(byte_level):
+    """One text gives a list of ids, several lists, arrays where asked for; padding and truncation to a length."""
+    tok = tokenizer(byte_level[1])
+    texts = ["def f(x):", "a", ""]
+    ids = [tok.encode(text) for text in texts]
+    end, longest = tok.eos_token_id, len(ids[0])
+    assert tok(texts[0]) == {"input_ids": ids[0], "attention_mask": [1] * longest}
+    assert tok(texts).input_ids == tok(iter(texts))["input_ids"] == ids
+    padded = tok(texts, padding=True, return_tensors="np")
+    assert padded.input_ids.shape == (3, longest) and padded.input_ids.dtype == np.int64
+    assert padded.input_ids[1].tolist() == [*ids[1], *[end] * (longest - 1)]
+    assert padded.attention_mask.sum(1).tolist() == [longest, 1, 0]
+    assert tok(texts[0], return_tensors="np").input_ids.shape == (1, longest)
+    assert tok(texts, truncation=True, max_length=2).input_ids == [ids[0][:2], ids[1], []]
+    assert len(tok("a", padding="max_length", max_length=7).input_ids) == 7
+    assert tok([]).input_ids == []
+    ending = tokenizer(byte_level[1], add_eos_token=True)
+    assert ending(texts[0], truncation=True, max_length=3).input_ids == [*ids[0][:2], end]
+
+
+def test_decoding_of_several(byte_level):
+    """batch_decode takes lists and arrays; decode one id, too."""
+    tok = tokenizer(byte_level[1])
+    ids = tok.encode("def f(x):")
+    assert tok.batch_decode([ids, np.array(ids), []]) == ["def f(x):", "def f(x):", ""]
+    assert tok.decode(ids[0]) == tok.decode(np.int64(ids[0])) == tok.to_str_tokens(ids)[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda tok: tok(5), TypeError, "text is 5; allowed are a str, or several"),
+        (lambda tok: tok([1, 2]), TypeError, "text must be a str, not int"),
+        (lambda tok: tok("x", return_tensors="pt"), ValueError, "return_tensors is 'pt'; allowed are \"np\""),
+        (lambda tok: tok(["a", "def f"], return_tensors="np"), ValueError, "pass padding=True"),
+        (lambda tok: tok("x", padding="left"), ValueError, "padding is 'left'; allowed are"),
+        (lambda tok: tok("x", padding="max_length"), ValueError, "needs max_length"),
+        (lambda tok: tok("x", truncation=True), ValueError, "needs max_length"),
+        (lambda tok: tok.encode(["a"]), TypeError, r"not list; tokenizer\(texts\) takes several"),
+        (lambda tok: tok.decode("ab"), TypeError, "token ids hold 'ab'; allowed are integers"),
+        (lambda tok: tok.decode([[1]]), TypeError, r"hold \[1\]; .* batch_decode takes several"),
+        (lambda tok: tok.decode(np.array([1.5])), TypeError, "hold 1.5; allowed are integers"),
+        (lambda tok: tok.convert_ids_to_tokens(9999), ValueError, "9999 is outside the vocabulary"),
+        (lambda tok: tok.convert_tokens_to_ids(["漢"]), ValueError, "'漢' is not in the vocabulary; tokenize"),
+        (lambda tok: tok.apply_chat_template("hi"), TypeError, "messages is 'hi'; allowed is a list"),
+        (lambda tok: tok.apply_chat_template([], return_tensors="pt"), TypeError, "takes no 'return_tensors'"),
+        (lambda tok: Tokenizer("model.gguf"), TypeError, "allowed is an open file"),
+    ],
+)
+def test_usual_mistakes(byte_level, call, error, message):
+    """Each is named, with what is allowed."""
+    with pytest.raises(error, match=message):
+        call(tokenizer(byte_level[1]))
+
+
 def test_bad_arguments(byte_level):
     """Ids outside the vocabulary and text that is no str are named."""
     tok = tokenizer(byte_level[1])

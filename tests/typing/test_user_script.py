@@ -1,6 +1,9 @@
-"""A user's script is type-checked against the installed wheel, whose py.typed says that it has types."""
+"""A user's script is type-checked against the installed wheel, whose py.typed says that it has types, by mypy and by
+pyright."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -11,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("user_script.py")
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +29,47 @@ def environment(wheel, tmp_path_factory):
     return folder / "bin" / "python"
 
 
-def problems_of(python, script, folder):
-    """What mypy, strict, says of a script outside the project."""
+def output_of(command, folder):
+    """What a type checker says, in a folder outside the project."""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "--config-file="]
-    done = subprocess.run(
-        [*command, f"--cache-dir={folder / 'cache'}", script],
-        cwd=folder,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
-    return [line for line in done.stdout.splitlines() if ": error:" in line]
+    return done.stdout
+
+
+def problems_of(python, script, folder):
+    """What mypy, strict, says of a script."""
+    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "--config-file="]
+    output = output_of([*command, f"--cache-dir={folder / 'cache'}", script], folder)
+    return [line for line in output.splitlines() if ": error:" in line]
+
+
+def pyright_problems_of(python, folder):
+    """What pyright says of the scripts in a folder: errors, and ignores of what is none."""
+    settings = {
+        "typeCheckingMode": "standard",
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "reportUnusedExpression": "none",  # which a notebook shows
+    }
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "-p", folder, f"--pythonpath={python}", "--outputjson"]
+    found = json.loads(output_of(command, folder))["generalDiagnostics"]
+    return [(Path(one["file"]).name, one["range"]["start"]["line"] + 1, one["message"]) for one in found]
 
 
 def test_public_names_have_types(environment, tmp_path):
     """Each `assert_type` holds, and each error that the script expects is found: an ignore too many is an error."""
     assert problems_of(environment, SCRIPT, tmp_path) == []
+
+
+def test_pyright_agrees(environment, tmp_path):
+    """On the script, and on the code of the notebooks, which nobody annotated for it."""
+    shutil.copy(SCRIPT, tmp_path)
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        (tmp_path / f"{path.stem}.py").write_text("\n".join(code))
+    assert pyright_problems_of(environment, tmp_path) == []
 
 
 def test_without_py_typed(environment, tmp_path):

@@ -19,9 +19,21 @@ ids = tokenizer.encode("def f(")
 assert_type(ids, list[int])
 assert_type(tokenizer.decode(ids), str)
 assert_type(tokenizer.eog_token_ids, frozenset[int])
+assert_type(tokenizer.bos_token, str | None)
+assert_type(tokenizer("def f(")["input_ids"], Any)
+assert_type(tokenizer.tokenize("def f("), list[str])
+assert_type(tokenizer.to_str_tokens(ids), list[str])
+assert_type(tokenizer.batch_decode([ids]), list[str])
+assert_type(tokenizer.convert_ids_to_tokens(5), str)
+assert_type(tokenizer.convert_ids_to_tokens(ids), list[str])
+assert_type(tokenizer.convert_tokens_to_ids("def"), int)
+assert_type(tokenizer.convert_tokens_to_ids(["def", "f"]), list[int])
+messages = [{"role": "user", "content": "hello"}]
+assert_type(tokenizer.apply_chat_template(messages), list[int])
+assert_type(tokenizer.apply_chat_template(messages, tokenize=False), str)
 
 assert_type(rf.generate(model, tokenizer, "def f(", max_tokens=4), str)
-assert_type(rf.generate(model, tokenizer, [1, 2, 3]), str)
+assert_type(rf.generate(model, tokenizer, [1, 2, 3], temperature=0, stop="\n"), str)
 assert_type(rf.generate(model, tokenizer, ["a", "b"]), list[str])
 assert_type(rf.generate(model, tokenizer, [[1], [2]]), list[str])
 stream = rf.stream_generate(model, tokenizer, "import os")
@@ -33,7 +45,7 @@ for response in stream:
 weight = rf.quantize(np.ones((4, 32), np.float32), "Q8_0")
 assert_type(weight, rf.QuantizedArray)
 assert_type(weight.shape, tuple[int, ...])
-assert_type(weight[1:3], rf.QuantizedArray)
+assert_type(weight[1:3], Any)  # packed rows, or values where a part of the last axis is taken
 assert_type(rf.rms_norm(np.ones((2, 4), np.float32), np.ones(4, np.float32)), Any)
 
 file = rf.open_gguf(path)
@@ -55,4 +67,6 @@ assert_type(rf.device_info().memory_free, int)
 
 rf.SamplingParams(max_tokens="8")  # type: ignore[arg-type]
 rf.load(path, contxt=2048)  # type: ignore[call-arg]
+rf.generate(model, tokenizer, "x", max_new_tokens=8)  # type: ignore[call-overload]
+rf.stream_generate(model, tokenizer, "x", temp=0)  # type: ignore[call-arg]
 print(rf.no_such_name)  # type: ignore[attr-defined]
