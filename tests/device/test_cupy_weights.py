@@ -9,6 +9,8 @@ from rocforge.ops import row_tiles
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 
 @pytest.fixture
 def qtype():
