@@ -9,9 +9,11 @@
 from rocforge.device.arrays import DeviceInfo, asnumpy, device_info, get_array_module, to_device
 from rocforge.device.source_kernel import Kernel
 from rocforge.device.streams import Stream
+from rocforge.embed import embed
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeError, UnsupportedModelError
+from rocforge.evaluate import Comparison, Perplexity, compare, perplexity
 from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.load import load
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Chunk",
+    "Comparison",
     "DeviceError",
     "DeviceInfo",
     "Engine",
@@ -44,6 +47,7 @@ __all__ = [
     "Kernel",
     "LoRA",
     "OutOfMemoryError",
+    "Perplexity",
     "QuantizedArray",
     "RocforgeError",
     "SamplingParams",
@@ -53,7 +57,9 @@ __all__ = [
     "add",
     "asnumpy",
     "attention",
+    "compare",
     "device_info",
+    "embed",
     "embedding",
     "geglu",
     "gelu",
@@ -63,6 +69,7 @@ __all__ = [
     "linear",
     "load",
     "open_gguf",
+    "perplexity",
     "quantize",
     "rms_norm",
     "rope",

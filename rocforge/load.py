@@ -28,11 +28,10 @@ from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import compile_for
 from rocforge.models import build_model
 from rocforge.names import LOADING, checked_names
-from rocforge.nn.module import Parameter
+from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
 from rocforge.nn.state import states_of
 from rocforge.nn.transformer import Transformer
-from rocforge.quant import QuantizedArray, columns_contiguous
 from rocforge.text.tokenizer import Tokenizer
 
 Weights = dict[str, Any]
@@ -81,7 +80,7 @@ def load(
         if isinstance(file, Quantized):
             _make(file, progress)
         with _loading(file, device, context, progress, fp16_weights) as model:
-            tokenizer = Tokenizer(file, model.config.vocabulary)
+            model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
 
@@ -159,7 +158,7 @@ def _fill_on_cpu(model: Transformer, weights: Weights, progress: Progress) -> No
     keep = _fits_unpacked(weights)
 
     def place(weight: Any) -> Any:
-        placed = _for_cpu(weight, keep)
+        placed = cpu_form(weight, keep)
         progress(weight.nbytes)
         return placed
 
@@ -210,16 +209,6 @@ def _emptied_on_error(model: Transformer) -> Iterator[None]:
 def _fits_unpacked(weights: Weights) -> bool:
     """Whether float32 values of all weights take no more than half of the free memory."""
     return 4 * sum(weight.size for weight in weights.values()) < available_memory() // 2
-
-
-def _for_cpu(weight: Any, keep: bool) -> Any:
-    """A weight in the form of the NumPy code: packed, keeping its unpacked values or not, or float32."""
-    if isinstance(weight, np.ndarray):
-        if weight.dtype != np.float16:
-            return columns_contiguous(weight) if keep else weight
-        weight = QuantizedArray(weight.view(np.uint8), weight.shape, "F16")
-    weight.keep_float32 = keep
-    return weight
 
 
 def _shown(progress: bool | None) -> bool:

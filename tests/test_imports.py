@@ -20,7 +20,7 @@ LAYERS = [
     "models",
     "engine",
     "loading",
-    "load generate imatrix",
+    "load generate evaluate embed imatrix",
     "rocforge",
     "server selftest",
     "tune",

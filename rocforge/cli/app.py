@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from rocforge import __version__
-from rocforge.cli import bench, chat, convert, generate, imatrix, info, models, quantize, remote, selftest, serve, tune
+from rocforge.cli import (
+    bench,
+    chat,
+    convert,
+    generate,
+    imatrix,
+    info,
+    models,
+    perplexity,
+    quantize,
+    remote,
+    selftest,
+    serve,
+    tune,
+)
 
 app = typer.Typer(
     name="rocforge",
@@ -32,6 +46,7 @@ def _options(
     """Transformers on AMD GPUs: GGUF models, from the terminal."""
 
 
-for _module in (generate, chat, serve, remote, models, convert, quantize, imatrix, info, bench, selftest, tune):
+_MODULES = (generate, chat, serve, remote, models, convert, quantize, imatrix, perplexity, info, bench, selftest, tune)
+for _module in _MODULES:
     for _command in _module.COMMANDS:
         app.command()(_command)

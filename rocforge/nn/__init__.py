@@ -4,8 +4,9 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.block import Block
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, MergedMLP
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.module import Module
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.nn.transformer import Transformer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.nn.low_rank import add_updates
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.module import Module
+from rocforge.nn.parameter import Parameter
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
@@ -14,12 +15,15 @@ from rocforge.ops.norm import layer_norm, rms_norm
 class Linear(Module):
     """`x @ weight.T + bias`: weight (rows, columns), bias (rows,) or none; x (..., columns) gives (..., rows).
 
-    `bias` may be "optional": the layer has one where the weights do. `optional` says so of the weight.
+    `bias` may be "optional": the layer has one where the weights do. `optional` says so of the weight. A bias may be
+    assigned to a layer without one.
     """
 
     def __init__(self, columns: int, rows: int, bias: bool | str = False, optional: bool = False):
         self.weight = Parameter(rows, columns, optional=optional)
-        self.bias = Parameter(rows, optional=bias == "optional") if bias else None
+        self.bias: Any = Parameter(rows, optional=bias is not True)
+        if not bias:
+            self.bias = None
 
     def forward(self, x: Any) -> Any:
         y = linear(x, self.weight, self.bias)

@@ -5,41 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
-
-import numpy as np
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.nn.edit import Change, Edit, matching
 from rocforge.nn.observe import Observer, show
 from rocforge.nn.outline import as_html, as_text, outline
+from rocforge.nn.parameter import Parameter, device_name
 from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
-from rocforge.quant import QuantizedArray
-
-
-class Parameter:
-    """The place of an array that has not been loaded.
-
-    Args:
-        shape: the array's.
-        optional: whether a model can do without it.
-        matrix: whether ops multiply with it or gather its rows, in any format; all else is float32 in a model, whatever
-            a file has it in. None: where it has more than one axis.
-    """
-
-    def __init__(self, *shape: int, optional: bool = False, matrix: bool | None = None):
-        self.shape, self.optional = shape, optional
-        self.matrix = len(shape) > 1 if matrix is None else matrix
-
-    def cast(self, array: Any) -> Any:
-        """An array, packed or not, as ops take it from here: of the values that it has."""
-        if isinstance(array, QuantizedArray):
-            return array if self.matrix else array.dequantize()
-        kept = self.matrix and array.dtype in (np.float16, np.float32)
-        return array if kept else array.astype(np.float32, copy=False)
-
-    def __repr__(self) -> str:
-        return f"Parameter{self.shape}"
 
 
 class Module:
@@ -49,7 +23,8 @@ class Module:
     `model.blk[0].attn_q.weight` is "blk.0.attn_q.weight". A module whose class sets `inline` adds no name of its own:
     its children count, by path and by attribute, as its parent's. Attributes that begin with `_` are not of the tree.
 
-    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on.
+    A module may be replaced by any other, observed, or edited, at any time: it is called from the next step on. So may
+    its arrays: what is assigned (NumPy's or CuPy's, packed, or lists) is checked and copied to where the model is.
 
     Attributes:
         edits: called with each output and the arguments that gave it; each returns the output to go on with.
@@ -66,6 +41,10 @@ class Module:
     edits: tuple[Edit, ...] = ()
     _snapshot: Snapshot | None = None
     _change = 0
+    _places: Mapping[str, Parameter] = MappingProxyType({})
+    _path = ""
+    _tied: tuple[Module, ...] = ()
+    _version: object = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
@@ -182,8 +161,46 @@ class Module:
             object.__setattr__(self, name, value)
             return
         owner = self if name in vars(self) else self._owner_of(name) or self
-        object.__setattr__(owner, name, ModuleList(value) if type(value) is list else value)
+        if isinstance(value, Parameter):
+            owner._places = {**owner._places, name: value}
+            owner._put(name, value)
+        elif name in owner._places:
+            owner._assign(name, value)
+        else:
+            owner._check_name(name, value)
+            owner._put(name, ModuleList(value) if type(value) is list else value)
+
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
         tree_changed()
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Put an array where this module has one; what is the very same was changed in place."""
+        current = vars(self)[name]
+        if value is not current:
+            value = self._places[name].assigned(value, current, device_of(self), self._path_of(name))
+        self._version = object()
+        for module in (self, *self._tied):
+            module._put(name, value)
+
+    def _path_of(self, name: str) -> str:
+        return f"{self._path or type(self).__name__ + '.'}{name}"
+
+    def _check_name(self, name: str, value: Any) -> None:
+        """Raises where an array is assigned to what is no array, or a loaded layer has none of that name."""
+        if not hasattr(value, "shape"):
+            return
+        current = vars(self).get(name)
+        if isinstance(current, Module):
+            raise TypeError(
+                f"{self._path_of(name)} is a {type(current).__name__}, and an array is no module; its arrays are "
+                f"{', '.join(f'{name}.{array}' for array in current._places) or 'those of its children'}"
+            )
+        if name not in vars(self) and self._places and self._path:
+            names = ", ".join(self._places)
+            raise AttributeError(
+                f"{self._path_of(name)}: {type(self).__name__} has no array of that name; it has {names}"
+            )
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
@@ -268,9 +285,10 @@ class Module:
         )
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
+        self._path = prefix
         for name, value in list(vars(self).items()):
             if isinstance(value, Parameter):
-                setattr(self, name, arrays[prefix + name])
+                self._put(name, arrays[prefix + name])
         for path, child in self.named_children(prefix):
             child._fill(arrays, prefix if child.inline else path + ".")
 
@@ -332,8 +350,7 @@ def is_hidden(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
 def device_of(module: Module) -> str:
     """Where a module's arrays are: "cpu", also where it has none, or "gpu:N"."""
     arrays = (array for _, array in module.named_parameters())
-    device = getattr(next(arrays, None), "device", "cpu")
-    return device if isinstance(device, str) else f"gpu:{device.id}"
+    return device_name(next(arrays, None))
 
 
 def _describe(array: Any) -> str:

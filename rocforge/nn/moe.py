@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.nn.layers import Linear
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.module import Module
+from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.moe import combine_experts, expert_linear, route
 from rocforge.ops.types import Matrices

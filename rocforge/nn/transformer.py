@@ -24,6 +24,7 @@ from rocforge.nn.tree import Snapshot
 from rocforge.ops.activation import scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
+from rocforge.text.tokenizer import Tokenizer
 
 
 class Transformer(Module):
@@ -35,6 +36,7 @@ class Transformer(Module):
     Attributes:
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
+        tokenizer: the file's, from `rf.load`; else None.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
@@ -52,6 +54,7 @@ class Transformer(Module):
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
+        self.tokenizer: Tokenizer | None = None
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
@@ -73,7 +76,8 @@ class Transformer(Module):
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         super()._fill(arrays, prefix)
         if self.output.weight is None:  # tied: the output is the embedding
-            self.output.weight = self.token_embd.weight
+            self.output._put("weight", self.token_embd.weight)
+            self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     @property
     def fused(self) -> Fused:
@@ -112,7 +116,27 @@ class Transformer(Module):
         """
         fused, batch = self.fused, self._batch_of(tokens, batch, lora)
         with adapted(fused.tables, batch.adapters):
-            logits = self.output(fused.leave(self._stream(tokens, batch, fused)))
+            return self._logits(fused.leave(self._stream(tokens, batch, fused)))
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits of hidden states, as `hidden` gives them or any others: a logit lens has them of an earlier layer.
+
+        Args:
+            hidden: floats, shape (rows, dim), normalized, on the model's device.
+
+        Returns:
+            float32, shape (rows, vocabulary).
+
+        >>> with model.capture("blk.1") as seen:
+        ...     logits = model(tokenizer.encode("import os"))
+        >>> model.logits(model.output_norm(seen["blk.1"])).shape
+        (3, 4096)
+        """
+        with on_device(self.device):
+            return self._logits(hidden)
+
+    def _logits(self, hidden: Any) -> Any:
+        logits = self.output(hidden)
         return softcap(logits, self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -134,6 +158,8 @@ class Transformer(Module):
 
     def _batch_of(self, tokens: Any, batch: Batch | None, lora: str | None) -> Batch:
         """The batch, or that of one new sequence; it fits the tokens."""
+        if isinstance(tokens, str):
+            raise TypeError(f"tokens is {tokens!r:.80}; allowed are token ids: model(tokenizer.encode(text))")
         shape = np.shape(tokens) if get_array_module(tokens) is np else tokens.shape
         if len(shape) != 1 or not shape[0]:
             raise ValueError(f"tokens of shape {shape}; allowed is one axis with at least one token")

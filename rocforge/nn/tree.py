@@ -37,6 +37,10 @@ def _changing(name: str) -> Callable[..., Any]:
 class _List(list[Any]):
     """A list in a module's tree, whose changes are noticed as those of attributes are."""
 
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return ModuleList(found) if isinstance(index, slice) else found
+
     def __repr__(self) -> str:
         return as_text(f"ModuleList of {len(self)}", self._outline())
 
@@ -81,6 +85,7 @@ def _tree_of(module: Any) -> Sequence[tuple[Any, dict[str, Any]]]:
     """Each module with its attributes; None in place of the one at the top, which may keep this."""
     children = [child for _, child in module.named_children()]
     children += [edit.change for edit in module.edits if hasattr(edit.change, "named_children")]
-    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    kept = ("_version",)  # which says that an array was changed in place
+    attributes = {name: value for name, value in vars(module).items() if name in kept or not name.startswith("_")}
     below = ((child, _tree_of(child)) for child in children)
     return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]

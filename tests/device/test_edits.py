@@ -121,3 +121,22 @@ def test_patterns_in_captured_steps(loaded):
         row = rf.asnumpy(pattern)[:, 0]
         assert relative_error(row[:, : position + 1], expected[:, position, : position + 1]) < 5e-2
         assert not row[:, position + 1 :].any()
+
+
+def test_assigned_weights(loaded):
+    """Arrays of any kind come to the device in the form of those before, with their float16 copies; and back again."""
+    model = loaded[0]
+    layer, norm, before = model.blk[0].attn_q, model.blk[0].attn_norm, rf.asnumpy(model(np.array(PROMPT)))
+    packed, floats = layer.weight, rf.asnumpy(layer.weight)
+    packed.fp16 = cp.asarray(floats.astype(np.float16))
+    for value in (rf.quantize(floats, "Q8_0"), floats, floats.astype(np.float64).tolist(), packed):
+        layer.weight = value
+        assert str(getattr(layer.weight, "device", "")) in ("gpu:0", "<CUDA Device 0>")
+        if isinstance(value, rf.QuantizedArray):
+            assert layer.weight.planar and layer.weight.fp16.shape == floats.shape
+        assert relative_error(rf.asnumpy(model(np.array(PROMPT))), before) < 1e-2
+    weight = norm.weight.copy()
+    norm.weight *= 2
+    assert relative_error(rf.asnumpy(model(np.array(PROMPT))), before) > 1e-2
+    norm.weight = rf.asnumpy(weight)
+    np.testing.assert_array_equal(rf.asnumpy(model(np.array(PROMPT))), before)

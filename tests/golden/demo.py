@@ -68,7 +68,7 @@ def dequantize(source, path, dtype) -> None:
     w.close()
 
 
-if __name__ == "__main__":  # python -m golden.demo FOLDER: the files that test_perplexity.py's figure was made from
+if __name__ == "__main__":  # python -m golden.demo FOLDER: the files that test_evaluate.py's figure is of
     folder = Path(sys.argv[1])
-    build(folder / "demo-F16.gguf", "F16")
+    build(folder / "demo-F32.gguf", "F32")
     (folder / "excerpt.txt").write_bytes(heldout(EXCERPT).encode())

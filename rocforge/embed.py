@@ -1,0 +1,64 @@
+"""embed: vectors of texts, from a model's last hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, cast
+
+import numpy as np
+
+from rocforge.device.arrays import asnumpy
+from rocforge.nn.passes import hidden_states, token_ids
+from rocforge.nn.transformer import Transformer
+
+POOLINGS = ("mean", "last", "cls")
+
+
+def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+    """Vectors of texts, of which similar ones have a high cosine: the last hidden states, normalized, and pooled.
+
+    Texts share flat batches, whatever the device.
+
+    Args:
+        model: from `rf.load`.
+        texts: a text or its token ids; or a list of those.
+        pooling: of a text's tokens, special ones included: "mean" of all, "last" or "cls", the first.
+        normalize: divide each vector by its Euclidean norm.
+
+    Returns:
+        float32 NumPy array, shape (dim,) for one text, else (texts, dim).
+
+    Raises:
+        ValueError: a text without tokens or beyond the model's context, or an unknown pooling.
+        TypeError: a text is neither a str nor token ids.
+
+    Source: the poolings are those of llama.cpp's llama-embedding.
+
+    >>> vectors = rf.embed(model, ["def f(x):", "def g(y):", "import os"])
+    >>> vectors @ vectors[0]
+    array([1.        , 0.83355594, 0.53428304], dtype=float32)
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
+    one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
+    sequences = [_ids(model, text) for text in (cast("Sequence[Any]", [texts]) if one else texts)]
+    vectors = np.zeros((len(sequences), model.config.dim), np.float32)
+    for number, start, hidden in hidden_states(model, sequences):
+        states, length = asnumpy(hidden), len(sequences[number])
+        if pooling == "mean":
+            vectors[number] += states.sum(axis=0) / np.float32(length)
+        elif pooling == "cls" and start == 0:
+            vectors[number] = states[0]
+        elif pooling == "last" and start + len(states) == length:
+            vectors[number] = states[-1]
+    if normalize:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return vectors[0] if one else vectors
+
+
+def _ids(model: Transformer, text: Any) -> list[int]:
+    ids = token_ids(model, text)
+    if not 0 < len(ids) <= model.config.context:
+        raise ValueError(f"a text has {len(ids)} tokens; allowed are 1 to {model.config.context}, the model's context")
+    return ids
