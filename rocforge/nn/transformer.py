@@ -199,10 +199,9 @@ class Transformer(Module):
             UnsupportedModelError, GGUFError: weights and metadata do not make a model.
             OSError: the file cannot be written.
 
-            >>> import rocforge as rf
-            >>> model, tokenizer = rf.load("model.gguf")
-            >>> model.blk[0].ffn_down.weight = rf.quantize(model.blk[0].ffn_down.weight.dequantize(), "Q4_0")
-            >>> model.save("edited.gguf")
+        >>> model, tokenizer = rf.load("model.gguf")
+        >>> model.blk[0].ffn_down.weight = rf.quantize(model.blk[0].ffn_down.weight.dequantize(), "Q4_0")
+        >>> model.save("edited.gguf")
         """
         save(self, path)
 
