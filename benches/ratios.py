@@ -80,7 +80,6 @@ def works() -> dict[str, Work]:
         "prefill, 32 tokens": Work(lambda: model(prompt), refs["gemm"]),
         "linear, 8 rows of x": Work(lambda: values[:8] @ packed.T, refs["unpack"]),
         "dequantize": Work(packed.dequantize, refs["unpack"]),
-        "quantize to Q8_0": Work(lambda: rf.quantize(values, "Q8_0"), refs["unpack"]),
         "encode": Work(lambda: tokenizer.encode(text), refs["interpret"]),
         "open a file": Work(lambda: rf.open_gguf(DEMO).close(), refs["interpret"]),
     }

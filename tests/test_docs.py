@@ -1,6 +1,7 @@
 """What README and docs say runs: Python blocks as written, on the demo model; commands by their parsers; links."""
 
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -39,8 +40,9 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """In order, in one namespace, from a folder whose model.gguf is the demo model."""
+    """In order, in one namespace, from a folder whose model.gguf is the demo model, with its text heldout.txt."""
     (tmp_path / "model.gguf").symlink_to(demo.bundled())
+    (tmp_path / "heldout.txt").symlink_to(demo.bundled().parent / "heldout.txt")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__docs__"}
     with threadpool_limits(1):  # other tests have the other cores
@@ -85,6 +87,13 @@ def test_every_command_is_described():
     text = (ROOT / "docs" / "cli.md").read_text()
     missing = [name for name in get_command(app).commands if not re.search(rf"^### `rocforge {name}\b", text, re.M)]
     assert not missing
+
+
+def test_what_fits(capsys):
+    """The tables of docs/choosing.md are those that docs/make/memory.py computes."""
+    runpy.run_path(str(ROOT / "docs" / "make" / "memory.py"), run_name="__main__")
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == 2 and all(table in (ROOT / "docs" / "choosing.md").read_text() for table in tables)
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)

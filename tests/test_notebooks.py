@@ -45,7 +45,7 @@ def kernel():
 
 def test_there_are_some():
     """Else the tests below prove nothing."""
-    assert {path.stem for path in NOTEBOOKS} >= {"tour", "logit_lens", "patching", "kernel"}
+    assert {path.stem for path in NOTEBOOKS} >= {"tour", "logit_lens", "patching", "quantizations", "kernel"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,8 +1,15 @@
 """What rf.Kernel reads of a source, which needs no device."""
 
+import doctest
+import shutil
+import subprocess
+
 import pytest
+from offline import amd_compiler, card_with, code_objects, needs_amd_compiler
 
 import rocforge as rf
+from rocforge.device.compiler import options
+from rocforge.device.kernels import defined, with_includes
 
 SOURCE = """
 #include "target/platform.h"
@@ -12,6 +19,7 @@ RF_KERNEL(64) rocforge_f(const rocforge_type* t, unsigned int n) {
 extern "C" __global__ void g(const float* __restrict__ x, half *y, long long count, void* any) {
 }
 """
+EXAMPLE = doctest.DocTestParser().get_examples(rf.Kernel.__doc__)[1].source.split("'''")[1]
 
 
 def test_parameters():
@@ -35,3 +43,38 @@ def test_wrong_sources(source, name, message):
     """A kernel that is not there, parameters and headers of other kinds are ValueErrors that say what there is."""
     with pytest.raises(ValueError, match=message):
         rf.Kernel(source, name)
+
+
+def program(qtype):
+    """The docstring's example for a format, as it is compiled."""
+    return defined(with_includes(EXAMPLE, "example.hip", set()), {"RF_QTYPE": qtype})
+
+
+@needs_amd_compiler
+@pytest.mark.parametrize(("target", "qtype"), [("gfx942", "Q4_K"), ("gfx1100", "Q6_K"), ("gfx1201", "IQ2_S")])
+def test_the_example_compiles_for_amd(target, qtype):
+    """Without a warning, a spill or scratch memory."""
+    code, log = amd_compiler.compile_program(program(qtype), (*options(card_with(target)), "-Wall", "-Wno-unused"))
+    kernel = code_objects.kernels_of(code, target)["row_products"]
+    assert not log and not kernel.spills + kernel.scratch
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_the_example_compiles_for_nvidia():
+    """By nvcc."""
+    command = [
+        "nvcc",
+        "-x",
+        "cu",
+        "-arch=sm_90a",
+        "-ptx",
+        "-std=c++17",
+        "-DRF_WAVE=32",
+        "-Xcicc",
+        "-O0",
+        "-o",
+        "-",
+        "-",
+    ]
+    done = subprocess.run(command, check=True, input=program("Q4_K"), capture_output=True, text=True)
+    assert ".entry row_products" in done.stdout

@@ -9,9 +9,13 @@ from rocforge.formats.blocks import block_elements, block_nbytes
 from rocforge.selftest.synthetic import SHAPES, Shape, tensors_of, type_of
 
 RECIPES = ["Q4_K_M", "Q8_0", "F16"]
-MODELS = ["llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "llama-3.1-70b"]
-FORMATS = ["Q2_K", "Q3_K", "IQ4_XS", "Q4_0", "Q4_K", "MXFP4", "Q5_K", "Q6_K", "Q8_0", "F16"]
-MEMORY = [8, 12, 16, 24, 32, 48, 192]
+MODELS = {
+    "Llama 3.2 1B": SHAPES["llama-3.2-1b"],
+    "Llama 3.2 3B": SHAPES["llama-3.2-3b"],
+    "Llama 3.1 8B": SHAPES["llama-3.1-8b"],
+    "Llama 3.1 70B": SHAPES["llama-3.1-70b"],
+}
+MEMORY = [8, 12, 16, 24, 48, 192]
 CONTEXT, GB = 8192, 1e9
 
 
@@ -34,22 +38,23 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-print(row("model", *(f"{name}, GB" for name in RECIPES), f"KV cache of {CONTEXT:,} tokens, GB"))
-print(row("---", *["---:"] * (len(RECIPES) + 1)))
-for name in MODELS:
-    shape = SHAPES[name]
-    sizes = [f"{weights(shape, recipe) / GB:.1f}" for recipe in RECIPES]
-    print(row(name, *sizes, f"{cache(shape, CONTEXT) / GB:.2f}"))
+def fitting(shape: Shape, memory: float) -> str:
+    """The largest format that fits beside the cache; an eighth stays free for work and other programs."""
+    room = memory * 7 / 8 - cache(shape, CONTEXT)
+    return next((recipe for recipe in reversed(RECIPES) if weights(shape, recipe) <= room), "-")
 
-print(f"\n{row('GPU memory', *MODELS)}\n{row('---', *['---'] * len(MODELS))}")
-for memory in MEMORY:
-    cells = []
-    for name in MODELS:
-        shape = SHAPES[name]
-        room = memory * GB * 7 / 8 - cache(shape, CONTEXT)  # an eighth stays free for work and other programs
-        cells.append(next((recipe for recipe in reversed(RECIPES) if weights(shape, recipe) <= room), "-"))
-    print(row(f"{memory} GB", *cells))
 
-print(f"\n{row('format', 'bits a weight')}\n{row('---', '---:')}")
-for name in FORMATS:
-    print(row(name, f"{8 * block_nbytes(T[name]) / block_elements(T[name]):g}"))
+def main() -> None:
+    print(row("GPU memory", *MODELS), "|---" * (len(MODELS) + 1) + "|", sep="\n")
+    for memory in MEMORY:
+        print(row(f"{memory} GB", *(fitting(shape, memory * GB) for shape in MODELS.values())))
+    print()
+    heads = [f"{name}, GB" for name in RECIPES]
+    print(row("model", *heads, f"KV cache of {CONTEXT:,} tokens, GB"), "|---" + "|---:" * 4 + "|", sep="\n")
+    for name, shape in MODELS.items():
+        sizes = [f"{weights(shape, recipe) / GB:.1f}" for recipe in RECIPES]
+        print(row(name, *sizes, f"{cache(shape, CONTEXT) / GB:.2f}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "models": (
         "Files and models",
         "GGUF files, loading, the module tree, and what models are measured by.",
-        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora"),
+        ("gguf", "load", "loading", "nn", "models", "checkpoints", "imatrix", "lora", "evaluate"),
     ),
     "generation": ("Generation", "From a prompt to text.", ("generate", "engine", "text")),
     "devices": ("Devices and errors", "GPUs, streams, kernels of your own, and what is raised.", ("device", "errors")),
@@ -55,7 +55,7 @@ def reference() -> dict[str, str]:
         )
         for page, (title, about, _) in PAGES.items()
     }
-    index = ["# Reference", "`import rocforge as rf` gives all of these names.", "| | |\n|---|---|"]
+    index = ["# Reference", "`import rocforge as rf` gives these names; `Module` and `Transformer` are in `rf.nn`.", "| | |\n|---|---|"]
     rows = [f"| [`{thing.__name__}`][{link(thing)}] | {summary(thing)} |" for thing in things()]
     return {**pages, "reference/index.md": "\n\n".join(index) + "\n" + "\n".join(rows) + "\n"}
 
