@@ -91,7 +91,15 @@ class Transformer(Module):
 
     @property
     def adapters(self) -> Adapters:
-        """The LoRA adapters, by name: `model.adapters.load("pirate", path)`."""
+        """The LoRA adapters, by name, which `lora=` of requests and calls chooses from.
+
+        >>> model.adapters["quiet"] = rf.LoRA({"output": (np.ones((1, 512)), np.zeros((4096, 1)))})
+        >>> model.adapters
+        Adapters('quiet': LoRA(1 matrix, rank 1))
+        >>> rf.generate(model, tokenizer, "import numpy as", lora="quiet", max_tokens=1, temperature=0)
+        ' np'
+        >>> del model.adapters["quiet"]
+        """
         return Adapters(self, self.device, self.config.architecture, self._adapters)
 
     def __call__(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
