@@ -58,8 +58,7 @@ struct SignedBlock : Alone {
             float weight[N];
             e.weights<1>(weight);
             Integers levels{-float(LEVELS), float(LEVELS) - 1};
-            Steps steps{0.9f - LEVELS, -0.1f, 19};
-            scale = rounded_fp16(best_scale<1>(e.x, weight, steps, levels));
+            scale = rounded_fp16(best_scale<1>(e.x, weight, steps(-float(LEVELS)), levels));
             float inverse = reciprocal(scale);
             RF_UNROLL
             for (u32 i = 0; i < N; ++i) codes[i] = u32(i32(levels.nearest(e.x[i] * inverse)) + i32(LEVELS));
@@ -82,7 +81,7 @@ struct AffineBlock : Alone {
         if (e.importance) {
             float weight[N];
             e.weights<1>(weight);
-            Affine found = best_affine(e.x, weight, LEVELS, Steps{LEVELS - 0.9f, 0.1f, 19});
+            Affine found = best_affine(e.x, weight, LEVELS, steps(LEVELS));
             float scale = rounded_fp16(found.scale), low = rounded_fp16(-found.minimum), inverse = reciprocal(scale);
             RF_UNROLL
             for (u32 i = 0; i < N; ++i) codes[i] = u32(Integers{0, float(LEVELS)}.nearest((e.x[i] - low) * inverse));
@@ -173,8 +172,7 @@ struct AffineSuperBlock {
         RF_UNROLL
         for (u32 i = 0; i < N; ++i) total += weight[i];
         Integers levels{0, LEVELS}, scale_levels{0, SCALE_LEVELS};
-        Affine found =
-            best_affine(e.x, weight, LEVELS, Steps{LEVELS - 0.9f, LEVELS < 4 ? 0.05f : 0.1f, LEVELS < 4 ? 37u : 19u});
+        Affine found = best_affine(e.x, weight, LEVELS, steps(LEVELS));
         Scale low = block_scale<LANES>(found.minimum, total, scale_steps(SCALE_LEVELS), scale_levels);
 
         // The scales that fit best once rounded minima are added.
@@ -255,7 +253,7 @@ struct SignedSuperBlock {
         RF_UNROLL
         for (u32 i = 0; i < N; ++i) total += weight[i];
         Integers levels{-float(LEVELS), float(LEVELS) - 1}, scale_levels{-float(SCALE_LEVELS), float(SCALE_LEVELS) - 1};
-        float found = best_scale<1>(e.x, weight, Steps{0.9f - LEVELS, -0.1f, 19}, levels);
+        float found = best_scale<1>(e.x, weight, steps(-float(LEVELS)), levels);
         Scale scale = block_scale<LANES>(found, total, scale_steps(-float(SCALE_LEVELS)), scale_levels);
         float inverse = reciprocal(scale.unit * scale.code), product = 0, square = 0;
         RF_UNROLL

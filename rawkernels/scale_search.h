@@ -47,12 +47,15 @@ struct Steps {
     u32 count;
     RF_MEMBER float at(u32 i) const { return first + step * float(i); }
 };
-// Of scales of groups as integers up to `largest`: 0.6 to 1.2 of that.
-RF_DEVICE Steps scale_steps(float largest) { return {0.6f * largest, largest / 60.0f, 37}; }
+// About the largest code, in magnitude, and for scales of groups about the largest of their integers.
+RF_DEVICE Steps steps(float largest) {
+    return largest < 0 ? Steps{largest + 0.9f, -0.3f, 9} : Steps{largest - 0.9f, 0.3f, 9};
+}
+RF_DEVICE Steps scale_steps(float largest) { return {0.6f * largest, largest / 40, 25}; }
 
 struct Iq4Steps {
-    static constexpr u32 count = 23;
-    static RF_MEMBER float at(u32 i) { return i < 19 ? -145.0f + 2.0f * float(i) : 6.0f * float(i) - 4.0f; }
+    static constexpr u32 count = 9;
+    static RF_MEMBER float at(u32 i) { return i < 7 ? -145.0f + 6.0f * float(i) : 28.0f + 12.0f * float(i); }
 };
 
 // ---- The searches ----

@@ -33,11 +33,11 @@ def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool
         ValueError: a text without tokens or beyond the model's context, or an unknown pooling.
         TypeError: a text is neither a str nor token ids.
 
-    >>> model, tokenizer = rf.load("model.gguf")
+    Source: the poolings are those of llama.cpp's llama-embedding.
+
     >>> vectors = rf.embed(model, ["def f(x):", "def g(y):", "import os"])
     >>> vectors @ vectors[0]
-
-    Source: the poolings are those of llama.cpp's llama-embedding.
+    array([1.        , 0.83355594, 0.53428304], dtype=float32)
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")

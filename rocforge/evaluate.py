@@ -30,6 +30,10 @@ class Perplexity:
     Attributes:
         nll: float64 (windows, counted): -ln p of each counted token.
         tokens: int32 (windows, n_ctx): the text's windows, as they were cut; the last tokens of each are the counted.
+
+    >>> found = rf.perplexity(model, "def add(a, b):\\n    return a + b\\n" * 12, n_ctx=32)
+    >>> found.nll.shape, tokenizer.decode(found.tokens[0, -15:])
+    ((4, 15), 'a, b):\\n    return a + b\\ndef add(a,')
     """
 
     nll: np.ndarray
@@ -64,6 +68,10 @@ class Comparison:
         model, base: their perplexities.
         kl: float64: the divergence of the model's distribution from the base's, KL(base || model), in nats.
         same_top: bool: whether both find the same token the likeliest.
+
+    >>> found = rf.compare(model, model, "def add(a, b):\\n    return a + b\\n" * 12, n_ctx=32)
+    >>> found.kl.shape, found.kl_mean, found.top_agreement
+    ((4, 15), 0.0, 1.0)
     """
 
     model: Perplexity
@@ -112,8 +120,8 @@ def perplexity(
     Raises:
         ValueError: the text has fewer tokens than a window, or a window fewer than 4 or more than the model's context.
 
-    >>> model, tokenizer = rf.load("model.gguf")
-    >>> rf.perplexity(model, open("heldout.txt").read(), n_ctx=256)
+    >>> rf.perplexity(model, "def add(a, b):\\n    return a + b\\n" * 12, n_ctx=32)
+    Perplexity(PPL = 6.3285 +/- 3.30343, 60 tokens of 4 windows of 32)
     """
     tokens = _windows(model, text, n_ctx, chunks)
     parts = [_nll(logits, following) for logits, following in _bar(_logits(model, tokens), tokens, progress)]
@@ -137,7 +145,9 @@ def compare(
     Raises:
         ValueError: as `perplexity`, or the vocabularies are of different sizes.
 
-    >>> print(rf.compare(rf.load("model-Q4_0.gguf")[0], rf.load("model-F16.gguf")[0], text))
+    >>> base, _ = rf.load("model.gguf", device="cpu")
+    >>> rf.compare(model, base, "def add(a, b):\\n    return a + b\\n" * 12, n_ctx=32)
+    Comparison(KL 0.000000, same top 100.00%, PPL = 6.3285 +/- 3.30343 and PPL = 6.3285 +/- 3.30343, 60 tokens)
     """
     sizes = model.config.vocabulary, base.config.vocabulary
     if sizes[0] != sizes[1]:

@@ -20,6 +20,7 @@ from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import GGUFError
 from rocforge.gguf.file import Tensors
 from rocforge.gguf.metadata import Metadata
+from rocforge.gguf.quantized import Quantized
 from rocforge.loading.files import open_model, quantized
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
@@ -75,7 +76,9 @@ def load(
     """
     device = resolve_device(device)
     with open_model(path) as opened:
-        file = quantized(opened, quantize)
+        file = quantized(opened, quantize, device)
+        if isinstance(file, Quantized):
+            _make(file, progress)
         with _loading(file, device, context, progress, fp16_weights) as model:
             model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
@@ -125,6 +128,14 @@ def _check_context(context: Any, file: Tensors) -> None:
     if trained is not None and context > trained:
         problem = f"context is {context}, but the model was trained on {trained} tokens: what follows them may be poor"
         warnings.warn(problem, stacklevel=6)  # in the code that calls `load`
+
+
+def _make(file: Quantized, progress: bool | None) -> None:
+    """Quantize all tensors, one after another."""
+    with _bar(sum(form.nbytes for form in file.before.values()), progress, "quantizing") as advance:
+        for name, form in file.before.items():
+            file[name]
+            advance(form.nbytes)
 
 
 def _weights(model: Transformer, file: Tensors) -> Weights:
@@ -205,7 +216,7 @@ def _shown(progress: bool | None) -> bool:
 
 
 @contextlib.contextmanager
-def _bar(total: int, progress: bool | None) -> Iterator[Progress]:
+def _bar(total: int, progress: bool | None, description: str = "loading") -> Iterator[Progress]:
     """A function to call with the number of bytes loaded."""
     if not _shown(progress):
         yield lambda nbytes: None
@@ -213,5 +224,5 @@ def _bar(total: int, progress: bool | None) -> Iterator[Progress]:
     from tqdm import tqdm
 
     delay = BAR_AFTER if progress is None else 0.0
-    with tqdm(total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
+    with tqdm(total=total, desc=description, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
         yield bar.update

@@ -146,8 +146,10 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
     @property
     def T(self) -> QuantizedArray:
-        """The transpose of a matrix, without a copy."""
-        if self.ndim != 2:
+        """The transpose of a matrix, without a copy; a single row is its own."""
+        if self.ndim < 2:
+            return self
+        if self.ndim > 2:
             raise ValueError(f"only a matrix has a .T here, and the shape is {self.shape}; take a slice first")
         view = self._view(self.data, self.shape[::-1])
         view._float32, view._transposed = self._float32, not self._transposed
@@ -313,11 +315,11 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
     def __matmul__(self, other: Any) -> Any:
         """`w @ x`: w (rows, cols), x (cols,) or (..., cols, n); gives float32 (rows,) or (..., rows, n)."""
-        return _operators["matmul"](self, other)
+        return NotImplemented if other is None else _operators["matmul"](self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
         """`x @ w.T`: x (..., cols), w (rows, cols); gives float32 (..., rows). Also `x @ w`, which unpacks all of w."""
-        return _operators["matmul"](other, self)
+        return NotImplemented if other is None else _operators["matmul"](other, self)
 
     def to_device(self, device: str) -> QuantizedArray:
         """This array on another device; see `rf.to_device`. On a GPU its rows are planar, where the format has that.

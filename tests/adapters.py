@@ -4,7 +4,6 @@ import json
 
 import gguf
 import numpy as np
-from safetensors.numpy import save_file
 
 import rocforge as rf
 
@@ -52,9 +51,15 @@ def write_gguf(path, lora, architecture, alpha, dtype=np.float32, **metadata):
 
 
 def write_peft(folder, tensors, **config):
-    """A folder as PEFT saves adapters."""
+    """A folder as PEFT saves adapters, of float32 arrays."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
+    ends = np.cumsum([array.nbytes for array in tensors.values()]).tolist()
+    header = {
+        name: {"dtype": "F32", "shape": array.shape, "data_offsets": [end - array.nbytes, end]}
+        for (name, array), end in zip(tensors.items(), ends, strict=True)
+    }
+    text, data = json.dumps(header).encode(), b"".join(array.astype(np.float32).tobytes() for array in tensors.values())
+    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, **config}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder

@@ -146,3 +146,27 @@ def test_outline_of_lists():
     lines = repr(Tree()).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["a.0-1", "a.2", "a.3-4", "b.0"]
     assert repr(Tree().a).splitlines()[0] == "ModuleList of 5" and len(repr(Tree().a).splitlines()) == 4
+    assert repr(Tree().a[:2]).splitlines() == ["ModuleList of 2", "  0-1: Leaf(weight 1 float32)"]
+
+
+def test_reprs_are_a_line(loaded):
+    """Of what holds arrays and numbers by the thousand."""
+    model, file = loaded
+    with rf.Engine(model, max_requests=1) as engine:
+        for value in (engine, model.new_cache(2), model.trivial_batch(3)):
+            assert len(repr(value)) < 120 and repr(value).startswith(f"{type(value).__name__}(")
+    assert repr(file.keys()).startswith("dict_keys(['token_embd.weight'")
+
+
+def test_objects_that_are_no_arrays(loaded):
+    """Are named, with what is allowed."""
+    model, _ = loaded
+    for call, message in (
+        (lambda: rf.asnumpy(model), "array is of type Llama; allowed are arrays"),
+        (lambda: rf.to_device(model, "cpu"), "array is of type Llama"),
+        (lambda: rf.Engine(model, model), "eog_token_ids is of type Llama; .*tokenizer.eog_token_ids"),
+        (lambda: model("hello"), r"tokens is 'hello'; .*tokenizer.encode\(text\)"),
+        (lambda: model.hidden("hello"), r"tokenizer.encode\(text\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()

@@ -99,7 +99,7 @@ def test_dequantize_dtype(rng, dtype):
 def test_transpose_twice_is_itself(rng):
     """.T swaps the shape and undoes itself."""
     w = quantize(rng.standard_normal((2, 64)), "Q8_0")
-    assert w.T.shape == (64, 2) and w.T.T.shape == (2, 64)
+    assert w.T.shape == (64, 2) and w.T.T.shape == (2, 64) and w[0].T.shape == (64,)
     np.testing.assert_array_equal(w.T.dequantize(), w.dequantize().T)
 
 
@@ -111,7 +111,7 @@ def test_errors_say_what_is_wrong(rng):
     with pytest.raises(ValueError, match="two axes"):
         np.zeros(64) @ quantize(np.zeros((1, 2, 64)), "Q8_0")
     with pytest.raises(ValueError, match="only a matrix"):
-        _ = w[0].T
+        _ = w[None].T
     with pytest.raises(IndexError, match="2 axes, and 3 are indexed"):
         w[0, 0, 0]
     with pytest.raises(IndexError, match="one Ellipsis"):

@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileTy
 from rocforge.checkpoints.config import hyperparameters, number, rope_tensors, text_config
 from rocforge.checkpoints.families import EXPERTS, LAYER, TOP, family_of
 from rocforge.checkpoints.mxfp4 import mxfp4_blocks
-from rocforge.checkpoints.safetensors import Safetensors
+from rocforge.checkpoints.safetensors import Safetensors, float32
 from rocforge.checkpoints.vocabulary import read_json, tokenizer_metadata
 from rocforge.errors import CheckpointError, UnsupportedModelError
 from rocforge.gguf.values import KeyValues
@@ -170,11 +170,11 @@ class Checkpoint(Mapping[str, Any]):
         if self._family.rotated_pairs and part in ("attn_q", "attn_k"):
             heads = number(self._config, "num_attention_heads", int)
             heads = int(self._config.get("num_key_value_heads", heads)) if part == "attn_k" else heads
-            return self._converted(source, target, lambda rows: _rotated_pairs(rows, heads))
+            return self._converted(source, target, lambda rows: rotated_pairs(rows, heads))
         if self._family.norm_offset and target.endswith("norm.weight"):
             offset = np.float32(self._family.norm_offset)
             entry = self._source.entry(source)
-            return Converted(entry.shape, F32, lambda: _float32(self._source[source], entry.dtype) + offset)
+            return Converted(entry.shape, F32, lambda: float32(self._source[source], entry.dtype) + offset)
         return self._converted(source, target)
 
     def _converted(
@@ -243,15 +243,10 @@ def _qtype(target: str, shape: tuple[int, ...], dtype: str) -> GGMLQuantizationT
 def _array(array: np.ndarray, dtype: str, qtype: GGMLQuantizationType) -> Any:
     if dtype == "BF16" and qtype.name == "BF16":
         return QuantizedArray(np.ascontiguousarray(array).view(np.uint8), array.shape, qtype)
-    return array if dtype == qtype.name else _float32(array, dtype)
+    return array if dtype == qtype.name else float32(array, dtype)
 
 
-def _float32(array: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values; of BF16 from its bits."""
-    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array.astype(np.float32)
-
-
-def _rotated_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+def rotated_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head, of which the first half is rotated with the second, with the two of a pair side by side."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 

@@ -55,7 +55,9 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 def number(config: Config, name: str, kind: type) -> Any:
     """A setting as an int or a float. Raises CheckpointError where it is missing, or no such number."""
-    value = config.get(name)
+    if name not in config:
+        raise CheckpointError(f"config.json has no {name}")
+    value = config[name]
     if type(value) not in (int, kind) or isinstance(value, bool):
         raise CheckpointError(
             f"config.json: {name} is {value!r}; it should be {'an integer' if kind is int else 'a number'}"

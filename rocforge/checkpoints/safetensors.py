@@ -37,6 +37,10 @@ class Entry:
 class Safetensors(Mapping[str, np.ndarray]):
     """The tensors of a folder: name -> read-only array of the mapped file; of BF16 the bits, as uint16.
 
+    Args:
+        folder: with the files.
+        single: the name of the file where there is one alone, without an index.
+
     Attributes:
         paths: the files.
 
@@ -45,8 +49,8 @@ class Safetensors(Mapping[str, np.ndarray]):
         FileNotFoundError: the folder has no safetensors.
     """
 
-    def __init__(self, folder: Path):
-        self.paths = _files_of(folder)
+    def __init__(self, folder: Path, single: str = SINGLE):
+        self.paths = _files_of(folder, single)
         self._entries: dict[str, Entry] = {}
         for path in self.paths:
             for name, entry in _read_header(path):
@@ -69,13 +73,22 @@ class Safetensors(Mapping[str, np.ndarray]):
         """What is known of a tensor without reading it."""
         return self._entries[name]
 
+    def float32(self, name: str) -> np.ndarray:
+        """A tensor's values; of BF16 from its bits."""
+        return float32(self[name], self.entry(name).dtype)
 
-def _files_of(folder: Path) -> list[Path]:
+
+def float32(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values of a tensor of that type; of BF16 from its bits."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array.astype(np.float32)
+
+
+def _files_of(folder: Path, single: str) -> list[Path]:
     """The files of a folder: those that its index names, or the one there is."""
     if not (folder / INDEX).is_file():
-        if not (folder / SINGLE).is_file():
-            raise FileNotFoundError(f"{folder} has no {SINGLE} and no {INDEX}")
-        return [folder / SINGLE]
+        if not (folder / single).is_file():
+            raise FileNotFoundError(f"{folder} has no {single} and no {INDEX}")
+        return [folder / single]
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -139,7 +139,7 @@ def _of_json(folder: Path, size: int) -> KeyValues:
     pieces = bool(model.get("byte_fallback"))  # SentencePiece's, converted
     ranks = _merge_ranks(model.get("merges", [])) if pieces else {}
     for text, id in model["vocab"].items():
-        kind = BYTE if pieces and BYTE_TOKEN.fullmatch(text) else UNKNOWN if text == model.get("unk_token") else NORMAL
+        kind = BYTE if pieces and BYTE_TOKEN.fullmatch(text) else NORMAL
         tokens.set(id, text, -float(ranks.get(text, len(ranks))), kind)
     for token in tokenizer.get("added_tokens", []):
         tokens.add(token["id"], token["content"], bool(token.get("special")))

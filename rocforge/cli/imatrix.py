@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rocforge.cli.errors import UsageError
 from rocforge.cli.options import Device, Model, Quiet
 from rocforge.cli.output import note
 from rocforge.imatrix import collect_imatrix
@@ -31,7 +32,10 @@ def imatrix(
     """Collect the importance matrix of a model for `rocforge quantize --imatrix`."""
     from tqdm import tqdm
 
-    words = text.read_text(encoding="utf-8")
+    try:
+        words = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
     loaded, tokenizer = load(model, device, context=chunk, progress=not quiet)
     start = time.perf_counter()
     with tqdm(desc="reading", unit="token", disable=quiet) as bar:

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Model, Quiet
-from rocforge.cli.output import table
+from rocforge.cli.options import Device, Model, Quiet
+from rocforge.cli.output import note, table
 from rocforge.gguf.imatrix import read_imatrix
 from rocforge.gguf.mixes import Mix
 from rocforge.gguf.quantized import Form, Quantized
 from rocforge.gguf.writer import write_gguf
-from rocforge.loading.files import open_model, pack
+from rocforge.loading.files import open_model, packer
 
 Out = Annotated[Path | None, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show types and sizes, and write nothing.")]
@@ -46,6 +46,7 @@ def quantize(
         bool, typer.Option("--allow-requantize", help="Quantize tensors that already are: worse than from 16 bits.")
     ] = False,
     dry_run: DryRun = False,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a GGUF file of a model in fewer bits."""
@@ -53,9 +54,13 @@ def quantize(
     chosen = Mix(mix, pure, *special, leave_output_tensor, _overrides(tensor_type))
     importance = None if imatrix is None else read_imatrix(imatrix)
     with open_model(model) as file:
-        quantized = Quantized(file, chosen, pack, importance)
-        if not dry_run:
+        quantized = Quantized(file, chosen, packer(device), importance)
+        try:
             quantized.check(allow_requantize)
+        except ValueError as error:
+            if not dry_run:
+                raise
+            note(f"but without --dry-run: {error}")
         write(quantized, output, dry_run, quiet)
 
 

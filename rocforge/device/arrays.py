@@ -95,7 +95,10 @@ def asnumpy(array: Any) -> np.ndarray:
     """
     if isinstance(array, QuantizedArray):
         array = array.dequantize()
-    return np.asarray(array) if get_array_module(array) is np else array.get()
+    values = np.asarray(array) if get_array_module(array) is np else array.get()
+    if values.dtype == object:
+        raise TypeError(f"array is of type {type(array).__name__}; allowed are arrays, and lists of numbers")
+    return values
 
 
 @dataclass(frozen=True)

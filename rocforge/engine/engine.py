@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,6 +137,9 @@ class Engine:
         max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
     ):
+        if not isinstance(eog_token_ids, (Set, Sequence)):
+            problem = "allowed are token ids, tokenizer.eog_token_ids"
+            raise TypeError(f"eog_token_ids is of type {type(eog_token_ids).__name__}; {problem}")
         given = {"cache_tokens": cache_tokens, "max_batch_tokens": max_batch_tokens, "max_requests": max_requests}
         for name, size in given.items():
             if size is not None and size < 1:

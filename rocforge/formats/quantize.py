@@ -48,7 +48,7 @@ QUANTIZERS: dict[str, Quantizer] = {
 NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
 FLOAT16_MAX = 65504.0
 _LARGEST = {"MXFP4": 3e38, "NVFP4": 2688.0}
-TILE = 1 << 16
+TILE = 1 << 17
 """Elements that are quantized at once, so that their arrays stay in a core's cache."""
 
 
@@ -63,11 +63,11 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
         ValueError: a row is not a whole number of blocks, a value is NaN or too large, or the importance is
             missing.
     """
-    array = np.ascontiguousarray(array, dtype=np.float32)
+    array = np.ascontiguousarray(array)
     elements, columns = block_elements(qtype), array.shape[-1]
     packed = np.empty((*array.shape[:-1], row_nbytes(columns, qtype)), np.uint8)
     if elements == 1:
-        packed[...] = quants.quantize(array, qtype).view(np.uint8)
+        packed[...] = quants.quantize(array.astype(np.float32, copy=False), qtype).view(np.uint8)
         return packed
     if qtype.name in NEED_IMPORTANCE and importance is None:
         raise ValueError(f"{qtype.name} needs importance weights: importance=, as `rocforge imatrix` gathers them")
@@ -76,13 +76,14 @@ def quantize(array: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndar
     weights = None if importance is None else _importance_of_blocks(importance, array.shape, elements)
 
     def quantize_tile(start: int) -> None:
-        tile = slice(start, start + TILE // elements)
-        if not np.abs(blocks[tile]).max() <= largest(qtype):
+        end = min(start + TILE // elements, len(blocks))
+        tile = blocks[start:end].astype(np.float32, copy=False)
+        if not np.abs(tile).max() <= largest(qtype):
             raise ValueError(_not_held(array, qtype))
-        importance = None if weights is None else weights(np.arange(len(blocks))[tile])
-        written[tile] = quantizer(blocks[tile], importance)
+        importance = None if weights is None else weights(np.arange(start, end))
+        written[start:end] = quantizer(tile, importance)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(quantize_tile, range(0, len(blocks), TILE // elements)))
     return packed
 
@@ -93,7 +94,7 @@ def largest(qtype: GGMLQuantizationType) -> float:
 
 
 def _not_held(array: np.ndarray, qtype: GGMLQuantizationType) -> str:
-    index = np.unravel_index(np.argmin(np.abs(array) <= largest(qtype)), array.shape)
+    index = np.unravel_index(np.argmin(np.abs(array.astype(np.float32)) <= largest(qtype)), array.shape)
     return (
         f"{qtype.name} blocks cannot hold {array[index]:.6g}, the value at {tuple(map(int, index))}; "
         f"magnitudes up to {largest(qtype):g} can be quantized to it"

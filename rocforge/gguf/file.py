@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from mmap import mmap
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,6 +114,14 @@ class GGUFFile(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._infos)
+
+    def keys(self) -> KeysView[str]:
+        """The tensors' names, in file order; they print as a dict's keys do.
+
+        >>> "output_norm.weight" in rf.open_gguf("model.gguf").keys()
+        True
+        """
+        return self._infos.keys()
 
     def __contains__(self, name: object) -> bool:
         return name in self._infos

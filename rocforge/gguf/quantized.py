@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ from rocforge.gguf.values import KeyValues
 from rocforge.gguf.writer import Planned, planned
 from rocforge.quant import QuantizedArray
 
-PIECE = 1 << 20
+PIECE = 1 << 22
 """Elements that are quantized at a time."""
 FLOATS = ("F32", "F16", "BF16")
 Pack = Callable[[np.ndarray, GGMLQuantizationType, "np.ndarray | None"], np.ndarray]
@@ -143,26 +141,20 @@ class Quantized:
         return Planned(form.shape, form.qtype, parts)
 
     def _parts(self, name: str) -> Iterator[np.ndarray]:
-        """The bytes of a quantized tensor, piece by piece; several are made at a time."""
+        """The bytes of a quantized tensor, piece by piece."""
         array, form = self._file[name], self.after[name]
         weights = None if self._importance is None else self._importance.weights(name, form.shape)
+        matrices = [array] if array.ndim < 3 else [array[index] for index in np.ndindex(array.shape[:-2])]
         step = max(1, PIECE // form.shape[-1])
+        for i, matrix in enumerate(matrices):
+            for start in range(0, len(matrix), step):
+                yield self._packed(matrix[start : start + step], form.qtype, None if weights is None else weights[i])
 
-        def pieces() -> Iterator[tuple[Any, np.ndarray | None]]:
-            matrices = [array] if array.ndim < 3 else [array[index] for index in np.ndindex(array.shape[:-2])]
-            for i, matrix in enumerate(matrices):
-                for start in range(0, len(matrix), step):
-                    yield matrix[start : start + step], None if weights is None else weights[i]
-
-        def packed(piece: tuple[Any, np.ndarray | None]) -> np.ndarray:
-            rows, importance = piece
-            values = rows.dequantize() if isinstance(rows, QuantizedArray) else np.asarray(rows, np.float32)
-            if form.qtype.name == "F32":
-                return np.ascontiguousarray(values).view(np.uint8)
-            return self._pack(values, form.qtype, importance)
-
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            yield from threads.map(packed, pieces())
+    def _packed(self, rows: Any, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
+        values = rows.dequantize() if isinstance(rows, QuantizedArray) else np.asarray(rows, np.float32)
+        if qtype.name == "F32":
+            return np.ascontiguousarray(values).view(np.uint8)
+        return self._pack(values, qtype, importance)
 
 
 def _metadata(metadata: Any, mix: Mix | None, importance: ImportanceMatrix | None) -> KeyValues:

@@ -9,10 +9,12 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from rocforge.checkpoints.checkpoint import Checkpoint
+from rocforge.device.arrays import resolve_device, to_device
+from rocforge.formats.planar import PLANAR
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
 from rocforge.gguf.mixes import Mix
-from rocforge.gguf.quantized import Quantized
+from rocforge.gguf.quantized import Pack, Quantized
 from rocforge.ops.quantize import quantize
 
 
@@ -21,16 +23,22 @@ def open_model(path: str | os.PathLike[str]) -> GGUFFile | Checkpoint:
     return Checkpoint(Path(path)) if Path(path).is_dir() else open_gguf(resolve(path))
 
 
-def quantized(file: GGUFFile | Checkpoint, mix: str | None) -> GGUFFile | Checkpoint | Quantized:
+def quantized(file: GGUFFile | Checkpoint, mix: str | None, device: str) -> GGUFFile | Checkpoint | Quantized:
     """The file with its tensors as a mix has them, each made when it is asked for; None: the file itself."""
     if mix is None:
         return file
-    made = Quantized(file, Mix(mix), pack)
+    made = Quantized(file, Mix(mix), packer(device))
     made.check()
     return made
 
 
-def pack(values: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
-    """The blocks of float32 rows."""
-    packed: np.ndarray = quantize(values, qtype).data
-    return packed
+def packer(device: str | None) -> Pack:
+    """The quantizer: on a device the formats that it writes; None: a GPU if there is one."""
+    device = resolve_device(device)
+
+    def pack(values: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
+        rows = to_device(values, device if qtype.name in PLANAR else "cpu")
+        packed: np.ndarray = quantize(rows, qtype, importance).to_device("cpu").data
+        return packed
+
+    return pack

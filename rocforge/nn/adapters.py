@@ -114,14 +114,15 @@ class Adapters(MutableMapping[str, LoRA]):
 
         Raises:
             FileNotFoundError: no such file.
-            GGUFError: the file is malformed.
+            GGUFError, CheckpointError: a file is malformed.
             UnsupportedModelError: it is no LoRA adapter, is of a kind that is not supported, or does not fit the model.
             OutOfMemoryError: the device has no room for it.
         """
         path = Path(path)
         try:
             if path.is_dir() or path.name == WEIGHTS:
-                lora = read_peft(path if path.is_dir() else path.parent, _interleaved_heads(self._model))
+                folder = path if path.is_dir() else path.parent
+                lora = read_peft(folder, self._architecture, _rotated(self._model))
             else:
                 lora = read_gguf(path, self._architecture)
         except ValueError as error:
@@ -203,8 +204,8 @@ def _update_shape(module: Any) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, Embedding) else (rows, columns)
 
 
-def _interleaved_heads(model: Module) -> dict[str, int]:
-    """The heads of q and k whose rows GGUF has in another order than Hugging Face: where rope turns neighbours."""
+def _rotated(model: Module) -> dict[str, int]:
+    """The heads of q and k whose rows lie otherwise in GGUF than in checkpoints: where rope turns neighbours."""
     heads: dict[str, int] = {}
     names = {module: path for path, module in model.named_modules()}
     for attn in names:

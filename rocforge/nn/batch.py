@@ -103,6 +103,9 @@ class Batch:
     adapters: TokenAdapters | None = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Batch({len(self.positions)} tokens, {len(self.lengths)} sequences, {self.cache!r})"
+
     @classmethod
     def of(cls, cache: KVCache, chunks: Sequence[Chunk], all_logits: bool = False) -> Batch:
         """The batch of the chunks' tokens, in order.

@@ -125,6 +125,9 @@ class KVCache:
         indices = {state: itertools.count() for state in groups}
         self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in layers.items()}
 
+    def __repr__(self) -> str:
+        return f"KVCache({len(self._layers)} layers, {self.nbytes:,} bytes, {self.device})"
+
     def group_of(self, layer: Hashable) -> tuple[PagedGroup | RecurrentGroup, int]:
         """The group of a layer, and the layer's index there.
 

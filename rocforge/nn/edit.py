@@ -15,6 +15,7 @@ from rocforge.device.arrays import get_array_module, to_device
 from rocforge.nn.reach import reached
 from rocforge.ops.activation import scale
 from rocforge.ops.embedding import embedding
+from rocforge.quant import QuantizedArray
 
 Change: TypeAlias = Any
 """A function of a module's output (and inputs), a number, which multiplies it, or an array, which replaces it."""
@@ -54,11 +55,12 @@ class Edit:
         self._apply: Callable[..., Any]
         if callable(change):
             self._inputs = _inputs_of(change)
+            if self._inputs is not None and self._inputs < 0:
+                raise TypeError(f"edit of {path}: the function takes no argument; it is called with the output")
             self._apply = self._called
         elif isinstance(change, Real):
             self._apply = lambda output, *inputs: scale(output, float(change))
-        elif hasattr(change, "shape") or isinstance(change, (list, tuple)):
-            array = np.asarray(change, np.float32) if get_array_module(change) is np else change
+        elif (array := _as_array(change)) is not None:
             self._array = to_device(array, device)
             self._apply = self._replaced
         else:
@@ -77,6 +79,9 @@ class Edit:
         return [] if self._apply != self._called or hasattr(self.change, "forward") else reached(self.change)
 
     def _called(self, output: Any, *inputs: Any) -> Any:
+        if self._inputs is not None and self._inputs > len(inputs):
+            counts = f"takes {self._inputs} inputs after the output, and the module has {len(inputs)}"
+            raise TypeError(f"edit of {self.path}: the function {counts}")
         changed: Any = self.change(output.copy(), *inputs[: self._inputs])
         if changed is None:
             raise TypeError(f"edit of {self.path}: the function gave None; it returns the array to go on with")
@@ -97,6 +102,16 @@ class Edit:
         except ValueError:
             shapes = f"an array of shape {array.shape} does not broadcast to the output's {output.shape}"
             raise ValueError(f"edit of {self.path}: {shapes}") from None
+
+
+def _as_array(change: Any) -> Any:
+    """A copy of an array of numbers, or of lists of them, in float32, where it is; None: it is none."""
+    if isinstance(change, QuantizedArray):
+        return change.dequantize()
+    if not hasattr(change, "shape") and not isinstance(change, (list, tuple)):
+        return None
+    array = np.asarray(change) if get_array_module(change) is np else change
+    return array.astype(np.float32) if array.dtype.kind in "biuf" else None
 
 
 def _inputs_of(function: Callable[..., Any]) -> int | None:

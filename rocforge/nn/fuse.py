@@ -4,7 +4,7 @@ Models are written as plain modules. `fuse` turns their blocks into steps, each 
 past attention or feed-forward. A step takes modules together that are plain, which is to say of the very class that
 rocforge defines, not edited, and not observed where fusing would leave no output to see. All others are called.
 What a kernel can begin of the next step, its norm, comes along with the stream. What adapters update is multiplied
-with the rest, and added to; it takes its x as an array.
+with the rest, and added to; for that its x is there as an array too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import experts
-from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_for
+from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_both_for, rms_norm_for
 
 
 class Stream(NamedTuple):
@@ -115,15 +115,25 @@ class _Projected(_Step):
         self.adds = post is None and is_hidden(last, Linear) and not mixer.observers
         self.adapted, self.last_adapted = any(layer in tables for layer in self.layers), last in tables
         self.last_weight = last.weight if is_plain(last, Linear) and not self.last_adapted else None
+        self.norm_both = _fused_norm(pre, self.layers, {}) if self.adapted else None
 
-    def project(self, x: Any) -> list[Any]:
-        """What each projection gives for x; the plain ones in one launch where it can be."""
+    def project(self, stream: Stream) -> list[Any]:
+        """What each projection gives; the plain ones in one launch where it can be."""
         plain = [layer for layer in self.layers if is_plain(layer, Linear)]
-        products = linears(x, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else []
+        x, operand = self._both(stream)
+        products = linears(operand, [layer.weight for layer in plain], [layer.bias for layer in plain]) if plain else []
         if self.adapted:
             add_updates(plain, products, x)
         ys = iter(products)
         return [layer.observed(next(ys)) if is_plain(layer, Linear) else layer(x) for layer in self.layers]
+
+    def _both(self, stream: Stream) -> tuple[Any, Any]:
+        """The mixer's x, and that in the form in which the products take it."""
+        if self.norm_both is None:
+            x = self.enter(stream)
+            return x, x
+        norm = self.norm_both.norm
+        return rms_norm_both_for(self.norm_both.weights, stream.x, norm.weight, norm.eps)
 
     def finish(self, x: Any, y: Any, following: FusedNorm | None) -> Stream:
         """The stream x past the mixer, whose last product takes y."""
@@ -149,7 +159,7 @@ class _Attention(_Projected):
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         attn = self.mixer
-        q, k, v, gate = attn.split(self.project(self.enter(stream)))
+        q, k, v, gate = attn.split(self.project(stream))
         fused = {}
         if self.calls_norms:
             q, k = attn.normalize(q, k)
@@ -171,13 +181,14 @@ class _MLP(_Projected):
         self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        x = self.enter(stream)
         if self.fuses_gate:
             gate, up = self.layers
             biases = gate.bias, up.bias
-            y = gated_linear(x, gate.weight, up.weight, *biases, self.mixer.activation, self.last_weight)
+            y = gated_linear(
+                self.enter(stream), gate.weight, up.weight, *biases, self.mixer.activation, self.last_weight
+            )
         else:
-            y = self.mixer.activate(self.project(x))
+            y = self.mixer.activate(self.project(stream))
         return self.finish(stream.x, y, following)
 
 

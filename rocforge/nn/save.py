@@ -11,7 +11,8 @@ import numpy as np
 
 from rocforge.device.arrays import asnumpy, to_device
 from rocforge.gguf.writer import Planned, planned, write_gguf
-from rocforge.nn.module import Module, Parameter
+from rocforge.nn.module import Module
+from rocforge.nn.parameter import Parameter
 from rocforge.nn.reader import ROPE_TENSORS, Reader
 from rocforge.quant import QuantizedArray
 

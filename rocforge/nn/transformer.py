@@ -158,6 +158,8 @@ class Transformer(Module):
 
     def _batch_of(self, tokens: Any, batch: Batch | None, lora: str | None) -> Batch:
         """The batch, or that of one new sequence; it fits the tokens."""
+        if isinstance(tokens, str):
+            raise TypeError(f"tokens is {tokens!r:.80}; allowed are token ids: model(tokenizer.encode(text))")
         shape = np.shape(tokens) if get_array_module(tokens) is np else tokens.shape
         if len(shape) != 1 or not shape[0]:
             raise ValueError(f"tokens of shape {shape}; allowed is one axis with at least one token")

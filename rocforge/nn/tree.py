@@ -37,6 +37,10 @@ def _changing(name: str) -> Callable[..., Any]:
 class _List(list[Any]):
     """A list in a module's tree, whose changes are noticed as those of attributes are."""
 
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return ModuleList(found) if isinstance(index, slice) else found
+
     def __repr__(self) -> str:
         return as_text(f"ModuleList of {len(self)}", self._outline())
 

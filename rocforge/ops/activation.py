@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.arguments import check_out, operands
+from rocforge.ops.arguments import check_out, float32_of, operands
 from rocforge.ops.device import activation as device
 from rocforge.ops.device.activation import ALPHA, LIMIT
 from rocforge.ops.device.strided import float32
@@ -124,7 +124,8 @@ def softcap(x: Array, cap: float) -> Array:
     module, x = operands("softcap", x=x)
     if module is not np:
         return device.elementwise("softcap", x, cap)
-    return np.float32(cap) * np.tanh(x.astype(np.float32, copy=False) / np.float32(cap))
+    bound = float32_of("softcap", "cap", cap)
+    return bound * np.tanh(x.astype(np.float32, copy=False) / bound)
 
 
 def add(x: Array, y: Array, out: Array = None) -> Array:
@@ -158,7 +159,7 @@ def scale(x: Array, factor: float, out: Array = None) -> Array:
         return device.elementwise("scale", x, factor, out=out)
     check_out("scale", out)
     _, x, out = operands("scale", x=x, out=out)
-    return np.multiply(x, np.float32(factor), out=out, dtype=np.float32, casting="unsafe")
+    return np.multiply(x, float32_of("scale", "factor", factor), out=out, dtype=np.float32, casting="unsafe")
 
 
 def _plain_floats(x: Array, y: Array, out: Array) -> bool:

@@ -119,6 +119,13 @@ def check_shape(op: str, name: str, array: Array, shape: tuple[int, ...]) -> Non
         raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is {shape}")
 
 
+def float32_of(op: str, name: str, value: Any) -> np.float32:
+    """A number as float32. Raises TypeError where it is none."""
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{op}: {name} is {value!r}; allowed is a number")
+    return np.float32(value)
+
+
 def check_out(op: str, out: Any) -> None:
     """Raises TypeError where a result cannot be written there."""
     if out is not None and _module_of(out) is None:
@@ -127,8 +134,9 @@ def check_out(op: str, out: Any) -> None:
 
 def check_axes(op: str, name: str, array: Array, axes: str) -> None:
     """Raises ValueError where an array has not as many axes as are named in `axes`, "rows, columns" say."""
-    if array.ndim != axes.count(",") + 1:
-        raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is ({axes})")
+    if array is None or array.ndim != axes.count(",") + 1:
+        what = "None" if array is None else f"of shape {array.shape}"
+        raise ValueError(f"{op}: {name} is {what}; allowed is an array ({axes})")
 
 
 def check_row(op: str, x: Array, **arrays: Array) -> None:
@@ -151,8 +159,7 @@ def check_integers(op: str, name: str, array: Array) -> None:
 
 def check_matrix(op: str, name: str, array: Array) -> None:
     """Raises ValueError where an array, packed or not, is no matrix whose rows lie one after another."""
-    if array.ndim != 2:
-        raise ValueError(f"{op}: {name} has the shape {array.shape}; allowed is a matrix (rows, columns)")
+    check_axes(op, name, array, "rows, columns")
     if type(array) is QuantizedArray and array.transposed:
         raise ValueError(f"{op}: {name} is the transpose of packed rows; allowed are the rows")
 
@@ -163,8 +170,11 @@ def check_sums(x: Array, weights: Sequence[Weight], biases: Sequence[Array], res
     for weight, bias in zip(weights, biases, strict=True):
         shape = weight.shape
         if shape[1] != columns:
-            raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {shape}")
+            raise ValueError(
+                f"linear: x of shape {x.shape} does not fit a weight of shape {shape}; allowed is (..., {shape[1]})"
+            )
         if bias is not None and bias.shape != shape[:1]:
-            raise ValueError(f"linear: a bias of shape {bias.shape} does not fit a weight of shape {shape}")
+            fit = f"does not fit a weight of shape {shape}; allowed is {shape[:1]}"
+            raise ValueError(f"linear: a bias of shape {bias.shape} {fit}")
     if residual is not None:
         check_shape("linear", "residual", residual, (*leading, weights[0].shape[0]))

@@ -89,6 +89,7 @@ def attention(
 def _check_fit(q: Array, k: Array, v: Array) -> None:
     check_axes("attention", "q", q, "queries, heads, head_dim")
     check_axes("attention", "k", k, "tokens, kv_heads, head_dim")
+    check_axes("attention", "v", v, "tokens, kv_heads, value_dim")
     check_shape("attention", "v", v, (*k.shape[:2], *v.shape[2:3]))
     (queries, heads, head_dim), (tokens, kv_heads, key_dim) = q.shape, k.shape
     if head_dim != key_dim or queries > tokens or kv_heads == 0 or heads % kv_heads:

@@ -5,6 +5,7 @@ Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,6 +78,14 @@ def _floats(matrix: HostArray) -> Floats:
     return np.ascontiguousarray(matrix, np.float32)
 
 
+@functools.lru_cache(64)
+def _groups(ids: bytes) -> list[tuple[int, slice | HostArray]]:
+    """Each adapter of tokens, and its tokens; every layer of a model asks for them."""
+    tokens = np.frombuffer(ids, np.int32)
+    found = [(int(id), np.flatnonzero(tokens == id)) for id in np.unique(tokens) if id >= 0]
+    return [(id, slice(None) if len(rows) == len(tokens) else rows) for id, rows in found]
+
+
 def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[LowRankTable], ids: Array) -> None:
     """Add to each token's products what its adapter adds to them, in place.
 
@@ -89,11 +98,9 @@ def add_low_rank(ys: Sequence[Array], x: Array, tables: Sequence[LowRankTable], 
     if get_array_module(*ys) is not np:
         device.add_low_rank(ys, x, tables, ids)
         return
-    for id in np.unique(ids[ids >= 0]):
-        own = ids == id
-        rows = slice(None) if own.all() else own
+    for id, rows in _groups(ids.tobytes()):
         for y, table in zip(ys, tables, strict=True):
-            if (update := table.on_host(int(id))) is not None:
+            if (update := table.on_host(id)) is not None:
                 a, b = update
                 hidden = a.T[x[rows]] if table.lookup else x[rows] @ a.T
                 y[rows] += hidden @ b.T

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.arguments import check_row, check_shape, operands
+from rocforge.ops.arguments import check_row, check_shape, float32_of, operands
 from rocforge.ops.device import norm as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import form_for
@@ -42,7 +42,7 @@ def rms_norm(x: Array, weight: Array = None, eps: float = 1e-5, residual: Array 
         return device.rms_norm(x, weight, eps, residual)
     x = x.astype(np.float32, copy=False)
     mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
-    y = x / np.sqrt(mean + np.float32(eps))
+    y = x / np.sqrt(mean + float32_of("rms_norm", "eps", eps))
     if weight is not None:
         y *= weight
     if residual is not None:
@@ -58,7 +58,18 @@ def rms_norm_for(weights: Sequence[Weight], x: Array, weight: Array, eps: float)
     return device.rms_norm(x, weight, eps, form=form_for(weights, len(x)))
 
 
-def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
+def rms_norm_both_for(
+    weights: Sequence[Weight], x: Array, weight: Array, eps: float
+) -> tuple[Array, Array | PackedOperand]:
+    """`rms_norm` of x (tokens, n), and that in the form in which products with these weights take it, of one launch."""
+    if get_array_module(x) is np:
+        y = rms_norm(x, weight, eps)
+        return y, y
+    check_row("rms_norm_both_for", x, weight=weight)
+    return device.rms_norm_both(x, weight, eps, form_for(weights, len(x)))
+
+
+def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, Array | PackedOperand]:
     """`rms_norm` of a CuPy array (tokens, n), in float32 and in int8, of one launch."""
     check_row("rms_norm_both", x, weight=weight)
     return device.rms_norm_both(x, weight, eps)
@@ -90,7 +101,7 @@ def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 
         return device.layer_norm(x, weight, bias, eps)
     x = x.astype(np.float32, copy=False)
     y = x - x.mean(axis=-1, keepdims=True)
-    y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + np.float32(eps))
+    y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + float32_of("layer_norm", "eps", eps))
     if weight is not None:
         y *= weight
     if bias is not None:

@@ -17,7 +17,9 @@ from rocforge.ops.types import Array
 from rocforge.quant import QuantizedArray
 
 
-def quantize(array: Array, qtype: str | int | GGMLQuantizationType, importance: Any = None) -> QuantizedArray:
+def quantize(
+    array: Array | QuantizedArray, qtype: str | int | GGMLQuantizationType, importance: Any = None
+) -> QuantizedArray:
     """Pack a float array into blocks along its last axis.
 
     The scales of a block are searched for the smallest squared error, in which the error of a larger element counts
@@ -28,8 +30,8 @@ def quantize(array: Array, qtype: str | int | GGMLQuantizationType, importance: 
     a kernel; the others on the host.
 
     Args:
-        array: floats, shape (..., columns), columns a whole number of blocks. Magnitudes are at most 65504, float16's
-            largest, but for F32, F16, BF16, MXFP4 and NVFP4.
+        array: floats or a QuantizedArray, shape (..., columns), columns a whole number of blocks. Magnitudes are at
+            most 65504, float16's largest, but for F32, F16, BF16, MXFP4 and NVFP4.
         qtype: the format, such as "Q4_K", "IQ4_XS", "Q8_0" or "BF16"; all that rocforge reads can be written.
         importance: at least 0, shape (columns,), or (experts, columns) for an array of shape (experts, rows, columns).
             IQ2_XXS, IQ2_XS and IQ1_S need it; formats whose scale follows from the largest element alone (Q8_0, Q1_0,
@@ -51,8 +53,8 @@ def quantize(array: Array, qtype: str | int | GGMLQuantizationType, importance: 
     QuantizedArray(shape=(2, 256), qtype=Q4_K, 4.5 bits per element)
     """
     qtype = as_qtype(qtype)
-    if get_array_module(array) is np:
-        array = np.asarray(array)
+    array = array.dequantize() if isinstance(array, QuantizedArray) else array
+    array = np.asarray(array) if get_array_module(array) is np else array
     if not array.ndim:
         raise ValueError(f"quantize packs the last axis of an array, and {array!r} has none")
     importance = None if importance is None else normal_importance(asnumpy(importance), array.shape)

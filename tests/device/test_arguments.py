@@ -11,6 +11,8 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.device.strided import ALIGNMENT, float32, rows_of
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 SIDES = {"cpu": np.asarray, "gpu": cp.asarray}
 
 
@@ -41,6 +43,8 @@ MISFITS = {
     r"rms_norm: a weight of shape \(1,\) does not fit x of shape \(4, 64\); allowed is \(64,\)": (
         lambda x, one, w, q, k: rf.rms_norm(x, one[:1])
     ),
+    "attention: v is None": lambda x, one, w, q, k: rf.attention(q, k, None),
+    "linear: weight is None": lambda x, one, w, q, k: rf.linear(x, None),
     "rms_norm: x is a number": lambda x, one, w, q, k: rf.rms_norm(2.0),
     "softmax: axis is 2": lambda x, one, w, q, k: rf.softmax(x, axis=2),
     "rms_norm: weight is no array of numbers": lambda x, one, w, q, k: rf.rms_norm(x, [[1], [1, 2]]),
@@ -49,16 +53,16 @@ MISFITS = {
     "linear: residual": lambda x, one, w, q, k: rf.linear(x, w, None, x[:, :3]),
     "linear: x of shape": lambda x, one, w, q, k: rf.linear(x[:, :32], w),
     "linear: weight is the transpose": lambda x, one, w, q, k: rf.linear(x, w.T),
-    "linear: weight has the shape": lambda x, one, w, q, k: rf.linear(x, w[0]),
+    "linear: weight is of shape": lambda x, one, w, q, k: rf.linear(x, w[0]),
     "embedding: table is the transpose": lambda x, one, w, q, k: rf.embedding(np.array([40]), w.T),
     "swiglu: gate and up": lambda x, one, w, q, k: rf.swiglu(x, one),
     "attention: sinks": lambda x, one, w, q, k: rf.attention(q, k, k, sinks=one[:2]),
     "attention: window is 0": lambda x, one, w, q, k: rf.attention(q, k, k, window=0),
     "attention: window is -1": lambda x, one, w, q, k: rf.attention(q, k, k, window=-1),
-    r"attention: q has the shape \(4, 32\); allowed is \(queries, heads, head_dim\)": (
+    r"attention: q is of shape \(4, 32\); allowed is an array \(queries, heads, head_dim\)": (
         lambda x, one, w, q, k: rf.attention(q[0], k, k)
     ),
-    r"attention: k has the shape \(2, 32\)": lambda x, one, w, q, k: rf.attention(q, k[0], k),
+    r"attention: k is of shape \(2, 32\)": lambda x, one, w, q, k: rf.attention(q, k[0], k),
     r"attention: v has the shape \(5, 2, 32\); allowed is \(6, 2, 32\)": (
         lambda x, one, w, q, k: rf.attention(q, k, k[1:])
     ),
@@ -127,6 +131,9 @@ NO_FLOATS = {
     "softmax: x is of type list": lambda x, w, q: rf.softmax([1, "a"]),
     "silu: x is an array of complex64": lambda x, w, q: rf.silu(x.astype(np.complex64)),
     "add: out is of type list": lambda x, w, q: rf.add(x, x, out=[0]),
+    "rms_norm: .*eps.*'1'": lambda x, w, q: rf.rms_norm(x, eps="1"),
+    "scale: factor is None": lambda x, w, q: rf.scale(x.astype(int), None),
+    r"unsupported operand type\(s\) for @: 'QuantizedArray' and 'NoneType'": lambda x, w, q: w @ None,
 }
 
 

@@ -14,6 +14,8 @@ from rocforge.device.cards import card_of
 from rocforge.device.compile_process import CompileProcess
 from rocforge.device.compile_program import CompileError, compile_program
 
+pytestmark = pytest.mark.any_wave
+
 ADD = 'extern "C" __global__ void add(int* x, int n) {{ if (threadIdx.x < n) x[threadIdx.x] += {}; }}'
 """A program for a number."""
 

@@ -7,7 +7,7 @@ import rocforge as rf
 from rocforge.engine.scheduler import Scheduler
 from rocforge.load import load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 SMALL = {"max_tokens": 6, "max_batch_tokens": 32}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cupy.cuda import cublas, runtime
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 FLOATS = ["float16", "float32", "float64"]
 TOLERANCE = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-12}

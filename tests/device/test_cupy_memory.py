@@ -3,6 +3,8 @@
 import cupy as cp
 import pytest
 
+pytestmark = pytest.mark.any_wave
+
 
 def test_pool_reuses_what_was_freed():
     pool = cp.cuda.MemoryPool()

@@ -7,6 +7,8 @@ import cupy as cp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.any_wave
+
 
 @pytest.fixture
 def streams():

@@ -13,6 +13,8 @@ from rocforge.nn.low_rank import PlacedLoRA
 from rocforge.nn.state import PagedKV
 from rocforge.ops.sampling import SamplingParams
 
+pytestmark = pytest.mark.any_wave
+
 WIDTH, ROWS, SIZE = 5, 40, 32
 STATES = [PagedKV(1, 32, 32), PagedKV(1, 32, 32, window=40), PagedKV(2, 32, 32)]
 SHAPES = [StepShape(300, 40, True), StepShape(40, 40, False)]

@@ -17,6 +17,8 @@ from rocforge.ops.device.norm import rms_norm
 from rocforge.ops.device.plan import OperandForm
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 SIGNATURE = "float32* float16* int64"
 
 

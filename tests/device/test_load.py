@@ -21,7 +21,7 @@ from rocforge.models import build_model
 from rocforge.nn.state import states_of
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 load = importlib.import_module("rocforge.load")  # as an attribute of the package, that is the function
 

@@ -35,10 +35,14 @@ def expected(y, x, updates, ids):
     return y
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 70, 150])
-@pytest.mark.parametrize("columns, rows, ranks", [(256, (320, 64, 64), (8, 16, 3)), (100, (37,), (MAX_RANK, 1, 20))])
-def test_updates(rng, tokens, columns, rows, ranks):
+SMALL, ODD = (256, (320, 64, 64), (8, 16, 3)), (100, (37,), (MAX_RANK, 1, 20))
+"""Columns, rows of each matrix, and ranks of the adapters."""
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, SMALL), (1, ODD), (3, ODD), (70, SMALL), (150, SMALL)])
+def test_updates(rng, tokens, sizes):
     """Three products of one x, or one of odd sizes; some tokens have no adapter, some adapters no update of a table."""
+    columns, rows, ranks = sizes
     updates = [[random_update(rng, rank, size, columns) for rank in ranks] for size in rows]
     updates[-1][1] = None
     x = rng.standard_normal((tokens, columns)).astype(np.float32)

@@ -11,7 +11,7 @@ import rocforge as rf
 from rocforge.engine import step as steps
 from rocforge.load import load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 PARAMS = rf.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 

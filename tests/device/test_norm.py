@@ -9,7 +9,7 @@ import pytest
 from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.norm import rms_norm_of_sum
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.norm import layer_norm, rms_norm, rms_norm_both
+from rocforge.ops.norm import layer_norm, rms_norm
 from rocforge.selftest.weights import half_steps, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
@@ -99,12 +99,14 @@ def test_quantized(n: int, norm: str):
     assert not values[:, n:].any()
 
 
-def test_float32_and_int8_of_one_launch(rng):
+@pytest.mark.parametrize("form", [OperandForm.INT8, OperandForm.FRAGMENTS_8, OperandForm.FP16, OperandForm.FLOAT32])
+def test_float32_and_another_form_of_one_launch(rng, form):
     """Each is what the norm of that form alone gives, bit for bit."""
     x, weight = (cp.asarray(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 1000), 1000))
-    y, packed = rms_norm_both(x, weight, 1e-5)
+    y, operand = device_norm.rms_norm_both(x, weight, 1e-5, form)
+    alone = device_norm.rms_norm(x, weight, 1e-5, form=form)
     assert cp.array_equal(y, rms_norm(x, weight, 1e-5))
-    assert cp.array_equal(packed.data, device_norm.rms_norm(x, weight, 1e-5, form=OperandForm.INT8).data)
+    assert cp.array_equal(operand.data, alone.data) if form.packed else cp.array_equal(operand, alone)
 
 
 def test_layer_norm_in_float16(rng):

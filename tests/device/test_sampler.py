@@ -13,6 +13,8 @@ from rocforge.engine.sampler import DeviceSampler
 from rocforge.errors import NonFiniteError
 from rocforge.ops.sampling import SamplingParams, logprobs, masked, sample
 
+pytestmark = pytest.mark.any_wave
+
 VOCABULARY, SLOTS = 700, 6
 PENALTIES = {"frequency_penalty": 1.2, "presence_penalty": 0.3, "repetition_penalty": 1.3}
 KINDS = [

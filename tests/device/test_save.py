@@ -1,11 +1,14 @@
 """Saving a model from a device, whose rows are planes there: the bytes of the file that was loaded."""
 
 import numpy as np
+import pytest
 from golden import build
 from packed_vectors import with_vectors_in
 
 import rocforge as rf
 from rocforge.gguf.writer import planned, write_gguf
+
+pytestmark = pytest.mark.any_wave
 
 
 def test_unchanged(tmp_path):

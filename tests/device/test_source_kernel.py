@@ -1,6 +1,8 @@
 """rf.Kernel: kernels of one's own on the device, with CuPy arrays, numbers and packed weights."""
 
 import doctest
+import json
+from pathlib import Path
 
 import cupy as cp
 import numpy as np
@@ -10,6 +12,7 @@ import rocforge as rf
 from rocforge.formats.blocks import QTYPES, lattice
 from rocforge.selftest.weights import random_weight
 
+ROOT = Path(__file__).parents[2]
 FORMATS = ["Q4_0", "Q4_K", "Q6_K", "MXFP4", "IQ3_S", "TQ1_0", "BF16"]
 VALUES = """
 #include "formats/rows.h"
@@ -42,6 +45,17 @@ def test_the_example():
     for example in doctest.DocTestFinder().find(rf.Kernel, "Kernel", globs={}):
         runner.run(example)
     assert runner.tries and not runner.failures
+
+
+def test_the_notebook(monkeypatch):
+    """examples/kernel.ipynb runs from top to bottom."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(ROOT / "examples")
+    names: dict = {}
+    for cell in json.loads(Path("kernel.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["norms"].shape == (512,) and abs(names["norms"].get() / names["expected"] - 1).max() < 1e-5
 
 
 def test_elements_of_packed_rows(rng):

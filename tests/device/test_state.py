@@ -1,6 +1,7 @@
 """State on a device: windows free blocks, recurrent state has slots."""
 
 import numpy as np
+import pytest
 from golden import build
 
 import rocforge as rf
@@ -9,6 +10,8 @@ from rocforge.load import load_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, Recurrent
+
+pytestmark = pytest.mark.any_wave
 
 
 def test_recurrent_slots():

@@ -13,7 +13,7 @@ from rocforge.device import streams, tuning
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.selftest.weights import random_weight, relative_error
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 only_simulated = pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="a real device may be right by chance")
 ROWS = 2 * MAX_TILE_TOKENS + 6

@@ -9,7 +9,7 @@ from rocforge.ops.activation import scale
 from rocforge.selftest import figures
 from rocforge.selftest.sizes import FULL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 
 def test_noise():

@@ -15,6 +15,8 @@ from rocforge.loading.upload import Uploader, device_nbytes
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import random_bytes
 
+pytestmark = pytest.mark.any_wave
+
 
 def data_of(weight):
     return weight.data if isinstance(weight, QuantizedArray) else weight

@@ -111,7 +111,8 @@ def test_arguments():
         rf.quantize(x[..., :100], "Q4_K")
     with pytest.raises(ValueError, match="packs the last axis"):
         rf.quantize(np.float32(1), "F32")
-    assert rf.quantize([[1.0] * 32, [2.0] * 32], "q8_0").shape == (2, 32)
+    packed = rf.quantize([[1.0] * 32, [2.0] * 32], "q8_0")
+    assert packed.shape == (2, 32) and (rf.quantize(packed, "F32").dequantize() == packed.dequantize()).all()
 
 
 def test_importance_of_what_was_never_used():

@@ -1,4 +1,4 @@
-"""Models by their tensors' names and shapes alone, for which llama.cpp's quantizer has said what each tensor becomes."""
+"""Models by names and shapes of their tensors, of which llama.cpp's quantizer has said what each tensor becomes."""
 
 import itertools
 import json

@@ -1,7 +1,8 @@
 """Inputs for quantizers, the same on every machine, and the errors that ggml's own quantizers make on them.
 
-`python -m golden.quantizing path/to/libggml-base.so`, from tests/, stores the errors anew in quantizing.json;
-those there come from ggml 0.25.3.
+From tests/, `python -m golden.quantizing` prints rocforge's errors beside them, and
+`python -m golden.quantizing path/to/libggml-base.so` stores them anew in quantizing.json. Those there come from ggml
+0.25.3.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ from golden.blocks import Source
 
 ROWS, COLUMNS = 8, 2048
 STORED = Path(__file__).with_suffix(".json")
+CASES = ("normal", "heavy", "normal, importance", "heavy, importance")
 
 
 def inputs() -> dict[str, np.ndarray]:
@@ -75,5 +77,26 @@ def make(library: str) -> None:
     STORED.write_text(json.dumps(errors, indent=1) + "\n")
 
 
+def table() -> str:
+    """Markdown: each format's bits and errors, in percent, and how many times ggml's they are, at most."""
+    import rocforge as rf
+
+    lines = [f"| format | bits | {' | '.join(CASES)} | of ggml's |", "|---|" + "---:|" * 6]
+    for name, expected in json.loads(STORED.read_text()).items():
+        errors = {}
+        for case in expected:
+            kind, _, weighted = case.partition(", ")
+            x, weight = inputs()[kind], importance() if weighted else None
+            packed = rf.quantize(x, name, weight)
+            errors[case] = error(x, packed.dequantize(), weight)
+        cells = [f"{100 * errors[case]:.2f}" if case in errors else "" for case in CASES]
+        ratio = max(errors[case] / expected[case] for case in errors)
+        lines.append(f"| {name} | {8 * packed.nbytes / packed.size:.4g} | {' | '.join(cells)} | {ratio:.3f} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    make(*sys.argv[1:])
+    if sys.argv[1:]:
+        make(*sys.argv[1:])
+    else:
+        print(table())

@@ -166,6 +166,9 @@ def test_edits(rng):
     [
         ({"blk.0.dawn": 1}, ValueError, r"no module's path matches 'blk\.0\.dawn'; near it: blk\.0\.down"),
         ({"blk.0": "twice"}, TypeError, r"edit of blk\.0: 'twice' is of type str; allowed are a function"),
+        ({"blk.0": np.array(["twice"])}, TypeError, "is of type ndarray; allowed are a function"),
+        ({"blk.0": lambda: 0}, TypeError, "the function takes no argument; it is called with the output"),
+        ({"blk.0": lambda y, x, batch: y}, TypeError, "takes 2 inputs after the output, and the module has 1"),
         ({"blk.0": lambda y: y.fill(0)}, TypeError, r"edit of blk\.0: the function gave None"),
         ({"blk.0": lambda y: y[:1]}, ValueError, r"gave the shape \(1, 4\) for an output of \(2, 4\)"),
         ({"blk.0": lambda y: 1.0}, TypeError, "gave a builtins array for a numpy array"),

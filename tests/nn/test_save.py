@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fuzz_gguf import architectures
 from golden import relative_error
-from packed_vectors import TYPES, with_vectors_in
+from packed_vectors import with_vectors_in
 
 import rocforge as rf
 from rocforge.errors import UnsupportedModelError
@@ -39,7 +39,7 @@ def test_unchanged(path, tmp_path):
     assert (tmp_path / "saved.gguf").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
 def test_vectors_keep_their_type(path, tmp_path, kind):
     """Norms and biases that the file has in another type than float32 keep it, until they are changed."""
     with rf.open_gguf(path) as file:

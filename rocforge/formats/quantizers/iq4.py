@@ -20,7 +20,7 @@ from rocforge.formats.quantizers.search import (
 
 GROUP = 32
 VALUES = quants.IQ4_NL.kvalues
-CANDIDATES = (*range(-145, -108, 2), *range(110, 132, 6))
+CANDIDATES = (*range(-145, -108, 6), 112, 124)
 """What the element of the largest magnitude is rounded to."""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from rocforge.formats.quantizers.pack import as_bytes, interleave, rounded_fp16
 from rocforge.formats.quantizers.search import (
     SCALE_STEPS,
+    STEPS,
     best_affine,
     best_scale,
     block_scales,
@@ -19,12 +20,10 @@ from rocforge.formats.quantizers.search import (
 )
 
 BLOCK = 256
-STEPS = np.arange(-0.9, 0.95, 0.1)
-"""What is added to the largest code to have what the range of a group is rounded to."""
 
 
 def q2_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
-    codes, scales, minima, d, dmin = _affine(x, importance, 16, 3, 15, np.arange(-0.9, 0.95, 0.05))
+    codes, scales, minima, d, dmin = _affine(x, importance, 16, 3, 15)
     low = interleave(codes.reshape(-1, 4, 32), 2).reshape(-1, 64)
     return np.concatenate([scales | (minima << 4), low, as_bytes(d, "<f2"), as_bytes(dmin, "<f2")], axis=1)
 
@@ -60,16 +59,11 @@ def q6_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
 
 
 def _affine(
-    x: np.ndarray,
-    importance: np.ndarray | None,
-    group: int,
-    levels: int,
-    scale_levels: int,
-    steps: np.ndarray = STEPS,
+    x: np.ndarray, importance: np.ndarray | None, group: int, levels: int, scale_levels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """codes (blocks, 256), scales and minima (blocks, groups), uint8; d and dmin float16 (blocks,)."""
     groups, weight = groups_of(x, group), error_weights(x, importance, group)
-    scale, minimum = best_affine(groups, weight, levels, levels + steps)
+    scale, minimum = best_affine(groups, weight, levels, levels + STEPS)
     candidates, nearest = scale_levels * SCALE_STEPS, unsigned(scale_levels)
     minima, dmin = block_scales(_by_block(minimum, group), _by_block(weight.sum(axis=0), group), candidates, nearest)
     scale, counts = _scales_above(groups + (dmin[:, None] * minima).ravel(), weight, scale, levels)

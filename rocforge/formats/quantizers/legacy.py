@@ -6,6 +6,7 @@ import numpy as np
 
 from rocforge.formats.quantizers.pack import as_bytes, interleave, rounded_fp16
 from rocforge.formats.quantizers.search import (
+    STEPS,
     best_affine,
     best_scale,
     error_weights,
@@ -15,9 +16,6 @@ from rocforge.formats.quantizers.search import (
     signed_peak,
     unsigned,
 )
-
-STEPS = np.arange(-0.9, 0.95, 0.1)
-"""What is added to the largest code to have what the range of a block is rounded to."""
 
 
 def q4_0(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 
 from rocforge.formats.quantizers.pack import rounded_fp16
 
-SCALE_STEPS = np.linspace(0.6, 1.2, 37)
+STEPS = np.linspace(-0.9, 1.5, 9)
+"""What is added to the largest code to have what the largest element of a group is rounded to."""
+SCALE_STEPS = np.linspace(0.6, 1.2, 25)
 """What the largest scale of a block becomes, over the largest integer: which scale counts most shows only in trying."""
 Rounding = Callable[[np.ndarray], np.ndarray]
 """Rounds an array, in place where it likes, to values that codes stand for."""

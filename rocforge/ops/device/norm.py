@@ -38,14 +38,20 @@ def rms_norm(
     return out
 
 
-def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, PackedOperand]:
-    """The norm of x (tokens, n) in float32 and in int8, of one launch."""
+def rms_norm_both(
+    x: Array, weight: Array, eps: float, form: OperandForm = OperandForm.INT8
+) -> tuple[Array, Array | PackedOperand]:
+    """The norm of x (tokens, n) in float32, and in the form that the next product takes, of one launch."""
+    if form is OperandForm.FLOAT32:
+        out = rms_norm(x, weight, eps)
+        return out, out
     x = float32(x)
-    out, packed = (empty_operand(x.shape, form) for form in (OperandForm.FLOAT32, OperandForm.INT8))
+    out, operand = empty_operand(x.shape, OperandForm.FLOAT32), empty_operand(x.shape, form)
     if x.size:
-        args = (out, None, packed.data, x, float32(weight), None, packed.width, x.shape[-1], eps)
+        _, fp16, packed, width = output_arguments(operand)
+        args = (out, fp16, packed, x, float32(weight), None, width, x.shape[-1], eps)
         _rms_norm(*_a_block_each(len(x)), args)
-    return out, packed
+    return out, operand
 
 
 def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) -> tuple[Array, Array]:
