@@ -9,6 +9,7 @@ import typer
 from rocforge.cli.output import printable
 from rocforge.errors import (
     ChatTemplateError,
+    CheckpointError,
     DeviceError,
     GGUFError,
     RocforgeError,
@@ -37,6 +38,7 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
     (UnsupportedCardError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (UnsupportedModelError, FAILED, "rocforge inspect FILE shows a file's metadata and tensors"),
     (GGUFError, FAILED, "the file may be truncated: compare its size, or download it again"),
+    (CheckpointError, FAILED, "a checkpoint is a whole folder: config.json, safetensors and tokenizer.json or .model"),
     (DeviceError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
     (RocforgeError, FAILED, "rocforge COMMAND --help shows the options"),
