@@ -12,7 +12,14 @@ from rocforge.device.streams import Stream
 from rocforge.embed import embed
 from rocforge.engine.engine import Engine
 from rocforge.engine.response import GenerationResponse
-from rocforge.errors import DeviceError, GGUFError, OutOfMemoryError, RocforgeError, UnsupportedModelError
+from rocforge.errors import (
+    CheckpointError,
+    DeviceError,
+    GGUFError,
+    OutOfMemoryError,
+    RocforgeError,
+    UnsupportedModelError,
+)
 from rocforge.evaluate import Comparison, Perplexity, compare, perplexity
 from rocforge.generate import generate, stream_generate
 from rocforge.gguf.file import GGUFFile, open_gguf
@@ -35,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "CheckpointError",
     "Chunk",
     "Comparison",
     "DeviceError",

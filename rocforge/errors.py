@@ -26,7 +26,14 @@ class GGUFError(RocforgeError):
 
 
 class CheckpointError(RocforgeError):
-    """A bad or incomplete folder of safetensors; the message names the file and what is wrong in it."""
+    """A bad or incomplete folder of safetensors; the message names the file and what is wrong in it.
+
+    >>> try:
+    ...     rf.load(".")
+    ... except rf.CheckpointError as error:
+    ...     print(error)
+    . has no config.json
+    """
 
 
 class UnsupportedModelError(RocforgeError):

@@ -55,7 +55,11 @@ def reference() -> dict[str, str]:
         )
         for page, (title, about, _) in PAGES.items()
     }
-    index = ["# Reference", "`import rocforge as rf` gives these names; `Module` and `Transformer` are in `rf.nn`.", "| | |\n|---|---|"]
+    index = [
+        "# Reference",
+        "`import rocforge as rf` gives these names; `Module` and `Transformer` are in `rf.nn`.",
+        "| | |\n|---|---|",
+    ]
     rows = [f"| [`{thing.__name__}`][{link(thing)}] | {summary(thing)} |" for thing in things()]
     return {**pages, "reference/index.md": "\n\n".join(index) + "\n" + "\n".join(rows) + "\n"}
 

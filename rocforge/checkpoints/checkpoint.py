@@ -65,13 +65,16 @@ class Checkpoint(Mapping[str, Any]):
         settings = read_json(folder / "config.json")
         if not settings:
             raise CheckpointError(f"{folder} has no config.json")
-        self._family = family_of(settings)
-        self._config = text_config(settings, self._family.defaults)
         self._source = Safetensors(folder)
-        self._tensors = {**self._plan(), **_constants(rope_tensors(self._config))}
-        self._check_quantization()
         self.paths = self._source.paths
-        self.metadata = self._metadata(folder)
+        try:
+            self._family = family_of(settings)
+            self._config = text_config(settings, self._family.defaults)
+            self._tensors = {**self._plan(), **_constants(rope_tensors(self._config))}
+            self._check_quantization()
+            self.metadata = self._metadata(folder)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(f"{folder}: config.json and the tensors make no sense: {error!r}") from error
 
     def __getitem__(self, name: str) -> Any:
         return self.tensor_info(name).make()
@@ -170,6 +173,8 @@ class Checkpoint(Mapping[str, Any]):
         if self._family.rotated_pairs and part in ("attn_q", "attn_k"):
             heads = number(self._config, "num_attention_heads", int)
             heads = int(self._config.get("num_key_value_heads", heads)) if part == "attn_k" else heads
+            if (rows := self._source.entry(source).shape[0]) % (2 * heads):
+                raise CheckpointError(f"tensor {source} has {rows} rows, which are no {heads} heads of pairs")
             return self._converted(source, target, lambda rows: rotated_pairs(rows, heads))
         if self._family.norm_offset and target.endswith("norm.weight"):
             offset = np.float32(self._family.norm_offset)

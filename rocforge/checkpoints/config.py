@@ -192,9 +192,10 @@ def _llama3_factors(settings: Config, dimensions: int) -> np.ndarray:
         )
     )
     powers = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
-    waves = 2 * math.pi * np.power(np.float32(base), powers)
-    smooth = np.clip((original / waves - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    with np.errstate(all="raise"):
+        waves = 2 * math.pi * np.power(np.float32(base), powers)
+        smooth = np.clip((original / waves - low) / (high - low), 0, 1)
+        return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
 Extra = Callable[[Config], dict[str, Any]]

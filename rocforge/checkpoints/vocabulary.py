@@ -19,6 +19,7 @@ from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, NORMAL, UNKNOWN,
 _LOWEST, _ADDED = -10000.0, -1000.0
 """Scores of ids without a token, and of tokens that were added to a SentencePiece model."""
 _SPACE = "▁"
+_ADDS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,7 +145,9 @@ def _of_json(folder: Path, size: int) -> KeyValues:
     for token in tokenizer.get("added_tokens", []):
         tokens.add(token["id"], token["content"], bool(token.get("special")))
     if not pieces:
-        return tokens.metadata("gpt2", pre_tokenizer_name(path, tokenizer))
+        metadata = tokens.metadata("gpt2", pre_tokenizer_name(path, tokenizer))
+        # nothing is added, unless a template of the post-processor says so, which is read with the special tokens
+        return KeyValues({**metadata, **dict.fromkeys(_ADDS, False)})
     if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
         tokens.types[unknown] = UNKNOWN
     metadata = tokens.metadata("llama", "default")

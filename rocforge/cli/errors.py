@@ -9,6 +9,7 @@ import typer
 from rocforge.cli.output import printable
 from rocforge.errors import (
     ChatTemplateError,
+    CheckpointError,
     DeviceError,
     GGUFError,
     RocforgeError,
@@ -37,6 +38,7 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
     (UnsupportedCardError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (UnsupportedModelError, FAILED, "rocforge inspect FILE shows a file's metadata and tensors"),
     (GGUFError, FAILED, "the file may be truncated: compare its size, or download it again"),
+    (CheckpointError, FAILED, "a checkpoint is a whole folder: config.json, safetensors and tokenizer.json or .model"),
     (DeviceError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
     (RocforgeError, FAILED, "rocforge COMMAND --help shows the options"),
@@ -63,9 +65,9 @@ def report(error: Exception) -> int:
 
 def _usual_option(error: Exception) -> str | None:
     """What to say of an option that is another library's, or llama.cpp's, and has another name here."""
-    option = getattr(error, "option_name", "")
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
     name = option.lstrip("-").replace("-", "_")
-    known = SAMPLING.get(name) if name not in LOADING else LOADING[name]
-    if not option or known is None or not known.isidentifier():
-        return None
-    return f"no such option: {option}; did you mean --{known.replace('_', '-')}?"
+    known = [f"--{names[name].replace('_', '-')}" for names in (SAMPLING, LOADING) if name in names]
+    allowed = [text for parameter in context.command.params for text in parameter.opts] if context else []
+    right = next((text for text in known if text in allowed), None)
+    return f"no such option: {option}; did you mean {right}?" if right else None

@@ -36,9 +36,9 @@ def imatrix(
         words = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{text} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
-    loaded, tokenizer = load(model, device, context=chunk, progress=not quiet)
+    loaded, tokenizer = load(model, device, context=chunk, progress=False if quiet else None)
     start = time.perf_counter()
-    with tqdm(desc="reading", unit="token", disable=quiet) as bar:
+    with tqdm(desc="reading", unit="token", disable=quiet or None) as bar:
 
         def advance(tokens: int, total: int) -> None:
             bar.total = total

@@ -74,7 +74,8 @@ def write(quantized: Quantized, output: Path | None, dry_run: bool, quiet: bool)
         raise UsageError("OUT is missing: the file to write; --dry-run needs none")
     else:
         total = sum(form.nbytes for form in quantized.before.values())
-        with tqdm(total=total, desc="writing", unit="B", unit_scale=True, unit_divisor=1024, disable=quiet) as bar:
+        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        with tqdm(total=total, desc="writing", disable=quiet or None, **units) as bar:
             write_gguf(output, quantized.metadata, quantized.planned(bar.update), quantized.paths)
     if not quiet:
         _sums(quantized)

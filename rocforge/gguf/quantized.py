@@ -97,7 +97,7 @@ class Quantized:
             if not again and before not in FLOATS:
                 raise ValueError(
                     f"tensor {name} is {before} already, and loses more where it is quantized again: "
-                    "take a file in F32, F16 or BF16, or allow it (--allow-requantize)"
+                    "take a file in F32, F16 or BF16, or allow it: rocforge quantize --allow-requantize"
                 )
 
     @property

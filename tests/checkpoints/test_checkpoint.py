@@ -9,9 +9,10 @@ from golden import FOLDER, relative_error
 
 import rocforge as rf
 from rocforge.checkpoints.checkpoint import Checkpoint
-from rocforge.errors import CheckpointError, UnsupportedModelError
+from rocforge.errors import CheckpointError, RocforgeError, UnsupportedModelError
 
 LOGITS = np.load(FOLDER / "checkpoints.npz")
+WRONG = ("x", 0, -3, [])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -180,3 +181,21 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json and no tokenizer\.model"):
         rf.load(folder)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_settings_that_make_no_sense(tmp_path, name):
+    """Whatever a setting is, the checkpoint loads, or an error of ours says why not."""
+    folder = write(tmp_path / name, name)
+    settings, errors = config(name), 0
+    scaling = settings["rope_scaling"]
+    cases = [{key: value} for key in (*settings, "text_config", "quantization_config") for value in WRONG]
+    cases += [{"rope_scaling": {**scaling, key: value}} for key in scaling for value in WRONG]
+    for case in cases:
+        (folder / "config.json").write_text(json.dumps({**settings, **case}))
+        try:
+            rf.load(folder, "cpu")
+        except RocforgeError as error:
+            errors += 1
+            assert str(error)
+    assert errors > len(cases) / 4

@@ -39,6 +39,21 @@ def test_byte_level(folder):
     assert metadata["tokenizer.chat_template"] == "{{ messages[0].content }}"
     fast = Fast.from_file(str(folder / "tokenizer.json"))
     assert Tokenizer(File(metadata)).encode(TEXT) == fast.encode(TEXT).ids
+    assert metadata["tokenizer.ggml.add_bos_token"] is metadata["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_a_begin_token(folder):
+    """A template that puts one before a text."""
+    data, token = tokenizer(), {"SpecialToken": {"id": "<|begin|>", "type_id": 0}}
+    single = [token, {"Sequence": {"id": "A", "type_id": 0}}]
+    names = {"<|begin|>": {"id": "<|begin|>", "ids": [262], "tokens": ["<|begin|>"]}}
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": names}
+    template["pair"] = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    data["post_processor"] = {"type": "Sequence", "processors": [data["post_processor"], template]}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    metadata = tokenizer_metadata(folder, "qwen2", VOCAB)
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert Tokenizer(File(metadata)).encode(TEXT) == Fast.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
 
 
 def test_ends_of_generation_config(folder):

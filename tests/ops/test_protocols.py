@@ -96,6 +96,11 @@ FUNCTIONS = {
     "reduce": lambda w: np.add.reduce(w, axis=-1),
     "outer": lambda w: np.multiply.outer(w[0, 0], np.arange(3)),
     "einsum": lambda w: np.einsum("eij,ekj->eik", w, w),
+    "einsum of a matrix": lambda w: np.einsum("oi,oi->o", w[0], w[1]),
+    "einsum, transposed": lambda w: np.einsum("td,od->ot", np.ones((2, 32), np.float32), w[0]),
+    "einsum with an ellipsis": lambda w: np.einsum("...d,od->...o", np.ones((2, 32), np.float32), w[0]),
+    "einsum, implicit": lambda w: np.einsum("td,od", np.ones((2, 32), np.float32), w[0]),
+    "einsum of lists": lambda w: np.einsum(w[0], [0, 1], [1]),
     "tensordot": lambda w: np.tensordot(w, np.ones((32, 2)), 1),
     "sort": np.sort,
     "percentile": lambda w: np.percentile(w, [5, 95]),
@@ -105,6 +110,7 @@ FUNCTIONS = {
     "zeros_like": np.zeros_like,
     "where=": lambda w: np.sum(w, where=np.asarray(w) > 0),
     "dtype=": lambda w: np.add(w, 1, dtype=np.float64),
+    "all by name": lambda w: np.mean(a=w, axis=0),
     "svd": lambda w: np.linalg.svd(w)[1],
 }
 
@@ -155,6 +161,8 @@ def test_products_stay_packed(rng, monkeypatch):
         np.matmul(x, w.T, out=out),
         np.dot(x, w.T),
         np.inner(x, w),
+        np.einsum("td,od->to", x, w),
+        np.einsum("o i, b i -> b o", w, x),
         (w @ x.T).T,
         np.dot(w, x.T).T,
         w.dot(x.T).T,
