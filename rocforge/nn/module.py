@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
@@ -14,6 +15,8 @@ from rocforge.nn.observe import Observer, show
 from rocforge.nn.outline import as_html, as_text, outline
 from rocforge.nn.parameter import Parameter, device_name
 from rocforge.nn.tree import ModuleList, Snapshot, last_change, tree_changed
+
+_functions_change = threading.Lock()
 
 
 class Module:
@@ -69,7 +72,7 @@ class Module:
         ...     logits = model([1, 2, 3])
         (3, 512)
         """
-        self.observers = (*self.observers, observer)
+        self._add("observers", observer)
         try:
             yield
         finally:
@@ -105,22 +108,28 @@ class Module:
         ]
         try:
             for module, edit in made:
-                module.edits = (*module.edits, edit)
+                module._add("edits", edit)
             yield
         finally:
             for module, edit in made:
                 module._take_back("edits", edit)
 
+    def _add(self, name: str, function: Any) -> None:
+        """Add one to the observers or edits; threads may do so at once."""
+        with _functions_change:
+            setattr(self, name, (*getattr(self, name), function))
+
     def _take_back(self, name: str, function: Any) -> None:
         """Take one of the observers or edits away, if it is still there: that very object, once."""
-        kept = list(getattr(self, name))
-        index = next((i for i, other in enumerate(kept) if other is function), None)
-        if index is not None:
-            del kept[index]
-        if kept:
-            setattr(self, name, tuple(kept))
-        elif name in vars(self):
-            delattr(self, name)
+        with _functions_change:
+            kept = list(getattr(self, name))
+            index = next((i for i, other in enumerate(kept) if other is function), None)
+            if index is not None:
+                del kept[index]
+            if kept:
+                setattr(self, name, tuple(kept))
+            elif name in vars(self):
+                delattr(self, name)
 
     def snapshot(self) -> Snapshot:
         """The tree as it is: the same object until it changes."""
@@ -207,7 +216,7 @@ class Module:
         tree_changed()
 
     def _inline_children(self) -> list[Module]:
-        return [child for child in vars(self).values() if isinstance(child, Module) and child.inline]
+        return [child for child in list(vars(self).values()) if isinstance(child, Module) and child.inline]
 
     def _owner_of(self, name: str) -> Module | None:
         """The inline child, at whatever depth, that has a module or an array of that name, and uses it."""
@@ -218,13 +227,15 @@ class Module:
                 return owner
         return None
 
+    # Lists of attributes, since another thread may set one meanwhile: an engine's looks at the tree at each step.
+
     def named_children(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, module) of each direct child; list items are children named by their index.
 
         >>> [path for path, _ in model.named_children()]
         ['token_embd', 'blk.0', 'blk.1', 'blk.2', 'blk.3', 'output_norm', 'output']
         """
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if name.startswith("_"):
                 continue
             if isinstance(value, Module):
@@ -250,7 +261,7 @@ class Module:
         >>> {path: array.shape for path, array in model.named_parameters() if path.startswith("blk.0.ffn_n")}
         {'blk.0.ffn_norm.weight': (512,)}
         """
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if hasattr(value, "shape") and not name.startswith("_"):
                 yield prefix + name, value
         for path, child in self.named_children(prefix):
@@ -320,7 +331,7 @@ class Module:
 
     def describe(self) -> str:
         """What `repr` shows of this module in its line: parameters by shape and type."""
-        arrays = [f"{name} {_describe(value)}" for name, value in vars(self).items() if hasattr(value, "shape")]
+        arrays = [f"{name} {_describe(value)}" for name, value in list(vars(self).items()) if hasattr(value, "shape")]
         return f"{type(self).__name__}({', '.join(arrays)})"
 
     def __repr__(self) -> str:

@@ -86,6 +86,7 @@ def _tree_of(module: Any) -> Sequence[tuple[Any, dict[str, Any]]]:
     children = [child for _, child in module.named_children()]
     children += [edit.change for edit in module.edits if hasattr(edit.change, "named_children")]
     kept = ("_version",)  # which says that an array was changed in place
-    attributes = {name: value for name, value in vars(module).items() if name in kept or not name.startswith("_")}
+    current = list(vars(module).items())  # another thread may set an attribute meanwhile
+    attributes = {name: value for name, value in current if name in kept or not name.startswith("_")}
     below = ((child, _tree_of(child)) for child in children)
     return [(None, attributes), *((child if m is None else m, a) for child, tree in below for m, a in tree)]

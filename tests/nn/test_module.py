@@ -1,10 +1,13 @@
 """Module: paths, loading whole or not at all, the printed tree, and captured outputs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from rocforge.errors import UnsupportedModelError
-from rocforge.nn import Linear, Module, RMSNorm
+from rocforge.nn import Linear, Module, RMSNorm, tree
 from rocforge.ops.quantize import quantize
 
 
@@ -182,3 +185,24 @@ def test_edits_that_cannot_be(rng, changes, error, message):
     with pytest.raises(error, match=message), model.edit(changes):
         model(np.ones((2, 4), np.float32))
     assert not any(module.edits for _, module in model.named_modules())
+
+
+def test_edits_of_many_threads(rng):
+    """While threads edit and observe, others look at the tree: no change is lost, and none makes a walk fail."""
+    model = Model()
+    model.load_weights(weights(rng))
+    stop = time.monotonic() + 0.3
+
+    def edit(number):
+        while time.monotonic() < stop:
+            with model.edit({"blk.*.up": number}), model.capture("blk.*"):
+                pass
+
+    def look(_):
+        while time.monotonic() < stop:
+            tree.tree_changed()
+            model.reach()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda job: job[0](job[1]), [(edit, n) for n in range(4)] + [(look, 0)] * 2))
+    assert not any(module.edits or module.observers for _, module in model.named_modules())
