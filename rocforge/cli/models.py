@@ -121,7 +121,8 @@ def _quantization(file: GGUFFile | Checkpoint) -> str:
     if isinstance(kind, int) and kind in list(LlamaFileType):
         return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     sizes: Counter[str] = Counter()
-    for info in map(file.tensor_info, file):
+    for name in file:
+        info: TensorInfo | Form = file.tensor_info(name)
         sizes[getattr(info.qtype, "name", str(info.qtype))] += info.nbytes or 0
     return sizes.most_common(1)[0][0] if sizes else "?"
 
