@@ -139,10 +139,14 @@ def figure(value: float, unit: str, spread: float | None) -> Figure:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure in two runs. `gain` is by how much it is better: 0.1 is 10 % faster, or that much less time."""
+    """A figure in two runs, the older of this commit.
+
+    `gain` is by how much it is better: 0.1 is 10 % faster, or that much less time.
+    """
 
     group: str
     name: str
+    commit: str
     old: Figure
     new: Figure
 
@@ -163,19 +167,20 @@ class Change:
         return "faster" if self.gain > 0 else "SLOWER"
 
 
-def compare(old: Run, new: Run) -> list[Change]:
-    """The figures that both runs have.
+def compare(kept: list[Run], new: Run) -> list[Change]:
+    """Each figure of a run beside the newest one of the kept runs, which are in order of time.
 
     Raises:
         ValueError: they are of different machines.
     """
-    if old.machine != new.machine:
-        raise ValueError(f"a run of {new.machine!r} says nothing about one of {old.machine!r}")
+    if other := [run.machine for run in kept if run.machine != new.machine]:
+        raise ValueError(f"a run of {new.machine!r} says nothing about one of {other[0]!r}")
+    newest = {(group, name): run for run in kept for group, figures in run.figures.items() for name in figures}
     return [
-        Change(group, name, old.figures[group][name], figure)
+        Change(group, name, old.commit, old.figures[group][name], figure)
         for group, figures in new.figures.items()
         for name, figure in figures.items()
-        if name in old.figures.get(group, {})
+        if (old := newest.get((group, name)))
     ]
 
 

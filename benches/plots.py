@@ -74,7 +74,8 @@ def _rates_by_batch(groups: dict[str, dict[str, Any]]) -> dict[str, list[tuple[i
 def over_time(runs: list[history.Run], path: Path) -> None:
     """A panel a machine and headline, a line a model; other engines' figures are dashed."""
     plt = _pyplot()
-    machines = {run.machine: [r for r in runs if r.machine == run.machine and r.figures] for run in runs}
+    runs = [run for run in runs if run.figures.keys() & HEADLINES.keys()]
+    machines = {run.machine: [r for r in runs if r.machine == run.machine] for run in runs}
     panels = [(name, h) for name, kept in machines.items() for h in HEADLINES if any(h in run.figures for run in kept)]
     rows = -(-len(panels) // COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(3.5 * COLUMNS, 3.2 * rows), squeeze=False)

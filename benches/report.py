@@ -1,7 +1,7 @@
 """Compares runs of the benches, keeps them, and makes tables and plots of them.
 
     pytest benches --benchmark-enable --benchmark-json=run.json
-    python benches/report.py run.json                   # beside the newest run that is kept of this machine
+    python benches/report.py run.json                   # beside the newest figures that are kept of this machine
     python benches/report.py run.json --against 2cc05c4 # or one of a commit
     python benches/report.py run.json --save            # keep it, in benches/history/
     python benches/report.py run.json --pages docs      # the tables and plots of models.md and ops.md
@@ -30,10 +30,11 @@ from serving.plot import plot as plot_serving
 
 def changes_table(changes: list[history.Change]) -> str:
     """Aligned lines: what, before, now, and by how much it is faster."""
-    lines = [("", "before", "now", "unit", "faster by", "noise", "")]
+    lines = [("", "commit", "before", "now", "unit", "faster by", "noise", "")]
     lines += [
         (
             f"{c.group} {c.name}".strip(),
+            c.commit,
             f"{c.old['value']:,}",
             f"{c.new['value']:,}",
             c.new["unit"],
@@ -44,21 +45,20 @@ def changes_table(changes: list[history.Change]) -> str:
         for c in changes
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligns = "<>><>><"
+    aligns = "<<>><>><"
     return "\n".join(
         "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, aligns, widths, strict=True)).rstrip() for line in lines
     )
 
 
 def compared(run: history.Run, against: str | None) -> bool:
-    """Print a run beside a kept one; whether nothing is slower."""
-    kept = [old for old in history.runs(run.machine) if against is None or old.commit == against]
-    kept = [old for old in kept if old.figures and old.path != run.path]
-    if not kept:
-        print(f"no run of {against or 'this machine'} is kept for {run.machine}; --save keeps this one")
+    """Print a run beside the newest kept figures, or those of a commit; whether nothing is slower."""
+    kept = [old for old in history.runs(run.machine) if against in (None, old.commit) and old.path != run.path]
+    changes = history.compare(kept, run)
+    if not changes:
+        print(f"nothing of {against or run.machine} is kept to compare with; --save keeps this run")
         return True
-    changes = history.compare(kept[-1], run)
-    print(f"{run.machine}: {kept[-1].date} {kept[-1].commit} and {run.date} {run.commit}\n{changes_table(changes)}")
+    print(f"{run.machine}, {run.date}, commit {run.commit}\n{changes_table(changes)}")
     return all(change.verdict != "SLOWER" for change in changes)
 
 
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write tables and plots there")
     parser.add_argument("--history", type=Path, metavar="SVG", help="draw the kept runs")
     options = parser.parse_args(argv)
+    if not options.files and not options.history:
+        parser.error("nothing to do: give the JSON of a run, or --history")
     steady = True
     for content in (json.loads(file.read_text()) for file in options.files):
         if isinstance(content, list):

@@ -15,7 +15,9 @@ from rocforge.nn.transformer import Transformer
 POOLINGS = ("mean", "last", "cls")
 
 
-def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+def embed(
+    model: Transformer, texts: Any, pooling: str = "mean", normalize: bool = True, lora: str | None = None
+) -> np.ndarray:
     """Vectors of texts, of which similar ones have a high cosine: the last hidden states, normalized, and pooled.
 
     Texts share flat batches, whatever the device.
@@ -25,6 +27,7 @@ def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool
         texts: a text or its token ids; or a list of those.
         pooling: of a text's tokens, special ones included: "mean" of all, "last" or "cls", the first.
         normalize: divide each vector by its Euclidean norm.
+        lora: the name of an adapter, one of `model.adapters`.
 
     Returns:
         float32 NumPy array, shape (dim,) for one text, else (texts, dim).
@@ -44,7 +47,7 @@ def embed(model: Transformer, texts: Any, pooling: str = "mean", normalize: bool
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
     sequences = [_ids(model, text) for text in (cast("Sequence[Any]", [texts]) if one else texts)]
     vectors = np.zeros((len(sequences), model.config.dim), np.float32)
-    for number, start, hidden in hidden_states(model, sequences):
+    for number, start, hidden in hidden_states(model, sequences, lora):
         states, length = asnumpy(hidden), len(sequences[number])
         if pooling == "mean":
             vectors[number] += states.sum(axis=0) / np.float32(length)

@@ -106,7 +106,12 @@ class Comparison:
 
 
 def perplexity(
-    model: Transformer, text: str | Sequence[int], n_ctx: int = 512, chunks: int | None = None, progress: bool = False
+    model: Transformer,
+    text: str | Sequence[int],
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    progress: bool = False,
+    lora: str | None = None,
 ) -> Perplexity:
     """Perplexity of a model on a text, as llama-perplexity measures it.
 
@@ -116,15 +121,17 @@ def perplexity(
         n_ctx: tokens of a window.
         chunks: how many windows; None: all that the text has. What is left behind the last one does not count.
         progress: show a bar on stderr.
+        lora: the name of an adapter, one of `model.adapters`.
 
     Raises:
-        ValueError: the text has fewer tokens than a window, or a window fewer than 4 or more than the model's context.
+        ValueError: the text has fewer tokens than a window, or a window fewer than 4 or more than the model's context;
+            there is no such adapter.
 
     >>> rf.perplexity(model, "def add(a, b):\\n    return a + b\\n" * 12, n_ctx=32)
     Perplexity(PPL = 6.3285 +/- 3.30343, 60 tokens of 4 windows of 32)
     """
     tokens = _windows(model, text, n_ctx, chunks)
-    parts = [_nll(logits, following) for logits, following in _bar(_logits(model, tokens), tokens, progress)]
+    parts = [_nll(logits, following) for logits, following in _bar(_logits(model, tokens, lora), tokens, progress)]
     return Perplexity(np.concatenate(parts).reshape(len(tokens), -1), tokens)
 
 
@@ -135,12 +142,14 @@ def compare(
     n_ctx: int = 512,
     chunks: int | None = None,
     progress: bool = False,
+    lora: str | None = None,
 ) -> Comparison:
     """How far a model's predictions are from those of another, the base: a quantization from what it was made of, say.
 
     Args:
         model, base: from `rf.load`, with one vocabulary; on any devices. The text is encoded by the base's tokenizer.
         text, n_ctx, chunks, progress: as in `perplexity`.
+        lora: the name of an adapter of the model. The base, which may be that model itself, runs without.
 
     Raises:
         ValueError: as `perplexity`, or the vocabularies are of different sizes.
@@ -155,7 +164,7 @@ def compare(
     tokens = _windows(base, text, n_ctx, chunks)
     _check_context(model, n_ctx)
     rows: list[tuple[np.ndarray, ...]] = []
-    pairs = zip(_logits(model, tokens), _logits(base, tokens), strict=True)
+    pairs = zip(_logits(model, tokens, lora), _logits(base, tokens), strict=True)
     for (ours, following), (theirs, _) in _bar(pairs, tokens, progress):
         p, q = _log_softmax(theirs), _log_softmax(ours)
         kl = (np.exp(p) * (p - q)).sum(axis=1)
@@ -181,16 +190,19 @@ def _check_context(model: Transformer, n_ctx: int) -> None:
         raise ValueError(f"n_ctx is {n_ctx}; allowed are 4 to {model.config.context}, the model's context")
 
 
-def _logits(model: Transformer, tokens: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _logits(model: Transformer, tokens: np.ndarray, lora: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """float32 logits (rows, vocabulary) for the windows' counted tokens, at most ROWS at a time, and those tokens."""
     first, last = tokens.shape[1] // 2, tokens.shape[1] - 1
     windows = tokens.copy()
     if (begin := begin_token(model)) is not None:
         windows[:, 0] = begin
-    for number, start, hidden in hidden_states(model, windows):
+    for number, start, hidden in hidden_states(model, windows, lora):
         for row in range(max(first, start), min(last, start + len(hidden)), ROWS):
             stop = min(row + ROWS, last, start + len(hidden))
-            yield asnumpy(model.logits(hidden[row - start : stop - start])), tokens[number, row + 1 : stop + 1]
+            yield (
+                asnumpy(model.logits(hidden[row - start : stop - start], lora=lora)),
+                tokens[number, row + 1 : stop + 1],
+            )
 
 
 def _bar(rows: Any, tokens: np.ndarray, show: bool) -> Iterator[Any]:

@@ -31,6 +31,7 @@ SAMPLING = {
     **dict.fromkeys(("stop_sequences", "stop_strings", "stop_words", "stop_token_ids", "reverse_prompt"), "stop"),
     **dict.fromkeys(("random_seed", "rng_seed", "generator"), "seed"),
     **dict.fromkeys(("n_probs", "top_logprobs", "num_logprobs", "output_scores"), "logprobs"),
+    **dict.fromkeys(("adapter", "adapter_name", "lora_name", "lora_request"), "lora"),
     **dict.fromkeys(("ignore_eog", "eos_token_id"), "ignore_eos"),
     **dict.fromkeys(("do_sample", "greedy"), "temperature=0 takes the most likely token, more than 0 samples"),
     **dict.fromkeys(("num_return_sequences", "n", "best_of"), _LIST),

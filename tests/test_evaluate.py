@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from adapters import merge, random_lora
 from golden import build, demo
 
 import rocforge as rf
@@ -12,12 +13,18 @@ from rocforge.nn.transformer import Transformer
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> list[Transformer]:
-    """A small random model in two formats."""
+def files(tmp_path_factory):
+    """A small random model in two formats, as files."""
     folder = tmp_path_factory.mktemp("models")
     for recipe in ("F32", "Q4_K_M"):
         build(folder / f"{recipe}.gguf", "gemma2", recipe)
-    return [rf.load(folder / f"{recipe}.gguf", device="cpu")[0] for recipe in ("F32", "Q4_K_M")]
+    return [folder / f"{recipe}.gguf" for recipe in ("F32", "Q4_K_M")]
+
+
+@pytest.fixture(scope="module")
+def models(files) -> list[Transformer]:
+    """The models."""
+    return [rf.load(path, device="cpu")[0] for path in files]
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +131,15 @@ def test_equals_llama_cpp(in_f32):
     """To the digits that it prints, over two windows of the held-out text."""
     found = rf.perplexity(in_f32, demo.heldout(demo.EXCERPT), chunks=2)
     assert str(found).startswith(LLAMA_CPP)
+
+
+def test_with_an_adapter(files, rng):
+    """As if it were merged into the weights; the base of a comparison, the same model, is without."""
+    model, merged = (rf.load(files[0], device="cpu")[0] for _ in range(2))
+    ids, lora = rng.integers(5, 280, 40).tolist(), random_lora(rng, model, ["attn_q", "ffn_down"])
+    model.adapters["x"] = lora
+    merge(merged, lora)
+    found, expected = rf.compare(model, model, ids, n_ctx=16, lora="x"), rf.compare(merged, model, ids, n_ctx=16)
+    np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-3, atol=1e-6)
+    assert found.kl_mean > 1e-3 and rf.perplexity(model, ids, n_ctx=16, lora="x").value == found.model.value
+    np.testing.assert_allclose(rf.embed(model, ids, lora="x"), rf.embed(merged, ids), rtol=1e-3, atol=1e-6)

@@ -20,7 +20,7 @@ from rocforge.cli.options import (
     Switch,
     System,
     Template,
-    adapter_file,
+    load_adapter,
     set_sampling,
     takes_sampling,
 )
@@ -58,12 +58,11 @@ def chat(
 
     progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
-    if lora is not None:
-        loaded.adapters.load("lora", *adapter_file(lora))
+    adapter = load_adapter(loaded, lora)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:
-        conversation = Conversation(engine, tokenizer, template, system, "lora" if lora else None)
+        conversation = Conversation(engine, tokenizer, template, system, adapter)
         Chat(conversation, sampling, quiet).run()
 
 

@@ -19,7 +19,7 @@ from rocforge.cli.options import (
     Switch,
     System,
     Template,
-    adapter_file,
+    load_adapter,
     takes_sampling,
 )
 from rocforge.cli.output import console, note, write_text
@@ -52,9 +52,7 @@ def generate(
     text = _prompt(prompt)
     progress = False if quiet else None
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
-    if lora is not None:
-        loaded.adapters.load("lora", *adapter_file(lora))
-        sampling["lora"] = "lora"
+    sampling["lora"] = load_adapter(loaded, lora)
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None

@@ -61,6 +61,14 @@ def adapter_file(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def load_adapter(model: Any, file: str | None) -> str | None:
+    """Load what --lora says, if it does; the adapter's name."""
+    if file is None:
+        return None
+    model.adapters.load("lora", *adapter_file(file))
+    return "lora"
+
+
 def sampling_options(
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens to generate; default: up to the context.", show_default=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Device, Json, Model, Quiet
+from rocforge.cli.options import Device, Json, Lora, Model, Quiet, load_adapter
 from rocforge.cli.output import write_json
 
 Text = Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8; - for stdin.")]
@@ -23,6 +23,7 @@ def perplexity(
     ctx_size: Window = 512,
     chunks: Chunks = None,
     device: Device = None,
+    lora: Lora = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -31,7 +32,7 @@ def perplexity(
 
     text, progress = _read(file), not quiet and sys.stderr.isatty()
     loaded, _ = rf.load(model, device, progress=progress)
-    found = rf.perplexity(loaded, text, ctx_size, chunks, progress)
+    found = rf.perplexity(loaded, text, ctx_size, chunks, progress, load_adapter(loaded, lora))
     if json:
         write_json({"perplexity": found.value, "error": found.error, **_sizes(found)})
     else:
@@ -45,6 +46,7 @@ def compare(
     ctx_size: Window = 512,
     chunks: Chunks = None,
     device: Device = None,
+    lora: Lora = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +55,7 @@ def compare(
 
     text, progress = _read(file), not quiet and sys.stderr.isatty()
     ours, theirs = (rf.load(path, device, progress=progress)[0] for path in (model, base))
-    found = rf.compare(ours, theirs, text, ctx_size, chunks, progress)
+    found = rf.compare(ours, theirs, text, ctx_size, chunks, progress, load_adapter(ours, lora))
     if json:
         values = {"kl_mean": found.kl_mean, "same_top": found.top_agreement}
         write_json({**values, "perplexity": found.model.value, "base": found.base.value, **_sizes(found.base)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -89,7 +89,7 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights.enabled,
-        lora=dict(map(_named_adapter, lora or ())),
+        lora=_adapters(lora or ()),
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,
@@ -104,12 +104,17 @@ def serve(
     )
 
 
-def _named_adapter(text: str) -> tuple[str, tuple[str, float]]:
-    """Name, and path and scale, from NAME=PATH or NAME=PATH=SCALE."""
-    name, _, file = text.partition("=")
-    if not name or not file:
-        raise UsageError(f"--lora is {text!r}; allowed are NAME=PATH and NAME=PATH=SCALE")
-    return name, adapter_file(file)
+def _adapters(options: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Name -> path and scale, from NAME=PATH and NAME=PATH=SCALE."""
+    found: dict[str, tuple[str, float]] = {}
+    for text in options:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UsageError(f"--lora is {text!r}; allowed are NAME=PATH and NAME=PATH=SCALE")
+        if name in found:
+            raise UsageError(f"--lora has two adapters named {name!r}; allowed is one of a name")
+        found[name] = adapter_file(file)
+    return found
 
 
 COMMANDS = [serve]

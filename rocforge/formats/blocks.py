@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ def as_qtype(qtype: str | int | GGMLQuantizationType) -> GGMLQuantizationType:
     """
     name = qtype.upper() if isinstance(qtype, str) else GGMLQuantizationType(qtype).name
     if name not in QTYPES:
-        raise UnsupportedModelError(f"tensor type {name} is not supported; supported are {', '.join(QTYPES)}")
+        mix = re.fullmatch(r"(I?Q\d_K|IQ\d)_(S|M|L|XL|XS)", name)
+        told = "is a mix of types for a whole model" if mix else "is not supported"
+        raise UnsupportedModelError(f"tensor type {name} {told}; supported are {', '.join(QTYPES)}")
     return QTYPES[name]
 
 

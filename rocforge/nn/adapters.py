@@ -143,6 +143,8 @@ class Adapters(MutableMapping[str, LoRA]):
         return found
 
     def __getitem__(self, name: str) -> LoRA:
+        if name not in self._state.placed:
+            raise KeyError(f"there is no adapter {name!r}; there are {', '.join(map(repr, self)) or 'none'}")
         return self._state.placed[name].lora
 
     def __setitem__(self, name: str, lora: LoRA) -> None:

@@ -58,9 +58,13 @@ class States(NamedTuple):
     hidden: Any
 
 
-def hidden_states(model: Transformer, sequences: Iterable[Sequence[int]]) -> Iterator[States]:
-    """The last hidden states of sequences of token ids, in order, those of a long one in several parts."""
-    first = 0
+def hidden_states(model: Transformer, sequences: Iterable[Sequence[int]], lora: str | None = None) -> Iterator[States]:
+    """The last hidden states of sequences of token ids, in order, those of a long one in several parts.
+
+    Args:
+        lora: the name of the adapter that all have.
+    """
+    first, placed = 0, None if lora is None else model.adapters.placed(lora)
     for group in _groups(sequences):
         counts = [blocks_for(len(ids)) for ids in group]
         ends = np.cumsum(counts).tolist()
@@ -68,7 +72,7 @@ def hidden_states(model: Transformer, sequences: Iterable[Sequence[int]]) -> Ite
         tables = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
         for start in range(0, max(map(len, group)), PASS_TOKENS):
             parts = [ids[start : start + PASS_TOKENS] for ids in group]
-            chunks = [Chunk(start, len(parts[i]), tables[i], slot=i) for i in range(len(group))]
+            chunks = [Chunk(start, len(parts[i]), tables[i], slot=i, lora=placed) for i in range(len(group))]
             tokens = np.concatenate([np.asarray(part, np.int32) for part in parts])
             hidden = model.hidden(tokens, Batch.of(cache, chunks, all_logits=True))
             stops = np.cumsum([len(part) for part in parts])

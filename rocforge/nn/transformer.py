@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
+from rocforge.device.libraries import cupy_module
 from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
 from rocforge.nn.layers import Embedding, Linear
-from rocforge.nn.low_rank import adapted
+from rocforge.nn.low_rank import TokenAdapters, adapted
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 from rocforge.nn.save import Source, save
@@ -90,7 +91,15 @@ class Transformer(Module):
 
     @property
     def adapters(self) -> Adapters:
-        """The LoRA adapters, by name: `model.adapters.load("pirate", path)`."""
+        """The LoRA adapters, by name, which `lora=` of requests and calls chooses from.
+
+        >>> model.adapters["quiet"] = rf.LoRA({"output": (np.ones((1, 512)), np.zeros((4096, 1)))})
+        >>> model.adapters
+        Adapters('quiet': LoRA(1 matrix, rank 1))
+        >>> rf.generate(model, tokenizer, "import numpy as", lora="quiet", max_tokens=1, temperature=0)
+        ' np'
+        >>> del model.adapters["quiet"]
+        """
         return Adapters(self, self.device, self.config.architecture, self._adapters)
 
     def __call__(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -118,11 +127,12 @@ class Transformer(Module):
         with adapted(fused.tables, batch.adapters):
             return self._logits(fused.leave(self._stream(tokens, batch, fused)))
 
-    def logits(self, hidden: Any) -> Any:
+    def logits(self, hidden: Any, *, lora: str | None = None) -> Any:
         """Logits of hidden states, as `hidden` gives them or any others: a logit lens has them of an earlier layer.
 
         Args:
             hidden: floats, shape (rows, dim), normalized, on the model's device.
+            lora: the name of the adapter that the rows have.
 
         Returns:
             float32, shape (rows, vocabulary).
@@ -132,8 +142,15 @@ class Transformer(Module):
         >>> model.logits(model.output_norm(seen["blk.1"])).shape
         (3, 4096)
         """
-        with on_device(self.device):
+        with on_device(self.device), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
+
+    def _all_with(self, lora: str | None, rows: int) -> TokenAdapters | None:
+        if lora is None:
+            return None
+        ids = np.full(rows, self.adapters.placed(lora).id, np.int32)
+        ids = ids if self.device == "cpu" else cupy_module().asarray(ids)
+        return TokenAdapters(ids, ids)
 
     def _logits(self, hidden: Any) -> Any:
         logits = self.output(hidden)

@@ -51,7 +51,7 @@ def array_function(function: Callable[..., Any], args: Sequence[Any], options: d
         _refuse_writing(args[:1])
     _refuse_writing([options.get("out")])
     _check_side(function.__name__, (args, options))
-    if function in _FUNCTIONS:
+    if function in _FUNCTIONS and args:
         result = _FUNCTIONS[function](*args, **options)
         if result is not NotImplemented:
             return result

@@ -43,6 +43,7 @@ def quantize(
     Raises:
         ValueError: the last axis is not a whole number of blocks, a value is NaN or too large for the format,
             or the importance is missing, of another shape or negative.
+        TypeError: the array is not of real numbers.
         UnsupportedModelError: the format is not known.
 
     Source: the formats are ggml's, and the weights of errors as in ggml's quantizers
@@ -57,6 +58,8 @@ def quantize(
     array = np.asarray(array) if get_array_module(array) is np else array
     if not array.ndim:
         raise ValueError(f"quantize packs the last axis of an array, and {array!r} has none")
+    if array.dtype.kind in "cOSUMm":
+        raise TypeError(f"quantize packs real numbers, and the array is of {array.dtype}")
     importance = None if importance is None else normal_importance(asnumpy(importance), array.shape)
     if isinstance(array, np.ndarray):
         return QuantizedArray(quantize_rows(array, qtype, importance), array.shape, qtype)

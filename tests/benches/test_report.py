@@ -58,11 +58,11 @@ def test_what_is_kept(folder):
 def test_beyond_the_noise(unit, old, new, spread, verdict):
     """Rates are better higher, times lower; what both runs' spreads explain is no change."""
     figures = [{"value": value, "unit": unit, "spread": spread} for value in (old, new)]
-    assert history.Change("", "", *figures).verdict == verdict
+    assert history.Change("", "", "0123456", *figures).verdict == verdict
 
 
 def test_a_regression_fails_the_report(folder, capsys):
-    """The run is compared with the newest one of the same machine alone."""
+    """A figure is compared with the newest one of the same machine alone."""
     runs = [
         ("old", "A card", "2026-01-01T00:00:00", 0.010),
         ("newer", "A card", "2026-01-02T00:00:00", 0.001),
@@ -71,12 +71,13 @@ def test_a_regression_fails_the_report(folder, capsys):
     for name, machine, date, seconds in runs:
         report.main([written(folder / name, record("open", seconds), machine=machine, date=date), "--save"])
     capsys.readouterr()
+    report.main([written(folder / "newest", record("load", 0.002), date="2026-01-03T00:00:00"), "--save"])
     now = written(folder / "now", record("open", 0.002), date="2026-01-04T00:00:00")
     assert report.main([now]) == 1
     out = capsys.readouterr().out
-    assert "2026-01-02" in out and "SLOWER" in out and "-50.0%" in out
+    assert "A card" in out and "SLOWER" in out and "-50.0%" in out
     with pytest.raises(ValueError, match="Another"):
-        history.compare(history.runs("Another")[0], history.runs("A card")[0])
+        history.compare(history.runs("Another"), history.runs("A card")[0])
 
 
 def test_pages_name_the_machine_of_the_records(folder):

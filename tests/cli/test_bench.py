@@ -10,43 +10,60 @@ from threadpoolctl import threadpool_limits
 
 import rocforge as rf
 from rocforge.cli import bench
-from rocforge.cli.bench_results import Measurement, aligned
+from rocforge.cli.bench_results import Form, Measurement, aligned
 from rocforge.cli.errors import UsageError
 
 pytestmark = pytest.mark.slow
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # other tests have the other cores
 
 
-def test_formats(rocforge, model, tmp_path):
-    """Every repetition under llama-bench's names, in each of its formats; and compared with an earlier run."""
-    options = ("-p", "8,16", "-n", 3, "-pg", "8,3", "-r", 2, "--device", "cpu")
-    results = json.loads((written := rocforge("bench", model, *options, "-o", "json", environment=ONE_THREAD)).stdout)
-    assert written.stderr == ""
+def test_json(rocforge, model):
+    """Every repetition under llama-bench's names, and nothing on stderr; a test a size."""
+    options = ("-p", "8,16", "-n", 3, "-pg", "8,3", "-r", 2, "--device", "cpu", "-o", "json")
+    done = rocforge("bench", model, *options, environment={"OPENBLAS_NUM_THREADS": "1"})
+    results = json.loads(done.stdout)
+    assert done.stderr == ""
     assert [(r["n_prompt"], r["n_gen"]) for r in results] == [(8, 0), (16, 0), (0, 3), (8, 3)]
     for result in results:
         tokens, rates = result["n_prompt"] + result["n_gen"], result["samples_ts"]
         assert np.allclose(rates, [tokens / ns * 1e9 for ns in result["samples_ns"]], rtol=1e-6) and len(rates) == 2
         assert np.isclose(result["avg_ts"], np.mean(rates)) and np.isclose(result["stddev_ts"], np.std(rates, ddof=1))
         assert result["backends"] == "CPU" and result["n_gpu_layers"] == 0 and result["model_n_params"] > 1e6
-    (tmp_path / "before.json").write_text(written.stdout)
-    options = (*options[:-2], "--device", "cpu", "--compare", tmp_path / "before.json")
-    compared = rocforge("bench", model, *options, environment=ONE_THREAD).stdout
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in compared.splitlines()]
-    assert lines[0] == ["model", "size", "params", "backend", "threads", "test", "t/s", "compared", "ratio"]
-    assert [line[5] for line in lines[2:]] == ["pp8", "pp16", "tg3", "pp8+tg3"] and len({*map(len, lines)}) == 1
-    for line, before in zip(lines[2:], results, strict=True):
-        assert line[7] == f"{before['avg_ts']:.2f} ± {before['stddev_ts']:.2f}"
-        assert abs(float(line[8].split()[-1]) - float(line[6].split()[0]) / before["avg_ts"]) < 0.01
 
 
-def test_another_model(rocforge, model):
-    """CSV and JSON lines, beside a model that is measured in the same run."""
-    options = ("-p", 8, "-n", 0, "-r", 1, "--device", "cpu", "--compare", model)
-    (row,) = csv.DictReader(rocforge("bench", model, *options, "-o", "csv", environment=ONE_THREAD).stdout.splitlines())
+@pytest.fixture
+def run(capsys, model):
+    """Runs the command in this process, and gives what it wrote to stdout."""
+
+    def run(*models, prompts="8", generations="0", form=None, compare=None):
+        with threadpool_limits(1):  # other tests have the other cores
+            bench.bench(
+                [model, *models], [prompts], [generations], repetitions=1, form=form, compare=compare, device="cpu"
+            )
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_an_earlier_run(run, tmp_path):
+    """llama-bench's columns, and beside them those of JSON that was written before, and the ratio to it."""
+    path = tmp_path / "before.json"
+    path.write_text(run(prompts="8,16", generations="3", form=Form.json))
+    before = json.loads(path.read_text())
+    text = run(prompts="8,16", generations="3", compare=str(path))
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert head == ["model", "size", "params", "backend", "threads", "test", "t/s", "compared", "ratio"]
+    assert [line[5] for line in lines] == ["pp8", "pp16", "tg3"]
+    for line, result in zip(lines, before, strict=True):
+        assert line[7] == f"{result['avg_ts']:.2f} ± 0.00"
+        assert abs(float(line[8].split()[-1]) - float(line[6].split()[0]) / result["avg_ts"]) < 0.01
+
+
+def test_another_model(run, model):
+    """CSV and JSON lines; a model that is compared with is measured first."""
+    (row,) = csv.DictReader(run(form=Form.csv, compare=model).splitlines())
     assert float(row["ratio"]) == pytest.approx(float(row["avg_ts"]) / float(row["compared_ts"]))
     assert row["compared_filename"] == model and "samples_ns" not in row
-    lines = rocforge("bench", model, model, *options[:-2], "-o", "jsonl", environment=ONE_THREAD).stdout.splitlines()
-    assert [json.loads(line)["n_prompt"] for line in lines] == [8, 8]
+    assert [json.loads(line)["n_prompt"] for line in run(model, form=Form.jsonl).splitlines()] == [8, 8]
 
 
 def test_terminal(terminal, model):
@@ -92,7 +109,9 @@ def test_what_is_measured_is_computed(monkeypatch):
     """pp computes all of its prompt each time, in batches of the given size; tg one token a step."""
     model, tokenizer = rf.load(demo.bundled(), device="cpu")
     counts, forward = [], type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda m, t, b=None: (counts.append(len(t)), forward(m, t, b))[1])
+    monkeypatch.setattr(
+        type(model), "forward", lambda m, t, b=None, **options: (counts.append(len(t)), forward(m, t, b, **options))[1]
+    )
     limits = {"cache_tokens": 128, "max_batch_tokens": 64}
     with threadpool_limits(1), rf.Engine(model, tokenizer.eog_token_ids, **limits) as engine:
         list(bench._measured(engine, [(100, 0)], 2))

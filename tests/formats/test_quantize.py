@@ -111,6 +111,10 @@ def test_arguments():
         rf.quantize(x[..., :100], "Q4_K")
     with pytest.raises(ValueError, match="packs the last axis"):
         rf.quantize(np.float32(1), "F32")
+    with pytest.raises(TypeError, match="real numbers, and the array is of complex128"):
+        rf.quantize(np.zeros(32, complex), "Q8_0")
+    with pytest.raises(rf.UnsupportedModelError, match="Q4_K_M is a mix of types for a whole model; supported are"):
+        rf.quantize(x, "q4_k_m")
     packed = rf.quantize([[1.0] * 32, [2.0] * 32], "q8_0")
     assert packed.shape == (2, 32) and (rf.quantize(packed, "F32").dequantize() == packed.dequantize()).all()
 

@@ -46,6 +46,7 @@ def test_as_if_merged(files, rng, variant):
     merged = merge(fresh(files, variant), lora)
     assert relative_error(model(TOKENS, lora="x"), merged(TOKENS)) < SAME < relative_error(plain, merged(TOKENS)) / 100
     assert relative_error(model.hidden(TOKENS, lora="x"), merged.hidden(TOKENS)) < SAME
+    assert relative_error(model.logits(hidden, lora="x"), merged.logits(hidden)) < SAME
     np.testing.assert_array_equal(model(TOKENS), plain)
     np.testing.assert_array_equal(model.hidden(TOKENS), hidden)
 
@@ -168,7 +169,7 @@ def test_a_shared_module_is_another_models(files, rng):
 def test_a_replaced_module_takes_its_update_with_it(model, rng):
     """Whatever stands in its place has none."""
     model.adapters["x"] = random_lora(rng, model, ["output"])
-    plain, other = model(TOKENS), Linear(1, 1)
-    other.weight, other.bias = model.output.weight, None
+    plain, other = model(TOKENS), Linear(*reversed(model.output.weight.shape))
+    other.weight = model.output.weight
     model.output = other
     np.testing.assert_array_equal(model(TOKENS, lora="x"), plain)

@@ -105,6 +105,7 @@ FUNCTIONS = {
     "zeros_like": np.zeros_like,
     "where=": lambda w: np.sum(w, where=np.asarray(w) > 0),
     "dtype=": lambda w: np.add(w, 1, dtype=np.float64),
+    "all by name": lambda w: np.mean(a=w, axis=0),
     "svd": lambda w: np.linalg.svd(w)[1],
 }
 

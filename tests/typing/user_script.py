@@ -36,6 +36,10 @@ assert_type(rf.generate(model, tokenizer, "def f(", max_tokens=4), str)
 assert_type(rf.generate(model, tokenizer, [1, 2, 3], temperature=0, stop="\n"), str)
 assert_type(rf.generate(model, tokenizer, ["a", "b"]), list[str])
 assert_type(rf.generate(model, tokenizer, [[1], [2]]), list[str])
+assert_type(model.adapters.load("pirate", path, scale=0.5), rf.LoRA)
+model.adapters["half"] = 0.5 * model.adapters["pirate"]
+assert_type(rf.generate(model, tokenizer, "def f(", lora="pirate"), str)
+assert_type(rf.generate(model, tokenizer, ["a", "b"], lora=["half", None]), list[str])
 stream = rf.stream_generate(model, tokenizer, "import os")
 assert_type(stream, Generator[rf.GenerationResponse, None, None])
 for response in stream:
