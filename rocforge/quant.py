@@ -203,7 +203,7 @@ class QuantizedArray(NDArrayOperatorsMixin):
 
         def __getattr__(self, name: str) -> Any:
             kind = type(self).__name__
-            if hasattr(np.ndarray, name) and not name.startswith("_"):
+            if not name.startswith("_") and name != "data" and hasattr(type(self.data), name):
                 raise AttributeError(f"{kind} has no {name!r}; its values have it: w.dequantize().{name}")
             raise AttributeError(f"{kind!r} object has no attribute {name!r}")
 

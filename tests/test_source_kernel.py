@@ -36,7 +36,7 @@ def test_parameters():
         ("", "f", "no kernel 'f'; those that it does: none"),
         ("RF_KERNEL(64) f(Part part) {}", "f", "f: the parameter 'Part part'; allowed are pointers, and .*float"),
         ("RF_KERNEL(64) f(float** rows) {}", "f", r"the parameter 'float\*\* rows'"),
-        ('#include "formats/none.h"\nRF_KERNEL(64) f(int n) {}', "f", "none.h; rocforge has .*formats/rows.h"),
+        ('#include "formats/none.h"\nRF_KERNEL(64) f(int n) {}', "f", "no header formats/none.h; .*formats/rows.h"),
     ],
 )
 def test_wrong_sources(source, name, message):

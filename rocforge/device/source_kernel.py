@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,7 +167,8 @@ def _program(source: str, name: str) -> str:
     except FileNotFoundError as error:
         folder = source_folder()
         headers = ", ".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h")))
-        raise ValueError(f"{name}: no header {error.filename}; rocforge has {headers}") from None
+        missing = Path(error.filename).relative_to(folder)
+        raise ValueError(f"{name}: no header {missing}; rocforge has {headers}") from None
 
 
 def _parameters(source: str, name: str) -> list[_Parameter]:
