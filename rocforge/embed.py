@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -15,8 +15,15 @@ from rocforge.nn.transformer import Transformer
 POOLINGS = ("mean", "last", "cls")
 
 
+Text: TypeAlias = str | Sequence[int]
+
+
 def embed(
-    model: Transformer, texts: Any, pooling: str = "mean", normalize: bool = True, lora: str | None = None
+    model: Transformer,
+    texts: Text | Sequence[Text],
+    pooling: str = "mean",
+    normalize: bool = True,
+    lora: str | None = None,
 ) -> np.ndarray:
     """Vectors of texts, of which similar ones have a high cosine: the last hidden states, normalized, and pooled.
 
@@ -45,7 +52,7 @@ def embed(
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
-    sequences = [_ids(model, text) for text in (cast("Sequence[Any]", [texts]) if one else texts)]
+    sequences = [_ids(model, text) for text in cast("Sequence[Text]", [texts] if one else texts)]
     vectors = np.zeros((len(sequences), model.config.dim), np.float32)
     for number, start, hidden in hidden_states(model, sequences, lora):
         states, length = asnumpy(hidden), len(sequences[number])
@@ -60,7 +67,7 @@ def embed(
     return vectors[0] if one else vectors
 
 
-def _ids(model: Transformer, text: Any) -> list[int]:
+def _ids(model: Transformer, text: Text) -> list[int]:
     ids = token_ids(model, text)
     if not 0 < len(ids) <= model.config.context:
         raise ValueError(f"a text has {len(ids)} tokens; allowed are 1 to {model.config.context}, the model's context")

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -348,22 +349,23 @@ def joined_float32(weights: Sequence[Any]) -> np.ndarray | None:
 
     They are joined once: what each keeps becomes a part of the whole.
     """
+    first, others = weights[0], weights[1:]
+    joined = getattr(first, "_joined", None)
+    if joined is not None and _same(joined[0], others):
+        return joined[1]
     if not all(isinstance(weight, QuantizedArray) and weight.keep_float32 for weight in weights):
         return None
-    first: QuantizedArray = weights[0]
-    others = list(weights[1:])
-    if first._joined is None or not _same(first._joined[0], others):
-        whole = columns_contiguous(np.concatenate([weight.float32() for weight in weights]))
-        ends = itertools.accumulate(len(weight) for weight in weights)
-        for weight, end in zip(weights, ends, strict=True):
-            weight._float32 = whole[end - len(weight) : end]
-        first._joined = others, whole
-    return first._joined[1]
+    whole = columns_contiguous(np.concatenate([weight.float32() for weight in weights]))
+    ends = itertools.accumulate(len(weight) for weight in weights)
+    for weight, end in zip(weights, ends, strict=True):
+        weight._float32 = whole[end - len(weight) : end]
+    first._joined = list(others), whole
+    return whole
 
 
 def _same(arrays: Sequence[Any], others: Sequence[Any]) -> bool:
     """Whether these are the very same objects: `==` compares elements."""
-    return len(arrays) == len(others) and all(a is b for a, b in zip(arrays, others, strict=True))
+    return len(arrays) == len(others) and all(map(is_, arrays, others))
 
 
 def columns_contiguous(values: np.ndarray) -> np.ndarray:

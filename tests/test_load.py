@@ -51,7 +51,8 @@ def test_a_context_beyond_the_trained_one_warns():
     [
         ({"n_ctx": 64}, TypeError, "'n_ctx'; did you mean 'context'"),
         ({"contxt": 64}, TypeError, "did you mean 'context'"),
-        ({"load_in_4bit": True}, TypeError, "weights stay in the file's format"),
+        ({"torch_dtype": "auto"}, TypeError, "weights stay in the file's format"),
+        ({"load_in_4bit": True}, TypeError, 'quantize="Q4_K_M", .* packs on the way'),
         ({"context": "64"}, TypeError, "context is '64'; allowed are integers"),
         ({"context": True}, TypeError, "context is True; allowed are integers"),
     ],

@@ -20,6 +20,7 @@ from rocforge.checkpoints.mxfp4 import mxfp4_blocks
 from rocforge.checkpoints.safetensors import Safetensors, float32
 from rocforge.checkpoints.vocabulary import read_json, tokenizer_metadata
 from rocforge.errors import CheckpointError, UnsupportedModelError
+from rocforge.gguf.quantized import Form
 from rocforge.gguf.values import KeyValues
 from rocforge.quant import QuantizedArray
 
@@ -33,11 +34,9 @@ F32, MXFP4 = GGMLQuantizationType.F32, GGMLQuantizationType.MXFP4
 
 
 @dataclass(frozen=True)
-class Converted:
+class Converted(Form):
     """A tensor as GGUF has it: shape, type, and what gives it."""
 
-    shape: tuple[int, ...]
-    qtype: GGMLQuantizationType
     make: Callable[[], Any]
 
 

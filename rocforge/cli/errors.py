@@ -65,9 +65,9 @@ def report(error: Exception) -> int:
 
 def _usual_option(error: Exception) -> str | None:
     """What to say of an option that is another library's, or llama.cpp's, and has another name here."""
-    option = getattr(error, "option_name", "")
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
     name = option.lstrip("-").replace("-", "_")
-    known = SAMPLING.get(name) if name not in LOADING else LOADING[name]
-    if not option or known is None or not known.isidentifier():
-        return None
-    return f"no such option: {option}; did you mean --{known.replace('_', '-')}?"
+    known = [f"--{names[name].replace('_', '-')}" for names in (SAMPLING, LOADING) if name in names]
+    allowed = [text for parameter in context.command.params for text in parameter.opts] if context else []
+    right = next((text for text in known if text in allowed), None)
+    return f"no such option: {option}; did you mean {right}?" if right else None

@@ -12,12 +12,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from rocforge.checkpoints.checkpoint import Checkpoint
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Json
+from rocforge.cli.options import Json, Model
 from rocforge.cli.output import binary_size, count, note, table, write_json
 from rocforge.errors import RocforgeError
 from rocforge.gguf.file import GGUFFile, open_gguf
-from rocforge.gguf.hub import resolve, select_file
+from rocforge.gguf.header import TensorInfo
+from rocforge.gguf.hub import select_file
+from rocforge.gguf.quantized import Form
+from rocforge.loading.files import open_model
 
 _LATER_MEMBER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _SHOWN = 60  # characters of a metadata value
@@ -63,23 +67,25 @@ def models(
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or hf:owner/repo[:quant] on the Hub.")],
+    file: Model,
     as_json: Json = False,
 ) -> None:
-    """Show the metadata and the tensors of a GGUF file."""
-    with open_gguf(resolve(file)) as opened:
+    """Show the metadata and the tensors of a GGUF file, or those that a checkpoint becomes."""
+    with open_model(file) as opened:
         model = describe(opened, file)
-        infos = [opened.tensor_info(name) for name in opened]
-    tensors = [(t.name, list(t.shape), getattr(t.qtype, "name", str(t.qtype)), t.nbytes) for t in infos]
+        infos: dict[str, TensorInfo | Form] = {name: opened.tensor_info(name) for name in opened}
+    tensors = [(n, list(t.shape), getattr(t.qtype, "name", str(t.qtype)), t.nbytes) for n, t in infos.items()]
+    version = opened.version if isinstance(opened, GGUFFile) else None
     if as_json:
         keys = ("name", "shape", "type", "nbytes")
         metadata = {key: _plain(value) for key, value in opened.metadata.items()}
         listed = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
-        write_json({**asdict(model), "version": opened.version, "metadata": metadata, "tensors": listed})
+        write_json({**asdict(model), "version": version, "metadata": metadata, "tensors": listed})
         return
     parts = f"{len(opened.paths)} files, " if len(opened.paths) > 1 else ""
+    form = f"GGUF version {version}, {opened.byteorder}-endian" if isinstance(opened, GGUFFile) else "checkpoint"
     print(
-        f"GGUF version {opened.version}, {opened.byteorder}-endian, {parts}{len(tensors)} tensors, "
+        f"{form}, {parts}{len(tensors)} tensors, "
         f"{count(model.parameters)} parameters, {binary_size(model.size)}, {model.quantization}\n"
     )
     table([(key, _shortened(value)) for key, value in opened.metadata.items()], ["metadata", "value"])
@@ -91,7 +97,7 @@ def inspect(
     table(rows, ["tensor", "shape", "type", ">bytes"])
 
 
-def describe(file: GGUFFile, name: str) -> ModelFile:
+def describe(file: GGUFFile | Checkpoint, name: str) -> ModelFile:
     """The line of an open file in the list of models."""
     architecture = str(file.metadata.get("general.architecture", "?"))
     infos = [file.tensor_info(tensor) for tensor in file]
@@ -107,7 +113,7 @@ def describe(file: GGUFFile, name: str) -> ModelFile:
     )
 
 
-def _quantization(file: GGUFFile) -> str:
+def _quantization(file: GGUFFile | Checkpoint) -> str:
     """general.file_type by name (Q4_K_M, ...), else the type that most bytes have."""
     from gguf import LlamaFileType
 
@@ -115,7 +121,8 @@ def _quantization(file: GGUFFile) -> str:
     if isinstance(kind, int) and kind in list(LlamaFileType):
         return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     sizes: Counter[str] = Counter()
-    for info in map(file.tensor_info, file):
+    for name in file:
+        info: TensorInfo | Form = file.tensor_info(name)
         sizes[getattr(info.qtype, "name", str(info.qtype))] += info.nbytes or 0
     return sizes.most_common(1)[0][0] if sizes else "?"
 

@@ -101,6 +101,16 @@ def asnumpy(array: Any) -> np.ndarray:
     return values
 
 
+def copied(array: Any) -> Any:
+    """A copy of a NumPy or CuPy array. CuPy's own method is a kernel, which on ROCm takes a compiler: here a contiguous
+    array is a copy on the current stream."""
+    if get_array_module(array) is np or not array.flags.c_contiguous or not array.size:
+        return array.copy()
+    copy = cupy_module().empty(array.shape, array.dtype)
+    copy.data.copy_from_device_async(array.data, array.nbytes)
+    return copy
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """Facts about a device, from `device_info`.

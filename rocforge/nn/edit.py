@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rocforge.device.arrays import get_array_module, to_device
+from rocforge.device.arrays import copied, get_array_module, to_device
 from rocforge.nn.reach import reached
 from rocforge.ops.activation import scale
 from rocforge.ops.embedding import embedding
@@ -82,7 +82,7 @@ class Edit:
         if self._inputs is not None and self._inputs > len(inputs):
             counts = f"takes {self._inputs} inputs after the output, and the module has {len(inputs)}"
             raise TypeError(f"edit of {self.path}: the function {counts}")
-        changed: Any = self.change(output.copy(), *inputs[: self._inputs])
+        changed: Any = self.change(copied(output), *inputs[: self._inputs])
         if changed is None:
             raise TypeError(f"edit of {self.path}: the function gave None; it returns the array to go on with")
         if get_array_module(changed) is not get_array_module(output) or not hasattr(changed, "dtype"):
@@ -111,7 +111,9 @@ def _as_array(change: Any) -> Any:
     if not hasattr(change, "shape") and not isinstance(change, (list, tuple)):
         return None
     array = np.asarray(change) if get_array_module(change) is np else change
-    return array.astype(np.float32) if array.dtype.kind in "biuf" else None
+    if array.dtype.kind not in "biuf":
+        return None
+    return copied(array) if array.dtype == np.float32 else array.astype(np.float32)
 
 
 def _inputs_of(function: Callable[..., Any]) -> int | None:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rocforge.device.arrays import copied
+
 Observer = Callable[[Any], Any]
 """Called with a module's output; what it returns is ignored."""
 
@@ -44,4 +46,4 @@ def observations_recorded() -> Iterator[list[tuple[Observer, Any]]]:
 def replay(recorded: list[tuple[Observer, Any]]) -> None:
     """Show what a replayed step left: copies, since the next replay writes to the same memory."""
     for observer, output in recorded:
-        observer(output.copy())
+        observer(copied(output))

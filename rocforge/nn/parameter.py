@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import get_array_module, on_device, to_device
+from rocforge.device.arrays import copied, get_array_module, on_device, to_device
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray, columns_contiguous
 
@@ -53,7 +53,7 @@ class Parameter:
             return cpu_form(to_device(array, device), _keeps_float32(current))
         if isinstance(array, np.ndarray):
             array = np.ascontiguousarray(array)
-        placed = _copied(to_device(array, device))
+        placed = _own(to_device(array, device))
         if getattr(current, "fp16", None) is not None and isinstance(placed, QuantizedArray) and placed.fp16 is None:
             with on_device(device):
                 placed.fp16 = dequantize_device(placed, "float16")
@@ -107,10 +107,10 @@ def _keeps_float32(weight: Any) -> bool:
     return weight is None or weight.ndim < 2 or weight.swapaxes(-1, -2).flags.c_contiguous
 
 
-def _copied(array: Any) -> Any:
+def _own(array: Any) -> Any:
     """An object of its own: of packed blocks, which nobody writes to, without copying them."""
     if not isinstance(array, QuantizedArray):
-        return array.copy()
+        return copied(array)
     copy = array.with_data(array.data, array.planar)
     copy.fp16 = array.fp16
     return copy

@@ -159,7 +159,8 @@ def check_integers(op: str, name: str, array: Array) -> None:
 
 def check_matrix(op: str, name: str, array: Array) -> None:
     """Raises ValueError where an array, packed or not, is no matrix whose rows lie one after another."""
-    check_axes(op, name, array, "rows, columns")
+    if array is None or array.ndim != 2:
+        check_axes(op, name, array, "rows, columns")
     if type(array) is QuantizedArray and array.transposed:
         raise ValueError(f"{op}: {name} is the transpose of packed rows; allowed are the rows")
 

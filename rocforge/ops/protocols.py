@@ -150,6 +150,17 @@ def _inner(a: Any, b: Any) -> Any:
     return matmul(a, b.T if np.ndim(b) == 2 else b)
 
 
+def _einsum(subscripts: Any, *operands: Any, **options: Any) -> Any:
+    """`numpy.einsum` where it is `x @ w.T` of a packed matrix, such as "td,od->to", on either side of the comma."""
+    terms, arrow, result = subscripts.replace(" ", "").partition("->") if isinstance(subscripts, str) else ("", "", "")
+    pairs = list(zip(terms.split(","), operands, strict=False))
+    if options or not arrow or "." in terms or len(pairs) != 2 or len(operands) != 2:
+        return NotImplemented
+    (of_x, x), (of_w, w) = pairs if isinstance(operands[1], QuantizedArray) else pairs[::-1]
+    product = w.ndim == len(of_w) == 2 and np.ndim(x) == len(of_x) == len({*of_x}) and of_w[0] not in of_x
+    return matmul(x, w.T) if product and of_x[-1:] == of_w[1] and result == of_x[:-1] + of_w[0] else NotImplemented
+
+
 def _joined(function: Callable[..., Any], axes_added: int) -> Callable[..., Any]:
     """A function that puts arrays together: packed ones of one kind stay packed, if their rows stay whole."""
 
@@ -174,6 +185,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.array_equal: _array_equal,
     np.dot: _dot,
     np.inner: _inner,
+    np.einsum: _einsum,
     np.concatenate: _joined(np.concatenate, 0),
     np.stack: _joined(np.stack, 1),
     np.transpose: lambda array, axes=None: array.T if axes is None and array.ndim == 2 else NotImplemented,

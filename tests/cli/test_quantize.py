@@ -109,8 +109,11 @@ def test_mistakes(bf16, folder, tmp_path, command, monkeypatch, arguments, code,
     assert set(tmp_path.iterdir()) == before
 
 
-def test_generate_from_a_folder(folder, command):
-    """Other commands take a checkpoint too."""
+def test_other_commands_take_a_folder(folder, command):
+    """What it would become is shown, and it runs."""
+    code, printed, _ = command("inspect", folder)
+    assert code == 0 and printed.startswith("checkpoint, 22 tensors, ") and ", BF16\n" in printed
+    assert "llama.attention.head_count_kv" in printed and "blk.1.attn_v.weight" in printed
     code, printed, _ = command("generate", folder, "the band", "--max-tokens", 3, "--device", "cpu", "--quiet")
     assert code == 0 and printed
 

@@ -9,6 +9,8 @@ from rocforge.ops import row_tiles
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 
 @pytest.fixture
 def qtype():
@@ -82,7 +84,7 @@ def test_arithmetic_and_functions(pair):
         (weight > 0, values > 0),
         (x == weight, values == values),
         (abs(weight), abs(values)),
-        (np.einsum("ij,kj->ik", x, weight), values @ values.T),
+        (np.einsum("ij,ij->i", x, weight), (values * values).sum(1)),
         (cp.einsum("ij,kj->ik", x, weight), values @ values.T),
         (cp.add(x, weight), values + values),
         (cp.asarray(weight), values),
@@ -110,7 +112,14 @@ def test_products_stay_packed(pair, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("dequantize", "float32"):
             patch.setattr(QuantizedArray, name, dequantize)
-        got = [x @ weight.T, np.dot(x, weight.T), np.inner(x, weight), (weight @ x.T).T, np.matmul(weight, x.T).T]
+        got = [
+            x @ weight.T,
+            np.dot(x, weight.T),
+            np.inner(x, weight),
+            np.einsum("td,od->to", x, weight),
+            (weight @ x.T).T,
+            np.matmul(weight, x.T).T,
+        ]
     for product in got:
         np.testing.assert_allclose(product.get(), expected, rtol=5e-2, atol=5e-2 * np.abs(expected).max())
 

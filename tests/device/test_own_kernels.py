@@ -55,9 +55,16 @@ for fp16_weights in map(bool, map(int, sys.argv[2])):
         engine.add(tokens[:3], rf.SamplingParams(max_tokens=3, temperature=0), Even())
         while engine.busy:
             engine.step()
+    edits = {{"blk.0.attn_output": 0.5, "blk.0": np.ones(model.config.dim)}}
+    edits["blk.1"] = lambda y: rf.add(y, rf.scale(y, 2.0))
+    with model.edit(edits), model.capture("blk.1.attn_pattern", "blk.0.attn_heads"):
+        with rf.Engine(model, cache_tokens=64) as engine:
+            engine.add(tokens[:3], rf.SamplingParams(max_tokens=4, temperature=0))
+            while engine.busy:
+                engine.step()
 print(len(compiled), *compiled)
 """
-"""Prompts in parts, mixed steps, decode steps as kernels and as graphs, every kind of sampling."""
+"""Prompts in parts, mixed steps, decode steps as kernels and as graphs, every kind of sampling; edits and observers."""
 
 
 @pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator takes minutes for a model")

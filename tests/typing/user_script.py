@@ -46,6 +46,18 @@ for response in stream:
     assert_type(response.text, str)
     assert_type(response.token, int)
 
+found = rf.perplexity(model, "def f(x):", n_ctx=64)
+assert_type(float(found), float)
+assert_type(found.nll, np.ndarray)
+assert_type(rf.compare(model, model, ids).kl_mean, float)
+assert_type(rf.embed(model, ["a", "b"]), np.ndarray)
+assert_type(rf.embed(model, ids, "last"), np.ndarray)
+with model.edit({"blk.*.ffn_down": 0.5, "blk.0": lambda y, x: y + x}), model.capture("blk.1") as seen:
+    model(ids)
+    assert_type(seen, dict[str, Any])
+model.blk[0].attn_norm.weight *= 2
+model.blk[0].attn_q.weight = np.ones((4, 4))
+
 weight = rf.quantize(np.ones((4, 32), np.float32), "Q8_0")
 assert_type(weight, rf.QuantizedArray)
 assert_type(weight.shape, tuple[int, ...])
