@@ -15,6 +15,8 @@ import urllib.request
 
 import pytest
 
+from rocforge.cli import main
+
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("fastapi", reason="the extra server is not installed")
@@ -166,7 +168,7 @@ def test_closed_standard_streams(model, closed):
         process.wait()
 
 
-def test_lora(model, adapter, rocforge):
+def test_lora(model, adapter, capsys):
     """Named adapters are served as models of their own; one that has no name is refused."""
     with serving(model, "--lora", f"x={adapter}=-1", "--lora", f"y={adapter}") as (_, url, _):
         listed = json.load(urllib.request.urlopen(f"{url}/v1/models", timeout=60))["data"]
@@ -175,5 +177,6 @@ def test_lora(model, adapter, rocforge):
         texts = [stream(url, 12, model=entry["id"], temperature=0)[0].read() for entry in listed]
         parts = [b"".join(re.findall(rb'"text":"([^"]*)"', text)) for text in texts]
         assert all(parts) and len(set(parts)) == 3
-    failed = rocforge("serve", model, "--lora", adapter, check=False)
-    assert failed.returncode == 2 and "allowed are NAME=PATH and NAME=PATH=SCALE" in failed.stderr
+    for options, message in (("x", "allowed are NAME=PATH and NAME=PATH=SCALE"), ("x=a x=b", "two adapters named 'x'")):
+        assert main(["serve", model, *(f"--lora={option}" for option in options.split())]) == 2
+        assert message in capsys.readouterr().err
