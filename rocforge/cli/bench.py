@@ -83,7 +83,7 @@ def _tests(prompts: list[str] | None, generations: list[str] | None, pairs: list
         tests.append((sizes[0], sizes[1]))
     tests = [test for test in tests if any(test)]
     if not tests:
-        raise UsageError("nothing to measure: -p and -n must be 0 or more tokens, and not all 0")
+        raise UsageError("-p and -n are 0, which leaves nothing to measure; allowed is one of them above 0")
     return tests
 
 
