@@ -1,5 +1,9 @@
 """Fixtures and options for all tests."""
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: threads of many processes spin on each other's cores
+
 import secrets
 import subprocess
 import sys
