@@ -63,7 +63,9 @@ class Checkpoint(Mapping[str, Any]):
     def __init__(self, folder: Path):
         settings = read_json(folder / "config.json")
         if not settings:
-            raise CheckpointError(f"{folder} has no config.json")
+            files = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
+            instead = f"; of its GGUF files name one: {files}" if files else ""
+            raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint{instead}")
         self._source = Safetensors(folder)
         self.paths = self._source.paths
         try:

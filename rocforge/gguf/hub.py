@@ -29,7 +29,8 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text.startswith("hf:"):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no such file: {text}")
+            hub = "" if text.endswith(".gguf") else '; a model on the Hugging Face Hub is "hf:owner/repo[:quant]"'
+            raise FileNotFoundError(f"no such file: {text}{hub}")
         return Path(path)
     match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", text)
     if match is None:

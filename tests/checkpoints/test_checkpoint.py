@@ -174,6 +174,9 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     """What is missing is named."""
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         rf.load(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"of its GGUF files name one: model\.gguf"):
+        rf.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config("llama")))
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"):
         rf.load(tmp_path)

@@ -52,9 +52,11 @@ def test_bad_names(name):
 
 
 def test_missing_file(tmp_path):
-    """A path that is not there is a FileNotFoundError with the path."""
-    with pytest.raises(FileNotFoundError, match=r"nothing\.gguf"):
+    """A path that is not there is named; one that may be meant as a name on the Hub is told how these are written."""
+    with pytest.raises(FileNotFoundError, match=r"nothing\.gguf$"):
         resolve(tmp_path / "nothing.gguf")
+    with pytest.raises(FileNotFoundError, match=r'gpt2; a model on the Hugging Face Hub is "hf:owner/repo\[:quant\]"'):
+        resolve("gpt2")
 
 
 class Hub(BaseHTTPRequestHandler):
