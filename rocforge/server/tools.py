@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rocforge.server.errors import APIError, refusing
-from rocforge.server.schema import ChatCompletionRequest, NamedTool
+from rocforge.server.schema import AllowedToolsChoice, ChatCompletionRequest, NamedTool
 from rocforge.text.schemas import parameters
 
 
@@ -47,9 +47,12 @@ def tools_of(body: ChatCompletionRequest) -> Tools:
             parameters(tool["function"].get("parameters"))
     if choice == "none":
         return Tools()
-    functions = [tool["function"] for tool in shown]
+    functions = {tool["function"]["name"]: tool["function"] for tool in shown}
+    mode, names = choice or "auto", list(functions)
     if isinstance(choice, NamedTool):
-        functions = [function for function in functions if function["name"] == choice.function.name]
-        if not functions:
-            raise APIError(f"tool_choice is {choice.function.name!r}, which is not in tools", param="tools")
-    return Tools(shown, functions, required=choice not in (None, "auto"))
+        mode, names = "required", [choice.function.name]
+    elif isinstance(choice, AllowedToolsChoice):
+        mode, names = choice.allowed_tools.mode, [tool.function.name for tool in choice.allowed_tools.tools]
+    if unknown := [name for name in names if name not in functions]:
+        raise APIError(f"tool_choice names {unknown[0]!r}, which is not in tools", param="tools")
+    return Tools(shown, [functions[name] for name in names], required=mode == "required")

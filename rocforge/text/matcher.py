@@ -5,6 +5,7 @@ Source: https://github.com/guidance-ai/llguidance
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -12,6 +13,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from rocforge.text.tokenizer import Tokenizer
 
 _LIMITS = LLParserLimits(verbose_errors=False)
+_SCHEMA_ERROR = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| ", re.DOTALL)
+"""A schema's own error, without the lines of the grammar that it was put into."""
 
 
 class Matcher:
@@ -45,7 +48,9 @@ class Matcher:
     def _mask(self) -> bytes:
         mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error().partition("<backtrace>")[0].strip())
+            text = self._matcher.get_error().partition("<backtrace>")[0].strip()
+            schema = _SCHEMA_ERROR.match(text)
+            raise ValueError(schema[1] if schema else text)
         return mask
 
 

@@ -111,6 +111,17 @@ def test_calls_as_they_are_written(server):
         assert streamed(server, tools=tools, **writes(text)) == (content or "", "", calls, reason)
 
 
+def test_logprobs_of_a_call(server):
+    """Each token has its own, streamed or not, though a call comes as one piece."""
+    body = {"tools": [WEATHER], "tool_choice": "required", "logprobs": True, "top_logprobs": 1}
+    whole = ask(server, **body)[1]["choices"][0]["logprobs"]["content"]
+    request = {"model": "small", "messages": MESSAGES, "max_tokens": 400, "seed": 1, "stream": True, **body}
+    lines = server.post("/v1/chat/completions", json=request).text.splitlines()
+    choices = [choice for line in lines if line.startswith("data: {") for choice in json.loads(line[6:])["choices"]]
+    reported = [entry for choice in choices for entry in (choice.get("logprobs") or {"content": []})["content"]]
+    assert [entry["token"] for entry in reported] == [entry["token"] for entry in whole] and len(whole) > 20
+
+
 def test_one_call_at_a_time(server):
     """parallel_tool_calls: false lets one call through."""
     _, reply = ask(server, tools=[WEATHER], **writes(CALL * 2))
@@ -157,6 +168,10 @@ def test_tools_of_a_request():
     assert found() == found(tool_choice="auto") == (2, ["time", "weather"], False)
     assert found(tool_choice="required") == (2, ["time", "weather"], True)
     assert found(tool_choice=NAMED) == (2, ["weather"], True)
+    allowed = {"mode": "required", "tools": [NAMED]}
+    assert found(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}) == (2, ["weather"], True)
+    allowed = {"mode": "auto", "tools": [NAMED]}
+    assert found(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}) == (2, ["weather"], False)
     assert found(tool_choice="none") == found(tools=None) == (0, [], False)
 
 
