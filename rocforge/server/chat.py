@@ -93,7 +93,7 @@ class ChatCompletions:
     ) -> GrammarSource | None:
         """That of regex or grammar for the whole reply, or of response_format and required calls for parts of it."""
         grammar, content = self._generator.grammar(body), response_rule(body)
-        if tools.required and (body.regex or body.grammar):
+        if tools.required and not (body.regex is None and body.grammar is None):
             raise APIError("a required tool call excludes regex and grammar", param="tool_choice")
         if content is None and not tools.required:
             return grammar

@@ -111,7 +111,9 @@ class Generator:
     def grammar(self, body: Sampling) -> GrammarSource | None:
         """What each text must obey, from response_format, regex or grammar."""
         wanted = [
-            GrammarSource(kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source
+            GrammarSource(kind, source)
+            for kind, source in (("regex", body.regex), ("lark", body.grammar))
+            if source is not None
         ]
         if rule := response_rule(body):
             wanted.append(GrammarSource("lark", f"start: json\njson: {rule}"))

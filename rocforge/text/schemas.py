@@ -18,6 +18,8 @@ WHITE_SPACE = r"[ \t\n]{0,16}"
 FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 """Values of `format` that constrain a string; all others annotate it."""
 _DRAFTS = re.compile(r"https?://json-schema\.org/(draft-0[467]/schema|draft/20(19-09|20-12)/schema)#?")
+_ID = re.compile(r"(?!#/)[\w.~:/?#@!$&'()*+,;=%-]*", re.ASCII)
+"""A URI reference. Generators also write titles, and "#/properties/name", which names what `$ref` finds without it."""
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]|\\[1-9]|\\k<")
 _ONE = frozenset(["additionalProperties", "items", "not", "if", "then", "else", "contains", "unevaluatedProperties",
                   "additionalItems", "unevaluatedItems"])  # fmt: skip
@@ -91,6 +93,8 @@ def _counts(key: str, value: Any, strict: bool) -> bool:
         return False  # the options of llguidance are not the client's
     if key == "$schema":
         return isinstance(value, str) and _DRAFTS.fullmatch(value) is not None
+    if key == "$id":
+        return isinstance(value, str) and _ID.fullmatch(value) is not None
     if key == "format":
         return not isinstance(value, str) or value in FORMATS
     if key == "propertyNames":

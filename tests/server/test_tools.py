@@ -83,6 +83,7 @@ def test_a_format_where_calls_are_allowed(server):
     [
         ({"tool_choice": "required", "regex": "a"}, "tool_choice"),
         ({"tool_choice": NAMED, "grammar": 'start: "a"'}, "tool_choice"),
+        ({"regex": "", "grammar": ""}, "response_format"),
         ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
         ({"response_format": PERSON, "ignore_eos": True}, "ignore_eos"),
         ({"response_format": PERSON, "regex": "a"}, "response_format"),

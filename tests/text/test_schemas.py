@@ -67,6 +67,7 @@ def test_keywords_that_add_nothing(strict):
         ({"type": "string", "format": "password", "enum": ["a", "b"]}, '"a"', '"c"'),
         ({"oneOf": [{"const": 1}, {"enum": [2, "1"]}]}, "2", "3"),
         ({"$schema": "https://a.b/schema", "type": "boolean"}, "true", "1"),
+        ({"$id": "#/items", "items": {"$id": "My Item", "type": "integer"}, "minItems": 1}, "[1]", '["a"]'),
         ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "boolean"}, "true", "1"),
         ({"properties": {"format": {"const": "password"}}}, '{"format": "password"}', '{"format": 1}'),
         ({"const": {"format": "password"}}, '{"format": "password"}', "{}"),
