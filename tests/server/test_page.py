@@ -258,11 +258,19 @@ def test_a_text_is_continued(page, script):
     complete(page)
     path, body, _ = script.requests[-1]
     assert path == "/v1/completions" and body["prompt"] == "def f():" and "messages" not in body
+    assert body["max_tokens"] == 4096 - len("def f():")  # as they fit, and not the API's 16
+    assert script.counted == [{"content": "def f():", "add_special": True}]
     assert page.get_by_role("log").locator(".body").all_inner_texts() == ["def f():", "\n    return `1` ```\n"]
     page.keyboard.press("Enter")
     expect(replies(page)).to_have_count(2)
     complete(page)
     assert script.requests[-1][1]["prompt"] == "def f():\n    return `1` ```\n"
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Most tokens").fill("5")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    complete(page)
+    assert script.requests[-1][1]["max_tokens"] == 5
 
 
 def test_waits_for_the_model(page, script):
