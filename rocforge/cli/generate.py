@@ -76,8 +76,8 @@ def generate(
 
 def _ending(last: GenerationResponse, max_tokens: int | None) -> str:
     """Why the text ended."""
-    if last.finish_reason != "length":
-        return "the model ended the text" if last.finish_reason == "stop" else f"ended by {last.finish_reason}"
+    if last.finish_reason == "stop":
+        return "the model ended the text, or it came to --stop"
     return "stopped by --max-tokens" if last.stats.generated_tokens == max_tokens else "stopped where the context ends"
 
 
