@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if os.environ.get("ROCFORGE_TRACEBACK"):
                 raise
-            return report(error)
+            return report(error, sys.argv[1:] if argv is None else argv)
 
 
 def _open_standard_streams() -> None:
