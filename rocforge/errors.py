@@ -32,7 +32,7 @@ class CheckpointError(RocforgeError):
     ...     rf.load(".")
     ... except rf.CheckpointError as error:
     ...     print(error)
-    . has no config.json
+    . has no config.json, so it is no checkpoint; of its GGUF files name one: model.gguf
     """
 
 
