@@ -45,8 +45,8 @@ class Token(NamedTuple):
         request: whose it is.
         id: its id.
         logprobs: where the request asks for them.
-        finish_reason: None while the request goes on; "stop" at an end-of-generation token (which is `id`), "length"
-            when max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
+        finish_reason: None while the request goes on; "stop" at a token that ends it (which is `id`), "length" when
+            max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
         error: what failed; `id` is -1 then.
     """
 
@@ -249,7 +249,8 @@ class Engine:
         self.check(prompt, params)
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
         lora = None if params.lora is None else self.model.adapters.placed(params.lora)
-        request = Request(prompt, params, constraint, longest, lora)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eog_token_ids)
+        request = Request(prompt, params, constraint, longest, ends, lora)
         self.scheduler.add(request)
         return request
 
@@ -280,6 +281,8 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
+        if params.stop_token_ids and not 0 <= min(params.stop_token_ids) <= max(params.stop_token_ids) < vocabulary:
+            raise ValueError(f"stop_token_ids has a token id outside 0 to {vocabulary - 1}")
         if params.lora is not None:
             self.model.adapters.placed(params.lora)
 
@@ -445,7 +448,7 @@ class Engine:
             return Token(request, -1, None, "error", sampled.error)
         self.scheduler.accepted(request, sampled.token)
         reason = None
-        if sampled.token in self.eog_token_ids and not request.params.ignore_eos:
+        if sampled.token in request.ends:
             reason = "stop"
         elif request.known >= request.max_length:
             reason = "length"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict, cast
@@ -45,6 +45,8 @@ class SamplingParams:
         logit_bias: token id -> added to its logit, -100 to 100.
         seed: of the draws, any integer; None for a random one.
         stop: strings that end the text, and are not part of it.
+        stop_token_ids: tokens that end the text as end-of-generation tokens do, and are not part of it.
+        min_tokens: before so many tokens, none that ends the text is drawn; a string of `stop` ends it all the same.
         logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
             among them); None for no report.
         lora: the name of the adapter, one of `model.adapters`, that the request's tokens have; None for none.
@@ -71,6 +73,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
     logprobs: int | None = None
     lora: str | None = None
     ignore_eos: bool = False
@@ -94,6 +98,9 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}; allowed is up to max_tokens, {self.max_tokens}")
         if self.lora is not None and not isinstance(self.lora, str):
             raise TypeError(f"lora is {self.lora!r}; allowed are names of adapters, and None")
         if self.seed is None:
@@ -127,6 +134,8 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    min_tokens: int
     logprobs: int | None
     ignore_eos: bool
 
@@ -150,6 +159,7 @@ def _real(name: str, value: Any) -> float:
 
 _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
     "max_tokens": (_integer, 1, math.inf),
+    "min_tokens": (_integer, 0, math.inf),
     "temperature": (_real, 0, 2),
     "top_k": (_integer, 0, math.inf),
     "top_p": (_real, 0, 1),
@@ -161,6 +171,12 @@ _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
 }
 """Fields in a range: integers or floats, the least and the most."""
 _OPTIONAL = ("max_tokens", "logprobs")
+
+
+def _checked_ids(ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise TypeError(f"stop_token_ids is {ids!r}; allowed is a list of token ids")
+    return tuple(_integer("a token id of stop_token_ids", id) for id in ids)
 
 
 def _checked_bias(logit_bias: Any) -> dict[int, float]:
@@ -194,22 +210,34 @@ def uniform(seed: int, step: int) -> float:
     return ((z ^ (z >> 31)) >> 40) / (1 << 24)
 
 
-def sample(logits: HostArray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
+def biases(params: SamplingParams, ends: Collection[int], step: int) -> Mapping[int, float]:
+    """What is added to the logits of tokens at a step: logit_bias, and -inf to those that end a text too early."""
+    return params.logit_bias if step >= params.min_tokens else {**params.logit_bias, **dict.fromkeys(ends, -math.inf)}
+
+
+def sample(
+    logits: HostArray,
+    params: SamplingParams,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    ends: Collection[int] = (),
+) -> int:
     """Choose the next token of one request.
 
     Args:
         logits: float32, shape (vocabulary,); not changed.
         params: how to choose.
         prompt, output: the request's token ids so far; the draw is the one of step len(output).
+        ends: tokens that end its text.
 
     Raises:
         NonFiniteError: the highest logit is NaN or infinite.
     """
     if params.counts_tokens:
         logits = _penalized(logits, params, prompt, output)
-    if params.logit_bias:
+    if bias := biases(params, ends, len(output)):
         logits = logits.copy()
-        logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+        logits[list(bias)] += np.fromiter(bias.values(), np.float32)
     check_finite(logits)
     if params.temperature == 0:
         return int(logits.argmax())

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
+from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json, parse_json
+from rocforge.server.continuation import Continuation
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator
@@ -31,6 +33,7 @@ class ChatCompletions:
 
     async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
         generator = self._generator
+        rename(body)
         generator.check_model(body.model)
         format = self._format(body)
         count = None
@@ -38,8 +41,11 @@ class ChatCompletions:
             raise APIError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.logprobs:
             count = body.top_logprobs or 0
-        most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
-        params = generator.params(body, most, count)
+        given = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+        most = generator.settings.max_tokens if given is None else given
+        if most == 0:
+            raise APIError("max_tokens is 0; allowed is from 1, and -1 for no limit", param="max_tokens")
+        params = generator.params(body, body.n or 1, most, count)
         with generator.deadline(body.timeout):
             prompt = await self._prompt(body, tools=format is not None)
             job = await generator.submit("chatcmpl", [prompt], params, self._grammar(body, format), body.timeout)
@@ -74,8 +80,10 @@ class ChatCompletions:
         return format
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
-        generator = self._generator
+        generator, continuation = self._generator, _continuation(body)
         messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
+        if continuation:
+            messages = continuation.messages(messages)
         definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
@@ -86,10 +94,13 @@ class ChatCompletions:
             generator.tokenizer.render_chat,
             messages,
             definitions,
+            add_generation_prompt=body.add_generation_prompt is not False,
             chat_template=generator.settings.chat_template,
             **variables,
         )
         text, literal = await generator.render(render)
+        if continuation:
+            text, literal = continuation.prompt(text, literal)
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
@@ -110,6 +121,24 @@ class ChatCompletions:
                     f"tool_choice is {body.tool_choice.function.name!r}, which is not in tools", param="tools"
                 )
         return GrammarSource("lark", format.lark(self._generator.compiler, functions))
+
+
+def _continuation(body: ChatCompletionRequest) -> Continuation | None:
+    """What continues the last message, where asked for.
+
+    Raises:
+        APIError: there is none to continue.
+    """
+    if not body.continue_final_message:
+        return None
+    if body.add_generation_prompt is not False:
+        message = "continue_final_message is true; add_generation_prompt must be false with it"
+        raise APIError(message, param="add_generation_prompt")
+    last = body.messages[-1]
+    if last.role != "assistant" or not last.content or last.tool_calls:
+        message = "continue_final_message is true; the last message must be an assistant's, with content and no calls"
+        raise APIError(message, param="messages")
+    return Continuation()
 
 
 def _parser(format: ToolFormat | None, template: str) -> Parser:
@@ -140,18 +169,20 @@ class _Answer:
     def __init__(self, job: Job, body: ChatCompletionRequest, generator: Generator, parsers: list[Parser]):
         self.job, self.body, self.generator, self.parsers = job, body, generator, parsers
         self._calls = [0] * len(parsers)
+        self._most_calls = 1 if body.parallel_tool_calls is False else None
 
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
         choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
         name = self.body.model
         head = {"id": self.job.id, "object": "chat.completion", "created": self.job.created, "model": name}
-        return {**head, "choices": choices, "usage": self.job.usage}
+        tier = {"service_tier": "default"} if self.body.service_tier else {}
+        return {**head, "choices": choices, "usage": self.job.usage, **tier}
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
         parts = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
-        calls = [call.as_dict() for part in parts for call in part.calls]
+        calls = [call.as_dict() for part in parts for call in part.calls][: self._most_calls]
         content = "".join(part.content for part in parts)
         reasoning = "".join(part.reasoning for part in parts)
         message: dict[str, Any] = {
@@ -207,6 +238,8 @@ class _Answer:
         if part.content:
             deltas.append(b'{"content":%b}' % dump_json(part.content))
         for call in part.calls:
+            if self._calls[index] == self._most_calls:
+                break
             deltas.append(dump_json({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]}))
             self._calls[index] += 1
         return deltas

@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
-from rocforge.engine.reply import DeadlineError
+from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.backend import Backend
@@ -121,18 +121,21 @@ class Generator:
             wanted.append(GrammarSource("json_schema", format.json_schema.schema_))
         if len(wanted) > 1:
             raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
-        if wanted and body.ignore_eos:
-            raise APIError("ignore_eos excludes structured output", param="ignore_eos")
+        for name in ("ignore_eos", "min_tokens"):
+            if wanted and getattr(body, name):
+                raise APIError(f"{name} excludes structured output", param=name)
         return wanted[0] if wanted else None
 
-    def params(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
-        """Parameters of each of the n choices. With a seed, choice i has seed + i."""
-        if body.n and body.n > self.settings.max_choices:
-            raise APIError(f"n is {body.n}; allowed is up to {self.settings.max_choices}", param="n")
+    def params(
+        self, body: Sampling, choices: int, max_tokens: int | None, logprobs: int | None
+    ) -> list[SamplingParams]:
+        """Parameters of each of the choices. With a seed, choice i has seed + i. A max_tokens of -1 is no limit."""
+        if choices > self.settings.max_choices:
+            raise APIError(f"n is {choices}; allowed is up to {self.settings.max_choices}", param="n")
         given = {
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-                         "repetition_penalty", "stop", "ignore_eos")
+                         "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
         lora = self.adapter(body)
@@ -141,13 +144,13 @@ class Generator:
             return [
                 SamplingParams(
                     **{"temperature": 1.0, **given},
-                    max_tokens=max_tokens,
+                    max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
                     lora=lora,
                     seed=None if body.seed is None else body.seed + choice,
                 )
-                for choice in range(body.n or 1)
+                for choice in range(choices)
             ]
 
     async def submit(
@@ -170,7 +173,14 @@ class Generator:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt")
         with refusing("prompt"):
             replies = await self.backend.submit(prompts, params, grammar, self._seconds(timeout))
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", len(params), replies)
+        return self._job(prefix, len(params), replies)
+
+    def unanswered(self, prefix: str, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> Job:
+        """A job of replies without tokens, for max_tokens 0."""
+        return self._job(prefix, len(params), [Reply.empty(prompt, one) for prompt in prompts for one in params])
+
+    def _job(self, prefix: str, choices: int, replies: list[Reply]) -> Job:
+        job = Job(f"{prefix}-{secrets.token_hex(12)}", choices, replies)
         self.jobs.add(job)
         return job
 

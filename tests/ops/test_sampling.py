@@ -193,6 +193,8 @@ def test_other_checks():
     """Bias values, empty stop strings; one stop string may be given plainly; a seed is drawn where none is given."""
     with pytest.raises(ValueError, match="logit_bias of token 5 is 101"):
         SamplingParams(logit_bias={5: 101})
+    with pytest.raises(ValueError, match="min_tokens is 3; allowed is up to max_tokens, 2"):
+        SamplingParams(min_tokens=3, max_tokens=2)
     with pytest.raises(ValueError, match="stop is"):
         SamplingParams(stop=["a", ""])
     assert SamplingParams(stop="end").stop == ("end",)
@@ -213,6 +215,8 @@ def test_other_checks():
         ("temperature", None),
         ("min_p", [0.1]),
         ("logit_bias", [1]),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", [2.5]),
         ("logit_bias", {"5": 1}),
         ("logit_bias", {5: "1"}),
     ],

@@ -7,8 +7,8 @@ on the host, but for a draw that falls within float32's rounding of the border b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
-from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.sampling import SamplingParams, biases
 from rocforge.ops.types import Array, HostArray
 
 VOCABULARY_LIMIT = 1 << 19
@@ -68,7 +68,7 @@ class Sampler:
         cupy = cupy_module()
         self._vocabulary, self._slices = vocabulary, blocks(vocabulary, tuning.current().sample_slice)
         self._records = np.zeros(slots, PARAMETERS)
-        self._biases: dict[int, HostArray] = {}
+        self._biases: dict[int, _Biases] = {}
         self._counts = _Counts(vocabulary, slots)
         self.last_tokens = cupy.zeros(slots, np.int32)
         self._highest = cupy.empty((slots, self._slices), np.float32)
@@ -77,7 +77,14 @@ class Sampler:
         self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
         self._edited: Array = None
 
-    def begin(self, slot: int, params: SamplingParams, counts: HostArray | None, upload: Upload) -> None:
+    def begin(
+        self,
+        slot: int,
+        params: SamplingParams,
+        counts: HostArray | None,
+        upload: Upload,
+        ends: Collection[int] = (),
+    ) -> None:
         """Sample a slot by these parameters from now on.
 
         Args:
@@ -86,18 +93,19 @@ class Sampler:
             counts: int32 (vocabulary,), from `count_tokens`; each launch adds the token that it draws. None where
                 nothing depends on the tokens so far.
             upload: copies the counts.
+            ends: tokens that end its text.
         """
         self.end(slot)
-        record, bias = self._records[slot], params.logit_bias
+        record = self._records[slot]
         for name in ("top_p", *_FLOATS):
             record[name] = getattr(params, name)
         record["seed"], record["top_k"] = params.drawn_seed & (1 << 64) - 1, min(params.top_k, VOCABULARY_LIMIT)
         record["slot"], record["edited_row"], record["mask_start"], record["bias_start"] = slot, -1, -1, -1
         record["counts_row"] = -1 if counts is None else self._counts.put(slot, counts, upload)
-        if bias:
+        if params.logit_bias or params.min_tokens:
             record["bias_start"] = 0  # a step says where
-            values = np.fromiter(bias.values(), np.float32, len(bias))
-            self._biases[slot] = np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
+            first, later = (_bias_words(biases(params, ends, step)) for step in (0, params.min_tokens))
+            self._biases[slot] = _Biases(first, later, params.min_tokens)
 
     def end(self, slot: int) -> None:
         """Give back what a slot's request has of memory; no effect on a slot without one."""
@@ -154,7 +162,7 @@ class Sampler:
             parts.append(self._padded(mask))
             records["mask_start"][row], end = end, end + len(parts[-1])
         for row in np.flatnonzero(records["bias_start"] >= 0).tolist():
-            parts.append(self._biases[slots[row]])
+            parts.append(self._biases[slots[row]].at(steps[row]))
             records["bias_start"][row], end = end, end + len(parts[-1])
         starts = [records[name] >= 0 for name in ("mask_start", "bias_start", "counts_row")]
         edited = np.flatnonzero(np.logical_or.reduce(starts) & (records["temperature"] > 0))
@@ -180,6 +188,23 @@ class Sampler:
             width = self._slices * tuning.current().sample_slice
             self._edited = None  # its memory is free for the larger one
             self._edited = cupy.empty((min(_power_of_two(edited), len(self._records)), width), np.float32)
+
+
+class _Biases(NamedTuple):
+    """What is added to a slot's logits, as the kernel reads it: before `min_tokens` of its tokens, and from then on."""
+
+    first: HostArray
+    later: HostArray
+    min_tokens: int
+
+    def at(self, step: int) -> HostArray:
+        return self.first if step < self.min_tokens else self.later
+
+
+def _bias_words(bias: Mapping[int, float]) -> HostArray:
+    """Their count, the ids and the values, in words of 32 bits."""
+    values = np.fromiter(bias.values(), np.float32, len(bias))
+    return np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
 
 
 class _Counts:
