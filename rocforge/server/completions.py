@@ -15,7 +15,7 @@ from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
 from rocforge.server.errors import APIError, JSONResponse, refusing
 from rocforge.server.events import Chunks, EventStream
-from rocforge.server.generation import Generator
+from rocforge.server.generation import Generator, each
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
 from rocforge.server.schema import CompletionRequest
@@ -34,7 +34,7 @@ class Completions:
         generator = self._generator
         rename(body)
         generator.check_model(body.model)
-        _check(body)
+        _check(body, generator.settings.max_choices)
         n, count = body.n or 1, body.logprobs
         choices = body.best_of or n
         if choices > n and count is None:
@@ -42,7 +42,7 @@ class Completions:
         most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         params = generator.params(body, choices, most or 1, count)
         with generator.deadline(body.timeout):
-            prompts = await self._prompts(body.prompt)
+            prompts = await generator.prompts(body.prompt)
             echoes = await run_in_threadpool(self._echoes, body, prompts)
             grammar = generator.grammar(body)
             if most == 0:
@@ -55,29 +55,19 @@ class Completions:
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
-    async def _prompts(self, prompt: Any) -> list[list[int]]:
-        many = _each(prompt)
-        if len(many) > self._generator.settings.max_choices:
-            most = self._generator.settings.max_choices
-            raise APIError(f"{len(many)} prompts; at most {most} are allowed", param="prompt")
-        return [await self._generator.encode(one) if isinstance(one, str) else one for one in many]
-
     def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
         """What stands before the text of each prompt: where asked for, the prompt."""
         if not body.echo:
             return [""] * len(prompts)
         decode = self._generator.tokenizer.decode
         with refusing("prompt"):
-            return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in _each(body.prompt)]
+            return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in each(body.prompt)]
 
 
-def _each(prompt: Any) -> list[Any]:
-    """The prompts, texts or token ids, of one or several."""
-    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-
-
-def _check(body: CompletionRequest) -> None:
-    """Raises APIError where fields of this endpoint are not supported, or not together."""
+def _check(body: CompletionRequest, max_choices: int) -> None:
+    """Raises APIError where fields of this endpoint are not supported, or not together, or ask for too much."""
+    if (prompts := len(each(body.prompt))) > max_choices:
+        raise APIError(f"{prompts} prompts; at most {max_choices} are allowed", param="prompt")
     n, best_of = body.n or 1, body.best_of or body.n or 1
     if body.suffix:
         raise APIError("suffix is not supported", param="suffix", code="unsupported_parameter")

@@ -26,6 +26,8 @@ from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
+DEFAULT_TEMPERATURE = 1.0
+"""The OpenAI API's."""
 INLINE_TEXT = 2048
 """Characters of a text that is tokenized within the event loop: another thread would take longer."""
 LONGEST_TOKEN = 256
@@ -86,6 +88,15 @@ class Generator:
             return self.tokenizer.encode(text, **options)
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
 
+    async def prompts(self, prompt: Any) -> list[list[int]]:
+        """The token ids of each of one or several texts or lists of ids."""
+        return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]
+
+    def check_length(self, tokens: int, param: str) -> None:
+        """Raises APIError where a prompt of so many tokens does not fit into the context."""
+        if tokens >= self.backend.limit:
+            raise self._too_long(f"{tokens} tokens in the {param}")
+
     @property
     def compiler(self) -> GrammarCompiler:
         """For the model's tokenizer, to write grammars with."""
@@ -143,7 +154,7 @@ class Generator:
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
             return [
                 SamplingParams(
-                    **{"temperature": 1.0, **given},
+                    **{"temperature": DEFAULT_TEMPERATURE, **given},
                     max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
@@ -169,8 +180,7 @@ class Generator:
         for prompt in prompts:
             if asked is not None and len(prompt) + asked > limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
-            if len(prompt) >= limit:
-                raise self._too_long(f"{len(prompt)} tokens in the prompt")
+            self.check_length(len(prompt), "prompt")
         with refusing("prompt"):
             replies = await self.backend.submit(prompts, params, grammar, self._seconds(timeout))
         return self._job(prefix, len(params), replies)
@@ -190,6 +200,11 @@ class Generator:
     def _too_long(self, what: str) -> APIError:
         message = f"This model's maximum context length is {self.backend.limit} tokens. However, you requested {what}."
         return APIError(message, param="messages", code="context_length_exceeded")
+
+
+def each(prompt: Any) -> list[Any]:
+    """The prompts, texts or token ids, of one or several."""
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 def _token_id(text: str) -> int:

@@ -19,6 +19,13 @@ T = TypeVar("T")
 Array = Annotated[list[T], Field(fail_fast=True)]
 Mapping = Annotated[dict[str, T], Field(fail_fast=True)]
 """Both report the first wrong item only: a million reports would take long to make."""
+Ids = Annotated[Array[TokenId], Field(min_length=1)]
+Prompts = (
+    Text
+    | Ids
+    | Annotated[Array[Text], Field(min_length=1, max_length=1024)]
+    | Annotated[Array[Ids], Field(min_length=1, max_length=1024)]
+)
 
 
 class Body(BaseModel):
@@ -172,12 +179,7 @@ class Sampling(Body):
 class CompletionRequest(Sampling):
     """The body of /v1/completions."""
 
-    prompt: (
-        Text
-        | Annotated[Array[TokenId], Field(min_length=1)]
-        | Annotated[Array[Text], Field(min_length=1, max_length=1024)]
-        | Annotated[Array[Annotated[Array[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)]
-    )
+    prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=128)
@@ -207,6 +209,16 @@ class ChatCompletionRequest(Sampling):
     continue_final_message: bool | None = Field(
         None, description="Extension: continue the last message, an assistant's; add_generation_prompt must be false."
     )
+
+
+class EmbeddingRequest(Body):
+    """The body of /v1/embeddings."""
+
+    model: str = Field(max_length=512)
+    input: Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
 
 
 class TokenizeRequest(Body):

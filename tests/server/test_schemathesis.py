@@ -11,6 +11,9 @@ pytestmark = pytest.mark.slow
 OPERATIONS = [
     ("/v1/completions", "POST"),
     ("/v1/chat/completions", "POST"),
+    ("/v1/embeddings", "POST"),
+    ("/props", "GET"),
+    ("/version", "GET"),
     ("/v1/models", "GET"),
     ("/v1/models/{name}", "GET"),
     ("/v1/requests", "GET"),
