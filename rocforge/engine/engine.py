@@ -311,7 +311,7 @@ class Engine:
         >>> for _ in passes:
         ...     pass
         >>> vectors.shape
-        (2, 96)
+        (2, 512)
         """
         for prompt in prompts:
             self.check(prompt, SamplingParams(lora=lora))

@@ -88,6 +88,8 @@ class ChatCompletions:
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
+            if body.reasoning_effort == "none":
+                variables.setdefault("enable_thinking", False)  # as Qwen's and other templates call it
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         render = partial(

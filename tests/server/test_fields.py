@@ -174,3 +174,19 @@ def test_one_call_at_a_time(client):
         assert len(message.tool_calls) == count and json.loads(message.tool_calls[0].function.arguments) == {}
         chunks = chat(client, **options, parallel_tool_calls=parallel, stream=True)
         assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == count
+
+
+def test_variables_of_templates(start):
+    """An effort, and what else is named, reaches the template; none also turns thinking off, unless that is said."""
+    template = "{{ reasoning_effort }}{% if enable_thinking is false %}-off{% endif %}{{ more }}"
+    with start(chat_template=template) as server:
+        for fields, prompt in (
+            ({"reasoning_effort": "high", "chat_template_kwargs": {"more": "-x"}}, "high-x"),
+            ({"reasoning_effort": "none"}, "none-off"),
+            ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "none"),
+            ({"chat_template_kwargs": {"enable_thinking": False}}, "-off"),
+        ):
+            body = {"model": "small", "messages": MESSAGES, "max_tokens": 1, **fields}
+            usage = server.post("/v1/chat/completions", json=body).json()["usage"]
+            ids = server.post("/tokenize", json={"content": prompt}).json()
+            assert usage["prompt_tokens"] == ids["count"], fields
