@@ -25,6 +25,7 @@ SAMPLING = {
     "temp": "temperature",
     "topk": "top_k",
     "topp": "top_p",
+    **dict.fromkeys(("typical", "typ_p"), "typical_p"),
     "minp": "min_p",
     **dict.fromkeys(("repeat_penalty", "penalty_repeat"), "repetition_penalty"),
     "penalty_present": "presence_penalty",

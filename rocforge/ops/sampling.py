@@ -22,6 +22,8 @@ from rocforge.ops.types import HostArray
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
 NOTHING_ALLOWED = "the constraint leaves no token whose logit is a finite number"
+XTC_SEED = 0x58544358544358
+"""Changes a seed to that of XTC's draws."""
 GREEDY_BELOW = 1e-5
 """Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
@@ -30,7 +32,8 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """How a request's tokens are chosen; names and meanings are the OpenAI API's where it has them.
 
-    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_k, top_p, min_p.
+    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_n_sigma, top_k,
+    typical_p, top_p, min_p, XTC.
 
     Attributes:
         max_tokens: stop after this many tokens; None: when the model's context is full.
@@ -38,6 +41,13 @@ class SamplingParams:
         top_k: keep that many of the most likely tokens; 0 for all.
         top_p: keep the most likely tokens that reach this probability together, over 0 to 1.
         min_p: keep tokens at least this share as likely as the most likely one, 0 to 1.
+        top_n_sigma: keep tokens whose logit is at most so many standard deviations of all finite ones below the highest
+            (Tang et al., https://arxiv.org/abs/2411.07641), 0 to 1e6; 0 for all.
+        typical_p: keep the tokens whose surprise is nearest to the expected one that reach this probability together
+            (Meister et al., https://arxiv.org/abs/2202.00666), over 0 to 1.
+        xtc_probability: how often XTC leaves out the likeliest tokens, 0 to 1: of those with xtc_threshold of the
+            probability or more, all but the least likely (https://github.com/oobabooga/text-generation-webui/pull/6335).
+        xtc_threshold: 0 to 1; over 0.5 nothing is left out.
         repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
             (Keskar et al., https://arxiv.org/abs/1909.05858), 1e-6 to 1e6; 1 for none.
         presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
@@ -67,6 +77,10 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_n_sigma: float = 0.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -84,7 +98,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            number, over = number_of(name, value), name == "top_p"  # of no probability at all no token is kept
+            number, over = number_of(name, value), name in ("top_p", "typical_p")  # of none at all no token is kept
             if not low <= value <= high or (over and value == 0):
                 bounds = f"{'over' if over else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
                 raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
@@ -112,6 +126,11 @@ class SamplingParams:
         return cast(int, self.seed)
 
     @property
+    def chained(self) -> bool:
+        """Whether top_n_sigma, typical_p or XTC may leave tokens out."""
+        return self.top_n_sigma > 0 or self.typical_p < 1 or (self.xtc_probability > 0 and self.xtc_threshold <= 0.5)
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
@@ -128,6 +147,10 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    top_n_sigma: float
+    typical_p: float
+    xtc_probability: float
+    xtc_threshold: float
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
@@ -164,6 +187,10 @@ _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
     "top_k": (_integer, 0, math.inf),
     "top_p": (_real, 0, 1),
     "min_p": (_real, 0, 1),
+    "top_n_sigma": (_real, 0, 1e6),
+    "typical_p": (_real, 0, 1),
+    "xtc_probability": (_real, 0, 1),
+    "xtc_threshold": (_real, 0, 1),
     "repetition_penalty": (_real, 1e-6, 1e6),
     "presence_penalty": (_real, -2, 2),
     "frequency_penalty": (_real, -2, 2),
@@ -241,7 +268,7 @@ def sample(
     check_finite(logits)
     if params.temperature == 0:
         return int(logits.argmax())
-    return _draw(logits, params, uniform(params.drawn_seed, len(output)))
+    return _draw(logits, params, len(output))
 
 
 def masked(logits: HostArray, bits: HostArray) -> HostArray:
@@ -282,11 +309,15 @@ def _penalized(logits: HostArray, params: SamplingParams, prompt: Sequence[int],
     return logits
 
 
-def _draw(logits: HostArray, params: SamplingParams, u: float) -> int:
-    """The token at the u-quantile of the distribution of the kept tokens, taken in the order of their ids."""
-    scaled = logits / np.float32(params.temperature)
-    weights = np.exp(scaled - scaled.max(), dtype=np.float64)
-    ids = _kept(weights, params)
+def _draw(logits: HostArray, params: SamplingParams, step: int) -> int:
+    """The token at a random quantile of the distribution of the kept tokens, taken in the order of their ids."""
+    scaled, u = logits / np.float32(params.temperature), uniform(params.drawn_seed, step)
+    gaps = scaled.max() - scaled
+    weights = np.exp(-gaps, dtype=np.float64)
+    if params.chained:
+        ids: HostArray | None = _kept_by_chain(gaps, weights, params, step)
+    else:
+        ids = _kept(weights, params)
     cumulative = np.cumsum(weights if ids is None else weights[ids])
     index = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(cumulative) - 1)
     return index if ids is None else int(ids[index])
@@ -307,6 +338,33 @@ def _kept(weights: HostArray, params: SamplingParams) -> HostArray | None:
     if params.top_p < 1:
         sums = np.cumsum(weights[ids])
         ids = ids[sums - weights[ids] < params.top_p * total]
+    return np.sort(ids)
+
+
+def _kept_by_chain(gaps: HostArray, weights: HostArray, params: SamplingParams, step: int) -> HostArray:
+    """Ids, ascending, that all truncations keep, each of what the one before has kept; as llama.cpp's samplers.
+
+    Args:
+        gaps: float32 (vocabulary,): how far each logit over the temperature is below the highest.
+        weights: exp(-gaps).
+    """
+    ids = np.argsort(-weights, kind="stable")
+    if params.top_n_sigma:
+        ids = ids[gaps[ids] <= params.top_n_sigma * gaps[np.isfinite(gaps)].std(dtype=np.float64)]
+    ids = ids[weights[ids] > 0][: params.top_k or None]
+    if params.typical_p < 1:
+        shares = weights[ids] / weights[ids].sum()
+        surprise = np.abs(gaps[ids] - np.float32(shares @ gaps[ids]))  # less the expected one
+        order = np.argsort(surprise, kind="stable")
+        last = int(np.searchsorted(np.cumsum(shares[order]), params.typical_p))
+        ids = ids[surprise <= surprise[order[min(last, len(order) - 1)]]]
+    if params.top_p < 1:
+        sums = np.cumsum(weights[ids])
+        ids = ids[sums - weights[ids] < params.top_p * sums[-1]]
+    ids = ids[weights[ids] >= params.min_p * weights[ids[0]]]
+    if params.xtc_threshold <= 0.5 and uniform(params.drawn_seed ^ XTC_SEED, step) < np.float32(params.xtc_probability):
+        likely = np.count_nonzero(weights[ids] >= params.xtc_threshold * weights[ids].sum())
+        ids = ids[max(likely - 1, 0) :]
     return np.sort(ids)
 
 

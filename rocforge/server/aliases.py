@@ -40,7 +40,9 @@ def rename(body: Sampling) -> None:
         _set(body, name, "grammar", _choice(options.choice))
         _set(body, name, "response_format", _format(name, options.json_))
         _set(body, name, "response_format", ResponseFormat(type="json_object") if options.json_object else None)
-    body.top_k = 0 if body.top_k == -1 else body.top_k
+    for name in ("top_k", "top_n_sigma"):
+        if getattr(body, name) == -1:
+            setattr(body, name, 0)
 
 
 def _set(body: Sampling, name: str, own: str, value: Any) -> None:

@@ -146,7 +146,8 @@ class Generator:
         given = {
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-                         "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos")
+                         "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos",
+                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
         lora = self.adapter(body)

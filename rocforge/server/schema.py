@@ -152,6 +152,12 @@ class Sampling(Body):
     min_p: float | None = Field(
         None, description="Extension: drop tokens below this fraction of the highest probability."
     )
+    top_n_sigma: float | None = Field(
+        None, description="Extension: keep tokens so many standard deviations below the highest logit; 0, -1: all."
+    )
+    typical_p: float | None = Field(None, description="Extension: locally typical sampling up to this probability.")
+    xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
+    xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")

@@ -129,6 +129,21 @@ def test_names_of_other_servers(client):
     assert everything != text_of(penalized)
 
 
+def test_samplers(client):
+    """llama.cpp's are those of rf.SamplingParams: each leaves out what it should, and nothing where it is off."""
+    plain, greedy = (text_of(complete(client, temperature=temperature)) for temperature in (1, 0))
+    assert text_of(complete(client, temperature=1, extra_body={"top_n_sigma": 0.0001})) == greedy != plain
+    least = [
+        {"temperature": 1, "seed": seed, "extra_body": {"xtc_probability": 1, "xtc_threshold": 0}} for seed in (1, 2)
+    ]
+    texts = [text_of(complete(client, **options)) for options in least]
+    assert texts[0] == texts[1] != greedy, "all but the least likely token is left out"
+    off = {"top_n_sigma": -1, "typical_p": 1, "xtc_probability": 0, "xtc_threshold": 0.1}
+    assert text_of(complete(client, temperature=1, extra_body=off)) == plain
+    typical = text_of(complete(client, temperature=1, extra_body={"typical_p": 0.2}))
+    assert typical != plain
+
+
 def test_fields_without_effect(client):
     """What only describes a request, or hints, is taken; a tier that is named is said."""
     options = {"user": "me", "metadata": {"a": "b"}, "store": False, "parallel_tool_calls": True}
@@ -147,6 +162,10 @@ def test_fields_without_effect(client):
         (chat, {"store": True}, "store"),
         (chat, {"service_tier": "flex"}, "service_tier"),
         (chat, {"extra_body": {"top_k": -2}}, "top_k"),
+        (chat, {"extra_body": {"top_n_sigma": -2}}, "top_n_sigma"),
+        (chat, {"extra_body": {"typical_p": 0}}, "typical_p"),
+        (chat, {"extra_body": {"dry_multiplier": 0.8}}, "dry_multiplier"),
+        (chat, {"extra_body": {"mirostat": 2}}, "mirostat"),
         (chat, {"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
         (chat, {"extra_body": {"guided_json": "{"}}, "guided_json"),
         (chat, {"extra_body": {"guided_json": "[]"}}, "guided_json"),

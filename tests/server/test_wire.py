@@ -30,6 +30,7 @@ def sent(message):
         {"temperature": 0, "logprobs": 0, "ignore_eos": True, "stop": ("a",)},
         {"lora": "pirate", "stop_token_ids": [7, 8], "min_tokens": 3},
         {"repetition_penalty": 1.1, "presence_penalty": -2, "frequency_penalty": 2, "min_p": 1},
+        {"top_n_sigma": 1.5, "typical_p": 0.1, "xtc_probability": 0.3, "xtc_threshold": 0.7},
     ],
 )
 def test_params(given):

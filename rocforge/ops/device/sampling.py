@@ -24,13 +24,16 @@ NONE_FINITE, NONE_ALLOWED = -1, -2
 """In place of a token: the highest logit is not finite; the mask leaves no token with a finite one."""
 
 _INTEGERS = ("step", "top_k", "slot", "counts_row", "edited_row", "mask_start", "bias_start")
-_FLOATS = ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_FLOATS = (
+    *("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold"),
+)
 PARAMETERS = np.dtype(
     [("seed", np.uint64), ("top_p", np.float64)]
     + [(name, np.int32) for name in _INTEGERS]
     + [(name, np.float32) for name in _FLOATS]
 )
-"""`Parameters` of sampling.hip, 64 bytes."""
+"""`Parameters` of sampling.hip, 80 bytes."""
 _RECORD_WORDS = PARAMETERS.itemsize // 4
 
 Upload = Callable[[HostArray, Array], Any]
@@ -42,6 +45,9 @@ _rows = Kernel(
     "sampling.hip",
     "sample_rows",
     "int32* int32* int32*? float32* float32*? float32* int32* uint64* uint32* uint32 uint32",
+)
+_chains = Kernel(
+    "sampling.hip", "sample_chains", "int32* int32* int32*? float32* float32*? float32* uint32* uint32 uint32"
 )
 _logprobs = Kernel(
     "sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* int32*? uint32 uint32 uint32"
@@ -100,6 +106,8 @@ class Sampler:
         for name in ("top_p", *_FLOATS):
             record[name] = getattr(params, name)
         record["seed"], record["top_k"] = params.drawn_seed & (1 << 64) - 1, min(params.top_k, VOCABULARY_LIMIT)
+        if params.xtc_threshold > 0.5:
+            record["xtc_probability"] = 0
         record["slot"], record["edited_row"], record["mask_start"], record["bias_start"] = slot, -1, -1, -1
         record["counts_row"] = -1 if counts is None else self._counts.put(slot, counts, upload)
         if params.logit_bias or params.min_tokens:
@@ -141,7 +149,7 @@ class Sampler:
             raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
         if not rows:
             return
-        (staged, from_all), tuned = self._upload(slots, steps, masks, upload), tuning.current()
+        (staged, from_all, chained), tuned = self._upload(slots, steps, masks, upload), tuning.current()
         logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
         grid, threads = (self._slices, rows), (tuned.sample_slice_threads,)
         _slices(grid, threads, (edited, *found, logits, staged, counts, *sizes))
@@ -149,12 +157,15 @@ class Sampler:
             _sums(grid, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
         drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
         _rows((rows,), (tuned.sample_row_threads,), drawn)
+        if chained:
+            several = (self.last_tokens, host_tokens, counts, logits, edited, self._highest, staged, *sizes)
+            _chains((rows,), (tuned.sample_row_threads,), several)
 
     def _upload(
         self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
-    ) -> tuple[Array, bool]:
-        """The records of the rows, with what they point to behind them, on the device; and whether one of them is drawn
-        from all of its tokens."""
+    ) -> tuple[Array, bool, bool]:
+        """The records of the rows, with what they point to behind them, on the device; whether one of them is drawn
+        from all of its tokens; and whether one is chained."""
         records = self._records[np.asarray(slots)]
         records["step"] = steps
         parts, end = [records.view(np.uint32)], records.nbytes // 4
@@ -170,8 +181,11 @@ class Sampler:
         self._reserve(end, len(edited))
         staged = self._staged[:end]
         upload(np.concatenate(parts), staged)
+        random = records["temperature"] > 0
+        chained = (records["top_n_sigma"] > 0) | (records["typical_p"] < 1) | (records["xtc_probability"] > 0)
         every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
-        return staged, bool(((records["temperature"] > 0) & (records["top_p"] >= 1) & every).any())
+        from_all = random & ~chained & (records["top_p"] >= 1) & every
+        return staged, bool(from_all.any()), bool((random & chained).any())
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""
