@@ -41,7 +41,7 @@ class ChatCompletions:
             raise APIError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.logprobs:
             count = body.top_logprobs or 0
-        given = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+        given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         most = generator.settings.max_tokens if given is None else given
         if most == 0:
             raise APIError("max_tokens is 0; allowed is from 1, and -1 for no limit", param="max_tokens")
