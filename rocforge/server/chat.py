@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
-from rocforge.server.body import dump_json, parse_json
+from rocforge.server.body import dump_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator
 from rocforge.server.grammars import GrammarSource
+from rocforge.server.history import History
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
-from rocforge.server.schema import ChatCompletionRequest, Message, NamedTool
+from rocforge.server.schema import ChatCompletionRequest, NamedTool
 from rocforge.server.tools import HarmonyFormat, Parsed, Parser, PlainParser, ToolFormat, format_of
 
 
@@ -57,6 +57,12 @@ class ChatCompletions:
             raise APIError(message, code="no_chat_template")
         return template
 
+    @cached_property
+    def _history(self) -> History:
+        """Of chats with the model."""
+        template, tokenizer = self._template, self._generator.tokenizer
+        return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
+
     def _format(self, body: ChatCompletionRequest) -> ToolFormat | None:
         """The format of tool calls; None without tools."""
         template = self._template
@@ -75,7 +81,6 @@ class ChatCompletions:
 
     async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
         generator = self._generator
-        messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
         definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
@@ -84,12 +89,11 @@ class ChatCompletions:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         render = partial(
             generator.tokenizer.render_chat,
-            messages,
-            definitions,
+            tools=definitions,
             chat_template=generator.settings.chat_template,
             **variables,
         )
-        text, literal = await generator.render(render)
+        text, literal = await generator.render(partial(self._history.render, body.messages, render))
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
@@ -117,21 +121,6 @@ def _parser(format: ToolFormat | None, template: str) -> Parser:
     if format is None and isinstance(harmony := format_of(template), HarmonyFormat):
         format = harmony
     return PlainParser() if format is None else format.parser()
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """A message in the form of templates: content as text, arguments of calls as objects."""
-    plain = message.model_dump(exclude_none=True)
-    content = plain.get("content")
-    if isinstance(content, list):
-        plain["content"] = "".join(part["text"] for part in content)
-    plain.setdefault("content", "")
-    for call in plain.get("tool_calls", ()):
-        try:
-            call["function"]["arguments"] = parse_json(call["function"]["arguments"])
-        except ValueError as error:
-            raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
-    return plain
 
 
 class _Answer:

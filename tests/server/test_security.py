@@ -531,11 +531,11 @@ def test_names_of_python(server):
 
 @pytest.mark.parametrize("arguments", ["[" * 100_000, "[" * 900 + "]" * 900, "NaN", "", "9" * 5000, '"\\ud800"'])
 def test_arguments_of_calls(server, arguments):
-    """JSON in JSON has the same limits."""
+    """Whatever a model wrote for arguments, JSON or not, is text of the history."""
     call = {"function": {"name": "f", "arguments": arguments}}
     body = {"model": "small", "messages": [{"role": "assistant", "tool_calls": [call]}], "max_tokens": 1}
     answer = server.post("/v1/chat/completions", json=body)
-    assert answer.status_code == 400 and "arguments" in answer.json()["error"]["message"]
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_errors_are_short(server):
