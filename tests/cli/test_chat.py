@@ -26,7 +26,8 @@ def computed(loaded, monkeypatch):
     """How many tokens the model computed, a number a step."""
     counts = []
     forward = type(loaded[0]).forward
-    monkeypatch.setattr(type(loaded[0]), "forward", lambda m, t, b=None: (counts.append(len(t)), forward(m, t, b))[1])
+    counting = lambda m, t, *args, **kwargs: (counts.append(len(t)), forward(m, t, *args, **kwargs))[1]  # noqa: E731
+    monkeypatch.setattr(type(loaded[0]), "forward", counting)
     return counts
 
 
