@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare_standard_streams() -> None:
     """Those that are closed, as some supervisors leave them, become the null device: else the next file or socket that
-    is opened would have their numbers. What the output's encoding cannot say is "?" there, and no error; bytes that were
-    no text come out as they came in.
+    is opened would have their numbers. What the output's encoding cannot say is "?" there, and no error; bytes that
+    were no text come out as they came in.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # opening takes the lowest free number, which is that stream's

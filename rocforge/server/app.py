@@ -25,6 +25,7 @@ from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
+from rocforge.server.prefix import Prefix
 from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from rocforge.server.settings import Settings
 
@@ -37,7 +38,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
-    app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
+    servers = [{"url": settings.root_path}] if settings.root_path else None
+    app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES, servers=servers)
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
     app.router.route_class = JSONRoute
@@ -51,6 +53,8 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     app.add_middleware(
         Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections, metrics=metrics
     )
+    if settings.root_path:
+        app.add_middleware(Prefix, prefix=settings.root_path)
     generator = Generator(backend, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)

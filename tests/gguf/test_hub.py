@@ -168,7 +168,7 @@ def hub(tmp_path):
 
 
 def test_download(hub, monkeypatch):
-    """The chosen file lands in the Hub's cache with its content, and is not fetched twice; it loads with the Hub down."""
+    """The chosen file lands in the Hub's cache with its content, and loads from there with the Hub down."""
     first = hub("hf:owner/repo:Q8_0")
     assert Path(first).read_bytes() == b"GGUF one"
     assert Path(hub("hf:owner/repo")).read_bytes() == b"GGUF two"
@@ -182,12 +182,12 @@ def test_errors_by_what_they_mean(hub):
     assert errors == {
         "limited": "ConnectionError: the Hugging Face Hub limits requests (429): try again in 7 seconds, or with a "
         "token; the cache has no owner/limited",
-        "gated": "PermissionError: owner/gated is gated: accept its terms on the Hugging Face Hub's page of it, and log "
-        "in: hf auth login, or HF_TOKEN; the cache has no owner/gated",
+        "gated": "PermissionError: owner/gated is gated: accept its terms on the Hugging Face Hub's page of it, and "
+        "log in: hf auth login, or HF_TOKEN; the cache has no owner/gated",
         "private": "FileNotFoundError: the Hugging Face Hub has no owner/private; for a private one log in: hf auth "
         "login, or HF_TOKEN; the cache has no owner/private",
-        "token": "PermissionError: the Hugging Face Hub refuses the list of owner/token (401): check the token, hf auth "
-        "whoami; the cache has no owner/token",
+        "token": "PermissionError: the Hugging Face Hub refuses the list of owner/token (401): check the token, hf "
+        "auth whoami; the cache has no owner/token",
         "down": "ConnectionError: the Hugging Face Hub answers 503 for the list of owner/down: try again later; the "
         "cache has no owner/down",
     }
