@@ -26,6 +26,7 @@ from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
+from rocforge.server.request_id import HEADER, RequestId
 from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from rocforge.server.settings import Settings
 
@@ -39,7 +40,14 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
     servers = [{"url": settings.root_path}] if settings.root_path else None
-    app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES, servers=servers)
+    app = FastAPI(
+        title="rocforge",
+        docs_url=None,
+        redoc_url=None,
+        responses=_RESPONSES,
+        servers=servers,
+        strict_content_type=False,  # JSONRequest looks at it
+    )
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
     app.router.route_class = JSONRoute
@@ -47,7 +55,11 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
         app.add_middleware(Key, key=settings.api_key)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[HEADER, "retry-after"],
         )
     app.add_middleware(Hosts, allowed=settings.allowed_hosts)
     app.add_middleware(
@@ -55,6 +67,7 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     )
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
+    app.add_middleware(RequestId)
     generator = Generator(backend, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)
