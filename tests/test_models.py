@@ -104,7 +104,7 @@ def test_unknown_architecture(tmp_path):
         load_model(rf.open_gguf(tmp_path / "m.gguf"))
 
 
-@pytest.mark.parametrize("tokens", [[], [[1, 2]], np.zeros((1, 2), int), 3, "abc"])
+@pytest.mark.parametrize("tokens", [[], [[1, 2]], np.zeros((1, 2), int), 3])
 def test_tokens_must_be_flat(model_of, tokens):
     """Empty and two-dimensional tokens, and what is no sequence, are refused with their shape."""
     _, model = model_of("llama", "F32")
@@ -118,6 +118,13 @@ def test_tokens_must_be_integers(model_of, tokens):
     _, model = model_of("llama", "F32")
     with pytest.raises(TypeError, match=r"tokens are .*; allowed are integers"):
         model(tokens)
+
+
+def test_text_is_not_tokens(model_of):
+    """Text is told how it becomes tokens."""
+    _, model = model_of("llama", "F32")
+    with pytest.raises(TypeError, match=r"tokens is 'abc'; allowed are token ids: model\(tokenizer\.encode\(text\)\)"):
+        model("abc")
 
 
 def test_token_outside_the_vocabulary(model_of):

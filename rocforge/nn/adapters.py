@@ -195,8 +195,9 @@ def _updates_of(model: Module, name: str, lora: LoRA) -> dict[Module, LowRank]:
         else:
             found[module] = update
     if faults:
-        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise UnsupportedModelError(f"adapter {name!r} does not fit the model: {'; '.join(faults[:4])}{more}")
+        shown, rest = faults[:4], faults[4:]
+        more = f"; and {len(rest)} more" if rest else ""
+        raise UnsupportedModelError(f"adapter {name!r} does not fit the model: {'; '.join(shown)}{more}")
     return found
 
 
