@@ -49,9 +49,12 @@ class History:
             try:
                 return render(form)
             except ChatTemplateError as error:
-                first = first or error
+                first = first or error.with_traceback(None)
         assert first is not None, "there is a form"
-        raise first
+        try:
+            raise first
+        finally:
+            del first  # else it, its traceback and this frame would keep each other, and the messages
 
     def _shown(self, turns: list[Turn]) -> list[Turn]:
         """In place of roles and calls that the template leaves out, those that it shows."""

@@ -1,7 +1,10 @@
 """Histories that the API allows reach the model whole, however little its template takes."""
 
+import contextlib
+import gc
 import json
 import pathlib
+import weakref
 
 import pytest
 
@@ -172,6 +175,25 @@ def test_a_refusal_is_the_first_one():
     template = "{{ raise_exception('no ' + messages[0].role) }}"
     with pytest.raises(ChatTemplateError, match="no assistant"):
         text_of(template, [REPLY, USER])
+
+
+def test_a_refused_history_is_not_kept():
+    """No cycle of error and frames waits for the garbage collector."""
+
+    def refuse(turns):
+        raise ChatTemplateError("no")
+
+    message = Message.model_validate(called(("1", "f", "cut o")))
+    watched = weakref.ref(message)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ChatTemplateError):
+            History("", refuse).render([message], refuse)
+        del message
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["Qwen-Qwen2.5", "google-gemma-2", "meta-llama-Llama-3.1", "mistralai-Mistral"])
