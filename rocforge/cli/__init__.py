@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; docs/cli.md lists them.
     """
-    _open_standard_streams()
+    _prepare_standard_streams()
     with Interrupts(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: note(f"warning: {message}")
         try:
@@ -43,15 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(error, sys.argv[1:] if argv is None else argv)
 
 
-def _open_standard_streams() -> None:
+def _prepare_standard_streams() -> None:
     """Those that are closed, as some supervisors leave them, become the null device: else the next file or socket that
-    is opened would have their numbers.
+    is opened would have their numbers. What the output's encoding cannot say is "?" there, and no error; bytes that
+    were no text come out as they came in.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # opening takes the lowest free number, which is that stream's
             stream = os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 def _output_closed() -> int:

@@ -22,7 +22,7 @@ from rocforge.cli.options import (
     load_adapter,
     takes_sampling,
 )
-from rocforge.cli.output import console, note, write_text
+from rocforge.cli.output import note, write_text
 from rocforge.engine.response import GenerationResponse
 
 
@@ -61,7 +61,7 @@ def generate(
     else:
         ids = tokenizer.encode(text)
         if echo or (echo is None and sys.stdout.isatty()):
-            console().print(text, style="bold", end="")
+            write_text(text, bold=True)
     last = None
     with contextlib.closing(rf.stream_generate(loaded, tokenizer, ids, **sampling)) as stream:
         for response in stream:
@@ -86,7 +86,7 @@ def _prompt(prompt: str | None) -> str:
         return prompt
     if sys.stdin.isatty():
         note("reading the prompt from stdin; Ctrl-D ends it")
-    return sys.stdin.read()
+    return sys.stdin.buffer.read().decode(errors="surrogateescape")  # a text stream would change line ends
 
 
 COMMANDS = [generate]

@@ -45,7 +45,8 @@ Fp16Weights = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no statistics.")]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
 Template = Annotated[
-    typer.FileText | None, typer.Option("--chat-template", help="Jinja file that replaces the model's chat template.")
+    typer.FileText | None,
+    typer.Option("--chat-template", encoding="utf-8", help="Jinja file that replaces the model's chat template."),
 ]
 Lora = Annotated[
     str | None,

@@ -47,10 +47,13 @@ def write_json(value: Any) -> None:
     print()
 
 
-def write_text(text: str) -> None:
-    """Write a piece of a model's text, at once. A terminal gets no control characters: they could be commands to it."""
+def write_text(text: str, bold: bool = False) -> None:
+    """Write a piece of a prompt or of a model's text as it is, at once; `bold` on a terminal that can. A terminal gets
+    no control characters: they could be commands to it."""
     if sys.stdout.isatty():
         text = "".join(c for c in text if c in "\n\t" or ord(c) >= 0xA0 or " " <= c <= "~")
+    if bold and console().color_system is not None:  # rich would fold lines, expand tabs and draw :names: of emoji
+        text = f"\x1b[1m{text}\x1b[0m"
     print(text, end="", flush=True)
 
 

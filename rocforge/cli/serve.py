@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +27,13 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of a port.")] = None,
+    fd: Annotated[
+        int | None, typer.Option(min=0, help="Listening socket to take over, by its file descriptor; systemd's: 3.")
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="/PATH", help="Path under which a proxy serves this server.", show_default=False)
+    ] = "",
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the file's name.")] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="ROCFORGE_API_KEY", help="Bearer token that clients must send.")
@@ -75,10 +84,15 @@ def serve(
     from rocforge.server.run import serve as run
     from rocforge.server.settings import Settings
 
+    if uds is not None and fd is not None:
+        raise UsageError("--uds and --fd are two places to listen; allowed is one")
+    if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
+        raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
     settings = Settings(
         model_name=name or model_name(model),
         chat_template=chat_template.read() if chat_template else None,
         api_key=api_key,
+        root_path=root_path,
         cors_origins=cors_origin or (),
         allowed_hosts=[host for hosts in allowed_hosts or () for host in hosts.split(",")],
     )
@@ -88,6 +102,8 @@ def serve(
             model,
             host,
             port,
+            uds=uds,
+            fd=fd,
             device=device,
             context=context,
             fp16_weights=fp16_weights.enabled,

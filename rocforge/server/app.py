@@ -27,7 +27,9 @@ from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
+from rocforge.server.prefix import Prefix
 from rocforge.server.props import props as model_props
+from rocforge.server.request_id import HEADER, RequestId
 from rocforge.server.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -46,7 +48,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
-    app = FastAPI(title="rocforge", docs_url=None, redoc_url=None, responses=_RESPONSES)
+    servers = [{"url": settings.root_path}] if settings.root_path else None
+    app = FastAPI(
+        title="rocforge",
+        docs_url=None,
+        redoc_url=None,
+        responses=_RESPONSES,
+        servers=servers,
+        strict_content_type=False,  # JSONRequest looks at it
+    )
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
     app.router.route_class = JSONRoute
@@ -54,12 +64,19 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
         app.add_middleware(Key, key=settings.api_key)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[HEADER, "retry-after"],
         )
     app.add_middleware(Hosts, allowed=settings.allowed_hosts)
     app.add_middleware(
         Limits, max_header_bytes=settings.max_header_bytes, max_requests=settings.max_connections, metrics=metrics
     )
+    if settings.root_path:
+        app.add_middleware(Prefix, prefix=settings.root_path)
+    app.add_middleware(RequestId)
     generator = Generator(backend, settings)
     _add_generation(app, generator)
     _add_tokens(app, generator)

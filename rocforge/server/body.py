@@ -82,7 +82,9 @@ class JSONRequest(Request):
 
     async def body(self) -> bytes:
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":  # pages of other origins may send other types without asking first
+        unnamed = not media_type and "origin" not in self.headers
+        # pages of other origins may send other types, and none, without asking first, and browsers name their origin
+        if media_type != "application/json" and not unnamed:
             raise HTTPException(415, f"Content-Type is {media_type!r}; allowed is application/json")
         seconds = self.app.state.settings.client_timeout
         try:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
 from rocforge.server.aliases import rename
-from rocforge.server.body import dump_json, parse_json
+from rocforge.server.body import dump_json
 from rocforge.server.continuation import Continuation
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator, response_rule
 from rocforge.server.grammars import GrammarSource
+from rocforge.server.history import History
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
-from rocforge.server.schema import ChatCompletionRequest, Message
+from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import ReplyFormat, reply_format
 from rocforge.text.chat.reply import Call, Parsed, Parser
+from rocforge.text.special_tokens import Span
 
 
 class ChatCompletions:
@@ -72,12 +73,15 @@ class ChatCompletions:
             raise APIError(message, code="no_chat_template")
         return template
 
+    @cached_property
+    def _history(self) -> History:
+        """Of chats with the model."""
+        template, tokenizer = self._template, self._generator.tokenizer
+        return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
+
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
         """Its tokens and its text."""
         generator, continuation = self._generator, _continuation(body)
-        messages = await run_in_threadpool(lambda: [_plain(message) for message in body.messages])
-        if continuation:
-            messages = continuation.messages(messages)
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
@@ -85,15 +89,13 @@ class ChatCompletions:
                 variables.setdefault("enable_thinking", False)  # as Qwen's and other templates call it
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
-        render = partial(
-            generator.tokenizer.render_chat,
-            messages,
-            tools.shown or None,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            chat_template=generator.settings.chat_template,
-            **variables,
-        )
-        text, literal = await generator.render(render)
+        template, shown, begun = generator.settings.chat_template, tools.shown or None, body.add_generation_prompt
+
+        def render(turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+            messages = continuation.messages(turns) if continuation else turns
+            return generator.tokenizer.render_chat(messages, shown, begun is not False, template, **variables)
+
+        text, literal = await generator.render(partial(self._history.render, body.messages, render))
         if continuation:
             text, literal = continuation.prompt(text, literal)
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
@@ -132,21 +134,6 @@ def _continuation(body: ChatCompletionRequest) -> Continuation | None:
         message = "continue_final_message is true; the last message must be an assistant's, with content and no calls"
         raise APIError(message, param="messages")
     return Continuation()
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """A message in the form of templates: content as text, arguments of calls as objects."""
-    plain = message.model_dump(exclude_none=True)
-    content = plain.get("content")
-    if isinstance(content, list):
-        plain["content"] = "".join(part["text"] for part in content)
-    plain.setdefault("content", "")
-    for call in plain.get("tool_calls", ()):
-        try:
-            call["function"]["arguments"] = parse_json(call["function"]["arguments"])
-        except ValueError as error:
-            raise APIError(f"arguments of a tool call are not JSON: {error}", param="messages") from error
-    return plain
 
 
 class _Answer:

@@ -25,7 +25,7 @@ from rocforge.text.grammar import GrammarError
 log = logging.getLogger("rocforge.server")
 INVALID = "invalid_request_error"
 CLIENT_CLOSED_REQUEST = 499
-_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="rocforge"'}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 LONGEST_TEXT = 1000
 """Characters of a message or parameter name, which may quote the client."""
 

@@ -25,7 +25,7 @@ class Hosts:
     """Refuses requests for other hosts with 421, and invalid Host headers with 400.
 
     Allowed are `localhost` and loopback addresses; on connections from other machines every address, since an address
-    cannot be rebound; and `allowed`.
+    cannot be rebound; and `allowed`. Unix sockets take all.
 
     Args:
         app: what comes next.
@@ -48,11 +48,14 @@ class Hosts:
         host = Headers(scope=scope).get("host")
         if host is None:  # HTTP/1.0, which no browser speaks; h11 wants one in HTTP/1.1
             return
+        address, port = scope["server"] or ("", None)
+        if port is None:  # a unix socket, to which no name leads a browser
+            return
         match = _HOST.fullmatch(host)
         if match is None:
             raise APIError(f"Host is {host[:200]!r}; allowed is host[:port]")
         name = _normal(match["name"])
-        if not self._allows(name, local=_address((scope["server"] or ("",))[0])):
+        if not self._allows(name, local=_address(address)):
             message = f"host {name[:200]!r} is not in the server's --allowed-hosts"
             raise APIError(message, 421, code="unknown_host")
 
@@ -89,6 +92,7 @@ def _normal(host: str) -> str:
 
 def _address(name: str) -> Address | None:
     try:
-        return ipaddress.ip_address(name)
+        address = ipaddress.ip_address(name)
+        return getattr(address, "ipv4_mapped", None) or address  # as a socket of both families has it
     except ValueError:
         return None

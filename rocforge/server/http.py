@@ -15,12 +15,11 @@ import uvicorn
 
 from rocforge.server.app import create_app
 from rocforge.server.backend import Backend
+from rocforge.server.listeners import BACKLOG
 from rocforge.server.metrics import Metrics
 from rocforge.server.protocol import protocol
 from rocforge.server.settings import Settings
 
-BACKLOG = 1024
-"""Connections that the kernel queues until they are accepted."""
 SPARE = 16
 """Connections beyond those that may have a request in progress, for the probes."""
 

@@ -12,7 +12,7 @@ from rocforge.server.limits import PROBES
 
 
 class Key:
-    """Answers 401 where the bearer token is not the key; the chat page and PROBES are open.
+    """Answers 401 where the bearer token is not the key (RFC 6750, 3); the chat page and PROBES are open.
 
     Args:
         app: the next application.
@@ -23,7 +23,12 @@ class Key:
         self.app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ").encode()
-        if scope["path"] in ("/", *PROBES) or hmac.compare_digest(given, self._key):
+        authorization = Headers(scope=scope).get("authorization", "")
+        scheme, _, token = authorization.partition(" ")
+        known = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self._key)
+        if known or scope["path"] in ("/", *PROBES):
             return await self.app(scope, receive, send)
-        await APIError("Incorrect API key provided", 401, code="invalid_api_key").response(scope, receive, send)
+        response = APIError("Incorrect API key provided", 401, code="invalid_api_key").response
+        if scheme.lower() == "bearer":  # a request without a token is told of no error
+            response.headers["WWW-Authenticate"] = 'Bearer realm="rocforge", error="invalid_token"'
+        await response(scope, receive, send)

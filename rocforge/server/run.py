@@ -25,7 +25,8 @@ from rocforge.load import load
 from rocforge.server.backend import LocalBackend
 from rocforge.server.client import EngineClient
 from rocforge.server.engine_process import EngineServer
-from rocforge.server.http import BACKLOG, HTTPServer
+from rocforge.server.http import HTTPServer
+from rocforge.server.listeners import listen, listen_for_front_ends, url_of
 from rocforge.server.metrics import Metrics, Table
 from rocforge.server.settings import Settings
 from rocforge.server.supervisor import Notes, Supervisor
@@ -41,6 +42,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    uds: str | os.PathLike[str] | None = None,
+    fd: int | None = None,
     device: str | None = None,
     context: int | None = None,
     fp16_weights: bool | None = None,
@@ -73,6 +76,8 @@ def serve(
     Args:
         model_path, device, context, fp16_weights, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
+        uds: a path for a unix socket, to listen there instead.
+        fd: the descriptor of a listening socket, to take that instead.
         lora: adapters that requests may ask for: name -> path and scale, as in `model.adapters.load`.
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         max_queue: as in Service.
@@ -112,19 +117,22 @@ def serve(
         return engine, tokenizer
 
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(listener) for listener in _listen(host, port, max(1, processes))]
-        ready = partial(on_ready or (lambda url: None), _url(listeners[0]))
+        listeners = listen(host, port, uds, fd, max(1, processes))
+        everyone = [stack.enter_context(listener) for several in listeners for listener in several]
+        if uds is not None and fd is None:
+            stack.callback(Path(uds).unlink, missing_ok=True)
+        ready = partial(on_ready or (lambda url: None), url_of(everyone[0]) + settings.root_path)
         loading = load_engine or load_model
         if processes == 0:
             _serve_in_one_process(loading, max_queue, listeners[0], settings, log_level, ready)
         else:
-            table, inner = Table(processes), stack.enter_context(_listen_for_front_ends())
+            table, inner = Table(processes), stack.enter_context(listen_for_front_ends())
             front_ends = [
                 partial(_answer_http, index, listeners, inner, settings, table, log_level, restart_engine)
                 for index in range(processes)
             ]
-            engine = partial(_run_engine, loading, inner, listeners, max_queue, table)
-            Supervisor(engine, front_ends, listeners, restart_engine, settings.grace, ready).run()
+            engine = partial(_run_engine, loading, inner, everyone, max_queue, table)
+            Supervisor(engine, front_ends, everyone, restart_engine, settings.grace, ready).run()
 
 
 def _run_engine(
@@ -150,7 +158,7 @@ def _run_engine(
 
 def _answer_http(
     index: int,
-    listeners: list[socket.socket],
+    listeners: list[list[socket.socket]],
     inner: socket.socket,
     settings: Settings,
     table: Table,
@@ -160,17 +168,19 @@ def _answer_http(
 ) -> None:
     """A process for HTTP."""
     address = inner.getsockname()
-    for other in (*listeners[:index], *listeners[index + 1 :], inner):
-        other.close()
+    inner.close()
+    for others in (*listeners[:index], *listeners[index + 1 :]):
+        for other in others:
+            other.close()
     metrics = Metrics(table, index)
     client = EngineClient(address, metrics, restart_engine, notes.ready)
-    HTTPServer(client, settings, metrics, log_level).run([listeners[index]])
+    HTTPServer(client, settings, metrics, log_level).run(listeners[index])
 
 
 def _serve_in_one_process(
     load_engine: LoadEngine,
     max_queue: int,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     settings: Settings,
     log_level: str,
     on_ready: Callable[[], Any],
@@ -181,7 +191,7 @@ def _serve_in_one_process(
     threading.Thread(target=_watch, args=(service, server, on_ready), daemon=True).start()
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run([listener])
+        server.run(listeners)
     finally:
         service.stop(timeout=settings.grace)
         for number, handler in before.items():
@@ -206,30 +216,6 @@ def observed_service(load_engine: LoadEngine, max_queue: int) -> tuple[Service, 
 def model_name(path: str | os.PathLike[str]) -> str:
     """A model's default name, from its file."""
     return Path(path).name.removesuffix(".gguf")
-
-
-def _listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """Sockets that share a port, among which the kernel divides connections; one that is in use already is refused."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    first = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    if count == 1:
-        return [first]
-    address = first.getsockname()
-    first.close()
-    return [socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True) for _ in range(count)]
-
-
-def _listen_for_front_ends() -> socket.socket:
-    """At an abstract address of the kernel's choice: no file is left of it."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind("")
-    listener.listen(BACKLOG)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _watch(service: Service, server: HTTPServer, on_ready: Callable[[], Any]) -> None:

@@ -114,12 +114,19 @@ class TextPart(Part):
     text: Text
 
 
+class RefusalPart(Part):
+    type: Literal["refusal"]
+    refusal: Text
+
+
 class Message(Part):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Array[TextPart] | None = None
+    content: Text | Array[TextPart | RefusalPart] | None = None
+    refusal: Text | None = None
     name: str | None = None
     tool_calls: Array[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
 
 class StructuredOutputs(Body):

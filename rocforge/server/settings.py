@@ -17,6 +17,7 @@ class Settings:
         api_key: the bearer token that clients must send; None: no key.
         cors_origins: origins allowed by CORS, ("*",) for all.
         allowed_hosts: names and addresses to answer for, beside this machine's own (see `Hosts`).
+        root_path: where a proxy serves it, such as "/llm"; requests may come with this before their path, or without.
         max_body_bytes: of a request.
         max_header_bytes: of a request's line and headers together.
         max_connections: that have a request in progress at a time.
@@ -33,6 +34,7 @@ class Settings:
     api_key: str | None = None
     cors_origins: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()
+    root_path: str = ""
     max_body_bytes: int = 4 << 20
     max_header_bytes: int = 32 << 10
     max_connections: int = 1024

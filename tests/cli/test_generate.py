@@ -1,5 +1,6 @@
 """`rocforge generate`: the text that the library gives, plain when piped, and livelier on a terminal."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from rocforge.cli import main
 
 pytestmark = pytest.mark.slow
 
+UTF8 = {"PYTHONIOENCODING": "utf-8:strict"}
 PROMPT = "def fibonacci(n):"
 
 
@@ -50,6 +52,22 @@ def test_prompt_from_stdin(rocforge, model):
     for prompt in ((), ("-",)):
         done = rocforge("generate", model, *prompt, "--echo", *options, input=PROMPT)
         assert done.stdout == PROMPT + given.stdout and done.stderr == ""
+
+
+def test_a_prompt_comes_out_as_it_went_in(model):
+    """Byte for byte: line ends, tabs, control characters, what reads like markup or an emoji's name, and no text."""
+    prompt = b"a[bold] = b[:x:2]\r\n\tif x:\x07 \xff\xc3\xa9 " + b"y" * 200
+    command = [sys.executable, "-m", "rocforge", "generate", model, "-", "--echo", "--max-tokens", "1", "--quiet"]
+    done = subprocess.run(command, input=prompt, capture_output=True, timeout=120, env={**os.environ, **UTF8})
+    assert done.stdout.startswith(prompt) and done.stderr == b""
+
+
+def test_other_encodings(rocforge, model):
+    """An output that cannot say a character shows a question mark."""
+    done = rocforge(
+        "generate", model, "é", "--echo", "--max-tokens", 1, "--quiet", environment={"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.stdout.startswith("?")
 
 
 def test_chat_template(rocforge, model, template):

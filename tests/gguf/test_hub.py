@@ -44,6 +44,26 @@ def test_choose_the_only_one():
     assert select_file(["a-Q8_0.gguf", "b-Q6_K.gguf"], None) is None
 
 
+@pytest.mark.parametrize(
+    "files, quant, expected",
+    [
+        (["mmproj-F16.gguf", "mmproj-BF16.gguf", "m-it-F16.gguf", "m-it-Q4_K_M.gguf"], "F16", "m-it-F16.gguf"),
+        (["a-long-name-Q4_K_M.gguf", "mmproj-Q4_K_M.gguf"], None, "a-long-name-Q4_K_M.gguf"),
+        (["m-Q8_0.gguf", "m-mmproj-f16.gguf"], None, "m-Q8_0.gguf"),
+        (["long-Q8_0.gguf", "MTP/x-Q8_0.gguf", "x-draft-Q8_0.gguf", "imatrix.gguf"], "Q8_0", "long-Q8_0.gguf"),
+        (["x-draft-Q8_0.gguf", "x-draft-Q4_K_M.gguf"], "Q8_0", "x-draft-Q8_0.gguf"),
+        (["mmproj-F16.gguf", "m-F16.gguf"], "mmproj-F16.gguf", "mmproj-F16.gguf"),
+        (["m-UD-Q4_K_M.gguf", "m-Q4_K_M.gguf"], None, "m-Q4_K_M.gguf"),
+        (["a-1B-Q4_K_M.gguf", "a-13B-Q4_K_M.gguf"], None, None),
+        (["a-1B-Q4_K_M.gguf", "a-13B-Q4_K_M.gguf"], "a-13B-Q4_K_M.gguf", "a-13B-Q4_K_M.gguf"),
+        (["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf"], None, "Q4_K_M/m-00001-of-00002.gguf"),
+    ],
+)
+def test_choose_the_model(files, quant, expected):
+    """Not what lies beside it, unless that is named or all there is; none is guessed among several models."""
+    assert select_file(files, quant) == expected
+
+
 @pytest.mark.parametrize("name", ["hf:owner", "hf:a/b/c", "hf:../x", "hf:a/b:c:d"])
 def test_bad_names(name):
     """What is not owner/repo[:quant] says what it should be."""
@@ -65,6 +85,14 @@ class Hub(BaseHTTPRequestHandler):
     content: ClassVar = {"m-Q8_0.gguf": b"GGUF one", "m-Q4_K_M.gguf": b"GGUF two"}
     commit = "a" * 40
     requests = 0
+    is_down = False
+    faults: ClassVar = {
+        "limited": (429, "Retry-After", "7"),
+        "gated": (403, "X-Error-Code", "GatedRepo"),
+        "private": (401, "X-Error-Code", "RepoNotFound"),
+        "token": (401, "X-Error-Message", "Invalid credentials"),
+        "down": (503, "X-Error-Message", "Unavailable"),
+    }
 
     def do_HEAD(self):
         self.answer(head=True)
@@ -75,7 +103,11 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, head):
         type(self).requests += 1
         path = self.path.split("?")[0]
-        if path.startswith("/api/models/owner/repo"):
+        name = "down" if self.is_down else path.rpartition("/")[2]
+        if name in self.faults:
+            status, *header = self.faults[name]
+            self.reply(status, b"no", head, header)
+        elif path.startswith("/api/models/owner/repo"):
             siblings = [{"rfilename": name} for name in self.content]
             body = json.dumps({"id": "owner/repo", "sha": self.commit, "siblings": siblings}).encode()
             if "/tree/" in path:
@@ -88,8 +120,10 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self.reply(404, b"", head)
 
-    def reply(self, status, body, head):
+    def reply(self, status, body, head, more=()):
         self.send_response(status)
+        if more:
+            self.send_header(*more)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.commit)
@@ -104,10 +138,11 @@ class Hub(BaseHTTPRequestHandler):
 DOWNLOAD = """
 import sys
 from rocforge.gguf.hub import resolve
-try:
-    print(resolve(sys.argv[1]))
-except OSError as error:
-    print(f"error: {error}")
+for name in sys.argv[1].split():
+    try:
+        print(resolve(name))
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}")
 """
 
 
@@ -132,17 +167,37 @@ def hub(tmp_path):
     server.server_close()
 
 
-def test_download(hub):
-    """The chosen file lands in the Hub's cache with its content, and is not fetched twice."""
+def test_download(hub, monkeypatch):
+    """The chosen file lands in the Hub's cache with its content, and loads from there with the Hub down."""
     first = hub("hf:owner/repo:Q8_0")
     assert Path(first).read_bytes() == b"GGUF one"
     assert Path(hub("hf:owner/repo")).read_bytes() == b"GGUF two"
+    monkeypatch.setattr(Hub, "is_down", True)
     assert hub("hf:owner/repo:Q8_0") == first
+
+
+def test_errors_by_what_they_mean(hub):
+    """A Hub that is down, limits, or refuses: what is wrong, and what helps."""
+    errors = dict(zip(Hub.faults, hub(" ".join(f"hf:owner/{fault}" for fault in Hub.faults)).splitlines(), strict=True))
+    assert errors == {
+        "limited": "ConnectionError: the Hugging Face Hub limits requests (429): try again in 7 seconds, or with a "
+        "token; the cache has no owner/limited",
+        "gated": "PermissionError: owner/gated is gated: accept its terms on the Hugging Face Hub's page of it, and "
+        "log in: hf auth login, or HF_TOKEN; the cache has no owner/gated",
+        "private": "FileNotFoundError: the Hugging Face Hub has no owner/private; for a private one log in: hf auth "
+        "login, or HF_TOKEN; the cache has no owner/private",
+        "token": "PermissionError: the Hugging Face Hub refuses the list of owner/token (401): check the token, hf "
+        "auth whoami; the cache has no owner/token",
+        "down": "ConnectionError: the Hugging Face Hub answers 503 for the list of owner/down: try again later; the "
+        "cache has no owner/down",
+    }
 
 
 def test_a_quantization_that_is_not_there(hub):
     """The error names those that are."""
-    assert hub("hf:owner/repo:Q2_K") == ("error: owner/repo has no Q2_K GGUF file; it has m-Q4_K_M.gguf, m-Q8_0.gguf")
+    assert hub("hf:owner/repo:Q2_K") == (
+        "FileNotFoundError: owner/repo has no Q2_K GGUF file; it has m-Q4_K_M.gguf, m-Q8_0.gguf"
+    )
 
 
 @pytest.mark.slow
@@ -153,4 +208,5 @@ def test_without_the_hub(hub, offline):
     assert hub("hf:owner/repo:Q8_0", **offline) == before
     assert hub("hf:owner/repo", **offline) == before  # the only one there is, so no quantization need be said
     assert "has no Q4_K_M GGUF file; it has m-Q8_0.gguf" in hub("hf:owner/repo:Q4_K_M", **offline)
-    assert "cannot be reached, and its cache has no other/repo" in hub("hf:other/repo", **offline)
+    missing = hub("hf:other/repo", **offline)
+    assert "Hub cannot be reached" in missing and "; the cache has no other/repo" in missing

@@ -13,6 +13,7 @@ import rocforge as rf
 from rocforge.engine.engine import Engine
 from rocforge.server.backend import LocalBackend
 from rocforge.server.http import HTTPServer
+from rocforge.server.listeners import url_of
 from rocforge.server.run import observed_service
 from rocforge.server.settings import Settings
 
@@ -34,7 +35,7 @@ def model_file(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running(model_file, endless=False, **settings):
+def running(model_file, endless=False, listener=None, **settings):
     """A server in a thread: `url`, `service`, `engine`, and `get` and `post` to it. Nothing may be left at its end.
 
     `endless`: no token ends a reply, which a random model may give at any time.
@@ -50,15 +51,16 @@ def running(model_file, endless=False, **settings):
     service, metrics = observed_service(load, max_queue=64)
     options = {"model_name": "small", "chat_template": TEMPLATE, **settings}
     server = HTTPServer(LocalBackend(service), Settings(**options), metrics, "warning")
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a client that does not read is noticed
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    uds = listener.getsockname() if listener.family == socket.AF_UNIX else None
+    url = "http://any.example" if uds else url_of(listener)
     service.start()
     service.wait_until_ready(60)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=url, transport=httpx.HTTPTransport(uds=uds), timeout=60) as client:
             yield SimpleNamespace(
                 url=url, service=service, engine=engines[0], client=client, get=client.get, post=client.post
             )

@@ -1,5 +1,6 @@
 """The server's own endpoints: state, metrics, tokens, requests by id, key, CORS, errors where nothing is found."""
 
+import re
 import threading
 import time
 
@@ -114,14 +115,28 @@ def test_unknown_and_wrong_urls(server):
 def test_key(start):
     """With a key, everything but the state and the page needs it."""
     with start(api_key="secret") as server:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
+        for given in (None, "Basic c2VjcmV0", "secret", "Bearer wrong", "Bearer", "Bearer s\xe9cret"):
+            headers = {} if given is None else {"Authorization": given.encode()}
             refused = server.get("/v1/models", headers=headers)
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
-            assert refused.headers["www-authenticate"] == "Bearer"
+            told = ', error="invalid_token"' if given and given.startswith("Bearer") else ""
+            assert refused.headers["www-authenticate"] == f'Bearer realm="rocforge"{told}'
             assert server.get("/metrics", headers=headers).status_code == 401
             assert server.get("/openapi.json", headers=headers).status_code == 401
             assert server.get("/health", headers=headers).status_code == 200
-        assert server.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        for given in ("Bearer secret", "bearer secret", "BEARER  secret"):
+            assert server.get("/v1/models", headers={"Authorization": given}).status_code == 200
+
+
+def test_request_ids(server):
+    """Every response names its request: by the client's id, or by one of its own."""
+    for path in ("/v1/models", "/v1/nothing"):
+        assert server.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+    ids = [
+        server.get("/health", headers={"X-Request-Id": given}).headers["x-request-id"]
+        for given in ("", "a b", "x" * 999)
+    ]
+    assert len(set(ids)) == 3 and all(re.fullmatch("req_[0-9a-f]{32}", id) for id in ids)
 
 
 def test_cors(server, start):

@@ -512,11 +512,12 @@ def test_expectations(start):
 
 
 def test_other_media_types(server):
-    """What a page of another origin can send without asking first is not taken."""
+    """What a page of another origin can send without asking first is not taken; a program may leave the type out."""
     body = json.dumps({"content": "a"})
-    for type in ("text/plain", "text/plain; application/json", "application/x-www-form-urlencoded", None):
-        headers = {} if type is None else {"Content-Type": type}
-        assert server.post("/tokenize", content=body, headers=headers).status_code == 415
+    for type in ("text/plain", "text/plain; application/json", "application/x-www-form-urlencoded"):
+        assert server.post("/tokenize", content=body, headers={"Content-Type": type}).status_code == 415
+    assert server.post("/tokenize", content=body, headers={"Origin": "null"}).status_code == 415
+    assert server.post("/tokenize", content=body).status_code == 200
     for type in ("application/json; charset=utf-8", "Application/JSON"):
         assert server.post("/tokenize", content=body, headers={"Content-Type": type}).status_code == 200
 
@@ -531,11 +532,11 @@ def test_names_of_python(server):
 
 @pytest.mark.parametrize("arguments", ["[" * 100_000, "[" * 900 + "]" * 900, "NaN", "", "9" * 5000, '"\\ud800"'])
 def test_arguments_of_calls(server, arguments):
-    """JSON in JSON has the same limits."""
+    """Whatever a model wrote for arguments, JSON or not, is text of the history."""
     call = {"function": {"name": "f", "arguments": arguments}}
     body = {"model": "small", "messages": [{"role": "assistant", "tool_calls": [call]}], "max_tokens": 1}
     answer = server.post("/v1/chat/completions", json=body)
-    assert answer.status_code == 400 and "arguments" in answer.json()["error"]["message"]
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_errors_are_short(server):
