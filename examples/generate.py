@@ -1,10 +1,10 @@
 """Continue a prompt, or answer it, with a GGUF model.
 
-    python examples/generate.py "def fibonacci(n):"
-    python examples/generate.py --model hf:owner/repo:Q4_K_M --chat "Who was Ada Lovelace?"
+    python examples/generate.py "def binary_search(items, target):" --temperature 0
+    python examples/generate.py --model hf:Qwen/Qwen3-4B-GGUF:Q4_K_M --chat "Who was Ada Lovelace?"
     cat prompt.txt | python examples/generate.py --model model.gguf
 
-Without --model it is the small model of Python source in examples/demo_model.
+Without --model it is the small model of examples/demo_model, which completes Python code and knows no algorithms.
 """
 
 import argparse
@@ -19,7 +19,7 @@ DEMO = Path(__file__).parent / "demo_model" / "demo-11M-Q8_0.gguf"
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", help="text to continue; standard input where it is left out")
-    parser.add_argument("--model", default=DEMO, help="a GGUF file, or hf:owner/repo[:quant] on the Hugging Face Hub")
+    parser.add_argument("--model", default=DEMO, help="a GGUF file, or hf:owner/repo[:quant] on the Hub (demo model)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N; the GPU if there is one")
     parser.add_argument("--chat", action="store_true", help="put the prompt through the model's chat template")
     parser.add_argument("--system", help="with --chat: the system message")
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         prompt = tokenizer.apply_chat_template([*system, {"role": "user", "content": prompt}])
     else:
         print(prompt, end="", flush=True)
-    stats = None
+    last = None
     for response in rf.stream_generate(
         model,
         tokenizer,
@@ -63,11 +63,15 @@ def run(options: argparse.Namespace) -> None:
         stop=options.stop,
     ):
         print(response.text, end="", flush=True)
-        stats = response.stats
+        last = response
     print(flush=True)
     if not options.quiet:
+        if options.model == DEMO:
+            print("A completion of code by the demo model; --model names one that answers.", file=sys.stderr)
+        if last.finish_reason == "length":
+            print("Cut off by --max-tokens or the context.", file=sys.stderr)
         reason = rf.device_info(model.device).reason
-        print(f"{stats}" + (f" (no GPU: {reason})" if reason else ""), file=sys.stderr)
+        print(f"{last.stats}" + (f" (no GPU: {reason})" if reason else ""), file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

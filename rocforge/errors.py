@@ -21,7 +21,7 @@ class GGUFError(RocforgeError):
     ...     rf.open_gguf("broken.gguf")
     ... except rf.GGUFError as error:
     ...     print(error)
-    broken.gguf: magic at byte 0: b'no G' is not b'GGUF': not a GGUF file
+    broken.gguf: magic at byte 0: 6e 6f 20 47 is not 47 47 55 46, GGUF: not a GGUF file
     """
 
 
@@ -32,7 +32,7 @@ class CheckpointError(RocforgeError):
     ...     rf.load(".")
     ... except rf.CheckpointError as error:
     ...     print(error)
-    . has no config.json
+    . has no config.json, so it is no checkpoint; of its GGUF files name one: model.gguf
     """
 
 

@@ -74,7 +74,7 @@ def test_commands_parse(page):
 def test_the_commands_found():
     """The README's own commands are among those that are checked."""
     found = commands(ROOT / "README.md")
-    assert "pip install -e '.[rocm]'" in found and 'python examples/generate.py "def fibonacci(n):"' in found
+    assert "pip install -e '.[rocm]'" in found and any("generate.py" in command for command in found)
     assert any(line.startswith("rocforge serve") for line in found)
 
 

@@ -1,5 +1,6 @@
 """The examples run as a user runs them: as commands, with their output, their statistics and their errors."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_generate_streams_code_and_ends_with_statistics():
     assert "device cpu" not in closing or "(no GPU: " in closing
 
 
+def test_the_readmes_completion():
+    """The README's command ends by itself with code that Python parses, and says that it is a completion of code."""
+    done = run([*GENERATE, "def binary_search(items, target):", "--temperature", "0", "--device", "cpu"])
+    assert "return" in done.stdout and ast.parse(done.stdout)
+    assert "A completion of code by the demo model" in done.stderr and "Cut off" not in done.stderr
+
+
 def test_generate_reads_stdin_and_repeats_itself():
     """The prompt from standard input; the same seed gives the same text; --quiet says nothing else."""
     options = ["--device", "cpu", "--max-tokens", "12", "--seed", "5", "--quiet"]
@@ -44,7 +52,6 @@ def test_generate_reads_stdin_and_repeats_itself():
         (["x", "--model", __file__], "magic"),
         (["x", "--temperature", "5"], "temperature is 5.0; allowed is from 0 to 2"),
         (["x", "--device", "tpu"], "device is 'tpu'"),
-        (["x", "--chat"], "chat template"),
         (["x" * 20000], "the limit is 1024"),
     ],
 )

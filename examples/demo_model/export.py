@@ -48,6 +48,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, path: Path) -> None:
     writer.add_eos_token_id(special["id"])
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
+    writer.add_chat_template(Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"))
 
 
 def main() -> None:

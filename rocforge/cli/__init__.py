@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if os.environ.get("ROCFORGE_TRACEBACK"):
                 raise
-            return report(error)
+            return report(error, sys.argv[1:] if argv is None else argv)
 
 
 def _prepare_standard_streams() -> None:

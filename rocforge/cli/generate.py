@@ -23,6 +23,7 @@ from rocforge.cli.options import (
     takes_sampling,
 )
 from rocforge.cli.output import note, write_text
+from rocforge.engine.response import GenerationResponse
 
 
 @takes_sampling
@@ -61,14 +62,23 @@ def generate(
         ids = tokenizer.encode(text)
         if echo or (echo is None and sys.stdout.isatty()):
             write_text(text, bold=True)
-    stats = None
+    last = None
     with contextlib.closing(rf.stream_generate(loaded, tokenizer, ids, **sampling)) as stream:
         for response in stream:
             write_text(response.text)
-            stats = response.stats
+            last = response
     print(flush=True)
-    if not quiet:
-        note(str(stats))
+    if last and not quiet:
+        note(f"{last.stats}; {_ending(last, sampling['max_tokens'])}")
+        if device is None and (reason := rf.device_info().reason):
+            note(f"no GPU: {reason}")
+
+
+def _ending(last: GenerationResponse, max_tokens: int | None) -> str:
+    """Why the text ended."""
+    if last.finish_reason == "stop":
+        return "the model ended the text, or it came to --stop"
+    return "stopped by --max-tokens" if last.stats.generated_tokens == max_tokens else "stopped where the context ends"
 
 
 def _prompt(prompt: str | None) -> str:

@@ -12,7 +12,11 @@ import typer
 from rocforge.ops.sampling import SamplingParams
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A GGUF file, hf:owner/repo[:quant] on the Hub, or a folder.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a folder, or hf:owner/repo[:quant] on the Hub: hf:Qwen/Qwen3-4B-GGUF:Q4_K_M.",
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, gpu or gpu:N; default: the GPU if there is one.", show_default=False)

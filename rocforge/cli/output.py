@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +26,15 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
     terminal = sys.stdout.isatty()
     grid = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, show_header=any(columns))
     for name in columns:
-        grid.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        justify: JustifyMethod = "right" if name.startswith(">") else "left"
+        grid.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     if terminal:
-        console().print(grid)
+        screen = console()
+        if len(columns) > 2:  # the terminal breaks long lines, so that names and figures can be copied
+            screen.width = _PIPE_WIDTH
+        screen.print(grid)
         return
     with (plain := console()).capture() as captured:
         plain.print(grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rocforge.cli.errors import UsageError
+from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
 from rocforge.cli.output import note
@@ -96,28 +97,33 @@ def serve(
         allowed_hosts=[host for hosts in allowed_hosts or () for host in hosts.split(",")],
     )
     Interrupts.current.release()  # the server lets requests finish at the first signal, and ends at the second
-    run(
-        model,
-        host,
-        port,
-        uds=uds,
-        fd=fd,
-        device=device,
-        context=context,
-        fp16_weights=fp16_weights.enabled,
-        lora=_adapters(lora or ()),
-        cache_tokens=cache_tokens,
-        max_batch_tokens=max_batch_tokens,
-        max_requests=max_requests,
-        inter_token_ms=inter_token_ms,
-        max_queue=max_queue,
-        processes=processes,
-        restart_engine=restart_engine,
-        settings=settings,
-        log_level="warning" if quiet else "info",
-        progress=False if quiet else None,
-        on_ready=lambda url: note(f"ready at {url}"),
-    )
+    try:
+        run(
+            model,
+            host,
+            port,
+            uds=uds,
+            fd=fd,
+            device=device,
+            context=context,
+            fp16_weights=fp16_weights.enabled,
+            lora=_adapters(lora or ()),
+            cache_tokens=cache_tokens,
+            max_batch_tokens=max_batch_tokens,
+            max_requests=max_requests,
+            inter_token_ms=inter_token_ms,
+            max_queue=max_queue,
+            processes=processes,
+            restart_engine=restart_engine,
+            settings=settings,
+            log_level="warning" if quiet else "info",
+            progress=False if quiet else None,
+            on_ready=lambda url: note(f"ready at {url}"),
+        )
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or uds is not None:
+            raise
+        raise PortInUseError(f"port {port} of {host} is in use: another program listens there") from None
 
 
 def _adapters(options: Sequence[str]) -> dict[str, tuple[str, float]]:

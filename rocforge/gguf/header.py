@@ -224,7 +224,7 @@ def _read_version(cursor: _Cursor) -> int:
     """Check the magic, find the byte order, and return the version, 2 or 3."""
     magic = cursor.buffer[cursor.take(4, "magic") : 4]
     if magic != b"GGUF":
-        raise cursor.error("magic", 0, f"{magic!r} is not b'GGUF': not a GGUF file")
+        raise cursor.error("magic", 0, f"{magic.hex(' ')} is not 47 47 55 46, GGUF: not a GGUF file")
     version = cursor.uint32("version")
     if version and version & 0xFFFF == 0:  # a small number read in the wrong byte order
         cursor.order = ">"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import get_array_module, on_device
+from rocforge.device.blas_threads import blas_threads
 from rocforge.device.libraries import cupy_module
 from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
@@ -102,8 +104,12 @@ class Transformer(Module):
         """
         return Adapters(self, self.device, self.config.architecture, self._adapters)
 
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """For a pass: its device; on the CPU, no more threads than there are processors free."""
+        return blas_threads.limited() if self.device == "cpu" else on_device(self.device)
+
     def __call__(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
-        with on_device(self.device):
+        with self._on_device():
             return super().__call__(tokens, batch, lora=lora)
 
     def forward(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -142,7 +148,7 @@ class Transformer(Module):
         >>> model.logits(model.output_norm(seen["blk.1"])).shape
         (3, 4096)
         """
-        with on_device(self.device), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
+        with self._on_device(), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
 
     def _all_with(self, lora: str | None, rows: int) -> TokenAdapters | None:
@@ -168,7 +174,7 @@ class Transformer(Module):
         >>> model.hidden(tokenizer.encode("import os")).shape
         (3, 512)
         """
-        with on_device(self.device):
+        with self._on_device():
             fused, batch = self.fused, self._batch_of(tokens, batch, lora)
             with adapted(fused.tables, batch.adapters):
                 return fused.leave(self._stream(tokens, batch, fused), plain=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,13 +14,15 @@ from rocforge.errors import ChatTemplateError
 from rocforge.server.body import dump_json
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.events import Chunks, EventStream
-from rocforge.server.generation import Generator
+from rocforge.server.generation import Generator, response_rule
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.history import History
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import chat_logprobs
-from rocforge.server.schema import ChatCompletionRequest, NamedTool
-from rocforge.server.tools import HarmonyFormat, Parsed, Parser, PlainParser, ToolFormat, format_of
+from rocforge.server.schema import ChatCompletionRequest
+from rocforge.server.tools import Tools, tools_of
+from rocforge.text.chat.formats import ReplyFormat, reply_format
+from rocforge.text.chat.reply import Call, Parsed, Parser
 
 
 class ChatCompletions:
@@ -32,18 +34,25 @@ class ChatCompletions:
     async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
         generator = self._generator
         generator.check_model(body.model)
-        format = self._format(body)
+        format, tools = reply_format(self._template), tools_of(body)
+        if tools.functions and format.calls is None:
+            message = "the model's chat template does not support tools"
+            raise APIError(message, param="tools", code="unsupported_parameter")
         count = None
         if body.top_logprobs is not None and not body.logprobs:
             raise APIError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.logprobs:
             count = body.top_logprobs or 0
         most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
+        if tools.required and body.stop:  # stop strings end content, and such a reply has none
+            body = body.model_copy(update={"stop": None})
         params = generator.params(body, most, count)
         with generator.deadline(body.timeout):
-            prompt = await self._prompt(body, tools=format is not None)
-            job = await generator.submit("chatcmpl", [prompt], params, self._grammar(body, format), body.timeout)
-        answer = _Answer(job, body, generator, [_parser(format, self._template) for _ in params])
+            prompt, text = await self._prompt(body, tools)
+            opened = format.opens_thought(text)
+            grammar = self._grammar(body, format, tools, opened)
+            job = await generator.submit("chatcmpl", [prompt], params, grammar, body.timeout)
+        answer = _Answer(job, body, generator, [format.parser(tools.names, opened) for _ in params])
         if body.stream:
             return EventStream(job, answer.events())
         pieces = await collect(job, request)
@@ -63,25 +72,9 @@ class ChatCompletions:
         template, tokenizer = self._template, self._generator.tokenizer
         return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
 
-    def _format(self, body: ChatCompletionRequest) -> ToolFormat | None:
-        """The format of tool calls; None without tools."""
-        template = self._template
-        if not body.tools:
-            if body.tool_choice not in (None, "none", "auto"):
-                raise APIError("tool_choice needs tools", param="tool_choice")
-            return None
-        if body.tool_choice == "none":
-            return None
-        format = format_of(template)
-        if format is None:
-            raise APIError(
-                "the model's chat template does not support tools", param="tools", code="unsupported_parameter"
-            )
-        return format
-
-    async def _prompt(self, body: ChatCompletionRequest, tools: bool) -> list[int]:
+    async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
+        """Its tokens and its text."""
         generator = self._generator
-        definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if tools else None
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
@@ -89,7 +82,7 @@ class ChatCompletions:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         render = partial(
             generator.tokenizer.render_chat,
-            tools=definitions,
+            tools=tools.shown or None,
             chat_template=generator.settings.chat_template,
             **variables,
         )
@@ -97,30 +90,21 @@ class ChatCompletions:
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
-        return ids
+        return ids, text
 
-    def _grammar(self, body: ChatCompletionRequest, format: ToolFormat | None) -> GrammarSource | None:
-        """That of response_format, regex or grammar, or of a required tool call."""
-        grammar = self._generator.grammar(body)
-        if format is None or body.tool_choice in (None, "auto", "none"):
+    def _grammar(
+        self, body: ChatCompletionRequest, format: ReplyFormat, tools: Tools, opened: bool
+    ) -> GrammarSource | None:
+        """That of regex or grammar for the whole reply, or of response_format and required calls for parts of it."""
+        grammar, content = self._generator.grammar(body), response_rule(body)
+        if tools.required and not (body.regex is None and body.grammar is None):
+            raise APIError("a required tool call excludes regex and grammar", param="tool_choice")
+        if content is None and not tools.required:
             return grammar
-        if grammar is not None:
-            raise APIError("a required tool call excludes response_format, regex and grammar", param="tool_choice")
-        functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
-        if isinstance(body.tool_choice, NamedTool):
-            functions = [f for f in functions if f["name"] == body.tool_choice.function.name]
-            if not functions:
-                raise APIError(
-                    f"tool_choice is {body.tool_choice.function.name!r}, which is not in tools", param="tools"
-                )
-        return GrammarSource("lark", format.lark(self._generator.compiler, functions))
-
-
-def _parser(format: ToolFormat | None, template: str) -> Parser:
-    """Models of the harmony format write in channels without tools too."""
-    if format is None and isinstance(harmony := format_of(template), HarmonyFormat):
-        format = harmony
-    return PlainParser() if format is None else format.parser()
+        parallel = body.parallel_tool_calls is not False
+        content = None if tools.required else content
+        compiler = self._generator.compiler
+        return GrammarSource("lark", format.lark(compiler, opened, tools.functions, content, parallel))
 
 
 class _Answer:
@@ -140,7 +124,7 @@ class _Answer:
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
         parts = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
-        calls = [call.as_dict() for part in parts for call in part.calls]
+        calls = [call.as_dict() for part in parts for call in self._allowed(index, part.calls)]
         content = "".join(part.content for part in parts)
         reasoning = "".join(part.reasoning for part in parts)
         message: dict[str, Any] = {
@@ -195,10 +179,16 @@ class _Answer:
             deltas.append(b'{"reasoning_content":%b}' % dump_json(part.reasoning))
         if part.content:
             deltas.append(b'{"content":%b}' % dump_json(part.content))
-        for call in part.calls:
+        for call in self._allowed(index, part.calls):
             deltas.append(dump_json({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]}))
-            self._calls[index] += 1
         return deltas
+
+    def _allowed(self, index: int, calls: Sequence[Call]) -> Iterator[Call]:
+        """The calls of a choice that parallel_tool_calls lets through; counts them once they have been used."""
+        for call in calls:
+            if not self._calls[index] or self.body.parallel_tool_calls is not False:
+                yield call
+                self._calls[index] += 1
 
 
 def _choice(index: int, delta: bytes, logprobs: dict[str, Any] | None = None, reason: str | None = None) -> bytes:

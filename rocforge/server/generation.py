@@ -23,6 +23,7 @@ from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.text.grammar import GrammarCompiler
+from rocforge.text.schemas import ANY_OBJECT, json_rule
 from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
@@ -110,19 +111,14 @@ class Generator:
     def grammar(self, body: Sampling) -> GrammarSource | None:
         """What each text must obey, from response_format, regex or grammar."""
         wanted = [
-            GrammarSource(kind, source) for kind, source in (("regex", body.regex), ("lark", body.grammar)) if source
+            GrammarSource(kind, source)
+            for kind, source in (("regex", body.regex), ("lark", body.grammar))
+            if source is not None
         ]
-        format = body.response_format
-        if format is not None and format.type == "json_object":
-            wanted.append(GrammarSource("json_schema", {"type": "object"}))
-        elif format is not None and format.type == "json_schema":
-            if format.json_schema is None:
-                raise APIError("Missing required parameter: 'response_format.json_schema'", param="response_format")
-            wanted.append(GrammarSource("json_schema", format.json_schema.schema_))
+        if rule := response_rule(body):
+            wanted.append(GrammarSource("lark", f"start: json\njson: {rule}"))
         if len(wanted) > 1:
             raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
-        if wanted and body.ignore_eos:
-            raise APIError("ignore_eos excludes structured output", param="ignore_eos")
         return wanted[0] if wanted else None
 
     def params(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
@@ -159,6 +155,8 @@ class Generator:
         timeout: float | None,
     ) -> Job:
         """Submit each prompt with each of its params; all or none."""
+        if grammar is not None and params[0].ignore_eos:
+            raise APIError("ignore_eos excludes structured output and required calls", param="ignore_eos")
         most = self.settings.max_choices
         if len(prompts) * len(params) > most:
             raise APIError(f"prompts times n is {len(prompts) * len(params)}; allowed is up to {most}", param="n")
@@ -180,6 +178,18 @@ class Generator:
     def _too_long(self, what: str) -> APIError:
         message = f"This model's maximum context length is {self.backend.limit} tokens. However, you requested {what}."
         return APIError(message, param="messages", code="context_length_exceeded")
+
+
+def response_rule(body: Sampling) -> str | None:
+    """The body of a grammar's rule for the JSON that response_format asks for."""
+    format = body.response_format
+    if format is None or format.type == "text":
+        return None
+    if format.type == "json_object":
+        return json_rule(ANY_OBJECT)
+    if format.json_schema is None:
+        raise APIError("Missing required parameter: 'response_format.json_schema'", param="response_format")
+    return json_rule(format.json_schema.schema_ or ANY_OBJECT, strict=bool(format.json_schema.strict))
 
 
 def _token_id(text: str) -> int:

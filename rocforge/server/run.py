@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from rocforge.engine.capacity import MAX_REQUESTS
@@ -111,9 +110,6 @@ def serve(
         model, tokenizer = load(model_path, device, context, progress, fp16_weights)
         for name, (path, scale) in (lora or {}).items():
             model.adapters.load(name, path, scale)
-        if model.device == "cpu":
-            # BLAS threads wait for each other, so one that shares its core with the HTTP side stalls all of them
-            threadpool_limits(max(1, cores - 1))
         eog = tokenizer.eog_token_ids
         engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
         with tqdm(bar_format="{desc}", disable=None if progress is None else not progress, leave=False) as line:

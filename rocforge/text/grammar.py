@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from rocforge.text.jail import Cell, Jail, JailError, LimitError
+from rocforge.text.schemas import json_rule
+from rocforge.text.special_tokens import SpecialTokens
 from rocforge.text.tokenizer import Tokenizer
 
 COMPILE_SECONDS = 2.0
@@ -89,16 +91,16 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer):
         if not tokenizer.eog_token_ids:
             raise GrammarError("structured output needs an end-of-generation token; the model has none")
-        self._special = tokenizer.special_tokens
+        self._special = SpecialTokens(tokenizer.special_tokens)
         self._jail = Jail("rocforge.text.matcher", "Matcher", tokenizer)
 
     def json_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
         """Texts that are JSON of a schema; `{"type": "object"}` for any object."""
         try:
-            text = json.dumps(schema)
+            rule = json_rule(schema)
         except RecursionError:
             raise GrammarError("the schema is nested too deeply") from None
-        return self._compiled("json_schema", text)
+        return self.lark(f"start: json\njson: {rule}")
 
     def regex(self, pattern: str) -> Grammar:
         """Texts that match a regular expression (Rust's syntax) as a whole."""
@@ -109,8 +111,9 @@ class GrammarCompiler:
         return self._compiled("lark", grammar)
 
     def literal(self, text: str) -> str:
-        """Lark for exactly this text; for a special token's text, that token."""
-        return f"<[{self._special[text]}]>" if text in self._special else json.dumps(text)
+        """Lark for exactly this text, in which the texts of special tokens are those tokens."""
+        parts = self._special.split(text)
+        return " ".join(json.dumps(part) if isinstance(part, str) else f"<[{part}]>" for part in parts)
 
     def _compiled(self, kind: str, source: str) -> Grammar:
         with _explained():

@@ -5,19 +5,16 @@ Source: https://github.com/guidance-ai/llguidance
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from rocforge.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
 _LIMITS = LLParserLimits(verbose_errors=False)
-_JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n]{0,16}"}
-"""White space in JSON is bounded, or a model could write it forever."""
+_SCHEMA_ERROR = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| ", re.DOTALL)
+"""A schema's own error, without the lines of the grammar that it was put into."""
 
 
 class Matcher:
@@ -32,9 +29,6 @@ class Matcher:
         self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=sorted(tokenizer.eog_token_ids))
         vocabulary.greedy = self._tokenizer.greedy_tokenize
         self.regex("a")  # llguidance builds tables at its first grammar; forks share them
-
-    def json_schema(self, schema: str) -> bytes:
-        return self._begin(LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS))
 
     def regex(self, pattern: str) -> bytes:
         return self._begin(LLMatcher.grammar_from_regex(pattern))
@@ -54,7 +48,9 @@ class Matcher:
     def _mask(self) -> bytes:
         mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error().partition("<backtrace>")[0].strip())
+            text = self._matcher.get_error().partition("<backtrace>")[0].strip()
+            schema = _SCHEMA_ERROR.match(text)
+            raise ValueError(schema[1] if schema else text)
         return mask
 
 

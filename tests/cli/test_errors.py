@@ -1,12 +1,15 @@
 """Errors: a line, a hint and the documented exit code; never a traceback."""
 
+import io
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
+import rocforge as rf
 import rocforge.cli
-from rocforge.cli import errors
+from rocforge.cli import errors, output
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +32,6 @@ CASES = [
     (("generate", "MODEL", "y", "--device", "gpu:99"), 1, "gpu"),
     (("generate", "MODEL", "y", "--device", "tpu"), 2, "device is 'tpu'"),
     (("generate", "MODEL", "y", "--fp16-weights", "some"), 2, "'some' is not one of 'auto', 'on', 'off'"),
-    (("generate", "MODEL", "y", "--chat"), 1, "no default chat template"),
-    (("chat", "MODEL"), 1, "no default chat template"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),
     (("inspect", DOCS), 1, "GGUF"),
     (("bench", "MODEL", "-p", "0", "-n", "0"), 2, "leaves nothing to measure"),
@@ -49,6 +50,55 @@ def test_one_line_and_a_hint(rocforge, model, arguments, code, message):
     assert line.startswith("error: ") and message.lower() in line.lower() and hint.startswith("hint: ")
 
 
+def test_no_chat_template(tmp_path, model, capsys):
+    """A file without one is named as what cannot chat, before a message is asked for."""
+    loaded, _ = rf.load(model, device="cpu")
+    del loaded.metadata["tokenizer.chat_template"]
+    loaded.save(tmp_path / "plain.gguf")
+    for arguments in (
+        ["generate", "--chat", str(tmp_path / "plain.gguf"), "y"],
+        ["chat", str(tmp_path / "plain.gguf")],
+    ):
+        assert rocforge.cli.main([*arguments, "--device", "cpu", "--quiet"]) == 1
+        assert "no default chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("bogus",), "rocforge --help shows"),
+        (("generate",), "rocforge generate --help shows"),
+        (("generate", "x", "y", "--temperature", "9"), "rocforge generate --help lists"),
+    ],
+)
+def test_hints_name_the_command(capsys, arguments, hint):
+    """The one that was given, where there is one of that name."""
+    assert rocforge.cli.main(arguments) == 2
+    assert f"hint: {hint}" in capsys.readouterr().err
+
+
+def test_a_port_in_use(capsys):
+    """`serve` says which port, and how to take another; before it loads the model."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert rocforge.cli.main(["serve", "x.gguf", "--port", str(port)]) == 1
+    expected = f"error: port {port} of 127.0.0.1 is in use: another program listens there\nhint: --port takes another"
+    assert expected in capsys.readouterr().err
+
+
+def test_tables_keep_names_whole(monkeypatch):
+    """On a terminal narrower than a table, names stay whole, to be copied; long values of two columns are folded."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "hf:someone/a-model-with-a-long-name-in-a-long-line-GGUF:Q4_K_M"
+    output.table([(name, "llama", "11.01 M", "11.3 MiB", "Q8_0", 1024)], ["model", "b", ">c", ">d", "e", ">f"])
+    assert any(name in line and "1024" in line for line in terminal.getvalue().splitlines())
+    output.table([("key", "word " * 40)], ["metadata", "value"])
+    assert all(len(line) <= 80 for line in terminal.getvalue().splitlines() if "word" in line)
+
+
 def test_a_fault_of_ours(monkeypatch, capsys):
     """What nobody foresaw is named with its type; ROCFORGE_TRACEBACK shows where it happened."""
     monkeypatch.setattr(rocforge.cli, "_run", lambda argv: {}["missing"])
@@ -61,7 +111,7 @@ def test_a_fault_of_ours(monkeypatch, capsys):
 
 def test_a_message_is_one_printable_line(capsys):
     """Line breaks and control characters of a message, which may come out of a file, are not passed on."""
-    errors.report(OSError("two\nlines\x1b[2J"))
+    errors.report(OSError("two\nlines\x1b[2J"), ["models"])
     assert capsys.readouterr().err.splitlines()[0] == r"error: two lines\x1b[2J"
 
 

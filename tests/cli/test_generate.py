@@ -23,6 +23,28 @@ def test_the_text_is_the_librarys(rocforge, model):
     assert "12 tokens" in done.stderr and "loading" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        (("--max-tokens", "3"), "stopped by --max-tokens"),
+        (("--context", "12"), "stopped where the context ends"),
+        (("--stop", "binary"), "the model ended the text, or it came to --stop"),
+    ],
+)
+def test_says_why_it_stopped(model, capsys, options, ending):
+    """The last line has the reason; one of `length` names which limit; without a GPU, why there is none."""
+    arguments = ["generate", str(model), "def binary_search(items):", "--temperature", "0", *options]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.rstrip().endswith(ending)
+
+
+def test_says_why_there_is_no_gpu(model, capsys, monkeypatch):
+    """Unless the CPU was asked for."""
+    monkeypatch.setattr("rocforge.device.arrays.import_cupy", lambda: (None, "no card is here"))
+    assert main(["generate", str(model), "import os", "--max-tokens", "1"]) == 0
+    assert capsys.readouterr().err.rstrip().endswith("no GPU: no card is here")
+
+
 def test_prompt_from_stdin(rocforge, model):
     """Without a prompt, or with -, stdin is the prompt; --echo writes it too; --quiet leaves stderr empty."""
     options = ("--max-tokens", 6, "--temperature", 0, "--quiet")

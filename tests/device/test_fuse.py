@@ -17,7 +17,8 @@ SIMULATED = "HIPSIM_ARCH" in os.environ
 VARIANTS = ["qwen3", "gpt-oss"] if SIMULATED else ["gemma3", "gpt-oss", "llama3", "mixtral", "phi3", "qwen2", "qwen3"]
 SAME, MOVED = 1e-2, 1.5e-2
 """Relative errors: of int8 rounded once more or once less; and what `waves` moves logits by at least."""
-TOKENS = np.array([5, 40, 7, 123], np.int32)
+TOKENS = np.array([22, 250, 132, 107], np.int32)
+"""For which gpt-oss's router has no two experts so near that rounding decides between them."""
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -32,6 +33,7 @@ def logits_of(model):
     return rf.asnumpy(model(TOKENS))
 
 
+@pytest.mark.any_wave
 def test_every_module_is_called(model):
     """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on."""
     fused = logits_of(model)

@@ -27,7 +27,7 @@ def alignment(kind: str, value) -> bytes:
 METADATA = {
     "empty": (b"", "magic at byte 0: the file is empty"),
     "short magic": (b"GG", "magic at byte 0: needs 4 bytes"),
-    "magic": (b"GGML" + bytes(40), "magic at byte 0: b'GGML' is not b'GGUF'"),
+    "magic": (b"GGML" + bytes(40), "magic at byte 0: 47 47 4d 4c is not 47 47 55 46, GGUF: not a GGUF file"),
     "no version": (b"GGUF", "version at byte 4: needs 4 bytes"),
     "version 0": (image(version=0), "version at byte 4: GGUF version 0 is not supported"),
     "version 1": (image(version=1), "version at byte 4: GGUF version 1 is not supported; supported are 2 and 3"),

@@ -19,6 +19,7 @@ class Script:
         pause: seconds before each.
         fault: None, "error" (in the stream), "cut" (the connection ends half way), or a status with a message.
         model: what /v1/models says of the model.
+        counted: the bodies of each POST of /tokenize, which counts a token for each character.
         requests: (path, body, headers) of each POST.
         gone: how many clients left before their reply's end.
     """
@@ -27,7 +28,8 @@ class Script:
         self.pieces: Sequence[str] = ("Hello", ", ", "world", ".")
         self.pause = 0.0
         self.fault: str | tuple[int, str] | None = None
-        self.model = {"id": "scripted", "object": "model"}
+        self.model = {"id": "scripted", "object": "model", "context_length": 4096}
+        self.counted: list[dict] = []
         self.requests: list[tuple[str, dict, dict]] = []
         self.gone = 0
 
@@ -53,6 +55,10 @@ def serving(headers):
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/tokenize":
+                script.counted.append(body)
+                self._json(200, {"count": len(body["content"])})
+                return
             script.requests.append((self.path, body, dict(self.headers)))
             if isinstance(script.fault, tuple):
                 self._json(script.fault[0], {"error": {"message": script.fault[1]}})

@@ -111,8 +111,10 @@ def test_stop(page, script, how):
     script.pieces, script.pause = [f"word{i} " for i in range(500)], 0.02
     say(page, "Count")
     expect(replies(page)).to_contain_text("word2")
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_have_class(re.compile("stop"))  # and looks unlike Send
     if how == "button":
-        page.get_by_role("button", name="Stop").click()
+        stop.click()
     else:
         page.keyboard.press("Escape")
     expect(page.get_by_role("status")).to_have_text("Stopped")
@@ -152,6 +154,10 @@ def test_reload_keeps_the_conversation(page, context, script):
     assert body["temperature"] == 0.3 and headers["Authorization"] == "Bearer secret"
     assert [m["content"] for m in body["messages"][:4]] == ["Be brief.", "First", "Hello, world.", "Second"]
     page.get_by_role("button", name="New").click()
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("article")).to_have_count(6)
+    page.get_by_role("button", name="New").click()
+    page.get_by_role("button", name="Delete").click()
     page.reload()
     expect(page.locator("article")).to_have_count(0)
     expect(page.get_by_text("Ask something")).to_be_visible()
@@ -236,8 +242,8 @@ def test_nothing_that_is_written_runs(page, script, text):
     assert page.evaluate("typeof hacked") == "undefined"
 
 
-def test_code_is_set_apart(page, script):
-    """Fenced code, inline code and bold text; an open fence while it streams."""
+def test_code_is_set_apart(page, context, script):
+    """Fenced code with a copy button, inline code and bold text; an open fence while it streams."""
     text = "Before `x` and **y**:\n\n```python\ndef f():\n\n    return '<b>'\n```\n\nAfter\n```\nopen"
     script.pieces = list(text)
     say(page, "Code")
@@ -246,6 +252,11 @@ def test_code_is_set_apart(page, script):
     expect(replies(page).locator("p")).to_have_text(["Before x and y:", "After"])
     expect(replies(page).locator("code")).to_have_text("x")
     expect(replies(page).locator("strong")).to_have_text("y")
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy code").first.click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "def f():\n\n    return '<b>'"
+    expect(page.get_by_role("button", name="Copy code")).to_have_count(2)
 
 
 def test_a_text_is_continued(page, script):
@@ -258,11 +269,21 @@ def test_a_text_is_continued(page, script):
     complete(page)
     path, body, _ = script.requests[-1]
     assert path == "/v1/completions" and body["prompt"] == "def f():" and "messages" not in body
+    assert body["max_tokens"] == 4096 - len("def f():")  # as they fit, and not the API's 16
+    assert script.counted == [{"content": "def f():", "add_special": True}]
     assert page.get_by_role("log").locator(".body").all_inner_texts() == ["def f():", "\n    return `1` ```\n"]
     page.keyboard.press("Enter")
     expect(replies(page)).to_have_count(2)
     complete(page)
     assert script.requests[-1][1]["prompt"] == "def f():\n    return `1` ```\n"
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Most tokens").fill("5")
+    page.keyboard.press("Escape")
+    expect(page.locator("#text")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(replies(page)).to_have_count(3)
+    complete(page)
+    assert script.requests[-1][1]["max_tokens"] == 5
 
 
 def test_waits_for_the_model(page, script):

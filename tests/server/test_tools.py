@@ -1,135 +1,202 @@
-"""Tool calls: each family's format is recognized, parsed whatever pieces its text comes in, and can be required."""
+"""Tools beside the other fields of a request: each is worked wherever it is accepted, streamed or not."""
 
 import json
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.engine.engine import Engine
-from rocforge.server.tools import Call, HarmonyFormat, JSONFormat, MarkedFormat, PlainParser, format_of
+from rocforge.server.schema import ChatCompletionRequest
+from rocforge.server.tools import tools_of
+from rocforge.text.chat.formats import HERMES, LLAMA, MISTRAL, ReplyFormat
+from rocforge.text.chat.harmony import HarmonyCalls
 from rocforge.text.grammar import GrammarCompiler
 
-HERMES, MISTRAL = MarkedFormat("<tool_call>", "</tool_call>"), MarkedFormat("[TOOL_CALLS]", "")
-CALL = Call("f", '{"x": 1}')
-TEXT = '{"name": "f", "arguments": {"x": 1}}'
-TEMPLATES = Path(__file__).parents[2] / ".." / "shared" / "data" / "chat_templates"
-
-CASES = [
-    (HERMES, f"<tool_call>\n{TEXT}\n</tool_call>", "", "", [CALL]),
-    (HERMES, f"Well. <tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call>", "Well. ", "", [CALL, CALL]),
-    (HERMES, f"<tool_call>{TEXT}", "", "", [CALL]),
-    (HERMES, "a < b, <tool> and <tool_cal", "a < b, <tool> and <tool_cal", "", []),
-    (HERMES, "<tool_call>oops</tool_call> x", "<tool_call>oops</tool_call> x", "", []),
-    (HERMES, "<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", "", []),
-    (MISTRAL, f"[TOOL_CALLS] [{TEXT}, {TEXT}]", "", "", [CALL, CALL]),
-    (MISTRAL, "plain [TOOL", "plain [TOOL", "", []),
-    (MISTRAL, "[TOOL_CALLS] oops", "[TOOL_CALLS] oops", "", []),
-    (JSONFormat(), TEXT.replace("arguments", "parameters"), "", "", [CALL]),
-    (JSONFormat(), "<|python_tag|>" + TEXT, "", "", [CALL]),
-    (JSONFormat(), "Hello {}", "Hello {}", "", []),
-    (JSONFormat(), '{"answer": 42}', '{"answer": 42}', "", []),
-    (JSONFormat(), "<|python", "<|python", "", []),
-    (
-        HarmonyFormat(),
-        "<|channel|>analysis<|message|>Hm <| well.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
-        "Yes.",
-        "Hm <| well.",
-        [],
-    ),
-    (
-        HarmonyFormat(),
-        '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>',
-        "",
-        "",
-        [CALL],
-    ),
-    (
-        HarmonyFormat(),
-        "<|channel|>commentary<|message|>First.<|end|><|start|>assistant to=functions.f<|channel|>commentary"
-        '<|message|>{"x": 1}',
-        "First.",
-        "",
-        [CALL],
-    ),
-]
+MESSAGES = [{"role": "user", "content": "hi"}]
+CITY = {
+    "$defs": {"City": {"enum": ["Oslo", "Rome"]}},
+    "type": "object",
+    "properties": {"city": {"$ref": "#/$defs/City"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+TIME = {"type": "function", "function": {"name": "time"}}
+AGE = {"type": "object", "properties": {"age": {"enum": [3, 4]}}, "required": ["age"], "additionalProperties": False}
+PERSON = {"type": "json_schema", "json_schema": {"name": "person", "schema": AGE, "strict": True}}
+NAMED = {"type": "function", "function": {"name": "weather"}}
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "</tool_call>"}}</tool_call>'
 
 
-@pytest.mark.parametrize("format, text, content, reasoning, calls", CASES)
-@given(data=st.data())
-def test_any_pieces(format, text, content, reasoning, calls, data):
-    """However the text is cut, content, reasoning and calls are the same, and nothing is lost."""
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    parser = format.parser()
-    said = [parser.add(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    said.append(parser.finish())
-    assert "".join(part.content for part in said) == content
-    assert "".join(part.reasoning for part in said) == reasoning
-    assert [call for part in said for call in part.calls] == calls
+def ask(server, **body):
+    """Status and body of a chat completion."""
+    answer = server.post(
+        "/v1/chat/completions", json={"model": "small", "messages": MESSAGES, "max_tokens": 400, "seed": 1, **body}
+    )
+    return answer.status_code, answer.json()
 
 
-@given(st.text(alphabet='<tool_cal>/[]TOLCS{}|" x'), st.sampled_from([HERMES, MISTRAL, JSONFormat()]))
-def test_what_is_no_call_is_content(text, format):
-    """Text that holds no call comes out as it went in."""
-    parser = format.parser()
-    said = [*map(parser.add, text), parser.finish()]
-    if not any(part.calls for part in said):
-        assert "".join(part.content for part in said) == text
+def streamed(server, **body):
+    """Content, reasoning, calls and finish reason, put together."""
+    body = {"model": "small", "messages": MESSAGES, "max_tokens": 400, "seed": 1, "stream": True, **body}
+    content, reasoning, calls, reason = "", "", [], None
+    for line in server.post("/v1/chat/completions", json=body).text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                content += choice["delta"].get("content") or ""
+                reasoning += choice["delta"].get("reasoning_content") or ""
+                calls += choice["delta"].get("tool_calls") or []
+                reason = choice["finish_reason"] or reason
+    return content, reasoning, [call["function"] for call in calls], reason
 
 
-def test_content_is_not_held_back_without_need():
-    """Text that cannot become a mark comes out at once."""
-    parser = HERMES.parser()
-    assert [parser.add(piece).content for piece in ("a", " b <", "c")] == ["a", " b ", "<c"]
-    assert PlainParser().add("<tool_call>").content == "<tool_call>"
+def writes(text):
+    """A field that makes the model write exactly this."""
+    return {"grammar": "start: " + json.dumps(text)}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+@pytest.mark.parametrize("kind", [PERSON, {"type": "json_object"}, {"type": "text"}])
+def test_required_calls_beside_a_format(server, choice, kind):
+    """The reply is a call, as response_format is about content; a stop string is, too."""
+    status, reply = ask(server, tools=[WEATHER, TIME], tool_choice=choice, response_format=kind, stop=['"', "name"])
+    assert status == 200 and reply["choices"][0]["finish_reason"] == "tool_calls", reply
+    (call,) = reply["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert arguments == {} if call["function"]["name"] == "time" else arguments["city"] in ("Oslo", "Rome")
+
+
+def test_a_format_where_calls_are_allowed(server):
+    """The reply is a call, or content of the format; without calls it is content."""
+    for choice, seeds in (("auto", range(4)), ("none", range(1))):
+        for seed in seeds:
+            _, reply = ask(server, tools=[WEATHER], tool_choice=choice, response_format=PERSON, seed=seed)
+            message = reply["choices"][0]["message"]
+            if calls := message.get("tool_calls"):
+                assert choice == "auto" and json.loads(calls[0]["function"]["arguments"])["city"] in ("Oslo", "Rome")
+            else:
+                assert json.loads(message["content"])["age"] in (3, 4)
 
 
 @pytest.mark.parametrize(
-    "name, kind",
+    "body, param",
     [
-        ("Qwen-Qwen2.5-7B-Instruct", MarkedFormat),
-        ("meta-llama-Llama-3.1-8B-Instruct", JSONFormat),
-        ("mistralai-Mistral-Nemo-Instruct-2407", MarkedFormat),
-        ("google-gemma-2-2b-it", type(None)),
+        ({"tool_choice": "required", "regex": "a"}, "tool_choice"),
+        ({"tool_choice": NAMED, "grammar": 'start: "a"'}, "tool_choice"),
+        ({"regex": "", "grammar": ""}, "response_format"),
+        ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": PERSON, "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": PERSON, "regex": "a"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]}, "tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tools"),
     ],
 )
-def test_formats_of_published_templates(name, kind):
-    """The templates of the families name their formats; one that knows no tools has none."""
-    path = TEMPLATES / f"{name}.jinja"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    format = format_of(path.read_text())
-    assert isinstance(format, kind)
-    if isinstance(format, MarkedFormat):
-        assert (format.begin == "[TOOL_CALLS]") == ("mistral" in name)
+def test_what_does_not_go_together(server, body, param):
+    """It is refused by name."""
+    status, reply = ask(server, **{"tools": [WEATHER], **body})
+    assert status == 400 and reply["error"]["param"] == param, reply
 
 
-def test_harmony_is_recognized():
-    """By its channels."""
-    assert isinstance(format_of("<|start|>assistant<|channel|>final<|message|>{{ tools }}"), HarmonyFormat)
+def test_calls_as_they_are_written(server):
+    """Marks in arguments are text, functions that are not offered are not called; streamed is whole."""
+    for text, tools, calls, content in (
+        (CALL, [WEATHER], [{"name": "weather", "arguments": '{"city": "</tool_call>"}'}], None),
+        (CALL, [TIME], [], CALL),
+    ):
+        _, reply = ask(server, tools=tools, **writes(text))
+        message = reply["choices"][0]["message"]
+        assert [call["function"] for call in message.get("tool_calls", [])] == calls and message["content"] == content
+        reason = "tool_calls" if calls else "stop"
+        assert reply["choices"][0]["finish_reason"] == reason
+        assert streamed(server, tools=tools, **writes(text)) == (content or "", "", calls, reason)
 
 
-@pytest.mark.parametrize("format", [HERMES, MISTRAL, JSONFormat(), HarmonyFormat()])
-def test_required_calls(format, model_file):
-    """A random model under the grammar of a format writes a call that the format's parser finds."""
+def test_logprobs_of_a_call(server):
+    """Each token has its own, streamed or not, though a call comes as one piece."""
+    body = {"tools": [WEATHER], "tool_choice": "required", "logprobs": True, "top_logprobs": 1}
+    whole = ask(server, **body)[1]["choices"][0]["logprobs"]["content"]
+    request = {"model": "small", "messages": MESSAGES, "max_tokens": 400, "seed": 1, "stream": True, **body}
+    lines = server.post("/v1/chat/completions", json=request).text.splitlines()
+    choices = [choice for line in lines if line.startswith("data: {") for choice in json.loads(line[6:])["choices"]]
+    reported = [entry for choice in choices for entry in (choice.get("logprobs") or {"content": []})["content"]]
+    assert [entry["token"] for entry in reported] == [entry["token"] for entry in whole] and len(whole) > 20
+
+
+def test_one_call_at_a_time(server):
+    """parallel_tool_calls: false lets one call through."""
+    _, reply = ask(server, tools=[WEATHER], **writes(CALL * 2))
+    assert len(reply["choices"][0]["message"]["tool_calls"]) == 2
+    body = {"tools": [WEATHER], "parallel_tool_calls": False, **writes(CALL * 2)}
+    assert len(ask(server, **body)[1]["choices"][0]["message"]["tool_calls"]) == 1
+    assert [call["name"] for call in streamed(server, **body, n=2)[2]] == ["weather"] * 2
+
+
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>assistant"
+    "{# <|channel|> #}"
+)
+THINKS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}<tool_call>{{ '<think>' if add_generation_prompt }}"
+)
+
+
+def test_families(start):
+    """JSON in the channel of content, or after a thought that the prompt opens; nothing that is written is lost."""
+    with start(chat_template=HARMONY) as server:
+        message = ask(server, response_format=PERSON)[1]["choices"][0]["message"]
+        assert json.loads(message["content"])["age"] in (3, 4) and "reasoning_content" not in message
+        assert json.loads(streamed(server, response_format=PERSON)[0]) == json.loads(message["content"])
+        assert ask(server, **writes("Hello there"))[1]["choices"][0]["message"]["content"] == "Hello there"
+    with start(chat_template=THINKS) as server:
+        assert json.loads(ask(server, response_format=PERSON)[1]["choices"][0]["message"]["content"])["age"] in (3, 4)
+        _, reply = ask(server, tools=[WEATHER], tool_choice="required")
+        assert len(reply["choices"][0]["message"]["tool_calls"]) == 1
+        body = {"tools": [WEATHER], **writes(f"I could {CALL}\n</think>\n\nNo.")}
+        message = ask(server, **body)[1]["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("No.", f"I could {CALL}")
+        assert streamed(server, **body) == ("No.", f"I could {CALL}", [], "stop")
+
+
+def test_tools_of_a_request():
+    """Which are shown, which may be called, and whether one must be."""
+
+    def found(**body):
+        request = {"model": "m", "messages": MESSAGES, "tools": [WEATHER, TIME], **body}
+        tools = tools_of(ChatCompletionRequest.model_validate(request))
+        return len(tools.shown), sorted(tools.names), tools.required
+
+    assert found() == found(tool_choice="auto") == (2, ["time", "weather"], False)
+    assert found(tool_choice="required") == (2, ["time", "weather"], True)
+    assert found(tool_choice=NAMED) == (2, ["weather"], True)
+    allowed = {"mode": "required", "tools": [NAMED]}
+    assert found(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}) == (2, ["weather"], True)
+    allowed = {"mode": "auto", "tools": [NAMED]}
+    assert found(tool_choice={"type": "allowed_tools", "allowed_tools": allowed}) == (2, ["weather"], False)
+    assert found(tool_choice="none") == found(tools=None) == (0, [], False)
+
+
+@pytest.mark.parametrize("calls", [HERMES, MISTRAL, LLAMA, HarmonyCalls()])
+def test_required_calls(calls, model_file):
+    """A random model under the grammar of a format writes calls that the format's parser finds."""
     model, tokenizer = rf.load(model_file, device="cpu", context=1024)
-    compiler = GrammarCompiler(tokenizer)
+    compiler, format = GrammarCompiler(tokenizer), ReplyFormat(calls)
     no_space = {id: -100 for id in range(tokenizer.vocab_size) if not tokenizer.token_bytes(id).strip()}
     properties = {"x": {"enum": [1, 22]}}
     schema = {"type": "object", "properties": properties, "required": ["x"], "additionalProperties": False}
     tools = [{"name": "f", "parameters": schema}, {"name": "g", "parameters": schema}]
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        for seed in range(3):
-            constraint = compiler.lark(format.lark(compiler, tools))
+        for seed in range(2):
+            parallel = seed > 0
+            constraint = compiler.lark(format.lark(compiler, False, tools, parallel=parallel))
             params = rf.SamplingParams(seed=seed, temperature=1, max_tokens=900, logit_bias=no_space)
             request = engine.add([1, 2], params, constraint)
             while engine.busy:
                 engine.step()
             end = request.output[-1] in tokenizer.eog_token_ids
             text = tokenizer.decode(request.output[:-1] if end else request.output)
-            parser = format.parser()
-            calls = parser.add(text).calls + parser.finish().calls
-            assert calls and {call.name for call in calls} <= {"f", "g"}, text
-            assert all(json.loads(call.arguments)["x"] in (1, 22) for call in calls)
+            parser = format.parser(["f", "g"], False)
+            found = parser.add(text).calls + parser.finish().calls
+            assert found and {call.name for call in found} <= {"f", "g"}, text
+            assert parallel or len(found) == 1
+            assert all(json.loads(call.arguments)["x"] in (1, 22) for call in found)

@@ -106,7 +106,8 @@ def test_same_text_after_preemption(loaded, compiler):
     "kind, source, message",
     [
         ("regex", "(", "unclosed group"),
-        ("json_schema", {"type": "nope"}, "Invalid type: nope"),
+        ("json_schema", {"type": "nope"}, r"Invalid type: nope$"),
+        ("json_schema", {"items": {"uniqueItems": True}}, r"^Unimplemented keys: \[\"uniqueItems\"\]$"),
         ("json_schema", {"$ref": "https://example.org/x"}, "not present in a registry"),
         ("lark", "start: foo", 'unknown name: "foo"'),
     ],
