@@ -4,7 +4,7 @@
 
 namespace rocforge {
 
-// How one row is sampled: 64 bytes, made by rocforge.ops.device.sampling. Rows and starts are -1 where there is none.
+// How one row is sampled: 80 bytes, made by rocforge.ops.device.sampling. Rows and starts are -1 where there is none.
 // `slot` is where its token goes in last_tokens. Masks and biases are in the memory that begins with the rows'
 // Parameters, at mask_start and bias_start, in words of 32 bits: of a mask a bit for each token, set where it may come
 // next; of biases their count, that many ids, and that many floats.
@@ -13,8 +13,9 @@ struct Parameters {
     double top_p;
     i32 step, top_k, slot, counts_row, edited_row, mask_start, bias_start;
     float temperature, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    float top_n_sigma, typical_p, xtc_probability, xtc_threshold;
 };
-static_assert(sizeof(Parameters) == 64, "as rocforge.ops.device.sampling lays it out");
+static_assert(sizeof(Parameters) == 80, "as rocforge.ops.device.sampling lays it out");
 
 RF_DEVICE Parameters parameters_of(const u32* staged, u32 row) {
     return reinterpret_cast<const Parameters*>(staged)[row];
@@ -101,9 +102,13 @@ RF_DEVICE u32 random24(u64 seed, u32 step) {
     return u32((z ^ z >> 31) >> 40);
 }
 
+// Whether a row is drawn by rf_sample_chains.
+RF_DEVICE bool chained(const Parameters& p) {
+    return p.temperature > 0 && (p.top_n_sigma > 0 || p.typical_p < 1 || p.xtc_probability > 0);
+}
 // Whether a row is drawn from all of its tokens, or all that are likely enough: no other has to be found first.
 RF_DEVICE bool drawn_from_all(const Parameters& p, u32 vocabulary) {
-    return p.temperature > 0 && p.top_p >= 1 && (p.top_k <= 0 || u32(p.top_k) >= vocabulary);
+    return p.temperature > 0 && !chained(p) && p.top_p >= 1 && (p.top_k <= 0 || u32(p.top_k) >= vocabulary);
 }
 RF_DEVICE u32 widest_gap(const Parameters& p) {
     return p.min_p > 0 ? float_bits(maximum(-fast_log(p.min_p), 0.0f)) : ALL;
@@ -203,6 +208,7 @@ rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* log
     float top = top_of<ROW_THREADS>(highest, row, slices);
     float scaled = p.temperature > 0 ? top / p.temperature : top;
     bool finite = absolute(scaled) < infinity();
+    if (finite && chained(p)) return;
     i32 token = 0x7fffffff;
     if (drawn_from_all(p, vocabulary) && finite) {
         Row source = row_of(p, logits, edited, row, vocabulary, slices, scaled);
@@ -230,6 +236,159 @@ rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* log
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
     last_tokens[p.slot] = token;
     host_tokens[row] = finite ? token : p.mask_start >= 0 && top < 0 ? NOTHING_ALLOWED : NOT_FINITE;
+    if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
+}
+
+// The elements of a row that are kept so far: up to a cut, as near as `width` to `center` where gaps have a typical
+// one, and from an element on where XTC has left out those before.
+struct Kept {
+    Cut cut;
+    float center;
+    u32 width, from_gap, from_id;
+
+    RF_MEMBER u32 distance(u32 gap) const { return float_bits(absolute(bits_float(gap) - center)); }
+    RF_MEMBER bool has(u32 id, u32 gap) const {
+        bool begun = gap > from_gap || (gap == from_gap && id >= from_id);
+        return cut.keeps(id, gap) && begun && (width == ALL || distance(gap) <= width);
+    }
+    RF_MEMBER u64 weight(u32 id, u32 gap) const { return has(id, gap) ? weight_of(gap) : 0; }
+};
+
+// A row with distances in place of gaps.
+struct Distances {
+    static constexpr u32 AT_ONCE = Row::AT_ONCE;
+    const Row& row;
+    const Kept& kept;
+
+    template <class F>
+    RF_MEMBER void each(u32 begin, u32 end, F f) const {
+        row.each(begin, end, [&](u32 count, u32 id, const u32* gaps) {
+            u32 distances[AT_ONCE];
+            RF_UNROLL
+            for (u32 j = 0; j < AT_ONCE; ++j) distances[j] = kept.distance(gaps[j]);
+            f(count, id, distances);
+        });
+    }
+};
+
+// Calls f(id, gap) for each element of a row.
+template <class F>
+RF_DEVICE void for_each(const Row& row, F f) {
+    row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
+        RF_UNROLL
+        for (u32 j = 0; j < Row::AT_ONCE; ++j)
+            if (j < count) f(id + j, gaps[j]);
+    });
+}
+
+// The standard deviation of the logits over the temperature, of those that are finite.
+RF_DEVICE float deviation(const Row& row) {
+    float sum = 0, count = 0, squares = 0;
+    for_each(row, [&](u32, u32 gap) {
+        float value = bits_float(gap);
+        if (value < infinity()) sum += value, count += 1;
+    });
+    count = block_sum<ROW_THREADS>(count);
+    float mean = block_sum<ROW_THREADS>(sum) / count;
+    for_each(row, [&](u32, u32 gap) {
+        float value = bits_float(gap) - mean;
+        if (value < infinity()) squares += value * value;
+    });
+    return square_root(block_sum<ROW_THREADS>(squares) / count);
+}
+
+// Keeps the elements whose gaps are nearest to the expected one, as many as have `share` of the weight.
+RF_DEVICE void keep_typical(SelectShared& shared, const Row& row, Kept& kept, float share) {
+    float weights = 0, moments = 0;
+    for_each(row, [&](u32 id, u32 gap) {
+        float weight = float(kept.weight(id, gap)) * 9.094947e-13f;  // 2^-40
+        if (weight > 0) weights += weight, moments += weight * bits_float(gap);
+    });
+    weights = block_sum<ROW_THREADS>(weights);
+    kept.center = block_sum<ROW_THREADS>(moments) / weights;
+    auto weight = [&](u32 id, u32) {
+        return kept.weight(id, float_bits(row.highest - row.values[id] / row.temperature));
+    };
+    auto limit_of = [=](u64 total) {
+        u64 limit = u64(double(total) * double(share));
+        return limit < total ? limit + 1 : total;
+    };
+    kept.width = find<ByGap>(shared, Distances{row, kept}, weight, limit_of).key;
+}
+
+// Leaves out the elements with `threshold` of the weight or more, but the least likely of them.
+RF_DEVICE void exclude_top(SelectShared& shared, const Row& row, Kept& kept, float threshold) {
+    u64 sum = 0, total;
+    for_each(row, [&](u32 id, u32 gap) { sum += kept.weight(id, gap); });
+    block_prefix(shared, sum, total);
+    double least = double(total) * double(threshold);
+    i32 gap_of_last = 0, id_of_last = 0;  // gaps as integers: all are below 2^31
+    auto likely = [&](u32 id, u32 gap) {
+        u64 weight = kept.weight(id, gap);
+        return weight && double(weight) >= least;
+    };
+    for_each(row, [&](u32 id, u32 gap) {
+        if (likely(id, gap)) gap_of_last = maximum(gap_of_last, i32(gap));
+    });
+    gap_of_last = block_max<ROW_THREADS>(gap_of_last);
+    for_each(row, [&](u32 id, u32 gap) {
+        if (i32(gap) == gap_of_last && likely(id, gap)) id_of_last = maximum(id_of_last, i32(id));
+    });
+    kept.from_id = block_max<ROW_THREADS>(id_of_last), kept.from_gap = gap_of_last;
+}
+
+// The token that is drawn from what all truncations keep, each of what the one before has kept.
+RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Parameters& p) {
+    Kept kept = {{0x7f7fffff, ALL}, 0, ALL, 0, 0};
+    if (p.top_n_sigma > 0) kept.cut.gap = float_bits(p.top_n_sigma * deviation(row));
+    if (p.top_k > 0) {
+        u64 limit = p.top_k;
+        u32 widest = kept.cut.gap;
+        Cut most = cut_at(
+            shared, row, [=](u32, u32 gap) -> u64 { return gap <= widest; },
+            [=](u64 all) { return all < limit ? all : limit; });
+        kept.cut = most;
+    }
+    if (p.typical_p < 1) keep_typical(shared, row, kept, p.typical_p);
+    auto weight = [&](u32 id, u32 gap) { return kept.weight(id, gap); };
+    if (p.top_p < 1) {
+        Cut nucleus = cut_at(shared, row, weight, [&](u64 all) {
+            double mass = p.top_p * double(all);
+            u64 limit = u64(mass);
+            return limit + (double(limit) < mass || limit == 0);
+        });
+        if (nucleus.gap < kept.cut.gap || (nucleus.gap == kept.cut.gap && nucleus.id < kept.cut.id)) kept.cut = nucleus;
+    }
+    if (p.min_p > 0) {
+        i32 first = 0x7f7fffff;
+        for_each(row, [&](u32 id, u32 gap) {
+            if (kept.has(id, gap)) first = minimum(first, i32(gap));
+        });
+        first = -block_max<ROW_THREADS>(-first);
+        u32 widest = float_bits(bits_float(first) + bits_float(widest_gap(p)));
+        if (widest < kept.cut.gap) kept.cut = {widest, ALL};
+    }
+    bool excludes = float(random24(p.seed ^ 0x58544358544358ull, p.step)) < p.xtc_probability * 16777216.0f;
+    if (excludes) exclude_top(shared, row, kept, p.xtc_threshold);
+    return find<ById>(shared, row, weight, [&](u64 all) { return drawn_at(p, all); }).key;
+}
+
+// What rf_sample_rows does, for the rows with top_n_sigma, typical_p or XTC, which it passes over. A block a row.
+RF_KERNEL(ROW_THREADS)
+rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
+                 const float* highest, const u32* staged, u32 vocabulary, u32 slices) {
+    RF_SHARED SelectShared shared;
+    u32 row = block_x();
+    const Parameters p = parameters_of(staged, row);
+    wait_for_previous();
+    if (!chained(p)) return;
+    float top = top_of<ROW_THREADS>(highest, row, slices) / p.temperature;
+    if (!(absolute(top) < infinity())) return;
+    Row source = row_of(p, logits, edited, row, vocabulary, slices, top);
+    i32 token = draw_chained(shared, source, p);
+    if (thread_x() != 0) return;
+    last_tokens[p.slot] = token;
+    host_tokens[row] = token;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }
 

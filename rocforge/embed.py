@@ -8,12 +8,9 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from rocforge.device.arrays import asnumpy
-from rocforge.nn.passes import hidden_states, token_ids
+from rocforge.nn.passes import token_ids
+from rocforge.nn.pooling import POOLINGS, pool_into
 from rocforge.nn.transformer import Transformer
-
-POOLINGS = ("mean", "last", "cls")
-
 
 Text: TypeAlias = str | Sequence[int]
 
@@ -54,16 +51,8 @@ def embed(
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
     sequences = [_ids(model, text) for text in cast("Sequence[Text]", [texts] if one else texts)]
     vectors = np.zeros((len(sequences), model.config.dim), np.float32)
-    for number, start, hidden in hidden_states(model, sequences, lora):
-        states, length = asnumpy(hidden), len(sequences[number])
-        if pooling == "mean":
-            vectors[number] += states.sum(axis=0) / np.float32(length)
-        elif pooling == "cls" and start == 0:
-            vectors[number] = states[0]
-        elif pooling == "last" and start + len(states) == length:
-            vectors[number] = states[-1]
-    if normalize:
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    for _ in pool_into(vectors, model, sequences, pooling, normalize, lora):
+        pass
     return vectors[0] if one else vectors
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rocforge as rf
-from rocforge.engine.engine import Token
+from rocforge.engine.engine import Embedding, Token
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.server.run import serve
 
@@ -50,6 +50,9 @@ class SyntheticEngine:
     @property
     def busy(self) -> bool:
         return bool(self._running or self._new)
+
+    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None) -> Embedding:
+        raise ValueError("the synthetic engine gives no vectors")
 
     def check(self, prompt: Sequence[int], params: rf.SamplingParams) -> None:
         """Every request can be served."""

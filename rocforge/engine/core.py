@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
-from rocforge.engine.engine import Token
+import numpy as np
+
+from rocforge.engine.engine import Embedding, Token
 from rocforge.engine.reply import DeadlineError, StepError
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -57,6 +61,9 @@ class StepEngine(Protocol):
         self, prompt: Sequence[int], params: SamplingParams | None = None, constraint: Constraint | None = None
     ) -> Request:
         """Queue a prompt."""
+
+    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None) -> Embedding:
+        """Vectors of prompts."""
 
     def cancel(self, request: Request) -> None:
         """End a request."""
@@ -106,12 +113,37 @@ class EngineCore:
         self._waiting: dict[int, Request] = {}
         self._silent: set[int] = set()  # no token has come
         self._deadlines: list[tuple[float, int, float]] = []  # time, key, and how long that was after it was submitted
+        self._embeddings: deque[tuple[Embedding, Future[np.ndarray]]] = deque()
         self._failures = 0
 
     @property
     def busy(self) -> bool:
-        """Whether there is a request."""
-        return bool(self._requests)
+        """Whether there is a request, or vectors to compute."""
+        return bool(self._requests or self._embeddings)
+
+    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None, done: Future[np.ndarray]) -> None:
+        """Compute vectors of prompts, a pass between two steps; `done` gets them, or is cancelled by who waits.
+
+        Raises:
+            ValueError: they can never be computed.
+        """
+        self._embeddings.append((self.engine.embed(prompts, lora), done))
+
+    def _embed(self) -> None:
+        """A pass of the embedding that has waited longest for one."""
+        while self._embeddings and self._embeddings[0][1].cancelled():
+            self._embeddings.popleft()
+        if not self._embeddings:
+            return
+        embedding, done = self._embeddings.popleft()
+        try:
+            if next(embedding.passes, self) is not self:
+                self._embeddings.append((embedding, done))
+            elif done.set_running_or_notify_cancel():
+                done.set_result(embedding.vectors)
+        except Exception as cause:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(_step_error(cause))
 
     def add(
         self,
@@ -151,6 +183,7 @@ class EngineCore:
             Exception: a step failed, as did those before; the requests are lost.
         """
         events = self._overdue()
+        self._embed()
         try:
             tokens = self.engine.step()
         except Exception as error:
@@ -198,10 +231,8 @@ class EngineCore:
     def _failed(self, cause: Exception) -> list[Event]:
         events = []
         for key in list(self._requests):
-            error = StepError(f"a step of the model failed: {type(cause).__name__}: {cause}")
-            error.__cause__ = cause
             self._forget(key)
-            events.append(Event(key, error=error))
+            events.append(Event(key, error=_step_error(cause)))
         return events
 
     def _forget(self, key: int) -> Request | None:
@@ -211,3 +242,10 @@ class EngineCore:
             self._waiting.pop(key, None)
             self._silent.discard(key)
         return request
+
+
+def _step_error(cause: Exception) -> StepError:
+    """What requests fail with where the model did."""
+    error = StepError(f"a step of the model failed: {type(cause).__name__}: {cause}")
+    error.__cause__ = cause
+    return error

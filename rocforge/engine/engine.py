@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.pooling import pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
@@ -45,8 +46,8 @@ class Token(NamedTuple):
         request: whose it is.
         id: its id.
         logprobs: where the request asks for them.
-        finish_reason: None while the request goes on; "stop" at an end-of-generation token (which is `id`), "length"
-            when max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
+        finish_reason: None while the request goes on; "stop" at a token that ends it (which is `id`), "length" when
+            max_tokens or the context is reached, "error" where its constraint failed or its logits are not finite.
         error: what failed; `id` is -1 then.
     """
 
@@ -55,6 +56,18 @@ class Token(NamedTuple):
     logprobs: Logprobs | None
     finish_reason: str | None
     error: Exception | None = None
+
+
+class Embedding(NamedTuple):
+    """Vectors of prompts.
+
+    Attributes:
+        vectors: float32 NumPy array (prompts, dim), complete once the passes have ended.
+        passes: computes them; at most a pass of the model for each item.
+    """
+
+    vectors: np.ndarray
+    passes: Iterator[None]
 
 
 @dataclass(frozen=True)
@@ -249,7 +262,8 @@ class Engine:
         self.check(prompt, params)
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
         lora = None if params.lora is None else self.model.adapters.placed(params.lora)
-        request = Request(prompt, params, constraint, longest, lora)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eog_token_ids)
+        request = Request(prompt, params, constraint, longest, ends, lora)
         self.scheduler.add(request)
         return request
 
@@ -280,8 +294,38 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
+        if params.stop_token_ids and not 0 <= min(params.stop_token_ids) <= max(params.stop_token_ids) < vocabulary:
+            raise ValueError(f"stop_token_ids has a token id outside 0 to {vocabulary - 1}")
         if params.lora is not None:
             self.model.adapters.placed(params.lora)
+
+    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
+        """Vectors of prompts, pooled as the model's file says and normalized; as `rf.embed`, but a pass at a time.
+
+        The passes have a cache of their own, which on a GPU needs memory beside the engine's.
+
+        Raises:
+            ValueError: as in `check`.
+
+        >>> vectors, passes = rf.Engine(model).embed([[1, 2, 3], [4, 5]])
+        >>> for _ in passes:
+        ...     pass
+        >>> vectors.shape
+        (2, 512)
+        """
+        for prompt in prompts:
+            self.check(prompt, SamplingParams(lora=lora))
+        vectors = np.zeros((len(prompts), self.model.config.dim), np.float32)
+        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
+        passes = pool_into(vectors, self.model, prompts, pooling_of(self.model), True, lora, most)
+        return Embedding(vectors, self._on_stream(passes))
+
+    def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
+        while True:
+            with self._stream, out_of_memory_explained(self.model.device, "pass"):
+                if next(passes, self) is self:
+                    return
+            yield
 
     def cancel(self, request: Request) -> None:
         """End a request now and free its cache blocks; no effect once it has ended.
@@ -445,7 +489,7 @@ class Engine:
             return Token(request, -1, None, "error", sampled.error)
         self.scheduler.accepted(request, sampled.token)
         reason = None
-        if sampled.token in self.eog_token_ids and not request.params.ignore_eos:
+        if sampled.token in request.ends:
             reason = "stop"
         elif request.known >= request.max_length:
             reason = "length"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from rocforge.engine.request import Constraint
-from rocforge.engine.response import GenerationResponse, ResponseStream
+from rocforge.engine.response import GenerationResponse, ResponseStream, Stats
 from rocforge.errors import RocforgeError
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.text.tokenizer import Tokenizer
@@ -93,6 +93,15 @@ class Reply:
         self._wake: Callable[[], None] | None = None
         self._stream: ResponseStream | None = None
         self._ended = False
+
+    @classmethod
+    def empty(cls, prompt: Sequence[int], params: SamplingParams) -> Reply:
+        """A reply of no tokens, which is complete: "length"."""
+        reply = cls(prompt, params, None, None, lambda reply: None)
+        reply.finish_reason = "length"
+        reply._hand_over(GenerationResponse("", -1, "length", None, Stats(len(prompt), "cpu")))
+        reply.end(Progress.FINISHED)
+        return reply
 
     @property
     def ended(self) -> bool:

@@ -45,6 +45,7 @@ class Request:
         params: how its tokens are sampled, and when it ends.
         constraint: what its text must obey, or None.
         max_length: tokens of prompt and output together, at most.
+        ends: tokens that end its text.
         lora: the adapter that its tokens have, or None.
         output: token ids so far.
         pending: how many more are sampled by steps that are queued, whose tokens the host has not read.
@@ -58,6 +59,7 @@ class Request:
     params: SamplingParams
     constraint: Constraint | None = None
     max_length: int = sys.maxsize
+    ends: frozenset[int] = frozenset()
     lora: PlacedLoRA | None = None
     output: list[int] = field(default_factory=list)
     pending: int = 0

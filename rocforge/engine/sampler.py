@@ -39,7 +39,7 @@ def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     params, constraint = request.params, request.constraint
     try:
         allowed = logits if constraint is None else masked(logits, constraint.bits())
-        token = sample(allowed, params, request.prompt, request.output)
+        token = sample(allowed, params, request.prompt, request.output, request.ends)
         if constraint is not None:
             constraint.accept(token)
     except Exception as error:
@@ -101,7 +101,7 @@ class DeviceSampler:
         if params.counts_tokens:
             self._end_all_but(slots)
             counts = count_tokens(request.prompt, request.output, self._vocabulary)
-        self._sampler.begin(slot, params, counts, self._stream.upload)
+        self._sampler.begin(slot, params, counts, self._stream.upload, request.ends)
         self._watched[slot] = request.constraint is not None or params.logprobs is not None
         self._holders[slot] = weakref.ref(request)
 

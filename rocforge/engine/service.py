@@ -11,7 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
+
+import numpy as np
 
 from rocforge.engine.core import EngineCore, StepEngine
 from rocforge.engine.replies import Observer, Replies
@@ -72,6 +75,8 @@ class Service:
         self._changed = threading.Condition()
         self._arrived: deque[Reply] = deque()
         self._cancelled: deque[Reply] = deque()
+        self._to_embed: deque[tuple[Sequence[Sequence[int]], str | None, Future[np.ndarray]]] = deque()
+        self._embedding: set[Future[np.ndarray]] = set()
         self._replies = Replies(observer)
         self._give_up_at = 0.0
         self._thread: threading.Thread | None = None
@@ -174,6 +179,28 @@ class Service:
             self._changed.notify_all()
         return reply
 
+    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Future[np.ndarray]:
+        """Queue prompts of token ids for their vectors, float32 (prompts, dim), as `Engine.embed` gives them.
+
+        The future may be cancelled. It fails with ValueError where they can never be computed, and with ServiceError
+        where the service ends.
+
+        Raises:
+            QueueFullError: too many are in flight.
+            ServiceError: the service is not running.
+        """
+        done: Future[np.ndarray] = Future()
+        with self._changed:
+            if self.state not in (State.STARTING, State.READY):
+                raise self._unavailable()
+            if len(self._embedding) >= self.max_queue:
+                raise QueueFullError(f"the queue is full: {len(self._embedding)} embeddings wait")
+            self._embedding.add(done)
+            self._to_embed.append((prompts, lora, done))
+            self._changed.notify_all()
+        done.add_done_callback(self._embedding.discard)
+        return done
+
     @property
     def queue_depth(self) -> int:
         """Requests that wait for their first step."""
@@ -214,9 +241,13 @@ class Service:
             self.engine = None
             self._arrived.clear()
             self._cancelled.clear()
+            self._to_embed.clear()
             self._changed.notify_all()
         for reply in self._replies:
             self._replies.end(reply, Progress.FAILED, self._unavailable())
+        for done in list(self._embedding):
+            if done.set_running_or_notify_cancel():
+                done.set_exception(self._unavailable())
 
     def _loop(self, core: EngineCore, tokenizer: Tokenizer) -> None:
         while self._take_in(core, tokenizer):
@@ -228,14 +259,21 @@ class Service:
     def _take_in(self, core: EngineCore, tokenizer: Tokenizer) -> bool:
         """Wait for something to do; admit, cancel. False when it is time to end."""
         with self._changed:
-            while not (self._arrived or self._cancelled or core.busy or self.state is State.STOPPING):
+            while not (self._arrived or self._cancelled or self._to_embed or core.busy or self.state is State.STOPPING):
                 self._changed.wait()
-            arrived, cancelled = list(self._arrived), list(self._cancelled)
+            arrived, cancelled, to_embed = list(self._arrived), list(self._cancelled), list(self._to_embed)
             self._cancelled.clear()
+            self._to_embed.clear()
             stopping = self.state is State.STOPPING
         for reply in arrived:
             self._admit(core, tokenizer, reply)
             self._arrived.popleft()
+        for prompts, lora, done in to_embed:
+            try:
+                core.embed(prompts, lora, done)
+            except Exception as error:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(error)
         for reply in cancelled:
             core.cancel(reply.key)
             self._replies.end(reply, Progress.CANCELLED, CancelledError("the request was cancelled"))

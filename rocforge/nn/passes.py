@@ -58,20 +58,24 @@ class States(NamedTuple):
     hidden: Any
 
 
-def hidden_states(model: Transformer, sequences: Iterable[Sequence[int]], lora: str | None = None) -> Iterator[States]:
+def hidden_states(
+    model: Transformer, sequences: Iterable[Sequence[int]], lora: str | None = None, pass_tokens: int | None = None
+) -> Iterator[States]:
     """The last hidden states of sequences of token ids, in order, those of a long one in several parts.
 
     Args:
         lora: the name of the adapter that all have.
+        pass_tokens: of one pass, at most; None: PASS_TOKENS.
     """
+    pass_tokens = pass_tokens or PASS_TOKENS
     first, placed = 0, None if lora is None else model.adapters.placed(lora)
-    for group in _groups(sequences):
+    for group in _groups(sequences, pass_tokens):
         counts = [blocks_for(len(ids)) for ids in group]
         ends = np.cumsum(counts).tolist()
         cache = model.new_cache(ends[-1], slots=len(group))
         tables = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        for start in range(0, max(map(len, group)), PASS_TOKENS):
-            parts = [ids[start : start + PASS_TOKENS] for ids in group]
+        for start in range(0, max(map(len, group)), pass_tokens):
+            parts = [ids[start : start + pass_tokens] for ids in group]
             chunks = [Chunk(start, len(parts[i]), tables[i], slot=i, lora=placed) for i in range(len(group))]
             tokens = np.concatenate([np.asarray(part, np.int32) for part in parts])
             hidden = model.hidden(tokens, Batch.of(cache, chunks, all_logits=True))
@@ -81,11 +85,11 @@ def hidden_states(model: Transformer, sequences: Iterable[Sequence[int]], lora: 
         first += len(group)
 
 
-def _groups(sequences: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+def _groups(sequences: Iterable[Sequence[int]], pass_tokens: int) -> Iterator[list[Sequence[int]]]:
     """Sequences in order, as many as share a pass; one that is longer than that alone."""
     group: list[Sequence[int]] = []
     for ids in sequences:
-        if group and sum(map(len, group)) + len(ids) > PASS_TOKENS:
+        if group and sum(map(len, group)) + len(ids) > pass_tokens:
             yield group
             group = []
         group.append(ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict, cast
@@ -22,6 +22,8 @@ from rocforge.ops.types import HostArray
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
 NOTHING_ALLOWED = "the constraint leaves no token whose logit is a finite number"
+XTC_SEED = 0x58544358544358
+"""Changes a seed to that of XTC's draws."""
 GREEDY_BELOW = 1e-5
 """Temperatures under this one count as 0: what they leave is the most likely token, and logits over them overflow."""
 
@@ -30,7 +32,8 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """How a request's tokens are chosen; names and meanings are the OpenAI API's where it has them.
 
-    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_k, top_p, min_p.
+    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_n_sigma, top_k,
+    typical_p, top_p, min_p, XTC.
 
     Attributes:
         max_tokens: stop after this many tokens; None: when the model's context is full.
@@ -38,6 +41,13 @@ class SamplingParams:
         top_k: keep that many of the most likely tokens; 0 for all.
         top_p: keep the most likely tokens that reach this probability together, over 0 to 1.
         min_p: keep tokens at least this share as likely as the most likely one, 0 to 1.
+        top_n_sigma: keep tokens whose logit is at most so many standard deviations of all finite ones below the highest
+            (Tang et al., https://arxiv.org/abs/2411.07641), 0 to 1e6; 0 for all.
+        typical_p: keep the tokens whose surprise is nearest to the expected one that reach this probability together
+            (Meister et al., https://arxiv.org/abs/2202.00666), over 0 to 1.
+        xtc_probability: how often XTC leaves out the likeliest tokens, 0 to 1: of those with xtc_threshold of the
+            probability or more, all but the least likely (https://github.com/oobabooga/text-generation-webui/pull/6335).
+        xtc_threshold: 0 to 1; over 0.5 nothing is left out.
         repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
             (Keskar et al., https://arxiv.org/abs/1909.05858), 1e-6 to 1e6; 1 for none.
         presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
@@ -45,6 +55,8 @@ class SamplingParams:
         logit_bias: token id -> added to its logit, -100 to 100.
         seed: of the draws, any integer; None for a random one.
         stop: strings that end the text, and are not part of it.
+        stop_token_ids: tokens that end the text as end-of-generation tokens do, and are not part of it.
+        min_tokens: before so many tokens, none that ends the text is drawn; a string of `stop` ends it all the same.
         logprobs: how many of the most likely tokens to report with each token, 0 to 20 (the chosen one is always
             among them); None for no report.
         lora: the name of the adapter, one of `model.adapters`, that the request's tokens have; None for none.
@@ -65,12 +77,18 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_n_sigma: float = 0.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
     logprobs: int | None = None
     lora: str | None = None
     ignore_eos: bool = False
@@ -80,7 +98,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            number, over = number_of(name, value), name == "top_p"  # of no probability at all no token is kept
+            number, over = number_of(name, value), name in ("top_p", "typical_p")  # of none at all no token is kept
             if not low <= value <= high or (over and value == 0):
                 bounds = f"{'over' if over else 'from'} {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
                 raise ValueError(f"{name} is {value!r}; allowed is {bounds}")
@@ -94,6 +112,9 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
+        object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}; allowed is up to max_tokens, {self.max_tokens}")
         if self.lora is not None and not isinstance(self.lora, str):
             raise TypeError(f"lora is {self.lora!r}; allowed are names of adapters, and None")
         if self.seed is None:
@@ -103,6 +124,11 @@ class SamplingParams:
     def drawn_seed(self) -> int:
         """The seed: random where none was given."""
         return cast(int, self.seed)
+
+    @property
+    def chained(self) -> bool:
+        """Whether top_n_sigma, typical_p or XTC may leave tokens out."""
+        return self.top_n_sigma > 0 or self.typical_p < 1 or (self.xtc_probability > 0 and self.xtc_threshold <= 0.5)
 
     @property
     def counts_tokens(self) -> bool:
@@ -121,12 +147,18 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    top_n_sigma: float
+    typical_p: float
+    xtc_probability: float
+    xtc_threshold: float
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    min_tokens: int
     logprobs: int | None
     ignore_eos: bool
 
@@ -150,10 +182,15 @@ def _real(name: str, value: Any) -> float:
 
 _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
     "max_tokens": (_integer, 1, math.inf),
+    "min_tokens": (_integer, 0, math.inf),
     "temperature": (_real, 0, 2),
     "top_k": (_integer, 0, math.inf),
     "top_p": (_real, 0, 1),
     "min_p": (_real, 0, 1),
+    "top_n_sigma": (_real, 0, 1e6),
+    "typical_p": (_real, 0, 1),
+    "xtc_probability": (_real, 0, 1),
+    "xtc_threshold": (_real, 0, 1),
     "repetition_penalty": (_real, 1e-6, 1e6),
     "presence_penalty": (_real, -2, 2),
     "frequency_penalty": (_real, -2, 2),
@@ -161,6 +198,12 @@ _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
 }
 """Fields in a range: integers or floats, the least and the most."""
 _OPTIONAL = ("max_tokens", "logprobs")
+
+
+def _checked_ids(ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise TypeError(f"stop_token_ids is {ids!r}; allowed is a list of token ids")
+    return tuple(_integer("a token id of stop_token_ids", id) for id in ids)
 
 
 def _checked_bias(logit_bias: Any) -> dict[int, float]:
@@ -194,26 +237,38 @@ def uniform(seed: int, step: int) -> float:
     return ((z ^ (z >> 31)) >> 40) / (1 << 24)
 
 
-def sample(logits: HostArray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> int:
+def biases(params: SamplingParams, ends: Collection[int], step: int) -> Mapping[int, float]:
+    """What is added to the logits of tokens at a step: logit_bias, and -inf to those that end a text too early."""
+    return params.logit_bias if step >= params.min_tokens else {**params.logit_bias, **dict.fromkeys(ends, -math.inf)}
+
+
+def sample(
+    logits: HostArray,
+    params: SamplingParams,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    ends: Collection[int] = (),
+) -> int:
     """Choose the next token of one request.
 
     Args:
         logits: float32, shape (vocabulary,); not changed.
         params: how to choose.
         prompt, output: the request's token ids so far; the draw is the one of step len(output).
+        ends: tokens that end its text.
 
     Raises:
         NonFiniteError: the highest logit is NaN or infinite.
     """
     if params.counts_tokens:
         logits = _penalized(logits, params, prompt, output)
-    if params.logit_bias:
+    if bias := biases(params, ends, len(output)):
         logits = logits.copy()
-        logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+        logits[list(bias)] += np.fromiter(bias.values(), np.float32)
     check_finite(logits)
     if params.temperature == 0:
         return int(logits.argmax())
-    return _draw(logits, params, uniform(params.drawn_seed, len(output)))
+    return _draw(logits, params, len(output))
 
 
 def masked(logits: HostArray, bits: HostArray) -> HostArray:
@@ -254,11 +309,15 @@ def _penalized(logits: HostArray, params: SamplingParams, prompt: Sequence[int],
     return logits
 
 
-def _draw(logits: HostArray, params: SamplingParams, u: float) -> int:
-    """The token at the u-quantile of the distribution of the kept tokens, taken in the order of their ids."""
-    scaled = logits / np.float32(params.temperature)
-    weights = np.exp(scaled - scaled.max(), dtype=np.float64)
-    ids = _kept(weights, params)
+def _draw(logits: HostArray, params: SamplingParams, step: int) -> int:
+    """The token at a random quantile of the distribution of the kept tokens, taken in the order of their ids."""
+    scaled, u = logits / np.float32(params.temperature), uniform(params.drawn_seed, step)
+    gaps = scaled.max() - scaled
+    weights = np.exp(-gaps, dtype=np.float64)
+    if params.chained:
+        ids: HostArray | None = _kept_by_chain(gaps, weights, params, step)
+    else:
+        ids = _kept(weights, params)
     cumulative = np.cumsum(weights if ids is None else weights[ids])
     index = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(cumulative) - 1)
     return index if ids is None else int(ids[index])
@@ -279,6 +338,33 @@ def _kept(weights: HostArray, params: SamplingParams) -> HostArray | None:
     if params.top_p < 1:
         sums = np.cumsum(weights[ids])
         ids = ids[sums - weights[ids] < params.top_p * total]
+    return np.sort(ids)
+
+
+def _kept_by_chain(gaps: HostArray, weights: HostArray, params: SamplingParams, step: int) -> HostArray:
+    """Ids, ascending, that all truncations keep, each of what the one before has kept; as llama.cpp's samplers.
+
+    Args:
+        gaps: float32 (vocabulary,): how far each logit over the temperature is below the highest.
+        weights: exp(-gaps).
+    """
+    ids = np.argsort(-weights, kind="stable")
+    if params.top_n_sigma:
+        ids = ids[gaps[ids] <= params.top_n_sigma * gaps[np.isfinite(gaps)].std(dtype=np.float64)]
+    ids = ids[weights[ids] > 0][: params.top_k or None]
+    if params.typical_p < 1:
+        shares = weights[ids] / weights[ids].sum()
+        surprise = np.abs(gaps[ids] - np.float32(shares @ gaps[ids]))  # less the expected one
+        order = np.argsort(surprise, kind="stable")
+        last = int(np.searchsorted(np.cumsum(shares[order]), params.typical_p))
+        ids = ids[surprise <= surprise[order[min(last, len(order) - 1)]]]
+    if params.top_p < 1:
+        sums = np.cumsum(weights[ids])
+        ids = ids[sums - weights[ids] < params.top_p * sums[-1]]
+    ids = ids[weights[ids] >= params.min_p * weights[ids[0]]]
+    if params.xtc_threshold <= 0.5 and uniform(params.drawn_seed ^ XTC_SEED, step) < np.float32(params.xtc_probability):
+        likely = np.count_nonzero(weights[ids] >= params.xtc_threshold * weights[ids].sum())
+        ids = ids[max(likely - 1, 0) :]
     return np.sort(ids)
 
 

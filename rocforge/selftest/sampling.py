@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "min_p": {"temperature": 1.2, "min_p": 0.05},
     "flat": {"temperature": 2.0, "top_p": 0.999, "top_k": 5000},
     "penalties": {"temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7},
+    "chain": {"temperature": 1.0, "top_n_sigma": 2.0, "typical_p": 0.9, "xtc_probability": 0.5, "xtc_threshold": 0.05},
     "bias": {"temperature": 0.8, "logit_bias": {3: 9.0, 17: -100.0}},
 }
 

@@ -11,12 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rocforge import __version__
 from rocforge.engine.service import State
 from rocforge.server import errors
 from rocforge.server.backend import Backend
 from rocforge.server.body import JSONRoute
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.completions import Completions
+from rocforge.server.embeddings import Embeddings
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
@@ -26,8 +28,15 @@ from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
+from rocforge.server.props import props as model_props
 from rocforge.server.request_id import HEADER, RequestId
-from rocforge.server.schema import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from rocforge.server.schema import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from rocforge.server.settings import Settings
 
 _ERROR = {"content": {"application/json": {"example": APIError("what was wrong").body}}}
@@ -72,12 +81,12 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     _add_generation(app, generator)
     _add_tokens(app, generator)
     _add_requests(app, generator)
-    _add_state(app, backend, metrics)
+    _add_state(app, generator, metrics)
     return app
 
 
 def _add_generation(app: FastAPI, generator: Generator) -> None:
-    complete, chat = Completions(generator), ChatCompletions(generator)
+    complete, chat, embed = Completions(generator), ChatCompletions(generator), Embeddings(generator)
 
     @app.post("/v1/completions", response_class=JSONResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -88,6 +97,11 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """The assistant's next message."""
         return await chat(body, request)
+
+    @app.post("/v1/embeddings", response_class=JSONResponse)
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        """A vector of each text."""
+        return await embed(body, request)
 
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:
@@ -163,7 +177,19 @@ def _add_requests(app: FastAPI, generator: Generator) -> None:
         return await find("cancel", id)
 
 
-def _add_state(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, generator: Generator, metrics: Metrics) -> None:
+    backend = generator.backend
+
+    @app.get("/props", response_class=JSONResponse)
+    async def props() -> Response:
+        """What clients of llama.cpp's server ask about the model and the defaults."""
+        return JSONResponse(model_props(generator))
+
+    @app.get("/version", response_class=JSONResponse)
+    async def version() -> Response:
+        """rocforge's."""
+        return JSONResponse({"version": __version__})
+
     @app.get("/metrics")
     async def metrics_text() -> Response:
         """Counters, times and gauges, in Prometheus's text format."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import anyio
+import numpy as np
 from anyio import to_thread
 
 from rocforge.engine.reply import Reply
@@ -57,6 +58,13 @@ class Backend(Protocol):
             ValueError: they can never be served; GrammarError for the grammar.
             QueueFullError: too many are in flight.
             ServiceError: the engine is not there.
+        """
+
+    async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        """Vectors of prompts of token ids, float32 (prompts, dim), normalized.
+
+        Raises:
+            As `submit`.
         """
 
     async def ask(self, question: str, argument: str = "") -> list[Any]:
@@ -119,6 +127,9 @@ class LocalBackend:
         return await to_thread.run_sync(
             grammars.compile, grammar, count, abandon_on_cancel=True, limiter=self._compiling
         )
+
+    async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        return await asyncio.wrap_future(self._service.embed(prompts, lora))
 
     async def ask(self, question: str, argument: str = "") -> list[Any]:
         return []

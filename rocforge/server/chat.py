@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.errors import ChatTemplateError
+from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
+from rocforge.server.continuation import Continuation
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.events import Chunks, EventStream
 from rocforge.server.generation import Generator, response_rule
@@ -23,6 +25,7 @@ from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import ReplyFormat, reply_format
 from rocforge.text.chat.reply import Call, Parsed, Parser
+from rocforge.text.special_tokens import Span
 
 
 class ChatCompletions:
@@ -33,6 +36,7 @@ class ChatCompletions:
 
     async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
         generator = self._generator
+        rename(body)
         generator.check_model(body.model)
         format, tools = reply_format(self._template), tools_of(body)
         if tools.functions and format.calls is None:
@@ -43,10 +47,13 @@ class ChatCompletions:
             raise APIError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.logprobs:
             count = body.top_logprobs or 0
-        most = body.max_completion_tokens or body.max_tokens or generator.settings.max_tokens
+        given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        most = generator.settings.max_tokens if given is None else given
+        if most == 0:
+            raise APIError("max_tokens is 0; allowed is from 1, and -1 for no limit", param="max_tokens")
         if tools.required and body.stop:  # stop strings end content, and such a reply has none
             body = body.model_copy(update={"stop": None})
-        params = generator.params(body, most, count)
+        params = generator.params(body, body.n or 1, most, count)
         with generator.deadline(body.timeout):
             prompt, text = await self._prompt(body, tools)
             opened = format.opens_thought(text)
@@ -74,19 +81,23 @@ class ChatCompletions:
 
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
         """Its tokens and its text."""
-        generator = self._generator
+        generator, continuation = self._generator, _continuation(body)
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
+            if body.reasoning_effort == "none":
+                variables.setdefault("enable_thinking", False)  # as Qwen's and other templates call it
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
-        render = partial(
-            generator.tokenizer.render_chat,
-            tools=tools.shown or None,
-            chat_template=generator.settings.chat_template,
-            **variables,
-        )
+        template, shown, begun = generator.settings.chat_template, tools.shown or None, body.add_generation_prompt
+
+        def render(turns: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+            messages = continuation.messages(turns) if continuation else turns
+            return generator.tokenizer.render_chat(messages, shown, begun is not False, template, **variables)
+
         text, literal = await generator.render(partial(self._history.render, body.messages, render))
+        if continuation:
+            text, literal = continuation.prompt(text, literal)
         ids = await generator.encode(text, add_special_tokens=False, literal=literal)
         if not ids:
             raise ChatTemplateError("the chat template renders these messages to an empty prompt")
@@ -107,6 +118,24 @@ class ChatCompletions:
         return GrammarSource("lark", format.lark(compiler, opened, tools.functions, content, parallel))
 
 
+def _continuation(body: ChatCompletionRequest) -> Continuation | None:
+    """What continues the last message, where asked for.
+
+    Raises:
+        APIError: there is none to continue.
+    """
+    if not body.continue_final_message:
+        return None
+    if body.add_generation_prompt is not False:
+        message = "continue_final_message is true; add_generation_prompt must be false with it"
+        raise APIError(message, param="add_generation_prompt")
+    last = body.messages[-1]
+    if last.role != "assistant" or not last.content or last.tool_calls:
+        message = "continue_final_message is true; the last message must be an assistant's, with content and no calls"
+        raise APIError(message, param="messages")
+    return Continuation()
+
+
 class _Answer:
     """A job's replies in OpenAI's shapes."""
 
@@ -119,7 +148,8 @@ class _Answer:
         choices = [self._choice(index, pieces) for index, pieces in enumerate(replies)]
         name = self.body.model
         head = {"id": self.job.id, "object": "chat.completion", "created": self.job.created, "model": name}
-        return {**head, "choices": choices, "usage": self.job.usage}
+        tier = {"service_tier": "default"} if self.body.service_tier else {}
+        return {**head, "choices": choices, "usage": self.job.usage, **tier}
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import anyio
+import numpy as np
 
 from rocforge.engine.replies import Observer, Replies
 from rocforge.engine.reply import CancelledError, EngineDeadError, Progress, Reply, ServiceError
@@ -46,12 +47,13 @@ class EngineClient:
         self._replies, self._device = Replies(observer), "cpu"
         self._transport: asyncio.WriteTransport | None = None
         self._tickets = itertools.count()
-        self._submitted: dict[int, asyncio.Future[None]] = {}
+        self._submitted: dict[int, asyncio.Future[Any]] = {}
         self._asked: dict[int, asyncio.Queue[Any]] = {}
         self._answer: Answer = lambda question, argument: None
         self._messages: dict[str, Callable[..., None]] = {
             "ready": self._ready,
             "accepted": self._accepted,
+            "embedded": self._embedded,
             "refused": self._refused,
             "tokens": self._tokens,
             "ask": self._asked_by,
@@ -145,6 +147,26 @@ class EngineClient:
         finally:
             self._submitted.pop(ticket, None)
         return replies
+
+    async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        if self.state is not State.READY:
+            raise ServiceError(f"the engine is {self.state.value}")
+        ticket, embedded = next(self._tickets), asyncio.get_running_loop().create_future()
+        self._submitted[ticket] = embedded
+        self._send("embed", ticket, prompts, lora)
+        try:
+            vectors = np.frombuffer(await embedded, np.float32)
+        except BaseException:
+            self._send("forget", ticket)
+            raise
+        finally:
+            self._submitted.pop(ticket, None)
+        return vectors.reshape(len(prompts), -1)
+
+    def _embedded(self, ticket: int, vectors: bytes) -> None:
+        embedded = self._submitted.pop(ticket, None)
+        if embedded is not None and not embedded.done():
+            embedded.set_result(vectors)
 
     def _accepted(self, ticket: int, keys: list[int]) -> None:
         accepted = self._submitted.pop(ticket, None)

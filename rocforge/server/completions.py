@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from statistics import fmean
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.engine.response import GenerationResponse
+from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
-from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.errors import APIError, JSONResponse, refusing
 from rocforge.server.events import Chunks, EventStream
-from rocforge.server.generation import Generator
+from rocforge.server.generation import Generator, each
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
 from rocforge.server.schema import CompletionRequest
@@ -29,42 +32,84 @@ class Completions:
 
     async def __call__(self, body: CompletionRequest, request: Request) -> Response:
         generator = self._generator
+        rename(body)
         generator.check_model(body.model)
-        params = generator.params(body, body.max_tokens or DEFAULT_MAX_TOKENS, body.logprobs)
+        _check(body, generator.settings.max_choices)
+        n, count = body.n or 1, body.logprobs
+        choices = body.best_of or n
+        if choices > n and count is None:
+            count = 0  # the best are known by them
+        most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        params = generator.params(body, choices, most or 1, count)
         with generator.deadline(body.timeout):
-            prompts = await self._prompts(body.prompt)
-            job = await generator.submit("cmpl", prompts, params, generator.grammar(body), body.timeout)
-        answer = _Answer(job, body, generator)
+            prompts = await generator.prompts(body.prompt)
+            echoes = await run_in_threadpool(self._echoes, body, prompts)
+            grammar = generator.grammar(body)
+            if most == 0:
+                job = generator.unanswered("cmpl", prompts, params)
+            else:
+                job = await generator.submit("cmpl", prompts, params, grammar, body.timeout)
+        answer = _Answer(job, body, generator, echoes)
         if body.stream:
             return EventStream(job, answer.events())
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
-    async def _prompts(self, prompt: Any) -> list[list[int]]:
-        many = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        if len(many) > self._generator.settings.max_choices:
-            most = self._generator.settings.max_choices
-            raise APIError(f"{len(many)} prompts; at most {most} are allowed", param="prompt")
-        return [await self._generator.encode(one) if isinstance(one, str) else one for one in many]
+    def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
+        """What stands before the text of each prompt: where asked for, the prompt."""
+        if not body.echo:
+            return [""] * len(prompts)
+        decode = self._generator.tokenizer.decode
+        with refusing("prompt"):
+            return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in each(body.prompt)]
+
+
+def _check(body: CompletionRequest, max_choices: int) -> None:
+    """Raises APIError where fields of this endpoint are not supported, or not together, or ask for too much."""
+    if (prompts := len(each(body.prompt))) > max_choices:
+        raise APIError(f"{prompts} prompts; at most {max_choices} are allowed", param="prompt")
+    n, best_of = body.n or 1, body.best_of or body.n or 1
+    if body.suffix:
+        raise APIError("suffix is not supported", param="suffix", code="unsupported_parameter")
+    if body.echo and body.logprobs is not None:
+        raise APIError("echo with logprobs is not supported", param="echo", code="unsupported_parameter")
+    if best_of < n:
+        raise APIError(f"best_of is {best_of}; allowed is from n, {n}", param="best_of")
+    if body.stream and best_of > n:
+        raise APIError(f"best_of is {best_of}; with stream allowed is n, {n}", param="best_of")
 
 
 class _Answer:
-    """A job's replies in OpenAI's shapes."""
+    """A job's replies in OpenAI's shapes.
 
-    def __init__(self, job: Job, body: CompletionRequest, generator: Generator):
+    `echoes`: what stands before the texts of each prompt.
+    """
+
+    def __init__(self, job: Job, body: CompletionRequest, generator: Generator, echoes: list[str]):
         self.job, self.body, self.generator = job, body, generator
         self._written = [0] * len(job.replies)
+        self._before = [echo for echo in echoes for _ in range(job.choices)]
 
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
-        choices = []
-        for index, pieces in enumerate(replies):
+        choices: list[dict[str, Any]] = []
+        for reply in self._best(replies):
+            pieces, index = replies[reply], len(choices)
             text, reason = "".join(piece.text for piece in pieces), pieces[-1].finish_reason
-            logprobs = self._logprobs(index, pieces)
+            text, logprobs = self._before[reply] + text, self._logprobs(reply, pieces)
             choices.append({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason})
         name = self.body.model
         head = {"id": self.job.id, "object": "text_completion", "created": self.job.created, "model": name}
         return {**head, "choices": choices, "usage": self.job.usage}
+
+    def _best(self, replies: list[list[GenerationResponse]]) -> list[int]:
+        """The replies to give: of each prompt those n whose tokens have the highest mean log-probability."""
+        n, each = self.body.n or 1, self.job.choices
+        if n == each:
+            return [*range(len(replies))]
+        means = [fmean([p.logprobs.token for p in pieces if p.logprobs] or [0]) for pieces in replies]
+        prompts = (range(first, first + each) for first in range(0, len(replies), each))
+        return [reply for own in prompts for reply in sorted(own, key=lambda reply: -means[reply])[:n]]
 
     async def events(self) -> AsyncIterator[bytes]:
         """The chunks of a stream as events, as many as there are at a time."""
@@ -78,8 +123,9 @@ class _Answer:
 
     def _choice(self, index: int, piece: GenerationResponse) -> bytes:
         """A piece as JSON."""
+        before, self._before[index] = self._before[index], ""
         return b'{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}' % (
-            dump_json(piece.text),
+            dump_json(before + piece.text),
             index,
             dump_json(self._logprobs(index, [piece])),
             dump_json(piece.finish_reason),

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rocforge.engine.core import EngineCore, Event, StepEngine
 from rocforge.engine.reply import QueueFullError, StepError
 from rocforge.engine.request import Constraint
@@ -41,6 +43,7 @@ class Peer:
         connection.setblocking(False)
         self.connection, self.number, self.closed = connection, number, False
         self.keys: dict[int, int] = {}
+        self.embeddings: dict[int, Future[np.ndarray]] = {}
         self._unpacker, self._unsent = wire.unpacker(), bytearray()
 
     def receive(self) -> Iterator[list[Any]]:
@@ -113,6 +116,8 @@ class EngineServer:
         self._messages: dict[str, Callable[..., None]] = {
             "submit": self._submit,
             "cancel": self._cancel,
+            "embed": self._embed,
+            "forget": self._forget,
             "ask": self._ask,
             "answer": self._answer,
         }
@@ -160,6 +165,8 @@ class EngineServer:
         peer.closed = True
         del self._peers[peer.number]
         self._cancel(peer, list(peer.keys))
+        for done in list(peer.embeddings.values()):
+            done.cancel()
 
     def _send(self, peer: Peer, message: bytes) -> None:
         """Write, and wait for the peer to take what is left."""
@@ -231,6 +238,31 @@ class EngineServer:
     def _refuse(self, job: _Job, error: BaseException) -> None:
         if not job.peer.closed:
             self._send(job.peer, wire.pack("refused", job.ticket, wire.pack_error(error)))
+
+    def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None) -> None:
+        done = peer.embeddings[ticket] = Future[np.ndarray]()
+        done.add_done_callback(lambda done: self._note_embedded(peer, ticket, done))
+        try:
+            waiting = sum(len(peer.embeddings) for peer in self._peers.values())
+            if waiting > self._max_queue:
+                raise QueueFullError(f"the queue is full: {waiting - 1} embeddings wait")
+            self._core.embed(prompts, lora, done)
+        except Exception as error:
+            done.set_exception(error)
+
+    def _note_embedded(self, peer: Peer, ticket: int, done: Future[np.ndarray]) -> None:
+        del peer.embeddings[ticket]
+        if done.cancelled() or peer.closed:
+            return
+        error = done.exception()
+        if error is None:
+            self._send(peer, wire.pack("embedded", ticket, done.result().tobytes()))
+        else:
+            self._send(peer, wire.pack("refused", ticket, wire.pack_error(error)))
+
+    def _forget(self, peer: Peer, ticket: int) -> None:
+        if ticket in peer.embeddings:
+            peer.embeddings[ticket].cancel()
 
     def _cancel(self, peer: Peer, keys: Sequence[int]) -> None:
         for key in keys:

@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
-from rocforge.engine.reply import DeadlineError
+from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.backend import Backend
@@ -27,6 +27,8 @@ from rocforge.text.schemas import ANY_OBJECT, json_rule
 from rocforge.text.tokenizer import Tokenizer
 
 Rendered = TypeVar("Rendered")
+DEFAULT_TEMPERATURE = 1.0
+"""The OpenAI API's."""
 INLINE_TEXT = 2048
 """Characters of a text that is tokenized within the event loop: another thread would take longer."""
 LONGEST_TOKEN = 256
@@ -87,6 +89,15 @@ class Generator:
             return self.tokenizer.encode(text, **options)
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
 
+    async def prompts(self, prompt: Any) -> list[list[int]]:
+        """The token ids of each of one or several texts or lists of ids."""
+        return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]
+
+    def check_length(self, tokens: int, param: str) -> None:
+        """Raises APIError where a prompt of so many tokens does not fit into the context."""
+        if tokens >= self.backend.limit:
+            raise self._too_long(f"{tokens} tokens in the {param}")
+
     @property
     def compiler(self) -> GrammarCompiler:
         """For the model's tokenizer, to write grammars with."""
@@ -121,14 +132,17 @@ class Generator:
             raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
         return wanted[0] if wanted else None
 
-    def params(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
-        """Parameters of each of the n choices. With a seed, choice i has seed + i."""
-        if body.n and body.n > self.settings.max_choices:
-            raise APIError(f"n is {body.n}; allowed is up to {self.settings.max_choices}", param="n")
+    def params(
+        self, body: Sampling, choices: int, max_tokens: int | None, logprobs: int | None
+    ) -> list[SamplingParams]:
+        """Parameters of each of the choices. With a seed, choice i has seed + i. A max_tokens of -1 is no limit."""
+        if choices > self.settings.max_choices:
+            raise APIError(f"n is {choices}; allowed is up to {self.settings.max_choices}", param="n")
         given = {
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-                         "repetition_penalty", "stop", "ignore_eos")
+                         "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos",
+                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
         lora = self.adapter(body)
@@ -136,14 +150,14 @@ class Generator:
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
             return [
                 SamplingParams(
-                    **{"temperature": 1.0, **given},
-                    max_tokens=max_tokens,
+                    **{"temperature": DEFAULT_TEMPERATURE, **given},
+                    max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
                     lora=lora,
                     seed=None if body.seed is None else body.seed + choice,
                 )
-                for choice in range(body.n or 1)
+                for choice in range(choices)
             ]
 
     async def submit(
@@ -155,8 +169,9 @@ class Generator:
         timeout: float | None,
     ) -> Job:
         """Submit each prompt with each of its params; all or none."""
-        if grammar is not None and params[0].ignore_eos:
-            raise APIError("ignore_eos excludes structured output and required calls", param="ignore_eos")
+        for name in ("ignore_eos", "min_tokens"):
+            if grammar is not None and getattr(params[0], name):
+                raise APIError(f"{name} excludes structured output and required calls", param=name)
         most = self.settings.max_choices
         if len(prompts) * len(params) > most:
             raise APIError(f"prompts times n is {len(prompts) * len(params)}; allowed is up to {most}", param="n")
@@ -164,11 +179,17 @@ class Generator:
         for prompt in prompts:
             if asked is not None and len(prompt) + asked > limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
-            if len(prompt) >= limit:
-                raise self._too_long(f"{len(prompt)} tokens in the prompt")
+            self.check_length(len(prompt), "prompt")
         with refusing("prompt"):
             replies = await self.backend.submit(prompts, params, grammar, self._seconds(timeout))
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", len(params), replies)
+        return self._job(prefix, len(params), replies)
+
+    def unanswered(self, prefix: str, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> Job:
+        """A job of replies without tokens, for max_tokens 0."""
+        return self._job(prefix, len(params), [Reply.empty(prompt, one) for prompt in prompts for one in params])
+
+    def _job(self, prefix: str, choices: int, replies: list[Reply]) -> Job:
+        job = Job(f"{prefix}-{secrets.token_hex(12)}", choices, replies)
         self.jobs.add(job)
         return job
 
@@ -190,6 +211,11 @@ def response_rule(body: Sampling) -> str | None:
     if format.json_schema is None:
         raise APIError("Missing required parameter: 'response_format.json_schema'", param="response_format")
     return json_rule(format.json_schema.schema_ or ANY_OBJECT, strict=bool(format.json_schema.strict))
+
+
+def each(prompt: Any) -> list[Any]:
+    """The prompts, texts or token ids, of one or several."""
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 def _token_id(text: str) -> int:

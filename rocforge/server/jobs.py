@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +17,8 @@ from starlette.types import Receive
 from rocforge.engine.reply import Progress, Reply
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -128,7 +130,15 @@ def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None if the client disconnects, which cancels the job."""
-    work = asyncio.ensure_future(_all_pieces(job))
+    try:
+        return await unless_gone(_all_pieces(job), request)
+    finally:
+        job.cancel()
+
+
+async def unless_gone(wanted: Coroutine[Any, Any, T], request: Request) -> T | None:
+    """What is wanted; None if the client disconnects, which cancels it."""
+    work = asyncio.ensure_future(wanted)
     gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +146,6 @@ async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] 
     finally:
         gone.cancel()
         work.cancel()
-        job.cancel()
 
 
 async def _all_pieces(job: Job) -> list[list[GenerationResponse]]:

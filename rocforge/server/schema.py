@@ -14,10 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 22)]
 Stop = Annotated[str, Field(max_length=1024)]
+Choices = Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]
 T = TypeVar("T")
 Array = Annotated[list[T], Field(fail_fast=True)]
 Mapping = Annotated[dict[str, T], Field(fail_fast=True)]
 """Both report the first wrong item only: a million reports would take long to make."""
+Ids = Annotated[Array[TokenId], Field(min_length=1)]
+Prompts = (
+    Text
+    | Ids
+    | Annotated[Array[Text], Field(min_length=1, max_length=1024)]
+    | Annotated[Array[Ids], Field(min_length=1, max_length=1024)]
+)
 
 
 class Body(BaseModel):
@@ -121,6 +129,23 @@ class Message(Part):
     function_call: FunctionCall | None = None
 
 
+class StructuredOutputs(Body):
+    """vLLM's."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = Field(None, max_length=1 << 16)
+    choice: Choices | None = None
+    grammar: str | None = Field(None, max_length=1 << 18)
+
+
+class Prediction(Body):
+    """What the text will be, probably. Nothing here is faster for it."""
+
+    type: Literal["content"]
+    content: Text | Array[TextPart]
+
+
 class Sampling(Body):
     """What both kinds of completion share."""
 
@@ -133,37 +158,56 @@ class Sampling(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[float] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=-1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
 
-    top_k: int | None = Field(None, description="Extension: sample from this many of the likeliest tokens.")
+    top_k: int | None = Field(
+        None, ge=-1, description="Extension: sample from this many of the likeliest tokens; 0, -1: all."
+    )
     min_p: float | None = Field(
         None, description="Extension: drop tokens below this fraction of the highest probability."
     )
+    top_n_sigma: float | None = Field(
+        None, description="Extension: keep tokens so many standard deviations below the highest logit; 0, -1: all."
+    )
+    typical_p: float | None = Field(None, description="Extension: locally typical sampling up to this probability.")
+    xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
+    xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
     lora: str | None = Field(None, max_length=512, description="Extension: the adapter that writes the text.")
     regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
-    grammar: str | None = Field(None, max_length=1 << 18, description="Extension: a Lark grammar for the text.")
+    grammar: str | None = Field(
+        None, max_length=1 << 18, description="Extension: a grammar for the text, in Lark or GBNF."
+    )
+    stop_token_ids: Annotated[Array[TokenId], Field(max_length=1024)] | None = Field(
+        None, description="Extension: tokens that end the text, and are not part of it."
+    )
+    min_tokens: int | None = Field(None, ge=0, description="Extension: no token ends the text before.")
+
+    n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
+    repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")
+    cache_prompt: bool | None = Field(None, description="llama.cpp's. Prefixes are cached either way.")
+    json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's response_format.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's response_format, regex, grammar.")
+    guided_json: dict[str, Any] | str | None = Field(None, description="As structured_outputs.json.")
+    guided_regex: str | None = Field(None, max_length=1 << 16, description="As structured_outputs.regex.")
+    guided_choice: Choices | None = Field(None, description="As structured_outputs.choice.")
+    guided_grammar: str | None = Field(None, max_length=1 << 18, description="As structured_outputs.grammar.")
 
 
 class CompletionRequest(Sampling):
     """The body of /v1/completions."""
 
-    prompt: (
-        Text
-        | Annotated[Array[TokenId], Field(min_length=1)]
-        | Annotated[Array[Text], Field(min_length=1, max_length=1024)]
-        | Annotated[Array[Annotated[Array[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)]
-    )
+    prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, le=128)
+    suffix: Text | None = None
 
 
 class ChatCompletionRequest(Sampling):
@@ -171,6 +215,7 @@ class ChatCompletionRequest(Sampling):
 
     messages: Array[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1)
+    prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: Array[Tool] | None = Field(None, max_length=128)
@@ -184,6 +229,20 @@ class ChatCompletionRequest(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
+    add_generation_prompt: bool | None = Field(None, description="Extension: begin an assistant's message; as default.")
+    continue_final_message: bool | None = Field(
+        None, description="Extension: continue the last message, an assistant's; add_generation_prompt must be false."
+    )
+
+
+class EmbeddingRequest(Body):
+    """The body of /v1/embeddings."""
+
+    model: str = Field(max_length=512)
+    input: Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
 
 
 class TokenizeRequest(Body):

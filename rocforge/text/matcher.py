@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from rocforge.text.tokenizer import Tokenizer
 
@@ -34,6 +35,12 @@ class Matcher:
         return self._begin(LLMatcher.grammar_from_regex(pattern))
 
     def lark(self, grammar: str) -> bytes:
+        """Of a grammar in Lark, or in llama.cpp's GBNF, which defines `root`."""
+        if re.search(r"^[ \t]*root[ \t]*::=", grammar, re.MULTILINE):
+            try:
+                grammar = gbnf_to_lark(grammar)
+            except GbnfToLarkError as error:
+                raise ValueError(f"GBNF: {error}") from error
         return self._begin(LLMatcher.grammar_from_lark(grammar))
 
     def accept(self, token: int) -> bytes:

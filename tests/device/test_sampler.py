@@ -23,7 +23,10 @@ KINDS = [
     {"temperature": 0.8, **PENALTIES},
     {"temperature": 0, **PENALTIES, "logprobs": 0},
     {"temperature": 1.0, "top_p": 0.9, "logit_bias": {3: 5.0}},
+    {"temperature": 0, "min_tokens": 3},
+    {"temperature": 1.0, "min_tokens": 2, "logit_bias": {3: 5.0}},
 ]
+ENDS = frozenset(range(0, VOCABULARY, 3))
 
 
 class Bench:
@@ -48,7 +51,8 @@ class Bench:
             masks = [request.constraint and request.constraint.bits() for request in requests]
             for request, row, mask, got in zip(requests, logits, masks, pending.get(), strict=False):
                 allowed = row if mask is None else masked(row, mask)
-                assert got.token == sample(allowed, request.params, request.prompt, request.output) and not got.error
+                assert got.token == sample(allowed, request.params, request.prompt, request.output, request.ends)
+                assert not got.error
                 count = request.params.logprobs
                 if count is None:
                     assert got.logprobs is None
@@ -64,7 +68,7 @@ class Bench:
 def request_of(rng, constraint=None, **options):
     prompt = rng.integers(0, VOCABULARY, 10).tolist()
     params = SamplingParams(seed=int(rng.integers(1 << 40)), **options)
-    return Request(prompt, params, constraint, status=Status.RUNNING)
+    return Request(prompt, params, constraint, ends=ENDS, status=Status.RUNNING)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -84,6 +88,18 @@ def test_requests_come_and_go(seed):
             reads.append(bench.launch([seated[slot] for slot in slots], slots, ahead=1))
         for read in reads:
             read()
+
+
+@pytest.mark.parametrize("options", KINDS[-2:])
+def test_no_end_before_min_tokens(options):
+    """None of the tokens that end a text is drawn early; later they are, as on the host."""
+    bench = Bench()
+    bench.likely[list(ENDS)] += 9
+    request = request_of(bench.rng, **options)
+    for _ in range(6):
+        bench.launch([request], [2])()
+    early = options["min_tokens"]
+    assert ENDS.isdisjoint(request.output[:early]) and ENDS.issuperset(request.output[early:])
 
 
 def test_a_step_is_repeated():

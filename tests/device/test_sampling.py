@@ -227,7 +227,31 @@ EVERYTHING = [
     {"temperature": 1.1, "repetition_penalty": 1.4, "min_p": 0.01},
     {"temperature": 0.7, "logit_bias": {5: 12.0, 1000: -100.0}},
     {"temperature": 0, "logit_bias": {n: 9.0 for n in range(40)}, "repetition_penalty": 1.2},
+    {"temperature": 1.0, "typical_p": 0.7, "frequency_penalty": 0.5},
+    {"temperature": 0.9, "top_n_sigma": 1.5, "xtc_probability": 0.5, "logit_bias": {7: 3.0}},
 ]
+CHAINS = [
+    {"top_n_sigma": 1.0},
+    {"top_n_sigma": 2.0, "top_k": 30},
+    {"typical_p": 0.3},
+    {"typical_p": 0.9, "top_p": 0.8},
+    {"typical_p": 0.6, "min_p": 0.2, "top_k": 500},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.02},
+    {"xtc_probability": 0.5, "xtc_threshold": 0.1, "top_p": 0.9},
+    {"top_n_sigma": 3.0, "top_k": 900, "typical_p": 0.95, "top_p": 0.99, "min_p": 0.001, "xtc_probability": 0.7},
+]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2050, 9000])
+def test_chains(vocabulary: int):
+    """Each truncation is of what the one before has kept, beside rows without any, at temperatures around 1."""
+    logits = model_like(len(CHAINS) + 2, vocabulary)
+    logits[3, : vocabulary // 2] = -np.inf
+    logits[4:6] = np.round(logits[4:6])  # many are equally likely
+    rows = [SamplingParams(seed=i, temperature=(0.7, 1, 1.5)[i % 3], **options) for i, options in enumerate(CHAINS)]
+    slots = of_requests(vocabulary, [*rows, SamplingParams(seed=8, temperature=1.0), SamplingParams(temperature=0)])
+    slots.step(logits)
+    slots.step(logits[::-1])
 
 
 @pytest.mark.parametrize("seed", range(2))

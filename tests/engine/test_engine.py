@@ -278,6 +278,13 @@ def test_finish_reasons(model):
         assert [t.finish_reason for t in finish(engine)] == [None, "stop"]
         engine.add([1, 2, 3], replace(params, ignore_eos=True))
         assert [t.id for t in finish(engine)] == [t.id for t in tokens]
+        engine.add([1, 2, 3], replace(params, min_tokens=3))
+        longer = [t.id for t in finish(engine)]
+        assert longer[0] == tokens[0].id and tokens[1].id not in longer[:2] and len(longer) == 3
+        engine.add([1, 2, 3], replace(params, ignore_eos=True, stop_token_ids=[tokens[2].id]))
+        assert [t.finish_reason for t in finish(engine)] == [None, None, "stop"]
+        with pytest.raises(ValueError, match="stop_token_ids has a token id outside 0 to"):
+            engine.add([1], SamplingParams(stop_token_ids=[1 << 30]))
     with Engine(model, cache_tokens=32) as engine:
         request = engine.add(list(range(30)), SamplingParams(temperature=0))
         assert finish(engine)[-1].finish_reason == "length" and request.length == 32

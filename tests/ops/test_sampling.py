@@ -150,6 +150,32 @@ def test_penalties_and_bias(rng):
     assert (logits == before).all()
 
 
+def test_top_n_sigma():
+    """So many deviations, of the finite logits, below the highest one."""
+    logits = np.array([4, 3, 1, 0, -np.inf, 2], np.float32)
+    deviation = np.std([4, 3, 1, 0, 2])
+    for n in (0.1, 1.5, 3):
+        kept = {i for i in range(6) if logits[i] >= 4 - n * deviation}
+        assert set(np.flatnonzero(draws(logits, 3000, temperature=1.5, top_n_sigma=n))) == kept
+
+
+def test_typical():
+    """1.33 nats are expected: the surprise of 0.2 is nearest to that, then 0.15's, 0.5's, 0.1's and 0.05's."""
+    logits = np.log(np.array([0.5, 0.2, 0.15, 0.1, 0.05], np.float32))
+    for p, kept in ((0.1, {1}), (0.3, {1, 2}), (0.5, {0, 1, 2}), (0.9, {0, 1, 2, 3}), (1.0, {*range(5)})):
+        assert set(np.flatnonzero(draws(logits, 2000, temperature=1, typical_p=p))) == kept
+
+
+def test_xtc():
+    """Of tokens with the threshold or more the least likely stays; so often as the probability says."""
+    logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
+    assert set(np.flatnonzero(draws(logits, 500, temperature=1, xtc_probability=1, xtc_threshold=0.14))) == {2, 3}
+    assert set(np.flatnonzero(draws(logits, 500, temperature=1, xtc_probability=1, xtc_threshold=0.3))) == {0, 1, 2, 3}
+    assert set(np.flatnonzero(draws(logits, 500, temperature=1, xtc_probability=1, xtc_threshold=0.6))) == {0, 1, 2, 3}
+    share = draws(logits, 4000, temperature=1, xtc_probability=0.3, xtc_threshold=0.14)[:2].sum()
+    assert abs(share - 0.7 * 0.75) < 0.03
+
+
 def test_a_bias_of_minus_100_bans():
     """As the OpenAI API has it."""
     logits = np.array([10, 0, 0], np.float32)
@@ -176,6 +202,10 @@ def test_logprobs(rng):
         ("top_p", 0),
         ("top_p", 1.1),
         ("min_p", 2),
+        ("typical_p", 0),
+        ("top_n_sigma", -1),
+        ("xtc_probability", 1.5),
+        ("xtc_threshold", -0.5),
         ("repetition_penalty", 0),
         ("presence_penalty", 3),
         ("frequency_penalty", -3),
@@ -193,6 +223,8 @@ def test_other_checks():
     """Bias values, empty stop strings; one stop string may be given plainly; a seed is drawn where none is given."""
     with pytest.raises(ValueError, match="logit_bias of token 5 is 101"):
         SamplingParams(logit_bias={5: 101})
+    with pytest.raises(ValueError, match="min_tokens is 3; allowed is up to max_tokens, 2"):
+        SamplingParams(min_tokens=3, max_tokens=2)
     with pytest.raises(ValueError, match="stop is"):
         SamplingParams(stop=["a", ""])
     assert SamplingParams(stop="end").stop == ("end",)
@@ -213,6 +245,8 @@ def test_other_checks():
         ("temperature", None),
         ("min_p", [0.1]),
         ("logit_bias", [1]),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", [2.5]),
         ("logit_bias", {"5": 1}),
         ("logit_bias", {5: "1"}),
     ],

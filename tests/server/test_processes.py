@@ -7,12 +7,16 @@ import re
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import LONG, descendants, gone, post, serving, stream, wait_for_tokens
+
+import rocforge as rf
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +182,21 @@ def test_constrained_texts(shared):
     content = json.dumps({**body, "regex": None, "response_format": schema, "max_tokens": 60})
     answer = asked(shared, "POST", "/v1/completions", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code in (200, 400), answer.text
+
+
+def test_embeddings(shared, model_file):
+    """The engine's process computes them, for whichever process is asked, beside texts."""
+    expected = rf.embed(rf.load(model_file, device="cpu", context=2048)[0], ["hello", "goodbye"])
+    body = {"model": "small", "prompt": "hello", "max_tokens": 200, "ignore_eos": True}
+    with ThreadPoolExecutor() as pool:
+        text = pool.submit(asked, shared, "POST", "/v1/completions", json=body)
+        for _ in range(4):
+            answer = asked(shared, "POST", "/v1/embeddings", json={"model": "small", "input": ["hello", "goodbye"]})
+            vectors = [one["embedding"] for one in answer.json()["data"]]
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        assert text.result().json()["usage"]["completion_tokens"] == 200
+    wrong = asked(shared, "POST", "/v1/embeddings", json={"model": "small", "input": [1 << 30]})
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "input"
 
 
 def test_refusals(shared):

@@ -11,6 +11,9 @@ pytestmark = pytest.mark.slow
 OPERATIONS = [
     ("/v1/completions", "POST"),
     ("/v1/chat/completions", "POST"),
+    ("/v1/embeddings", "POST"),
+    ("/props", "GET"),
+    ("/version", "GET"),
     ("/v1/models", "GET"),
     ("/v1/models/{name}", "GET"),
     ("/v1/requests", "GET"),
@@ -50,9 +53,10 @@ def test_no_server_errors(api, path, method, mode):
             if real_model:
                 case.body["model"] = "small"
             # right requests are made cheap, wrong ones stay wrong
-            for name, most in (("max_tokens", 3), ("max_completion_tokens", 3), ("n", 2)):
+            bounds = {"max_tokens": 3, "max_completion_tokens": 3, "n_predict": 3, "n": 2, "best_of": 2}
+            for name, most in bounds.items():
                 value = case.body.get(name)
-                if (value is None and name == "max_tokens") or (type(value) is int and value > most):
+                if (value is None and name == "max_tokens") or (type(value) is int and (value > most or value == -1)):
                     case.body[name] = most
         response = case.call(timeout=60)
         seen.add(response.status_code)

@@ -28,8 +28,9 @@ def sent(message):
         {"seed": (1 << 64) + 100, "max_tokens": 10**30},
         {"temperature": 0.1, "top_p": 0.1 + 0.2, "top_k": 10**20, "logit_bias": {0: -100, 31999: 0.5}},
         {"temperature": 0, "logprobs": 0, "ignore_eos": True, "stop": ("a",)},
-        {"lora": "pirate"},
+        {"lora": "pirate", "stop_token_ids": [7, 8], "min_tokens": 3},
         {"repetition_penalty": 1.1, "presence_penalty": -2, "frequency_penalty": 2, "min_p": 1},
+        {"top_n_sigma": 1.5, "typical_p": 0.1, "xtc_probability": 0.3, "xtc_threshold": 0.7},
     ],
 )
 def test_params(given):

@@ -7,8 +7,8 @@ on the host, but for a draw that falls within float32's rounding of the border b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
-from rocforge.ops.sampling import SamplingParams
+from rocforge.ops.sampling import SamplingParams, biases
 from rocforge.ops.types import Array, HostArray
 
 VOCABULARY_LIMIT = 1 << 19
@@ -24,13 +24,16 @@ NONE_FINITE, NONE_ALLOWED = -1, -2
 """In place of a token: the highest logit is not finite; the mask leaves no token with a finite one."""
 
 _INTEGERS = ("step", "top_k", "slot", "counts_row", "edited_row", "mask_start", "bias_start")
-_FLOATS = ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_FLOATS = (
+    *("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold"),
+)
 PARAMETERS = np.dtype(
     [("seed", np.uint64), ("top_p", np.float64)]
     + [(name, np.int32) for name in _INTEGERS]
     + [(name, np.float32) for name in _FLOATS]
 )
-"""`Parameters` of sampling.hip, 64 bytes."""
+"""`Parameters` of sampling.hip, 80 bytes."""
 _RECORD_WORDS = PARAMETERS.itemsize // 4
 
 Upload = Callable[[HostArray, Array], Any]
@@ -42,6 +45,9 @@ _rows = Kernel(
     "sampling.hip",
     "sample_rows",
     "int32* int32* int32*? float32* float32*? float32* int32* uint64* uint32* uint32 uint32",
+)
+_chains = Kernel(
+    "sampling.hip", "sample_chains", "int32* int32* int32*? float32* float32*? float32* uint32* uint32 uint32"
 )
 _logprobs = Kernel(
     "sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* int32*? uint32 uint32 uint32"
@@ -68,7 +74,7 @@ class Sampler:
         cupy = cupy_module()
         self._vocabulary, self._slices = vocabulary, blocks(vocabulary, tuning.current().sample_slice)
         self._records = np.zeros(slots, PARAMETERS)
-        self._biases: dict[int, HostArray] = {}
+        self._biases: dict[int, _Biases] = {}
         self._counts = _Counts(vocabulary, slots)
         self.last_tokens = cupy.zeros(slots, np.int32)
         self._highest = cupy.empty((slots, self._slices), np.float32)
@@ -77,7 +83,14 @@ class Sampler:
         self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
         self._edited: Array = None
 
-    def begin(self, slot: int, params: SamplingParams, counts: HostArray | None, upload: Upload) -> None:
+    def begin(
+        self,
+        slot: int,
+        params: SamplingParams,
+        counts: HostArray | None,
+        upload: Upload,
+        ends: Collection[int] = (),
+    ) -> None:
         """Sample a slot by these parameters from now on.
 
         Args:
@@ -86,18 +99,21 @@ class Sampler:
             counts: int32 (vocabulary,), from `count_tokens`; each launch adds the token that it draws. None where
                 nothing depends on the tokens so far.
             upload: copies the counts.
+            ends: tokens that end its text.
         """
         self.end(slot)
-        record, bias = self._records[slot], params.logit_bias
+        record = self._records[slot]
         for name in ("top_p", *_FLOATS):
             record[name] = getattr(params, name)
         record["seed"], record["top_k"] = params.drawn_seed & (1 << 64) - 1, min(params.top_k, VOCABULARY_LIMIT)
+        if params.xtc_threshold > 0.5:
+            record["xtc_probability"] = 0
         record["slot"], record["edited_row"], record["mask_start"], record["bias_start"] = slot, -1, -1, -1
         record["counts_row"] = -1 if counts is None else self._counts.put(slot, counts, upload)
-        if bias:
+        if params.logit_bias or params.min_tokens:
             record["bias_start"] = 0  # a step says where
-            values = np.fromiter(bias.values(), np.float32, len(bias))
-            self._biases[slot] = np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
+            first, later = (_bias_words(biases(params, ends, step)) for step in (0, params.min_tokens))
+            self._biases[slot] = _Biases(first, later, params.min_tokens)
 
     def end(self, slot: int) -> None:
         """Give back what a slot's request has of memory; no effect on a slot without one."""
@@ -133,7 +149,7 @@ class Sampler:
             raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
         if not rows:
             return
-        (staged, from_all), tuned = self._upload(slots, steps, masks, upload), tuning.current()
+        (staged, from_all, chained), tuned = self._upload(slots, steps, masks, upload), tuning.current()
         logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
         grid, threads = (self._slices, rows), (tuned.sample_slice_threads,)
         _slices(grid, threads, (edited, *found, logits, staged, counts, *sizes))
@@ -141,12 +157,15 @@ class Sampler:
             _sums(grid, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
         drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
         _rows((rows,), (tuned.sample_row_threads,), drawn)
+        if chained:
+            several = (self.last_tokens, host_tokens, counts, logits, edited, self._highest, staged, *sizes)
+            _chains((rows,), (tuned.sample_row_threads,), several)
 
     def _upload(
         self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
-    ) -> tuple[Array, bool]:
-        """The records of the rows, with what they point to behind them, on the device; and whether one of them is drawn
-        from all of its tokens."""
+    ) -> tuple[Array, bool, bool]:
+        """The records of the rows, with what they point to behind them, on the device; whether one of them is drawn
+        from all of its tokens; and whether one is chained."""
         records = self._records[np.asarray(slots)]
         records["step"] = steps
         parts, end = [records.view(np.uint32)], records.nbytes // 4
@@ -154,7 +173,7 @@ class Sampler:
             parts.append(self._padded(mask))
             records["mask_start"][row], end = end, end + len(parts[-1])
         for row in np.flatnonzero(records["bias_start"] >= 0).tolist():
-            parts.append(self._biases[slots[row]])
+            parts.append(self._biases[slots[row]].at(steps[row]))
             records["bias_start"][row], end = end, end + len(parts[-1])
         starts = [records[name] >= 0 for name in ("mask_start", "bias_start", "counts_row")]
         edited = np.flatnonzero(np.logical_or.reduce(starts) & (records["temperature"] > 0))
@@ -162,8 +181,11 @@ class Sampler:
         self._reserve(end, len(edited))
         staged = self._staged[:end]
         upload(np.concatenate(parts), staged)
+        random = records["temperature"] > 0
+        chained = (records["top_n_sigma"] > 0) | (records["typical_p"] < 1) | (records["xtc_probability"] > 0)
         every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
-        return staged, bool(((records["temperature"] > 0) & (records["top_p"] >= 1) & every).any())
+        from_all = random & ~chained & (records["top_p"] >= 1) & every
+        return staged, bool(from_all.any()), bool((random & chained).any())
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""
@@ -180,6 +202,23 @@ class Sampler:
             width = self._slices * tuning.current().sample_slice
             self._edited = None  # its memory is free for the larger one
             self._edited = cupy.empty((min(_power_of_two(edited), len(self._records)), width), np.float32)
+
+
+class _Biases(NamedTuple):
+    """What is added to a slot's logits, as the kernel reads it: before `min_tokens` of its tokens, and from then on."""
+
+    first: HostArray
+    later: HostArray
+    min_tokens: int
+
+    def at(self, step: int) -> HostArray:
+        return self.first if step < self.min_tokens else self.later
+
+
+def _bias_words(bias: Mapping[int, float]) -> HostArray:
+    """Their count, the ids and the values, in words of 32 bits."""
+    values = np.fromiter(bias.values(), np.float32, len(bias))
+    return np.concatenate([np.array([len(bias), *bias], np.uint32), values.view(np.uint32)])
 
 
 class _Counts:

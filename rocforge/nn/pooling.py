@@ -1,0 +1,53 @@
+"""Pooling: one vector of each sequence, from the last hidden states of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rocforge.device.arrays import asnumpy
+from rocforge.gguf.metadata import Metadata
+from rocforge.nn.passes import hidden_states
+from rocforge.nn.transformer import Transformer
+
+POOLINGS = ("mean", "last", "cls")
+_BY_NUMBER = {1: "mean", 2: "cls", 3: "last"}
+"""llama.cpp's `pooling_type`; others ask for no vector of a sequence."""
+
+
+def pooling_of(model: Transformer) -> str:
+    """The pooling that the model's file names; "mean" where it names none."""
+    kind = Metadata(model.metadata, f"{model.config.architecture}.").integer("pooling_type", default=1)
+    return _BY_NUMBER.get(kind, "mean")
+
+
+def pool_into(
+    vectors: np.ndarray,
+    model: Transformer,
+    sequences: Sequence[Sequence[int]],
+    pooling: str,
+    normalize: bool,
+    lora: str | None,
+    pass_tokens: int | None = None,
+) -> Iterator[None]:
+    """Compute the vectors of sequences of token ids; they are complete when the iterator ends.
+
+    Args:
+        vectors: float32 (sequences, dim), zeros.
+        pooling: one of POOLINGS.
+        normalize: divide each by its Euclidean norm.
+        lora: the name of the adapter that all have.
+        pass_tokens: as in `hidden_states`; between two items is a pass at most.
+    """
+    for number, start, hidden in hidden_states(model, sequences, lora, pass_tokens):
+        states, length = asnumpy(hidden), len(sequences[number])
+        if pooling == "mean":
+            vectors[number] += states.sum(axis=0) / np.float32(length)
+        elif pooling == "cls" and start == 0:
+            vectors[number] = states[0]
+        elif pooling == "last" and start + len(states) == length:
+            vectors[number] = states[-1]
+        yield
+    if normalize:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))

@@ -1,0 +1,31 @@
+"""/props: what clients of llama.cpp's server ask about the model and the defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge import __version__
+from rocforge.ops.sampling import SamplingParams
+from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
+
+_SAMPLING = ("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+
+
+def props(generator: Generator) -> dict[str, Any]:
+    """The body of /props, in llama.cpp's shape.
+
+    Raises:
+        APIError: the model is not loaded.
+    """
+    tokenizer, settings = generator.tokenizer, generator.settings
+    params: dict[str, Any] = {name: getattr(SamplingParams, name) for name in _SAMPLING}
+    params |= {"temperature": DEFAULT_TEMPERATURE, "repeat_penalty": SamplingParams.repetition_penalty, "n_predict": -1}
+    return {
+        "default_generation_settings": {"n_ctx": generator.backend.limit, "params": params},
+        "model_alias": settings.model_name,
+        "chat_template": settings.chat_template or tokenizer.chat_template or "",
+        "bos_token": tokenizer.bos_token or "",
+        "eos_token": tokenizer.eos_token or "",
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"rocforge {__version__}",
+    }
