@@ -121,7 +121,7 @@ def serve(
             on_ready=lambda url: note(f"ready at {url}"),
         )
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
+        if error.errno != errno.EADDRINUSE or uds is not None:
             raise
         raise PortInUseError(f"port {port} of {host} is in use: another program listens there") from None
 
