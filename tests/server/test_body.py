@@ -75,6 +75,9 @@ FLOODS = [
     ("CompletionRequest", {"prompt": [[-1] * MANY]}),
     ("CompletionRequest", {"prompt": [["x"]] * MANY}),
     ("CompletionRequest", {"prompt": "a", "stop": [1] * MANY}),
+    ("CompletionRequest", {"prompt": "a", "stop_token_ids": [-1] * MANY}),
+    ("CompletionRequest", {"prompt": "a", "guided_choice": [1] * MANY}),
+    ("CompletionRequest", {"prompt": "a", "structured_outputs": {"choice": [1] * MANY}}),
     ("CompletionRequest", {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(MANY)), "x")}),
     ("CompletionRequest", {"prompt": "a", "stream_options": dict.fromkeys(map(str, range(MANY)), 1)}),
     ("CompletionRequest", dict.fromkeys(map(str, range(MANY)), 1)),
@@ -86,6 +89,7 @@ FLOODS = [
     ("ChatCompletionRequest", {"messages": [], "metadata": dict.fromkeys(map(str, range(MANY)), 1)}),
     ("ChatCompletionRequest", {"messages": [], "modalities": [1] * MANY}),
     ("DetokenizeRequest", {"tokens": [-1] * MANY}),
+    ("EmbeddingRequest", {"input": [[-1] * MANY]}),
 ]
 
 
@@ -100,11 +104,16 @@ def test_few_errors_of_many_faults(name, fields):
 def test_every_array_stops_early():
     """None that may be long has been left out of FLOODS."""
     long = set()
-    for request in (schema.CompletionRequest, schema.ChatCompletionRequest, schema.DetokenizeRequest):
+    for request in (
+        schema.CompletionRequest,
+        schema.ChatCompletionRequest,
+        schema.DetokenizeRequest,
+        schema.EmbeddingRequest,
+    ):
         described = request.model_json_schema()
         for model in [described, *described.get("$defs", {}).values()]:
             for name, field in model.get("properties", {}).items():
                 if any(option.get("type") == "array" for option in [field, *field.get("anyOf", ())]):
                     long.add(name)
-    tried = {name for _, fields in FLOODS for name in fields} | {"content", "tool_calls"}
+    tried = {name for _, fields in FLOODS for name in fields} | {"content", "tool_calls", "choice"}
     assert {"prompt", "messages", "tokens"} <= long <= tried
