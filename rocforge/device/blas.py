@@ -75,24 +75,42 @@ def _workspace() -> Any:
         return _workspaces[key]
 
 
-class _ThisThread(threading.local):
-    """Of each device's handle, which CuPy has for each thread: where its workspace is."""
+class _Handle:
+    """A handle of hipBLAS, and its workspace, which is kept for as long as the handle has it.
+
+    It is not CuPy's: that one serves the user's own products, on whatever stream, and would share our workspace.
+    """
 
     def __init__(self) -> None:
-        self.set: dict[int, int] = {}
+        blas = cupy_module().cuda.cublas
+        self.handle, self._workspace = int(blas.create()), None
+        weakref.finalize(self, blas.destroy, self.handle).atexit = False
+
+    def with_workspace(self, workspace: Any) -> int:
+        """The handle, once it works there."""
+        if self._workspace is not workspace:
+            status = _hipblas().hipblasSetWorkspace(self.handle, workspace.ptr, workspace.size)
+            if status:
+                raise DeviceError(f"hipblasSetWorkspace of {workspace.size} bytes: status {status}")
+            self._workspace = workspace
+        return self.handle
+
+
+class _ThisThread(threading.local):
+    """The thread's handle for each device."""
+
+    def __init__(self) -> None:
+        self.handles: dict[int, _Handle] = {}
 
 
 _this_thread = _ThisThread()
 
 
 def _hipblas_handle() -> int:
-    handle, workspace = cupy_module().cuda.device.get_cublas_handle(), _workspace()
-    if _this_thread.set.get(handle) != workspace.ptr:
-        status = _hipblas().hipblasSetWorkspace(handle, workspace.ptr, workspace.size)
-        if status:
-            raise DeviceError(f"hipblasSetWorkspace of {workspace.size} bytes: status {status}")
-        _this_thread.set[handle] = workspace.ptr
-    return int(handle)
+    device, handles = cupy_module().cuda.runtime.getDevice(), _this_thread.handles
+    if device not in handles:
+        handles[device] = _Handle()
+    return handles[device].with_workspace(_workspace())
 
 
 def _cublas_handle() -> int:
