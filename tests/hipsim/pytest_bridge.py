@@ -182,6 +182,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         for data in item.config.stash[SIMULATION].reports(item):
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             report.nodeid, report.location = item.nodeid, item.location
+            if isinstance(report.longrepr, list):  # a skip's place, which JSON has no tuple for
+                report.longrepr = tuple(report.longrepr)
             item.ihook.pytest_runtest_logreport(report=report)
     except RuntimeError as error:
         report = pytest.TestReport(item.nodeid, item.location, {}, "failed", str(error), "call")
