@@ -7,12 +7,12 @@ reply is JSON).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rocforge.text.chat.json_scanner import JSONScanner
-from rocforge.text.chat.reply import Call, Output, Parsed, Parser
+from rocforge.text.chat.reply import Call, Parsed, Parser, StateParser
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import json_rule, parameters
 from rocforge.text.stream import overlap
@@ -56,21 +56,14 @@ class JSONCalls:
         return f"calls: {marks[0]} call {marks[1]}\n" + call + "".join(rules)
 
 
-class _JSONCallParser:
+class _JSONCallParser(StateParser):
     """Knows where it is: outside, after a mark, within a value, or after a call."""
 
     def __init__(self, format: JSONCalls, names: Collection[str]):
+        super().__init__(self._begun if format.bare else self._outside)
         self._format, self._names = format, names
-        self._output, self._buffer = Output(), ""
         self._mark = "" if format.bare else format.begin  # written before the value, to be given back
-        self._state: Callable[[], bool] = self._begun if format.bare else self._outside
         self._scanner, self._value_pieces = JSONScanner(), list[str]()
-
-    def add(self, text: str) -> Parsed:
-        self._buffer += text
-        while self._state():
-            pass
-        return self._output.take()
 
     def finish(self) -> Parsed:
         if self._state == self._outside:

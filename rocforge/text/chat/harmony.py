@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rocforge.text.chat.calls import arguments_rule
 from rocforge.text.chat.json_scanner import JSONScanner
-from rocforge.text.chat.reply import Call, Output, Parsed, Parser
+from rocforge.text.chat.reply import Call, Parsed, Parser, StateParser
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.stream import overlap
 
@@ -44,7 +44,7 @@ class HarmonyCalls:
         return "calls: " + " | ".join(f"call_{i}" for i in range(len(tools))) + "\n" + "".join(rules)
 
 
-class HarmonyParser:
+class HarmonyParser(StateParser):
     """Channel `analysis` is reasoning, a message to an offered function is a call, the rest is content.
 
     Knows where it is: outside of messages, within a message's text, or within a message to a function. Text that has no
@@ -55,16 +55,9 @@ class HarmonyParser:
     """
 
     def __init__(self, names: Collection[str]):
-        self._names = names
-        self._output, self._buffer, self._header = Output(), "", ""
-        self._state: Callable[[], bool] = self._first
+        super().__init__(self._first)
+        self._names, self._header = names, ""
         self._scanner, self._body_pieces = JSONScanner(), list[str]()
-
-    def add(self, text: str) -> Parsed:
-        self._buffer += text
-        while self._state():
-            pass
-        return self._output.take()
 
     def finish(self) -> Parsed:
         if self._state in (self._text, self._text_begun):

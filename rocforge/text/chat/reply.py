@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,6 +85,23 @@ class Output:
         if self._waits and not self._called:
             self._parts.append(Parsed(self._space))
         return self.take()
+
+
+class StateParser:
+    """A parser that knows where in a reply it is: a state takes what it can of the buffer.
+
+    Args:
+        state: the first one. It returns whether the next may go on at once; else more text has to come.
+    """
+
+    def __init__(self, state: Callable[[], bool]):
+        self._output, self._buffer, self._state = Output(), "", state
+
+    def add(self, text: str) -> Parsed:
+        self._buffer += text
+        while self._state():
+            pass
+        return self._output.take()
 
 
 def joined(parts: Iterable[Parsed]) -> Parsed:
