@@ -84,8 +84,9 @@ class Tuning:
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
         route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
-        sample_row_threads: of its second, a block a row.
-        sample_list, sample_list_gap: the most tokens listed in LDS, of those e^gap times less likely than the first.
+        sample_row_threads: of its last, a block a row.
+        sample_list: the most tokens listed in LDS.
+        sample_listed_runs: where top_p alone cuts, as many are listed as so many runs of 128 have one of.
     """
 
     basis: str = "reasoned"
@@ -155,7 +156,7 @@ class Tuning:
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
     sample_list: int = 3072
-    sample_list_gap: int = 10
+    sample_listed_runs: int = 512
 
 
 _CDNA = Tuning()
