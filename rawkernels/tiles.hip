@@ -12,6 +12,7 @@
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
+#include "tile_sums.h"
 #include "unpack.h"
 
 namespace rocforge {
@@ -22,17 +23,14 @@ namespace rocforge {
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=128
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
-const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
-const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
 const bool STAGED = RF_TOKENS == 128;  // x, in LDS
 const u32 RESIDENT = THREADS * (TILES > 1 || STAGED ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
 
 static_assert(!STAGED || K_WAVES == 1, "all waves multiply the same share of x at a time");
 
-const u32 PAD = 4;                                       // so that a fragment's columns lie in different LDS banks
 const u32 HALF_CHUNKS = 2 * RF_TOKENS * FRAGMENT_CELLS;  // of x, that 16 elements of a run's cells take
 union Shared {
-    alignas(16) float sums[WAVES][16][16 * TILES + PAD];
+    alignas(16) LdsSums sums;
     u32x4 x[STAGED ? 2 : 1][STAGED ? HALF_CHUNKS : 1];
 };
 
@@ -106,10 +104,6 @@ RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, fl
         unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes, h, scales, mins);
     }
 }
-
-struct Sums {
-    Accumulator of[TILES][TOKEN_TILES];
-};
 
 // Where a wave is: at a run of FRAGMENT_CELLS cells of its rows, or past its last one.
 struct Position {
@@ -202,13 +196,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
             for (u32 step = 0; step < 8; step += FRAGMENT_PAIRS) {
                 PairFragment x_fragment = fragment_of(b, step);
                 RF_UNROLL
-                for (u32 m = 0; m < TILES; ++m) {
-                    if (RF_TOKENS == 8)
-                        multiply_add_half(sums.of[m][n], fragment_of(a[m], step), x_fragment);
-                    else
-                        multiply_add(sums.of[m][n], fragment_of(a[m], step), x_fragment);
-                    materialize(sums.of[m][n].x[0]);
-                }
+                for (u32 m = 0; m < TILES; ++m) add_product(sums.of[m][n], fragment_of(a[m], step), x_fragment);
             }
         }
         x.advance(more);
@@ -237,25 +225,6 @@ RF_DEVICE Sums multiply(Shared& shared, Cells<F>& w, Position at, const Position
         at = next;
     }
     return sums;
-}
-
-// Puts a wave's sums of 16 tokens into LDS, where those of all shares of the depth are added up by `summed`.
-RF_DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
-    barrier();  // what was there has been used
-    RF_UNROLL
-    for (u32 m = 0; m < TILES; ++m) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i)
-            shared.sums[wave()][fragment_column(i)][16 * m + fragment_row(row_slot(i))] = sums.of[m][n].x[i];
-    }
-    barrier();
-}
-// Of row `row` of run `run`.
-RF_DEVICE float summed(const Shared& shared, u32 run, u32 token, u32 row) {
-    float sum = 0.0f;
-    RF_UNROLL
-    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * RF_ROW_WAVES + run][token][row];
-    return sum;
 }
 
 // The first run of a wave, whose rows are what `row_of` gives for 0 to 16 TILES - 1.
@@ -291,10 +260,9 @@ struct TileParams {
 
 template <class F>
 RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32 number, u32 block) {
-    const u32 height = 16 * TILES;
-    u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * height;
+    u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * HEIGHT;
     Position at = first_run(p.cells, [&](u32 r) {
-        return row_of(m.w, u64(minimum(i32(first + run * height + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
+        return row_of(m.w, u64(minimum(i32(first + run * HEIGHT + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     });
     Position none = at;
     none.number = p.cells;
@@ -303,27 +271,21 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     wait_for_previous();
     Tokens tokens = tokens_of(p.x, p.tokens, p.cells);
     Sums sums = multiply(shared, w, at, none, tokens.x);
-    RF_UNROLL
-    for (u32 n = 0; n < TOKEN_TILES; ++n) {
-        share(shared, sums, n);
-        RF_NO_UNROLL
-        for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
-            u32 within = i % (RF_ROW_WAVES * height), r = first + within;
-            u32 k = tokens.first + 16 * n + i / (RF_ROW_WAVES * height);
-            if (k >= tokens.count || r >= m.rows) continue;
-            float value = summed(shared, within / height, k % 16, within % height);
-            u64 at = u64(k) * m.rows + r;
-            if (m.bias) value += m.bias[r];
-            if (number == 0 && p.residual) value += p.residual[at];
-            m.y[at] = value;
-        }
-    }
+    each_result(shared.sums, sums, RF_ROW_WAVES * HEIGHT, [&](u32 token, u32 row) {
+        u32 k = tokens.first + token, r = first + row;
+        if (k >= tokens.count || r >= m.rows) return;
+        float value = summed(shared.sums, row / HEIGHT, token, row % HEIGHT);
+        u64 at = u64(k) * m.rows + r;
+        if (m.bias) value += m.bias[r];
+        if (number == 0 && p.residual) value += p.residual[at];
+        m.y[at] = value;
+    });
 }
 
 RF_KERNEL_WIDE(THREADS, RESIDENT)
 rf_tile_products(TileParams p) {
     RF_SHARED Shared shared;
-    const u32 height = RF_ROW_WAVES * 16 * TILES;
+    const u32 height = RF_ROW_WAVES * HEIGHT;
     u32 block = block_x(), number;
     Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
 #ifdef RF_QTYPE_LAST
@@ -368,25 +330,20 @@ rf_tile_gated(TileGatedParams p) {
         Position next = run_of(first + p.grid * height);
         Sums sums = multiply(shared, w, at, next, tokens.x);
         at = next;
-        RF_UNROLL
-        for (u32 n = 0; n < TOKEN_TILES; ++n) {
-            share(shared, sums, n);
-            RF_NO_UNROLL
-            for (u32 i = thread_x(); i < height * 16; i += THREADS) {
-                u32 within = i % height, k = tokens.first + 16 * n + i / height, r = first + within;
-                if (k >= tokens.count) continue;
-                float value = 0.0f;
-                if (r < m.rows) {
-                    float g = summed(shared, within / own, k % 16, within % own);
-                    float u = summed(shared, within / own, k % 16, own + within % own);
-                    if (m.gate_bias) g += m.gate_bias[r];
-                    if (m.up_bias) u += m.up_bias[r];
-                    value = gated(m.activation, g, u);
-                    if (p.out.y) p.out.y[u64(k) * m.rows + r] = value;
-                }
-                if (p.out.quantized) store_fragment(p.out.quantized, RF_TOKENS, p.out.cells, k, r, value);
+        each_result(shared.sums, sums, height, [&](u32 token, u32 row) {
+            u32 k = tokens.first + token, r = first + row;
+            if (k >= tokens.count) return;
+            float value = 0.0f;
+            if (r < m.rows) {
+                float g = summed(shared.sums, row / own, token, row % own);
+                float u = summed(shared.sums, row / own, token, own + row % own);
+                if (m.gate_bias) g += m.gate_bias[r];
+                if (m.up_bias) u += m.up_bias[r];
+                value = gated(m.activation, g, u);
+                if (p.out.y) p.out.y[u64(k) * m.rows + r] = value;
             }
-        }
+            if (p.out.quantized) store_fragment(p.out.quantized, RF_TOKENS, p.out.cells, k, r, value);
+        });
     }
 }
 

@@ -71,6 +71,30 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
+class FloatTile(NamedTuple):
+    """Of float_tiles.hip: tokens that it is compiled for; runs of rows that a block's waves take, as in tiles.hip; and
+    rows of a block."""
+
+    width: int
+    row_waves: int
+    rows: int
+
+
+def float_tile_row_tiles(tuning: Tuning, tokens: int) -> int:
+    """Tiles of 16 rows that a wave of float_tiles.hip multiplies."""
+    return 2 if tokens >= tuning.float_tile_wide_tokens else 1
+
+
+def float_tile(tuning: Tuning, tokens: int, rows: int, card: Card) -> FloatTile:
+    """The geometry of float_tiles.hip: x is read again for each block, so that of many tokens its waves take as many
+    runs of rows as leave a block for each unit."""
+    width = next(n for n in (8, 16, 32, 64) if tokens <= n)
+    most, height = tuning.tile_threads // card.wave // 2, 16 * float_tile_row_tiles(tuning, width)
+    runs = next((n for n in (4, 2) if n <= most and rows >= n * height * card.compute_units), 1)
+    row_waves = 1 if width == 8 else runs
+    return FloatTile(width, row_waves, row_waves * height)
+
+
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     """Blocks of tiles.hip that a card runs at a time."""
     wide = tile_row_tiles(tuning, tokens) > 1 or tokens == STAGED_TOKENS
@@ -176,9 +200,14 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
     return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
+def _float_tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    return {"RF_ROW_TILES": float_tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+
+
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
+    "float_tiles.hip": _float_tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,
 }

@@ -56,6 +56,10 @@ class Tuning:
             of rows.
         tile_blocks, tile_blocks_wide: blocks that a unit runs at a time; and of those with two tiles of rows.
         tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
+        float_gemv_tokens, float_tile_tokens: float16 and bfloat16 weights are multiplied by GEMV up to so many tokens,
+            and then up to so many on the matrix unit from where they lie; more by the BLAS library.
+        float_tile_wide_tokens: of so many tokens on, a wave takes two tiles of rows there.
+        float_tile_ahead, float_tile_ahead_wide: stripes of 64 elements that weights are loaded ahead of their use.
         dequantize_rows: rows that are unpacked at a time for the BLAS library.
 
         decode_threads, decode_threads_alone: the most threads of decode attention; and for one sequence.
@@ -122,6 +126,11 @@ class Tuning:
     tile_blocks: int = 4
     tile_blocks_wide: int = 4
     tile_runs_ahead: int = 3
+    float_gemv_tokens: int = 2
+    float_tile_tokens: int = 64
+    float_tile_wide_tokens: int = 32
+    float_tile_ahead: int = 3
+    float_tile_ahead_wide: int = 2
     dequantize_rows: int = 4096
 
     decode_threads: int = 256
@@ -180,7 +189,9 @@ TABLE = {
     "gfx90a": _CDNA2,
     "gfx942": _CDNA2,
     "gfx950": _CDNA2,
-    "gfx103": Tuning(int8_tokens=8, tile_tokens=0, tile_tokens_alone=0),  # no matrix unit
+    "gfx103": Tuning(  # no matrix unit
+        int8_tokens=8, tile_tokens=0, tile_tokens_alone=0, float_gemv_tokens=8, float_tile_tokens=0
+    ),
     "gfx110": Tuning(),
     "gfx115": Tuning(),
     "gfx120": Tuning(),

@@ -1,0 +1,204 @@
+// Products of up to 64 tokens with rows of float16 or bfloat16 on the matrix unit: y = x @ w.T, x in float16.
+//
+// Compiled with RF_QTYPE, Floats<f16> or Floats<bf16>, RF_QTYPE_LAST, that of the last matrix of a launch, where it
+// differs, RF_TOKENS, to which the tokens are filled up (8, 16, 32 or 64), RF_ROW_WAVES and RF_ROW_TILES.
+//
+// A wave multiplies RF_ROW_TILES tiles of 16 rows, a stripe of 64 elements after another. The lanes that share a row
+// of a fragment load chunks of 16 bytes side by side, of weights and of x alike: which element of the depth a lane has
+// does not matter to the matrix unit. AHEAD stripes of weights are on their way while one is multiplied. The waves of a
+// block take runs of rows, and stripes in turn.
+#define RF_ROWS 1
+#define RF_GATED_ROWS 1
+#include "products.h"
+#include "tile_sums.h"
+
+namespace rocforge {
+
+// variants: RF_QTYPE=Floats<f16>,Floats<bf16> RF_TOKENS=8 RF_ROW_WAVES=1
+// variants: RF_QTYPE=Floats<f16> RF_QTYPE_LAST=Floats<bf16> RF_TOKENS=16 RF_ROW_WAVES=2
+// variants: RF_QTYPE=Floats<f16>,Floats<bf16> RF_TOKENS=32 RF_ROW_WAVES=4
+// variants: RF_QTYPE=Floats<f16>,Floats<bf16> RF_TOKENS=64 RF_ROW_WAVES=1
+// targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
+const u32 RESIDENT = THREADS * (TILES > 1 ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
+const u32 AHEAD = TILES > 1 ? RF_TUNE_FLOAT_TILE_AHEAD_WIDE : RF_TUNE_FLOAT_TILE_AHEAD;
+const u32 STRIPE = 64, CHUNKS = STRIPE / 8 / FRAGMENT_LANES;  // chunks of a lane
+
+// Where a lane's chunk i of a stripe begins, in elements of the row.
+RF_DEVICE u32 chunk_at(u32 stripe, u32 i) { return stripe * STRIPE + 8 * (i * FRAGMENT_LANES + part_lane()); }
+
+// Two numbers in float16.
+RF_DEVICE u32 fp16_pair(const Floats<f16>&, u32 word) { return word; }
+RF_DEVICE u32 fp16_pair(const Floats<bf16>&, u32 word) {
+    return pack_fp16(bits_float(word << 16), bits_float(word & 0xffff0000));
+}
+
+// A lane's rows of the wave's, and what it has of them in a stripe; zeros past the end.
+template <class F>
+struct Stripe {
+    F of[TILES][FRAGMENT_PARTS][CHUNKS];
+    RF_MEMBER void load(const u8* const (&row)[TILES][FRAGMENT_PARTS], u32 stripe, u32 columns) {
+        RF_UNROLL
+        for (u32 m = 0; m < TILES; ++m) {
+            RF_UNROLL
+            for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+                RF_UNROLL
+                for (u32 i = 0; i < CHUNKS; ++i) {
+                    u32 at = chunk_at(stripe, i);
+                    of[m][p][i].data = make_u32x4(0, 0, 0, 0);
+                    if (at < columns) of[m][p][i].data = load_once<u32x4>(row[m][p] + 2 * at);
+                }
+            }
+        }
+    }
+};
+
+// The block's tokens: float16 (tokens, columns).
+struct Tokens {
+    const u8* x;
+    u32 count, columns;
+    // Chunk i of a stripe of token k; past the last token that one again, past the end zeros.
+    RF_MEMBER u32x4 chunk(u32 stripe, u32 i, u32 k) const {
+        u32 at = chunk_at(stripe, i), row = minimum(i32(k), i32(count - 1));
+        return at < columns ? load<u32x4>(x + 2 * (row * columns + at)) : make_u32x4(0, 0, 0, 0);
+    }
+};
+
+template <u32 N>
+RF_DEVICE void put_chunk(u32 (&pairs)[N], u32 i, u32x4 chunk) {
+    RF_UNROLL
+    for (u32 j = 0; j < 4; ++j) pairs[4 * i + j] = element(chunk, j);
+}
+
+// Adds the products of a stripe of the wave's rows with all tokens.
+template <class F>
+RF_DEVICE void add_stripe(Sums& sums, const Stripe<F>& w, const Tokens& x, u32 stripe) {
+    u32 a[TILES][FRAGMENT_PARTS][4 * CHUNKS];
+    RF_UNROLL
+    for (u32 m = 0; m < TILES; ++m) {
+        RF_UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+            RF_UNROLL
+            for (u32 i = 0; i < 4 * CHUNKS; ++i)
+                a[m][p][i] = fp16_pair(w.of[m][p][i / 4], element(w.of[m][p][i / 4].data, i % 4));
+        }
+    }
+    RF_UNROLL
+    for (u32 n = 0; n < TOKEN_TILES; ++n) {
+        schedule_barrier();
+        u32 b[FRAGMENT_PARTS][4 * CHUNKS];
+        RF_UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+            RF_UNROLL
+            for (u32 i = 0; i < CHUNKS; ++i) put_chunk(b[p], i, x.chunk(stripe, i, 16 * n + part_row(p) % RF_TOKENS));
+        }
+        RF_UNROLL
+        for (u32 step = 0; step < 4 * CHUNKS; step += FRAGMENT_PAIRS) {
+            PairFragment tokens = fragment_of(b, step);
+            RF_UNROLL
+            for (u32 m = 0; m < TILES; ++m) add_product(sums.of[m][n], fragment_of(a[m], step), tokens);
+        }
+    }
+}
+
+// x is float16 (tokens, columns), columns a multiple of 8.
+struct FloatTileX {
+    const void* x;
+    u32 tokens, columns;
+};
+
+// The products of a wave's rows, which are what `row_of` gives for 0 to HEIGHT - 1, with all tokens.
+template <class F, class RowOf>
+RF_DEVICE Sums multiply(const FloatTileX& p, RowOf row_of) {
+    const u8* row[TILES][FRAGMENT_PARTS];
+    RF_UNROLL
+    for (u32 m = 0; m < TILES; ++m) {
+        RF_UNROLL
+        for (u32 i = 0; i < FRAGMENT_PARTS; ++i) row[m][i] = computed_once(row_of(16 * m + part_row(i)));
+    }
+    u32 first = wave() / RF_ROW_WAVES, stripes = (p.columns + STRIPE - 1) / STRIPE;
+    Stripe<F> w[AHEAD];
+    RF_UNROLL
+    for (u32 a = 0; a < AHEAD; ++a) w[a].load(row, first + a * K_WAVES, p.columns);
+    wait_for_previous();
+    Tokens x = {static_cast<const u8*>(p.x), p.tokens, p.columns};
+    Sums sums = {};
+    for (u32 from = first; from < stripes; from += AHEAD * K_WAVES) {
+        RF_UNROLL
+        for (u32 a = 0; a < AHEAD; ++a) {
+            u32 stripe = from + a * K_WAVES;
+            add_stripe(sums, w[a], x, stripe);
+            w[a].load(row, stripe + AHEAD * K_WAVES, p.columns);
+        }
+    }
+    return sums;
+}
+
+// A residual, of the shape of the first result, is added to that.
+struct FloatTileParams {
+    FloatTileX x;
+    Matrix matrices[3];
+    RF_NULLABLE const float* residual;
+};
+
+template <class F>
+RF_DEVICE void product(LdsSums& lds, const FloatTileParams& p, const Matrix& m, u32 number, u32 block) {
+    u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * HEIGHT;
+    Sums sums = multiply<F>(p.x, [&](u32 r) {
+        return row_of(m.w, u64(minimum(i32(first + run * HEIGHT + r), i32(m.rows - 1))) * p.x.columns * 2);
+    });
+    each_result(lds, sums, RF_ROW_WAVES * HEIGHT, [&](u32 k, u32 row) {
+        u32 r = first + row;
+        if (k >= p.x.tokens || r >= m.rows) return;
+        float value = summed(lds, row / HEIGHT, k, row % HEIGHT);
+        u64 at = u64(k) * m.rows + r;
+        if (m.bias) value += m.bias[r];
+        if (number == 0 && p.residual) value += p.residual[at];
+        m.y[at] = value;
+    });
+}
+
+RF_KERNEL_WIDE(THREADS, RESIDENT)
+rf_float_tile_products(FloatTileParams p) {
+    RF_SHARED LdsSums lds;
+    const u32 height = RF_ROW_WAVES * HEIGHT;
+    u32 block = block_x(), number;
+    Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
+#ifdef RF_QTYPE_LAST
+    if (number == 2) return product<RF_QTYPE_LAST>(lds, p, m, 2, block);
+#endif
+    product<RF_QTYPE>(lds, p, m, number, block);
+}
+
+// activation(x @ gate.T + gate_bias, x @ up.T + up_bias), (tokens, rows) in float32 or float16. A wave has the same
+// rows of gate and up: half of its own each.
+struct FloatTileGatedParams {
+    FloatTileX x;
+    Gated matrices;
+    RF_NULLABLE float* y;
+    RF_NULLABLE f16* fp16;
+};
+RF_KERNEL_WIDE(THREADS, RESIDENT)
+rf_float_tile_gated(FloatTileGatedParams p) {
+    RF_SHARED LdsSums lds;
+    const Gated& m = p.matrices;
+    const u32 own = HEIGHT / 2, height = RF_ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
+    u32 run = wave() % RF_ROW_WAVES, first = block_x() * height;
+    i64 to_up = row_of(m.up, 0) - row_of(m.gate, 0);  // as in tiles.hip
+    Sums sums = multiply<RF_QTYPE>(p.x, [&](u32 r) {
+        return row_of(m.gate, r < own ? 0 : to_up) +
+               u64(minimum(i32(first + run * own + r % own), i32(m.rows - 1))) * p.x.columns * 2;
+    });
+    each_result(lds, sums, height, [&](u32 k, u32 row) {
+        u32 r = first + row;
+        if (k >= p.x.tokens || r >= m.rows) return;
+        float g = summed(lds, row / own, k, row % own), u = summed(lds, row / own, k, own + row % own);
+        if (m.gate_bias) g += m.gate_bias[r];
+        if (m.up_bias) u += m.up_bias[r];
+        float value = gated(m.activation, g, u);
+        u64 at = u64(k) * m.rows + r;
+        if (p.y) p.y[at] = value;
+        if (p.fp16) p.fp16[at] = from_float<f16>(clamp_fp16(value));
+    });
+}
+
+}  // namespace rocforge
