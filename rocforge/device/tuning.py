@@ -172,6 +172,8 @@ _CDNA = Tuning()
 # 512 registers a lane: a block of 1,024 threads still has all loads of a cell in flight. gfx908 has as many, but half
 # of them for accumulators alone.
 _CDNA2 = replace(_CDNA, then_norm_threads=1024)
+# a lane has whole rows of its tiles, of which two would spill in float_tiles.hip
+_RDNA3 = Tuning(float_tile_wide_tokens=ANY, float_tile_ahead=2)
 # at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
 _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
@@ -192,8 +194,8 @@ TABLE = {
     "gfx103": Tuning(  # no matrix unit
         int8_tokens=8, tile_tokens=0, tile_tokens_alone=0, float_gemv_tokens=8, float_tile_tokens=0
     ),
-    "gfx110": Tuning(),
-    "gfx115": Tuning(),
+    "gfx110": _RDNA3,
+    "gfx115": _RDNA3,
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
     "sm_90": _H200,
