@@ -44,6 +44,7 @@ class Tuning:
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
+        stream_lds: bytes of LDS of a block of stream.hip, which multiplies one token on Hopper; 0: matvec.hip does.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
@@ -112,6 +113,7 @@ class Tuning:
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
+    stream_lds: int = 0
     gated_threads: int = 256
     gated_lanes: int = 8
     gated_pairs_8: int = 2
