@@ -81,7 +81,7 @@ def _cut(tokens: int, rows: int) -> FloatTile:
 
 
 @functools.cache
-def _kernel(name: str, cut: FloatTile, first: str, last: str) -> Kernel:
+def _kernel(name: str, cut: FloatTile, first: str | None, last: str | None) -> Kernel:
     other: dict[str, Any] = {} if first == last else {"RF_QTYPE_LAST": last}
-    sizes = {"RF_TOKENS": cut.width, "RF_ROW_WAVES": cut.row_waves}
+    sizes: dict[str, Any] = {"RF_TOKENS": cut.width, "RF_ROW_WAVES": cut.row_waves}
     return Kernel("float_tiles.hip", name, RF_QTYPE=first, **sizes, **other)

@@ -64,7 +64,7 @@ def stream_then_norm(
     return y, normed
 
 
-def _launch(name: str, x: PackedOperand, most: int, first: str, last: str, args: dict[str, Any]) -> None:
+def _launch(name: str, x: PackedOperand, most: int, first: str | None, last: str | None, args: dict[str, Any]) -> None:
     """At most so many blocks."""
     device, columns = cupy_module().cuda.runtime.getDevice(), x.shape[1]
     tuned, cells = tuning.of(device), cells_of(columns)
@@ -76,6 +76,6 @@ def _launch(name: str, x: PackedOperand, most: int, first: str, last: str, args:
 
 
 @functools.cache
-def _kernel(name: str, first: str, last: str, lds: int) -> Kernel:
+def _kernel(name: str, first: str | None, last: str | None, lds: int) -> Kernel:
     other: dict[str, Any] = {} if first == last else {"RF_QTYPE_LAST": last}
     return Kernel("stream.hip", name, RF_QTYPE=first, RF_LDS=lds, **other)
