@@ -216,12 +216,13 @@ RF_DEVICE u32 draw_listed(SelectShared& shared, const Parameters& p, bool by_ran
     u64 key = sorted(shared, listed_key(shared), shared.listed), kept;
     u32 gap = u32(key >> 32), id = u32(key);
     bool has = thread_x() < shared.listed && (!by_rank || thread_x() < u32(p.top_k));
-    u64 weight = has ? weight_of(gap) : 0, before = block_prefix(shared, weight, kept);
+    bool idle = wave() * RF_WAVE >= shared.listed;
+    u64 weight = has ? weight_of(gap) : 0, before = block_prefix(shared, weight, kept, idle);
     bool cut = p.top_p < 1 && before >= nucleus_of(p, by_rank ? kept : all);
     bool stays = weight > 0 && !cut && gap <= widest_gap(p);
     key = sorted(shared, stays ? u64(id) << 32 | gap : ~u64(0), shared.listed);
     weight = key == ~u64(0) ? 0 : weight_of(u32(key));
-    before = block_prefix(shared, weight, kept);
+    before = block_prefix(shared, weight, kept, idle);
     u64 limit = drawn_at(p, kept);
     if (before < limit && limit <= before + weight) shared.bin = u32(key >> 32);
     barrier();
@@ -252,19 +253,26 @@ RF_DEVICE u32 draw_cut(SelectShared& shared, const Row& source, const Parameters
     Runs likely;
     likely.load(source, highest, runs);
     bool by_rank = ranked(p, vocabulary);
-    u64 all = 0, listed = 0;
+    u64 all = 0, listed = 0, own[RUNS_EACH];
     if (!by_rank) {
-        for (u32 i = thread_x(); i < runs; i += ROW_THREADS) listed += sums[i];
+        RF_UNROLL
+        for (u32 j = 0; j < RUNS_EACH; ++j) {
+            u32 run = j * ROW_THREADS + thread_x();
+            own[j] = run < runs ? sums[run] : 0, listed += own[j];
+        }
         block_prefix(shared, listed, all);
     }
-    u32 reach = reach_of(shared, likely, by_rank ? p.top_k : minimum(i32(LISTED_RUNS), i32(runs / 2)));
+    // what runs have beside their likeliest may lie further out: the list has to reach further than top_p
+    u64 nucleus = by_rank ? 0 : nucleus_of(p, all);
+    u32 reach = by_rank ? reach_of(shared, likely, p.top_k)
+                        : reach_of(shared, likely, [&](u32 j) { return own[j]; }, nucleus + (all - nucleus) / 2);
     list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
     bool complete = shared.listed <= LIST;
     if (complete && reach < FAR && !by_rank) {  // do they have as much of the weight as top_p asks for?
         u64 sum = 0;
         for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
         block_prefix(shared, sum, listed);
-        complete = listed >= nucleus_of(p, all);
+        complete = listed >= nucleus;
     }
     if (!complete) return draw(shared, source, p, vocabulary, all);
     if (shared.listed > ROW_THREADS) return draw(shared, List{shared}, p, vocabulary, all);
@@ -324,15 +332,16 @@ struct Kept {
     RF_MEMBER u64 weight(u32 id, u32 gap) const { return has(id, gap) ? weight_of(gap) : 0; }
 };
 
-// A row with distances in place of gaps.
+// A row, or a list of it, with distances in place of gaps.
+template <class Source>
 struct Distances {
-    static constexpr u32 AT_ONCE = Row::AT_ONCE;
-    const Row& row;
+    static constexpr u32 AT_ONCE = Source::AT_ONCE;
+    const Source& source;
     const Kept& kept;
 
     template <class F>
     RF_MEMBER void each(F f) const {
-        row.each([&](u32 count, u32 id, const u32* gaps) {
+        source.each([&](u32 count, u32 id, const u32* gaps) {
             u32 distances[AT_ONCE];
             RF_UNROLL
             for (u32 j = 0; j < AT_ONCE; ++j) distances[j] = kept.distance(gaps[j]);
@@ -341,12 +350,12 @@ struct Distances {
     }
 };
 
-// Calls f(id, gap) for each element of a row.
-template <class F>
-RF_DEVICE void for_each(const Row& row, F f) {
-    row.each([&](u32 count, u32 id, const u32* gaps) {
+// Calls f(id, gap) for each element of a row, or of a list.
+template <class Source, class F>
+RF_DEVICE void for_each(const Source& source, F f) {
+    source.each([&](u32 count, u32 id, const u32* gaps) {
         RF_UNROLL
-        for (u32 j = 0; j < Row::AT_ONCE; ++j)
+        for (u32 j = 0; j < Source::AT_ONCE; ++j)
             if (j < count) f(id + j, gaps[j]);
     });
 }
@@ -368,26 +377,26 @@ RF_DEVICE float deviation(const Row& row) {
 }
 
 // Keeps the elements whose gaps are nearest to the expected one, as many as have `share` of the weight.
-RF_DEVICE void keep_typical(SelectShared& shared, const Row& row, Kept& kept, float share) {
+template <class Source>
+RF_DEVICE void keep_typical(SelectShared& shared, const Row& row, const Source& source, Kept& kept, float share) {
     float weights = 0, moments = 0;
-    for_each(row, [&](u32 id, u32 gap) {
+    for_each(source, [&](u32 id, u32 gap) {
         float weight = float(kept.weight(id, gap)) * 9.094947e-13f;  // 2^-40
         if (weight > 0) weights += weight, moments += weight * bits_float(gap);
     });
     weights = block_sum<ROW_THREADS>(weights);
     kept.center = block_sum<ROW_THREADS>(moments) / weights;
-    auto weight = [&](u32 id, u32) {
-        return kept.weight(id, float_bits(row.highest - row.values[id] / row.temperature));
-    };
+    auto weight = [&](u32 id, u32) { return kept.weight(id, row.gap(row.values[id])); };
     auto limit_of = [=](u64 total) {
         u64 limit = u64(double(total) * double(share));
         return limit < total ? limit + 1 : total;
     };
-    kept.width = find<ByGap>(shared, Distances{row, kept}, weight, limit_of).key;
+    kept.width = find<ByGap>(shared, Distances<Source>{source, kept}, weight, limit_of).key;
 }
 
 // Leaves out the elements with `threshold` of the weight or more, but the least likely of them.
-RF_DEVICE void exclude_top(SelectShared& shared, const Row& row, Kept& kept, float threshold) {
+template <class Source>
+RF_DEVICE void exclude_top(SelectShared& shared, const Source& row, Kept& kept, float threshold) {
     u64 sum = 0, total;
     for_each(row, [&](u32 id, u32 gap) { sum += kept.weight(id, gap); });
     block_prefix(shared, sum, total);
@@ -407,27 +416,28 @@ RF_DEVICE void exclude_top(SelectShared& shared, const Row& row, Kept& kept, flo
     kept.from_id = block_max<ROW_THREADS>(id_of_last), kept.from_gap = gap_of_last;
 }
 
-// The token that is drawn from what all truncations keep, each of what the one before has kept.
-RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Parameters& p) {
-    Kept kept = {{0x7f7fffff, ALL}, 0, ALL, 0, 0};
-    if (p.top_n_sigma > 0) kept.cut.gap = float_bits(p.top_n_sigma * deviation(row));
+// The token that is drawn from what all truncations keep, each of what the one before has kept: of `source`, which is
+// the row or has all that top_n_sigma, which keeps what is as near as `widest`, and top_k leave of it.
+template <class Source>
+RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Source& source, const Parameters& p,
+                           u32 widest) {
+    Kept kept = {{widest, ALL}, 0, ALL, 0, 0};
     if (p.top_k > 0) {
         u64 limit = p.top_k;
-        u32 widest = kept.cut.gap;
         Cut most = cut_at(
-            shared, row, [=](u32, u32 gap) -> u64 { return gap <= widest; },
+            shared, source, [=](u32, u32 gap) -> u64 { return gap <= widest; },
             [=](u64 all) { return all < limit ? all : limit; });
         kept.cut = most;
     }
-    if (p.typical_p < 1) keep_typical(shared, row, kept, p.typical_p);
+    if (p.typical_p < 1) keep_typical(shared, row, source, kept, p.typical_p);
     auto weight = [&](u32 id, u32 gap) { return kept.weight(id, gap); };
     if (p.top_p < 1) {
-        Cut nucleus = cut_at(shared, row, weight, [&](u64 all) { return nucleus_of(p, all); });
+        Cut nucleus = cut_at(shared, source, weight, [&](u64 all) { return nucleus_of(p, all); });
         if (nucleus.gap < kept.cut.gap || (nucleus.gap == kept.cut.gap && nucleus.id < kept.cut.id)) kept.cut = nucleus;
     }
     if (p.min_p > 0) {
         i32 first = 0x7f7fffff;
-        for_each(row, [&](u32 id, u32 gap) {
+        for_each(source, [&](u32 id, u32 gap) {
             if (kept.has(id, gap)) first = minimum(first, i32(gap));
         });
         first = -block_max<ROW_THREADS>(-first);
@@ -435,8 +445,8 @@ RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Parameter
         if (widest < kept.cut.gap) kept.cut = {widest, ALL};
     }
     bool excludes = float(random24(p.seed ^ 0x58544358544358ull, p.step)) < p.xtc_probability * 16777216.0f;
-    if (excludes) exclude_top(shared, row, kept, p.xtc_threshold);
-    return find<ById>(shared, row, weight, [&](u64 all) { return drawn_at(p, all); }).key;
+    if (excludes) exclude_top(shared, source, kept, p.xtc_threshold);
+    return find<ById>(shared, source, weight, [&](u64 all) { return drawn_at(p, all); }).key;
 }
 
 // What rf_sample_rows does, for the rows with top_n_sigma, typical_p or XTC, which it passes over. A block a row.
@@ -451,7 +461,15 @@ rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* l
     float top = top_of<ROW_THREADS>(highest + row * runs, runs) / p.temperature;
     if (!(absolute(top) < infinity())) return;
     Row source = row_of(p, logits, edited, row, vocabulary, runs, top);
-    i32 token = draw_chained(shared, source, p);
+    u32 widest = p.top_n_sigma > 0 ? float_bits(p.top_n_sigma * deviation(source)) : 0x7f7fffff, reach = widest;
+    Runs likely;
+    likely.load(source, highest + row * runs, runs);
+    if (ranked(p, vocabulary)) reach = reach_of(shared, likely, p.top_k);
+    if (widest < reach) reach = widest;
+    if (FAR < reach) reach = FAR;
+    list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
+    i32 token = shared.listed <= LIST ? draw_chained(shared, source, List{shared}, p, widest)
+                                      : draw_chained(shared, source, source, p, widest);
     if (thread_x() != 0) return;
     last_tokens[p.slot] = token;
     host_tokens[row] = token;

@@ -11,7 +11,7 @@ namespace rocforge {
 constexpr u32 ROW_THREADS = RF_TUNE_SAMPLE_ROW_THREADS;
 constexpr u32 BINS = 2 * ROW_THREADS;
 constexpr u32 ID_BIN = 256;  // ids in one of the first bins; ids have 19 bits
-constexpr u32 LIST = RF_TUNE_SAMPLE_LIST, LISTED_RUNS = RF_TUNE_SAMPLE_LISTED_RUNS;
+constexpr u32 LIST = RF_TUNE_SAMPLE_LIST;
 constexpr u32 ALL = 0xffffffff;
 constexpr u32 FAR = 0x41e00000;  // 28: no element that is further from the first has a weight
 
@@ -45,17 +45,22 @@ RF_DEVICE u64 sum_lanes(u64 value) {
     return value;
 }
 
-// The sum of the values of the threads before this one, and in `total` of all.
-RF_DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total) {
+// The sum of the values of the threads before this one, and in `total` of all. An idle wave has zeros, and wants
+// neither.
+RF_DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total, bool idle = false) {
     u64 sum = value;
-    RF_UNROLL
-    for (u32 offset = 1; offset < RF_WAVE; offset *= 2) {
-        u64 before = shuffle64(sum, lane() >= offset ? lane() - offset : lane());
-        if (lane() >= offset) sum += before;
+    if (!idle) {
+        RF_UNROLL
+        for (u32 offset = 1; offset < RF_WAVE; offset *= 2) {
+            u64 before = shuffle64(sum, lane() >= offset ? lane() - offset : lane());
+            if (lane() >= offset) sum += before;
+        }
     }
     barrier();
     if (lane() == RF_WAVE - 1) shared.totals[wave()] = sum;
     barrier();
+    total = 0;
+    if (idle) return 0;
     u64 mine = lane() < ROW_THREADS / RF_WAVE ? shared.totals[lane()] : 0;
     u64 before = sum_lanes<RF_WAVE>(lane() < wave() ? mine : 0);
     total = sum_lanes<RF_WAVE>(mine);
@@ -267,17 +272,22 @@ struct Runs {
     }
 };
 
-// How far one has to go for `count` elements of a row: so many runs have one that near, so at least so many are. Few
-// more are, unless there are hardly as many runs. At most FAR.
-RF_DEVICE u32 reach_of(SelectShared& shared, const Runs& runs, u32 count) {
+// How far one has to go until the runs that have an element that near reach `limit` together, each by its measure(j), j
+// being the thread's number of it. At most FAR.
+template <class Measure>
+RF_DEVICE u32 reach_of(SelectShared& shared, const Runs& runs, Measure measure, u64 limit) {
     clear_bins(shared);
     RF_UNROLL
     for (u32 j = 0; j < RUNS_EACH; ++j)
-        if (runs.gaps[j] <= FAR) atomic_add(&shared.low[ByGap::first_bin(runs.gaps[j])], 1u);
-    u64 limit = count;
+        if (runs.gaps[j] <= FAR) add_to_bin(shared, ByGap::first_bin(runs.gaps[j]), measure(j));
     find_bin(shared, 0, [=](u64) { return limit; });
     u32 reach = shared.inside ? ByGap::start_of(shared.bin + 1) - 1 : FAR;
     return reach < FAR ? reach : FAR;
+}
+// For `count` elements: so many runs have one that near, so at least so many are. Few more are, unless there are hardly
+// as many runs.
+RF_DEVICE u32 reach_of(SelectShared& shared, const Runs& runs, u32 count) {
+    return reach_of(shared, runs, [](u32) -> u64 { return 1; }, count);
 }
 
 // Lists the elements of a row that `wanted(id, gap)` says, in any order, of the runs that have one within `reach`.
@@ -311,19 +321,20 @@ RF_DEVICE u64 listed_key(const SelectShared& shared) {
 }
 
 // The keys of the block's threads in ascending order, a thread each. Those from `count` on are the largest number.
-// A bitonic sort: of keys in one wave by exchange of lanes, of others by LDS.
+// A bitonic sort: of keys in one wave by exchange of lanes, of others by LDS. Waves past them do nothing.
 RF_DEVICE u64 sorted(SelectShared& shared, u64 key, u32 count) {
-    for (u32 length = 2; length < 2 * count; length *= 2) {
+    u32 size = 1;
+    while (size < count) size *= 2;
+    bool idle = wave() * RF_WAVE >= size;
+    for (u32 length = 2; length <= size; length *= 2) {
         for (u32 distance = length / 2; distance > 0; distance /= 2) {
-            u64 other;
-            if (distance < RF_WAVE) {
-                other = shuffle64(key, lane() ^ distance);
-            } else {
+            if (distance >= RF_WAVE) {
                 barrier();
                 shared.keys[thread_x()] = key;
                 barrier();
-                other = shared.keys[thread_x() ^ distance];
             }
+            if (idle) continue;
+            u64 other = distance < RF_WAVE ? shuffle64(key, lane() ^ distance) : shared.keys[thread_x() ^ distance];
             bool first = (thread_x() & distance) == 0, ascending = (thread_x() & length) == 0;
             if ((other < key) == (first == ascending)) key = other;
         }

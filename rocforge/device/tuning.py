@@ -91,7 +91,6 @@ class Tuning:
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
         sample_row_threads: of its last, a block a row.
         sample_list: the most tokens listed in LDS.
-        sample_listed_runs: where top_p alone cuts, as many are listed as so many runs of 128 have one of.
     """
 
     basis: str = "reasoned"
@@ -167,7 +166,6 @@ class Tuning:
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
     sample_list: int = 3072
-    sample_listed_runs: int = 512
 
 
 _CDNA = Tuning()
