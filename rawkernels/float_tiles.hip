@@ -5,8 +5,9 @@
 //
 // A wave multiplies RF_ROW_TILES tiles of 16 rows, a stripe of 64 elements after another. The lanes that share a row
 // of a fragment load chunks of 16 bytes side by side, of weights and of x alike: which element of the depth a lane has
-// does not matter to the matrix unit. AHEAD stripes of weights are on their way while one is multiplied. The waves of a
-// block take runs of rows, and stripes in turn.
+// does not matter to the matrix unit. AHEAD stripes of weights are on their way while one is multiplied, at the end of
+// rows those of the next. The waves of a block take runs of rows, and stripes in turn; a block of the grid takes
+// several of the launch's.
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
@@ -26,17 +27,25 @@ const u32 STRIPE = 64, CHUNKS = STRIPE / 8 / FRAGMENT_LANES;  // chunks of a lan
 // Where a lane's chunk i of a stripe begins, in elements of the row.
 RF_DEVICE u32 chunk_at(u32 stripe, u32 i) { return stripe * STRIPE + 8 * (i * FRAGMENT_LANES + part_lane()); }
 
-// Two numbers in float16.
-RF_DEVICE u32 fp16_pair(const Floats<f16>&, u32 word) { return word; }
-RF_DEVICE u32 fp16_pair(const Floats<bf16>&, u32 word) {
+// Two numbers of a format in float16.
+template <class F>
+RF_DEVICE u32 fp16_pair(u32 word) {
+    return word;
+}
+template <>
+RF_INLINE u32 fp16_pair<Floats<bf16>>(u32 word) {
     return pack_fp16(bits_float(word << 16), bits_float(word & 0xffff0000));
 }
 
-// A lane's rows of the wave's, and what it has of them in a stripe; zeros past the end.
-template <class F>
+// A lane's rows of the wave's.
+struct LaneRows {
+    const u8* at[TILES][FRAGMENT_PARTS];
+};
+
+// What a lane has of its rows in a stripe, as it lies in memory; zeros past the end.
 struct Stripe {
-    F of[TILES][FRAGMENT_PARTS][CHUNKS];
-    RF_MEMBER void load(const u8* const (&row)[TILES][FRAGMENT_PARTS], u32 stripe, u32 columns) {
+    u32x4 of[TILES][FRAGMENT_PARTS][CHUNKS];
+    RF_MEMBER void load(const LaneRows& rows, u32 stripe, u32 columns) {
         RF_UNROLL
         for (u32 m = 0; m < TILES; ++m) {
             RF_UNROLL
@@ -44,8 +53,8 @@ struct Stripe {
                 RF_UNROLL
                 for (u32 i = 0; i < CHUNKS; ++i) {
                     u32 at = chunk_at(stripe, i);
-                    of[m][p][i].data = make_u32x4(0, 0, 0, 0);
-                    if (at < columns) of[m][p][i].data = load_once<u32x4>(row[m][p] + 2 * at);
+                    of[m][p][i] = make_u32x4(0, 0, 0, 0);
+                    if (at < columns) of[m][p][i] = load_once<u32x4>(rows.at[m][p] + 2 * at);
                 }
             }
         }
@@ -71,15 +80,14 @@ RF_DEVICE void put_chunk(u32 (&pairs)[N], u32 i, u32x4 chunk) {
 
 // Adds the products of a stripe of the wave's rows with all tokens.
 template <class F>
-RF_DEVICE void add_stripe(Sums& sums, const Stripe<F>& w, const Tokens& x, u32 stripe) {
+RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, const Tokens& x, u32 stripe) {
     u32 a[TILES][FRAGMENT_PARTS][4 * CHUNKS];
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
         RF_UNROLL
         for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
             RF_UNROLL
-            for (u32 i = 0; i < 4 * CHUNKS; ++i)
-                a[m][p][i] = fp16_pair(w.of[m][p][i / 4], element(w.of[m][p][i / 4].data, i % 4));
+            for (u32 i = 0; i < 4 * CHUNKS; ++i) a[m][p][i] = fp16_pair<F>(element(w.of[m][p][i / 4], i % 4));
         }
     }
     RF_UNROLL
@@ -100,38 +108,53 @@ RF_DEVICE void add_stripe(Sums& sums, const Stripe<F>& w, const Tokens& x, u32 s
     }
 }
 
-// x is float16 (tokens, columns), columns a multiple of 8.
+// x is float16 (tokens, columns), columns a multiple of 8. The launch has `blocks` of work, which `grid` share.
 struct FloatTileX {
     const void* x;
-    u32 tokens, columns;
+    u32 tokens, columns, blocks, grid;
 };
 
-// The products of a wave's rows, which are what `row_of` gives for 0 to HEIGHT - 1, with all tokens.
-template <class F, class RowOf>
-RF_DEVICE Sums multiply(const FloatTileX& p, RowOf row_of) {
-    const u8* row[TILES][FRAGMENT_PARTS];
+// Of a wave, from the address of each of its rows by number, up to HEIGHT - 1.
+template <class RowOf>
+RF_DEVICE LaneRows lane_rows(RowOf row_of) {
+    LaneRows rows;
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
         RF_UNROLL
-        for (u32 i = 0; i < FRAGMENT_PARTS; ++i) row[m][i] = computed_once(row_of(16 * m + part_row(i)));
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) rows.at[m][p] = computed_once(row_of(16 * m + part_row(p)));
     }
-    u32 first = wave() / RF_ROW_WAVES, stripes = (p.columns + STRIPE - 1) / STRIPE;
-    Stripe<F> w[AHEAD];
-    RF_UNROLL
-    for (u32 a = 0; a < AHEAD; ++a) w[a].load(row, first + a * K_WAVES, p.columns);
-    wait_for_previous();
-    Tokens x = {static_cast<const u8*>(p.x), p.tokens, p.columns};
-    Sums sums = {};
-    for (u32 from = first; from < stripes; from += AHEAD * K_WAVES) {
-        RF_UNROLL
-        for (u32 a = 0; a < AHEAD; ++a) {
-            u32 stripe = from + a * K_WAVES;
-            add_stripe(sums, w[a], x, stripe);
-            w[a].load(row, stripe + AHEAD * K_WAVES, p.columns);
-        }
-    }
-    return sums;
+    return rows;
 }
+
+// Where a block is: `rows` are multiplied up to `end`, stripes of a round of all waves, then come those of `next`.
+struct Walk {
+    Stripe w[AHEAD];
+    u32 first, end, columns;
+
+    RF_MEMBER Walk(const LaneRows& rows, u32 columns) : columns(columns) {
+        const u32 ROUND = AHEAD * K_WAVES;
+        first = wave() / RF_ROW_WAVES;
+        end = ((columns + STRIPE - 1) / STRIPE + ROUND - 1) / ROUND * ROUND;
+        RF_UNROLL
+        for (u32 a = 0; a < AHEAD; ++a) w[a].load(rows, first + a * K_WAVES, columns);
+    }
+    template <class F>
+    RF_MEMBER Sums multiply(const Tokens& x, const LaneRows& rows, const LaneRows& next, bool more) {
+        Sums sums = {};
+        for (u32 from = first; from < end; from += AHEAD * K_WAVES) {
+            RF_UNROLL
+            for (u32 a = 0; a < AHEAD; ++a) {
+                u32 stripe = from + a * K_WAVES, ahead = stripe + AHEAD * K_WAVES;
+                add_stripe<F>(sums, w[a], x, stripe);
+                if (ahead < end)
+                    w[a].load(rows, ahead, columns);
+                else if (more)
+                    w[a].load(next, ahead - end, columns);
+            }
+        }
+        return sums;
+    }
+};
 
 // A residual, of the shape of the first result, is added to that.
 struct FloatTileParams {
@@ -140,33 +163,46 @@ struct FloatTileParams {
     RF_NULLABLE const float* residual;
 };
 
-template <class F>
-RF_DEVICE void product(LdsSums& lds, const FloatTileParams& p, const Matrix& m, u32 number, u32 block) {
-    u32 run = wave() % RF_ROW_WAVES, first = block * RF_ROW_WAVES * HEIGHT;
-    Sums sums = multiply<F>(p.x, [&](u32 r) {
-        return row_of(m.w, u64(minimum(i32(first + run * HEIGHT + r), i32(m.rows - 1))) * p.x.columns * 2);
-    });
-    each_result(lds, sums, RF_ROW_WAVES * HEIGHT, [&](u32 k, u32 row) {
-        u32 r = first + row;
-        if (k >= p.x.tokens || r >= m.rows) return;
-        float value = summed(lds, row / HEIGHT, k, row % HEIGHT);
-        u64 at = u64(k) * m.rows + r;
-        if (m.bias) value += m.bias[r];
-        if (number == 0 && p.residual) value += p.residual[at];
-        m.y[at] = value;
-    });
-}
-
 RF_KERNEL_WIDE(THREADS, RESIDENT)
 rf_float_tile_products(FloatTileParams p) {
     RF_SHARED LdsSums lds;
     const u32 height = RF_ROW_WAVES * HEIGHT;
-    u32 block = block_x(), number;
-    Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
+    auto place = [&](u32& block, u32& number) {
+        return matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + height - 1) / height; });
+    };
+    auto rows_of = [&](u32 block) {
+        u32 number;
+        Matrix m = place(block, number);
+        u32 first = block * height + wave() % RF_ROW_WAVES * HEIGHT;
+        return lane_rows(
+            [&](u32 r) { return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * p.x.columns * 2); });
+    };
+    LaneRows rows = rows_of(block_x());
+    Walk walk(rows, p.x.columns);
+    wait_for_previous();
+    Tokens x = {static_cast<const u8*>(p.x.x), p.x.tokens, p.x.columns};
+    for (u32 at = block_x(); at < p.x.blocks; at += p.x.grid) {
+        u32 block = at, number;
+        Matrix m = place(block, number);
+        bool more = at + p.x.grid < p.x.blocks;
+        LaneRows next = more ? rows_of(at + p.x.grid) : rows;
 #ifdef RF_QTYPE_LAST
-    if (number == 2) return product<RF_QTYPE_LAST>(lds, p, m, 2, block);
+        Sums sums = number == 2 ? walk.multiply<RF_QTYPE_LAST>(x, rows, next, more)
+                                : walk.multiply<RF_QTYPE>(x, rows, next, more);
+#else
+        Sums sums = walk.multiply<RF_QTYPE>(x, rows, next, more);
 #endif
-    product<RF_QTYPE>(lds, p, m, number, block);
+        rows = next;
+        each_result(lds, sums, height, [&](u32 k, u32 row) {
+            u32 r = block * height + row;
+            if (k >= p.x.tokens || r >= m.rows) return;
+            float value = summed(lds, row / HEIGHT, k, row % HEIGHT);
+            u64 to = u64(k) * m.rows + r;
+            if (m.bias) value += m.bias[r];
+            if (number == 0 && p.residual) value += p.residual[to];
+            m.y[to] = value;
+        });
+    }
 }
 
 // activation(x @ gate.T + gate_bias, x @ up.T + up_bias), (tokens, rows) in float32 or float16. A wave has the same
@@ -182,23 +218,35 @@ rf_float_tile_gated(FloatTileGatedParams p) {
     RF_SHARED LdsSums lds;
     const Gated& m = p.matrices;
     const u32 own = HEIGHT / 2, height = RF_ROW_WAVES * own;  // rows of either matrix that a wave takes, and a block
-    u32 run = wave() % RF_ROW_WAVES, first = block_x() * height;
-    i64 to_up = row_of(m.up, 0) - row_of(m.gate, 0);  // as in tiles.hip
-    Sums sums = multiply<RF_QTYPE>(p.x, [&](u32 r) {
-        return row_of(m.gate, r < own ? 0 : to_up) +
-               u64(minimum(i32(first + run * own + r % own), i32(m.rows - 1))) * p.x.columns * 2;
-    });
-    each_result(lds, sums, height, [&](u32 k, u32 row) {
-        u32 r = first + row;
-        if (k >= p.x.tokens || r >= m.rows) return;
-        float g = summed(lds, row / own, k, row % own), u = summed(lds, row / own, k, own + row % own);
-        if (m.gate_bias) g += m.gate_bias[r];
-        if (m.up_bias) u += m.up_bias[r];
-        float value = gated(m.activation, g, u);
-        u64 at = u64(k) * m.rows + r;
-        if (p.y) p.y[at] = value;
-        if (p.fp16) p.fp16[at] = from_float<f16>(clamp_fp16(value));
-    });
+    i64 to_up = row_of(m.up, 0) - row_of(m.gate, 0);          // as in tiles.hip
+    auto rows_of = [&](u32 block) {
+        u32 first = block * height + wave() % RF_ROW_WAVES * own;
+        return lane_rows([&](u32 r) {
+            return row_of(m.gate, r < own ? 0 : to_up) +
+                   u64(minimum(i32(first + r % own), i32(m.rows - 1))) * p.x.columns * 2;
+        });
+    };
+    LaneRows rows = rows_of(block_x());
+    Walk walk(rows, p.x.columns);
+    wait_for_previous();
+    Tokens x = {static_cast<const u8*>(p.x.x), p.x.tokens, p.x.columns};
+    for (u32 block = block_x(); block < p.x.blocks; block += p.x.grid) {
+        bool more = block + p.x.grid < p.x.blocks;
+        LaneRows next = more ? rows_of(block + p.x.grid) : rows;
+        Sums sums = walk.multiply<RF_QTYPE>(x, rows, next, more);
+        rows = next;
+        each_result(lds, sums, height, [&](u32 k, u32 row) {
+            u32 r = block * height + row;
+            if (k >= p.x.tokens || r >= m.rows) return;
+            float g = summed(lds, row / own, k, row % own), u = summed(lds, row / own, k, own + row % own);
+            if (m.gate_bias) g += m.gate_bias[r];
+            if (m.up_bias) u += m.up_bias[r];
+            float value = gated(m.activation, g, u);
+            u64 to = u64(k) * m.rows + r;
+            if (p.y) p.y[to] = value;
+            if (p.fp16) p.fp16[to] = from_float<f16>(clamp_fp16(value));
+        });
+    }
 }
 
 }  // namespace rocforge

@@ -72,12 +72,13 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
 
 
 class FloatTile(NamedTuple):
-    """Of float_tiles.hip: tokens that it is compiled for; runs of rows that a block's waves take, as in tiles.hip; and
-    rows of a block."""
+    """Of float_tiles.hip: tokens that it is compiled for; runs of rows that a block's waves take, as in tiles.hip; rows
+    of a block; and blocks that the card runs at a time."""
 
     width: int
     row_waves: int
     rows: int
+    resident: int
 
 
 def float_tile_row_tiles(tuning: Tuning, tokens: int) -> int:
@@ -89,10 +90,11 @@ def float_tile(tuning: Tuning, tokens: int, rows: int, card: Card) -> FloatTile:
     """The geometry of float_tiles.hip: x is read again for each block, so that of many tokens its waves take as many
     runs of rows as leave a block for each unit."""
     width = next(n for n in (8, 16, 32, 64) if tokens <= n)
-    most, height = tuning.tile_threads // card.wave // 2, 16 * float_tile_row_tiles(tuning, width)
+    most, tiles = tuning.tile_threads // card.wave // 2, float_tile_row_tiles(tuning, width)
+    height, blocks = 16 * tiles, tuning.tile_blocks_wide if tiles > 1 else tuning.tile_blocks
     runs = next((n for n in (4, 2) if n <= most and rows >= n * height * card.compute_units), 1)
     row_waves = 1 if width == 8 else runs
-    return FloatTile(width, row_waves, row_waves * height)
+    return FloatTile(width, row_waves, row_waves * height, blocks * card.compute_units)
 
 
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:

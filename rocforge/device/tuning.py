@@ -41,7 +41,8 @@ class Tuning:
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
         gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
-        gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
+        gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
+            of one token, of that in a gated product, and of several tokens.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         stream_lds: bytes of LDS of a block of stream.hip, which multiplies one token on Hopper; 0: matvec.hip does.
@@ -108,6 +109,7 @@ class Tuning:
     gemv_small_rows: int = 4096
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
+    gated_float_cells: int = 8
     gemv_float_cells_many: int = 2
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
@@ -130,7 +132,7 @@ class Tuning:
     float_gemv_tokens: int = 2
     float_tile_tokens: int = 64
     float_tile_wide_tokens: int = 32
-    float_tile_ahead: int = 3
+    float_tile_ahead: int = 2
     float_tile_ahead_wide: int = 2
     dequantize_rows: int = 4096
 
@@ -180,6 +182,7 @@ _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 _H200 = replace(
     _NVIDIA,
     basis="measured",
+    gemv_float_cells=4,
     tile_tokens_alone=ANY,
     wide_from=33,
     decode_threads=128,

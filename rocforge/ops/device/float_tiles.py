@@ -39,10 +39,9 @@ def float_tile_products(
         float32 CuPy arrays (tokens, rows), one for each.
     """
     ys = [cupy_module().empty((len(x), len(w)), np.float32) for w in weights]
-    cut = _cut(len(x), sum(map(len, weights)))
-    args = {"x": _operand(x), "matrices": matrix_arguments(weights, biases, ys), "residual": residual}
-    grid, formats = sum(blocks(len(w), cut.rows) for w in weights), [format_of(w).kernel for w in weights]
-    _kernel("float_tile_products", cut, formats[0], formats[-1])((grid,), (tuning.current().tile_threads,), args)
+    cut, first, last = _cut(len(x), sum(map(len, weights))), format_of(weights[0]).kernel, format_of(weights[-1]).kernel
+    args = {"matrices": matrix_arguments(weights, biases, ys), "residual": residual}
+    _launch("float_tile_products", cut, first, last, x, sum(blocks(len(w), cut.rows) for w in weights), args)
     return ys
 
 
@@ -65,14 +64,17 @@ def float_tile_gated(
     out = empty_operand((len(x), rows), result)
     to = {"y": None, "fp16": out} if result is OperandForm.FP16 else {"y": out, "fp16": None}
     matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, rows, unit)
-    args = {"x": _operand(x), "matrices": matrices, **to}
-    grid = blocks(2 * rows, cut.rows)
-    _kernel("float_tile_gated", cut, kernel, kernel)((grid,), (tuning.current().tile_threads,), args)
+    _launch("float_tile_gated", cut, kernel, kernel, x, blocks(2 * rows, cut.rows), {"matrices": matrices, **to})
     return out
 
 
-def _operand(x: Array) -> tuple[Array, int, int]:
-    return x, *x.shape
+def _launch(
+    name: str, cut: FloatTile, first: str | None, last: str | None, x: Array, count: int, args: dict[str, Any]
+) -> None:
+    """Of so many blocks of work."""
+    grid = min(count, cut.resident)
+    kernel, threads = _kernel(name, cut.width, cut.row_waves, first, last), tuning.current().tile_threads
+    kernel((grid,), (threads,), {"x": (x, *x.shape, count, grid), **args})
 
 
 def _cut(tokens: int, rows: int) -> FloatTile:
@@ -81,7 +83,7 @@ def _cut(tokens: int, rows: int) -> FloatTile:
 
 
 @functools.cache
-def _kernel(name: str, cut: FloatTile, first: str | None, last: str | None) -> Kernel:
+def _kernel(name: str, width: int, row_waves: int, first: str | None, last: str | None) -> Kernel:
     other: dict[str, Any] = {} if first == last else {"RF_QTYPE_LAST": last}
-    sizes: dict[str, Any] = {"RF_TOKENS": cut.width, "RF_ROW_WAVES": cut.row_waves}
+    sizes: dict[str, Any] = {"RF_TOKENS": width, "RF_ROW_WAVES": row_waves}
     return Kernel("float_tiles.hip", name, RF_QTYPE=first, **sizes, **other)
