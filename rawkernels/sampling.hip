@@ -148,13 +148,6 @@ RF_DEVICE u64 nucleus_of(const Parameters& p, u64 total) {
     u64 limit = u64(mass);
     return limit + (double(limit) < mass || limit == 0);
 }
-// The highest of a row's runs.
-template <u32 THREADS>
-RF_DEVICE float top_of(const float* highest, u32 runs) {
-    float top = -infinity();
-    for (u32 i = thread_x(); i < runs; i += THREADS) top = maximum(top, highest[i]);
-    return block_max<THREADS>(top);
-}
 RF_DEVICE Row row_of(const Parameters& p, const float* logits, const float* edited, u32 row, u32 vocabulary, u32 runs,
                      float highest) {
     if (p.edited_row < 0) return {logits + u64(row) * vocabulary, vocabulary, p.temperature, highest};
@@ -170,7 +163,9 @@ rf_sample_sums(u64* sums, const float* logits, const float* edited, const float*
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
     if (p.temperature <= 0 || chained(p) || ranked(p, vocabulary)) return;
-    float top = top_of<SLICE_THREADS>(highest + row * runs, runs) / p.temperature;
+    float top = -infinity();
+    for (u32 i = thread_x(); i < runs; i += SLICE_THREADS) top = maximum(top, highest[row * runs + i]);
+    top = block_max<SLICE_THREADS>(top) / p.temperature;
     Row source = row_of(p, logits, edited, row, vocabulary, runs, top);
     u32 widest = p.top_p < 1 ? ALL : widest_gap(p);
     RF_UNROLL
@@ -210,21 +205,29 @@ RF_DEVICE u32 draw_from_all(SelectShared& shared, const Row& source, const Param
     return shared.bin;
 }
 
-// The token that is drawn from a list of at most ROW_THREADS, which has all that the cuts leave. `all` is the sum of
-// the weights of all of the row's tokens, where there is no top_k.
+// The token that is drawn from a list of at most COUNTED, which has all that the cuts leave. `all` is the sum of the
+// weights of all of the row's tokens, where there is no top_k.
 RF_DEVICE u32 draw_listed(SelectShared& shared, const Parameters& p, bool by_rank, u64 all) {
-    u64 key = sorted(shared, listed_key(shared), shared.listed), kept;
-    u32 gap = u32(key >> 32), id = u32(key);
-    bool has = thread_x() < shared.listed && (!by_rank || thread_x() < u32(p.top_k));
-    bool idle = wave() * RF_WAVE >= shared.listed;
-    u64 weight = has ? weight_of(gap) : 0, before = block_prefix(shared, weight, kept, idle);
-    bool cut = p.top_p < 1 && before >= nucleus_of(p, by_rank ? kept : all);
-    bool stays = weight > 0 && !cut && gap <= widest_gap(p);
-    key = sorted(shared, stays ? u64(id) << 32 | gap : ~u64(0), shared.listed);
-    weight = key == ~u64(0) ? 0 : weight_of(u32(key));
-    before = block_prefix(shared, weight, kept, idle);
+    u32 i = thread_x(), most = by_rank ? minimum(p.top_k, i32(shared.listed)) : shared.listed, rank = 0;
+    bool stays = i < shared.listed;
+    u32 gap = stays ? shared.gaps[i] : ALL, id = stays ? shared.ids[i] : ALL;
+    u64 weight = stays ? weight_of(gap) : 0, before = 0, kept = 0;
+    if (stays) shared.weights[i] = weight;
+    barrier();
+    if (stays) rank = rank_of(shared, shared.listed, gap, id, [&](u32 j) { before += shared.weights[j]; });
+    if (stays && rank == most - 1) shared.inside = before + weight;
+    barrier();
+    stays = stays && rank < most && gap <= widest_gap(p);
+    if (stays && p.top_p < 1) stays = before < nucleus_of(p, by_rank ? shared.inside : all);
+    if (i < shared.listed) shared.weights[i] = stays ? weight : 0;
+    barrier();
+    before = 0;
+    for (u32 j = 0; stays && j < shared.listed; ++j) {
+        kept += shared.weights[j];
+        if (shared.ids[j] < id) before += shared.weights[j];
+    }
     u64 limit = drawn_at(p, kept);
-    if (before < limit && limit <= before + weight) shared.bin = u32(key >> 32);
+    if (stays && before < limit && limit <= before + weight) shared.bin = id;
     barrier();
     return shared.bin;
 }
@@ -248,24 +251,22 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
 
 // The token that is drawn from a row with top_k or top_p: from a list of its likely tokens, or where the cuts lie
 // further out, or too many are as likely, from all.
-RF_DEVICE u32 draw_cut(SelectShared& shared, const Row& source, const Parameters& p, const float* highest,
+RF_DEVICE u32 draw_cut(SelectShared& shared, const Row& source, const Parameters& p, const Runs& likely,
                        const u64* sums, u32 vocabulary, u32 runs) {
-    Runs likely;
-    likely.load(source, highest, runs);
     bool by_rank = ranked(p, vocabulary);
     u64 all = 0, listed = 0, own[RUNS_EACH];
     if (!by_rank) {
         RF_UNROLL
         for (u32 j = 0; j < RUNS_EACH; ++j) {
-            u32 run = j * ROW_THREADS + thread_x();
-            own[j] = run < runs ? sums[run] : 0, listed += own[j];
+            own[j] = Runs::number(j) < runs ? sums[Runs::number(j)] : 0, listed += own[j];
         }
         block_prefix(shared, listed, all);
     }
     // what runs have beside their likeliest may lie further out: the list has to reach further than top_p
     u64 nucleus = by_rank ? 0 : nucleus_of(p, all);
-    u32 reach = by_rank ? reach_of(shared, likely, p.top_k)
-                        : reach_of(shared, likely, [&](u32 j) { return own[j]; }, nucleus + (all - nucleus) / 2);
+    u32 reach = by_rank
+                    ? reach_of(shared, source, likely, p.top_k)
+                    : reach_of(shared, source, likely, [&](u32 j) { return own[j]; }, nucleus + (all - nucleus) / 2);
     list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
     bool complete = shared.listed <= LIST;
     if (complete && reach < FAR && !by_rank) {  // do they have as much of the weight as top_p asks for?
@@ -275,15 +276,16 @@ RF_DEVICE u32 draw_cut(SelectShared& shared, const Row& source, const Parameters
         complete = listed >= nucleus;
     }
     if (!complete) return draw(shared, source, p, vocabulary, all);
-    if (shared.listed > ROW_THREADS) return draw(shared, List{shared}, p, vocabulary, all);
+    if (shared.listed > COUNTED) return draw(shared, List{shared}, p, vocabulary, all);
     return draw_listed(shared, p, by_rank, all);
 }
 
 // The most likely token of a row, of equals the first.
-RF_DEVICE i32 most_likely(const float* highest, const i32* best, float top, u32 runs) {
+RF_DEVICE i32 most_likely(const Runs& likely, const i32* best, float top, u32 runs) {
     i32 token = 0x7fffffff;
-    for (u32 i = thread_x(); i < runs; i += ROW_THREADS)
-        if (highest[i] == top) token = minimum(token, best[i]);
+    RF_UNROLL
+    for (u32 j = 0; j < RUNS_EACH; ++j)
+        if (Runs::number(j) < runs && likely.highest[j] == top) token = minimum(token, best[Runs::number(j)]);
     return -block_max<ROW_THREADS>(-token);
 }
 
@@ -297,19 +299,20 @@ rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* log
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
-    highest += row * runs, best += row * runs, sums += row * runs;
-    float top = top_of<ROW_THREADS>(highest, runs);
+    best += row * runs, sums += row * runs;
+    Runs likely(highest + row * runs, runs);
+    float top = likely.top();
     float scaled = p.temperature > 0 ? top / p.temperature : top;
     bool finite = absolute(scaled) < infinity();
     if (finite && chained(p)) return;
     i32 token;
     Row source = row_of(p, logits, edited, row, vocabulary, runs, scaled);
     if (p.temperature <= 0 || !finite)
-        token = most_likely(highest, best, top, runs);
+        token = most_likely(likely, best, top, runs);
     else if (drawn_from_all(p, vocabulary))
         token = draw_from_all(shared, source, p, sums, runs);
     else
-        token = draw_cut(shared, source, p, highest, sums, vocabulary, runs);
+        token = draw_cut(shared, source, p, likely, sums, vocabulary, runs);
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
     last_tokens[p.slot] = token;
@@ -458,13 +461,12 @@ rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* l
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
     if (!chained(p)) return;
-    float top = top_of<ROW_THREADS>(highest + row * runs, runs) / p.temperature;
+    Runs likely(highest + row * runs, runs);
+    float top = likely.top() / p.temperature;
     if (!(absolute(top) < infinity())) return;
     Row source = row_of(p, logits, edited, row, vocabulary, runs, top);
     u32 widest = p.top_n_sigma > 0 ? float_bits(p.top_n_sigma * deviation(source)) : 0x7f7fffff, reach = widest;
-    Runs likely;
-    likely.load(source, highest + row * runs, runs);
-    if (ranked(p, vocabulary)) reach = reach_of(shared, likely, p.top_k);
+    if (ranked(p, vocabulary)) reach = reach_of(shared, source, likely, p.top_k);
     if (widest < reach) reach = widest;
     if (FAR < reach) reach = FAR;
     list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
@@ -502,7 +504,7 @@ rf_logprob_sums(float* highest, float* sums, const float* logits, const i32* pla
 
 // Lists the `count` most likely elements of a row, of which it has as many, and perhaps others.
 RF_DEVICE void list_top(SelectShared& shared, const Row& row, const Runs& runs, u32 count) {
-    u32 reach = reach_of(shared, runs, count);
+    u32 reach = reach_of(shared, row, runs, count);
     list(shared, row, runs, reach, [=](u32, u32 gap) { return gap <= reach; });
     if (count <= shared.listed && shared.listed <= ROW_THREADS) return;
     u64 limit = count;
@@ -523,19 +525,20 @@ rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* l
     u32 row = block_x();
     logits += u64(places ? places[row] : row) * vocabulary, highest += row * runs, sums += row * runs;
     i32 token = tokens[places ? places[rows + row] : row];
-    float top = top_of<ROW_THREADS>(highest, runs), sum = 0;
+    Runs likely(highest, runs);
+    float top = likely.top(), sum = 0;
     for (u32 i = thread_x(); i < runs; i += ROW_THREADS) sum += sums[i] == 0 ? 0 : sums[i] * fast_exp(highest[i] - top);
     float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
     if (thread_x() == 0) chosen[row] = logits[maximum(token, 0)] - top - log_sum;
     if (count == 0) return;
     Row source = {logits, vocabulary, 1, top};
-    Runs likely;
-    likely.load(source, highest, runs);
     list_top(shared, source, likely, count);
-    u64 key = sorted(shared, listed_key(shared), minimum(i32(shared.listed), i32(ROW_THREADS)));
-    if (thread_x() >= count) return;
-    top_ids[u64(row) * count + thread_x()] = u32(key);
-    top_values[u64(row) * count + thread_x()] = -bits_float(u32(key >> 32)) - log_sum;
+    u32 i = thread_x(), listed = minimum(i32(shared.listed), i32(ROW_THREADS));  // more where none is a number
+    if (i >= listed) return;
+    u32 id = shared.ids[i], gap = shared.gaps[i], rank = rank_of(shared, listed, gap, id, [](u32) {});
+    if (rank >= count) return;
+    top_ids[u64(row) * count + rank] = id;
+    top_values[u64(row) * count + rank] = -bits_float(gap) - log_sum;
 }
 
 }  // namespace rocforge

@@ -12,6 +12,7 @@ constexpr u32 ROW_THREADS = RF_TUNE_SAMPLE_ROW_THREADS;
 constexpr u32 BINS = 2 * ROW_THREADS;
 constexpr u32 ID_BIN = 256;  // ids in one of the first bins; ids have 19 bits
 constexpr u32 LIST = RF_TUNE_SAMPLE_LIST;
+constexpr u32 COUNTED = RF_TUNE_SAMPLE_COUNTED;  // elements of a list of which each thread goes over all
 constexpr u32 ALL = 0xffffffff;
 constexpr u32 FAR = 0x41e00000;  // 28: no element that is further from the first has a weight
 
@@ -26,7 +27,7 @@ struct SelectShared {
             u32 low[BINS], high[BINS];  // sums of 64 bits in halves: devices add 32 bits to LDS in one step
         };
         u32 runs[2 * BINS];
-        u64 keys[ROW_THREADS];
+        u64 weights[COUNTED];
     };
     u64 totals[ROW_THREADS / RF_WAVE];
     u64 below, inside;
@@ -45,22 +46,17 @@ RF_DEVICE u64 sum_lanes(u64 value) {
     return value;
 }
 
-// The sum of the values of the threads before this one, and in `total` of all. An idle wave has zeros, and wants
-// neither.
-RF_DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total, bool idle = false) {
+// The sum of the values of the threads before this one, and in `total` of all.
+RF_DEVICE u64 block_prefix(SelectShared& shared, u64 value, u64& total) {
     u64 sum = value;
-    if (!idle) {
-        RF_UNROLL
-        for (u32 offset = 1; offset < RF_WAVE; offset *= 2) {
-            u64 before = shuffle64(sum, lane() >= offset ? lane() - offset : lane());
-            if (lane() >= offset) sum += before;
-        }
+    RF_UNROLL
+    for (u32 offset = 1; offset < RF_WAVE; offset *= 2) {
+        u64 before = shuffle64(sum, lane() >= offset ? lane() - offset : lane());
+        if (lane() >= offset) sum += before;
     }
     barrier();
     if (lane() == RF_WAVE - 1) shared.totals[wave()] = sum;
     barrier();
-    total = 0;
-    if (idle) return 0;
     u64 mine = lane() < ROW_THREADS / RF_WAVE ? shared.totals[lane()] : 0;
     u64 before = sum_lanes<RF_WAVE>(lane() < wave() ? mine : 0);
     total = sum_lanes<RF_WAVE>(mine);
@@ -258,36 +254,41 @@ RF_DEVICE Cut cut_at(SelectShared& shared, const Source& source, Measure measure
     return {gap, at.key};
 }
 
-// A thread's runs of a row, ROW_THREADS apart: how far the highest element of each lies below the row's; ALL past the
-// last run.
+// The highest elements of a row's runs: a thread has some, ROW_THREADS apart. -inf past the last run.
 struct Runs {
-    u32 gaps[RUNS_EACH];
+    float highest[RUNS_EACH];
 
-    RF_MEMBER void load(const Row& row, const float* highest, u32 runs) {
+    RF_MEMBER Runs(const float* of_row, u32 runs) {
         RF_UNROLL
-        for (u32 j = 0; j < RUNS_EACH; ++j) {
-            u32 run = j * ROW_THREADS + thread_x();
-            gaps[j] = run < runs ? row.gap(highest[run]) : ALL;
-        }
+        for (u32 j = 0; j < RUNS_EACH; ++j) highest[j] = number(j) < runs ? of_row[number(j)] : -infinity();
+    }
+    static RF_MEMBER u32 number(u32 j) { return j * ROW_THREADS + thread_x(); }
+    RF_MEMBER float top() const {
+        float top = highest[0];
+        RF_UNROLL
+        for (u32 j = 1; j < RUNS_EACH; ++j) top = maximum(top, highest[j]);
+        return block_max<ROW_THREADS>(top);
     }
 };
 
 // How far one has to go until the runs that have an element that near reach `limit` together, each by its measure(j), j
 // being the thread's number of it. At most FAR.
 template <class Measure>
-RF_DEVICE u32 reach_of(SelectShared& shared, const Runs& runs, Measure measure, u64 limit) {
+RF_DEVICE u32 reach_of(SelectShared& shared, const Row& row, const Runs& runs, Measure measure, u64 limit) {
     clear_bins(shared);
     RF_UNROLL
-    for (u32 j = 0; j < RUNS_EACH; ++j)
-        if (runs.gaps[j] <= FAR) add_to_bin(shared, ByGap::first_bin(runs.gaps[j]), measure(j));
+    for (u32 j = 0; j < RUNS_EACH; ++j) {
+        u32 gap = row.gap(runs.highest[j]);
+        if (gap <= FAR) add_to_bin(shared, ByGap::first_bin(gap), measure(j));
+    }
     find_bin(shared, 0, [=](u64) { return limit; });
     u32 reach = shared.inside ? ByGap::start_of(shared.bin + 1) - 1 : FAR;
     return reach < FAR ? reach : FAR;
 }
 // For `count` elements: so many runs have one that near, so at least so many are. Few more are, unless there are hardly
 // as many runs.
-RF_DEVICE u32 reach_of(SelectShared& shared, const Runs& runs, u32 count) {
-    return reach_of(shared, runs, [](u32) -> u64 { return 1; }, count);
+RF_DEVICE u32 reach_of(SelectShared& shared, const Row& row, const Runs& runs, u32 count) {
+    return reach_of(shared, row, runs, [](u32) -> u64 { return 1; }, count);
 }
 
 // Lists the elements of a row that `wanted(id, gap)` says, in any order, of the runs that have one within `reach`.
@@ -299,7 +300,7 @@ RF_DEVICE void list(SelectShared& shared, const Row& row, const Runs& runs, u32 
     barrier();
     RF_UNROLL
     for (u32 j = 0; j < RUNS_EACH; ++j)
-        if (runs.gaps[j] <= reach) shared.runs[atomic_add(&shared.wanted, 1u)] = j * ROW_THREADS + thread_x();
+        if (row.gap(runs.highest[j]) <= reach) shared.runs[atomic_add(&shared.wanted, 1u)] = Runs::number(j);
     barrier();
     for (u32 i = thread_x() / RUN_LANES; i < shared.wanted; i += ROW_THREADS / RUN_LANES) {
         u32 id = RUN * shared.runs[i] + 4 * (thread_x() % RUN_LANES), gaps[4];
@@ -314,32 +315,16 @@ RF_DEVICE void list(SelectShared& shared, const Row& row, const Runs& runs, u32 
     barrier();
 }
 
-// A thread's element of the list: by gap, of equals by id. Threads past the list have the largest number.
-RF_DEVICE u64 listed_key(const SelectShared& shared) {
-    u32 i = thread_x();
-    return i < shared.listed ? u64(shared.gaps[i]) << 32 | shared.ids[i] : ~u64(0);
-}
-
-// The keys of the block's threads in ascending order, a thread each. Those from `count` on are the largest number.
-// A bitonic sort: of keys in one wave by exchange of lanes, of others by LDS. Waves past them do nothing.
-RF_DEVICE u64 sorted(SelectShared& shared, u64 key, u32 count) {
-    u32 size = 1;
-    while (size < count) size *= 2;
-    bool idle = wave() * RF_WAVE >= size;
-    for (u32 length = 2; length <= size; length *= 2) {
-        for (u32 distance = length / 2; distance > 0; distance /= 2) {
-            if (distance >= RF_WAVE) {
-                barrier();
-                shared.keys[thread_x()] = key;
-                barrier();
-            }
-            if (idle) continue;
-            u64 other = distance < RF_WAVE ? shuffle64(key, lane() ^ distance) : shared.keys[thread_x() ^ distance];
-            bool first = (thread_x() & distance) == 0, ascending = (thread_x() & length) == 0;
-            if ((other < key) == (first == ascending)) key = other;
-        }
+// How many of the first `count` elements of a list come before one, more likely or as likely with a lower id; calls
+// f(j) for each.
+template <class F>
+RF_DEVICE u32 rank_of(const SelectShared& shared, u32 count, u32 gap, u32 id, F f) {
+    u32 rank = 0;
+    for (u32 j = 0; j < count; ++j) {
+        if (shared.ids[j] == id || !Cut{gap, id}.keeps(shared.ids[j], shared.gaps[j])) continue;
+        f(j), ++rank;
     }
-    return key;
+    return rank;
 }
 
 }  // namespace rocforge

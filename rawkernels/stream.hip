@@ -25,10 +25,10 @@ namespace rocforge {
 #endif
 const u32 WAVES = 8, THREADS = WAVES * RF_WAVE, STAGE_CELLS = RF_WAVE;
 const u32 RUN = 32, RUN_ROWS = RUN / WAVES;  // rows whose results share a scale; and those of them that a wave takes
-constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+RF_DEVICE constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 // Bytes of a stage: a row's cells, or of two or four rows half or a quarter as many, whose planes are filled up.
 template <class F>
-constexpr u32 stage_bytes() {
+RF_DEVICE constexpr u32 stage_bytes() {
     return larger(F::row_bytes(STAGE_CELLS),
                   larger(2 * F::row_bytes(STAGE_CELLS / 2), 4 * F::row_bytes(STAGE_CELLS / 4)));
 }

@@ -91,7 +91,7 @@ class Tuning:
         route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
         sample_row_threads: of its last, a block a row.
-        sample_list: the most tokens listed in LDS.
+        sample_list, sample_counted: the most tokens listed in LDS; and of those that are put in order by counting.
     """
 
     basis: str = "reasoned"
@@ -164,10 +164,11 @@ class Tuning:
     norm_threads: int = 512
     norm_kept: int = 2
     route_kept: int = 4
-    sample_slice: int = 1024
+    sample_slice: int = 2048
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
     sample_list: int = 3072
+    sample_counted: int = 256
 
 
 _CDNA = Tuning()
