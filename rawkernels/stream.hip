@@ -17,8 +17,8 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_LDS=98304
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_LDS=98304
+// variants: RF_QTYPE=PLANAR RF_LDS=114688
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_LDS=114688
 // targets: sm_90
 #ifndef RF_QTYPE_LAST
 #define RF_QTYPE_LAST RF_QTYPE
@@ -26,14 +26,15 @@ namespace rocforge {
 const u32 WAVES = 8, THREADS = WAVES * RF_WAVE, STAGE_CELLS = RF_WAVE;
 const u32 RUN = 32, RUN_ROWS = RUN / WAVES;  // rows whose results share a scale; and those of them that a wave takes
 RF_DEVICE constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
-// Bytes of a stage: a row's cells, or of two or four rows half or a quarter as many, whose planes are filled up.
+// Bytes of a row's cells, or of those of two rows half as many, whose planes are filled up.
 template <class F>
 RF_DEVICE constexpr u32 stage_bytes() {
-    return larger(F::row_bytes(STAGE_CELLS),
-                  larger(2 * F::row_bytes(STAGE_CELLS / 2), 4 * F::row_bytes(STAGE_CELLS / 4)));
+    return larger(F::row_bytes(STAGE_CELLS), 2 * F::row_bytes(STAGE_CELLS / 2));
 }
-const u32 SLOT = larger(stage_bytes<RF_QTYPE>(), stage_bytes<RF_QTYPE_LAST>());
-const u32 SLOTS = RF_LDS / (WAVES * (SLOT + sizeof(u64)));
+const u32 STAGE = larger(stage_bytes<RF_QTYPE>(), stage_bytes<RF_QTYPE_LAST>());
+// A lane has a cell of two rows at a time, where there is room for three slots of them.
+const u32 TOGETHER = RF_LDS / (WAVES * (2 * STAGE + sizeof(u64))) >= 3 ? 2 : 1;
+const u32 SLOT = TOGETHER * STAGE, SLOTS = RF_LDS / (WAVES * (SLOT + sizeof(u64)));
 static_assert(SLOTS >= 2, "a stage is read while another is filled");
 
 // The rows that a wave multiplies at a time: `count` from `at` on, none past the last; `last` of RF_QTYPE_LAST.
@@ -43,10 +44,17 @@ struct Rows {
     bool last;
 };
 
-// One row's length in cells, lanes that share a row, and stages of it.
+// One row's length in cells, lanes that share it, 16 or 32, and its stages. Of a group of rows a lane has every
+// `apart`th.
 struct Shape {
     u32 cells, log_lanes;
-    RF_MEMBER u32 rows() const { return RF_WAVE >> log_lanes; }
+    RF_MEMBER u32 apart() const { return RF_WAVE >> log_lanes; }
+    RF_MEMBER u32 rows() const { return apart() * TOGETHER; }
+    RF_MEMBER u32 rank() const { return lane() & ((1 << log_lanes) - 1); }
+    // Whether a lane has the sum of one of the group's rows in the end; and which.
+    RF_MEMBER u32 sharing() const { return (1 << log_lanes) / TOGETHER; }
+    RF_MEMBER bool has_sum() const { return rank() % sharing() == 0; }
+    RF_MEMBER u32 own_row() const { return (lane() >> log_lanes) + rank() / sharing() * apart(); }
     RF_MEMBER u32 stages() const { return (cells + STAGE_CELLS - 1) / STAGE_CELLS; }
     RF_MEMBER u32 cells_of(u32 stage) const { return minimum(i32(cells - stage * STAGE_CELLS), i32(STAGE_CELLS)); }
 };
@@ -83,17 +91,21 @@ struct Ring {
             copy_bulk(to, rows.at, bytes, full + slot);
             return;
         }
-        // a piece of each plane, a lane each
+        // a piece of each plane of each row, a lane each
         u32 n = shape.cells_of(stage), first = stage * STAGE_CELLS;
-        if (lane() == 0) expect_bytes(full + slot, F::row_bytes(n));
+        u32 r = lane() / (F::PLANES + 2), piece = lane() % (F::PLANES + 2);
+        if (lane() == 0) expect_bytes(full + slot, rows.count * F::row_bytes(n));
         wave_barrier();
-        if (lane() < F::PLANES)
-            copy_bulk(to + 16 * lane() * n, rows.at + 16 * (lane() * shape.cells + first), 16 * n, full + slot);
-        else if (lane() == F::PLANES && F::TAIL > 0)
-            copy_bulk(to + F::tail_at(n), rows.at + F::tail_at(shape.cells) + F::TAIL * first, round16(F::TAIL * n),
+        if (r >= rows.count) return;
+        const u8* from = rows.at + r * F::row_bytes(shape.cells);
+        to += r * F::row_bytes(n);
+        if (piece < F::PLANES)
+            copy_bulk(to + 16 * piece * n, from + 16 * (piece * shape.cells + first), 16 * n, full + slot);
+        else if (piece == F::PLANES && F::TAIL > 0)
+            copy_bulk(to + F::tail_at(n), from + F::tail_at(shape.cells) + F::TAIL * first, round16(F::TAIL * n),
                       full + slot);
-        else if (lane() == F::PLANES + 1 && F::SUPER > 0)
-            copy_bulk(to + F::super_at(n), rows.at + F::super_at(shape.cells) + F::SUPER * first / 2,
+        else if (piece == F::PLANES + 1 && F::SUPER > 0)
+            copy_bulk(to + F::super_at(n), from + F::super_at(shape.cells) + F::SUPER * first / 2,
                       round16(F::SUPER * n / 2), full + slot);
     }
 
@@ -109,32 +121,44 @@ struct Ring {
         if (++stage == shape.stages()) stage = 0, ++group;
     }
 
-    // The product of a stage's cells with x, a lane its cell.
+    // Adds the products of a stage's cells with x, a lane its cell.
     template <class F>
-    RF_MEMBER float product(u32 part, const Activation& x) {
-        u32 n = shape.stages() == 1 ? shape.cells : shape.cells_of(part), c = lane() & ((1 << shape.log_lanes) - 1);
+    RF_MEMBER void add(float (&sum)[TOGETHER], u32 part, const Activation& x) {
+        u32 n = shape.stages() == 1 ? shape.cells : shape.cells_of(part), c = shape.rank();
         const u8* row = slots + read_slot * SLOT + (lane() >> shape.log_lanes) * F::row_bytes(n);
         wait_phase(full + read_slot, read_phase);
-        F w;
-        load_cell(w, row, n, c < n ? c : 0);
+        F w[TOGETHER];
+        RF_UNROLL
+        for (u32 j = 0; j < TOGETHER; ++j) load_cell(w[j], row + j * shape.apart() * F::row_bytes(n), n, c < n ? c : 0);
         wave_barrier();
         ask();
         if (++read_slot == SLOTS) read_slot = 0, read_phase ^= 1;
-        w.ready();
-        return c < n ? dot(w, x) : 0.0f;
+        RF_UNROLL
+        for (u32 j = 0; j < TOGETHER; ++j) {
+            w[j].ready();
+            sum[j] += c < n ? dot(w[j], x) : 0.0f;
+        }
     }
 
-    // Each lane's part of the products of a group's rows, its lanes' sums.
+    // The products of a group's rows: of own_row() where a lane has_sum().
     RF_MEMBER float products(const Rows& rows, const u8* x, Activation& kept) {
-        float sum = 0.0f;
+        float sums[TOGETHER] = {};
         for (u32 part = 0; part < shape.stages(); ++part) {
-            u32 c = part * STAGE_CELLS + (lane() & ((1 << shape.log_lanes) - 1));
-            if (shape.stages() > 1) kept.load(x, shape.cells, minimum(i32(c), i32(shape.cells - 1)));
-            sum += rows.last ? product<RF_QTYPE_LAST>(part, kept) : product<RF_QTYPE>(part, kept);
+            if (shape.stages() > 1)
+                kept.load(x, shape.cells, minimum(i32(part * STAGE_CELLS + shape.rank()), i32(shape.cells - 1)));
+            if (rows.last)
+                add<RF_QTYPE_LAST>(sums, part, kept);
+            else
+                add<RF_QTYPE>(sums, part, kept);
+        }
+        float sum = sums[0];
+        if constexpr (TOGETHER == 2) {  // half of the lanes that share both rows go on with either
+            bool second = shape.rank() >= shape.sharing();
+            sum = (second ? sums[1] : sums[0]) + shuffle(second ? sums[0] : sums[1], lane() ^ shape.sharing());
         }
         sum = reduce_lanes<8>(sum, Add());
-        if (shape.log_lanes > 3) sum += shuffle_xor<8>(sum);
-        if (shape.log_lanes > 4) sum += shuffle_xor<16>(sum);
+        if (shape.sharing() > 8) sum += shuffle_xor<8>(sum);
+        if (shape.sharing() > 16) sum += shuffle_xor<16>(sum);
         return sum;
     }
 };
@@ -202,9 +226,9 @@ rf_stream_products(StreamParams p) {
         Rows rows = locate(group);
         if (rows.count == 0) return;
         float sum = factor * ring.products(rows, row_of(p.x.x, 0), x);
-        u32 number, row, own = lane() >> shape.log_lanes;
+        u32 number, row, own = shape.own_row();
         Matrix m = place(group, number, row);
-        if ((lane() & ((1 << shape.log_lanes) - 1)) != 0 || own >= rows.count) continue;
+        if (!shape.has_sum() || own >= rows.count) continue;
         if (m.bias) sum += m.bias[row + own];
         if (number == 0 && p.residual) sum += p.residual[row + own];
         m.y[row + own] = sum;
@@ -252,8 +276,8 @@ rf_stream_gated(StreamGatedParams p) {
                 Rows rows = runs(group);
                 if (rows.count) both[which] = ring.products(rows, row_of(p.x.x, 0), x);
             }
-            if ((lane() & ((1 << shape.log_lanes) - 1)) == 0) {
-                u32 at = RUN_ROWS * wave() + i + (lane() >> shape.log_lanes);
+            if (shape.has_sum()) {
+                u32 at = RUN_ROWS * wave() + i + shape.own_row();
                 sums.gate[buffer][at] = both[0], sums.up[buffer][at] = both[1];
             }
         }
@@ -304,8 +328,8 @@ rf_stream_then_norm(StreamThenNormParams p) {
         for (u32 i = 0; i < RUN_ROWS; i += each, ++group) {
             Rows rows = runs(group);
             float value = rows.count ? ring.products(rows, row_of(p.x.x, 0), x) : 0.0f;
-            if ((lane() & ((1 << shape.log_lanes) - 1)) != 0) continue;
-            u32 within = RUN_ROWS * wave() + i + (lane() >> shape.log_lanes), r = RUN * run + within;
+            if (!shape.has_sum()) continue;
+            u32 within = RUN_ROWS * wave() + i + shape.own_row(), r = RUN * run + within;
             if (r < p.rows) {
                 if (p.bias) value += p.bias[r];
                 if (p.residual) value += p.residual[r];

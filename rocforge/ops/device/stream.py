@@ -70,7 +70,7 @@ def _launch(name: str, x: PackedOperand, most: int, first: str | None, last: str
     tuned, cells = tuning.of(device), cells_of(columns)
     grid = min(card_of(device).compute_units, most)
     squares, eps = x.norm or (None, 0.0)
-    log_lanes = 3 if cells <= 8 else 4 if cells <= 16 else 5
+    log_lanes = 4 if cells <= 16 else 5
     args["x"] = (x.data, squares, columns, eps, cells, log_lanes, grid)
     _kernel(name, first, last, tuned.stream_lds)((grid,), (32 * WAVES,), args, tuned.stream_lds)
 
