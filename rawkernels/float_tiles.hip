@@ -72,15 +72,25 @@ struct Tokens {
     }
 };
 
-template <u32 N>
-RF_DEVICE void put_chunk(u32 (&pairs)[N], u32 i, u32x4 chunk) {
-    RF_UNROLL
-    for (u32 j = 0; j < 4; ++j) pairs[4 * i + j] = element(chunk, j);
-}
+// What a lane has of 16 tokens in a stripe.
+struct TokenStripe {
+    u32 pairs[FRAGMENT_PARTS][4 * CHUNKS];
+    RF_MEMBER void load(const Tokens& x, u32 stripe, u32 n) {
+        RF_UNROLL
+        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
+            RF_UNROLL
+            for (u32 i = 0; i < CHUNKS; ++i) {
+                u32x4 chunk = x.chunk(stripe, i, 16 * n + part_row(p) % RF_TOKENS);
+                RF_UNROLL
+                for (u32 j = 0; j < 4; ++j) pairs[p][4 * i + j] = element(chunk, j);
+            }
+        }
+    }
+};
 
-// Adds the products of a stripe of the wave's rows with all tokens.
-template <class F>
-RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, const Tokens& x, u32 stripe) {
+// Adds the products of a stripe of the wave's rows with all tokens, which `tokens(n)` gives 16 at a time.
+template <class F, class TokensOf>
+RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, TokensOf tokens) {
     u32 a[TILES][FRAGMENT_PARTS][4 * CHUNKS];
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
@@ -93,17 +103,12 @@ RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, const Tokens& x, u32 stri
     RF_UNROLL
     for (u32 n = 0; n < TOKEN_TILES; ++n) {
         schedule_barrier();
-        u32 b[FRAGMENT_PARTS][4 * CHUNKS];
-        RF_UNROLL
-        for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
-            RF_UNROLL
-            for (u32 i = 0; i < CHUNKS; ++i) put_chunk(b[p], i, x.chunk(stripe, i, 16 * n + part_row(p) % RF_TOKENS));
-        }
+        TokenStripe x = tokens(n);
         RF_UNROLL
         for (u32 step = 0; step < 4 * CHUNKS; step += FRAGMENT_PAIRS) {
-            PairFragment tokens = fragment_of(b, step);
+            PairFragment fragment = fragment_of(x.pairs, step);
             RF_UNROLL
-            for (u32 m = 0; m < TILES; ++m) add_product(sums.of[m][n], fragment_of(a[m], step), tokens);
+            for (u32 m = 0; m < TILES; ++m) add_product(sums.of[m][n], fragment_of(a[m], step), fragment);
         }
     }
 }
@@ -126,9 +131,12 @@ RF_DEVICE LaneRows lane_rows(RowOf row_of) {
     return rows;
 }
 
-// Where a block is: `rows` are multiplied up to `end`, stripes of a round of all waves, then come those of `next`.
+// Where a block is: `rows` are multiplied up to `end`, stripes of a round of all waves, then come those of `next`. With
+// few tokens x comes ahead like the weights: behind them it would be waited for as long.
+const bool TOKENS_AHEAD = TOKEN_TILES == 1;
 struct Walk {
     Stripe w[AHEAD];
+    TokenStripe x[TOKENS_AHEAD ? AHEAD : 1];
     u32 first, end, columns;
 
     RF_MEMBER Walk(const LaneRows& rows, u32 columns) : columns(columns) {
@@ -138,18 +146,31 @@ struct Walk {
         RF_UNROLL
         for (u32 a = 0; a < AHEAD; ++a) w[a].load(rows, first + a * K_WAVES, columns);
     }
+    // Once the tokens are there.
+    RF_MEMBER void begin(const Tokens& tokens) {
+        RF_UNROLL
+        for (u32 a = 0; TOKENS_AHEAD && a < AHEAD; ++a) x[a].load(tokens, first + a * K_WAVES, 0);
+    }
     template <class F>
-    RF_MEMBER Sums multiply(const Tokens& x, const LaneRows& rows, const LaneRows& next, bool more) {
+    RF_MEMBER Sums multiply(const Tokens& tokens, const LaneRows& rows, const LaneRows& next, bool more) {
         Sums sums = {};
         for (u32 from = first; from < end; from += AHEAD * K_WAVES) {
             RF_UNROLL
             for (u32 a = 0; a < AHEAD; ++a) {
                 u32 stripe = from + a * K_WAVES, ahead = stripe + AHEAD * K_WAVES;
-                add_stripe<F>(sums, w[a], x, stripe);
-                if (ahead < end)
+                add_stripe<F>(sums, w[a], [&](u32 n) {
+                    TokenStripe here;
+                    if (!TOKENS_AHEAD) here.load(tokens, stripe, n);
+                    return TOKENS_AHEAD ? x[a] : here;
+                });
+                bool last = ahead >= end;
+                ahead = last ? ahead - end : ahead;
+                if (last && !more) continue;
+                if (last)
+                    w[a].load(next, ahead, columns);
+                else
                     w[a].load(rows, ahead, columns);
-                else if (more)
-                    w[a].load(next, ahead - end, columns);
+                if (TOKENS_AHEAD) x[a].load(tokens, ahead, 0);
             }
         }
         return sums;
@@ -181,6 +202,7 @@ rf_float_tile_products(FloatTileParams p) {
     Walk walk(rows, p.x.columns);
     wait_for_previous();
     Tokens x = {static_cast<const u8*>(p.x.x), p.x.tokens, p.x.columns};
+    walk.begin(x);
     for (u32 at = block_x(); at < p.x.blocks; at += p.x.grid) {
         u32 block = at, number;
         Matrix m = place(block, number);
@@ -230,6 +252,7 @@ rf_float_tile_gated(FloatTileGatedParams p) {
     Walk walk(rows, p.x.columns);
     wait_for_previous();
     Tokens x = {static_cast<const u8*>(p.x.x), p.x.tokens, p.x.columns};
+    walk.begin(x);
     for (u32 block = block_x(); block < p.x.blocks; block += p.x.grid) {
         bool more = block + p.x.grid < p.x.blocks;
         LaneRows next = more ? rows_of(block + p.x.grid) : rows;

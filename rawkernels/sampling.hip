@@ -214,7 +214,9 @@ RF_DEVICE u32 draw_listed(SelectShared& shared, const Parameters& p, bool by_ran
     u64 weight = stays ? weight_of(gap) : 0, before = 0, kept = 0;
     if (stays) shared.weights[i] = weight;
     barrier();
-    if (stays) rank = rank_of(shared, shared.listed, gap, id, [&](u32 j) { before += shared.weights[j]; });
+    if (stays)
+        rank = rank_of(shared, shared.listed, gap, id,
+                       [&](u32 j, bool comes) { before += comes ? shared.weights[j] : 0; });
     if (stays && rank == most - 1) shared.inside = before + weight;
     barrier();
     stays = stays && rank < most && gap <= widest_gap(p);
@@ -535,7 +537,7 @@ rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* l
     list_top(shared, source, likely, count);
     u32 i = thread_x(), listed = minimum(i32(shared.listed), i32(ROW_THREADS));  // more where none is a number
     if (i >= listed) return;
-    u32 id = shared.ids[i], gap = shared.gaps[i], rank = rank_of(shared, listed, gap, id, [](u32) {});
+    u32 id = shared.ids[i], gap = shared.gaps[i], rank = rank_of(shared, listed, gap, id, [](u32, bool) {});
     if (rank >= count) return;
     top_ids[u64(row) * count + rank] = id;
     top_values[u64(row) * count + rank] = -bits_float(gap) - log_sum;

@@ -316,13 +316,14 @@ RF_DEVICE void list(SelectShared& shared, const Row& row, const Runs& runs, u32 
 }
 
 // How many of the first `count` elements of a list come before one, more likely or as likely with a lower id; calls
-// f(j) for each.
+// f(j, whether it does) for each.
 template <class F>
 RF_DEVICE u32 rank_of(const SelectShared& shared, u32 count, u32 gap, u32 id, F f) {
     u32 rank = 0;
     for (u32 j = 0; j < count; ++j) {
-        if (shared.ids[j] == id || !Cut{gap, id}.keeps(shared.ids[j], shared.gaps[j])) continue;
-        f(j), ++rank;
+        u32 other = shared.gaps[j];
+        bool before = (other < gap) | ((other == gap) & (shared.ids[j] < id));  // no branches: loads come together
+        f(j, before), rank += before;
     }
     return rank;
 }

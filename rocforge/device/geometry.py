@@ -26,11 +26,12 @@ def gemv_rows(tuning: Tuning, tokens: int) -> int:
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     """Lanes that share a row, as a power of two.
 
-    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
-    more tokens as few as make enough.
+    For one token 16, or 32 of few rows, to make enough threads for the card, and of long ones, as floats are, but no
+    more than there are cells; for more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+        few = rows < tuning.gemv_small_rows or cells > tuning.gemv_long_cells
+        return 3 if cells <= 8 else 5 if few and cells > 16 else 4
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 

@@ -39,13 +39,12 @@ class Tuning:
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
-        gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
+        gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
-        stream_lds: bytes of LDS of a block of stream.hip, which multiplies one token on Hopper; 0: matvec.hip does.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
@@ -107,6 +106,7 @@ class Tuning:
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
+    gemv_long_cells: int = 256
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
     gated_float_cells: int = 8
@@ -114,7 +114,6 @@ class Tuning:
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
-    stream_lds: int = 0
     gated_threads: int = 256
     gated_lanes: int = 8
     gated_pairs_8: int = 2
@@ -184,6 +183,7 @@ _H200 = replace(
     _NVIDIA,
     basis="measured",
     gemv_float_cells=4,
+    float_tile_tokens=16,
     tile_tokens_alone=ANY,
     wide_from=33,
     decode_threads=128,

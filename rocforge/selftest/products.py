@@ -68,7 +68,7 @@ def beyond_half_steps(values: np.ndarray, x: np.ndarray) -> Error:
 def _as_multiplied(x: np.ndarray, weight: Any) -> tuple[np.ndarray, float]:
     """What x is for the kernel that multiplies it with a weight on the device, and how far its products may be off."""
     product = product_for(format_of(weight), len(x), tuning.current())
-    if product in (Product.GEMV_INT8, Product.STREAM):
+    if product is Product.GEMV_INT8:
         return values_of(quantized(cupy_module().asarray(x)))[:, : x.shape[1]], EXACT
     return x, EXACT if product is Product.GEMV_FLOAT else HALF
 

@@ -6,7 +6,6 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 | product      | what runs                                      | x                                     |
 |--------------|------------------------------------------------|---------------------------------------|
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
-| STREAM       | stream.hip, Hopper's, of one token             | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
 | TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32, 64 or 128s  |
 | FLOAT_TILE   | float_tiles.hip: the same, of 16-bit floats    | float16                               |
@@ -47,7 +46,6 @@ class Product(enum.Enum):
     """What multiplies; see the table above."""
 
     GEMV_INT8 = enum.auto()
-    STREAM = enum.auto()
     GEMV_FLOAT = enum.auto()
     TILE = enum.auto()
     FLOAT_TILE = enum.auto()
@@ -81,7 +79,6 @@ class OperandForm(enum.Enum):
 
 _FORMS = {
     Product.GEMV_INT8: OperandForm.INT8,
-    Product.STREAM: OperandForm.INT8,
     Product.GEMV_FLOAT: OperandForm.FLOAT32,
     Product.FLOAT_TILE: OperandForm.FP16,
     Product.WIDE: OperandForm.SWIZZLED,
@@ -102,7 +99,7 @@ def fragments_for(tokens: int) -> OperandForm:
 def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
-        return Product.STREAM if tokens == 1 and tuned.stream_lds else Product.GEMV_INT8
+        return Product.GEMV_INT8
     if weight.planar and 0 < tokens <= (tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone):
         return Product.WIDE if tokens >= tuned.wide_from else Product.TILE
     if weight.kernel is not None and not weight.planar:

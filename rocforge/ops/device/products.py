@@ -24,9 +24,7 @@ from rocforge.ops.device.plan import (
     gated_plan,
     launches,
     norm_plan_for,
-    product_for,
 )
-from rocforge.ops.device.stream import stream_gated, stream_products, stream_then_norm
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.device.weights import format_of
@@ -74,7 +72,6 @@ def _launch(
 
 _PRODUCTS: dict[Product, Any] = {
     Product.GEMV_INT8: products,
-    Product.STREAM: stream_products,
     Product.GEMV_FLOAT: products,
     Product.TILE: tile_products,
     Product.FLOAT_TILE: float_tile_products,
@@ -103,7 +100,6 @@ def gated_linear(
 
 _GATED: dict[Product, Any] = {
     Product.GEMV_INT8: gated_product,
-    Product.STREAM: stream_gated,
     Product.GEMV_FLOAT: gated_product,
     Product.TILE: tile_gated,
     Product.FLOAT_TILE: float_tile_gated,
@@ -131,8 +127,5 @@ def linear_then_norm(
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
-        streams = product_for(format_of(weight), len(x), tuning.current()) is Product.STREAM
-        return (stream_then_norm if streams else product_then_norm)(
-            operand, weight, float32(bias), float32(residual), float32(norm), eps
-        )
+        return product_then_norm(operand, weight, float32(bias), float32(residual), float32(norm), eps)
     return None
