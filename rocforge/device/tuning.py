@@ -50,6 +50,7 @@ class Tuning:
         gated_resident: as gemv_resident.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
+        then_norm_ahead: bytes of gate, and of up, that each of its blocks asks for before it waits; a multiple of 16.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
         tile_threads: of a product on the matrix unit.
@@ -120,6 +121,7 @@ class Tuning:
     gated_resident: int = 512
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
+    then_norm_ahead: int = 0
     wide_simd_threads: int = 256
 
     tile_threads: int = 256
