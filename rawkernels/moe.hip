@@ -6,6 +6,7 @@ namespace rocforge {
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 constexpr u32 KEPT = RF_TUNE_ROUTE_KEPT;
 constexpr i32 NONE = 0x7fffffff;
+constexpr u32 MOST_EXPERTS = 1024;
 
 // The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
 // weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
@@ -56,26 +57,41 @@ rf_route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts,
 }
 
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
-// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
+// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins. Each expert's pairs are cut in tiles of
+// up to `height`, which are listed, those of expert 0 first: tiles[0] is their number, and from tiles[4] on there are
+// four numbers for each, the expert, where in the order it begins, how many pairs it has, and 0. A block an expert.
 RF_KERNEL(THREADS)
-rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
+rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* ids, i32 size, i32 experts, i32 height) {
     wait_for_previous();
-    RF_SHARED i32 counts[THREADS];
-    i32 expert = block_x(), share = (size + THREADS - 1) / THREADS;
-    i32 begin = minimum(i32(thread_x()) * share, size), end = minimum(begin + share, size);
-    i32 before = 0, count = 0;
-    for (i32 i = begin; i < end; ++i) before += ids[i] < expert, count += ids[i] == expert;
-    before = block_sum<THREADS>(before);
-    counts[thread_x()] = count;
+    RF_SHARED i32 counts[MOST_EXPERTS], waves[THREADS / RF_WAVE];
+    i32 expert = block_x();
+    for (i32 e = thread_x(); e < experts; e += THREADS) counts[e] = 0;
     barrier();
-    i32 pair = before;
-    for (u32 i = 0; i < thread_x(); ++i) pair += counts[i];
+    for (i32 i = thread_x(); i < size; i += THREADS) atomic_add(&counts[ids[i]], 1);
+    barrier();
+    i32 before = 0, tiles_before = 0;
+    for (i32 e = thread_x(); e < expert; e += THREADS)
+        before += counts[e], tiles_before += (counts[e] + height - 1) / height;
+    before = block_sum<THREADS>(before), tiles_before = block_sum<THREADS>(tiles_before);
+    i32 count = counts[expert], own_tiles = (count + height - 1) / height;
+    for (i32 t = thread_x(); t < own_tiles; t += THREADS) {
+        i32* tile = tiles + 4 * (1 + tiles_before + t);
+        tile[0] = expert, tile[1] = before + t * height, tile[2] = minimum(count - t * height, height), tile[3] = 0;
+    }
     if (thread_x() == 0) offsets[expert] = before;
-    if (thread_x() == THREADS - 1 && expert == experts - 1) offsets[experts] = pair + count;
-    for (i32 i = begin; i < end; ++i) {
-        if (ids[i] != expert) continue;
-        order[pair] = i, rank[i] = pair;
-        ++pair;
+    if (thread_x() == 0 && expert == experts - 1) offsets[experts] = size, tiles[0] = tiles_before + own_tiles;
+    i32 end = before + count;
+    for (i32 first = 0; before < end; first += THREADS) {  // until all of its own are found
+        i32 i = first + thread_x();
+        bool own = i < size && ids[i] == expert;
+        u64 found = wave_ballot(own);
+        barrier();  // what was counted has been read
+        if (lane() == 0) waves[wave()] = set_bits(found);
+        barrier();
+        i32 pair = before + set_bits(found & ((u64(1) << lane()) - 1));
+        RF_UNROLL
+        for (u32 w = 0; w < THREADS / RF_WAVE; ++w) pair += w < wave() ? waves[w] : 0, before += waves[w];
+        if (own) order[pair] = i, rank[i] = pair;
     }
 }
 

@@ -74,6 +74,8 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
+        experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
+            could multiply all of an expert's together.
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
         experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
@@ -141,6 +143,7 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
+    experts_int8_tokens: int = 4
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
     experts_unpacked_nbytes: int = 256 << 20

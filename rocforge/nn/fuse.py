@@ -21,11 +21,10 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.ops.activation import add, sigmoid_gate
-from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts
-from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_both_for, rms_norm_for
+from rocforge.ops.moe import experts, norm_for_experts
+from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
 
 
 class Stream(NamedTuple):
@@ -193,13 +192,13 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
+    """The experts' products and sums are one op, whose x comes with the norm; the router is called."""
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         moe, x = self.mixer, stream.x
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
-            y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
+        if is_hidden(self.pre, RMSNorm):
+            y, operand = norm_for_experts(x, self.pre.weight, self.pre.eps, *matrices)
         else:
             y = operand = self.enter(stream)
         ids, weights = moe.route(y)

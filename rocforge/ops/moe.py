@@ -10,12 +10,14 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
-from rocforge.ops.arguments import host_floats
+from rocforge.ops.arguments import check_row, host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
+from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
+from rocforge.ops.norm import rms_norm
 from rocforge.ops.types import Array, Groups, HostArray, Matrices
 
 
@@ -64,6 +66,17 @@ def group_by_expert(ids: Array, count: int) -> Groups:
     return Groups(order, rank, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
+def norm_for_experts(
+    x: Array, weight: Array, eps: float, gate: Matrices, up: Matrices, down: Matrices
+) -> tuple[Array, Array | PackedOperand]:
+    """`rms_norm` of x (tokens, dim) in float32, and in the form in which `experts` takes it, of one launch."""
+    if get_array_module(x) is np:
+        y = rms_norm(x, weight, eps)
+        return y, y
+    check_row("norm_for_experts", x, weight=weight)
+    return device_norm.rms_norm_both(x, weight, eps, device_experts.operand_form(len(x), gate, up, down))
+
+
 def experts(
     x: Array | PackedOperand,
     ids: Array,
@@ -79,7 +92,7 @@ def experts(
     On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim); on a device also a PackedOperand in int8, where `takes_int8` says so.
+        x: floats, shape (tokens, dim); on a device also the operand that `norm_for_experts` gives.
         ids, weights: shape (tokens, used), from `route`.
         gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
         down: weights (experts, dim, ffn).

@@ -10,8 +10,9 @@ from golden import build, load, relative_error
 import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
-from rocforge.ops.device.experts import takes_int8
+from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.moe import Matrices, experts, group_by_expert, route
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
@@ -125,7 +126,7 @@ def run_layer(rng, layer, tokens, used, activate="swiglu"):
     ids, weights = layer.routing(rng, tokens, used)
     args = [cp.asarray(a) for a in (x, ids, weights)]
     y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
-    if not takes_int8(tokens, *layer.device[:2]):
+    if operand_form(tokens, *layer.device) is not OperandForm.INT8:
         return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual)[0] - residual)
     rounded = values_of(quantized(args[0]))[:, : layer.dim]
     expected, moved = layer.reference(rounded, ids, weights, activate, residual)
@@ -158,7 +159,7 @@ def test_experts(rng, qtype, activate, used, tokens):
 def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
-    assert run_layer(rng, layer, tokens, 2) < (INT8 if takes_int8(tokens, *layer.device[:2]) else HALF)
+    assert run_layer(rng, layer, tokens, 2) < (INT8 if operand_form(tokens, *layer.device) is OperandForm.INT8 else HALF)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
@@ -193,7 +194,7 @@ def test_rounded_already(rng):
     layer = Layer(rng, ["Q8_0"] * 3)
     x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
     ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
-    assert takes_int8(2, *layer.device[:2]) and not takes_int8(9, *layer.device[:2])
+    assert operand_form(2, *layer.device) is OperandForm.INT8
     y = experts(quantized(x), ids, weights, *layer.device)
     assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
 

@@ -1,7 +1,8 @@
 """Products with each token's experts on a device.
 
-Up to MAX_GEMV_TOKENS, each token-expert pair is a GEMV, by experts.hip; pairs of more tokens are sorted by expert and
-multiplied in float16 on the matrix unit, by experts_prefill.hip. Which experts are read is known to the device alone.
+Of few tokens, each token-expert pair is a GEMV, by experts.hip. Pairs of more tokens are sorted by expert and multiplied
+in float16 on the matrix unit: from packed weights by experts_tiles.hip, and of other formats, or on a card without the
+unit, by experts_prefill.hip. Which experts are read is known to the device alone.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.geometry import gated_rows
+from rocforge.device.cards import card_of
+from rocforge.device.geometry import expert_row_waves, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
-from rocforge.ops.device.moe import combine, group_by_expert
+from rocforge.ops.device.moe import PairTiles, combine, group_by_expert, sorted_pairs
 from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
-from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product, form_of
+from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_of, fragments_for
 from rocforge.ops.device.strided import blocks, float32
-from rocforge.ops.device.weights import WeightFormat, format_of
+from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices
 
 MAX_PAIRS = 1 << 15
@@ -44,9 +46,14 @@ def _kernel(name: str, kind: WeightFormat) -> Kernel:
     return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind.kernel)
 
 
-def takes_int8(tokens: int, gate: Matrices, up: Matrices) -> bool:
-    """Whether `experts` takes so many tokens in int8: on a device, where their matrices are planar, of one format."""
-    return experts_form_for([gate.weight, up.weight], tokens) is OperandForm.INT8
+def operand_form(tokens: int, gate: Matrices, up: Matrices, down: Matrices) -> OperandForm:
+    """The form in which `experts` takes an x of so many tokens, of matrices on the current device."""
+    return form_of(_product(tokens, gate, up, down), tokens)
+
+
+def _product(tokens: int, *matrices: Matrices) -> Product:
+    gate, up, down = (format_of(each.weight) for each in matrices)
+    return experts_product(gate, up, down, tokens, tuning.current())
 
 
 def experts(
@@ -70,8 +77,8 @@ def experts(
     if not tokens:
         return cupy_module().empty((0, dim), np.float32)
     ids, weights = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights)
-    product = experts_product((format_of(gate.weight), format_of(up.weight)), tokens)
-    run = _grouped_gemm if product is Product.GROUPED_GEMM else _gemv
+    product = _product(tokens, gate, up, down)
+    run = {Product.GROUPED_GEMM: _grouped_gemm, Product.TILE: _tile_products}.get(product, _gemv)
     return run(as_operand(x, form_of(product, tokens)), ids, weights, (gate, up), down, unit, float32(residual))
 
 
@@ -85,8 +92,9 @@ def _gemv(
     residual: Array,
 ) -> Array:
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
-    tokens, ffn = len(ids), pair[0].weight.shape[1]
-    hidden = empty_operand((ids.size, ffn), experts_form_for([down.weight], tokens))
+    ffn = pair[0].weight.shape[1]
+    form = OperandForm.INT8 if format_of(down.weight).planar else OperandForm.FLOAT32
+    hidden = empty_operand((ids.size, ffn), form)
     _gemv_gated(hidden, x, ids, pair, unit)
     return _gemv_down(_memory(hidden), ids, weights, down, residual)
 
@@ -169,6 +177,56 @@ def _token_of_pair(used: int, pairs: int, device: int) -> Array:
         tokens = cupy.asarray(np.arange(pairs, dtype=np.int32) // used)
         cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
     return tokens
+
+
+def _tile_products(
+    x: PackedOperand,
+    ids: Array,
+    weights: Array,
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+) -> Array:
+    """Four launches: the token-expert pairs sorted, gate and up, down, and the sum over a token's experts."""
+    (count, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
+    height = expert_tile_pairs(ids.size, count)
+    groups, tiles = sorted_pairs(ids, count, height)
+    hidden = empty_operand((ids.size, ffn), fragments_for(ids.size))
+    y = cupy_module().empty((ids.size, dim), np.float32)
+    gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
+    args = {"matrices": gate_and_up, "out": hidden.data, "out_width": hidden.width, "out_cells": cells_of(ffn)}
+    _launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
+    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
+    _launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
+    return combine(y, groups.rank, weights, residual)
+
+
+def _launch_tiles(
+    name: str,
+    x: PackedOperand,
+    order: Array,
+    used: int,
+    tiles: PairTiles,
+    height: int,
+    matrices: Matrices,
+    rows: int,
+    args: dict[str, Any],
+) -> None:
+    """One launch of experts_tiles.hip; `rows` are those of all matrices of an expert."""
+    device, cells = cupy_module().cuda.runtime.getDevice(), cells_of(x.shape[1])
+    tuned, card = tuning.of(device), card_of(device)
+    waves = expert_row_waves(tuned, cells, card.wave)
+    runs = blocks(rows, 16 * tile_row_tiles(tuned, height) * waves)
+    grid = min(tiles.most * runs, tile_blocks(tuned, height, card))
+    pairs = (x.data, order, tiles.listed, used, x.width, cells, grid)
+    kernel = _tiles_kernel(name, format_of(matrices.weight), height, waves)
+    kernel((grid,), (tuned.tile_threads,), {"pairs": pairs, **args})
+
+
+@functools.cache
+def _tiles_kernel(name: str, kind: WeightFormat, height: int, waves: int) -> Kernel:
+    return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height, RF_ROW_WAVES=waves)
 
 
 def _grouped_gemm(
