@@ -19,17 +19,14 @@ namespace rocforge {
 struct GatheredFragments {
     const u8* x;
     u32 width, count;
-    u64 token[TOKEN_TILES][FRAGMENT_PARTS];
-    u32 run, own;
+    u32 token[TOKEN_TILES][FRAGMENT_PARTS], run;  // in chunks of 16 bytes
     RF_MEMBER void begin() {}
     RF_MEMBER bool any(u32 n) const { return n == 0 || 16 * n < count; }
-    RF_MEMBER void begin_run(u32 cell) {
-        run = cell / FRAGMENT_CELLS * 16 * width * FRAGMENT_CELLS * 16, own = cell % FRAGMENT_CELLS * 16;
-    }
+    RF_MEMBER void begin_run(u32 cell) { run = fragment_at(width, 0, cell, 0); }
     RF_MEMBER void load_ahead(bool) {}
     RF_MEMBER void advance(bool) {}
     RF_MEMBER u32x4 chunk(u32 half, u32 j, u32 n, u32 p) const {
-        return load<u32x4>(x + token[n][p] + (run + (2 * half + j) * width * FRAGMENT_CELLS * 16 + own));
+        return load<u32x4>(x + 16 * u64(token[n][p] + run + (2 * half + j) * width * FRAGMENT_CELLS));
     }
 };
 
@@ -53,7 +50,7 @@ struct Pairs {
 
 RF_DEVICE GatheredFragments gather(const Pairs& p, const PairTile& tile) {
     GatheredFragments x = {p.x, p.width, u32(tile.count)};
-    u64 run_bytes = fragments_bytes(p.width, p.cells);
+    u32 run = fragments_bytes(p.width, p.cells) / 16;
     RF_UNROLL
     for (u32 n = 0; n < TOKEN_TILES; ++n) {
         RF_UNROLL
@@ -61,7 +58,7 @@ RF_DEVICE GatheredFragments gather(const Pairs& p, const PairTile& tile) {
             // past the last pair it is computed again, and dropped
             i32 i = tile.first + minimum(i32(16 * n + part_row(part) % RF_TOKENS), tile.count - 1);
             u32 token = p.order ? p.order[i] / p.used : i;
-            x.token[n][part] = token / p.width * run_bytes + token % p.width * (FRAGMENT_CELLS * 16);
+            x.token[n][part] = token / p.width * run + token % p.width * FRAGMENT_CELLS;
         }
     }
     return x;

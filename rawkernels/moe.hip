@@ -1,59 +1,101 @@
 // Mixture of experts: routing, grouping of tokens by expert, and the weighted sum of what the experts give.
-#include "target/platform.h"
+#include "routing.h"
 
 namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
-constexpr u32 KEPT = RF_TUNE_ROUTE_KEPT;
-constexpr i32 NONE = 0x7fffffff;
-constexpr u32 MOST_EXPERTS = 1024;
 
-// The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
-// weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
-// the chosen ones' sum; else over the chosen ones alone; then times `scale`. A wave a token, a lane a choice, so used
-// is at most 32. Ids are those of experts whatever the logits are, NaN too.
+// ids and weights (tokens, used) by logits (tokens, experts), as `choose` has it. A block a token.
+struct RouteParams {
+    i32* ids;
+    float* weights;
+    const float* logits;
+    Routing routing;
+};
 RF_KERNEL(THREADS)
-rf_route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
-         i32 normalize, float scale) {
+rf_route(RouteParams p) {
     wait_for_previous();
-    u32 token = block_x() * (THREADS / RF_WAVE) + wave();
-    if (token >= tokens) return;
-    logits += u64(token) * experts;
-    float kept[KEPT];
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) {
-        i32 e = lane() + i * RF_WAVE;
-        kept[i] = e < experts ? logits[e] : -infinity();
-    }
-    float all = 0, chosen = 0, highest = 0, last = infinity(), own_weight = 0;
-    i32 last_id = -1, own_id = 0;
-    for (u32 i = 0; i < used; ++i) {
-        // the best of those behind the last one chosen
-        float best = -infinity();
-        i32 best_id = NONE;
-        auto consider = [&](i32 e, float logit) {
-            bool left = logit < last || (logit == last && e > last_id);
-            if (e < experts && left && (logit > best || best_id == NONE)) best = logit, best_id = e;
-        };
+    RF_SHARED Choice choice;
+    u32 used = p.routing.used;
+    choose<THREADS>(choice, p.logits + u64(block_x()) * p.routing.experts, p.routing);
+    if (thread_x() >= used) return;
+    p.ids[u64(block_x()) * used + thread_x()] = choice.ids[thread_x()];
+    p.weights[u64(block_x()) * used + thread_x()] = choice.weights[thread_x()];
+}
+
+const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE, ROUTER_KEPT = 16, ROUTER_CHUNK = 4096;
+
+// Four elements of a row of n from i on; those past its end are zero.
+RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
+    if (i + 3 < n) return load<f32x4>(row + i);
+    return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f, 0.0f);
+}
+RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+// The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
+// logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
+// of 4.
+struct RouterParams {
+    const float *x, *weight;
+    u32 n;
+    float eps;
+    const float* w;
+    RF_NULLABLE const float* bias;
+    i32 experts;
+    float* logits;
+    u8* quantized;
+    u32 width, cells;
+};
+
+// A wave an expert; each block computes the norm for itself, of which it writes a part. Grid: (experts / ROUTER_WAVES,
+// tokens).
+RF_KERNEL(ROUTER_THREADS)
+rf_router(RouterParams p) {
+    RF_SHARED struct {
+        alignas(16) float x[ROUTER_CHUNK];
+    } shared;
+    i32 expert = block_x() * ROUTER_WAVES + wave();
+    const float* row = p.w + u64(minimum(expert, p.experts - 1)) * p.n;
+    f32x4 kept[ROUTER_KEPT];
+    if (LOADS_BEFORE_WAIT) {
         RF_UNROLL
-        for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * RF_WAVE, kept[k]);
-        for (i32 e = lane() + KEPT * RF_WAVE; e < experts; e += RF_WAVE) consider(e, logits[e]);
-        last = wave_max(best);
-        u64 equals = wave_ballot(best == last && best_id != NONE);
-        last_id = equals ? shuffle(best_id, lowest_bit(equals)) : i32(i);
-        if (equals & (equals - 1)) last_id = -wave_max(best == last ? -best_id : -NONE);
-        if (i == 0) highest = last;
-        float weight = fast_exp(last - highest);
-        chosen += weight;
-        if (lane() == i) own_id = last_id, own_weight = weight;
+        for (u32 i = 0; i < ROUTER_KEPT; ++i) kept[i] = four_of(row, 4 * (i * RF_WAVE + lane()), p.n);
     }
-    for (i32 e = lane(); e < experts; e += RF_WAVE) all += fast_exp(logits[e] - highest);
-    all = wave_sum(all);
-    // the floor is the smallest normal float16, as the published implementations have it
-    float sum = !softmax_before ? chosen : normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
-    if (lane() >= used) return;
-    ids[u64(token) * used + lane()] = own_id;
-    weights[u64(token) * used + lane()] = own_weight / sum * scale;
+    wait_for_previous();
+    const float* x = p.x + u64(block_y()) * p.n;
+    float sum = 0.0f, squares = 0.0f;
+    for (u32 base = 0; base < p.n; base += ROUTER_CHUNK) {
+        u32 end = minimum(i32(p.n - base), i32(ROUTER_CHUNK));
+        barrier();  // what was there has been used
+        for (u32 i = 4 * thread_x(); i < end; i += 4 * ROUTER_THREADS) {
+            f32x4 v = load<f32x4>(x + base + i), w = load<f32x4>(p.weight + base + i);
+            squares += dot(v, v);
+            *reinterpret_cast<f32x4*>(shared.x + i) = make_f32x4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+        }
+        barrier();
+        RF_UNROLL
+        for (u32 i = 0; i < ROUTER_KEPT; ++i) {
+            u32 at = 4 * (i * RF_WAVE + lane());
+            if (at >= end) continue;
+            f32x4 w = LOADS_BEFORE_WAIT && base == 0 ? kept[i] : load<f32x4>(row + base + at);
+            sum += dot(w, load<f32x4>(shared.x + at));
+        }
+        for (u32 at = 4 * (ROUTER_KEPT * RF_WAVE + lane()); at < end; at += 4 * RF_WAVE)
+            sum += dot(load<f32x4>(row + base + at), load<f32x4>(shared.x + at));
+    }
+    float factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares) / float(p.n) + p.eps);
+    sum = factor * wave_sum(sum);
+    if (lane() == 0 && expert < p.experts)
+        p.logits[u64(block_y()) * p.experts + expert] = sum + (p.bias ? p.bias[expert] : 0.0f);
+    Quantized out = {p.quantized, p.width, p.cells};
+    u32 blocks = (p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES;
+    for (u32 i = (block_x() * ROUTER_WAVES + wave()) * 4 * RF_WAVE; i < p.cells * CELL;
+         i += blocks * 4 * ROUTER_THREADS) {
+        u32 at = i + 4 * lane();
+        f32x4 v = four_of(x, at, p.n), w = four_of(p.weight, at, p.n);
+        out.store(block_y(), at,
+                  make_f32x4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w));
+    }
 }
 
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the

@@ -87,7 +87,7 @@ def expert_row_waves(tuning: Tuning, cells: int, wave: int) -> int:
     """Runs of rows that a block's waves take in experts_tiles.hip; the others share out the depth, two runs of four
     cells each at least."""
     waves = tuning.tile_threads // wave
-    return waves // next(n for n in (4, 2, 1) if cells > 4 * (2 * n - 1) and n <= waves or n == 1)
+    return waves // next(n for n in (4, 2, 1) if (cells > 4 * (2 * n - 1) and n <= waves) or n == 1)
 
 
 class Wide(NamedTuple):

@@ -84,7 +84,6 @@ class Tuning:
         lora_tiles: blocks of tokens that there are before one has several.
 
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
-        route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
         sample_row_threads: of its second, a block a row.
         sample_list, sample_list_gap: the most tokens listed in LDS, of those e^gap times less likely than the first.
@@ -153,7 +152,6 @@ class Tuning:
 
     norm_threads: int = 512
     norm_kept: int = 2
-    route_kept: int = 4
     sample_slice: int = 1024
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024

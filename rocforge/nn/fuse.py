@@ -23,8 +23,9 @@ from rocforge.nn.moe import Experts, MoE
 from rocforge.ops.activation import add, sigmoid_gate
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts, norm_for_experts
+from rocforge.ops.moe import experts, mixture
 from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
+from rocforge.ops.types import Matrices
 
 
 class Stream(NamedTuple):
@@ -192,19 +193,28 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x comes with the norm; the router is called."""
+    """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
+
+    def __init__(self, mixer: MoE, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post)
+        router = mixer.ffn_gate_inp
+        self.whole = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        moe, x = self.mixer, stream.x
+        x = stream.x
+        if self.post is None and not self.mixer.observers:
+            return Stream(self.products(stream, x))
+        return self.leave(x, self.mixer.observed(self.products(stream, None)))
+
+    def products(self, stream: Stream, residual: Any) -> Any:
+        """What the experts give, and the residual."""
+        moe, pre = self.mixer, self.pre
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if is_hidden(self.pre, RMSNorm):
-            y, operand = norm_for_experts(x, self.pre.weight, self.pre.eps, *matrices)
-        else:
-            y = operand = self.enter(stream)
-        ids, weights = moe.route(y)
-        if self.post is None and not moe.observers:
-            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=x))
-        return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
+        if self.whole:
+            router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
+            return mixture(stream.x, pre.weight, pre.eps, router, moe.routing, *matrices, moe.activation, residual)
+        y = self.enter(stream)
+        return experts(y, *moe.route(y), *matrices, moe.activation, residual)
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
@@ -215,7 +225,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, MoE) and all(
         is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
     ):
-        return _MoE(mixer, pre, post)
+        return _MoE(mixer, pre, post, tables)
     return _Called(mixer, pre, post, stateful)
 
 

@@ -66,17 +66,6 @@ def group_by_expert(ids: Array, count: int) -> Groups:
     return Groups(order, rank, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-def norm_for_experts(
-    x: Array, weight: Array, eps: float, gate: Matrices, up: Matrices, down: Matrices
-) -> tuple[Array, Array | PackedOperand]:
-    """`rms_norm` of x (tokens, dim) in float32, and in the form in which `experts` takes it, of one launch."""
-    if get_array_module(x) is np:
-        y = rms_norm(x, weight, eps)
-        return y, y
-    check_row("norm_for_experts", x, weight=weight)
-    return device_norm.rms_norm_both(x, weight, eps, device_experts.operand_form(len(x), gate, up, down))
-
-
 def experts(
     x: Array | PackedOperand,
     ids: Array,
@@ -92,7 +81,7 @@ def experts(
     On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim); on a device also the operand that `norm_for_experts` gives.
+        x: floats, shape (tokens, dim); on a device also a PackedOperand in the form that these products take.
         ids, weights: shape (tokens, used), from `route`.
         gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
         down: weights (experts, dim, ffn).
@@ -111,6 +100,42 @@ def experts(
         y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def mixture(
+    x: Array,
+    norm: Array,
+    eps: float,
+    router: Matrices,
+    routing: tuple[int, bool, bool, float],
+    gate: Matrices,
+    up: Matrices,
+    down: Matrices,
+    activate: str,
+    residual: Array = None,
+) -> Array:
+    """A whole mixture: `experts(y, *route(linear(y, router), *routing), ...)` of y = `rms_norm(x, norm, eps)`.
+
+    Args:
+        x: float32, shape (tokens, dim).
+        norm, eps: of the norm.
+        router: weight (experts, dim), bias (experts,) or None.
+        routing: `used` and what follows it in `route`.
+        gate, up, down, activate, residual: as in `experts`.
+
+    Returns:
+        float32, shape (tokens, dim).
+    """
+    if get_array_module(x) is np:
+        y = operand = rms_norm(x, norm, eps)
+    else:
+        check_row("mixture", x, weight=norm)
+        if device_experts.chooses_by_logits(len(x), router, gate, up, down):
+            args = (x, norm, eps, router, routing, (gate, up), down, activate, residual)
+            return device_experts.experts_by_logits(*args)
+        y, operand = device_norm.rms_norm_both(x, norm, eps, device_experts.operand_form(len(x), gate, up, down))
+    ids, weights = route(linear(y, router.weight, router.bias), *routing)
+    return experts(operand, ids, weights, gate, up, down, activate, residual)
 
 
 def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:

@@ -62,7 +62,9 @@ def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
     if recipe != "Q4_K_M":
         return T[recipe]
     more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    six = last == ("token_embd" if shape.tied else "output") or (more and last in ("attn_v", "ffn_down", "ffn_down_exps"))
+    six = last == ("token_embd" if shape.tied else "output") or (
+        more and last in ("attn_v", "ffn_down", "ffn_down_exps")
+    )
     return T.Q6_K if six else T.Q4_K
 
 

@@ -13,7 +13,9 @@ from rocforge.load import load_model
 from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.moe import Matrices, experts, group_by_expert, route
+from rocforge.ops.linear import linear
+from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route
+from rocforge.ops.norm import rms_norm
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 pytestmark = pytest.mark.slow
@@ -159,7 +161,9 @@ def test_experts(rng, qtype, activate, used, tokens):
 def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
-    assert run_layer(rng, layer, tokens, 2) < (INT8 if operand_form(tokens, *layer.device) is OperandForm.INT8 else HALF)
+    assert run_layer(rng, layer, tokens, 2) < (
+        INT8 if operand_form(tokens, *layer.device) is OperandForm.INT8 else HALF
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
@@ -178,15 +182,30 @@ def test_unpacked_in_parts(rng, qtypes, tokens):
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
 
 
-def test_alone_and_in_a_batch(rng):
-    """Bit-equal: each place is computed by itself."""
+@pytest.mark.parametrize("tokens", [4, 20])
+def test_alone_and_in_a_batch(rng, tokens):
+    """Bit-equal: each place is computed by itself, and so it is of more tokens on the matrix unit."""
     layer = Layer(rng, ["Q8_0"] * 3)
-    x = cp.asarray(rng.standard_normal((5, layer.dim)).astype(np.float32))
-    ids, weights = map(cp.asarray, layer.routing(rng, 5, 3))
-    together = experts(x, ids, weights, *layer.device)
-    for i in range(5):
-        row = slice(i, i + 1)
+    x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
+    ids, weights = map(cp.asarray, layer.routing(rng, tokens, 3))
+    together, few = experts(x, ids, weights, *layer.device), 1 if tokens == 4 else 5
+    for i in range(0, tokens, few):
+        row = slice(i, i + few)
         assert (experts(x[row], ids[row], weights[row], *layer.device).get() == together[row].get()).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("routing", [(3, True, True, 1.0), (2, False, False, 2.5)])
+def test_mixture(rng, tokens, routing):
+    """The whole of it, norm and router too, as its parts give it; few tokens choose their experts in the products."""
+    layer = Layer(rng, ["Q8_0"] * 3, count=40, dim=192, biased=True)
+    x, norm = (cp.asarray(rng.standard_normal(n).astype(np.float32)) for n in ((tokens, 192), 192))
+    router = Matrices(*(cp.asarray(rng.standard_normal(n).astype(np.float32) / 4) for n in ((40, 192), 40)))
+    y = mixture(x, norm, 1e-6, router, routing, *layer.device, "swiglu_oai", x)
+    normed = rms_norm(x, norm, 1e-6)
+    ids, weights = route(linear(normed, *router), *routing)
+    expected = experts(normed, ids, weights, *layer.device, "swiglu_oai", x)
+    assert relative_error((y - x).get(), (expected - x).get()) < 1e-4
 
 
 def test_rounded_already(rng):

@@ -1,15 +1,15 @@
 """Products with each token's experts on a device.
 
-Of few tokens, each token-expert pair is a GEMV, by experts.hip. Pairs of more tokens are sorted by expert and multiplied
-in float16 on the matrix unit: from packed weights by experts_tiles.hip, and of other formats, or on a card without the
-unit, by experts_prefill.hip. Which experts are read is known to the device alone.
+Of few tokens, each token-expert pair is a GEMV, by experts.hip. Pairs of more tokens are sorted by expert and
+multiplied in float16 on the matrix unit: from packed weights by experts_tiles.hip, and of other formats, or on a card
+without the unit, by experts_prefill.hip. Which experts are read is known to the device alone.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,22 +19,24 @@ from rocforge.device.geometry import expert_row_waves, expert_tile_pairs, gated_
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device import moe as device_moe
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
-from rocforge.ops.device.moe import PairTiles, combine, group_by_expert, sorted_pairs
+from rocforge.ops.device.moe import MOST_EXPERTS, PairTiles, Routing, combine, group_by_expert, sorted_pairs
 from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
 from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_of, fragments_for
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices
+from rocforge.quant import QuantizedArray
 
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
 _SIGNATURES = {
     "experts_gated": None,
-    "experts_down": "void* int32 int32*? float32*? int32 void* float32*? float32*? float32* int32",
+    "experts_down": None,
     "experts_gated_tiles": None,
     "experts_down_tiles": "float32* float16* int32* int32 void* float32*? int32 uint32",
 }
@@ -76,15 +78,67 @@ def experts(
         raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
     if not tokens:
         return cupy_module().empty((0, dim), np.float32)
-    ids, weights = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights)
+    ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
-    run = {Product.GROUPED_GEMM: _grouped_gemm, Product.TILE: _tile_products}.get(product, _gemv)
-    return run(as_operand(x, form_of(product, tokens)), ids, weights, (gate, up), down, unit, float32(residual))
+    operand = as_operand(x, form_of(product, tokens))
+    if product is Product.GROUPED_GEMM:
+        return _grouped_gemm(operand, ids, weights, (gate, up), down, unit, residual)
+    if product is Product.TILE:
+        return _tile_products(operand, ids, weights, (gate, up), down, unit, residual)
+    return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+
+
+class Chosen(NamedTuple):
+    """Which experts tokens go to, as kernels take it: ids (tokens, used), or logits (tokens, experts); neither, where
+    each pair has a matrix of its own."""
+
+    ids: Array
+    logits: Array
+    routing: Routing
+
+
+_EACH_ITS_OWN = Chosen(None, None, Routing(0, 1, 0, 0, 1.0))
+
+
+def _by_ids(ids: Array) -> Chosen:
+    return Chosen(ids, None, Routing(0, ids.shape[1], 0, 0, 1.0))
+
+
+def chooses_by_logits(tokens: int, router: Matrices, gate: Matrices, up: Matrices, down: Matrices) -> bool:
+    """Whether the products of so many tokens choose their experts themselves: where each pair is a GEMV."""
+    weight = router.weight
+    plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 8 == 0
+    known = kind_of(gate, up) is not None and kind_of(down) is not None and len(weight) <= MOST_EXPERTS
+    return plain and known and tokens > 0 and _product(tokens, gate, up, down) is Product.GEMV_INT8
+
+
+def experts_by_logits(
+    x: Array,
+    norm: Array,
+    eps: float,
+    router: Matrices,
+    routing: tuple[int, bool, bool, float],
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+) -> Array:
+    """`experts` of the norm of x, of three launches: norm and logits; gate and up; down and the sum.
+
+    Args:
+        x: float32 (tokens, dim), as few as `chooses_by_logits` says.
+        norm, eps: of the norm.
+        router: its weight float32.
+        routing: as in MoE.routing.
+    """
+    operand, logits = device_moe.router(x, norm, eps, router.weight, router.bias, OperandForm.INT8)
+    chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
+    return _gemv(operand, chosen, None, pair, down, unit, float32(residual))
 
 
 def _gemv(
     x: Array | PackedOperand,
-    ids: Array,
+    chosen: Chosen,
     weights: Array,
     pair: tuple[Matrices, Matrices],
     down: Matrices,
@@ -94,9 +148,9 @@ def _gemv(
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
     ffn = pair[0].weight.shape[1]
     form = OperandForm.INT8 if format_of(down.weight).planar else OperandForm.FLOAT32
-    hidden = empty_operand((ids.size, ffn), form)
-    _gemv_gated(hidden, x, ids, pair, unit)
-    return _gemv_down(_memory(hidden), ids, weights, down, residual)
+    hidden = empty_operand((len(x) * chosen.routing.used, ffn), form)
+    _gemv_gated(hidden, x, chosen, pair, unit)
+    return _gemv_down(_memory(hidden), len(x), chosen, weights, down, residual)
 
 
 def _memory(x: Array | PackedOperand) -> Array:
@@ -104,45 +158,49 @@ def _memory(x: Array | PackedOperand) -> Array:
 
 
 def _gemv_gated(
-    out: Array | PackedOperand, x: Array | PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], unit: str
+    out: Array | PackedOperand, x: Array | PackedOperand, chosen: Chosen, pair: tuple[Matrices, Matrices], unit: str
 ) -> None:
-    (_, ffn, dim), used, tuned = pair[0].weight.shape, ids.shape[1], tuning.current()
+    (_, ffn, dim), tuned = pair[0].weight.shape, tuning.current()
     packed, x = isinstance(out, PackedOperand), _memory(x)
     rows = CELL * cells_of(ffn) if packed else ffn
 
-    def launch(out: Array, ids: Array, first: int, part: Part) -> None:
+    def launch(out: Array, chosen: Chosen, first: int, part: Part) -> None:
         to = (None, out, cells_of(ffn)) if packed else (out, None, 0)
         matrices = gated_matrices(part.data, part.biases, ffn, unit)
-        args = {"x": x, "cells": part.kind.cells(dim), "ids": ids, "first": first, "used": used}
+        args = {"x": x, "cells": part.kind.cells(dim), "first": first, "chosen": chosen}
         args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
         _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
-        return launch(_memory(out), ids, 0, *parts(pair))
-    for part in parts(pair, ids.reshape(-1)):
-        launch(_memory(out)[part.span], None, part.span.start, part)
+        return launch(_memory(out), chosen, 0, *parts(pair))
+    own = Chosen(None, None, chosen.routing)
+    for part in parts(pair, chosen.ids.reshape(-1)):
+        launch(_memory(out)[part.span], own, part.span.start, part)
 
 
-def _gemv_down(hidden: Array, ids: Array, weights: Array, down: Matrices, residual: Array) -> Array:
+def _gemv_down(hidden: Array, tokens: int, chosen: Chosen, weights: Array, down: Matrices, residual: Array) -> Array:
     """Down, and the sum; where it is unpacked for each pair, the sum is a launch of its own."""
-    (_, dim, ffn), cupy, tuned = down.weight.shape, cupy_module(), tuning.current()
-    products = tuned.gated_threads // tuned.gated_lanes  # of a block
-
-    def launch(
-        out: Array, hidden: Array, ids: Array, used: int, weights: Array, part: Part, residual: Array = None
-    ) -> None:
-        args = (hidden, part.kind.cells(ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
-        _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
-
+    dim, empty = down.weight.shape[1], cupy_module().empty
     if kind_of(down) is not None:
-        out, (part,) = cupy.empty((len(ids), dim), np.float32), parts([down])
-        launch(out, hidden, ids, ids.shape[1], weights, part, residual)
+        out, (part,) = empty((tokens, dim), np.float32), parts([down])
+        _launch_down(out, hidden, chosen, weights, part, down, residual)
         return out
-    y = cupy.empty((ids.size, dim), np.float32)
-    for part in parts([down], ids.reshape(-1)):
-        launch(y[part.span], hidden[part.span], None, 1, None, part)
+    y = empty((chosen.ids.size, dim), np.float32)
+    for part in parts([down], chosen.ids.reshape(-1)):
+        _launch_down(y[part.span], hidden[part.span], _EACH_ITS_OWN, None, part, down)
     return combine(y, None, weights, residual)
+
+
+def _launch_down(
+    out: Array, x: Array, chosen: Chosen, weights: Array, part: Part, down: Matrices, residual: Array = None
+) -> None:
+    (_, rows, columns), tuned = down.weight.shape, tuning.current()
+    (data,), (bias,), products = part.data, part.biases, tuned.gated_threads // tuned.gated_lanes  # of a block
+    args = {"x": x, "cells": part.kind.cells(columns), "chosen": chosen, "weights": weights}
+    args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows}
+    grid = (blocks(rows, products // chosen.routing.used), len(out))
+    _kernel("experts_down", part.kind)(grid, (tuned.gated_threads,), args)
 
 
 def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
@@ -160,13 +218,10 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
 
 
 def _linear_of_pairs(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
-    (_, rows, columns), whole, tuned = matrices.weight.shape, kind_of(matrices) is not None, tuning.current()
-    products = tuned.gated_threads // tuned.gated_lanes  # of a block
-    for part in parts([matrices], None if whole else ids):
-        y, operand = (out, x) if whole else (out[part.span], x[part.span])
-        which = ids if whole else None
-        args = (operand, part.kind.cells(columns), which, None, 1, *part.data, *part.biases, None, y, rows)
-        _kernel("experts_down", part.kind)((blocks(rows, products), len(y)), (tuned.gated_threads,), args)
+    if kind_of(matrices) is not None:
+        return _launch_down(out, x, _by_ids(ids[:, None]), None, *parts([matrices]), matrices)
+    for part in parts([matrices], ids):
+        _launch_down(out[part.span], x[part.span], _EACH_ITS_OWN, None, part, matrices)
 
 
 @functools.cache

@@ -220,9 +220,7 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
 
 
 @functools.lru_cache(PLANS_KEPT)
-def experts_product(
-    gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning
-) -> Product:
+def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
     are unpacked."""
     one = gate.kernel == up.kernel and gate.planar
