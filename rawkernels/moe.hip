@@ -23,12 +23,12 @@ rf_route(RouteParams p) {
     p.weights[u64(block_x()) * used + thread_x()] = choice.weights[thread_x()];
 }
 
-const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE, ROUTER_KEPT = 16, ROUTER_CHUNK = 4096;
+const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
+const u32 ROUTER_TOKENS = 4, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
 
-// Four elements of a row of n from i on; those past its end are zero.
+// Four elements of a row of n, a multiple of 4, from i on; those past its end are zero.
 RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
-    if (i + 3 < n) return load<f32x4>(row + i);
-    return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f, 0.0f);
+    return i < n ? load<f32x4>(row + i) : make_f32x4(0, 0, 0, 0);
 }
 RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
@@ -37,7 +37,7 @@ RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z
 // of 4.
 struct RouterParams {
     const float *x, *weight;
-    u32 n;
+    u32 tokens, n;
     float eps;
     const float* w;
     RF_NULLABLE const float* bias;
@@ -47,54 +47,70 @@ struct RouterParams {
     u32 width, cells;
 };
 
-// A wave an expert; each block computes the norm for itself, of which it writes a part. Grid: (experts / ROUTER_WAVES,
-// tokens).
+// A lane's share of a chunk of a router's row.
+struct RouterChunk {
+    f32x4 w[ROUTER_LOADS];
+    static RF_MEMBER u32 at(u32 i) { return 4 * (i * RF_WAVE + lane()); }
+    RF_MEMBER void load(const float* row, u32 base, u32 n) {
+        RF_UNROLL
+        for (u32 i = 0; i < ROUTER_LOADS; ++i) w[i] = four_of(row, base + at(i), n);
+    }
+    RF_MEMBER float product(const float* x) const {
+        float sum = 0.0f;
+        RF_UNROLL
+        for (u32 i = 0; i < ROUTER_LOADS; ++i) sum += dot(w[i], rocforge::load<f32x4>(x + at(i)));
+        return sum;
+    }
+};
+
+// A wave an expert, for ROUTER_TOKENS tokens; each block computes their norms for itself, of which it writes a part.
+// Grid: (experts / ROUTER_WAVES, tokens / ROUTER_TOKENS).
 RF_KERNEL(ROUTER_THREADS)
 rf_router(RouterParams p) {
     RF_SHARED struct {
-        alignas(16) float x[ROUTER_CHUNK];
+        alignas(16) float x[ROUTER_TOKENS][ROUTER_CHUNK];
     } shared;
     i32 expert = block_x() * ROUTER_WAVES + wave();
-    const float* row = p.w + u64(minimum(expert, p.experts - 1)) * p.n;
-    f32x4 kept[ROUTER_KEPT];
-    if (LOADS_BEFORE_WAIT) {
-        RF_UNROLL
-        for (u32 i = 0; i < ROUTER_KEPT; ++i) kept[i] = four_of(row, 4 * (i * RF_WAVE + lane()), p.n);
-    }
+    u32 token = block_y() * ROUTER_TOKENS, count = minimum(i32(p.tokens - token), i32(ROUTER_TOKENS));
+    const float *row = p.w + u64(minimum(expert, p.experts - 1)) * p.n, *x = p.x + u64(token) * p.n;
+    RouterChunk chunk;
+    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n);
     wait_for_previous();
-    const float* x = p.x + u64(block_y()) * p.n;
-    float sum = 0.0f, squares = 0.0f;
+    float sums[ROUTER_TOKENS] = {}, squares[ROUTER_TOKENS] = {};
     for (u32 base = 0; base < p.n; base += ROUTER_CHUNK) {
-        u32 end = minimum(i32(p.n - base), i32(ROUTER_CHUNK));
+        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n);
         barrier();  // what was there has been used
-        for (u32 i = 4 * thread_x(); i < end; i += 4 * ROUTER_THREADS) {
-            f32x4 v = load<f32x4>(x + base + i), w = load<f32x4>(p.weight + base + i);
-            squares += dot(v, v);
-            *reinterpret_cast<f32x4*>(shared.x + i) = make_f32x4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+        for (u32 i = 4 * thread_x(); i < ROUTER_CHUNK; i += 4 * ROUTER_THREADS) {
+            f32x4 w = four_of(p.weight, base + i, p.n);
+            RF_UNROLL
+            for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+                if (k >= count) break;
+                f32x4 v = four_of(x + u64(k) * p.n, base + i, p.n);
+                squares[k] += dot(v, v);
+                *reinterpret_cast<f32x4*>(shared.x[k] + i) = make_f32x4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+            }
         }
         barrier();
         RF_UNROLL
-        for (u32 i = 0; i < ROUTER_KEPT; ++i) {
-            u32 at = 4 * (i * RF_WAVE + lane());
-            if (at >= end) continue;
-            f32x4 w = LOADS_BEFORE_WAIT && base == 0 ? kept[i] : load<f32x4>(row + base + at);
-            sum += dot(w, load<f32x4>(shared.x + at));
+        for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+            if (k < count) sums[k] += chunk.product(shared.x[k]);
         }
-        for (u32 at = 4 * (ROUTER_KEPT * RF_WAVE + lane()); at < end; at += 4 * RF_WAVE)
-            sum += dot(load<f32x4>(row + base + at), load<f32x4>(shared.x + at));
     }
-    float factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares) / float(p.n) + p.eps);
-    sum = factor * wave_sum(sum);
-    if (lane() == 0 && expert < p.experts)
-        p.logits[u64(block_y()) * p.experts + expert] = sum + (p.bias ? p.bias[expert] : 0.0f);
     Quantized out = {p.quantized, p.width, p.cells};
-    u32 blocks = (p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES;
-    for (u32 i = (block_x() * ROUTER_WAVES + wave()) * 4 * RF_WAVE; i < p.cells * CELL;
-         i += blocks * 4 * ROUTER_THREADS) {
-        u32 at = i + 4 * lane();
-        f32x4 v = four_of(x, at, p.n), w = four_of(p.weight, at, p.n);
-        out.store(block_y(), at,
-                  make_f32x4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w));
+    u32 own = block_x() * ROUTER_WAVES + wave(), waves = (p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES * ROUTER_WAVES;
+    RF_UNROLL
+    for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+        if (k >= count) break;
+        float factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares[k]) / float(p.n) + p.eps);
+        float logit = factor * wave_sum(sums[k]);
+        if (lane() == 0 && expert < p.experts)
+            p.logits[u64(token + k) * p.experts + expert] = logit + (p.bias ? p.bias[expert] : 0.0f);
+        for (u32 i = own * 4 * RF_WAVE; i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
+            u32 at = i + 4 * lane();
+            f32x4 v = four_of(x + u64(k) * p.n, at, p.n), w = four_of(p.weight, at, p.n);
+            out.store(token + k, at,
+                      make_f32x4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w));
+        }
     }
 }
 

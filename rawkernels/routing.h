@@ -31,17 +31,18 @@ RF_DEVICE u32 order_key(float x) {
 // the block of THREADS call it together, and find the result once it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
-    u32 count = r.experts, fours = (count + 3) / 4;
-    for (u32 e = thread_x(); e < 4 * fours; e += THREADS) choice.key[e] = e < count ? order_key(logits[e]) : 0;
+    const u32 RUN = 16;  // experts that are compared with at a time
+    u32 count = r.experts, runs = (count + RUN - 1) / RUN;
+    for (u32 e = thread_x(); e < RUN * runs; e += THREADS) choice.key[e] = e < count ? order_key(logits[e]) : 0;
     barrier();
     for (u32 e = thread_x(); e < count; e += THREADS) {
         u32 key = choice.key[e], place = 0;
-        for (u32 i = 0; i < fours; ++i) {
-            u32x4 others = load<u32x4>(choice.key + 4 * i);
+        RF_NO_UNROLL
+        for (u32 first = 0; first < RUN * runs; first += RUN) {
             RF_UNROLL
-            for (u32 j = 0; j < 4; ++j) {
-                u32 other = element(others, j);
-                place += other > key || (other == key && 4 * i + j < e);
+            for (u32 i = 0; i < RUN; ++i) {
+                u32 other = element(load<u32x4>(choice.key + first + i / 4 * 4), i % 4);
+                place += other + (first + i < e) > key;  // of equals those before it
             }
         }
         if (place < u32(r.used)) choice.ids[place] = e, choice.logits[place] = logits[e];

@@ -76,6 +76,7 @@ class Tuning:
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
+        router_tokens: up to so many tokens, a mixture's norm and router are one launch.
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
         experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
@@ -143,6 +144,7 @@ class Tuning:
     prefill_stages: int = 0
 
     experts_int8_tokens: int = 4
+    router_tokens: int = 64
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
     experts_unpacked_nbytes: int = 256 << 20

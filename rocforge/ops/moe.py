@@ -130,9 +130,8 @@ def mixture(
         y = operand = rms_norm(x, norm, eps)
     else:
         check_row("mixture", x, weight=norm)
-        if device_experts.chooses_by_logits(len(x), router, gate, up, down):
-            args = (x, norm, eps, router, routing, (gate, up), down, activate, residual)
-            return device_experts.experts_by_logits(*args)
+        if device_experts.fuses_router(len(x), router, gate, up, down):
+            return device_experts.mixture(x, norm, eps, router, routing, (gate, up), down, activate, residual)
         y, operand = device_norm.rms_norm_both(x, norm, eps, device_experts.operand_form(len(x), gate, up, down))
     ids, weights = route(linear(y, router.weight, router.bias), *routing)
     return experts(operand, ids, weights, gate, up, down, activate, residual)

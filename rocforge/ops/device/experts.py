@@ -81,11 +81,24 @@ def experts(
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
     operand = as_operand(x, form_of(product, tokens))
+    return _experts(product, operand, ids, weights, (gate, up), down, unit, residual)
+
+
+def _experts(
+    product: Product,
+    x: Array | PackedOperand,
+    ids: Array,
+    weights: Array,
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+) -> Array:
     if product is Product.GROUPED_GEMM:
-        return _grouped_gemm(operand, ids, weights, (gate, up), down, unit, residual)
+        return _grouped_gemm(x, ids, weights, pair, down, unit, residual)
     if product is Product.TILE:
-        return _tile_products(operand, ids, weights, (gate, up), down, unit, residual)
-    return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+        return _tile_products(x, ids, weights, pair, down, unit, residual)
+    return _gemv(x, _by_ids(ids), weights, pair, down, unit, residual)
 
 
 class Chosen(NamedTuple):
@@ -104,15 +117,15 @@ def _by_ids(ids: Array) -> Chosen:
     return Chosen(ids, None, Routing(0, ids.shape[1], 0, 0, 1.0))
 
 
-def chooses_by_logits(tokens: int, router: Matrices, gate: Matrices, up: Matrices, down: Matrices) -> bool:
-    """Whether the products of so many tokens choose their experts themselves: where each pair is a GEMV."""
+def fuses_router(tokens: int, router: Matrices, gate: Matrices, up: Matrices, down: Matrices) -> bool:
+    """Whether `mixture` takes so many tokens: where a launch can compute norm and logits, faster than one for each."""
     weight = router.weight
     plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 8 == 0
-    known = kind_of(gate, up) is not None and kind_of(down) is not None and len(weight) <= MOST_EXPERTS
-    return plain and known and tokens > 0 and _product(tokens, gate, up, down) is Product.GEMV_INT8
+    few = 0 < tokens <= tuning.current().router_tokens and len(weight) <= MOST_EXPERTS
+    return plain and few and operand_form(tokens, gate, up, down).packed
 
 
-def experts_by_logits(
+def mixture(
     x: Array,
     norm: Array,
     eps: float,
@@ -123,17 +136,18 @@ def experts_by_logits(
     unit: str,
     residual: Array,
 ) -> Array:
-    """`experts` of the norm of x, of three launches: norm and logits; gate and up; down and the sum.
+    """What `rocforge.ops.moe.mixture` gives of tokens that `fuses_router`.
 
-    Args:
-        x: float32 (tokens, dim), as few as `chooses_by_logits` says.
-        norm, eps: of the norm.
-        router: its weight float32.
-        routing: as in MoE.routing.
+    Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
+    last two choose the experts by the logits themselves.
     """
-    operand, logits = device_moe.router(x, norm, eps, router.weight, router.bias, OperandForm.INT8)
-    chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-    return _gemv(operand, chosen, None, pair, down, unit, float32(residual))
+    product = _product(len(x), *pair, down)
+    operand, logits = device_moe.router(x, norm, eps, router.weight, router.bias, form_of(product, len(x)))
+    residual = float32(residual)
+    if product is Product.GEMV_INT8 and kind_of(down) is not None:
+        chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
+        return _gemv(operand, chosen, None, pair, down, unit, residual)
+    return _experts(product, operand, *device_moe.route(logits, *routing), pair, down, unit, residual)
 
 
 def _gemv(

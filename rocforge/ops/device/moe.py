@@ -20,7 +20,8 @@ MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
 MOST_EXPERTS = 1024
 """Experts that a block chooses of, and whose pairs it counts."""
-ROUTER_THREADS = 128
+ROUTER_THREADS, ROUTER_TOKENS = 128, 4
+"""Of a block of the router; and the tokens that it has."""
 MOST_PAIRS = (1 << 31) - 1
 
 _route = Kernel("moe.hip", "route")
@@ -68,7 +69,7 @@ def counted(experts: int) -> int:
 def router(
     x: Array, weight: Array, eps: float, matrix: Array, bias: Array, form: OperandForm
 ) -> tuple[PackedOperand, Array]:
-    """The rms_norm of a few tokens as products with experts take it, and the router's logits of it, of one launch.
+    """The rms_norm of tokens as products with experts take it, and the router's logits of it, of one launch.
 
     Args:
         x: float32 (tokens, dim), dim a multiple of 4.
@@ -82,11 +83,19 @@ def router(
     """
     (tokens, dim), count = x.shape, len(matrix)
     operand, logits = empty_operand(x.shape, form), cupy_module().empty((tokens, count), np.float32)
-    args = {"x": float32(x), "weight": float32(weight), "n": dim, "eps": eps, "w": matrix, "bias": float32(bias)}
+    args = {
+        "x": float32(x),
+        "weight": float32(weight),
+        "tokens": tokens,
+        "n": dim,
+        "eps": eps,
+        "w": matrix,
+        "bias": float32(bias),
+    }
     args |= {"experts": count, "logits": logits}
     args |= {"quantized": operand.data, "width": operand.width, "cells": cells_of(dim)}
     waves = ROUTER_THREADS // card_of(x.device.id).wave
-    _router((blocks(count, waves), tokens), (ROUTER_THREADS,), args)
+    _router((blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args)
     return operand, logits
 
 
