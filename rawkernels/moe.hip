@@ -115,11 +115,13 @@ rf_router(RouterParams p) {
 }
 
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
-// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins. Each expert's pairs are cut in tiles of
-// up to `height`, which are listed, those of expert 0 first: tiles[0] is their number, and from tiles[4] on there are
-// four numbers for each, the expert, where in the order it begins, how many pairs it has, and 0. A block an expert.
+// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins: at multiples of `unit`, between which
+// nothing is written. Each expert's pairs are cut in tiles of up to `height`, a multiple of `unit`, which are listed,
+// those of expert 0 first: tiles[0] is their number, and from tiles[4] on there are four numbers for each, the expert,
+// where in the order it begins, how many pairs it has, and 0. A block an expert.
 RF_KERNEL(THREADS)
-rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* ids, i32 size, i32 experts, i32 height) {
+rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* ids, i32 size, i32 experts, i32 height,
+                   i32 unit) {
     wait_for_previous();
     RF_SHARED i32 counts[MOST_EXPERTS], waves[THREADS / RF_WAVE];
     i32 expert = block_x();
@@ -129,7 +131,7 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
     barrier();
     i32 before = 0, tiles_before = 0;
     for (i32 e = thread_x(); e < expert; e += THREADS)
-        before += counts[e], tiles_before += (counts[e] + height - 1) / height;
+        before += (counts[e] + unit - 1) / unit * unit, tiles_before += (counts[e] + height - 1) / height;
     before = block_sum<THREADS>(before), tiles_before = block_sum<THREADS>(tiles_before);
     i32 count = counts[expert], own_tiles = (count + height - 1) / height;
     for (i32 t = thread_x(); t < own_tiles; t += THREADS) {
@@ -137,7 +139,8 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
         tile[0] = expert, tile[1] = before + t * height, tile[2] = minimum(count - t * height, height), tile[3] = 0;
     }
     if (thread_x() == 0) offsets[expert] = before;
-    if (thread_x() == 0 && expert == experts - 1) offsets[experts] = size, tiles[0] = tiles_before + own_tiles;
+    if (thread_x() == 0 && expert == experts - 1)
+        offsets[experts] = before + count, tiles[0] = tiles_before + own_tiles;
     i32 end = before + count;
     for (i32 first = 0; before < end; first += THREADS) {  // until all of its own are found
         i32 i = first + thread_x();
@@ -151,6 +154,18 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
         for (u32 w = 0; w < THREADS / RF_WAVE; ++w) pair += w < wave() ? waves[w] : 0, before += waves[w];
         if (own) order[pair] = i, rank[i] = pair;
     }
+}
+
+// Each token of x (tokens, n), n a multiple of 4, to the places of its pairs, rank[token * used + choice], of `width`,
+// as `store_swizzled` has them. Grid: (tokens, cells * CELL / (4 * THREADS)).
+RF_KERNEL(THREADS)
+rf_scatter_tokens(const float* x, const i32* rank, u8* out, u32 used, u32 n, u32 width, u32 cells) {
+    wait_for_previous();
+    u32 i = 4 * (block_y() * THREADS + thread_x());
+    u64 token = block_x();
+    f32x4 v = four_of(x + token * n, i, n);
+    for (u64 pair = token * used; pair < (token + 1) * used; ++pair)
+        store_swizzled(out, width, cells, rank[pair], i, v);
 }
 
 // out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y. Null is a

@@ -76,6 +76,8 @@ class Tuning:
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
+        experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
+            experts_tiles.hip.
         router_tokens: up to so many tokens, a mixture's norm and router are one launch.
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
@@ -144,6 +146,7 @@ class Tuning:
     prefill_stages: int = 0
 
     experts_int8_tokens: int = 4
+    experts_wide_from: int = ANY
     router_tokens: int = 64
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
@@ -173,6 +176,7 @@ _H200 = replace(
     basis="measured",
     tile_tokens_alone=ANY,
     wide_from=33,
+    experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,
 )

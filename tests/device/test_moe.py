@@ -9,6 +9,7 @@ from golden import build, load, relative_error
 
 import rocforge as rf
 from rocforge.device import tuning
+from rocforge.device.cards import card_of
 from rocforge.load import load_model
 from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
@@ -180,6 +181,16 @@ def test_unpacked_in_parts(rng, qtypes, tokens):
         assert (experts(*args, "swiglu_oai", residual).get() == whole).all()
     places, chosen = 4 * 3 * tokens * (2 * 768 + 512), 2 * sum(w[0].nbytes for w in layer.weights)
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
+
+
+@pytest.mark.skipif(card_of(0).arch != "sm_90", reason="Hopper's matrix unit")
+@pytest.mark.parametrize("tokens", [1, 40, 700])
+@pytest.mark.parametrize("qtype", ["Q8_0", "MXFP4", "Q6_K", "Q4_K", "Q3_K"])
+def test_experts_on_hopper(rng, qtype, tokens):
+    """Any number of tokens on the warpgroups: experts of no pair, of a few, and of several tiles."""
+    layer = Layer(rng, [qtype] * 3, ffn=256, dim=768, biased=qtype == "MXFP4")
+    with tuning.trying(experts_int8_tokens=0, experts_wide_from=1):
+        assert run_layer(rng, layer, tokens, 3, "swiglu_oai" if qtype == "MXFP4" else "swiglu") < HALF
 
 
 @pytest.mark.parametrize("tokens", [4, 20])

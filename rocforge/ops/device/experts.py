@@ -31,6 +31,8 @@ from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices
 from rocforge.quant import QuantizedArray
 
+EXPERTS_WIDE_ROWS, EXPERTS_WIDE_PAIRS, EXPERTS_WIDE_LDS = 128, 256, 227 << 10
+"""Of experts_wide.hip: rows and token-expert pairs of a work item, and a block's bytes of LDS."""
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
@@ -50,7 +52,12 @@ def _kernel(name: str, kind: WeightFormat) -> Kernel:
 
 def operand_form(tokens: int, gate: Matrices, up: Matrices, down: Matrices) -> OperandForm:
     """The form in which `experts` takes an x of so many tokens, of matrices on the current device."""
-    return form_of(_product(tokens, gate, up, down), tokens)
+    return _form(_product(tokens, gate, up, down), tokens)
+
+
+def _form(product: Product, tokens: int) -> OperandForm:
+    """Of many tokens each is laid out as the matrix unit takes it once its places are known."""
+    return OperandForm.FLOAT32 if product is Product.WIDE else form_of(product, tokens)
 
 
 def _product(tokens: int, *matrices: Matrices) -> Product:
@@ -80,7 +87,7 @@ def experts(
         return cupy_module().empty((0, dim), np.float32)
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
-    operand = as_operand(x, form_of(product, tokens))
+    operand = as_operand(x, _form(product, tokens))
     return _experts(product, operand, ids, weights, (gate, up), down, unit, residual)
 
 
@@ -98,6 +105,8 @@ def _experts(
         return _grouped_gemm(x, ids, weights, pair, down, unit, residual)
     if product is Product.TILE:
         return _tile_products(x, ids, weights, pair, down, unit, residual)
+    if product is Product.WIDE:
+        return _wide_products(x, ids, weights, pair, down, unit, residual)
     return _gemv(x, _by_ids(ids), weights, pair, down, unit, residual)
 
 
@@ -296,6 +305,46 @@ def _launch_tiles(
 @functools.cache
 def _tiles_kernel(name: str, kind: WeightFormat, height: int, waves: int) -> Kernel:
     return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height, RF_ROW_WAVES=waves)
+
+
+def _wide_products(
+    x: Array,
+    ids: Array,
+    weights: Array,
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+) -> Array:
+    """Five launches: the pairs sorted, the tokens in the pairs' places, gate and up, down, and the sum over a token's
+    experts."""
+    count, ffn, dim = pair[0].weight.shape
+    groups, tiles = sorted_pairs(ids, count, EXPERTS_WIDE_PAIRS, 8)
+    # a tile is read whole
+    operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + EXPERTS_WIDE_PAIRS)
+    hidden = empty_operand((len(operand), ffn), OperandForm.SWIZZLED)
+    y = cupy_module().empty((len(groups.order), dim), np.float32)
+    gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
+    args = {"matrices": gate_and_up, "out": hidden.data, "out_cells": cells_of(ffn)}
+    _launch_wide("experts_gated_wide", operand, tiles, pair[0], 2 * CELL * cells_of(ffn), args)
+    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
+    _launch_wide("experts_down_wide", hidden, tiles, down, dim, args)
+    return combine(y, groups.rank, weights, residual)
+
+
+def _launch_wide(
+    name: str, x: PackedOperand, tiles: PairTiles, matrices: Matrices, rows: int, args: dict[str, Any]
+) -> None:
+    """One launch of experts_wide.hip; `rows` are those of all matrices of an expert."""
+    units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    grid = min(tiles.most * blocks(rows, EXPERTS_WIDE_ROWS), units)
+    pairs = (x.data, tiles.listed, x.width, cells_of(x.shape[1]), grid)
+    _wide_kernel(name, format_of(matrices.weight))((grid,), (384,), {"pairs": pairs, **args}, EXPERTS_WIDE_LDS)
+
+
+@functools.cache
+def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
+    return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=EXPERTS_WIDE_LDS)
 
 
 def _grouped_gemm(

@@ -10,7 +10,7 @@ from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.formats.planar import cells_of
+from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import blocks, float32
@@ -26,7 +26,8 @@ MOST_PAIRS = (1 << 31) - 1
 
 _route = Kernel("moe.hip", "route")
 _router = Kernel("moe.hip", "router")
-_group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32")
+_group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32 int32")
+_scatter = Kernel("moe.hip", "scatter_tokens", "float32* int32* uint8* uint32 uint32 uint32 uint32")
 _combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32*? float32*? float32*? uint32 uint32")
 
 
@@ -117,20 +118,41 @@ class PairTiles(NamedTuple):
     most: int
 
 
-def sorted_pairs(ids: Array, count: int, height: int) -> tuple[Groups, PairTiles]:
+def sorted_pairs(ids: Array, count: int, height: int, unit: int = 1) -> tuple[Groups, PairTiles]:
     """`group_by_expert`, and each expert's pairs in tiles of up to `height`, of one launch.
+
+    Args:
+        ids: (tokens, used).
+        count: experts.
+        height: of a tile, a multiple of `unit`.
+        unit: each expert begins at a multiple of this.
 
     Raises:
         ValueError: there are more experts than a block counts.
     """
-    cupy, count = cupy_module(), counted(count)
-    ids = cupy.ascontiguousarray(ids, dtype=np.int32)
-    groups = Groups(cupy.empty(ids.size, np.int32), cupy.empty(ids.size, np.int32), cupy.empty(count + 1, np.int32))
+    empty, ids, count = cupy_module().empty, cupy_module().ascontiguousarray(ids, dtype=np.int32), counted(count)
+    places = ids.size + (unit - 1) * min(count, ids.size)
+    groups = Groups(empty(places, np.int32), empty(ids.size, np.int32), empty(count + 1, np.int32))
     most = min(ids.size, ids.size // height + count)
-    tiles = PairTiles(cupy.empty((1 + most, 4), np.int32), most)
-    args = (*groups, tiles.listed, ids, ids.size, count, height)
+    tiles = PairTiles(empty((1 + most, 4), np.int32), most)
+    args = (*groups, tiles.listed, ids, ids.size, count, height, unit)
     _group((count,), (tuning.current().elementwise_threads,), args)
     return groups, tiles
+
+
+def scatter_tokens(x: Array, rank: Array, width: int) -> PackedOperand:
+    """Tokens in the places of their pairs, swizzled.
+
+    Args:
+        x: float32 (tokens, dim), dim a multiple of 4.
+        rank: int32 (pairs,), where each pair is.
+        width: places.
+    """
+    (tokens, dim), threads = x.shape, tuning.current().elementwise_threads
+    out, cells = empty_operand((width, dim), OperandForm.SWIZZLED), cells_of(dim)
+    grid = (tokens, blocks(cells * CELL, 4 * threads))
+    _scatter(grid, (threads,), (x, rank, out.data, len(rank) // tokens, dim, out.width, cells))
+    return out
 
 
 def combine(y: Array, rank: Array, weights: Array, residual: Array) -> Array:

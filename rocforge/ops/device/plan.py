@@ -8,7 +8,7 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
 | TILE         | tiles.hip, experts_tiles.hip: the matrix unit  | fragments, for 8, 16, 32, 64 or 128s  |
-| WIDE         | wide.hip: Hopper's matrix unit                 | float16 tiles, swizzled               |
+| WIDE         | wide.hip, experts_wide.hip: Hopper's unit      | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
 | GROUPED_GEMM | experts_prefill.hip: the matrix unit           | float16                               |
@@ -227,4 +227,6 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
     tiled = one and down.planar and tuned.tile_tokens > 0
     if tokens <= (tuned.experts_int8_tokens if tiled else MAX_GEMV_TOKENS):
         return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
-    return Product.TILE if tiled else Product.GROUPED_GEMM
+    if not tiled:
+        return Product.GROUPED_GEMM
+    return Product.WIDE if tokens >= tuned.experts_wide_from else Product.TILE
