@@ -327,7 +327,8 @@ struct ExpertsGatedWideParams {
     u8* out;
     u32 out_cells;
 };
-extern "C" __global__ void __launch_bounds__(THREADS, 1) rf_experts_gated_wide(ExpertsGatedWideParams p) {
+RF_KERNEL_WIDE(THREADS, THREADS)
+rf_experts_gated_wide(ExpertsGatedWideParams p) {
     const Gated& m = p.matrices;
     const u32 height = ROWS / 2;
     auto row_at = [&](const Item& item, u32 r) {
@@ -356,7 +357,8 @@ struct ExpertsDownWideParams {
     float* y;
     u32 rows;
 };
-extern "C" __global__ void __launch_bounds__(THREADS, 1) rf_experts_down_wide(ExpertsDownWideParams p) {
+RF_KERNEL_WIDE(THREADS, THREADS)
+rf_experts_down_wide(ExpertsDownWideParams p) {
     auto row_at = [&](const Item& item, u32 r) {
         u32 row = minimum(i32(item.run * ROWS + r), i32(p.rows - 1));
         return row_of(p.w, (u64(item.expert) * p.rows + row) * F::row_bytes(p.pairs.cells));

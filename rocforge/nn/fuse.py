@@ -25,7 +25,7 @@ from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import experts, mixture
 from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
-from rocforge.ops.types import Matrices
+from rocforge.ops.types import Matrices, NextNorm
 
 
 class Stream(NamedTuple):
@@ -40,6 +40,11 @@ class FusedNorm:
 
     def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
         self.norm, self.weights = norm, [layer.weight for layer in layers]
+
+    @property
+    def next_norm(self) -> NextNorm:
+        """As ops take it."""
+        return NextNorm(self.norm.weight, self.norm.eps, self.weights)
 
     def __call__(self, stream: Stream) -> Any:
         if stream.normed is not None:
@@ -198,23 +203,26 @@ class _MoE(_Step):
     def __init__(self, mixer: MoE, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post)
         router = mixer.ffn_gate_inp
-        self.whole = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
+        hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
+        self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         x = stream.x
         if self.post is None and not self.mixer.observers:
-            return Stream(self.products(stream, x))
-        return self.leave(x, self.mixer.observed(self.products(stream, None)))
+            following_norm = None if following is None else following.next_norm
+            return Stream(*self.products(stream, x, following_norm))
+        return self.leave(x, self.mixer.observed(self.products(stream, None, None)[0]))
 
-    def products(self, stream: Stream, residual: Any) -> Any:
-        """What the experts give, and the residual."""
-        moe, pre = self.mixer, self.pre
+    def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the experts give, with the residual, and the norm of that, if it is made with it."""
+        moe, norm = self.mixer, self.fused_norm
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if self.whole:
-            router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
-            return mixture(stream.x, pre.weight, pre.eps, router, moe.routing, *matrices, moe.activation, residual)
+        if norm is not None:
+            router, last = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias), (moe.activation, residual)
+            return mixture(stream.x, norm.weight, norm.eps, router, moe.routing, *matrices, *last, following)
         y = self.enter(stream)
-        return experts(y, *moe.route(y), *matrices, moe.activation, residual)
+        ids, weights = moe.route(y)
+        return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:

@@ -13,12 +13,11 @@ from rocforge.ops.activation import softmax
 from rocforge.ops.arguments import check_row, host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
-from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
-from rocforge.ops.types import Array, Groups, HostArray, Matrices
+from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
 
 
 def route(
@@ -113,7 +112,8 @@ def mixture(
     down: Matrices,
     activate: str,
     residual: Array = None,
-) -> Array:
+    following: NextNorm | None = None,
+) -> tuple[Array, Array | PackedOperand | None]:
     """A whole mixture: `experts(y, *route(linear(y, router), *routing), ...)` of y = `rms_norm(x, norm, eps)`.
 
     Args:
@@ -122,19 +122,19 @@ def mixture(
         router: weight (experts, dim), bias (experts,) or None.
         routing: `used` and what follows it in `route`.
         gate, up, down, activate, residual: as in `experts`.
+        following: the norm of the result that comes next, if any.
 
     Returns:
-        float32, shape (tokens, dim).
+        float32, shape (tokens, dim); and the norm of that, as the products after it take it, where a launch could make
+        both.
     """
     if get_array_module(x) is np:
-        y = operand = rms_norm(x, norm, eps)
-    else:
-        check_row("mixture", x, weight=norm)
-        if device_experts.fuses_router(len(x), router, gate, up, down):
-            return device_experts.mixture(x, norm, eps, router, routing, (gate, up), down, activate, residual)
-        y, operand = device_norm.rms_norm_both(x, norm, eps, device_experts.operand_form(len(x), gate, up, down))
-    ids, weights = route(linear(y, router.weight, router.bias), *routing)
-    return experts(operand, ids, weights, gate, up, down, activate, residual)
+        y = rms_norm(x, norm, eps)
+        ids, weights = route(linear(y, router.weight, router.bias), *routing)
+        return experts(y, ids, weights, gate, up, down, activate, residual), None
+    check_row("mixture", x, weight=norm)
+    args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
+    return device_experts.mixture(*args)
 
 
 def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:

@@ -9,14 +9,14 @@ from golden import build, load, relative_error
 
 import rocforge as rf
 from rocforge.device import tuning
-from rocforge.device.cards import card_of
 from rocforge.load import load_model
 from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.linear import linear
 from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route
-from rocforge.ops.norm import rms_norm
+from rocforge.ops.norm import rms_norm, rms_norm_for
+from rocforge.ops.types import NextNorm
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 pytestmark = pytest.mark.slow
@@ -183,7 +183,7 @@ def test_unpacked_in_parts(rng, qtypes, tokens):
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
 
 
-@pytest.mark.skipif(card_of(0).arch != "sm_90", reason="Hopper's matrix unit")
+@pytest.mark.skipif(tuning.current().experts_wide_from == tuning.ANY, reason="needs Hopper's matrix unit")
 @pytest.mark.parametrize("tokens", [1, 40, 700])
 @pytest.mark.parametrize("qtype", ["Q8_0", "MXFP4", "Q6_K", "Q4_K", "Q3_K"])
 def test_experts_on_hopper(rng, qtype, tokens):
@@ -212,11 +212,17 @@ def test_mixture(rng, tokens, routing):
     layer = Layer(rng, ["Q8_0"] * 3, count=40, dim=192, biased=True)
     x, norm = (cp.asarray(rng.standard_normal(n).astype(np.float32)) for n in ((tokens, 192), 192))
     router = Matrices(*(cp.asarray(rng.standard_normal(n).astype(np.float32) / 4) for n in ((40, 192), 40)))
-    y = mixture(x, norm, 1e-6, router, routing, *layer.device, "swiglu_oai", x)
+    following = NextNorm(norm, 1e-5, [random_weight(rng, "Q8_0", (32, 192)).to_device("gpu")])
+    y, after = mixture(x, norm, 1e-6, router, routing, *layer.device, "swiglu_oai", x, following)
     normed = rms_norm(x, norm, 1e-6)
     ids, weights = route(linear(normed, *router), *routing)
     expected = experts(normed, ids, weights, *layer.device, "swiglu_oai", x)
     assert relative_error((y - x).get(), (expected - x).get()) < 1e-4
+    if after is not None:
+        expected = rms_norm_for(following.consumers, y, norm, 1e-5)
+        products = [linear(operand, following.consumers[0]).get() for operand in (after, expected)]
+        assert relative_error(*products) < 1e-6
+    assert (after is None) == (tokens <= 4)
 
 
 def test_rounded_already(rng):

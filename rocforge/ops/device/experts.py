@@ -23,12 +23,14 @@ from rocforge.ops.device import moe as device_moe
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
-from rocforge.ops.device.moe import MOST_EXPERTS, PairTiles, Routing, combine, group_by_expert, sorted_pairs
+from rocforge.ops.device.moe import PairTiles, Routing, combine, group_by_expert, sorted_pairs
+from rocforge.ops.device.norm import rms_norm_both, rms_norm_of_experts
 from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
-from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_of, fragments_for
+from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_for, form_of, fragments_for
+from rocforge.ops.device.products import linears
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
-from rocforge.ops.types import Array, Groups, Matrices
+from rocforge.ops.types import Array, Groups, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
 EXPERTS_WIDE_ROWS, EXPERTS_WIDE_PAIRS, EXPERTS_WIDE_LDS = 128, 256, 227 << 10
@@ -88,26 +90,10 @@ def experts(
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
     operand = as_operand(x, _form(product, tokens))
-    return _experts(product, operand, ids, weights, (gate, up), down, unit, residual)
-
-
-def _experts(
-    product: Product,
-    x: Array | PackedOperand,
-    ids: Array,
-    weights: Array,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-) -> Array:
-    if product is Product.GROUPED_GEMM:
-        return _grouped_gemm(x, ids, weights, pair, down, unit, residual)
-    if product is Product.TILE:
-        return _tile_products(x, ids, weights, pair, down, unit, residual)
-    if product is Product.WIDE:
-        return _wide_products(x, ids, weights, pair, down, unit, residual)
-    return _gemv(x, _by_ids(ids), weights, pair, down, unit, residual)
+    if product in _OF_SORTED_PAIRS:
+        y, rank = _OF_SORTED_PAIRS[product](operand, ids, (gate, up), down, unit)
+        return combine(y, rank, weights, residual)
+    return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
 
 
 class Chosen(NamedTuple):
@@ -126,14 +112,6 @@ def _by_ids(ids: Array) -> Chosen:
     return Chosen(ids, None, Routing(0, ids.shape[1], 0, 0, 1.0))
 
 
-def fuses_router(tokens: int, router: Matrices, gate: Matrices, up: Matrices, down: Matrices) -> bool:
-    """Whether `mixture` takes so many tokens: where a launch can compute norm and logits, faster than one for each."""
-    weight = router.weight
-    plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 8 == 0
-    few = 0 < tokens <= tuning.current().router_tokens and len(weight) <= MOST_EXPERTS
-    return plain and few and operand_form(tokens, gate, up, down).packed
-
-
 def mixture(
     x: Array,
     norm: Array,
@@ -144,19 +122,40 @@ def mixture(
     down: Matrices,
     unit: str,
     residual: Array,
-) -> Array:
-    """What `rocforge.ops.moe.mixture` gives of tokens that `fuses_router`.
+    following: NextNorm | None,
+) -> tuple[Array, Array | PackedOperand | None]:
+    """What `rocforge.ops.moe.mixture` gives, of arrays on a device.
 
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
     last two choose the experts by the logits themselves.
     """
-    product = _product(len(x), *pair, down)
-    operand, logits = device_moe.router(x, norm, eps, router.weight, router.bias, form_of(product, len(x)))
-    residual = float32(residual)
-    if product is Product.GEMV_INT8 and kind_of(down) is not None:
+    tokens, residual = len(x), float32(residual)
+    product = _product(tokens, *pair, down)
+    operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
+    if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
         chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-        return _gemv(operand, chosen, None, pair, down, unit, residual)
-    return _experts(product, operand, *device_moe.route(logits, *routing), pair, down, unit, residual)
+        return _gemv(operand, chosen, None, pair, down, unit, residual), None
+    ids, weights = device_moe.route(logits, *routing)
+    if product not in _OF_SORTED_PAIRS or not tokens:
+        return experts(operand, ids, weights, *pair, down, unit, residual), None
+    y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
+    form = OperandForm.FLOAT32 if following is None else form_for(following.consumers, tokens)
+    if following is None or residual is None or form is OperandForm.FLOAT32:
+        return combine(y, rank, weights, residual), None
+    return rms_norm_of_experts(y, rank, weights, residual, following.weight, following.eps, form)
+
+
+def _routed(
+    x: Array, norm: Array, eps: float, router: Matrices, form: OperandForm
+) -> tuple[Array | PackedOperand, Array]:
+    """The norm of x in a form, and the router's logits of it: of one launch, where that is faster than one for each."""
+    weight = router.weight
+    plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 4 == 0
+    if plain and form.packed and 0 < len(x) <= tuning.current().router_tokens:
+        return device_moe.router(x, norm, eps, weight, router.bias, form)
+    y, operand = rms_norm_both(x, norm, eps, form)
+    (logits,) = linears(y, [weight], [router.bias], None)
+    return operand, logits
 
 
 def _gemv(
@@ -242,7 +241,8 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
 
 def _linear_of_pairs(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
     if kind_of(matrices) is not None:
-        return _launch_down(out, x, _by_ids(ids[:, None]), None, *parts([matrices]), matrices)
+        (part,) = parts([matrices])
+        return _launch_down(out, x, _by_ids(ids[:, None]), None, part, matrices)
     for part in parts([matrices], ids):
         _launch_down(out[part.span], x[part.span], _EACH_ITS_OWN, None, part, matrices)
 
@@ -258,15 +258,9 @@ def _token_of_pair(used: int, pairs: int, device: int) -> Array:
 
 
 def _tile_products(
-    x: PackedOperand,
-    ids: Array,
-    weights: Array,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-) -> Array:
-    """Four launches: the token-expert pairs sorted, gate and up, down, and the sum over a token's experts."""
+    x: PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     (count, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
     height = expert_tile_pairs(ids.size, count)
     groups, tiles = sorted_pairs(ids, count, height)
@@ -277,7 +271,7 @@ def _tile_products(
     _launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
     args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
     _launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
-    return combine(y, groups.rank, weights, residual)
+    return y, groups.rank
 
 
 def _launch_tiles(
@@ -308,16 +302,9 @@ def _tiles_kernel(name: str, kind: WeightFormat, height: int, waves: int) -> Ker
 
 
 def _wide_products(
-    x: Array,
-    ids: Array,
-    weights: Array,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-) -> Array:
-    """Five launches: the pairs sorted, the tokens in the pairs' places, gate and up, down, and the sum over a token's
-    experts."""
+    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Four launches: the pairs sorted, the tokens in their places, gate and up, and down; see _OF_SORTED_PAIRS."""
     count, ffn, dim = pair[0].weight.shape
     groups, tiles = sorted_pairs(ids, count, EXPERTS_WIDE_PAIRS, 8)
     # a tile is read whole
@@ -329,7 +316,7 @@ def _wide_products(
     _launch_wide("experts_gated_wide", operand, tiles, pair[0], 2 * CELL * cells_of(ffn), args)
     args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
     _launch_wide("experts_down_wide", hidden, tiles, down, dim, args)
-    return combine(y, groups.rank, weights, residual)
+    return y, groups.rank
 
 
 def _launch_wide(
@@ -348,15 +335,9 @@ def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
 
 
 def _grouped_gemm(
-    x: Array,
-    ids: Array,
-    weights: Array,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-) -> Array:
-    """Four launches: the token-expert pairs sorted, gate and up, down, and the sum over a token's experts."""
+    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     groups = group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
@@ -372,7 +353,7 @@ def _grouped_gemm(
 
     _tiles("experts_gated_tiles", groups, pair, blocks(ffn, rows // 2), gated)  # half of a tile's rows are of gate
     _tiles("experts_down_tiles", groups, [down], blocks(dim, rows), last)
-    return combine(y, groups.rank, weights, residual)
+    return y, groups.rank
 
 
 def _tiles(
@@ -387,3 +368,11 @@ def _tiles(
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
         tiles = groups.order.size // tuned.experts_tile_pairs + part.experts
         _kernel(name, part.kind)((runs * tiles,), (tuned.experts_tile_rows,), arguments(offsets, part))
+
+
+_OF_SORTED_PAIRS = {
+    Product.TILE: _tile_products,
+    Product.WIDE: _wide_products,
+    Product.GROUPED_GEMM: _grouped_gemm,
+}
+"""What computes the products of many pairs: float32 (places, dim), and int32 (pairs,), the place of each."""
