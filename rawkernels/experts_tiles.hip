@@ -64,32 +64,36 @@ RF_DEVICE GatheredFragments gather(const Pairs& p, const PairTile& tile) {
     return x;
 }
 
-// Calls `store(tile, first row, sums of a token tile n)` for each of the block's work items; `position_of(tile, first
-// row)` is where its waves begin. `ready` is called once the first weights are being loaded.
+// The block's work items: a share of all, in a row, so that most follow each other in one tile.
+struct Items {
+    u32 next, end;
+    RF_MEMBER Items(const Pairs& p, u32 runs) {
+        u32 count = p.tiles[0] * runs;
+        next = block_x() * count / p.grid, end = (block_x() + 1) * count / p.grid;
+    }
+};
+
+// Calls `store(tile, first row, sums)` for each of the block's work items; `position_of(tile, first row)` is where its
+// waves begin. `ready` is called once the first weights are being loaded. What an item needs to know of its tile is
+// loaded during the one before.
 template <class PositionOf, class Ready, class Store>
 RF_DEVICE void each_item(const Pairs& p, u32 runs, u32 height, PositionOf position_of, Ready ready, Store store) {
-    u32 items = p.tiles[0] * runs, item = block_x();
+    Items items(p, runs);
+    if (items.next >= items.end) return ready();
+    auto tile_of = [&](u32 item) { return load_tile(p.tiles, minimum(i32(item), i32(items.end - 1)) / runs); };
+    PairTile tile = tile_of(items.next), following = tile_of(items.next + 1);
+    Position at = position_of(tile, items.next % runs * height);
     Cells<RF_QTYPE> w;
-    Position at;
-    PairTile tile;
-    if (item < items) {
-        tile = load_tile(p.tiles, item / runs);
-        at = position_of(tile, item % runs * height);
-        w.load(at);
-    }
+    w.load(at);
+    GatheredFragments x = gather(p, tile);
     ready();
-    while (item < items) {
-        u32 first = item % runs * height, following = item + p.grid;
-        PairTile next_tile = tile;
-        Position next = at;
-        next.number = p.cells;
-        if (following < items) {
-            next_tile = load_tile(p.tiles, following / runs);
-            next = position_of(next_tile, following % runs * height);
-        }
-        Sums sums = multiply(w, at, next, gather(p, tile));
-        store(tile, first, sums);
-        item = following, tile = next_tile, at = next;
+    for (u32 item = items.next; item < items.end; ++item) {
+        PairTile last = tile_of(item + 2);
+        Position next = position_of(following, (item + 1) % runs * height);
+        if (item + 1 == items.end) next.number = p.cells;
+        GatheredFragments next_x = gather(p, following);
+        store(tile, item % runs * height, multiply(w, at, next, x));
+        tile = following, following = last, at = next, x = next_x;
     }
 }
 
