@@ -80,7 +80,8 @@ rf_experts_down(ExpertsDownParams p) {
     if (p.chosen.logits) {
         // they were there before the gated product began
         RF_SHARED Choice chosen;
-        choose<GATED_THREADS>(chosen, p.chosen.logits + u64(token) * p.chosen.routing.experts, p.chosen.routing);
+        choose_and_weigh<GATED_THREADS>(chosen, p.chosen.logits + u64(token) * p.chosen.routing.experts,
+                                        p.chosen.routing);
         expert = chosen.ids[choice], weight = chosen.weights[choice];
     } else {
         wait_for_previous();

@@ -5,7 +5,7 @@ namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
-// ids and weights (tokens, used) by logits (tokens, experts), as `choose` has it. A block a token.
+// ids and weights (tokens, used) by logits (tokens, experts), as `choose_and_weigh` has it. A block a token.
 struct RouteParams {
     i32* ids;
     float* weights;
@@ -17,7 +17,7 @@ rf_route(RouteParams p) {
     wait_for_previous();
     RF_SHARED Choice choice;
     u32 used = p.routing.used;
-    choose<THREADS>(choice, p.logits + u64(block_x()) * p.routing.experts, p.routing);
+    choose_and_weigh<THREADS>(choice, p.logits + u64(block_x()) * p.routing.experts, p.routing);
     if (thread_x() >= used) return;
     p.ids[u64(block_x()) * used + thread_x()] = choice.ids[thread_x()];
     p.weights[u64(block_x()) * used + thread_x()] = choice.weights[thread_x()];

@@ -26,9 +26,9 @@ RF_DEVICE u32 order_key(float x) {
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 
-// The experts of the highest logits, the highest first and of equals the lowest id first, with their weights. Each
-// expert's place is the number of those before it, so ids are those of experts whatever the logits are. All threads of
-// the block of THREADS call it together, and find the result once it returns.
+// The experts of the highest logits, the highest first and of equals the lowest id first. Each expert's place is the
+// number of those before it, so ids are those of experts whatever the logits are. All threads of the block of THREADS
+// call it together, and find the result once it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     const u32 RUN = 16;  // experts that are compared with at a time
@@ -48,6 +48,13 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         if (place < u32(r.used)) choice.ids[place] = e, choice.logits[place] = logits[e];
     }
     barrier();
+}
+
+// And their weights.
+template <u32 THREADS>
+RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routing& r) {
+    choose<THREADS>(choice, logits, r);
+    u32 count = r.experts;
     float highest = choice.logits[0], all = 0.0f, chosen = 0.0f;
     for (i32 i = 0; i < r.used; ++i) chosen += fast_exp(choice.logits[i] - highest);
     if (r.softmax_before) {
