@@ -83,13 +83,6 @@ def expert_tile_pairs(pairs: int, experts: int) -> int:
     return next((n for n in (8, 16, 32) if mean + 2 * mean**0.5 <= n), 64)
 
 
-def expert_row_waves(tuning: Tuning, cells: int, wave: int) -> int:
-    """Runs of rows that a block's waves take in experts_tiles.hip; the others share out the depth, two runs of four
-    cells each at least."""
-    waves = tuning.tile_threads // wave
-    return waves // next(n for n in (4, 2, 1) if (cells > 4 * (2 * n - 1) and n <= waves) or n == 1)
-
-
 class Wide(NamedTuple):
     """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
     multiprocessor, and a block's LDS."""
@@ -189,10 +182,15 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
     return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
+def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    row_tiles = tile_row_tiles(tuning, int(given["RF_TOKENS"]))
+    return {"RF_ROW_TILES": row_tiles, "RF_ROW_WAVES": tuning.tile_threads // wave}
+
+
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
-    "experts_tiles.hip": _tile_macros,
+    "experts_tiles.hip": _expert_tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,
 }

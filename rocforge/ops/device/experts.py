@@ -15,7 +15,7 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import expert_row_waves, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
+from rocforge.device.geometry import expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
@@ -290,17 +290,16 @@ def _launch_tiles(
     """One launch of experts_tiles.hip; `rows` are those of all matrices of an expert."""
     device, cells = cupy_module().cuda.runtime.getDevice(), cells_of(x.shape[1])
     tuned, card = tuning.of(device), card_of(device)
-    waves = expert_row_waves(tuned, cells, card.wave)
-    runs = blocks(rows, 16 * tile_row_tiles(tuned, height) * waves)
-    grid = min(tiles.most * runs, tile_blocks(tuned, height, card))
+    items = tiles.most * blocks(rows, 16 * tile_row_tiles(tuned, height))
+    grid = min(blocks(items, tuned.tile_threads // card.wave), tile_blocks(tuned, height, card))
     pairs = (x.data, order, tiles.listed, used, x.width, cells, grid)
-    kernel = _tiles_kernel(name, format_of(matrices.weight), height, waves)
+    kernel = _tiles_kernel(name, format_of(matrices.weight), height)
     kernel((grid,), (tuned.tile_threads,), {"pairs": pairs, **args})
 
 
 @functools.cache
-def _tiles_kernel(name: str, kind: WeightFormat, height: int, waves: int) -> Kernel:
-    return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height, RF_ROW_WAVES=waves)
+def _tiles_kernel(name: str, kind: WeightFormat, height: int) -> Kernel:
+    return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height)
 
 
 def _wide_products(
