@@ -24,7 +24,7 @@ rf_route(RouteParams p) {
 }
 
 const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
-const u32 ROUTER_TOKENS = 4, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
+const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
 
 // Four elements of a row of n, a multiple of 4, from i on; those past its end are zero.
 RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
@@ -124,10 +124,26 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
                    i32 unit) {
     wait_for_previous();
     RF_SHARED i32 counts[MOST_EXPERTS], waves[THREADS / RF_WAVE];
-    i32 expert = block_x();
+    i32 expert = block_x(), own = 0;
     for (i32 e = thread_x(); e < experts; e += THREADS) counts[e] = 0;
     barrier();
-    for (i32 i = thread_x(); i < size; i += THREADS) atomic_add(&counts[ids[i]], 1);
+    // a thread has a run of pairs, of whose ids it loads several at a time
+    const u32 AHEAD = 16;
+    i32 share = (size + THREADS - 1) / THREADS, begin = minimum(i32(thread_x()) * share, size);
+    i32 end = minimum(begin + share, size);
+    auto each_id = [&](auto f) {
+        RF_NO_UNROLL
+        for (i32 i = begin; i < end; i += AHEAD) {
+            i32 some[AHEAD];
+            RF_UNROLL
+            for (u32 j = 0; j < AHEAD; ++j) some[j] = ids[minimum(i + i32(j), end - 1)];
+            RF_UNROLL
+            for (u32 j = 0; j < AHEAD; ++j) {
+                if (i + i32(j) < end) f(i + j, some[j]);
+            }
+        }
+    };
+    each_id([&](i32, i32 id) { atomic_add(&counts[id], 1), own += id == expert; });
     barrier();
     i32 before = 0, tiles_before = 0;
     for (i32 e = thread_x(); e < expert; e += THREADS)
@@ -141,19 +157,20 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
     if (thread_x() == 0) offsets[expert] = before;
     if (thread_x() == 0 && expert == experts - 1)
         offsets[experts] = before + count, tiles[0] = tiles_before + own_tiles;
-    i32 end = before + count;
-    for (i32 first = 0; before < end; first += THREADS) {  // until all of its own are found
-        i32 i = first + thread_x();
-        bool own = i < size && ids[i] == expert;
-        u64 found = wave_ballot(own);
-        barrier();  // what was counted has been read
-        if (lane() == 0) waves[wave()] = set_bits(found);
-        barrier();
-        i32 pair = before + set_bits(found & ((u64(1) << lane()) - 1));
-        RF_UNROLL
-        for (u32 w = 0; w < THREADS / RF_WAVE; ++w) pair += w < wave() ? waves[w] : 0, before += waves[w];
-        if (own) order[pair] = i, rank[i] = pair;
+    // the expert's pairs of the threads before: of the wave's by a sum over lanes, of other waves' by LDS
+    i32 until = own;
+    RF_UNROLL
+    for (u32 step = 1; step < RF_WAVE; step *= 2) {
+        i32 other = shuffle(until, lane() - step);
+        until += lane() >= step ? other : 0;
     }
+    if (lane() == RF_WAVE - 1) waves[wave()] = until;
+    barrier();
+    i32 pair = before + until - own;
+    for (u32 w = 0; w < wave(); ++w) pair += waves[w];
+    each_id([&](i32 i, i32 id) {
+        if (id == expert) order[pair] = i, rank[i] = pair, ++pair;
+    });
 }
 
 // Each token of x (tokens, n), n a multiple of 4, to the places of its pairs, rank[token * used + choice], of `width`,

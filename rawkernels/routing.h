@@ -31,21 +31,23 @@ RF_DEVICE u32 order_key(float x) {
 // call it together, and find the result once it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
-    const u32 RUN = 16;  // experts that are compared with at a time
+    const u32 RUN = 16;  // experts that are compared with at a time, by two lanes in turn
     u32 count = r.experts, runs = (count + RUN - 1) / RUN;
     for (u32 e = thread_x(); e < RUN * runs; e += THREADS) choice.key[e] = e < count ? order_key(logits[e]) : 0;
     barrier();
-    for (u32 e = thread_x(); e < count; e += THREADS) {
-        u32 key = choice.key[e], place = 0;
+    for (u32 first = 0; first < count; first += THREADS / 2) {
+        u32 e = first + thread_x() / 2, key = choice.key[minimum(i32(e), i32(count - 1))], place = 0;
         RF_NO_UNROLL
-        for (u32 first = 0; first < RUN * runs; first += RUN) {
+        for (u32 run = thread_x() % 2; run < runs; run += 2) {
             RF_UNROLL
             for (u32 i = 0; i < RUN; ++i) {
-                u32 other = element(load<u32x4>(choice.key + first + i / 4 * 4), i % 4);
-                place += other + (first + i < e) > key;  // of equals those before it
+                u32 other = element(load<u32x4>(choice.key + RUN * run + i / 4 * 4), i % 4);
+                place += other + (RUN * run + i < e) > key;  // of equals those before it
             }
         }
-        if (place < u32(r.used)) choice.ids[place] = e, choice.logits[place] = logits[e];
+        place += shuffle_xor<1>(place);
+        if (e < count && place < u32(r.used) && thread_x() % 2 == 0)
+            choice.ids[place] = e, choice.logits[place] = logits[e];
     }
     barrier();
 }

@@ -20,7 +20,7 @@ MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
 MOST_EXPERTS = 1024
 """Experts that a block chooses of, and whose pairs it counts."""
-ROUTER_THREADS, ROUTER_TOKENS = 128, 4
+ROUTER_THREADS, ROUTER_TOKENS = 128, 2
 """Of a block of the router; and the tokens that it has."""
 MOST_PAIRS = (1 << 31) - 1
 
