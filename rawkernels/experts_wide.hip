@@ -20,9 +20,9 @@ namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR RF_LDS=232448
 // targets: sm_90
-const u32 GROUPS = 2, WAVES = 4 * GROUPS, ROWS = 64 * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
-const u32 MOST = 256;  // pairs of a tile
-const u32 CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
+const u32 GROUPS = 3, WAVES = 4 * GROUPS, ROWS = 64 * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
+const u32 MOST = 160;  // pairs of a tile
+const u32 CONSUMER_REGISTERS = 152, PRODUCER_REGISTERS = 56;
 
 const u32 MOST_STAGES = 8;
 struct Barriers {
@@ -39,7 +39,7 @@ const u32 CELLS = 2, PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1), WEIGHT_BYTES =
 // A stage of x is 64 elements of all pairs. As many as there is room for beside two of weights, and more of those.
 const u32 X_BYTES = 128 * MOST, ROOM = RF_LDS - sizeof(AllBarriers);
 RF_DEVICE constexpr u32 at_most(u32 n, u32 most) { return n < most ? n : most; }
-const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, 4);
+const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, 6);
 const u32 WEIGHT_STAGES = at_most((ROOM - X_STAGES * X_BYTES) / WEIGHT_BYTES, MOST_STAGES);
 static_assert(X_STAGES >= 4 && WEIGHT_STAGES >= 2, "a cell is multiplied while another is brought");
 
@@ -85,15 +85,7 @@ RF_DEVICE void each_item(const SortedPairs& p, u32 runs, Run run) {
 }
 
 // The columns that the matrix unit multiplies for so many: those that there are kernels for.
-RF_DEVICE u32 columns_of(u32 count) {
-    return count <= 32    ? 32
-           : count <= 64  ? 64
-           : count <= 96  ? 96
-           : count <= 128 ? 128
-           : count <= 160 ? 160
-           : count <= 192 ? 192
-                          : 256;
-}
+RF_DEVICE u32 columns_of(u32 count) { return (count + 31) / 32 * 32; }
 
 // ---- The warpgroup that brings what the others multiply: a wave x, three weights ----
 
@@ -201,9 +193,9 @@ struct Consumer {
         }
     }
 
-    // Adds the products of a cell; behind the matrix unit runs `meanwhile`.
-    template <u32 N, class Meanwhile>
-    RF_MEMBER void multiply(float (&sums)[N / 2], const CellFragments& a, Meanwhile meanwhile) {
+    // Adds the products of a cell, while other warpgroups unpack theirs.
+    template <u32 N>
+    RF_MEMBER void multiply(float (&sums)[N / 2], const CellFragments& a) {
         u64 halves[2];
         RingPlace<X_STAGES> half = x;
         RF_UNROLL
@@ -216,7 +208,6 @@ struct Consumer {
         RF_UNROLL
         for (u32 j = 0; j < 8; ++j) WarpGroupProduct<N>::add(sums, a[j], halves[j / 4] + j % 4 * 2);
         end_products();
-        meanwhile();
         wait_for_products<0>();
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
@@ -225,30 +216,19 @@ struct Consumer {
         }
     }
 
-    // Two sets of fragments take turns: one is multiplied while the next cell is unpacked to the other.
     template <u32 N>
     RF_MEMBER void run(float (&sums)[N / 2], u32 cells) {
         RF_UNROLL
         for (u32 i = 0; i < N / 2; ++i) sums[i] = 0.0f;
-        CellFragments one, other;
-        wait_for_weights();
-        unpack(one, 0, 0);
+        CellFragments a;
         RF_NO_UNROLL
         for (u32 c = 0; c < cells; c += 2) {
-            bool both = c + 1 < cells;
-            multiply<N>(sums, one, [&] {
-                if (both) unpack(other, 1, c / 2);
-            });
-            if (!both) {
-                release_weights();
-                break;
-            }
-            multiply<N>(sums, other, [&] {
-                release_weights();
-                if (c + 2 >= cells) return;
-                wait_for_weights();
-                unpack(one, 0, c / 2 + 1);
-            });
+            wait_for_weights();
+            unpack(a, 0, c / 2);
+            multiply<N>(sums, a);
+            if (c + 1 < cells) unpack(a, 1, c / 2);
+            release_weights();
+            if (c + 1 < cells) multiply<N>(sums, a);
         }
     }
 };
@@ -300,20 +280,11 @@ RF_DEVICE void multiply_pairs(const SortedPairs& p, u32 runs, RowOf row_of, Fini
         each_item(p, runs, [&](const Item& item) {
             auto store = finish(item);
             u32 n = columns_of(item.count);
-            if (n == 32)
-                multiply_item<32>(consumer, item, p.cells, store);
-            else if (n == 64)
-                multiply_item<64>(consumer, item, p.cells, store);
-            else if (n == 96)
-                multiply_item<96>(consumer, item, p.cells, store);
-            else if (n == 128)
-                multiply_item<128>(consumer, item, p.cells, store);
-            else if (n == 160)
-                multiply_item<160>(consumer, item, p.cells, store);
-            else if (n == 192)
-                multiply_item<192>(consumer, item, p.cells, store);
-            else
-                multiply_item<256>(consumer, item, p.cells, store);
+            if (n == 32) multiply_item<32>(consumer, item, p.cells, store);
+            if (n == 64) multiply_item<64>(consumer, item, p.cells, store);
+            if (n == 96) multiply_item<96>(consumer, item, p.cells, store);
+            if (n == 128) multiply_item<128>(consumer, item, p.cells, store);
+            if (n == 160) multiply_item<160>(consumer, item, p.cells, store);
         });
     }
 }

@@ -33,8 +33,8 @@ from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
-EXPERTS_WIDE_ROWS, EXPERTS_WIDE_PAIRS, EXPERTS_WIDE_LDS = 128, 256, 227 << 10
-"""Of experts_wide.hip: rows and token-expert pairs of a work item, and a block's bytes of LDS."""
+WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS, WIDE_LDS = 192, 160, 512, 227 << 10
+"""Of experts_wide.hip: rows and token-expert pairs of a work item; threads of a block, and its bytes of LDS."""
 DOWN_ROWS = 2
 """Rows that a group of lanes of experts.hip computes together."""
 MAX_PAIRS = 1 << 15
@@ -342,9 +342,9 @@ def _wide_products(
 ) -> tuple[Array, Array]:
     """Four launches: the pairs sorted, the tokens in their places, gate and up, and down; see _OF_SORTED_PAIRS."""
     count, ffn, dim = pair[0].weight.shape
-    groups, tiles = sorted_pairs(ids, count, EXPERTS_WIDE_PAIRS, 8)
+    groups, tiles = sorted_pairs(ids, count, WIDE_PAIRS, 8)
     # a tile is read whole
-    operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + EXPERTS_WIDE_PAIRS)
+    operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + WIDE_PAIRS)
     hidden = empty_operand((len(operand), ffn), OperandForm.SWIZZLED)
     y = cupy_module().empty((len(groups.order), dim), np.float32)
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
@@ -360,14 +360,14 @@ def _launch_wide(
 ) -> None:
     """One launch of experts_wide.hip; `rows` are those of all matrices of an expert."""
     units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
-    grid = min(tiles.most * blocks(rows, EXPERTS_WIDE_ROWS), units)
+    grid = min(tiles.most * blocks(rows, WIDE_ROWS), units)
     pairs = (x.data, tiles.listed, x.width, cells_of(x.shape[1]), grid)
-    _wide_kernel(name, format_of(matrices.weight))((grid,), (384,), {"pairs": pairs, **args}, EXPERTS_WIDE_LDS)
+    _wide_kernel(name, format_of(matrices.weight))((grid,), (WIDE_THREADS,), {"pairs": pairs, **args}, WIDE_LDS)
 
 
 @functools.cache
 def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
-    return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=EXPERTS_WIDE_LDS)
+    return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=WIDE_LDS)
 
 
 def _grouped_gemm(
