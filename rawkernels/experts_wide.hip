@@ -169,6 +169,11 @@ struct Consumer {
 
     RF_MEMBER explicit Consumer(const Shared& s) : shared(s) { own = s.weights + (16 * wave() + part_row(0)) * PITCH; }
 
+    // Warpgroups multiply in turn, so that not all of them unpack at a time.
+    static RF_MEMBER u32 turn_of(u32 group) { return 1 + group % GROUPS; }
+    RF_MEMBER void await_turn() { wait_at_barrier<2 * WARPGROUP>(turn_of(wave() / 4)); }
+    RF_MEMBER void pass_turn() { arrive_at_barrier<2 * WARPGROUP>(turn_of(wave() / 4 + 1)); }
+
     RF_MEMBER void wait_for_weights() { wait_phase(&shared.barriers->weights.full[weights.stage], weights.parity); }
     RF_MEMBER void release_weights() {
         wave_barrier();
@@ -204,10 +209,12 @@ struct Consumer {
             halves[h] = swizzled_rows(lds_address(shared.x) + half.stage * X_BYTES);
             half.next();
         }
+        await_turn();
         begin_products();
         RF_UNROLL
         for (u32 j = 0; j < 8; ++j) WarpGroupProduct<N>::add(sums, a[j], halves[j / 4] + j % 4 * 2);
         end_products();
+        pass_turn();
         wait_for_products<0>();
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
@@ -277,6 +284,7 @@ RF_DEVICE void multiply_pairs(const SortedPairs& p, u32 runs, RowOf row_of, Fini
         take_registers<CONSUMER_REGISTERS>();
         wait_for_previous();
         Consumer consumer(shared);
+        if (wave() / 4 == GROUPS - 1) consumer.pass_turn();  // the first one's comes first
         each_item(p, runs, [&](const Item& item) {
             auto store = finish(item);
             u32 n = columns_of(item.count);
