@@ -23,6 +23,11 @@ struct Chosen {
     Routing routing;
 };
 
+// Asks for a group's row to be brought near, before its lanes load it a cell after another.
+RF_DEVICE void prefetch_row(const u8* row, u32 bytes) {
+    for (u32 i = thread_x() % GATED_LANES * 128; i < bytes; i += GATED_LANES * 128) prefetch(row + i);
+}
+
 // activation(x @ gate.T, x @ up.T) of each pair's expert, as `gated_product`, to y (pairs, rows) or to int8 rows. The
 // first is pair `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
 struct ExpertsGatedParams {
@@ -49,6 +54,11 @@ rf_experts_gated(ExpertsGatedParams p) {
                p.matrices.activation};
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
+    if (LOADS_BEFORE_WAIT) {
+        u32 row = minimum(i32(BLOCK_ROWS * block_x() + thread_x() / GATED_LANES), i32(m.rows - 1));
+        u32 bytes = RF_QTYPE::row_bytes(p.cells);
+        prefetch_row(row_of(m.gate, u64(row) * bytes), bytes), prefetch_row(row_of(m.up, u64(row) * bytes), bytes);
+    }
     u64 token = (p.first + pair) / used;
     gated_product(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
 }
@@ -167,8 +177,7 @@ rf_experts_down_then_norm(ExpertsDownThenNormParams p) {
     // while the first rows are multiplied the others come nearer
     for (u32 r = slot * own + 2; r < (slot + 1) * own; ++r) {
         u64 at = (u64(expert) * p.rows + minimum(i32(first + r), i32(p.rows - 1))) * RF_QTYPE::row_bytes(p.cells);
-        for (u32 i = thread_x() % GATED_LANES * 128; i < RF_QTYPE::row_bytes(p.cells); i += GATED_LANES * 128)
-            prefetch(row_of(p.w, at + i));
+        prefetch_row(row_of(p.w, at), RF_QTYPE::row_bytes(p.cells));
     }
     if (own == 1) {
         if (slot < NORM_RUN) weighted_rows<1>(part + slot, p, expert, choice, weight, first + slot);
