@@ -15,6 +15,7 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
     }
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
 RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)

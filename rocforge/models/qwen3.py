@@ -10,6 +10,6 @@ class Qwen3(Transformer):
     architectures = ("qwen3", "qwen3moe")
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head", bias="optional")
+        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head")
         ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
         return Block(attn, ffn, read.rms_norm)

@@ -91,16 +91,18 @@ class Reader(Metadata):
 
     @functools.cached_property
     def eps(self) -> float:
-        """The epsilon of RMS norms."""
+        """The epsilon of RMS norms; of layer norms, where a file has no other."""
+        if self.value("attention.layer_norm_rms_epsilon", None) is None:
+            return self.number("attention.layer_norm_epsilon", LEAST, 1.0)
         return self.number("attention.layer_norm_rms_epsilon", LEAST, 1.0)
 
     def rms_norm(self) -> RMSNorm:
         """A norm of the residual stream."""
         return RMSNorm(self.config.dim, self.eps)
 
-    def layer_norm(self) -> LayerNorm:
-        """A norm of the residual stream, with its mean subtracted."""
-        return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0))
+    def layer_norm(self, affine: bool = True) -> LayerNorm:
+        """A norm of the residual stream, with its mean subtracted; affine as in LayerNorm."""
+        return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0), affine)
 
     def attention(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's attention, as `nn.Attention` takes them."""
@@ -116,6 +118,7 @@ class Reader(Metadata):
             "head_dim": self.head_dim(layer),
             "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
+            "merged": f"blk.{layer}.attn_qkv.weight" in self.tensors,
         }
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
@@ -151,14 +154,15 @@ class Reader(Metadata):
             return self.tensors[name].shape[-2]
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
-    def window(self, layer: int, every: int | None = None) -> int | None:
+    def window(self, layer: int, every: int | None = None, default: int = 0) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything.
 
         Args:
             every: of how many layers the last sees everything, where the file does not say; None: all layers have the
                 window.
+            default: the window, where the file does not say.
         """
-        window = self.integer("attention.sliding_window", 0, MOST, default=0)
+        window = self.integer("attention.sliding_window", 0, MOST, default=default)
         if not window:
             return None
         key = "attention.sliding_window_pattern"
@@ -168,6 +172,10 @@ class Reader(Metadata):
         if pattern is not every:
             pattern = self.integer(key, 0, MOST)
         return window if not pattern or (layer + 1) % pattern else None
+
+    def factor(self, key: str, default: float | None = None) -> float | None:
+        """A constant that something is multiplied with; None for one."""
+        return self.number(key, 0.0, LARGEST, default=default) or None
 
     def softcap(self, key: str) -> float | None:
         """A cap on scores or logits; None for none."""

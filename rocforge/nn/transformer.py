@@ -24,7 +24,7 @@ from rocforge.nn.reader import Reader
 from rocforge.nn.save import Source, save
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.tree import Snapshot
-from rocforge.ops.activation import scale, softcap
+from rocforge.ops.activation import add, scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
 from rocforge.text.tokenizer import Tokenizer
@@ -44,6 +44,8 @@ class Transformer(Module):
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
         softcap: cap on the logits, or None.
+        logit_scale: factor on the logits, or None.
+        position_embd: embedding of positions, added to that of the tokens, or None.
         architectures: values of general.architecture that a class reads.
         defaults: values of the architecture's metadata keys that old files lack.
 
@@ -61,16 +63,21 @@ class Transformer(Module):
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
+        self.logit_scale: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
+        self.position_embd = self.positions(read)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         self.output_norm = self.norm(read)
-        self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
+        self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
         raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
+
+    def positions(self, read: Reader) -> Module | None:
+        """An embedding of positions."""
 
     def norm(self, read: Reader) -> Module:
         """The norm before the output."""
@@ -160,6 +167,8 @@ class Transformer(Module):
 
     def _logits(self, hidden: Any) -> Any:
         logits = self.output(hidden)
+        if self.logit_scale is not None:
+            logits = scale(logits, self.logit_scale)
         return softcap(logits, self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -205,6 +214,8 @@ class Transformer(Module):
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
+        if self.position_embd is not None:
+            x = add(x, self.position_embd(batch.positions))
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)

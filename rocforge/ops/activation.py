@@ -98,6 +98,19 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
     return gate * _sigmoid(np.float32(alpha) * gate) * (up + np.float32(1))
 
 
+def relu_squared(x: Array) -> Array:
+    """`max(x, 0)**2`, float32, the shape of x. Source: So et al., Primer, https://arxiv.org/abs/2109.08668.
+
+    >>> rf.relu_squared(np.array([-1, 0, 3], np.float32))
+    array([0., 0., 9.], dtype=float32)
+    """
+    module, x = operands("relu_squared", x=x)
+    if module is not np:
+        return device.elementwise("relu_squared", x)
+    x = np.maximum(x.astype(np.float32, copy=False), np.float32(0))
+    return x * x
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
 

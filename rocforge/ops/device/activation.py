@@ -20,6 +20,7 @@ _ELEMENTWISE = {
     for name, more in {
         "silu": "",
         "gelu": "",
+        "relu_squared": "",
         "softcap": "float32",
         "scale": "float32",
         "add": "float32*",
