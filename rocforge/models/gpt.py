@@ -57,6 +57,5 @@ class Falcon(Phi2):
     architectures = ("falcon",)
 
     def norms(self, layer: int, read: Reader) -> tuple[str, str | None]:
-        return (
-            ("attn_norm_2", "attn_norm") if f"blk.{layer}.attn_norm_2.weight" in read.tensors else ("attn_norm", None)
-        )
+        two = f"blk.{layer}.attn_norm_2.weight" in read.tensors
+        return ("attn_norm_2", "attn_norm") if two else ("attn_norm", None)

@@ -8,7 +8,7 @@ from rocforge.nn.reader import Reader
 class Nemotron(Transformer):
     """Nemotron-4, Minitron; the feed-forward squares a ReLU. Source: https://arxiv.org/abs/2402.16819."""
 
-    architectures = ("nemotron",)
+    architectures: tuple[str, ...] = ("nemotron",)
     activation, gate = "relu_squared", False
 
     def norm(self, read: Reader) -> Module:

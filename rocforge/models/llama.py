@@ -7,7 +7,7 @@ from rocforge.nn.reader import Reader
 class Llama(Transformer):
     """Source: Touvron et al., https://arxiv.org/abs/2302.13971; Mixtral: Jiang et al., https://arxiv.org/abs/2401.04088."""
 
-    architectures = ("llama", "internlm2", "xverse", "ernie4_5")
+    architectures: tuple[str, ...] = ("llama", "internlm2", "xverse", "ernie4_5")
     neox = False
 
     def block(self, layer: int, read: Reader) -> Block:

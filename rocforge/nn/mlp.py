@@ -14,7 +14,8 @@ class MLP(Module):
 
     Args:
         dim, ffn: widths of the residual stream and of the hidden layer.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu, gelu or relu_squared.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu, gelu or
+            relu_squared.
         gate: whether there is one.
         bias: whether the projections have one; "optional" for where the file has.
     """

@@ -58,9 +58,8 @@ HEAD = ("output.bias",)
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 LAYER = {"attention.layer_norm_epsilon": 1e-5}
-PLAIN = tuple(
-    f"{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
-)
+AFTER = ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias")
+PLAIN = ("attn_q.bias", "attn_k.bias", "attn_v.bias", *AFTER)
 FALCON = (*PLAIN, "attn_qkv.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -82,13 +81,9 @@ FAMILIES = {
         {**LAYER, "logit_scale": 0.25, "block_count": 4, "attention.sliding_window": 24},
         (*NO_BIAS, "output.weight"),
     ),
-    "chatglm": Family(
-        "chatglm", {**RMS, "rope.dimension_count": 32}, ("attn_output.bias", "ffn_up.bias", "output.bias"), QKV
-    ),
+    "chatglm": Family("chatglm", {**RMS, "rope.dimension_count": 32}, AFTER, QKV),
     "glm4": Family("glm4", {**RMS, "rope.dimension_count": 32}, NO_BIAS),
-    "seed_oss": Family(
-        "seed_oss", RMS, ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias")
-    ),
+    "seed_oss": Family("seed_oss", RMS, AFTER),
     "nemotron": Family("nemotron", {**LAYER, "rope.dimension_count": 32}, ("attn_q.bias", "output.bias")),
     "starcoder2": Family("starcoder2", LAYER, HEAD),
     "codeshell": Family("codeshell", LAYER, HEAD, QKV),
@@ -106,7 +101,7 @@ FAMILIES = {
     "qwen": Family(
         "qwen",
         {**RMS, "attention.head_count_kv": 6},
-        ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias"),
+        AFTER,
         QKV,
     ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
