@@ -2,6 +2,7 @@
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.block import Block
+from rocforge.nn.delta_net import GatedDeltaNet
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module
@@ -16,6 +17,7 @@ __all__ = [
     "Block",
     "Embedding",
     "Experts",
+    "GatedDeltaNet",
     "LayerNorm",
     "Linear",
     "MergedMLP",

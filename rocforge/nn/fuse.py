@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block
+from rocforge.nn.delta_net import GatedDeltaNet, TimeStep
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
@@ -172,6 +173,16 @@ class _Attention(_Projected):
         return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
 
 
+class _DeltaNet(_Projected):
+    """Its products of one x are of one launch, where they can be."""
+
+    def __init__(self, mixer: GatedDeltaNet, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post, mixer.ssm_out, tables)
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
+        return self.finish(stream.x, self.mixer.mix(self.project(stream), batch), following)
+
+
 class _MLP(_Projected):
     """Gate, up and activation are one op, that writes what the last product takes."""
 
@@ -211,6 +222,8 @@ class _MoE(_Step):
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
     if is_plain(mixer, Attention):
         return _Attention(mixer, pre, post, tables)
+    if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
+        return _DeltaNet(mixer, pre, post, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
     if is_plain(mixer, MoE) and all(
@@ -218,6 +231,11 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     ):
         return _MoE(mixer, pre, post)
     return _Called(mixer, pre, post, stateful)
+
+
+def _is_plain_inside(mixer: GatedDeltaNet) -> bool:
+    """Whether a DeltaNet's ssm_dt and ssm_norm need not be called."""
+    return is_hidden(mixer.ssm_norm, RMSNorm) and is_hidden(mixer.ssm_dt, TimeStep)
 
 
 def _rows_of(stream: Stream, rows: Any) -> Stream:

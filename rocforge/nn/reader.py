@@ -47,6 +47,7 @@ class Reader(Metadata):
 
     Attributes:
         config: what all models have.
+        predictors: layers behind those of the model, which predict further tokens. They are not run.
 
     Raises:
         GGUFError: a key is missing, or its value makes no sense; or the embedding is missing or no matrix. So do the
@@ -61,9 +62,11 @@ class Reader(Metadata):
         super().__init__({**known, **file.metadata}, f"{architecture}.")
         self.tensors = file
         self._ropes: dict[Any, RopeFrequencies] = {}
+        self.predictors = self.integer("nextn_predict_layers", 0, MOST_LAYERS, default=0)
+        most = min(_blocks(file) + self.predictors, MOST_LAYERS)
         self.config = Config(
             architecture=architecture,
-            layers=self.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
+            layers=self.integer("block_count", 1 + self.predictors, most) - self.predictors,
             dim=self.integer("embedding_length", 1, MOST),
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
@@ -78,9 +81,9 @@ class Reader(Metadata):
         value, layers = self.value(key, default), self.config.layers
         if not isinstance(value, (list, np.ndarray)):
             return [value] * layers
-        if len(value) != layers:
+        if len(value) not in (layers, layers + self.predictors):
             raise self.error(key, f"one value, or arrays of {layers}, one a layer")
-        return value.tolist() if isinstance(value, np.ndarray) else list(value)
+        return (value.tolist() if isinstance(value, np.ndarray) else list(value))[:layers]
 
     def integer_of(self, layer: int, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         """An integer of a layer, low to high."""
@@ -176,6 +179,17 @@ class Reader(Metadata):
     def factor(self, key: str, default: float | None = None) -> float | None:
         """A constant that something is multiplied with; None for one."""
         return self.number(key, 0.0, LARGEST, default=default) or None
+
+    def recurrent(self, layer: int, every: int) -> bool:
+        """Whether a layer has a state of fixed size instead of attention.
+
+        Args:
+            every: of how many layers the last has attention, where the file does not say.
+        """
+        key = "attention.recurrent_layers"
+        if self.value(key, None) is not None:
+            return bool(self.per_layer(key)[layer])
+        return (layer + 1) % self.integer("full_attention_interval", 1, MOST, default=every) != 0
 
     def softcap(self, key: str) -> float | None:
         """A cap on scores or logits; None for none."""

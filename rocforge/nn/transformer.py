@@ -40,6 +40,7 @@ class Transformer(Module):
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
         tokenizer: the file's, from `rf.load`; else None.
+        predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
@@ -59,6 +60,7 @@ class Transformer(Module):
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
+        self.predictors = read.predictors
         self.tokenizer: Tokenizer | None = None
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
@@ -88,6 +90,12 @@ class Transformer(Module):
         if self.output.weight is None:  # tied: the output is the embedding
             self.output._put("weight", self.token_embd.weight)
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
+
+    def is_read(self, name: str) -> bool:
+        """Whether a tensor of that name is for this model, and not for a predictor of further tokens."""
+        prefix, _, rest = name.partition(".")
+        layer = rest.partition(".")[0]
+        return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
     @property
     def fused(self) -> Fused:

@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 BOUND = 8e-3
 """Products round to float16."""
-SHOWN = ("cohere2", "gpt2", "granite")
-"""Those that have what others lack: blocks side by side, layer norms, learned positions, scaled residuals."""
+SHOWN = ("cohere2", "gpt2", "granite", "qwen35")
+"""What others lack: blocks side by side, layer norms, learned positions, scaled residuals, the delta rule."""
 
 
 @pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)

@@ -54,13 +54,26 @@ PROMPT, GREEDY = 48, 16
 ROWS = np.array([0, 20, PROMPT - 1, PROMPT + GREEDY - 1])
 """Positions whose logits are stored."""
 NO_BIAS = ("bias",)
+"""All of them, but those that no model does without."""
 HEAD = ("output.bias",)
+NEEDED = ("ssm_dt.bias",)
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 LAYER = {"attention.layer_norm_epsilon": 1e-5}
 AFTER = ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias")
 PLAIN = ("attn_q.bias", "attn_k.bias", "attn_v.bias", *AFTER)
 FALCON = (*PLAIN, "attn_qkv.bias")
+DELTA = {
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "block_count": 4,
+    "rope.dimension_sections": [3, 3, 2, 0],
+    "rope.dimension_count": 16,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 64,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 64,
+}
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
 FAMILIES = {
@@ -104,6 +117,8 @@ FAMILIES = {
         AFTER,
         QKV,
     ),
+    "qwen35": Family("qwen35", {**DELTA, "attention.key_length": 48, "attention.value_length": 48}, NO_BIAS),
+    "qwen35-interval": Family("qwen35", {**DELTA, "block_count": 6, "full_attention_interval": 2}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
@@ -140,9 +155,13 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
     keys = metadata(family)
     model = build_model(Skeleton(family.arch, keys, family.present))
     for path, parameter in model.named_parameters():
-        if any(path.endswith(f".{last}") or path == last or path.endswith(f"{last}.weight") for last in family.without):
+        last = ".".join(path.split(".")[-2:])
+        if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
             continue
         part = path.split(".")[-2]
+        if path.endswith("ssm_a"):
+            yield path, parameter.shape, -0.3, 0.1
+            continue
         if path.endswith("bias"):
             yield path, parameter.shape, 0.0, 0.3
         elif len(parameter.shape) == 1:
