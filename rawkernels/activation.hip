@@ -21,6 +21,13 @@ RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 RF_ELEMENTWISE(sigmoid_gate, x[i] * sigmoid(gate[i]), const float* gate, u64 size)
 
+// x (rows, columns) times the sigmoid of its row's gate; `size` elements.
+RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float* gate, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i] * sigmoid(gate[i / columns]);
+}
+
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
 // Grid: (rows, columns / THREADS).
 RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride) {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rocforge.errors import UnsupportedModelError
 from rocforge.gguf.metadata import MOST
-from rocforge.nn import MLP, Attention, Block, GatedDeltaNet, Module, Transformer
+from rocforge.nn import MLP, Attention, Block, GatedDeltaNet, Module, MoE, SharedExpert, SharedMoE, Transformer
 from rocforge.nn.reader import Reader
 
 NORMS = ("attn_norm", "post_attention_norm")
@@ -28,6 +29,29 @@ class Qwen35(Transformer):
     def feed_forward(self, layer: int, read: Reader) -> Module:
         """A layer's."""
         return MLP(**read.mlp(layer))
+
+
+class Qwen35MoE(Qwen35):
+    """With experts, and one that every token takes."""
+
+    architectures = ("qwen35moe",)
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        routed, shared = MoE(**read.moe(layer)), read.shared_expert(layer)
+        return SharedMoE(routed, SharedExpert(**shared, gate=True)) if shared else routed
+
+
+class Qwen3Next(Qwen35MoE):
+    """Source: https://qwen.ai/blog?id=qwen3-next."""
+
+    architectures = ("qwen3next",)
+
+    def mixer(self, layer: int, read: Reader) -> Module:
+        if f"blk.{layer}.ssm_in.weight" in read.tensors:
+            raise UnsupportedModelError("qwen3next with ssm_in, of before 2026, is not supported: convert it again")
+        if read.recurrent(layer, every=4):
+            return GatedDeltaNet(**delta_net_sizes(read), repeated=True, merged=True)
+        return super().mixer(layer, read)
 
 
 def delta_net_sizes(read: Reader) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.parameter import Parameter
+from rocforge.nn.shared_experts import SharedExpert, SharedMoE
 from rocforge.nn.state import PagedKV, Recurrent
 from rocforge.nn.transformer import Transformer
 
@@ -27,5 +28,7 @@ __all__ = [
     "Parameter",
     "RMSNorm",
     "Recurrent",
+    "SharedExpert",
+    "SharedMoE",
     "Transformer",
 ]

@@ -13,7 +13,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import Recurrent
 from rocforge.ops.activation import add, swiglu
-from rocforge.ops.delta_rule import causal_conv, gated_delta_rule, norm_then_gate
+from rocforge.ops.delta_rule import causal_conv, gated_delta_rule, norm_then_gate, split_gate
 
 
 class CausalConv(Module):
@@ -46,6 +46,7 @@ class GatedDeltaNet(Module):
         width: tokens that the convolution sees.
         eps: of norms and lengths.
         repeated: as in rocforge.ops.delta_rule.gated_delta_rule.
+        merged: one weight (ssm_ba) has the rows of ssm_beta and ssm_alpha, key head by key head.
     """
 
     inline = True
@@ -60,23 +61,32 @@ class GatedDeltaNet(Module):
         width: int,
         eps: float,
         repeated: bool = False,
+        merged: bool = False,
     ):
         channels, inner = 2 * key_heads * key_dim + value_heads * value_dim, value_heads * value_dim
         self.attn_qkv, self.attn_gate = Linear(dim, channels), Linear(dim, inner)
-        self.ssm_beta, self.ssm_alpha = Linear(dim, value_heads), Linear(dim, value_heads)
+        if merged:
+            self.ssm_ba = Linear(dim, 2 * value_heads)
+        else:
+            self.ssm_beta, self.ssm_alpha = Linear(dim, value_heads), Linear(dim, value_heads)
         self.ssm_conv1d, self.ssm_dt = CausalConv(channels, width), TimeStep(value_heads)
         self.ssm_a = Parameter(value_heads)
         self.ssm_norm, self.ssm_out = RMSNorm(value_dim, eps), Linear(inner, dim)
-        self.heads, self.eps, self.repeated = (key_heads, value_heads), eps, repeated
+        self.heads, self.eps, self.repeated, self.merged = (key_heads, value_heads), eps, repeated, merged
         self.state = Recurrent(((width - 1, channels), (value_heads, key_dim, value_dim)))
 
     @property
     def projections(self) -> list[Module]:
         """What multiplies x."""
-        return [self.attn_qkv, self.attn_gate, self.ssm_beta, self.ssm_alpha]
+        rest = [self.ssm_ba] if self.merged else [self.ssm_beta, self.ssm_alpha]
+        return [self.attn_qkv, self.attn_gate, *rest]
+
+    def split(self, projected: list[Any]) -> list[Any]:
+        """Queries, keys and values, the gate, beta and alpha, of what the projections give."""
+        return [*projected[:2], *split_gate(projected[2], self.heads[0])] if self.merged else projected
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        qkv, gate, beta, alpha = (layer(x) for layer in self.projections)
+        qkv, gate, beta, alpha = self.split([layer(x) for layer in self.projections])
         y = self.ssm_norm(self.read(qkv, beta, self.ssm_dt(alpha), batch))
         return self.ssm_out(swiglu(gate, y.reshape(len(y), -1)))
 
@@ -95,6 +105,6 @@ class GatedDeltaNet(Module):
 
     def mix(self, projected: list[Any], batch: Batch) -> Any:
         """What the output product takes, of what the projections give, where nobody looks at the norm and ssm_dt."""
-        qkv, gate, beta, alpha = projected
+        qkv, gate, beta, alpha = self.split(projected)
         y = self.read(qkv, beta, alpha, batch, self.ssm_dt.bias)
         return norm_then_gate(y, gate, self.ssm_norm.weight, self.ssm_norm.eps)

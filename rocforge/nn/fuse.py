@@ -21,6 +21,7 @@ from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add, sigmoid_gate
 from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
@@ -204,19 +205,25 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
+    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called, and so
+    is what every token takes."""
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        moe, x = self.mixer, stream.x
+        moe, shared = (
+            (self.mixer.routed, self.mixer.shared) if isinstance(self.mixer, SharedMoE) else (self.mixer, None)
+        )
+        x = stream.x
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
         if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
             y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
         else:
             y = operand = self.enter(stream)
         ids, weights = moe.route(y)
-        if self.post is None and not moe.observers:
-            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=x))
-        return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
+        more = None if shared is None else shared(y)
+        if self.post is None and not self.mixer.observers:
+            residual = x if more is None else add(x, more)
+            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=residual))
+        return self.leave(x, self.mixer.observed(experts(operand, ids, weights, *matrices, moe.activation, more)))
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
@@ -226,11 +233,18 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
         return _DeltaNet(mixer, pre, post, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
-    if is_plain(mixer, MoE) and all(
-        is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
-    ):
+    if _has_plain_experts(mixer):
         return _MoE(mixer, pre, post)
     return _Called(mixer, pre, post, stateful)
+
+
+def _has_plain_experts(mixer: Module) -> bool:
+    """Whether a mixer is a mixture of experts whose products need not be called."""
+    if is_plain(mixer, SharedMoE):
+        return not mixer.routed.observers and _has_plain_experts(mixer.routed)
+    if not is_plain(mixer, MoE):
+        return False
+    return all(is_hidden(layer, Experts) for layer in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps))
 
 
 def _is_plain_inside(mixer: GatedDeltaNet) -> bool:

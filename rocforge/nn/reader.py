@@ -150,6 +150,14 @@ class Reader(Metadata):
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
         }
 
+    def shared_expert(self, layer: int) -> dict[str, Any] | None:
+        """Sizes of a layer's shared expert, as `nn.SharedExpert` takes them; None where it has none."""
+        key = "expert_shared_feed_forward_length"
+        ffn = self.integer_of(layer, key, 0, MOST, default=0)
+        if not ffn and f"blk.{layer}.ffn_gate_shexp.weight" in self.tensors:
+            ffn = self.tensors[f"blk.{layer}.ffn_gate_shexp.weight"].shape[0]
+        return {"dim": self.config.dim, "ffn": ffn} if ffn else None
+
     def _expert_ffn(self, layer: int) -> int:
         """What the layer's experts have, which not all files say."""
         name = f"blk.{layer}.ffn_gate_exps.weight"

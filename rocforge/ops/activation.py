@@ -162,6 +162,16 @@ def sigmoid_gate(x: Array, gate: Array) -> Array:
     return x * _sigmoid(gate.astype(np.float32, copy=False))
 
 
+def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
+    """`x * sigmoid(gate)` in float32: x (rows, columns), and of gate a number a row, (rows,) or (rows, 1)."""
+    module, x, gate = operands("sigmoid_gate_rows", x=x, gate=gate)
+    if x.ndim != 2 or gate.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"sigmoid_gate_rows: gate has the shape {gate.shape}; allowed is ({len(x)},), a number a row")
+    if module is not np:
+        return device.sigmoid_gate_rows(x, gate)
+    return x * _sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
+
+
 def scale(x: Array, factor: float, out: Array = None) -> Array:
     """`x * factor` in float32; into `out` where given (which may be x).
 

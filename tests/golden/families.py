@@ -74,6 +74,7 @@ DELTA = {
     "ssm.time_step_rank": 6,
     "ssm.inner_size": 6 * 64,
 }
+EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
 FAMILIES = {
@@ -119,6 +120,8 @@ FAMILIES = {
     ),
     "qwen35": Family("qwen35", {**DELTA, "attention.key_length": 48, "attention.value_length": 48}, NO_BIAS),
     "qwen35-interval": Family("qwen35", {**DELTA, "block_count": 6, "full_attention_interval": 2}, NO_BIAS),
+    "qwen35moe": Family("qwen35moe", {**DELTA, **EXPERTS, "expert_shared_feed_forward_length": 48}, NO_BIAS),
+    "qwen3next": Family("qwen3next", {**DELTA, **EXPERTS, "expert_shared_feed_forward_length": 48}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
