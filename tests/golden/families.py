@@ -194,7 +194,7 @@ def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:
 
 
 def _type(qtype: T, name: str, shape: tuple[int, ...]) -> T:
-    if len(shape) == 1 or "position_embd" in name:
+    if len(shape) == 1 or "position_embd" in name or "ffn_gate_inp" in name or shape[-1] % 32:
         return T.F32
     return qtype if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0] == 0 else T.Q8_0
 
