@@ -11,7 +11,7 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
-from rocforge.ops.delta_rule import split_gate
+from rocforge.ops.recurrent import split_gate
 from rocforge.ops.rope import RopeFrequencies
 
 

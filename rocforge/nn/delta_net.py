@@ -13,7 +13,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import Recurrent
 from rocforge.ops.activation import add, swiglu
-from rocforge.ops.delta_rule import causal_conv, gated_delta_rule, norm_then_gate, split_gate
+from rocforge.ops.recurrent import causal_conv, gated_delta_rule, norm_then_gate, split_gate
 
 
 class CausalConv(Module):
@@ -45,7 +45,7 @@ class GatedDeltaNet(Module):
         key_dim, value_dim: elements of each.
         width: tokens that the convolution sees.
         eps: of norms and lengths.
-        repeated: as in rocforge.ops.delta_rule.gated_delta_rule.
+        repeated: as in rocforge.ops.recurrent.gated_delta_rule.
         merged: one weight (ssm_ba) has the rows of ssm_beta and ssm_alpha, key head by key head.
     """
 

@@ -1,4 +1,4 @@
-// Layers that keep a state of fixed size: a causal convolution, and the gated delta rule.
+// Layers that keep a state of fixed size: a causal convolution, the gated delta rule, and Mamba-2's state space.
 //
 // A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
 #include "gates.h"
@@ -7,6 +7,10 @@
 namespace rocforge {
 
 // variants: RF_KEY_DIM=64,128
+// variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
+#ifndef RF_STATE_SPACE
+#define RF_STATE_SPACE 0
+#endif
 
 struct Sequences {
     const i32 *slots, *positions, *query_starts;
@@ -28,15 +32,20 @@ RF_DEVICE Sequence sequence_of(const Sequences& all) {
 
 constexpr u32 CONV_THREADS = 64, WIDTH = 4;
 
-// y (tokens, channels): silu of the sum over i of weight (channels, width) times the values that the channel had
-// width - 1 - i tokens before. x has rows `x_stride` apart; state (slots, width - 1, channels). Width is at most WIDTH.
+// y (tokens, channels): the sum over i of weight (channels, width) times the values that the channel had
+// width - 1 - i tokens before, plus bias, through silu if asked. Values are those of x, times those of `before`; the
+// sum is multiplied by `after`; both, and bias, may be null. Rows of these three are `x_stride` apart; state is (slots,
+// width - 1, channels). Width is at most WIDTH.
 struct CausalConvParams {
     float* y;
     const float *x, *weight;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* before;
+    RF_NULLABLE const float* after;
     float* state;
     Sequences sequences;
     u64 x_stride;
-    u32 channels, width;
+    u32 channels, width, silu;
 };
 
 // Grid: (channels / CONV_THREADS, sequences).
@@ -47,30 +56,32 @@ RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
     Sequence s = sequence_of(p.sequences);
     float* state = p.state + s.state + channel;
     // the window's last place is the token's own; what a narrower one lacks is multiplied with zero
-    float weight[WIDTH], before[WIDTH] = {};
+    float weight[WIDTH], kept[WIDTH] = {}, bias = p.bias ? p.bias[channel] : 0.0f;
     u32 lacking = WIDTH - p.width;
     RF_UNROLL
     for (u32 i = 0; i < WIDTH; ++i) weight[i] = i < lacking ? 0.0f : p.weight[channel * p.width + i - lacking];
     RF_UNROLL
     for (u32 i = 0; i + 1 < WIDTH; ++i)
-        if (i >= lacking && !s.fresh) before[i] = state[u64(i - lacking) * p.channels];
+        if (i >= lacking && !s.fresh) kept[i] = state[u64(i - lacking) * p.channels];
     for (i32 row = s.begin; row < s.end; ++row) {
-        before[WIDTH - 1] = p.x[row * p.x_stride + channel];
-        float sum = 0;
+        u64 at = row * p.x_stride + channel;
+        kept[WIDTH - 1] = p.before ? p.x[at] * p.before[at] : p.x[at];
+        float sum = bias;
         RF_UNROLL
-        for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * before[i];
-        p.y[u64(row) * p.channels + channel] = silu_of(sum);
+        for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * kept[i];
+        if (p.silu) sum = silu_of(sum);
+        p.y[u64(row) * p.channels + channel] = p.after ? sum * p.after[at] : sum;
         RF_UNROLL
-        for (u32 i = 0; i + 1 < WIDTH; ++i) before[i] = before[i + 1];
+        for (u32 i = 0; i + 1 < WIDTH; ++i) kept[i] = kept[i + 1];
     }
     if (s.begin == s.end) return;
     RF_UNROLL
     for (u32 i = 0; i + 1 < WIDTH; ++i)
-        if (i >= lacking) state[u64(i - lacking) * p.channels] = before[i];
+        if (i >= lacking) state[u64(i - lacking) * p.channels] = kept[i];
 }
 
-// The rule: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes a column, each with KEYS of its
-// key_dim rows in registers. Tokens come to LDS in tiles.
+// The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes a column, each with KEYS of
+// its key_dim rows in registers. Tokens come to LDS in tiles.
 constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 4, COLUMNS = 32, KEYS = KEY_DIM / LANES, TILE = 8;
 constexpr u32 THREADS = LANES * COLUMNS, NORM_LANES = THREADS / (2 * TILE);
 
@@ -78,15 +89,17 @@ struct Tile {
     float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE], beta[TILE];
 };
 
-struct DeltaRuleParams {
-    float* y;          // (tokens, value_heads, value_dim)
-    const float* qkv;  // (tokens, 2 * key_heads * KEY_DIM + value_heads * value_dim)
-    const float *beta, *alpha, *decay;
-    RF_NULLABLE const float* bias;  // or null
-    float* state;  // (slots, value_heads, KEY_DIM, value_dim)
+struct RuleParams {
+    float* y;        // (tokens, value_heads, value_dim)
+    const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
+    RF_NULLABLE const float* beta;
+    const float *alpha, *decay;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
+    float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
     Sequences sequences;
     u64 beta_stride, alpha_stride;  // elements between the rows of beta and alpha
-    u32 key_heads, value_heads, value_dim, repeated;
+    u32 width, q, k, v, key_heads, value_heads, value_dim, repeated;
     float eps;
 };
 
@@ -98,7 +111,8 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
     if (token < count)
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) sum += row[i] * row[i];
     RF_UNROLL
-    for (u32 i = 0; i < 3; ++i) sum += i == 0 ? shuffle_xor<1>(sum) : i == 1 ? shuffle_xor<2>(sum) : shuffle_xor<4>(sum);
+    for (u32 i = 0; i < 3; ++i)
+        sum += i == 0 ? shuffle_xor<1>(sum) : i == 1 ? shuffle_xor<2>(sum) : shuffle_xor<4>(sum);
     float factor = fast_rsqrt(sum + eps) * (which < TILE ? scale : 1.0f);
     if (token < count)
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
@@ -107,29 +121,29 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
 RF_DEVICE float softplus(float x) { return x > 20.0f ? x : fast_log(1.0f + fast_exp(x)); }
 
 // Tokens from `row` on, `count` of them, of the block's head and columns.
-RF_DEVICE void load_tile(Tile& tile, const DeltaRuleParams& p, i32 row, u32 count, u32 head, u32 first) {
+RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
     u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
-    u32 keys = p.key_heads * KEY_DIM, width = 2 * keys + p.value_heads * p.value_dim;
     for (u32 i = thread_x(); i < count * KEY_DIM; i += THREADS) {
         u32 token = i / KEY_DIM, at = i % KEY_DIM;
-        const float* from = p.qkv + u64(row + token) * width + key_head * KEY_DIM + at;
-        tile.q[token][at] = from[0], tile.k[token][at] = from[keys];
+        const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + at;
+        tile.q[token][at] = from[p.q], tile.k[token][at] = from[p.k];
     }
     for (u32 i = thread_x(); i < count * COLUMNS; i += THREADS) {
         u32 token = i / COLUMNS, column = first + i % COLUMNS;
-        const float* from = p.qkv + u64(row + token) * width + 2 * keys + head * p.value_dim;
+        const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
         tile.v[token][i % COLUMNS] = column < p.value_dim ? from[column] : 0.0f;
     }
     u32 token = thread_x();
     if (token < count) {
-        float b = p.beta[(row + token) * p.beta_stride + head], a = p.alpha[(row + token) * p.alpha_stride + head];
-        tile.decay[token] = fast_exp(p.decay[head] * softplus(p.bias ? a + p.bias[head] : a));
-        tile.beta[token] = sigmoid(b);
+        float step = softplus(p.alpha[(row + token) * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
+        tile.decay[token] = fast_exp(p.decay[head] * step);
+        tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(p.beta[(row + token) * p.beta_stride + head]);
     }
 }
 
-// Grid: (value_heads times value_dim / COLUMNS, sequences).
-RF_KERNEL(THREADS) rf_gated_delta_rule(DeltaRuleParams p) {
+// The gated delta rule; with RF_STATE_SPACE, what is written does not depend on what is there, and queries and keys are
+// as they are. Grid: (value_heads times value_dim / COLUMNS, sequences).
+RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     wait_for_previous();
     RF_SHARED Tile tile;
     u32 runs = (p.value_dim + COLUMNS - 1) / COLUMNS, head = block_x() / runs, first = block_x() % runs * COLUMNS;
@@ -139,22 +153,25 @@ RF_KERNEL(THREADS) rf_gated_delta_rule(DeltaRuleParams p) {
     float* state = p.state + s.state + u64(head) * KEY_DIM * p.value_dim + first + column;
     float own[KEYS];
     RF_UNROLL
-    for (u32 i = 0; i < KEYS; ++i)
-        own[i] = present && !s.fresh ? state[u64(i * LANES + rank) * p.value_dim] : 0.0f;
+    for (u32 i = 0; i < KEYS; ++i) own[i] = present && !s.fresh ? state[u64(i * LANES + rank) * p.value_dim] : 0.0f;
     for (i32 row = s.begin; row < s.end; row += TILE) {
         u32 count = minimum(s.end - row, i32(TILE));
         barrier();
         load_tile(tile, p, row, count, head, first);
         barrier();
-        normalize(tile, count, fast_rsqrt(float(KEY_DIM)), p.eps);
-        barrier();
+        if (!RF_STATE_SPACE) {
+            normalize(tile, count, fast_rsqrt(float(KEY_DIM)), p.eps);
+            barrier();
+        }
         for (u32 t = 0; t < count; ++t) {
-            float read = 0, decay = tile.decay[t];
-            RF_UNROLL
-            for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];
-            read += shuffle_xor<1>(read);
-            read += shuffle_xor<2>(read);
-            float written = (tile.v[t][column] - decay * read) * tile.beta[t], y = 0;
+            float read = 0, decay = tile.decay[t], value = tile.v[t][column];
+            if (!RF_STATE_SPACE) {
+                RF_UNROLL
+                for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];
+                read += shuffle_xor<1>(read);
+                read += shuffle_xor<2>(read);
+            }
+            float written = (value - decay * read) * tile.beta[t], y = 0;
             RF_UNROLL
             for (u32 i = 0; i < KEYS; ++i) {
                 own[i] = decay * own[i] + tile.k[t][i * LANES + rank] * written;
@@ -162,8 +179,8 @@ RF_KERNEL(THREADS) rf_gated_delta_rule(DeltaRuleParams p) {
             }
             y += shuffle_xor<1>(y);
             y += shuffle_xor<2>(y);
-            if (rank == 0 && present)
-                p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
+            if (p.skip) y += p.skip[head] * value;
+            if (rank == 0 && present) p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
         }
     }
     if (!present || s.begin == s.end) return;
@@ -175,8 +192,8 @@ RF_KERNEL(THREADS) rf_gated_delta_rule(DeltaRuleParams p) {
 // gate_stride apart. A wave a head. Grid: tokens * heads / (NORM_THREADS / RF_WAVE).
 constexpr u32 NORM_THREADS = 256;
 RF_KERNEL(NORM_THREADS)
-rf_norm_then_gate(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows, u32 heads,
-                  u32 dim, float eps) {
+rf_norm_then_gate(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
+                  u32 heads, u32 dim, float eps) {
     wait_for_previous();
     u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
     if (row >= rows) return;
@@ -185,6 +202,25 @@ rf_norm_then_gate(float* y, const float* x, const float* gate, const float* weig
     for (u32 i = lane(); i < dim; i += RF_WAVE) sum += x[i] * x[i];
     float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
     for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] = x[i] * factor * weight[i] * silu_of(gate[i]);
+}
+
+// y (tokens, groups, dim): x times silu of the gate, whose rows are gate_stride apart, normalized over the last axis,
+// times weight (groups, dim). A wave a group. Grid: tokens * groups / (NORM_THREADS / RF_WAVE).
+RF_KERNEL(NORM_THREADS)
+rf_gate_then_norm(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
+                  u32 groups, u32 dim, float eps) {
+    wait_for_previous();
+    u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
+    if (row >= rows) return;
+    x += u64(row) * dim, y += u64(row) * dim, gate += row / groups * gate_stride + row % groups * dim;
+    weight += row % groups * dim;
+    float sum = 0;
+    for (u32 i = lane(); i < dim; i += RF_WAVE) {
+        float v = x[i] * silu_of(gate[i]);
+        y[i] = v, sum += v * v;
+    }
+    float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
+    for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] *= factor * weight[i];
 }
 
 // Queries and gates that lie head by head, q then gate, in a row of x: both (tokens, heads, dim), contiguous.

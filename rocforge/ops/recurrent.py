@@ -1,6 +1,7 @@
-"""Gated delta rule and causal convolution: layers that keep a state of fixed size instead of keys and values.
+"""What layers compute that keep a state of fixed size instead of keys and values.
 
-Source: Yang et al., Gated Delta Networks, https://arxiv.org/abs/2412.06464.
+Sources: Gated Delta Networks, Yang et al., https://arxiv.org/abs/2412.06464; Mamba-2, Dao and Gu,
+https://arxiv.org/abs/2405.21060.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.ops.activation import silu
-from rocforge.ops.device import delta_rule as device
+from rocforge.ops import activation
+from rocforge.ops.device import recurrent as device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.state import RecurrentLayer
 from rocforge.ops.types import Array, HostArray
@@ -22,19 +23,31 @@ FEW = 4
 """Tokens of a sequence up to which the CPU takes one after another."""
 
 
-def causal_conv(x: Array, weight: Array, state: RecurrentLayer) -> Array:
-    """`silu` of a convolution along each sequence: of a channel's values at a token and at those before it.
+def causal_conv(
+    x: Array,
+    weight: Array,
+    state: RecurrentLayer,
+    bias: Array = None,
+    *,
+    silu: bool = True,
+    gates: tuple[Array, Array] | None = None,
+) -> Array:
+    """A convolution along each sequence: of a channel's values at a token and at those before it.
 
     Args:
         x: float32, shape (tokens, channels); on a device its rows may be parts of wider ones.
         weight: float32, shape (channels, width): the last is of the token itself.
         state: its first array, (slots, width - 1, channels), has the values of the tokens before, and is updated.
+        bias: float32, shape (channels,), or None.
+        silu: whether the sum goes through silu.
+        gates: what is multiplied with the values, and with the result, of the shape of x; or None.
 
     Returns:
         float32, shape (tokens, channels).
     """
     if get_array_module(x) is not np:
-        return device.causal_conv(x, weight, state)
+        return device.causal_conv(x, weight, state, bias, silu, gates)
+    x = x if gates is None else x * gates[0]
     y, before = np.empty_like(x, np.float32), state.read(0)
     width = weight.shape[1]
     for rows, kept in zip(sequences(state), before, strict=True):
@@ -42,7 +55,9 @@ def causal_conv(x: Array, weight: Array, state: RecurrentLayer) -> Array:
         y[rows] = sum(padded[i : i + rows.stop - rows.start] * weight[:, i] for i in range(width))
         kept[:] = padded[len(padded) - width + 1 :]
     state.write(0, before)
-    return silu(y)
+    y = y if bias is None else y + bias
+    y = activation.silu(y) if silu else y
+    return y if gates is None else y * gates[1]
 
 
 def gated_delta_rule(
@@ -91,6 +106,80 @@ def gated_delta_rule(
     return y
 
 
+def state_space(
+    x: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer, groups: int
+) -> Array:
+    """Mamba-2's state space: what each head reads from its state S, after a token's value has been added to it.
+
+    For t = log(1 + exp(step + bias)), a token with value v, key k and query q makes
+    `S = exp(decay * t) S + t v k.T; y = S q + skip v`.
+
+    Args:
+        x: float32, shape (tokens, heads * dim + 2 * groups * state_dim): values, keys, queries.
+        step: float32, shape (tokens, heads).
+        decay, bias, skip: float32, shape (heads,); decay below zero.
+        state: its second array, (slots, heads, state_dim, dim), is S transposed, and is updated.
+        groups: of heads, one after another, that share a key and a query.
+
+    Returns:
+        float32, shape (tokens, heads, dim).
+    """
+    if get_array_module(x) is not np:
+        return device.state_space(x, step, decay, bias, skip, state, groups)
+    heads, state_dim, dim = state.arrays[1].shape[-3:]
+    values, keys, queries = np.split(x, [heads * dim, heads * dim + groups * state_dim], axis=1)
+    v, shared = values.reshape(len(x), heads, dim), np.arange(heads) // (heads // groups)
+    k, q = (part.reshape(len(x), groups, state_dim)[:, shared] for part in (keys, queries))
+    t = np.logaddexp(step + bias, np.float32(0))
+    log_g, written = decay * t, v * t[..., None]
+    y, before = skip[:, None] * v, state.read(1)
+    for rows, s in zip(sequences(state), before, strict=True):
+        y[rows] += _added(q[rows], k[rows], written[rows], log_g[rows], s)
+    state.write(1, before)
+    return y
+
+
+def _added(q: HostArray, k: HostArray, written: HostArray, log_g: HostArray, s: HostArray) -> HostArray:
+    """What is read while the tokens' values are added, a chunk at a time; s (heads, state_dim, dim) is updated."""
+    y = np.empty_like(written)
+    for start in range(0, len(q), CHUNK):
+        rows = slice(start, start + CHUNK)
+        qc, kc, wc, total = (x[rows].swapaxes(0, 1) for x in (q, k, written, log_g))
+        total = np.cumsum(total, axis=1)
+        share = np.exp(np.tril(total[:, :, None] - total[:, None]))
+        y[rows] = _read(qc, kc, wc, total, share, s).swapaxes(0, 1)
+    return y
+
+
+def _read(
+    q: HostArray, k: HostArray, written: HostArray, total: HostArray, share: HostArray, s: HostArray
+) -> HostArray:
+    """What the tokens of a chunk read (heads, tokens, dim), given what each writes; s becomes the state after it."""
+    within = np.tril(share * np.matmul(q, k.swapaxes(1, 2)))
+    y: HostArray = np.exp(total)[..., None] * np.matmul(q, s) + np.matmul(within, written)
+    s *= np.exp(total[:, -1])[:, None, None]
+    s += np.matmul((k * np.exp(total[:, -1:] - total)[..., None]).swapaxes(1, 2), written)
+    return y
+
+
+def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+    """The RMS norm of x times the silu of the gate, a group of columns at a time, times weight.
+
+    Args:
+        x: float32, shape (tokens, ...), of groups * dim elements a token.
+        gate: float32, shape (tokens, groups * dim); on a device its rows may be parts of wider ones.
+        weight: float32, shape (groups, dim).
+        eps: of the norm.
+
+    Returns:
+        float32, shape (tokens, groups * dim).
+    """
+    if get_array_module(x) is not np:
+        return device.gate_then_norm(x, gate, weight, eps)
+    y = x.reshape(len(x), -1) * activation.silu(gate)
+    return (rms_norm(y.reshape(len(x), *weight.shape), None, eps) * weight).reshape(len(x), -1)
+
+
 def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
     """The RMS norm of each head of x, times weight, times the silu of the gate.
 
@@ -105,7 +194,7 @@ def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
     """
     if get_array_module(x) is not np:
         return device.norm_then_gate(x, gate, weight, eps)
-    return rms_norm(x, weight, eps).reshape(len(x), -1) * silu(gate)
+    return rms_norm(x, weight, eps).reshape(len(x), -1) * activation.silu(gate)
 
 
 def split_gate(x: Array, heads: int) -> tuple[Array, Array]:
@@ -153,9 +242,5 @@ def _chunked(q: HostArray, k: HostArray, v: HostArray, b: HostArray, log_g: Host
         system = np.tril(bc[:, :, None] * share * np.matmul(kc, kc.swapaxes(1, 2)), -1)
         right = bc[..., None] * (vc - np.exp(total)[..., None] * np.matmul(kc, s))
         written = np.linalg.solve(system + np.eye(system.shape[1], dtype=np.float32), right)
-        within = np.tril(share * np.matmul(qc, kc.swapaxes(1, 2)))
-        y[rows] = (np.exp(total)[..., None] * np.matmul(qc, s) + np.matmul(within, written)).swapaxes(0, 1)
-        left = np.exp(total[:, -1:] - total)
-        s *= np.exp(total[:, -1])[:, None, None]
-        s += np.matmul((kc * left[..., None]).swapaxes(1, 2), written)
+        y[rows] = _read(qc, kc, written, total, share, s).swapaxes(0, 1)
     return y
