@@ -2,14 +2,14 @@
 
 import math
 
-from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn import MLP, Attention, Block, Module, MoE, SharedExpert, SharedMoE, Transformer
 from rocforge.nn.reader import Reader
 
 
 class Granite(Transformer):
-    """Granite 3. Source: https://huggingface.co/ibm-granite/granite-3.1-8b-base."""
+    """Granite 3, dense and with experts. Source: https://huggingface.co/ibm-granite/granite-3.1-8b-base."""
 
-    architectures = ("granite",)
+    architectures: tuple[str, ...] = ("granite", "granitemoe")
 
     def __init__(self, read: Reader):
         super().__init__(read)
@@ -17,9 +17,20 @@ class Granite(Transformer):
         self.logit_scale = 1.0 / (read.factor("logit_scale") or 1.0)
 
     def block(self, layer: int, read: Reader) -> Block:
+        mixer, ffn = self.mixer(layer, read), self.feed_forward(layer, read)
+        return Block(mixer, ffn, read.rms_norm, residual_scale=read.factor("residual_scale"))
+
+    def mixer(self, layer: int, read: Reader) -> Module:
+        """A layer's attention, or what stands in its place."""
         rope = read.rope(False) if read.flag("rope.scaling.finetuned", default=True) else None
-        attn = Attention(**read.attention(layer), rope=rope, scale=read.factor("attention.scale"))
-        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm, residual_scale=read.factor("residual_scale"))
+        return Attention(**read.attention(layer), rope=rope, scale=read.factor("attention.scale"))
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        """A layer's."""
+        if not read.experts:
+            return MLP(**read.mlp(layer))
+        routed, shared = MoE(**read.moe(layer)), read.shared_expert(layer)
+        return SharedMoE(routed, SharedExpert(**shared)) if shared else routed
 
 
 class MiniCPM(Transformer):

@@ -11,6 +11,35 @@ from rocforge.nn.module import Module
 from rocforge.ops.activation import add
 
 
+class MixerBlock(Module):
+    """A layer with one mixer: `x + mixer(attn_norm(x))`; x (tokens, dim).
+
+    Args:
+        mixer: called with x; or, if stateful, with (x, batch).
+        norm: makes the norm.
+        stateful: whether the mixer has a state.
+    """
+
+    def __init__(self, mixer: Module, norm: Callable[[], Module], *, stateful: bool):
+        self.attn_norm, self.mixer, self.stateful = norm(), mixer, stateful
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        y = self.attn_norm(x)
+        return add(x, self.mixer(y, batch) if self.stateful else self.mixer(y))
+
+
+class SideBySide(Module):
+    """Two mixers of the same x, whose results are added."""
+
+    inline = True
+
+    def __init__(self, attn: Module, other: Module):
+        self.attn, self.other = attn, other
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        return add(self.attn(x, batch), self.other(x, batch))
+
+
 class Block(Module):
     """`x += post(attn(pre(x)))`, then the like with ffn; x (tokens, dim).
 

@@ -17,13 +17,21 @@ from rocforge.ops.recurrent import causal_conv, gated_delta_rule, norm_then_gate
 
 
 class CausalConv(Module):
-    """The convolution along a sequence: weight (channels, width)."""
+    """The convolution along a sequence: weight (channels, width), bias (channels,) or none.
 
-    def __init__(self, channels: int, width: int):
+    Args:
+        channels, width: how many, and how many tokens each sees.
+        bias: whether the file may have one.
+        silu: whether the result goes through silu.
+    """
+
+    def __init__(self, channels: int, width: int, *, bias: bool = False, silu: bool = True):
         self.weight = Parameter(channels, width, matrix=False)
+        self.bias: Any = Parameter(channels, optional=True) if bias else None
+        self.silu = silu
 
-    def forward(self, x: Any, state: Any) -> Any:
-        return causal_conv(x, self.weight, state)
+    def forward(self, x: Any, state: Any, gates: Any = None) -> Any:
+        return causal_conv(x, self.weight, state, self.bias, silu=self.silu, gates=gates)
 
 
 class TimeStep(Module):

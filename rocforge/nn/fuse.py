@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
-from rocforge.nn.block import Block
+from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet, TimeStep
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
@@ -279,6 +279,9 @@ class Fused:
         for block in blocks:
             if is_plain(block, Block) and not block.parallel:
                 self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
+                self._seen[len(self._steps) - 1] = block
+            elif is_plain(block, MixerBlock):
+                self._steps.append(_step(block.mixer, block.attn_norm, None, block.stateful, tables))
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))

@@ -126,8 +126,8 @@ class Reader(Metadata):
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
-        default = self.config.dim // self.integer_of(layer, "attention.head_count", 1, self.config.dim)
-        return self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None) or default
+        dim, given = self.config.dim, self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None)
+        return given or dim // self.integer_of(layer, "attention.head_count", 1, dim)
 
     def mlp(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""

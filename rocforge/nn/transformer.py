@@ -48,6 +48,7 @@ class Transformer(Module):
         logit_scale: factor on the logits, or None.
         position_embd: embedding of positions, added to that of the tokens, or None.
         architectures: values of general.architecture that a class reads.
+        output_norm_name: the name of the norm before the output.
         defaults: values of the architecture's metadata keys that old files lack.
 
     >>> model(tokenizer.encode("import os")).shape
@@ -55,6 +56,7 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
+    output_norm_name = "output_norm"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
@@ -69,7 +71,7 @@ class Transformer(Module):
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.position_embd = self.positions(read)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
-        self.output_norm = self.norm(read)
+        setattr(self, self.output_norm_name, self.norm(read))
         self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
@@ -103,7 +105,7 @@ class Transformer(Module):
         same until then."""
         snapshot, tables = self.snapshot(), self._adapters.tables
         if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
-            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output, tables)
+            self._fused = snapshot, Fused(self.blk, getattr(self, self.output_norm_name), self.output, tables)
         return self._fused[1]
 
     @property

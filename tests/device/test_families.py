@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 BOUND = 8e-3
 """Products round to float16."""
-SHOWN = ("cohere2", "gpt2", "granite", "qwen35")
+SHOWN = ("cohere2", "gpt2", "granite", "qwen35", "nemotron_h", "lfm2", "qwen35moe")
 """What others lack: blocks side by side, layer norms, learned positions, scaled residuals, the delta rule."""
 
 

@@ -75,6 +75,15 @@ DELTA = {
     "ssm.inner_size": 6 * 64,
 }
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+ONE = {"expert_shared_feed_forward_length": 48}
+MAMBA2 = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 128,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 32,
+}
+SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
 FAMILIES = {
@@ -120,8 +129,34 @@ FAMILIES = {
     ),
     "qwen35": Family("qwen35", {**DELTA, "attention.key_length": 48, "attention.value_length": 48}, NO_BIAS),
     "qwen35-interval": Family("qwen35", {**DELTA, "block_count": 6, "full_attention_interval": 2}, NO_BIAS),
-    "qwen35moe": Family("qwen35moe", {**DELTA, **EXPERTS, "expert_shared_feed_forward_length": 48}, NO_BIAS),
-    "qwen3next": Family("qwen3next", {**DELTA, **EXPERTS, "expert_shared_feed_forward_length": 48}, NO_BIAS),
+    "qwen35moe": Family("qwen35moe", {**DELTA, **EXPERTS, **ONE}, NO_BIAS),
+    "qwen3next": Family("qwen3next", {**DELTA, **EXPERTS, **ONE}, NO_BIAS),
+    "granitemoe": Family(
+        "granitemoe",
+        {**RMS, **SCALES, **EXPERTS, "expert_feed_forward_length": 320, **ONE},
+        NO_BIAS,
+    ),
+    "mamba2": Family("mamba2", {**RMS, **MAMBA2}, HEAD),
+    "granitehybrid": Family(
+        "granitehybrid",
+        {**RMS, **SCALES, **MAMBA2, "ssm.inner_size": 384, "attention.head_count_kv": [0, 2, 0]},
+        SHARED_BIAS,
+    ),
+    "nemotron_h": Family(
+        "nemotron_h",
+        {
+            **LAYER,
+            **MAMBA2,
+            "block_count": 5,
+            "attention.head_count_kv": [0, 0, 2, 0, 0],
+            "feed_forward_length": [0, 320, 0, 320, 0],
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+        },
+        ("output.bias",),
+    ),
+    "falcon-h1": Family("falcon-h1", {**RMS, **MAMBA2}, SHARED_BIAS, ("ssm_norm.weight",)),
+    "lfm2": Family("lfm2", {**RMS, "attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
