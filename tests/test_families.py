@@ -71,6 +71,23 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+def test_engine(model_of, name):
+    """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
+    _, model = model_of(name)
+    tokens = families.load(name)["tokens"].tolist()
+    prompt, expected = tokens[: families.PROMPT], tokens[families.PROMPT :]
+    params = rf.SamplingParams(max_tokens=families.GREEDY, temperature=0)
+    with rf.Engine(model, cache_tokens=160, max_batch_tokens=20) as engine:
+        requests = [engine.add(prompt, params), engine.add(prompt[:40], params), engine.add(prompt, params)]
+        while engine.busy:
+            engine.step()
+        requests.append(engine.add(prompt, params))
+        while engine.busy:
+            engine.step()
+    assert all(requests[i].output == expected for i in (0, 2, 3))
+
+
 def unpack(path, to):
     """A copy of a file with all tensors in F32."""
     reader = gguf.GGUFReader(path)

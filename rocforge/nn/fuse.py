@@ -59,9 +59,11 @@ class _Step:
 
     Attributes:
         norm_in: the norm before the mixer, where it is fused with the products after it.
+        stateful: whether a token's result depends on others'.
     """
 
     norm_in: FusedNorm | None = None
+    stateful = False
 
     def __init__(self, mixer: Module, pre: Module | None, post: Module | None):
         self.mixer, self.pre, self.post = mixer, pre, post
@@ -98,7 +100,7 @@ class _Called(_Step):
 class _CalledBlock:
     """A block that is called."""
 
-    norm_in = None
+    norm_in, stateful = None, True
 
     def __init__(self, block: Module):
         self.block = block
@@ -153,6 +155,8 @@ class _Projected(_Step):
 class _Attention(_Projected):
     """Norms of the heads, rope, storing and attention are one op, that writes what the output product takes."""
 
+    stateful = True
+
     def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.attn_output, tables)
         norms = mixer.attn_q_norm, mixer.attn_k_norm
@@ -176,6 +180,8 @@ class _Attention(_Projected):
 
 class _DeltaNet(_Projected):
     """Its products of one x are of one launch, where they can be."""
+
+    stateful = True
 
     def __init__(self, mixer: GatedDeltaNet, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.ssm_out, tables)
@@ -299,7 +305,7 @@ class Fused:
             rows: those wanted of it; None: all. The last feed-forward computes no others.
         """
         stream, last = Stream(x), len(self._steps) - 1
-        early = rows is not None and not isinstance(self._steps[last], _CalledBlock)
+        early = rows is not None and not self._steps[last].stateful
         for i, (step, following) in enumerate(zip(self._steps, self._following, strict=True)):
             if early and i == last:
                 stream = _rows_of(stream, rows)

@@ -75,6 +75,7 @@ DELTA = {
     "ssm.inner_size": 6 * 64,
 }
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+NARROW = {"embedding_length": 96, "feed_forward_length": 96, "attention.head_count": 3, "attention.head_count_kv": 1}
 ONE = {"expert_shared_feed_forward_length": 48}
 MAMBA2 = {
     "ssm.conv_kernel": 4,
@@ -97,7 +98,7 @@ FAMILIES = {
     "minicpm": Family("minicpm", {**RMS, "logit_scale": 3.0}, NO_BIAS),
     "minicpm-scales": Family("minicpm", {**RMS, **SCALES}, NO_BIAS),
     "exaone4": Family("exaone4", RMS, NO_BIAS),
-    "exaone4-window": Family("exaone4", {**RMS, "block_count": 64, "attention.sliding_window": 24}, NO_BIAS),
+    "exaone4-window": Family("exaone4", {**RMS, **NARROW, "block_count": 64, "attention.sliding_window": 24}, NO_BIAS),
     "command-r": Family("command-r", {**LAYER, "logit_scale": 0.25}, (*NO_BIAS, "output.weight")),
     "cohere2": Family(
         "cohere2",
