@@ -77,6 +77,19 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
 
 
+def expert_tile_pairs(pairs: int, experts: int) -> int:
+    """Token-expert pairs of a tile of experts_tiles.hip: as many as hold all of most experts', of 8 to 64."""
+    mean = pairs / experts
+    return next((n for n in (8, 16, 32) if mean + 2 * mean**0.5 <= n), 64)
+
+
+def expert_row_waves(tuning: Tuning, cells: int, wave: int) -> int:
+    """Runs of rows that a block's waves take in experts_tiles.hip; the others share out the depth, two runs of four
+    cells each at least."""
+    waves = tuning.tile_threads // wave
+    return waves // next(n for n in (4, 2, 1) if (cells > 4 * (2 * n - 1) and n <= waves) or n == 1)
+
+
 class Wide(NamedTuple):
     """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
     multiprocessor, and a block's LDS."""
@@ -179,6 +192,7 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
+    "experts_tiles.hip": _tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,
 }

@@ -23,11 +23,11 @@ from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add, sigmoid_gate
-from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts
-from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_both_for, rms_norm_for
+from rocforge.ops.moe import experts, mixture
+from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
+from rocforge.ops.types import Matrices, NextNorm
 
 
 class Stream(NamedTuple):
@@ -42,6 +42,11 @@ class FusedNorm:
 
     def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
         self.norm, self.weights = norm, [layer.weight for layer in layers]
+
+    @property
+    def next_norm(self) -> NextNorm:
+        """As ops take it."""
+        return NextNorm(self.norm.weight, self.norm.eps, self.weights)
 
     def __call__(self, stream: Stream) -> Any:
         if stream.normed is not None:
@@ -211,25 +216,32 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called, and so
-    is what every token takes."""
+    """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
+
+    def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post)
+        self.routed, self.shared = (mixer.routed, mixer.shared) if isinstance(mixer, SharedMoE) else (mixer, None)
+        router = self.routed.ffn_gate_inp
+        hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
+        self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        moe, shared = (
-            (self.mixer.routed, self.mixer.shared) if isinstance(self.mixer, SharedMoE) else (self.mixer, None)
-        )
-        x = stream.x
-        matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
-            y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
-        else:
-            y = operand = self.enter(stream)
-        ids, weights = moe.route(y)
-        more = None if shared is None else shared(y)
+        x, more = stream.x, None if self.shared is None else self.shared(self.enter(stream))
         if self.post is None and not self.mixer.observers:
-            residual = x if more is None else add(x, more)
-            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=residual))
-        return self.leave(x, self.mixer.observed(experts(operand, ids, weights, *matrices, moe.activation, more)))
+            following_norm = None if following is None else following.next_norm
+            return Stream(*self.products(stream, x if more is None else add(x, more), following_norm))
+        return self.leave(x, self.mixer.observed(self.products(stream, more, None)[0]))
+
+    def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the chosen experts give, with the residual, and the norm of that, if it is made with it."""
+        moe, norm = self.routed, self.fused_norm
+        matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
+        if norm is not None:
+            router, last = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias), (moe.activation, residual)
+            return mixture(stream.x, norm.weight, norm.eps, router, moe.routing, *matrices, *last, following)
+        y = self.enter(stream)
+        ids, weights = moe.route(y)
+        return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
@@ -240,7 +252,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
     if _has_plain_experts(mixer):
-        return _MoE(mixer, pre, post)
+        return _MoE(mixer, pre, post, tables)
     return _Called(mixer, pre, post, stateful)
 
 
