@@ -13,7 +13,7 @@ namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
-const u32 GROUPS = GATED_THREADS / GATED_LANES;
+const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2;  // of a group
 
 // Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
 // its token; where both are null, each pair has a matrix of its own.
@@ -68,13 +68,13 @@ struct ExpertsDownParams {
     i32 rows;
 };
 
-// Grid: (rows / (GROUPS / used), tokens).
+// Grid: (rows / (GROUPS / used * DOWN_ROWS), tokens).
 RF_MATVEC_GATED
 rf_experts_down(ExpertsDownParams p) {
-    RF_SHARED float results[GROUPS];
+    RF_SHARED float results[GROUPS][DOWN_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
-    u32 used = p.chosen.routing.used, together = GROUPS / used, first = together * block_x();
-    // groups to spare do the last product again
+    u32 used = p.chosen.routing.used, together = GROUPS / used, first = together * DOWN_ROWS * block_x();
+    // groups to spare do the last products again
     u32 choice = minimum(i32(group / together), i32(used - 1)), pair = token * used + choice, expert = pair;
     float weight = 1.0f;
     if (p.chosen.logits) {
@@ -88,20 +88,28 @@ rf_experts_down(ExpertsDownParams p) {
         if (p.chosen.ids) expert = p.chosen.ids[pair];
         if (p.weights) weight = p.weights[pair];
     }
-    u32 r = expert * p.rows + minimum(i32(first + group % together), p.rows - 1);
-    const u8* row[1] = {row_of(p.w, u64(r) * RF_QTYPE::row_bytes(p.cells))};
-    float sum[1][1] = {};
-    accumulate<RF_QTYPE, 1>(sum, row, row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells)), 1, p.cells, rank,
-                            GATED_LANES);
-    reduce_group<1>(sum, GATED_LANES);
-    if (rank == 0) results[group] = weight * (sum[0][0] + (p.bias ? p.bias[r] : 0.0f));
+    u32 row[DOWN_ROWS];
+    const u8* w[DOWN_ROWS];
+    RF_UNROLL
+    for (u32 r = 0; r < DOWN_ROWS; ++r) {
+        row[r] = expert * p.rows + minimum(i32(first + group % together * DOWN_ROWS + r), p.rows - 1);
+        w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
+    }
+    float sum[DOWN_ROWS][1] = {};
+    const u8* x = row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells));
+    accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, GATED_LANES);
+    reduce_group<DOWN_ROWS>(sum, GATED_LANES);
+    RF_UNROLL
+    for (u32 r = 0; r < DOWN_ROWS; ++r) {
+        if (rank == r) results[group][r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
+    }
     barrier();
-    u32 own = first + thread_x();
-    if (thread_x() >= together || own >= u32(p.rows)) return;
+    u32 own = thread_x(), at = first + own;
+    if (own >= together * DOWN_ROWS || at >= u32(p.rows)) return;
     float total = 0.0f;
-    for (u32 i = 0; i < used; ++i) total += results[i * together + thread_x()];
-    u64 at = u64(token) * p.rows + own;
-    p.y[at] = total + (p.residual ? p.residual[at] : 0.0f);
+    for (u32 i = 0; i < used; ++i) total += results[i * together + own / DOWN_ROWS][own % DOWN_ROWS];
+    u64 out = u64(token) * p.rows + at;
+    p.y[out] = total + (p.residual ? p.residual[out] : 0.0f);
 }
 
 }  // namespace rocforge

@@ -35,6 +35,8 @@ from rocforge.quant import QuantizedArray
 
 EXPERTS_WIDE_ROWS, EXPERTS_WIDE_PAIRS, EXPERTS_WIDE_LDS = 128, 256, 227 << 10
 """Of experts_wide.hip: rows and token-expert pairs of a work item, and a block's bytes of LDS."""
+DOWN_ROWS = 2
+"""Rows that a group of lanes of experts.hip computes together."""
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
@@ -221,7 +223,7 @@ def _launch_down(
     (data,), (bias,), products = part.data, part.biases, tuned.gated_threads // tuned.gated_lanes  # of a block
     args = {"x": x, "cells": part.kind.cells(columns), "chosen": chosen, "weights": weights}
     args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows}
-    grid = (blocks(rows, products // chosen.routing.used), len(out))
+    grid = (blocks(rows, products // chosen.routing.used * DOWN_ROWS), len(out))
     _kernel("experts_down", part.kind)(grid, (tuned.gated_threads,), args)
 
 
