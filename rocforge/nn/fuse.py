@@ -220,7 +220,8 @@ class _MoE(_Step):
 
     def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post)
-        self.routed, self.shared = (mixer.routed, mixer.shared) if isinstance(mixer, SharedMoE) else (mixer, None)
+        self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
+        self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
         hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
         self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
@@ -235,10 +236,12 @@ class _MoE(_Step):
     def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
         """What the chosen experts give, with the residual, and the norm of that, if it is made with it."""
         moe, norm = self.routed, self.fused_norm
-        matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
+        gate, up, down = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
+        matrices: tuple[Any, Any, Any] = gate, up, down
         if norm is not None:
-            router, last = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias), (moe.activation, residual)
-            return mixture(stream.x, norm.weight, norm.eps, router, moe.routing, *matrices, *last, following)
+            router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
+            how = norm.weight, norm.eps, router, moe.routing
+            return mixture(stream.x, *how, *matrices, moe.activation, residual, following)
         y = self.enter(stream)
         ids, weights = moe.route(y)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
@@ -251,7 +254,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
         return _DeltaNet(mixer, pre, post, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
-    if _has_plain_experts(mixer):
+    if isinstance(mixer, MoE | SharedMoE) and _has_plain_experts(mixer):
         return _MoE(mixer, pre, post, tables)
     return _Called(mixer, pre, post, stateful)
 

@@ -148,14 +148,35 @@ class Reader(Metadata):
             "experts": self.experts,
             "used": self.integer("expert_used_count", 1, self.experts),
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
+            "groups": self._expert_groups(),
         }
+
+    def _expert_groups(self) -> tuple[int, int]:
+        groups = self.integer("expert_group_count", 0, self.experts, default=0) or 1
+        if self.experts % groups:
+            raise self.error("expert_group_count", f"divisors of {self.experts} experts")
+        return groups, self.integer("expert_group_used_count", 0, groups, default=0) or groups
+
+    def gating(self, default: str) -> dict[str, Any]:
+        """How weights come of a router's logits, as `nn.MoE` takes it.
+
+        Args:
+            default: "softmax" or "sigmoid", where the file does not say.
+        """
+        number = self.integer("expert_gating_func", 0, 3, default=0) or {"softmax": 1, "sigmoid": 2}[default]
+        normalize = self.flag("expert_weights_norm", default=False)
+        return {"sigmoid": number == 2, "softmax_before": number != 3, "normalize": normalize}
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer is behind those that have a dense feed-forward."""
+        return layer >= self.integer("leading_dense_block_count", 0, self.config.layers, default=0)
 
     def shared_expert(self, layer: int) -> dict[str, Any] | None:
         """Sizes of a layer's shared expert, as `nn.SharedExpert` takes them; None where it has none."""
         key = "expert_shared_feed_forward_length"
         ffn = self.integer_of(layer, key, 0, MOST, default=0)
-        if not ffn and f"blk.{layer}.ffn_gate_shexp.weight" in self.tensors:
-            ffn = self.tensors[f"blk.{layer}.ffn_gate_shexp.weight"].shape[0]
+        count = self.integer("expert_shared_count", 0, MOST, default=0)
+        ffn = ffn * (count or 1) if ffn else self.moe(layer)["ffn"] * count
         return {"dim": self.config.dim, "ffn": ffn} if ffn else None
 
     def _expert_ffn(self, layer: int) -> int:

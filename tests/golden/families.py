@@ -56,7 +56,7 @@ ROWS = np.array([0, 20, PROMPT - 1, PROMPT + GREEDY - 1])
 NO_BIAS = ("bias",)
 """All of them, but those that no model does without."""
 HEAD = ("output.bias",)
-NEEDED = ("ssm_dt.bias",)
+NEEDED = ("ssm_dt.bias", "exp_probs_b.bias")
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 LAYER = {"attention.layer_norm_epsilon": 1e-5}
@@ -75,6 +75,10 @@ DELTA = {
     "ssm.inner_size": 6 * 64,
 }
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+MIXTURE = {**EXPERTS, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}
+SIGMOID = {"expert_gating_func": 2, "expert_weights_norm": True}
+GROUPS = {"expert_group_count": 3, "expert_group_used_count": 2}
+FULL, LEAD = {"attention.head_count_kv": 6}, {"leading_dense_block_count": 1}
 NARROW = {"embedding_length": 96, "feed_forward_length": 96, "attention.head_count": 3, "attention.head_count_kv": 1}
 ONE = {"expert_shared_feed_forward_length": 48}
 MAMBA2 = {
@@ -158,6 +162,30 @@ FAMILIES = {
     ),
     "falcon-h1": Family("falcon-h1", {**RMS, **MAMBA2}, SHARED_BIAS, ("ssm_norm.weight",)),
     "lfm2": Family("lfm2", {**RMS, "attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}, NO_BIAS),
+    "deepseek": Family("deepseek", {**RMS, **MIXTURE}, NO_BIAS),
+    "glm4moe": Family("glm4moe", {**RMS, **MIXTURE, "rope.dimension_count": 16, "expert_weights_norm": True}, NO_BIAS),
+    "dots1": Family("dots1", {**RMS, **MIXTURE, **SIGMOID, "attention.head_count_kv": 6}, NO_BIAS),
+    "bailingmoe2": Family("bailingmoe2", {**RMS, **MIXTURE, **SIGMOID, **GROUPS}, NO_BIAS, QKV),
+    "olmoe": Family("olmoe", {**RMS, **FULL, "expert_count": 6, "expert_used_count": 2}, NO_BIAS),
+    "ernie4_5-moe": Family("ernie4_5-moe", {**RMS, **EXPERTS, **ONE, "interleave_moe_layer_step": 1, **LEAD}, NO_BIAS),
+    "minimax-m2": Family(
+        "minimax-m2",
+        {**RMS, **SIGMOID, **EXPERTS, "expert_feed_forward_length": 320, "rope.dimension_count": 16},
+        NO_BIAS,
+    ),
+    "qwen2moe": Family("qwen2moe", {**RMS, **EXPERTS, **ONE}, AFTER),
+    "lfm2moe": Family(
+        "lfm2moe",
+        {
+            **RMS,
+            **EXPERTS,
+            **SIGMOID,
+            "attention.head_count_kv": [0, 2, 0],
+            "shortconv.l_cache": 3,
+            "leading_dense_block_count": 1,
+        },
+        NO_BIAS,
+    ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
