@@ -1,5 +1,8 @@
 """Every family in small: against llama.cpp's logits, and the ways of running a model against each other."""
 
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -108,6 +111,12 @@ def test_every_architecture_has_a_model():
 
     shown = {family.arch for family in FAMILIES.values()} | {variant.arch for variant in VARIANTS.values()}
     assert shown == set(ARCHITECTURES)
+
+
+def test_the_list_is_of_today():
+    """docs/models-supported.md has every architecture."""
+    page = (Path(__file__).parents[1] / "docs" / "models-supported.md").read_text()
+    assert re.findall(r"^\| (\S+) \| .+ \| \S.+ \|$", page, re.M)[1:] == sorted(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ class Arcee(Transformer):
     """Source: https://huggingface.co/arcee-ai/AFM-4.5B."""
 
     architectures = ("arcee",)
+    models = "AFM 4.5B"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(False))

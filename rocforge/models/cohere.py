@@ -8,6 +8,7 @@ class CommandR(Transformer):
     """Source: https://huggingface.co/CohereLabs/c4ai-command-r-v01."""
 
     architectures = ("command-r",)
+    models = "Command R, Aya 23"
 
     def __init__(self, read: Reader):
         super().__init__(read)
@@ -29,6 +30,7 @@ class Cohere2(CommandR):
     """Three layers of four see a window; the fourth has no positions. Source: https://arxiv.org/abs/2504.00698."""
 
     architectures = ("cohere2",)
+    models = "Command R7B, Command A"
 
     def block(self, layer: int, read: Reader) -> Block:
         window = read.window(layer, every=4)

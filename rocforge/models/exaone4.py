@@ -11,6 +11,7 @@ class Exaone4(Transformer):
     """Source: EXAONE 4.0, https://arxiv.org/abs/2507.11407."""
 
     architectures = ("exaone4",)
+    models = "EXAONE 4"
 
     def block(self, layer: int, read: Reader) -> Block:
         windows = read.config.layers == WITH_WINDOWS

@@ -13,6 +13,7 @@ class Gemma(Transformer):
     """Source: https://arxiv.org/abs/2403.08295."""
 
     architectures = ("gemma",)
+    models = "Gemma 1"
 
     def __init__(self, read: Reader):
         super().__init__(read)
@@ -27,6 +28,7 @@ class Gemma2(Gemma):
     """Every other layer sees a window; scores and logits are capped. Source: https://arxiv.org/abs/2408.00118."""
 
     architectures = ("gemma2",)
+    models = "Gemma 2"
     defaults = MappingProxyType(
         {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     )
@@ -57,6 +59,7 @@ class Gemma3(Gemma2):
     """Five layers of six see a window, with a rope base of their own. Source: https://arxiv.org/abs/2503.19786."""
 
     architectures = ("gemma3",)
+    models = "Gemma 3"
     defaults = MappingProxyType({})
     scaled_by_width = 62
 

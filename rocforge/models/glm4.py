@@ -9,6 +9,7 @@ class ChatGLM(Transformer):
     """Source: ChatGLM, https://arxiv.org/abs/2406.12793."""
 
     architectures = ("chatglm",)
+    models = "ChatGLM 3, GLM 4"
     post: tuple[str | None, str | None] = (None, None)
 
     def block(self, layer: int, read: Reader) -> Block:
@@ -20,6 +21,7 @@ class Glm4(ChatGLM):
     """With norms on both sides of attention and feed-forward."""
 
     architectures = ("glm4",)
+    models = "GLM 4 0414, GLM Z1"
     post = ("post_attention_norm", "post_ffw_norm")
 
     def __init__(self, read: Reader):

@@ -10,6 +10,7 @@ class Gpt2(Transformer):
     Unsupervised Multitask Learners, 2019; Li et al., https://arxiv.org/abs/2305.06161."""
 
     architectures = ("gpt2", "starcoder")
+    models = "GPT-2, StarCoder"
 
     def positions(self, read: Reader) -> Module:
         return Embedding(read.integer("context_length", 1), read.config.dim)
@@ -26,6 +27,7 @@ class GptNeoX(Transformer):
     """GPT-NeoX and Pythia. Source: Black et al., https://arxiv.org/abs/2204.06745."""
 
     architectures = ("gptneox",)
+    models = "GPT-NeoX, Pythia"
 
     def norm(self, read: Reader) -> Module:
         return read.layer_norm()
@@ -40,6 +42,7 @@ class Phi2(GptNeoX):
     """Phi 1, 1.5 and 2. Source: https://arxiv.org/abs/2309.05463."""
 
     architectures = ("phi2",)
+    models = "Phi 1, 1.5, 2"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True))
@@ -55,6 +58,7 @@ class Falcon(Phi2):
     """Source: Almazrouei et al., https://arxiv.org/abs/2311.16867."""
 
     architectures = ("falcon",)
+    models = "Falcon"
 
     def norms(self, layer: int, read: Reader) -> tuple[str, str | None]:
         two = f"blk.{layer}.attn_norm_2.weight" in read.tensors

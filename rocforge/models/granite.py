@@ -10,6 +10,7 @@ class Granite(Transformer):
     """Granite 3, dense and with experts. Source: https://huggingface.co/ibm-granite/granite-3.1-8b-base."""
 
     architectures: tuple[str, ...] = ("granite", "granitemoe")
+    models = "Granite 3, dense and with experts"
 
     def __init__(self, read: Reader):
         super().__init__(read)
@@ -37,6 +38,7 @@ class MiniCPM(Transformer):
     """MiniCPM 1 and 2, and 4. Source: https://arxiv.org/abs/2404.06395."""
 
     architectures = ("minicpm",)
+    models = "MiniCPM 1, 2, 4"
 
     def __init__(self, read: Reader):
         super().__init__(read)

@@ -37,6 +37,7 @@ class Mamba2Model(Transformer):
     """Source: Dao and Gu, https://arxiv.org/abs/2405.21060."""
 
     architectures = ("mamba2",)
+    models = "Mamba 2, Codestral Mamba"
 
     def block(self, layer: int, read: Reader) -> Module:
         return MixerBlock(Mamba2(**mamba2_sizes(read)), read.rms_norm, stateful=True)
@@ -46,6 +47,7 @@ class GraniteHybrid(Granite):
     """Granite 4. Source: https://huggingface.co/ibm-granite/granite-4.0-h-small."""
 
     architectures = ("granitehybrid",)
+    models = "Granite 4"
 
     def mixer(self, layer: int, read: Reader) -> Module:
         if read.per_layer("attention.head_count_kv")[layer] == 0:
@@ -60,6 +62,7 @@ class NemotronH(Transformer):
     """
 
     architectures = ("nemotron_h",)
+    models = "Nemotron-H, Nemotron Nano 2"
 
     def block(self, layer: int, read: Reader) -> Module:
         ffn, kv_heads = (read.per_layer(key)[layer] for key in ("feed_forward_length", "attention.head_count_kv"))
@@ -86,6 +89,7 @@ class FalconH1(Transformer):
     """Attention and a state side by side. Source: https://arxiv.org/abs/2507.22448."""
 
     architectures = ("falcon-h1",)
+    models = "Falcon-H1"
 
     def block(self, layer: int, read: Reader) -> FalconH1Block:
         norm = f"blk.{layer}.ssm_norm.weight" in read.tensors
@@ -98,6 +102,7 @@ class Lfm2(Transformer):
     """LFM2: short convolutions, and attention where a layer has key heads. Source: https://arxiv.org/abs/2511.23404."""
 
     architectures = ("lfm2",)
+    models = "LFM2"
     output_norm_name = "token_embd_norm"
 
     def block(self, layer: int, read: Reader) -> Block:

@@ -9,6 +9,7 @@ class Nemotron(Transformer):
     """Nemotron-4, Minitron; the feed-forward squares a ReLU. Source: https://arxiv.org/abs/2402.16819."""
 
     architectures: tuple[str, ...] = ("nemotron",)
+    models = "Nemotron 4, Minitron"
     activation, gate = "relu_squared", False
 
     def norm(self, read: Reader) -> Module:
@@ -23,6 +24,7 @@ class StarCoder2(Nemotron):
     """StarCoder 2 and CodeShell. Source: https://arxiv.org/abs/2402.19173."""
 
     architectures = ("starcoder2", "codeshell")
+    models = "StarCoder 2, CodeShell"
     activation = "gelu"
 
 
@@ -30,6 +32,7 @@ class Orion(Nemotron):
     """Source: https://arxiv.org/abs/2401.12246."""
 
     architectures = ("orion",)
+    models = "Orion"
     activation, gate = "swiglu", True
 
 
@@ -40,6 +43,7 @@ class StableLM(Orion):
     """
 
     architectures = ("stablelm",)
+    models = "StableLM 2, 3B-4E1T"
 
     def block(self, layer: int, read: Reader) -> Block:
         if f"blk.{layer}.ffn_norm.weight" in read.tensors:
@@ -52,6 +56,7 @@ class Olmo(Transformer):
     """OLMo 1, whose norms have no weights. Source: https://arxiv.org/abs/2402.00838."""
 
     architectures = ("olmo",)
+    models = "OLMo 1"
 
     def __init__(self, read: Reader):
         if (clamp := read.number("attention.clamp_kqv", 0.0, 1e12, default=0.0)) > 0:

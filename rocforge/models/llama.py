@@ -8,6 +8,7 @@ class Llama(Transformer):
     """Source: Touvron et al., https://arxiv.org/abs/2302.13971; Mixtral: Jiang et al., https://arxiv.org/abs/2401.04088."""
 
     architectures: tuple[str, ...] = ("llama", "internlm2", "xverse", "ernie4_5")
+    models = "Llama 2 to 3.3, Mistral, Mixtral, InternLM 2, XVERSE, ERNIE 4.5 dense"
     neox = False
 
     def block(self, layer: int, read: Reader) -> Block:
@@ -20,4 +21,5 @@ class Exaone(Llama):
     """EXAONE 3 and 3.5. Source: https://arxiv.org/abs/2408.03541."""
 
     architectures = ("exaone",)
+    models = "EXAONE 3, 3.5"
     neox = True

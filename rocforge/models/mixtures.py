@@ -13,6 +13,7 @@ class DeepSeek(Transformer):
     """DeepSeek MoE: dense layers, then experts beside shared ones. Source: https://arxiv.org/abs/2401.06066."""
 
     architectures: tuple[str, ...] = ("deepseek",)
+    models = "DeepSeek MoE"
     pre: tuple[str, str] = ("attn_norm", "ffn_norm")
 
     def block(self, layer: int, read: Reader) -> Block:
@@ -37,6 +38,7 @@ class Ernie45MoE(DeepSeek):
     """ERNIE 4.5: experts in every so many layers. Source: https://ernie.baidu.com/blog/posts/ernie4.5."""
 
     architectures = ("ernie4_5-moe",)
+    models = "ERNIE 4.5 with experts"
 
     def block(self, layer: int, read: Reader) -> Block:
         if (layer + 1) % read.integer("interleave_moe_layer_step", 1, 1024):
@@ -51,6 +53,7 @@ class Glm4MoE(DeepSeek):
     """GLM 4.5 to 4.7. Source: https://arxiv.org/abs/2508.06471."""
 
     architectures: tuple[str, ...] = ("glm4moe",)
+    models = "GLM 4.5 to 4.7"
     pre = ("attn_norm", "post_attention_norm")
 
     def attention(self, layer: int, read: Reader) -> Attention:
@@ -65,6 +68,7 @@ class Dots1(Glm4MoE):
     """dots.llm1, and Ling 2 and Ring 2 of bailingmoe2. Sources: https://arxiv.org/abs/2506.05767, 2510.22115."""
 
     architectures = ("dots1", "bailingmoe2")
+    models = "dots.llm1, Ling 2, Ring 2"
     pre = ("attn_norm", "ffn_norm")
 
     def attention(self, layer: int, read: Reader) -> Attention:
@@ -78,6 +82,7 @@ class Olmoe(Transformer):
     """Source: https://arxiv.org/abs/2409.02060."""
 
     architectures: tuple[str, ...] = ("olmoe",)
+    models = "OLMoE"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True), norms="whole")
@@ -92,6 +97,7 @@ class MiniMaxM2(Olmoe):
     """Source: https://huggingface.co/MiniMaxAI/MiniMax-M2."""
 
     architectures = ("minimax-m2",)
+    models = "MiniMax M2"
 
     def gating(self, read: Reader) -> dict[str, Any]:
         return {**read.gating("sigmoid"), "normalize": True, "selection_bias": True}
@@ -101,6 +107,7 @@ class Qwen2MoE(Transformer):
     """Source: https://arxiv.org/abs/2407.10671."""
 
     architectures = ("qwen2moe",)
+    models = "Qwen 1.5, 2 with experts"
 
     def block(self, layer: int, read: Reader) -> Block:
         sizes = read.shared_expert(layer) or read.mlp(layer)
@@ -112,6 +119,7 @@ class Lfm2MoE(Lfm2):
     """LFM2-8B-A1B. Source: https://arxiv.org/abs/2511.23404."""
 
     architectures = ("lfm2moe",)
+    models = "LFM2 8B-A1B"
 
     def feed_forward(self, layer: int, read: Reader) -> Module:
         if not read.has_experts(layer):

@@ -11,6 +11,7 @@ class Phi3(Transformer):
     """
 
     architectures = ("phi3",)
+    models = "Phi 3, 3.5, 4"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True))

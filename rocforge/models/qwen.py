@@ -8,6 +8,7 @@ class Qwen(Transformer):
     """Source: Qwen Technical Report, https://arxiv.org/abs/2309.16609."""
 
     architectures = ("qwen",)
+    models = "Qwen 1"
 
     def block(self, layer: int, read: Reader) -> Block:
         sizes = read.mlp(layer)

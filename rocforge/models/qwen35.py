@@ -16,6 +16,7 @@ class Qwen35(Transformer):
     """Source: https://qwen.ai/blog?id=qwen3.5."""
 
     architectures = ("qwen35",)
+    models = "Qwen 3.5, 3.6 dense"
 
     def block(self, layer: int, read: Reader) -> Block:
         return Block(self.mixer(layer, read), self.feed_forward(layer, read), read.rms_norm, pre=NORMS)
@@ -35,6 +36,7 @@ class Qwen35MoE(Qwen35):
     """With experts, and one that every token takes."""
 
     architectures = ("qwen35moe",)
+    models = "Qwen 3.5, 3.6 with experts"
 
     def feed_forward(self, layer: int, read: Reader) -> Module:
         routed, shared = MoE(**read.moe(layer)), read.shared_expert(layer)
@@ -45,6 +47,7 @@ class Qwen3Next(Qwen35MoE):
     """Source: https://qwen.ai/blog?id=qwen3-next."""
 
     architectures = ("qwen3next",)
+    models = "Qwen3-Next"
 
     def mixer(self, layer: int, read: Reader) -> Module:
         if f"blk.{layer}.ssm_in.weight" in read.tensors:

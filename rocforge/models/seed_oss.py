@@ -8,6 +8,7 @@ class SeedOss(Transformer):
     """Source: https://huggingface.co/ByteDance-Seed/Seed-OSS-36B-Instruct."""
 
     architectures = ("seed_oss",)
+    models = "Seed-OSS"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True))

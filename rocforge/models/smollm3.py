@@ -10,6 +10,7 @@ class SmolLM3(Transformer):
     """Source: https://huggingface.co/blog/smollm3."""
 
     architectures = ("smollm3",)
+    models = "SmolLM 3"
 
     def block(self, layer: int, read: Reader) -> Block:
         rope = None if (layer + 1) % NO_ROPE_STEP == 0 else read.rope(False)

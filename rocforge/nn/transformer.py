@@ -48,6 +48,7 @@ class Transformer(Module):
         logit_scale: factor on the logits, or None.
         position_embd: embedding of positions, added to that of the tokens, or None.
         architectures: values of general.architecture that a class reads.
+        models: names of such models.
         output_norm_name: the name of the norm before the output.
         defaults: values of the architecture's metadata keys that old files lack.
 
@@ -56,6 +57,7 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
+    models = ""
     output_norm_name = "output_norm"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
