@@ -46,6 +46,12 @@ def serve(
         ),
     ] = None,
     chat_template: Template = None,
+    tool_parser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Format of the model's tool calls, by vLLM's name; default: by its template."
+        ),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,14 +89,18 @@ def serve(
     from rocforge.server.run import model_name
     from rocforge.server.run import serve as run
     from rocforge.server.settings import Settings
+    from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 
     if uds is not None and fd is not None:
         raise UsageError("--uds and --fd are two places to listen; allowed is one")
     if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
         raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
+    if tool_parser is not None and tool_parser not in TOOL_PARSERS:
+        raise UsageError(f"--tool-parser is {tool_parser!r}; allowed are {', '.join(sorted(TOOL_PARSERS))}")
     settings = Settings(
         model_name=name or model_name(model),
         chat_template=chat_template.read() if chat_template else None,
+        tool_parser=tool_parser,
         api_key=api_key,
         root_path=root_path,
         cors_origins=cors_origin or (),

@@ -24,7 +24,7 @@ from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import ReplyFormat, reply_format
-from rocforge.text.chat.reply import Call, Parsed, Parser
+from rocforge.text.chat.reply import Call, Parsed, Parser, joined
 from rocforge.text.special_tokens import Span
 
 
@@ -38,7 +38,8 @@ class ChatCompletions:
         generator = self._generator
         rename(body)
         generator.check_model(body.model)
-        format, tools = reply_format(self._template), tools_of(body)
+        tools = tools_of(body)
+        format = reply_format(self._template(bool(tools.functions)), generator.settings.tool_parser)
         if tools.functions and format.calls is None:
             message = "the model's chat template does not support tools"
             raise APIError(message, param="tools", code="unsupported_parameter")
@@ -59,15 +60,17 @@ class ChatCompletions:
             opened = format.opens_thought(text)
             grammar = self._grammar(body, format, tools, opened)
             job = await generator.submit("chatcmpl", [prompt], params, grammar, body.timeout)
-        answer = _Answer(job, body, generator, [format.parser(tools.names, opened) for _ in params])
+        answer = _Answer(job, body, generator, [format.parser(tools.by_name, opened) for _ in params])
         if body.stream:
             return EventStream(job, answer.events())
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
-    @property
-    def _template(self) -> str:
-        template = self._generator.settings.chat_template or self._generator.tokenizer.chat_template
+    def _template(self, with_tools: bool) -> str:
+        """The source of the chat template for messages with tools, or without."""
+        tokenizer = self._generator.tokenizer
+        own = tokenizer.tool_template if with_tools else tokenizer.chat_template
+        template = self._generator.settings.chat_template or own
         if template is None:
             message = "the model has no chat template; start the server with --chat-template, or use /v1/completions"
             raise APIError(message, code="no_chat_template")
@@ -76,7 +79,7 @@ class ChatCompletions:
     @cached_property
     def _history(self) -> History:
         """Of chats with the model."""
-        template, tokenizer = self._template, self._generator.tokenizer
+        template, tokenizer = self._template(with_tools=False), self._generator.tokenizer
         return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
 
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
@@ -153,10 +156,9 @@ class _Answer:
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
-        parts = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
-        calls = [call.as_dict() for part in parts for call in self._allowed(index, part.calls)]
-        content = "".join(part.content for part in parts)
-        reasoning = "".join(part.reasoning for part in parts)
+        parsed = joined([parser.add("".join(piece.text for piece in pieces)), parser.finish()])
+        content, reasoning = parsed.content, parsed.reasoning
+        calls = [call.as_dict() for call in self._allowed(index, parsed.calls)]
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not content else content,
@@ -210,15 +212,16 @@ class _Answer:
         if part.content:
             deltas.append(b'{"content":%b}' % dump_json(part.content))
         for call in self._allowed(index, part.calls):
-            deltas.append(dump_json({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]}))
+            said = call.as_dict() if call.name else {"function": {"arguments": call.arguments}}
+            deltas.append(dump_json({"tool_calls": [{"index": self._calls[index] - 1, **said}]}))
         return deltas
 
     def _allowed(self, index: int, calls: Sequence[Call]) -> Iterator[Call]:
-        """The calls of a choice that parallel_tool_calls lets through; counts them once they have been used."""
+        """The calls of a choice, or parts of them, that parallel_tool_calls lets through; counts them."""
         for call in calls:
-            if not self._calls[index] or self.body.parallel_tool_calls is not False:
+            self._calls[index] += bool(call.name)
+            if self._calls[index] == 1 or self.body.parallel_tool_calls is not False:
                 yield call
-                self._calls[index] += 1
 
 
 def _choice(index: int, delta: bytes, logprobs: dict[str, Any] | None = None, reason: str | None = None) -> bytes:

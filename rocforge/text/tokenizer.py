@@ -343,6 +343,11 @@ class Tokenizer:
         return self._chat_prompts.templates.sources.get("default")
 
     @property
+    def tool_template(self) -> str | None:
+        """The source of the file's chat template for messages with tools: `tool_use`, or else the default one."""
+        return self._chat_prompts.templates.sources.get("tool_use", self.chat_template)
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of the tokens that `encode` finds in text only where it parses special tokens."""
         return self._ids_of((CONTROL, UNKNOWN))

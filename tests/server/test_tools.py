@@ -8,8 +8,9 @@ import rocforge as rf
 from rocforge.engine.engine import Engine
 from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import tools_of
-from rocforge.text.chat.formats import HERMES, LLAMA, MISTRAL, ReplyFormat
-from rocforge.text.chat.harmony import HarmonyCalls
+from rocforge.text.chat.formats import ReplyFormat
+from rocforge.text.chat.reply import joined
+from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 from rocforge.text.grammar import GrammarCompiler
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -45,9 +46,12 @@ def streamed(server, **body):
             for choice in json.loads(line[6:])["choices"]:
                 content += choice["delta"].get("content") or ""
                 reasoning += choice["delta"].get("reasoning_content") or ""
-                calls += choice["delta"].get("tool_calls") or []
+                for call in choice["delta"].get("tool_calls") or []:
+                    if "id" in call:
+                        calls.append({"name": call["function"]["name"], "arguments": ""})
+                    calls[-1]["arguments"] += call["function"]["arguments"]
                 reason = choice["finish_reason"] or reason
-    return content, reasoning, [call["function"] for call in calls], reason
+    return content, reasoning, calls, reason
 
 
 def writes(text):
@@ -158,13 +162,32 @@ def test_families(start):
         assert streamed(server, **body) == ("No.", f"I could {CALL}", [], "stop")
 
 
+def test_a_named_tool_parser(start):
+    """The format that was asked for, whatever the template says: arguments of the schema's types, in pieces."""
+    arguments = {"city": "Oslo"}
+    text = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>"
+    with start(tool_parser="qwen3_coder") as server:
+        body = {"tools": [WEATHER], **writes(text)}
+        (call,) = ask(server, **body)[1]["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == arguments
+        assert streamed(server, **body) == (
+            "",
+            "",
+            [{"name": "weather", "arguments": '{"city": "Oslo"}'}],
+            "tool_calls",
+        )
+        _, reply = ask(server, tools=[WEATHER], tool_choice="required")
+        (call,) = reply["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
+
+
 def test_tools_of_a_request():
     """Which are shown, which may be called, and whether one must be."""
 
     def found(**body):
         request = {"model": "m", "messages": MESSAGES, "tools": [WEATHER, TIME], **body}
         tools = tools_of(ChatCompletionRequest.model_validate(request))
-        return len(tools.shown), sorted(tools.names), tools.required
+        return len(tools.shown), sorted(tools.by_name), tools.required
 
     assert found() == found(tool_choice="auto") == (2, ["time", "weather"], False)
     assert found(tool_choice="required") == (2, ["time", "weather"], True)
@@ -176,27 +199,22 @@ def test_tools_of_a_request():
     assert found(tool_choice="none") == found(tools=None) == (0, [], False)
 
 
-@pytest.mark.parametrize("calls", [HERMES, MISTRAL, LLAMA, HarmonyCalls()])
-def test_required_calls(calls, model_file):
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder"])
+def test_required_calls(family, model_file):
     """A random model under the grammar of a format writes calls that the format's parser finds."""
     model, tokenizer = rf.load(model_file, device="cpu", context=1024)
-    compiler, format = GrammarCompiler(tokenizer), ReplyFormat(calls)
+    compiler, format = GrammarCompiler(tokenizer), ReplyFormat(TOOL_PARSERS[family])
     no_space = {id: -100 for id in range(tokenizer.vocab_size) if not tokenizer.token_bytes(id).strip()}
     properties = {"x": {"enum": [1, 22]}}
     schema = {"type": "object", "properties": properties, "required": ["x"], "additionalProperties": False}
     tools = [{"name": "f", "parameters": schema}, {"name": "g", "parameters": schema}]
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        for seed in range(2):
-            parallel = seed > 0
-            constraint = compiler.lark(format.lark(compiler, False, tools, parallel=parallel))
-            params = rf.SamplingParams(seed=seed, temperature=1, max_tokens=900, logit_bias=no_space)
-            request = engine.add([1, 2], params, constraint)
-            while engine.busy:
-                engine.step()
-            end = request.output[-1] in tokenizer.eog_token_ids
-            text = tokenizer.decode(request.output[:-1] if end else request.output)
-            parser = format.parser(["f", "g"], False)
-            found = parser.add(text).calls + parser.finish().calls
-            assert found and {call.name for call in found} <= {"f", "g"}, text
-            assert parallel or len(found) == 1
-            assert all(json.loads(call.arguments)["x"] in (1, 22) for call in found)
+        constraint = compiler.lark(format.lark(compiler, False, tools, parallel=False))
+        params = rf.SamplingParams(seed=0, temperature=1, max_tokens=400, logit_bias=no_space)
+        request = engine.add([1, 2], params, constraint)
+        while engine.busy:
+            engine.step()
+    text = tokenizer.decode([id for id in request.output if id not in tokenizer.eog_token_ids])
+    parser = format.parser({tool["name"]: tool for tool in tools}, False)
+    found = joined([parser.add(text), parser.finish()])
+    assert len(found.calls) == 1 and json.loads(found.calls[0].arguments)["x"] in (1, 22), text
