@@ -52,6 +52,9 @@ def serve(
             metavar="NAME", help="Format of the model's tool calls, by vLLM's name; default: by its template."
         ),
     ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(min=-1, metavar="N", help="Maximum tokens of a reply's thought; -1: any number.")
+    ] = -1,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,6 +104,7 @@ def serve(
         model_name=name or model_name(model),
         chat_template=chat_template.read() if chat_template else None,
         tool_parser=tool_parser,
+        reasoning_budget=None if reasoning_budget < 0 else reasoning_budget,
         api_key=api_key,
         root_path=root_path,
         cors_origins=cors_origin or (),

@@ -29,8 +29,8 @@ class Constraint(Protocol):
         """Which tokens may come next: uint32, a bit for each token from the least significant on. Those past its end
         may not."""
 
-    def accept(self, token: int) -> None:
-        """Note the token that was sampled."""
+    def accept(self, token: int) -> bool | None:
+        """Note the token that was sampled. True: any may come from now on, and nothing more is asked."""
 
     def close(self) -> None:
         """The text has ended; a service calls it, at least once."""
@@ -43,7 +43,7 @@ class Request:
     Attributes:
         prompt: token ids.
         params: how its tokens are sampled, and when it ends.
-        constraint: what its text must obey, or None.
+        constraint: what its text must obey; None where that is nothing, or nothing more.
         max_length: tokens of prompt and output together, at most.
         ends: tokens that end its text.
         lora: the adapter that its tokens have, or None.

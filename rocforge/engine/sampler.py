@@ -40,8 +40,8 @@ def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     try:
         allowed = logits if constraint is None else masked(logits, constraint.bits())
         token = sample(allowed, params, request.prompt, request.output, request.ends)
-        if constraint is not None:
-            constraint.accept(token)
+        if constraint is not None and constraint.accept(token):
+            request.constraint = None
     except Exception as error:
         return SampledToken(-1, error=error)
     return SampledToken(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
@@ -171,7 +171,8 @@ def _refusal(request: Request, token: int) -> Exception | None:
     """Tell a request's constraint, if any, of its token; the error of that."""
     if request.constraint is not None and request.status is not Status.FINISHED:
         try:
-            request.constraint.accept(token)
+            if request.constraint.accept(token):
+                request.constraint = None
         except Exception as error:
             return error
     return None

@@ -58,7 +58,7 @@ class ChatCompletions:
         with generator.deadline(body.timeout):
             prompt, text = await self._prompt(body, tools)
             opened = format.opens_thought(text)
-            grammar = self._grammar(body, format, tools, opened)
+            grammar = self._grammar(body, format, tools, opened) or self._thinking(body, format, opened)
             job = await generator.submit("chatcmpl", [prompt], params, grammar, body.timeout)
         answer = _Answer(job, body, generator, [format.parser(tools.by_name, opened) for _ in params])
         if body.stream:
@@ -85,11 +85,7 @@ class ChatCompletions:
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
         """Its tokens and its text."""
         generator, continuation = self._generator, _continuation(body)
-        variables = dict(body.chat_template_kwargs or {})
-        if body.reasoning_effort is not None:
-            variables["reasoning_effort"] = body.reasoning_effort
-            if body.reasoning_effort == "none":
-                variables.setdefault("enable_thinking", False)  # as Qwen's and other templates call it
+        variables = _variables(body, self._budget(body))
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         template, shown, begun = generator.settings.chat_template, tools.shown or None, body.add_generation_prompt
@@ -113,12 +109,42 @@ class ChatCompletions:
         grammar, content = self._generator.grammar(body), response_rule(body)
         if tools.required and not (body.regex is None and body.grammar is None):
             raise APIError("a required tool call excludes regex and grammar", param="tool_choice")
+        if (body.thinking_budget or -1) >= 0 and not (body.regex is None and body.grammar is None):
+            raise APIError("a budget for thinking excludes regex and grammar", param="thinking_budget")
         if content is None and not tools.required:
             return grammar
         parallel = body.parallel_tool_calls is not False
         content = None if tools.required else content
         compiler = self._generator.compiler
         return GrammarSource("lark", format.lark(compiler, opened, tools.functions, content, parallel))
+
+    def _budget(self, body: ChatCompletionRequest) -> int | None:
+        """The most tokens of a thought; None for any number."""
+        budget = self._generator.settings.reasoning_budget if body.thinking_budget is None else body.thinking_budget
+        return None if budget == -1 else budget
+
+    def _thinking(self, body: ChatCompletionRequest, format: ReplyFormat, opened: bool) -> GrammarSource | None:
+        """What bounds the thoughts of a reply that obeys no grammar: under one there are none."""
+        budget = self._budget(body)
+        wanted = None if budget is None else format.thinking(budget, opened)
+        return GrammarSource("thinking", wanted) if wanted else None
+
+
+def _variables(body: ChatCompletionRequest, budget: int | None) -> dict[str, Any]:
+    """For the chat template: whether to think has the names of Qwen, GLM, Gemma and others, and of DeepSeek."""
+    variables = dict(body.chat_template_kwargs or {})
+    thinks = None
+    if body.reasoning_effort is not None:
+        variables["reasoning_effort"] = body.reasoning_effort
+        thinks = body.reasoning_effort != "none"
+    if body.thinking is not None:
+        thinks = body.thinking.type == "enabled"
+    if budget is not None:
+        variables.setdefault("thinking_budget", budget)
+        thinks = thinks if budget else False
+    if thinks is not None:
+        variables = {"enable_thinking": thinks, "thinking": thinks, **variables}
+    return variables
 
 
 def _continuation(body: ChatCompletionRequest) -> Continuation | None:

@@ -169,8 +169,9 @@ class Generator:
         timeout: float | None,
     ) -> Job:
         """Submit each prompt with each of its params; all or none."""
+        structured = grammar is not None and grammar.kind != "thinking"
         for name in ("ignore_eos", "min_tokens"):
-            if grammar is not None and getattr(params[0], name):
+            if structured and getattr(params[0], name):
                 raise APIError(f"{name} excludes structured output and required calls", param=name)
         most = self.settings.max_choices
         if len(prompts) * len(params) > most:

@@ -146,6 +146,13 @@ class Prediction(Body):
     content: Text | Array[TextPart]
 
 
+class Thinking(Body):
+    """Anthropic's and DeepSeek's."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0)
+
+
 class Sampling(Body):
     """What both kinds of completion share."""
 
@@ -229,6 +236,16 @@ class ChatCompletionRequest(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
+    thinking_budget: int | None = Field(
+        None,
+        ge=-1,
+        description="Extension: the most tokens that a reply thinks before it is made to end that; -1: any.",
+    )
+    thinking: Thinking | None = Field(None, description="Whether a reply thinks, and thinking_budget as budget_tokens.")
+    reasoning_budget: int | None = Field(None, ge=-1, description="As thinking_budget.")
+    reasoning_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_token_budget: int | None = Field(None, ge=-1, description="vLLM's thinking_budget.")
     add_generation_prompt: bool | None = Field(None, description="Extension: begin an assistant's message; as default.")
     continue_final_message: bool | None = Field(
         None, description="Extension: continue the last message, an assistant's; add_generation_prompt must be false."

@@ -15,6 +15,7 @@ class Settings:
         adapters: names of the model's adapters that clients may ask for: by `lora`, or as models "name:adapter".
         chat_template: a Jinja template to use instead of the model's; None for the model's.
         tool_parser: the format of calls, a name of `rocforge.text.chat.tool_parsers`; None: by the template.
+        reasoning_budget: the most tokens of a thought, where a request does not say; None: any number.
         api_key: the bearer token that clients must send; None: no key.
         cors_origins: origins allowed by CORS, ("*",) for all.
         allowed_hosts: names and addresses to answer for, beside this machine's own (see `Hosts`).
@@ -33,6 +34,7 @@ class Settings:
     adapters: Sequence[str] = ()
     chat_template: str | None = None
     tool_parser: str | None = None
+    reasoning_budget: int | None = None
     api_key: str | None = None
     cors_origins: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()

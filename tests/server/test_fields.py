@@ -192,7 +192,9 @@ def test_one_call_at_a_time(client):
         message = chat(client, **options, parallel_tool_calls=parallel).choices[0].message
         assert len(message.tool_calls) == count and json.loads(message.tool_calls[0].function.arguments) == {}
         chunks = chat(client, **options, parallel_tool_calls=parallel, stream=True)
-        assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == count
+        deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        assert [call.index for call in deltas if call.id] == list(range(count))
+        assert "".join(call.function.arguments for call in deltas) == "{}" * count
 
 
 def test_variables_of_templates(start):

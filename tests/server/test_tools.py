@@ -127,15 +127,6 @@ def test_logprobs_of_a_call(server):
     assert [entry["token"] for entry in reported] == [entry["token"] for entry in whole] and len(whole) > 20
 
 
-def test_one_call_at_a_time(server):
-    """parallel_tool_calls: false lets one call through."""
-    _, reply = ask(server, tools=[WEATHER], **writes(CALL * 2))
-    assert len(reply["choices"][0]["message"]["tool_calls"]) == 2
-    body = {"tools": [WEATHER], "parallel_tool_calls": False, **writes(CALL * 2)}
-    assert len(ask(server, **body)[1]["choices"][0]["message"]["tool_calls"]) == 1
-    assert [call["name"] for call in streamed(server, **body, n=2)[2]] == ["weather"] * 2
-
-
 HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>assistant"
     "{# <|channel|> #}"
@@ -160,6 +151,33 @@ def test_families(start):
         message = ask(server, **body)[1]["choices"][0]["message"]
         assert (message["content"], message["reasoning_content"]) == ("No.", f"I could {CALL}")
         assert streamed(server, **body) == ("No.", f"I could {CALL}", [], "stop")
+
+
+def test_a_budget_for_thinking(start):
+    """A thought ends after so many tokens, by whichever name, and the reply goes on; under a grammar there is none."""
+    show = "{{ messages[0].content }} {{ enable_thinking }} {{ thinking_budget }}" + THINKS
+    with start(chat_template=show, reasoning_budget=3) as server:
+        for fields, budget in (
+            ({}, 3),
+            ({"thinking_budget": 5}, 5),
+            ({"thinking": {"type": "enabled", "budget_tokens": 2}}, 2),
+            ({"reasoning_budget_tokens": 0}, 0),
+            ({"thinking_budget": -1}, None),
+        ):
+            body = {"max_tokens": 30, "logprobs": True, "ignore_eos": True, **fields}
+            _, reply = ask(server, **body)
+            tokens = [entry["token"] for entry in reply["choices"][0]["logprobs"]["content"]]
+            texts = ["".join(tokens[:count]) for count in range(len(tokens) + 1)]
+            end = next((count for count, text in enumerate(texts) if text.endswith("</think>")), None)
+            mark = len(server.service.tokenizer.encode("</think>", add_special_tokens=False))
+            assert end == (None if budget is None else budget + mark)
+            assert (len(tokens), bool(reply["choices"][0]["message"]["content"])) == (30, budget is not None)
+            assert streamed(server, **body)[:2] == (
+                reply["choices"][0]["message"]["content"], reply["choices"][0]["message"].get("reasoning_content", "")
+            )  # fmt: skip
+        assert ask(server, thinking_budget=1, regex="a")[1]["error"]["param"] == "thinking_budget"
+        assert ask(server, thinking_budget=1, reasoning_budget=2)[0] == 400
+        assert "reasoning_content" not in ask(server, response_format=PERSON)[1]["choices"][0]["message"]
 
 
 def test_a_named_tool_parser(start):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rocforge.text.chat.harmony import FINAL, HarmonyCalls
+from rocforge.text.chat.harmony import ANALYSIS, FINAL, HarmonyCalls
 from rocforge.text.chat.reply import CallFormat, Functions, Parser, PlainParser
 from rocforge.text.chat.thoughts import THOUGHTS, ThoughtMarks, ThoughtParser
 from rocforge.text.chat.tool_parsers import TOOL_PARSERS, calls_of
@@ -37,9 +37,22 @@ class ReplyFormat:
             functions: that may be called.
             opened: whether the prompt ends within a thought.
         """
-        harmony = isinstance(self.calls, HarmonyCalls)
-        parser = self.calls.parser(functions) if self.calls and (functions or harmony) else PlainParser()
+        if isinstance(self.calls, HarmonyCalls):  # it knows thoughts, and text without calls
+            return self.calls.parser(functions)
+        parser = self.calls.parser(functions) if self.calls and functions else PlainParser()
         return ThoughtParser(parser, self.thought, opened) if self.thought else parser
+
+    def thinking(self, tokens: int, opened: bool) -> dict[str, Any] | None:
+        """The arguments of a ThinkingBudget for replies, but the tokenizer; None where there are no thoughts.
+
+        Args:
+            tokens: the most that a thought may have.
+            opened: whether the prompt ends within one.
+        """
+        if self.thought is None:
+            return None
+        marks = self.thought._asdict() | {"forced": self.thought.forced or (self.thought.end,)}
+        return {"tokens": tokens, "opened": opened, **marks}
 
     def lark(
         self,
@@ -80,5 +93,5 @@ def reply_format(template: str, tool_parser: str | None = None) -> ReplyFormat:
     """
     calls = TOOL_PARSERS[tool_parser] if tool_parser else calls_of(template)
     if isinstance(calls, HarmonyCalls):
-        return ReplyFormat(calls)
+        return ReplyFormat(calls, ANALYSIS)
     return ReplyFormat(calls, next((marks for marks in THOUGHTS if marks.shown_in(template)), None))

@@ -9,11 +9,16 @@ from typing import Any
 from rocforge.text.chat.calls import arguments_rule
 from rocforge.text.chat.json_scanner import JSONScanner
 from rocforge.text.chat.reply import Functions, Parsed, Parser, StateParser
+from rocforge.text.chat.thoughts import ThoughtMarks
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.stream import overlap
 
 FINAL = "<|channel|>final<|message|>"
 """The header of a reply's content."""
+ANALYSIS = ThoughtMarks(
+    "<|channel|>analysis<|message|>", "<|end|>", ("<|end|>", f"<|end|><|start|>assistant{FINAL}"), again=True
+)
+"""A model that thinks again after it had to end may only say its content."""
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _HEADERS = (_START, "<|channel|>", _MESSAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rocforge.text.chat.reply import Parsed, Parser, joined
@@ -13,6 +14,10 @@ class ThoughtMarks(NamedTuple):
 
     begin: str
     end: str
+    forced: Sequence[str] = ()
+    """What follows a thought that is too long, in turn; none: the end."""
+    again: bool = False
+    """Whether there may be thoughts after the first."""
 
     def shown_in(self, template: str) -> bool:
         """Whether a chat template knows them."""
