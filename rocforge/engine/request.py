@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from rocforge.engine.state import SequenceState
 from rocforge.nn.low_rank import PlacedLoRA
+from rocforge.ops.dry import Breakers, dry_penalties
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import SamplingParams
 
 
@@ -47,6 +50,8 @@ class Request:
         max_length: tokens of prompt and output together, at most.
         ends: tokens that end its text.
         lora: the adapter that its tokens have, or None.
+        breakers: what breaks repetitions for DRY; None without it.
+        mirostat: the state of that; None without it.
         output: token ids so far.
         pending: how many more are sampled by steps that are queued, whose tokens the host has not read.
         status: where it is.
@@ -61,12 +66,27 @@ class Request:
     max_length: int = sys.maxsize
     ends: frozenset[int] = frozenset()
     lora: PlacedLoRA | None = None
+    breakers: Breakers | None = None
+    mirostat: Mirostat | None = None
     output: list[int] = field(default_factory=list)
     pending: int = 0
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     state: SequenceState = field(default_factory=SequenceState)
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether the host has to know its tokens before the next one is chosen."""
+        return self.constraint is not None or self.breakers is not None or self.mirostat is not None
+
+    def penalties(self) -> Mapping[int, float]:
+        """Of DRY, for the next token; those before must be known."""
+        if self.breakers is None:
+            return {}
+        count = self.params.dry_penalty_last_n
+        searched = self.tokens(0 if count < 0 else max(self.known - count, 0), self.known)
+        return dry_penalties(searched, self.params, self.breakers)
 
     @property
     def known(self) -> int:

@@ -16,6 +16,7 @@ from rocforge.server.schema import ChatCompletionRequest, ResponseFormat, Sampli
 _NAMES = {
     "n_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
+    "typ_p": "typical_p",
     "guided_regex": "regex",
     "guided_grammar": "grammar",
 }

@@ -13,6 +13,7 @@ import anyio
 from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
+from rocforge.engine.breakers import with_breakers
 from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
@@ -142,7 +143,9 @@ class Generator:
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
                          "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos",
-                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold")
+                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau",
+                         "mirostat_eta", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
+                         "dry_sequence_breakers")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
         lora = self.adapter(body)
@@ -181,6 +184,8 @@ class Generator:
             if asked is not None and len(prompt) + asked > limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
             self.check_length(len(prompt), "prompt")
+        if params[0].dry_multiplier:  # its texts are looked for in the whole vocabulary
+            params = [await run_in_threadpool(with_breakers, one, self.tokenizer) for one in params]
         with refusing("prompt"):
             replies = await self.backend.submit(prompts, params, grammar, self._seconds(timeout))
         return self._job(prefix, len(params), replies)
