@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,18 @@ import typer
 
 from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
+from rocforge.cli.options import (
+    Context,
+    Device,
+    Fp16Weights,
+    Model,
+    Quiet,
+    Sampling,
+    Switch,
+    Template,
+    adapter_file,
+    takes_sampling,
+)
 from rocforge.cli.output import note
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
@@ -23,6 +35,7 @@ def _by_device(default: Mapping[str, float]) -> str:
     return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
+@partial(takes_sampling, without=("max_tokens", "seed", "stop"))
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -87,6 +100,8 @@ def serve(
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
+    *,
+    sampling: Sampling,
 ) -> None:
     """Serve the OpenAI API over HTTP; / is a chat page."""
     from rocforge.server.run import model_name
@@ -105,6 +120,7 @@ def serve(
         chat_template=chat_template.read() if chat_template else None,
         tool_parser=tool_parser,
         reasoning_budget=None if reasoning_budget < 0 else reasoning_budget,
+        sampling={name: sampling.options[name] for name in sampling.given},
         api_key=api_key,
         root_path=root_path,
         cors_origins=cors_origin or (),

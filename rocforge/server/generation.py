@@ -14,6 +14,7 @@ from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
 from rocforge.engine.breakers import with_breakers
+from rocforge.engine.defaults import file_defaults
 from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
@@ -133,6 +134,11 @@ class Generator:
             raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
         return wanted[0] if wanted else None
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Fields of SamplingParams where a request does not say."""
+        return {"temperature": DEFAULT_TEMPERATURE, **file_defaults(self.tokenizer), **self.settings.sampling}
+
     def params(
         self, body: Sampling, choices: int, max_tokens: int | None, logprobs: int | None
     ) -> list[SamplingParams]:
@@ -153,7 +159,7 @@ class Generator:
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
             return [
                 SamplingParams(
-                    **{"temperature": DEFAULT_TEMPERATURE, **given},
+                    **{**self.sampling, **given},
                     max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,

@@ -213,3 +213,16 @@ def test_variables_of_templates(start):
             usage = server.post("/v1/chat/completions", json=body).json()["usage"]
             ids = server.post("/tokenize", json={"content": prompt}).json()
             assert usage["prompt_tokens"] == ids["count"], fields
+
+
+def test_defaults_of_sampling(start):
+    """What a request leaves out is as the command says, else as the file recommends, else the API's; so says /props."""
+    with start(sampling={"temperature": 0.0, "dry_multiplier": 0.5}) as server:
+        server.service.tokenizer.recommended_sampling = {"temperature": 0.4, "min_p": 0.2}
+        shown = server.get("/props").json()["default_generation_settings"]["params"]
+        assert (shown["temperature"], shown["min_p"], shown["dry_multiplier"], shown["typ_p"]) == (0, 0.2, 0.5, 1)
+        texts = set()
+        for fields in ({"seed": 1}, {"seed": 2}, {"seed": 3, "temperature": 1.5, "mirostat": 2}):
+            body = {"model": "small", "prompt": [5, 6, 7], "max_tokens": 12, "ignore_eos": True, **fields}
+            texts.add(server.post("/v1/completions", json=body).json()["choices"][0]["text"])
+        assert len(texts) == 2
