@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rocforge.text.chat.frame import FRAMES, FrameParser
 from rocforge.text.chat.harmony import ANALYSIS, FINAL, HarmonyCalls
 from rocforge.text.chat.reply import CallFormat, Functions, Parser, PlainParser
 from rocforge.text.chat.thoughts import THOUGHTS, ThoughtMarks, ThoughtParser
@@ -21,10 +22,12 @@ class ReplyFormat:
     Attributes:
         calls: the format of calls; None if the template knows no tools.
         thought: the marks of a thought that a reply may begin with, or None.
+        frame: the marks around content.
     """
 
     calls: CallFormat | None
     thought: ThoughtMarks | None = None
+    frame: tuple[str, ...] = ()
 
     def opens_thought(self, prompt: str) -> bool:
         """Whether a prompt ends within a thought."""
@@ -40,6 +43,7 @@ class ReplyFormat:
         if isinstance(self.calls, HarmonyCalls):  # it knows thoughts, and text without calls
             return self.calls.parser(functions)
         parser = self.calls.parser(functions) if self.calls and functions else PlainParser()
+        parser = FrameParser(parser, self.frame) if self.frame else parser
         return ThoughtParser(parser, self.thought, opened) if self.thought else parser
 
     def thinking(self, tokens: int, opened: bool) -> dict[str, Any] | None:
@@ -94,4 +98,5 @@ def reply_format(template: str, tool_parser: str | None = None) -> ReplyFormat:
     calls = TOOL_PARSERS[tool_parser] if tool_parser else calls_of(template)
     if isinstance(calls, HarmonyCalls):
         return ReplyFormat(calls, ANALYSIS)
-    return ReplyFormat(calls, next((marks for marks in THOUGHTS if marks.shown_in(template)), None))
+    thought = next((marks for marks in THOUGHTS if marks.shown_in(template)), None)
+    return ReplyFormat(calls, thought, next((marks for marks in FRAMES if marks[0] in template), ()))

@@ -100,6 +100,8 @@ class _GemmaCallParser(StateParser):
             self._output.content(self._held + self._buffer)
         elif self._state in (self._scalar, self._string):
             self._output.arguments(_escaped(self._buffer) if self._state == self._string else self._buffer)
+        elif self._state == self._entry:
+            self._output.cut_member(self._buffer.strip(", \t\r\n"), self._first)
         return self._output.finish()
 
     def _outside(self) -> bool:

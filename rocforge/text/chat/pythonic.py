@@ -74,6 +74,8 @@ class _PythonicCallParser(StateParser):
     def finish(self) -> Parsed:
         if self._state == self._value:
             self._output.arguments("".join([*self._pieces, self._buffer]))
+        elif self._state == self._argument:
+            self._output.cut_member(self._buffer.strip(", \t\r\n"), first=self._count == 0)
         elif self._state != self._ended:
             self._output.content(self._held + self._buffer)
         return self._output.finish()

@@ -109,6 +109,11 @@ class Output:
         """A member of the arguments begins."""
         self.arguments(f"{'' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
 
+    def cut_member(self, key: str, first: bool) -> None:
+        """The reply ends within the name of a member."""
+        if key:
+            self.arguments(f"{'' if first else ', '}{json.dumps(key, ensure_ascii=False)[:-1]}")
+
     def take(self) -> Parsed:
         """What has been collected since the last time."""
         parts, self._parts = self._parts, []

@@ -101,6 +101,8 @@ class _TaggedCallParser(StateParser):
                 self._text(value)
             else:
                 self._output.arguments("".join([*self._pieces, value]))
+        elif self._state == self._parameter:
+            self._output.cut_member(self._buffer.strip(), self._first)
         elif self._state in (self._outside, self._marked, self._name):
             self._output.content(self._held + self._buffer)
         return self._output.finish()

@@ -35,6 +35,7 @@ FAMILIES = {
     **{name: ReplyFormat(calls) for name, calls in TOOL_PARSERS.items()},
     "hermes that thinks": ReplyFormat(HERMES, THINK),
     "no calls, thinks": ReplyFormat(None, THINK),
+    "framed": ReplyFormat(HERMES, THINK, ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
 }
 MARKS = [
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>", "<|start|>", "<|channel|>",
@@ -123,6 +124,9 @@ CASES = [
     ("hermes that thinks", "<think>cut  off </thi", "", "cut  off </thi", []),
     ("hermes that thinks", "Is <think> a tag? </think>", "Is <think> a tag? </think>", "", []),
     ("hermes that thinks", " <thin", " <thin", "", []),
+    ("framed", "<think>a</think><|START_RESPONSE|>b <|c<|END_RESPONSE|>", "b <|c", "a", []),
+    ("framed", f"<|START_RESPONSE|>So.<|END_RESPONSE|><tool_call>{TEXT}", "So.", "", [CALL]),
+    ("framed", "<|START_RE", "<|START_RE", "", []),
     ("no calls, thinks", f"<think>a</think><tool_call>{TEXT}", f"<tool_call>{TEXT}", "a", []),
 ]  # fmt: skip
 
@@ -156,21 +160,22 @@ def test_a_thought_that_the_prompt_opens():
         assert (parsed.content, parsed.reasoning, parsed.calls) == (content, reasoning, ())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=12)
-@given(data=st.data())
+@settings(max_examples=150)
+@given(data=st.data(), family=st.sampled_from(sorted(FAMILIES)))
 def test_any_text_in_any_pieces(family, data):
     """Streamed is whole, no word is lost, and only functions that were offered are called."""
     words = [f"word{i}" for i in range(3)]
     pieces = [*MARKS, *words, " ", "\n", "{", "}", "[", "]", '"', "\\", TEXT, '{"name": "rm"}', TO_F, " to=functions.g"]
-    text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=14))) + "!"
+    own = re.findall(r"[<\[][^<\[]*|[^<\[]+", WRITTEN[family]("f", {"x": "a", "n": 1})) if family in WRITTEN else []
+    text = "".join(data.draw(st.lists(st.sampled_from(pieces) | st.sampled_from(own or [" "]), max_size=14))) + "!"
     opened = FAMILIES[family].thought and data.draw(st.booleans())
     whole = parse(FAMILIES[family], [text], opened)
     assert parse(FAMILIES[family], cut(data, text), opened) == whole == parse(FAMILIES[family], text, opened)
     assert {call.name for call in whole.calls} <= FUNCTIONS.keys()
     said = whole.content + whole.reasoning + "".join(call.arguments for call in whole.calls)
     for word in words:
-        assert said.count(word) + len(re.findall(rf"<\|[a-z]+\|>{word}", text)) >= text.count(word)
+        in_headers = len(re.findall(rf"<\|[a-z]+\|>[^<]*{word}", text)) if family == "openai" else 0
+        assert said.count(word) + in_headers >= text.count(word), text
 
 
 STRINGS = st.lists(st.sampled_from([*MARKS, '"', "\\", "}", "🦙", "\n", "1", "'", "a < b"])).map("".join)
@@ -271,9 +276,11 @@ def text_before(family):
     return "" if family == "pythonic" or family == "llama4_pythonic" else "Well."
 
 
-@pytest.mark.parametrize("family", TOOL_PARSERS)
-@settings(max_examples=12)
-@given(data=st.data(), calls=st.lists(st.tuples(st.sampled_from(sorted(FUNCTIONS)), ARGUMENTS), min_size=1, max_size=3))
+CALLS = st.lists(st.tuples(st.sampled_from(sorted(FUNCTIONS)), ARGUMENTS), min_size=1, max_size=3)
+
+
+@settings(max_examples=150)
+@given(data=st.data(), family=st.sampled_from(sorted(TOOL_PARSERS)), calls=CALLS)
 def test_calls_with_any_arguments(family, data, calls):
     """Every call that is written is found with its arguments, of the types that its schema declares, whatever their
     strings hold; the text before it stays."""
@@ -429,4 +436,5 @@ def test_formats_of_templates():
     }
     assert reply_format("{{ tools }}{{ content.split('</think>')[-1] }}<tool_call>") == ReplyFormat(HERMES, THINK)
     assert reply_format("{{ x }}<|channel>thought").thought.end == "<channel|>"
+    assert reply_format("{{ x }}<|START_RESPONSE|>").frame == ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
     assert reply_format("{{ tools }}<tool_call>", "pythonic") == ReplyFormat(TOOL_PARSERS["pythonic"])
