@@ -9,8 +9,8 @@ import rocforge as rf
 OPTIONS = [
     {"temperature": 0},
     {"temperature": 0.9, "top_p": 0.9, "logprobs": 2},
-    {"temperature": 0.8, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
-    {"temperature": 1.0, "top_k": 20, "logit_bias": {7: 3.0, 9: -2.0}},
+    {"temperature": 0.8, "repetition_penalty": 1.3, "dry_multiplier": 2.0, "dry_sequence_breakers": [[3]]},
+    {"temperature": 1.0, "mirostat": 2, "logit_bias": {7: 3.0, 9: -2.0}},
 ]
 """Of four requests."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rocforge.engine.state import SequenceState
 from rocforge.nn.low_rank import PlacedLoRA
-from rocforge.ops.dry import Breakers, dry_penalties
+from rocforge.ops.dry import WINDOW, Breakers, dry_penalties
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import SamplingParams
 
@@ -84,9 +84,7 @@ class Request:
         """Of DRY, for the next token; those before must be known."""
         if self.breakers is None:
             return {}
-        count = self.params.dry_penalty_last_n
-        searched = self.tokens(0 if count < 0 else max(self.known - count, 0), self.known)
-        return dry_penalties(searched, self.params, self.breakers)
+        return dry_penalties(self.tokens(max(self.known - WINDOW, 0), self.known), self.params, self.breakers)
 
     @property
     def known(self) -> int:

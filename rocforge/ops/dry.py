@@ -14,6 +14,10 @@ from rocforge.ops.sampling import SamplingParams
 
 Breakers = Mapping[int, Sequence[Sequence[int]]]
 """A token -> what follows it in a sequence that breaks repetitions; () for a token that does so alone."""
+WINDOW = 8192
+"""Tokens that are searched, at most: the engine waits for it."""
+LONGEST = 256
+"""Tokens of a repetition that count: the penalty of more is beyond any logit."""
 _LARGEST = 88.7228391
 """The logarithm of the largest float32."""
 
@@ -31,9 +35,9 @@ def dry_penalties(tokens: Sequence[int], params: SamplingParams, breakers: Break
     {4: 2.0}
     """
     allowed, base = params.dry_allowed_length, params.dry_base
-    count = len(tokens) if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
+    count = WINDOW if params.dry_penalty_last_n < 0 else min(params.dry_penalty_last_n, WINDOW)
     text = np.asarray(tokens[max(len(tokens) - count, 0) :], np.int64)
-    longest = min(_since_breaker(text, breakers), len(text) - 1)
+    longest = min(_since_breaker(text[-LONGEST:], breakers), len(text) - 1)
     if len(text) <= allowed or longest < allowed:
         return {}
     repeats: dict[int, int] = {}
@@ -44,7 +48,7 @@ def dry_penalties(tokens: Sequence[int], params: SamplingParams, breakers: Break
         ends = ends[ends >= size]
         ends = ends[text[ends - size] == text[-1 - size]]
         size += 1
-    most = int(_LARGEST / math.log(base)) if base > 1.000001 else len(text)
+    most = int(_LARGEST / math.log(base)) if base > 1.000001 else LONGEST
     return {
         token: params.dry_multiplier * base ** min(size - allowed, most)
         for token, size in repeats.items()

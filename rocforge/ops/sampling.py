@@ -56,9 +56,9 @@ class SamplingParams:
         mirostat_eta: how fast mirostat adapts, 0 to 1e3.
         dry_multiplier: how much DRY subtracts from the logits of tokens that would make a repetition longer than
             dry_allowed_length (https://github.com/oobabooga/text-generation-webui/pull/5677), 0 to 1e6; 0 for nothing.
-        dry_base: for each token more that is repeated the penalty is so many times as large, 1 to 1e6.
+        dry_base: for each token more that is repeated, up to 256, the penalty is so many times as large, 1 to 1e6.
         dry_allowed_length: tokens, from 1.
-        dry_penalty_last_n: how many of the last tokens are searched, of prompt and text; -1 for all.
+        dry_penalty_last_n: how many of the last tokens are searched, of prompt and text, up to 8192; -1 for these.
         dry_sequence_breakers: texts that end repetitions, of up to 40 characters. Who runs an Engine alone gives token
             ids of a sequence in place of each, as `rocforge.engine.breakers` does.
         repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones

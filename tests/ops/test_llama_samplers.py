@@ -73,7 +73,7 @@ def test_dry(index, tokenizer):
 
 def test_dry_of_long_repetitions():
     """A token repeated for ever has the largest penalty that a float32 holds, and no more."""
-    penalties = dry_penalties([7] * 2000, SamplingParams(dry_multiplier=1, dry_penalty_last_n=-1), {})
+    penalties = dry_penalties([7] * 20000, SamplingParams(dry_multiplier=1, dry_penalty_last_n=-1), {})
     assert list(penalties) == [7] and 1e37 < penalties[7] < 3.5e38
     assert dry_penalties([7], SamplingParams(dry_multiplier=1), {}) == {}
 

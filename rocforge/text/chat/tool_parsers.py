@@ -133,6 +133,7 @@ _BY_MARKS = (
     ("llama4_json", r"(?s)<\|python_start\|>.*\"parameters\"|\"parameters\".*<\|python_start\|>"),
     ("llama4_pythonic", r"<\|python_start\|>"),
     ("hermes", "<tool_call>"),
+    ("pythonic", r"\[func_name1?\("),
     ("llama3_json", "parameters"),
     ("hermes", "tools"),
 )

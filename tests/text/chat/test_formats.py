@@ -420,6 +420,7 @@ HAVE = {
     "gemma4": "{{ tools }}<|tool_call>call:",
     "functiongemma": "{{ tools }}<start_function_call>call:",
     "llama4_json": '{{ tools }}<|python_start|>"parameters"',
+    "pythonic": "{{ tools }} parameters: [func_name1(params_name1=params_value1), func_name2(params)]",
     "llama4_pythonic": "{{ tools }}<|python_start|>",
     "lfm2": "{{ tools }}<|tool_list_start|>",
     "command_r7b": "{{ tools }}<|START_ACTION|>",
