@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import typer
 
@@ -120,7 +121,7 @@ def sampling_options(
         int, typer.Option(help="How many tokens may be repeated.")
     ] = SamplingParams.dry_allowed_length,
     dry_penalty_last_n: Annotated[
-        int, typer.Option(help="How many of the last tokens DRY searches; -1: all.")
+        int, typer.Option(help="How many of the last tokens DRY searches, up to 8192; -1: these.")
     ] = SamplingParams.dry_penalty_last_n,
     dry_sequence_breakers: Annotated[
         list[str] | None,
@@ -151,6 +152,9 @@ def sampling_options(
     return given
 
 
+_OF_ONE_TEXT = ("max_tokens", "seed", "stop")
+
+
 class Sampling(NamedTuple):
     """The sampling options of a command.
 
@@ -170,11 +174,17 @@ class Sampling(NamedTuple):
         return {**self.options, **said}
 
 
-def takes_sampling(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
-    """Add the options of `sampling_options`, but some, to a command, which receives them as its argument `sampling`."""
+def takes_sampling(command: Callable[..., None], *, of_requests: bool = False) -> Callable[..., None]:
+    """Add the options of `sampling_options` to a command, which receives them as its argument `sampling`.
+
+    Args:
+        command: the command.
+        of_requests: whether they are for requests that leave them out; the defaults of other commands are not theirs.
+    """
     own = inspect.signature(command, eval_str=True).parameters
-    options = inspect.signature(sampling_options, eval_str=True).parameters
-    added = {name: option for name, option in options.items() if name not in without}
+    added = dict(inspect.signature(sampling_options, eval_str=True).parameters)
+    if of_requests:
+        added = {name: _without_default(option) for name, option in added.items() if name not in _OF_ONE_TEXT}
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for name, p in {**own, **added}.items() if name != "sampling"]
     parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
@@ -188,6 +198,14 @@ def takes_sampling(command: Callable[..., None], *, without: Collection[str] = (
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
+
+
+def _without_default(option: inspect.Parameter) -> inspect.Parameter:
+    """An option whose help does not tell its default."""
+    kind, info = get_args(option.annotation)
+    hidden = copy.copy(info)
+    hidden.show_default = False
+    return option.replace(annotation=Annotated[kind, hidden])
 
 
 def set_sampling(sampling: dict[str, Any], name: str, text: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _by_device(default: Mapping[str, float]) -> str:
     return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
-@partial(takes_sampling, without=("max_tokens", "seed", "stop"))
+@partial(takes_sampling, of_requests=True)
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
