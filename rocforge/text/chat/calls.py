@@ -128,8 +128,8 @@ class _JSONCallParser(StateParser):
 
     def _name(self) -> bool:
         """Before arguments: the function's name, and what belongs to it."""
-        brace = self._buffer.find("{")
-        if brace < 0 and len(self._buffer) <= LONGEST_HEAD:
+        brace = self._buffer.find("{", 0, LONGEST_HEAD)
+        if brace < 0 and len(self._buffer) < LONGEST_HEAD:
             return False
         head = self._format.head and self._format.head.fullmatch(self._buffer[: max(brace, 0)])
         if not head or head[1] not in self._functions:

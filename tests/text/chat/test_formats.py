@@ -381,6 +381,16 @@ def test_content_is_not_held_back_without_need():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("family", TOOL_PARSERS)
+def test_a_head_that_does_not_end(family):
+    """What is longer than any call's beginning is content, in one piece or in many."""
+    written = WRITTEN[family]("f", {"x": "a"})
+    text = re.sub(r"(?<![a-z])f(?![a-z])", "f" + " " * 2000, written, count=1)
+    assert len(text) > 2000
+    whole = parse(FAMILIES[family], [text])
+    assert parse(FAMILIES[family], [text[at : at + 7] for at in range(0, len(text), 7)]) == whole
+
+
 def test_long_calls_take_linear_time():
     """A long call in pieces of a token is read once."""
     text = WRITTEN["hermes"]("f", json.dumps({"x": "a\\" * (1 << 14)}))
