@@ -18,8 +18,7 @@ WINDOW = 8192
 """Tokens that are searched, at most: the engine waits for it."""
 LONGEST = 256
 """Tokens of a repetition that count: the penalty of more is beyond any logit."""
-_LARGEST = 88.7228391
-"""The logarithm of the largest float32."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def dry_penalties(tokens: Sequence[int], params: SamplingParams, breakers: Breakers) -> dict[int, float]:
@@ -48,9 +47,9 @@ def dry_penalties(tokens: Sequence[int], params: SamplingParams, breakers: Break
         ends = ends[ends >= size]
         ends = ends[text[ends - size] == text[-1 - size]]
         size += 1
-    most = int(_LARGEST / math.log(base)) if base > 1.000001 else LONGEST
+    most = int(math.log(_LARGEST) / math.log(base)) if base > 1.000001 else LONGEST
     return {
-        token: params.dry_multiplier * base ** min(size - allowed, most)
+        token: min(params.dry_multiplier * base ** min(size - allowed, most), _LARGEST)
         for token, size in repeats.items()
         if () not in breakers.get(token, ())
     }

@@ -75,6 +75,7 @@ def test_dry_of_long_repetitions():
     """A token repeated for ever has the largest penalty that a float32 holds, and no more."""
     penalties = dry_penalties([7] * 20000, SamplingParams(dry_multiplier=1, dry_penalty_last_n=-1), {})
     assert list(penalties) == [7] and 1e37 < penalties[7] < 3.5e38
+    assert dry_penalties([7] * 9, SamplingParams(dry_multiplier=1e6, dry_base=1e6), {})[7] <= np.finfo(np.float32).max
     assert dry_penalties([7], SamplingParams(dry_multiplier=1), {}) == {}
 
 
@@ -83,4 +84,8 @@ def test_breakers_of_an_engine(tokenizer):
     params = SamplingParams(dry_multiplier=1, dry_sequence_breakers=["\n", [5, 6]])
     with pytest.raises(ValueError, match=r"has the text '\\n'; an engine takes token ids"):
         breakers_of(params)
+    for text, ids in (("🦙", [240, 159, 166, 153]), ("\ud800", [239, 191, 189])):  # characters of several tokens
+        assert breakers_of(
+            with_breakers(SamplingParams(dry_multiplier=1, dry_sequence_breakers=[text]), tokenizer)
+        ) == {ids[0]: [tuple(ids[1:])]}
     assert breakers_of(SamplingParams()) is None and breakers_of(with_breakers(params, tokenizer))[5] == [(6,)]
