@@ -107,7 +107,7 @@ TOOL_PARSERS: Mapping[str, CallFormat] = {
 
 _BY_MARKS = (
     ("openai", r"<\|channel\|>[\s\S]*<\|message\|>|<\|message\|>[\s\S]*<\|channel\|>"),
-    ("minimax_m2", "<minimax:tool_call>|minimax:tool_call"),
+    ("minimax_m2", "minimax:tool_call"),
     ("seed_oss", "seed:tool_call"),
     ("deepseek_v32", "(?s)DSML.*function_calls"),
     ("deepseek_v4", "(?s)DSML.*tool_calls"),
@@ -124,9 +124,9 @@ _BY_MARKS = (
     ("mistral", r"\[TOOL_CALLS\]"),
     ("command_r7b", r"<\|START_ACTION\|>"),
     ("nemotron_v2", "<TOOLCALL>"),
-    ("minimax", r"(?s)<tool_calls>.*</tool_calls>.*<beginning_of_sentence>|<beginning_of_sentence>.*<tool_calls>"),
+    ("minimax", "(?s)<beginning_of_sentence>.*<tool_calls>|<tool_calls>.*<beginning_of_sentence>"),
     ("jamba", "<tool_calls>"),
-    ("lfm2", r"<\|tool_call_start\|>|<\|tool_list_start\|>|keep_past_thinking"),
+    ("lfm2", r"<\|tool_call_start\|>|<\|tool_list_start\|>|List of tools: \["),
     ("phi4_mini_json", r"<\|/tool_call\|>"),
     ("granite", r"<\|tool_call\|>"),
     ("internlm", r"<\|plugin\|>"),
