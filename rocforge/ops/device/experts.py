@@ -120,7 +120,7 @@ def mixture(
     norm: Array,
     eps: float,
     router: Matrices,
-    routing: tuple[int, bool, bool, float],
+    routing: tuple[Any, ...],
     pair: tuple[Matrices, Matrices],
     down: Matrices,
     unit: str,
