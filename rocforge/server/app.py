@@ -30,6 +30,7 @@ from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
 from rocforge.server.props import props as model_props
 from rocforge.server.request_id import HEADER, RequestId
+from rocforge.server.responses import add_responses
 from rocforge.server.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -78,15 +79,17 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(RequestId)
     generator = Generator(backend, settings)
-    _add_generation(app, generator)
+    chats = ChatCompletions(generator)
+    _add_generation(app, generator, chats)
+    add_responses(app, generator, chats)
     _add_tokens(app, generator)
     _add_requests(app, generator)
     _add_state(app, generator, metrics)
     return app
 
 
-def _add_generation(app: FastAPI, generator: Generator) -> None:
-    complete, chat, embed = Completions(generator), ChatCompletions(generator), Embeddings(generator)
+def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -> None:
+    complete, embed = Completions(generator), Embeddings(generator)
 
     @app.post("/v1/completions", response_class=JSONResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -146,7 +149,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
 
 def _add_requests(app: FastAPI, generator: Generator) -> None:
     jobs, backend = generator.jobs, generator.backend
-    backend.answer_with(jobs.answer)
+    backend.answer_with(generator.answer)
 
     async def find(question: str, id: str) -> Response:
         status = jobs.answer(question, id)

@@ -14,7 +14,7 @@ from rocforge.engine.response import GenerationResponse
 from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
 from rocforge.server.errors import APIError, JSONResponse, refusing
-from rocforge.server.events import Chunks, EventStream
+from rocforge.server.events import Chunks, EventStream, completed
 from rocforge.server.generation import Generator, each
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
@@ -46,12 +46,12 @@ class Completions:
             echoes = await run_in_threadpool(self._echoes, body, prompts)
             grammar = generator.grammar(body)
             if most == 0:
-                job = generator.unanswered("cmpl", prompts, params)
+                job = generator.unanswered("cmpl-", prompts, params)
             else:
-                job = await generator.submit("cmpl", prompts, params, grammar, body.timeout)
+                job = await generator.submit("cmpl-", prompts, params, grammar, body.timeout)
         answer = _Answer(job, body, generator, echoes)
         if body.stream:
-            return EventStream(job, answer.events())
+            return EventStream(job, completed(answer.events()))
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 

@@ -101,7 +101,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _of_validation(error.errors()).response
+        return of_validation(error.errors()).response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -128,7 +128,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     return as_api_error(error).response
 
 
-def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
+def of_validation(found: Sequence[dict[str, Any]]) -> APIError:
     """The first error that pydantic found, in OpenAI's words where it has some."""
     first, param = found[0], _param(found[0])
     if first["type"] == "extra_forbidden":

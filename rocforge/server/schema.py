@@ -146,23 +146,14 @@ class Prediction(Body):
     content: Text | Array[TextPart]
 
 
-class Sampling(Body):
-    """What both kinds of completion share."""
+class Generation(Body):
+    """What all requests for text share."""
 
     model: str = Field(max_length=512)
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = Field(None, ge=1, le=128)
-    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=-1)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
 
     top_k: int | None = Field(
         None, ge=-1, description="Extension: sample from this many of the likeliest tokens; 0, -1: all."
@@ -177,17 +168,32 @@ class Sampling(Body):
     xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
     xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
-    ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
     lora: str | None = Field(None, max_length=512, description="Extension: the adapter that writes the text.")
-    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
-    grammar: str | None = Field(
-        None, max_length=1 << 18, description="Extension: a grammar for the text, in Lark or GBNF."
-    )
     stop_token_ids: Annotated[Array[TokenId], Field(max_length=1024)] | None = Field(
         None, description="Extension: tokens that end the text, and are not part of it."
     )
     min_tokens: int | None = Field(None, ge=0, description="Extension: no token ends the text before.")
+
+
+class Sampling(Generation):
+    """What both kinds of completion share."""
+
+    n: int | None = Field(None, ge=1, le=128)
+    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
+    max_tokens: int | None = Field(None, ge=-1)
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+    ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
+    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
+    grammar: str | None = Field(
+        None, max_length=1 << 18, description="Extension: a grammar for the text, in Lark or GBNF."
+    )
 
     n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
     repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")

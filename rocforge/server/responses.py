@@ -1,0 +1,253 @@
+"""/v1/responses: OpenAI's Responses API, over chats.
+
+Source: https://platform.openai.com/docs/api-reference/responses
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rocforge.ops.sampling import SamplingParams
+from rocforge.server.body import parse_json
+from rocforge.server.chat import ChatCompletions
+from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, JSONResponse, as_api_error
+from rocforge.server.events import EventStream
+from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
+from rocforge.server.jobs import Job, client_closed, merged, unless_gone
+from rocforge.server.response_store import ResponseStore
+from rocforge.server.responses_events import ResponseEvents
+from rocforge.server.responses_input import Item, chat_of, items_of, offered_tools
+from rocforge.server.responses_schema import CountRequest, ResponsesRequest
+
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
+INCLUDABLE = (LOGPROBS, ENCRYPTED, "message.input_image.image_url", "computer_call_output.output.image_url",
+              "code_interpreter_call.outputs", "file_search_call.results", "web_search_call.results",
+              "web_search_call.action.sources")  # fmt: skip
+"""Values of `include`. What is of tools and images that are not there adds nothing."""
+_ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id", "prompt_cache_key",
+           "safety_identifier", "user")  # fmt: skip
+
+
+class Responses:
+    """Answers requests for responses, and keeps them.
+
+    Args:
+        generator: of the server.
+        chats: whose jobs they are.
+    """
+
+    def __init__(self, generator: Generator, chats: ChatCompletions):
+        self._generator, self._chats = generator, chats
+
+    async def __call__(self, body: ResponsesRequest, request: Request) -> Response:
+        include = body.include or ()
+        if unknown := [value for value in include if value not in INCLUDABLE]:
+            message = f"include has {unknown[0]!r}; allowed are {', '.join(INCLUDABLE)}"
+            raise APIError(message, param="include", code="invalid_value")
+        tools, items = offered_tools(body), await self._items(body)
+        wants_logprobs = LOGPROBS in include or body.top_logprobs is not None
+        logprobs = {"logprobs": True, "top_logprobs": body.top_logprobs or 0} if wants_logprobs else {}
+        chat = chat_of(body, items, tools, max_completion_tokens=body.max_output_tokens, **logprobs)
+        job, (parser,) = await self._chats.submit(chat, "resp_")
+        tokenizer = self._generator.tokenizer if wants_logprobs else None
+        events = ResponseEvents(_begun(body, job), job, parser, tools.by_name, tokenizer, ENCRYPTED in include)
+        answer = _Answer(job, events, items, self._generator.responses if body.store is not False else None)
+        if body.stream:
+            return EventStream(job, answer.events())
+        try:
+            response = await unless_gone(answer.whole(), request)
+        finally:
+            job.cancel()
+        return client_closed() if response is None else JSONResponse(response)
+
+    async def count(self, body: CountRequest) -> Response:
+        """How many tokens the prompt has."""
+        tokens = await self._chats.count(chat_of(body, await self._items(body), offered_tools(body)))
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+
+    async def retrieve(self, id: str) -> Response:
+        """A response that is kept."""
+        return JSONResponse((await self._record("response", id))["response"])
+
+    async def input_items(self, id: str, after: str | None, limit: int, order: str) -> Response:
+        """The items of its input."""
+        items: list[Item] = (await self._record("response", id))["input"]
+        items = items if order == "asc" else items[::-1]
+        ids = [item["id"] for item in items]
+        first = ids.index(after) + 1 if after in ids else 0
+        shown = items[first : first + limit]
+        ends = (
+            {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
+        )
+        return JSONResponse({"object": "list", "data": shown, **ends, "has_more": len(items) > first + limit})
+
+    async def delete(self, id: str) -> Response:
+        """Forget a response."""
+        await self._record("forget response", id)
+        return JSONResponse({"id": id, "object": "response", "deleted": True})
+
+    async def cancel(self, id: str) -> Response:
+        """Cancel a response in progress; no effect once it has ended."""
+        response = (await self._record("response", id))["response"]
+        if response["status"] == "in_progress":
+            await self._ask("cancel", id)
+            response["status"] = "cancelled"
+        return JSONResponse(response)
+
+    async def _items(self, body: CountRequest) -> list[Item]:
+        """The whole input: what came before, and what is new, with what references stand for."""
+        before: list[Item] = []
+        if body.previous_response_id is not None:
+            try:
+                record = await self._record("response", body.previous_response_id)
+            except APIError:
+                message = f"Previous response with id {body.previous_response_id!r} not found."
+                code = "previous_response_not_found"
+                raise APIError(message, param="previous_response_id", code=code) from None
+            before = record["input"] + record["response"]["output"]
+        items = []
+        for item in items_of(body):
+            if item["type"] == "item_reference":
+                found = await self._ask("item", item["id"])
+                if found is None:
+                    raise APIError(f"Item with id {item['id']!r} not found.", 404, param="input")
+                item = parse_json(found)
+            items.append(item)
+        return before + items
+
+    async def _record(self, question: str, id: str) -> dict[str, Any]:
+        record = await self._ask(question, id)
+        if record is None:
+            raise APIError(f"Response with id {id!r} not found.", 404)
+        return parse_json(record)
+
+    async def _ask(self, question: str, id: str) -> Any:
+        """The answer of this process, or of the first other one that has one."""
+        generator = self._generator
+        found = generator.answer(question, id)
+        return found if found is not None else next(iter(await generator.backend.ask(question, id)), None)
+
+
+def add_responses(app: FastAPI, generator: Generator, chats: ChatCompletions) -> None:
+    """The routes of responses."""
+    responses = Responses(generator, chats)
+
+    @app.post("/v1/responses", response_class=JSONResponse)
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        """The model's answer to an input of items."""
+        return await responses(body, request)
+
+    @app.post("/v1/responses/input_tokens", response_class=JSONResponse)
+    async def input_tokens(body: CountRequest) -> Response:
+        """How many tokens an input has."""
+        return await responses.count(body)
+
+    @app.get("/v1/responses/{id}", response_class=JSONResponse)
+    async def response(id: str, stream: Literal["false"] = "false") -> Response:
+        """A response that is kept."""
+        return await responses.retrieve(id)
+
+    @app.delete("/v1/responses/{id}", response_class=JSONResponse)
+    async def delete_response(id: str) -> Response:
+        """Forget a response."""
+        return await responses.delete(id)
+
+    @app.post("/v1/responses/{id}/cancel", response_class=JSONResponse)
+    async def cancel_response(id: str) -> Response:
+        """Cancel a response in progress; no effect once it has ended."""
+        return await responses.cancel(id)
+
+    @app.get("/v1/responses/{id}/input_items", response_class=JSONResponse)
+    async def input_items(
+        id: str,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Response:
+        """The items of the input of a response."""
+        return await responses.input_items(id, after, limit, order)
+
+
+class _Answer:
+    """A job's reply as a response, which is kept as it begins and as it ends."""
+
+    def __init__(self, job: Job, events: ResponseEvents, items: list[Item], store: ResponseStore | None):
+        self._job, self._events, self._items, self._store = job, events, items, store
+        if store:
+            store.put(events.response, items)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The events of a stream, as many as there are at a time."""
+        try:
+            yield self._events.start()
+            async for _, pieces in merged(self._job):
+                if part := b"".join(event for piece in pieces for event in self._events.add(piece)):
+                    yield part
+            yield self._events.finish()
+        except Exception as error:
+            yield self._events.fail(as_api_error(error))
+        finally:
+            self._end()
+
+    async def whole(self) -> dict[str, Any]:
+        """The response at its end."""
+        try:
+            async for _, pieces in merged(self._job):
+                for piece in pieces:
+                    for _ in self._events.add(piece):
+                        pass
+            self._events.finish()
+        except Exception as error:
+            self._events.fail(as_api_error(error))
+            raise
+        finally:
+            self._end()
+        return self._events.response
+
+    def _end(self) -> None:
+        """Keep the response as it has ended, unless it was deleted meanwhile."""
+        response = self._events.response
+        if response["status"] == "in_progress":
+            self._events.fail(APIError("the client has left", CLIENT_CLOSED_REQUEST, "cancelled"))
+        if self._store and self._store.record(response["id"]):
+            self._store.put(response, self._items)
+
+
+def _begun(body: ResponsesRequest, job: Job) -> dict[str, Any]:
+    """A response at its beginning."""
+    format = body.text.format.model_dump(exclude_unset=True, by_alias=True) if body.text and body.text.format else None
+    choice = body.tool_choice
+    return {
+        "id": job.id,
+        "object": "response",
+        "created_at": job.created,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        **{name: getattr(body, name) for name in _ECHOED},
+        "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
+        "top_p": SamplingParams.top_p if body.top_p is None else body.top_p,
+        "metadata": body.metadata or {},
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
+        "service_tier": "default",
+        "store": body.store is not False,
+        "text": {"format": format or {"type": "text"}, "verbosity": (body.text and body.text.verbosity) or "medium"},
+        "tool_choice": choice
+        if isinstance(choice, str)
+        else choice.model_dump(exclude_unset=True)
+        if choice
+        else "auto",
+        "tools": [tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
+        "top_logprobs": body.top_logprobs or 0,
+        "truncation": "disabled",
+        "usage": None,
+    }
