@@ -25,6 +25,7 @@ from rocforge.server.hosts import Hosts
 from rocforge.server.jobs import latest_first
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
+from rocforge.server.messages import add_messages
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
@@ -82,6 +83,7 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     chats = ChatCompletions(generator)
     _add_generation(app, generator, chats)
     add_responses(app, generator, chats)
+    add_messages(app, chats)
     _add_tokens(app, generator)
     _add_requests(app, generator)
     _add_state(app, generator, metrics)

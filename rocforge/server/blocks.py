@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from rocforge.engine.response import GenerationResponse
+from rocforge.server.jobs import Job, merged
 from rocforge.text.chat.reply import Parsed, Parser
 
 
@@ -49,6 +50,12 @@ class Blocks(ABC):
             self.cut = piece.finish_reason == "length"
             yield from self._write(self._parser.finish(), None)
             yield from self.close()
+
+    async def write(self, job: Job) -> AsyncIterator[bytes]:
+        """The events of the reply of a job, as many as there are at a time."""
+        async for _, pieces in merged(job):
+            if events := b"".join(event for piece in pieces for event in self.add(piece)):
+                yield events
 
     def close(self) -> Iterator[bytes]:
         """End the block that is open, if one is."""

@@ -18,7 +18,7 @@ from rocforge.server.chat import ChatCompletions
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, JSONResponse, as_api_error
 from rocforge.server.events import EventStream
 from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
-from rocforge.server.jobs import Job, client_closed, merged, unless_gone
+from rocforge.server.jobs import Job, client_closed, unless_gone
 from rocforge.server.response_store import ResponseStore
 from rocforge.server.responses_events import ResponseEvents
 from rocforge.server.responses_input import Item, chat_of, items_of, offered_tools
@@ -185,9 +185,8 @@ class _Answer:
         """The events of a stream, as many as there are at a time."""
         try:
             yield self._events.start()
-            async for _, pieces in merged(self._job):
-                if part := b"".join(event for piece in pieces for event in self._events.add(piece)):
-                    yield part
+            async for part in self._events.write(self._job):
+                yield part
             yield self._events.finish()
         except Exception as error:
             yield self._events.fail(as_api_error(error))
@@ -197,10 +196,8 @@ class _Answer:
     async def whole(self) -> dict[str, Any]:
         """The response at its end."""
         try:
-            async for _, pieces in merged(self._job):
-                for piece in pieces:
-                    for _ in self._events.add(piece):
-                        pass
+            async for _ in self._events.write(self._job):
+                pass
             self._events.finish()
         except Exception as error:
             self._events.fail(as_api_error(error))
