@@ -168,8 +168,13 @@ class Generation(Body):
     xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
     xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
+    ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
     lora: str | None = Field(None, max_length=512, description="Extension: the adapter that writes the text.")
+    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
+    grammar: str | None = Field(
+        None, max_length=1 << 18, description="Extension: a grammar for the text, in Lark or GBNF."
+    )
     stop_token_ids: Annotated[Array[TokenId], Field(max_length=1024)] | None = Field(
         None, description="Extension: tokens that end the text, and are not part of it."
     )
@@ -188,12 +193,6 @@ class Sampling(Generation):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
-
-    ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
-    regex: str | None = Field(None, max_length=1 << 16, description="Extension: a regular expression for the text.")
-    grammar: str | None = Field(
-        None, max_length=1 << 18, description="Extension: a grammar for the text, in Lark or GBNF."
-    )
 
     n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
     repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")
