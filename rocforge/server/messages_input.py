@@ -125,7 +125,7 @@ def _text(block: Block) -> str:
         return block.text
     if block.type == "document" and block.source and block.source.type == "text" and block.source.data:
         return block.source.data
-    what = f"{block.type} from {block.source.type}" if block.source else block.type
+    what = f"{block.source.type} document" if block.type == "document" and block.source else block.type
     raise APIError(f"content of type {what!r} is not supported: the model reads text", param="messages")
 
 
