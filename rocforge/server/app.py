@@ -22,6 +22,7 @@ from rocforge.server.embeddings import Embeddings
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
+from rocforge.server.infill import Infill
 from rocforge.server.jobs import latest_first
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
@@ -37,6 +38,7 @@ from rocforge.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    InfillRequest,
     TokenizeRequest,
 )
 from rocforge.server.settings import Settings
@@ -91,7 +93,7 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
 
 
 def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -> None:
-    complete, embed = Completions(generator), Embeddings(generator)
+    complete, embed, infill = Completions(generator), Embeddings(generator), Infill(generator)
 
     @app.post("/v1/completions", response_class=JSONResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -102,6 +104,11 @@ def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """The assistant's next message."""
         return await chat(body, request)
+
+    @app.post("/infill", response_class=JSONResponse)
+    async def fill_in(body: InfillRequest, request: Request) -> Response:
+        """The text between two texts, as llama.cpp's clients ask for it."""
+        return await infill(body, request)
 
     @app.post("/v1/embeddings", response_class=JSONResponse)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:

@@ -19,6 +19,7 @@ from rocforge.server.generation import Generator, each
 from rocforge.server.jobs import Job, client_closed, collect, merged
 from rocforge.server.logprobs import completion_logprobs
 from rocforge.server.schema import CompletionRequest
+from rocforge.text.infill import infill_prompt
 
 DEFAULT_MAX_TOKENS = 16
 """The OpenAI API's."""
@@ -42,7 +43,10 @@ class Completions:
         most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         params = generator.params(body, choices, most or 1, count)
         with generator.deadline(body.timeout):
-            prompts = await generator.prompts(body.prompt)
+            if body.suffix is None:
+                prompts = await generator.prompts(body.prompt)
+            else:
+                prompts = await self._filled_in(each(body.prompt), body.suffix)
             echoes = await run_in_threadpool(self._echoes, body, prompts)
             grammar = generator.grammar(body)
             if most == 0:
@@ -54,6 +58,15 @@ class Completions:
             return EventStream(job, completed(answer.events()))
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+
+    async def _filled_in(self, prompts: list[Any], suffix: str) -> list[list[int]]:
+        """The token ids of prompts after which the model writes what is between them and a suffix."""
+        generator = self._generator
+        tokens = generator.fill_in_tokens("suffix")
+        text = {"add_special_tokens": False, "parse_special_tokens": False}
+        after = await generator.encode(suffix, **text)
+        before = [await generator.encode(one, **text) if isinstance(one, str) else one for one in prompts]
+        return [infill_prompt(tokens, ids, after, begin=generator.begin) for ids in before]
 
     def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
         """What stands before the text of each prompt: where asked for, the prompt."""
@@ -69,8 +82,6 @@ def _check(body: CompletionRequest, max_choices: int) -> None:
     if (prompts := len(each(body.prompt))) > max_choices:
         raise APIError(f"{prompts} prompts; at most {max_choices} are allowed", param="prompt")
     n, best_of = body.n or 1, body.best_of or body.n or 1
-    if body.suffix:
-        raise APIError("suffix is not supported", param="suffix", code="unsupported_parameter")
     if body.echo and body.logprobs is not None:
         raise APIError("echo with logprobs is not supported", param="echo", code="unsupported_parameter")
     if best_of < n:

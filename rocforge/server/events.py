@@ -49,12 +49,12 @@ def event(kind: str, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
-async def completed(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events of a completion, ended by [DONE] or by an error."""
+async def completed(events: AsyncIterator[bytes], end: bytes = b"data: [DONE]\n\n") -> AsyncIterator[bytes]:
+    """The events of a completion, and what ends them: OpenAI's [DONE], or an error."""
     try:
         async for part in events:
             yield part
-        yield b"data: [DONE]\n\n"
+        yield end
     except Exception as error:
         yield b"data: " + dump_json(as_api_error(error).body) + b"\n\n"
 

@@ -215,6 +215,27 @@ class CompletionRequest(Sampling):
     suffix: Text | None = None
 
 
+class InfillChunk(Part):
+    """Of another file, or of another place in this one."""
+
+    text: Text = ""
+    filename: str = "tmp"
+
+
+class InfillRequest(Sampling):
+    """The body of llama.cpp's /infill."""
+
+    model: str = Field("", max_length=512)
+    input_prefix: Text
+    input_suffix: Text
+    input_extra: Array[InfillChunk] | None = Field(None, max_length=1024)
+    prompt: Text = Field("", description="More of the prefix.")
+    n_indent: int | None = Field(None, description="llama.vim's. No effect.")
+    samplers: Array[str] | None = Field(None, description="llama.vim's. No effect.")
+    t_max_prompt_ms: float | None = Field(None, description="llama.vim's. No effect.")
+    t_max_predict_ms: float | None = Field(None, description="llama.vim's. No effect.")
+
+
 class ChatCompletionRequest(Sampling):
     """The body of /v1/chat/completions."""
 

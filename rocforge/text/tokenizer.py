@@ -16,7 +16,7 @@ from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
 from rocforge.text.marks import without_surrogates
 from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.special_tokens import Span, SpecialTokens
-from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, FillInTokens, Vocabulary
 
 if TYPE_CHECKING:
     from rocforge.text.chat.prompts import ChatPrompts
@@ -341,6 +341,15 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The source of the file's default chat template, or None."""
         return self._chat_prompts.templates.sources.get("default")
+
+    @property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """The tokens that ask for the text between two texts; None of a model that was not trained for that.
+
+        >>> print(tokenizer.fill_in_tokens)
+        None
+        """
+        return self._vocabulary.fill_in_tokens
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ OPERATIONS = [
     ("/v1/completions", "POST"),
     ("/v1/chat/completions", "POST"),
     ("/v1/embeddings", "POST"),
+    ("/infill", "POST"),
     ("/v1/responses", "POST"),
     ("/v1/responses/input_tokens", "POST"),
     ("/v1/responses/{id}", "GET"),
