@@ -33,7 +33,7 @@ class SyntheticEngine:
         tokens: ids that it gives, one after another.
     """
 
-    device, limit, waiting, cache_blocks, memory_reserved = "cpu", 1 << 20, 0, (0, 0), 0
+    device, limit, pooling, waiting, cache_blocks, memory_reserved = "cpu", 1 << 20, "mean", 0, (0, 0), 0
 
     def __init__(self, rate: float, tokens: Sequence[int]):
         self.rate, self._tokens = rate, tokens

@@ -39,6 +39,10 @@ class StepEngine(Protocol):
         """The longest sequence that can be served, in tokens."""
 
     @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt's hidden states."""
+
+    @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
 

@@ -28,7 +28,7 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.pooling import pool_into, pooling_of
+from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
@@ -62,7 +62,8 @@ class Embedding(NamedTuple):
     """Vectors of prompts.
 
     Attributes:
-        vectors: float32 NumPy array (prompts, dim), complete once the passes have ended.
+        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, complete once the
+            passes have ended.
         passes: computes them; at most a pass of the model for each item.
     """
 
@@ -300,7 +301,8 @@ class Engine:
             self.model.adapters.placed(params.lora)
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
-        """Vectors of prompts, pooled as the model's file says and normalized; as `rf.embed`, but a pass at a time.
+        """Vectors of prompts, pooled as the model's file says and normalized, or the scores of a model that ranks; as
+        `rf.embed`, but a pass at a time.
 
         The passes have a cache of their own, which on a GPU needs memory beside the engine's.
 
@@ -315,10 +317,15 @@ class Engine:
         """
         for prompt in prompts:
             self.check(prompt, SamplingParams(lora=lora))
-        vectors = np.zeros((len(prompts), self.model.config.dim), np.float32)
+        vectors = empty(self.model, len(prompts), self.pooling)
         most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
-        passes = pool_into(vectors, self.model, prompts, pooling_of(self.model), True, lora, most)
+        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, most)
         return Embedding(vectors, self._on_stream(passes))
+
+    @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt's hidden states, as `rf.embed` names it."""
+        return pooling_of(self.model)
 
     def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
         while True:

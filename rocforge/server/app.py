@@ -32,6 +32,7 @@ from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
 from rocforge.server.props import props as model_props
 from rocforge.server.request_id import HEADER, RequestId
+from rocforge.server.rerank import Rerank
 from rocforge.server.responses import add_responses
 from rocforge.server.schema import (
     ChatCompletionRequest,
@@ -39,6 +40,7 @@ from rocforge.server.schema import (
     DetokenizeRequest,
     EmbeddingRequest,
     InfillRequest,
+    RerankRequest,
     TokenizeRequest,
 )
 from rocforge.server.settings import Settings
@@ -93,7 +95,8 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
 
 
 def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -> None:
-    complete, embed, infill = Completions(generator), Embeddings(generator), Infill(generator)
+    complete, infill = Completions(generator), Infill(generator)
+    embed, rerank = Embeddings(generator), Rerank(generator)
 
     @app.post("/v1/completions", response_class=JSONResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -114,6 +117,13 @@ def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """A vector of each text."""
         return await embed(body, request)
+
+    @app.post("/v1/rerank", response_class=JSONResponse)
+    @app.post("/v2/rerank", response_class=JSONResponse, include_in_schema=False)
+    @app.post("/rerank", response_class=JSONResponse, include_in_schema=False)
+    async def rerank_documents(body: RerankRequest, request: Request) -> Response:
+        """Documents by how well they answer a query."""
+        return await rerank(body, request)
 
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:

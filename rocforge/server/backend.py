@@ -36,6 +36,10 @@ class Backend(Protocol):
     def limit(self) -> int:
         """Tokens of prompt and reply together; 0 until the model is loaded."""
 
+    @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt, as `rf.embed` names it: "rank" of a reranker; "" until it is loaded."""
+
     async def start(self) -> None:
         """Called once, before anything else."""
 
@@ -61,7 +65,7 @@ class Backend(Protocol):
         """
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
-        """Vectors of prompts of token ids, float32 (prompts, dim), normalized.
+        """Vectors of prompts of token ids, float32 (prompts, dim), normalized; of a reranker (prompts, labels).
 
         Raises:
             As `submit`.
@@ -100,6 +104,11 @@ class LocalBackend:
     def limit(self) -> int:
         engine = self._service.engine
         return engine.limit if engine else 0
+
+    @property
+    def pooling(self) -> str:
+        engine = self._service.engine
+        return engine.pooling if engine else ""
 
     async def submit(
         self,

@@ -101,7 +101,7 @@ class EngineServer:
 
     def __init__(self, engine: StepEngine, tokenizer: Tokenizer, listener: socket.socket, max_queue: int, table: Table):
         self._core, self._max_queue, self._table = EngineCore(engine), max_queue, table
-        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device)
+        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device, engine.pooling)
         self._listener, self._selector = listener, selectors.DefaultSelector()
         self._peers: dict[int, Peer] = {}
         self._numbers, self._keys = itertools.count(), itertools.count()

@@ -271,6 +271,21 @@ class EmbeddingRequest(Body):
     user: str | None = None
 
 
+class Document(Part):
+    text: Text
+
+
+class RerankRequest(Body):
+    """The body of /v1/rerank, as Jina and Cohere have it."""
+
+    model: str = Field("", max_length=512)
+    query: Text
+    documents: Array[Text | Document] = Field(min_length=1, max_length=1024)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+    user: str | None = None
+
+
 class TokenizeRequest(Body):
     """The body of /tokenize."""
 

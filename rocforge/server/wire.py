@@ -8,7 +8,7 @@ A front end says
     ask, ticket, question, argument
     answer, ticket, answer
 and the engine's process
-    ready, tokenizer, limit, device
+    ready, tokenizer, limit, device, pooling
     accepted, ticket, keys
     refused, ticket, error
     embedded, ticket, vectors               float32, one after another

@@ -343,6 +343,11 @@ class Tokenizer:
         return self._chat_prompts.templates.sources.get("default")
 
     @property
+    def rerank_template(self) -> str | None:
+        """The prompt of a reranker, with "{query}" and "{document}" in it, or None where the file has none."""
+        return self._chat_prompts.templates.sources.get("rerank")
+
+    @property
     def fill_in_tokens(self) -> FillInTokens | None:
         """The tokens that ask for the text between two texts; None of a model that was not trained for that.
 

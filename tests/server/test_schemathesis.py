@@ -13,6 +13,7 @@ OPERATIONS = [
     ("/v1/chat/completions", "POST"),
     ("/v1/embeddings", "POST"),
     ("/infill", "POST"),
+    ("/v1/rerank", "POST"),
     ("/v1/responses", "POST"),
     ("/v1/responses/input_tokens", "POST"),
     ("/v1/responses/{id}", "GET"),
