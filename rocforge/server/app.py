@@ -24,6 +24,7 @@ from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
 from rocforge.server.infill import Infill
 from rocforge.server.jobs import latest_first
+from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.messages import add_messages
@@ -87,6 +88,7 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     chats = ChatCompletions(generator)
     _add_generation(app, generator, chats)
     add_responses(app, generator, chats)
+    add_kept_responses(app, generator.jobs, backend.ask)
     add_messages(app, chats)
     _add_tokens(app, generator)
     _add_requests(app, generator)
@@ -168,7 +170,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
 
 def _add_requests(app: FastAPI, generator: Generator) -> None:
     jobs, backend = generator.jobs, generator.backend
-    backend.answer_with(generator.answer)
+    backend.answer_with(jobs.answer)
 
     async def find(question: str, id: str) -> Response:
         status = jobs.answer(question, id)

@@ -20,7 +20,6 @@ from rocforge.server.backend import Backend
 from rocforge.server.errors import APIError, refusing
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.jobs import Job, Jobs
-from rocforge.server.response_store import QUESTIONS, ResponseStore
 from rocforge.server.schema import Sampling
 from rocforge.server.settings import Settings
 from rocforge.text.grammar import GrammarCompiler
@@ -43,7 +42,7 @@ class Generator:
     def __init__(self, backend: Backend, settings: Settings):
         self.backend, self.settings = backend, settings
         self.created = int(time.time())
-        self.jobs, self.responses = Jobs(), ResponseStore()
+        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._rendering = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
 
@@ -58,10 +57,6 @@ class Generator:
         if tokenizer is None or self.backend.state is not State.READY:
             raise APIError(f"the model is not ready: {self.backend.state.value}", 503, "server_error", code="not_ready")
         return tokenizer
-
-    def answer(self, question: str, id: str) -> Any:
-        """What this process answers a question about its requests or its responses; None where it knows nothing."""
-        return (self.responses if question in QUESTIONS else self.jobs).answer(question, id)
 
     @property
     def models(self) -> dict[str, str | None]:

@@ -6,19 +6,19 @@ Source: https://platform.openai.com/docs/api-reference/responses
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.ops.sampling import SamplingParams
-from rocforge.server.body import parse_json
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, JSONResponse, as_api_error
 from rocforge.server.events import EventStream
 from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
 from rocforge.server.jobs import Job, client_closed, unless_gone
+from rocforge.server.kept_responses import KeptResponses
 from rocforge.server.response_store import ResponseStore
 from rocforge.server.responses_events import ResponseEvents
 from rocforge.server.responses_input import Item, chat_of, items_of, offered_tools
@@ -43,6 +43,7 @@ class Responses:
 
     def __init__(self, generator: Generator, chats: ChatCompletions):
         self._generator, self._chats = generator, chats
+        self._kept = KeptResponses(generator.jobs, generator.backend.ask)
 
     async def __call__(self, body: ResponsesRequest, request: Request) -> Response:
         include = body.include or ()
@@ -56,7 +57,7 @@ class Responses:
         job, (parser,) = await self._chats.submit(chat, "resp_")
         tokenizer = self._generator.tokenizer if wants_logprobs else None
         events = ResponseEvents(_begun(body, job), job, parser, tools.by_name, tokenizer, ENCRYPTED in include)
-        answer = _Answer(job, events, items, self._generator.responses if body.store is not False else None)
+        answer = _Answer(job, events, items, self._generator.jobs.responses if body.store is not False else None)
         if body.stream:
             return EventStream(job, answer.events())
         try:
@@ -70,41 +71,12 @@ class Responses:
         tokens = await self._chats.count(chat_of(body, await self._items(body), offered_tools(body)))
         return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
-    async def retrieve(self, id: str) -> Response:
-        """A response that is kept."""
-        return JSONResponse((await self._record("response", id))["response"])
-
-    async def input_items(self, id: str, after: str | None, limit: int, order: str) -> Response:
-        """The items of its input."""
-        items: list[Item] = (await self._record("response", id))["input"]
-        items = items if order == "asc" else items[::-1]
-        ids = [item["id"] for item in items]
-        first = ids.index(after) + 1 if after in ids else 0
-        shown = items[first : first + limit]
-        ends = (
-            {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
-        )
-        return JSONResponse({"object": "list", "data": shown, **ends, "has_more": len(items) > first + limit})
-
-    async def delete(self, id: str) -> Response:
-        """Forget a response."""
-        await self._record("forget response", id)
-        return JSONResponse({"id": id, "object": "response", "deleted": True})
-
-    async def cancel(self, id: str) -> Response:
-        """Cancel a response in progress; no effect once it has ended."""
-        response = (await self._record("response", id))["response"]
-        if response["status"] == "in_progress":
-            await self._ask("cancel", id)
-            response["status"] = "cancelled"
-        return JSONResponse(response)
-
     async def _items(self, body: CountRequest) -> list[Item]:
         """The whole input: what came before, and what is new, with what references stand for."""
         before: list[Item] = []
         if body.previous_response_id is not None:
             try:
-                record = await self._record("response", body.previous_response_id)
+                record = await self._kept.record("response", body.previous_response_id)
             except APIError:
                 message = f"Previous response with id {body.previous_response_id!r} not found."
                 code = "previous_response_not_found"
@@ -112,29 +84,12 @@ class Responses:
             before = record["input"] + record["response"]["output"]
         items = []
         for item in items_of(body):
-            if item["type"] == "item_reference":
-                found = await self._ask("item", item["id"])
-                if found is None:
-                    raise APIError(f"Item with id {item['id']!r} not found.", 404, param="input")
-                item = parse_json(found)
-            items.append(item)
+            items.append(await self._kept.item(item["id"]) if item["type"] == "item_reference" else item)
         return before + items
-
-    async def _record(self, question: str, id: str) -> dict[str, Any]:
-        record = await self._ask(question, id)
-        if record is None:
-            raise APIError(f"Response with id {id!r} not found.", 404)
-        return parse_json(record)
-
-    async def _ask(self, question: str, id: str) -> Any:
-        """The answer of this process, or of the first other one that has one."""
-        generator = self._generator
-        found = generator.answer(question, id)
-        return found if found is not None else next(iter(await generator.backend.ask(question, id)), None)
 
 
 def add_responses(app: FastAPI, generator: Generator, chats: ChatCompletions) -> None:
-    """The routes of responses."""
+    """The routes of responses that are made."""
     responses = Responses(generator, chats)
 
     @app.post("/v1/responses", response_class=JSONResponse)
@@ -146,31 +101,6 @@ def add_responses(app: FastAPI, generator: Generator, chats: ChatCompletions) ->
     async def input_tokens(body: CountRequest) -> Response:
         """How many tokens an input has."""
         return await responses.count(body)
-
-    @app.get("/v1/responses/{id}", response_class=JSONResponse)
-    async def response(id: str, stream: Literal["false"] = "false") -> Response:
-        """A response that is kept."""
-        return await responses.retrieve(id)
-
-    @app.delete("/v1/responses/{id}", response_class=JSONResponse)
-    async def delete_response(id: str) -> Response:
-        """Forget a response."""
-        return await responses.delete(id)
-
-    @app.post("/v1/responses/{id}/cancel", response_class=JSONResponse)
-    async def cancel_response(id: str) -> Response:
-        """Cancel a response in progress; no effect once it has ended."""
-        return await responses.cancel(id)
-
-    @app.get("/v1/responses/{id}/input_items", response_class=JSONResponse)
-    async def input_items(
-        id: str,
-        after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> Response:
-        """The items of the input of a response."""
-        return await responses.input_items(id, after, limit, order)
 
 
 class _Answer:
