@@ -129,6 +129,20 @@ def test_requests_are_known_everywhere(shared):
     wait_for(lambda: values(shared)["rocforge_cache_blocks_used",] == 0)
 
 
+def test_responses_are_known_everywhere(shared):
+    """Whichever process a connection comes to: it continues a response of another, reads and deletes it."""
+    body = {"model": "small", "input": "hi", "max_output_tokens": 2}
+    first = asked(shared, "POST", "/v1/responses", json=body).json()
+    for _ in range(6):
+        after = asked(shared, "POST", "/v1/responses", json={**body, "previous_response_id": first["id"]}).json()
+        assert after["previous_response_id"] == first["id"], after
+        assert asked(shared, "GET", f"/v1/responses/{first['id']}").json() == first
+        reference = [{"type": "item_reference", "id": first["output"][0]["id"]}]
+        assert asked(shared, "POST", "/v1/responses", json={**body, "input": reference}).status_code == 200
+    assert asked(shared, "DELETE", f"/v1/responses/{first['id']}").json()["deleted"]
+    assert all(asked(shared, "GET", f"/v1/responses/{first['id']}").status_code == 404 for _ in range(6))
+
+
 def test_metrics_are_sums(shared):
     """Requests to all processes are counted once each, whichever is asked."""
     before = values(shared)
