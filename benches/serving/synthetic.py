@@ -54,6 +54,9 @@ class SyntheticEngine:
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None) -> Embedding:
         raise ValueError("the synthetic engine gives no vectors")
 
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None) -> Embedding:
+        raise ValueError("the synthetic engine gives no scores")
+
     def check(self, prompt: Sequence[int], params: rf.SamplingParams) -> None:
         """Every request can be served."""
 

@@ -30,6 +30,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
+from rocforge.nn.scoring import score_into, scores_of
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -59,11 +60,11 @@ class Token(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """Vectors of prompts.
+    """Vectors of prompts, or of their tokens.
 
     Attributes:
-        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, complete once the
-            passes have ended.
+        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, or as `Engine.score`
+            has it; complete once the passes have ended.
         passes: computes them; at most a pass of the model for each item.
     """
 
@@ -321,6 +322,25 @@ class Engine:
         most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
         passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, most)
         return Embedding(vectors, self._on_stream(passes))
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None = None) -> Embedding:
+        """The log-probability of each token of prompts but the first, and the ids and log-probabilities of the `top`
+        likeliest tokens in its place: one row (1 + 2 top) a token, prompt after prompt. As `embed`, a pass at a time.
+
+        Raises:
+            ValueError: as in `check`.
+
+        >>> scores, passes = rf.Engine(model).score([[1, 2, 3], [4, 5]], top=2)
+        >>> for _ in passes:
+        ...     pass
+        >>> scores.shape
+        (3, 5)
+        """
+        for prompt in prompts:
+            self.check(prompt, SamplingParams(lora=lora))
+        scores = scores_of(prompts, top)
+        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
+        return Embedding(scores, self._on_stream(score_into(scores, self.model, prompts, top, lora, most)))
 
     @property
     def pooling(self) -> str:

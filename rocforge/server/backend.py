@@ -71,6 +71,13 @@ class Backend(Protocol):
             As `submit`.
         """
 
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        """Scores of the tokens of prompts, as `Engine.score` has them.
+
+        Raises:
+            As `submit`.
+        """
+
     async def ask(self, question: str, argument: str = "") -> list[Any]:
         """What the other processes that answer HTTP answer to a question; None is left out."""
 
@@ -139,6 +146,9 @@ class LocalBackend:
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
         return await asyncio.wrap_future(self._service.embed(prompts, lora))
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        return await asyncio.wrap_future(self._service.embed(prompts, lora, top))
 
     async def ask(self, question: str, argument: str = "") -> list[Any]:
         return []

@@ -150,19 +150,27 @@ class EngineClient:
         return replies
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        vectors = await self._embed(prompts, lora, None)
+        return vectors.reshape(len(prompts), -1)
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        scores = await self._embed(prompts, lora, top)
+        return scores.reshape(-1, 1 + 2 * top)
+
+    async def _embed(self, prompts: Sequence[list[int]], lora: str | None, top: int | None) -> np.ndarray:
+        """The values, one after another."""
         if self.state is not State.READY:
             raise ServiceError(f"the engine is {self.state.value}")
         ticket, embedded = next(self._tickets), asyncio.get_running_loop().create_future()
         self._submitted[ticket] = embedded
-        self._send("embed", ticket, prompts, lora)
+        self._send("embed", ticket, prompts, lora, top)
         try:
-            vectors = np.frombuffer(await embedded, np.float32)
+            return np.frombuffer(await embedded, np.float32)
         except BaseException:
             self._send("forget", ticket)
             raise
         finally:
             self._submitted.pop(ticket, None)
-        return vectors.reshape(len(prompts), -1)
 
     def _embedded(self, ticket: int, vectors: bytes) -> None:
         embedded = self._submitted.pop(ticket, None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +19,7 @@ from rocforge.server.errors import APIError, JSONResponse, refusing
 from rocforge.server.events import Chunks, EventStream, completed
 from rocforge.server.generation import Generator, each
 from rocforge.server.jobs import Job, client_closed, collect, merged
-from rocforge.server.logprobs import completion_logprobs
+from rocforge.server.logprobs import completion_logprobs, prompt_logprobs
 from rocforge.server.schema import CompletionRequest
 from rocforge.text.infill import infill_prompt
 
@@ -48,12 +50,15 @@ class Completions:
             else:
                 prompts = await self._filled_in(each(body.prompt), body.suffix)
             echoes = await run_in_threadpool(self._echoes, body, prompts)
+            before = [_Echo(text) for text in echoes]
+            if body.echo and body.logprobs is not None:
+                await self._report(body, prompts, before)
             grammar = generator.grammar(body)
             if most == 0:
                 job = generator.unanswered("cmpl-", prompts, params)
             else:
                 job = await generator.submit("cmpl-", prompts, params, grammar, body.timeout)
-        answer = _Answer(job, body, generator, echoes)
+        answer = _Answer(job, body, generator, before)
         if body.stream:
             return EventStream(job, completed(answer.events()))
         pieces = await collect(job, request)
@@ -67,6 +72,17 @@ class Completions:
         after = await generator.encode(suffix, **text)
         before = [await generator.encode(one, **text) if isinstance(one, str) else one for one in prompts]
         return [infill_prompt(tokens, ids, after, begin=generator.begin) for ids in before]
+
+    async def _report(self, body: CompletionRequest, prompts: list[list[int]], before: list[_Echo]) -> None:
+        """Add the log-probabilities of prompts to what stands before their texts."""
+        generator, top = self._generator, body.logprobs or 0
+        for ids in prompts:
+            generator.check_length(len(ids), "prompt")
+        with refusing("prompt"):
+            scores = await generator.backend.score(prompts, top, generator.adapter(body))
+        ends = np.cumsum([len(ids) - 1 for ids in prompts])
+        for echo, ids, own in zip(before, prompts, np.split(scores, ends[:-1]), strict=True):
+            echo.logprobs = await run_in_threadpool(prompt_logprobs, generator.tokenizer, ids, own, echo.text)
 
     def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
         """What stands before the text of each prompt: where asked for, the prompt."""
@@ -82,12 +98,18 @@ def _check(body: CompletionRequest, max_choices: int) -> None:
     if (prompts := len(each(body.prompt))) > max_choices:
         raise APIError(f"{prompts} prompts; at most {max_choices} are allowed", param="prompt")
     n, best_of = body.n or 1, body.best_of or body.n or 1
-    if body.echo and body.logprobs is not None:
-        raise APIError("echo with logprobs is not supported", param="echo", code="unsupported_parameter")
     if best_of < n:
         raise APIError(f"best_of is {best_of}; allowed is from n, {n}", param="best_of")
     if body.stream and best_of > n:
         raise APIError(f"best_of is {best_of}; with stream allowed is n, {n}", param="best_of")
+
+
+@dataclass
+class _Echo:
+    """What stands before a text: its prompt, with the report of its tokens where that is wanted, or nothing."""
+
+    text: str = ""
+    logprobs: dict[str, Any] | None = None
 
 
 class _Answer:
@@ -96,10 +118,10 @@ class _Answer:
     `echoes`: what stands before the texts of each prompt.
     """
 
-    def __init__(self, job: Job, body: CompletionRequest, generator: Generator, echoes: list[str]):
+    def __init__(self, job: Job, body: CompletionRequest, generator: Generator, echoes: list[_Echo]):
         self.job, self.body, self.generator = job, body, generator
-        self._written = [0] * len(job.replies)
         self._before = [echo for echo in echoes for _ in range(job.choices)]
+        self._written = [len(echo.text) for echo in self._before]
 
     def whole(self, replies: list[list[GenerationResponse]]) -> dict[str, Any]:
         """The completion."""
@@ -107,7 +129,7 @@ class _Answer:
         for reply in self._best(replies):
             pieces, index = replies[reply], len(choices)
             text, reason = "".join(piece.text for piece in pieces), pieces[-1].finish_reason
-            text, logprobs = self._before[reply] + text, self._logprobs(reply, pieces)
+            text, logprobs = self._before[reply].text + text, self._logprobs(reply, pieces)
             choices.append({"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason})
         name = self.body.model
         head = {"id": self.job.id, "object": "text_completion", "created": self.job.created, "model": name}
@@ -134,11 +156,12 @@ class _Answer:
 
     def _choice(self, index: int, piece: GenerationResponse) -> bytes:
         """A piece as JSON."""
-        before, self._before[index] = self._before[index], ""
+        text, logprobs = self._before[index].text + piece.text, self._logprobs(index, [piece])
+        self._before[index] = _Echo()
         return b'{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}' % (
-            dump_json(before + piece.text),
+            dump_json(text),
             index,
-            dump_json(self._logprobs(index, [piece])),
+            dump_json(logprobs),
             dump_json(piece.finish_reason),
         )
 
@@ -148,7 +171,8 @@ class _Answer:
             return None
         report = completion_logprobs(self.generator.tokenizer, pieces, self._written[index])
         self._written[index] += sum(len(piece.text) for piece in pieces)
-        return report
+        before = self._before[index].logprobs
+        return {name: before[name] + report[name] for name in report} if before else report
 
 
 def _shows(piece: GenerationResponse) -> bool:

@@ -209,6 +209,13 @@ def test_embeddings(shared, model_file):
             vectors = [one["embedding"] for one in answer.json()["data"]]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
         assert text.result().json()["usage"]["completion_tokens"] == 200
+    echo = {"model": "small", "prompt": "hello", "max_tokens": 0, "echo": True, "logprobs": 1}
+    report = asked(shared, "POST", "/v1/completions", json=echo).json()["choices"][0]["logprobs"]
+    assert "".join(report["tokens"]) == "hello" and report["token_logprobs"][0] is None
+    assert all(
+        -30 < value <= max(top.values())
+        for value, top in zip(report["token_logprobs"][1:], report["top_logprobs"][1:], strict=True)
+    )
     wrong = asked(shared, "POST", "/v1/embeddings", json={"model": "small", "input": [1 << 30]})
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "input"
 
