@@ -46,14 +46,11 @@ def test_messages(client):
 
 
 def test_tools(client):
-    """A tool is used with nested models, its result goes back."""
-    fields = {"tools": [GREET], "max_tokens": 300}
-    reply = client.messages.create(**body(**fields, tool_choice={"type": "any"}))
+    """A tool is used with nested models, which the client reads from a stream, and its result goes back."""
+    with client.messages.stream(**body(tools=[GREET], max_tokens=300, tool_choice={"type": "any"})) as stream:
+        reply = stream.get_final_message()
     (use,) = reply.content
-    person = Person.model_validate(use.input)
-    with client.messages.stream(**body(**fields, tool_choice={"type": "tool", "name": "greet"})) as stream:
-        (streamed,) = stream.get_final_message().content
-    assert streamed.input == person.model_dump() and reply.stop_reason == "tool_use"
+    assert Person.model_validate(use.input) and reply.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "done"}
     history = [*MESSAGES, {"role": "assistant", "content": reply.content}, {"role": "user", "content": [result]}]
     after = client.messages.create(**body(tools=[GREET], messages=history))

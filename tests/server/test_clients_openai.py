@@ -1,6 +1,5 @@
 """The official `openai` client with the Responses API: typed events, tools, structured output, what is kept."""
 
-import json
 from typing import Literal
 
 import httpx
@@ -72,15 +71,14 @@ def test_structured_output(client):
 
 
 def test_tools(client):
-    """A function is called with nested models, its result goes back, streamed or not."""
+    """A function is called with nested models, in a stream, and its result goes back."""
     tool = openai.pydantic_function_tool(Person, name="greet")["function"]
     tools = [{"type": "function", **tool}]
-    reply = create(client, tools=tools, tool_choice="required", max_output_tokens=300)
+    events = list(create(client, tools=tools, tool_choice="required", max_output_tokens=300, stream=True))
+    deltas = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    person, reply = Person.model_validate_json(deltas), events[-1].response
     (call,) = reply.output
-    person = Person.model_validate_json(call.arguments)
+    assert call.arguments == deltas
     result = {"type": "function_call_output", "call_id": call.call_id, "output": f"Hello {person.name}"}
     after = create(client, previous_response_id=reply.id, input=[result], tools=tools, max_output_tokens=2)
     assert after.status == "incomplete" and after.usage.input_tokens > reply.usage.input_tokens
-    events = list(create(client, tools=tools, tool_choice="required", max_output_tokens=300, stream=True))
-    deltas = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
-    assert json.loads(deltas) == person.model_dump() and events[-1].response.output[0].arguments == deltas

@@ -61,7 +61,7 @@ def test_no_server_errors(api, path, method, mode):
 
     @given(case=operation.as_strategy(generation_mode=mode), real_model=st.booleans())
     @settings(
-        max_examples=12 if path in GENERATION else 4,
+        max_examples=8 if path in GENERATION else 3,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
