@@ -82,7 +82,7 @@ def test_pydantic_ai(server, api):
 
 
 def test_agents_sdk(server):
-    """An agent whose tool takes a nested model, run and streamed; one whose output is one."""
+    """An agent whose tool takes a nested model, run and streamed; one whose output is one; one whose tool is that."""
     agents = pytest.importorskip("agents")
     openai = pytest.importorskip("openai")
     agents.set_tracing_disabled(True)
@@ -98,17 +98,19 @@ def test_agents_sdk(server):
 
     settings = agents.ModelSettings(tool_choice="required", max_tokens=300, extra_body={"seed": 1})
     brief = agents.ModelSettings(max_tokens=300, extra_body={"seed": 1})
-    agent = agents.Agent(
+    outer = agents.Agent(
         "greeter", tools=[greet], model=model, model_settings=settings, tool_use_behavior="stop_on_first_tool"
     )
     typed = agents.Agent("typed", output_type=Person, model=model, model_settings=brief)
 
     async def run():
-        assert (await agents.Runner.run(agent, "hi")).final_output.startswith("Hello")
-        streamed = agents.Runner.run_streamed(agent, "hi")
+        assert (await agents.Runner.run(outer, "hi")).final_output.startswith("Hello")
+        streamed = agents.Runner.run_streamed(outer, "hi")
         names = [event.name async for event in streamed.stream_events() if event.type == "run_item_stream_event"]
         assert names == ["tool_called", "tool_output"] and len(met) == 2
         assert isinstance((await agents.Runner.run(typed, "hi")).final_output, Person)
+        asks = outer.clone(tools=[typed.as_tool("ask", "Ask for somebody.")])
+        assert "home" in str((await agents.Runner.run(asks, "hi", max_turns=2)).final_output)
         await client.close()
 
     asyncio.run(run())
