@@ -109,7 +109,7 @@ def test_agents_sdk(server):
         names = [event.name async for event in streamed.stream_events() if event.type == "run_item_stream_event"]
         assert names == ["tool_called", "tool_output"] and len(met) == 2
         assert isinstance((await agents.Runner.run(typed, "hi")).final_output, Person)
-        asks = outer.clone(tools=[typed.as_tool("ask", "Ask for somebody.")])
+        asks = outer.clone(tools=[typed.as_tool("ask", "Ask for somebody.", parameters=Person)])
         assert "home" in str((await agents.Runner.run(asks, "hi", max_turns=2)).final_output)
         await client.close()
 
