@@ -12,11 +12,10 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rocforge.ops.sampling import SamplingParams
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, JSONResponse, as_api_error
 from rocforge.server.events import EventStream
-from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
+from rocforge.server.generation import Generator
 from rocforge.server.jobs import Job, client_closed, unless_gone
 from rocforge.server.kept_responses import KeptResponses
 from rocforge.server.response_store import ResponseStore
@@ -148,7 +147,7 @@ class _Answer:
 def _begun(body: ResponsesRequest, job: Job) -> dict[str, Any]:
     """A response at its beginning."""
     format = body.text.format.model_dump(exclude_unset=True, by_alias=True) if body.text and body.text.format else None
-    choice = body.tool_choice
+    choice, params = body.tool_choice, job.replies[0].params
     return {
         "id": job.id,
         "object": "response",
@@ -158,8 +157,8 @@ def _begun(body: ResponsesRequest, job: Job) -> dict[str, Any]:
         "error": None,
         "incomplete_details": None,
         **{name: getattr(body, name) for name in _ECHOED},
-        "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
-        "top_p": SamplingParams.top_p if body.top_p is None else body.top_p,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
         "metadata": body.metadata or {},
         "model": body.model,
         "output": [],
