@@ -15,12 +15,13 @@ from rocforge.server.responses_events import ResponseEvents
 from rocforge.server.responses_input import chat_of, items_of, messages_of, offered_tools
 from rocforge.server.responses_schema import ResponsesRequest
 from rocforge.server.tools import Tools, tools_of
-from rocforge.text.chat.formats import HERMES, ReplyFormat
+from rocforge.text.chat.formats import reply_format
 
 CITY = {"properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"], "additionalProperties": False}
 WEATHER = {"type": "function", "name": "weather", "parameters": CITY}
 PATCH = {"type": "custom", "name": "patch", "format": {"type": "grammar", "syntax": "lark", "definition": "start: X"}}
 SPACE = {"type": "namespace", "name": "mcp", "description": "", "tools": [{"type": "function", "name": "read"}]}
+TEMPLATE = "{{ tools | tojson }} in <tool_call>, after a <think>"
 REPLY = (
     "<think>Hm, a city.</think>Looking.\n"
     '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>\n'
@@ -39,7 +40,7 @@ def written(text, size, reason="stop", parallel=True, **options):
     pieces = [text[at : at + size] for at in range(0, len(text), size)] or [""]
     reply = SimpleNamespace(prompt_tokens=5, completion_tokens=len(pieces), cached_tokens=2)
     response = {"id": "resp_1", "status": "in_progress", "output": [], "parallel_tool_calls": parallel}
-    parser = ReplyFormat(HERMES, thinks=True).parser(tools, False)
+    parser = reply_format(TEMPLATE).parser(tools, False)
     events = ResponseEvents(response, Job("resp_1", 1, [reply]), parser, tools, **options)
     found = [events.start()]
     for number, piece in enumerate(pieces, 1):
