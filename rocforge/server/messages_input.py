@@ -11,7 +11,7 @@ from rocforge.server.errors import APIError, of_validation
 from rocforge.server.messages_schema import AnthropicTool, AnthropicToolChoice, Block, CountTokensRequest, Turn
 from rocforge.server.schema import ChatCompletionRequest, Generation
 
-_SHARED = [name for name in Generation.model_fields if name != "stream"]
+_SHARED = [name for name in (*Generation.model_fields, "chat_template_kwargs") if name != "stream"]
 _EFFORTS = {"xhigh": "high", "max": "high"}
 """Efforts that no template knows -> the one that stands for them."""
 _BILLING = "x-anthropic-billing-header:"
@@ -30,7 +30,9 @@ def chat_of(body: CountTokensRequest, **fields: Any) -> ChatCompletionRequest:
     """
     fields |= {name: value for name in _SHARED if (value := getattr(body, name)) is not None}
     fields["messages"] = messages = _messages(body)
-    fields["chat_template_kwargs"] = {"enable_thinking": thinks(body), **(body.chat_template_kwargs or {})}
+    fields["thinking"] = {"type": "enabled" if thinks(body) else "disabled"}
+    if body.thinking and body.thinking.budget_tokens:
+        fields["thinking"]["budget_tokens"] = body.thinking.budget_tokens
     if body.tools:
         fields["tools"] = [_function(tool) for tool in body.tools]
     if body.tool_choice:

@@ -21,7 +21,7 @@ from rocforge.server.kept_responses import KeptResponses
 from rocforge.server.response_store import ResponseStore
 from rocforge.server.responses_events import ResponseEvents
 from rocforge.server.responses_input import Item, chat_of, items_of, offered_tools
-from rocforge.server.responses_schema import CountRequest, ResponsesRequest
+from rocforge.server.responses_schema import CountRequest, ResponsesRequest, ToolChoice
 
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 INCLUDABLE = (LOGPROBS, ENCRYPTED, "message.input_image.image_url", "computer_call_output.output.image_url",
@@ -167,11 +167,7 @@ def _begun(body: ResponsesRequest, job: Job) -> dict[str, Any]:
         "service_tier": "default",
         "store": body.store is not False,
         "text": {"format": format or {"type": "text"}, "verbosity": (body.text and body.text.verbosity) or "medium"},
-        "tool_choice": choice
-        if isinstance(choice, str)
-        else choice.model_dump(exclude_unset=True)
-        if choice
-        else "auto",
+        "tool_choice": choice.model_dump(exclude_unset=True) if isinstance(choice, ToolChoice) else choice or "auto",
         "tools": [tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "truncation": "disabled",

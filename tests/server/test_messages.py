@@ -147,16 +147,18 @@ def test_fields():
     """Those of thinking, effort, format and tools, as chats have them."""
     body = chat(tools=[WEATHER], tool_choice={"type": "any", "disable_parallel_tool_use": True})
     assert (body.tool_choice, body.parallel_tool_calls) == ("required", False)
-    assert body.chat_template_kwargs == {"enable_thinking": False}
+    assert body.thinking.type == "disabled"
     assert body.tools[0].function.parameters == CITY and body.tools[0].function.description == "Of a city."
     body = chat(
         thinking={"type": "adaptive"},
         output_config={"effort": "max", "format": {"type": "json_schema", "schema": CITY}},
     )
-    assert body.chat_template_kwargs == {"enable_thinking": True} and body.reasoning_effort == "high"
+    assert body.thinking.type == "enabled" and body.reasoning_effort == "high"
     assert body.response_format.json_schema.schema_ == CITY and body.response_format.json_schema.strict
     body = chat(tools=[WEATHER], tool_choice={"type": "tool", "name": "weather"}, top_k=3)
     assert (body.tool_choice.function.name, body.top_k) == ("weather", 3)
+    body = chat(thinking={"type": "enabled", "budget_tokens": 1024})
+    assert (body.thinking.type, body.thinking.budget_tokens) == ("enabled", 1024)
 
 
 def create(server, **fields):
