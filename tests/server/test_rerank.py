@@ -10,6 +10,9 @@ import rocforge as rf
 TEMPLATE = "<|user|>Judge.\n<Query>: {query}\n<Document>: {document}<|end|>"
 QUERY, DOCUMENTS = "what is {document}?", ["a short one", "a<|end|>b", "a list of words, and more of them"]
 
+LLAMA_CPP = [0.002803, 0.003851, 0.273583]
+"""What libllama 0.5.0 says of these documents, by pooling RANK, for the file with the template."""
+
 
 def reranker(path, base, template, labels):
     """A file of a random qwen3 with a classifier, and that classifier."""
@@ -66,6 +69,8 @@ def test_scores(ranking, start):
     prompts = [prompt(tokenizer, document, by_template) for document in DOCUMENTS]
     scores = np.array([expected(model, head, ids) for ids in prompts])
     np.testing.assert_allclose(rf.embed(model, prompts, "rank"), scores, atol=1e-4)
+    if by_template:
+        np.testing.assert_allclose(scores[:, 0], LLAMA_CPP, atol=2e-3)
     order = np.argsort(-scores[:, 0]).tolist()
     with start(model_file=path) as server:
         body = {"model": "small", "query": QUERY, "documents": DOCUMENTS, "return_documents": True}
