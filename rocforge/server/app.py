@@ -121,11 +121,12 @@ def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -
         return await embed(body, request)
 
     @app.post("/v1/rerank", response_class=JSONResponse)
-    @app.post("/v2/rerank", response_class=JSONResponse, include_in_schema=False)
-    @app.post("/rerank", response_class=JSONResponse, include_in_schema=False)
     async def rerank_documents(body: RerankRequest, request: Request) -> Response:
         """Documents by how well they answer a query."""
         return await rerank(body, request)
+
+    for path in ("/v2/rerank", "/rerank", "/v1/reranking", "/reranking"):  # Cohere's, vLLM's and llama.cpp's
+        app.post(path, response_class=JSONResponse, include_in_schema=False)(rerank_documents)
 
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:

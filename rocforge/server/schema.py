@@ -272,6 +272,8 @@ class ChatCompletionRequest(Sampling):
     modalities: Array[Literal["text"]] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
     thinking_budget: int | None = Field(
         None,

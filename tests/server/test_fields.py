@@ -173,6 +173,7 @@ def test_samplers(client):
 def test_fields_without_effect(client):
     """What only describes a request, or hints, is taken; a tier that is named is said."""
     options = {"user": "me", "metadata": {"a": "b"}, "store": False, "parallel_tool_calls": True}
+    options["extra_body"] = {"verbosity": "low", "prompt_cache_key": "a", "prompt_cache_retention": "24h"}
     hint = {"type": "content", "content": "something"}
     reply = chat(client, **options, prediction=hint, service_tier="auto")
     assert reply.service_tier == "default" and chat(client).service_tier is None

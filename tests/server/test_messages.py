@@ -84,6 +84,14 @@ def test_blocks_of_a_reply(size):
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (3, 2), "what was cached is not counted twice"
 
 
+def test_a_call_that_is_cut_off():
+    """Its input came in parts, as far as it came; whole it is empty."""
+    message, events = written('<tool_call>{"name": "weather", "arguments": {"city": "Os', 3, reason="length", most=2)
+    parts = [data["delta"]["partial_json"] for data in events if data["type"] == "content_block_delta"]
+    assert "".join(parts) == '{"city": "Os' and message["content"][0]["input"] == {}
+    assert message["stop_reason"] == "max_tokens" and events[-1]["type"] == "message_stop"
+
+
 def test_thinking_that_was_not_asked_for():
     """It is not shown; where it is to be omitted, the block is there without its text."""
     message, events = written(REPLY, 2, shows=None, parallel=False)

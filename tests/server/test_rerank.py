@@ -80,8 +80,9 @@ def test_scores(ranking, start):
         assert [result["document"]["text"] for result in found["results"]] == [DOCUMENTS[index] for index in order]
         assert found["usage"]["total_tokens"] == sum(map(len, prompts))
         cohere = {"query": QUERY, "documents": [{"text": text} for text in DOCUMENTS], "top_n": 1}
-        best = server.post("/v2/rerank", json=cohere).json()["results"]
-        assert [result["index"] for result in best] == order[:1] and "document" not in best[0]
+        for path in ("/v2/rerank", "/reranking"):
+            (best,) = server.post(path, json=cohere).json()["results"]
+            assert best["index"] == order[0] and "document" not in best
         refused = server.post("/v1/embeddings", json={"model": "small", "input": "a"}).json()["error"]
         assert refused["param"] == "model" and "/v1/rerank" in refused["message"]
         long = server.post("/v1/rerank", json={**body, "documents": ["a" * 3000]}).json()["error"]

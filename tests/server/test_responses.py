@@ -105,6 +105,10 @@ def test_ends_of_replies():
     check_order(events)
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert [item["status"] for item in response["output"]] == ["incomplete"] and events[-1][0] == "response.incomplete"
+    response, events = written('<tool_call>{"name": "weather", "arguments": {"city": "Os', 3, reason="length")
+    check_order(events)
+    (call,) = response["output"]
+    assert (call["name"], call["arguments"], call["status"]) == ("weather", '{"city": "Os', "incomplete")
     response, events = written(REPLY, 2, parallel=False)
     check_order(events)
     assert [item["type"] for item in response["output"]] == ["reasoning", "message", "function_call"]
