@@ -98,6 +98,8 @@ def _check(body: CompletionRequest, max_choices: int) -> None:
     if (prompts := len(each(body.prompt))) > max_choices:
         raise APIError(f"{prompts} prompts; at most {max_choices} are allowed", param="prompt")
     n, best_of = body.n or 1, body.best_of or body.n or 1
+    if body.echo and body.suffix is not None and body.logprobs is not None:
+        raise APIError("echo with suffix and logprobs is not supported", param="echo", code="unsupported_parameter")
     if best_of < n:
         raise APIError(f"best_of is {best_of}; allowed is from n, {n}", param="best_of")
     if body.stream and best_of > n:

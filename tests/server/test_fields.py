@@ -183,6 +183,7 @@ def test_fields_without_effect(client):
     "call, fields, param",
     [
         (complete, {"suffix": "end"}, "suffix"),
+        (complete, {"echo": True, "logprobs": 1, "suffix": "end"}, "echo"),
         (complete, {"best_of": 1, "n": 2}, "best_of"),
         (complete, {"best_of": 2, "stream": True}, "best_of"),
         (chat, {"store": True}, "store"),
