@@ -41,6 +41,10 @@ RF_DEVICE void wait_phase(u64* b, u32 parity) {
             : "r"(lds_address(b)), "r"(parity)
             : "memory");
 }
+// Arrives once what this thread has copied by lanes until here is there.
+RF_DEVICE void arrive_with_copies(u64* b) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(lds_address(b)) : "memory");
+}
 // Arrives at the barrier of the cluster's block `rank`, of which `b` is the own block's.
 RF_DEVICE void arrive_at(u64* b, u32 rank) {
     u32 at;

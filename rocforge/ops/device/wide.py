@@ -10,11 +10,10 @@ import numpy as np
 
 from rocforge.device import geometry
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import WIDE_ROWS
+from rocforge.device.geometry import WIDE_LDS
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.formats.blocks import QTYPES
-from rocforge.formats.planar import CELL, cells_of, planar_row_nbytes
+from rocforge.formats.planar import cells_of
 from rocforge.ops.device.matvec import gated_matrices, gated_output, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm
@@ -22,7 +21,7 @@ from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
 
-THREADS = 256
+THREADS = 384
 
 
 def wide_products(
@@ -43,7 +42,7 @@ def wide_products(
     first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
     other = None if first == last else last
     args = {"matrices": matrix_arguments(weights, biases, ys), "residual": residual}
-    _launch("wide_products", x, sum(blocks(len(w), WIDE_ROWS) for w in weights), first, other, args)
+    _launch("wide_products", x, [len(w) for w in weights], first, other, args)
     return ys
 
 
@@ -65,31 +64,24 @@ def wide_gated(
     out, output, elements = gated_output(len(x), len(gate), result)
     matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, len(gate), unit)
     args = {"matrices": matrices, "out": output}
-    _launch("wide_gated", x, blocks(2 * elements, WIDE_ROWS), format_of(gate).kernel, None, args)
+    _launch("wide_gated", x, [2 * elements], format_of(gate).kernel, None, args)
     return out
 
 
 def _launch(
-    name: str, x: PackedOperand, row_blocks: int, first: str | None, last: str | None, args: dict[str, Any]
+    name: str, x: PackedOperand, matrices: Sequence[int], first: str | None, last: str | None, args: dict[str, Any]
 ) -> None:
     (tokens, columns), units = x.shape, card_of(cupy_module().cuda.runtime.getDevice()).compute_units
-    stage = max(planar_row_nbytes(2 * CELL, QTYPES[name]) for name in (first, last) if name)
-    cut = geometry.wide(tokens, row_blocks * WIDE_ROWS, stage, units)
-    token_blocks = blocks(tokens, cut.tokens)
+    cut = geometry.wide(tokens, matrices, units)
+    token_blocks, row_blocks = blocks(tokens, cut.tokens), sum(blocks(rows, cut.rows) for rows in matrices)
     sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
     sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
     grid = (cut.split * cut.share * token_blocks * blocks(row_blocks, cut.share),)
-    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, cut.lds)
+    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, WIDE_LDS)
 
 
 @functools.cache
 def _kernel(name: str, first: str | None, last: str | None, cut: geometry.Wide) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes: dict[str, Any] = {
-        "RF_TOKENS": cut.tokens,
-        "RF_SPLIT": cut.split,
-        "RF_SHARE": cut.share,
-        "RF_BLOCKS": cut.resident,
-        "RF_LDS": cut.lds,
-    }
+    sizes: dict[str, Any] = {"RF_TOKENS": cut.tokens, "RF_SPLIT": cut.split, "RF_SHARE": cut.share, "RF_LDS": WIDE_LDS}
     return Kernel("wide.hip", name, RF_QTYPE=first, **sizes, **other)
