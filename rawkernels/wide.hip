@@ -26,9 +26,12 @@ namespace rocforge {
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=256 RF_SPLIT=1 RF_SHARE=2 RF_LDS=232448
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_SPLIT=2 RF_SHARE=2 RF_LDS=232448
 // targets: sm_90
-const u32 GROUPS = 2, TILES = RF_TOKENS <= 128 ? 2 : 1;  // that multiply, and tiles of 64 rows of each
+// Warpgroups that multiply, and tiles of 64 rows of each. Of 64 tokens the matrix unit takes no longer than unpacking:
+// four hide that behind each other, where two hide it behind their own products.
+const bool FOUR = RF_TOKENS == 64;
+const u32 GROUPS = FOUR ? 4 : 2, TILES = RF_TOKENS == 128 ? 2 : 1;
 const u32 WAVES = 4 * GROUPS, ROWS = 64 * TILES * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
-const u32 CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
+const u32 CONSUMER_REGISTERS = FOUR ? 104 : 232, PRODUCER_REGISTERS = 40;
 const u32 PITCH = ROWS + 4;  // of sums: so that a wave's columns lie in different LDS banks
 
 const u32 MOST_STAGES = 8;
@@ -218,6 +221,14 @@ struct Consumer {
         }
     }
 
+    // Two warpgroups take turns at the matrix unit: while it has the products of one, the other unpacks.
+    static RF_MEMBER void take_turn() {
+        if constexpr (!FOUR) wait_at_barrier<WARPGROUP * GROUPS>(2 + wave() / 4);
+    }
+    static RF_MEMBER void pass_turn() {
+        if constexpr (!FOUR) arrive_at_barrier<WARPGROUP * GROUPS>(3 - wave() / 4);
+    }
+
     // Adds the products of a cell of a tile of rows; behind the matrix unit runs `meanwhile`.
     template <class Meanwhile>
     RF_MEMBER void multiply(float (&sums)[RF_TOKENS / 2], const CellFragments& a, Meanwhile meanwhile) {
@@ -229,10 +240,12 @@ struct Consumer {
             halves[h] = swizzled_rows(lds_address(shared.x) + half.stage * X_BYTES);
             half.next();
         }
+        take_turn();
         begin_products();
         RF_UNROLL
         for (u32 j = 0; j < 8; ++j) WarpGroupProduct<RF_TOKENS>::add(sums, a[j], halves[j / 4] + j % 4 * 2);
         end_products();
+        pass_turn();
         meanwhile();
         wait_for_products<0>();
     }
@@ -250,8 +263,30 @@ struct Consumer {
         }
     }
 
-    // Two sets of fragments take turns: one is multiplied while the next tile or cell is unpacked to the other.
     RF_MEMBER void run(Sums& sums, const Work& work, u32 split) {
+        wait_for_weights();
+        if constexpr (FOUR) return run_in_order(sums, work, split);
+        if (wave() / 4 == 1) pass_turn();
+        run_in_turns(sums, work, split);
+        if (wave() / 4 == 0) take_turn();
+    }
+    RF_MEMBER void run_in_order(Sums& sums, const Work& work, u32 split) {
+        CellFragments cell;
+        RF_NO_UNROLL
+        for (u32 c = work.first; c < work.end; c += 2) {
+            unpack(cell, 0, 0, c / 2);
+            multiply(sums[0], cell, [] {});
+            release_x(split);
+            if (c + 1 >= work.end) break;
+            unpack(cell, 0, 1, c / 2);
+            release_weights();
+            multiply(sums[0], cell, [] {});
+            release_x(split);
+            if (c + 2 < work.end) wait_for_weights();
+        }
+    }
+    // Two sets of fragments take turns: one is multiplied while the next tile or cell is unpacked to the other.
+    RF_MEMBER void run_in_turns(Sums& sums, const Work& work, u32 split) {
         CellFragments one, other;
         auto next_stage = [&](u32 c) {
             release_weights();
@@ -259,7 +294,6 @@ struct Consumer {
             wait_for_weights();
             unpack(one, 0, 0, c / 2);
         };
-        wait_for_weights();
         unpack(one, 0, 0, work.first / 2);
         RF_NO_UNROLL
         for (u32 c = work.first; c < work.end; c += 2) {
@@ -362,8 +396,29 @@ RF_DEVICE void multiply_block(const Work& work, const BlockPlace& place, RowOf r
     }
 }
 
-// The tokens whose sums a block adds up.
-RF_DEVICE u32 first_token(u32 split) { return split * RF_TOKENS / RF_SPLIT; }
+// Calls store(k, compute(k)) for the block's tokens k whose sums it adds up; LANES neighbouring threads have the same.
+// What is computed of several is on its way at a time.
+template <u32 LANES, class Compute, class Store>
+RF_DEVICE void each_token(const BlockPlace& place, u32 tokens, Compute compute, Store store) {
+    const u32 STEP = WAVES * RF_WAVE / LANES, AHEAD = 4;
+    u32 k = place.split * RF_TOKENS / RF_SPLIT + thread_x() / LANES;
+    i32 end = minimum(i32((place.split + 1) * RF_TOKENS / RF_SPLIT), i32(tokens - place.token));
+    if (place.idle) return;
+    RF_NO_UNROLL
+    for (; i32(k) < end; k += AHEAD * STEP) {
+        f32x4 values[AHEAD];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) values[j] = compute(minimum(i32(k + j * STEP), end - 1));
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j)
+            if (i32(k + j * STEP) < end) store(k + j * STEP, values[j]);
+    }
+}
+
+// Four of a bias from `row` on, which may be null.
+RF_DEVICE f32x4 bias_of(const float* bias, u32 row, u32 rows) {
+    return bias ? load4(bias, row, rows) : make_f32x4(0, 0, 0, 0);
+}
 
 // x as `store_swizzled` leaves it, for `width` tokens. A residual, of the shape of the first result, is added to that.
 struct WideParams {
@@ -383,16 +438,13 @@ RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const B
     multiply_block<F>(work_of(p.x, p.width, place, p.cells), place, row_of_block, [&](const float* sums) {
         const u32 LANES = ROWS / 4;  // with four rows of a token each
         u32 own = thread_x() % LANES * 4, row = first + own;
-        RF_NO_UNROLL
-        for (u32 k = first_token(place.split) + thread_x() / LANES; k < first_token(place.split + 1);
-             k += WAVES * RF_WAVE / LANES) {
-            f32x4 sum = summed(sums + k * PITCH + own, place);
-            if (place.token + k >= p.tokens || place.idle) continue;
-            u64 at = u64(place.token + k) * m.rows;
-            if (m.bias) sum = plus(sum, load4(m.bias, row, m.rows));
-            if (residual) sum = plus(sum, load4(residual + at, row, m.rows));
-            store4(m.y + at, row, m.rows, sum);
-        }
+        f32x4 bias = bias_of(m.bias, row, m.rows);
+        auto at = [&](u32 k) { return u64(place.token + k) * m.rows; };
+        auto compute = [&](u32 k) {
+            f32x4 sum = plus(summed(sums + k * PITCH + own, place), bias);
+            return residual ? plus(sum, load4(residual + at(k), row, m.rows)) : sum;
+        };
+        each_token<LANES>(place, p.tokens, compute, [&](u32 k, f32x4 v) { store4(m.y + at(k), row, m.rows, v); });
     });
 }
 
@@ -436,26 +488,20 @@ rf_wide_gated(WideGatedParams p) {
     multiply_block<F>(work_of(p.x, p.width, place, p.cells), place, row_of_block, [&](const float* sums) {
         const u32 LANES = ROWS / 8;  // with four rows of a token each
         u32 own = thread_x() % LANES * 4, row = first + own;
-        RF_NO_UNROLL
-        for (u32 k = first_token(place.split) + thread_x() / LANES; k < first_token(place.split + 1);
-             k += WAVES * RF_WAVE / LANES) {
+        f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
+        auto compute = [&](u32 k) {
             const float* at = sums + k * PITCH + own / 8 * 16 + own % 8;
-            f32x4 g = summed(at, place), u = summed(at + 8, place);
+            f32x4 g = plus(summed(at, place), gate_bias), u = plus(summed(at + 8, place), up_bias);
+            auto value = [&](u32 i) {
+                return row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
+            };
+            return make_f32x4(value(0), value(1), value(2), value(3));
+        };
+        each_token<LANES>(place, p.tokens, compute, [&](u32 k, f32x4 v) {
             u32 token = place.token + k;
-            if (token >= p.tokens || place.idle) continue;
-            float value[4];
-            RF_UNROLL
-            for (u32 i = 0; i < 4; ++i) {
-                value[i] = 0.0f;
-                if (row + i >= m.rows) continue;
-                float gate = element(g, i) + (m.gate_bias ? m.gate_bias[row + i] : 0.0f);
-                float up = element(u, i) + (m.up_bias ? m.up_bias[row + i] : 0.0f);
-                value[i] = gated(m.activation, gate, up);
-            }
-            f32x4 values = make_f32x4(value[0], value[1], value[2], value[3]);
-            if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, values);
-            if (p.out.quantized) store_swizzled(p.out.quantized, p.width, p.out.cells, token, row, values);
-        }
+            if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, v);
+            if (p.out.quantized) store_swizzled(p.out.quantized, p.width, p.out.cells, token, row, v);
+        });
     });
 }
 

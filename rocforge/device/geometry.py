@@ -78,10 +78,11 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: tokens and rows of a block; blocks of a cluster that share out the depth, and that share x."""
+    """Of wide.hip: tokens, rows and threads of a block; blocks of a cluster that share out the depth, and that share x."""
 
     tokens: int
     rows: int
+    threads: int
     split: int
     share: int
 
@@ -90,7 +91,7 @@ def wide(tokens: int, matrices: Sequence[int], units: int) -> Wide:
     """The geometry of wide.hip.
 
     A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
-    depth, up to 8, as leave none waiting. Two share x, where that leaves a cluster of 8 at most.
+    depth, up to 8, as leave none waiting. Two share x of a prompt, where there are rows for all multiprocessors.
 
     Args:
         tokens: of the product.
@@ -98,12 +99,20 @@ def wide(tokens: int, matrices: Sequence[int], units: int) -> Wide:
         units: multiprocessors.
     """
     width = next((n for n in (64, 128) if tokens <= n), 256)
-    rows = 256 if width <= 128 else 128
+    rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
     row_blocks = sum(-(-n // rows) for n in matrices)
     count = row_blocks * -(-tokens // width)
-    split = next((n for n in (8, 4, 2) if count * n <= units), 1)
-    share = 2 if split <= 4 and row_blocks > 1 else 1
-    return Wide(width, rows, split, share)
+    split = next((n for n in range(8, 1, -1) if count <= clusters_at_once(n, units)), 1)
+    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
+    return Wide(width, rows, threads, split, share)
+
+
+def clusters_at_once(size: int, units: int) -> int:
+    """Clusters of so many blocks, one a multiprocessor, that a card of NVIDIA's runs at a time for certain.
+
+    Multiprocessors are pairs, and a cluster lies within a group of 16 or 18, of which up to four may not work.
+    """
+    return units // 2 if size == 2 else units // 16 * (14 // size)
 
 
 class Decode(NamedTuple):

@@ -21,8 +21,6 @@ from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
 
-THREADS = 384
-
 
 def wide_products(
     x: PackedOperand, weights: Sequence[Weight], biases: Sequence[Array] | None = None, residual: Array = None
@@ -77,7 +75,7 @@ def _launch(
     sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
     sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
     grid = (cut.split * cut.share * token_blocks * blocks(row_blocks, cut.share),)
-    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, WIDE_LDS)
+    _kernel(name, first, last, cut)(grid, (cut.threads,), {"x": x.data, **sizes, **args}, WIDE_LDS)
 
 
 @functools.cache
