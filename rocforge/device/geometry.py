@@ -78,7 +78,7 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: a block's tokens, rows and threads; blocks of a cluster that share out the depth, and that share x."""
+    """Of wide.hip: tokens, rows and threads of a block; blocks of a cluster that split the depth, and that share x."""
 
     tokens: int
     rows: int
