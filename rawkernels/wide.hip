@@ -371,8 +371,8 @@ RF_DEVICE void multiply_block(const Work& work, const BlockPlace& place, RowOf r
         }
         fence_barriers();
     }
-    if (RF_SPLIT * RF_SHARE > 1)
-        cluster_barrier();
+    if (RF_SHARE > 1)
+        cluster_barrier();  // the other blocks bring x, and arrive
     else
         barrier();
     if (wave() >= WAVES) {
