@@ -10,8 +10,8 @@ RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
     return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
                       i + 3 < n ? row[i + 3] : 0.0f);
 }
-RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
-    if (n % 4 == 0 && i < n) {
+RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v, bool aligned = true) {
+    if (aligned && n % 4 == 0 && i < n) {
         *reinterpret_cast<f32x4*>(row + i) = v;
         return;
     }

@@ -75,17 +75,19 @@ rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* w
     });
 }
 
-// The same of a sum, x + y + bias, which is written too; the bias may be null.
+// The same of a sum, x + y + bias, which is written too; the bias may be null. y is the sum of several, `part` apart.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const float* bias, const float* weight, u32 n,
-                   float eps) {
+rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const float* y, const float* bias,
+                   const float* weight, u32 parts, u64 part, u32 width, u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row first(x + start, n), second(y + start, n), biases(bias, n), weights(weight, n, 1.0f);
-    f32x4 kept[KEPT];
+    Output output = {nullptr, fp16, {quantized, width, cells_of(n)}, n};
+    f32x4 kept[KEPT] = {};
     float squared = 0.0f;
     each_four(n, [&](u32 k, u32 i) {
         f32x4 a = first.at(k, i), b = second.at(k, i), c = biases.at(k, i);
+        for (u32 p = 1; p < parts; ++p) b = plus(b, load4(y + p * part + start, i, n));
         f32x4 v = plus(plus(a, b), c);
         if (i >= n) v = make_f32x4(0, 0, 0, 0);
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;
@@ -93,9 +95,9 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const 
         squared += squares(v);
     });
     float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
-    each_four(n, [&](u32 k, u32 i) {
+    each_four(output.end(), [&](u32 k, u32 i) {
         f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
-        store4(fp16 + start, i, n, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
+        output.write(i, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
     });
 }
 

@@ -2,14 +2,13 @@
 // registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_swizzled` leaves it),
-// RF_SPLIT and RF_SHARE, the blocks of a cluster, and RF_LDS, a block's bytes of LDS.
+// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_swizzled` leaves it), and
+// RF_LDS, a block's bytes of LDS.
 //
-// A block multiplies ROWS rows with RF_TOKENS tokens. One of its warpgroups brings packed weights, as they are, and x,
-// as the matrix unit reads it, into LDS, each ahead of its use as far as there is room. Two others unpack a cell of 64
-// rows to fragments while the matrix unit multiplies the one before. Of a cluster, RF_SPLIT blocks share out the depth
-// of the same rows; in the end each adds up, from all their LDS, the sums of a part of the tokens. RF_SHARE blocks have
-// different rows and the same x, of which each brings a part to all.
+// A block multiplies ROWS rows with RF_TOKENS tokens, over all of the depth or a part of it, and then the next. One of
+// its warpgroups brings packed weights, as they are, and x, as the matrix unit reads it, into LDS, each ahead of its
+// use as far as there is room. The others take turns at the matrix unit: while it has a cell of one's rows, others
+// unpack.
 #define RF_WEIGHTS_IN_LDS
 #include "target/fragments.h"
 #include "target/warpgroup.h"
@@ -21,18 +20,16 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_TOKENS=128 RF_SPLIT=1 RF_SHARE=1 RF_LDS=232448
-// variants: RF_QTYPE=Q4_K RF_TOKENS=64 RF_SPLIT=2 RF_SHARE=1 RF_LDS=232448
-// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=256 RF_SPLIT=1 RF_SHARE=2 RF_LDS=232448
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_SPLIT=2 RF_SHARE=2 RF_LDS=232448
+// variants: RF_QTYPE=PLANAR RF_TOKENS=64 RF_LDS=232448
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=128,256 RF_LDS=232448
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_LDS=232448
 // targets: sm_90
-// Warpgroups that multiply, and tiles of 64 rows of each. Of 64 tokens the matrix unit takes no longer than unpacking:
-// four hide that behind each other, where two hide it behind their own products.
+// Warpgroups that multiply, and tiles of 64 rows of each: four have registers for one set of fragments, two for two, of
+// which one is multiplied while the other is unpacked.
 const bool FOUR = RF_TOKENS == 64;
 const u32 GROUPS = FOUR ? 4 : 2, TILES = RF_TOKENS == 128 ? 2 : 1;
 const u32 WAVES = 4 * GROUPS, ROWS = 64 * TILES * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
 const u32 CONSUMER_REGISTERS = FOUR ? 104 : 232, PRODUCER_REGISTERS = 40;
-const u32 PITCH = ROWS + 4;  // of sums: so that a wave's columns lie in different LDS banks
 
 const u32 MOST_STAGES = 8;
 struct Barriers {
@@ -49,8 +46,15 @@ struct Stage {
     static const u32 CELLS = 2, PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1), BYTES = ROWS * PITCH;
 };
 
+// Where a wave turns its sums, RUN tokens at a time: of each token 16 rows, and a little to keep LDS banks apart.
+const u32 RUN = 32;
+struct TurnedSums {
+    float at[RUN][20];
+};
+const u32 TURNED_BYTES = WAVES * sizeof(TurnedSums);
+
 // A stage of x is 64 elements of all tokens. As many as there is room for beside two of weights, and more of those.
-const u32 X_BYTES = 128 * RF_TOKENS, ROOM = RF_LDS - sizeof(AllBarriers);
+const u32 X_BYTES = 128 * RF_TOKENS, ROOM = RF_LDS - sizeof(AllBarriers) - TURNED_BYTES;
 RF_DEVICE constexpr u32 at_most(u32 n, u32 most) { return n < most ? n : most; }
 #ifdef RF_QTYPE_LAST
 const u32 LAST_BYTES = Stage<RF_QTYPE_LAST>::BYTES;
@@ -58,9 +62,8 @@ const u32 LAST_BYTES = Stage<RF_QTYPE_LAST>::BYTES;
 const u32 LAST_BYTES = 0;
 #endif
 const u32 WEIGHT_BYTES = LAST_BYTES > Stage<RF_QTYPE>::BYTES ? LAST_BYTES : Stage<RF_QTYPE>::BYTES;
-const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, 6);
+const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, RF_TOKENS == 256 ? 4 : 6);
 const u32 WEIGHT_STAGES = at_most((ROOM - X_STAGES * X_BYTES) / WEIGHT_BYTES, 4);
-static_assert(4 * PITCH * RF_TOKENS <= ROOM, "the sums fit in LDS");
 static_assert(X_STAGES >= 4 && WEIGHT_STAGES >= 2, "a cell is multiplied while another is brought");
 
 // A place in a ring of stages, and the parity of the phase there.
@@ -75,37 +78,40 @@ struct RingPlace {
 struct Shared {
     u8* x;
     u8* weights;
+    TurnedSums* turned;
     AllBarriers* barriers;
 };
 RF_DEVICE Shared shared_memory() {
     extern __shared__ __align__(1024) u8 memory[];
-    return {memory, memory + X_STAGES * X_BYTES, reinterpret_cast<AllBarriers*>(memory + ROOM)};
+    return {memory, memory + X_STAGES * X_BYTES, reinterpret_cast<TurnedSums*>(memory + ROOM),
+            reinterpret_cast<AllBarriers*>(memory + ROOM + TURNED_BYTES)};
 }
 
-// The block's place in the grid: clusters are RF_SPLIT blocks that share out the depth, times RF_SHARE of different
-// rows, which share x; then come the blocks of tokens, then those of rows. A last cluster may have idle blocks.
-struct BlockPlace {
-    u32 split, side, token, rows;
-    bool idle;
+// All that is multiplied, in parts: of the depth, of the tokens and of the rows. Each of `blocks` takes one after
+// another.
+struct Parts {
+    u32 depth, tokens, rows, blocks;
 };
-RF_DEVICE BlockPlace place_of(u32 token_blocks, u32 row_blocks) {
-    u32 rank = block_x() % (RF_SPLIT * RF_SHARE), cluster = block_x() / (RF_SPLIT * RF_SHARE);
-    u32 side = rank / RF_SPLIT, rows = cluster / token_blocks * RF_SHARE + side;
-    bool idle = rows >= row_blocks;  // it multiplies the rows of another, and keeps nothing
-    return {rank % RF_SPLIT, side, cluster % token_blocks * RF_TOKENS, idle ? row_blocks - 1 : rows, idle};
+// A part: cells `first` to `end`, the tokens from `token` on, and the number of a run of ROWS rows.
+struct Part {
+    u32 depth, first, end, token, rows;
+};
+RF_DEVICE Part part_of(const Parts& parts, u32 cells, u32 i) {
+    u32 depth = i % parts.depth, number = i / parts.depth, pairs = (cells + 1) / 2;
+    u32 end = 2 * ((depth + 1) * pairs / parts.depth);
+    return {depth, 2 * (depth * pairs / parts.depth), u32(minimum(i32(end), i32(cells))),
+            number % parts.tokens * RF_TOKENS, number / parts.tokens};
 }
-RF_DEVICE u32 rank_of(u32 side, u32 split) { return side * RF_SPLIT + split; }
-
-// What a block multiplies: cells `first` to `end` of its rows with its tokens.
-struct Work {
+template <class Do>
+RF_DEVICE void each_part(const Parts& parts, Do f) {
+    RF_NO_UNROLL
+    for (u32 i = block_x(); i < parts.depth * parts.tokens * parts.rows; i += parts.blocks) f(i);
+}
+// x as `store_swizzled` leaves it, for `width` tokens, of which there are `tokens`.
+struct Operand {
     const u8* x;
-    u32 width, cells, first, end;
+    u32 tokens, width, cells;
 };
-RF_DEVICE Work work_of(const u8* x, u32 width, const BlockPlace& place, u32 cells) {
-    u32 pairs = (cells + 1) / 2, first = 2 * (place.split * pairs / RF_SPLIT);
-    u32 end = 2 * ((place.split + 1) * pairs / RF_SPLIT);
-    return {x, width, cells, first, u32(minimum(i32(end), i32(cells)))};
-}
 
 // ---- The warpgroup that brings what the others multiply: a wave x, three weights ----
 
@@ -130,48 +136,32 @@ RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
     }
 }
 
-// Brings the weights; `row_of` gives where row 0 to ROWS - 1 begins.
+// Brings the weights of a part; `row_of` gives where row 0 to ROWS - 1 begins.
 template <class F, class RowOf>
-RF_DEVICE void bring_weights(const Shared& shared, const Work& work, RowOf row_of) {
+RF_DEVICE void bring_weights(const Shared& shared, RingPlace<WEIGHT_STAGES>& place, const Part& part, u32 cells,
+                             RowOf row_of) {
     Barriers& barriers = shared.barriers->weights;
-    RingPlace<WEIGHT_STAGES> place;
-    u32 number = wave() - WAVES - 1;
-    bool waited = false;
     RF_NO_UNROLL
-    for (u32 c = work.first; c < work.end; c += Stage<F>::CELLS) {
+    for (u32 c = part.first; c < part.end; c += Stage<F>::CELLS) {
         wait_phase(&barriers.empty[place.stage], place.parity ^ 1);
         RF_NO_UNROLL
-        for (u32 run = number; run < ROWS / 16; run += WEIGHT_WAVES)
+        for (u32 run = wave() - WAVES - 1; run < ROWS / 16; run += WEIGHT_WAVES)
             copy_cells<F>(shared.weights + place.stage * WEIGHT_BYTES + 16 * run * Stage<F>::PITCH,
-                          row_of(16 * run + lane() / 2), work.cells, c);
+                          row_of(16 * run + lane() / 2), cells, c);
         arrive_with_copies(&barriers.full[place.stage]);
         place.next();
-        if (!waited && place.stage == 0) wait_for_previous(), waited = true;
     }
-    if (!waited) wait_for_previous();
 }
 
-// Brings x, tile after tile; of a cluster each block brings its part to all that share it.
-RF_DEVICE void bring_x(const Shared& shared, const Work& work, const BlockPlace& block) {
-    wait_for_previous();
-    if (lane() != 0) return;
+// Brings the x of a part, 64 elements after another.
+RF_DEVICE void bring_x(const Shared& shared, RingPlace<X_STAGES>& place, const Part& part, const Operand& x) {
     Barriers& barriers = shared.barriers->x;
-    RingPlace<X_STAGES> place;
-    const u64 step = 128 * work.width;  // bytes from tile to tile
-    u32 all = 0;
-    RF_UNROLL
-    for (u32 side = 0; side < RF_SHARE; ++side) all |= 1 << rank_of(side, block.split);
     RF_NO_UNROLL
-    for (u32 tile = 2 * work.first; tile < 2 * work.end; ++tile) {
-        u8* to = shared.x + place.stage * X_BYTES;
-        const u8* from = work.x + tile * step + 128 * block.token;
+    for (u32 tile = 2 * part.first; tile < 2 * part.end; ++tile) {
         u64* full = &barriers.full[place.stage];
         wait_phase(&barriers.empty[place.stage], place.parity ^ 1);
         expect_bytes(full, X_BYTES);
-        if (RF_SHARE == 1)
-            copy_bulk(to, from, X_BYTES, full);
-        else if (tile % RF_SHARE == block.side)
-            copy_bulk_to(to, from, X_BYTES, full, all);
+        copy_bulk(shared.x + place.stage * X_BYTES, x.x + 128 * (u64(tile) * x.width + part.token), X_BYTES, full);
         place.next();
     }
 }
@@ -181,18 +171,19 @@ RF_DEVICE void bring_x(const Shared& shared, const Work& work, const BlockPlace&
 typedef float Sums[TILES][RF_TOKENS / 2];
 typedef u32 CellFragments[8][4];  // of 64 rows: a wave's 16 of them
 
-// A warpgroup's part of the products.
-template <class F>
-struct Consumer {
-    const Shared& shared;
-    const u8* own;  // the lane's row in the first stage of weights
+// The first of a wave's 16 rows of a tile.
+RF_DEVICE u32 wave_row(u32 tile) { return (wave() / 4 * TILES + tile) * 64 + wave() % 4 * 16; }
+
+// A warpgroup's share of the products; where it is in the rings goes from part to part.
+struct Rings {
     RingPlace<X_STAGES> x;
     RingPlace<WEIGHT_STAGES> weights;
+};
+template <class F>
+struct Consumer : Rings {
+    const Shared& shared;
 
-    RF_MEMBER explicit Consumer(const Shared& s) : shared(s) {
-        u32 row = wave() / 4 * 64 * TILES + wave() % 4 * 16 + part_row(0);
-        own = s.weights + row * Stage<F>::PITCH;
-    }
+    RF_MEMBER Consumer(const Shared& s, const Rings& rings) : Rings(rings), shared(s) {}
 
     RF_MEMBER void wait_for_weights() { wait_phase(&shared.barriers->weights.full[weights.stage], weights.parity); }
     RF_MEMBER void release_weights() {
@@ -205,7 +196,8 @@ struct Consumer {
     RF_MEMBER void unpack(CellFragments& a, u32 tile, u32 r, u32 block) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
-            const u8* row = own + weights.stage * WEIGHT_BYTES + (64 * tile + 8 * p) * Stage<F>::PITCH;
+            const u8* row =
+                shared.weights + weights.stage * WEIGHT_BYTES + (wave_row(tile) + part_row(p)) * Stage<F>::PITCH;
             F w;
             if constexpr (F::SUPER == 2)
                 w.load_scales(row, Stage<F>::CELLS, r, block % 2);
@@ -221,13 +213,10 @@ struct Consumer {
         }
     }
 
-    // Two warpgroups take turns at the matrix unit: while it has the products of one, the other unpacks.
-    static RF_MEMBER void take_turn() {
-        if constexpr (!FOUR) wait_at_barrier<WARPGROUP * GROUPS>(2 + wave() / 4);
-    }
-    static RF_MEMBER void pass_turn() {
-        if constexpr (!FOUR) arrive_at_barrier<WARPGROUP * GROUPS>(3 - wave() / 4);
-    }
+    // The matrix unit takes the fragments of one instruction after another, so that issuing them takes nearly as long
+    // as they do: one warpgroup at a time does, in order.
+    static RF_MEMBER void take_turn() { wait_at_barrier<2 * WARPGROUP>(1 + wave() / 4); }
+    static RF_MEMBER void pass_turn() { arrive_at_barrier<2 * WARPGROUP>(1 + (wave() / 4 + 1) % GROUPS); }
 
     // Adds the products of a cell of a tile of rows; behind the matrix unit runs `meanwhile`.
     template <class Meanwhile>
@@ -250,120 +239,137 @@ struct Consumer {
         wait_for_products<0>();
     }
     // All tiles of rows have been multiplied with a cell of x.
-    RF_MEMBER void release_x(u32 split) {
+    RF_MEMBER void release_x() {
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
-            u64* empty = &shared.barriers->x.empty[x.stage];
-            if (RF_SHARE == 1) {
-                if (lane() == 0) arrive(empty);
-            } else if (lane() < RF_SHARE) {
-                arrive_at(empty, rank_of(lane(), split));
-            }
+            if (lane() == 0) arrive(&shared.barriers->x.empty[x.stage]);
             x.next();
         }
     }
 
-    RF_MEMBER void run(Sums& sums, const Work& work, u32 split) {
+    RF_MEMBER void run(Sums& sums, const Part& part) {
+        if (part.first >= part.end) return;
+        if (wave() / 4 == GROUPS - 1) pass_turn();
         wait_for_weights();
-        if constexpr (FOUR) return run_in_order(sums, work, split);
-        if (wave() / 4 == 1) pass_turn();
-        run_in_turns(sums, work, split);
+        if constexpr (FOUR)
+            run_in_order(sums, part);
+        else
+            run_in_turns(sums, part);
         if (wave() / 4 == 0) take_turn();
     }
-    RF_MEMBER void run_in_order(Sums& sums, const Work& work, u32 split) {
+    RF_MEMBER void run_in_order(Sums& sums, const Part& part) {
         CellFragments cell;
         RF_NO_UNROLL
-        for (u32 c = work.first; c < work.end; c += 2) {
+        for (u32 c = part.first; c < part.end; c += 2) {
             unpack(cell, 0, 0, c / 2);
             multiply(sums[0], cell, [] {});
-            release_x(split);
-            if (c + 1 >= work.end) break;
-            unpack(cell, 0, 1, c / 2);
+            release_x();
+            if (c + 1 < part.end) unpack(cell, 0, 1, c / 2);
             release_weights();
+            if (c + 1 >= part.end) break;
             multiply(sums[0], cell, [] {});
-            release_x(split);
-            if (c + 2 < work.end) wait_for_weights();
+            release_x();
+            if (c + 2 < part.end) wait_for_weights();
         }
     }
-    // Two sets of fragments take turns: one is multiplied while the next tile or cell is unpacked to the other.
-    RF_MEMBER void run_in_turns(Sums& sums, const Work& work, u32 split) {
+    // Two sets of fragments: one is multiplied while the next tile or cell is unpacked to the other.
+    RF_MEMBER void run_in_turns(Sums& sums, const Part& part) {
         CellFragments one, other;
         auto next_stage = [&](u32 c) {
             release_weights();
-            if (c >= work.end) return;
+            if (c >= part.end) return;
             wait_for_weights();
             unpack(one, 0, 0, c / 2);
         };
-        unpack(one, 0, 0, work.first / 2);
+        unpack(one, 0, 0, part.first / 2);
         RF_NO_UNROLL
-        for (u32 c = work.first; c < work.end; c += 2) {
-            bool both = c + 1 < work.end;
+        for (u32 c = part.first; c < part.end; c += 2) {
+            bool both = c + 1 < part.end;
+            auto second = [&] {
+                if (both)
+                    unpack(one, 0, 1, c / 2);
+                else
+                    release_weights();
+            };
             if constexpr (TILES == 1) {
                 multiply(sums[0], one, [&] {
-                    if (both) unpack(other, 0, 1, c / 2);
+                    if (both)
+                        unpack(other, 0, 1, c / 2);
+                    else
+                        release_weights();
                 });
-                release_x(split);
+                release_x();
                 if (!both) break;
                 multiply(sums[0], other, [&] { next_stage(c + 2); });
             } else {
                 multiply(sums[0], one, [&] { unpack(other, 1, 0, c / 2); });
-                multiply(sums[1], other, [&] {
-                    if (both) unpack(one, 0, 1, c / 2);
-                });
-                release_x(split);
+                multiply(sums[1], other, second);
+                release_x();
                 if (!both) break;
                 multiply(sums[0], one, [&] { unpack(other, 1, 1, c / 2); });
                 multiply(sums[1], other, [&] { next_stage(c + 2); });
             }
-            release_x(split);
+            release_x();
         }
     }
 };
 
 // ---- Sums ----
 
-// Those that wait are the warpgroups that multiply, of all the cluster's blocks.
-RF_DEVICE void consumers_barrier() {
-    if (RF_SPLIT * RF_SHARE > 1)
-        cluster_barrier();
-    else
-        wait_at_barrier<WARPGROUP * GROUPS>(1);
-}
+// Sums of a wave, in LDS: of RUN tokens from `token` on those of 16 rows from `row` on.
+struct WaveSums {
+    const TurnedSums& sums;
+    u32 row, token;
 
-// The sums of the block, in LDS: of each token those of ROWS rows.
-RF_DEVICE const float* share(const Shared& shared, const Sums& sums) {
-    float* all = reinterpret_cast<float*>(shared.x);
-    wait_at_barrier<WARPGROUP * GROUPS>(1);  // what was there has been used
+    // Four neighbouring ones of a token.
+    RF_MEMBER f32x4 at(u32 k, u32 r) const { return load<f32x4>(&sums.at[k - token][r]); }
+    // Calls store(k, compute(k)) for each of the tokens up to `end`; LANES neighbouring lanes have the same.
+    template <u32 LANES, class Compute, class Store>
+    RF_MEMBER void each_token(u32 end, Compute compute, Store store) const {
+        const u32 STEP = RF_WAVE / LANES, COUNT = RUN / STEP;
+        u32 first = token + lane() / LANES;
+        f32x4 values[COUNT];
+        RF_UNROLL
+        for (u32 j = 0; j < COUNT; ++j) values[j] = compute(minimum(i32(first + j * STEP), i32(end - 1)));
+        RF_UNROLL
+        for (u32 j = 0; j < COUNT; ++j)
+            if (first + j * STEP < end) store(first + j * STEP, values[j]);
+    }
+};
+
+// Hands the sums of a part, which has `tokens` tokens, to `finish`.
+template <class Finish>
+RF_DEVICE void hand_over(const Shared& shared, const Sums& sums, u32 tokens, Finish finish) {
+    TurnedSums& turned = shared.turned[wave()];
     RF_UNROLL
     for (u32 tile = 0; tile < TILES; ++tile) {
-        u32 first = (wave() / 4 * TILES + tile) * 64 + wave() % 4 * 16;
         RF_UNROLL
-        for (u32 i = 0; i < RF_TOKENS / 2; ++i) {
-            u32 token = i / 4 * 8 + part_lane() * 2 + i % 2;
-            all[token * PITCH + first + part_row(i / 2 % 2)] = sums[tile][i];
+        for (u32 token = 0; token < RF_TOKENS; token += RUN) {
+            if (token >= tokens) continue;
+            wave_barrier();
+            RF_UNROLL
+            for (u32 i = 0; i < RUN / 2; ++i)
+                turned.at[i / 4 * 8 + part_lane() * 2 + i % 2][part_row(i / 2 % 2)] = sums[tile][token / 2 + i];
+            wave_barrier();
+            finish(WaveSums{turned, wave_row(tile), token});
         }
     }
-    consumers_barrier();
-    return all;
 }
 
-RF_DEVICE f32x4 summed(const float* at, const BlockPlace& place) {
-    if (RF_SPLIT == 1) return load<f32x4>(at);
-    f32x4 sum = load_from_block(at, rank_of(place.side, 0));
-    RF_UNROLL
-    for (u32 split = 1; split < RF_SPLIT; ++split) sum = plus(sum, load_from_block(at, rank_of(place.side, split)));
-    return sum;
-}
+template <class F>
+struct Format {
+    typedef F type;
+};
 
-// The products of the block's rows, in LDS, handed to `finish` in the warpgroups that multiply; `row_of` gives where
-// row 0 to ROWS - 1 begins.
-template <class F, class RowOf, class Finish>
-RF_DEVICE void multiply_block(const Work& work, const BlockPlace& place, RowOf row_of, Finish finish) {
+// The block's parts, one after another; visit(part, f) calls f(Format, row_of, finish) for one: what its weights are,
+// where its rows begin, and where its sums go.
+template <class Visit>
+RF_DEVICE void multiply_parts(const Operand& x, const Parts& parts, Visit visit) {
     Shared shared = shared_memory();
     if (thread_x() == 0) {
         RF_UNROLL
         for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&shared.barriers->x.full[i], 1), init_barrier(&shared.barriers->x.empty[i], WAVES * RF_SHARE);
+            init_barrier(&shared.barriers->x.full[i], 1), init_barrier(&shared.barriers->x.empty[i], WAVES);
         RF_UNROLL
         for (u32 i = 0; i < WEIGHT_STAGES; ++i) {
             init_barrier(&shared.barriers->weights.full[i], WEIGHT_WAVES * RF_WAVE);
@@ -371,47 +377,43 @@ RF_DEVICE void multiply_block(const Work& work, const BlockPlace& place, RowOf r
         }
         fence_barriers();
     }
-    if (RF_SHARE > 1)
-        cluster_barrier();  // the other blocks bring x, and arrive
-    else
-        barrier();
+    barrier();
     if (wave() >= WAVES) {
         give_registers_back<PRODUCER_REGISTERS>();
-        if (wave() == WAVES)
-            bring_x(shared, work, place);
-        else
-            bring_weights<F>(shared, work, row_of);
+        if (wave() == WAVES) {
+            wait_for_previous();
+            RingPlace<X_STAGES> ring;
+            if (lane() == 0) each_part(parts, [&](u32 i) { bring_x(shared, ring, part_of(parts, x.cells, i), x); });
+        } else {
+            RingPlace<WEIGHT_STAGES> ring;
+            each_part(parts, [&](u32 i) {
+                Part part = part_of(parts, x.cells, i);
+                visit(part, [&](auto format, auto row_of, auto) {
+                    bring_weights<typename decltype(format)::type>(shared, ring, part, x.cells, row_of);
+                });
+            });
+            wait_for_previous();
+        }
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        Sums sums;
-        RF_UNROLL
-        for (u32 tile = 0; tile < TILES; ++tile) {
-            RF_UNROLL
-            for (u32 i = 0; i < RF_TOKENS / 2; ++i) sums[tile][i] = 0.0f;
-        }
         wait_for_previous();
-        if (work.first < work.end) Consumer<F>(shared).run(sums, work, place.split);
-        finish(share(shared, sums));
-        if (RF_SPLIT * RF_SHARE > 1) cluster_barrier();  // the others still use this block's LDS
-    }
-}
-
-// Calls store(k, compute(k)) for the block's tokens k whose sums it adds up; LANES neighbouring threads have the same.
-// What is computed of several is on its way at a time.
-template <u32 LANES, class Compute, class Store>
-RF_DEVICE void each_token(const BlockPlace& place, u32 tokens, Compute compute, Store store) {
-    const u32 STEP = WAVES * RF_WAVE / LANES, AHEAD = 4;
-    u32 k = place.split * RF_TOKENS / RF_SPLIT + thread_x() / LANES;
-    i32 end = minimum(i32((place.split + 1) * RF_TOKENS / RF_SPLIT), i32(tokens - place.token));
-    if (place.idle) return;
-    RF_NO_UNROLL
-    for (; i32(k) < end; k += AHEAD * STEP) {
-        f32x4 values[AHEAD];
-        RF_UNROLL
-        for (u32 j = 0; j < AHEAD; ++j) values[j] = compute(minimum(i32(k + j * STEP), end - 1));
-        RF_UNROLL
-        for (u32 j = 0; j < AHEAD; ++j)
-            if (i32(k + j * STEP) < end) store(k + j * STEP, values[j]);
+        Rings rings;
+        each_part(parts, [&](u32 i) {
+            Sums sums;
+            RF_UNROLL
+            for (u32 tile = 0; tile < TILES; ++tile) {
+                RF_UNROLL
+                for (u32 j = 0; j < RF_TOKENS / 2; ++j) sums[tile][j] = 0.0f;
+            }
+            Part part = part_of(parts, x.cells, i);
+            visit(part, [&](auto format, auto, auto) {
+                Consumer<typename decltype(format)::type> consumer(shared, rings);
+                consumer.run(sums, part);
+                rings = consumer;
+            });
+            part = part_of(parts, x.cells, unknown(i));  // again, as all registers were taken
+            visit(part, [&](auto, auto, auto finish) { hand_over(shared, sums, x.tokens - part.token, finish); });
+        });
     }
 }
 
@@ -420,87 +422,86 @@ RF_DEVICE f32x4 bias_of(const float* bias, u32 row, u32 rows) {
     return bias ? load4(bias, row, rows) : make_f32x4(0, 0, 0, 0);
 }
 
-// x as `store_swizzled` leaves it, for `width` tokens. A residual, of the shape of the first result, is added to that.
+// A block has one warpgroup more than multiply, and the multiprocessor for itself.
+#define RF_KERNEL_WARPGROUPS extern "C" __global__ void __launch_bounds__(THREADS, 1)
+
+// The results lie side by side, y (parts of the depth, tokens, stride), where each matrix has its own place. If the
+// depth is one part biases are added, and to the first result a residual of its shape.
 struct WideParams {
-    const u8* x;
-    u32 tokens, width, token_blocks, row_blocks, cells;
+    Operand x;
+    Parts parts;
+    u32 stride;
     Matrix matrices[3];
     RF_NULLABLE const float* residual;
 };
 
-template <class F>
-RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const BlockPlace& place) {
-    u32 first = place.rows * ROWS;
-    auto row_of_block = [&](u32 r) {
-        return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
-    };
-    const float* residual = number == 0 ? p.residual : nullptr;
-    multiply_block<F>(work_of(p.x, p.width, place, p.cells), place, row_of_block, [&](const float* sums) {
-        const u32 LANES = ROWS / 4;  // with four rows of a token each
-        u32 own = thread_x() % LANES * 4, row = first + own;
-        f32x4 bias = bias_of(m.bias, row, m.rows);
-        auto at = [&](u32 k) { return u64(place.token + k) * m.rows; };
-        auto compute = [&](u32 k) {
-            f32x4 sum = plus(summed(sums + k * PITCH + own, place), bias);
-            return residual ? plus(sum, load4(residual + at(k), row, m.rows)) : sum;
+RF_KERNEL_WARPGROUPS
+rf_wide_products(WideParams p) {
+    auto of_matrix = [&](auto format, const Matrix& m, u32 block, const float* residual, const Part& part, auto f) {
+        u32 first = block * ROWS;
+        auto row_of_block = [&](u32 r) {
+            u32 bytes = decltype(format)::type::row_bytes(p.x.cells);
+            return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * bytes);
         };
-        each_token<LANES>(place, p.tokens, compute, [&](u32 k, f32x4 v) { store4(m.y + at(k), row, m.rows, v); });
+        f(format, row_of_block, [&](const WaveSums& sums) {
+            const u32 LANES = 4;  // with four rows of a token each
+            u32 own = lane() % LANES * 4, row = first + sums.row + own;
+            f32x4 bias = bias_of(m.bias, row, m.rows);
+            auto compute = [&](u32 k) {
+                f32x4 sum = plus(sums.at(k, own), bias);
+                return residual ? plus(sum, load4(residual + u64(part.token + k) * m.rows, row, m.rows)) : sum;
+            };
+            float* y = m.y + (u64(part.depth) * p.x.tokens + part.token) * p.stride;
+            bool aligned = p.stride % 4 == 0 && reinterpret_cast<u64>(m.y) % 16 == 0;
+            sums.each_token<LANES>(p.x.tokens - part.token, compute,
+                                   [&](u32 k, f32x4 v) { store4(y + u64(k) * p.stride, row, m.rows, v, aligned); });
+        });
+    };
+    multiply_parts(p.x, p.parts, [&](const Part& part, auto f) {
+        u32 block = part.rows, number;
+        Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
+#ifdef RF_QTYPE_LAST
+        if (number == 2) return of_matrix(Format<RF_QTYPE_LAST>(), m, block, nullptr, part, f);
+#endif
+        of_matrix(Format<RF_QTYPE>(), m, block, number == 0 ? p.residual : nullptr, part, f);
     });
 }
 
-#if RF_SPLIT * RF_SHARE > 1
-#define RF_CLUSTER __cluster_dims__(RF_SPLIT* RF_SHARE, 1, 1)
-#else
-#define RF_CLUSTER
-#endif
-#define RF_KERNEL_CLUSTER(threads) extern "C" __global__ void RF_CLUSTER __launch_bounds__(threads, 1)
-
-RF_KERNEL_CLUSTER(THREADS)
-rf_wide_products(WideParams p) {
-    BlockPlace place = place_of(p.token_blocks, p.row_blocks);
-    u32 number;
-    Matrix m = matrix_of(place.rows, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
-#ifdef RF_QTYPE_LAST
-    if (number == 2) return product<RF_QTYPE_LAST>(p, m, 2, place);
-#endif
-    product<RF_QTYPE>(p, m, number, place);
-}
-
-// As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it. Each wave has eight rows of
-// gate and the same eight of up. Rows past the last fill up the last cell with zeros.
+// As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it; the depth is one part. Each
+// wave has eight rows of gate and the same eight of up. Rows past the last fill up the last cell with zeros.
 struct WideGatedParams {
-    const u8* x;
-    u32 tokens, width, token_blocks, row_blocks, cells;
+    Operand x;
+    Parts parts;
     Gated matrices;
     GatedOutput out;
 };
 
-RF_KERNEL_CLUSTER(THREADS)
+RF_KERNEL_WARPGROUPS
 rf_wide_gated(WideGatedParams p) {
     using F = RF_QTYPE;
     const Gated& m = p.matrices;
-    BlockPlace place = place_of(p.token_blocks, p.row_blocks);
-    u32 first = place.rows * (ROWS / 2);
-    auto row_of_block = [&](u32 r) {
-        u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
-        return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.cells));
-    };
-    multiply_block<F>(work_of(p.x, p.width, place, p.cells), place, row_of_block, [&](const float* sums) {
-        const u32 LANES = ROWS / 8;  // with four rows of a token each
-        u32 own = thread_x() % LANES * 4, row = first + own;
-        f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
-        auto compute = [&](u32 k) {
-            const float* at = sums + k * PITCH + own / 8 * 16 + own % 8;
-            f32x4 g = plus(summed(at, place), gate_bias), u = plus(summed(at + 8, place), up_bias);
-            auto value = [&](u32 i) {
-                return row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
-            };
-            return make_f32x4(value(0), value(1), value(2), value(3));
+    multiply_parts(p.x, p.parts, [&](const Part& part, auto f) {
+        u32 first = part.rows * (ROWS / 2);
+        auto row_of_block = [&](u32 r) {
+            u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
+            return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.x.cells));
         };
-        each_token<LANES>(place, p.tokens, compute, [&](u32 k, f32x4 v) {
-            u32 token = place.token + k;
-            if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, v);
-            if (p.out.quantized) store_swizzled(p.out.quantized, p.width, p.out.cells, token, row, v);
+        f(Format<F>(), row_of_block, [&](const WaveSums& sums) {
+            const u32 LANES = 2;  // with four rows of a token each
+            u32 own = lane() % LANES * 4, row = first + sums.row / 2 + own;
+            f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
+            auto compute = [&](u32 k) {
+                f32x4 g = plus(sums.at(k, own), gate_bias), u = plus(sums.at(k, 8 + own), up_bias);
+                auto value = [&](u32 i) {
+                    return row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
+                };
+                return make_f32x4(value(0), value(1), value(2), value(3));
+            };
+            sums.each_token<LANES>(p.x.tokens - part.token, compute, [&](u32 k, f32x4 v) {
+                u32 token = part.token + k;
+                if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, v);
+                if (p.out.quantized) store_swizzled(p.out.quantized, p.x.width, p.out.cells, token, row, v);
+            });
         });
     });
 }

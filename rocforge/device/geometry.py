@@ -78,41 +78,30 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: tokens, rows and threads of a block; blocks of a cluster that split the depth, and that share x."""
+    """Of wide.hip: tokens, rows and threads of a block, and the parts that the depth is cut into."""
 
     tokens: int
     rows: int
     threads: int
-    split: int
-    share: int
+    depth: int
 
 
-def wide(tokens: int, matrices: Sequence[int], units: int) -> Wide:
+def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
-    A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
-    depth, up to 8, as leave none waiting. Two share x of a prompt, where there are rows for all multiprocessors.
+    A block has as few tokens as there are, up to 256, since each block unpacks the weights. Blocks share out the depth,
+    up to 8 of them, as long as each has a multiprocessor.
 
     Args:
         tokens: of the product.
         matrices: rows of each.
+        cells: of a row.
         units: multiprocessors.
     """
     width = next((n for n in (64, 128) if tokens <= n), 256)
     rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
-    row_blocks = sum(-(-n // rows) for n in matrices)
-    count = row_blocks * -(-tokens // width)
-    split = next((n for n in range(8, 1, -1) if count <= clusters_at_once(n, units)), 1)
-    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
-    return Wide(width, rows, threads, split, share)
-
-
-def clusters_at_once(size: int, units: int) -> int:
-    """Clusters of so many blocks, one a multiprocessor, that a card of NVIDIA's runs at a time for certain.
-
-    Multiprocessors are pairs, and a cluster lies within a group of 16 or 18, of which up to four may not work.
-    """
-    return units // 2 if size == 2 else units // 16 * (14 // size)
+    count = sum(-(-n // rows) for n in matrices) * -(-tokens // width)
+    return Wide(width, rows, threads, max(1, min(8, units // count, -(-cells // 2))))
 
 
 class Decode(NamedTuple):
