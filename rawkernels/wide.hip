@@ -174,6 +174,11 @@ typedef u32 CellFragments[8][4];  // of 64 rows: a wave's 16 of them
 // The first of a wave's 16 rows of a tile.
 RF_DEVICE u32 wave_row(u32 tile) { return (wave() / 4 * TILES + tile) * 64 + wave() % 4 * 16; }
 
+// The matrix unit takes the fragments of one instruction after another, so that issuing them takes nearly as long as
+// they do: one warpgroup at a time does, in order.
+RF_DEVICE void take_turn() { wait_at_barrier<2 * WARPGROUP>(1 + wave() / 4); }
+RF_DEVICE void pass_turn() { arrive_at_barrier<2 * WARPGROUP>(1 + (wave() / 4 + 1) % GROUPS); }
+
 // A warpgroup's share of the products; where it is in the rings goes from part to part.
 struct Rings {
     RingPlace<X_STAGES> x;
@@ -213,11 +218,6 @@ struct Consumer : Rings {
         }
     }
 
-    // The matrix unit takes the fragments of one instruction after another, so that issuing them takes nearly as long
-    // as they do: one warpgroup at a time does, in order.
-    static RF_MEMBER void take_turn() { wait_at_barrier<2 * WARPGROUP>(1 + wave() / 4); }
-    static RF_MEMBER void pass_turn() { arrive_at_barrier<2 * WARPGROUP>(1 + (wave() / 4 + 1) % GROUPS); }
-
     // Adds the products of a cell of a tile of rows; behind the matrix unit runs `meanwhile`.
     template <class Meanwhile>
     RF_MEMBER void multiply(float (&sums)[RF_TOKENS / 2], const CellFragments& a, Meanwhile meanwhile) {
@@ -249,13 +249,11 @@ struct Consumer : Rings {
 
     RF_MEMBER void run(Sums& sums, const Part& part) {
         if (part.first >= part.end) return;
-        if (wave() / 4 == GROUPS - 1) pass_turn();
         wait_for_weights();
         if constexpr (FOUR)
             run_in_order(sums, part);
         else
-            run_in_turns(sums, part);
-        if (wave() / 4 == 0) take_turn();
+            run_in_pairs(sums, part);
     }
     RF_MEMBER void run_in_order(Sums& sums, const Part& part) {
         CellFragments cell;
@@ -273,7 +271,7 @@ struct Consumer : Rings {
         }
     }
     // Two sets of fragments: one is multiplied while the next tile or cell is unpacked to the other.
-    RF_MEMBER void run_in_turns(Sums& sums, const Part& part) {
+    RF_MEMBER void run_in_pairs(Sums& sums, const Part& part) {
         CellFragments one, other;
         auto next_stage = [&](u32 c) {
             release_weights();
@@ -398,6 +396,7 @@ RF_DEVICE void multiply_parts(const Operand& x, const Parts& parts, Visit visit)
         take_registers<CONSUMER_REGISTERS>();
         wait_for_previous();
         Rings rings;
+        if (wave() / 4 == GROUPS - 1) pass_turn();
         each_part(parts, [&](u32 i) {
             Sums sums;
             RF_UNROLL
@@ -414,6 +413,7 @@ RF_DEVICE void multiply_parts(const Operand& x, const Parts& parts, Visit visit)
             part = part_of(parts, x.cells, unknown(i));  // again, as all registers were taken
             visit(part, [&](auto, auto, auto finish) { hand_over(shared, sums, x.tokens - part.token, finish); });
         });
+        if (wave() / 4 == 0) take_turn();
     }
 }
 
