@@ -283,25 +283,20 @@ struct Consumer : Rings {
         RF_NO_UNROLL
         for (u32 c = part.first; c < part.end; c += 2) {
             bool both = c + 1 < part.end;
-            auto second = [&] {
+            auto second = [&](CellFragments& a) {
                 if (both)
-                    unpack(one, 0, 1, c / 2);
+                    unpack(a, 0, 1, c / 2);
                 else
                     release_weights();
             };
             if constexpr (TILES == 1) {
-                multiply(sums[0], one, [&] {
-                    if (both)
-                        unpack(other, 0, 1, c / 2);
-                    else
-                        release_weights();
-                });
+                multiply(sums[0], one, [&] { second(other); });
                 release_x();
                 if (!both) break;
                 multiply(sums[0], other, [&] { next_stage(c + 2); });
             } else {
                 multiply(sums[0], one, [&] { unpack(other, 1, 0, c / 2); });
-                multiply(sums[1], other, second);
+                multiply(sums[1], other, [&] { second(one); });
                 release_x();
                 if (!both) break;
                 multiply(sums[0], one, [&] { unpack(other, 1, 1, c / 2); });
