@@ -57,7 +57,8 @@ rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i3
     u32 r = expert_of(ids, pair) * rows + minimum(i32(first + group % together), rows - 1);
     const u8* row[1] = {w + u64(r) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {};
-    accumulate<RF_QTYPE, 1>(sum, row, x + u64(pair) * token_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
+    accumulate<RF_QTYPE, 1>(sum, row, x + u64(pair) * token_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES,
+                            [] { load_grid<RF_QTYPE>(GATED_THREADS); });
     reduce_group<1>(sum, GATED_LANES);
     if (rank == 0) results[group] = (weights ? weights[pair] : 1.0f) * (sum[0][0] + (bias ? bias[r] : 0.0f));
     barrier();

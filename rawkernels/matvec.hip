@@ -56,7 +56,11 @@ RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 blo
         row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes,
-                           [&] { share = norm.share<THREADS>(); });
+                           [&] {
+                               load_grid<F>(THREADS);
+                               wait_for_previous();
+                               share = norm.share<THREADS>();
+                           });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL
@@ -120,6 +124,8 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
     if (bias) offset = load_early(bias + within);
     accumulate<RF_QTYPE, 1>(sum, row, x, 1, cells, rank, lanes, [&] {
+        load_grid<RF_QTYPE>(RUN << log_lanes);
+        wait_for_previous();
         if (residual) before = load_early(residual + within);
     });
     reduce_group<1>(sum, lanes);

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "gates.h"
-#include "formats/quants.h"
+#include "formats/lattices.h"
 
 namespace rocforge {
 
@@ -23,6 +23,7 @@ static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs o
 // Unpacked weights: a cell is 16 bytes of a row, and activations are floats.
 template <class T>
 struct Floats {
+    static constexpr u32 POINTS = 0;
     u32x4 data;
     static RF_MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
     RF_MEMBER float value(u32 i) const {
@@ -71,7 +72,7 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
             if (F::OFFSET || F::MINS) sums += x.sum(s, h);
             RF_UNROLL
             for (u32 t = 0; t < 4; ++t)
-                products = dot4(F::values(w.four(s, 4 * h + t)), element(x.q[2 * s + h], t), products);
+                products = dot_four<F>(w.four(s, 4 * h + t), element(x.q[2 * s + h], t), products);
             if (F::HALVES || h == 1) {
                 part += w.scale(s, h) * float(products - F::OFFSET * sums);
                 if (F::MINS) min_part += w.min(s, h) * float(sums);
@@ -181,17 +182,16 @@ RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells
 }
 
 // Adds the products of N rows with the tokens, over cells first, first + step, ...; AHEAD cells are loaded together,
-// of one token the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
-// is called when that has.
-template <class F, u32 N, u32 AHEAD, class Ready>
+// of one token the first of them before `begin`, which waits for what x depends on: of more there are no registers to
+// spare.
+template <class F, u32 N, u32 AHEAD, class Begin>
 RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
-                               u32 cells, u32 first, u32 step, Ready ready) {
+                               u32 cells, u32 first, u32 step, Begin begin) {
     u32 c = first, ahead = (AHEAD - 1) * step;
     if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
-        wait_for_previous();
-        ready();
+        begin();
         while (c + ahead < cells) {
             RF_UNROLL
             for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
@@ -200,8 +200,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         }
         return c;
     }
-    wait_for_previous();
-    ready();
+    begin();
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
@@ -211,19 +210,16 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
-struct Nothing {
-    RF_MEMBER void operator()() const {}
-};
-template <class F, u32 N, class Ready = Nothing>
+template <class F, u32 N, class Begin>
 RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
-                          u32 first, u32 step, Ready ready = {}) {
+                          u32 first, u32 step, Begin begin) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
         const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
-        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, ready);
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, Nothing());
+        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
     } else {
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, ready);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }
 }
 
@@ -323,6 +319,8 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
     }
     float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
+        load_grid<RF_QTYPE>(GATED_THREADS);
+        wait_for_previous();
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     });
     reduce_group<2 * GATED_ROWS>(sum, GATED_LANES);

@@ -300,6 +300,7 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     none.number = p.cells;
     Cells<F> w;
     w.load(at);
+    load_grid<F>(THREADS);
     wait_for_previous();
     Tokens tokens = tokens_of(p.x, p.tokens, p.cells);
     Sums sums = multiply(shared, w, at, none, tokens.x);
@@ -363,6 +364,7 @@ rf_tile_gated(TileGatedParams p) {
     Position at = run_of(block_x() * height);
     Cells<RF_QTYPE> w;
     w.load(at);
+    load_grid<RF_QTYPE>(THREADS);
     wait_for_previous();
     for (u32 first = block_x() * height; first < end; first += p.grid * height) {
         Position next = run_of(first + p.grid * height);

@@ -41,6 +41,13 @@
 #define RF_BOUNDS(threads) __launch_bounds__(threads)
 #endif
 
+// Constant arrays in the device's memory.
+#ifdef RF_PLATFORM_HOST
+#define RF_TABLE static const
+#else
+#define RF_TABLE static RF_FUNCTION const
+#endif
+
 // RF_DEVICE functions, and RF_MEMBER functions of structs. The simulator runs a kernel for milliseconds: to inline
 // everything would cost it more in compiling than it saves.
 #ifdef RF_PLATFORM_HOST
@@ -550,17 +557,35 @@ RF_DEVICE float byte_float(u32 word, u32 i) {
 #endif
 }
 
-// Four entries of a table of 16 bytes (t0 has the first four), one for each byte of `index`, a byte being 0 to 15.
-RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
+// Eight selectors of bytes, of four bits, in a word as the target likes them: four of its first half or its second are
+// `selectors`, which pick_selected and lookup16 take.
 #ifdef RF_PLATFORM_NVIDIA
-    // prmt takes its selectors as nibbles: put the four in the low half
-    u32 n = index | index >> 4;
-    n = __byte_perm(n, 0, 0x4420);
-    u32 low = __byte_perm(t0, t1, n & 0x7777), high = __byte_perm(t2, t3, n & 0x7777);
-    return __byte_perm(low, high, 0x3210 | (n & 0x8888) >> 1);
+RF_COMPILE_TIME static u32 selector_at(u32 i) { return 4 * i; }
+RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 16 * half; }
+RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 4 * i & 15; }
 #else
-    u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
-    return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
+RF_COMPILE_TIME static u32 selector_at(u32 i) { return 8 * (i % 4) + i / 4 * 4; }
+RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 4 * half & 0x0f0f0f0f; }
+RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 8 * i & 15; }
+#endif
+
+// Four bytes of the eight in (high, low), by selectors of 0 to 7.
+RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
+#ifdef RF_PLATFORM_NVIDIA
+    return __byte_perm(low, high, selectors);
+#else
+    return pick_bytes(high, low, selectors);
+#endif
+}
+
+// Four entries of a table of 16 bytes (t0 has the first four), by selectors.
+RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 selectors) {
+#ifdef RF_PLATFORM_NVIDIA
+    u32 low = __byte_perm(t0, t1, selectors & 0x7777), high = __byte_perm(t2, t3, selectors & 0x7777);
+    return __byte_perm(low, high, 0x3210 | (selectors & 0x8888) >> 1);
+#else
+    u32 low = pick_bytes(t1, t0, selectors & 0x07070707), high = pick_bytes(t3, t2, selectors & 0x07070707);
+    return pick_bytes(high, low, 0x03020100 | (selectors & 0x08080808) >> 1);
 #endif
 }
 

@@ -1,8 +1,8 @@
 """Planar layouts: rows as a device's kernels read them fast.
 
 A row is cut into planes, one for each field of a block, so that consecutive lanes load consecutive 16-byte words;
-rawkernels/formats/quants.h has the layout. It holds the same bits as GGUF's blocks, in another order. The formats that
-are rare stay in GGUF's blocks.
+rawkernels/formats/quants.h has the layout. It holds the same bits as GGUF's blocks, in another order. Floats
+stay as they are.
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ PLANAR: dict[str, Planes] = {
     "IQ4_NL": Planes(4, 8),
     "IQ4_XS": Planes(4, 4),
     "MXFP4": Planes(4, 4),
+    "NVFP4": Planes(4, 8),
+    "TQ1_0": Planes(1, 8, 6),
+    "TQ2_0": Planes(2, 0, 2),
+    "IQ1_S": Planes(1, 8, 2),
+    "IQ1_M": Planes(1, 8, 8),
+    "IQ2_XXS": Planes(2, 0, 2),
+    "IQ2_XS": Planes(2, 4, 2),
+    "IQ2_S": Planes(2, 8, 2),
+    "IQ3_XXS": Planes(3, 0, 2),
+    "IQ3_S": Planes(3, 8),
 }
 """The formats that are kept in planes on a device."""
 
