@@ -32,6 +32,10 @@ MODELS = [
     ("llama-3.2-1b", "Q4_K_M"),
     ("llama-3.1-8b", "Q8_0"),
     ("llama-3.2-1b", "Q8_0"),
+    ("llama-3.1-8b", "Q5_K"),
+    ("llama-3.1-8b", "IQ4_XS"),
+    ("llama-3.1-8b", "IQ3_S"),
+    ("llama-3.1-8b", "IQ2_XS"),
 ]
 ROOM = {"llama-3.1-8b": 30e9, "llama-3.2-1b": 6e9}
 """Device memory in bytes that a model takes with float16 copies, its KV cache and graphs."""

@@ -8,6 +8,9 @@
 // A group of 8, 16 or 32 lanes computes RF_ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads
 // all of the cell, of all its rows, then the tokens' cell, so that many independent loads are in flight. A launch
 // covers up to three matrices of equal row length, whose rows are laid end to end over the grid.
+#if RF_TOKENS == 1
+#define RF_GRID_COPIES RF_TUNE_GEMV_GRID_COPIES
+#endif
 #include "products.h"
 
 namespace rocforge {

@@ -77,7 +77,7 @@ struct Lattice : Codes<8 / POINT_, HIGH, TAIL, SUPER> {
     RF_MEMBER u32 sign_word(u32 s) const { return element(this->plane[8 / POINT], s); }
     RF_MEMBER u32 signs(u32 s) const {
         u32 word = sign_word(s);
-        return F::EVEN ? (word & 0x0fffffff) ^ word << 4 : word;
+        return F::EVEN ? computed_once((word & 0x0fffffff) ^ word << 4) : word;
     }
     // Elements 32 s + 4 t to 32 s + 4 t + 3, a signed byte each.
     template <class G = Grid<F>>
@@ -145,7 +145,9 @@ struct Octets {
         for (u32 i = 0; i < 8; ++i) point |= (stored >> 2 * i & 3) << (selector_at(i) + 1);
         return point;
     }
-    static RF_MEMBER u32 picked(u32 point, u32 half) { return pick_selected(T1, T0, selectors(point, half)); }
+    static RF_MEMBER u32 picked(u32 point, u32 half) {
+        return pick_selected(T1, T0, selectors(computed_once(point), half));
+    }
 };
 
 // ---- IQ1: -1, 0 and 1, each plus or minus 1/8: eight times that ----
@@ -159,7 +161,7 @@ struct IQ1 : Lattice<F, 11, 8, 0, 8, SUPER, BYTES>, Octets<0xff01f7f9, 0x0000070
     }
     RF_MEMBER u32 header(u32 s) const { return (s < 2 ? tail.x : tail.y) >> 16 * (s % 2) & 0xffff; }
     RF_MEMBER u32 extra(u32 s) const { return header(s) & 0xfff; }
-    static RF_MEMBER float scale_of(u32 bits) { return 0.125f * float(2 * (bits & 7) + 1); }
+    static RF_MEMBER float scale_of(u32 bits) { return float((bits & 7) * 2 + 1); }
     static RF_MEMBER u32 tail_byte(const u8* block, u32 i) {
         u32 half = i / 8, s = i % 8 / 2;
         return (F::extra_of(block, half, s) | F::rest_of(block, half, s) << 12) >> 8 * (i % 2) & 255;
@@ -175,7 +177,7 @@ struct IQ1_S : IQ1<IQ1_S, 2, 50> {
         d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
     }
     RF_MEMBER float scale(u32 s, u32) const { return scale_of(header(s) >> 12); }
-    RF_MEMBER float outer_scale() const { return to_float(d); }
+    RF_MEMBER float outer_scale() const { return 0.125f * to_float(d); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         return picked(point ^ minus_mask(header(s) >> 15), t % 2);
     }
@@ -211,7 +213,7 @@ struct IQ1_M : IQ1<IQ1_M, 8, 56> {
     RF_MEMBER float scale(u32 s, u32 h) const { return scale_of(scales >> (s / 2 * 16 + s % 2 * 6 + 3 * h)); }
     RF_MEMBER float outer_scale() const {
         u32 low = (super.x >> 12 & 15) | (super.x >> 28) << 4, high = (super.y >> 12 & 15) | (super.y >> 28) << 4;
-        return low_half(low | high << 8);
+        return 0.125f * low_half(low | high << 8);
     }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         return picked(point ^ minus_mask(header(s) >> (12 + t / 2)), t % 2);
@@ -239,8 +241,8 @@ struct IQ2 : Lattice<F, BITS, 8, 1, TAIL, 2, BYTES>, Octets<0xe719f808, 0x0000d5
     RF_MEMBER void load_d(const u8* row, u32 cells, u32 c) {
         d.bits = load_once<u16>(row + this->super_at(cells) + 2 * (c / 2));
     }
-    RF_MEMBER float outer_scale() const { return to_float(d); }
-    static RF_MEMBER float scale_of(u32 bits) { return 0.25f * (0.5f + float(bits & 15)); }
+    RF_MEMBER float outer_scale() const { return 0.125f * to_float(d); }
+    static RF_MEMBER float scale_of(u32 bits) { return float((bits & 15) * 2 + 1); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         return this->picked(point ^ (this->signs(s) >> t / 2 & 0x11111111), t % 2);
     }
@@ -339,8 +341,8 @@ struct IQ3_XXS : IQ3<IQ3_XXS, 8, 0, 2, 98, 0x1c140c04, 0x3e342c24> {
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
     }
-    RF_MEMBER float scale(u32 s, u32) const { return 0.5f * (0.5f + float(sign_word(s) >> 28)); }
-    RF_MEMBER float outer_scale() const { return to_float(d); }
+    RF_MEMBER float scale(u32 s, u32) const { return float((sign_word(s) >> 28) * 2 + 1); }
+    RF_MEMBER float outer_scale() const { return 0.25f * to_float(d); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         u32 ones = minus(s, t);
         return (point ^ ones * 255) + ones;

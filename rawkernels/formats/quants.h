@@ -131,9 +131,9 @@ template <u32 T0, u32 T1, u32 T2, u32 T3>
 struct Table {
     static RF_MEMBER u32 values(u32 four) { return lookup16(T0, T1, T2, T3, four); }
 #ifdef RF_PLATFORM_NVIDIA
-    // prmt gives a selector of 8 and more the sign of the byte that the other bits pick, 0 or -1, eight times. So a pick
-    // from either half of the table gives that for the other half's codes, and its own entries make up for it; the two
-    // are added up by dot products, which run beside the picks, where to put them together would take two more.
+    // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
+    // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
+    // take two more of those.
     static RF_COMPILE_TIME i32 entry(u32 i) {
         return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4));
     }
@@ -147,8 +147,8 @@ struct Table {
     }
     static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) {
         constexpr u32 low0 = lows(0), low1 = lows(4), high0 = highs(0), high1 = highs(4);
-        sum = dot4(__byte_perm(low0, low1, four), x, sum);
-        return dot4(__byte_perm(high0, high1, four ^ 0x8888), x, sum);
+        sum = dot4(prmt(low0, low1, four), x, sum);
+        return dot4(prmt(high0, high1, four ^ 0x8888), x, sum);
     }
 #else
     static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) { return dot4(values(four), x, sum); }

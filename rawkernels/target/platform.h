@@ -213,6 +213,15 @@ RF_DEVICE const u8* computed_once(const u8* p) {
     return p;
 }
 
+// The same word, of which NVIDIA's compiler computes all bits at once, where it might else compute those that each use
+// needs apart.
+RF_DEVICE u32 computed_once(u32 word) {
+#ifdef RF_PLATFORM_NVIDIA
+    asm("" : "+r"(word));
+#endif
+    return word;
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
@@ -569,10 +578,20 @@ RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 4 * half & 0x0f0f0f
 RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 8 * i & 15; }
 #endif
 
+#ifdef RF_PLATFORM_NVIDIA
+// Four bytes of the eight in (high, low); a selector of 8 and more gives the sign of the byte that its other bits pick,
+// eight times. __byte_perm would first clear that bit of each.
+RF_DEVICE u32 prmt(u32 low, u32 high, u32 selectors) {
+    u32 picked;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
+    return picked;
+}
+#endif
+
 // Four bytes of the eight in (high, low), by selectors of 0 to 7.
 RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
 #ifdef RF_PLATFORM_NVIDIA
-    return __byte_perm(low, high, selectors);
+    return prmt(low, high, selectors);
 #else
     return pick_bytes(high, low, selectors);
 #endif
@@ -581,8 +600,8 @@ RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
 // Four entries of a table of 16 bytes (t0 has the first four), by selectors.
 RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 selectors) {
 #ifdef RF_PLATFORM_NVIDIA
-    u32 low = __byte_perm(t0, t1, selectors & 0x7777), high = __byte_perm(t2, t3, selectors & 0x7777);
-    return __byte_perm(low, high, 0x3210 | (selectors & 0x8888) >> 1);
+    u32 low = prmt(t0, t1, selectors & 0x7777), high = prmt(t2, t3, selectors & 0x7777);
+    return prmt(low, high, 0x3210 | (selectors & 0x8888) >> 1);
 #else
     u32 low = pick_bytes(t1, t0, selectors & 0x07070707), high = pick_bytes(t3, t2, selectors & 0x07070707);
     return pick_bytes(high, low, 0x03020100 | (selectors & 0x08080808) >> 1);

@@ -38,9 +38,11 @@ class Tuning:
         wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
+        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
+            5 to 8 tokens.
         gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
+        gemv_grid_copies: of the points of IQ3 in LDS, for one token: as many as fit keep lanes from waiting for others.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
@@ -98,10 +100,12 @@ class Tuning:
     wide_from: int = ANY
 
     gemv_threads: int = 128
+    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
     gemv_wanted_threads: int = 300_000
+    gemv_grid_copies: int = 1
     gemv_float_cells: int = 8
     gemv_float_cells_many: int = 2
     gemv_resident: int = 512

@@ -42,17 +42,21 @@ SHAPES = {
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1000000.0, False),
     "llama-3.1-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128, 128256, 500000.0, False),
 }
-RECIPES = ("F16", "Q8_0", "Q4_K_M")
+RECIPES = ("F16", "Q8_0", "Q4_K_M", "Q5_K", "IQ4_XS", "IQ3_S", "IQ2_XS")
 
 
 def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
-    """The type that a tensor has under a recipe, as llama.cpp's quantizer gives it."""
-    if recipe != "Q4_K_M":
+    """The type that a tensor has under a recipe: as llama.cpp's quantizer gives it in F16, Q8_0 and Q4_K_M; the other
+    recipes are one type for all matrices but the output, which is Q6_K as in llama.cpp's mixes of these."""
+    if recipe in ("F16", "Q8_0"):
         return T[recipe]
     last, n = name.split(".")[-2], shape.layers
+    if last == ("token_embd" if shape.tied else "output"):
+        return T.Q6_K
+    if recipe != "Q4_K_M":
+        return T[recipe]
     more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    six = last == ("token_embd" if shape.tied else "output") or (more and last in ("attn_v", "ffn_down"))
-    return T.Q6_K if six else T.Q4_K
+    return T.Q6_K if more and last in ("attn_v", "ffn_down") else T.Q4_K
 
 
 def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
@@ -68,9 +72,11 @@ def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
 
     if qtype is T.Q8_0:
         scales(0, 2.7e-4)
-    elif qtype is T.Q4_K:
-        scales(0, 8e-5)
+    elif qtype in (T.Q4_K, T.Q5_K):
+        scales(0, 8e-5 if qtype is T.Q4_K else 4e-5)
         scales(2, 6e-4)
+    elif qtype in (T.IQ4_XS, T.IQ3_S, T.IQ2_XS):
+        scales(0, {T.IQ4_XS: 2e-5, T.IQ3_S: 1.5e-4, T.IQ2_XS: 5e-4}[qtype])
     elif qtype is T.Q6_K:
         blocks[:, 192:208] = rng.integers(-16, 17, (POOL_BLOCKS, 16), np.int8).view(np.uint8)
         scales(208, 1.2e-4)
