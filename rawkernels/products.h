@@ -213,9 +213,12 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
 template <class F, u32 N, class Begin>
 RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
                           u32 first, u32 step, Begin begin) {
-    // a cell of floats is a single load
-    if constexpr (sizeof(F) == 16) {
-        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+    // a cell of floats is a single load, and one of few bits a few
+    const bool FLOATS = sizeof(F) == 16, FEW = RF_TOKENS == 1 && sizeof(F) <= RF_TUNE_GEMV_FEW_NBYTES;
+    const u32 AHEAD = !FLOATS ? FEW ? RF_TUNE_GEMV_FEW_CELLS : 1
+                      : RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS
+                                       : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+    if constexpr (AHEAD > 1) {
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
     } else {

@@ -82,7 +82,8 @@ def with_includes(text: str, name: str, seen: set[str]) -> str:
 def variants(source: str) -> list[dict[str, str]]:
     """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use.
 
-    PLANAR stands for the formats that have planes on a device, BLOCKS for those that have not.
+    PLANAR stands for the formats that have planes on a device, WIDE for those of them that wide.hip multiplies, BLOCKS
+    for those that have none.
     """
     lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
     found: list[dict[str, str]] = []
@@ -105,7 +106,11 @@ def is_for(source: str, target: str) -> bool:
 
 
 def _values(text: str) -> list[str]:
-    groups = {"PLANAR": list(PLANAR), "BLOCKS": [name for name in QTYPES if name not in PLANAR]}
+    groups = {
+        "PLANAR": list(PLANAR),
+        "WIDE": [name for name, planes in PLANAR.items() if planes.wide],
+        "BLOCKS": [name for name in QTYPES if name not in PLANAR],
+    }
     return [value for word in text.split(",") for value in groups.get(word, [word])]
 
 

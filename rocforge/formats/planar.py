@@ -22,11 +22,13 @@ class Planes(NamedTuple):
         codes: planes of 16 bytes a cell.
         tail: bytes of scales a cell.
         super: bytes that two cells, a block of 256, share.
+        wide: whether wide.hip multiplies it.
     """
 
     codes: int
     tail: int
     super: int = 0
+    wide: bool = True
 
 
 PLANAR: dict[str, Planes] = {
@@ -45,15 +47,15 @@ PLANAR: dict[str, Planes] = {
     "IQ4_XS": Planes(4, 4),
     "MXFP4": Planes(4, 4),
     "NVFP4": Planes(4, 8),
-    "TQ1_0": Planes(1, 8, 6),
-    "TQ2_0": Planes(2, 0, 2),
-    "IQ1_S": Planes(1, 8, 2),
-    "IQ1_M": Planes(1, 8, 8),
-    "IQ2_XXS": Planes(2, 0, 2),
-    "IQ2_XS": Planes(2, 4, 2),
-    "IQ2_S": Planes(2, 8, 2),
-    "IQ3_XXS": Planes(3, 0, 2),
-    "IQ3_S": Planes(3, 8),
+    "TQ1_0": Planes(1, 8, 6, wide=False),
+    "TQ2_0": Planes(2, 0, 2, wide=False),
+    "IQ1_S": Planes(1, 8, 2, wide=False),
+    "IQ1_M": Planes(1, 8, 8, wide=False),
+    "IQ2_XXS": Planes(2, 0, 2, wide=False),
+    "IQ2_XS": Planes(2, 4, 2, wide=False),
+    "IQ2_S": Planes(2, 8, 2, wide=False),
+    "IQ3_XXS": Planes(3, 0, 2, wide=False),
+    "IQ3_S": Planes(3, 8, wide=False),
 }
 """The formats that are kept in planes on a device."""
 
