@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from gguf import quants
 
 from rocforge.device import kernels
 from rocforge.device.kernel_arguments import check_of
@@ -95,6 +96,20 @@ def test_only_device_arrays():
 def test_repr():
     """A kernel says where it comes from."""
     assert repr(Kernel("matvec.hip", "matvec", "int32", RF_QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, RF_QTYPE=Q8_0)"
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_lattices(name):
+    """The points in rawkernels/formats/grids.h are the gguf package's."""
+    packing = getattr(quants, name)
+    packing.init_grid()
+    points = np.asarray(packing.grid, int).reshape(-1, packing.grid.shape[-1])
+    text, table = (source_folder() / "formats" / "grids.h").read_text(), name.replace("IQ1_S", "IQ1")
+    listed = re.search(rf"\b{table}_POINTS\[{len(points)}\] = \{{(.*?)\}}", text, re.S)[1]
+    codes = np.array([int(word, 16) for word in re.findall("0x[0-9a-f]+", listed)])
+    bits = 2 if points.shape[1] == 8 else 3
+    values = codes[:, None] >> bits * np.arange(points.shape[1]) & (1 << bits) - 1
+    assert np.array_equal(np.unique(points)[values], points)
 
 
 WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\("
