@@ -13,8 +13,8 @@ import pytest
 
 import rocforge as rf
 from rocforge.device.libraries import import_cupy
-from rocforge.ops.device.quantize import DEVICE_QTYPES
 from rocforge.formats.quantize import QUANTIZERS
+from rocforge.ops.device.quantize import DEVICE_QTYPES
 
 cp, reason = import_cupy()
 HOST, DEVICE = (256, 4096), (14336, 4096)
