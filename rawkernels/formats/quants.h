@@ -475,11 +475,11 @@ struct TQ1_0 : Codes<1, 0, 8, 6> , CopiedScales<32, 16, 48> {
         return (even * 3 >> 8 & 0x00030003) | (odd * 3 & 0x03000300);
     }
     RF_MEMBER u32 four(u32 s, u32 t) const {
-        u32 first = t < 4 ? element(plane[0], t % 4) : element(second, t % 4), middle = element(tail, t % 4);
-        if (!odd) return digits(first, power(s));
-        if (s == 0) return digits(first, power(4));
-        if (s == 3 && t >= 4) return digits(last, power(t - 4));
-        return digits(middle, power(2 * s - 2 + t / 4));
+        u32 first = t < 4 ? element(plane[0], t % 4) : element(second, t % 4);
+        bool of_last = s == 3 && t >= 4;  // of the second cell
+        u32 other = s == 0 ? first : of_last ? last : element(tail, t % 4);
+        u32 digit = s == 0 ? 4 : of_last ? t - 4 : 2 * s - 2 + t / 4;
+        return digits(odd ? other : first, odd ? power(digit) : power(s));
     }
     static RF_MEMBER u32 values(u32 codes) { return codes; }
     RF_MEMBER u32 four_from_memory(u32 s, u32 t) const { return four(s, t); }
