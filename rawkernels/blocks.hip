@@ -1,4 +1,5 @@
-// Floats, which are kept as GGUF has them: to float32, float16 or bfloat16, all rows or those of a list. Compiled with RF_QTYPE, a format of blocks.h.
+// Floats, which are kept as GGUF has them: to float32, float16 or bfloat16, all rows or those of a list. Compiled with
+// RF_QTYPE, a format of blocks.h.
 #include "formats/blocks.h"
 
 namespace rocforge {

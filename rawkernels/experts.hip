@@ -10,7 +10,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR,Floats<f16>,Floats<bf16>
+// variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES;
 

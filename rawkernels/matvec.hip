@@ -17,11 +17,11 @@ namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR RF_TOKENS=1
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=1
-// variants: RF_QTYPE=PLANAR RF_TOKENS=2
+// variants: RF_QTYPE=KINDS RF_TOKENS=2
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=2
-// variants: RF_QTYPE=PLANAR RF_TOKENS=4
+// variants: RF_QTYPE=KINDS RF_TOKENS=4
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=4
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8
+// variants: RF_QTYPE=KINDS RF_TOKENS=8
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=8
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=1
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
@@ -58,12 +58,11 @@ RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 blo
     for (u32 r = 0; r < RF_ROWS; ++r)
         row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes,
-                           [&] {
-                               load_grid<F>(THREADS);
-                               wait_for_previous();
-                               share = norm.share<THREADS>();
-                           });
+    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes, [&] {
+        load_grid<F>(THREADS);
+        wait_for_previous();
+        share = norm.share<THREADS>();
+    });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL

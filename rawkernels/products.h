@@ -215,7 +215,7 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
                           u32 first, u32 step, Begin begin) {
     // a cell of floats is a single load, and one of few bits a few
     const bool FLOATS = sizeof(F) == 16, FEW = RF_TOKENS == 1 && sizeof(F) <= RF_TUNE_GEMV_FEW_NBYTES;
-    const u32 AHEAD = !FLOATS ? FEW ? RF_TUNE_GEMV_FEW_CELLS : 1
+    const u32 AHEAD = !FLOATS          ? FEW ? RF_TUNE_GEMV_FEW_CELLS : 1
                       : RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS
                                        : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
     if constexpr (AHEAD > 1) {

@@ -5,12 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from gguf import quants
 
 from rocforge.device import kernels
 from rocforge.device.kernel_arguments import check_of
 from rocforge.device.kernels import Kernel, source_folder, source_text
-from rocforge.formats.blocks import QTYPES
+from rocforge.formats.blocks import QTYPES, lattice
 from rocforge.formats.planar import PLANAR
 
 
@@ -101,9 +100,7 @@ def test_repr():
 @pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
 def test_lattices(name):
     """The points in rawkernels/formats/grids.h are the gguf package's."""
-    packing = getattr(quants, name)
-    packing.init_grid()
-    points = np.asarray(packing.grid, int).reshape(-1, packing.grid.shape[-1])
+    points = lattice(QTYPES[name])[0, 0].astype(int)
     text, table = (source_folder() / "formats" / "grids.h").read_text(), name.replace("IQ1_S", "IQ1")
     listed = re.search(rf"\b{table}_POINTS\[{len(points)}\] = \{{(.*?)\}}", text, re.S)[1]
     codes = np.array([int(word, 16) for word in re.findall("0x[0-9a-f]+", listed)])

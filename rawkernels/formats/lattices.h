@@ -185,7 +185,9 @@ struct IQ1_S : IQ1<IQ1_S, 2, 50> {
     static RF_MEMBER u32 number_of(const u8* block, u32 i) {
         return block[2 + i] | (word16(block + 34 + i / 4 * 2) >> i % 4 * 3 & 7) << 8;
     }
-    static RF_MEMBER u32 rest_of(const u8* block, u32 half, u32 s) { return word16(block + 34 + 8 * half + 2 * s) >> 12; }
+    static RF_MEMBER u32 rest_of(const u8* block, u32 half, u32 s) {
+        return word16(block + 34 + 8 * half + 2 * s) >> 12;
+    }
     RF_MEMBER void to_block(u8* block, u32 half) const {
         for (u32 s = 0; s < 4; ++s) {
             u32 high = header(s) & 0xf000;
@@ -355,8 +357,7 @@ struct IQ3_XXS : IQ3<IQ3_XXS, 8, 0, 2, 98, 0x1c140c04, 0x3e342c24> {
     static RF_MEMBER u32 rest_of(const u8* block, u32 half, u32 s) { return high_word(block, 4 * half + s) >> 28; }
     RF_MEMBER void to_block(u8* block, u32 half) const {
         for (u32 g = 0; g < 8; ++g) put32(block + 2 + 32 * half + 4 * g, element(g < 4 ? plane[0] : plane[1], g % 4));
-        for (u32 s = 0; s < 4; ++s)
-            put32(block + 66 + 16 * half + 4 * s, sevens(s) | sign_word(s) >> 28 << 28);
+        for (u32 s = 0; s < 4; ++s) put32(block + 66 + 16 * half + 4 * s, sevens(s) | sign_word(s) >> 28 << 28);
     }
 };
 
@@ -382,7 +383,9 @@ struct IQ3_S : IQ3<IQ3_S, 9, 8, 0, 110, 0x07050301, 0x0f0d0b09> {
         if (i < 8) return extra_of(block, i / 4, i % 4 * 2) | extra_of(block, i / 4, i % 4 * 2 + 1) << 4;
         return i < 12 ? block[106 + i - 8] : i < 14 ? block[i - 12] : 0;
     }
-    static RF_MEMBER u32 number_of(const u8* block, u32 i) { return block[2 + i] | (block[66 + i / 8] >> i % 8 & 1) << 8; }
+    static RF_MEMBER u32 number_of(const u8* block, u32 i) {
+        return block[2 + i] | (block[66 + i / 8] >> i % 8 & 1) << 8;
+    }
     static RF_MEMBER u32 signs_of(const u8* block, u32 i) { return block[74 + i]; }
     RF_MEMBER void to_block(u8* block, u32 half) const {
         for (u32 i = 0; i < 32; ++i) {

@@ -39,8 +39,8 @@ template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_, bool SELECTED_ = false>
 struct Codes {
     static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
     static constexpr bool SELECTED = SELECTED_;
-    static constexpr bool FIELDS = true;    // whether a block's codes are fields of bits, each of its own
-    static constexpr u32 POINTS = 0;        // of a lattice
+    static constexpr bool FIELDS = true;                  // whether a block's codes are fields of bits, each of its own
+    static constexpr u32 POINTS = 0;                      // of a lattice
     static constexpr bool SIGNED = LOW == 8 || SELECTED;  // whether `values` are
     u32x4 plane[PLANES];
 
@@ -134,10 +134,10 @@ struct Table {
     // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
     // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
     // take two more of those.
-    static RF_COMPILE_TIME i32 entry(u32 i) {
-        return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4));
+    static RF_COMPILE_TIME i32 entry(u32 i) { return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4)); }
+    static RF_COMPILE_TIME i32 low(u32 i) {
+        return entry(8 + i) - (entry(i) < 0 ? -1 : 0) < 0 ? entry(i) + 1 : entry(i);
     }
-    static RF_COMPILE_TIME i32 low(u32 i) { return entry(8 + i) - (entry(i) < 0 ? -1 : 0) < 0 ? entry(i) + 1 : entry(i); }
     static RF_COMPILE_TIME i32 high(u32 i) { return low(i) < 0 ? entry(8 + i) + 1 : entry(8 + i); }
     static RF_COMPILE_TIME u32 lows(u32 i) {
         return u8(low(i)) | u8(low(i + 1)) << 8 | u8(low(i + 2)) << 16 | u32(u8(low(i + 3))) << 24;
@@ -444,7 +444,7 @@ struct TQ2_0 : Block256<2, 0, 0, 2, 66, 0, 0>, CopiedScales<0, 0, 64> {
 // the last four digits alone, and each digit of a run makes up elements in a row: the first cell has four digits of the
 // run of 32, the second all others. Both cells' planes are needed for either: byte i of a run is theirs in a row. The
 // tail has the run of 16, super the run of 4 and the float16.
-struct TQ1_0 : Codes<1, 0, 8, 6> , CopiedScales<32, 16, 48> {
+struct TQ1_0 : Codes<1, 0, 8, 6>, CopiedScales<32, 16, 48> {
     static constexpr u32 ELEMENTS = 256, BYTES = 54;
     static constexpr i32 OFFSET = 1;
     static constexpr bool HALVES = false, MINS = false, FIELDS = false;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from gguf import quants
@@ -78,3 +79,12 @@ def dequantize(data: np.ndarray, qtype: GGMLQuantizationType, columns: int) -> n
     own = _OWN.get(qtype.name)
     values = own.dequantize(rows) if own else quants.dequantize(rows, qtype)
     return values.astype(np.float32, copy=False).reshape(shape)
+
+
+def lattice(qtype: GGMLQuantizationType) -> np.ndarray | None:
+    """The points that codes of an IQ format stand for, float32 (1, 1, points, dimensions); None for other formats."""
+    packing: Any = getattr(quants, qtype.name, None)
+    if getattr(packing, "grid_hex", None) is None:
+        return None
+    packing.init_grid()
+    return np.asarray(packing.grid, np.float32)

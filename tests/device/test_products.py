@@ -5,11 +5,11 @@ import itertools
 import cupy as cp
 import numpy as np
 import pytest
-from weights import KINDS, WITHOUT_MATRIX_UNIT, sizes
+from weights import WITHOUT_MATRIX_UNIT, sizes
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.formats.planar import PLANAR
+from rocforge.formats.planar import KINDS, PLANAR
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device import plan
 from rocforge.ops.device.dequantize import dequantize_device

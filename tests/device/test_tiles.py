@@ -4,8 +4,9 @@ import cupy as cp
 import numpy as np
 import pytest
 from gates import GATED
-from weights import KINDS, sizes
+from weights import sizes
 
+from rocforge.formats.planar import KINDS
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import MAX_TILE_TOKENS, OperandForm, fragments_for

@@ -1,14 +1,8 @@
-"""Formats and row lengths that tests of packed weights take."""
+"""Row lengths that tests of packed weights take."""
 
 from gguf.constants import GGML_QUANT_SIZES
 
 from rocforge.formats.blocks import QTYPES
-
-KINDS = (
-    *("Q4_0", "Q5_1", "Q8_0", "Q1_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K"),
-    *("IQ4_XS", "NVFP4", "TQ1_0", "IQ1_M", "IQ2_XS", "IQ3_S"),
-)
-"""Formats with planes of which the others differ in sizes alone: those of each way to unpack codes and scales."""
 
 
 def sizes(qtype):

@@ -10,6 +10,7 @@ from rocforge.formats.blocks import (
     as_qtype,
     block_elements,
     dequantize,
+    lattice,
     row_nbytes,
 )
 from rocforge.formats.planar import PLANAR, planar_row_nbytes
@@ -61,3 +62,17 @@ def test_random_blocks_have_values_of_use(rng, name):
     qtype = QTYPES[name]
     values = dequantize(random_blocks(rng, qtype, 64), qtype, block_elements(qtype))
     assert np.isfinite(values).all() and 1e-3 < np.abs(values).mean() < 100
+
+
+def test_lattices():
+    """Codes of the IQ formats but IQ4 index points of four or eight dimensions, as the gguf package has them."""
+    sizes = {name: points.shape[-2:] for name in QTYPES if (points := lattice(QTYPES[name])) is not None}
+    assert sizes == {
+        "IQ2_XXS": (256, 8),
+        "IQ2_XS": (512, 8),
+        "IQ2_S": (1024, 8),
+        "IQ3_XXS": (256, 4),
+        "IQ3_S": (512, 4),
+        "IQ1_S": (2048, 8),
+        "IQ1_M": (2048, 8),
+    }
