@@ -210,17 +210,30 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
+// The same for one token and cells of few registers: each is loaded while the one before is multiplied.
+template <class F, u32 N, class Begin>
+RF_DEVICE void accumulate_pipelined(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
+                                    u32 first, u32 step, Begin begin) {
+    F w[1][N], next[1][N];
+    if (first < cells) load_cells(w, row, cells, first, step);
+    begin();
+    for (u32 c = first; c < cells; c += step) {
+        if (c + step < cells) load_cells(next, row, cells, c + step, step);
+        add_cell(sum, w[0], x, 1, cells, c);
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) w[0][r] = next[0][r];
+    }
+}
 template <class F, u32 N, class Begin>
 RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
                           u32 first, u32 step, Begin begin) {
-    // a cell of floats is a single load, and one of few bits a few
-    const bool FLOATS = sizeof(F) == 16, FEW = RF_TOKENS == 1 && sizeof(F) <= RF_TUNE_GEMV_FEW_NBYTES;
-    const u32 AHEAD = !FLOATS          ? FEW ? RF_TUNE_GEMV_FEW_CELLS : 1
-                      : RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS
-                                       : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
-    if constexpr (AHEAD > 1) {
+    // a cell of floats is a single load
+    if constexpr (sizeof(F) == 16) {
+        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
+    } else if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT && sizeof(F) <= RF_TUNE_GEMV_PIPELINED_NBYTES) {
+        accumulate_pipelined<F, N>(sum, row, x, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }

@@ -44,8 +44,7 @@ class Tuning:
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_grid_copies: of the points of IQ3 in LDS, for one token: as many as fit keep lanes from waiting for others.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
-        gemv_few_cells: cells of one token's packed weights that a lane has in flight, where a cell has at most
-            gemv_few_nbytes.
+        gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
@@ -110,8 +109,7 @@ class Tuning:
     gemv_grid_copies: int = 1
     gemv_float_cells: int = 8
     gemv_float_cells_many: int = 2
-    gemv_few_cells: int = 1
-    gemv_few_nbytes: int = 80
+    gemv_pipelined_nbytes: int = 80
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 112
