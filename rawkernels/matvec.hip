@@ -8,9 +8,6 @@
 // A group of 8, 16 or 32 lanes computes RF_ROWS rows at a time. Each lane takes every lanes'th cell of a row: it loads
 // all of the cell, of all its rows, then the tokens' cell, so that many independent loads are in flight. A launch
 // covers up to three matrices of equal row length, whose rows are laid end to end over the grid.
-#if RF_TOKENS == 1
-#define RF_GRID_COPIES RF_TUNE_GEMV_GRID_COPIES
-#endif
 #include "products.h"
 
 namespace rocforge {
@@ -27,10 +24,9 @@ namespace rocforge {
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
-// more threads a multiprocessor where a cell is few registers
-#define RF_MATVEC                                                                                         \
-    RF_KERNEL_WIDE(THREADS, sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW \
-                                                                           : RF_TUNE_GEMV_RESIDENT)
+// more threads a multiprocessor where a cell is few registers, and nothing waits for LDS
+const bool NARROW = sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES && RF_QTYPE::POINTS == 0;
+#define RF_MATVEC RF_KERNEL_WIDE(THREADS, NARROW ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
 #endif

@@ -210,18 +210,17 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
-// The same for one token and cells of few registers: each is loaded while the one before is multiplied.
-template <class F, u32 N, class Begin>
-RF_DEVICE void accumulate_pipelined(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
-                                    u32 first, u32 step, Begin begin) {
-    F w[1][N], next[1][N];
-    if (first < cells) load_cells(w, row, cells, first, step);
+// The same for one token and row, and cells of few registers: each is loaded while the one before is multiplied.
+template <class F, class Begin>
+RF_DEVICE void accumulate_pipelined(float (&sum)[1][RF_TOKENS], const u8* row, const u8* x, u32 cells, u32 first,
+                                    u32 step, Begin begin) {
+    F w[1], next;
+    if (first < cells) load_cell(w[0], row, cells, first);
     begin();
     for (u32 c = first; c < cells; c += step) {
-        if (c + step < cells) load_cells(next, row, cells, c + step, step);
-        add_cell(sum, w[0], x, 1, cells, c);
-        RF_UNROLL
-        for (u32 r = 0; r < N; ++r) w[0][r] = next[0][r];
+        if (c + step < cells) load_cell(next, row, cells, c + step);
+        add_cell(sum, w, x, 1, cells, c);
+        w[0] = next;
     }
 }
 template <class F, u32 N, class Begin>
@@ -232,8 +231,8 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
         const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
-    } else if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT && sizeof(F) <= RF_TUNE_GEMV_PIPELINED_NBYTES) {
-        accumulate_pipelined<F, N>(sum, row, x, cells, first, step, begin);
+    } else if constexpr (RF_TOKENS == 1 && N == 1 && LOADS_BEFORE_WAIT && sizeof(F) <= RF_TUNE_GEMV_PIPELINED_NBYTES) {
+        accumulate_pipelined<F>(sum, row[0], x, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }
@@ -245,7 +244,8 @@ RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     for (u32 r = 0; r < N; ++r) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
+            sum[r][k] = reduce_lanes<4>(sum[r][k], Add());
+            if (lanes > 4) sum[r][k] += shuffle_xor<4>(sum[r][k]);
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
         }

@@ -15,19 +15,14 @@
 
 namespace rocforge {
 
-#ifndef RF_GRID_COPIES
-#define RF_GRID_COPIES 1
-#endif
-// The points of a lattice in LDS. Of several copies lanes next to each other read different ones: fewer lanes wait for
-// another that reads the same bank.
+// The points of a lattice in LDS, a word each.
 template <class F>
 struct Grid {
-    static const u32 COPIES = F::POINT == 4 ? RF_GRID_COPIES : 1;
     static RF_MEMBER u32* memory() {
-        RF_SHARED u32 grid[F::POINTS * COPIES];
+        RF_SHARED u32 grid[F::POINTS];
         return grid;
     }
-    static RF_MEMBER u32 point(u32 i) { return memory()[COPIES == 1 ? i : i * COPIES + lane() % COPIES]; }
+    static RF_MEMBER u32 point(u32 i) { return memory()[i]; }
 };
 template <class F>
 struct GridInMemory {
@@ -38,20 +33,7 @@ struct GridInMemory {
 template <class F>
 RF_DEVICE void load_grid(u32 threads) {
     if constexpr (F::POINTS > 0) {
-        u32* grid = Grid<F>::memory();
-        const u32 COPIES = Grid<F>::COPIES;
-        for (u32 i = thread_x(); i < F::POINTS; i += threads) {
-            u32 point = GridInMemory<F>::point(i);
-            if constexpr (COPIES % 4 == 0) {
-                RF_UNROLL
-                for (u32 j = 0; j < COPIES / 4; ++j) {
-                    u32 to = (j + i / 2) % (COPIES / 4);  // so that threads write to different banks
-                    *reinterpret_cast<u32x4*>(grid + i * COPIES + 4 * to) = make_u32x4(point, point, point, point);
-                }
-            } else {
-                grid[i] = point;
-            }
-        }
+        for (u32 i = thread_x(); i < F::POINTS; i += threads) Grid<F>::memory()[i] = GridInMemory<F>::point(i);
         barrier();
     }
 }
@@ -146,7 +128,7 @@ struct Octets {
         return point;
     }
     static RF_MEMBER u32 picked(u32 point, u32 half) {
-        return pick_selected(T1, T0, selectors(computed_once(point), half));
+        return pick_selected(T1, in_register(T0), selectors(computed_once(point), half));
     }
 };
 
@@ -161,7 +143,7 @@ struct IQ1 : Lattice<F, 11, 8, 0, 8, SUPER, BYTES>, Octets<0xff01f7f9, 0x0000070
     }
     RF_MEMBER u32 header(u32 s) const { return (s < 2 ? tail.x : tail.y) >> 16 * (s % 2) & 0xffff; }
     RF_MEMBER u32 extra(u32 s) const { return header(s) & 0xfff; }
-    static RF_MEMBER float scale_of(u32 bits) { return float((bits & 7) * 2 + 1); }
+    static RF_MEMBER float scale_of(u32 bits) { return small_float((bits & 7) * 2 + 1); }
     static RF_MEMBER u32 tail_byte(const u8* block, u32 i) {
         u32 half = i / 8, s = i % 8 / 2;
         return (F::extra_of(block, half, s) | F::rest_of(block, half, s) << 12) >> 8 * (i % 2) & 255;
@@ -244,7 +226,7 @@ struct IQ2 : Lattice<F, BITS, 8, 1, TAIL, 2, BYTES>, Octets<0xe719f808, 0x0000d5
         d.bits = load_once<u16>(row + this->super_at(cells) + 2 * (c / 2));
     }
     RF_MEMBER float outer_scale() const { return 0.125f * to_float(d); }
-    static RF_MEMBER float scale_of(u32 bits) { return float((bits & 15) * 2 + 1); }
+    static RF_MEMBER float scale_of(u32 bits) { return small_float((bits & 15) * 2 + 1); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         return this->picked(point ^ (this->signs(s) >> t / 2 & 0x11111111), t % 2);
     }
@@ -331,8 +313,8 @@ struct IQ3 : Lattice<F, BITS, 4, 1, TAIL, SUPER, BYTES> {
         for (u32 i = 0; i < 4; ++i) index |= (stored >> 3 * i & 7) << 8 * i;
         return pick_bytes(T1, T0, index);
     }
-    // 1 for each of four elements that is negative.
-    RF_MEMBER u32 minus(u32 s, u32 t) const { return this->signs(s) >> (t / 2 + t % 2 * 4) & 0x01010101; }
+    // All bits of each of four elements that is negative.
+    RF_MEMBER u32 minus(u32 s, u32 t) const { return byte_signs(this->signs(s) << (7 - t / 2 - t % 2 * 4)); }
 };
 
 // 4, 12, 20, 28, 36, 44, 52 and 62.
@@ -343,11 +325,11 @@ struct IQ3_XXS : IQ3<IQ3_XXS, 8, 0, 2, 98, 0x1c140c04, 0x3e342c24> {
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
     }
-    RF_MEMBER float scale(u32 s, u32) const { return float((sign_word(s) >> 28) * 2 + 1); }
+    RF_MEMBER float scale(u32 s, u32) const { return small_float((sign_word(s) >> 28) * 2 + 1); }
     RF_MEMBER float outer_scale() const { return 0.25f * to_float(d); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
-        u32 ones = minus(s, t);
-        return (point ^ ones * 255) + ones;
+        u32 all = minus(s, t);
+        return (point ^ all) + (all & 0x01010101);
     }
 
     static RF_MEMBER u32 tail_byte(const u8*, u32) { return 0; }
@@ -361,8 +343,8 @@ struct IQ3_XXS : IQ3<IQ3_XXS, 8, 0, 2, 98, 0x1c140c04, 0x3e342c24> {
     }
 };
 
-// Odd numbers to 15: the lowest bit stays where the sign changes. A block's tail is four words: for each cell four bits
-// of each group's points; the scales of both; the float16.
+// Odd numbers to 15, whose lowest bit stays where the sign changes. A block's tail is four words: for each cell four
+// bits of each group's points; the scales of both; the float16.
 struct IQ3_S : IQ3<IQ3_S, 9, 8, 0, 110, 0x07050301, 0x0f0d0b09> {
     u32x4 tail;
     u32 odd, bits, scales;  // which of the tail's cells it is; once it is ready what that cell has
@@ -375,9 +357,9 @@ struct IQ3_S : IQ3<IQ3_S, 9, 8, 0, 110, 0x07050301, 0x0f0d0b09> {
         bits = odd ? tail.y : tail.x, scales = tail.z >> 16 * odd;
     }
     RF_MEMBER u32 extra(u32 g) const { return bits >> 4 * g & 15; }
-    RF_MEMBER float scale(u32 s, u32) const { return float(2 * (scales >> 4 * s & 15) + 1); }
+    RF_MEMBER float scale(u32 s, u32) const { return small_float((scales >> 4 * s & 15) * 2 + 1); }
     RF_MEMBER float outer_scale() const { return low_half(tail.w); }
-    RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const { return point ^ minus(s, t) * 254; }
+    RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const { return (point ^ minus(s, t)) | 0x01010101; }
 
     static RF_MEMBER u32 tail_byte(const u8* block, u32 i) {
         if (i < 8) return extra_of(block, i / 4, i % 4 * 2) | extra_of(block, i / 4, i % 4 * 2 + 1) << 4;

@@ -147,8 +147,8 @@ struct Table {
     }
     static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) {
         constexpr u32 low0 = lows(0), low1 = lows(4), high0 = highs(0), high1 = highs(4);
-        sum = dot4(prmt(low0, low1, four), x, sum);
-        return dot4(prmt(high0, high1, four ^ 0x8888), x, sum);
+        sum = dot4(prmt(in_register(low0), low1, four), x, sum);
+        return dot4(prmt(in_register(high0), high1, four ^ 0x8888), x, sum);
     }
 #else
     static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) { return dot4(values(four), x, sum); }

@@ -222,6 +222,17 @@ RF_DEVICE u32 computed_once(u32 word) {
     return word;
 }
 
+// A constant that NVIDIA's compiler leaves in a register, where it might else put it there again for each use. It is
+// made of what that cannot know: that there are fewer multiprocessors than 2^31.
+RF_DEVICE u32 in_register(u32 constant) {
+#ifdef RF_PLATFORM_NVIDIA
+    u32 multiprocessors;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+    constant ^= multiprocessors >> 31;
+#endif
+    return constant;
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
@@ -544,6 +555,25 @@ RF_DEVICE u32 pick_bytes(u32 high, u32 low, u32 index) {
 #endif
 }
 
+#ifdef RF_PLATFORM_NVIDIA
+// Four bytes of the eight in (high, low); a selector of 8 and more gives the sign of the byte that its other bits pick,
+// eight times. __byte_perm would first clear that bit of each.
+RF_DEVICE u32 prmt(u32 low, u32 high, u32 selectors) {
+    u32 picked;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
+    return picked;
+}
+#endif
+
+// All bits of each byte whose highest is set.
+RF_DEVICE u32 byte_signs(u32 word) {
+#ifdef RF_PLATFORM_NVIDIA
+    return prmt(word, word, 0xba98);
+#else
+    return (word >> 7 & 0x01010101) * 255;
+#endif
+}
+
 // (x & mask) | bits in one instruction; mask and bits are constants.
 RF_DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
 #ifdef RF_PLATFORM_NVIDIA
@@ -553,6 +583,15 @@ RF_DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
     return y;
 #else
     return (x & mask) | bits;
+#endif
+}
+
+// A number below 2^23, as a float.
+RF_DEVICE float small_float(u32 n) {
+#ifdef RF_PLATFORM_NVIDIA
+    return bits_float(0x4b000000 | n) - 8388608.0f;  // in the last places of 2^23: a sum takes no conversion's place
+#else
+    return float(n);
 #endif
 }
 
@@ -576,16 +615,6 @@ RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 4 * i & 15; }
 RF_COMPILE_TIME static u32 selector_at(u32 i) { return 8 * (i % 4) + i / 4 * 4; }
 RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 4 * half & 0x0f0f0f0f; }
 RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 8 * i & 15; }
-#endif
-
-#ifdef RF_PLATFORM_NVIDIA
-// Four bytes of the eight in (high, low); a selector of 8 and more gives the sign of the byte that its other bits pick,
-// eight times. __byte_perm would first clear that bit of each.
-RF_DEVICE u32 prmt(u32 low, u32 high, u32 selectors) {
-    u32 picked;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
-    return picked;
-}
 #endif
 
 // Four bytes of the eight in (high, low), by selectors of 0 to 7.

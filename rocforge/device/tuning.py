@@ -41,8 +41,8 @@ class Tuning:
         gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
             5 to 8 tokens.
         gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
+        gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
-        gemv_grid_copies: of the points of IQ3 in LDS, for one token: as many as fit keep lanes from waiting for others.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
         gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
@@ -105,14 +105,14 @@ class Tuning:
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
+    gemv_many_rows: int = ANY
     gemv_wanted_threads: int = 300_000
-    gemv_grid_copies: int = 1
     gemv_float_cells: int = 8
     gemv_float_cells_many: int = 2
     gemv_pipelined_nbytes: int = 80
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
-    gemv_narrow_nbytes: int = 112
+    gemv_narrow_nbytes: int = 96
     gated_threads: int = 256
     gated_lanes: int = 8
     gated_pairs_8: int = 2
