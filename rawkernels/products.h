@@ -15,7 +15,8 @@ const u32 GATED_THREADS = RF_TUNE_GATED_THREADS, GATED_LANES = RF_TUNE_GATED_LAN
 const u32 BLOCK_ROWS = GATED_ROWS * GATED_THREADS / GATED_LANES;
 static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs of 32 rows, a scale each");
 #if RF_TOKENS == 1
-#define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, RF_TUNE_GATED_RESIDENT)
+#define RF_MATVEC_GATED \
+    RF_KERNEL_WIDE(GATED_THREADS, RF_QTYPE::POINTS > 0 ? RF_TUNE_LATTICE_RESIDENT : RF_TUNE_GATED_RESIDENT)
 #else
 #define RF_MATVEC_GATED RF_KERNEL(GATED_THREADS)
 #endif
@@ -65,16 +66,16 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         float part = 0.0f, min_part = 0.0f;
-        i32 products = 0, sums = 0;
+        i32 products = FLOAT_ZERO, sums = 0;
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
-            if (F::HALVES || h == 0) products = 0, sums = 0;
+            if (F::HALVES || h == 0) products = FLOAT_ZERO, sums = 0;
             if (F::OFFSET || F::MINS) sums += x.sum(s, h);
             RF_UNROLL
             for (u32 t = 0; t < 4; ++t)
                 products = dot_four<F>(w.four(s, 4 * h + t), element(x.q[2 * s + h], t), products);
             if (F::HALVES || h == 1) {
-                part += w.scale(s, h) * float(products - F::OFFSET * sums);
+                part += w.scale(s, h) * sum_float(products - F::OFFSET * sums);
                 if (F::MINS) min_part += w.min(s, h) * float(sums);
             }
         }
@@ -82,6 +83,34 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
         if (F::MINS) mins += element(x.scale, s) * min_part;
     }
     return w.outer_scale() * total + w.outer_min() * mins;
+}
+
+// Adds the products of a cell of N rows with that of one token, a run of 32 elements after another: where points wait
+// for LDS, registers are better spent on more waves than on all of x.
+template <class F, u32 N>
+RF_DEVICE void add_runs(float (&sum)[N][1], F (&w)[N], const u8* x, u32 cells, u32 c) {
+    float total[N] = {};
+    f32x4 scale = load<f32x4>(x + 16 * (8 * cells + c));
+    RF_UNROLL
+    for (u32 s = 0; s < 4; ++s) {
+        u32x4 q[2] = {load<u32x4>(x + 16 * (2 * s * cells + c)), load<u32x4>(x + 16 * ((2 * s + 1) * cells + c))};
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) {
+            float part = 0.0f;
+            i32 products = FLOAT_ZERO;
+            RF_UNROLL
+            for (u32 h = 0; h < 2; ++h) {
+                RF_UNROLL
+                for (u32 t = 0; t < 4; ++t) products = dot4(w[r].four(s, 4 * h + t), element(q[h], t), products);
+                if (!F::HALVES && h == 0) continue;
+                part += w[r].scale(s, h) * sum_float(products);
+                products = FLOAT_ZERO;
+            }
+            total[r] += element(scale, s) * part;
+        }
+    }
+    RF_UNROLL
+    for (u32 r = 0; r < N; ++r) sum[r][0] += w[r].outer_scale() * total[r];
 }
 
 // 32 elements of a row, unpacked: for several tokens.
@@ -109,6 +138,11 @@ struct Run {
 // Adds the products of cell c of N rows with all tokens.
 template <class F, u32 N>
 RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
+    if constexpr (RF_TOKENS == 1 && F::POINTS > 0 && LOADS_BEFORE_WAIT) {
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) w[r].ready();
+        return add_runs(sum, w, x, cells, c);
+    }
     if constexpr (RF_TOKENS == 1) {
         Activation activation;
         activation.load(x, cells, c);

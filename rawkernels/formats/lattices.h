@@ -113,7 +113,7 @@ RF_DEVICE u32 even_signs(u32 seven) {
     return (seven & 127) | parity << 7;
 }
 
-// Eight coordinates of three values: a choice of four bits each, of which the lowest says which of two.
+// Eight coordinates of three values: selectors of a table, whose third bit says which of two.
 template <u32 T0, u32 T1>
 struct Octets {
     static RF_MEMBER u32 sign_element(u32 n) {
@@ -124,7 +124,7 @@ struct Octets {
     static RF_MEMBER u32 point_of(u32 stored) {
         u32 point = 0;
         RF_UNROLL
-        for (u32 i = 0; i < 8; ++i) point |= (stored >> 2 * i & 3) << (selector_at(i) + 1);
+        for (u32 i = 0; i < 8; ++i) point |= (stored >> 2 * i & 3) << selector_at(i);
         return point;
     }
     static RF_MEMBER u32 picked(u32 point, u32 half) {
@@ -135,7 +135,7 @@ struct Octets {
 // ---- IQ1: -1, 0 and 1, each plus or minus 1/8: eight times that ----
 
 template <class F, u32 SUPER, u32 BYTES>
-struct IQ1 : Lattice<F, 11, 8, 0, 8, SUPER, BYTES>, Octets<0xff01f7f9, 0x00000709> {
+struct IQ1 : Lattice<F, 11, 8, 0, 8, SUPER, BYTES>, Octets<0x000901f9, 0x0007fff7> {
     u32x2 tail;  // 16 bits a run: twelve of its points, and four that are the format's
     static RF_MEMBER u32 stored_point(u32 i) { return IQ1_POINTS[i]; }
     RF_MEMBER void load_tail(const u8* row, u32 cells, u32 c) {
@@ -148,7 +148,7 @@ struct IQ1 : Lattice<F, 11, 8, 0, 8, SUPER, BYTES>, Octets<0xff01f7f9, 0x0000070
         u32 half = i / 8, s = i % 8 / 2;
         return (F::extra_of(block, half, s) | F::rest_of(block, half, s) << 12) >> 8 * (i % 2) & 255;
     }
-    RF_MEMBER u32 minus_mask(u32 bit) const { return 0 - (bit & 1) & 0x11111111; }
+    RF_MEMBER u32 minus_mask(u32 bit) const { return 0 - (bit & 1) & 0x44444444; }
 };
 
 struct IQ1_S : IQ1<IQ1_S, 2, 50> {
@@ -220,7 +220,7 @@ struct IQ1_M : IQ1<IQ1_M, 8, 56> {
 // ---- IQ2: 8, 25 and 43, each plus or minus ----
 
 template <class F, u32 BITS, u32 TAIL, u32 BYTES>
-struct IQ2 : Lattice<F, BITS, 8, 1, TAIL, 2, BYTES>, Octets<0xe719f808, 0x0000d52b> {
+struct IQ2 : Lattice<F, BITS, 8, 1, TAIL, 2, BYTES>, Octets<0x002b1908, 0x00d5e7f8> {
     f16 d;
     RF_MEMBER void load_d(const u8* row, u32 cells, u32 c) {
         d.bits = load_once<u16>(row + this->super_at(cells) + 2 * (c / 2));
@@ -228,7 +228,7 @@ struct IQ2 : Lattice<F, BITS, 8, 1, TAIL, 2, BYTES>, Octets<0xe719f808, 0x0000d5
     RF_MEMBER float outer_scale() const { return 0.125f * to_float(d); }
     static RF_MEMBER float scale_of(u32 bits) { return small_float((bits & 15) * 2 + 1); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
-        return this->picked(point ^ (this->signs(s) >> t / 2 & 0x11111111), t % 2);
+        return this->picked(point ^ (moved(this->signs(s), t / 2, 2) & 0x44444444), t % 2);
     }
 };
 

@@ -595,6 +595,15 @@ RF_DEVICE float small_float(u32 n) {
 #endif
 }
 
+// Sums that begin with FLOAT_ZERO instead of 0, and stay within 2^22, as floats.
+#ifdef RF_PLATFORM_NVIDIA
+const i32 FLOAT_ZERO = 0x4b400000;  // 1.5 * 2^23
+RF_DEVICE float sum_float(i32 sum) { return bits_float(u32(sum)) - 12582912.0f; }
+#else
+const i32 FLOAT_ZERO = 0;
+RF_DEVICE float sum_float(i32 sum) { return float(sum); }
+#endif
+
 // Byte i of a word, 0 to 255, as a float.
 RF_DEVICE float byte_float(u32 word, u32 i) {
 #ifdef RF_PLATFORM_NVIDIA

@@ -50,6 +50,7 @@ class Tuning:
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
+        lattice_resident: as gemv_resident, in all of these kernels, of IQ1, IQ2 and IQ3.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
@@ -117,6 +118,7 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
+    lattice_resident: int = 768
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
     wide_simd_threads: int = 256
