@@ -25,9 +25,9 @@ namespace rocforge {
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
 // more threads a multiprocessor where a cell is few registers
-const u32 RESIDENT = RF_QTYPE::POINTS > 0                              ? RF_TUNE_LATTICE_RESIDENT
+const u32 RESIDENT = RF_QTYPE::POINTS > 0                             ? RF_TUNE_LATTICE_RESIDENT
                      : sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW
-                                                                       : RF_TUNE_GEMV_RESIDENT;
+                                                                      : RF_TUNE_GEMV_RESIDENT;
 #define RF_MATVEC RF_KERNEL_WIDE(THREADS, RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)

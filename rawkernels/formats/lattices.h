@@ -15,18 +15,24 @@
 
 namespace rocforge {
 
-// The points of a lattice in LDS, a word each.
+// The points of a lattice in LDS, a word each. A point is asked for by the group that its number is in, and by the bit
+// where it begins there.
 template <class F>
 struct Grid {
     static RF_MEMBER u32* memory() {
-        RF_SHARED u32 grid[F::POINTS];
-        return grid;
+        RF_SHARED struct {
+            alignas(4 * F::POINTS) u32 points[F::POINTS];
+        } grid;
+        return grid.points;
     }
-    static RF_MEMBER u32 point(u32 i) { return memory()[i]; }
+    static RF_MEMBER u32 point(u64 group, u32 at) {
+        return load_masked(memory(), u32((group << 2) >> at), 4 * (F::POINTS - 1));
+    }
 };
 template <class F>
 struct GridInMemory {
     static RF_MEMBER u32 point(u32 i) { return F::point_of(F::stored_point(i)); }
+    static RF_MEMBER u32 point(u64 group, u32 at) { return point(u32(group >> at) & (F::POINTS - 1)); }
 };
 
 // Brings a format's points to LDS; all of a block's threads call it before they multiply. Nothing for other formats.
@@ -51,11 +57,12 @@ struct Lattice : Codes<8 / POINT_, HIGH, TAIL, SUPER> {
     static RF_MEMBER u32 values(u32 four) { return four; }
 
     // Number j of group g: of run g, or of half a run.
-    RF_MEMBER u32 number(u32 g, u32 j) const {
+    RF_MEMBER u64 group(u32 g) const {
         u64 group = element(POINT == 8 || g < 4 ? this->plane[0] : this->plane[4 / POINT], g % 4);
         if constexpr (BITS > 8) group |= u64(own().extra(g)) << 32;
-        return u32(group >> BITS * j) & (POINTS - 1);
+        return group;
     }
+    RF_MEMBER u32 number(u32 g, u32 j) const { return u32(group(g) >> BITS * j) & (POINTS - 1); }
     RF_MEMBER u32 sign_word(u32 s) const { return element(this->plane[8 / POINT], s); }
     RF_MEMBER u32 signs(u32 s) const {
         u32 word = sign_word(s);
@@ -64,8 +71,8 @@ struct Lattice : Codes<8 / POINT_, HIGH, TAIL, SUPER> {
     // Elements 32 s + 4 t to 32 s + 4 t + 3, a signed byte each.
     template <class G = Grid<F>>
     RF_MEMBER u32 four(u32 s, u32 t) const {
-        u32 i = POINT == 8 ? number(s, t / 2) : number(2 * s + t / 4, t % 4);
-        return own().with_signs(G::point(i), s, t);
+        u32 g = POINT == 8 ? s : 2 * s + t / 4, j = POINT == 8 ? t / 2 : t % 4;
+        return own().with_signs(G::point(group(g), BITS * j), s, t);
     }
     RF_MEMBER u32 four_from_memory(u32 s, u32 t) const { return four<GridInMemory<F>>(s, t); }
 
