@@ -72,8 +72,7 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
             if (F::HALVES || h == 0) products = FLOAT_ZERO, sums = 0;
             if (F::OFFSET || F::MINS) sums += x.sum(s, h);
             RF_UNROLL
-            for (u32 t = 0; t < 4; ++t)
-                products = dot_four<F>(w.four(s, 4 * h + t), element(x.q[2 * s + h], t), products);
+            for (u32 t = 0; t < 4; ++t) products = add_four(w, s, 4 * h + t, element(x.q[2 * s + h], t), products);
             if (F::HALVES || h == 1) {
                 part += w.scale(s, h) * sum_float(products - F::OFFSET * sums);
                 if (F::MINS) min_part += w.min(s, h) * float(sums);

@@ -70,7 +70,7 @@ RF_DEVICE void unpack_codes(const u8* planar, u8* block, u32 cells, u32 b) {
         for (u32 j = 0; j < F::HEADER; ++j) block[F::TAIL_FROM + j] = u8(F::header_byte(tail, j));
         for (u32 e = 0; e < F::ELEMENTS; ++e) {
             u32 at = b * F::ELEMENTS + e;
-            u32 code = F::code_of(F::stored_four(planar, cells, at / CELL, at % CELL / 32, at % 32 / 4), at % 4);
+            u32 code = F::stored_code(planar, cells, at / CELL, at % CELL / 32, at % 32 / 4, at % 4);
             Place low = F::low_place(e);
             block[low.byte] |= (code & ((1 << F::LOW) - 1)) << low.shift;
             if constexpr (F::HIGH > 0) {

@@ -32,13 +32,51 @@ struct Place {
     u32 byte, shift;
 };
 
+// Values of four-bit codes, a table of 16 signed bytes. Eight codes are a word of selectors.
+template <u32 T0, u32 T1, u32 T2, u32 T3>
+struct Table {
+    static constexpr bool ANY = true;
+    static RF_MEMBER u32 four(u32 word, u32 half) { return lookup16(T0, T1, T2, T3, word, half); }
+#ifdef RF_PLATFORM_NVIDIA
+    // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
+    // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
+    // take two more of those.
+    static RF_COMPILE_TIME i32 entry(u32 i) { return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4)); }
+    static RF_COMPILE_TIME i32 low(u32 i) {
+        return entry(8 + i) - (entry(i) < 0 ? -1 : 0) < 0 ? entry(i) + 1 : entry(i);
+    }
+    static RF_COMPILE_TIME i32 high(u32 i) { return low(i) < 0 ? entry(8 + i) + 1 : entry(8 + i); }
+    static RF_COMPILE_TIME u32 lows(u32 i) {
+        return u8(low(i)) | u8(low(i + 1)) << 8 | u8(low(i + 2)) << 16 | u32(u8(low(i + 3))) << 24;
+    }
+    static RF_COMPILE_TIME u32 highs(u32 i) {
+        return u8(high(i)) | u8(high(i + 1)) << 8 | u8(high(i + 2)) << 16 | u32(u8(high(i + 3))) << 24;
+    }
+    static RF_MEMBER i32 dot(u32 word, u32 half, u32 x, i32 sum) {
+        u32 four = selectors(word, half);
+        constexpr u32 low0 = lows(0), low1 = lows(4), high0 = highs(0), high1 = highs(4);
+        sum = dot4(prmt(in_register(low0), low1, four), x, sum);
+        return dot4(prmt(in_register(high0), high1, four ^ 0x8888), x, sum);
+    }
+#else
+    static RF_MEMBER i32 dot(u32 word, u32 half, u32 x, i32 sum) { return dot4(four(word, half), x, sum); }
+#endif
+};
+
+struct NoTable {
+    static constexpr bool ANY = false;
+};
+typedef Table<0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535> IQ4Values;
+typedef Table<0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc> FP4Values;  // doubled
+
 // ---- Codes: planes of LOW-bit and HIGH-bit fields of 128 elements, in registers ----
 
-// Four-bit codes that index a table are SELECTED: they lie as `selectors` has them.
-template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_, bool SELECTED_ = false>
+// Four-bit codes of a table lie as its selectors, and `four` gives their values.
+template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_, class Values_ = NoTable>
 struct Codes {
     static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
-    static constexpr bool SELECTED = SELECTED_;
+    typedef Values_ Values;
+    static constexpr bool SELECTED = Values::ANY;
     static constexpr bool FIELDS = true;                  // whether a block's codes are fields of bits, each of its own
     static constexpr u32 POINTS = 0;                      // of a lattice
     static constexpr bool SIGNED = LOW == 8 || SELECTED;  // whether `values` are
@@ -64,10 +102,10 @@ struct Codes {
     // Called once between loading and use: what is computed while loading would wait there for what is loaded.
     RF_MEMBER void ready() {}
 
-    // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each or SELECTED.
+    // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each.
     RF_MEMBER u32 four(u32 s, u32 t) const {
         u32 half = 2 * s + t / 4;
-        if constexpr (SELECTED) return selectors(element(plane[s], t % 4), t / 4);
+        if constexpr (SELECTED) return Values::four(element(plane[s], t / 2), t % 2);
         if constexpr (LOW == 8) return element(plane[half], t % 4);
         u32 code;
         if constexpr (LOW == 4) code = element(plane[s], t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
@@ -87,7 +125,7 @@ struct Codes {
         if constexpr (SELECTED) {
             for (u32 n = 0; n < 8; ++n) {
                 u32 at = selector_at(n);
-                if (at / 8 == b) out |= code(32 * p + n / 4 * 16 + i / 4 * 4 + n % 4) << at % 8;
+                if (at / 8 == b) out |= code(32 * p + i / 4 * 8 + n) << at % 8;
             }
             return out;
         }
@@ -113,7 +151,7 @@ struct Codes {
         u32 half = 2 * s + t / 4;
         auto word = [&](u32 p, u32 i) -> u32 { return rocforge::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
         if constexpr (LOW == 8) return word(half, t % 4);
-        if constexpr (SELECTED) return selectors(word(s, t % 4), t / 4);
+        if constexpr (SELECTED) return Values::four(word(s, t / 2), t % 2);
         u32 code;
         if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
         if constexpr (LOW == 2) code = word(half / 4, half % 4) >> 2 * (t % 4) & 0x03030303;
@@ -122,50 +160,24 @@ struct Codes {
         if constexpr (HIGH == 2) code |= (word(LOW + half / 4, half % 4) >> 2 * (t % 4) & 0x03030303) << LOW;
         return code;
     }
-    // One of those four.
-    static RF_MEMBER u32 code_of(u32 four, u32 i) { return SELECTED ? selector(four, i) : byte_of(four, i); }
-};
-
-// A table of 16 signed bytes that SELECTED codes index.
-template <u32 T0, u32 T1, u32 T2, u32 T3>
-struct Table {
-    static RF_MEMBER u32 values(u32 four) { return lookup16(T0, T1, T2, T3, four); }
-#ifdef RF_PLATFORM_NVIDIA
-    // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
-    // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
-    // take two more of those.
-    static RF_COMPILE_TIME i32 entry(u32 i) { return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4)); }
-    static RF_COMPILE_TIME i32 low(u32 i) {
-        return entry(8 + i) - (entry(i) < 0 ? -1 : 0) < 0 ? entry(i) + 1 : entry(i);
+    // The code of element 32 s + 4 t + b.
+    static RF_MEMBER u32 stored_code(const u8* row, u32 cells, u32 c, u32 s, u32 t, u32 b) {
+        if constexpr (!SELECTED) return byte_of(stored_four(row, cells, c, s, t), b);
+        return rocforge::load<u32>(row + 16 * (s * cells + c) + 4 * (t / 2)) >> selector_at(t % 2 * 4 + b) & 15;
     }
-    static RF_COMPILE_TIME i32 high(u32 i) { return low(i) < 0 ? entry(8 + i) + 1 : entry(8 + i); }
-    static RF_COMPILE_TIME u32 lows(u32 i) {
-        return u8(low(i)) | u8(low(i + 1)) << 8 | u8(low(i + 2)) << 16 | u32(u8(low(i + 3))) << 24;
-    }
-    static RF_COMPILE_TIME u32 highs(u32 i) {
-        return u8(high(i)) | u8(high(i + 1)) << 8 | u8(high(i + 2)) << 16 | u32(u8(high(i + 3))) << 24;
-    }
-    static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) {
-        constexpr u32 low0 = lows(0), low1 = lows(4), high0 = highs(0), high1 = highs(4);
-        sum = dot4(prmt(in_register(low0), low1, four), x, sum);
-        return dot4(prmt(in_register(high0), high1, four ^ 0x8888), x, sum);
-    }
-#else
-    static RF_MEMBER i32 dot(u32 four, u32 x, i32 sum) { return dot4(values(four), x, sum); }
-#endif
 };
 
 // `sum` plus the dot product of four elements with x, but for the format's OFFSET.
 template <class F>
-RF_DEVICE i32 dot_four(u32 four, u32 x, i32 sum) {
-    if constexpr (F::SELECTED) return F::Values::dot(four, x, sum);
-    return dot4(F::values(four), x, sum);
+RF_DEVICE i32 add_four(const F& w, u32 s, u32 t, u32 x, i32 sum) {
+    if constexpr (F::SELECTED) return F::Values::dot(element(w.plane[s], t / 2), t % 2, x, sum);
+    return dot4(F::values(w.four(s, t)), x, sum);
 }
 
 // ---- Formats of 32 elements a block: the block's header is HEADER bytes at its start, the tail four headers ----
 
-template <u32 LOW, u32 HIGH, u32 HEADER_, bool SELECTED = false>
-struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0, SELECTED> {
+template <u32 LOW, u32 HIGH, u32 HEADER_, class Values = NoTable>
+struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0, Values> {
     static constexpr u32 ELEMENTS = 32, HEADER = HEADER_, BYTES = HEADER + 4 * (LOW + HIGH);
     static constexpr u32 TAIL_FROM = 0, SUPER_FROM = 0;
     static constexpr bool HALVES = false;
@@ -182,8 +194,8 @@ struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0, SELECTED> {
     static RF_MEMBER u32 values(u32 codes) { return codes; }
 };
 
-template <u32 LOW, u32 HIGH, i32 OFFSET_, bool SELECTED = false>
-struct Scaled32 : Block32<LOW, HIGH, 2, SELECTED> {
+template <u32 LOW, u32 HIGH, i32 OFFSET_, class Values = NoTable>
+struct Scaled32 : Block32<LOW, HIGH, 2, Values> {
     static constexpr i32 OFFSET = OFFSET_;
     static constexpr bool MINS = false;
     u32x2 tail;
@@ -208,19 +220,13 @@ struct Affine32 : Block32<4, HIGH, 4> {
     RF_MEMBER float min(u32 s, u32) const { return high_half(element(tail, s)); }
 };
 
-typedef Table<0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535> IQ4Values;
-typedef Table<0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc> FP4Values;  // doubled
-
 struct Q4_0 : Scaled32<4, 0, 8> {};
 struct Q5_0 : Scaled32<4, 1, 16> {};
 struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
-struct IQ4_NL : Scaled32<4, 0, 0, true> {
-    typedef IQ4Values Values;
-    static RF_MEMBER u32 values(u32 four) { return Values::values(four); }
-};
-struct MXFP4 : Block32<4, 0, 1, true> {
+struct IQ4_NL : Scaled32<4, 0, 0, IQ4Values> {};
+struct MXFP4 : Block32<4, 0, 1, FP4Values> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
@@ -231,13 +237,11 @@ struct MXFP4 : Block32<4, 0, 1, true> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
-    typedef FP4Values Values;
-    static RF_MEMBER u32 values(u32 four) { return Values::values(four); }
 };
 
 // ---- A format of 64 elements a block, half a cell: fp4, and a scale of eight bits for each 16 ----
 
-struct NVFP4 : Codes<4, 0, 8, 0, true> {
+struct NVFP4 : Codes<4, 0, 8, 0, FP4Values> {
     static constexpr u32 ELEMENTS = 64, BYTES = 36, HEADER = 4, TAIL_FROM = 0, SUPER_FROM = 0;
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = true, MINS = false;
@@ -258,8 +262,7 @@ struct NVFP4 : Codes<4, 0, 8, 0, true> {
     RF_MEMBER float min(u32, u32) const { return 0.0f; }
     RF_MEMBER float outer_scale() const { return 1.0f; }
     RF_MEMBER float outer_min() const { return 1.0f; }
-    typedef FP4Values Values;
-    static RF_MEMBER u32 values(u32 four) { return Values::values(four); }
+    static RF_MEMBER u32 values(u32 four) { return four; }
 };
 
 // ---- A format of 128 elements a block, one cell: signs, and a float16 that is the size of all ----
@@ -287,8 +290,8 @@ struct Q1_0 : Codes<1, 0, 2, 0> {
 
 // ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----
 
-template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT, bool SELECTED = false>
-struct Block256 : Codes<LOW, HIGH, TAIL, SUPER, SELECTED> {
+template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT, class Values = NoTable>
+struct Block256 : Codes<LOW, HIGH, TAIL, SUPER, Values> {
     static constexpr u32 ELEMENTS = 256, BYTES = BYTES_;
     static RF_MEMBER Place low_place(u32 e) {
         constexpr u32 run = 256 / LOW;  // elements that share their bytes, 32 apart
@@ -407,7 +410,7 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     RF_MEMBER float outer_scale() const { return to_float(d); }
 };
 
-struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0, true>, CopiedScales<0, 8, 0> {
+struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0, IQ4Values>, CopiedScales<0, 8, 0> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = false;
     u32x2 tail;
@@ -424,8 +427,6 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0, true>, CopiedScales<0, 8, 0> {
     }
     RF_MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
     RF_MEMBER float outer_scale() const { return low_half(tail.x); }
-    typedef IQ4Values Values;
-    static RF_MEMBER u32 values(u32 four) { return Values::values(four); }
 };
 
 // Codes of two bits and a float16, no other scales.

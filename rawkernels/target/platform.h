@@ -625,16 +625,14 @@ RF_DEVICE float byte_float(u32 word, u32 i) {
 #endif
 }
 
-// Eight selectors of bytes, of four bits, in a word as the target likes them: four of its first half or its second are
-// `selectors`, which pick_selected and lookup16 take.
+// Eight selectors of bytes, of four bits, in a word as the target likes them: number i at bit selector_at(i). Four of
+// its first half or its second are what pick_selected takes.
 #ifdef RF_PLATFORM_NVIDIA
 RF_COMPILE_TIME static u32 selector_at(u32 i) { return 4 * i; }
 RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 16 * half; }
-RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 4 * i & 15; }
 #else
 RF_COMPILE_TIME static u32 selector_at(u32 i) { return 8 * (i % 4) + i / 4 * 4; }
 RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 4 * half & 0x0f0f0f0f; }
-RF_DEVICE u32 selector(u32 selectors, u32 i) { return selectors >> 8 * i & 15; }
 #endif
 
 // Four bytes of the eight in (high, low), by selectors of 0 to 7.
@@ -646,14 +644,16 @@ RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
 #endif
 }
 
-// Four entries of a table of 16 bytes (t0 has the first four), by selectors.
-RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 selectors) {
+// Four entries of a table of 16 bytes (t0 has the first four), by the first or second half of a word of selectors.
+RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 word, u32 half) {
 #ifdef RF_PLATFORM_NVIDIA
-    u32 low = prmt(t0, t1, selectors & 0x7777), high = prmt(t2, t3, selectors & 0x7777);
-    return prmt(low, high, 0x3210 | (selectors & 0x8888) >> 1);
+    u32 within = computed_once(word & 0x77777777), which = computed_once(0x32103210 | (word >> 1 & 0x44444444));
+    u32 low = prmt(in_register(t0), t1, within >> 16 * half), high = prmt(in_register(t2), t3, within >> 16 * half);
+    return prmt(low, high, which >> 16 * half);
 #else
-    u32 low = pick_bytes(t1, t0, selectors & 0x07070707), high = pick_bytes(t3, t2, selectors & 0x07070707);
-    return pick_bytes(high, low, 0x03020100 | (selectors & 0x08080808) >> 1);
+    u32 index = word >> 4 * half;
+    u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
+    return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
 #endif
 }
 
