@@ -110,6 +110,7 @@ def test_lattices(name):
 
 
 WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\("
+WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\(|\bmultiply_pairs\("
 """What a kernel does at first: it waits, or calls what loads weights and then waits."""
 
 

@@ -9,7 +9,7 @@
 //
 // The tail and super planes are filled up to 16 bytes. In the code planes, byte b of word t/4 or so belongs to element
 // 32 s + 4 t + b (`Codes::four`), so that one mask and one shift give four codes for dot4.
-// An element is scale * (code - OFFSET) + minimum; the codes of IQ4_NL, IQ4_XS and MXFP4 index a table of signed bytes.
+// An element is scale * (code - OFFSET) + minimum; the codes of IQ4, MXFP4 and NVFP4 index a table of signed bytes.
 #pragma once
 
 #include "formats/bytes.h"
@@ -36,7 +36,9 @@ struct Place {
 template <u32 T0, u32 T1, u32 T2, u32 T3>
 struct Table {
     static constexpr bool ANY = true;
-    static RF_MEMBER u32 four(u32 word, u32 half) { return lookup16(T0, T1, T2, T3, word, half); }
+    static RF_MEMBER u32 four(u32 word, u32 half) { return select16(T0, T1, T2, T3, word, half); }
+    // Codes of a byte each.
+    static RF_MEMBER u32 of_bytes(u32 codes) { return lookup16(T0, T1, T2, T3, codes); }
 #ifdef RF_PLATFORM_NVIDIA
     // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
     // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
@@ -226,7 +228,7 @@ struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
 struct IQ4_NL : Scaled32<4, 0, 0, IQ4Values> {};
-struct MXFP4 : Block32<4, 0, 1, FP4Values> {
+struct MXFP4 : Block32<4, 0, 1> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
@@ -237,6 +239,8 @@ struct MXFP4 : Block32<4, 0, 1, FP4Values> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
+    static constexpr bool SIGNED = true;
+    static RF_MEMBER u32 values(u32 codes) { return FP4Values::of_bytes(codes); }
 };
 
 // ---- A format of 64 elements a block, half a cell: fp4, and a scale of eight bits for each 16 ----
@@ -647,6 +651,14 @@ RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v
     u32 chunk = i % 64 / 16 * 2;
     *reinterpret_cast<u32*>(token + 16 * (chunk ^ k % 8)) = pack_fp16(clamp_fp16(v.x), clamp_fp16(v.z));
     *reinterpret_cast<u32*>(token + 16 * ((chunk + 1) ^ k % 8)) = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
+}
+
+// Element i alone.
+RF_DEVICE void store_swizzled_one(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
+    if (i >= cells * CELL) return;
+    u32 chunk = i % 64 / 16 * 2 + i % 2;
+    f16* token = reinterpret_cast<f16*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8));
+    token[i % 16 / 2] = from_float<f16>(clamp_fp16(v));
 }
 
 // Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is

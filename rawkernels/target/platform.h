@@ -644,8 +644,22 @@ RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
 #endif
 }
 
-// Four entries of a table of 16 bytes (t0 has the first four), by the first or second half of a word of selectors.
-RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 word, u32 half) {
+// Four entries of a table of 16 bytes (t0 has the first four), one for each byte of `index`, a byte being 0 to 15.
+RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
+#ifdef RF_PLATFORM_NVIDIA
+    // prmt takes its selectors as nibbles: put the four in the low half
+    u32 n = index | index >> 4;
+    n = __byte_perm(n, 0, 0x4420);
+    u32 low = __byte_perm(t0, t1, n & 0x7777), high = __byte_perm(t2, t3, n & 0x7777);
+    return __byte_perm(low, high, 0x3210 | (n & 0x8888) >> 1);
+#else
+    u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
+    return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
+#endif
+}
+
+// The same by the first or second half of a word of selectors.
+RF_DEVICE u32 select16(u32 t0, u32 t1, u32 t2, u32 t3, u32 word, u32 half) {
 #ifdef RF_PLATFORM_NVIDIA
     u32 within = computed_once(word & 0x77777777), which = computed_once(0x32103210 | (word >> 1 & 0x44444444));
     u32 low = prmt(in_register(t0), t1, within >> 16 * half), high = prmt(in_register(t2), t3, within >> 16 * half);

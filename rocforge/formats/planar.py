@@ -60,7 +60,7 @@ PLANAR: dict[str, Planes] = {
 """The formats that are kept in planes on a device."""
 KINDS = (
     *("Q4_0", "Q5_1", "Q8_0", "Q1_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K"),
-    *("IQ4_XS", "NVFP4", "TQ1_0", "IQ1_M", "IQ2_XS", "IQ3_S"),
+    *("MXFP4", "IQ4_XS", "NVFP4", "TQ1_0", "IQ1_M", "IQ2_XS", "IQ3_S"),
 )
 """One of them for each way to unpack codes and scales; the others differ from one of these in sizes or constants."""
 

@@ -21,11 +21,11 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.ops.activation import add, sigmoid_gate
-from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts
-from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_both_for, rms_norm_for
+from rocforge.ops.moe import experts, mixture
+from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
+from rocforge.ops.types import Matrices, NextNorm
 
 
 class Stream(NamedTuple):
@@ -40,6 +40,11 @@ class FusedNorm:
 
     def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
         self.norm, self.weights = norm, [layer.weight for layer in layers]
+
+    @property
+    def next_norm(self) -> NextNorm:
+        """As ops take it."""
+        return NextNorm(self.norm.weight, self.norm.eps, self.weights)
 
     def __call__(self, stream: Stream) -> Any:
         if stream.normed is not None:
@@ -193,19 +198,31 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
+    """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
+
+    def __init__(self, mixer: MoE, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post)
+        router = mixer.ffn_gate_inp
+        hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
+        self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        moe, x = self.mixer, stream.x
+        x = stream.x
+        if self.post is None and not self.mixer.observers:
+            following_norm = None if following is None else following.next_norm
+            return Stream(*self.products(stream, x, following_norm))
+        return self.leave(x, self.mixer.observed(self.products(stream, None, None)[0]))
+
+    def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the experts give, with the residual, and the norm of that, if it is made with it."""
+        moe, norm = self.mixer, self.fused_norm
         matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
-            y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
-        else:
-            y = operand = self.enter(stream)
+        if norm is not None:
+            router, last = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias), (moe.activation, residual)
+            return mixture(stream.x, norm.weight, norm.eps, router, moe.routing, *matrices, *last, following)
+        y = self.enter(stream)
         ids, weights = moe.route(y)
-        if self.post is None and not moe.observers:
-            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=x))
-        return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
+        return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
@@ -216,7 +233,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, MoE) and all(
         is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
     ):
-        return _MoE(mixer, pre, post)
+        return _MoE(mixer, pre, post, tables)
     return _Called(mixer, pre, post, stateful)
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
-from rocforge.ops.arguments import host_floats
+from rocforge.ops.arguments import check_row, host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
-from rocforge.ops.types import Array, Groups, HostArray, Matrices
+from rocforge.ops.norm import rms_norm
+from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
 
 
 def route(
@@ -79,7 +80,7 @@ def experts(
     On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim); on a device also a PackedOperand in int8, where `takes_int8` says so.
+        x: floats, shape (tokens, dim); on a device also a PackedOperand in the form that these products take.
         ids, weights: shape (tokens, used), from `route`.
         gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
         down: weights (experts, dim, ffn).
@@ -98,6 +99,42 @@ def experts(
         y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def mixture(
+    x: Array,
+    norm: Array,
+    eps: float,
+    router: Matrices,
+    routing: tuple[int, bool, bool, float],
+    gate: Matrices,
+    up: Matrices,
+    down: Matrices,
+    activate: str,
+    residual: Array = None,
+    following: NextNorm | None = None,
+) -> tuple[Array, Array | PackedOperand | None]:
+    """A whole mixture: `experts(y, *route(linear(y, router), *routing), ...)` of y = `rms_norm(x, norm, eps)`.
+
+    Args:
+        x: float32, shape (tokens, dim).
+        norm, eps: of the norm.
+        router: weight (experts, dim), bias (experts,) or None.
+        routing: `used` and what follows it in `route`.
+        gate, up, down, activate, residual: as in `experts`.
+        following: the norm of the result that comes next, if any.
+
+    Returns:
+        float32, shape (tokens, dim); and the norm of that, as the products after it take it, where a launch could make
+        both.
+    """
+    if get_array_module(x) is np:
+        y = rms_norm(x, norm, eps)
+        ids, weights = route(linear(y, router.weight, router.bias), *routing)
+        return experts(y, ids, weights, gate, up, down, activate, residual), None
+    check_row("mixture", x, weight=norm)
+    args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
+    return device_experts.mixture(*args)
 
 
 def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:
