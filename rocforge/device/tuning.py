@@ -38,16 +38,20 @@ class Tuning:
         wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
+        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
+            5 to 8 tokens.
         gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
+        gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
+        gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
+        lattice_resident: as gemv_resident, in all of these kernels, of IQ1, IQ2 and IQ3.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         then_norm_ahead: bytes of gate, and of up, that each of its blocks asks for before it waits; a multiple of 16.
@@ -80,6 +84,12 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
+        experts_norm_threads: of down of one token that begins the norm after it.
+        experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
+            could multiply all of an expert's together.
+        experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
+            experts_tiles.hip.
+        router_tokens: up to so many tokens, a mixture's norm and router are one launch.
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
         experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
@@ -88,7 +98,6 @@ class Tuning:
         lora_tiles: blocks of tokens that there are before one has several.
 
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
-        route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
         sample_row_threads: of its last, a block a row.
         sample_list, sample_counted: the most tokens listed in LDS; and of those that are put in order by counting.
@@ -104,14 +113,17 @@ class Tuning:
     wide_from: int = ANY
 
     gemv_threads: int = 128
+    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
     gemv_long_cells: int = 256
+    gemv_many_rows: int = ANY
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
     gated_float_cells: int = 8
     gemv_float_cells_many: int = 2
+    gemv_pipelined_nbytes: int = 80
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
@@ -119,6 +131,7 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
+    lattice_resident: int = 768
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
     then_norm_ahead: int = 0
@@ -155,6 +168,10 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
+    experts_norm_threads: int = 512
+    experts_int8_tokens: int = 4
+    experts_wide_from: int = ANY
+    router_tokens: int = 16
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
     experts_unpacked_nbytes: int = 256 << 20
@@ -164,7 +181,6 @@ class Tuning:
 
     norm_threads: int = 512
     norm_kept: int = 2
-    route_kept: int = 4
     sample_slice: int = 2048
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
@@ -188,6 +204,7 @@ _H200 = replace(
     float_tile_tokens=16,
     tile_tokens_alone=ANY,
     wide_from=33,
+    experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,
 )

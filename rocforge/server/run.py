@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.engine.reply import ServiceError
@@ -50,7 +49,7 @@ def serve(
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     cache_tokens: int | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int = MAX_REQUESTS,
+    max_requests: int | None = None,
     inter_token_ms: float | None = None,
     max_queue: int = MAX_QUEUE,
     processes: int | None = None,

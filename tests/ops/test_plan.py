@@ -47,15 +47,20 @@ FORMATS = {name: format_of(weight) for name, weight in WEIGHTS.items()}
 
 def expected_product(name, tokens, architecture):
     """What multiplies, as docs/kernels.md has it."""
-    if name.removesuffix(" and a copy") in PLANAR:
+    planes = PLANAR.get(name.removesuffix(" and a copy"))
+    if planes:
         if architecture in WITHOUT_MATRIX_UNIT:
             return Product.GEMV_INT8 if 1 <= tokens <= 8 else Product.GEMM_FP16
         if tokens in (1, 2):
             return Product.GEMV_INT8
-        if architecture == HOPPER and tokens > 32:
+        if architecture == HOPPER and tokens > 32 and planes.wide:
             return Product.WIDE if tokens <= 64 or name in PLANAR else Product.GEMM_FP16
         return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
-    if name in HALVES and architecture not in WITHOUT_MATRIX_UNIT and 3 <= tokens <= 64:
+    if (
+        name in HALVES
+        and architecture not in WITHOUT_MATRIX_UNIT
+        and 3 <= tokens <= (16 if architecture == HOPPER else 64)
+    ):
         return Product.FLOAT_TILE
     if (name in PACKED_FLOATS or name in ("float32 array", "float16 array")) and 1 <= tokens <= 8:
         return Product.GEMV_FLOAT
@@ -80,7 +85,7 @@ def test_formats():
         assert found.planar == (block in PLANAR) and found.copied == (block != name)
         if found.planar or name in PACKED_FLOATS:
             assert found.kernel == PACKED_FLOATS.get(name, block)
-    assert FORMATS["IQ2_XS"].kernel is None and FORMATS["rows of 3 floats"].kernel is None
+    assert FORMATS["rows of 3 floats"].kernel is None
     assert (FORMATS["Q4_K"].cells(130), FORMATS["F32"].cells(64), FORMATS["F16"].cells(64)) == (2, 16, 8)
 
 
@@ -175,11 +180,10 @@ def test_gated_products(names, tokens, card):
         (("F16", "F16", "Q8_0"), 1, OperandForm.INT8),
         (("F16", "F16", "Q8_0"), 5, OperandForm.FLOAT32),
         (("F16", "F16", "BF16"), 5, OperandForm.FP16),
-        (("F16", "F16", "IQ2_XS"), 5, OperandForm.FP16),
         (("F16", "BF16", "F16"), 5, OperandForm.FP16),
         (("Q4_K", "Q4_K", "F16"), 1, OperandForm.FLOAT32),
         (("Q4_K", "Q4_K", "Q6_K"), 20, OperandForm.FRAGMENTS_32),
-        (("Q4_K", "Q4_K", "IQ2_XS"), 20, OperandForm.FLOAT32),
+        (("Q4_K", "Q4_K", "float16 array"), 20, OperandForm.FLOAT32),
         (("Q4_K", "Q5_K", "Q6_K"), 20, OperandForm.FLOAT32),
         (("Q4_K", "Q4_K", "Q6_K"), 65, OperandForm.FRAGMENTS_128),
         (("Q4_K", "Q5_K", "Q6_K"), 65, OperandForm.FLOAT32),
@@ -206,22 +210,26 @@ def test_norms():
 
 
 @pytest.mark.parametrize(
-    ("names", "few"),
+    ("names", "few", "many"),
     [
-        (("Q4_K", "Q4_K"), Product.GEMV_INT8),
-        (("Q4_K", "Q5_K"), Product.GEMV_FLOAT),
-        (("F16", "F16"), Product.GEMV_FLOAT),
-        (("IQ2_XS", "IQ2_XS"), Product.GEMV_FLOAT),
+        (("Q4_K", "Q4_K", "Q6_K"), Product.GEMV_INT8, Product.TILE),
+        (("Q4_K", "Q4_K", "F16"), Product.GEMV_INT8, Product.GROUPED_GEMM),
+        (("Q4_K", "Q5_K", "Q4_K"), Product.GEMV_FLOAT, Product.GROUPED_GEMM),
+        (("F16", "F16", "F16"), Product.GEMV_FLOAT, Product.GROUPED_GEMM),
     ],
 )
-def test_experts(names, few):
-    """Up to eight tokens a GEMV a pair, on every card; of formats without a kernel, or of two, of unpacked values."""
-    formats = tuple(FORMATS[name] for name in names)
-    assert {plan.experts_product(formats, tokens) for tokens in range(1, 9)} == {few}
-    assert {plan.experts_product(formats, tokens) for tokens in (9, 64, 2048)} == {Product.GROUPED_GEMM}
-    weights = [WEIGHTS[name] for name in names]
-    assert plan.experts_form_for(weights, 8) is plan.form_of(few, 8)
-    assert plan.experts_form_for(weights, 9) is OperandForm.FP16
+def test_experts(names, few, many):
+    """A few tokens a GEMV a pair; more on the matrix unit, from packed weights where all of them are, else unpacked."""
+
+    def products(arch, *tokens):
+        return {plan.experts_product(*(FORMATS[name] for name in names), n, TABLE[arch]) for n in tokens}
+
+    tuned = TABLE["gfx110"]
+    most = tuned.experts_int8_tokens if many is Product.TILE else plan.MAX_GEMV_TOKENS
+    assert products("gfx110", 1, most) == {few}
+    assert products("gfx110", most + 1, 64, 2048) == {many}
+    assert products("gfx103", 1, 8) == {few} and products("gfx103", 9, 2048) == {Product.GROUPED_GEMM}
+    assert products("sm_90", 2048) == {Product.WIDE if many is Product.TILE else many}
 
 
 def test_plans_are_kept():

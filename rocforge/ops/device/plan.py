@@ -7,9 +7,9 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 |--------------|------------------------------------------------|---------------------------------------|
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
-| TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32, 64 or 128s  |
+| TILE         | tiles.hip, experts_tiles.hip: the matrix unit  | fragments, for 8, 16, 32, 64 or 128s  |
 | FLOAT_TILE   | float_tiles.hip: the same, of 16-bit floats    | float16                               |
-| WIDE         | wide.hip: Hopper's matrix unit                 | float16 tiles, swizzled               |
+| WIDE         | wide.hip, experts_wide.hip: Hopper's unit      | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
 | GROUPED_GEMM | experts_prefill.hip: the matrix unit           | float16                               |
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN
+from rocforge.device.geometry import GEMV_RUN, STAGED_TOKENS
 from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
 from rocforge.ops.device.strided import blocks
@@ -100,8 +100,11 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    if weight.planar and 0 < tokens <= (tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone):
-        return Product.WIDE if tokens >= tuned.wide_from else Product.TILE
+    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
+    if weight.wide and tuned.wide_from <= tokens <= most:
+        return Product.WIDE
+    if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
+        return Product.TILE
     if weight.kernel is not None and not weight.planar:
         if 0 < tokens <= (tuned.float_gemv_tokens if weight.half else MAX_GEMV_TOKENS):
             return Product.GEMV_FLOAT
@@ -199,7 +202,7 @@ class NormPlan(enum.Enum):
     IN_PRODUCT = enum.auto()
     """A GEMV writes the normalized row in int8, and leaves the division by the root to the next product."""
     WITH_SUM = enum.auto()
-    """A launch adds a product of float16 to the residual, and normalizes the sum in float16."""
+    """A launch adds a product of float16, or the parts of wide.hip's, to the residual, and normalizes the sum."""
 
 
 def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
@@ -212,7 +215,7 @@ def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> N
 def norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
     """`norm_plan_for`, of the formats of the weight, which has so many rows, and of the consumers."""
     form = form_of_all(formats, tokens, tuned)
-    if form is OperandForm.FP16:
+    if form is OperandForm.FP16 or form is OperandForm.SWIZZLED:
         return NormPlan.WITH_SUM
     if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, units, tuned):
         return NormPlan.IN_PRODUCT
@@ -226,14 +229,22 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
-def experts_product(weights: tuple[WeightFormat, ...], tokens: int) -> Product:
-    """What multiplies tokens with their experts' matrices; of no kernel's format, or of several, they are unpacked."""
-    if tokens > MAX_GEMV_TOKENS:
+@functools.lru_cache(PLANS_KEPT)
+def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
+    """Whether the product down of a mixture can begin the norm after it: of one token, whose pairs share out a block."""
+    tuned = tuning.current()
+    groups = tuned.experts_norm_threads // tuned.gated_lanes
+    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
+
+
+def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
+    """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
+    are unpacked."""
+    one = gate.kernel == up.kernel and gate.planar
+    tiled = one and down.planar and tuned.tile_tokens > 0
+    if tokens <= (tuned.experts_int8_tokens if tiled else MAX_GEMV_TOKENS):
+        return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
+    if not tiled:
         return Product.GROUPED_GEMM
-    one = all(weight.kernel == weights[0].kernel for weight in weights)
-    return Product.GEMV_INT8 if one and weights[0].planar else Product.GEMV_FLOAT
-
-
-def experts_form_for(weights: Sequence[Weight], tokens: int) -> OperandForm:
-    """The form in which a product of experts takes x, on any device."""
-    return form_of(experts_product(tuple([format_of(weight) for weight in weights]), tokens), tokens)
+    wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
+    return Product.WIDE if wide else Product.TILE

@@ -21,14 +21,16 @@ from rocforge.ops.device.plan import (
     NormPlan,
     OperandForm,
     Product,
+    form_of,
     gated_plan,
     launches,
     norm_plan_for,
+    product_for,
 )
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.device.weights import format_of
-from rocforge.ops.device.wide import wide_gated, wide_products
+from rocforge.ops.device.wide import wide_gated, wide_parts, wide_products
 from rocforge.ops.types import Array, Weight
 
 
@@ -122,8 +124,13 @@ def linear_then_norm(
     plan = norm_plan_for(weight, consumers, len(x))
     if plan is NormPlan.WITH_SUM and residual is not None:
         check_sums(x, [weight], [bias], residual)
-        (y,) = linears(x, [weight], [None], None)
-        return rms_norm_of_sum(residual, y, bias, norm, eps)
+        product = product_for(format_of(weight), len(x), tuning.current())
+        operand = as_operand(x, form_of(product, len(x)))
+        if product is Product.WIDE:
+            y = wide_parts(operand, weight)
+        else:
+            (y,) = _launch(product, operand, [weight], [None], None)
+        return rms_norm_of_sum(residual, y, bias, norm, eps, form_of(product, len(x)))
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
