@@ -125,6 +125,7 @@ def _model(generator: Generator, name: str) -> dict[str, Any]:
         "created": generator.created,
         "owned_by": "rocforge",
         "context_length": generator.backend.limit or None,
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
         "chat_template": None if tokenizer is None else bool(settings.chat_template or tokenizer.chat_template),
     }
 
@@ -133,6 +134,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     @app.post("/tokenize", response_class=JSONResponse)
     async def tokenize(body: TokenizeRequest) -> Response:
         """The token ids of a text."""
+        generator.check_model(body.model or generator.settings.model_name)
         options = {"add_special_tokens": body.add_special, "parse_special_tokens": body.parse_special}
         ids = await generator.encode(body.content, **options)
         return JSONResponse({"tokens": ids, "count": len(ids)})
@@ -140,6 +142,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     @app.post("/detokenize", response_class=JSONResponse)
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
+        generator.check_model(body.model or generator.settings.model_name)
         with errors.refusing("tokens"):
             return JSONResponse({"content": await run_in_threadpool(generator.tokenizer.decode, body.tokens)})
 

@@ -248,6 +248,7 @@ class EmbeddingRequest(Body):
 class TokenizeRequest(Body):
     """The body of /tokenize."""
 
+    model: str | None = Field(None, max_length=512)
     content: Text
     add_special: bool = False
     parse_special: bool = True
@@ -256,4 +257,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of /detokenize."""
 
+    model: str | None = Field(None, max_length=512)
     tokens: Array[TokenId] = Field(max_length=1 << 20)
