@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -22,7 +23,7 @@ from rocforge.server.embeddings import Embeddings
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
-from rocforge.server.jobs import latest_first
+from rocforge.server.jobs import Jobs, latest_first
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
 from rocforge.server.metrics import Metrics
@@ -48,6 +49,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
+    app = endpoints(backend, settings, metrics, Jobs())
+    guard(app, settings, metrics)
+    return app
+
+
+def bare_app(settings: Settings) -> FastAPI:
+    """An application without endpoints, which answers errors as the API does."""
     servers = [{"url": settings.root_path}] if settings.root_path else None
     app = FastAPI(
         title="rocforge",
@@ -60,6 +68,11 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
     app.router.route_class = JSONRoute
+    return app
+
+
+def guard(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """Put before an application what all requests have to pass; `metrics` counts those in progress."""
     if settings.api_key is not None:
         app.add_middleware(Key, key=settings.api_key)
     if settings.cors_origins:
@@ -77,10 +90,15 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(RequestId)
-    generator = Generator(backend, settings)
+
+
+def endpoints(backend: Backend, settings: Settings, metrics: Metrics, jobs: Jobs) -> FastAPI:
+    """The endpoints over an engine, for whose requests `jobs` is."""
+    app, generator = bare_app(settings), Generator(backend, settings, jobs)
+    backend.answer_with(jobs.answer)
     _add_generation(app, generator)
     _add_tokens(app, generator)
-    _add_requests(app, generator)
+    add_requests(app, jobs, backend.ask)
     _add_state(app, generator, metrics)
     return app
 
@@ -106,7 +124,8 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:
         """The model that is served, alone and with each of its adapters."""
-        return JSONResponse({"object": "list", "data": [_model(generator, name) for name in generator.models]})
+        found = [_model(generator, name) for name in generator.models]
+        return JSONResponse({"object": "list", "data": found})
 
     @app.get("/v1/models/{name:path}", response_class=JSONResponse)
     async def model(name: str) -> Response:
@@ -116,17 +135,21 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
 
 
 def _model(generator: Generator, name: str) -> dict[str, Any]:
-    settings, tokenizer = generator.settings, generator.backend.tokenizer
-    parent = {"parent": settings.model_name} if generator.models[name] else {}
+    parent = {"parent": generator.settings.model_name} if generator.models[name] else {}
+    return {**parent, **model_entry(name, generator.created, generator.backend, generator.settings.chat_template)}
+
+
+def model_entry(name: str, created: int, backend: Backend | None, template: str | None = None) -> dict[str, Any]:
+    """What /v1/models says of a model; `backend` is None where it is not loaded, `template` instead of its own."""
+    tokenizer = None if backend is None else backend.tokenizer
     return {
-        **parent,
         "id": name,
         "object": "model",
-        "created": generator.created,
+        "created": created,
         "owned_by": "rocforge",
-        "context_length": generator.backend.limit or None,
+        "context_length": None if backend is None else backend.limit or None,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
-        "chat_template": None if tokenizer is None else bool(settings.chat_template or tokenizer.chat_template),
+        "chat_template": None if tokenizer is None else bool(template or tokenizer.chat_template),
     }
 
 
@@ -147,14 +170,13 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
             return JSONResponse({"content": await run_in_threadpool(generator.tokenizer.decode, body.tokens)})
 
 
-def _add_requests(app: FastAPI, generator: Generator) -> None:
-    jobs, backend = generator.jobs, generator.backend
-    backend.answer_with(jobs.answer)
+def add_requests(app: FastAPI, jobs: Jobs, ask: Callable[..., Awaitable[list[Any]]]) -> None:
+    """The endpoints about requests, of which other processes are asked by `ask`."""
 
     async def find(question: str, id: str) -> Response:
         status = jobs.answer(question, id)
         if status is None:
-            status = next(iter(await backend.ask(question, id)), None)
+            status = next(iter(await ask(question, id)), None)
         if status is None:
             raise APIError(
                 f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"
@@ -165,7 +187,7 @@ def _add_requests(app: FastAPI, generator: Generator) -> None:
     async def requests() -> Response:
         """The status of requests in flight, and of recent ones."""
         found = jobs.statuses()
-        for others in await backend.ask("statuses"):
+        for others in await ask("statuses"):
             found = latest_first(found + others)
         return JSONResponse({"object": "list", "data": found})
 

@@ -99,6 +99,11 @@ class EngineClient:
             if self._restarts:
                 self._reconnecting = asyncio.ensure_future(self._connect())
 
+    def close(self) -> None:
+        """Leave the engine's process."""
+        if self._transport is not None:
+            self._transport.close()
+
     def _send(self, *message: Any) -> None:
         if self._transport is not None:
             self._transport.write(wire.pack(*message))

@@ -36,12 +36,11 @@ LONGEST_TOKEN = 256
 
 
 class Generator:
-    """Makes jobs of requests."""
+    """Makes jobs of requests, and adds them to `jobs`."""
 
-    def __init__(self, backend: Backend, settings: Settings):
-        self.backend, self.settings = backend, settings
+    def __init__(self, backend: Backend, settings: Settings, jobs: Jobs):
+        self.backend, self.settings, self.jobs = backend, settings, jobs
         self.created = int(time.time())
-        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._rendering = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
 

@@ -1,0 +1,179 @@
+"""ModelClients: the models of a server as a process for HTTP sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+from rocforge.engine.reply import ServiceError
+from rocforge.engine.service import State
+from rocforge.ops.types import HostArray
+from rocforge.server.client import EngineClient
+from rocforge.server.model_pool import ModelState
+from rocforge.server.supervisor import Notes
+
+IN_USE = float("inf")
+Connect = Callable[[str, Callable[[], None]], EngineClient]
+"""The client of a model's engine; the callback says that it is ready."""
+Endpoints = Callable[[str, EngineClient], FastAPI]
+"""The endpoints over a model's engine."""
+
+
+class ModelClient:
+    """A model as a process for HTTP sees it.
+
+    Args:
+        want: asks for it to be loaded.
+        drained: says that no request of it is in progress here.
+        note_use: notes that it was used now, or is in use: IN_USE.
+        connect, endpoints: called when it is loaded.
+
+    Attributes:
+        state, error: as the supervisor says; `error` is why it did not load, or None.
+        client: of its engine while that is there.
+    """
+
+    def __init__(
+        self,
+        want: Callable[[], None],
+        drained: Callable[[], None],
+        note_use: Callable[[float], None],
+        connect: Callable[[Callable[[], None]], EngineClient],
+        endpoints: Callable[[EngineClient], FastAPI],
+    ):
+        self.state, self.error = ModelState.UNLOADED, None
+        self.client: EngineClient | None = None
+        self._want, self._drained, self._note_use = want, drained, note_use
+        self._connect, self._endpoints = connect, endpoints
+        self._users = 0
+        self._loaded: asyncio.Future[FastAPI] | None = None
+        self._unloaded: asyncio.Future[None] | None = None
+
+    error: str | None
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[FastAPI]:
+        """The model's endpoints, once it is loaded. It stays so meanwhile.
+
+        Raises:
+            ServiceError: it does not load; the message says why.
+        """
+        while self._unloaded is not None:
+            await asyncio.shield(self._unloaded)
+        self._users += 1
+        self._note_use(IN_USE)
+        try:
+            if self._loaded is None:
+                self._loaded = asyncio.get_running_loop().create_future()
+                self._want()
+            yield await asyncio.shield(self._loaded)
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._note_use(time.monotonic())
+                if self.state is ModelState.UNLOADING:
+                    self._drained()
+
+    def change(self, state: ModelState, error: str | None) -> None:
+        """Take what the supervisor says."""
+        self.state, self.error = state, error
+        loop = asyncio.get_running_loop()
+        if state is ModelState.UNLOADED:
+            self._leave(ServiceError(f"the model does not load: {error}" if error else "the model was unloaded"))
+            return
+        if self._loaded is None:
+            self._loaded = loop.create_future()
+        if self.client is None:
+            self.client = self._connect(self._is_ready)
+            self._starting = asyncio.ensure_future(self.client.start())
+        if state is ModelState.UNLOADING:
+            self._unloaded = loop.create_future()
+            if not self._users:
+                self._drained()
+
+    def _is_ready(self) -> None:
+        if self._loaded is not None and self.client is not None and not self._loaded.done():
+            self._loaded.set_result(self._endpoints(self.client))
+
+    def _leave(self, error: ServiceError) -> None:
+        """Its engine has ended: fail who waits for it, and let those begin anew that wait for its end."""
+        loaded, unloaded, client = self._loaded, self._unloaded, self.client
+        self._loaded = self._unloaded = self.client = None
+        if client is not None:
+            client.close()
+        if loaded is not None and not loaded.done():
+            loaded.set_exception(error)
+            loaded.exception()  # which may be nobody's
+        if unloaded is not None:
+            unloaded.set_result(None)
+
+    async def stop(self, drain: float) -> None:
+        """As in Backend."""
+        if self.client is not None:
+            await self.client.stop(drain)
+        self._want = self._drained = lambda: None
+        self._leave(ServiceError("the service is stopped"))
+
+
+class ModelClients:
+    """All models of a server, in a process for HTTP.
+
+    Args:
+        names: of the models.
+        notes: to the supervisor, a ModelSupervisor.
+        uses: of each model, the time of its last use here, or IN_USE.
+        connect, endpoints: of a model.
+
+    Attributes:
+        state: READY from `start` to `stop`.
+        models: name -> model.
+    """
+
+    def __init__(self, names: list[str], notes: Notes, uses: HostArray, connect: Connect, endpoints: Endpoints):
+        self.state, self._notes = State.NEW, notes
+        uses[:] = 0  # a process that was here before may have died with some in use
+
+        def model(index: int, name: str) -> ModelClient:
+            return ModelClient(
+                want=lambda: notes.say("want", name),
+                drained=lambda: notes.say("drained", name),
+                note_use=lambda when: uses.__setitem__(index, when),
+                connect=lambda on_ready: connect(name, on_ready),
+                endpoints=lambda client: endpoints(name, client),
+            )
+
+        self.models: Mapping[str, ModelClient] = {name: model(index, name) for index, name in enumerate(names)}
+
+    state: State
+
+    async def start(self) -> None:
+        """Listen to the supervisor."""
+        asyncio.get_running_loop().add_reader(self._notes.connection.fileno(), self._hear)
+        self.state = State.READY
+        self._notes.ready()
+
+    def _hear(self) -> None:
+        try:
+            while self._notes.connection.poll():
+                _kind, name, state, error = self._notes.connection.recv()
+                self.models[name].change(ModelState(state), error)
+        except (EOFError, OSError):  # the server ends
+            asyncio.get_running_loop().remove_reader(self._notes.connection.fileno())
+
+    async def ask(self, question: str, argument: str = "") -> list[Any]:
+        """As in Backend: by any engine, since all processes for HTTP are connected to each."""
+        for model in self.models.values():
+            if model.client is not None and model.client.state is State.READY:
+                return await model.client.ask(question, argument)
+        return []
+
+    async def stop(self, drain: float) -> None:
+        """As in Backend."""
+        self.state = State.STOPPING
+        await asyncio.gather(*(model.stop(drain) for model in self.models.values()))
+        self.state = State.STOPPED
