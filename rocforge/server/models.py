@@ -47,6 +47,8 @@ def find_models(places: Sequence[str]) -> list[Model]:
     for model in (model for place in places for model in _models_at(place)):
         if (other := found.setdefault(model.name, model)) is not model:
             raise ValueError(f"two models are named {model.name!r}: {other.path} and {model.path}")
+        if len(places) > 1 and not model.path.startswith("hf:") and not Path(model.path).exists():
+            raise FileNotFoundError(f"no such file: {model.path}")  # one alone says so when it is loaded
     return list(found.values())
 
 
@@ -66,14 +68,8 @@ def _models_at(place: str) -> Iterator[Model]:
 
 
 def _nbytes(path: Path) -> int:
-    """Bytes of a file, of all of a split set, or of a checkpoint's weights.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Bytes of a file, of all of a split set, or of a checkpoint's weights; 0 where there is none."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
     files = (path.with_name(name) for name in members(path.name))
     return sum(file.stat().st_size for file in files if file.exists())
