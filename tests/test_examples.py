@@ -19,7 +19,7 @@ def run(command, **options):
 
 
 def test_generate_streams_code_and_ends_with_statistics():
-    """The README's command: prompt and text on stdout; counts, rates, memory and device on stderr, and no bar in a pipe."""
+    """The README's command: prompt and text on stdout; counts, rates, memory and device on stderr, but no bar."""
     done = run([*GENERATE, "def fibonacci(n):", "--max-tokens", "32", "--seed", "1"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def fibonacci(n):") and len(done.stdout) > 40

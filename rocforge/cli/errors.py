@@ -82,10 +82,8 @@ def _message(error: Exception, options: Collection[str]) -> str:
     if isinstance(error, _USAGE_ERROR):
         message = str(error.format_message())  # type: ignore[attr-defined]
         return _usual_option(error) or _wrong_value(error) or message[:1].lower() + message[1:].rstrip(".")
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"no such file: {error.filename}"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     message = str(error)
     if isinstance(error, ValueError):
         argument = re.match(r"\w+(?= (?:is|of|has|must) )", message)
@@ -108,7 +106,9 @@ def _wrong_value(error: Exception) -> str | None:
         "less_than_equal": f"allowed is {limits.get('le')} or less",
     }.get(first["type"])
     name = max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else parameter.human_readable_name
-    return f"{name} is {value}; {allowed}" if allowed else f"{name}: {str(limits.get('error', first['msg'])).rstrip('.')}"
+    return (
+        f"{name} is {value}; {allowed}" if allowed else f"{name}: {str(limits.get('error', first['msg'])).rstrip('.')}"
+    )
 
 
 def _command(error: Exception, arguments: Sequence[str]) -> str:

@@ -106,8 +106,8 @@ def test_tables_keep_names_whole(monkeypatch):
 def test_errors_of_the_system_and_of_arguments(capsys):
     """Without Python's numbers, quotes and names: of a file, of a connection, of an argument that is an option."""
     for error, options, line in (
-        (FileNotFoundError(2, "No such file or directory", "x y"), (), "no such file: x y"),
-        (PermissionError(13, "Permission denied", "/x"), (), "/x: Permission denied"),
+        (FileNotFoundError(2, "No such file or directory", "x y"), (), "No such file or directory: x y"),
+        (PermissionError(13, "Permission denied", "/x"), (), "Permission denied: /x"),
         (OSError(99, "Cannot assign"), (), "Cannot assign"),
         (ValueError("top_k is -2; allowed is 0 or more"), ("--top-k",), "--top-k is -2; allowed is 0 or more"),
         (ValueError("top_k is -2"), (), "top_k is -2"),
