@@ -51,7 +51,7 @@ class EngineOptions:
         model, tokenizer = load(path, self.device, self.context, self.progress, self.fp16_weights)
         for name, (file, scale) in lora.items():
             model.adapters.load(name, file, scale)
-        cache_tokens = self._cache_tokens(model)
+        cache_tokens = self.cache_tokens_of(model)
         batch, requests, pace = self.max_batch_tokens, self.max_requests, self.inter_token_ms
         engine = Engine(model, tokenizer.eog_token_ids, cache_tokens, batch, requests, pace)
         silent = None if self.progress is None else not self.progress
@@ -59,7 +59,8 @@ class EngineOptions:
             engine.prepare(line.set_description_str)
         return engine, tokenizer
 
-    def _cache_tokens(self, model: Transformer) -> int | None:
+    def cache_tokens_of(self, model: Transformer) -> int | None:
+        """The size of a loaded model's cache; None: rf.Engine's default."""
         if self.models == 1 or self.cache_tokens is not None or model.device == "cpu":
             return self.cache_tokens
         sizes = CacheSizes(states_of(model).values(), model.device, self.max_batch_tokens)

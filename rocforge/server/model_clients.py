@@ -18,6 +18,7 @@ from rocforge.server.model_pool import ModelState
 from rocforge.server.supervisor import Notes
 
 IN_USE = float("inf")
+STOPPED = "the service is stopped"
 Connect = Callable[[str, Callable[[], None]], EngineClient]
 """The client of a model's engine; the callback says that it is ready."""
 Endpoints = Callable[[str, EngineClient], FastAPI]
@@ -69,8 +70,8 @@ class ModelClient:
         self._note_use(IN_USE)
         try:
             if self._loaded is None:
-                self._loaded = asyncio.get_running_loop().create_future()
                 self._want()
+                self._loaded = asyncio.get_running_loop().create_future()
             yield await asyncio.shield(self._loaded)
         finally:
             self._users -= 1
@@ -89,22 +90,23 @@ class ModelClient:
         if self._loaded is None:
             self._loaded = loop.create_future()
         if self.client is None:
-            self.client = self._connect(self._is_ready)
-            self._starting = asyncio.ensure_future(self.client.start())
+            self.client = client = self._connect(lambda: self._is_ready(client))
+            self._starting = asyncio.ensure_future(client.start())
         if state is ModelState.UNLOADING:
             self._unloaded = loop.create_future()
             if not self._users:
                 self._drained()
 
-    def _is_ready(self) -> None:
-        if self._loaded is not None and self.client is not None and not self._loaded.done():
-            self._loaded.set_result(self._endpoints(self.client))
+    def _is_ready(self, client: EngineClient) -> None:
+        if client is self.client and self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(self._endpoints(client))
 
     def _leave(self, error: ServiceError) -> None:
         """Its engine has ended: fail who waits for it, and let those begin anew that wait for its end."""
         loaded, unloaded, client = self._loaded, self._unloaded, self.client
         self._loaded = self._unloaded = self.client = None
         if client is not None:
+            self._starting.cancel()
             client.close()
         if loaded is not None and not loaded.done():
             loaded.set_exception(error)
@@ -116,8 +118,12 @@ class ModelClient:
         """As in Backend."""
         if self.client is not None:
             await self.client.stop(drain)
-        self._want = self._drained = lambda: None
-        self._leave(ServiceError("the service is stopped"))
+        self._want, self._drained = _refuse, lambda: None
+        self._leave(ServiceError(STOPPED))
+
+
+def _refuse() -> None:
+    raise ServiceError(STOPPED)
 
 
 class ModelClients:

@@ -4,7 +4,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra server is not installed")
 
+import rocforge as rf
+from rocforge.engine.capacity import CacheSizes
 from rocforge.errors import OutOfMemoryError
+from rocforge.server.engine_options import EngineOptions
 from rocforge.server.model_pool import ModelPool, ModelState
 from rocforge.server.models import find_models
 from rocforge.server.run_models import check_host_memory
@@ -40,6 +43,18 @@ def test_names_and_sizes(tmp_path):
         found(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match=r"no such file: nowhere\.gguf"):
         found(tmp_path / "a.gguf", "nowhere.gguf")
+
+
+def test_caches_share_a_gpu(model_file, monkeypatch):
+    """Without a size each takes its part of what fits, but a whole context where that fits; one alone takes all."""
+    model, _ = rf.load(model_file, device="cpu")
+    context = model.config.context
+    monkeypatch.setattr(model, "device", "gpu:0")
+    for fits, expected in ((40 * context, 10 * context), (2 * context, context), (context // 2, context // 2)):
+        monkeypatch.setattr(CacheSizes, "tokens_that_fit", lambda self, context, requests, fits=fits: fits)
+        assert EngineOptions(models=4).cache_tokens_of(model) == expected
+    assert EngineOptions(models=4, cache_tokens=96).cache_tokens_of(model) == 96
+    assert EngineOptions().cache_tokens_of(model) is None
 
 
 class Actions:

@@ -112,9 +112,9 @@ def test_loaded_on_demand(folder):
 
 def test_requests_finish_before_their_model_goes(folder):
     """A stream goes on to its end while another model is wanted, and one after it waits for its model's return; a
-    client that leaves while it waits holds nothing up.
+    client that leaves while it waits holds nothing up, and one that waits when the server ends is told.
     """
-    with serving(folder, "--models-max", "1", "--processes", "1") as (client, _), ThreadPoolExecutor() as pool:
+    with serving(folder, "--models-max", "1", "--processes", "1") as (client, process), ThreadPoolExecutor() as pool:
         body = {"model": "a", **CHOICE, "max_tokens": 120, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
@@ -127,6 +127,14 @@ def test_requests_finish_before_their_model_goes(folder):
             assert list(lines)[-2] == "data: [DONE]"
         assert other.result().status_code == back.result().status_code == 200
         assert states(client)["b"] == "unloaded"
+        waits = pool.submit(complete, client, "b")
+        wait_for(lambda: states(client)["b"] != "unloaded" or states(client)["a"] == "unloading")
+        process.terminate()
+        assert (waits.result().status_code, waits.result().json()["error"]["message"]) == (
+            503,
+            "the service is stopped",
+        )
+        assert process.wait(20) == 0
 
 
 def test_an_engine_that_dies(folder):
