@@ -93,8 +93,9 @@ def guard(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 
 
 def endpoints(backend: Backend, settings: Settings, metrics: Metrics, jobs: Jobs) -> FastAPI:
-    """The endpoints over an engine, for whose requests `jobs` is."""
+    """The endpoints over an engine, for whose requests `jobs` is; their `state.generator` makes those."""
     app, generator = bare_app(settings), Generator(backend, settings, jobs)
+    app.state.generator = generator
     backend.answer_with(jobs.answer)
     _add_generation(app, generator)
     _add_tokens(app, generator)
@@ -139,15 +140,15 @@ def _model(generator: Generator, name: str) -> dict[str, Any]:
     return {**parent, **model_entry(name, generator.created, generator.backend, generator.settings.chat_template)}
 
 
-def model_entry(name: str, created: int, backend: Backend | None, template: str | None = None) -> dict[str, Any]:
-    """What /v1/models says of a model; `backend` is None where it is not loaded, `template` instead of its own."""
-    tokenizer = None if backend is None else backend.tokenizer
+def model_entry(name: str, created: int, backend: Backend, template: str | None = None) -> dict[str, Any]:
+    """What /v1/models says of a model; `template` is instead of its own."""
+    tokenizer = backend.tokenizer
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "rocforge",
-        "context_length": None if backend is None else backend.limit or None,
+        "context_length": backend.limit or None,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
         "chat_template": None if tokenizer is None else bool(template or tokenizer.chat_template),
     }

@@ -97,6 +97,10 @@ class Generator:
         if tokens >= self.backend.limit:
             raise self._too_long(f"{tokens} tokens in the {param}")
 
+    def forget(self) -> None:
+        """Free what was made for the tokenizer: another one may come."""
+        self._compiler = None
+
     @property
     def compiler(self) -> GrammarCompiler:
         """For the model's tokenizer, to write grammars with."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -32,11 +34,12 @@ class ModelClient:
         want: asks for it to be loaded.
         drained: says that no request of it is in progress here.
         note_use: notes that it was used now, or is in use: IN_USE.
-        connect, endpoints: called when it is loaded.
+        connect: makes the client of its engine, which is started when the model is loaded, and closed afterwards.
+        endpoints: makes the endpoints over it. They are made once, since FastAPI keeps some of what it was given.
 
     Attributes:
         state, error: as the supervisor says; `error` is why it did not load, or None.
-        client: of its engine while that is there.
+        client: of its engine.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class ModelClient:
         endpoints: Callable[[EngineClient], FastAPI],
     ):
         self.state, self.error = ModelState.UNLOADED, None
-        self.client: EngineClient | None = None
+        self.client = connect(self._is_ready)
         self._want, self._drained, self._note_use = want, drained, note_use
-        self._connect, self._endpoints = connect, endpoints
+        self._endpoints = functools.cache(lambda: endpoints(self.client))
+        self._starting: asyncio.Future[None] | None = None
         self._users = 0
         self._loaded: asyncio.Future[FastAPI] | None = None
         self._unloaded: asyncio.Future[None] | None = None
@@ -89,25 +93,26 @@ class ModelClient:
             return
         if self._loaded is None:
             self._loaded = loop.create_future()
-        if self.client is None:
-            self.client = client = self._connect(lambda: self._is_ready(client))
-            self._starting = asyncio.ensure_future(client.start())
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self.client.start())
         if state is ModelState.UNLOADING:
             self._unloaded = loop.create_future()
             if not self._users:
                 self._drained()
 
-    def _is_ready(self, client: EngineClient) -> None:
-        if client is self.client and self._loaded is not None and not self._loaded.done():
-            self._loaded.set_result(self._endpoints(client))
+    def _is_ready(self) -> None:
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(self._endpoints())
 
     def _leave(self, error: ServiceError) -> None:
         """Its engine has ended: fail who waits for it, and let those begin anew that wait for its end."""
-        loaded, unloaded, client = self._loaded, self._unloaded, self.client
-        self._loaded = self._unloaded = self.client = None
-        if client is not None:
-            self._starting.cancel()
-            client.close()
+        loaded, unloaded, starting = self._loaded, self._unloaded, self._starting
+        self._loaded = self._unloaded = self._starting = None
+        if starting is not None:
+            starting.cancel()
+            self.client.close()
+            self._endpoints().state.generator.forget()
+            asyncio.get_running_loop().call_soon(_free)
         if loaded is not None and not loaded.done():
             loaded.set_exception(error)
             loaded.exception()  # which may be nobody's
@@ -116,10 +121,17 @@ class ModelClient:
 
     async def stop(self, drain: float) -> None:
         """As in Backend."""
-        if self.client is not None:
+        if self._starting is not None:
             await self.client.stop(drain)
         self._want, self._drained = _refuse, lambda: None
         self._leave(ServiceError(STOPPED))
+
+
+def _free() -> None:
+    """Free a vocabulary that nobody uses any more, which EngineClient has frozen."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _refuse() -> None:
@@ -174,7 +186,7 @@ class ModelClients:
     async def ask(self, question: str, argument: str = "") -> list[Any]:
         """As in Backend: by any engine, since all processes for HTTP are connected to each."""
         for model in self.models.values():
-            if model.client is not None and model.client.state is State.READY:
+            if model.client.state is State.READY:
                 return await model.client.ask(question, argument)
         return []
 

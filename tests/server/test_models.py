@@ -1,13 +1,20 @@
 """Which models a server has, by what a user says; and which of them are loaded, without processes."""
 
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra server is not installed")
 
 import rocforge as rf
 from rocforge.engine.capacity import CacheSizes
+from rocforge.engine.reply import ServiceError
 from rocforge.errors import OutOfMemoryError
 from rocforge.server.engine_options import EngineOptions
+from rocforge.server.model_clients import IN_USE, ModelClient
 from rocforge.server.model_pool import ModelPool, ModelState
 from rocforge.server.models import find_models
 from rocforge.server.run_models import check_host_memory
@@ -159,6 +166,61 @@ def test_failures_harm_no_other(actions):
     assert actions.errors["a"] == "killed" and pool.loaded == []
     pool.want("a")
     assert actions.take() == ["start a"]
+
+
+def test_nothing_is_left_of_an_unloaded_model():
+    """Whoever waits gets the endpoints; when it is unloaded its tokenizer is freed, though it is in frozen circles."""
+
+    class Circle:
+        def __init__(self):
+            self.itself = self
+
+    class Client:
+        def __init__(self, on_ready):
+            self.on_ready = on_ready
+
+        async def start(self):
+            self.tokenizer = Circle()
+            gc.collect()
+            gc.freeze()
+            self.on_ready()
+
+        def close(self):
+            del self.tokenizer
+            said.append("closed")
+
+    def endpoints(client):
+        generator = SimpleNamespace(forget=lambda: said.append("forgotten"))
+        return SimpleNamespace(client=client, state=SimpleNamespace(generator=generator))
+
+    async def run():
+        model = ModelClient(lambda: said.append("want"), lambda: said.append("drained"), uses.append, Client, endpoints)
+
+        async def use():
+            async with model.use() as endpoints:
+                return weakref.ref(endpoints.client.tokenizer)
+
+        using = asyncio.ensure_future(use())
+        await asyncio.sleep(0)
+        assert said == ["want"] and uses == [IN_USE]
+        for state in (LOADING, LOADED):
+            model.change(state, None)
+        left = await using
+        assert left() is not None and uses[-1] < IN_USE
+        model.change(UNLOADING, None)
+        assert said == ["want", "drained"]
+        again = asyncio.ensure_future(use())
+        await asyncio.sleep(0)
+        assert said == ["want", "drained"], "it waits until the model is gone"
+        model.change(UNLOADED, None)
+        await asyncio.sleep(0.01)
+        assert left() is None and said[2:] == ["closed", "forgotten", "want"]
+        model.change(UNLOADED, "too large")
+        with pytest.raises(ServiceError, match="the model does not load: too large"):
+            await again
+
+    said, uses = [], []
+    asyncio.run(run())
 
 
 def test_host_memory(tmp_path):

@@ -265,7 +265,7 @@ if (before.turns?.length) {  // one of a version that had no more than one
   keepChat(chat);
   saveSettings();
 }
-chat = chats.get(before.chat) ?? latestFirst()[0] ?? chat;
+chat = (before.chat ? chats.get(before.chat) : latestFirst()[0]) ?? chat;
 showChats();
 showChat();
 findModels();
