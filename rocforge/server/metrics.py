@@ -64,6 +64,11 @@ class Table:
         self._engine[: len(_GAUGES)] = (waiting, max(0, in_flight - waiting), *cache_blocks)
 
     @property
+    def used(self) -> bool:
+        """Whether there is any number but 0."""
+        return bool(self.rows.any() or self._engine.any())
+
+    @property
     def in_progress(self) -> int:
         """HTTP requests in progress, of all processes."""
         return int(self.rows[:, _IN_PROGRESS].sum())
@@ -89,7 +94,7 @@ class Table:
 
 
 class ModelTables:
-    """The numbers of several models, labelled by their names.
+    """The numbers of several models, labelled by their names; those that were never loaded have none.
 
     Args:
         tables: model -> its numbers.
@@ -102,7 +107,8 @@ class ModelTables:
         """For a registry of Prometheus."""
         families = _families(["model"])
         for model, table in self._tables.items():
-            table.fill(families, [model])
+            if table.used:
+                table.fill(families, [model])
         yield from families.values()
 
     def text(self) -> bytes:

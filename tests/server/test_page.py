@@ -552,7 +552,7 @@ def test_models(page, script):
     script.models.append({"id": "other", "context_length": None, "status": {"value": "unloaded"}})
     page.reload()
     page.get_by_label("Model", exact=True).select_option("other")
-    expect(page.locator("#state")).to_have_text("is loaded when it is asked")
+    expect(page.locator("#state")).to_have_text("not loaded yet")
     page.reload()
     script.pause = 0.3
     say(page, "Hello")

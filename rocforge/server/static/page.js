@@ -171,7 +171,7 @@ async function findModels() {
     models = data.map((entry) => ({
       id: entry.id, chat: entry.chat_template !== false, context: entry.context_length,
       images: entry.architecture?.input_modalities?.includes("image") ?? false,
-      state: entry.status?.value ?? (entry.context_length === null ? "loading" : "loaded"),
+      state: entry.status?.failed ? "failed" : entry.status?.value ?? (entry.context_length === null ? "loading" : "loaded"),
     }));
     $("model").replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
     $("model").disabled = models.length < 2;
@@ -182,11 +182,12 @@ async function findModels() {
     $("state").textContent = error.message;
   }
 }
+const STATES = { loading: "is loading …", unloaded: "not loaded yet", failed: "does not load" };
 function chooseModel(id) {
   const before = mode();
   model = models.find((one) => one.id === id) ?? models[0];
   $("model").value = $("model").title = model.id;
-  $("state").textContent = { loaded: "", loading: "is loading …", unloaded: "is loaded when it is asked" }[model.state] ?? model.state;
+  $("state").textContent = STATES[model.state] ?? "";
   field.mode.disabled = !model.chat;
   if (!model.chat) field.mode.value = "text";
   if (mode() !== before || !$("log").childElementCount) showChat();
