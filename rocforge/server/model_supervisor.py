@@ -94,15 +94,16 @@ class ModelSupervisor(Supervisor):
 
     def _ended(self, child: Child) -> None:
         model = self._models.get(child.name)
+        if self._stopping:
+            self._forget(child)
+            return
         if model is None:
-            super()._ended(child)
             for undrained in self._undrained.values():
                 undrained.discard(child.name)
             self._end_drained()
+            super()._ended(child)
             return
         self._forget(child)
-        if self._stopping:
-            return
         error = child.error or EngineDeadError(f"its process has ended: {child.fate}")
         if self._pool.states[model] is not ModelState.UNLOADING:
             log.error("model %s: %s", model, error)

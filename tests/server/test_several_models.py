@@ -134,7 +134,7 @@ def test_requests_finish_before_their_model_goes(folder):
             503,
             "the service is stopped",
         )
-        assert process.wait(20) == 0
+        assert process.wait(20) == 0, process.stderr.read()
 
 
 def test_an_engine_that_dies(folder):
