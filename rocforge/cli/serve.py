@@ -28,7 +28,7 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="A GGUF file, a folder, or hf:owner/repo[:quant] on the Hub; of several, or of a folder with several, "
             "each is loaded when it is asked for.",
         ),

@@ -102,7 +102,14 @@ def serve(
         raise ValueError("restart_engine needs a process for the engine; processes is 0")
 
     options = EngineOptions(
-        device, context, fp16_weights, cache_tokens, max_batch_tokens, max_requests, inter_token_ms, progress
+        device=device,
+        context=context,
+        fp16_weights=fp16_weights,
+        cache_tokens=cache_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_requests=max_requests,
+        inter_token_ms=inter_token_ms,
+        progress=progress,
     )
     loading = load_engine or partial(options.load, model_path, lora or {})
     with listening(host, port, uds, fd, max(1, processes)) as listeners, contextlib.ExitStack() as stack:
