@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,17 @@ import typer
 
 from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Quiet, Switch, Template, adapter_file
+from rocforge.cli.options import (
+    Context,
+    Device,
+    Fp16Weights,
+    Quiet,
+    Sampling,
+    Switch,
+    Template,
+    adapter_file,
+    takes_sampling,
+)
 from rocforge.cli.output import note
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
@@ -24,6 +35,7 @@ def _by_device(default: Mapping[str, float]) -> str:
     return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
+@partial(takes_sampling, of_requests=True)
 def serve(
     models: Annotated[
         list[str],
@@ -57,6 +69,15 @@ def serve(
         ),
     ] = None,
     chat_template: Template = None,
+    tool_parser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Format of the model's tool calls, by vLLM's name; default: by its template."
+        ),
+    ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(min=-1, metavar="N", help="Maximum tokens of a reply's thought; -1: any number.")
+    ] = -1,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +110,8 @@ def serve(
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
+    *,
+    sampling: Sampling,
 ) -> None:
     """Serve the OpenAI API over HTTP; / is a chat page."""
     from rocforge.server.engine_options import EngineOptions
@@ -96,20 +119,24 @@ def serve(
     from rocforge.server.run import serve as serve_one
     from rocforge.server.run_models import serve_models
     from rocforge.server.settings import Settings
+    from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 
     if uds is not None and fd is not None:
         raise UsageError("--uds and --fd are two places to listen; allowed is one")
     if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
         raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
+    if tool_parser is not None and tool_parser not in TOOL_PARSERS:
+        raise UsageError(f"--tool-parser is {tool_parser!r}; allowed are {', '.join(sorted(TOOL_PARSERS))}")
     found = find_models(models)
-    for option, given in {"--name": name, "--lora": lora, "--chat-template": chat_template}.items():
-        if given and len(found) > 1:
-            raise UsageError(f"{option} is for one model; {len(found)} are given")
-    if processes == 0 and len(found) > 1:
-        raise UsageError(f"--processes is 0; {len(found)} models need 1 or more")
+    if len(found) > 1:
+        of_one = {"--name": name, "--lora": lora, "--chat-template": chat_template, "--tool-parser": tool_parser}
+        _check_several(len(found), of_one, processes)
     settings = Settings(
         model_name=name or found[0].name,
         chat_template=chat_template.read() if chat_template else None,
+        tool_parser=tool_parser,
+        reasoning_budget=None if reasoning_budget < 0 else reasoning_budget,
+        sampling={name: sampling.options[name] for name in sampling.given},
         api_key=api_key,
         root_path=root_path,
         cors_origins=cors_origin or (),
@@ -148,6 +175,15 @@ def serve(
         if error.errno != errno.EADDRINUSE or uds is not None:
             raise
         raise PortInUseError(f"port {port} of {host} is in use: another program listens there") from None
+
+
+def _check_several(count: int, of_one: Mapping[str, Any], processes: int | None) -> None:
+    """Raises UsageError where options are given that are for one model, or do not do for several."""
+    for option, given in of_one.items():
+        if given:
+            raise UsageError(f"{option} is for one model; {count} are given")
+    if processes == 0:
+        raise UsageError(f"--processes is 0; {count} models need 1 or more")
 
 
 def _adapters(options: Sequence[str]) -> dict[str, tuple[str, float]]:

@@ -18,6 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
+from rocforge.engine.breakers import breakers_of
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
@@ -32,6 +33,7 @@ from rocforge.nn.pooling import pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -249,7 +251,7 @@ class Engine:
             constraint: what the text must obey, new for each request.
 
         Raises:
-            ValueError: as in `check`.
+            ValueError: as in `check`, or DRY has texts as sequence breakers.
             RuntimeError: the engine is closed.
 
         >>> engine = rf.Engine(model)
@@ -263,7 +265,8 @@ class Engine:
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
         lora = None if params.lora is None else self.model.adapters.placed(params.lora)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eog_token_ids)
-        request = Request(prompt, params, constraint, longest, ends, lora)
+        mirostat = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta) if params.mirostat else None
+        request = Request(prompt, params, constraint, longest, ends, lora, breakers_of(params), mirostat)
         self.scheduler.add(request)
         return request
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rocforge import html
+from rocforge.engine.breakers import with_breakers
 from rocforge.engine.engine import Engine, Token
 from rocforge.engine.request import Request
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -140,7 +141,7 @@ class RequestStream:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams):
         self._engine, self._stream = engine, ResponseStream(tokenizer, prompt, params, engine.model.device)
-        self.request: Request = engine.add(prompt, params)
+        self.request: Request = engine.add(prompt, with_breakers(params, tokenizer))
 
     def add(self, token: Token) -> GenerationResponse:
         """The response for a token of this request; one that completes a stop string ends the request.

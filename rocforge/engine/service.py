@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.engine.breakers import with_breakers
 from rocforge.engine.core import EngineCore, StepEngine
 from rocforge.engine.replies import Observer, Replies
 from rocforge.engine.reply import CancelledError, Progress, QueueFullError, Reply, ServiceError
@@ -282,6 +283,7 @@ class Service:
     def _admit(self, core: EngineCore, tokenizer: Tokenizer, reply: Reply) -> None:
         try:
             reply.begin(tokenizer, core.engine.device)
-            core.add(reply.key, reply.prompt, reply.params, reply.constraint, reply.timeout, reply.submitted)
+            params = with_breakers(reply.params, tokenizer)
+            core.add(reply.key, reply.prompt, params, reply.constraint, reply.timeout, reply.submitted)
         except Exception as error:
             self._replies.end(reply, Progress.FAILED, error)

@@ -29,7 +29,6 @@ from rocforge.ops.sampling import SamplingParams
 from rocforge.server import wire
 from rocforge.server.grammars import COMPILING, Grammars
 from rocforge.server.metrics import Table
-from rocforge.text.grammar import Grammar
 from rocforge.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rocforge.server")
@@ -107,7 +106,7 @@ class EngineServer:
         self._numbers, self._keys = itertools.count(), itertools.count()
         self._open: dict[int, tuple[Peer, int, Constraint | None]] = {}
         self._grammars, self._compiling = Grammars(tokenizer), ThreadPoolExecutor(COMPILING, "grammars")
-        self._compiled: deque[tuple[_Job, Future[Sequence[Grammar]]]] = deque()
+        self._compiled: deque[tuple[_Job, Future[Sequence[Constraint]]]] = deque()
         self._wake, woken = socket.socketpair()
         woken.setblocking(False)
         listener.setblocking(False)
@@ -196,7 +195,7 @@ class EngineServer:
         compiling = self._compiling.submit(self._grammars.compile, wanted, len(keys))
         compiling.add_done_callback(lambda done: self._note_compiled(job, done))
 
-    def _note_compiled(self, job: _Job, done: Future[Sequence[Grammar]]) -> None:
+    def _note_compiled(self, job: _Job, done: Future[Sequence[Constraint]]) -> None:
         self._compiled.append((job, done))
         self._wake.send(b"\0")
 

@@ -146,6 +146,13 @@ class Prediction(Body):
     content: Text | Array[TextPart]
 
 
+class Thinking(Body):
+    """Anthropic's and DeepSeek's."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0)
+
+
 class Sampling(Body):
     """What both kinds of completion share."""
 
@@ -176,6 +183,16 @@ class Sampling(Body):
     typical_p: float | None = Field(None, description="Extension: locally typical sampling up to this probability.")
     xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
     xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
+    mirostat: int | None = Field(None, description="Extension: 1 or 2, mirostat in place of what leaves tokens out.")
+    mirostat_tau: float | None = Field(None, description="Extension: the surprise that mirostat aims at, in bits.")
+    mirostat_eta: float | None = Field(None, description="Extension: how fast mirostat adapts.")
+    dry_multiplier: float | None = Field(None, description="Extension: DRY's penalty for repetitions that go on.")
+    dry_base: float | None = Field(None, description="Extension: its growth with each token.")
+    dry_allowed_length: int | None = Field(None, description="Extension: tokens that may be repeated.")
+    dry_penalty_last_n: int | None = Field(None, description="Extension: tokens that are searched; -1: all.")
+    dry_sequence_breakers: Annotated[Array[Stop], Field(max_length=64)] | None = Field(
+        None, description="Extension: texts that end repetitions."
+    )
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
@@ -189,6 +206,7 @@ class Sampling(Body):
     )
     min_tokens: int | None = Field(None, ge=0, description="Extension: no token ends the text before.")
 
+    typ_p: float | None = Field(None, description="llama.cpp's typical_p.")
     n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
     repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")
     cache_prompt: bool | None = Field(None, description="llama.cpp's. Prefixes are cached either way.")
@@ -229,6 +247,16 @@ class ChatCompletionRequest(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
+    thinking_budget: int | None = Field(
+        None,
+        ge=-1,
+        description="Extension: the most tokens that a reply thinks before it is made to end that; -1: any.",
+    )
+    thinking: Thinking | None = Field(None, description="Whether a reply thinks, and thinking_budget as budget_tokens.")
+    reasoning_budget: int | None = Field(None, ge=-1, description="As thinking_budget.")
+    reasoning_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_token_budget: int | None = Field(None, ge=-1, description="vLLM's thinking_budget.")
     add_generation_prompt: bool | None = Field(None, description="Extension: begin an assistant's message; as default.")
     continue_final_message: bool | None = Field(
         None, description="Extension: continue the last message, an assistant's; add_generation_prompt must be false."

@@ -35,6 +35,7 @@ CASES = [
     (("serve", "x", "--port", "99999"), 2, "99999"),
     (("serve", "x", "--host", "192.0.2.1"), 1, "cannot listen on 192.0.2.1, port 8000: Cannot assign"),
     (("serve", DOCS.parent, "--port", "0"), 1, "no model in"),
+    (("serve", "x", "--tool-parser", "xml"), 2, "--tool-parser is 'xml'; allowed are command_r7b,"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),
     (("inspect", DOCS), 1, "GGUF"),
     (("bench", "MODEL", "-p", "0", "-n", "0"), 2, "leaves nothing to measure"),

@@ -164,8 +164,10 @@ def test_fields_without_effect(client):
         (chat, {"extra_body": {"top_k": -2}}, "top_k"),
         (chat, {"extra_body": {"top_n_sigma": -2}}, "top_n_sigma"),
         (chat, {"extra_body": {"typical_p": 0}}, "typical_p"),
-        (chat, {"extra_body": {"dry_multiplier": 0.8}}, "dry_multiplier"),
-        (chat, {"extra_body": {"mirostat": 2}}, "mirostat"),
+        (chat, {"extra_body": {"dry_multiplier": -1}}, "dry_multiplier"),
+        (chat, {"extra_body": {"dry_sequence_breakers": [""]}}, "dry_sequence_breakers"),
+        (chat, {"extra_body": {"mirostat": 3}}, "mirostat"),
+        (chat, {"extra_body": {"samplers": ["top_k", "temperature"]}}, "samplers"),
         (chat, {"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
         (chat, {"extra_body": {"guided_json": "{"}}, "guided_json"),
         (chat, {"extra_body": {"guided_json": "[]"}}, "guided_json"),
@@ -192,7 +194,9 @@ def test_one_call_at_a_time(client):
         message = chat(client, **options, parallel_tool_calls=parallel).choices[0].message
         assert len(message.tool_calls) == count and json.loads(message.tool_calls[0].function.arguments) == {}
         chunks = chat(client, **options, parallel_tool_calls=parallel, stream=True)
-        assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == count
+        deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        assert [call.index for call in deltas if call.id] == list(range(count))
+        assert "".join(call.function.arguments for call in deltas) == "{}" * count
 
 
 def test_variables_of_templates(start):
@@ -209,3 +213,16 @@ def test_variables_of_templates(start):
             usage = server.post("/v1/chat/completions", json=body).json()["usage"]
             ids = server.post("/tokenize", json={"content": prompt}).json()
             assert usage["prompt_tokens"] == ids["count"], fields
+
+
+def test_defaults_of_sampling(start):
+    """What a request leaves out is as the command says, else as the file recommends, else the API's; so says /props."""
+    with start(sampling={"temperature": 0.0, "dry_multiplier": 0.5}) as server:
+        server.service.tokenizer.recommended_sampling = {"temperature": 0.4, "min_p": 0.2}
+        shown = server.get("/props").json()["default_generation_settings"]["params"]
+        assert (shown["temperature"], shown["min_p"], shown["dry_multiplier"], shown["typ_p"]) == (0, 0.2, 0.5, 1)
+        texts = set()
+        for fields in ({"seed": 1}, {"seed": 2}, {"seed": 3, "temperature": 1.5, "mirostat": 2}):
+            body = {"model": "small", "prompt": [5, 6, 7], "max_tokens": 12, "ignore_eos": True, **fields}
+            texts.add(server.post("/v1/completions", json=body).json()["choices"][0]["text"])
+        assert len(texts) == 2
