@@ -16,6 +16,7 @@ class Script:
         pause: seconds before each; both as they are when the reply begins.
         fault: None, "error" (in the stream), "cut" (the connection ends half way), or a status with a message.
         models: what /v1/models says of the models.
+        sampling: what /props says of it.
         counted: the bodies of each POST of /tokenize, which counts a token for each character.
         requests: (path, body, headers) of each POST.
         gone: how many clients left before their reply's end.
@@ -26,6 +27,7 @@ class Script:
         self.pause = 0.0
         self.fault: str | tuple[int, str] | None = None
         self.models = [{"id": "scripted", "object": "model", "context_length": 4096}]
+        self.sampling = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
         self.counted: list[dict] = []
         self.requests: list[tuple[str, dict, dict]] = []
         self.gone = 0
@@ -46,6 +48,8 @@ def serving(document, policy):
             if self.path == "/":
                 headers = {"Content-Security-Policy": policy}
                 self._answer(200, "text/html; charset=utf-8", document.encode(), headers)
+            elif self.path.startswith("/props?model="):
+                self._json(200, {"default_generation_settings": {"params": script.sampling}})
             elif self.path == "/v1/models":
                 self._json(200, {"object": "list", "data": script.models})
             else:

@@ -265,7 +265,9 @@ def test_edit_and_try_again(page, script):
 
 
 def test_settings_reach_the_server(page, script):
-    """Each setting is a field of the request; empty ones are left out; Defaults brings the defaults back."""
+    """Each setting is a field of the request; empty ones are left out, but where nobody recommends a sampling the page
+    does. Defaults empties all.
+    """
     page.get_by_role("button", name="Settings").click()
     given = {"Top p": "0.5", "Top k": "9", "Min p": "0.1", "Presence penalty": "1", "Frequency penalty": "-1"}
     given |= {"Most tokens": "7", "Seed": "42"}
@@ -284,7 +286,13 @@ def test_settings_reach_the_server(page, script):
     page.get_by_role("button", name="Done").click()
     ask(page, "y")
     assert not {"max_tokens", "seed", "stop", "reasoning_effort", "tools"} & script.requests[-1][1].keys()
-    assert script.requests[-1][1]["top_p"] == 0.95
+    assert {"temperature": 0.7, "top_p": 0.95}.items() <= script.requests[-1][1].items()
+    assert page.get_by_label("Top p").get_attribute("placeholder") == "0.95"
+    script.sampling = {"temperature": 0.6, "top_p": 1, "top_k": 20}  # as a file recommends it
+    page.reload()
+    ask(page, "z")
+    assert not {"temperature", "top_p", "top_k"} & script.requests[-1][1].keys()
+    assert page.get_by_label("Top k").get_attribute("placeholder") == "20"
 
 
 FAULTS = [

@@ -5,6 +5,7 @@ const form = $("settings"), field = form.elements, NUMBERS = [...form.querySelec
 const running = new Map();  // id of a conversation -> the AbortController of its reply
 let chat = newChat();
 let models = [], model = { id: "", chat: true, context: null, images: false, state: "loading" };
+const defaults = new Map(); // id of a model -> what /props says of its sampling
 let lookAgain = 0;          // the timer of findModels
 let images = [];            // data: URLs, to be sent with the next message
 
@@ -190,6 +191,7 @@ function chooseModel(id) {
   $("state").textContent = STATES[model.state] ?? "";
   field.mode.disabled = !model.chat;
   if (!model.chat) field.mode.value = "text";
+  if (model.state === "loaded") findDefaults().catch(() => {});  // the next question says what is wrong
   if (mode() !== before || !$("log").childElementCount) showChat();
   $("attach").hidden = mode() === "text" || !model.images;
 }

@@ -32,7 +32,7 @@ async function* events(body) {
 
 // The path and body that ask for what follows some turns.
 async function question(turns, signal) {
-  const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
+  const body = { model: model.id, stream: true, stream_options: { include_usage: true }, ...(await findDefaults(signal)) };
   for (const name of NUMBERS) if (field[name].value !== "") body[name] = Number(field[name].value);
   if (field.stop.value) body.stop = field.stop.value;
   if (mode() === "text") {
@@ -45,6 +45,19 @@ async function question(turns, signal) {
   const messages = turns.map(message).filter(Boolean);
   if (field.system.value) messages.unshift({ role: "system", content: field.system.value });
   return ["v1/chat/completions", { ...body, messages }];
+}
+
+// Show what the server takes where a setting is empty, and give what this page takes instead: where neither the file nor
+// the server recommends a temperature and a top_p, those are the API's own 1, with which small models ramble.
+async function findDefaults(signal) {
+  if (!defaults.has(model.id)) {
+    const url = `props?model=${encodeURIComponent(model.id)}`;
+    defaults.set(model.id, (await (await request(url, { signal })).json()).default_generation_settings.params);
+  }
+  const found = defaults.get(model.id), plain = found.temperature === 1 && found.top_p === 1;
+  const own = plain ? { temperature: 0.7, top_p: 0.95 } : {};
+  for (const name of NUMBERS) if (name in found) field[name].placeholder = own[name] ?? found[name];
+  return own;
 }
 
 function tools(text) {
