@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -35,6 +35,20 @@ INLINE_TEXT = 2048
 """Characters of a text that is tokenized within the event loop: another thread would take longer."""
 LONGEST_TOKEN = 256
 """Characters a token: a text longer than this times the context is refused before it is tokenized."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Cancel what is awaited inside after so many seconds.
+
+    Raises:
+        DeadlineError: they are over.
+    """
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
 
 
 class Generator:
@@ -114,15 +128,9 @@ class Generator:
         """Render a chat template in another thread."""
         return await to_thread.run_sync(template, abandon_on_cancel=True, limiter=self._rendering)
 
-    @contextmanager
-    def deadline(self, timeout: float | None) -> Iterator[None]:
+    def deadline(self, timeout: float | None) -> AbstractContextManager[None]:
         """Cancel what is awaited inside when the request's time is over."""
-        seconds = self._seconds(timeout)
-        try:
-            with anyio.fail_after(seconds):
-                yield
-        except TimeoutError:
-            raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
+        return time_limit(self._seconds(timeout))
 
     def grammar(self, body: Sampling) -> GrammarSource | None:
         """What each text must obey, from response_format, regex or grammar."""

@@ -17,6 +17,7 @@ from rocforge.engine.service import State
 from rocforge.server.app import add_requests, bare_app, guard, model_entry
 from rocforge.server.body import JSONRequest
 from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.metrics import Metrics, ModelTables
 from rocforge.server.model_clients import ModelClient, ModelClients
@@ -42,7 +43,7 @@ def create_router(
     _add_models(app, clients)
     add_requests(app, jobs, clients.ask)
     _add_state(app, clients, tables)
-    app.router.default = Dispatch(clients.models, described)
+    app.router.default = Dispatch(clients.models, described, settings.request_timeout)
     guard(app, settings, metrics)
     return app
 
@@ -104,33 +105,33 @@ class Dispatch:
     Args:
         models: by name.
         described: has the same endpoints.
+        request_timeout: seconds that a request waits at most; it may ask for less.
     """
 
-    def __init__(self, models: Mapping[str, ModelClient], described: FastAPI):
-        self._models, self._described = models, described
+    def __init__(self, models: Mapping[str, ModelClient], described: FastAPI, request_timeout: float):
+        self._models, self._described, self._request_timeout = models, described, request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {name: value for name, value in scope.items() if name != "router"}
         if not any(route.matches(scope)[0] is Match.FULL for route in self._described.routes):
             return await self._described(scope, receive, send)  # which says that there is no such thing
         request = JSONRequest(scope, receive)
-        model = await self._named_by(request)
+        fields = await self._fields(request)
+        model = named(self._models, fields["model"])
         async with contextlib.AsyncExitStack() as stack:
-            endpoints = await unless_gone(stack.enter_async_context(model.use()), request)
+            with time_limit(min(_seconds(fields.get("timeout")), self._request_timeout)):
+                endpoints = await unless_gone(stack.enter_async_context(model.use()), request)
             if endpoints is None:
                 return await client_closed()(scope, receive, send)
             await endpoints(scope, _again(await request.body(), receive) if request.method == "POST" else receive, send)
 
-    async def _named_by(self, request: JSONRequest) -> ModelClient:
-        if request.method == "POST":
-            body = await request.json()
-            name = body.get("model") if isinstance(body, dict) else None
-        else:
-            name = request.query_params.get("model")
-        if not isinstance(name, str):
+    async def _fields(self, request: JSONRequest) -> Mapping[str, Any]:
+        """The fields of a body, or of a query; "model" is one of them."""
+        fields = await request.json() if request.method == "POST" else request.query_params
+        if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), str):
             message = "Missing required parameter: 'model'"
             raise APIError(message, param="model", code="missing_required_parameter")
-        return named(self._models, name)
+        return fields
 
 
 def named(models: Mapping[str, ModelClient], name: str) -> ModelClient:
@@ -142,6 +143,11 @@ def named(models: Mapping[str, ModelClient], name: str) -> ModelClient:
     if name not in models:
         raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
     return models[name]
+
+
+def _seconds(timeout: Any) -> float:
+    """A request's time limit; infinite where it has none, or no valid one, which its endpoint will refuse."""
+    return timeout if isinstance(timeout, (int, float)) and timeout > 0 else float("inf")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -124,6 +124,8 @@ def test_requests_finish_before_their_model_goes(folder):
             with pytest.raises(httpx.ReadTimeout):
                 complete(httpx.Client(base_url=client.base_url, trust_env=False, timeout=0.2), "c")
             back = pool.submit(complete, client, "a")
+            late = complete(client, "c", timeout=0.1)
+            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
             assert list(lines)[-2] == "data: [DONE]"
         assert other.result().status_code == back.result().status_code == 200
         assert states(client)["b"] == "unloaded"
