@@ -25,6 +25,7 @@ class ModelSupervisor(Supervisor):
     Args:
         engines: model -> what its process runs, beside these other models.
         check: raises what is wrong with a model's file.
+        note_end: told of a model whose engine has ended.
         most, last_use: as in ModelPool.
         front_ends, listeners, grace, on_ready: as in Supervisor.
     """
@@ -33,6 +34,7 @@ class ModelSupervisor(Supervisor):
         self,
         engines: Mapping[str, Callable[[list[str], Notes], None]],
         check: Callable[[str], None],
+        note_end: Callable[[str], None],
         most: int,
         last_use: Callable[[str], float],
         front_ends: Sequence[Body],
@@ -42,7 +44,8 @@ class ModelSupervisor(Supervisor):
     ):
         super().__init__(None, front_ends, listeners, restart_engine=False, grace=grace, on_ready=on_ready)
         self._pool = ModelPool(engines, most, last_use, self)
-        self._check, self._engines, self._models = check, engines, {_child_of(name): name for name in engines}
+        self._check, self._note_end = check, note_end
+        self._engines, self._models = engines, {_child_of(name): name for name in engines}
         self._undrained: dict[str, set[str]] = {name: set() for name in engines}
         """The processes for HTTP that still have requests of a model that is to be unloaded."""
 
@@ -104,6 +107,7 @@ class ModelSupervisor(Supervisor):
             super()._ended(child)
             return
         self._forget(child)
+        self._note_end(model)
         error = child.error or EngineDeadError(f"its process has ended: {child.fate}")
         if self._pool.states[model] is not ModelState.UNLOADING:
             log.error("model %s: %s", model, error)

@@ -97,6 +97,7 @@ def serve_models(
         ModelSupervisor(
             engines,
             lambda name: check_file(paths[name]),
+            lambda name: tables[name].note_engine(0, 0, (0, 0)),
             models_max,
             lambda name: uses[:, column[name]].max(),
             front_ends,

@@ -153,5 +153,7 @@ def test_an_engine_that_dies(folder):
         assert fails.result().json()["error"]["code"] == "engine_dead"
         assert goes_on.result().status_code == 200
         assert client.get("/v1/models/a").json()["status"]["error"] == "its process has ended: killed by SIGKILL"
+        running = re.search(r'requests_running{model="a"} (\S+)', client.get("/metrics").text)[1]
+        assert float(running) == 0, "a dead engine runs nothing"
         assert complete(client, "a").status_code == 200
         assert states(client) == {"a": "loaded", "b": "loaded", "broken": "unloaded", "c": "unloaded"}
