@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
 from rocforge.server.continuation import Continuation
 from rocforge.server.errors import APIError, JSONResponse
-from rocforge.server.events import Chunks, EventStream
+from rocforge.server.events import Chunks, EventStream, completed
 from rocforge.server.generation import Generator, response_rule
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.history import History
@@ -35,6 +36,21 @@ class ChatCompletions:
         self._generator = generator
 
     async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
+        job, parsers = await self.submit(body, "chatcmpl-")
+        answer = _Answer(job, body, self._generator, parsers)
+        if body.stream:
+            return EventStream(job, completed(answer.events()))
+        pieces = await collect(job, request)
+        return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+
+    async def submit(self, body: ChatCompletionRequest, prefix: str, fits: bool = False) -> tuple[Job, list[Parser]]:
+        """The job of a chat, and a parser of each of its replies.
+
+        Args:
+            body: what is asked for.
+            prefix: of the job's id.
+            fits: where max_tokens exceeds what the context has room for, the context is the limit.
+        """
         generator = self._generator
         rename(body)
         generator.check_model(body.model)
@@ -57,14 +73,17 @@ class ChatCompletions:
         params = generator.params(body, body.n or 1, most, count)
         with generator.deadline(body.timeout):
             prompt, text = await self._prompt(body, tools)
+            if fits and len(prompt) + (most or 0) > generator.backend.limit:
+                params = [replace(one, max_tokens=None) for one in params]
             opened = format.opens_thought(text)
             grammar = self._grammar(body, format, tools, opened) or self._thinking(body, format, opened)
-            job = await generator.submit("chatcmpl", [prompt], params, grammar, body.timeout)
-        answer = _Answer(job, body, generator, [format.parser(tools.by_name, opened) for _ in params])
-        if body.stream:
-            return EventStream(job, answer.events())
-        pieces = await collect(job, request)
-        return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+            job = await generator.submit(prefix, [prompt], params, grammar, body.timeout)
+        return job, [format.parser(tools.by_name, opened) for _ in params]
+
+    async def count(self, body: ChatCompletionRequest) -> int:
+        """How many tokens the prompt of a chat has."""
+        self._generator.check_model(body.model)
+        return len((await self._prompt(body, tools_of(body)))[0])
 
     def _template(self, with_tools: bool) -> str:
         """The source of the chat template for messages with tools, or without."""

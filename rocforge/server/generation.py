@@ -27,6 +27,7 @@ from rocforge.server.settings import Settings
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import ANY_OBJECT, json_rule
 from rocforge.text.tokenizer import Tokenizer
+from rocforge.text.vocabulary import FillInTokens
 
 Rendered = TypeVar("Rendered")
 DEFAULT_TEMPERATURE = 1.0
@@ -107,6 +108,24 @@ class Generator:
     async def prompts(self, prompt: Any) -> list[list[int]]:
         """The token ids of each of one or several texts or lists of ids."""
         return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]
+
+    def fill_in_tokens(self, param: str) -> FillInTokens:
+        """The model's.
+
+        Raises:
+            APIError: it has none.
+        """
+        tokens = self.tokenizer.fill_in_tokens
+        if tokens is None:
+            message = f"{param} needs a model that fills in the middle, and this one has no tokens for it"
+            raise APIError(message, param=param, code="unsupported_parameter")
+        return tokens
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that the tokenizer puts before each text."""
+        tokenizer = self.tokenizer
+        return [id for id in tokenizer.encode("")[:1] if id == tokenizer.bos_token_id]
 
     def check_length(self, tokens: int, param: str) -> None:
         """Raises APIError where a prompt of so many tokens does not fit into the context."""
@@ -212,7 +231,7 @@ class Generator:
         return self._job(prefix, len(params), [Reply.empty(prompt, one) for prompt in prompts for one in params])
 
     def _job(self, prefix: str, choices: int, replies: list[Reply]) -> Job:
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", choices, replies)
+        job = Job(f"{prefix}{secrets.token_hex(12)}", choices, replies)
         self.jobs.add(job)
         return job
 

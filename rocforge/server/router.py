@@ -19,6 +19,7 @@ from rocforge.server.body import JSONRequest
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
+from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.metrics import Metrics, ModelTables
 from rocforge.server.model_clients import ModelClient, ModelClients
 from rocforge.server.page import page
@@ -42,6 +43,7 @@ def create_router(
     app.openapi = described.openapi  # type: ignore[method-assign]
     _add_models(app, clients)
     add_requests(app, jobs, clients.ask)
+    add_kept_responses(app, jobs, clients.ask)
     _add_state(app, clients, tables)
     app.router.default = Dispatch(clients.models, described, settings.request_timeout)
     guard(app, settings, metrics)

@@ -59,7 +59,7 @@ def test_caches_share_a_gpu(model_file, monkeypatch):
     monkeypatch.setattr(model, "device", "gpu:0")
     for fits, expected in ((40 * context, 10 * context), (2 * context, context), (context // 2, context // 2)):
         monkeypatch.setattr(CacheSizes, "tokens_that_fit", lambda self, context, requests, fits=fits: fits)
-        assert EngineOptions(models=4).cache_tokens_of(model) == expected
+        assert EngineOptions(models=4, max_requests=64).cache_tokens_of(model) == expected
     assert EngineOptions(models=4, cache_tokens=96).cache_tokens_of(model) == 96
     assert EngineOptions().cache_tokens_of(model) is None
 

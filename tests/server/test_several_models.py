@@ -96,6 +96,7 @@ def test_loaded_on_demand(folder):
             (client.get("/props"), 400, "missing_required_parameter"),
             (complete(client, "d"), 404, "model_not_found"),
             (client.get("/v1/models/d"), 404, "model_not_found"),
+            (client.get("/v1/responses/resp_x"), 404, None),
             (client.get("/nothing"), 404, "unknown_url"),
             (client.post("/v1/completions", content=b"{", headers={"Content-Type": "application/json"}), 400, None),
             (client.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}), 415, None),

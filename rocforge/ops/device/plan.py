@@ -192,7 +192,7 @@ class NormPlan(enum.Enum):
     IN_PRODUCT = enum.auto()
     """A GEMV writes the normalized row in int8, and leaves the division by the root to the next product."""
     WITH_SUM = enum.auto()
-    """A launch adds the BLAS library's product to the residual, and normalizes the sum in float16."""
+    """A launch adds the BLAS library's product, or the parts of wide.hip's, to the residual, and normalizes the sum."""
 
 
 def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
@@ -205,7 +205,7 @@ def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> N
 def norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
     """`norm_plan_for`, of the formats of the weight, which has so many rows, and of the consumers."""
     form = form_of_all(formats, tokens, tuned)
-    if form is OperandForm.FP16:
+    if form is OperandForm.FP16 or form is OperandForm.SWIZZLED:
         return NormPlan.WITH_SUM
     if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, units, tuned):
         return NormPlan.IN_PRODUCT
