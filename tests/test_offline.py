@@ -186,7 +186,7 @@ def end_of_loop(kernel: code_objects.Kernel, inside: int) -> int:
 
 @needs_amd_compiler
 @pytest.mark.parametrize(
-    ("source", "defines", "target"), cases_of("tiles.hip", RF_QTYPE=["Q4_K", "MXFP4"], RF_TOKENS="8")
+    ("source", "defines", "target"), cases_of("tiles.hip", RF_QTYPE=["Q4_K", "IQ4_XS"], RF_TOKENS="8")
 )
 def test_tile_instructions(source, defines, target):
     """Loads are in use 32 elements later at the soonest, and no weight passes through LDS."""

@@ -38,15 +38,19 @@ class Tuning:
         wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
+        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
+            5 to 8 tokens.
         gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
+        gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
+        gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
+        lattice_resident: as gemv_resident, in all of these kernels, of IQ1, IQ2 and IQ3.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
@@ -103,12 +107,15 @@ class Tuning:
     wide_from: int = ANY
 
     gemv_threads: int = 128
+    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
+    gemv_many_rows: int = ANY
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
     gemv_float_cells_many: int = 2
+    gemv_pipelined_nbytes: int = 80
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
@@ -116,6 +123,7 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
+    lattice_resident: int = 768
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
     wide_simd_threads: int = 256
