@@ -98,8 +98,8 @@ class ChatCompletions:
     @cached_property
     def _history(self) -> History:
         """Of chats with the model."""
-        template, tokenizer = self._template(with_tools=False), self._generator.tokenizer
-        return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
+        template, generator = self._template(with_tools=False), self._generator
+        return History(template, lambda turns: generator.tokenizer.render_chat(turns, chat_template=template)[0])
 
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
         """Its tokens and its text."""
