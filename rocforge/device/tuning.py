@@ -184,6 +184,7 @@ _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 _H200 = replace(
     _NVIDIA,
     basis="measured",
+    tile_tokens=128,
     tile_tokens_alone=ANY,
     wide_from=33,
     experts_wide_from=129,
