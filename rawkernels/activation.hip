@@ -15,19 +15,29 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
     }
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
 RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 RF_ELEMENTWISE(sigmoid_gate, x[i] * sigmoid(gate[i]), const float* gate, u64 size)
 
+// x (rows, columns) times the sigmoid of its row's gate; `size` elements.
+RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float* gate, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i] * sigmoid(gate[i / columns]);
+}
+
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
-// Grid: (rows, columns / THREADS).
-RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride) {
+// y is the first of several parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
+RF_KERNEL(THREADS)
+rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride, u32 parts, u64 part) {
     wait_for_previous();
     u32 column = block_y() * THREADS + thread_x();
     if (column >= columns) return;
     u64 row = block_x(), at = row * stride + column;
     float more = bias ? bias[column] : 0.0f;
+    for (u32 i = 1; i < parts; ++i) more += y[at + i * part];
     if (residual) more += residual[row * columns + column];
     y[at] += more;
 }

@@ -73,8 +73,9 @@ struct Items {
 };
 
 // Where a wave's lanes exchange the sums of 16 pairs.
+typedef float PairSums[16][16 * TILES + PAD];
 struct Exchange {
-    alignas(16) float of[WAVES][16][16 * TILES + PAD];
+    alignas(16) PairSums of[WAVES];
 };
 
 // Calls `store(tile, run, pair, sums)` for the pairs of each of the wave's work items, 16 by 16: of pair 0 to 15 there
@@ -102,7 +103,7 @@ RF_DEVICE void each_item(const Pairs& p, u32 runs, PositionOf position_of, Ready
         RF_UNROLL
         for (u32 n = 0; n < TOKEN_TILES; ++n) {
             if (!x.any(n)) break;
-            auto& own = exchange.of[wave()];
+            PairSums& own = exchange.of[wave()];
             wave_barrier();  // what was there has been used
             RF_UNROLL
             for (u32 m = 0; m < TILES; ++m) {
@@ -152,7 +153,7 @@ rf_experts_gated_pairs(ExpertsGatedPairsParams p) {
     u32 runs = (p.out_cells * CELL + height - 1) / height;
     each_item(
         p.pairs, runs, position_of, [] {},
-        [&](const PairTile& tile, u32 run, u32 first, const auto& sums) {
+        [&](const PairTile& tile, u32 run, u32 first, const PairSums& sums) {
             each_sum(tile, first, height, [&](u32 pair, u32 within) {
                 u32 row = run * height + within;
                 float value = 0.0f;
@@ -187,7 +188,7 @@ rf_experts_down_pairs(ExpertsDownPairsParams p) {
             return row_of(p.w, (u64(tile.expert) * p.rows + row) * RF_QTYPE::row_bytes(p.pairs.cells));
         });
     };
-    auto store = [&](const PairTile& tile, u32 run, u32 first, const auto& sums) {
+    auto store = [&](const PairTile& tile, u32 run, u32 first, const PairSums& sums) {
         each_sum(tile, first, height, [&](u32 pair, u32 within) {
             u32 row = run * height + within;
             if (row >= p.rows) return;

@@ -109,8 +109,8 @@ def test_lattices(name):
     assert np.array_equal(np.unique(points)[values], points)
 
 
-WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\("
-WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\(|\bmultiply_pairs\("
+BEGINNINGS = ("accumulate<", "product<", "block_sums<", "multiply_parts\\(", "gated_product\\(", "multiply_pairs\\(")
+WAITS = "|".join([r"wait_for_previous\(\)", *(rf"\b{name}" for name in BEGINNINGS)])
 """What a kernel does at first: it waits, or calls what loads weights and then waits."""
 
 

@@ -5,6 +5,8 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
@@ -21,7 +23,14 @@ from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
 
 
 def route(
-    logits: Array, used: int, softmax_before: bool = True, normalize: bool = True, scale: float = 1.0
+    logits: Array,
+    used: int,
+    softmax_before: bool = True,
+    normalize: bool = True,
+    scale: float = 1.0,
+    sigmoid: bool = False,
+    groups: tuple[int, int] = (1, 1),
+    bias: Array = None,
 ) -> tuple[Array, Array]:
     """The experts with the highest logits for each token, and their weights.
 
@@ -31,6 +40,10 @@ def route(
         softmax_before: the softmax is over all experts; False: over the chosen ones alone (gpt-oss).
         normalize: a token's weights are made to sum to one.
         scale: factor on all weights.
+        sigmoid: weights are the sigmoids of the logits, in place of a softmax.
+        groups: into how many equal runs the experts are parted, and of how many of these, with the highest sums of
+            their best two, experts are chosen.
+        bias: float32, shape (experts,), or None: experts are chosen by weight plus bias.
 
     Returns:
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
@@ -43,15 +56,32 @@ def route(
     if not 1 <= used <= most:
         raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
     if not on_host:
-        return device.route(logits, used, softmax_before, normalize, scale)
-    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
-    if not softmax_before:
-        return ids, softmax(np.take_along_axis(logits, ids, axis=-1)) * np.float32(scale)
-    weights = np.take_along_axis(softmax(logits), ids, axis=-1)
+        return device.route(logits, used, softmax_before, normalize, scale, sigmoid, groups, bias)
+    if sigmoid:
+        every = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    else:
+        every = softmax(logits) if softmax_before else logits
+    scores = _in_groups(every if bias is None else every + bias, *groups)
+    ids = np.argsort(-scores, axis=-1, kind="stable")[:, :used]
+    weights = np.take_along_axis(every, ids, axis=-1)
+    if not softmax_before and not sigmoid:
+        return ids, softmax(weights) * np.float32(scale)
     if normalize:
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
     return ids, weights * np.float32(scale)
+
+
+def _in_groups(scores: HostArray, groups: int, used: int) -> HostArray:
+    """Scores (tokens, experts), minus infinity but in the groups that experts are chosen of."""
+    if groups == 1:
+        return scores
+    parts = scores.reshape(len(scores), groups, -1)
+    best = np.sort(parts, axis=-1)[..., -2:].sum(axis=-1)
+    chosen = np.argsort(-best, axis=-1, kind="stable")[:, :used]
+    out = np.full_like(parts, -np.inf)
+    np.put_along_axis(out, chosen[..., None], np.take_along_axis(parts, chosen[..., None], axis=1), axis=1)
+    return out.reshape(scores.shape)
 
 
 def group_by_expert(ids: Array, count: int) -> Groups:
@@ -106,7 +136,7 @@ def mixture(
     norm: Array,
     eps: float,
     router: Matrices,
-    routing: tuple[int, bool, bool, float],
+    routing: tuple[Any, ...],
     gate: Matrices,
     up: Matrices,
     down: Matrices,

@@ -18,8 +18,8 @@ from rocforge.ops.types import Array, Groups
 
 MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
-MOST_EXPERTS = 1024
-"""Experts that a block chooses of, and whose pairs it counts."""
+MOST_EXPERTS, MOST_GROUPS = 1024, 64
+"""Experts, and groups of them, that a block chooses of."""
 ROUTER_THREADS, ROUTER_TOKENS = 128, 2
 """Of a block of the router; and the tokens that it has."""
 MOST_PAIRS = (1 << 31) - 1
@@ -39,22 +39,48 @@ class Routing(NamedTuple):
     softmax_before: int
     normalize: int
     scale: float
+    sigmoid: int = 0
+    groups: int = 1
+    groups_used: int = 1
+    bias: Array = None
 
     @classmethod
-    def of(cls, experts: int, used: int, softmax_before: bool, normalize: bool, scale: float) -> Routing:
+    def of(
+        cls,
+        experts: int,
+        used: int,
+        softmax_before: bool,
+        normalize: bool,
+        scale: float,
+        sigmoid: bool = False,
+        groups: tuple[int, int] = (1, 1),
+        bias: Array = None,
+    ) -> Routing:
         """Raises:
-        ValueError: there are more experts than a block counts.
+        ValueError: there are more experts than a block counts, or more groups.
         """
-        return cls(counted(experts), used, int(softmax_before), int(normalize), scale)
+        if groups[0] > MOST_GROUPS:
+            raise ValueError(f"{groups[0]} groups of experts; on a device there are at most {MOST_GROUPS}")
+        flags = int(softmax_before), int(normalize)
+        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, float32(bias))
 
 
-def route(logits: Array, used: int, softmax_before: bool, normalize: bool, scale: float) -> tuple[Array, Array]:
+def route(
+    logits: Array,
+    used: int,
+    softmax_before: bool,
+    normalize: bool,
+    scale: float,
+    sigmoid: bool = False,
+    groups: tuple[int, int] = (1, 1),
+    bias: Array = None,
+) -> tuple[Array, Array]:
     """What `rocforge.ops.moe.route` gives: ids as int32."""
     cupy, logits = cupy_module(), float32(logits)
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
-        routing = Routing.of(count, used, softmax_before, normalize, scale)
+        routing = Routing.of(count, used, softmax_before, normalize, scale, sigmoid, groups, bias)
         args = {"ids": ids, "weights": weights, "logits": logits, "routing": routing}
         _route((tokens,), (tuning.current().elementwise_threads,), args)
     return ids, weights

@@ -195,7 +195,7 @@ class NormPlan(enum.Enum):
     IN_PRODUCT = enum.auto()
     """A GEMV writes the normalized row in int8, and leaves the division by the root to the next product."""
     WITH_SUM = enum.auto()
-    """A launch adds the BLAS library's product to the residual, and normalizes the sum in float16."""
+    """A launch adds the BLAS library's product, or the parts of wide.hip's, to the residual, and normalizes the sum."""
 
 
 def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
@@ -208,7 +208,7 @@ def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> N
 def norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
     """`norm_plan_for`, of the formats of the weight, which has so many rows, and of the consumers."""
     form = form_of_all(formats, tokens, tuned)
-    if form is OperandForm.FP16:
+    if form is OperandForm.FP16 or form is OperandForm.SWIZZLED:
         return NormPlan.WITH_SUM
     if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, units, tuned):
         return NormPlan.IN_PRODUCT
@@ -220,6 +220,13 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     would be, a product in smaller blocks, and a launch for the norm, is faster."""
     count = blocks(rows, GEMV_RUN)
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
+
+
+def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
+    """Whether the experts' down can begin the norm after it: of one token, whose pairs share out a block."""
+    tuned = tuning.current()
+    groups = tuned.experts_norm_threads // tuned.gated_lanes
+    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
 
 
 @functools.lru_cache(PLANS_KEPT)
