@@ -45,13 +45,13 @@ class Tuning:
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
-        gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
+        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that a
+            lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
-        lattice_resident: as gemv_resident, in all of these kernels, of IQ1, IQ2 and IQ3.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         then_norm_ahead: bytes of gate, and of up, that each of its blocks asks for before it waits; a multiple of 16.
@@ -123,7 +123,7 @@ class Tuning:
     gemv_float_cells: int = 8
     gated_float_cells: int = 8
     gemv_float_cells_many: int = 2
-    gemv_pipelined_nbytes: int = 80
+    gemv_ahead_nbytes: int = 384
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
@@ -131,7 +131,6 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
-    lattice_resident: int = 768
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
     then_norm_ahead: int = 0
@@ -202,6 +201,7 @@ _H200 = replace(
     basis="measured",
     gemv_float_cells=4,
     float_tile_tokens=16,
+    tile_tokens=128,
     tile_tokens_alone=ANY,
     wide_from=33,
     experts_wide_from=129,
