@@ -45,8 +45,8 @@ class Tuning:
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
-        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that a
-            lane has in flight.
+        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that
+            a lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
@@ -54,7 +54,6 @@ class Tuning:
         gated_resident: as gemv_resident.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
-        then_norm_ahead: bytes of gate, and of up, that each of its blocks asks for before it waits; a multiple of 16.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
         tile_threads: of a product on the matrix unit.
@@ -133,7 +132,6 @@ class Tuning:
     gated_resident: int = 512
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
-    then_norm_ahead: int = 0
     wide_simd_threads: int = 256
 
     tile_threads: int = 256

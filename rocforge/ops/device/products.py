@@ -134,5 +134,5 @@ def linear_then_norm(
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
-        return product_then_norm(operand, weight, float32(bias), float32(residual), float32(norm), eps, consumers)
+        return product_then_norm(operand, weight, float32(bias), float32(residual), float32(norm), eps)
     return None
