@@ -12,6 +12,11 @@ RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
     return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
                       i + 3 < n ? row[i + 3] : 0.0f);
 }
+RF_DEVICE f32x4 load4(const f16* row, u32 i, u32 n) {
+    if (i >= n) return make_f32x4(0, 0, 0, 0);
+    u32x2 v = load<u32x2>(row + i);
+    return make_f32x4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
+}
 RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
     if (n % 4 == 0 && i < n) {
         *reinterpret_cast<f32x4*>(row + i) = v;
@@ -121,10 +126,12 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const 
     });
 }
 
-// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, and the norm of it.
+// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, which is float32 or float16,
+// and the norm of it; n is a multiple of 4.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const i32* rank, const float* weights,
-                       const float* residual, const float* weight, u32 used, u32 width, u32 n, float eps) {
+rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const f16* y_fp16, const i32* rank,
+                       const float* weights, const float* residual, const float* weight, u32 used, u32 width, u32 n,
+                       float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n, pairs = u64(block_x()) * used;
     Row scales(weight, n, 1.0f);
@@ -133,7 +140,8 @@ rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, con
     each_four(n, [&](u32 k, u32 i) {
         f32x4 v = load4(residual + start, i, n);
         for (u32 choice = 0; choice < used; ++choice) {
-            f32x4 part = load4(y + u64(rank[pairs + choice]) * n, i, n);
+            u64 at = u64(rank[pairs + choice]) * n;
+            f32x4 part = y ? load4(y + at, i, n) : load4(y_fp16 + at, i, n);
             v = scaled(part, weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
         }
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;
