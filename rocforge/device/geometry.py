@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rocforge.device.cards import Card
@@ -14,13 +14,13 @@ GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
-WIDE_ROWS = 128
-"""Rows of a block of wide.hip."""
+WIDE_LDS = 227 << 10
+"""Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
-    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+    return tuning.gemv_rows_1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
 
 
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
@@ -30,7 +30,13 @@ def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+        return (
+            3
+            if cells <= 8 or rows >= tuning.gemv_many_rows
+            else 4
+            if cells <= 16 or rows >= tuning.gemv_small_rows
+            else 5
+        )
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 
@@ -84,37 +90,30 @@ def expert_tile_pairs(pairs: int, experts: int) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
-    multiprocessor, and a block's LDS."""
+    """Of wide.hip: tokens, rows and threads of a block, and the parts that the depth is cut into."""
 
     tokens: int
-    split: int
-    share: int
-    resident: int
-    lds: int
+    rows: int
+    threads: int
+    depth: int
 
 
-def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
+def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
-    A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
-    depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of four not all find room.
-    Two share x of a prompt where there are rows for all multiprocessors.
+    A block has as few tokens as there are, up to 256, since each block unpacks the weights. Blocks share out the depth,
+    up to 8 of them, as long as each has a multiprocessor.
 
     Args:
-        tokens, rows: of the product.
-        stage_nbytes: packed bytes of two cells of a row.
+        tokens: of the product.
+        matrices: rows of each.
+        cells: of a row.
         units: multiprocessors.
     """
     width = next((n for n in (64, 128) if tokens <= n), 256)
-    # x of three cells, and two stages of weights, with a little to keep rows apart
-    fits_twice = 2 * (768 * width + 2 * WIDE_ROWS * (stage_nbytes + 16)) <= 226 << 10
-    resident = 2 if width == 64 and fits_twice else 1
-    row_blocks = -(-rows // WIDE_ROWS)
-    count = row_blocks * -(-tokens // width)
-    split = next((n for n in (4, 2) if count * n <= (0.9 if n > 2 else 1) * units * resident), 1)
-    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
-    return Wide(width, split, share, resident, (228 << 10) // resident - (1 << 10))
+    rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
+    count = sum(-(-n // rows) for n in matrices) * -(-tokens // width)
+    return Wide(width, rows, threads, max(1, min(8, units // count, -(-cells // 2))))
 
 
 class Decode(NamedTuple):

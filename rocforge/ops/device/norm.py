@@ -18,7 +18,9 @@ _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
 )
 _rms_norm_of_sum = Kernel(
-    "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
+    "norm.hip",
+    "rms_norm_of_sum",
+    "float32* float16*? uint8*? float32* float32* float32*? float32* uint32 uint64 uint32 uint32 float32",
 )
 _rms_norm_of_experts = Kernel(
     "norm.hip",
@@ -60,20 +62,29 @@ def rms_norm_both(
     return out, operand
 
 
-def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    """`x + y + bias`, and the norm of it in float16, of one launch; x and y (tokens, n), bias (n,) or None.
+def rms_norm_of_sum(
+    x: Array, y: Array, bias: Array, weight: Array, eps: float, form: OperandForm = OperandForm.FP16
+) -> tuple[Array, Array | PackedOperand]:
+    """`x + y + bias`, and the norm of it in float16 or a packed form, of one launch.
+
+    Args:
+        x: (tokens, n).
+        y: (tokens, n), or (parts, tokens, n), which are added up.
+        bias: (n,) or None.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     check_row("rms_norm_of_sum", x, weight=weight, bias=bias)
-    if x.shape != y.shape:
+    if x.shape != y.shape[-2:]:
         raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
-    total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
+    total, out = cupy_module().empty(x.shape, np.float32), empty_operand(x.shape, form)
     if x.size:
-        arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
-        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
-    return total, fp16
+        _, fp16, packed, width = output_arguments(out)
+        arrays = (total, fp16, packed, *map(float32, (x, y, bias, weight)))
+        parts = len(y) if y.ndim == 3 else 1
+        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, parts, x.size, width, x.shape[1], eps))
+    return total, out
 
 
 def rms_norm_of_experts(

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN
+from rocforge.device.geometry import GEMV_RUN, STAGED_TOKENS
 from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
 from rocforge.ops.device.strided import blocks
@@ -96,8 +96,11 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    if weight.planar and 0 < tokens <= (tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone):
-        return Product.WIDE if tokens >= tuned.wide_from else Product.TILE
+    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
+    if weight.wide and tuned.wide_from <= tokens <= most:
+        return Product.WIDE
+    if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
+        return Product.TILE
     if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if weight.float32 else Product.GEMM_FP16
@@ -192,7 +195,7 @@ class NormPlan(enum.Enum):
     IN_PRODUCT = enum.auto()
     """A GEMV writes the normalized row in int8, and leaves the division by the root to the next product."""
     WITH_SUM = enum.auto()
-    """A launch adds the BLAS library's product to the residual, and normalizes the sum in float16."""
+    """A launch adds the BLAS library's product, or the parts of wide.hip's, to the residual, and normalizes the sum."""
 
 
 def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:
@@ -205,7 +208,7 @@ def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> N
 def norm_plan(formats: tuple[WeightFormat, ...], rows: int, tokens: int, units: int, tuned: Tuning) -> NormPlan:
     """`norm_plan_for`, of the formats of the weight, which has so many rows, and of the consumers."""
     form = form_of_all(formats, tokens, tuned)
-    if form is OperandForm.FP16:
+    if form is OperandForm.FP16 or form is OperandForm.SWIZZLED:
         return NormPlan.WITH_SUM
     if tokens == 1 and form is OperandForm.INT8 and fills_units(rows, units, tuned):
         return NormPlan.IN_PRODUCT
@@ -219,6 +222,13 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
+def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
+    """Whether the experts' down can begin the norm after it: of one token, whose pairs share out a block."""
+    tuned = tuning.current()
+    groups = tuned.experts_norm_threads // tuned.gated_lanes
+    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
+
+
 @functools.lru_cache(PLANS_KEPT)
 def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
@@ -229,4 +239,5 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
         return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
     if not tiled:
         return Product.GROUPED_GEMM
-    return Product.WIDE if tokens >= tuned.experts_wide_from else Product.TILE
+    wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
+    return Product.WIDE if wide else Product.TILE

@@ -11,7 +11,7 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.device.activation import add_to_rows, gated_unit
-from rocforge.ops.device.gemm import gemms_float32, gemms_fp16
+from rocforge.ops.device.gemm import gemm_fp16, gemms_float32, gemms_fp16
 from rocforge.ops.device.matvec import gated_product, product_then_norm, products
 from rocforge.ops.device.norm import rms_norm_of_sum
 from rocforge.ops.device.operands import PackedOperand, as_operand
@@ -19,6 +19,7 @@ from rocforge.ops.device.plan import (
     NormPlan,
     OperandForm,
     Product,
+    form_for,
     gated_plan,
     launches,
     norm_plan_for,
@@ -26,7 +27,7 @@ from rocforge.ops.device.plan import (
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
 from rocforge.ops.device.weights import format_of
-from rocforge.ops.device.wide import wide_gated, wide_products
+from rocforge.ops.device.wide import wide_gated, wide_parts, wide_products
 from rocforge.ops.types import Array, Weight
 
 
@@ -107,8 +108,10 @@ def linear_then_norm(
     plan = norm_plan_for(weight, consumers, len(x))
     if plan is NormPlan.WITH_SUM and residual is not None:
         check_sums(x, [weight], [bias], residual)
-        (y,) = gemms_fp16(as_operand(x, OperandForm.FP16), [weight])
-        return rms_norm_of_sum(residual, y, bias, norm, eps)
+        form = form_for([weight], len(x))
+        operand = as_operand(x, form)
+        y = wide_parts(operand, weight) if isinstance(operand, PackedOperand) else gemm_fp16(operand, weight)
+        return rms_norm_of_sum(residual, y, bias, norm, eps, form)
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
