@@ -24,10 +24,9 @@ namespace rocforge {
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
-// more threads a multiprocessor where a cell is few registers
-const u32 RESIDENT = RF_QTYPE::POINTS > 0                             ? RF_TUNE_LATTICE_RESIDENT
-                     : sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW
-                                                                      : RF_TUNE_GEMV_RESIDENT;
+// more threads a multiprocessor where a cell is few registers, of which there is one
+const bool NARROW = sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES && !ByRuns<RF_QTYPE>::X;
+const u32 RESIDENT = NARROW ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT;
 #define RF_MATVEC RF_KERNEL_WIDE(THREADS, RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
@@ -112,7 +111,7 @@ const u32 RUN = NORM_RUN;  // rows of a block
 // y = x @ w.T + bias + residual of one token, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
 // of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
-RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_QTYPE::POINTS > 0 ? RF_TUNE_LATTICE_RESIDENT : RF_TUNE_GEMV_RESIDENT)
+RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
                     float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares) {
     RF_SHARED NormRun results;

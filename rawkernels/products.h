@@ -15,8 +15,7 @@ const u32 GATED_THREADS = RF_TUNE_GATED_THREADS, GATED_LANES = RF_TUNE_GATED_LAN
 const u32 BLOCK_ROWS = GATED_ROWS * GATED_THREADS / GATED_LANES;
 static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs of 32 rows, a scale each");
 #if RF_TOKENS == 1
-#define RF_MATVEC_GATED \
-    RF_KERNEL_WIDE(GATED_THREADS, RF_QTYPE::POINTS > 0 ? RF_TUNE_LATTICE_RESIDENT : RF_TUNE_GATED_RESIDENT)
+#define RF_MATVEC_GATED RF_KERNEL_WIDE(GATED_THREADS, RF_TUNE_GATED_RESIDENT)
 #else
 #define RF_MATVEC_GATED RF_KERNEL(GATED_THREADS)
 #endif
@@ -84,8 +83,18 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
     return w.outer_scale() * total + w.outer_min() * mins;
 }
 
-// Adds the products of a cell of N rows with that of one token, a run of 32 elements after another: where points wait
-// for LDS, registers are better spent on more waves than on all of x.
+// Formats whose values take long to look up, on NVIDIA: registers are better spent on more cells in flight than on all
+// of a cell's x.
+template <class F>
+struct ByRuns {
+    static const bool X = RF_TOKENS == 1 && LOADS_BEFORE_WAIT && (F::POINTS > 0 || F::SELECTED);
+};
+template <class T>
+struct ByRuns<Floats<T>> {
+    static const bool X = false;
+};
+
+// Adds the products of a cell of N rows with that of one token, a run of 32 elements after another.
 template <class F, u32 N>
 RF_DEVICE void add_runs(float (&sum)[N][1], F (&w)[N], const u8* x, u32 cells, u32 c) {
     float total[N] = {};
@@ -100,7 +109,7 @@ RF_DEVICE void add_runs(float (&sum)[N][1], F (&w)[N], const u8* x, u32 cells, u
             RF_UNROLL
             for (u32 h = 0; h < 2; ++h) {
                 RF_UNROLL
-                for (u32 t = 0; t < 4; ++t) products = dot4(w[r].four(s, 4 * h + t), element(q[h], t), products);
+                for (u32 t = 0; t < 4; ++t) products = add_four(w[r], s, 4 * h + t, element(q[h], t), products);
                 if (!F::HALVES && h == 0) continue;
                 part += w[r].scale(s, h) * sum_float(products);
                 products = FLOAT_ZERO;
@@ -137,7 +146,7 @@ struct Run {
 // Adds the products of cell c of N rows with all tokens.
 template <class F, u32 N>
 RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
-    if constexpr (RF_TOKENS == 1 && F::POINTS > 0 && LOADS_BEFORE_WAIT) {
+    if constexpr (ByRuns<F>::X) {
         RF_UNROLL
         for (u32 r = 0; r < N; ++r) w[r].ready();
         return add_runs(sum, w, x, cells, c);
@@ -243,17 +252,31 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
-// The same for one token and row, and cells of few registers: each is loaded while the one before is multiplied.
-template <class F, class Begin>
-RF_DEVICE void accumulate_pipelined(float (&sum)[1][RF_TOKENS], const u8* row, const u8* x, u32 cells, u32 first,
-                                    u32 step, Begin begin) {
-    F w[1], next;
-    if (first < cells) load_cell(w[0], row, cells, first);
+// The same of such formats: of up to four cells, as many as leave registers for what is computed, each is loaded again
+// as soon as it has been multiplied.
+template <class F, u32 N, class Begin>
+RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
+                                  u32 first, u32 step, Begin begin) {
+    const u32 NBYTES = N * sizeof(F), MOST = RF_TUNE_GEMV_AHEAD_NBYTES;
+    const u32 AHEAD = 4 * NBYTES <= MOST ? 4 : 2 * NBYTES <= MOST ? 2 : 1;
+    F w[AHEAD][N];
+    auto load = [&](F(&to)[N], u32 c) {
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) load_cell(to[r], row[r], cells, c);
+    };
+    RF_UNROLL
+    for (u32 a = 0; a < AHEAD; ++a) {
+        if (first + a * step < cells) load(w[a], first + a * step);
+    }
     begin();
-    for (u32 c = first; c < cells; c += step) {
-        if (c + step < cells) load_cell(next, row, cells, c + step);
-        add_cell(sum, w, x, 1, cells, c);
-        w[0] = next;
+    for (u32 from = first; from < cells; from += AHEAD * step) {
+        RF_UNROLL
+        for (u32 a = 0; a < AHEAD; ++a) {
+            u32 c = from + a * step;
+            if (c >= cells) break;
+            add_cell(sum, w[a], x, 1, cells, c);
+            if (c + AHEAD * step < cells) load(w[a], c + AHEAD * step);
+        }
     }
 }
 struct WaitForPrevious {
@@ -267,8 +290,8 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
         const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
-    } else if constexpr (RF_TOKENS == 1 && N == 1 && LOADS_BEFORE_WAIT && sizeof(F) <= RF_TUNE_GEMV_PIPELINED_NBYTES) {
-        accumulate_pipelined<F>(sum, row[0], x, cells, first, step, begin);
+    } else if constexpr (ByRuns<F>::X) {
+        accumulate_by_runs<F, N>(sum, row, x, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }

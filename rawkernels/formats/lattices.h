@@ -19,12 +19,7 @@ namespace rocforge {
 // where it begins there.
 template <class F>
 struct Grid {
-    static RF_MEMBER u32* memory() {
-        RF_SHARED struct {
-            alignas(4 * F::POINTS) u32 points[F::POINTS];
-        } grid;
-        return grid.points;
-    }
+    static RF_MEMBER u32* memory() { return aligned_lds<F::POINTS>(); }
     static RF_MEMBER u32 point(u64 group, u32 at) {
         return load_masked(memory(), u32((group << 2) >> at), 4 * (F::POINTS - 1));
     }

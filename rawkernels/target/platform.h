@@ -577,8 +577,25 @@ RF_DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
 #endif
 }
 
-// The word of a table in LDS that lies at those bits of `offset` that are in `mask`. The table is aligned to its size,
-// so that one instruction makes an address of both on NVIDIA.
+// Words of LDS, a power of two of them, that are aligned to their size. A block's LDS itself begins at a multiple of 1
+// KiB on NVIDIA, so what is larger is aligned within more. Every call gives the same memory.
+template <u32 WORDS>
+RF_DEVICE u32* aligned_lds() {
+#ifdef RF_PLATFORM_NVIDIA
+    const u32 SIZE = 4 * WORDS, UNIT = 1024, SLACK = SIZE > UNIT ? SIZE - UNIT : 0;
+    RF_SHARED struct {
+        alignas(SIZE < UNIT ? SIZE : UNIT) u8 bytes[SIZE + SLACK];
+    } room;
+    u32 at = (u32(__cvta_generic_to_shared(room.bytes)) + SLACK) & ~(SIZE - 1);
+    return static_cast<u32*>(__cvta_shared_to_generic(at));
+#else
+    RF_SHARED u32 words[WORDS];
+    return words;
+#endif
+}
+
+// The word of a table in aligned LDS that lies at those bits of `offset` that are in `mask`: on NVIDIA one instruction
+// makes an address of both.
 RF_DEVICE u32 load_masked(const u32* table, u32 offset, u32 mask) {
 #ifdef RF_PLATFORM_NVIDIA
     u32 base = u32(__cvta_generic_to_shared(table));

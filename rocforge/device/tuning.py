@@ -44,13 +44,13 @@ class Tuning:
         gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
-        gemv_pipelined_nbytes: on NVIDIA, cells of at most so many bytes are loaded while those before are multiplied.
+        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that a
+            lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
-        lattice_resident: as gemv_resident, in all of these kernels, of IQ1, IQ2 and IQ3.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
@@ -115,7 +115,7 @@ class Tuning:
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
     gemv_float_cells_many: int = 2
-    gemv_pipelined_nbytes: int = 80
+    gemv_ahead_nbytes: int = 384
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
@@ -123,7 +123,6 @@ class Tuning:
     gated_lanes: int = 8
     gated_pairs_8: int = 2
     gated_resident: int = 512
-    lattice_resident: int = 768
     then_norm_threads: int = 512
     then_norm_fill: float = 0.8
     wide_simd_threads: int = 256
@@ -184,6 +183,7 @@ _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 _H200 = replace(
     _NVIDIA,
     basis="measured",
+    tile_tokens=128,
     tile_tokens_alone=ANY,
     wide_from=33,
     experts_wide_from=129,
