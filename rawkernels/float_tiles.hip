@@ -88,16 +88,17 @@ struct TokenStripe {
     }
 };
 
-// Adds the products of a stripe of the wave's rows with all tokens, which `tokens(n)` gives 16 at a time.
-template <class F, class TokensOf>
-RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, TokensOf tokens) {
+// Adds the products of a stripe of the wave's rows, of which `pair` makes float16, with all tokens, which `tokens(n)`
+// gives 16 at a time.
+template <class Pair, class TokensOf>
+RF_DEVICE void add_stripe(Sums& sums, const Stripe& w, Pair pair, TokensOf tokens) {
     u32 a[TILES][FRAGMENT_PARTS][4 * CHUNKS];
     RF_UNROLL
     for (u32 m = 0; m < TILES; ++m) {
         RF_UNROLL
         for (u32 p = 0; p < FRAGMENT_PARTS; ++p) {
             RF_UNROLL
-            for (u32 i = 0; i < 4 * CHUNKS; ++i) a[m][p][i] = fp16_pair<F>(element(w.of[m][p][i / 4], i % 4));
+            for (u32 i = 0; i < 4 * CHUNKS; ++i) a[m][p][i] = pair(element(w.of[m][p][i / 4], i % 4));
         }
     }
     RF_UNROLL
@@ -151,14 +152,14 @@ struct Walk {
         RF_UNROLL
         for (u32 a = 0; TOKENS_AHEAD && a < AHEAD; ++a) x[a].load(tokens, first + a * K_WAVES, 0);
     }
-    template <class F>
-    RF_MEMBER Sums multiply(const Tokens& tokens, const LaneRows& rows, const LaneRows& next, bool more) {
+    template <class Pair>
+    RF_MEMBER Sums multiply(Pair pair, const Tokens& tokens, const LaneRows& rows, const LaneRows& next, bool more) {
         Sums sums = {};
         for (u32 from = first; from < end; from += AHEAD * K_WAVES) {
             RF_UNROLL
             for (u32 a = 0; a < AHEAD; ++a) {
                 u32 stripe = from + a * K_WAVES, ahead = stripe + AHEAD * K_WAVES;
-                add_stripe<F>(sums, w[a], [&](u32 n) {
+                add_stripe(sums, w[a], pair, [&](u32 n) {
                     TokenStripe here;
                     if (!TOKENS_AHEAD) here.load(tokens, stripe, n);
                     return TOKENS_AHEAD ? x[a] : here;
@@ -208,12 +209,13 @@ rf_float_tile_products(FloatTileParams p) {
         Matrix m = place(block, number);
         bool more = at + p.x.grid < p.x.blocks;
         LaneRows next = more ? rows_of(at + p.x.grid) : rows;
+        auto pair = [=](u32 word) {
 #ifdef RF_QTYPE_LAST
-        Sums sums = number == 2 ? walk.multiply<RF_QTYPE_LAST>(x, rows, next, more)
-                                : walk.multiply<RF_QTYPE>(x, rows, next, more);
-#else
-        Sums sums = walk.multiply<RF_QTYPE>(x, rows, next, more);
+            if (number == 2) return fp16_pair<RF_QTYPE_LAST>(word);
 #endif
+            return fp16_pair<RF_QTYPE>(word);
+        };
+        Sums sums = walk.multiply(pair, x, rows, next, more);
         rows = next;
         each_result(lds, sums, height, [&](u32 k, u32 row) {
             u32 r = block * height + row;
@@ -256,7 +258,7 @@ rf_float_tile_gated(FloatTileGatedParams p) {
     for (u32 block = block_x(); block < p.x.blocks; block += p.x.grid) {
         bool more = block + p.x.grid < p.x.blocks;
         LaneRows next = more ? rows_of(block + p.x.grid) : rows;
-        Sums sums = walk.multiply<RF_QTYPE>(x, rows, next, more);
+        Sums sums = walk.multiply([](u32 word) { return fp16_pair<RF_QTYPE>(word); }, x, rows, next, more);
         rows = next;
         each_result(lds, sums, height, [&](u32 k, u32 row) {
             u32 r = block * height + row;
