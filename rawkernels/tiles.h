@@ -97,8 +97,7 @@ RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, fl
     u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
     RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
-        u32 codes = Nibbles<F>::STAY ? element(w.plane[s], i) : w.four(s, 4 * h + i);
-        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes, h, scales, mins);
+        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes_of(w, s, h, i), h, scales, mins);
     }
 }
 
