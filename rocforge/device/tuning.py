@@ -38,8 +38,7 @@ class Tuning:
         wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
-            5 to 8 tokens.
+        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
         gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
         gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
@@ -107,7 +106,6 @@ class Tuning:
     wide_from: int = ANY
 
     gemv_threads: int = 128
-    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
