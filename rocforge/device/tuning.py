@@ -43,8 +43,8 @@ class Tuning:
         gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
-        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that a
-            lane has in flight.
+        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that
+            a lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
