@@ -196,6 +196,8 @@ def test_norms():
     assert norm(planar, 3200, 65) is NormPlan.ALONE
     assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
     assert norm((*planar, FORMATS["float32 array"]), 3200, 129) is NormPlan.ALONE
+    hopper = [plan.norm_plan(planar, 3200, tokens, 132, TABLE[HOPPER]) for tokens in (32, 33, 129)]
+    assert hopper == [NormPlan.ALONE, NormPlan.WITH_SUM, NormPlan.WITH_SUM]
 
 
 @pytest.mark.parametrize(
