@@ -106,7 +106,7 @@ def run_graph(benchmark, stream, launches: list, bytes_each: int, bandwidth: flo
 
 
 SHAPES = [(4096, 4096), (6144, 4096), (1024, 4096), (4096, 14336), (2048, 2048), (3072, 2048), (2048, 8192)]
-FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
+FAST = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_XS", "IQ3_S", "IQ2_XS"]
 
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)

@@ -10,7 +10,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8
+// variants: RF_QTYPE=KINDS RF_TOKENS=8
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K,MXFP4 RF_TOKENS=16,32,64
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 
@@ -73,8 +73,9 @@ struct Items {
 };
 
 // Where a wave's lanes exchange the sums of 16 pairs.
+typedef float PairSums[16][16 * TILES + PAD];
 struct Exchange {
-    alignas(16) float of[WAVES][16][16 * TILES + PAD];
+    alignas(16) PairSums of[WAVES];
 };
 
 // Calls `store(tile, run, pair, sums)` for the pairs of each of the wave's work items, 16 by 16: of pair 0 to 15 there
@@ -83,6 +84,7 @@ struct Exchange {
 template <class PositionOf, class Ready, class Store>
 RF_DEVICE void each_item(const Pairs& p, u32 runs, PositionOf position_of, Ready ready, Store store) {
     RF_SHARED Exchange exchange;
+    load_grid<RF_QTYPE>(THREADS);
     Items items(p, runs);
     if (items.next >= items.end) return ready();
     auto tile_of = [&](u32 item) { return load_tile(p.tiles, minimum(i32(item), i32(items.end - 1)) / runs); };
@@ -101,7 +103,7 @@ RF_DEVICE void each_item(const Pairs& p, u32 runs, PositionOf position_of, Ready
         RF_UNROLL
         for (u32 n = 0; n < TOKEN_TILES; ++n) {
             if (!x.any(n)) break;
-            auto& own = exchange.of[wave()];
+            PairSums& own = exchange.of[wave()];
             wave_barrier();  // what was there has been used
             RF_UNROLL
             for (u32 m = 0; m < TILES; ++m) {
@@ -151,7 +153,7 @@ rf_experts_gated_pairs(ExpertsGatedPairsParams p) {
     u32 runs = (p.out_cells * CELL + height - 1) / height;
     each_item(
         p.pairs, runs, position_of, [] {},
-        [&](const PairTile& tile, u32 run, u32 first, const auto& sums) {
+        [&](const PairTile& tile, u32 run, u32 first, const PairSums& sums) {
             each_sum(tile, first, height, [&](u32 pair, u32 within) {
                 u32 row = run * height + within;
                 float value = 0.0f;
@@ -186,7 +188,7 @@ rf_experts_down_pairs(ExpertsDownPairsParams p) {
             return row_of(p.w, (u64(tile.expert) * p.rows + row) * RF_QTYPE::row_bytes(p.pairs.cells));
         });
     };
-    auto store = [&](const PairTile& tile, u32 run, u32 first, const auto& sums) {
+    auto store = [&](const PairTile& tile, u32 run, u32 first, const PairSums& sums) {
         each_sum(tile, first, height, [&](u32 pair, u32 within) {
             u32 row = run * height + within;
             if (row >= p.rows) return;

@@ -18,7 +18,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_LDS=232448
+// variants: RF_QTYPE=WIDE RF_LDS=232448
 // targets: sm_90
 const u32 GROUPS = 3, WAVES = 4 * GROUPS, ROWS = 64 * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
 const u32 MOST = 160;  // pairs of a tile

@@ -14,20 +14,20 @@ namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR RF_TOKENS=1
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=1
-// variants: RF_QTYPE=PLANAR RF_TOKENS=2
+// variants: RF_QTYPE=KINDS RF_TOKENS=2
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=2
-// variants: RF_QTYPE=PLANAR RF_TOKENS=4
+// variants: RF_QTYPE=KINDS RF_TOKENS=4
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=4
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8
+// variants: RF_QTYPE=KINDS RF_TOKENS=8
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=8
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=1
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
-// more threads a multiprocessor where a cell is few registers
-#define RF_MATVEC                                                                                         \
-    RF_KERNEL_WIDE(THREADS, sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW \
-                                                                           : RF_TUNE_GEMV_RESIDENT)
+// more threads a multiprocessor where a cell is few registers, of which there is one
+const bool NARROW = sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES && !ByRuns<RF_QTYPE>::X;
+const u32 RESIDENT = NARROW ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT;
+#define RF_MATVEC RF_KERNEL_WIDE(THREADS, RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
 #endif
@@ -55,8 +55,11 @@ RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 blo
     for (u32 r = 0; r < RF_ROWS; ++r)
         row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes,
-                           [&] { share = norm.share<THREADS>(); });
+    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes, [&] {
+        load_grid<F>(THREADS);
+        wait_for_previous();
+        share = norm.share<THREADS>();
+    });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL
@@ -118,6 +121,8 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
     if (bias) offset = load_early(bias + within);
     accumulate<RF_QTYPE, 1>(sum, row, x, 1, cells, rank, lanes, [&] {
+        load_grid<RF_QTYPE>(RUN << log_lanes);
+        wait_for_previous();
         if (residual) before = load_early(residual + within);
     });
     reduce_group<1>(sum, lanes);

@@ -114,6 +114,22 @@ rf_router(RouterParams p) {
     }
 }
 
+// Calls f(i, ids[i]) for i from `begin` to `end`; several are loaded at a time.
+template <class Each>
+RF_DEVICE void each_id(const i32* ids, i32 begin, i32 end, Each f) {
+    const u32 AHEAD = 16;
+    RF_NO_UNROLL
+    for (i32 i = begin; i < end; i += AHEAD) {
+        i32 some[AHEAD];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) some[j] = ids[minimum(i + i32(j), end - 1)];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) {
+            if (i + i32(j) < end) f(i + j, some[j]);
+        }
+    }
+}
+
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
 // k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins: at multiples of `unit`, between which
 // nothing is written. Each expert's pairs are cut in tiles of up to `height`, a multiple of `unit`, which are listed,
@@ -127,23 +143,9 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
     i32 expert = block_x(), own = 0;
     for (i32 e = thread_x(); e < experts; e += THREADS) counts[e] = 0;
     barrier();
-    // a thread has a run of pairs, of whose ids it loads several at a time
-    const u32 AHEAD = 16;
     i32 share = (size + THREADS - 1) / THREADS, begin = minimum(i32(thread_x()) * share, size);
-    i32 end = minimum(begin + share, size);
-    auto each_id = [&](auto f) {
-        RF_NO_UNROLL
-        for (i32 i = begin; i < end; i += AHEAD) {
-            i32 some[AHEAD];
-            RF_UNROLL
-            for (u32 j = 0; j < AHEAD; ++j) some[j] = ids[minimum(i + i32(j), end - 1)];
-            RF_UNROLL
-            for (u32 j = 0; j < AHEAD; ++j) {
-                if (i + i32(j) < end) f(i + j, some[j]);
-            }
-        }
-    };
-    each_id([&](i32, i32 id) { atomic_add(&counts[id], 1), own += id == expert; });
+    i32 end = minimum(begin + share, size);  // a thread has a run of pairs
+    each_id(ids, begin, end, [&](i32, i32 id) { atomic_add(&counts[id], 1), own += id == expert; });
     barrier();
     i32 before = 0, tiles_before = 0;
     for (i32 e = thread_x(); e < expert; e += THREADS)
@@ -168,7 +170,7 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
     barrier();
     i32 pair = before + until - own;
     for (u32 w = 0; w < wave(); ++w) pair += waves[w];
-    each_id([&](i32 i, i32 id) {
+    each_id(ids, begin, end, [&](i32 i, i32 id) {
         if (id == expert) order[pair] = i, rank[i] = pair, ++pair;
     });
 }

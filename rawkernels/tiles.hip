@@ -6,7 +6,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8 RF_ROW_WAVES=1
+// variants: RF_QTYPE=KINDS RF_TOKENS=8 RF_ROW_WAVES=1
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=32 RF_ROW_WAVES=4
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=64 RF_ROW_WAVES=2
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=16 RF_ROW_WAVES=1
@@ -41,6 +41,7 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     none.number = p.cells;
     Cells<F> w;
     w.load(at);
+    load_grid<F>(THREADS);
     wait_for_previous();
     Tokens tokens = tokens_of(p.x, p.tokens, p.cells);
     Sums sums = multiply(w, at, none, fragments_of(shared, tokens.x));
@@ -104,6 +105,7 @@ rf_tile_gated(TileGatedParams p) {
     Position at = run_of(block_x() * height);
     Cells<RF_QTYPE> w;
     w.load(at);
+    load_grid<RF_QTYPE>(THREADS);
     wait_for_previous();
     for (u32 first = block_x() * height; first < end; first += p.grid * height) {
         Position next = run_of(first + p.grid * height);

@@ -20,7 +20,7 @@ WIDE_LDS = 227 << 10
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
-    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+    return tuning.gemv_rows_1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
 
 
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
@@ -30,7 +30,13 @@ def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+        return (
+            3
+            if cells <= 8 or rows >= tuning.gemv_many_rows
+            else 4
+            if cells <= 16 or rows >= tuning.gemv_small_rows
+            else 5
+        )
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 

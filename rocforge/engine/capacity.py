@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
-from rocforge.errors import DeviceError
+from rocforge.errors import OutOfMemoryError
 from rocforge.nn.state import PagedKV, Recurrent, State, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -78,14 +78,15 @@ class CacheSizes:
         Where that is less than one context, fewer sequences have room for their windows.
 
         Raises:
-            DeviceError: not even one block fits.
+            OutOfMemoryError: not even one block fits.
         """
         free = available_memory(self.device)
         room, most = free - margin(free), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
-            raise DeviceError(f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free")
+            problem = f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free"
+            raise OutOfMemoryError(problem)
         return tokens
 
     def sequences_that_fit(self, tokens: int, most: int) -> int:

@@ -29,8 +29,9 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.pooling import pool_into, pooling_of
+from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
+from rocforge.nn.scoring import score_into, scores_of
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.mirostat import Mirostat
@@ -61,10 +62,11 @@ class Token(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """Vectors of prompts.
+    """Vectors of prompts, or of their tokens.
 
     Attributes:
-        vectors: float32 NumPy array (prompts, dim), complete once the passes have ended.
+        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, or as `Engine.score`
+            has it; complete once the passes have ended.
         passes: computes them; at most a pass of the model for each item.
     """
 
@@ -304,7 +306,8 @@ class Engine:
             self.model.adapters.placed(params.lora)
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
-        """Vectors of prompts, pooled as the model's file says and normalized; as `rf.embed`, but a pass at a time.
+        """Vectors of prompts, pooled as the model's file says and normalized, or the scores of a model that ranks; as
+        `rf.embed`, but a pass at a time.
 
         The passes have a cache of their own, which on a GPU needs memory beside the engine's.
 
@@ -319,10 +322,34 @@ class Engine:
         """
         for prompt in prompts:
             self.check(prompt, SamplingParams(lora=lora))
-        vectors = np.zeros((len(prompts), self.model.config.dim), np.float32)
+        vectors = empty(self.model, len(prompts), self.pooling)
         most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
-        passes = pool_into(vectors, self.model, prompts, pooling_of(self.model), True, lora, most)
+        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, most)
         return Embedding(vectors, self._on_stream(passes))
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None = None) -> Embedding:
+        """The log-probability of each token of prompts but the first, and the ids and log-probabilities of the `top`
+        likeliest tokens in its place: one row (1 + 2 top) a token, prompt after prompt. As `embed`, a pass at a time.
+
+        Raises:
+            ValueError: as in `check`.
+
+        >>> scores, passes = rf.Engine(model).score([[1, 2, 3], [4, 5]], top=2)
+        >>> for _ in passes:
+        ...     pass
+        >>> scores.shape
+        (3, 5)
+        """
+        for prompt in prompts:
+            self.check(prompt, SamplingParams(lora=lora))
+        scores = scores_of(prompts, top)
+        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
+        return Embedding(scores, self._on_stream(score_into(scores, self.model, prompts, top, lora, most)))
+
+    @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt's hidden states, as `rf.embed` names it."""
+        return pooling_of(self.model)
 
     def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
         while True:

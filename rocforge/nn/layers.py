@@ -7,7 +7,7 @@ from typing import Any
 from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
-from rocforge.ops.activation import scale
+from rocforge.ops.activation import scale, softmax
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
@@ -42,6 +42,20 @@ class Embedding(Module):
         y = embedding(ids, self.weight)
         add_updates([self], [y], ids)
         return y
+
+
+class Classifier(Module):
+    """Of hidden states (rows, dim) the probabilities of labels (rows, labels); of one label its score.
+
+    Source: llama.cpp's pooling RANK.
+    """
+
+    def __init__(self, dim: int, labels: int):
+        self.output = Linear(dim, labels, bias="optional", optional=True)
+
+    def forward(self, x: Any) -> Any:
+        scores = self.output(x)
+        return softmax(scores) if scores.shape[-1] > 1 else scores
 
 
 class RMSNorm(Module):

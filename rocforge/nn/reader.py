@@ -6,7 +6,7 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,8 @@ ROPE_TENSORS = {
 }
 """Tensors that say how to compute, not what to multiply with; a Reader reads them."""
 EMBEDDING = "token_embd.weight"
+RANK = 4
+"""llama.cpp's pooling_type of models that rank."""
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """Known values of rope.scaling.type; longrope's scaling is in its factors."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
@@ -71,6 +73,12 @@ class Reader(Metadata):
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
         )
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of a model that ranks, by its pooling_type: what its scores are of. Of others none."""
+        ranks = self.integer("pooling_type", default=None) == RANK
+        return self.array("classifier.output_labels", str, default=["score"]) if ranks else ()
 
     def per_layer(self, key: str, default: Any = REQUIRED) -> list[Any]:
         """A value for each layer: the items of an array, or the one value of all.

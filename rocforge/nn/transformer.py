@@ -17,7 +17,7 @@ from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
-from rocforge.nn.layers import Embedding, Linear
+from rocforge.nn.layers import Classifier, Embedding, Linear
 from rocforge.nn.low_rank import TokenAdapters, adapted
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
@@ -75,6 +75,7 @@ class Transformer(Module):
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         setattr(self, self.output_norm_name, self.norm(read))
         self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
+        self.cls = Classifier(self.config.dim, len(read.labels)) if read.labels else None
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
 
@@ -169,6 +170,28 @@ class Transformer(Module):
         """
         with self._on_device(), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model scores sequences, as rerankers do."""
+        return self.cls is not None and self.cls.output.weight is not None
+
+    def scores(self, hidden: Any) -> Any:
+        """What a model that ranks says of hidden states of last tokens: a score, or probabilities of its labels.
+
+        Args:
+            hidden: floats, shape (rows, dim), normalized, on the model's device.
+
+        Returns:
+            float32, shape (rows, labels).
+
+        Raises:
+            ValueError: the model does not rank.
+        """
+        if self.cls is None or not self.ranks:
+            raise ValueError("the model does not rank: its file has no cls.output.weight, or another pooling_type")
+        with self._on_device():
+            return self.cls(hidden)
 
     def _all_with(self, lora: str | None, rows: int) -> TokenAdapters | None:
         if lora is None:

@@ -38,11 +38,11 @@ class EngineClient:
         restarts: whether another one takes its place when it ends.
         on_ready: called when the model is loaded, each time.
 
-    Attributes: state, tokenizer, limit: as in Backend.
+    Attributes: state, tokenizer, limit, pooling: as in Backend.
     """
 
     def __init__(self, address: bytes, observer: Observer | None, restarts: bool, on_ready: Callable[[], None]):
-        self.state, self.tokenizer, self.limit = State.NEW, None, 0
+        self.state, self.tokenizer, self.limit, self.pooling = State.NEW, None, 0, ""
         self._address, self._restarts, self._on_ready = address, restarts, on_ready
         self._replies, self._device = Replies(observer), "cpu"
         self._transport: asyncio.WriteTransport | None = None
@@ -82,11 +82,27 @@ class EngineClient:
     def connected(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
 
+    def close(self) -> None:
+        """Leave the engine's process and forget its model; `start` begins anew."""
+        if self._transport is not None:
+            self._transport.close()
+            self._fail_all()
+        self.state, self.tokenizer, self.limit = State.NEW, None, 0
+
     def received(self, name: str, *arguments: Any) -> None:
         self._messages[name](*arguments)
 
-    def disconnected(self) -> None:
+    def disconnected(self, transport: asyncio.BaseTransport | None) -> None:
         """The engine's process has ended, or this one stops."""
+        if transport is not self._transport:
+            return  # closed before
+        self._fail_all()
+        if self.state in (State.STARTING, State.READY):
+            self.state = State.STARTING if self._restarts else State.FAILED
+            if self._restarts:
+                self._reconnecting = asyncio.ensure_future(self._connect())
+
+    def _fail_all(self) -> None:
         self._transport = None
         error = EngineDeadError(_DEAD)
         for accepted in self._submitted.values():
@@ -94,20 +110,19 @@ class EngineClient:
                 accepted.set_exception(error)
         for reply in self._replies:
             self._replies.end(reply, Progress.FAILED, EngineDeadError(_DEAD))
-        if self.state in (State.STARTING, State.READY):
-            self.state = State.STARTING if self._restarts else State.FAILED
-            if self._restarts:
-                self._reconnecting = asyncio.ensure_future(self._connect())
 
     def _send(self, *message: Any) -> None:
         if self._transport is not None:
             self._transport.write(wire.pack(*message))
 
-    def _ready(self, tokenizer: bytes, limit: int, device: str) -> None:
+    def _ready(self, tokenizer: bytes, limit: int, device: str, pooling: str) -> None:
         """Make the tokenizer, for which a large vocabulary takes a second, beside the event loop."""
 
         def done(made: asyncio.Future[Tokenizer]) -> None:
+            if self.state is State.NEW:
+                return  # closed meanwhile
             self.tokenizer, self.limit, self._device = made.result(), limit, device
+            self.pooling = pooling
             gc.collect()
             gc.freeze()  # a vocabulary takes a collection long enough to be felt between two tokens
             if self.state is State.STARTING:
@@ -149,19 +164,27 @@ class EngineClient:
         return replies
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        vectors = await self._embed(prompts, lora, None)
+        return vectors.reshape(len(prompts), -1)
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        scores = await self._embed(prompts, lora, top)
+        return scores.reshape(-1, 1 + 2 * top)
+
+    async def _embed(self, prompts: Sequence[list[int]], lora: str | None, top: int | None) -> np.ndarray:
+        """The values, one after another."""
         if self.state is not State.READY:
             raise ServiceError(f"the engine is {self.state.value}")
         ticket, embedded = next(self._tickets), asyncio.get_running_loop().create_future()
         self._submitted[ticket] = embedded
-        self._send("embed", ticket, prompts, lora)
+        self._send("embed", ticket, prompts, lora, top)
         try:
-            vectors = np.frombuffer(await embedded, np.float32)
+            return np.frombuffer(await embedded, np.float32)
         except BaseException:
             self._send("forget", ticket)
             raise
         finally:
             self._submitted.pop(ticket, None)
-        return vectors.reshape(len(prompts), -1)
 
     def _embedded(self, ticket: int, vectors: bytes) -> None:
         embedded = self._submitted.pop(ticket, None)
@@ -229,8 +252,10 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: EngineClient):
         self._client, self._unpacker = client, wire.unpacker()
+        self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
         self._client.connected(cast(asyncio.WriteTransport, transport))
 
     def data_received(self, data: bytes) -> None:
@@ -239,4 +264,4 @@ class _Connection(asyncio.Protocol):
             self._client.received(name, *arguments)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._client.disconnected()
+        self._client.disconnected(self._transport)

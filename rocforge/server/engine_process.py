@@ -100,7 +100,7 @@ class EngineServer:
 
     def __init__(self, engine: StepEngine, tokenizer: Tokenizer, listener: socket.socket, max_queue: int, table: Table):
         self._core, self._max_queue, self._table = EngineCore(engine), max_queue, table
-        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device)
+        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device, engine.pooling)
         self._listener, self._selector = listener, selectors.DefaultSelector()
         self._peers: dict[int, Peer] = {}
         self._numbers, self._keys = itertools.count(), itertools.count()
@@ -238,14 +238,14 @@ class EngineServer:
         if not job.peer.closed:
             self._send(job.peer, wire.pack("refused", job.ticket, wire.pack_error(error)))
 
-    def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None) -> None:
+    def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None, top: int | None) -> None:
         done = peer.embeddings[ticket] = Future[np.ndarray]()
         done.add_done_callback(lambda done: self._note_embedded(peer, ticket, done))
         try:
             waiting = sum(len(peer.embeddings) for peer in self._peers.values())
             if waiting > self._max_queue:
                 raise QueueFullError(f"the queue is full: {waiting - 1} embeddings wait")
-            self._core.embed(prompts, lora, done)
+            self._core.embed(prompts, lora, top, done)
         except Exception as error:
             done.set_exception(error)
 

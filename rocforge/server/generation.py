@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -27,6 +27,7 @@ from rocforge.server.settings import Settings
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import ANY_OBJECT, json_rule
 from rocforge.text.tokenizer import Tokenizer
+from rocforge.text.vocabulary import FillInTokens
 
 Rendered = TypeVar("Rendered")
 DEFAULT_TEMPERATURE = 1.0
@@ -37,13 +38,26 @@ LONGEST_TOKEN = 256
 """Characters a token: a text longer than this times the context is refused before it is tokenized."""
 
 
-class Generator:
-    """Makes jobs of requests."""
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Cancel what is awaited inside after so many seconds.
 
-    def __init__(self, backend: Backend, settings: Settings):
-        self.backend, self.settings = backend, settings
+    Raises:
+        DeadlineError: they are over.
+    """
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
+
+
+class Generator:
+    """Makes jobs of requests, and adds them to `jobs`."""
+
+    def __init__(self, backend: Backend, settings: Settings, jobs: Jobs):
+        self.backend, self.settings, self.jobs = backend, settings, jobs
         self.created = int(time.time())
-        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._rendering = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
 
@@ -95,10 +109,32 @@ class Generator:
         """The token ids of each of one or several texts or lists of ids."""
         return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]
 
+    def fill_in_tokens(self, param: str) -> FillInTokens:
+        """The model's.
+
+        Raises:
+            APIError: it has none.
+        """
+        tokens = self.tokenizer.fill_in_tokens
+        if tokens is None:
+            message = f"{param} needs a model that fills in the middle, and this one has no tokens for it"
+            raise APIError(message, param=param, code="unsupported_parameter")
+        return tokens
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that the tokenizer puts before each text."""
+        tokenizer = self.tokenizer
+        return [id for id in tokenizer.encode("")[:1] if id == tokenizer.bos_token_id]
+
     def check_length(self, tokens: int, param: str) -> None:
         """Raises APIError where a prompt of so many tokens does not fit into the context."""
         if tokens >= self.backend.limit:
             raise self._too_long(f"{tokens} tokens in the {param}")
+
+    def forget(self) -> None:
+        """Free what was made for the tokenizer: another one may come."""
+        self._compiler = None
 
     @property
     def compiler(self) -> GrammarCompiler:
@@ -111,15 +147,9 @@ class Generator:
         """Render a chat template in another thread."""
         return await to_thread.run_sync(template, abandon_on_cancel=True, limiter=self._rendering)
 
-    @contextmanager
-    def deadline(self, timeout: float | None) -> Iterator[None]:
+    def deadline(self, timeout: float | None) -> AbstractContextManager[None]:
         """Cancel what is awaited inside when the request's time is over."""
-        seconds = self._seconds(timeout)
-        try:
-            with anyio.fail_after(seconds):
-                yield
-        except TimeoutError:
-            raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
+        return time_limit(self._seconds(timeout))
 
     def grammar(self, body: Sampling) -> GrammarSource | None:
         """What each text must obey, from response_format, regex or grammar."""
@@ -201,7 +231,7 @@ class Generator:
         return self._job(prefix, len(params), [Reply.empty(prompt, one) for prompt in prompts for one in params])
 
     def _job(self, prefix: str, choices: int, replies: list[Reply]) -> Job:
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", choices, replies)
+        job = Job(f"{prefix}{secrets.token_hex(12)}", choices, replies)
         self.jobs.add(job)
         return job
 

@@ -153,23 +153,14 @@ class Thinking(Body):
     budget_tokens: int | None = Field(None, ge=0)
 
 
-class Sampling(Body):
-    """What both kinds of completion share."""
+class Generation(Body):
+    """What all requests for text share."""
 
     model: str = Field(max_length=512)
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = Field(None, ge=1, le=128)
-    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=-1)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
 
     top_k: int | None = Field(
         None, ge=-1, description="Extension: sample from this many of the likeliest tokens; 0, -1: all."
@@ -206,6 +197,20 @@ class Sampling(Body):
     )
     min_tokens: int | None = Field(None, ge=0, description="Extension: no token ends the text before.")
 
+
+class Sampling(Generation):
+    """What both kinds of completion share."""
+
+    n: int | None = Field(None, ge=1, le=128)
+    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
+    max_tokens: int | None = Field(None, ge=-1)
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
     typ_p: float | None = Field(None, description="llama.cpp's typical_p.")
     n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
     repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")
@@ -228,6 +233,27 @@ class CompletionRequest(Sampling):
     suffix: Text | None = None
 
 
+class InfillChunk(Part):
+    """Of another file, or of another place in this one."""
+
+    text: Text = ""
+    filename: str = "tmp"
+
+
+class InfillRequest(Sampling):
+    """The body of llama.cpp's /infill."""
+
+    model: str = Field("", max_length=512)
+    input_prefix: Text
+    input_suffix: Text
+    input_extra: Array[InfillChunk] | None = Field(None, max_length=1024)
+    prompt: Text = Field("", description="More of the prefix.")
+    n_indent: int | None = Field(None, description="llama.vim's. No effect.")
+    samplers: Array[str] | None = Field(None, description="llama.vim's. No effect.")
+    t_max_prompt_ms: float | None = Field(None, description="llama.vim's. No effect.")
+    t_max_predict_ms: float | None = Field(None, description="llama.vim's. No effect.")
+
+
 class ChatCompletionRequest(Sampling):
     """The body of /v1/chat/completions."""
 
@@ -246,6 +272,8 @@ class ChatCompletionRequest(Sampling):
     modalities: Array[Literal["text"]] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
     thinking_budget: int | None = Field(
         None,
@@ -273,9 +301,25 @@ class EmbeddingRequest(Body):
     user: str | None = None
 
 
+class Document(Part):
+    text: Text
+
+
+class RerankRequest(Body):
+    """The body of /v1/rerank, as Jina and Cohere have it."""
+
+    model: str = Field("", max_length=512)
+    query: Text
+    documents: Array[Text | Document] = Field(min_length=1, max_length=1024)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+    user: str | None = None
+
+
 class TokenizeRequest(Body):
     """The body of /tokenize."""
 
+    model: str | None = Field(None, max_length=512)
     content: Text
     add_special: bool = False
     parse_special: bool = True
@@ -284,4 +328,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of /detokenize."""
 
+    model: str | None = Field(None, max_length=512)
     tokens: Array[TokenId] = Field(max_length=1 << 20)

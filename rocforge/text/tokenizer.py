@@ -17,7 +17,7 @@ from rocforge.text.marks import without_surrogates
 from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.recommended import recommended_sampling
 from rocforge.text.special_tokens import Span, SpecialTokens
-from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, FillInTokens, Vocabulary
 
 if TYPE_CHECKING:
     from rocforge.text.chat.prompts import ChatPrompts
@@ -345,6 +345,20 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The source of the file's default chat template, or None."""
         return self._chat_prompts.templates.sources.get("default")
+
+    @property
+    def rerank_template(self) -> str | None:
+        """The prompt of a reranker, with "{query}" and "{document}" in it, or None where the file has none."""
+        return self._chat_prompts.templates.sources.get("rerank")
+
+    @property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """The tokens that ask for the text between two texts; None of a model that was not trained for that.
+
+        >>> print(tokenizer.fill_in_tokens)
+        None
+        """
+        return self._vocabulary.fill_in_tokens
 
     @property
     def tool_template(self) -> str | None:

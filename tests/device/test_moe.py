@@ -167,19 +167,19 @@ def test_experts_of_several_formats(rng, qtypes, tokens):
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 20])
-@pytest.mark.parametrize("qtypes", [("IQ2_XS", "IQ2_XS", "IQ3_S"), ("Q4_K", "Q5_K", "Q8_0"), ("Q8_0", "Q8_0", "IQ2_S")])
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("qtypes", [("Q4_K", "Q5_K", "Q8_0"), ("IQ2_XS", "IQ3_S", "IQ2_S")])
 def test_unpacked_in_parts(rng, qtypes, tokens):
     """Bit-equal, and in no more than the workspace: of formats that are unpacked, a few experts at a time."""
-    layer = Layer(rng, qtypes, count=7, ffn=512, dim=768, biased=True)
+    layer = Layer(rng, qtypes, count=7, ffn=256, dim=512, biased=True)
     args = [rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16, *layer.routing(rng, tokens, 3)]
     args, residual = [*map(cp.asarray, args), *layer.device], cp.ones((tokens, layer.dim), np.float32)
     whole = experts(*args, "swiglu_oai", residual).get()
-    one, pool = 2 * 512 * 768, cp.cuda.MemoryPool()
+    one, pool = 2 * 256 * 512, cp.cuda.MemoryPool()
     # room for gate and up of one expert, or down of two
     with cp.cuda.using_allocator(pool.malloc), tuning.trying(experts_unpacked_nbytes=2 * one):
         assert (experts(*args, "swiglu_oai", residual).get() == whole).all()
-    places, chosen = 4 * 3 * tokens * (2 * 768 + 512), 2 * sum(w[0].nbytes for w in layer.weights)
+    places, chosen = 4 * 3 * tokens * (2 * 512 + 256), 2 * sum(w[0].nbytes for w in layer.weights)
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
 
 

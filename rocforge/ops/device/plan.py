@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN
+from rocforge.device.geometry import GEMV_RUN, STAGED_TOKENS
 from rocforge.device.libraries import cupy_module
 from rocforge.device.tuning import Tuning
 from rocforge.ops.device.strided import blocks
@@ -96,8 +96,11 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    if weight.planar and 0 < tokens <= (tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone):
-        return Product.WIDE if tokens >= tuned.wide_from else Product.TILE
+    if weight.wide and tuned.wide_from <= tokens and (tokens <= tuned.wide_tokens or not weight.copied):
+        return Product.WIDE
+    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
+    if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
+        return Product.TILE
     if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if weight.float32 else Product.GEMM_FP16
@@ -219,6 +222,13 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
+def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
+    """Whether the experts' down can begin the norm after it: of one token, whose pairs share out a block."""
+    tuned = tuning.current()
+    groups = tuned.experts_norm_threads // tuned.gated_lanes
+    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
+
+
 @functools.lru_cache(PLANS_KEPT)
 def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
@@ -229,4 +239,5 @@ def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, to
         return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
     if not tiled:
         return Product.GROUPED_GEMM
-    return Product.WIDE if tokens >= tuned.experts_wide_from else Product.TILE
+    wide = gate.wide and down.wide and tokens >= tuned.experts_wide_from
+    return Product.WIDE if wide else Product.TILE

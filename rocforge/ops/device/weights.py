@@ -21,6 +21,7 @@ class WeightFormat:
     Attributes:
         kernel: the format's name in kernels (RF_QTYPE); None: no kernel reads it, and rows are unpacked to float16.
         planar: rows are planes of fields, multiplied with int8 or with fragments; else floats, or no kernel's.
+        wide: wide.hip multiplies it, too.
         float32: the BLAS library multiplies it in float32 instead of float16.
         cell: elements that kernels count a row in: 128 of planar rows, 16 bytes of floats; 0 of no kernel's.
         copied: a float16 copy is kept beside it, for the BLAS library.
@@ -28,6 +29,7 @@ class WeightFormat:
 
     kernel: str | None
     planar: bool = False
+    wide: bool = False
     float32: bool = False
     cell: int = 0
     copied: bool = False
@@ -41,7 +43,7 @@ UNPACKED = WeightFormat("Floats<f16>", cell=8)
 """Float16 values, packed as such or an array."""
 NO_KERNEL, NO_KERNEL_FLOAT32 = WeightFormat(None), WeightFormat(None, float32=True)
 _PLANAR = {
-    (QTYPES[name], copied): WeightFormat(name, planar=True, cell=CELL, copied=copied)
+    (QTYPES[name], copied): WeightFormat(name, planar=True, wide=PLANAR[name].wide, cell=CELL, copied=copied)
     for name in PLANAR
     for copied in (False, True)
 }
