@@ -35,8 +35,8 @@ class Tuning:
         tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
         fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
             tokens run at less than 90 % of the BLAS library's rate.
-        wide_from, wide_tokens: from so many on by wide.hip, which only Hopper has, and fewer by tiles.hip; and of weights
-            with copies up to so many.
+        wide_from, wide_tokens: from so many on by wide.hip, which only Hopper has, and fewer by tiles.hip; and of
+            weights with copies up to so many.
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
