@@ -186,7 +186,7 @@ _H200 = replace(
     _NVIDIA,
     basis="measured",
     wide_from=33,
-    wide_tokens=128,
+    wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,
