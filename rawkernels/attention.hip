@@ -1,13 +1,11 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and RF_ALONE (whether
-// there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS (heads that a wave
-// serves) and RF_STRIPES (waves that share out the tokens). A cache layer is
-// (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
-// be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types and
+// RF_ALONE (whether there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS
+// (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device,
+// so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
-#include "heads.h"
-#include "formats/kv_cache.h"
+#include "cached_heads.h"
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -17,6 +15,9 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
+// variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
+// variants: RF_HEAD_DIM=64,128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
+// variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=F16
 
 RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
@@ -26,9 +27,10 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
 RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
 RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
-// A wave reads rows of RF_HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
-// time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
-constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / 8);
+// A wave reads rows of RF_HEAD_DIM, PIECE elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads
+// at a time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
+constexpr u32 PIECE = Keys::ROW < 2 * RF_HEAD_DIM || Values::ROW < 2 * RF_HEAD_DIM ? 16 : 8;
+constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
@@ -48,7 +50,7 @@ constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
-static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
+static_assert(RF_HEAD_DIM % PIECE == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is whole pieces, up to 256");
 static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
 static_assert(KEPT <= PADDED && THREADS <= 1024, "");
 
@@ -94,7 +96,8 @@ struct Shared {
     alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
     float top[RF_GROUP], total[RF_GROUP];
     float buffers[WAVES][RF_HEAD_DIM];
-    alignas(16) f16 newest[2][RF_HEAD_DIM];  // the newest token's key and value
+    alignas(16) u8 newest_key[Keys::ROW + 2 * Keys::SCALES];  // of the newest token, as in the cache
+    alignas(16) u8 newest_value[Values::ROW + 2 * Values::SCALES];
     u32 last;
 };
 
@@ -104,14 +107,15 @@ struct Shared {
 // tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
 // after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)). With new_keys,
 // rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
-// queries' tokens are stored first; without, of what follows it only q_stride counts.
+// queries' tokens are stored first; without, of what follows it only q_stride counts, and the queries are spread as the
+// keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
     RF_NULLABLE u8* activations;
     u32 activation_width;  // as in Quantized
     const float* q;
-    f16 *keys, *values;
+    void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
     float* partials;
@@ -129,17 +133,24 @@ struct DecodeParams {
     i32 neox;
 };
 
-// The block's queries, normalized and rotated, in LDS that is later used for results. The split with the newest token
-// puts its key and value into the cache and into LDS. The whole block takes part.
+// Stores a head of the newest token in the cache and in LDS.
+template <class Type>
+RF_DEVICE void store_newest(u8* newest, void* cache, u32 slot, u32 kv_heads, u32 kv_head, const Head& head) {
+    store_cached(Type(), HeadBlock<Type>(cache, slot / RF_BLOCK_SIZE, kv_heads, kv_head).row(slot % RF_BLOCK_SIZE),
+                 head);
+    store_cached(Type(), CachedRow{newest, newest + Type::ROW}, head);
+}
+
+// The block's queries, normalized, rotated and spread, in LDS that is later used for results. The split with the newest
+// token puts its key and value into the cache and into LDS. The whole block takes part.
 RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rotation& rotation, u32 query, u32 kv_head,
                                bool newest) {
     float* queries = &shared.values[0][0][0];
-    u64 slot = cache_offset(newest ? p.slots[query] : 0, p.kv_heads, kv_head);
+    u32 slot = newest ? p.slots[query] : 0;
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
             Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
-            store_head(p.values + slot, head);
-            store_head(shared.newest[1], head);
+            store_newest<Values>(shared.newest_value, p.values, slot, p.kv_heads, kv_head, head);
             continue;
         }
         bool key = row == RF_GROUP;
@@ -147,78 +158,150 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
         Head head = load_head(key ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
                                   : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
         if (norm) rms_norm_head(head, norm, p.eps);
-        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation);
-        if (key) {
-            store_head(p.keys + slot, head);
-            store_head(shared.newest[0], head);
-        } else {
+        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation), spread(head);
+        if (key)
+            store_newest<Keys>(shared.newest_key, p.keys, slot, p.kv_heads, kv_head, head);
+        else
             store_head(queries + row * RF_HEAD_DIM, head);
-        }
     }
     barrier();
     return queries;
 }
 
-// What a lane has of the keys and values of a step's tokens, 8 elements of each row.
+// What a lane has of the keys and values of a step's tokens, a piece of each row.
 struct Step {
-    u32x4 keys[LOADS], values[LOADS];
+    Keys::Piece<PIECE> keys[LOADS];
+    Values::Piece<PIECE> values[LOADS];
 
     // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
-    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
+    RF_MEMBER void load_rows(const void* cache_keys, const void* cache_values, const i32* table, u32 start, u32 first,
                              u32 end, u32 kv_heads, u32 kv_head) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        u64 offset = cache_offset(cache_slot(table, start) + row, kv_heads, kv_head) + dim;
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
+        auto key_rows = block_of<Keys>(cache_keys, table, start, kv_heads, kv_head);
+        auto value_rows = block_of<Values>(cache_values, table, start, kv_heads, kv_head);
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             u32 token = start + l * ROWS + row;
-            bool seen = dim < RF_HEAD_DIM && token >= first && token < end;
-            u64 at = offset + u64(l * ROWS) * kv_heads * RF_HEAD_DIM;
-            keys[l] = seen ? load<u32x4>(cache_keys + at) : make_u32x4(0, 0, 0, 0);
-            values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
+            keys[l].clear(), values[l].clear();
+            if (dim >= RF_HEAD_DIM || token < first || token >= end) continue;
+            keys[l].load_from(key_rows.row(token % RF_BLOCK_SIZE), dim);
+            values[l].load_from(value_rows.row(token % RF_BLOCK_SIZE), dim);
         }
     }
 
     // Key and value of one token, from LDS.
-    RF_MEMBER void put(const f16 (&pair)[2][RF_HEAD_DIM], u32 start, u32 token) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
+    RF_MEMBER void put(Shared& shared, u32 start, u32 token) {
+        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             if (start + l * ROWS + row != token || dim >= RF_HEAD_DIM) continue;
-            keys[l] = load<u32x4>(pair[0] + dim), values[l] = load<u32x4>(pair[1] + dim);
+            keys[l].load_from({shared.newest_key, shared.newest_key + Keys::ROW}, dim);
+            values[l].load_from({shared.newest_value, shared.newest_value + Values::ROW}, dim);
         }
     }
 };
 
+// A lane's piece of a query, and of a key, as they are multiplied: as floats, or as signed bytes.
+struct FloatKey {
+    float x[PIECE], scale;
+    RF_MEMBER FloatKey(const Keys::Piece<PIECE>& piece) : scale(piece.scale()) { piece.unpack(x); }
+};
+struct FloatQuery {
+    float x[PIECE];
+    RF_MEMBER void load_from(const float* q) {
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE; ++i) x[i] = q ? q[i] : 0.0f;
+    }
+    RF_MEMBER float dot(const FloatKey& key) const {
+        float sum = 0;
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE; ++i) sum += x[i] * key.x[i];
+        return sum * key.scale;
+    }
+};
+
+template <class Type>
+struct IntegerKey {
+    u32 bytes[PIECE / 4];
+    float scale;
+    RF_MEMBER IntegerKey(const typename Type::template Piece<PIECE>& piece) : scale(piece.scale()) {
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE / 4; ++i) bytes[i] = piece.bytes(i);
+    }
+};
+// Rounded to steps of a 127th of the largest of 32.
+template <class Type>
+struct IntegerQuery {
+    u32 bytes[PIECE / 4];
+    float scale;
+    i32 origin;  // what makes up for the bytes' zero
+    RF_MEMBER void load_from(const float* q) {
+        float x[PIECE], largest = 0;
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE; ++i) x[i] = q ? q[i] : 0.0f, largest = maximum(largest, absolute(x[i]));
+        largest = reduce_lanes<32 / PIECE>(largest, Maximum());
+        float inverse = largest > 0 ? 127 / largest : 0.0f;
+        scale = largest / 127;
+        i32 sum = 0;
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE / 4; ++i) {
+            bytes[i] = 0;
+            RF_UNROLL
+            for (u32 j = 0; j < 4; ++j) bytes[i] |= u32(round_int(x[4 * i + j] * inverse) & 255) << 8 * j;
+            sum = dot4(bytes[i], 0x01010101, sum);
+        }
+        origin = FLOAT_ORIGIN - Type::ZERO * sum;
+    }
+    RF_MEMBER float dot(const IntegerKey<Type>& key) const {
+        i32 sum = origin;
+        RF_UNROLL
+        for (u32 i = 0; i < PIECE / 4; ++i) sum = dot4(key.bytes[i], bytes[i], sum);
+        return sum_float(sum) * (key.scale * scale);
+    }
+};
+
+template <class Type, bool INTEGER>
+struct Products {
+    typedef FloatKey Key;
+    typedef FloatQuery Query;
+};
+template <class Type>
+struct Products<Type, true> {
+    typedef IntegerKey<Type> Key;
+    typedef IntegerQuery<Type> Query;
+};
+typedef Products<Keys, Keys::INTEGER>::Key Key;
+typedef Products<Keys, Keys::INTEGER>::Query Query;
+
 const u32 NO_TOKEN = ~0u;
 
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
-RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
-                             u32 kv_head) {
-    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
+template <class Type>
+RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32 end, u32 kv_heads, u32 kv_head) {
+    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 128, LINES = (Type::ROW + LINE - 1) / LINE;
     for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
         u32 token = begin + i / LINES;
-        u64 at = cache_offset(cache_slot(table, token), kv_heads, kv_head) + i % LINES * LINE;
-        prefetch(keys + at), prefetch(values + at);
+        CachedRow row = block_of<Type>(cache, table, token, kv_heads, kv_head).row(token % RF_BLOCK_SIZE);
+        prefetch(row.elements + i % LINES * LINE);
     }
 }
 
 // Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
 // `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
 // what belongs to the token `newest`.
-RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values,
+RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const void* keys, const void* values,
                           const i32* table, u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head,
                           float scale, float softcap) {
     u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
-    u32 dim = lane() % TOKEN_LANES * 8;
-    bool inside = RF_HEAD_DIM / 8 == TOKEN_LANES || dim < RF_HEAD_DIM;
-    float query[SLICE][8], sums[SLICE][8];
+    u32 dim = lane() % TOKEN_LANES * PIECE;
+    bool inside = RF_HEAD_DIM / PIECE == TOKEN_LANES || dim < RF_HEAD_DIM;
+    Query query[SLICE];
+    float sums[SLICE][PIECE];
     RF_UNROLL
     for (u32 h = 0; h < SLICE; ++h) {
+        query[h].load_from(inside ? q + (slice * SLICE + h) * RF_HEAD_DIM + dim : nullptr);
         RF_UNROLL
-        for (u32 i = 0; i < 8; ++i) {
-            query[h][i] = inside ? q[(slice * SLICE + h) * RF_HEAD_DIM + dim + i] : 0.0f;
-            sums[h][i] = 0;
-        }
+        for (u32 i = 0; i < PIECE; ++i) sums[h][i] = 0;
     }
     barrier();  // q may lie where results go
     float highest[KEPT], sum[KEPT];
@@ -231,23 +314,17 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* 
     u32 start = begin + stripe * STEP;
     for (; start < end; start += STRIPES * STEP) {
         Step step = next;
-        if (newest != NO_TOKEN) step.put(shared.newest, start, newest);
+        if (newest != NO_TOKEN) step.put(shared, start, newest);
         // the step after is on its way while this one is computed
         if (start + STRIPES * STEP < end)
             next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
         float scores[SCORES];
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
-            float x[8];
-            unpack8(x, step.keys[l]);
+            Key key(step.keys[l]);
             RF_UNROLL
-            for (u32 h = 0; h < PADDED; ++h) {
-                float score = 0;
-                RF_UNROLL
-                for (u32 i = 0; i < 8; ++i)
-                    if (h < SLICE) score += query[h < SLICE ? h : 0][i] * x[i];
-                scores[l * PADDED + h] = score;
-            }
+            for (u32 h = 0; h < PADDED; ++h)
+                scores[l * PADDED + h] = h < SLICE ? query[h < SLICE ? h : 0].dot(key) : 0.0f;
         }
         scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
         u32 token = start + kept_load * ROWS + row;
@@ -272,18 +349,18 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* 
             for (u32 h = 0; h < SLICE; ++h) {
                 float rescale = shared.rescale[wave()][h];
                 RF_UNROLL
-                for (u32 i = 0; i < 8; ++i) sums[h][i] *= rescale;
+                for (u32 i = 0; i < PIECE; ++i) sums[h][i] *= rescale;
             }
         }
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
-            float x[8];
-            unpack8(x, step.values[l]);
+            float x[PIECE];
+            step.values[l].unpack(x);
             RF_UNROLL
             for (u32 h = 0; h < SLICE; ++h) {
-                float weight = shared.weights[wave()][row][l * PADDED + h];
+                float weight = shared.weights[wave()][row][l * PADDED + h] * step.values[l].scale();
                 RF_UNROLL
-                for (u32 i = 0; i < 8; ++i) sums[h][i] += weight * x[i];
+                for (u32 i = 0; i < PIECE; ++i) sums[h][i] += weight * x[i];
             }
         }
         wave_barrier();  // the weights are written again in the next round
@@ -300,7 +377,7 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* 
     RF_UNROLL
     for (u32 h = 0; h < SLICE; ++h) {
         RF_UNROLL
-        for (u32 i = 0; i < 8; ++i) {
+        for (u32 i = 0; i < PIECE; ++i) {
             float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
             if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
         }
@@ -417,7 +494,10 @@ rf_attention_decode(DecodeParams p) {
         i32 start = begin + i32(wave() / SLICES * STEP);
         if (start < end) step.load_rows(p.keys, p.values, table, start, first, end, p.kv_heads, kv_head);
         // few blocks leave the memory idle
-        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(p.keys, p.values, table, begin, end, p.kv_heads, kv_head);
+        if (LOADS_BEFORE_WAIT && active <= 2) {
+            prefetch_rows<Keys>(p.keys, table, begin, end, p.kv_heads, kv_head);
+            prefetch_rows<Values>(p.values, table, begin, end, p.kv_heads, kv_head);
+        }
         if (p.new_keys)
             rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
                                      p.neox);

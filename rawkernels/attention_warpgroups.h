@@ -42,7 +42,7 @@ struct Producer {
     u32 under_way = 0;
 
     // Of a sequence's tokens from `start` on.
-    RF_MEMBER void copy_tile(const f16* cache, const BlockRows& sequence, i32 start) {
+    RF_MEMBER void copy_tile(const void* cache, const BlockRows& sequence, i32 start) {
         wait_phase(&shared.empty[place.stage], place.parity ^ 1);
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
         const u32 STEP = WARPGROUP / PIECES;
@@ -52,7 +52,8 @@ struct Producer {
             i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE);
             i32 last = minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
             u64 slot = u64(sequence.table[block]) * RF_BLOCK_SIZE;
-            const f16* from = cache + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
+            const f16* from =
+                static_cast<const f16*>(cache) + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
             RF_UNROLL
             for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
                 copy_async<16>(to + (b * RF_BLOCK_SIZE + i) * PANEL * sizeof(f16),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rocforge.formats.kv_cache import CACHE_TYPES
 from rocforge.ops.sampling import SamplingParams
 
 Model = Annotated[
@@ -39,8 +40,29 @@ class Switch(str, enum.Enum):
         return None if self is Switch.auto else self is Switch.on
 
 
+CacheType = enum.Enum("CacheType", [(name, name) for name in CACHE_TYPES], type=str)
+
+
+def cache_types(keys: CacheType | None, values: CacheType | None) -> dict[str, str | None]:
+    """What two options say, as arguments of `rf.load`."""
+    named = {"cache_type_k": keys, "cache_type_v": values}
+    return {name: None if kind is None else kind.value for name, kind in named.items()}
+
+
 Fp16Weights = Annotated[
     Switch, typer.Option(help="Keep float16 copies of the weights on the GPU: faster prefill, more memory.")
+]
+CacheTypeK = Annotated[
+    CacheType | None,
+    typer.Option(
+        "--cache-type-k", "-ctk", help="Type of the KV cache's keys; default: f16, on a CPU f32.", show_default=False
+    ),
+]
+CacheTypeV = Annotated[
+    CacheType | None,
+    typer.Option(
+        "--cache-type-v", "-ctv", help="Type of the KV cache's values; default: f16, on a CPU f32.", show_default=False
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no statistics.")]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]

@@ -12,7 +12,19 @@ import typer
 
 from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
-from rocforge.cli.options import Context, Device, Fp16Weights, Model, Quiet, Switch, Template, adapter_file
+from rocforge.cli.options import (
+    CacheTypeK,
+    CacheTypeV,
+    Context,
+    Device,
+    Fp16Weights,
+    Model,
+    Quiet,
+    Switch,
+    Template,
+    adapter_file,
+    cache_types,
+)
 from rocforge.cli.output import note
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
@@ -54,6 +66,8 @@ def serve(
         ),
     ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=f"Maximum tokens a step; default: {_by_device(MAX_BATCH_TOKENS)}.")
     ] = None,
@@ -109,6 +123,7 @@ def serve(
             fp16_weights=fp16_weights.enabled,
             lora=_adapters(lora or ()),
             cache_tokens=cache_tokens,
+            **cache_types(cache_type_k, cache_type_v),
             max_batch_tokens=max_batch_tokens,
             max_requests=max_requests,
             inter_token_ms=inter_token_ms,

@@ -119,12 +119,14 @@ class Decode(NamedTuple):
     threads: int
 
 
-def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
+def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool, packed: bool = False) -> Decode:
     """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as there may be threads, if `decode_lds_floats` hold their results.
+    As many waves as there may be threads, if `decode_lds_floats` hold their results. With keys or values packed a lane
+    has twice as many elements of a head, and a wave half as many heads.
     """
-    heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
+    most = tuning.decode_heads // 2 if packed else tuning.decode_heads
+    heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
@@ -140,13 +142,13 @@ class Prefill(NamedTuple):
     macros: dict[str, int]
 
 
-def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
+def prefill(tuning: Tuning, head_dim: int, wave: int, packed: bool = False) -> Prefill:
     """The geometry of attention_prefill.
 
-    On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
-    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
+    On warpgroups, one of which brings tiles of 128 float16 keys or values to two others, the queries take as much as a
+    tile. On waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
     """
-    if tuning.prefill_stages and head_dim == 128:
+    if tuning.prefill_stages and head_dim == 128 and not packed:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
         macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
@@ -162,12 +164,18 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, given["RF_ALONE"] in (1, "1"))
+    alone = given["RF_ALONE"] in (1, "1")
+    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, alone, _is_packed(given))
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
+    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave, _is_packed(given)).macros
+
+
+def _is_packed(given: Mapping[str, Any]) -> bool:
+    """Whether the cache has keys or values in another type than float16."""
+    return any(given.get(name, "F16") != "F16" for name in ("RF_KEY_TYPE", "RF_VALUE_TYPE"))
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

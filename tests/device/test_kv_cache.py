@@ -1,0 +1,97 @@
+"""Packed keys and values on a device: what is stored against the host's, attention against float64 on what is held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cupy as cp
+import numpy as np
+import pytest
+from test_attention import attention_64, relative_error
+
+import rocforge as rf
+from rocforge.device.cards import card_of, has_fp8
+from rocforge.nn.batch import Batch, Chunk
+from rocforge.nn.cache import KVCache
+from rocforge.nn.state import PagedKV
+from rocforge.ops.attention import attend, paged_attention, rotate_and_store
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.rope import rope_frequencies
+from rocforge.ops.state import PackedRows
+
+pytestmark = pytest.mark.slow
+
+TYPES = [
+    ("q8_0", "q8_0", (8, 2, 128)),
+    ("q4_0", "q4_0", (16, 2, 64)),
+    ("q8_0", "q4_0", (3, 1, 96)),
+    ("q4_0", None, (4, 2, 256)),
+    ("fp8_e4m3", "fp8_e4m3", (7, 1, 128)),
+    (None, "q8_0", (2, 2, 64)),
+]
+CHUNKS = [
+    Chunk(69, 1, [7, 2, 11]),
+    Chunk(0, 37, [3, 9]),
+    Chunk(0, 1, [6]),
+    Chunk(33, 20, [1, 14]),
+    Chunk(63, 1, [5, 0]),
+]
+"""Decodes, prompts and their chunks, at the edges of blocks."""
+
+
+def needs(*types: str | None) -> None:
+    if "fp8_e4m3" in types and not has_fp8(card_of(0)):
+        pytest.skip("the card has no fp8_e4m3")
+
+
+def on_host(rows):
+    """float32 (slots, heads, dim) of what a device holds."""
+    return replace(rows, data=rows.data.get())[:] if isinstance(rows, PackedRows) else rows.get().astype(np.float32)
+
+
+def given(rng, batch: Batch, heads: int) -> list[np.ndarray]:
+    """Queries, keys and values of the batch's tokens; some of the keys' elements are large in all of them."""
+    layer = batch.state_of(0)
+    _, kv_heads, dim = layer.keys.shape
+    q, k, v = (rng.standard_normal((len(batch.positions), n, dim), np.float32) for n in (heads, kv_heads, kv_heads))
+    k[..., 3] += 20
+    return [q, k, v]
+
+
+@pytest.mark.parametrize("key_type, value_type, shape", TYPES)
+def test_stored_and_attended(key_type, value_type, shape):
+    """Rotation, storing, and both attention kernels: the cache is the host's, and results are those of what it holds."""
+    needs(key_type, value_type)
+    rng, (heads, kv_heads, dim) = np.random.default_rng(dim_of := shape[2]), shape
+    states = [PagedKV(kv_heads, dim, dim, key_type, value_type)]
+    caches = [KVCache(states, 15), KVCache(states, 15, device="gpu")]
+    before = [Chunk(0, chunk.start, chunk.table) for chunk in CHUNKS if chunk.start]
+    frequencies = rope_frequencies(dim_of, neox=True)
+    for chunks in (before, CHUNKS):
+        here, there = (Batch.of(cache, chunks) for cache in caches)
+        parts = given(rng, here, heads)
+        expected = rotate_and_store(*parts, here.state_of(0), here.rotation(frequencies))
+        arrays = [cp.asarray(part) for part in parts]
+        q = rotate_and_store(*arrays, there.state_of(0), there.rotation(frequencies))
+        assert relative_error(q, expected) < 1e-5
+    layer = there.state_of(0)
+    held = [on_host(rows) for rows in (layer.keys, layer.values)]
+    for ours, theirs in zip(held, (here.state_of(0).keys[:], here.state_of(0).values[:]), strict=True):
+        assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 2e-3  # a few round to the other side
+    expected, rows = [], 0
+    for chunk in CHUNKS:
+        slots = [chunk.table[t // 32] * 32 + t % 32 for t in range(chunk.length)]
+        rows, queries = rows + chunk.count, q.get()[rows : rows + chunk.count]
+        expected.append(attention_64(queries, held[0][slots], held[1][slots]))
+    y, expected = paged_attention(q, layer), np.concatenate(expected)
+    single = [0, 38, 59]
+    assert (
+        relative_error(
+            np.delete(y, single, axis=0) if False else cp.asarray(np.delete(y.get(), single, 0)),
+            np.delete(expected, single, 0),
+        )
+        < 2e-3
+    )
+    assert relative_error(y[cp.asarray(single)], expected[single]) < 2e-2  # queries are in 8 bits there
+    by_pattern = attention_heads(attention_pattern(q, layer), layer)
+    assert relative_error(by_pattern, expected) < 1e-3
