@@ -99,13 +99,12 @@ def load_model(
     context: int | None = None,
     progress: bool | None = None,
     fp16_weights: bool | None = None,
-    cache_types: CacheTypes = (None, None),
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`.
-
-    `cache_types` are those of keys and of values.
-    """
-    with _loading(file, resolve_device(device), context, progress, fp16_weights, cache_types) as model:
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
+    types = cache_type_k, cache_type_v
+    with _loading(file, resolve_device(device), context, progress, fp16_weights, types) as model:
         return model
 
 

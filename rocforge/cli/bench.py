@@ -114,11 +114,11 @@ def _results(
     longest = max(map(sum, tests))
     with rf.open_gguf(resolve(name)) as file:
         about = describe(file, name)
-        model = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled)
+        model = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled, **types)
     if longest >= model.config.context:
         raise UsageError(f"{longest} tokens need a context of {longest + 1}; the model's is {model.config.context}")
     described, layers = rf.device_info(model.device), model.config.layers + 1
-    with Engine(model, cache_tokens=longest + 2, max_batch_tokens=batch, **types) as engine:
+    with Engine(model, cache_tokens=longest + 2, max_batch_tokens=batch) as engine:
         for measurement in _measured(engine, tests, repetitions):
             yield Result(about, described, threads(), layers, batch, _types_of(engine), measurement)
 

@@ -105,7 +105,7 @@ def _decode_q4_0(codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
 def _encode_fp8(x: np.ndarray) -> Codes:
     """To nearest even, at most 448 either way; there is no negative zero."""
     size = np.minimum(np.abs(x), np.float32(FP8_MAX))
-    exponent = np.maximum(np.frexp(size)[1], -5)  # below 2 ** -6 steps are the same
+    exponent = np.maximum(np.frexp(np.maximum(size, 2**-9))[1], -5)  # below 2 ** -6 steps are the same
     codes = np.rint(np.ldexp(size, 4 - exponent)).astype(np.uint8) + 8 * (exponent + 5).astype(np.uint8)
     return np.where((x < 0) & (codes > 0), codes | 0x80, codes).astype(np.uint8), None
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from test_attention import attention_64, relative_error
 
-import rocforge as rf
 from rocforge.device.cards import card_of, has_fp8
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.attention import attend, paged_attention, rotate_and_store
+from rocforge.ops.attention import paged_attention, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import PackedRows
@@ -60,7 +59,7 @@ def given(rng, batch: Batch, heads: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("key_type, value_type, shape", TYPES)
 def test_stored_and_attended(key_type, value_type, shape):
-    """Rotation, storing, and both attention kernels: the cache is the host's, and results are those of what it holds."""
+    """The cache is the host's, and results of both attention kernels and of the pattern are those of what it holds."""
     needs(key_type, value_type)
     rng, (heads, kv_heads, dim) = np.random.default_rng(dim_of := shape[2]), shape
     states = [PagedKV(kv_heads, dim, dim, key_type, value_type)]
