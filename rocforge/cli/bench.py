@@ -18,7 +18,7 @@ import typer
 from rocforge.cli.bench_results import Form, Measurement, Result, earlier_results, write
 from rocforge.cli.errors import UsageError
 from rocforge.cli.models import describe
-from rocforge.cli.options import CacheTypeK, CacheTypeV, Device, Fp16Weights, Switch, cache_types
+from rocforge.cli.options import CacheTypeK, CacheTypes, CacheTypeV, Device, Fp16Weights, Switch, cache_types
 from rocforge.engine.engine import Engine
 from rocforge.selftest.figures import generation_seconds
 
@@ -104,7 +104,7 @@ def _results(
     batch: int,
     device: str | None,
     fp16_weights: Switch,
-    types: dict[str, str | None],
+    types: CacheTypes,
 ) -> Iterator[Result]:
     """Load a model and run its tests."""
     import rocforge as rf

@@ -5,11 +5,10 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import typer
 
-from rocforge.formats.kv_cache import CACHE_TYPES
 from rocforge.ops.sampling import SamplingParams
 
 Model = Annotated[
@@ -40,13 +39,25 @@ class Switch(str, enum.Enum):
         return None if self is Switch.auto else self is Switch.on
 
 
-CacheType = enum.Enum("CacheType", [(name, name) for name in CACHE_TYPES], type=str)
+class CacheType(str, enum.Enum):
+    """rocforge.formats.kv_cache.CACHE_TYPES."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    fp8_e4m3 = "fp8_e4m3"
 
 
-def cache_types(keys: CacheType | None, values: CacheType | None) -> dict[str, str | None]:
-    """What two options say, as arguments of `rf.load`."""
-    named = {"cache_type_k": keys, "cache_type_v": values}
-    return {name: None if kind is None else kind.value for name, kind in named.items()}
+class CacheTypes(TypedDict):
+    """Arguments of `rf.load`."""
+
+    cache_type_k: str | None
+    cache_type_v: str | None
+
+
+def cache_types(keys: CacheType | None, values: CacheType | None) -> CacheTypes:
+    """What two options say."""
+    return {"cache_type_k": keys and keys.value, "cache_type_v": values and values.value}
 
 
 Fp16Weights = Annotated[

@@ -129,7 +129,7 @@ PACKED = {
     "fp8_e4m3": PackedType("fp8_e4m3", 8, False, False, _encode_fp8, _decode_fp8),
 }
 """The packed types by name."""
-FLOATS = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+FLOATS: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 """The others."""
 CACHE_TYPES = ("f16", *PACKED)
 """What can be asked for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | N
     for name, option in zip(named.values(), ("cache_type_k", "cache_type_v"), strict=True):
         if name is not None and name not in CACHE_TYPES:
             raise ValueError(f"{option} is {name!r}; allowed are {', '.join(CACHE_TYPES)}")
-    given = {field: name for field, name in named.items() if name is not None}
+    given: dict[str, Any] = {field: name for field, name in named.items() if name is not None}
     return {key: replace(state, **given) if isinstance(state, PagedKV) else state for key, state in states.items()}
 
 

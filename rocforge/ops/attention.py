@@ -186,8 +186,8 @@ def paged_attention(
 
 def _attention_of_single_queries(
     q: HostArray,
-    keys: HostArray,
-    values: HostArray,
+    keys: HostArray | PackedRows,
+    values: HostArray | PackedRows,
     spans: Sequence[Span],
     scale: float,
     window: int | None,

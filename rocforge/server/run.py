@@ -109,8 +109,8 @@ def serve(
         raise ValueError("restart_engine needs a process for the engine; processes is 0")
 
     def load_model() -> tuple[StepEngine, Tokenizer]:
-        types = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
-        model, tokenizer = load(model_path, device, context, progress, fp16_weights, **types)
+        given = (model_path, device, context, progress, fp16_weights)
+        model, tokenizer = load(*given, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
         for name, (path, scale) in (lora or {}).items():
             model.adapters.load(name, path, scale)
         eog = tokenizer.eog_token_ids

@@ -56,5 +56,5 @@ def _launch(name: str, head_dim: int, layer: PagedLayer, pattern: Array, args: d
 
 @functools.cache
 def _kernel(name: str, head_dim: int, types: Types) -> Kernel:
-    defines = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
+    defines: dict[str, Any] = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
     return Kernel("attention_pattern.hip", name, **defines)
