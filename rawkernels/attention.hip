@@ -29,7 +29,7 @@ RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
 // A wave reads rows of RF_HEAD_DIM, PIECE elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads
 // at a time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
-constexpr u32 PIECE = Keys::ROW < 2 * RF_HEAD_DIM || Values::ROW < 2 * RF_HEAD_DIM ? 16 : 8;
+constexpr u32 PIECE = Keys::INTEGER ? 16 : 8;
 constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 SLICE = RF_WAVE_HEADS;
@@ -168,36 +168,37 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     return queries;
 }
 
-// What a lane has of the keys and values of a step's tokens, a piece of each row.
-struct Step {
-    Keys::Piece<PIECE> keys[LOADS];
-    Values::Piece<PIECE> values[LOADS];
+// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`.
+struct Seen {
+    const i32* table;
+    u32 first, end, kv_heads, kv_head;
+};
 
-    // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
-    RF_MEMBER void load_rows(const void* cache_keys, const void* cache_values, const i32* table, u32 start, u32 first,
-                             u32 end, u32 kv_heads, u32 kv_head) {
+// What a lane has of the keys, or values, of a step's tokens: a piece of each row.
+template <class Type>
+struct StepRows {
+    typename Type::template Piece<PIECE> pieces[LOADS];
+
+    // Tokens from `start` on; those that are not seen are zero.
+    RF_MEMBER void load_rows(const void* cache, const Seen& seen, u32 start) {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
-        auto key_rows = block_of<Keys>(cache_keys, table, start, kv_heads, kv_head);
-        auto value_rows = block_of<Values>(cache_values, table, start, kv_heads, kv_head);
+        auto rows = block_of<Type>(cache, seen.table, start, seen.kv_heads, seen.kv_head);
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             u32 token = start + l * ROWS + row;
-            keys[l].clear(), values[l].clear();
-            if (dim >= RF_HEAD_DIM || token < first || token >= end) continue;
-            keys[l].load_from(key_rows.row(token % RF_BLOCK_SIZE), dim);
-            values[l].load_from(value_rows.row(token % RF_BLOCK_SIZE), dim);
+            pieces[l].clear();
+            if (dim < RF_HEAD_DIM && token >= seen.first && token < seen.end)
+                pieces[l].load_from(rows.row(token % RF_BLOCK_SIZE), dim);
         }
     }
 
-    // Key and value of one token, from LDS.
-    RF_MEMBER void put(Shared& shared, u32 start, u32 token) {
+    // One token's row, from LDS.
+    RF_MEMBER void put(u8* newest, u32 start, u32 token) {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
         RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            if (start + l * ROWS + row != token || dim >= RF_HEAD_DIM) continue;
-            keys[l].load_from({shared.newest_key, shared.newest_key + Keys::ROW}, dim);
-            values[l].load_from({shared.newest_value, shared.newest_value + Values::ROW}, dim);
-        }
+        for (u32 l = 0; l < LOADS; ++l)
+            if (start + l * ROWS + row == token && dim < RF_HEAD_DIM)
+                pieces[l].load_from({newest, newest + Type::ROW}, dim);
     }
 };
 
@@ -286,12 +287,10 @@ RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32
     }
 }
 
-// Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
-// `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
-// what belongs to the token `newest`.
-RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const void* keys, const void* values,
-                          const i32* table, u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head,
-                          float scale, float softcap) {
+// Keys and values of the tokens of one split, from `begin` on, a multiple of STEP, for the wave's heads. `keys` and
+// `values` have the wave's first step, and shared what belongs to the token `newest`.
+RF_DEVICE void accumulate(Shared& shared, const DecodeParams& p, const float* q, StepRows<Keys> keys,
+                          StepRows<Values> values, const Seen& seen, u32 begin, u32 newest) {
     u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
     u32 dim = lane() % TOKEN_LANES * PIECE;
     bool inside = RF_HEAD_DIM / PIECE == TOKEN_LANES || dim < RF_HEAD_DIM;
@@ -311,32 +310,35 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const void*
     u32 place = lane() % TOKEN_LANES / COPIES;
     u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
 
-    u32 start = begin + stripe * STEP;
-    for (; start < end; start += STRIPES * STEP) {
-        Step step = next;
-        if (newest != NO_TOKEN) step.put(shared, start, newest);
-        // the step after is on its way while this one is computed
-        if (start + STRIPES * STEP < end)
-            next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
+    for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
+        auto& now_keys = keys;
+        auto& now_values = values;
+        if (newest != NO_TOKEN) {
+            now_keys.put(shared.newest_key, start, newest);
+            now_values.put(shared.newest_value, start, newest);
+        }
+        // rows of the next step are on their way as soon as those of this one have been used
+        u32 next = start + STRIPES * STEP;
         float scores[SCORES];
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
-            Key key(step.keys[l]);
+            Key key(now_keys.pieces[l]);
             RF_UNROLL
             for (u32 h = 0; h < PADDED; ++h)
                 scores[l * PADDED + h] = h < SLICE ? query[h < SLICE ? h : 0].dot(key) : 0.0f;
         }
+        if (next < seen.end) keys.load_rows(p.keys, seen, next);
         scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
         u32 token = start + kept_load * ROWS + row;
-        bool seen = token >= first && token < end, changed = false;
+        bool visible = token >= seen.first && token < seen.end, changed = false;
         RF_UNROLL
         for (u32 i = 0; i < KEPT; ++i) {
-            float score = scores[i] * scale;
-            if (softcap > 0) score = softcap * fast_tanh(score / softcap);
-            score = seen ? score * LOG2E : LOWEST;
+            float score = scores[i] * p.scale;
+            if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
+            score = visible ? score * LOG2E : LOWEST;
             float before = highest[i];
             highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
-            float weight = seen ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
+            float weight = visible ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
             sum[i] = sum[i] * rescale + weight;
             changed |= highest[i] != before;
             shared.weights[wave()][row][(kept_load * PADDED) + kept_head + i] = weight;
@@ -355,14 +357,15 @@ RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const void*
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l) {
             float x[PIECE];
-            step.values[l].unpack(x);
+            now_values.pieces[l].unpack(x);
             RF_UNROLL
             for (u32 h = 0; h < SLICE; ++h) {
-                float weight = shared.weights[wave()][row][l * PADDED + h] * step.values[l].scale();
+                float weight = shared.weights[wave()][row][l * PADDED + h] * now_values.pieces[l].scale();
                 RF_UNROLL
                 for (u32 i = 0; i < PIECE; ++i) sums[h][i] += weight * x[i];
             }
         }
+        if (next < seen.end) values.load_rows(p.values, seen, next);
         wave_barrier();  // the weights are written again in the next round
     }
 
@@ -488,11 +491,13 @@ rf_attention_decode(DecodeParams p) {
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
-    Step step;
+    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head)};
+    StepRows<Keys> keys;
+    StepRows<Values> values;
     Rotation rotation;
     if (wanted) {
         i32 start = begin + i32(wave() / SLICES * STEP);
-        if (start < end) step.load_rows(p.keys, p.values, table, start, first, end, p.kv_heads, kv_head);
+        if (start < end) keys.load_rows(p.keys, seen, start), values.load_rows(p.values, seen, start);
         // few blocks leave the memory idle
         if (LOADS_BEFORE_WAIT && active <= 2) {
             prefetch_rows<Keys>(p.keys, table, begin, end, p.kv_heads, kv_head);
@@ -512,8 +517,7 @@ rf_attention_decode(DecodeParams p) {
 
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
-    accumulate(shared, queries, step, p.keys, p.values, table, begin, end, first, newest ? length - 1 : NO_TOKEN,
-               p.kv_heads, kv_head, p.scale, p.softcap);
+    accumulate(shared, p, queries, keys, values, seen, begin, newest ? length - 1 : NO_TOKEN);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * p.kv_heads + kv_head;
     float* partials = p.partials + pair * p.splits * RECORD;

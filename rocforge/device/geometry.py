@@ -119,13 +119,13 @@ class Decode(NamedTuple):
     threads: int
 
 
-def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool, packed: bool = False) -> Decode:
+def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool, integer_keys: bool = False) -> Decode:
     """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as there may be threads, if `decode_lds_floats` hold their results. With keys or values packed a lane
-    has twice as many elements of a head, and a wave half as many heads.
+    As many waves as there may be threads, if `decode_lds_floats` hold their results. Of keys of integers a lane has
+    twice as many elements, so a wave has half as many heads.
     """
-    most = tuning.decode_heads // 2 if packed else tuning.decode_heads
+    most = tuning.decode_heads // 2 if integer_keys else tuning.decode_heads
     heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
@@ -165,17 +165,22 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     alone = given["RF_ALONE"] in (1, "1")
-    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, alone, _is_packed(given))
+    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, alone, has_integer_keys(given))
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave, _is_packed(given)).macros
+    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave, is_packed(given)).macros
 
 
-def _is_packed(given: Mapping[str, Any]) -> bool:
-    """Whether the cache has keys or values in another type than float16."""
+def is_packed(given: Mapping[str, Any]) -> bool:
+    """Whether macros name another type of the cache than float16."""
     return any(given.get(name, "F16") != "F16" for name in ("RF_KEY_TYPE", "RF_VALUE_TYPE"))
+
+
+def has_integer_keys(given: Mapping[str, Any]) -> bool:
+    """Whether macros name a type of keys whose products are of integers."""
+    return given.get("RF_KEY_TYPE") in ("Q8_0", "Q4_0")
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -157,10 +157,11 @@ def _attend(
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group, count == 1, types)
-        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1, bool(types)).threads
+        integer_keys = geometry.has_integer_keys(dict(types))
+        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1, integer_keys).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
-        cut = geometry.prefill(tuned, head_dim, card.wave, bool(types))
+        cut = geometry.prefill(tuned, head_dim, card.wave, geometry.is_packed(dict(types)))
         tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group, types)
         args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
