@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from test_attention import attention_64, relative_error
 
+import rocforge as rf
 from rocforge.device.cards import card_of, has_fp8
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.attention import paged_attention, rotate_and_store
+from rocforge.ops.attention import attend, paged_attention, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import PackedRows
