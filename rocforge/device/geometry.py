@@ -142,13 +142,13 @@ class Prefill(NamedTuple):
     macros: dict[str, int]
 
 
-def prefill(tuning: Tuning, head_dim: int, wave: int, packed: bool = False) -> Prefill:
+def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
     """The geometry of attention_prefill.
 
-    On warpgroups, one of which brings tiles of 128 float16 keys or values to two others, the queries take as much as a
-    tile. On waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
+    On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
+    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
     """
-    if tuning.prefill_stages and head_dim == 128 and not packed:
+    if tuning.prefill_stages and head_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
         macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
@@ -170,12 +170,7 @@ def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave, is_packed(given)).macros
-
-
-def is_packed(given: Mapping[str, Any]) -> bool:
-    """Whether macros name another type of the cache than float16."""
-    return any(given.get(name, "F16") != "F16" for name in ("RF_KEY_TYPE", "RF_VALUE_TYPE"))
+    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
 
 
 def has_integer_keys(given: Mapping[str, Any]) -> bool:

@@ -161,7 +161,7 @@ def _attend(
         threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1, integer_keys).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
-        cut = geometry.prefill(tuned, head_dim, card.wave, geometry.is_packed(dict(types)))
+        cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group, types)
         args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
