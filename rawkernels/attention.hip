@@ -27,71 +27,25 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
 RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
 RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
-// A wave reads rows of RF_HEAD_DIM, PIECE elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads
-// at a time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
-constexpr u32 PIECE = Keys::INTEGER ? 16 : 8;
-constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
-constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
+// A wave serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
 constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
-constexpr u32 PADDED = power_of_two(SLICE);
-constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
-constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
 constexpr u32 STRIPES = RF_STRIPES;
 constexpr u32 WAVES = STRIPES * SLICES;
 constexpr u32 THREADS = WAVES * RF_WAVE;
 
-// After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
-constexpr u32 SCORES = LOADS * PADDED;
-constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
-constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
-constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
-
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
-static_assert(RF_HEAD_DIM % PIECE == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is whole pieces, up to 256");
-static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
-static_assert(KEPT <= PADDED && THREADS <= 1024, "");
+static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
+static_assert(THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
-// Sums COUNT values over 2 * OFFSET lanes, each lane keeping the sums of its share: a butterfly that halves the number
-// of values with each exchange, where summing each value over all lanes would exchange all of them each time.
-template <u32 COUNT, u32 OFFSET>
-RF_DEVICE void scatter_sums(float* v) {
-    if constexpr (OFFSET > 0) {
-        if constexpr (COUNT > 1) {
-            bool upper = lane() & OFFSET;
-            RF_UNROLL
-            for (u32 i = 0; i < COUNT / 2; ++i) {
-                float low = v[i], high = v[i + COUNT / 2];
-                materialize(low), materialize(high);  // else the choice of a value becomes that of an address
-                v[i] = (upper ? high : low) + shuffle_xor<OFFSET>(upper ? low : high);
-            }
-        } else {
-            v[0] += shuffle_xor<OFFSET>(v[0]);
-        }
-        scatter_sums<(COUNT > 1 ? COUNT / 2 : 1), OFFSET / 2>(v);
-    }
-}
-
-// Combines over the lanes whose numbers differ in multiples of FIRST (a power of two).
-template <u32 FIRST, class Combine>
-RF_DEVICE float reduce_strided(float value, Combine combine) {
-    if constexpr (FIRST < RF_WAVE) {
-        return reduce_strided<FIRST * 2>(combine(value, shuffle_xor<FIRST>(value)), combine);
-    } else {
-        return value;
-    }
-}
-
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {
-    float weights[WAVES][ROWS][SCORES];
-    float rescale[WAVES][PADDED];
     float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
     alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
     float top[RF_GROUP], total[RF_GROUP];
@@ -172,109 +126,37 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
 struct Seen {
     const i32* table;
     u32 first, end, kv_heads, kv_head;
-};
 
-// What a lane has of the keys, or values, of a step's tokens: a piece of each row.
-template <class Type>
-struct StepRows {
-    typename Type::template Piece<PIECE> pieces[LOADS];
-
-    // Tokens from `start` on; those that are not seen are zero.
-    RF_MEMBER void load_rows(const void* cache, const Seen& seen, u32 start) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
-        auto rows = block_of<Type>(cache, seen.table, start, seen.kv_heads, seen.kv_head);
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            u32 token = start + l * ROWS + row;
-            pieces[l].clear();
-            if (dim < RF_HEAD_DIM && token >= seen.first && token < seen.end)
-                pieces[l].load_from(rows.row(token % RF_BLOCK_SIZE), dim);
-        }
-    }
-
-    // One token's row, from LDS.
-    RF_MEMBER void put(u8* newest, u32 start, u32 token) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l)
-            if (start + l * ROWS + row == token && dim < RF_HEAD_DIM)
-                pieces[l].load_from({newest, newest + Type::ROW}, dim);
+    // In its block, the token or the nearest that is seen.
+    RF_MEMBER u32 nearest(u32 token) const {
+        return u32(minimum(maximum(i32(token), i32(first)), i32(end) - 1)) % RF_BLOCK_SIZE;
     }
 };
-
-// A lane's piece of a query, and of a key, as they are multiplied: as floats, or as signed bytes.
-struct FloatKey {
-    float x[PIECE], scale;
-    RF_MEMBER FloatKey(const Keys::Piece<PIECE>& piece) : scale(piece.scale()) { piece.unpack(x); }
-};
-struct FloatQuery {
-    float x[PIECE];
-    RF_MEMBER void load_from(const float* q) {
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE; ++i) x[i] = q ? q[i] : 0.0f;
-    }
-    RF_MEMBER float dot(const FloatKey& key) const {
-        float sum = 0;
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE; ++i) sum += x[i] * key.x[i];
-        return sum * key.scale;
-    }
-};
-
-template <class Type>
-struct IntegerKey {
-    u32 bytes[PIECE / 4];
-    float scale;
-    RF_MEMBER IntegerKey(const typename Type::template Piece<PIECE>& piece) : scale(piece.scale()) {
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE / 4; ++i) bytes[i] = piece.bytes(i);
-    }
-};
-// Rounded to steps of a 127th of the largest of 32.
-template <class Type>
-struct IntegerQuery {
-    u32 bytes[PIECE / 4];
-    float scale;
-    i32 origin;  // what makes up for the bytes' zero
-    RF_MEMBER void load_from(const float* q) {
-        float x[PIECE], largest = 0;
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE; ++i) x[i] = q ? q[i] : 0.0f, largest = maximum(largest, absolute(x[i]));
-        largest = reduce_lanes<32 / PIECE>(largest, Maximum());
-        float inverse = largest > 0 ? 127 / largest : 0.0f;
-        scale = largest / 127;
-        i32 sum = 0;
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE / 4; ++i) {
-            bytes[i] = 0;
-            RF_UNROLL
-            for (u32 j = 0; j < 4; ++j) bytes[i] |= u32(round_int(x[4 * i + j] * inverse) & 255) << 8 * j;
-            sum = dot4(bytes[i], 0x01010101, sum);
-        }
-        origin = FLOAT_ORIGIN - Type::ZERO * sum;
-    }
-    RF_MEMBER float dot(const IntegerKey<Type>& key) const {
-        i32 sum = origin;
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE / 4; ++i) sum = dot4(key.bytes[i], bytes[i], sum);
-        return sum_float(sum) * (key.scale * scale);
-    }
-};
-
-template <class Type, bool INTEGER>
-struct Products {
-    typedef FloatKey Key;
-    typedef FloatQuery Query;
-};
-template <class Type>
-struct Products<Type, true> {
-    typedef IntegerKey<Type> Key;
-    typedef IntegerQuery<Type> Query;
-};
-typedef Products<Keys, Keys::INTEGER>::Key Key;
-typedef Products<Keys, Keys::INTEGER>::Query Query;
 
 const u32 NO_TOKEN = ~0u;
+
+}  // namespace rocforge
+
+#include "decode_lanes.h"
+#ifdef RF_PLATFORM_NVIDIA
+#include "decode_matrix.h"
+#endif
+
+namespace rocforge {
+
+template <bool MATRIX, class KeyType, class ValueType>
+struct TokensOf {
+    typedef LaneTokens Type;
+};
+#ifdef RF_PLATFORM_NVIDIA
+template <class KeyType, class ValueType>
+struct TokensOf<true, KeyType, ValueType> {
+    typedef MatrixTokens<KeyType, ValueType> Type;
+};
+#endif
+// What a wave has of the tokens that it takes at a time.
+typedef TokensOf<RF_HEAD_DIM == 128 && Keys::INTEGER && Values::INTEGER, Keys, Values>::Type Tokens;
+static_assert(RF_BLOCK_SIZE % Tokens::STEP == 0, "a wave's step lies in one block of the cache");
 
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
 template <class Type>
@@ -284,106 +166,6 @@ RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32
         u32 token = begin + i / LINES;
         CachedRow row = block_of<Type>(cache, table, token, kv_heads, kv_head).row(token % RF_BLOCK_SIZE);
         prefetch(row.elements + i % LINES * LINE);
-    }
-}
-
-// Keys and values of the tokens of one split, from `begin` on, a multiple of STEP, for the wave's heads. `keys` and
-// `values` have the wave's first step, and shared what belongs to the token `newest`.
-RF_DEVICE void accumulate(Shared& shared, const DecodeParams& p, const float* q, StepRows<Keys> keys,
-                          StepRows<Values> values, const Seen& seen, u32 begin, u32 newest) {
-    u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
-    u32 dim = lane() % TOKEN_LANES * PIECE;
-    bool inside = RF_HEAD_DIM / PIECE == TOKEN_LANES || dim < RF_HEAD_DIM;
-    Query query[SLICE];
-    float sums[SLICE][PIECE];
-    RF_UNROLL
-    for (u32 h = 0; h < SLICE; ++h) {
-        query[h].load_from(inside ? q + (slice * SLICE + h) * RF_HEAD_DIM + dim : nullptr);
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE; ++i) sums[h][i] = 0;
-    }
-    barrier();  // q may lie where results go
-    float highest[KEPT], sum[KEPT];
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
-    // the score that this lane keeps: of this load, of heads kept_head and on
-    u32 place = lane() % TOKEN_LANES / COPIES;
-    u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
-
-    for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
-        auto& now_keys = keys;
-        auto& now_values = values;
-        if (newest != NO_TOKEN) {
-            now_keys.put(shared.newest_key, start, newest);
-            now_values.put(shared.newest_value, start, newest);
-        }
-        // rows of the next step are on their way as soon as those of this one have been used
-        u32 next = start + STRIPES * STEP;
-        float scores[SCORES];
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            Key key(now_keys.pieces[l]);
-            RF_UNROLL
-            for (u32 h = 0; h < PADDED; ++h)
-                scores[l * PADDED + h] = h < SLICE ? query[h < SLICE ? h : 0].dot(key) : 0.0f;
-        }
-        if (next < seen.end) keys.load_rows(p.keys, seen, next);
-        scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
-        u32 token = start + kept_load * ROWS + row;
-        bool visible = token >= seen.first && token < seen.end, changed = false;
-        RF_UNROLL
-        for (u32 i = 0; i < KEPT; ++i) {
-            float score = scores[i] * p.scale;
-            if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
-            score = visible ? score * LOG2E : LOWEST;
-            float before = highest[i];
-            highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
-            float weight = visible ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
-            sum[i] = sum[i] * rescale + weight;
-            changed |= highest[i] != before;
-            shared.weights[wave()][row][(kept_load * PADDED) + kept_head + i] = weight;
-            shared.rescale[wave()][kept_head + i] = rescale;
-        }
-        changed = wave_ballot(changed);
-        wave_barrier();
-        if (changed) {
-            RF_UNROLL
-            for (u32 h = 0; h < SLICE; ++h) {
-                float rescale = shared.rescale[wave()][h];
-                RF_UNROLL
-                for (u32 i = 0; i < PIECE; ++i) sums[h][i] *= rescale;
-            }
-        }
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            float x[PIECE];
-            now_values.pieces[l].unpack(x);
-            RF_UNROLL
-            for (u32 h = 0; h < SLICE; ++h) {
-                float weight = shared.weights[wave()][row][l * PADDED + h] * now_values.pieces[l].scale();
-                RF_UNROLL
-                for (u32 i = 0; i < PIECE; ++i) sums[h][i] += weight * x[i];
-            }
-        }
-        if (next < seen.end) values.load_rows(p.values, seen, next);
-        wave_barrier();  // the weights are written again in the next round
-    }
-
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) {
-        sum[i] = reduce_strided<HEAD_LANES>(sum[i], Add());
-        if (lane() < HEAD_LANES && lane() % COPIES == 0 && kept_head + i < SLICE) {
-            shared.highest[stripe][slice * SLICE + kept_head + i] = highest[i];
-            shared.sum[stripe][slice * SLICE + kept_head + i] = sum[i];
-        }
-    }
-    RF_UNROLL
-    for (u32 h = 0; h < SLICE; ++h) {
-        RF_UNROLL
-        for (u32 i = 0; i < PIECE; ++i) {
-            float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
-            if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
-        }
     }
 }
 
@@ -492,12 +274,11 @@ rf_attention_decode(DecodeParams p) {
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
     Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head)};
-    StepRows<Keys> keys;
-    StepRows<Values> values;
+    Tokens tokens;
     Rotation rotation;
     if (wanted) {
-        i32 start = begin + i32(wave() / SLICES * STEP);
-        if (start < end) keys.load_rows(p.keys, seen, start), values.load_rows(p.values, seen, start);
+        i32 start = begin + i32(wave() / SLICES * Tokens::STEP);
+        if (start < end) tokens.load_step(p, seen, start);
         // few blocks leave the memory idle
         if (LOADS_BEFORE_WAIT && active <= 2) {
             prefetch_rows<Keys>(p.keys, table, begin, end, p.kv_heads, kv_head);
@@ -517,7 +298,7 @@ rf_attention_decode(DecodeParams p) {
 
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
-    accumulate(shared, p, queries, keys, values, seen, begin, newest ? length - 1 : NO_TOKEN);
+    tokens.accumulate(shared, p, queries, seen, begin, newest ? length - 1 : NO_TOKEN);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * p.kv_heads + kv_head;
     float* partials = p.partials + pair * p.splits * RECORD;

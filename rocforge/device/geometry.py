@@ -119,14 +119,12 @@ class Decode(NamedTuple):
     threads: int
 
 
-def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool, integer_keys: bool = False) -> Decode:
+def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
     """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as there may be threads, if `decode_lds_floats` hold their results. Of keys of integers a lane has
-    twice as many elements, so a wave has half as many heads.
+    As many waves as there may be threads, if `decode_lds_floats` hold their results.
     """
-    most = tuning.decode_heads // 2 if integer_keys else tuning.decode_heads
-    heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
+    heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
@@ -164,18 +162,12 @@ def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, 
 
 
 def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    alone = given["RF_ALONE"] in (1, "1")
-    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, alone, has_integer_keys(given))
+    cut = decode(tuning, int(given["RF_HEAD_DIM"]), int(given["RF_GROUP"]), wave, given["RF_ALONE"] in (1, "1"))
     return {"RF_WAVE_HEADS": cut.heads, "RF_STRIPES": cut.stripes}
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
-
-
-def has_integer_keys(given: Mapping[str, Any]) -> bool:
-    """Whether macros name a type of keys whose products are of integers."""
-    return given.get("RF_KEY_TYPE") in ("Q8_0", "Q4_0")
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -157,8 +157,7 @@ def _attend(
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group, count == 1, types)
-        integer_keys = geometry.has_integer_keys(dict(types))
-        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1, integer_keys).threads
+        threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
