@@ -31,14 +31,6 @@ RF_DEVICE u32 turned(u32 pair) {
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(pair));
     return y;
 }
-// Products of pairs of float16.
-RF_DEVICE u32 multiply_fp16(u32 a, u32 b) {
-    u32 y;
-    asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-    return y;
-}
-const u32 ONE = 0x3c003c00, SIXTEENTH = 0x2c002c00;  // pairs of float16
-
 // A part of a key: eight elements of each run, in two words of bytes.
 template <class Type>
 struct KeyPart;
@@ -85,8 +77,8 @@ struct ValuePart<cached::Q8_0> : cached::Q8_0::Piece<16> {
             u32 pair[4];
             RF_UNROLL
             for (u32 k = 0; k < 4; ++k) {
-                u32 codes = __byte_perm(both[k / 2], 0x64646464, k % 2 ? 0x4342 : 0x4140);  // 1,024 and the byte
-                pair[k] = multiply_fp16(fma_fp16(codes, ONE, 0xe480e480), scales);          // less 1,152
+                u32 codes = bytes_fp16(both[k / 2], k % 2);
+                pair[k] = mul_fp16(fma_fp16(codes, FP16_ONES, FP16_MINUS_1152), scales);
             }
             each(2 * j, pair[0], pair[1]), each(2 * j + 1, pair[2], pair[3]);
         }
@@ -103,10 +95,10 @@ struct ValuePart<cached::Q4_0> : cached::Q4_0::Piece<16> {
             u32 low[4], high[4];
             RF_UNROLL
             for (u32 k = 0; k < 4; ++k) {
-                u32 codes = __byte_perm(both[k / 2], 0x64646464, k % 2 ? 0x4342 : 0x4140);
-                // 1,024 and the code, less 1,032; a 16th of 1,024 and 16 codes, less 72
-                low[k] = multiply_fp16(fma_fp16(codes & 0xff0fff0f, ONE, 0xe408e408), scales);
-                high[k] = multiply_fp16(fma_fp16(codes & 0xfff0fff0, SIXTEENTH, 0xd480d480), scales);
+                u32 codes = bytes_fp16(both[k / 2], k % 2);
+                // 16 codes above 1,024 are a code above 64
+                low[k] = mul_fp16(fma_fp16(codes & 0xff0fff0f, FP16_ONES, FP16_MINUS_1032), scales);
+                high[k] = mul_fp16(fma_fp16(codes & 0xfff0fff0, FP16_SIXTEENTHS, FP16_MINUS_72), scales);
             }
             each(2 * j, low[0], low[1]), each(2 * j + 1, low[2], low[3]);
             each(4 + 2 * j, high[0], high[1]), each(5 + 2 * j, high[2], high[3]);

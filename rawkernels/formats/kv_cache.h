@@ -108,10 +108,14 @@ struct ScaledWords : Words<WORDS> {
     RF_MEMBER float scale() const { return low_half(scale_bits); }
 };
 
-// Eight products of a scale, as float16.
-RF_DEVICE u32x4 scaled_fp16(const float* x, float scale) {
-    return make_u32x4(pack_fp16(x[0] * scale, x[1] * scale), pack_fp16(x[2] * scale, x[3] * scale),
-                      pack_fp16(x[4] * scale, x[5] * scale), pack_fp16(x[6] * scale, x[7] * scale));
+// Eight bytes, of which 1,024 and a byte have `minus` added, times a scale.
+RF_DEVICE u32x4 scaled_fp16(u32 first, u32 second, u32 minus, u32 scale_bits) {
+    const u32 words[2] = {first, second};
+    u32 y[4];
+    RF_UNROLL
+    for (u32 i = 0; i < 4; ++i)
+        y[i] = mul_fp16(fma_fp16(bytes_fp16(words[i / 2], i % 2), FP16_ONES, minus), scale_bits * 0x10001);
+    return make_u32x4(y[0], y[1], y[2], y[3]);
 }
 
 // A signed byte an element.
@@ -131,9 +135,7 @@ struct Q8_0 : Packed<8, true> {
             for (u32 i = 0; i < COUNT; ++i) x[i] = byte_float<128>(bytes(i / 4) ^ 0x80808080, i % 4);
         }
         RF_MEMBER u32x4 fp16() const {
-            float x[COUNT];
-            unpack(x);
-            return scaled_fp16(x, this->scale());
+            return scaled_fp16(bytes(0) ^ 0x80808080, bytes(1) ^ 0x80808080, FP16_MINUS_1152, this->scale_bits);
         }
     };
     static RF_MEMBER float element(CachedRow row, u32 i) {
@@ -158,11 +160,7 @@ struct Q4_0 : Packed<4, true> {
             RF_UNROLL
             for (u32 i = 0; i < COUNT; ++i) x[i] = byte_float<8>(bytes(i / 4), i % 4);
         }
-        RF_MEMBER u32x4 fp16() const {
-            float x[COUNT];
-            unpack(x);
-            return scaled_fp16(x, this->scale());
-        }
+        RF_MEMBER u32x4 fp16() const { return scaled_fp16(bytes(0), bytes(1), FP16_MINUS_1032, this->scale_bits); }
     };
     static RF_MEMBER float element(CachedRow row, u32 i) {
         i32 code = row.elements[i / 16 * 8 + i % 8] >> i / 8 % 2 * 4 & 15;
@@ -185,7 +183,10 @@ struct FP8_E4M3 : Packed<8, false> {
         RF_MEMBER u32x4 fp16() const {
             float x[COUNT];
             unpack(x);
-            return scaled_fp16(x, scale());
+            RF_UNROLL
+            for (u32 i = 0; i < COUNT; ++i) x[i] *= scale();
+            return make_u32x4(pack_fp16(x[0], x[1]), pack_fp16(x[2], x[3]), pack_fp16(x[4], x[5]),
+                              pack_fp16(x[6], x[7]));
         }
     };
     static RF_MEMBER float element(CachedRow row, u32 i) {

@@ -792,5 +792,11 @@ RF_DEVICE u32 fma_fp16(u32 a, u32 b, u32 c) {
     return pack_fp16(low_half(a) * low_half(b) + low_half(c), high_half(a) * high_half(b) + high_half(c));
 #endif
 }
+RF_DEVICE u32 mul_fp16(u32 a, u32 b) { return fma_fp16(a, b, 0x80008000); }
+
+// Bytes 0 and 1 of a word, or 2 and 3, plus 1,024: in the last places of that.
+RF_DEVICE u32 bytes_fp16(u32 word, bool upper) { return pick_bytes(0x64646464, word, upper ? 0x04030402 : 0x04010400); }
+const u32 FP16_ONES = 0x3c003c00, FP16_SIXTEENTHS = 0x2c002c00;
+const u32 FP16_MINUS_72 = 0xd480d480, FP16_MINUS_1032 = 0xe408e408, FP16_MINUS_1152 = 0xe480e480;
 
 }  // namespace rocforge
