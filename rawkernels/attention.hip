@@ -138,7 +138,8 @@ const u32 NO_TOKEN = ~0u;
 }  // namespace rocforge
 
 #include "decode_lanes.h"
-#ifdef RF_PLATFORM_NVIDIA
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
+#define RF_DECODE_MATRIX
 #include "decode_matrix.h"
 #endif
 
@@ -148,7 +149,7 @@ template <bool MATRIX, class KeyType, class ValueType>
 struct TokensOf {
     typedef LaneTokens Type;
 };
-#ifdef RF_PLATFORM_NVIDIA
+#ifdef RF_DECODE_MATRIX
 template <class KeyType, class ValueType>
 struct TokensOf<true, KeyType, ValueType> {
     typedef MatrixTokens<KeyType, ValueType> Type;
@@ -259,7 +260,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
 }
 
 // Grid: (splits, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
+RF_KERNEL_BOUND(THREADS, Tokens::MANY_REGISTERS ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();

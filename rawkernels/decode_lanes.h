@@ -153,6 +153,7 @@ typedef Products<Keys, Keys::INTEGER>::Query Query;
 // What a lane has of a step's tokens.
 struct LaneTokens {
     static constexpr u32 STEP = LOADS * ROWS;
+    static constexpr bool MANY_REGISTERS = SLICE > 4;
     StepRows<Keys> keys;
     StepRows<Values> values;
 

@@ -1,5 +1,5 @@
-// Decode attention's sums on NVIDIA's matrix unit, for packed keys and values and heads of 128: a wave takes 16 tokens
-// at a time. Keys multiply as they are, in bytes; values as float16, which they are unpacked to.
+// Decode attention's sums on the matrix unit of NVIDIA's sm_80 and later, for packed keys and values and heads of 128:
+// a wave takes 16 tokens at a time. Keys multiply as they are, in bytes; values as float16, which they are unpacked to.
 //
 // Lane 4 g + t is `row` g and `part` t. In a product c (16, 8) += a (16, depth) b (depth, 8) it has of c the rows g and
 // g + 8 of columns 2 t and 2 t + 1.
@@ -110,6 +110,7 @@ struct ValuePart<cached::Q4_0> : cached::Q4_0::Piece<16> {
 template <class KeyType, class ValueType>
 struct MatrixTokens {
     static constexpr u32 STEP = 16, TILES = RF_HEAD_DIM / 16;
+    static constexpr bool MANY_REGISTERS = false;
     KeyPart<KeyType> keys[2];
     ValuePart<ValueType> values[4];
 
