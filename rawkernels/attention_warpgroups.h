@@ -13,7 +13,7 @@ constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP, RESIDENT = THREADS;
 constexpr u32 PIECES = RF_HEAD_DIM / 8;  // of 16 bytes, of a head's row
 // Tiles of float16 are copied asynchronously; packed ones are unpacked on the way, which takes registers.
 constexpr bool COPIED = Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_HEAD_DIM;
-constexpr u32 PRODUCER_REGISTERS = COPIED ? 40 : 56, CONSUMER_REGISTERS = COPIED ? 232 : 224;
+constexpr u32 PRODUCER_REGISTERS = COPIED ? 40 : 104, CONSUMER_REGISTERS = COPIED ? 232 : 200;
 // A score higher than what the weights are scaled by rescales them only where they would leave float16's range soon.
 constexpr float SLACK = 8;
 
@@ -64,14 +64,15 @@ struct Producer {
     // Of a sequence's tokens from `start` on.
     template <class Type>
     RF_MEMBER void bring_tile(const void* cache, const BlockRows& sequence, i32 start) {
-        wait_phase(&shared.empty[place.stage], place.parity ^ 1);
         if constexpr (COPIED)
             copy_tile<Type>(cache, sequence, start);
         else
             unpack_tile<Type>(cache, sequence, start);
     }
+    RF_MEMBER void wait_for_place() const { wait_phase(&shared.empty[place.stage], place.parity ^ 1); }
     template <class Type>
     RF_MEMBER void copy_tile(const void* cache, const BlockRows& sequence, i32 start) {
+        wait_for_place();
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
         u32 to = lds_address(shared.tiles[place.stage] + piece_offset(KEYS, row, piece));
         RF_UNROLL
@@ -86,26 +87,22 @@ struct Producer {
         place.next();
         if (under_way++) wait_for_copy_groups<1>(), publish();
     }
-    // A block's rows are on their way while those of the block before are unpacked.
+    // All of a tile's loads are on their way together.
     template <class Type>
     RF_MEMBER void unpack_tile(const void* cache, const BlockRows& sequence, i32 start) {
-        typename Type::template Piece<8> next[LOADS];
+        typename Type::template Piece<8> pieces[BLOCKS][LOADS];
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
+        RF_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            Source<Type> source(cache, sequence, start, b, kv_heads);
+            RF_UNROLL
+            for (u32 i = 0; i < LOADS; ++i) pieces[b][i].load_from(source.row(i * ROWS_AT_ONCE + row), piece * 8);
+        }
+        wait_for_place();
         f16* to = shared.tiles[place.stage] + piece_offset(KEYS, row, piece);
         RF_UNROLL
-        for (u32 b = 0; b <= BLOCKS; ++b) {
-            typename Type::template Piece<8> now[LOADS];
-            RF_UNROLL
-            for (u32 i = 0; i < LOADS; ++i) now[i] = next[i];
-            if (b < BLOCKS) {
-                Source<Type> source(cache, sequence, start, b, kv_heads);
-                RF_UNROLL
-                for (u32 i = 0; i < LOADS; ++i) next[i].load_from(source.row(i * ROWS_AT_ONCE + row), piece * 8);
-            }
-            RF_UNROLL
-            for (u32 i = 0; i < (b > 0 ? LOADS : 0); ++i)
-                *reinterpret_cast<u32x4*>(to + ((b - 1) * RF_BLOCK_SIZE + i * ROWS_AT_ONCE) * PANEL) = now[i].fp16();
-        }
+        for (u32 i = 0; i < BLOCKS * LOADS; ++i)
+            *reinterpret_cast<u32x4*>(to + i * ROWS_AT_ONCE * PANEL) = pieces[i / LOADS][i % LOADS].fp16();
         place.next();
         publish();
     }
