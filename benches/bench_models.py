@@ -32,8 +32,11 @@ MODELS = [
     ("llama-3.2-1b", "Q4_K_M"),
     ("llama-3.1-8b", "Q8_0"),
     ("llama-3.2-1b", "Q8_0"),
+    ("qwen3-30b-a3b", "Q4_K_M"),
+    ("gpt-oss-20b", "MXFP4_MOE"),
+    ("gpt-oss-120b", "MXFP4_MOE"),
 ]
-ROOM = {"llama-3.1-8b": 30e9, "llama-3.2-1b": 6e9}
+ROOM = {"llama-3.1-8b": 30e9, "llama-3.2-1b": 6e9, "qwen3-30b-a3b": 30e9, "gpt-oss-20b": 20e9, "gpt-oss-120b": 75e9}
 """Device memory in bytes that a model takes with float16 copies, its KV cache and graphs."""
 TOKENS = 128
 """Decode steps that are measured."""
@@ -73,6 +76,16 @@ def path(request, tmp_path_factory) -> Path:
     if not path.exists():
         write(path, SHAPES[name], recipe)
     return path
+
+
+def weights_read(path: Path, tokens: int, unit: str) -> float:
+    """What a step of so many tokens reads of the layers' matrices, in `size` or `nbytes`: of experts those that such a
+    number of tokens choose, if each is as likely."""
+    shape = SHAPES[path.stem.rpartition("-")[0]]
+    chosen = 1 - (1 - shape.used / shape.experts) ** tokens if shape.experts else 1.0
+    with rf.open_gguf(path) as file:
+        matrices = [file[name] for name in file if name.startswith("blk.") and file[name].ndim > 1]
+        return sum(getattr(each, unit) * (chosen if each.ndim == 3 else 1.0) for each in matrices)
 
 
 def load(path: Path, fp16_weights: bool | None = None) -> Transformer:
@@ -137,13 +150,11 @@ def prefill(benchmark, model, path, product_rate, tokens: int, fp16_weights: boo
         peak_bytes = bytes_taken() - before - engine.cache.nbytes
     rate = tokens / benchmark.stats["median"]
     note_rate(benchmark, f"prompt of {tokens:,} tokens{'' if fp16_weights else ', packed only'}", path.stem, rate)
-    with rf.open_gguf(path) as file:
-        weights = sum(file[name].size for name in file if name.startswith("blk.") and file[name].ndim == 2)
     benchmark.extra_info.update(
         tokens=tokens,
         fp16_weights=fp16_weights,
         tokens_a_second=rate,
-        share_of_product=2 * weights * rate / product_rate,
+        share_of_product=2 * weights_read(path, 1, "size") * rate / product_rate,
         peak_bytes_beside_weights_and_cache=peak_bytes,
     )
 
@@ -168,12 +179,12 @@ def test_decode(benchmark, model, path, bandwidth, batch, context):
     step = benchmark.stats["median"] / TOKENS
     group = f"decode, {batch} request{'s' * (batch > 1)}{f', context of {context:,}' if context > 1 else ''}"
     note_rate(benchmark, group, path.stem, batch / step)
-    unread = 0 if model.output.weight is model.token_embd.weight else model.token_embd.weight.nbytes
+    read = weights_read(path, batch, "nbytes") + model.output.weight.nbytes
     benchmark.extra_info.update(
         batch=batch,
         context=context,
         tokens_a_second=batch / step,
-        weights_share_of_bandwidth=(path.stat().st_size - unread) / step / bandwidth,
+        weights_share_of_bandwidth=read / step / bandwidth,
         cache_bytes=cache_bytes,
         peak_bytes_beside_weights_and_cache=peak_bytes,
     )

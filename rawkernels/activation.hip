@@ -15,10 +15,18 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
     }
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
 RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
 RF_ELEMENTWISE(sigmoid_gate, x[i] * sigmoid(gate[i]), const float* gate, u64 size)
+
+// x (rows, columns) times the sigmoid of its row's gate; `size` elements.
+RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float* gate, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i] * sigmoid(gate[i / columns]);
+}
 
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
 // Grid: (rows, columns / THREADS).

@@ -1,29 +1,39 @@
 // Mixture of experts, few tokens: products whose matrix the routing chooses.
 //
 // A token-expert pair is numbered token * used + choice. Every pair is a product of one token with its expert's matrix,
-// found by the id that the kernel reads, so that a launch depends on shapes alone and a token gets the same result
-// alone and in a batch. Compiled with RF_QTYPE, as products.h.
+// found by the id that the kernel reads, or chooses by the token's logits, so that a launch depends on shapes alone and
+// a token gets the same result alone and in a batch. Compiled with RF_QTYPE, as products.h.
 #define RF_TOKENS 1
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
+#include "routing.h"
 
 namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
-const u32 GROUPS = GATED_THREADS / GATED_LANES;
+const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2;  // of a group
 
-// The expert of a pair; where ids is null, each pair has one of its own.
-RF_DEVICE u32 expert_of(const i32* ids, u32 pair) { return ids ? ids[pair] : pair; }
+// Which experts tokens go to: ids (tokens, used), or logits (tokens, experts), by which every block chooses those of
+// its token; where both are null, each pair has a matrix of its own.
+struct Chosen {
+    RF_NULLABLE const i32* ids;
+    RF_NULLABLE const float* logits;
+    Routing routing;
+};
+
+// Asks for a group's row to be brought near, before its lanes load it a cell after another.
+RF_DEVICE void prefetch_row(const u8* row, u32 bytes) {
+    for (u32 i = thread_x() % GATED_LANES * 128; i < bytes; i += GATED_LANES * 128) prefetch(row + i);
+}
 
 // activation(x @ gate.T, x @ up.T) of each pair's expert, as `gated_product`, to y (pairs, rows) or to int8 rows. The
 // first is pair `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
 struct ExpertsGatedParams {
     const void* x;
-    u32 cells;
-    RF_NULLABLE const i32* ids;
-    u32 first, used;
+    u32 cells, first;
+    Chosen chosen;
     Gated matrices;
     GatedOutput out;
 };
@@ -32,41 +42,162 @@ struct ExpertsGatedParams {
 RF_MATVEC_GATED
 rf_experts_gated(ExpertsGatedParams p) {
     wait_for_previous();
-    u32 pair = block_y(), bias_at = expert_of(p.ids, pair) * p.matrices.rows;
+    u32 pair = block_y(), used = p.chosen.routing.used, expert = p.chosen.ids ? p.chosen.ids[pair] : pair;
+    if (p.chosen.logits) {
+        RF_SHARED Choice choice;
+        choose<GATED_THREADS>(choice, p.chosen.logits + u64(pair / used) * p.chosen.routing.experts, p.chosen.routing);
+        expert = choice.ids[pair % used];
+    }
+    u32 bias_at = expert * p.matrices.rows;
     u64 at = u64(bias_at) * RF_QTYPE::row_bytes(p.cells);
     Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows,
                p.matrices.activation};
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
-    u64 token = (p.first + pair) / p.used;
+    if (LOADS_BEFORE_WAIT) {
+        u32 row = minimum(i32(BLOCK_ROWS * block_x() + thread_x() / GATED_LANES), i32(m.rows - 1));
+        u32 bytes = RF_QTYPE::row_bytes(p.cells);
+        prefetch_row(row_of(m.gate, u64(row) * bytes), bytes), prefetch_row(row_of(m.up, u64(row) * bytes), bytes);
+    }
+    u64 token = (p.first + pair) / used;
     gated_product(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
 }
 
 // y (tokens, rows): residual plus the sum over a token's pairs of weight times (x @ w.T + bias). x has a row a
-// pair; bias, residual and weights (of one) may be null. A block takes all pairs of a few rows, up to GROUPS
-// products, so used is at most GROUPS. Grid: (rows / (GROUPS / used), tokens).
+// pair; bias, residual and weights (of one, where logits give none) may be null. A block takes all pairs of a few rows,
+// up to GROUPS products, so `used` is at most GROUPS.
+struct ExpertsDownParams {
+    const void* x;
+    u32 cells;
+    Chosen chosen;
+    RF_NULLABLE const float* weights;
+    const void* w;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* residual;
+    float* y;
+    i32 rows;
+};
+
+// Grid: (rows / (GROUPS / used * DOWN_ROWS), tokens).
 RF_MATVEC_GATED
-rf_experts_down(const u8* x, i32 cells, const i32* ids, const float* weights, i32 used, const u8* w, const float* bias,
-                const float* residual, float* y, i32 rows) {
-    wait_for_previous();
-    RF_SHARED float results[GROUPS];
+rf_experts_down(ExpertsDownParams p) {
+    RF_SHARED float results[GROUPS][DOWN_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
-    u32 together = GROUPS / used, first = together * block_x();
-    // groups to spare do the last product again
-    u32 choice = minimum(i32(group / together), used - 1), pair = token * used + choice;
-    u32 r = expert_of(ids, pair) * rows + minimum(i32(first + group % together), rows - 1);
-    const u8* row[1] = {w + u64(r) * RF_QTYPE::row_bytes(cells)};
-    float sum[1][1] = {};
-    accumulate<RF_QTYPE, 1>(sum, row, x + u64(pair) * token_bytes(RF_QTYPE(), cells), 1, cells, rank, GATED_LANES);
-    reduce_group<1>(sum, GATED_LANES);
-    if (rank == 0) results[group] = (weights ? weights[pair] : 1.0f) * (sum[0][0] + (bias ? bias[r] : 0.0f));
+    u32 used = p.chosen.routing.used, together = GROUPS / used, first = together * DOWN_ROWS * block_x();
+    // groups to spare do the last products again
+    u32 choice = minimum(i32(group / together), i32(used - 1)), pair = token * used + choice, expert = pair;
+    float weight = 1.0f;
+    if (p.chosen.logits) {
+        // they were there before the gated product began
+        RF_SHARED Choice chosen;
+        choose_and_weigh<GATED_THREADS>(chosen, p.chosen.logits + u64(token) * p.chosen.routing.experts,
+                                        p.chosen.routing);
+        expert = chosen.ids[choice], weight = chosen.weights[choice];
+    } else {
+        wait_for_previous();
+        if (p.chosen.ids) expert = p.chosen.ids[pair];
+        if (p.weights) weight = p.weights[pair];
+    }
+    u32 row[DOWN_ROWS];
+    const u8* w[DOWN_ROWS];
+    RF_UNROLL
+    for (u32 r = 0; r < DOWN_ROWS; ++r) {
+        row[r] = expert * p.rows + minimum(i32(first + group % together * DOWN_ROWS + r), p.rows - 1);
+        w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
+    }
+    float sum[DOWN_ROWS][1] = {};
+    const u8* x = row_of(p.x, u64(pair) * token_bytes(RF_QTYPE(), p.cells));
+    accumulate<RF_QTYPE, DOWN_ROWS>(sum, w, x, 1, p.cells, rank, GATED_LANES);
+    reduce_group<DOWN_ROWS>(sum, GATED_LANES);
+    RF_UNROLL
+    for (u32 r = 0; r < DOWN_ROWS; ++r) {
+        if (rank == r) results[group][r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
+    }
     barrier();
-    u32 own = first + thread_x();
-    if (thread_x() >= together || own >= u32(rows)) return;
+    u32 own = thread_x(), at = first + own;
+    if (own >= together * DOWN_ROWS || at >= u32(p.rows)) return;
     float total = 0.0f;
-    for (i32 i = 0; i < used; ++i) total += results[i * together + thread_x()];
-    u64 at = u64(token) * rows + own;
-    y[at] = total + (residual ? residual[at] : 0.0f);
+    for (u32 i = 0; i < used; ++i) total += results[i * together + own / DOWN_ROWS][own % DOWN_ROWS];
+    u64 out = u64(token) * p.rows + at;
+    p.y[out] = total + (p.residual ? p.residual[out] : 0.0f);
+}
+
+// As `experts_down` of one token, and what the norm that follows makes of it but for its factor, as matvec_then_norm of
+// matvec.hip. Routing is by logits; DOWN_GROUPS is a multiple of `used`.
+struct ExpertsDownThenNormParams {
+    const u8* x;
+    u32 cells;
+    const float* logits;
+    Routing routing;
+    const void* w;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* residual;
+    float* y;
+    u32 rows;
+    const float* weight;
+    u8* quantized;
+    u32 out_cells;
+    float* squares;
+};
+
+const u32 DOWN_THREADS = RF_TUNE_EXPERTS_NORM_THREADS, DOWN_GROUPS = DOWN_THREADS / GATED_LANES;
+
+// Products of N rows from `first` on with a pair's x, times its weight.
+template <u32 N>
+RF_DEVICE void weighted_rows(float* results, const ExpertsDownThenNormParams& p, u32 expert, u32 pair, float weight,
+                             u32 first) {
+    u32 rank = thread_x() % GATED_LANES, row[N];
+    const u8* w[N];
+    RF_UNROLL
+    for (u32 r = 0; r < N; ++r) {
+        row[r] = expert * p.rows + minimum(i32(first + r), i32(p.rows - 1));
+        w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
+    }
+    float sum[N][1] = {};
+    accumulate<RF_QTYPE, N>(sum, w, p.x + u64(pair) * activation_bytes(p.cells), 1, p.cells, rank, GATED_LANES);
+    reduce_group<N>(sum, GATED_LANES);
+    RF_UNROLL
+    for (u32 r = 0; r < N; ++r) {
+        if (rank == r) results[r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
+    }
+}
+
+// Grid: out_cells * CELL / NORM_RUN.
+RF_KERNEL_WIDE(DOWN_THREADS, RF_TUNE_GATED_RESIDENT)
+rf_experts_down_then_norm(ExpertsDownThenNormParams p) {
+    RF_SHARED float parts[DOWN_GROUPS * NORM_RUN];
+    RF_SHARED NormRun results;
+    RF_SHARED Choice chosen;
+    u32 used = p.routing.used, first = NORM_RUN * block_x();
+    choose_and_weigh<DOWN_THREADS>(chosen, p.logits, p.routing);  // they were there before the gated product began
+    u32 group = thread_x() / GATED_LANES, slots = DOWN_GROUPS / used, choice = group / slots, slot = group % slots;
+    u32 own = slots < NORM_RUN ? NORM_RUN / slots : 1;  // rows of a group
+    u32 expert = chosen.ids[choice];
+    float weight = chosen.weights[choice], *part = parts + choice * NORM_RUN;
+    // while the first rows are multiplied the others come nearer
+    for (u32 r = slot * own + 2; r < (slot + 1) * own; ++r) {
+        u64 at = (u64(expert) * p.rows + minimum(i32(first + r), i32(p.rows - 1))) * RF_QTYPE::row_bytes(p.cells);
+        prefetch_row(row_of(p.w, at), RF_QTYPE::row_bytes(p.cells));
+    }
+    if (own == 1) {
+        if (slot < NORM_RUN) weighted_rows<1>(part + slot, p, expert, choice, weight, first + slot);
+    } else {
+        for (u32 r = slot * own; r < (slot + 1) * own; r += 2)
+            weighted_rows<2>(part + r, p, expert, choice, weight, first + r);
+    }
+    barrier();
+    wait_for_previous();
+    if (wave() > 0) return;
+    if (lane() < NORM_RUN) {
+        u32 row = first + lane(), within = minimum(i32(row), i32(p.rows - 1));
+        float total = p.residual ? p.residual[within] : 0.0f;
+        for (u32 i = 0; i < used; ++i) total += parts[i * NORM_RUN + lane()];
+        if (row < p.rows) p.y[row] = total;
+        results.y[lane()] = row < p.rows ? total : 0.0f;
+        results.scaled[lane()] = row < p.rows ? total * p.weight[within] : 0.0f;
+    }
+    wave_barrier();
+    store_norm_run(results, block_x(), p.rows, p.quantized, p.out_cells, p.squares);
 }
 
 }  // namespace rocforge

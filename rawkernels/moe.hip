@@ -1,82 +1,190 @@
 // Mixture of experts: routing, grouping of tokens by expert, and the weighted sum of what the experts give.
-#include "target/platform.h"
+#include "routing.h"
 
 namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
-constexpr u32 KEPT = RF_TUNE_ROUTE_KEPT;
-constexpr i32 NONE = 0x7fffffff;
 
-// The experts of the highest logits, the highest first and of equals the lowest id first, with their weights: ids and
-// weights (tokens, used), from logits (tokens, experts). softmax_before: over all experts, then, with `normalize`, over
-// the chosen ones' sum; else over the chosen ones alone; then times `scale`. A wave a token, a lane a choice, so used
-// is at most 32. Ids are those of experts whatever the logits are, NaN too.
+// ids and weights (tokens, used) by logits (tokens, experts), as `choose_and_weigh` has it. A block a token.
+struct RouteParams {
+    i32* ids;
+    float* weights;
+    const float* logits;
+    Routing routing;
+};
 RF_KERNEL(THREADS)
-rf_route(i32* ids, float* weights, const float* logits, u32 tokens, i32 experts, u32 used, i32 softmax_before,
-         i32 normalize, float scale) {
+rf_route(RouteParams p) {
     wait_for_previous();
-    u32 token = block_x() * (THREADS / RF_WAVE) + wave();
-    if (token >= tokens) return;
-    logits += u64(token) * experts;
-    float kept[KEPT];
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) {
-        i32 e = lane() + i * RF_WAVE;
-        kept[i] = e < experts ? logits[e] : -infinity();
-    }
-    float all = 0, chosen = 0, highest = 0, last = infinity(), own_weight = 0;
-    i32 last_id = -1, own_id = 0;
-    for (u32 i = 0; i < used; ++i) {
-        // the best of those behind the last one chosen
-        float best = -infinity();
-        i32 best_id = NONE;
-        auto consider = [&](i32 e, float logit) {
-            bool left = logit < last || (logit == last && e > last_id);
-            if (e < experts && left && (logit > best || best_id == NONE)) best = logit, best_id = e;
-        };
+    RF_SHARED Choice choice;
+    u32 used = p.routing.used;
+    choose_and_weigh<THREADS>(choice, p.logits + u64(block_x()) * p.routing.experts, p.routing);
+    if (thread_x() >= used) return;
+    p.ids[u64(block_x()) * used + thread_x()] = choice.ids[thread_x()];
+    p.weights[u64(block_x()) * used + thread_x()] = choice.weights[thread_x()];
+}
+
+const u32 ROUTER_THREADS = 128, ROUTER_WAVES = ROUTER_THREADS / RF_WAVE;
+const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / (4 * RF_WAVE);
+
+// Four elements of a row of n, a multiple of 4, from i on; those past its end are zero.
+RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
+    return i < n ? load<f32x4>(row + i) : make_f32x4(0, 0, 0, 0);
+}
+RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+// The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
+// logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple
+// of 4.
+struct RouterParams {
+    const float *x, *weight;
+    u32 tokens, n;
+    float eps;
+    const float* w;
+    RF_NULLABLE const float* bias;
+    i32 experts;
+    float* logits;
+    u8* quantized;
+    u32 width, cells;
+};
+
+// A lane's share of a chunk of a router's row.
+struct RouterChunk {
+    f32x4 w[ROUTER_LOADS];
+    static RF_MEMBER u32 at(u32 i) { return 4 * (i * RF_WAVE + lane()); }
+    RF_MEMBER void load(const float* row, u32 base, u32 n) {
         RF_UNROLL
-        for (u32 k = 0; k < KEPT; ++k) consider(lane() + k * RF_WAVE, kept[k]);
-        for (i32 e = lane() + KEPT * RF_WAVE; e < experts; e += RF_WAVE) consider(e, logits[e]);
-        last = wave_max(best);
-        u64 equals = wave_ballot(best == last && best_id != NONE);
-        last_id = equals ? shuffle(best_id, lowest_bit(equals)) : i32(i);
-        if (equals & (equals - 1)) last_id = -wave_max(best == last ? -best_id : -NONE);
-        if (i == 0) highest = last;
-        float weight = fast_exp(last - highest);
-        chosen += weight;
-        if (lane() == i) own_id = last_id, own_weight = weight;
+        for (u32 i = 0; i < ROUTER_LOADS; ++i) w[i] = four_of(row, base + at(i), n);
     }
-    for (i32 e = lane(); e < experts; e += RF_WAVE) all += fast_exp(logits[e] - highest);
-    all = wave_sum(all);
-    // the floor is the smallest normal float16, as the published implementations have it
-    float sum = !softmax_before ? chosen : normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
-    if (lane() >= used) return;
-    ids[u64(token) * used + lane()] = own_id;
-    weights[u64(token) * used + lane()] = own_weight / sum * scale;
+    RF_MEMBER float product(const float* x) const {
+        float sum = 0.0f;
+        RF_UNROLL
+        for (u32 i = 0; i < ROUTER_LOADS; ++i) sum += dot(w[i], rocforge::load<f32x4>(x + at(i)));
+        return sum;
+    }
+};
+
+// A wave an expert, for ROUTER_TOKENS tokens; each block computes their norms for itself, of which it writes a part.
+// Grid: (experts / ROUTER_WAVES, tokens / ROUTER_TOKENS).
+RF_KERNEL(ROUTER_THREADS)
+rf_router(RouterParams p) {
+    RF_SHARED struct {
+        alignas(16) float x[ROUTER_TOKENS][ROUTER_CHUNK];
+    } shared;
+    i32 expert = block_x() * ROUTER_WAVES + wave();
+    u32 token = block_y() * ROUTER_TOKENS, count = minimum(i32(p.tokens - token), i32(ROUTER_TOKENS));
+    const float *row = p.w + u64(minimum(expert, p.experts - 1)) * p.n, *x = p.x + u64(token) * p.n;
+    RouterChunk chunk;
+    if (LOADS_BEFORE_WAIT) chunk.load(row, 0, p.n);
+    wait_for_previous();
+    float sums[ROUTER_TOKENS] = {}, squares[ROUTER_TOKENS] = {};
+    for (u32 base = 0; base < p.n; base += ROUTER_CHUNK) {
+        if (!LOADS_BEFORE_WAIT || base) chunk.load(row, base, p.n);
+        barrier();  // what was there has been used
+        for (u32 i = 4 * thread_x(); i < ROUTER_CHUNK; i += 4 * ROUTER_THREADS) {
+            f32x4 w = four_of(p.weight, base + i, p.n);
+            RF_UNROLL
+            for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+                if (k >= count) break;
+                f32x4 v = four_of(x + u64(k) * p.n, base + i, p.n);
+                squares[k] += dot(v, v);
+                *reinterpret_cast<f32x4*>(shared.x[k] + i) = make_f32x4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+            }
+        }
+        barrier();
+        RF_UNROLL
+        for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+            if (k < count) sums[k] += chunk.product(shared.x[k]);
+        }
+    }
+    Quantized out = {p.quantized, p.width, p.cells};
+    u32 own = block_x() * ROUTER_WAVES + wave(), waves = (p.experts + ROUTER_WAVES - 1) / ROUTER_WAVES * ROUTER_WAVES;
+    RF_UNROLL
+    for (u32 k = 0; k < ROUTER_TOKENS; ++k) {
+        if (k >= count) break;
+        float factor = fast_rsqrt(block_sum<ROUTER_THREADS>(squares[k]) / float(p.n) + p.eps);
+        float logit = factor * wave_sum(sums[k]);
+        if (lane() == 0 && expert < p.experts)
+            p.logits[u64(token + k) * p.experts + expert] = logit + (p.bias ? p.bias[expert] : 0.0f);
+        for (u32 i = own * 4 * RF_WAVE; i < p.cells * CELL; i += waves * 4 * RF_WAVE) {
+            u32 at = i + 4 * lane();
+            f32x4 v = four_of(x + u64(k) * p.n, at, p.n), w = four_of(p.weight, at, p.n);
+            out.store(token + k, at,
+                      make_f32x4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w));
+        }
+    }
+}
+
+// Calls f(i, ids[i]) for i from `begin` to `end`; several are loaded at a time.
+template <class Each>
+RF_DEVICE void each_id(const i32* ids, i32 begin, i32 end, Each f) {
+    const u32 AHEAD = 16;
+    RF_NO_UNROLL
+    for (i32 i = begin; i < end; i += AHEAD) {
+        i32 some[AHEAD];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) some[j] = ids[minimum(i + i32(j), end - 1)];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) {
+            if (i + i32(j) < end) f(i + j, some[j]);
+        }
+    }
 }
 
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
-// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins. A block an expert.
+// k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins: at multiples of `unit`, between which
+// nothing is written. Each expert's pairs are cut in tiles of up to `height`, a multiple of `unit`, which are listed,
+// those of expert 0 first: tiles[0] is their number, and from tiles[4] on there are four numbers for each, the expert,
+// where in the order it begins, how many pairs it has, and 0. A block an expert.
 RF_KERNEL(THREADS)
-rf_group_by_expert(i32* order, i32* rank, i32* offsets, const i32* ids, i32 size, i32 experts) {
+rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* ids, i32 size, i32 experts, i32 height,
+                   i32 unit) {
     wait_for_previous();
-    RF_SHARED i32 counts[THREADS];
-    i32 expert = block_x(), share = (size + THREADS - 1) / THREADS;
-    i32 begin = minimum(i32(thread_x()) * share, size), end = minimum(begin + share, size);
-    i32 before = 0, count = 0;
-    for (i32 i = begin; i < end; ++i) before += ids[i] < expert, count += ids[i] == expert;
-    before = block_sum<THREADS>(before);
-    counts[thread_x()] = count;
+    RF_SHARED i32 counts[MOST_EXPERTS], waves[THREADS / RF_WAVE];
+    i32 expert = block_x(), own = 0;
+    for (i32 e = thread_x(); e < experts; e += THREADS) counts[e] = 0;
     barrier();
-    i32 pair = before;
-    for (u32 i = 0; i < thread_x(); ++i) pair += counts[i];
-    if (thread_x() == 0) offsets[expert] = before;
-    if (thread_x() == THREADS - 1 && expert == experts - 1) offsets[experts] = pair + count;
-    for (i32 i = begin; i < end; ++i) {
-        if (ids[i] != expert) continue;
-        order[pair] = i, rank[i] = pair;
-        ++pair;
+    i32 share = (size + THREADS - 1) / THREADS, begin = minimum(i32(thread_x()) * share, size);
+    i32 end = minimum(begin + share, size);  // a thread has a run of pairs
+    each_id(ids, begin, end, [&](i32, i32 id) { atomic_add(&counts[id], 1), own += id == expert; });
+    barrier();
+    i32 before = 0, tiles_before = 0;
+    for (i32 e = thread_x(); e < expert; e += THREADS)
+        before += (counts[e] + unit - 1) / unit * unit, tiles_before += (counts[e] + height - 1) / height;
+    before = block_sum<THREADS>(before), tiles_before = block_sum<THREADS>(tiles_before);
+    i32 count = counts[expert], own_tiles = (count + height - 1) / height;
+    for (i32 t = thread_x(); t < own_tiles; t += THREADS) {
+        i32* tile = tiles + 4 * (1 + tiles_before + t);
+        tile[0] = expert, tile[1] = before + t * height, tile[2] = minimum(count - t * height, height), tile[3] = 0;
     }
+    if (thread_x() == 0) offsets[expert] = before;
+    if (thread_x() == 0 && expert == experts - 1)
+        offsets[experts] = before + count, tiles[0] = tiles_before + own_tiles;
+    // the expert's pairs of the threads before: of the wave's by a sum over lanes, of other waves' by LDS
+    i32 until = own;
+    RF_UNROLL
+    for (u32 step = 1; step < RF_WAVE; step *= 2) {
+        i32 other = shuffle(until, lane() - step);
+        until += lane() >= step ? other : 0;
+    }
+    if (lane() == RF_WAVE - 1) waves[wave()] = until;
+    barrier();
+    i32 pair = before + until - own;
+    for (u32 w = 0; w < wave(); ++w) pair += waves[w];
+    each_id(ids, begin, end, [&](i32 i, i32 id) {
+        if (id == expert) order[pair] = i, rank[i] = pair, ++pair;
+    });
+}
+
+// Each token of x (tokens, n), n a multiple of 4, to the places of its pairs, rank[token * used + choice], of `width`,
+// as `store_swizzled` has them. Grid: (tokens, cells * CELL / (4 * THREADS)).
+RF_KERNEL(THREADS)
+rf_scatter_tokens(const float* x, const i32* rank, u8* out, u32 used, u32 n, u32 width, u32 cells) {
+    wait_for_previous();
+    u32 i = 4 * (block_y() * THREADS + thread_x());
+    u64 token = block_x();
+    f32x4 v = four_of(x + token * n, i, n);
+    for (u64 pair = token * used; pair < (token + 1) * used; ++pair)
+        store_swizzled(out, width, cells, rank[pair], i, v);
 }
 
 // out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y. Null is a

@@ -121,6 +121,34 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const 
     });
 }
 
+// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, and the norm of it.
+RF_KERNEL(THREADS)
+rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const i32* rank, const float* weights,
+                       const float* residual, const float* weight, u32 used, u32 width, u32 n, float eps) {
+    wait_for_previous();
+    u64 start = u64(block_x()) * n, pairs = u64(block_x()) * used;
+    Row scales(weight, n, 1.0f);
+    f32x4 kept[KEPT];
+    float squared = 0.0f;
+    each_four(n, [&](u32 k, u32 i) {
+        f32x4 v = load4(residual + start, i, n);
+        for (u32 choice = 0; choice < used; ++choice) {
+            f32x4 part = load4(y + u64(rank[pairs + choice]) * n, i, n);
+            v = scaled(part, weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
+        }
+        if (k < KEPT) kept[k < KEPT ? k : 0] = v;
+        store4(sum + start, i, n, v);
+        squared += squares(v);
+    });
+    float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
+    Output output = {nullptr, fp16, {quantized, width, cells_of(n)}, n};
+    each_four(output.end(), [&](u32 k, u32 i) {
+        f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
+        if (i >= n) v = make_f32x4(0, 0, 0, 0);
+        output.write(i, scaled(v, factor, scales.at(k, i), make_f32x4(0, 0, 0, 0)));
+    });
+}
+
 // (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; weight and bias may be null. Rows are contiguous.
 RF_KERNEL(THREADS)
 rf_layer_norm(float* out, u8* quantized, const float* x, const float* weight, const float* bias, u32 width, u32 n,

@@ -10,6 +10,11 @@ struct Nibbles {
     static const bool STAY = F::LOW == 4 && F::HIGH == 0 && !F::SIGNED;
 };
 
+template <>
+struct Nibbles<MXFP4> {
+    static const bool STAY = true;
+};
+
 // Four codes * scale + min in float16: elements 0 and 2, and 1 and 3. `codes` are those of half h of a run as
 // `Codes::four` gives them, or the word they lie in, where they stay there; scale and min are pairs of the same number.
 // Codes become float16 in the last places of 1024, and lose what they are above by there.
@@ -30,6 +35,17 @@ RF_DEVICE void unpack_four(u32& first, u32& second, u32 codes, u32 h, u32 scales
     u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
     first = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
     second = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
+}
+
+// A code of MXFP4 is a float of 2 + 1 bits: at the top of float16's fields it is 2^-14 of itself, and the scale is half
+// of what it says.
+template <>
+RF_MEMBER void unpack_four<MXFP4>(u32& first, u32& second, u32 codes, u32 h, u32 scales, u32) {
+    const u32 SIZES = 0x0e000e00, SIGNS = 0x80008000, UP = 0x78007800;  // 2^15
+    u32 even = h ? (codes << 5 & SIZES) | (codes << 8 & SIGNS) : (codes << 9 & SIZES) | (codes << 12 & SIGNS);
+    u32 odd = h ? (codes >> 3 & SIZES) | (codes & SIGNS) : (codes << 1 & SIZES) | (codes << 4 & SIGNS);
+    first = fma_fp16(fma_fp16(even, UP, 0), scales, 0);
+    second = fma_fp16(fma_fp16(odd, UP, 0), scales, 0);
 }
 
 // A pair's first or second number, twice.

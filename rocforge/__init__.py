@@ -27,7 +27,7 @@ from rocforge.load import load
 from rocforge.lora.adapter import LoRA
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.ops.activation import add, geglu, gelu, scale, silu, softcap, softmax, swiglu, swiglu_oai
+from rocforge.ops.activation import add, geglu, gelu, relu_squared, scale, silu, softcap, softmax, swiglu, swiglu_oai
 from rocforge.ops.attention import attention
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
@@ -79,6 +79,7 @@ __all__ = [
     "open_gguf",
     "perplexity",
     "quantize",
+    "relu_squared",
     "rms_norm",
     "rope",
     "rope_frequencies",

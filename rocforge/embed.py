@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from rocforge.nn.passes import token_ids
-from rocforge.nn.pooling import POOLINGS, pool_into
+from rocforge.nn.pooling import POOLINGS, empty, pool_into
 from rocforge.nn.transformer import Transformer
 
 Text: TypeAlias = str | Sequence[int]
@@ -29,15 +29,18 @@ def embed(
     Args:
         model: from `rf.load`.
         texts: a text or its token ids; or a list of those.
-        pooling: of a text's tokens, special ones included: "mean" of all, "last" or "cls", the first.
+        pooling: of a text's tokens, special ones included: "mean" of all, "last" or "cls", the first; or "rank": what
+            a reranker's classifier says of the last.
         normalize: divide each vector by its Euclidean norm.
         lora: the name of an adapter, one of `model.adapters`.
 
     Returns:
-        float32 NumPy array, shape (dim,) for one text, else (texts, dim).
+        float32 NumPy array, shape (dim,) for one text, else (texts, dim). With "rank" scores, or probabilities of
+        labels, as the file's `classifier.output_labels` names them: (labels,) or (texts, labels).
 
     Raises:
-        ValueError: a text without tokens or beyond the model's context, or an unknown pooling.
+        ValueError: a text without tokens or beyond the model's context, an unknown pooling, or "rank" of a model that
+            is no reranker.
         TypeError: a text is neither a str nor token ids.
 
     Source: the poolings are those of llama.cpp's llama-embedding.
@@ -50,7 +53,7 @@ def embed(
         raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))
     sequences = [_ids(model, text) for text in cast("Sequence[Text]", [texts] if one else texts)]
-    vectors = np.zeros((len(sequences), model.config.dim), np.float32)
+    vectors = empty(model, len(sequences), pooling)
     for _ in pool_into(vectors, model, sequences, pooling, normalize, lora):
         pass
     return vectors[0] if one else vectors

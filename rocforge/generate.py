@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from rocforge.engine.capacity import MAX_REQUESTS
+from rocforge.engine.defaults import file_defaults
 from rocforge.engine.engine import Engine
 from rocforge.engine.request import Request
 from rocforge.engine.response import GeneratedText, GenerationResponse, RequestStream
@@ -39,7 +40,7 @@ def stream_generate(
         model, tokenizer: from `rf.load`.
         prompt: text (encoded with special tokens) or token ids.
         lora: the name of an adapter, one of `model.adapters`.
-        sampling: the fields of SamplingParams, by name.
+        sampling: the fields of SamplingParams, by name; what is left out is as the file recommends, where it does.
 
     Raises:
         ValueError: a sampling parameter outside its range, or a prompt that is empty or too long.
@@ -50,7 +51,7 @@ def stream_generate(
     ate|x|it|
     """
     _check_loaded(model, tokenizer)
-    return _stream(model, tokenizer, _ids_of(tokenizer, prompt), SamplingParams(**sampling, lora=lora))
+    return _stream(model, tokenizer, _ids_of(tokenizer, prompt), _params(tokenizer, {**sampling, "lora": lora}))
 
 
 def _stream(
@@ -95,7 +96,7 @@ def generate(
         model, tokenizer: from `rf.load`.
         prompt: text or token ids; or a list of those.
         lora: the name of an adapter, one of `model.adapters`; or a list with one, or None, for each prompt.
-        sampling: the fields of SamplingParams, by name.
+        sampling: the fields of SamplingParams, by name; what is left out is as the file recommends, where it does.
 
     Returns:
         The text that follows the prompt, which notebooks show as it is; a list for a list.
@@ -108,7 +109,7 @@ def generate(
     [' np', 'atex']
     """
     _check_loaded(model, tokenizer)
-    params = SamplingParams(**sampling)
+    params = _params(tokenizer, sampling)
     many = _is_many(prompt)
     prompts = [_ids_of(tokenizer, p) for p in cast("Sequence[Prompt]", prompt if many else [prompt])]
     adapters = _adapters(lora, len(prompts))
@@ -124,6 +125,10 @@ def generate(
                 texts[token.request].append(by_request[token.request].add(token).text)
     pieces: list[str] = [GeneratedText("".join(texts[stream.request])) for stream in streams]
     return pieces if many else pieces[0]
+
+
+def _params(tokenizer: Tokenizer, given: Mapping[str, Any]) -> SamplingParams:
+    return SamplingParams(**{**file_defaults(tokenizer), **given})
 
 
 def _is_many(prompt: Any) -> bool:

@@ -160,7 +160,11 @@ def _make(file: Quantized, progress: bool | None) -> None:
 def _weights(model: Transformer, file: Tensors) -> Weights:
     """The tensors of a model, as its parameters take them."""
     parameters = dict(model.named_parameters())
-    return {name: _weight(file, name, parameters.get(name)) for name in file if name not in ROPE_TENSORS.values()}
+    return {
+        name: _weight(file, name, parameters.get(name))
+        for name in file
+        if name not in ROPE_TENSORS.values() and model.is_read(name)
+    }
 
 
 def _weight(file: Tensors, name: str, parameter: Parameter | None) -> Any:

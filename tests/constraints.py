@@ -9,8 +9,8 @@ import rocforge as rf
 OPTIONS = [
     {"temperature": 0},
     {"temperature": 0.9, "top_p": 0.9, "logprobs": 2},
-    {"temperature": 0.8, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
-    {"temperature": 1.0, "top_k": 20, "logit_bias": {7: 3.0, 9: -2.0}},
+    {"temperature": 0.8, "repetition_penalty": 1.3, "dry_multiplier": 2.0, "dry_sequence_breakers": [[3]]},
+    {"temperature": 1.0, "mirostat": 2, "logit_bias": {7: 3.0, 9: -2.0}},
 ]
 """Of four requests."""
 
@@ -22,10 +22,11 @@ class Alternating:
         vocabulary: how many tokens there are.
         fail: what raises an error, "bits" or "accept", or "dead end" for a mask that allows nothing, from the fourth
             token on; None for nothing.
+        until: after so many tokens any may come; None: never.
     """
 
-    def __init__(self, vocabulary, fail=None):
-        self.vocabulary, self.fail, self.accepted, self.closed = vocabulary, fail, [], False
+    def __init__(self, vocabulary, fail=None, until=None):
+        self.vocabulary, self.fail, self.until, self.accepted, self.closed = vocabulary, fail, until, [], False
 
     def bits(self):
         if len(self.accepted) >= 3 and self.fail == "bits":
@@ -41,9 +42,15 @@ class Alternating:
         if len(self.accepted) >= 3 and self.fail == "accept":
             raise RuntimeError("not accepted")
         self.accepted.append(token)
+        return len(self.accepted) == self.until
 
     def close(self):
         self.closed = True
+
+
+def obeys(constraint, tokens):
+    """Whether a text alternates as long as it has to, and its constraint has seen that."""
+    return alternates(tokens[: constraint.until]) and constraint.accepted == tokens[: constraint.until]
 
 
 def alternates(tokens):

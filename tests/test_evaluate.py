@@ -107,7 +107,7 @@ def test_embeddings(models):
         (lambda m: rf.perplexity(m, [5] * 20, n_ctx=8, chunks=0), "chunks is 0"),
         (lambda m: rf.perplexity(m, [5, -1] * 20, n_ctx=8), "token id outside 0 to 287"),
         (lambda m: rf.embed(m, ["a", []]), "a text has 0 tokens"),
-        (lambda m: rf.embed(m, "a", "max"), "pooling is 'max'; allowed are mean, last, cls"),
+        (lambda m: rf.embed(m, "a", "max"), "pooling is 'max'; allowed are mean, last, cls, rank"),
         (lambda m: rf.embed(m, ["a", 3.5]), "a text is of type float; allowed are a str and a list of token ids"),
     ],
 )

@@ -97,7 +97,7 @@ def test_repr():
     assert repr(Kernel("matvec.hip", "matvec", "int32", RF_QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, RF_QTYPE=Q8_0)"
 
 
-WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\("
+WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\(|\bmultiply_pairs\("
 """What a kernel does at first: it waits, or calls what loads weights and then waits."""
 
 

@@ -33,7 +33,7 @@ class SyntheticEngine:
         tokens: ids that it gives, one after another.
     """
 
-    device, limit, waiting, cache_blocks, memory_reserved = "cpu", 1 << 20, 0, (0, 0), 0
+    device, limit, pooling, waiting, cache_blocks, memory_reserved = "cpu", 1 << 20, "mean", 0, (0, 0), 0
 
     def __init__(self, rate: float, tokens: Sequence[int]):
         self.rate, self._tokens = rate, tokens
@@ -53,6 +53,9 @@ class SyntheticEngine:
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None) -> Embedding:
         raise ValueError("the synthetic engine gives no vectors")
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None) -> Embedding:
+        raise ValueError("the synthetic engine gives no scores")
 
     def check(self, prompt: Sequence[int], params: rf.SamplingParams) -> None:
         """Every request can be served."""

@@ -480,6 +480,14 @@ RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v
     *reinterpret_cast<u32*>(token + 16 * ((chunk + 1) ^ k % 8)) = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
 }
 
+// Element i alone.
+RF_DEVICE void store_swizzled_one(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
+    if (i >= cells * CELL) return;
+    u32 chunk = i % 64 / 16 * 2 + i % 2;
+    f16* token = reinterpret_cast<f16*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8));
+    token[i % 16 / 2] = from_float<f16>(clamp_fp16(v));
+}
+
 // Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is
 // 0, int8. All lanes of the wave call `store` together, as store_activation has it.
 struct Quantized {

@@ -41,6 +41,10 @@ RF_DEVICE void wait_phase(u64* b, u32 parity) {
             : "r"(lds_address(b)), "r"(parity)
             : "memory");
 }
+// Arrives once what this thread has copied by lanes until here is there.
+RF_DEVICE void arrive_with_copies(u64* b) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(lds_address(b)) : "memory");
+}
 // Arrives at the barrier of the cluster's block `rank`, of which `b` is the own block's.
 RF_DEVICE void arrive_at(u64* b, u32 rank) {
     u32 at;
@@ -106,41 +110,67 @@ template <u32 N>
 struct WarpGroupProduct {
     static RF_MEMBER void add(float (&c)[N / 2], const u32* a, u64 b);
 };
+// Names of sums: 16 of them each.
+#define RF_NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define RF_NAMES_16 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define RF_NAMES_32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define RF_NAMES_48 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define RF_NAMES_64 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define RF_NAMES_80 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define RF_NAMES_96 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define RF_NAMES_112 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+template <>
+RF_MEMBER void WarpGroupProduct<32>::add(float (&c)[16], const u32* a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" RF_NAMES_0
+                 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 template <>
 RF_MEMBER void WarpGroupProduct<64>::add(float (&c)[32], const u32* a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-        : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-
+template <>
+RF_MEMBER void WarpGroupProduct<96>::add(float (&c)[48], const u32* a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
+                 "}, {%48, %49, %50, %51}, %52, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 template <>
 RF_MEMBER void WarpGroupProduct<128>::add(float (&c)[64], const u32* a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
-        "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
-        "%57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
-        : RF_SUMS_64(c, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
+                 ", " RF_NAMES_48 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32), RF_SUMS_16(c, 48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-
+template <>
+RF_MEMBER void WarpGroupProduct<160>::add(float (&c)[80], const u32* a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
+                 ", " RF_NAMES_48 ", " RF_NAMES_64 "}, {%80, %81, %82, %83}, %84, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32), RF_SUMS_16(c, 48), RF_SUMS_16(c, 64)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+template <>
+RF_MEMBER void WarpGroupProduct<192>::add(float (&c)[96], const u32* a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
+                 ", " RF_NAMES_48 ", " RF_NAMES_64 ", " RF_NAMES_80 "}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32), RF_SUMS_16(c, 48), RF_SUMS_16(c, 64),
+                   RF_SUMS_16(c, 80)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 template <>
 RF_MEMBER void WarpGroupProduct<256>::add(float (&c)[128], const u32* a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
-        "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
-        "%57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, "
-        "%79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, "
-        "%100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
-        "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-        "{%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
-        : RF_SUMS_64(c, 0), RF_SUMS_64(c, 64)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
+                 ", " RF_NAMES_48 ", " RF_NAMES_64 ", " RF_NAMES_80 ", " RF_NAMES_96 ", " RF_NAMES_112
+                 "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32), RF_SUMS_16(c, 48), RF_SUMS_16(c, 64),
+                   RF_SUMS_16(c, 80), RF_SUMS_16(c, 96), RF_SUMS_16(c, 112)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 }  // namespace rocforge

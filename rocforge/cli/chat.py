@@ -19,6 +19,7 @@ from rocforge.cli.options import (
     Lora,
     Model,
     Quiet,
+    Sampling,
     Switch,
     System,
     Template,
@@ -53,7 +54,7 @@ def chat(
     lora: Lora = None,
     quiet: Quiet = False,
     *,
-    sampling: dict[str, Any],
+    sampling: Sampling,
 ) -> None:
     """Chat with a model; the conversation stays in the KV cache."""
     import rocforge as rf
@@ -69,7 +70,7 @@ def chat(
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)
     with rf.Engine(loaded, tokenizer.eog_token_ids, max_requests=1) as engine:
         conversation = Conversation(engine, tokenizer, template, system, adapter)
-        Chat(conversation, sampling, quiet).run()
+        Chat(conversation, sampling.of(tokenizer), quiet).run()
 
 
 class Chat:

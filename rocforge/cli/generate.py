@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from rocforge.cli.options import (
     Lora,
     Model,
     Quiet,
+    Sampling,
     Switch,
     System,
     Template,
@@ -48,7 +49,7 @@ def generate(
     lora: Lora = None,
     quiet: Quiet = False,
     *,
-    sampling: dict[str, Any],
+    sampling: Sampling,
 ) -> None:
     """Continue a prompt; stream the text."""
     import rocforge as rf
@@ -59,7 +60,7 @@ def generate(
     progress = False if quiet else None
     types = cache_types(cache_type_k, cache_type_v)
     loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled, **types)
-    sampling["lora"] = load_adapter(loaded, lora)
+    options = {**sampling.of(tokenizer), "lora": load_adapter(loaded, lora)}
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         template = chat_template.read() if chat_template else None
@@ -69,13 +70,13 @@ def generate(
         if echo or (echo is None and sys.stdout.isatty()):
             write_text(text, bold=True)
     last = None
-    with contextlib.closing(rf.stream_generate(loaded, tokenizer, ids, **sampling)) as stream:
+    with contextlib.closing(rf.stream_generate(loaded, tokenizer, ids, **options)) as stream:
         for response in stream:
             write_text(response.text)
             last = response
     print(flush=True)
     if last and not quiet:
-        note(f"{last.stats}; {_ending(last, sampling['max_tokens'])}")
+        note(f"{last.stats}; {_ending(last, options['max_tokens'])}")
         if device is None and (reason := rf.device_info().reason):
             note(f"no GPU: {reason}")
 

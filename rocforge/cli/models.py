@@ -22,6 +22,7 @@ from rocforge.gguf.header import TensorInfo
 from rocforge.gguf.hub import select_file
 from rocforge.gguf.quantized import Form
 from rocforge.loading.files import open_model
+from rocforge.models import ARCHITECTURES
 
 _LATER_MEMBER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _SHOWN = 60  # characters of a metadata value
@@ -42,9 +43,13 @@ class ModelFile:
 
 def models(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER", help="More folders to search.")] = None,
+    supported: Annotated[bool, typer.Option("--supported", help="List the architectures that rocforge runs.")] = False,
     as_json: Json = False,
 ) -> None:
     """List models in the Hub's cache and in folders."""
+    if supported:
+        list_architectures(as_json)
+        return
     found = []
     for name, path in [*_in_hub_cache(), *_in_folders(folders or [])]:
         try:
@@ -64,6 +69,15 @@ def models(
         table(rows, columns)
     else:
         note("no models found; MODEL as hf:owner/repo[:quant] downloads one, rocforge models FOLDER searches a folder")
+
+
+def list_architectures(as_json: bool) -> None:
+    """What a file's general.architecture may be, and which models those are."""
+    rows = [(name, family.models) for name, family in sorted(ARCHITECTURES.items())]
+    if as_json:
+        write_json([dict(zip(("architecture", "models"), row, strict=True)) for row in rows])
+    else:
+        table(rows, ["architecture", "models"])
 
 
 def inspect(

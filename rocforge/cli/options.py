@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict, get_args
 
 import typer
 
 from rocforge.ops.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from rocforge.text.tokenizer import Tokenizer
 
 Model = Annotated[
     str,
@@ -121,6 +125,44 @@ def sampling_options(
     min_p: Annotated[
         float, typer.Option(help="Drop tokens below this fraction of the highest probability.")
     ] = SamplingParams.min_p,
+    top_n_sigma: Annotated[
+        float, typer.Option(help="Keep tokens so many standard deviations below the highest logit; 0: all.")
+    ] = SamplingParams.top_n_sigma,
+    typical_p: Annotated[
+        float, typer.Option("--typical", "--typical-p", help="Locally typical sampling up to this total probability.")
+    ] = SamplingParams.typical_p,
+    xtc_probability: Annotated[
+        float, typer.Option(help="How often XTC leaves out likely tokens.")
+    ] = SamplingParams.xtc_probability,
+    xtc_threshold: Annotated[
+        float, typer.Option(help="The probability from which on a token is likely for XTC.")
+    ] = SamplingParams.xtc_threshold,
+    mirostat: Annotated[
+        int, typer.Option(help="1 or 2: mirostat in place of what leaves tokens out; 0: none.")
+    ] = SamplingParams.mirostat,
+    mirostat_eta: Annotated[
+        float, typer.Option("--mirostat-lr", "--mirostat-eta", help="How fast mirostat adapts.")
+    ] = SamplingParams.mirostat_eta,
+    mirostat_tau: Annotated[
+        float, typer.Option("--mirostat-ent", "--mirostat-tau", help="The surprise that mirostat aims at, in bits.")
+    ] = SamplingParams.mirostat_tau,
+    dry_multiplier: Annotated[
+        float, typer.Option(help="DRY's penalty for repetitions that go on; 0: none.")
+    ] = SamplingParams.dry_multiplier,
+    dry_base: Annotated[float, typer.Option(help="How much that grows with each token.")] = SamplingParams.dry_base,
+    dry_allowed_length: Annotated[
+        int, typer.Option(help="How many tokens may be repeated.")
+    ] = SamplingParams.dry_allowed_length,
+    dry_penalty_last_n: Annotated[
+        int, typer.Option(help="How many of the last tokens DRY searches, up to 8192; -1: these.")
+    ] = SamplingParams.dry_penalty_last_n,
+    dry_sequence_breakers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dry-sequence-breaker",
+            help='Text that ends repetitions; repeatable; default: \\n, :, " and *; none: no text.',
+        ),
+    ] = None,
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1: repeated tokens become less likely.")
     ] = SamplingParams.repetition_penalty,
@@ -137,24 +179,66 @@ def sampling_options(
 ) -> dict[str, Any]:
     """The sampling options of a command, checked, as arguments of SamplingParams."""
     given = dict(locals(), stop=stop or [])
+    breakers = SamplingParams.dry_sequence_breakers if dry_sequence_breakers is None else dry_sequence_breakers
+    given["dry_sequence_breakers"] = [] if breakers == ["none"] else list(breakers)
     SamplingParams(**given)
     return given
 
 
-def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `sampling_options` to a command, which receives them as its argument `sampling`."""
-    own = inspect.signature(command, eval_str=True).parameters
-    added = inspect.signature(sampling_options, eval_str=True).parameters
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for name, p in {**own, **added}.items() if name != "sampling"]
+_OF_ONE_TEXT = ("max_tokens", "seed", "stop")
 
-    def wrapped(**arguments: Any) -> None:
+
+class Sampling(NamedTuple):
+    """The sampling options of a command.
+
+    Attributes:
+        options: as arguments of SamplingParams.
+        given: the names of those that the command line has.
+    """
+
+    options: dict[str, Any]
+    given: frozenset[str]
+
+    def of(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The options, with what the model's file recommends where the command line has none."""
+        from rocforge.engine.defaults import file_defaults
+
+        said = {name: value for name, value in file_defaults(tokenizer).items() if name not in self.given}
+        return {**self.options, **said}
+
+
+def takes_sampling(command: Callable[..., None], *, of_requests: bool = False) -> Callable[..., None]:
+    """Add the options of `sampling_options` to a command, which receives them as its argument `sampling`.
+
+    Args:
+        command: the command.
+        of_requests: whether they are for requests that leave them out; the defaults of other commands are not theirs.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    added = dict(inspect.signature(sampling_options, eval_str=True).parameters)
+    if of_requests:
+        added = {name: _without_default(option) for name, option in added.items() if name not in _OF_ONE_TEXT}
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for name, p in {**own, **added}.items() if name != "sampling"]
+    parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+
+    def wrapped(*, ctx: typer.Context, **arguments: Any) -> None:
+        sources = {name: ctx.get_parameter_source(name) for name in added}
+        given = frozenset(name for name, source in sources.items() if source and source.name != "DEFAULT")
         sampling = sampling_options(**{name: arguments.pop(name) for name in added})
-        command(**arguments, sampling=sampling)
+        command(**arguments, sampling=Sampling(sampling, given))
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
+
+
+def _without_default(option: inspect.Parameter) -> inspect.Parameter:
+    """An option whose help does not tell its default."""
+    kind, info = get_args(option.annotation)
+    hidden = copy.copy(info)
+    hidden.show_default = False
+    return option.replace(annotation=Annotated[kind, hidden])
 
 
 def set_sampling(sampling: dict[str, Any], name: str, text: str) -> dict[str, Any]:
@@ -170,7 +254,7 @@ def set_sampling(sampling: dict[str, Any], name: str, text: str) -> dict[str, An
     try:
         if text == "none":
             value = parameters[name].default
-        elif name == "stop":
+        elif name in ("stop", "dry_sequence_breakers"):
             value = [text]
         else:
             value = float(text) if kind is float else int(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,12 @@ from rocforge.cli.options import (
     Fp16Weights,
     Model,
     Quiet,
+    Sampling,
     Switch,
     Template,
     adapter_file,
     cache_types,
+    takes_sampling,
 )
 from rocforge.cli.output import note
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
@@ -35,6 +38,7 @@ def _by_device(default: Mapping[str, float]) -> str:
     return f"{default['gpu']:g} on a GPU, {default['cpu']:g} on a CPU"
 
 
+@partial(takes_sampling, of_requests=True)
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -58,6 +62,15 @@ def serve(
         ),
     ] = None,
     chat_template: Template = None,
+    tool_parser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Format of the model's tool calls, by vLLM's name; default: by its template."
+        ),
+    ] = None,
+    reasoning_budget: Annotated[
+        int, typer.Option(min=-1, metavar="N", help="Maximum tokens of a reply's thought; -1: any number.")
+    ] = -1,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,19 +105,27 @@ def serve(
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
+    *,
+    sampling: Sampling,
 ) -> None:
     """Serve the OpenAI API over HTTP; / is a chat page."""
     from rocforge.server.run import model_name
     from rocforge.server.run import serve as run
     from rocforge.server.settings import Settings
+    from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 
     if uds is not None and fd is not None:
         raise UsageError("--uds and --fd are two places to listen; allowed is one")
     if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
         raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
+    if tool_parser is not None and tool_parser not in TOOL_PARSERS:
+        raise UsageError(f"--tool-parser is {tool_parser!r}; allowed are {', '.join(sorted(TOOL_PARSERS))}")
     settings = Settings(
         model_name=name or model_name(model),
         chat_template=chat_template.read() if chat_template else None,
+        tool_parser=tool_parser,
+        reasoning_budget=None if reasoning_budget < 0 else reasoning_budget,
+        sampling={name: sampling.options[name] for name in sampling.given},
         api_key=api_key,
         root_path=root_path,
         cors_origins=cors_origin or (),

@@ -77,6 +77,12 @@ def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     return card.compute_units * (tuning.tile_blocks_wide if wide else tuning.tile_blocks)
 
 
+def expert_tile_pairs(pairs: int, experts: int) -> int:
+    """Token-expert pairs of a tile of experts_tiles.hip: as many as hold all of most experts', of 8 to 64."""
+    mean = pairs / experts
+    return next((n for n in (8, 16, 32) if mean + 2 * mean**0.5 <= n), 64)
+
+
 class Wide(NamedTuple):
     """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
     multiprocessor, and a block's LDS."""
@@ -176,9 +182,15 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
     return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
+def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
+    row_tiles = tile_row_tiles(tuning, int(given["RF_TOKENS"]))
+    return {"RF_ROW_TILES": row_tiles, "RF_ROW_WAVES": tuning.tile_threads // wave}
+
+
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
+    "experts_tiles.hip": _expert_tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,
 }

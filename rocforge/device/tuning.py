@@ -74,6 +74,12 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
+        experts_norm_threads: of down of one token that begins the norm after it.
+        experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
+            could multiply all of an expert's together.
+        experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
+            experts_tiles.hip.
+        router_tokens: up to so many tokens, a mixture's norm and router are one launch.
         experts_tile_rows, experts_tile_pairs: rows of an expert's matrix, a thread each, and token-expert pairs that a
             block multiplies.
         experts_unpacked_nbytes: float16 values of experts without a kernel that are unpacked at a time.
@@ -82,7 +88,6 @@ class Tuning:
         lora_tiles: blocks of tokens that there are before one has several.
 
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
-        route_kept: logits that a lane keeps in registers while experts are chosen.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
         sample_row_threads: of its second, a block a row.
         sample_list, sample_list_gap: the most tokens listed in LDS, of those e^gap times less likely than the first.
@@ -141,6 +146,10 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
+    experts_norm_threads: int = 512
+    experts_int8_tokens: int = 4
+    experts_wide_from: int = ANY
+    router_tokens: int = 16
     experts_tile_rows: int = 128
     experts_tile_pairs: int = 64
     experts_unpacked_nbytes: int = 256 << 20
@@ -150,7 +159,6 @@ class Tuning:
 
     norm_threads: int = 512
     norm_kept: int = 2
-    route_kept: int = 4
     sample_slice: int = 1024
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
@@ -170,6 +178,7 @@ _H200 = replace(
     basis="measured",
     tile_tokens_alone=ANY,
     wide_from=33,
+    experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,
 )

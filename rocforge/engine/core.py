@@ -39,6 +39,10 @@ class StepEngine(Protocol):
         """The longest sequence that can be served, in tokens."""
 
     @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt's hidden states."""
+
+    @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
 
@@ -64,6 +68,9 @@ class StepEngine(Protocol):
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None) -> Embedding:
         """Vectors of prompts."""
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None) -> Embedding:
+        """Log-probabilities of the tokens of prompts."""
 
     def cancel(self, request: Request) -> None:
         """End a request."""
@@ -121,13 +128,18 @@ class EngineCore:
         """Whether there is a request, or vectors to compute."""
         return bool(self._requests or self._embeddings)
 
-    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None, done: Future[np.ndarray]) -> None:
-        """Compute vectors of prompts, a pass between two steps; `done` gets them, or is cancelled by who waits.
+    def embed(
+        self, prompts: Sequence[Sequence[int]], lora: str | None, top: int | None, done: Future[np.ndarray]
+    ) -> None:
+        """Compute vectors of prompts, or, with `top`, scores of their tokens, a pass between two steps; `done` gets
+        them, or is cancelled by who waits.
 
         Raises:
             ValueError: they can never be computed.
         """
-        self._embeddings.append((self.engine.embed(prompts, lora), done))
+        engine = self.engine
+        found = engine.embed(prompts, lora) if top is None else engine.score(prompts, top, lora)
+        self._embeddings.append((found, done))
 
     def _embed(self) -> None:
         """A pass of the embedding that has waited longest for one."""

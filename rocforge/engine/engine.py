@@ -18,6 +18,7 @@ from rocforge.device.arrays import on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
+from rocforge.engine.breakers import breakers_of
 from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
@@ -28,10 +29,12 @@ from rocforge.engine.step import PendingStep, StepRunner
 from rocforge.errors import OutOfMemoryError
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.pooling import pool_into, pooling_of
+from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
+from rocforge.nn.scoring import score_into, scores_of
 from rocforge.nn.state import blocks_for, states_of, typed
 from rocforge.nn.transformer import Transformer
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -59,10 +62,11 @@ class Token(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """Vectors of prompts.
+    """Vectors of prompts, or of their tokens.
 
     Attributes:
-        vectors: float32 NumPy array (prompts, dim), complete once the passes have ended.
+        vectors: float32 NumPy array (prompts, dim), or (prompts, labels) of a model that ranks, or as `Engine.score`
+            has it; complete once the passes have ended.
         passes: computes them; at most a pass of the model for each item.
     """
 
@@ -255,7 +259,7 @@ class Engine:
             constraint: what the text must obey, new for each request.
 
         Raises:
-            ValueError: as in `check`.
+            ValueError: as in `check`, or DRY has texts as sequence breakers.
             RuntimeError: the engine is closed.
 
         >>> engine = rf.Engine(model)
@@ -269,7 +273,8 @@ class Engine:
         longest = self.limit if params.max_tokens is None else min(self.limit, len(prompt) + params.max_tokens)
         lora = None if params.lora is None else self.model.adapters.placed(params.lora)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eog_token_ids)
-        request = Request(prompt, params, constraint, longest, ends, lora)
+        mirostat = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta) if params.mirostat else None
+        request = Request(prompt, params, constraint, longest, ends, lora, breakers_of(params), mirostat)
         self.scheduler.add(request)
         return request
 
@@ -306,7 +311,8 @@ class Engine:
             self.model.adapters.placed(params.lora)
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
-        """Vectors of prompts, pooled as the model's file says and normalized; as `rf.embed`, but a pass at a time.
+        """Vectors of prompts, pooled as the model's file says and normalized, or the scores of a model that ranks; as
+        `rf.embed`, but a pass at a time.
 
         The passes have a cache of their own, which on a GPU needs memory beside the engine's.
 
@@ -321,10 +327,34 @@ class Engine:
         """
         for prompt in prompts:
             self.check(prompt, SamplingParams(lora=lora))
-        vectors = np.zeros((len(prompts), self.model.config.dim), np.float32)
+        vectors = empty(self.model, len(prompts), self.pooling)
         most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
-        passes = pool_into(vectors, self.model, prompts, pooling_of(self.model), True, lora, most)
+        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, most)
         return Embedding(vectors, self._on_stream(passes))
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None = None) -> Embedding:
+        """The log-probability of each token of prompts but the first, and the ids and log-probabilities of the `top`
+        likeliest tokens in its place: one row (1 + 2 top) a token, prompt after prompt. As `embed`, a pass at a time.
+
+        Raises:
+            ValueError: as in `check`.
+
+        >>> scores, passes = rf.Engine(model).score([[1, 2, 3], [4, 5]], top=2)
+        >>> for _ in passes:
+        ...     pass
+        >>> scores.shape
+        (3, 5)
+        """
+        for prompt in prompts:
+            self.check(prompt, SamplingParams(lora=lora))
+        scores = scores_of(prompts, top)
+        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
+        return Embedding(scores, self._on_stream(score_into(scores, self.model, prompts, top, lora, most)))
+
+    @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt's hidden states, as `rf.embed` names it."""
+        return pooling_of(self.model)
 
     def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from rocforge.engine.state import SequenceState
 from rocforge.nn.low_rank import PlacedLoRA
+from rocforge.ops.dry import WINDOW, Breakers, dry_penalties
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import SamplingParams
 
 
@@ -29,8 +32,8 @@ class Constraint(Protocol):
         """Which tokens may come next: uint32, a bit for each token from the least significant on. Those past its end
         may not."""
 
-    def accept(self, token: int) -> None:
-        """Note the token that was sampled."""
+    def accept(self, token: int) -> bool | None:
+        """Note the token that was sampled. True: any may come from now on, and nothing more is asked."""
 
     def close(self) -> None:
         """The text has ended; a service calls it, at least once."""
@@ -43,10 +46,12 @@ class Request:
     Attributes:
         prompt: token ids.
         params: how its tokens are sampled, and when it ends.
-        constraint: what its text must obey, or None.
+        constraint: what its text must obey; None where that is nothing, or nothing more.
         max_length: tokens of prompt and output together, at most.
         ends: tokens that end its text.
         lora: the adapter that its tokens have, or None.
+        breakers: what breaks repetitions for DRY; None without it.
+        mirostat: the state of that; None without it.
         output: token ids so far.
         pending: how many more are sampled by steps that are queued, whose tokens the host has not read.
         status: where it is.
@@ -61,12 +66,25 @@ class Request:
     max_length: int = sys.maxsize
     ends: frozenset[int] = frozenset()
     lora: PlacedLoRA | None = None
+    breakers: Breakers | None = None
+    mirostat: Mirostat | None = None
     output: list[int] = field(default_factory=list)
     pending: int = 0
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     state: SequenceState = field(default_factory=SequenceState)
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether the host has to know its tokens before the next one is chosen."""
+        return self.constraint is not None or self.breakers is not None or self.mirostat is not None
+
+    def penalties(self) -> Mapping[int, float]:
+        """Of DRY, for the next token; those before must be known."""
+        if self.breakers is None:
+            return {}
+        return dry_penalties(self.tokens(max(self.known - WINDOW, 0), self.known), self.params, self.breakers)
 
     @property
     def known(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rocforge import html
+from rocforge.engine.breakers import with_breakers
 from rocforge.engine.engine import Engine, Token
 from rocforge.engine.request import Request
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -78,6 +79,7 @@ class GenerationResponse:
         finish_reason: None, or on the last piece "stop" (end-of-generation token, or stop string) or "length".
         logprobs: where asked for.
         stats: of the generation so far.
+        stop: the stop string that ended it, or None.
 
     >>> *_, last = rf.stream_generate(model, tokenizer, "import ", max_tokens=3)
     >>> last.finish_reason, last.stats.generated_tokens
@@ -89,6 +91,7 @@ class GenerationResponse:
     finish_reason: str | None
     logprobs: Logprobs | None
     stats: Stats
+    stop: str | None = None
 
     def _repr_html_(self) -> str:
         rows = [("text", repr(self.text)), ("token", self.token), ("finish reason", self.finish_reason)]
@@ -123,9 +126,10 @@ class ResponseStream:
         """
         self.stats.count(memory)
         text = "" if finish_reason == "stop" else self.text.add(token)
-        if finish_reason and not self.text.stopped:
+        if finish_reason and self.text.stopped is None:
             text += self.text.finish()
-        return GenerationResponse(text, token, "stop" if self.text.stopped else finish_reason, logprobs, self.stats)
+        reason = finish_reason if self.text.stopped is None else "stop"
+        return GenerationResponse(text, token, reason, logprobs, self.stats, self.text.stopped)
 
 
 class RequestStream:
@@ -140,7 +144,7 @@ class RequestStream:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams):
         self._engine, self._stream = engine, ResponseStream(tokenizer, prompt, params, engine.model.device)
-        self.request: Request = engine.add(prompt, params)
+        self.request: Request = engine.add(prompt, with_breakers(params, tokenizer))
 
     def add(self, token: Token) -> GenerationResponse:
         """The response for a token of this request; one that completes a stop string ends the request.

@@ -12,7 +12,7 @@ from rocforge.device.streams import Download, Stream, shared_array
 from rocforge.engine.request import Request, Status
 from rocforge.errors import NonFiniteError
 from rocforge.ops.device.sampling import NONE_ALLOWED, Sampler, count_tokens, logprobs_device
-from rocforge.ops.sampling import NOT_FINITE, NOTHING_ALLOWED, Logprobs, logprobs, masked, sample
+from rocforge.ops.sampling import NOT_FINITE, NOTHING_ALLOWED, Logprobs, biases, logprobs, masked, sample
 
 Watched: TypeAlias = list[tuple[int, Request]]
 
@@ -38,13 +38,19 @@ def sample_tokens(logits: np.ndarray, requests: Sequence[Request]) -> list[Sampl
 def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
     params, constraint = request.params, request.constraint
     try:
-        allowed = logits if constraint is None else masked(logits, constraint.bits())
-        token = sample(allowed, params, request.prompt, request.output, request.ends)
-        if constraint is not None:
-            constraint.accept(token)
+        token = _chosen(logits, request)
+        if constraint is not None and constraint.accept(token):
+            request.constraint = None
     except Exception as error:
         return SampledToken(-1, error=error)
     return SampledToken(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
+
+
+def _chosen(logits: np.ndarray, request: Request) -> int:
+    """The next token of a request, on the host."""
+    allowed = logits if request.constraint is None else masked(logits, request.constraint.bits())
+    text = (request.params, request.prompt, request.output, request.ends)
+    return sample(allowed, *text, request.penalties(), request.mirostat)
 
 
 class DeviceSampler:
@@ -61,7 +67,7 @@ class DeviceSampler:
         self._sampler = Sampler(vocabulary, slots)
         self._holders: list[Callable[[], Request | None]] = [_nobody] * slots
         self._steps = [0] * slots  # that the next launch has to be of, for the counts to be right
-        self._watched = np.zeros(slots, bool)  # requests with a constraint, or that want log-probabilities
+        self._watched = np.zeros(slots, bool)  # requests that follow their text, or want log-probabilities
 
     @property
     def last_tokens(self) -> Any:
@@ -87,7 +93,11 @@ class DeviceSampler:
                 self._begin(request, slot, step, slots)
             self._steps[slot] = step + 1
         watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
-        masks, errors = _masks(watched)
+        masks, errors = self._masks(logits, watched)
+        for row, request in watched:
+            if request.breakers is not None and request.status is not Status.FINISHED:
+                bias = biases(request.params, request.ends, len(request.output), request.penalties())
+                self._sampler.set_biases(slots[row], bias)
         host_tokens, there = shared_array((len(requests),), np.int32)
         self._sampler(logits, slots, steps, masks, there, self._stream.upload)
         tokens, reports = self._stream.written(host_tokens), self._reports(logits, watched, slots)
@@ -102,7 +112,7 @@ class DeviceSampler:
             self._end_all_but(slots)
             counts = count_tokens(request.prompt, request.output, self._vocabulary)
         self._sampler.begin(slot, params, counts, self._stream.upload, request.ends)
-        self._watched[slot] = request.constraint is not None or params.logprobs is not None
+        self._watched[slot] = request.follows_text or params.logprobs is not None
         self._holders[slot] = weakref.ref(request)
 
     def _end_all_but(self, slots: Sequence[int]) -> None:
@@ -112,6 +122,23 @@ class DeviceSampler:
             if holder is None or holder.status is not Status.RUNNING:
                 self._sampler.end(slot)
                 self._holders[slot] = _nobody
+
+    def _masks(self, logits: Any, watched: Watched) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
+        """What the constraints of requests allow next, and the errors of those that failed, by their rows. Of one with
+        mirostat it is the token that the host has chosen."""
+        masks, errors = {}, {}
+        for row, request in watched:
+            try:
+                if request.status is Status.FINISHED:
+                    continue
+                if request.mirostat is not None:
+                    token = _chosen(self._stream.download(logits[row]).get(), request)
+                    masks[row] = _only(token, self._vocabulary)
+                elif request.constraint is not None:
+                    masks[row] = request.constraint.bits()
+            except Exception as error:
+                errors[row] = error
+        return masks, errors
 
     def _reports(self, logits: Any, watched: Watched, slots: Sequence[int]) -> list[Download]:
         """The results of `logprobs_device` for the requests that want any, in order; none if none does."""
@@ -155,23 +182,19 @@ def _nobody() -> None:
     """The request of a slot without one."""
 
 
-def _masks(watched: Watched) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
-    """What the constraints of requests allow next, and the errors of those that failed, by their rows."""
-    masks, errors = {}, {}
-    for row, request in watched:
-        if request.constraint is not None and request.status is not Status.FINISHED:
-            try:
-                masks[row] = request.constraint.bits()
-            except Exception as error:
-                errors[row] = error
-    return masks, errors
+def _only(token: int, vocabulary: int) -> np.ndarray:
+    """The mask that allows one token."""
+    mask = np.zeros(-(-vocabulary // 32), np.uint32)
+    mask[token // 32] = 1 << token % 32
+    return mask
 
 
 def _refusal(request: Request, token: int) -> Exception | None:
     """Tell a request's constraint, if any, of its token; the error of that."""
     if request.constraint is not None and request.status is not Status.FINISHED:
         try:
-            request.constraint.accept(token)
+            if request.constraint.accept(token):
+                request.constraint = None
         except Exception as error:
             return error
     return None

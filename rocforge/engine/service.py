@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rocforge.engine.breakers import with_breakers
 from rocforge.engine.core import EngineCore, StepEngine
 from rocforge.engine.replies import Observer, Replies
 from rocforge.engine.reply import CancelledError, Progress, QueueFullError, Reply, ServiceError
@@ -75,7 +76,7 @@ class Service:
         self._changed = threading.Condition()
         self._arrived: deque[Reply] = deque()
         self._cancelled: deque[Reply] = deque()
-        self._to_embed: deque[tuple[Sequence[Sequence[int]], str | None, Future[np.ndarray]]] = deque()
+        self._to_embed: deque[tuple[Sequence[Sequence[int]], str | None, int | None, Future[np.ndarray]]] = deque()
         self._embedding: set[Future[np.ndarray]] = set()
         self._replies = Replies(observer)
         self._give_up_at = 0.0
@@ -179,8 +180,11 @@ class Service:
             self._changed.notify_all()
         return reply
 
-    def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Future[np.ndarray]:
-        """Queue prompts of token ids for their vectors, float32 (prompts, dim), as `Engine.embed` gives them.
+    def embed(
+        self, prompts: Sequence[Sequence[int]], lora: str | None = None, top: int | None = None
+    ) -> Future[np.ndarray]:
+        """Queue prompts of token ids for their vectors, float32 (prompts, dim), as `Engine.embed` gives them; or, with
+        `top`, for what `Engine.score` gives.
 
         The future may be cancelled. It fails with ValueError where they can never be computed, and with ServiceError
         where the service ends.
@@ -196,7 +200,7 @@ class Service:
             if len(self._embedding) >= self.max_queue:
                 raise QueueFullError(f"the queue is full: {len(self._embedding)} embeddings wait")
             self._embedding.add(done)
-            self._to_embed.append((prompts, lora, done))
+            self._to_embed.append((prompts, lora, top, done))
             self._changed.notify_all()
         done.add_done_callback(self._embedding.discard)
         return done
@@ -268,9 +272,9 @@ class Service:
         for reply in arrived:
             self._admit(core, tokenizer, reply)
             self._arrived.popleft()
-        for prompts, lora, done in to_embed:
+        for prompts, lora, top, done in to_embed:
             try:
-                core.embed(prompts, lora, done)
+                core.embed(prompts, lora, top, done)
             except Exception as error:
                 if done.set_running_or_notify_cancel():
                     done.set_exception(error)
@@ -282,6 +286,7 @@ class Service:
     def _admit(self, core: EngineCore, tokenizer: Tokenizer, reply: Reply) -> None:
         try:
             reply.begin(tokenizer, core.engine.device)
-            core.add(reply.key, reply.prompt, reply.params, reply.constraint, reply.timeout, reply.submitted)
+            params = with_breakers(reply.params, tokenizer)
+            core.add(reply.key, reply.prompt, params, reply.constraint, reply.timeout, reply.submitted)
         except Exception as error:
             self._replies.end(reply, Progress.FAILED, error)

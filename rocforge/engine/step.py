@@ -45,7 +45,7 @@ class PendingStep:
     def __init__(self, chunks: Sequence[ScheduledChunk], sampler: DeviceSampler, logits: Any, began: Any):
         self.chunks, self._sampler, self._logits, self._began = chunks, sampler, logits, began
         self.requests = [chunk.request for chunk in chunks if chunk.needs_logits]
-        self.constrained = any(request.constraint is not None for request in self.requests)
+        self.constrained = any(request.follows_text for request in self.requests)
         self._slots = [request.state.row for request in self.requests]
         self._steps = [len(request.output) + request.pending for request in self.requests]
         self._tokens: PendingTokens | None = None

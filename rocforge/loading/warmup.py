@@ -61,8 +61,8 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
             for tokens in PROMPT_TOKENS:
                 blocks = blocks_for(tokens)
                 # beside a sequence that decodes
-                chunks = [Chunk(0, tokens - 1, range(blocks)), Chunk(0, 1, [blocks], wants_logits=False)]
-                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1), chunks))
+                chunks = [Chunk(0, tokens - 1, range(blocks)), Chunk(0, 1, [blocks], False, slot=1)]
+                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1, slots=2), chunks))
         stream.synchronize()
         del sampler, host_tokens
         cupy_module().get_default_memory_pool().free_all_blocks(stream)

@@ -39,7 +39,7 @@ def build_model(file: Any, context: int | None = None) -> Transformer:
     """
     architecture = Metadata(file.metadata).string("general.architecture")
     if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        known = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModelError(f"architecture {architecture!r} is not supported; supported are {known}")
     family = ARCHITECTURES[architecture]
     return family(Reader(file, context, family.defaults))

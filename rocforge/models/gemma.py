@@ -1,4 +1,4 @@
-"""gemma2 and gemma3: norms on both sides of each layer, and windows in most of them."""
+"""gemma, gemma2 and gemma3: the later ones with norms on both sides of each layer, and windows in most of them."""
 
 import math
 from types import MappingProxyType
@@ -9,10 +9,26 @@ from rocforge.nn.reader import Reader
 NORMS = ("post_attention_norm", "post_ffw_norm")
 
 
-class Gemma2(Transformer):
+class Gemma(Transformer):
+    """Source: https://arxiv.org/abs/2403.08295."""
+
+    architectures = ("gemma",)
+    models = "Gemma 1"
+
+    def __init__(self, read: Reader):
+        super().__init__(read)
+        self.embedding_scale = math.sqrt(self.config.dim)
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True))
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm)
+
+
+class Gemma2(Gemma):
     """Every other layer sees a window; scores and logits are capped. Source: https://arxiv.org/abs/2408.00118."""
 
     architectures = ("gemma2",)
+    models = "Gemma 2"
     defaults = MappingProxyType(
         {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     )
@@ -20,7 +36,6 @@ class Gemma2(Transformer):
 
     def __init__(self, read: Reader):
         super().__init__(read)
-        self.embedding_scale = math.sqrt(self.config.dim)
         self.softcap = read.softcap("final_logit_softcapping")
 
     def block(self, layer: int, read: Reader) -> Block:
@@ -44,6 +59,7 @@ class Gemma3(Gemma2):
     """Five layers of six see a window, with a rope base of their own. Source: https://arxiv.org/abs/2503.19786."""
 
     architectures = ("gemma3",)
+    models = "Gemma 3"
     defaults = MappingProxyType({})
     scaled_by_width = 62
 

@@ -10,6 +10,7 @@ class GptOss(Transformer):
     """Source: gpt-oss model card, https://arxiv.org/abs/2508.10925."""
 
     architectures = ("gpt-oss",)
+    models = "gpt-oss"
     defaults = MappingProxyType({"attention.sliding_window": 128})
 
     def block(self, layer: int, read: Reader) -> Block:

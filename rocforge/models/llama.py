@@ -1,4 +1,4 @@
-"""llama: Llama 2 to 3.2, Mistral, and Mixtral's experts."""
+"""llama: Llama 2 to 3.2, Mistral, and Mixtral's experts; and the families that differ from it in their names alone."""
 
 from rocforge.nn import MLP, Attention, Block, MoE, Transformer
 from rocforge.nn.reader import Reader
@@ -7,9 +7,19 @@ from rocforge.nn.reader import Reader
 class Llama(Transformer):
     """Source: Touvron et al., https://arxiv.org/abs/2302.13971; Mixtral: Jiang et al., https://arxiv.org/abs/2401.04088."""
 
-    architectures = ("llama",)
+    architectures: tuple[str, ...] = ("llama", "internlm2", "xverse", "ernie4_5")
+    models = "Llama 2 to 3.3, Mistral, Mixtral, InternLM 2, XVERSE, ERNIE 4.5 dense"
+    neox = False
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(False), bias="optional", output_bias="optional")
-        ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer), bias="optional")
+        attn = Attention(**read.attention(layer), rope=read.rope(self.neox))
+        ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
         return Block(attn, ffn, read.rms_norm)
+
+
+class Exaone(Llama):
+    """EXAONE 3 and 3.5. Source: https://arxiv.org/abs/2408.03541."""
+
+    architectures = ("exaone",)
+    models = "EXAONE 3, 3.5"
+    neox = True

@@ -8,6 +8,7 @@ class Olmo2(Transformer):
     """Source: 2 OLMo 2 Furious, https://arxiv.org/abs/2501.00656."""
 
     architectures = ("olmo2",)
+    models = "OLMo 2"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True), norms="whole")

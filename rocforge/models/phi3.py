@@ -11,7 +11,8 @@ class Phi3(Transformer):
     """
 
     architectures = ("phi3",)
+    models = "Phi 3, 3.5, 4"
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(True), merged=True)
+        attn = Attention(**read.attention(layer), rope=read.rope(True))
         return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm)

@@ -8,6 +8,7 @@ class Qwen2(Transformer):
     """Source: Qwen2 Technical Report, https://arxiv.org/abs/2407.10671."""
 
     architectures = ("qwen2",)
+    models = "Qwen 1.5, 2, 2.5"
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True), bias=True)

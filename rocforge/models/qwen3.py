@@ -8,8 +8,9 @@ class Qwen3(Transformer):
     """Source: Qwen3 Technical Report, https://arxiv.org/abs/2505.09388."""
 
     architectures = ("qwen3", "qwen3moe")
+    models = "Qwen 3, dense and with experts"
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head", bias="optional")
+        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head")
         ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
         return Block(attn, ffn, read.rms_norm)

@@ -11,6 +11,7 @@ from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.recurrent import split_gate
 from rocforge.ops.rope import RopeFrequencies
 
 
@@ -31,7 +32,8 @@ class Attention(Module):
             heads as one row; None: not.
         merged: one weight holds the rows of q, k and v (attn_qkv).
         sinks: each head has a sink (attn_sinks).
-        gate: what attention gives is multiplied by the sigmoid of a projection of x (attn_gate) before the output.
+        gate: what attention gives is multiplied by the sigmoid of a projection of x before the output: True: of
+            attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's.
 
     Attributes:
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
@@ -54,25 +56,25 @@ class Attention(Module):
         window: int | None = None,
         scale: float | None = None,
         softcap: float | None = None,
-        bias: bool | str = False,
-        output_bias: bool | str = False,
+        bias: bool | str = "optional",
+        output_bias: bool | str = "optional",
         norms: str | None = None,
         merged: bool = False,
         sinks: bool = False,
-        gate: bool = False,
+        gate: bool | str = False,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         value_dim = value_dim or head_dim
         self.state = PagedKV(kv_heads, head_dim, value_dim, window=window)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
-        rows, kv_rows = heads * head_dim, kv_heads * head_dim
+        rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
         if merged:
             self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
         else:
-            self.attn_q = Linear(dim, rows, bias=bias)
+            self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
             self.attn_k = Linear(dim, kv_rows, bias=bias)
             self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
-        self.attn_gate = Linear(dim, heads * value_dim) if gate else None
+        self.attn_gate = Linear(dim, heads * value_dim) if gate is True else None
         self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
         self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
@@ -100,6 +102,8 @@ class Attention(Module):
             qkv = projected[0].reshape(tokens, heads + 2 * kv_heads, -1)
             return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :], gate
         q, k, v = projected
+        if self.splits_q:
+            q, gate = split_gate(q, heads)
         return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1), gate
 
     def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:

@@ -14,18 +14,20 @@ from typing import Any, NamedTuple
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
-from rocforge.nn.block import Block
+from rocforge.nn.block import Block, MixerBlock
+from rocforge.nn.delta_net import GatedDeltaNet, TimeStep
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add, sigmoid_gate
-from rocforge.ops.device.experts import takes_int8
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts
-from rocforge.ops.norm import rms_norm, rms_norm_both, rms_norm_both_for, rms_norm_for
+from rocforge.ops.moe import experts, mixture
+from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
+from rocforge.ops.types import Matrices, NextNorm
 
 
 class Stream(NamedTuple):
@@ -40,6 +42,11 @@ class FusedNorm:
 
     def __init__(self, norm: RMSNorm, layers: Sequence[Linear]):
         self.norm, self.weights = norm, [layer.weight for layer in layers]
+
+    @property
+    def next_norm(self) -> NextNorm:
+        """As ops take it."""
+        return NextNorm(self.norm.weight, self.norm.eps, self.weights)
 
     def __call__(self, stream: Stream) -> Any:
         if stream.normed is not None:
@@ -57,9 +64,11 @@ class _Step:
 
     Attributes:
         norm_in: the norm before the mixer, where it is fused with the products after it.
+        stateful: whether a token's result depends on others'.
     """
 
     norm_in: FusedNorm | None = None
+    stateful = False
 
     def __init__(self, mixer: Module, pre: Module | None, post: Module | None):
         self.mixer, self.pre, self.post = mixer, pre, post
@@ -96,7 +105,7 @@ class _Called(_Step):
 class _CalledBlock:
     """A block that is called."""
 
-    norm_in = None
+    norm_in, stateful = None, True
 
     def __init__(self, block: Module):
         self.block = block
@@ -151,6 +160,8 @@ class _Projected(_Step):
 class _Attention(_Projected):
     """Norms of the heads, rope, storing and attention are one op, that writes what the output product takes."""
 
+    stateful = True
+
     def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.attn_output, tables)
         norms = mixer.attn_q_norm, mixer.attn_k_norm
@@ -170,6 +181,18 @@ class _Attention(_Projected):
             return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
         y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
         return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
+
+
+class _DeltaNet(_Projected):
+    """Its products of one x are of one launch, where they can be."""
+
+    stateful = True
+
+    def __init__(self, mixer: GatedDeltaNet, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post, mixer.ssm_out, tables)
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
+        return self.finish(stream.x, self.mixer.mix(self.project(stream), batch), following)
 
 
 class _MLP(_Projected):
@@ -193,31 +216,61 @@ class _MLP(_Projected):
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op, whose x may come in int8 with the norm; the router is called."""
+    """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
+
+    def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
+        super().__init__(mixer, pre, post)
+        self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
+        self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
+        router = self.routed.ffn_gate_inp
+        hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
+        self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        moe, x = self.mixer, stream.x
-        matrices = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        if is_hidden(self.pre, RMSNorm) and takes_int8(len(x), *matrices[:2]):
-            y, operand = rms_norm_both(x, self.pre.weight, self.pre.eps)
-        else:
-            y = operand = self.enter(stream)
+        x, more = stream.x, None if self.shared is None else self.shared(self.enter(stream))
+        if self.post is None and not self.mixer.observers:
+            following_norm = None if following is None else following.next_norm
+            return Stream(*self.products(stream, x if more is None else add(x, more), following_norm))
+        return self.leave(x, self.mixer.observed(self.products(stream, more, None)[0]))
+
+    def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the chosen experts give, with the residual, and the norm of that, if it is made with it."""
+        moe, norm = self.routed, self.fused_norm
+        gate, up, down = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
+        matrices: tuple[Any, Any, Any] = gate, up, down
+        if norm is not None:
+            router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
+            how = norm.weight, norm.eps, router, moe.routing
+            return mixture(stream.x, *how, *matrices, moe.activation, residual, following)
+        y = self.enter(stream)
         ids, weights = moe.route(y)
-        if self.post is None and not moe.observers:
-            return Stream(experts(operand, ids, weights, *matrices, moe.activation, residual=x))
-        return self.leave(x, moe.observed(experts(operand, ids, weights, *matrices, moe.activation)))
+        return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
     if is_plain(mixer, Attention):
         return _Attention(mixer, pre, post, tables)
+    if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
+        return _DeltaNet(mixer, pre, post, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
-    if is_plain(mixer, MoE) and all(
-        is_hidden(matrices, Experts) for matrices in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps)
-    ):
-        return _MoE(mixer, pre, post)
+    if isinstance(mixer, MoE | SharedMoE) and _has_plain_experts(mixer):
+        return _MoE(mixer, pre, post, tables)
     return _Called(mixer, pre, post, stateful)
+
+
+def _has_plain_experts(mixer: Module) -> bool:
+    """Whether a mixer is a mixture of experts whose products need not be called."""
+    if is_plain(mixer, SharedMoE):
+        return not mixer.routed.observers and _has_plain_experts(mixer.routed)
+    if not is_plain(mixer, MoE):
+        return False
+    return all(is_hidden(layer, Experts) for layer in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps))
+
+
+def _is_plain_inside(mixer: GatedDeltaNet) -> bool:
+    """Whether a DeltaNet's ssm_dt and ssm_norm need not be called."""
+    return is_hidden(mixer.ssm_norm, RMSNorm) and is_hidden(mixer.ssm_dt, TimeStep)
 
 
 def _rows_of(stream: Stream, rows: Any) -> Stream:
@@ -248,6 +301,9 @@ class Fused:
             if is_plain(block, Block) and not block.parallel:
                 self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
                 self._seen[len(self._steps) - 1] = block
+            elif is_plain(block, MixerBlock):
+                self._steps.append(_step(block.mixer, block.attn_norm, None, block.stateful, tables))
+                self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))
         ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
@@ -264,7 +320,7 @@ class Fused:
             rows: those wanted of it; None: all. The last feed-forward computes no others.
         """
         stream, last = Stream(x), len(self._steps) - 1
-        early = rows is not None and not isinstance(self._steps[last], _CalledBlock)
+        early = rows is not None and not self._steps[last].stateful
         for i, (step, following) in enumerate(zip(self._steps, self._following, strict=True)):
             if early and i == last:
                 stream = _rows_of(stream, rows)

@@ -7,6 +7,7 @@ from typing import Any
 from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
+from rocforge.ops.activation import scale, softmax
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
@@ -43,6 +44,20 @@ class Embedding(Module):
         return y
 
 
+class Classifier(Module):
+    """Of hidden states (rows, dim) the probabilities of labels (rows, labels); of one label its score.
+
+    Source: llama.cpp's pooling RANK.
+    """
+
+    def __init__(self, dim: int, labels: int):
+        self.output = Linear(dim, labels, bias="optional", optional=True)
+
+    def forward(self, x: Any) -> Any:
+        scores = self.output(x)
+        return softmax(scores) if scores.shape[-1] > 1 else scores
+
+
 class RMSNorm(Module):
     """Root-mean-square normalization over the last axis, with a weight (dim,)."""
 
@@ -54,13 +69,28 @@ class RMSNorm(Module):
 
 
 class LayerNorm(Module):
-    """Layer normalization over the last axis, with a weight (dim,) and, where the file has one, a bias (dim,)."""
+    """Layer normalization over the last axis, with a weight (dim,) and, where the file has one, a bias (dim,).
 
-    def __init__(self, dim: int, eps: float):
-        self.weight, self.bias, self.eps = Parameter(dim), Parameter(dim, optional=True), eps
+    Without `affine` it has neither.
+    """
+
+    def __init__(self, dim: int, eps: float, affine: bool = True):
+        self.weight: Any = Parameter(dim) if affine else None
+        self.bias: Any = Parameter(dim, optional=True) if affine else None
+        self.eps = eps
 
     def forward(self, x: Any) -> Any:
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Scale(Module):
+    """x times a constant."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def forward(self, x: Any) -> Any:
+        return scale(x, self.factor)
 
 
 class Scores(Module):

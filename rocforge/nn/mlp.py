@@ -14,14 +14,17 @@ class MLP(Module):
 
     Args:
         dim, ffn: widths of the residual stream and of the hidden layer.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu or gelu.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu, gelu or
+            relu_squared.
         gate: whether there is one.
         bias: whether the projections have one; "optional" for where the file has.
     """
 
     inline = True
 
-    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = True, bias: bool | str = False):
+    def __init__(
+        self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = True, bias: bool | str = "optional"
+    ):
         self.ffn_gate = Linear(dim, ffn, bias=bias) if gate else None
         self.ffn_up = Linear(dim, ffn, bias=bias)
         self.ffn_down = Linear(ffn, dim, bias=bias)

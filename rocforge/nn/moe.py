@@ -27,6 +27,16 @@ class Experts(Module):
         return expert_linear(x, ids, Matrices(self.weight, self.bias))
 
 
+class SelectionBias(Module):
+    """What is added to experts' weights when they are chosen: bias (experts,), or none."""
+
+    def __init__(self, experts: int, needed: bool | str):
+        self.bias = Parameter(experts, optional=needed is not True)
+
+    def forward(self) -> Any:
+        return self.bias
+
+
 class MoE(Module):
     """Mixture of experts: a router (ffn_gate_inp) sends each token to a few gated feed-forwards.
 
@@ -35,7 +45,8 @@ class MoE(Module):
         experts, used: how many there are, and how many each token takes.
         activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
         bias: router and experts have biases.
-        softmax_before, normalize, scale: as in rocforge.ops.moe.route.
+        softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
+        selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
     """
 
     inline = True
@@ -52,13 +63,22 @@ class MoE(Module):
         softmax_before: bool = True,
         normalize: bool = True,
         scale: float = 1.0,
+        sigmoid: bool = False,
+        groups: tuple[int, int] = (1, 1),
+        selection_bias: bool | str = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
         self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
         self.ffn_up_exps = Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
         self.activation = activation
-        self.routing = (used, softmax_before, normalize, scale)
+        self.exp_probs_b = SelectionBias(experts, selection_bias) if selection_bias else None
+        self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
+
+    @property
+    def routing(self) -> tuple[Any, ...]:
+        """What rocforge.ops.moe.route takes after the logits."""
+        return (*self.policy, None if self.exp_probs_b is None else self.exp_probs_b())
 
     def forward(self, x: Any) -> Any:
         ids, weights = self.route(x)

@@ -11,15 +11,30 @@ from rocforge.gguf.metadata import Metadata
 from rocforge.nn.passes import hidden_states
 from rocforge.nn.transformer import Transformer
 
-POOLINGS = ("mean", "last", "cls")
+POOLINGS = ("mean", "last", "cls", "rank")
 _BY_NUMBER = {1: "mean", 2: "cls", 3: "last"}
 """llama.cpp's `pooling_type`; others ask for no vector of a sequence."""
 
 
 def pooling_of(model: Transformer) -> str:
     """The pooling that the model's file names; "mean" where it names none."""
+    if model.ranks:
+        return "rank"
     kind = Metadata(model.metadata, f"{model.config.architecture}.").integer("pooling_type", default=1)
     return _BY_NUMBER.get(kind, "mean")
+
+
+def empty(model: Transformer, sequences: int, pooling: str) -> np.ndarray:
+    """Zeros for the vectors of so many sequences: float32 (sequences, dim), or (sequences, labels) for "rank".
+
+    Raises:
+        ValueError: "rank", of a model that does not.
+    """
+    if pooling != "rank":
+        return np.zeros((sequences, model.config.dim), np.float32)
+    if model.cls is None or not model.ranks:
+        raise ValueError("pooling is 'rank'; the model's file has no cls.output.weight, or another pooling_type")
+    return np.zeros((sequences, model.cls.output.weight.shape[0]), np.float32)
 
 
 def pool_into(
@@ -34,9 +49,9 @@ def pool_into(
     """Compute the vectors of sequences of token ids; they are complete when the iterator ends.
 
     Args:
-        vectors: float32 (sequences, dim), zeros.
+        vectors: float32, `empty`'s.
         pooling: one of POOLINGS.
-        normalize: divide each by its Euclidean norm.
+        normalize: divide each by its Euclidean norm; scores are left as they are.
         lora: the name of the adapter that all have.
         pass_tokens: as in `hidden_states`; between two items is a pass at most.
     """
@@ -46,8 +61,10 @@ def pool_into(
             vectors[number] += states.sum(axis=0) / np.float32(length)
         elif pooling == "cls" and start == 0:
             vectors[number] = states[0]
+        elif pooling == "rank" and start + len(states) == length:
+            vectors[number] = asnumpy(model.scores(hidden[-1:]))[0]
         elif pooling == "last" and start + len(states) == length:
             vectors[number] = states[-1]
         yield
-    if normalize:
+    if normalize and pooling != "rank":
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))

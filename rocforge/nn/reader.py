@@ -6,7 +6,7 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,8 @@ ROPE_TENSORS = {
 }
 """Tensors that say how to compute, not what to multiply with; a Reader reads them."""
 EMBEDDING = "token_embd.weight"
+RANK = 4
+"""llama.cpp's pooling_type of models that rank."""
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """Known values of rope.scaling.type; longrope's scaling is in its factors."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
@@ -47,6 +49,7 @@ class Reader(Metadata):
 
     Attributes:
         config: what all models have.
+        predictors: layers behind those of the model, which predict further tokens. They are not run.
 
     Raises:
         GGUFError: a key is missing, or its value makes no sense; or the embedding is missing or no matrix. So do the
@@ -61,13 +64,21 @@ class Reader(Metadata):
         super().__init__({**known, **file.metadata}, f"{architecture}.")
         self.tensors = file
         self._ropes: dict[Any, RopeFrequencies] = {}
+        self.predictors = self.integer("nextn_predict_layers", 0, MOST_LAYERS, default=0)
+        most = min(_blocks(file) + self.predictors, MOST_LAYERS)
         self.config = Config(
             architecture=architecture,
-            layers=self.integer("block_count", 1, min(_blocks(file), MOST_LAYERS)),
+            layers=self.integer("block_count", 1 + self.predictors, most) - self.predictors,
             dim=self.integer("embedding_length", 1, MOST),
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
         )
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of a model that ranks, by its pooling_type: what its scores are of. Of others none."""
+        ranks = self.integer("pooling_type", default=None) == RANK
+        return self.array("classifier.output_labels", str, default=["score"]) if ranks else ()
 
     def per_layer(self, key: str, default: Any = REQUIRED) -> list[Any]:
         """A value for each layer: the items of an array, or the one value of all.
@@ -78,9 +89,9 @@ class Reader(Metadata):
         value, layers = self.value(key, default), self.config.layers
         if not isinstance(value, (list, np.ndarray)):
             return [value] * layers
-        if len(value) != layers:
+        if len(value) not in (layers, layers + self.predictors):
             raise self.error(key, f"one value, or arrays of {layers}, one a layer")
-        return value.tolist() if isinstance(value, np.ndarray) else list(value)
+        return (value.tolist() if isinstance(value, np.ndarray) else list(value))[:layers]
 
     def integer_of(self, layer: int, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         """An integer of a layer, low to high."""
@@ -91,16 +102,18 @@ class Reader(Metadata):
 
     @functools.cached_property
     def eps(self) -> float:
-        """The epsilon of RMS norms."""
+        """The epsilon of RMS norms; of layer norms, where a file has no other."""
+        if self.value("attention.layer_norm_rms_epsilon", None) is None:
+            return self.number("attention.layer_norm_epsilon", LEAST, 1.0)
         return self.number("attention.layer_norm_rms_epsilon", LEAST, 1.0)
 
     def rms_norm(self) -> RMSNorm:
         """A norm of the residual stream."""
         return RMSNorm(self.config.dim, self.eps)
 
-    def layer_norm(self) -> LayerNorm:
-        """A norm of the residual stream, with its mean subtracted."""
-        return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0))
+    def layer_norm(self, affine: bool = True) -> LayerNorm:
+        """A norm of the residual stream, with its mean subtracted; affine as in LayerNorm."""
+        return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0), affine)
 
     def attention(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's attention, as `nn.Attention` takes them."""
@@ -116,12 +129,13 @@ class Reader(Metadata):
             "head_dim": self.head_dim(layer),
             "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
+            "merged": f"blk.{layer}.attn_qkv.weight" in self.tensors,
         }
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
-        default = self.config.dim // self.integer_of(layer, "attention.head_count", 1, self.config.dim)
-        return self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None) or default
+        dim, given = self.config.dim, self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None)
+        return given or dim // self.integer_of(layer, "attention.head_count", 1, dim)
 
     def mlp(self, layer: int) -> dict[str, Any]:
         """Sizes of a layer's feed-forward, as `nn.MLP` takes them."""
@@ -142,7 +156,36 @@ class Reader(Metadata):
             "experts": self.experts,
             "used": self.integer("expert_used_count", 1, self.experts),
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
+            "groups": self._expert_groups(),
         }
+
+    def _expert_groups(self) -> tuple[int, int]:
+        groups = self.integer("expert_group_count", 0, self.experts, default=0) or 1
+        if self.experts % groups:
+            raise self.error("expert_group_count", f"divisors of {self.experts} experts")
+        return groups, self.integer("expert_group_used_count", 0, groups, default=0) or groups
+
+    def gating(self, default: str) -> dict[str, Any]:
+        """How weights come of a router's logits, as `nn.MoE` takes it.
+
+        Args:
+            default: "softmax" or "sigmoid", where the file does not say.
+        """
+        number = self.integer("expert_gating_func", 0, 3, default=0) or {"softmax": 1, "sigmoid": 2}[default]
+        normalize = self.flag("expert_weights_norm", default=False)
+        return {"sigmoid": number == 2, "softmax_before": number != 3, "normalize": normalize}
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer is behind those that have a dense feed-forward."""
+        return layer >= self.integer("leading_dense_block_count", 0, self.config.layers, default=0)
+
+    def shared_expert(self, layer: int) -> dict[str, Any] | None:
+        """Sizes of a layer's shared expert, as `nn.SharedExpert` takes them; None where it has none."""
+        key = "expert_shared_feed_forward_length"
+        ffn = self.integer_of(layer, key, 0, MOST, default=0)
+        count = self.integer("expert_shared_count", 0, MOST, default=0)
+        ffn = ffn * (count or 1) if ffn else self.moe(layer)["ffn"] * count
+        return {"dim": self.config.dim, "ffn": ffn} if ffn else None
 
     def _expert_ffn(self, layer: int) -> int:
         """What the layer's experts have, which not all files say."""
@@ -151,14 +194,15 @@ class Reader(Metadata):
             return self.tensors[name].shape[-2]
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
-    def window(self, layer: int, every: int | None = None) -> int | None:
+    def window(self, layer: int, every: int | None = None, default: int = 0) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything.
 
         Args:
             every: of how many layers the last sees everything, where the file does not say; None: all layers have the
                 window.
+            default: the window, where the file does not say.
         """
-        window = self.integer("attention.sliding_window", 0, MOST, default=0)
+        window = self.integer("attention.sliding_window", 0, MOST, default=default)
         if not window:
             return None
         key = "attention.sliding_window_pattern"
@@ -168,6 +212,21 @@ class Reader(Metadata):
         if pattern is not every:
             pattern = self.integer(key, 0, MOST)
         return window if not pattern or (layer + 1) % pattern else None
+
+    def factor(self, key: str, default: float | None = None) -> float | None:
+        """A constant that something is multiplied with; None for one."""
+        return self.number(key, 0.0, LARGEST, default=default) or None
+
+    def recurrent(self, layer: int, every: int) -> bool:
+        """Whether a layer has a state of fixed size instead of attention.
+
+        Args:
+            every: of how many layers the last has attention, where the file does not say.
+        """
+        key = "attention.recurrent_layers"
+        if self.value(key, None) is not None:
+            return bool(self.per_layer(key)[layer])
+        return (layer + 1) % self.integer("full_attention_interval", 1, MOST, default=every) != 0
 
     def softcap(self, key: str) -> float | None:
         """A cap on scores or logits; None for none."""

@@ -17,14 +17,14 @@ from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.fuse import Fused, Stream
-from rocforge.nn.layers import Embedding, Linear
+from rocforge.nn.layers import Classifier, Embedding, Linear
 from rocforge.nn.low_rank import TokenAdapters, adapted
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 from rocforge.nn.save import Source, save
 from rocforge.nn.state import blocks_for, states_of
 from rocforge.nn.tree import Snapshot
-from rocforge.ops.activation import scale, softcap
+from rocforge.ops.activation import add, scale, softcap
 from rocforge.ops.arguments import check_integers
 from rocforge.ops.state import BLOCK_SIZE
 from rocforge.text.tokenizer import Tokenizer
@@ -40,11 +40,16 @@ class Transformer(Module):
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
         tokenizer: the file's, from `rf.load`; else None.
+        predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
         softcap: cap on the logits, or None.
+        logit_scale: factor on the logits, or None.
+        position_embd: embedding of positions, added to that of the tokens, or None.
         architectures: values of general.architecture that a class reads.
+        models: names of such models.
+        output_norm_name: the name of the norm before the output.
         defaults: values of the architecture's metadata keys that old files lack.
 
     >>> model(tokenizer.encode("import os")).shape
@@ -52,25 +57,34 @@ class Transformer(Module):
     """
 
     architectures: tuple[str, ...] = ()
+    models = ""
+    output_norm_name = "output_norm"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
+        self.predictors = read.predictors
         self.tokenizer: Tokenizer | None = None
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
+        self.logit_scale: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
+        self.position_embd = self.positions(read)
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
-        self.output_norm = self.norm(read)
-        self.output = Linear(self.config.dim, self.config.vocabulary, optional=True)
+        setattr(self, self.output_norm_name, self.norm(read))
+        self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
+        self.cls = Classifier(self.config.dim, len(read.labels)) if read.labels else None
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
         raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
+
+    def positions(self, read: Reader) -> Module | None:
+        """An embedding of positions."""
 
     def norm(self, read: Reader) -> Module:
         """The norm before the output."""
@@ -82,13 +96,19 @@ class Transformer(Module):
             self.output._put("weight", self.token_embd.weight)
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
+    def is_read(self, name: str) -> bool:
+        """Whether a tensor of that name is for this model, and not for a predictor of further tokens."""
+        prefix, _, rest = name.partition(".")
+        layer = rest.partition(".")[0]
+        return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
+
     @property
     def fused(self) -> Fused:
         """The blocks as they are run: another object once the tree, or what adapters update of it, has changed, and the
         same until then."""
         snapshot, tables = self.snapshot(), self._adapters.tables
         if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
-            self._fused = snapshot, Fused(self.blk, self.output_norm, self.output, tables)
+            self._fused = snapshot, Fused(self.blk, getattr(self, self.output_norm_name), self.output, tables)
         return self._fused[1]
 
     @property
@@ -151,6 +171,28 @@ class Transformer(Module):
         with self._on_device(), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether the model scores sequences, as rerankers do."""
+        return self.cls is not None and self.cls.output.weight is not None
+
+    def scores(self, hidden: Any) -> Any:
+        """What a model that ranks says of hidden states of last tokens: a score, or probabilities of its labels.
+
+        Args:
+            hidden: floats, shape (rows, dim), normalized, on the model's device.
+
+        Returns:
+            float32, shape (rows, labels).
+
+        Raises:
+            ValueError: the model does not rank.
+        """
+        if self.cls is None or not self.ranks:
+            raise ValueError("the model does not rank: its file has no cls.output.weight, or another pooling_type")
+        with self._on_device():
+            return self.cls(hidden)
+
     def _all_with(self, lora: str | None, rows: int) -> TokenAdapters | None:
         if lora is None:
             return None
@@ -160,6 +202,8 @@ class Transformer(Module):
 
     def _logits(self, hidden: Any) -> Any:
         logits = self.output(hidden)
+        if self.logit_scale is not None:
+            logits = scale(logits, self.logit_scale)
         return softcap(logits, self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -205,6 +249,8 @@ class Transformer(Module):
         x = self.token_embd(tokens)
         if self.embedding_scale is not None:
             x = scale(x, self.embedding_scale)
+        if self.position_embd is not None:
+            x = add(x, self.position_embd(batch.positions))
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)

@@ -98,6 +98,19 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
     return gate * _sigmoid(np.float32(alpha) * gate) * (up + np.float32(1))
 
 
+def relu_squared(x: Array) -> Array:
+    """`max(x, 0)**2`, float32, the shape of x. Source: So et al., Primer, https://arxiv.org/abs/2109.08668.
+
+    >>> rf.relu_squared(np.array([-1, 0, 3], np.float32))
+    array([0., 0., 9.], dtype=float32)
+    """
+    module, x = operands("relu_squared", x=x)
+    if module is not np:
+        return device.elementwise("relu_squared", x)
+    x = np.maximum(x.astype(np.float32, copy=False), np.float32(0))
+    return x * x
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
 
@@ -147,6 +160,16 @@ def sigmoid_gate(x: Array, gate: Array) -> Array:
     if module is not np:
         return device.elementwise("sigmoid_gate", x, float32(gate))
     return x * _sigmoid(gate.astype(np.float32, copy=False))
+
+
+def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
+    """`x * sigmoid(gate)` in float32: x (rows, columns), and of gate a number a row, (rows,) or (rows, 1)."""
+    module, x, gate = operands("sigmoid_gate_rows", x=x, gate=gate)
+    if x.ndim != 2 or gate.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"sigmoid_gate_rows: gate has the shape {gate.shape}; allowed is ({len(x)},), a number a row")
+    if module is not np:
+        return device.sigmoid_gate_rows(x, gate)
+    return x * _sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
 
 
 def scale(x: Array, factor: float, out: Array = None) -> Array:

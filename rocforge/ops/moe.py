@@ -5,22 +5,32 @@ Source: Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/ab
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.activation import softmax
-from rocforge.ops.arguments import host_floats
+from rocforge.ops.arguments import check_row, host_floats
 from rocforge.ops.device import experts as device_experts
 from rocforge.ops.device import moe as device
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.strided import float32
 from rocforge.ops.linear import linear
-from rocforge.ops.types import Array, Groups, HostArray, Matrices
+from rocforge.ops.norm import rms_norm
+from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
 
 
 def route(
-    logits: Array, used: int, softmax_before: bool = True, normalize: bool = True, scale: float = 1.0
+    logits: Array,
+    used: int,
+    softmax_before: bool = True,
+    normalize: bool = True,
+    scale: float = 1.0,
+    sigmoid: bool = False,
+    groups: tuple[int, int] = (1, 1),
+    bias: Array = None,
 ) -> tuple[Array, Array]:
     """The experts with the highest logits for each token, and their weights.
 
@@ -30,6 +40,10 @@ def route(
         softmax_before: the softmax is over all experts; False: over the chosen ones alone (gpt-oss).
         normalize: a token's weights are made to sum to one.
         scale: factor on all weights.
+        sigmoid: weights are the sigmoids of the logits, in place of a softmax.
+        groups: into how many equal runs the experts are parted, and of how many of these, with the highest sums of
+            their best two, experts are chosen.
+        bias: float32, shape (experts,), or None: experts are chosen by weight plus bias.
 
     Returns:
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
@@ -42,15 +56,32 @@ def route(
     if not 1 <= used <= most:
         raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
     if not on_host:
-        return device.route(logits, used, softmax_before, normalize, scale)
-    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
-    if not softmax_before:
-        return ids, softmax(np.take_along_axis(logits, ids, axis=-1)) * np.float32(scale)
-    weights = np.take_along_axis(softmax(logits), ids, axis=-1)
+        return device.route(logits, used, softmax_before, normalize, scale, sigmoid, groups, bias)
+    if sigmoid:
+        every = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    else:
+        every = softmax(logits) if softmax_before else logits
+    scores = _in_groups(every if bias is None else every + bias, *groups)
+    ids = np.argsort(-scores, axis=-1, kind="stable")[:, :used]
+    weights = np.take_along_axis(every, ids, axis=-1)
+    if not softmax_before and not sigmoid:
+        return ids, softmax(weights) * np.float32(scale)
     if normalize:
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
     return ids, weights * np.float32(scale)
+
+
+def _in_groups(scores: HostArray, groups: int, used: int) -> HostArray:
+    """Scores (tokens, experts), minus infinity but in the groups that experts are chosen of."""
+    if groups == 1:
+        return scores
+    parts = scores.reshape(len(scores), groups, -1)
+    best = np.sort(parts, axis=-1)[..., -2:].sum(axis=-1)
+    chosen = np.argsort(-best, axis=-1, kind="stable")[:, :used]
+    out = np.full_like(parts, -np.inf)
+    np.put_along_axis(out, chosen[..., None], np.take_along_axis(parts, chosen[..., None], axis=1), axis=1)
+    return out.reshape(scores.shape)
 
 
 def group_by_expert(ids: Array, count: int) -> Groups:
@@ -79,7 +110,7 @@ def experts(
     On a device nothing waits for the ids, and what is launched depends on shapes alone, so it can be captured.
 
     Args:
-        x: floats, shape (tokens, dim); on a device also a PackedOperand in int8, where `takes_int8` says so.
+        x: floats, shape (tokens, dim); on a device also a PackedOperand in the form that these products take.
         ids, weights: shape (tokens, used), from `route`.
         gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
         down: weights (experts, dim, ffn).
@@ -98,6 +129,42 @@ def experts(
         y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def mixture(
+    x: Array,
+    norm: Array,
+    eps: float,
+    router: Matrices,
+    routing: tuple[Any, ...],
+    gate: Matrices,
+    up: Matrices,
+    down: Matrices,
+    activate: str,
+    residual: Array = None,
+    following: NextNorm | None = None,
+) -> tuple[Array, Array | PackedOperand | None]:
+    """A whole mixture: `experts(y, *route(linear(y, router), *routing), ...)` of y = `rms_norm(x, norm, eps)`.
+
+    Args:
+        x: float32, shape (tokens, dim).
+        norm, eps: of the norm.
+        router: weight (experts, dim), bias (experts,) or None.
+        routing: `used` and what follows it in `route`.
+        gate, up, down, activate, residual: as in `experts`.
+        following: the norm of the result that comes next, if any.
+
+    Returns:
+        float32, shape (tokens, dim); and the norm of that, as the products after it take it, where a launch could make
+        both.
+    """
+    if get_array_module(x) is np:
+        y = rms_norm(x, norm, eps)
+        ids, weights = route(linear(y, router.weight, router.bias), *routing)
+        return experts(y, ids, weights, gate, up, down, activate, residual), None
+    check_row("mixture", x, weight=norm)
+    args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
+    return device_experts.mixture(*args)
 
 
 def _linear_of(index: int, x: HostArray, matrices: Matrices) -> Array:

@@ -69,12 +69,6 @@ def rms_norm_both_for(
     return device.rms_norm_both(x, weight, eps, form_for(weights, len(x)))
 
 
-def rms_norm_both(x: Array, weight: Array, eps: float) -> tuple[Array, Array | PackedOperand]:
-    """`rms_norm` of a CuPy array (tokens, n), in float32 and in int8, of one launch."""
-    check_row("rms_norm_both", x, weight=weight)
-    return device.rms_norm_both(x, weight, eps)
-
-
 def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 1e-5) -> Array:
     """Subtract the mean, divide by the standard deviation over the last axis, then scale and shift.
 

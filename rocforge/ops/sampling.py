@@ -11,12 +11,14 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from rocforge.errors import NonFiniteError
 from rocforge.names import SAMPLING, checked_names
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.types import HostArray
 
 _MASK = (1 << 64) - 1
@@ -32,8 +34,8 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """How a request's tokens are chosen; names and meanings are the OpenAI API's where it has them.
 
-    Applied in this order: repetition, frequency and presence penalties, logit_bias, temperature, top_n_sigma, top_k,
-    typical_p, top_p, min_p, XTC.
+    Applied in this order: repetition, frequency and presence penalties, logit_bias, DRY, temperature, and then
+    top_n_sigma, top_k, typical_p, top_p, min_p, XTC; or mirostat in place of these.
 
     Attributes:
         max_tokens: stop after this many tokens; None: when the model's context is full.
@@ -48,6 +50,17 @@ class SamplingParams:
         xtc_probability: how often XTC leaves out the likeliest tokens, 0 to 1: of those with xtc_threshold of the
             probability or more, all but the least likely (https://github.com/oobabooga/text-generation-webui/pull/6335).
         xtc_threshold: 0 to 1; over 0.5 nothing is left out.
+        mirostat: 1 or 2: keep as many tokens as give the text a surprise of mirostat_tau bits a token (Basu et al.,
+            https://arxiv.org/abs/2007.14966); 0 for none.
+        mirostat_tau: 0 to 1e3.
+        mirostat_eta: how fast mirostat adapts, 0 to 1e3.
+        dry_multiplier: how much DRY subtracts from the logits of tokens that would make a repetition longer than
+            dry_allowed_length (https://github.com/oobabooga/text-generation-webui/pull/5677), 0 to 1e6; 0 for nothing.
+        dry_base: for each token more that is repeated, up to 256, the penalty is so many times as large, 1 to 1e6.
+        dry_allowed_length: tokens, from 1.
+        dry_penalty_last_n: how many of the last tokens are searched, of prompt and text, up to 8192; -1 for these.
+        dry_sequence_breakers: texts that end repetitions, of up to 40 characters. Who runs an Engine alone gives token
+            ids of a sequence in place of each, as `rocforge.engine.breakers` does.
         repetition_penalty: divides positive logits of tokens in the prompt or the text, and multiplies negative ones
             (Keskar et al., https://arxiv.org/abs/1909.05858), 1e-6 to 1e6; 1 for none.
         presence_penalty: subtracted from the logits of tokens in the text, -2 to 2.
@@ -81,6 +94,14 @@ class SamplingParams:
     typical_p: float = 1.0
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: Sequence[str | Sequence[int]] = ("\n", ":", '"', "*")
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -113,6 +134,7 @@ class SamplingParams:
         if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; allowed are strings that are not empty")
         object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
+        object.__setattr__(self, "dry_sequence_breakers", _checked_breakers(self.dry_sequence_breakers))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}; allowed is up to max_tokens, {self.max_tokens}")
         if self.lora is not None and not isinstance(self.lora, str):
@@ -151,6 +173,14 @@ class SamplingOptions(TypedDict, total=False):
     typical_p: float
     xtc_probability: float
     xtc_threshold: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: Sequence[str | Sequence[int]]
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
@@ -191,6 +221,13 @@ _NUMBERS: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
     "typical_p": (_real, 0, 1),
     "xtc_probability": (_real, 0, 1),
     "xtc_threshold": (_real, 0, 1),
+    "mirostat": (_integer, 0, 2),
+    "mirostat_tau": (_real, 0, 1e3),
+    "mirostat_eta": (_real, 0, 1e3),
+    "dry_multiplier": (_real, 0, 1e6),
+    "dry_base": (_real, 1, 1e6),
+    "dry_allowed_length": (_integer, 1, math.inf),
+    "dry_penalty_last_n": (_integer, -1, math.inf),
     "repetition_penalty": (_real, 1e-6, 1e6),
     "presence_penalty": (_real, -2, 2),
     "frequency_penalty": (_real, -2, 2),
@@ -204,6 +241,18 @@ def _checked_ids(ids: Any) -> tuple[int, ...]:
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise TypeError(f"stop_token_ids is {ids!r}; allowed is a list of token ids")
     return tuple(_integer("a token id of stop_token_ids", id) for id in ids)
+
+
+def _checked_breakers(breakers: Any) -> tuple[str | tuple[int, ...], ...]:
+    if not isinstance(breakers, Sequence) or isinstance(breakers, str):
+        raise TypeError(f"dry_sequence_breakers is {breakers!r}; allowed is a list of texts")
+    checked: list[str | tuple[int, ...]] = []
+    for breaker in breakers:
+        if not isinstance(breaker, Sequence) or not 0 < len(breaker) <= 40:
+            raise ValueError(f"dry_sequence_breakers has {breaker!r:.80}; allowed are texts of 1 to 40 characters")
+        name = "a token id of dry_sequence_breakers"
+        checked.append(breaker if isinstance(breaker, str) else tuple(_integer(name, id) for id in breaker))
+    return tuple(checked)
 
 
 def _checked_bias(logit_bias: Any) -> dict[int, float]:
@@ -237,9 +286,16 @@ def uniform(seed: int, step: int) -> float:
     return ((z ^ (z >> 31)) >> 40) / (1 << 24)
 
 
-def biases(params: SamplingParams, ends: Collection[int], step: int) -> Mapping[int, float]:
-    """What is added to the logits of tokens at a step: logit_bias, and -inf to those that end a text too early."""
-    return params.logit_bias if step >= params.min_tokens else {**params.logit_bias, **dict.fromkeys(ends, -math.inf)}
+def biases(
+    params: SamplingParams, ends: Collection[int], step: int, penalties: Mapping[int, float] = MappingProxyType({})
+) -> Mapping[int, float]:
+    """What is added to the logits of tokens at a step: logit_bias, less the penalties, and -inf to those that end a
+    text too early."""
+    if step >= params.min_tokens and not penalties:
+        return params.logit_bias
+    changed = {token: params.logit_bias.get(token, 0.0) - penalty for token, penalty in penalties.items()}
+    early = dict.fromkeys(ends, -math.inf) if step < params.min_tokens else {}
+    return {**params.logit_bias, **changed, **early}
 
 
 def sample(
@@ -248,6 +304,8 @@ def sample(
     prompt: Sequence[int],
     output: Sequence[int],
     ends: Collection[int] = (),
+    penalties: Mapping[int, float] = MappingProxyType({}),
+    mirostat: Mirostat | None = None,
 ) -> int:
     """Choose the next token of one request.
 
@@ -256,19 +314,21 @@ def sample(
         params: how to choose.
         prompt, output: the request's token ids so far; the draw is the one of step len(output).
         ends: tokens that end its text.
+        penalties: what else is subtracted from the logits of tokens.
+        mirostat: its state, where the params have mirostat.
 
     Raises:
         NonFiniteError: the highest logit is NaN or infinite.
     """
     if params.counts_tokens:
         logits = _penalized(logits, params, prompt, output)
-    if bias := biases(params, ends, len(output)):
+    if bias := biases(params, ends, len(output), penalties):
         logits = logits.copy()
         logits[list(bias)] += np.fromiter(bias.values(), np.float32)
     check_finite(logits)
     if params.temperature == 0:
         return int(logits.argmax())
-    return _draw(logits, params, len(output))
+    return _draw(logits, params, len(output), mirostat)
 
 
 def masked(logits: HostArray, bits: HostArray) -> HostArray:
@@ -309,17 +369,22 @@ def _penalized(logits: HostArray, params: SamplingParams, prompt: Sequence[int],
     return logits
 
 
-def _draw(logits: HostArray, params: SamplingParams, step: int) -> int:
+def _draw(logits: HostArray, params: SamplingParams, step: int, mirostat: Mirostat | None) -> int:
     """The token at a random quantile of the distribution of the kept tokens, taken in the order of their ids."""
     scaled, u = logits / np.float32(params.temperature), uniform(params.drawn_seed, step)
     gaps = scaled.max() - scaled
     weights = np.exp(-gaps, dtype=np.float64)
-    if params.chained:
-        ids: HostArray | None = _kept_by_chain(gaps, weights, params, step)
+    if mirostat is not None:
+        ids: HostArray | None = np.sort(mirostat.kept(gaps, step))
+    elif params.chained:
+        ids = _kept_by_chain(gaps, weights, params, step)
     else:
         ids = _kept(weights, params)
-    cumulative = np.cumsum(weights if ids is None else weights[ids])
+    kept = weights if ids is None else weights[ids]
+    cumulative = np.cumsum(kept)
     index = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(cumulative) - 1)
+    if mirostat is not None:
+        mirostat.observe(float(kept[index] / cumulative[-1]))
     return index if ids is None else int(ids[index])
 
 

@@ -129,14 +129,12 @@ class RecurrentLayer:
     positions: Array
     query_starts: Array
 
-    def read(self) -> list[HostArray]:
-        """The state of each sequence before the batch, on the CPU: (sequences, *shape), zeros at a sequence's start."""
-        states = [array[self.slots] for array in self.arrays]
-        for state in states:
-            state[self.positions[self.query_starts[:-1]] == 0] = 0
-        return states
+    def read(self, which: int) -> HostArray:
+        """One array of each sequence before the batch, on the CPU: (sequences, *shape), zeros at a sequence's start."""
+        state = self.arrays[which][self.slots]
+        state[self.positions[self.query_starts[:-1]] == 0] = 0
+        return state
 
-    def write(self, states: Sequence[HostArray]) -> None:
-        """The state of each sequence after the batch, on the CPU: the shapes that `read` gives."""
-        for array, state in zip(self.arrays, states, strict=True):
-            array[self.slots] = state
+    def write(self, which: int, state: HostArray) -> None:
+        """One array of each sequence after the batch, on the CPU: the shape that `read` gives."""
+        self.arrays[which][self.slots] = state

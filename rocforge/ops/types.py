@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,3 +42,17 @@ class Groups(NamedTuple):
     order: Array
     rank: Array
     offsets: Array
+
+
+class NextNorm(NamedTuple):
+    """The rms_norm that follows on a residual stream, and the weights that its result is multiplied with.
+
+    Attributes:
+        weight: float32 (n,), the norm's.
+        eps: of the norm.
+        consumers: the weights.
+    """
+
+    weight: Array
+    eps: float
+    consumers: Sequence[Weight]

@@ -6,6 +6,7 @@ the values are random, of a size that keeps activations finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ POOL_BLOCKS = 1 << 16
 
 
 class Shape(NamedTuple):
-    """Sizes from a model's published configuration."""
+    """Sizes from a model's published configuration; `ffn` is an expert's, where there are experts, of which a token
+    takes `used`."""
 
     arch: str
     layers: int
@@ -32,6 +34,8 @@ class Shape(NamedTuple):
     vocabulary: int
     rope_base: float
     tied: bool
+    experts: int = 0
+    used: int = 0
 
 
 SHAPES = {
@@ -41,17 +45,26 @@ SHAPES = {
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 500000.0, False),
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1000000.0, False),
     "llama-3.1-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128, 128256, 500000.0, False),
+    "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, 1000000.0, False, 128, 8),
+    "gpt-oss-20b": Shape("gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 150000.0, False, 32, 4),
+    "gpt-oss-120b": Shape("gpt-oss", 36, 2880, 2880, 64, 8, 64, 201088, 150000.0, False, 128, 4),
 }
-RECIPES = ("F16", "Q8_0", "Q4_K_M")
+RECIPES = ("F16", "Q8_0", "Q4_K_M", "MXFP4_MOE")
 
 
 def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
     """The type that a tensor has under a recipe, as llama.cpp's quantizer gives it."""
+    last, n = name.split(".")[-2], shape.layers
+    if last == "ffn_gate_inp":
+        return T.F32
+    if recipe == "MXFP4_MOE":
+        return T.MXFP4 if last.endswith("_exps") else T.Q8_0
     if recipe != "Q4_K_M":
         return T[recipe]
-    last, n = name.split(".")[-2], shape.layers
     more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    six = last == ("token_embd" if shape.tied else "output") or (more and last in ("attn_v", "ffn_down"))
+    six = last == ("token_embd" if shape.tied else "output") or (
+        more and last in ("attn_v", "ffn_down", "ffn_down_exps")
+    )
     return T.Q6_K if six else T.Q4_K
 
 
@@ -74,6 +87,8 @@ def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
     elif qtype is T.Q6_K:
         blocks[:, 192:208] = rng.integers(-16, 17, (POOL_BLOCKS, 16), np.int8).view(np.uint8)
         scales(208, 1.2e-4)
+    elif qtype is T.MXFP4:
+        blocks[:, 0] = rng.integers(119, 122, POOL_BLOCKS)
     return blocks
 
 
@@ -89,41 +104,57 @@ def tensors_of(shape: Shape) -> Iterator[tuple[str, int, tuple[int, ...]]]:
             "attn_k": (kv, s.dim),
             "attn_v": (kv, s.dim),
             "attn_output": (s.dim, q),
-            "ffn_norm": (s.dim,),
-            "ffn_gate": (s.ffn, s.dim),
-            "ffn_up": (s.ffn, s.dim),
-            "ffn_down": (s.dim, s.ffn),
+            "post_attention_norm" if s.arch == "gpt-oss" else "ffn_norm": (s.dim,),
         }
-        if s.arch == "qwen3":
+        if s.arch in ("qwen3", "qwen3moe"):
             sizes |= {"attn_q_norm": (s.head_dim,), "attn_k_norm": (s.head_dim,)}
+        if s.arch == "gpt-oss":
+            sizes |= {"attn_sinks": (s.heads,)}
+        sizes |= _feed_forward(s)
         for name, size in sizes.items():
             yield f"blk.{layer}.{name}.weight", layer, size
+            if s.arch == "gpt-oss" and len(size) > 1:
+                yield f"blk.{layer}.{name}.bias", layer, size[:-1]
     yield "output_norm.weight", 0, (s.dim,)
     if not s.tied:
         yield "output.weight", 0, (s.vocabulary, s.dim)
 
 
+def _feed_forward(s: Shape) -> dict[str, tuple[int, ...]]:
+    if not s.experts:
+        return {"ffn_gate": (s.ffn, s.dim), "ffn_up": (s.ffn, s.dim), "ffn_down": (s.dim, s.ffn)}
+    gate, down = (s.experts, s.ffn, s.dim), (s.experts, s.dim, s.ffn)
+    return {
+        "ffn_gate_inp": (s.experts, s.dim),
+        "ffn_gate_exps": gate,
+        "ffn_up_exps": gate,
+        "ffn_down_exps": down,
+    }
+
+
 def random_tensors(shape: Shape, recipe: str) -> Iterator[tuple[str, Any]]:
     """Name and values of each tensor, in the order of a file: packed matrices, of which those alike share their bytes
-    here, for that is quick; and float32 norms."""
+    here, for that is quick; and float32 norms, biases, sinks and routers."""
     rng = np.random.default_rng(0)
     matrices: dict[tuple[T, tuple[int, ...]], QuantizedArray] = {}
     for name, layer, size in tensors_of(shape):
-        if len(size) == 1:
-            yield name, rng.normal(1, 0.02, size).astype(np.float32)
+        if len(size) == 1 or name.endswith(".bias"):
+            yield name, rng.normal("norm" in name, 0.02, size).astype(np.float32)
             continue
         key = type_of(recipe, name, layer, shape), size
+        if key[0] is T.F32:
+            yield name, rng.normal(0, 0.02, size).astype(np.float32)
+            continue
         if key not in matrices:
             matrices[key] = random_matrix(*key, rng)
         yield name, matrices[key]
 
 
 def random_matrix(qtype: T, size: tuple[int, ...], rng: np.random.Generator) -> QuantizedArray:
-    """A matrix of that type and size."""
-    rows, columns = size
-    count = rows * columns // block_elements(qtype)
+    """Matrices (..., rows, columns) of that type and size."""
+    count = math.prod(size) // block_elements(qtype)
     blocks = np.resize(random_blocks(qtype, rng), (count, block_nbytes(qtype)))
-    return QuantizedArray(blocks.reshape(rows, -1), size, qtype)
+    return QuantizedArray(blocks.reshape(*size[:-1], -1), size, qtype)
 
 
 def metadata(shape: Shape, context: int) -> dict[str, Any]:
@@ -143,6 +174,10 @@ def metadata(shape: Shape, context: int) -> dict[str, Any]:
         "rope.freq_base": s.rope_base,
         "attention.layer_norm_rms_epsilon": 1e-5,
     }
+    if s.experts:
+        own |= {"expert_count": s.experts, "expert_used_count": s.used, "expert_feed_forward_length": s.ffn}
+    if s.arch == "gpt-oss":
+        own |= {"attention.sliding_window": 128}
     return {"general.architecture": s.arch, **{f"{s.arch}.{key}": value for key, value in own.items()}}
 
 

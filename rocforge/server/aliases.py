@@ -11,15 +11,17 @@ from typing import Any
 
 from rocforge.server.body import parse_json
 from rocforge.server.errors import APIError
-from rocforge.server.schema import ResponseFormat, Sampling
+from rocforge.server.schema import ChatCompletionRequest, ResponseFormat, Sampling
 
 _NAMES = {
     "n_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
+    "typ_p": "typical_p",
     "guided_regex": "regex",
     "guided_grammar": "grammar",
 }
 """The name of a client -> the one that means the same here."""
+_BUDGETS = ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 
 
 def rename(body: Sampling) -> None:
@@ -40,6 +42,10 @@ def rename(body: Sampling) -> None:
         _set(body, name, "grammar", _choice(options.choice))
         _set(body, name, "response_format", _format(name, options.json_))
         _set(body, name, "response_format", ResponseFormat(type="json_object") if options.json_object else None)
+    if isinstance(body, ChatCompletionRequest):
+        for name in _BUDGETS:
+            _set(body, name, "thinking_budget", getattr(body, name))
+        _set(body, "thinking", "thinking_budget", body.thinking and body.thinking.budget_tokens)
     for name in ("top_k", "top_n_sigma"):
         if getattr(body, name) == -1:
             setattr(body, name, 0)

@@ -22,19 +22,26 @@ from rocforge.server.embeddings import Embeddings
 from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
+from rocforge.server.infill import Infill
 from rocforge.server.jobs import latest_first
+from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
+from rocforge.server.messages import add_messages
 from rocforge.server.metrics import Metrics
 from rocforge.server.page import page
 from rocforge.server.prefix import Prefix
 from rocforge.server.props import props as model_props
 from rocforge.server.request_id import HEADER, RequestId
+from rocforge.server.rerank import Rerank
+from rocforge.server.responses import add_responses
 from rocforge.server.schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    InfillRequest,
+    RerankRequest,
     TokenizeRequest,
 )
 from rocforge.server.settings import Settings
@@ -78,15 +85,20 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(RequestId)
     generator = Generator(backend, settings)
-    _add_generation(app, generator)
+    chats = ChatCompletions(generator)
+    _add_generation(app, generator, chats)
+    add_responses(app, generator, chats)
+    add_kept_responses(app, generator.jobs, backend.ask)
+    add_messages(app, chats)
     _add_tokens(app, generator)
     _add_requests(app, generator)
     _add_state(app, generator, metrics)
     return app
 
 
-def _add_generation(app: FastAPI, generator: Generator) -> None:
-    complete, chat, embed = Completions(generator), ChatCompletions(generator), Embeddings(generator)
+def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -> None:
+    complete, infill = Completions(generator), Infill(generator)
+    embed, rerank = Embeddings(generator), Rerank(generator)
 
     @app.post("/v1/completions", response_class=JSONResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -98,10 +110,23 @@ def _add_generation(app: FastAPI, generator: Generator) -> None:
         """The assistant's next message."""
         return await chat(body, request)
 
+    @app.post("/infill", response_class=JSONResponse)
+    async def fill_in(body: InfillRequest, request: Request) -> Response:
+        """The text between two texts, as llama.cpp's clients ask for it."""
+        return await infill(body, request)
+
     @app.post("/v1/embeddings", response_class=JSONResponse)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """A vector of each text."""
         return await embed(body, request)
+
+    @app.post("/v1/rerank", response_class=JSONResponse)
+    async def rerank_documents(body: RerankRequest, request: Request) -> Response:
+        """Documents by how well they answer a query."""
+        return await rerank(body, request)
+
+    for path in ("/v2/rerank", "/rerank", "/v1/reranking", "/reranking"):  # Cohere's, vLLM's and llama.cpp's
+        app.post(path, response_class=JSONResponse, include_in_schema=False)(rerank_documents)
 
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:

@@ -36,6 +36,10 @@ class Backend(Protocol):
     def limit(self) -> int:
         """Tokens of prompt and reply together; 0 until the model is loaded."""
 
+    @property
+    def pooling(self) -> str:
+        """What `embed` makes of a prompt, as `rf.embed` names it: "rank" of a reranker; "" until it is loaded."""
+
     async def start(self) -> None:
         """Called once, before anything else."""
 
@@ -61,7 +65,14 @@ class Backend(Protocol):
         """
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
-        """Vectors of prompts of token ids, float32 (prompts, dim), normalized.
+        """Vectors of prompts of token ids, float32 (prompts, dim), normalized; of a reranker (prompts, labels).
+
+        Raises:
+            As `submit`.
+        """
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        """Scores of the tokens of prompts, as `Engine.score` has them.
 
         Raises:
             As `submit`.
@@ -101,6 +112,11 @@ class LocalBackend:
         engine = self._service.engine
         return engine.limit if engine else 0
 
+    @property
+    def pooling(self) -> str:
+        engine = self._service.engine
+        return engine.pooling if engine else ""
+
     async def submit(
         self,
         prompts: Sequence[list[int]],
@@ -130,6 +146,9 @@ class LocalBackend:
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
         return await asyncio.wrap_future(self._service.embed(prompts, lora))
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        return await asyncio.wrap_future(self._service.embed(prompts, lora, top))
 
     async def ask(self, question: str, argument: str = "") -> list[Any]:
         return []

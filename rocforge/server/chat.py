@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from rocforge.server.aliases import rename
 from rocforge.server.body import dump_json
 from rocforge.server.continuation import Continuation
 from rocforge.server.errors import APIError, JSONResponse
-from rocforge.server.events import Chunks, EventStream
+from rocforge.server.events import Chunks, EventStream, completed
 from rocforge.server.generation import Generator, response_rule
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.history import History
@@ -24,7 +25,7 @@ from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import ReplyFormat, reply_format
-from rocforge.text.chat.reply import Call, Parsed, Parser
+from rocforge.text.chat.reply import Call, Parsed, Parser, joined
 from rocforge.text.special_tokens import Span
 
 
@@ -35,10 +36,26 @@ class ChatCompletions:
         self._generator = generator
 
     async def __call__(self, body: ChatCompletionRequest, request: Request) -> Response:
+        job, parsers = await self.submit(body, "chatcmpl-")
+        answer = _Answer(job, body, self._generator, parsers)
+        if body.stream:
+            return EventStream(job, completed(answer.events()))
+        pieces = await collect(job, request)
+        return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+
+    async def submit(self, body: ChatCompletionRequest, prefix: str, fits: bool = False) -> tuple[Job, list[Parser]]:
+        """The job of a chat, and a parser of each of its replies.
+
+        Args:
+            body: what is asked for.
+            prefix: of the job's id.
+            fits: where max_tokens exceeds what the context has room for, the context is the limit.
+        """
         generator = self._generator
         rename(body)
         generator.check_model(body.model)
-        format, tools = reply_format(self._template), tools_of(body)
+        tools = tools_of(body)
+        format = reply_format(self._template(bool(tools.functions)), generator.settings.tool_parser)
         if tools.functions and format.calls is None:
             message = "the model's chat template does not support tools"
             raise APIError(message, param="tools", code="unsupported_parameter")
@@ -56,18 +73,23 @@ class ChatCompletions:
         params = generator.params(body, body.n or 1, most, count)
         with generator.deadline(body.timeout):
             prompt, text = await self._prompt(body, tools)
+            if fits and len(prompt) + (most or 0) > generator.backend.limit:
+                params = [replace(one, max_tokens=None) for one in params]
             opened = format.opens_thought(text)
-            grammar = self._grammar(body, format, tools, opened)
-            job = await generator.submit("chatcmpl", [prompt], params, grammar, body.timeout)
-        answer = _Answer(job, body, generator, [format.parser(tools.names, opened) for _ in params])
-        if body.stream:
-            return EventStream(job, answer.events())
-        pieces = await collect(job, request)
-        return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
+            grammar = self._grammar(body, format, tools, opened) or self._thinking(body, format, opened)
+            job = await generator.submit(prefix, [prompt], params, grammar, body.timeout)
+        return job, [format.parser(tools.by_name, opened) for _ in params]
 
-    @property
-    def _template(self) -> str:
-        template = self._generator.settings.chat_template or self._generator.tokenizer.chat_template
+    async def count(self, body: ChatCompletionRequest) -> int:
+        """How many tokens the prompt of a chat has."""
+        self._generator.check_model(body.model)
+        return len((await self._prompt(body, tools_of(body)))[0])
+
+    def _template(self, with_tools: bool) -> str:
+        """The source of the chat template for messages with tools, or without."""
+        tokenizer = self._generator.tokenizer
+        own = tokenizer.tool_template if with_tools else tokenizer.chat_template
+        template = self._generator.settings.chat_template or own
         if template is None:
             message = "the model has no chat template; start the server with --chat-template, or use /v1/completions"
             raise APIError(message, code="no_chat_template")
@@ -76,17 +98,13 @@ class ChatCompletions:
     @cached_property
     def _history(self) -> History:
         """Of chats with the model."""
-        template, tokenizer = self._template, self._generator.tokenizer
+        template, tokenizer = self._template(with_tools=False), self._generator.tokenizer
         return History(template, lambda turns: tokenizer.render_chat(turns, chat_template=template)[0])
 
     async def _prompt(self, body: ChatCompletionRequest, tools: Tools) -> tuple[list[int], str]:
         """Its tokens and its text."""
         generator, continuation = self._generator, _continuation(body)
-        variables = dict(body.chat_template_kwargs or {})
-        if body.reasoning_effort is not None:
-            variables["reasoning_effort"] = body.reasoning_effort
-            if body.reasoning_effort == "none":
-                variables.setdefault("enable_thinking", False)  # as Qwen's and other templates call it
+        variables = _variables(body, self._budget(body))
         if reserved := variables.keys() & {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt"}:
             raise APIError(f"chat_template_kwargs must not set {min(reserved)!r}", param="chat_template_kwargs")
         template, shown, begun = generator.settings.chat_template, tools.shown or None, body.add_generation_prompt
@@ -110,12 +128,42 @@ class ChatCompletions:
         grammar, content = self._generator.grammar(body), response_rule(body)
         if tools.required and not (body.regex is None and body.grammar is None):
             raise APIError("a required tool call excludes regex and grammar", param="tool_choice")
+        if (body.thinking_budget or -1) >= 0 and not (body.regex is None and body.grammar is None):
+            raise APIError("a budget for thinking excludes regex and grammar", param="thinking_budget")
         if content is None and not tools.required:
             return grammar
         parallel = body.parallel_tool_calls is not False
         content = None if tools.required else content
         compiler = self._generator.compiler
         return GrammarSource("lark", format.lark(compiler, opened, tools.functions, content, parallel))
+
+    def _budget(self, body: ChatCompletionRequest) -> int | None:
+        """The most tokens of a thought; None for any number."""
+        budget = self._generator.settings.reasoning_budget if body.thinking_budget is None else body.thinking_budget
+        return None if budget == -1 else budget
+
+    def _thinking(self, body: ChatCompletionRequest, format: ReplyFormat, opened: bool) -> GrammarSource | None:
+        """What bounds the thoughts of a reply that obeys no grammar: under one there are none."""
+        budget = self._budget(body)
+        wanted = None if budget is None else format.thinking(budget, opened)
+        return GrammarSource("thinking", wanted) if wanted else None
+
+
+def _variables(body: ChatCompletionRequest, budget: int | None) -> dict[str, Any]:
+    """For the chat template: whether to think has the names of Qwen, GLM, Gemma and others, and of DeepSeek."""
+    variables = dict(body.chat_template_kwargs or {})
+    thinks = None
+    if body.reasoning_effort is not None:
+        variables["reasoning_effort"] = body.reasoning_effort
+        thinks = body.reasoning_effort != "none"
+    if body.thinking is not None:
+        thinks = body.thinking.type == "enabled"
+    if budget is not None:
+        variables.setdefault("thinking_budget", budget)
+        thinks = thinks if budget else False
+    if thinks is not None:
+        variables = {"enable_thinking": thinks, "thinking": thinks, **variables}
+    return variables
 
 
 def _continuation(body: ChatCompletionRequest) -> Continuation | None:
@@ -153,10 +201,9 @@ class _Answer:
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
-        parts = [parser.add("".join(piece.text for piece in pieces)), parser.finish()]
-        calls = [call.as_dict() for part in parts for call in self._allowed(index, part.calls)]
-        content = "".join(part.content for part in parts)
-        reasoning = "".join(part.reasoning for part in parts)
+        parsed = joined([parser.add("".join(piece.text for piece in pieces)), parser.finish()])
+        content, reasoning = parsed.content, parsed.reasoning
+        calls = [call.as_dict() for call in self._allowed(index, parsed.calls)]
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not content else content,
@@ -210,15 +257,16 @@ class _Answer:
         if part.content:
             deltas.append(b'{"content":%b}' % dump_json(part.content))
         for call in self._allowed(index, part.calls):
-            deltas.append(dump_json({"tool_calls": [{"index": self._calls[index], **call.as_dict()}]}))
+            said = call.as_dict() if call.name else {"function": {"arguments": call.arguments}}
+            deltas.append(dump_json({"tool_calls": [{"index": self._calls[index] - 1, **said}]}))
         return deltas
 
     def _allowed(self, index: int, calls: Sequence[Call]) -> Iterator[Call]:
-        """The calls of a choice that parallel_tool_calls lets through; counts them once they have been used."""
+        """The calls of a choice, or parts of them, that parallel_tool_calls lets through; counts them."""
         for call in calls:
-            if not self._calls[index] or self.body.parallel_tool_calls is not False:
+            self._calls[index] += bool(call.name)
+            if self._calls[index] == 1 or self.body.parallel_tool_calls is not False:
                 yield call
-                self._calls[index] += 1
 
 
 def _choice(index: int, delta: bytes, logprobs: dict[str, Any] | None = None, reason: str | None = None) -> bytes:

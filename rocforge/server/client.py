@@ -38,11 +38,11 @@ class EngineClient:
         restarts: whether another one takes its place when it ends.
         on_ready: called when the model is loaded, each time.
 
-    Attributes: state, tokenizer, limit: as in Backend.
+    Attributes: state, tokenizer, limit, pooling: as in Backend.
     """
 
     def __init__(self, address: bytes, observer: Observer | None, restarts: bool, on_ready: Callable[[], None]):
-        self.state, self.tokenizer, self.limit = State.NEW, None, 0
+        self.state, self.tokenizer, self.limit, self.pooling = State.NEW, None, 0, ""
         self._address, self._restarts, self._on_ready = address, restarts, on_ready
         self._replies, self._device = Replies(observer), "cpu"
         self._transport: asyncio.WriteTransport | None = None
@@ -103,11 +103,12 @@ class EngineClient:
         if self._transport is not None:
             self._transport.write(wire.pack(*message))
 
-    def _ready(self, tokenizer: bytes, limit: int, device: str) -> None:
+    def _ready(self, tokenizer: bytes, limit: int, device: str, pooling: str) -> None:
         """Make the tokenizer, for which a large vocabulary takes a second, beside the event loop."""
 
         def done(made: asyncio.Future[Tokenizer]) -> None:
             self.tokenizer, self.limit, self._device = made.result(), limit, device
+            self.pooling = pooling
             gc.collect()
             gc.freeze()  # a vocabulary takes a collection long enough to be felt between two tokens
             if self.state is State.STARTING:
@@ -149,19 +150,27 @@ class EngineClient:
         return replies
 
     async def embed(self, prompts: Sequence[list[int]], lora: str | None) -> np.ndarray:
+        vectors = await self._embed(prompts, lora, None)
+        return vectors.reshape(len(prompts), -1)
+
+    async def score(self, prompts: Sequence[list[int]], top: int, lora: str | None) -> np.ndarray:
+        scores = await self._embed(prompts, lora, top)
+        return scores.reshape(-1, 1 + 2 * top)
+
+    async def _embed(self, prompts: Sequence[list[int]], lora: str | None, top: int | None) -> np.ndarray:
+        """The values, one after another."""
         if self.state is not State.READY:
             raise ServiceError(f"the engine is {self.state.value}")
         ticket, embedded = next(self._tickets), asyncio.get_running_loop().create_future()
         self._submitted[ticket] = embedded
-        self._send("embed", ticket, prompts, lora)
+        self._send("embed", ticket, prompts, lora, top)
         try:
-            vectors = np.frombuffer(await embedded, np.float32)
+            return np.frombuffer(await embedded, np.float32)
         except BaseException:
             self._send("forget", ticket)
             raise
         finally:
             self._submitted.pop(ticket, None)
-        return vectors.reshape(len(prompts), -1)
 
     def _embedded(self, ticket: int, vectors: bytes) -> None:
         embedded = self._submitted.pop(ticket, None)

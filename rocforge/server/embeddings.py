@@ -25,6 +25,9 @@ class Embeddings:
     async def __call__(self, body: EmbeddingRequest, request: Request) -> Response:
         generator = self._generator
         generator.check_model(body.model)
+        if generator.backend.pooling == "rank":
+            message = "this model ranks documents and gives no embeddings; use /v1/rerank"
+            raise APIError(message, param="model", code="unsupported_parameter")
         with generator.deadline(None), refusing("input"):
             inputs = await generator.prompts(body.input)
             for ids in inputs:

@@ -29,7 +29,6 @@ from rocforge.ops.sampling import SamplingParams
 from rocforge.server import wire
 from rocforge.server.grammars import COMPILING, Grammars
 from rocforge.server.metrics import Table
-from rocforge.text.grammar import Grammar
 from rocforge.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rocforge.server")
@@ -101,13 +100,13 @@ class EngineServer:
 
     def __init__(self, engine: StepEngine, tokenizer: Tokenizer, listener: socket.socket, max_queue: int, table: Table):
         self._core, self._max_queue, self._table = EngineCore(engine), max_queue, table
-        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device)
+        self._ready = wire.pack("ready", wire.pack_tokenizer(tokenizer), engine.limit, engine.device, engine.pooling)
         self._listener, self._selector = listener, selectors.DefaultSelector()
         self._peers: dict[int, Peer] = {}
         self._numbers, self._keys = itertools.count(), itertools.count()
         self._open: dict[int, tuple[Peer, int, Constraint | None]] = {}
         self._grammars, self._compiling = Grammars(tokenizer), ThreadPoolExecutor(COMPILING, "grammars")
-        self._compiled: deque[tuple[_Job, Future[Sequence[Grammar]]]] = deque()
+        self._compiled: deque[tuple[_Job, Future[Sequence[Constraint]]]] = deque()
         self._wake, woken = socket.socketpair()
         woken.setblocking(False)
         listener.setblocking(False)
@@ -196,7 +195,7 @@ class EngineServer:
         compiling = self._compiling.submit(self._grammars.compile, wanted, len(keys))
         compiling.add_done_callback(lambda done: self._note_compiled(job, done))
 
-    def _note_compiled(self, job: _Job, done: Future[Sequence[Grammar]]) -> None:
+    def _note_compiled(self, job: _Job, done: Future[Sequence[Constraint]]) -> None:
         self._compiled.append((job, done))
         self._wake.send(b"\0")
 
@@ -239,14 +238,14 @@ class EngineServer:
         if not job.peer.closed:
             self._send(job.peer, wire.pack("refused", job.ticket, wire.pack_error(error)))
 
-    def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None) -> None:
+    def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None, top: int | None) -> None:
         done = peer.embeddings[ticket] = Future[np.ndarray]()
         done.add_done_callback(lambda done: self._note_embedded(peer, ticket, done))
         try:
             waiting = sum(len(peer.embeddings) for peer in self._peers.values())
             if waiting > self._max_queue:
                 raise QueueFullError(f"the queue is full: {waiting - 1} embeddings wait")
-            self._core.embed(prompts, lora, done)
+            self._core.embed(prompts, lora, top, done)
         except Exception as error:
             done.set_exception(error)
 

@@ -1,6 +1,7 @@
-"""Errors as the OpenAI API gives them: {"error": {"message", "type", "param", "code"}} with a status.
+"""Errors as the OpenAI API gives them: {"error": {"message", "type", "param", "code"}} with a status; of messages, as
+Anthropic's does.
 
-Source: https://platform.openai.com/docs/guides/error-codes
+Sources: https://platform.openai.com/docs/guides/error-codes and https://docs.claude.com/en/api/errors
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ log = logging.getLogger("rocforge.server")
 INVALID = "invalid_request_error"
 CLIENT_CLOSED_REQUEST = 499
 _HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="rocforge"'}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+_MESSAGES = "/v1/messages"
+"""Below this path errors have Anthropic's shape."""
+_ANTHROPIC = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Status -> type, where that is neither INVALID nor "api_error"."""
 LONGEST_TEXT = 1000
 """Characters of a message or parameter name, which may quote the client."""
 
@@ -52,13 +64,18 @@ class APIError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     @property
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, _HEADERS.get(self.status))
+    def anthropic_body(self) -> dict[str, Any]:
+        type = _ANTHROPIC.get(self.status, INVALID if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": type, "message": self.message}}
 
-    @property
-    def closing_response(self) -> JSONResponse:
+    def response(self, path: str) -> JSONResponse:
+        """The response to a request for a path."""
+        body = self.anthropic_body if path.startswith(_MESSAGES) else self.body
+        return JSONResponse(body, self.status, _HEADERS.get(self.status))
+
+    def closing_response(self, path: str) -> JSONResponse:
         """The response, after which the connection is closed."""
-        response = self.response
+        response = self.response(path)
         response.headers["Connection"] = "close"
         return response
 
@@ -101,13 +118,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _of_validation(error.errors()).response
+        return of_validation(error.errors()).response(request.scope["path"])
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.scope["path"]
         if error.status_code == 404:
-            return APIError(f"Invalid URL ({request.method} {request.scope['path']})", 404, code="unknown_url").response
-        response = APIError(str(error.detail), error.status_code).response
+            return APIError(f"Invalid URL ({request.method} {path})", 404, code="unknown_url").response(path)
+        response = APIError(str(error.detail), error.status_code).response(path)
         response.headers.update(error.headers or {})
         if error.status_code == 405:
             response.headers["Allow"] = ", ".join(sorted(_methods(request)))
@@ -125,10 +143,10 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    return as_api_error(error).response
+    return as_api_error(error).response(request.scope["path"])
 
 
-def _of_validation(found: Sequence[dict[str, Any]]) -> APIError:
+def of_validation(found: Sequence[dict[str, Any]]) -> APIError:
     """The first error that pydantic found, in OpenAI's words where it has some."""
     first, param = found[0], _param(found[0])
     if first["type"] == "extra_forbidden":

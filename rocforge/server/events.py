@@ -44,12 +44,27 @@ class Chunks:
         return self._head + b'],"usage":' + dump_json(usage) + b"}\n\n"
 
 
+def event(kind: str, data: bytes) -> bytes:
+    """An event that has a name, and JSON."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+async def completed(events: AsyncIterator[bytes], end: bytes = b"data: [DONE]\n\n") -> AsyncIterator[bytes]:
+    """The events of a completion, and what ends them: OpenAI's [DONE], or an error."""
+    try:
+        async for part in events:
+            yield part
+        yield end
+    except Exception as error:
+        yield b"data: " + dump_json(as_api_error(error).body) + b"\n\n"
+
+
 class EventStream(Response):
-    """The events of a job, ended by [DONE] or by an error; the job does not outlive them, nor its client.
+    """The events of a job, which does not outlive them, nor its client.
 
     Args:
         job: whose they are.
-        events: as bytes, as many as there are at a time.
+        events: as bytes, as many as there are at a time; how they end says whether the job has failed.
     """
 
     media_type = "text/event-stream"
@@ -64,12 +79,8 @@ class EventStream(Response):
         pings = Pings(send)
         beside = [asyncio.ensure_future(pings.run()), asyncio.ensure_future(self._end_with(receive))]
         try:
-            try:
-                async for events in self._events:
-                    await pings.send(events)
-                await pings.send(b"data: [DONE]\n\n")
-            except Exception as error:
-                await pings.send(b"data: " + dump_json(as_api_error(error).body) + b"\n\n")
+            async for events in self._events:
+                await pings.send(events)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._job.cancel()

@@ -13,6 +13,8 @@ import anyio
 from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 
+from rocforge.engine.breakers import with_breakers
+from rocforge.engine.defaults import file_defaults
 from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
@@ -25,6 +27,7 @@ from rocforge.server.settings import Settings
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import ANY_OBJECT, json_rule
 from rocforge.text.tokenizer import Tokenizer
+from rocforge.text.vocabulary import FillInTokens
 
 Rendered = TypeVar("Rendered")
 DEFAULT_TEMPERATURE = 1.0
@@ -93,6 +96,24 @@ class Generator:
         """The token ids of each of one or several texts or lists of ids."""
         return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]
 
+    def fill_in_tokens(self, param: str) -> FillInTokens:
+        """The model's.
+
+        Raises:
+            APIError: it has none.
+        """
+        tokens = self.tokenizer.fill_in_tokens
+        if tokens is None:
+            message = f"{param} needs a model that fills in the middle, and this one has no tokens for it"
+            raise APIError(message, param=param, code="unsupported_parameter")
+        return tokens
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that the tokenizer puts before each text."""
+        tokenizer = self.tokenizer
+        return [id for id in tokenizer.encode("")[:1] if id == tokenizer.bos_token_id]
+
     def check_length(self, tokens: int, param: str) -> None:
         """Raises APIError where a prompt of so many tokens does not fit into the context."""
         if tokens >= self.backend.limit:
@@ -132,6 +153,11 @@ class Generator:
             raise APIError("only one of response_format, regex and grammar is allowed", param="response_format")
         return wanted[0] if wanted else None
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Fields of SamplingParams where a request does not say."""
+        return {"temperature": DEFAULT_TEMPERATURE, **file_defaults(self.tokenizer), **self.settings.sampling}
+
     def params(
         self, body: Sampling, choices: int, max_tokens: int | None, logprobs: int | None
     ) -> list[SamplingParams]:
@@ -142,7 +168,9 @@ class Generator:
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
                          "repetition_penalty", "stop", "stop_token_ids", "min_tokens", "ignore_eos",
-                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold")
+                         "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau",
+                         "mirostat_eta", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
+                         "dry_sequence_breakers")
             if (value := getattr(body, name)) is not None
         }  # fmt: skip
         lora = self.adapter(body)
@@ -150,7 +178,7 @@ class Generator:
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
             return [
                 SamplingParams(
-                    **{"temperature": DEFAULT_TEMPERATURE, **given},
+                    **{**self.sampling, **given},
                     max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
@@ -169,8 +197,9 @@ class Generator:
         timeout: float | None,
     ) -> Job:
         """Submit each prompt with each of its params; all or none."""
+        structured = grammar is not None and grammar.kind != "thinking"
         for name in ("ignore_eos", "min_tokens"):
-            if grammar is not None and getattr(params[0], name):
+            if structured and getattr(params[0], name):
                 raise APIError(f"{name} excludes structured output and required calls", param=name)
         most = self.settings.max_choices
         if len(prompts) * len(params) > most:
@@ -180,6 +209,8 @@ class Generator:
             if asked is not None and len(prompt) + asked > limit:
                 raise self._too_long(f"{len(prompt)} tokens in the prompt and {asked} in the completion")
             self.check_length(len(prompt), "prompt")
+        if params[0].dry_multiplier:  # its texts are looked for in the whole vocabulary
+            params = [await run_in_threadpool(with_breakers, one, self.tokenizer) for one in params]
         with refusing("prompt"):
             replies = await self.backend.submit(prompts, params, grammar, self._seconds(timeout))
         return self._job(prefix, len(params), replies)
@@ -189,7 +220,7 @@ class Generator:
         return self._job(prefix, len(params), [Reply.empty(prompt, one) for prompt in prompts for one in params])
 
     def _job(self, prefix: str, choices: int, replies: list[Reply]) -> Job:
-        job = Job(f"{prefix}-{secrets.token_hex(12)}", choices, replies)
+        job = Job(f"{prefix}{secrets.token_hex(12)}", choices, replies)
         self.jobs.add(job)
         return job
 

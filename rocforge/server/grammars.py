@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from rocforge.engine.reply import QueueFullError
+from rocforge.engine.request import Constraint
 from rocforge.text.grammar import Grammar, GrammarCompiler
+from rocforge.text.thinking import ThinkingBudget
 from rocforge.text.tokenizer import Tokenizer
 
 MAX_GRAMMARS = 256
@@ -22,8 +24,8 @@ class GrammarSource(NamedTuple):
     """What a text must obey.
 
     Attributes:
-        kind: the method of GrammarCompiler that compiles it.
-        source: its argument.
+        kind: the method of GrammarCompiler that compiles it; or "thinking", for a ThinkingBudget.
+        source: its argument; or those of the budget, by name.
     """
 
     kind: str
@@ -39,13 +41,15 @@ class Grammars:
         self._alive: WeakSet[Grammar] = WeakSet()
         self._lock = threading.Lock()
 
-    def compile(self, wanted: GrammarSource, count: int) -> Sequence[Grammar]:
-        """A grammar for each of `count` texts.
+    def compile(self, wanted: GrammarSource, count: int) -> Sequence[Constraint]:
+        """A constraint for each of `count` texts.
 
         Raises:
             GrammarError: it is wrong, not supported or too complex.
             QueueFullError: too many constrained texts are in progress.
         """
+        if wanted.kind == "thinking":
+            return [ThinkingBudget(self._tokenizer, **wanted.source) for _ in range(count)]
         with self._lock:
             if sum(not grammar.closed for grammar in self._alive) + count > MAX_GRAMMARS:
                 raise QueueFullError(f"too many constrained requests; at most {MAX_GRAMMARS} texts run at a time")

@@ -41,7 +41,7 @@ class Hosts:
             scope = _origin_form(scope)
             self._check(scope)
         except APIError as error:
-            return await error.response(scope, receive, send)
+            return await error.response(scope["path"])(scope, receive, send)
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:

@@ -17,6 +17,7 @@ from starlette.types import Receive
 from rocforge.engine.reply import Progress, Reply
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST
+from rocforge.server.response_store import QUESTIONS, ResponseStore
 
 T = TypeVar("T")
 
@@ -75,10 +76,13 @@ class Jobs:
 
     Args:
         kept_bytes: limit for the statuses of ended jobs, as JSON; the oldest go first.
+
+    Attributes:
+        responses: those that are kept.
     """
 
     def __init__(self, kept_bytes: int = 1 << 18):
-        self._kept_bytes = kept_bytes
+        self._kept_bytes, self.responses = kept_bytes, ResponseStore()
         self._in_progress: dict[str, Job] = {}
         self._ended: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
@@ -93,7 +97,10 @@ class Jobs:
             self._in_progress[id].cancel()
 
     def answer(self, question: str, id: str) -> Any:
-        """What a question about requests is answered: "statuses", or "status" or "cancel" of one, None if unknown."""
+        """What a question is answered: "statuses", or "status" or "cancel" of a request, None if unknown; or one about
+        responses."""
+        if question in QUESTIONS:
+            return self.responses.answer(question, id)
         if question == "statuses":
             return self.statuses()
         if question == "cancel":

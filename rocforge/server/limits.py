@@ -31,7 +31,7 @@ class Limits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope)
         if error is not None:
-            return await error.closing_response(scope, receive, send)
+            return await error.closing_response(scope["path"])(scope, receive, send)
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         self._metrics.request(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rocforge.engine.response import GenerationResponse
 from rocforge.ops.sampling import Logprobs
 from rocforge.text.tokenizer import Tokenizer
@@ -38,6 +40,31 @@ def chat_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse]) ->
         for piece, logprobs in _reported(pieces, tokenizer)
     ]
     return {"content": content, "refusal": None}
+
+
+def prompt_logprobs(tokenizer: Tokenizer, prompt: Sequence[int], scores: np.ndarray, text: str) -> dict[str, Any]:
+    """Of a prompt's tokens, in the form of `completion_logprobs`; its first one has none.
+
+    Args:
+        tokenizer: of the model.
+        prompt: its ids.
+        scores: of all but the first, as `Engine.score` has them.
+        text: as it is echoed; begin tokens that stand before it are at its beginning.
+    """
+    stream = tokenizer.detokenizer()
+    pieces = [stream.add(id) for id in prompt]
+    offset = len(text) - sum(map(len, pieces)) - len(stream.finish())
+    top = scores.shape[1] // 2
+    report: dict[str, Any] = {"tokens": [_name(tokenizer, id) for id in prompt], "token_logprobs": [None]}
+    report |= {"top_logprobs": [None], "text_offset": []}
+    for piece in pieces:
+        report["text_offset"].append(max(0, offset))
+        offset += len(piece)
+    for value, *likeliest in scores.tolist():
+        report["token_logprobs"].append(value)
+        named = zip(likeliest[:top], likeliest[top:], strict=True)
+        report["top_logprobs"].append({_name(tokenizer, int(id)): p for id, p in named})
+    return report
 
 
 def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[GenerationResponse], offset: int) -> dict[str, Any]:

@@ -6,9 +6,14 @@ from typing import Any
 
 from rocforge import __version__
 from rocforge.ops.sampling import SamplingParams
-from rocforge.server.generation import DEFAULT_TEMPERATURE, Generator
+from rocforge.server.generation import Generator
 
-_SAMPLING = ("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+_SAMPLING = (
+    *("top_k", "top_p", "min_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "presence_penalty"),
+    *("frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta", "dry_multiplier", "dry_base"),
+    *("dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "temperature"),
+)
+_RENAMED = {"repetition_penalty": "repeat_penalty", "typical_p": "typ_p"}
 
 
 def props(generator: Generator) -> dict[str, Any]:
@@ -18,8 +23,9 @@ def props(generator: Generator) -> dict[str, Any]:
         APIError: the model is not loaded.
     """
     tokenizer, settings = generator.tokenizer, generator.settings
-    params: dict[str, Any] = {name: getattr(SamplingParams, name) for name in _SAMPLING}
-    params |= {"temperature": DEFAULT_TEMPERATURE, "repeat_penalty": SamplingParams.repetition_penalty, "n_predict": -1}
+    defaults = SamplingParams(**generator.sampling)
+    params: dict[str, Any] = {name: getattr(defaults, name) for name in _SAMPLING}
+    params |= {name: getattr(defaults, own) for own, name in _RENAMED.items()} | {"n_predict": -1}
     return {
         "default_generation_settings": {"n_ctx": generator.backend.limit, "params": params},
         "model_alias": settings.model_name,

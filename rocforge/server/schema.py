@@ -146,23 +146,21 @@ class Prediction(Body):
     content: Text | Array[TextPart]
 
 
-class Sampling(Body):
-    """What both kinds of completion share."""
+class Thinking(Body):
+    """Anthropic's and DeepSeek's."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0)
+
+
+class Generation(Body):
+    """What all requests for text share."""
 
     model: str = Field(max_length=512)
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = Field(None, ge=1, le=128)
-    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=-1)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
 
     top_k: int | None = Field(
         None, ge=-1, description="Extension: sample from this many of the likeliest tokens; 0, -1: all."
@@ -176,6 +174,16 @@ class Sampling(Body):
     typical_p: float | None = Field(None, description="Extension: locally typical sampling up to this probability.")
     xtc_probability: float | None = Field(None, description="Extension: how often XTC leaves out likely tokens.")
     xtc_threshold: float | None = Field(None, description="Extension: the probability that is likely for XTC.")
+    mirostat: int | None = Field(None, description="Extension: 1 or 2, mirostat in place of what leaves tokens out.")
+    mirostat_tau: float | None = Field(None, description="Extension: the surprise that mirostat aims at, in bits.")
+    mirostat_eta: float | None = Field(None, description="Extension: how fast mirostat adapts.")
+    dry_multiplier: float | None = Field(None, description="Extension: DRY's penalty for repetitions that go on.")
+    dry_base: float | None = Field(None, description="Extension: its growth with each token.")
+    dry_allowed_length: int | None = Field(None, description="Extension: tokens that may be repeated.")
+    dry_penalty_last_n: int | None = Field(None, description="Extension: tokens that are searched; -1: all.")
+    dry_sequence_breakers: Annotated[Array[Stop], Field(max_length=64)] | None = Field(
+        None, description="Extension: texts that end repetitions."
+    )
     repetition_penalty: float | None = Field(None, description="Extension: divides the logits of repeated tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: continue past end-of-generation tokens.")
     timeout: float | None = Field(None, gt=0, description="Extension: time limit in seconds.")
@@ -189,6 +197,21 @@ class Sampling(Body):
     )
     min_tokens: int | None = Field(None, ge=0, description="Extension: no token ends the text before.")
 
+
+class Sampling(Generation):
+    """What both kinds of completion share."""
+
+    n: int | None = Field(None, ge=1, le=128)
+    stop: Stop | Annotated[Array[Stop], Field(max_length=16)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[float] | None = Field(None, max_length=1024)
+    max_tokens: int | None = Field(None, ge=-1)
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+    typ_p: float | None = Field(None, description="llama.cpp's typical_p.")
     n_predict: int | None = Field(None, ge=-1, description="llama.cpp's max_tokens.")
     repeat_penalty: float | None = Field(None, description="llama.cpp's repetition_penalty.")
     cache_prompt: bool | None = Field(None, description="llama.cpp's. Prefixes are cached either way.")
@@ -210,6 +233,27 @@ class CompletionRequest(Sampling):
     suffix: Text | None = None
 
 
+class InfillChunk(Part):
+    """Of another file, or of another place in this one."""
+
+    text: Text = ""
+    filename: str = "tmp"
+
+
+class InfillRequest(Sampling):
+    """The body of llama.cpp's /infill."""
+
+    model: str = Field("", max_length=512)
+    input_prefix: Text
+    input_suffix: Text
+    input_extra: Array[InfillChunk] | None = Field(None, max_length=1024)
+    prompt: Text = Field("", description="More of the prefix.")
+    n_indent: int | None = Field(None, description="llama.vim's. No effect.")
+    samplers: Array[str] | None = Field(None, description="llama.vim's. No effect.")
+    t_max_prompt_ms: float | None = Field(None, description="llama.vim's. No effect.")
+    t_max_predict_ms: float | None = Field(None, description="llama.vim's. No effect.")
+
+
 class ChatCompletionRequest(Sampling):
     """The body of /v1/chat/completions."""
 
@@ -228,7 +272,19 @@ class ChatCompletionRequest(Sampling):
     modalities: Array[Literal["text"]] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables for the chat template.")
+    thinking_budget: int | None = Field(
+        None,
+        ge=-1,
+        description="Extension: the most tokens that a reply thinks before it is made to end that; -1: any.",
+    )
+    thinking: Thinking | None = Field(None, description="Whether a reply thinks, and thinking_budget as budget_tokens.")
+    reasoning_budget: int | None = Field(None, ge=-1, description="As thinking_budget.")
+    reasoning_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_budget_tokens: int | None = Field(None, ge=-1, description="llama.cpp's thinking_budget.")
+    thinking_token_budget: int | None = Field(None, ge=-1, description="vLLM's thinking_budget.")
     add_generation_prompt: bool | None = Field(None, description="Extension: begin an assistant's message; as default.")
     continue_final_message: bool | None = Field(
         None, description="Extension: continue the last message, an assistant's; add_generation_prompt must be false."
@@ -242,6 +298,21 @@ class EmbeddingRequest(Body):
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+class Document(Part):
+    text: Text
+
+
+class RerankRequest(Body):
+    """The body of /v1/rerank, as Jina and Cohere have it."""
+
+    model: str = Field("", max_length=512)
+    query: Text
+    documents: Array[Text | Document] = Field(min_length=1, max_length=1024)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
     user: str | None = None
 
 

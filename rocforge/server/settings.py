@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,9 @@ class Settings:
         model_name: the model's name for clients.
         adapters: names of the model's adapters that clients may ask for: by `lora`, or as models "name:adapter".
         chat_template: a Jinja template to use instead of the model's; None for the model's.
+        tool_parser: the format of calls, a name of `rocforge.text.chat.tool_parsers`; None: by the template.
+        reasoning_budget: the most tokens of a thought, where a request does not say; None: any number.
+        sampling: fields of SamplingParams where a request does not say, before those that the file recommends.
         api_key: the bearer token that clients must send; None: no key.
         cors_origins: origins allowed by CORS, ("*",) for all.
         allowed_hosts: names and addresses to answer for, beside this machine's own (see `Hosts`).
@@ -31,6 +35,9 @@ class Settings:
     model_name: str
     adapters: Sequence[str] = ()
     chat_template: str | None = None
+    tool_parser: str | None = None
+    reasoning_budget: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     api_key: str | None = None
     cors_origins: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()

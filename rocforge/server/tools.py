@@ -8,6 +8,7 @@ from typing import Any
 
 from rocforge.server.errors import APIError, refusing
 from rocforge.server.schema import AllowedToolsChoice, ChatCompletionRequest, NamedTool
+from rocforge.text.chat.reply import Functions
 from rocforge.text.schemas import parameters
 
 
@@ -26,8 +27,8 @@ class Tools:
     required: bool = False
 
     @property
-    def names(self) -> frozenset[str]:
-        return frozenset(function["name"] for function in self.functions)
+    def by_name(self) -> Functions:
+        return {function["name"]: function for function in self.functions}
 
 
 def tools_of(body: ChatCompletionRequest) -> Tools:

@@ -3,15 +3,15 @@
 A front end says
     submit, ticket, keys, prompts, params, grammar, timeout, submitted     keys: of each prompt with each of params
     cancel, keys
-    embed, ticket, prompts, lora
+    embed, ticket, prompts, lora, top       top: None, or of scores how many of the likeliest tokens
     forget, ticket                          of an embed, whose answer nobody waits for
     ask, ticket, question, argument
     answer, ticket, answer
 and the engine's process
-    ready, tokenizer, limit, device
+    ready, tokenizer, limit, device, pooling
     accepted, ticket, keys
     refused, ticket, error
-    embedded, ticket, vectors               float32, one after another
+    embedded, ticket, vectors               or scores: float32, one after another
     tokens, memory, keys, tokens, more      a step's; `more` has what few tokens have
     ask, ticket, question, argument         of another front end, and to it the answer
     asked, ticket, how many were

@@ -16,13 +16,13 @@ class TextStream:
         previous: the prompt's last token.
 
     Attributes:
-        stopped: whether a stop string was met; the text is complete then.
+        stopped: the stop string that was met, or None; the text is complete with it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), previous: int | None = None):
         self._detokenizer = tokenizer.detokenizer(previous_id=previous)
         self._stop, self._buffered = tuple(stop), ""
-        self.stopped = False
+        self.stopped: str | None = None
 
     def add(self, token: int) -> str:
         """The text that this token makes final."""
@@ -31,20 +31,21 @@ class TextStream:
     def finish(self) -> str:
         """The text still buffered; no token follows."""
         text = self._emit(self._detokenizer.finish())
-        if not self.stopped:
+        if self.stopped is None:
             text, self._buffered = text + self._buffered, ""
         return text
 
     def _emit(self, text: str) -> str:
         if not self._stop:
             return text
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         text = self._buffered + text
-        found = [index for stop in self._stop if (index := text.find(stop)) >= 0]
+        found = [(index, stop) for stop in self._stop if (index := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._buffered = True, ""
-            return text[: min(found)]
+            end, self.stopped = min(found)
+            self._buffered = ""
+            return text[:end]
         size = max((overlap(text, stop) for stop in self._stop), default=0)
         self._buffered = text[len(text) - size :]
         return text[: len(text) - size]

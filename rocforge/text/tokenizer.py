@@ -15,8 +15,9 @@ from rocforge.text.detokenizer import Detokenizer
 from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
 from rocforge.text.marks import without_surrogates
 from rocforge.text.pretokenizers import find_pre_tokenizer
+from rocforge.text.recommended import recommended_sampling
 from rocforge.text.special_tokens import Span, SpecialTokens
-from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, FillInTokens, Vocabulary
 
 if TYPE_CHECKING:
     from rocforge.text.chat.prompts import ChatPrompts
@@ -36,7 +37,7 @@ class Tokenizer:
 
     Attributes: `vocab_size`; `bos_token`, `eos_token`, `unk_token` and `pad_token`, the texts of special tokens, and
     `bos_token_id` and so on, their ids, each None where the file has none; `eog_token_ids`, all tokens that end
-    generation.
+    generation; `recommended_sampling`, what the file says of that, by the names of SamplingParams.
 
     Raises GGUFError where the metadata is missing, invalid or contradictory, UnsupportedModelError for an unknown
     tokenizer model or pre-tokenizer.
@@ -85,10 +86,13 @@ class Tokenizer:
         self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
         self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
+        self.recommended_sampling = recommended_sampling(file.metadata)
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any, ...]]:
         """Pickled as the metadata that it was made of."""
-        kept = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
+        kept = {
+            key: value for key, value in self._metadata.items() if key.startswith(("tokenizer.", "general.sampling."))
+        }
         kept["general.architecture"] = self._metadata.get("general.architecture")
         return Tokenizer, (SimpleNamespace(metadata=kept), self._vocab_size)
 
@@ -341,6 +345,25 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The source of the file's default chat template, or None."""
         return self._chat_prompts.templates.sources.get("default")
+
+    @property
+    def rerank_template(self) -> str | None:
+        """The prompt of a reranker, with "{query}" and "{document}" in it, or None where the file has none."""
+        return self._chat_prompts.templates.sources.get("rerank")
+
+    @property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """The tokens that ask for the text between two texts; None of a model that was not trained for that.
+
+        >>> print(tokenizer.fill_in_tokens)
+        None
+        """
+        return self._vocabulary.fill_in_tokens
+
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the file's chat template for messages with tools: `tool_use`, or else the default one."""
+        return self._chat_prompts.templates.sources.get("tool_use", self.chat_template)
 
     @property
     def special_tokens(self) -> dict[str, int]:

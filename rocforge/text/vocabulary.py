@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from rocforge.gguf.metadata import Metadata
 
@@ -24,16 +24,47 @@ _END_OF_GENERATION = (
     "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
     "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
 )  # fmt: skip
-_CONTROL_BY_NAME = _END_OF_GENERATION + (
-    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
-    "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
-    "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>",
-    "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>",
-)  # fmt: skip
 # gpt-oss's channels are part of what the model says, so they are text.
 _USER_DEFINED_BY_NAME = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _END_OF_GENERATION_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id",
                            "fim_sep_token_id")  # fmt: skip
+
+
+_FILL_IN = {
+    "prefix": ("fim_pre", "prefix"), "suffix": ("fim_suf", "suffix"), "middle": ("fim_mid", "middle"),
+    "repository": ("fim_rep",), "file": ("fim_sep",),
+}  # fmt: skip
+"""A token of FillInTokens -> its names in metadata, the later one that of older files."""
+_FILL_IN_BY_TEXT = {
+    "prefix": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+               "<|code_prefix|>", "<|prefix|>"),
+    "suffix": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
+               "<|code_suffix|>", "<|suffix|>"),
+    "middle": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
+               "<|code_middle|>", "<|middle|>"),
+    "repository": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "file": ("<|file_sep|>",),
+}  # fmt: skip
+"""The same -> its texts, where the metadata does not name it; as llama.cpp knows them."""
+_CONTROL_BY_NAME = (
+    *_END_OF_GENERATION, *_FILL_IN_BY_TEXT["prefix"], *_FILL_IN_BY_TEXT["suffix"], *_FILL_IN_BY_TEXT["middle"],
+)  # fmt: skip
+
+
+class FillInTokens(NamedTuple):
+    """The tokens that stand before what is given to a model that fills in what is between.
+
+    Attributes:
+        prefix, suffix: before the text before the gap, and before the text after it.
+        middle: where the text of the gap begins.
+        repository, file: before the name of a repository, and before a file's name and text; None where there is none.
+    """
+
+    prefix: int
+    suffix: int
+    middle: int
+    repository: int | None
+    file: int | None
 
 
 class Vocabulary:
@@ -80,6 +111,19 @@ class Vocabulary:
         id = self._metadata.integer(f"{name}_token_id", default=None)
         found = default if id is None or not 0 <= id < self._count else id
         return None if found is None or found >= self._count else found
+
+    @cached_property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """Those that fill in the middle, where the vocabulary has them."""
+        found = {kind: self._fill_in_token(kind) for kind in _FILL_IN}
+        if any(found[kind] is None for kind in ("prefix", "suffix", "middle")):
+            return None
+        return FillInTokens(**found)
+
+    def _fill_in_token(self, kind: str) -> Any:
+        named = [self.special_id(name) for name in _FILL_IN[kind]]
+        known = [self.ids[text] for text in _FILL_IN_BY_TEXT[kind] if text in self.ids]
+        return next((id for id in (*named, *known) if id is not None), None)
 
     def kind_of(self, text: str) -> int | None:
         """The kind of the token of that text, if there is one."""

@@ -32,6 +32,7 @@ CASES = [
     (("generate", "MODEL", "y", "--device", "gpu:99"), 1, "gpu"),
     (("generate", "MODEL", "y", "--device", "tpu"), 2, "device is 'tpu'"),
     (("generate", "MODEL", "y", "--fp16-weights", "some"), 2, "'some' is not one of 'auto', 'on', 'off'"),
+    (("serve", "x", "--tool-parser", "xml"), 2, "--tool-parser is 'xml'; allowed are command_r7b,"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),
     (("inspect", DOCS), 1, "GGUF"),
     (("bench", "MODEL", "-p", "0", "-n", "0"), 2, "leaves nothing to measure"),

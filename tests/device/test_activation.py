@@ -13,6 +13,7 @@ from rocforge.ops.device.plan import OperandForm
 
 ELEMENTWISE = {
     "silu": (lambda x: x * sigmoid(x), ()),
+    "relu_squared": (lambda x: np.maximum(x, 0) ** 2, ()),
     "gelu": (gelu, ()),
     "softcap": (lambda x: 30 * np.tanh(x / 30), (30.0,)),
     "scale": (lambda x: x * 0.37, (0.37,)),

@@ -10,9 +10,13 @@ from golden import build, load, relative_error
 import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
-from rocforge.ops.device.experts import takes_int8
+from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
-from rocforge.ops.moe import Matrices, experts, group_by_expert, route
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.linear import linear
+from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route
+from rocforge.ops.norm import rms_norm, rms_norm_for
+from rocforge.ops.types import NextNorm
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 pytestmark = pytest.mark.slow
@@ -125,7 +129,7 @@ def run_layer(rng, layer, tokens, used, activate="swiglu"):
     ids, weights = layer.routing(rng, tokens, used)
     args = [cp.asarray(a) for a in (x, ids, weights)]
     y = experts(*args, *layer.device, activate, cp.asarray(residual)).get()
-    if not takes_int8(tokens, *layer.device[:2]):
+    if operand_form(tokens, *layer.device) is not OperandForm.INT8:
         return relative_error(y - residual, layer.reference(x, ids, weights, activate, residual)[0] - residual)
     rounded = values_of(quantized(args[0]))[:, : layer.dim]
     expected, moved = layer.reference(rounded, ids, weights, activate, residual)
@@ -158,34 +162,68 @@ def test_experts(rng, qtype, activate, used, tokens):
 def test_experts_of_several_formats(rng, qtypes, tokens):
     """down of another format, gate and up of two, and formats without a kernel of their own."""
     layer = Layer(rng, qtypes, count=5, ffn=256, dim=256)
-    assert run_layer(rng, layer, tokens, 2) < (INT8 if takes_int8(tokens, *layer.device[:2]) else HALF)
+    assert run_layer(rng, layer, tokens, 2) < (
+        INT8 if operand_form(tokens, *layer.device) is OperandForm.INT8 else HALF
+    )
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("tokens", [1, 20])
 @pytest.mark.parametrize("qtypes", [("IQ2_XS", "IQ2_XS", "IQ3_S"), ("Q4_K", "Q5_K", "Q8_0"), ("Q8_0", "Q8_0", "IQ2_S")])
 def test_unpacked_in_parts(rng, qtypes, tokens):
     """Bit-equal, and in no more than the workspace: of formats that are unpacked, a few experts at a time."""
-    layer = Layer(rng, qtypes, count=7, ffn=512, dim=768, biased=True)
+    layer = Layer(rng, qtypes, count=7, ffn=256, dim=512, biased=True)
     args = [rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16, *layer.routing(rng, tokens, 3)]
     args, residual = [*map(cp.asarray, args), *layer.device], cp.ones((tokens, layer.dim), np.float32)
     whole = experts(*args, "swiglu_oai", residual).get()
-    one, pool = 2 * 512 * 768, cp.cuda.MemoryPool()
+    one, pool = 2 * 256 * 512, cp.cuda.MemoryPool()
     # room for gate and up of one expert, or down of two
     with cp.cuda.using_allocator(pool.malloc), tuning.trying(experts_unpacked_nbytes=2 * one):
         assert (experts(*args, "swiglu_oai", residual).get() == whole).all()
-    places, chosen = 4 * 3 * tokens * (2 * 768 + 512), 2 * sum(w[0].nbytes for w in layer.weights)
+    places, chosen = 4 * 3 * tokens * (2 * 512 + 256), 2 * sum(w[0].nbytes for w in layer.weights)
     assert 2 * one <= pool.total_bytes() < 2 * one + places + chosen + 2**16
 
 
-def test_alone_and_in_a_batch(rng):
-    """Bit-equal: each place is computed by itself."""
+@pytest.mark.skipif(tuning.current().experts_wide_from == tuning.ANY, reason="needs Hopper's matrix unit")
+@pytest.mark.parametrize("tokens", [1, 40, 700])
+@pytest.mark.parametrize("qtype", ["Q8_0", "MXFP4", "Q6_K", "Q4_K", "Q3_K"])
+def test_experts_on_hopper(rng, qtype, tokens):
+    """Any number of tokens on the warpgroups: experts of no pair, of a few, and of several tiles."""
+    layer = Layer(rng, [qtype] * 3, ffn=256, dim=768, biased=qtype == "MXFP4")
+    with tuning.trying(experts_int8_tokens=0, experts_wide_from=1):
+        assert run_layer(rng, layer, tokens, 3, "swiglu_oai" if qtype == "MXFP4" else "swiglu") < HALF
+
+
+@pytest.mark.parametrize("tokens", [4, 20])
+def test_alone_and_in_a_batch(rng, tokens):
+    """Bit-equal: each place is computed by itself, and so it is of more tokens on the matrix unit."""
     layer = Layer(rng, ["Q8_0"] * 3)
-    x = cp.asarray(rng.standard_normal((5, layer.dim)).astype(np.float32))
-    ids, weights = map(cp.asarray, layer.routing(rng, 5, 3))
-    together = experts(x, ids, weights, *layer.device)
-    for i in range(5):
-        row = slice(i, i + 1)
+    x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
+    ids, weights = map(cp.asarray, layer.routing(rng, tokens, 3))
+    together, few = experts(x, ids, weights, *layer.device), 1 if tokens == 4 else 5
+    for i in range(0, tokens, few):
+        row = slice(i, i + few)
         assert (experts(x[row], ids[row], weights[row], *layer.device).get() == together[row].get()).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("routing", [(3, True, True, 1.0), (2, False, False, 2.5)])
+def test_mixture(rng, tokens, routing):
+    """The whole of it, norm and router too, as its parts give it; few tokens choose their experts in the products."""
+    layer = Layer(rng, ["Q8_0"] * 3, count=40, dim=192, biased=True)
+    x, norm = (cp.asarray(rng.standard_normal(n).astype(np.float32)) for n in ((tokens, 192), 192))
+    router = Matrices(*(cp.asarray(rng.standard_normal(n).astype(np.float32) / 4) for n in ((40, 192), 40)))
+    following = NextNorm(norm, 1e-5, [random_weight(rng, "Q8_0", (32, 192)).to_device("gpu")])
+    y, after = mixture(x, norm, 1e-6, router, routing, *layer.device, "swiglu_oai", x, following)
+    normed = rms_norm(x, norm, 1e-6)
+    ids, weights = route(linear(normed, *router), *routing)
+    expected = experts(normed, ids, weights, *layer.device, "swiglu_oai", x)
+    assert relative_error((y - x).get(), (expected - x).get()) < 1e-4
+    if after is not None:
+        # of one token the products divide by the root, and what they take is rounded before it
+        expected = rms_norm_for(following.consumers, y, norm, 1e-5)
+        products = [linear(operand, following.consumers[0]).get() for operand in (after, expected)]
+        assert relative_error(*products) < (1e-2 if tokens == 1 else 1e-6)
+    assert (after is None) == (tokens == 3 or (tokens == 1 and routing[0] == 3))
 
 
 def test_rounded_already(rng):
@@ -193,7 +231,7 @@ def test_rounded_already(rng):
     layer = Layer(rng, ["Q8_0"] * 3)
     x = cp.asarray(rng.standard_normal((2, layer.dim)).astype(np.float32))
     ids, weights = map(cp.asarray, layer.routing(rng, 2, 3))
-    assert takes_int8(2, *layer.device[:2]) and not takes_int8(9, *layer.device[:2])
+    assert operand_form(2, *layer.device) is OperandForm.INT8
     y = experts(quantized(x), ids, weights, *layer.device)
     assert (y.get() == experts(x, ids, weights, *layer.device).get()).all()
 

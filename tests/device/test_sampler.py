@@ -8,9 +8,11 @@ import pytest
 from constraints import Alternating
 
 from rocforge.device.streams import Stream
+from rocforge.engine.breakers import breakers_of
 from rocforge.engine.request import Request, Status
 from rocforge.engine.sampler import DeviceSampler
 from rocforge.errors import NonFiniteError
+from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import SamplingParams, logprobs, masked, sample
 
 pytestmark = pytest.mark.any_wave
@@ -25,6 +27,13 @@ KINDS = [
     {"temperature": 1.0, "top_p": 0.9, "logit_bias": {3: 5.0}},
     {"temperature": 0, "min_tokens": 3},
     {"temperature": 1.0, "min_tokens": 2, "logit_bias": {3: 5.0}},
+]
+DRY = {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_sequence_breakers": [[5], [6, 7]]}
+KINDS += [
+    {"temperature": 0, **DRY},
+    {"temperature": 0.7, **DRY, **PENALTIES, "logit_bias": {3: 5.0}, "min_tokens": 2},
+    {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 2.0, "mirostat_eta": 0.6, "logprobs": 2},
+    {"temperature": 0.8, "mirostat": 1, **DRY},
 ]
 ENDS = frozenset(range(0, VOCABULARY, 3))
 
@@ -51,7 +60,8 @@ class Bench:
             masks = [request.constraint and request.constraint.bits() for request in requests]
             for request, row, mask, got in zip(requests, logits, masks, pending.get(), strict=False):
                 allowed = row if mask is None else masked(row, mask)
-                assert got.token == sample(allowed, request.params, request.prompt, request.output, request.ends)
+                text = (request.params, request.prompt, request.output, request.ends)
+                assert got.token == sample(allowed, *text, request.penalties(), request.mirostat)
                 assert not got.error
                 count = request.params.logprobs
                 if count is None:
@@ -68,21 +78,23 @@ class Bench:
 def request_of(rng, constraint=None, **options):
     prompt = rng.integers(0, VOCABULARY, 10).tolist()
     params = SamplingParams(seed=int(rng.integers(1 << 40)), **options)
-    return Request(prompt, params, constraint, ends=ENDS, status=Status.RUNNING)
+    mirostat = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta) if params.mirostat else None
+    state = {"breakers": breakers_of(params), "mirostat": mirostat}
+    return Request(prompt, params, constraint, ends=ENDS, status=Status.RUNNING, **state)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_requests_come_and_go(seed):
     """Steps of whoever is there, in any order, some queued before the tokens of the last one are read."""
     bench, rng, seated = Bench(), np.random.default_rng(seed), {}
-    for _ in range(15):
+    for _ in range(12):
         for slot in rng.choice(SLOTS, rng.integers(0, 3), replace=False).tolist():
             if slot in seated:
                 seated.pop(slot).status = Status.FINISHED
-            constraint = Alternating(VOCABULARY) if rng.random() < 0.3 else None
+            constraint = Alternating(VOCABULARY) if rng.random() < 0.2 else None
             seated[slot] = request_of(rng, constraint, **KINDS[rng.integers(len(KINDS))])
         slots = rng.permutation(list(seated)).tolist()
-        free = all(seated[slot].constraint is None for slot in slots)
+        free = not any(seated[slot].follows_text for slot in slots)
         reads = [bench.launch([seated[slot] for slot in slots], slots)]
         if free:
             reads.append(bench.launch([seated[slot] for slot in slots], slots, ahead=1))
@@ -90,7 +102,19 @@ def test_requests_come_and_go(seed):
             read()
 
 
-@pytest.mark.parametrize("options", KINDS[-2:])
+@pytest.mark.parametrize("options", KINDS[-4:])
+def test_what_follows_the_text(options):
+    """DRY and mirostat go by all tokens that came before: the device draws what the host draws, and repeats less."""
+    bench = Bench()
+    request, plain = request_of(bench.rng, **options), request_of(bench.rng, temperature=options["temperature"])
+    for _ in range(8):
+        bench.launch([plain, request], [1, 2])()
+    assert request.mirostat is None or request.mirostat.mu != 2 * request.params.mirostat_tau
+    if options["temperature"] == 0:
+        assert len(set(request.output)) > len(set(plain.output)) and request.penalties()
+
+
+@pytest.mark.parametrize("options", KINDS[5:7])
 def test_no_end_before_min_tokens(options):
     """None of the tokens that end a text is drawn early; later they are, as on the host."""
     bench = Bench()

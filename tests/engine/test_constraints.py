@@ -1,7 +1,7 @@
 """Constrained requests among others, on the CPU: they obey, the others write what they write without them."""
 
 import pytest
-from constraints import Alternating, alternates, prompts_of, run
+from constraints import Alternating, alternates, obeys, prompts_of, run
 from golden import build
 
 import rocforge as rf
@@ -23,13 +23,17 @@ def prompts(model):
 
 @pytest.mark.parametrize("constrained", [[2], [0, 1, 3]])
 def test_mixed_batches(model, prompts, constrained):
-    """Constrained texts obey, and their constraints have seen each token; the other texts are the same as ever."""
+    """Constrained texts obey, as long as they have to, and their constraints have seen each token till then; the other
+    texts are the same as ever."""
     free, _ = run(model, prompts, [None] * 4)
-    constraints = [Alternating(model.config.vocabulary) if i in constrained else None for i in range(4)]
+    until = {3: 4}
+    constraints = [
+        Alternating(model.config.vocabulary, None, until.get(i)) if i in constrained else None for i in range(4)
+    ]
     outputs, errors = run(model, prompts, constraints)
     assert not errors and not all(map(alternates, free))
     for i, (constraint, output) in enumerate(zip(constraints, outputs, strict=True)):
-        assert output == free[i] if constraint is None else alternates(output) and constraint.accepted == output
+        assert output == free[i] if constraint is None else obeys(constraint, output)
 
 
 def test_company_and_preemption_change_nothing(model, prompts):

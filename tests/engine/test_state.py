@@ -145,14 +145,14 @@ class Recurrence(Module):
 
     def forward(self, x, batch):
         layer = batch.state_of(self)
-        hidden, last = layer.read()
+        hidden, last = layer.read(0), layer.read(1)
         y = np.empty_like(x)
         for sequence, (start, stop) in enumerate(zip(layer.query_starts[:-1], layer.query_starts[1:], strict=True)):
             for row in range(start, stop):
                 gate = 1 / (1 + np.exp(-self.weight * x[row]))
                 hidden[sequence] = gate * hidden[sequence] + (1 - gate) * (x[row] + last[sequence, 0])
                 last[sequence, 0], y[row] = x[row], x[row] + hidden[sequence]
-        layer.write([hidden, last])
+        layer.write(0, hidden), layer.write(1, last)
         return y / np.maximum(1, np.abs(y).max(axis=1, keepdims=True))
 
 

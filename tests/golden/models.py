@@ -243,7 +243,7 @@ def qtype_of(v: Variant, recipe: str, name: str, shape: tuple) -> T:
     return qtype
 
 
-def _vocabulary(w: gguf.GGUFWriter) -> None:
+def add_vocabulary(w: gguf.GGUFWriter) -> None:
     """A byte-level BPE vocabulary of 256 bytes, 28 merges and 4 special tokens."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
@@ -290,7 +290,7 @@ def build(path, variant: str, recipe: str) -> None:
     add = {int: w.add_uint32, float: w.add_float32, str: w.add_string}
     for key, value in metadata(v).items():
         add[type(value)](f"{v.arch}.{key}", value)
-    _vocabulary(w)
+    add_vocabulary(w)
     for name, shape, mean, std in tensors(v):
         qtype = qtype_of(v, recipe, name, shape)
         source = Source(variant, recipe, name, seed=SEEDS.get((variant, recipe), 0))

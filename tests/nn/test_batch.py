@@ -73,8 +73,9 @@ def test_recurrent_state_is_a_sequences_own():
     cache = KVCache([Recurrent(((2,), (3, 1))), Recurrent(((2,), (3, 1)))], (), slots=3)
     for value, chunks in ((5, [Chunk(0, 2, (), slot=2)]), (7, [Chunk(2, 1, (), slot=2), Chunk(0, 4, (), slot=0)])):
         layer = Batch.of(cache, chunks).state_of(1)
-        before = layer.read()
-        layer.write([array + value for array in before])
+        before = [layer.read(which) for which in (0, 1)]
+        for which, array in enumerate(before):
+            layer.write(which, array + value)
     assert [array[:, 0].ravel().tolist() for array in before[:1]] == [[5, 0]] and before[1].shape == (2, 3, 1)
     state = cache.recurrent[0].arrays[0]
     assert state[:, 1].tolist() == [[7, 7], [0, 0], [12, 12]] and not state[:, 0].any()

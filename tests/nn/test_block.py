@@ -41,7 +41,7 @@ def model_of(block_of, rng):
             return block_of(read)
 
     model = Odd(Reader(FILE))
-    shapes = {path: parameter.shape for path, parameter in model.named_parameters()}
+    shapes = {path: p.shape for path, p in model.named_parameters() if path.endswith("weight") or "norm" in path}
     arrays = {path: rng.standard_normal(shape).astype(np.float32) / 4 for path, shape in shapes.items()}
     model.load_weights({path: array + 1 if "norm.weight" in path else array for path, array in arrays.items()})
     return model

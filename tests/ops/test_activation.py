@@ -24,12 +24,13 @@ def gelu64(x):
     "op, exact",
     [
         (ops.silu, lambda x: x * sigmoid(x)),
+        (ops.relu_squared, lambda x: np.maximum(x, 0) ** 2),
         (ops.gelu, gelu64),
         (lambda x: ops.softcap(x, 30.0), lambda x: 30 * np.tanh(x / 30)),
     ],
 )
 def test_unary(rng, op, exact):
-    """silu, gelu and softcap."""
+    """silu, relu_squared, gelu and softcap."""
     x = values(rng)
     y = op(x)
     assert y.dtype == np.float32

@@ -199,22 +199,26 @@ def test_norms():
 
 
 @pytest.mark.parametrize(
-    ("names", "few"),
+    ("names", "few", "many"),
     [
-        (("Q4_K", "Q4_K"), Product.GEMV_INT8),
-        (("Q4_K", "Q5_K"), Product.GEMV_FLOAT),
-        (("F16", "F16"), Product.GEMV_FLOAT),
-        (("IQ2_XS", "IQ2_XS"), Product.GEMV_FLOAT),
+        (("Q4_K", "Q4_K", "Q6_K"), Product.GEMV_INT8, Product.TILE),
+        (("Q4_K", "Q4_K", "F16"), Product.GEMV_INT8, Product.GROUPED_GEMM),
+        (("Q4_K", "Q5_K", "Q4_K"), Product.GEMV_FLOAT, Product.GROUPED_GEMM),
+        (("F16", "F16", "F16"), Product.GEMV_FLOAT, Product.GROUPED_GEMM),
     ],
 )
-def test_experts(names, few):
-    """Up to eight tokens a GEMV a pair, on every card; of formats without a kernel, or of two, of unpacked values."""
-    formats = tuple(FORMATS[name] for name in names)
-    assert {plan.experts_product(formats, tokens) for tokens in range(1, 9)} == {few}
-    assert {plan.experts_product(formats, tokens) for tokens in (9, 64, 2048)} == {Product.GROUPED_GEMM}
-    weights = [WEIGHTS[name] for name in names]
-    assert plan.experts_form_for(weights, 8) is plan.form_of(few, 8)
-    assert plan.experts_form_for(weights, 9) is OperandForm.FP16
+def test_experts(names, few, many):
+    """A few tokens a GEMV a pair; more on the matrix unit, from packed weights where all of them are, else unpacked."""
+
+    def products(arch, *tokens):
+        return {plan.experts_product(*(FORMATS[name] for name in names), n, TABLE[arch]) for n in tokens}
+
+    tuned = TABLE["gfx110"]
+    most = tuned.experts_int8_tokens if many is Product.TILE else plan.MAX_GEMV_TOKENS
+    assert products("gfx110", 1, most) == {few}
+    assert products("gfx110", most + 1, 64, 2048) == {many}
+    assert products("gfx103", 1, 8) == {few} and products("gfx103", 9, 2048) == {Product.GROUPED_GEMM}
+    assert products("sm_90", 2048) == {Product.WIDE if many is Product.TILE else many}
 
 
 def test_plans_are_kept():

@@ -81,4 +81,4 @@ def server(model_file):
 @pytest.fixture(scope="session")
 def start(model_file):
     """A server with settings of its own: `start(name=value)` as a context manager."""
-    return lambda **settings: running(model_file, **settings)
+    return lambda **settings: running(**{"model_file": model_file, **settings})

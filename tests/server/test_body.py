@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from rocforge.server import body, schema
 from rocforge.server.body import parse_json
+from rocforge.server.messages_schema import MessagesRequest
+from rocforge.server.responses_schema import ResponsesRequest
 
 SIZE = 1 << 21
 
@@ -90,30 +92,44 @@ FLOODS = [
     ("ChatCompletionRequest", {"messages": [], "modalities": [1] * MANY}),
     ("DetokenizeRequest", {"tokens": [-1] * MANY}),
     ("EmbeddingRequest", {"input": [[-1] * MANY]}),
+    ("CompletionRequest", {"prompt": "a", "dry_sequence_breakers": [1] * MANY}),
+    ("InfillRequest", {"input_extra": [1] * MANY}),
+    ("InfillRequest", {"input_prefix": "a", "input_suffix": "b", "samplers": [1] * MANY}),
+    ("RerankRequest", {"query": "a", "documents": [1] * MANY}),
+    ("ResponsesRequest", {"input": [1] * MANY}),
+    ("ResponsesRequest", {"input": [{"type": 1}] * 4000}),
+    ("ResponsesRequest", {"input": [{"content": [{"type": 1}] * MANY}]}),
+    ("ResponsesRequest", {"input": [{"output": [1] * MANY, "summary": [1] * MANY}]}),
+    ("ResponsesRequest", {"input": "a", "tools": [{"tools": [1] * MANY}] * 100, "include": [1] * MANY}),
+    ("ResponsesRequest", {"input": "a", "tool_choice": {"tools": [1] * MANY}}),
+    ("ResponsesRequest", {"input": "a", "metadata": dict.fromkeys(map(str, range(MANY)), 1)}),
+    ("MessagesRequest", {"messages": [1] * MANY, "system": [1] * MANY}),
+    ("MessagesRequest", {"messages": [{"role": "user", "content": [{"type": 1}] * MANY}]}),
+    ("MessagesRequest", {"messages": [], "tools": [{}] * 100, "stop_sequences": [1] * MANY, "mcp_servers": [1] * MANY}),
 ]
+REQUESTS = {
+    **{name: getattr(schema, name) for name, _ in FLOODS if hasattr(schema, name)},
+    "ResponsesRequest": ResponsesRequest,
+    "MessagesRequest": MessagesRequest,
+}
 
 
 @pytest.mark.parametrize("name, fields", FLOODS)
 def test_few_errors_of_many_faults(name, fields):
     """However many entries or fields are wrong, a handful of errors is made of them: one costs a microsecond or ten."""
     with pytest.raises(ValidationError) as caught:
-        getattr(schema, name).model_validate(fields)
+        REQUESTS[name].model_validate(fields)
     assert caught.value.error_count() < 10
 
 
 def test_every_array_stops_early():
     """None that may be long has been left out of FLOODS."""
     long = set()
-    for request in (
-        schema.CompletionRequest,
-        schema.ChatCompletionRequest,
-        schema.DetokenizeRequest,
-        schema.EmbeddingRequest,
-    ):
+    for request in REQUESTS.values():
         described = request.model_json_schema()
         for model in [described, *described.get("$defs", {}).values()]:
             for name, field in model.get("properties", {}).items():
                 if any(option.get("type") == "array" for option in [field, *field.get("anyOf", ())]):
                     long.add(name)
-    tried = {name for _, fields in FLOODS for name in fields} | {"content", "tool_calls", "choice"}
+    tried = {name for _, fields in FLOODS for name in fields} | {"content", "tool_calls", "choice", "output", "summary"}
     assert {"prompt", "messages", "tokens"} <= long <= tried

@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -38,6 +39,31 @@ def test_echo(client):
         assert "".join(mine) == echoed.choices[index].text
     both = complete(client, prompt=[[72, 73], [74, 75]], echo=True)
     assert [choice.text[:2] for choice in both.choices] == ["HI", "JK"]
+
+
+def test_echo_with_logprobs(client, server):
+    """The prompt's tokens have theirs, as the model's logits give them; the text's tokens follow, streamed or not."""
+    ids = server.post("/tokenize", json={"content": "hello, w<|end|>"}).json()["tokens"]
+    logits = server.engine.model(np.array(ids)).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    options = {"prompt": "hello, w<|end|>", "echo": True, "logprobs": 2, "temperature": 0}
+    for most in (0, 3):
+        choice = complete(client, **options, max_tokens=most).choices[0]
+        report, count = choice.logprobs, len(ids)
+        assert report.token_logprobs[0] is None and report.top_logprobs[0] is None
+        chosen = expected[np.arange(count - 1), ids[1:]]
+        np.testing.assert_allclose(report.token_logprobs[1:count], chosen, atol=1e-4)
+        likeliest = np.sort(expected[: count - 1])[:, :-3:-1]
+        np.testing.assert_allclose([[*top.values()] for top in report.top_logprobs[1:count]], likeliest, atol=1e-4)
+        assert count <= len(report.tokens) <= count + most and len(report.text_offset) == len(report.tokens)
+        for token, offset in zip(report.tokens[:count], report.text_offset, strict=False):
+            assert choice.text[offset:].startswith(token)
+    assert "".join(report.tokens[:count]) == "hello, w<|end|>"
+    chunks = list(complete(client, **options, max_tokens=3, stream=True))
+    assert [t for chunk in chunks for t in chunk.choices[0].logprobs.tokens] == report.tokens
+    plain = complete(client, prompt=[ids, ids[:1]], logprobs=0, echo=True, n=2, temperature=0, max_tokens=1).choices
+    assert [len(choice.logprobs.tokens) >= size for choice, size in zip(plain, (count, count, 1, 1), strict=True)]
+    np.testing.assert_allclose(plain[1].logprobs.token_logprobs[1:count], chosen, atol=1e-4)
 
 
 def test_no_tokens(client):
@@ -147,6 +173,7 @@ def test_samplers(client):
 def test_fields_without_effect(client):
     """What only describes a request, or hints, is taken; a tier that is named is said."""
     options = {"user": "me", "metadata": {"a": "b"}, "store": False, "parallel_tool_calls": True}
+    options["extra_body"] = {"verbosity": "low", "prompt_cache_key": "a", "prompt_cache_retention": "24h"}
     hint = {"type": "content", "content": "something"}
     reply = chat(client, **options, prediction=hint, service_tier="auto")
     assert reply.service_tier == "default" and chat(client).service_tier is None
@@ -156,7 +183,7 @@ def test_fields_without_effect(client):
     "call, fields, param",
     [
         (complete, {"suffix": "end"}, "suffix"),
-        (complete, {"echo": True, "logprobs": 1}, "echo"),
+        (complete, {"echo": True, "logprobs": 1, "suffix": "end"}, "echo"),
         (complete, {"best_of": 1, "n": 2}, "best_of"),
         (complete, {"best_of": 2, "stream": True}, "best_of"),
         (chat, {"store": True}, "store"),
@@ -164,8 +191,10 @@ def test_fields_without_effect(client):
         (chat, {"extra_body": {"top_k": -2}}, "top_k"),
         (chat, {"extra_body": {"top_n_sigma": -2}}, "top_n_sigma"),
         (chat, {"extra_body": {"typical_p": 0}}, "typical_p"),
-        (chat, {"extra_body": {"dry_multiplier": 0.8}}, "dry_multiplier"),
-        (chat, {"extra_body": {"mirostat": 2}}, "mirostat"),
+        (chat, {"extra_body": {"dry_multiplier": -1}}, "dry_multiplier"),
+        (chat, {"extra_body": {"dry_sequence_breakers": [""]}}, "dry_sequence_breakers"),
+        (chat, {"extra_body": {"mirostat": 3}}, "mirostat"),
+        (chat, {"extra_body": {"samplers": ["top_k", "temperature"]}}, "samplers"),
         (chat, {"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
         (chat, {"extra_body": {"guided_json": "{"}}, "guided_json"),
         (chat, {"extra_body": {"guided_json": "[]"}}, "guided_json"),
@@ -192,7 +221,9 @@ def test_one_call_at_a_time(client):
         message = chat(client, **options, parallel_tool_calls=parallel).choices[0].message
         assert len(message.tool_calls) == count and json.loads(message.tool_calls[0].function.arguments) == {}
         chunks = chat(client, **options, parallel_tool_calls=parallel, stream=True)
-        assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == count
+        deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        assert [call.index for call in deltas if call.id] == list(range(count))
+        assert "".join(call.function.arguments for call in deltas) == "{}" * count
 
 
 def test_variables_of_templates(start):
@@ -209,3 +240,16 @@ def test_variables_of_templates(start):
             usage = server.post("/v1/chat/completions", json=body).json()["usage"]
             ids = server.post("/tokenize", json={"content": prompt}).json()
             assert usage["prompt_tokens"] == ids["count"], fields
+
+
+def test_defaults_of_sampling(start):
+    """What a request leaves out is as the command says, else as the file recommends, else the API's; so says /props."""
+    with start(sampling={"temperature": 0.0, "dry_multiplier": 0.5}) as server:
+        server.service.tokenizer.recommended_sampling = {"temperature": 0.4, "min_p": 0.2}
+        shown = server.get("/props").json()["default_generation_settings"]["params"]
+        assert (shown["temperature"], shown["min_p"], shown["dry_multiplier"], shown["typ_p"]) == (0, 0.2, 0.5, 1)
+        texts = set()
+        for fields in ({"seed": 1}, {"seed": 2}, {"seed": 3, "temperature": 1.5, "mirostat": 2}):
+            body = {"model": "small", "prompt": [5, 6, 7], "max_tokens": 12, "ignore_eos": True, **fields}
+            texts.add(server.post("/v1/completions", json=body).json()["choices"][0]["text"])
+        assert len(texts) == 2

@@ -24,13 +24,19 @@ BODY = {"model": "small", "prompt": "abc", "max_tokens": 20, "ignore_eos": True,
 
 
 @pytest.fixture(scope="module")
-def shared(model_file):
-    """A server with three processes for HTTP, for tests that kill none of them."""
+def served(model_file):
+    """A server with three processes for HTTP, for tests that kill none of them, and its URL."""
     with serving(model_file, processes=3) as (process, url):
-        yield url
+        yield process, url
         process.terminate()
         _, err = process.communicate(timeout=30)
         assert process.returncode == 0 and "Traceback" not in err, err
+
+
+@pytest.fixture
+def shared(served):
+    """Its URL."""
+    return served[1]
 
 
 def asked(url, method, path, **options):
@@ -102,15 +108,6 @@ def children(process):
     return engine, others
 
 
-def test_the_connections_are_shared(model_file):
-    """The kernel divides them among the processes for HTTP; the engine's has none."""
-    with serving(model_file, processes=2) as (process, url), contextlib.ExitStack() as stack:
-        engine, others = children(process)
-        connections = [stack.enter_context(streaming(url, max_tokens=20)) for _ in range(24)]
-        owners = {connection.owner([engine, *others]) for connection in connections}
-        assert owners == set(others)
-
-
 def test_requests_are_known_everywhere(shared):
     """Whichever process a connection comes to: it lists a request of another, gives its status, and cancels it."""
     lines = []
@@ -127,6 +124,20 @@ def test_requests_are_known_everywhere(shared):
         assert asked(shared, "GET", f"/v1/requests/{job['id']}").json()["status"] == "cancelled"
         assert asked(shared, "GET", "/v1/requests/cmpl-nothing").status_code == 404
     wait_for(lambda: values(shared)["rocforge_cache_blocks_used",] == 0)
+
+
+def test_responses_are_known_everywhere(shared):
+    """Whichever process a connection comes to: it continues a response of another, reads and deletes it."""
+    body = {"model": "small", "input": "hi", "max_output_tokens": 2}
+    first = asked(shared, "POST", "/v1/responses", json=body).json()
+    for _ in range(4):
+        after = asked(shared, "POST", "/v1/responses", json={**body, "previous_response_id": first["id"]}).json()
+        assert after["previous_response_id"] == first["id"], after
+        assert asked(shared, "GET", f"/v1/responses/{first['id']}").json() == first
+        reference = [{"type": "item_reference", "id": first["output"][0]["id"]}]
+        assert asked(shared, "POST", "/v1/responses", json={**body, "input": reference}).status_code == 200
+    assert asked(shared, "DELETE", f"/v1/responses/{first['id']}").json()["deleted"]
+    assert all(asked(shared, "GET", f"/v1/responses/{first['id']}").status_code == 404 for _ in range(6))
 
 
 def test_metrics_are_sums(shared):
@@ -195,6 +206,13 @@ def test_embeddings(shared, model_file):
             vectors = [one["embedding"] for one in answer.json()["data"]]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
         assert text.result().json()["usage"]["completion_tokens"] == 200
+    echo = {"model": "small", "prompt": "hello", "max_tokens": 0, "echo": True, "logprobs": 1}
+    report = asked(shared, "POST", "/v1/completions", json=echo).json()["choices"][0]["logprobs"]
+    assert "".join(report["tokens"]) == "hello" and report["token_logprobs"][0] is None
+    assert all(
+        -30 < value <= max(top.values())
+        for value, top in zip(report["token_logprobs"][1:], report["top_logprobs"][1:], strict=True)
+    )
     wrong = asked(shared, "POST", "/v1/embeddings", json={"model": "small", "input": [1 << 30]})
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "input"
 
@@ -208,6 +226,16 @@ def test_refusals(shared):
     late = asked(shared, "POST", "/v1/completions", json={**LONG, "stream": False, "timeout": 0.1})
     assert late.status_code == 504 and "timed out after 0.1 seconds" in late.json()["error"]["message"]
     wait_for(lambda: values(shared)["rocforge_cache_blocks_used",] == 0)
+
+
+def test_the_connections_are_shared(served):
+    """The kernel divides them among the processes for HTTP; the engine's has none."""
+    process, url = served
+    with contextlib.ExitStack() as stack:
+        engine, others = children(process)
+        connections = [stack.enter_context(streaming(url, max_tokens=20)) for _ in range(40)]
+        owners = {connection.owner([engine, *others]) for connection in connections}
+        assert owners == set(others)
 
 
 def test_a_process_for_http_that_dies(model_file):

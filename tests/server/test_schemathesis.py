@@ -12,6 +12,16 @@ OPERATIONS = [
     ("/v1/completions", "POST"),
     ("/v1/chat/completions", "POST"),
     ("/v1/embeddings", "POST"),
+    ("/infill", "POST"),
+    ("/v1/rerank", "POST"),
+    ("/v1/responses", "POST"),
+    ("/v1/responses/input_tokens", "POST"),
+    ("/v1/responses/{id}", "GET"),
+    ("/v1/responses/{id}", "DELETE"),
+    ("/v1/responses/{id}/cancel", "POST"),
+    ("/v1/responses/{id}/input_items", "GET"),
+    ("/v1/messages", "POST"),
+    ("/v1/messages/count_tokens", "POST"),
     ("/props", "GET"),
     ("/version", "GET"),
     ("/v1/models", "GET"),
@@ -25,6 +35,9 @@ OPERATIONS = [
     ("/health", "GET"),
     ("/ready", "GET"),
 ]
+
+GENERATION = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+"""Those with many fields, of which more requests are tried."""
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +60,22 @@ def test_no_server_errors(api, path, method, mode):
     seen = set()
 
     @given(case=operation.as_strategy(generation_mode=mode), real_model=st.booleans())
-    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=8 if path in GENERATION else 3,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     def send(case, real_model):
         if isinstance(case.body, dict):
             if real_model:
                 case.body["model"] = "small"
             # right requests are made cheap, wrong ones stay wrong
-            bounds = {"max_tokens": 3, "max_completion_tokens": 3, "n_predict": 3, "n": 2, "best_of": 2}
-            for name, most in bounds.items():
+            bounds = {"max_completion_tokens": 3, "n_predict": 3, "n": 2, "best_of": 2}
+            length = "max_output_tokens" if "responses" in path else "max_tokens"
+            for name, most in {**bounds, length: 3}.items():
                 value = case.body.get(name)
-                if (value is None and name == "max_tokens") or (type(value) is int and (value > most or value == -1)):
+                if (value is None and name == length) or (type(value) is int and (value > most or value == -1)):
                     case.body[name] = most
         response = case.call(timeout=60)
         seen.add(response.status_code)

@@ -8,8 +8,9 @@ import rocforge as rf
 from rocforge.engine.engine import Engine
 from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import tools_of
-from rocforge.text.chat.formats import HERMES, LLAMA, MISTRAL, ReplyFormat
-from rocforge.text.chat.harmony import HarmonyCalls
+from rocforge.text.chat.formats import ReplyFormat
+from rocforge.text.chat.reply import joined
+from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 from rocforge.text.grammar import GrammarCompiler
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -45,9 +46,12 @@ def streamed(server, **body):
             for choice in json.loads(line[6:])["choices"]:
                 content += choice["delta"].get("content") or ""
                 reasoning += choice["delta"].get("reasoning_content") or ""
-                calls += choice["delta"].get("tool_calls") or []
+                for call in choice["delta"].get("tool_calls") or []:
+                    if "id" in call:
+                        calls.append({"name": call["function"]["name"], "arguments": ""})
+                    calls[-1]["arguments"] += call["function"]["arguments"]
                 reason = choice["finish_reason"] or reason
-    return content, reasoning, [call["function"] for call in calls], reason
+    return content, reasoning, calls, reason
 
 
 def writes(text):
@@ -55,8 +59,9 @@ def writes(text):
     return {"grammar": "start: " + json.dumps(text)}
 
 
-@pytest.mark.parametrize("choice", ["required", NAMED])
-@pytest.mark.parametrize("kind", [PERSON, {"type": "json_object"}, {"type": "text"}])
+@pytest.mark.parametrize(
+    "choice, kind", [("required", PERSON), (NAMED, {"type": "json_object"}), (NAMED, {"type": "text"})]
+)
 def test_required_calls_beside_a_format(server, choice, kind):
     """The reply is a call, as response_format is about content; a stop string is, too."""
     status, reply = ask(server, tools=[WEATHER, TIME], tool_choice=choice, response_format=kind, stop=['"', "name"])
@@ -123,15 +128,6 @@ def test_logprobs_of_a_call(server):
     assert [entry["token"] for entry in reported] == [entry["token"] for entry in whole] and len(whole) > 20
 
 
-def test_one_call_at_a_time(server):
-    """parallel_tool_calls: false lets one call through."""
-    _, reply = ask(server, tools=[WEATHER], **writes(CALL * 2))
-    assert len(reply["choices"][0]["message"]["tool_calls"]) == 2
-    body = {"tools": [WEATHER], "parallel_tool_calls": False, **writes(CALL * 2)}
-    assert len(ask(server, **body)[1]["choices"][0]["message"]["tool_calls"]) == 1
-    assert [call["name"] for call in streamed(server, **body, n=2)[2]] == ["weather"] * 2
-
-
 HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>assistant"
     "{# <|channel|> #}"
@@ -141,14 +137,19 @@ THINKS = (
 )
 
 
-def test_families(start):
-    """JSON in the channel of content, or after a thought that the prompt opens; nothing that is written is lost."""
+def test_channels(start):
+    """JSON in the channel of content; nothing that is written is lost."""
     with start(chat_template=HARMONY) as server:
         message = ask(server, response_format=PERSON)[1]["choices"][0]["message"]
         assert json.loads(message["content"])["age"] in (3, 4) and "reasoning_content" not in message
         assert json.loads(streamed(server, response_format=PERSON)[0]) == json.loads(message["content"])
         assert ask(server, **writes("Hello there"))[1]["choices"][0]["message"]["content"] == "Hello there"
-    with start(chat_template=THINKS) as server:
+
+
+def test_thoughts(start):
+    """What a thought holds that the prompt opens is reasoning; it ends after so many tokens, by whichever name, and the
+    reply goes on; under a grammar there is none."""
+    with start(chat_template=THINKS, reasoning_budget=3) as server:
         assert json.loads(ask(server, response_format=PERSON)[1]["choices"][0]["message"]["content"])["age"] in (3, 4)
         _, reply = ask(server, tools=[WEATHER], tool_choice="required")
         assert len(reply["choices"][0]["message"]["tool_calls"]) == 1
@@ -156,6 +157,45 @@ def test_families(start):
         message = ask(server, **body)[1]["choices"][0]["message"]
         assert (message["content"], message["reasoning_content"]) == ("No.", f"I could {CALL}")
         assert streamed(server, **body) == ("No.", f"I could {CALL}", [], "stop")
+        for fields, budget in (
+            ({}, 3),
+            ({"thinking_budget": 5}, 5),
+            ({"thinking": {"type": "enabled", "budget_tokens": 2}}, 2),
+            ({"reasoning_budget_tokens": 0}, 0),
+            ({"thinking_budget": -1}, None),
+        ):
+            body = {"max_tokens": 30, "logprobs": True, "ignore_eos": True, **fields}
+            _, reply = ask(server, **body)
+            tokens = [entry["token"] for entry in reply["choices"][0]["logprobs"]["content"]]
+            texts = ["".join(tokens[:count]) for count in range(len(tokens) + 1)]
+            end = next((count for count, text in enumerate(texts) if text.endswith("</think>")), None)
+            mark = len(server.service.tokenizer.encode("</think>", add_special_tokens=False))
+            assert end == (None if budget is None else budget + mark)
+            assert (len(tokens), bool(reply["choices"][0]["message"]["content"])) == (30, budget is not None)
+            assert streamed(server, **body)[:2] == (
+                reply["choices"][0]["message"]["content"], reply["choices"][0]["message"].get("reasoning_content", "")
+            )  # fmt: skip
+        assert ask(server, thinking_budget=1, regex="a")[1]["error"]["param"] == "thinking_budget"
+        assert ask(server, thinking_budget=1, reasoning_budget=2)[0] == 400
+
+
+def test_a_named_tool_parser(start):
+    """The format that was asked for, whatever the template says: arguments of the schema's types, in pieces."""
+    arguments = {"city": "Oslo"}
+    text = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>"
+    with start(tool_parser="qwen3_coder") as server:
+        body = {"tools": [WEATHER], **writes(text)}
+        (call,) = ask(server, **body)[1]["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == arguments
+        assert streamed(server, **body) == (
+            "",
+            "",
+            [{"name": "weather", "arguments": '{"city": "Oslo"}'}],
+            "tool_calls",
+        )
+        _, reply = ask(server, tools=[WEATHER], tool_choice="required")
+        (call,) = reply["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
 
 
 def test_tools_of_a_request():
@@ -164,7 +204,7 @@ def test_tools_of_a_request():
     def found(**body):
         request = {"model": "m", "messages": MESSAGES, "tools": [WEATHER, TIME], **body}
         tools = tools_of(ChatCompletionRequest.model_validate(request))
-        return len(tools.shown), sorted(tools.names), tools.required
+        return len(tools.shown), sorted(tools.by_name), tools.required
 
     assert found() == found(tool_choice="auto") == (2, ["time", "weather"], False)
     assert found(tool_choice="required") == (2, ["time", "weather"], True)
@@ -176,27 +216,21 @@ def test_tools_of_a_request():
     assert found(tool_choice="none") == found(tools=None) == (0, [], False)
 
 
-@pytest.mark.parametrize("calls", [HERMES, MISTRAL, LLAMA, HarmonyCalls()])
-def test_required_calls(calls, model_file):
+def test_required_calls(model_file):
     """A random model under the grammar of a format writes calls that the format's parser finds."""
     model, tokenizer = rf.load(model_file, device="cpu", context=1024)
-    compiler, format = GrammarCompiler(tokenizer), ReplyFormat(calls)
+    compiler, format = GrammarCompiler(tokenizer), ReplyFormat(TOOL_PARSERS["qwen3_coder"])
     no_space = {id: -100 for id in range(tokenizer.vocab_size) if not tokenizer.token_bytes(id).strip()}
     properties = {"x": {"enum": [1, 22]}}
     schema = {"type": "object", "properties": properties, "required": ["x"], "additionalProperties": False}
     tools = [{"name": "f", "parameters": schema}, {"name": "g", "parameters": schema}]
     with Engine(model, tokenizer.eog_token_ids) as engine:
-        for seed in range(2):
-            parallel = seed > 0
-            constraint = compiler.lark(format.lark(compiler, False, tools, parallel=parallel))
-            params = rf.SamplingParams(seed=seed, temperature=1, max_tokens=900, logit_bias=no_space)
-            request = engine.add([1, 2], params, constraint)
-            while engine.busy:
-                engine.step()
-            end = request.output[-1] in tokenizer.eog_token_ids
-            text = tokenizer.decode(request.output[:-1] if end else request.output)
-            parser = format.parser(["f", "g"], False)
-            found = parser.add(text).calls + parser.finish().calls
-            assert found and {call.name for call in found} <= {"f", "g"}, text
-            assert parallel or len(found) == 1
-            assert all(json.loads(call.arguments)["x"] in (1, 22) for call in found)
+        constraint = compiler.lark(format.lark(compiler, False, tools, parallel=False))
+        params = rf.SamplingParams(seed=0, temperature=1, max_tokens=400, logit_bias=no_space)
+        request = engine.add([1, 2], params, constraint)
+        while engine.busy:
+            engine.step()
+    text = tokenizer.decode([id for id in request.output if id not in tokenizer.eog_token_ids])
+    parser = format.parser({tool["name"]: tool for tool in tools}, False)
+    found = joined([parser.add(text), parser.finish()])
+    assert len(found.calls) == 1 and json.loads(found.calls[0].arguments)["x"] in (1, 22), text

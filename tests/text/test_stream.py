@@ -33,6 +33,7 @@ def test_ends_before_the_first_stop(text, stops):
     if ends:
         whole = text[: ends[0]]
         assert stream.stopped and out == whole[: min(i for s in stops if (i := whole.find(s)) >= 0)]
+        assert stream.stopped in stops and whole.startswith(out + stream.stopped)
     else:
         assert not stream.stopped and out == text
 

@@ -20,6 +20,7 @@ _ELEMENTWISE = {
     for name, more in {
         "silu": "",
         "gelu": "",
+        "relu_squared": "",
         "softcap": "float32",
         "scale": "float32",
         "add": "float32*",
@@ -34,6 +35,7 @@ _GATED = {
     for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64")
+_sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -74,6 +76,14 @@ def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: Opera
         threads = tuning.current().elementwise_threads
         grid = (gate.size // columns, blocks(columns, 16 // np.dtype(dtype).itemsize * threads))
         _GATED[name, dtype.__name__](grid, (threads,), (*to, g, u, columns, g_stride, u_stride, *constants))
+    return out
+
+
+def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _sigmoid_gate_rows(*a_thread_each(x.size), (out, x, float32(gate), x.shape[1], x.size))
     return out
 
 

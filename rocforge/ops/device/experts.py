@@ -1,38 +1,49 @@
 """Products with each token's experts on a device.
 
-Up to MAX_GEMV_TOKENS, each token-expert pair is a GEMV, by experts.hip; pairs of more tokens are sorted by expert and
-multiplied in float16 on the matrix unit, by experts_prefill.hip. Which experts are read is known to the device alone.
+Of few tokens, each token-expert pair is a GEMV, by experts.hip. Pairs of more tokens are sorted by expert and
+multiplied in float16 on the matrix unit: from packed weights by experts_tiles.hip, and of other formats, or on a card
+without the unit, by experts_prefill.hip. Which experts are read is known to the device alone.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.geometry import gated_rows
+from rocforge.device.cards import card_of
+from rocforge.device.geometry import GEMV_RUN, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device import moe as device_moe
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
-from rocforge.ops.device.moe import combine, group_by_expert
-from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
-from rocforge.ops.device.plan import OperandForm, Product, experts_form_for, experts_product, form_of
+from rocforge.ops.device.moe import PairTiles, Routing, combine, group_by_expert, sorted_pairs
+from rocforge.ops.device.norm import rms_norm_both, rms_norm_of_experts
+from rocforge.ops.device.operands import PackedOperand, PartialNorm, as_operand, empty_operand, quantized
+from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_for, form_of, fragments_for
+from rocforge.ops.device.products import linears
 from rocforge.ops.device.strided import blocks, float32
-from rocforge.ops.device.weights import WeightFormat, format_of
-from rocforge.ops.types import Array, Groups, Matrices
+from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
+from rocforge.ops.types import Array, Groups, Matrices, NextNorm
+from rocforge.quant import QuantizedArray
 
+WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS, WIDE_LDS = 192, 160, 512, 227 << 10
+"""Of experts_wide.hip: rows and token-expert pairs of a work item; threads of a block, and its bytes of LDS."""
+DOWN_ROWS = 2
+"""Rows that a group of lanes of experts.hip computes together."""
 MAX_PAIRS = 1 << 15
 """Token-expert pairs of a launch: a grid has 65,535 blocks in its second axis."""
 
 _SIGNATURES = {
     "experts_gated": None,
-    "experts_down": "void* int32 int32*? float32*? int32 void* float32*? float32*? float32* int32",
+    "experts_down": None,
+    "experts_down_then_norm": None,
     "experts_gated_tiles": None,
     "experts_down_tiles": "float32* float16* int32* int32 void* float32*? int32 uint32",
 }
@@ -44,9 +55,19 @@ def _kernel(name: str, kind: WeightFormat) -> Kernel:
     return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind.kernel)
 
 
-def takes_int8(tokens: int, gate: Matrices, up: Matrices) -> bool:
-    """Whether `experts` takes so many tokens in int8: on a device, where their matrices are planar, of one format."""
-    return experts_form_for([gate.weight, up.weight], tokens) is OperandForm.INT8
+def operand_form(tokens: int, gate: Matrices, up: Matrices, down: Matrices) -> OperandForm:
+    """The form in which `experts` takes an x of so many tokens, of matrices on the current device."""
+    return _form(_product(tokens, gate, up, down), tokens)
+
+
+def _form(product: Product, tokens: int) -> OperandForm:
+    """Of many tokens each is laid out as the matrix unit takes it once its places are known."""
+    return OperandForm.FLOAT32 if product is Product.WIDE else form_of(product, tokens)
+
+
+def _product(tokens: int, *matrices: Matrices) -> Product:
+    gate, up, down = (format_of(each.weight) for each in matrices)
+    return experts_product(gate, up, down, tokens, tuning.current())
 
 
 def experts(
@@ -69,15 +90,114 @@ def experts(
         raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
     if not tokens:
         return cupy_module().empty((0, dim), np.float32)
-    ids, weights = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights)
-    product = experts_product((format_of(gate.weight), format_of(up.weight)), tokens)
-    run = _grouped_gemm if product is Product.GROUPED_GEMM else _gemv
-    return run(as_operand(x, form_of(product, tokens)), ids, weights, (gate, up), down, unit, float32(residual))
+    ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
+    product = _product(tokens, gate, up, down)
+    operand = as_operand(x, _form(product, tokens))
+    if product in _OF_SORTED_PAIRS:
+        y, rank = _OF_SORTED_PAIRS[product](operand, ids, (gate, up), down, unit)
+        return combine(y, rank, weights, residual)
+    return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+
+
+class Chosen(NamedTuple):
+    """Which experts tokens go to, as kernels take it: ids (tokens, used), or logits (tokens, experts); neither, where
+    each pair has a matrix of its own."""
+
+    ids: Array
+    logits: Array
+    routing: Routing
+
+
+_EACH_ITS_OWN = Chosen(None, None, Routing(0, 1, 0, 0, 1.0))
+
+
+def _by_ids(ids: Array) -> Chosen:
+    return Chosen(ids, None, Routing(0, ids.shape[1], 0, 0, 1.0))
+
+
+def mixture(
+    x: Array,
+    norm: Array,
+    eps: float,
+    router: Matrices,
+    routing: tuple[Any, ...],
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+    following: NextNorm | None,
+) -> tuple[Array, Array | PackedOperand | None]:
+    """What `rocforge.ops.moe.mixture` gives, of arrays on a device.
+
+    Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
+    last two choose the experts by the logits themselves.
+    """
+    tokens, residual = len(x), float32(residual)
+    product = _product(tokens, *pair, down)
+    operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
+    if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
+        chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
+        if following is not None and _begins_norm(tokens, chosen.routing.used, down, following):
+            return _gemv_then_norm(operand, chosen, pair, down, unit, residual, following)
+        return _gemv(operand, chosen, None, pair, down, unit, residual), None
+    ids, weights = device_moe.route(logits, *routing)
+    if product not in _OF_SORTED_PAIRS or not tokens:
+        return experts(operand, ids, weights, *pair, down, unit, residual), None
+    y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
+    form = OperandForm.FLOAT32 if following is None else form_for(following.consumers, tokens)
+    if following is None or residual is None or form is OperandForm.FLOAT32:
+        return combine(y, rank, weights, residual), None
+    return rms_norm_of_experts(y, rank, weights, residual, following.weight, following.eps, form)
+
+
+def _begins_norm(tokens: int, used: int, down: Matrices, following: NextNorm) -> bool:
+    """Whether down can begin the norm after it: of one token, whose pairs share out the block."""
+    tuned = tuning.current()
+    groups = tuned.experts_norm_threads // tuned.gated_lanes
+    fits = tokens == 1 and groups % used == 0 and format_of(down.weight).planar
+    return fits and form_for(following.consumers, tokens) is OperandForm.INT8
+
+
+def _gemv_then_norm(
+    x: PackedOperand,
+    chosen: Chosen,
+    pair: tuple[Matrices, Matrices],
+    down: Matrices,
+    unit: str,
+    residual: Array,
+    following: NextNorm,
+) -> tuple[Array, PackedOperand]:
+    """As `_gemv`, of one token; and the norm that follows, but for its factor, which the product after it applies."""
+    (_, dim, ffn), used, empty = down.weight.shape, chosen.routing.used, cupy_module().empty
+    hidden = empty_operand((used, ffn), OperandForm.INT8)
+    _gemv_gated(hidden, x, chosen, pair, unit)
+    y, squares = empty((1, dim), np.float32), empty(blocks(dim, GEMV_RUN), np.float32)
+    normed, cells = empty_operand((1, dim), OperandForm.INT8), cells_of(dim)
+    normed.norm = PartialNorm(squares, following.eps)
+    args = {"x": hidden.data, "cells": cells_of(ffn), "logits": chosen.logits, "routing": chosen.routing}
+    args |= {"w": memory_of(down.weight), "bias": float32(down.bias), "residual": residual, "y": y, "rows": dim}
+    args |= {"weight": following.weight, "quantized": normed.data, "out_cells": cells, "squares": squares}
+    grid, threads = (CELL * cells // GEMV_RUN,), (tuning.current().experts_norm_threads,)
+    _kernel("experts_down_then_norm", format_of(down.weight))(grid, threads, args)
+    return y, normed
+
+
+def _routed(
+    x: Array, norm: Array, eps: float, router: Matrices, form: OperandForm
+) -> tuple[Array | PackedOperand, Array]:
+    """The norm of x in a form, and the router's logits of it: of one launch, where that is faster than one for each."""
+    weight = router.weight
+    plain = not isinstance(weight, QuantizedArray) and weight.dtype == np.float32 and weight.shape[1] % 4 == 0
+    if plain and form.packed and 0 < len(x) <= tuning.current().router_tokens:
+        return device_moe.router(x, norm, eps, weight, router.bias, form)
+    y, operand = rms_norm_both(x, norm, eps, form)
+    (logits,) = linears(y, [weight], [router.bias], None)
+    return operand, logits
 
 
 def _gemv(
     x: Array | PackedOperand,
-    ids: Array,
+    chosen: Chosen,
     weights: Array,
     pair: tuple[Matrices, Matrices],
     down: Matrices,
@@ -85,10 +205,11 @@ def _gemv(
     residual: Array,
 ) -> Array:
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
-    tokens, ffn = len(ids), pair[0].weight.shape[1]
-    hidden = empty_operand((ids.size, ffn), experts_form_for([down.weight], tokens))
-    _gemv_gated(hidden, x, ids, pair, unit)
-    return _gemv_down(_memory(hidden), ids, weights, down, residual)
+    ffn = pair[0].weight.shape[1]
+    form = OperandForm.INT8 if format_of(down.weight).planar else OperandForm.FLOAT32
+    hidden = empty_operand((len(x) * chosen.routing.used, ffn), form)
+    _gemv_gated(hidden, x, chosen, pair, unit)
+    return _gemv_down(_memory(hidden), len(x), chosen, weights, down, residual)
 
 
 def _memory(x: Array | PackedOperand) -> Array:
@@ -96,45 +217,49 @@ def _memory(x: Array | PackedOperand) -> Array:
 
 
 def _gemv_gated(
-    out: Array | PackedOperand, x: Array | PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], unit: str
+    out: Array | PackedOperand, x: Array | PackedOperand, chosen: Chosen, pair: tuple[Matrices, Matrices], unit: str
 ) -> None:
-    (_, ffn, dim), used, tuned = pair[0].weight.shape, ids.shape[1], tuning.current()
+    (_, ffn, dim), tuned = pair[0].weight.shape, tuning.current()
     packed, x = isinstance(out, PackedOperand), _memory(x)
     rows = CELL * cells_of(ffn) if packed else ffn
 
-    def launch(out: Array, ids: Array, first: int, part: Part) -> None:
+    def launch(out: Array, chosen: Chosen, first: int, part: Part) -> None:
         to = (None, out, cells_of(ffn)) if packed else (out, None, 0)
         matrices = gated_matrices(part.data, part.biases, ffn, unit)
-        args = {"x": x, "cells": part.kind.cells(dim), "ids": ids, "first": first, "used": used}
+        args = {"x": x, "cells": part.kind.cells(dim), "first": first, "chosen": chosen}
         args |= {"matrices": matrices, "out": to}
         grid = (blocks(rows, gated_rows(tuned, 1)), len(out))
         _kernel("experts_gated", part.kind)(grid, (tuned.gated_threads,), args)
 
     if kind_of(*pair) is not None:
-        return launch(_memory(out), ids, 0, *parts(pair))
-    for part in parts(pair, ids.reshape(-1)):
-        launch(_memory(out)[part.span], None, part.span.start, part)
+        return launch(_memory(out), chosen, 0, *parts(pair))
+    own = Chosen(None, None, chosen.routing)
+    for part in parts(pair, chosen.ids.reshape(-1)):
+        launch(_memory(out)[part.span], own, part.span.start, part)
 
 
-def _gemv_down(hidden: Array, ids: Array, weights: Array, down: Matrices, residual: Array) -> Array:
+def _gemv_down(hidden: Array, tokens: int, chosen: Chosen, weights: Array, down: Matrices, residual: Array) -> Array:
     """Down, and the sum; where it is unpacked for each pair, the sum is a launch of its own."""
-    (_, dim, ffn), cupy, tuned = down.weight.shape, cupy_module(), tuning.current()
-    products = tuned.gated_threads // tuned.gated_lanes  # of a block
-
-    def launch(
-        out: Array, hidden: Array, ids: Array, used: int, weights: Array, part: Part, residual: Array = None
-    ) -> None:
-        args = (hidden, part.kind.cells(ffn), ids, weights, used, *part.data, *part.biases, residual, out, dim)
-        _kernel("experts_down", part.kind)((blocks(dim, products // used), len(out)), (tuned.gated_threads,), args)
-
+    dim, empty = down.weight.shape[1], cupy_module().empty
     if kind_of(down) is not None:
-        out, (part,) = cupy.empty((len(ids), dim), np.float32), parts([down])
-        launch(out, hidden, ids, ids.shape[1], weights, part, residual)
+        out, (part,) = empty((tokens, dim), np.float32), parts([down])
+        _launch_down(out, hidden, chosen, weights, part, down, residual)
         return out
-    y = cupy.empty((ids.size, dim), np.float32)
-    for part in parts([down], ids.reshape(-1)):
-        launch(y[part.span], hidden[part.span], None, 1, None, part)
+    y = empty((chosen.ids.size, dim), np.float32)
+    for part in parts([down], chosen.ids.reshape(-1)):
+        _launch_down(y[part.span], hidden[part.span], _EACH_ITS_OWN, None, part, down)
     return combine(y, None, weights, residual)
+
+
+def _launch_down(
+    out: Array, x: Array, chosen: Chosen, weights: Array, part: Part, down: Matrices, residual: Array = None
+) -> None:
+    (_, rows, columns), tuned = down.weight.shape, tuning.current()
+    (data,), (bias,), products = part.data, part.biases, tuned.gated_threads // tuned.gated_lanes  # of a block
+    args = {"x": x, "cells": part.kind.cells(columns), "chosen": chosen, "weights": weights}
+    args |= {"w": data, "bias": bias, "residual": residual, "y": out, "rows": rows}
+    grid = (blocks(rows, products // chosen.routing.used * DOWN_ROWS), len(out))
+    _kernel("experts_down", part.kind)(grid, (tuned.gated_threads,), args)
 
 
 def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
@@ -152,13 +277,11 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
 
 
 def _linear_of_pairs(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
-    (_, rows, columns), whole, tuned = matrices.weight.shape, kind_of(matrices) is not None, tuning.current()
-    products = tuned.gated_threads // tuned.gated_lanes  # of a block
-    for part in parts([matrices], None if whole else ids):
-        y, operand = (out, x) if whole else (out[part.span], x[part.span])
-        which = ids if whole else None
-        args = (operand, part.kind.cells(columns), which, None, 1, *part.data, *part.biases, None, y, rows)
-        _kernel("experts_down", part.kind)((blocks(rows, products), len(y)), (tuned.gated_threads,), args)
+    if kind_of(matrices) is not None:
+        (part,) = parts([matrices])
+        return _launch_down(out, x, _by_ids(ids[:, None]), None, part, matrices)
+    for part in parts([matrices], ids):
+        _launch_down(out[part.span], x[part.span], _EACH_ITS_OWN, None, part, matrices)
 
 
 @functools.cache
@@ -171,16 +294,86 @@ def _token_of_pair(used: int, pairs: int, device: int) -> Array:
     return tokens
 
 
+def _tile_products(
+    x: PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
+    (count, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
+    height = expert_tile_pairs(ids.size, count)
+    groups, tiles = sorted_pairs(ids, count, height)
+    hidden = empty_operand((ids.size, ffn), fragments_for(ids.size))
+    y = cupy_module().empty((ids.size, dim), np.float32)
+    gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
+    args = {"matrices": gate_and_up, "out": hidden.data, "out_width": hidden.width, "out_cells": cells_of(ffn)}
+    _launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
+    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
+    _launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
+    return y, groups.rank
+
+
+def _launch_tiles(
+    name: str,
+    x: PackedOperand,
+    order: Array,
+    used: int,
+    tiles: PairTiles,
+    height: int,
+    matrices: Matrices,
+    rows: int,
+    args: dict[str, Any],
+) -> None:
+    """One launch of experts_tiles.hip; `rows` are those of all matrices of an expert."""
+    device, cells = cupy_module().cuda.runtime.getDevice(), cells_of(x.shape[1])
+    tuned, card = tuning.of(device), card_of(device)
+    items = tiles.most * blocks(rows, 16 * tile_row_tiles(tuned, height))
+    grid = min(blocks(items, tuned.tile_threads // card.wave), tile_blocks(tuned, height, card))
+    pairs = (x.data, order, tiles.listed, used, x.width, cells, grid)
+    kernel = _tiles_kernel(name, format_of(matrices.weight), height)
+    kernel((grid,), (tuned.tile_threads,), {"pairs": pairs, **args})
+
+
+@functools.cache
+def _tiles_kernel(name: str, kind: WeightFormat, height: int) -> Kernel:
+    return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height)
+
+
+def _wide_products(
+    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Four launches: the pairs sorted, the tokens in their places, gate and up, and down; see _OF_SORTED_PAIRS."""
+    count, ffn, dim = pair[0].weight.shape
+    groups, tiles = sorted_pairs(ids, count, WIDE_PAIRS, 8)
+    # a tile is read whole
+    operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + WIDE_PAIRS)
+    hidden = empty_operand((len(operand), ffn), OperandForm.SWIZZLED)
+    y = cupy_module().empty((len(groups.order), dim), np.float32)
+    gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
+    args = {"matrices": gate_and_up, "out": hidden.data, "out_cells": cells_of(ffn)}
+    _launch_wide("experts_gated_wide", operand, tiles, pair[0], 2 * CELL * cells_of(ffn), args)
+    args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
+    _launch_wide("experts_down_wide", hidden, tiles, down, dim, args)
+    return y, groups.rank
+
+
+def _launch_wide(
+    name: str, x: PackedOperand, tiles: PairTiles, matrices: Matrices, rows: int, args: dict[str, Any]
+) -> None:
+    """One launch of experts_wide.hip; `rows` are those of all matrices of an expert."""
+    units = card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    grid = min(tiles.most * blocks(rows, WIDE_ROWS), units)
+    pairs = (x.data, tiles.listed, x.width, cells_of(x.shape[1]), grid)
+    _wide_kernel(name, format_of(matrices.weight))((grid,), (WIDE_THREADS,), {"pairs": pairs, **args}, WIDE_LDS)
+
+
+@functools.cache
+def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
+    return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=WIDE_LDS)
+
+
 def _grouped_gemm(
-    x: Array,
-    ids: Array,
-    weights: Array,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-) -> Array:
-    """Four launches: the token-expert pairs sorted, gate and up, down, and the sum over a token's experts."""
+    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
+) -> tuple[Array, Array]:
+    """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
     groups = group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
@@ -196,7 +389,7 @@ def _grouped_gemm(
 
     _tiles("experts_gated_tiles", groups, pair, blocks(ffn, rows // 2), gated)  # half of a tile's rows are of gate
     _tiles("experts_down_tiles", groups, [down], blocks(dim, rows), last)
-    return combine(y, groups.rank, weights, residual)
+    return y, groups.rank
 
 
 def _tiles(
@@ -211,3 +404,11 @@ def _tiles(
         offsets = groups.offsets[part.span.start : part.span.stop + 1]
         tiles = groups.order.size // tuned.experts_tile_pairs + part.experts
         _kernel(name, part.kind)((runs * tiles,), (tuned.experts_tile_rows,), arguments(offsets, part))
+
+
+_OF_SORTED_PAIRS = {
+    Product.TILE: _tile_products,
+    Product.WIDE: _wide_products,
+    Product.GROUPED_GEMM: _grouped_gemm,
+}
+"""What computes the products of many pairs: float32 (places, dim), and int32 (pairs,), the place of each."""

@@ -2,41 +2,183 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.strided import a_thread_each, blocks, float32
+from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device.operands import PackedOperand, empty_operand
+from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.types import Array, Groups
 
 MAX_USED = 32
 """The most experts a token goes to on a device: the lanes of a wave, the groups of a block of experts.hip."""
+MOST_EXPERTS, MOST_GROUPS = 1024, 64
+"""Experts, and groups of them, that a block chooses of."""
+ROUTER_THREADS, ROUTER_TOKENS = 128, 2
+"""Of a block of the router; and the tokens that it has."""
+MOST_PAIRS = (1 << 31) - 1
 
-_route = Kernel("moe.hip", "route", "int32* float32* float32* uint32 int32 uint32 int32 int32 float32")
-_group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32 int32")
+_route = Kernel("moe.hip", "route")
+_router = Kernel("moe.hip", "router")
+_group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32 int32")
+_scatter = Kernel("moe.hip", "scatter_tokens", "float32* int32* uint8* uint32 uint32 uint32 uint32")
 _combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32*? float32*? float32*? uint32 uint32")
 
 
-def route(logits: Array, used: int, softmax_before: bool, normalize: bool, scale: float) -> tuple[Array, Array]:
+class Routing(NamedTuple):
+    """How tokens are routed, as kernels take it: the fields are those of `Routing` in routing.h."""
+
+    experts: int
+    used: int
+    softmax_before: int
+    normalize: int
+    scale: float
+    sigmoid: int = 0
+    groups: int = 1
+    groups_used: int = 1
+    bias: Array = None
+
+    @classmethod
+    def of(
+        cls,
+        experts: int,
+        used: int,
+        softmax_before: bool,
+        normalize: bool,
+        scale: float,
+        sigmoid: bool = False,
+        groups: tuple[int, int] = (1, 1),
+        bias: Array = None,
+    ) -> Routing:
+        """Raises:
+        ValueError: there are more experts than a block counts, or more groups.
+        """
+        if groups[0] > MOST_GROUPS:
+            raise ValueError(f"{groups[0]} groups of experts; on a device there are at most {MOST_GROUPS}")
+        flags = int(softmax_before), int(normalize)
+        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, float32(bias))
+
+
+def route(
+    logits: Array,
+    used: int,
+    softmax_before: bool,
+    normalize: bool,
+    scale: float,
+    sigmoid: bool = False,
+    groups: tuple[int, int] = (1, 1),
+    bias: Array = None,
+) -> tuple[Array, Array]:
     """What `rocforge.ops.moe.route` gives: ids as int32."""
     cupy, logits = cupy_module(), float32(logits)
     tokens, count = logits.shape
     ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
     if tokens:
-        args = (ids, weights, logits, tokens, count, used, int(softmax_before), int(normalize), scale)
-        _route(*a_thread_each(tokens * card_of(logits.device.id).wave), args)
+        routing = Routing.of(count, used, softmax_before, normalize, scale, sigmoid, groups, bias)
+        args = {"ids": ids, "weights": weights, "logits": logits, "routing": routing}
+        _route((tokens,), (tuning.current().elementwise_threads,), args)
     return ids, weights
+
+
+def counted(experts: int) -> int:
+    """A number of experts, of which a block can count each one's pairs."""
+    if experts > MOST_EXPERTS:
+        raise ValueError(f"{experts} experts; on a device there are at most {MOST_EXPERTS}")
+    return experts
+
+
+def router(
+    x: Array, weight: Array, eps: float, matrix: Array, bias: Array, form: OperandForm
+) -> tuple[PackedOperand, Array]:
+    """The rms_norm of tokens as products with experts take it, and the router's logits of it, of one launch.
+
+    Args:
+        x: float32 (tokens, dim), dim a multiple of 4.
+        weight: float32 (dim,), the norm's.
+        matrix: float32 (experts, dim).
+        bias: float32 (experts,), or None.
+        form: a packed one.
+
+    Returns:
+        The operand; float32 (tokens, experts).
+    """
+    (tokens, dim), count = x.shape, len(matrix)
+    operand, logits = empty_operand(x.shape, form), cupy_module().empty((tokens, count), np.float32)
+    args = {
+        "x": float32(x),
+        "weight": float32(weight),
+        "tokens": tokens,
+        "n": dim,
+        "eps": eps,
+        "w": matrix,
+        "bias": float32(bias),
+    }
+    args |= {"experts": count, "logits": logits}
+    args |= {"quantized": operand.data, "width": operand.width, "cells": cells_of(dim)}
+    waves = ROUTER_THREADS // card_of(x.device.id).wave
+    _router((blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args)
+    return operand, logits
 
 
 def group_by_expert(ids: Array, count: int) -> Groups:
     """What `rocforge.ops.moe.group_by_expert` gives."""
-    cupy = cupy_module()
-    ids = cupy.ascontiguousarray(ids, dtype=np.int32)
-    groups = Groups(cupy.empty(ids.size, np.int32), cupy.empty(ids.size, np.int32), cupy.empty(count + 1, np.int32))
-    _group((count,), (tuning.current().elementwise_threads,), (*groups, ids, ids.size, count))
-    return groups
+    return sorted_pairs(ids, count, MOST_PAIRS)[0]
+
+
+class PairTiles(NamedTuple):
+    """Sorted pairs, cut in tiles of one expert's, as kernels find them.
+
+    Attributes:
+        listed: int32 (1 + most, 4), of which [0, 0] is the number of tiles, and each row after that is an expert, where
+            its tile begins in the order, and how many pairs that has.
+        most: how many there may be.
+    """
+
+    listed: Array
+    most: int
+
+
+def sorted_pairs(ids: Array, count: int, height: int, unit: int = 1) -> tuple[Groups, PairTiles]:
+    """`group_by_expert`, and each expert's pairs in tiles of up to `height`, of one launch.
+
+    Args:
+        ids: (tokens, used).
+        count: experts.
+        height: of a tile, a multiple of `unit`.
+        unit: each expert begins at a multiple of this.
+
+    Raises:
+        ValueError: there are more experts than a block counts.
+    """
+    empty, ids, count = cupy_module().empty, cupy_module().ascontiguousarray(ids, dtype=np.int32), counted(count)
+    places = ids.size + (unit - 1) * min(count, ids.size)
+    groups = Groups(empty(places, np.int32), empty(ids.size, np.int32), empty(count + 1, np.int32))
+    most = min(ids.size, ids.size // height + count)
+    tiles = PairTiles(empty((1 + most, 4), np.int32), most)
+    args = (*groups, tiles.listed, ids, ids.size, count, height, unit)
+    _group((count,), (tuning.current().elementwise_threads,), args)
+    return groups, tiles
+
+
+def scatter_tokens(x: Array, rank: Array, width: int) -> PackedOperand:
+    """Tokens in the places of their pairs, swizzled.
+
+    Args:
+        x: float32 (tokens, dim), dim a multiple of 4.
+        rank: int32 (pairs,), where each pair is.
+        width: places.
+    """
+    (tokens, dim), threads = x.shape, tuning.current().elementwise_threads
+    out, cells = empty_operand((width, dim), OperandForm.SWIZZLED), cells_of(dim)
+    grid = (tokens, blocks(cells * CELL, 4 * threads))
+    _scatter(grid, (threads,), (x, rank, out.data, len(rank) // tokens, dim, out.width, cells))
+    return out
 
 
 def combine(y: Array, rank: Array, weights: Array, residual: Array) -> Array:

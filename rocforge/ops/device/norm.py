@@ -19,6 +19,11 @@ _rms_norm = Kernel(
 _rms_norm_of_sum = Kernel(
     "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
 )
+_rms_norm_of_experts = Kernel(
+    "norm.hip",
+    "rms_norm_of_experts",
+    "float32* float16*? uint8*? float32* int32* float32* float32* float32*? uint32 uint32 uint32 float32",
+)
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
@@ -68,6 +73,18 @@ def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) 
         arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
         _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
     return total, fp16
+
+
+def rms_norm_of_experts(
+    y: Array, rank: Array, weights: Array, residual: Array, weight: Array, eps: float, form: OperandForm
+) -> tuple[Array, Array | PackedOperand]:
+    """What `rocforge.ops.device.moe.combine` gives, and the norm of it in a form that is not float32, of one launch."""
+    (tokens, used), n = weights.shape, residual.shape[1]
+    total, operand = empty_operand((tokens, n), OperandForm.FLOAT32), empty_operand((tokens, n), form)
+    _, fp16, packed, width = output_arguments(operand)
+    args = (total, fp16, packed, y, rank, weights, residual, float32(weight), used, width, n, eps)
+    _rms_norm_of_experts(*_a_block_each(tokens), args)
+    return total, operand
 
 
 def layer_norm(

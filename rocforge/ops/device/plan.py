@@ -7,8 +7,8 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 |--------------|------------------------------------------------|---------------------------------------|
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
-| TILE         | tiles.hip: the matrix unit                     | fragments, for 8, 16, 32, 64 or 128s  |
-| WIDE         | wide.hip: Hopper's matrix unit                 | float16 tiles, swizzled               |
+| TILE         | tiles.hip, experts_tiles.hip: the matrix unit  | fragments, for 8, 16, 32, 64 or 128s  |
+| WIDE         | wide.hip, experts_wide.hip: Hopper's unit      | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
 | GROUPED_GEMM | experts_prefill.hip: the matrix unit           | float16                               |
@@ -219,14 +219,14 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
-def experts_product(weights: tuple[WeightFormat, ...], tokens: int) -> Product:
-    """What multiplies tokens with their experts' matrices; of no kernel's format, or of several, they are unpacked."""
-    if tokens > MAX_GEMV_TOKENS:
+@functools.lru_cache(PLANS_KEPT)
+def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
+    """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,
+    are unpacked."""
+    one = gate.kernel == up.kernel and gate.planar
+    tiled = one and down.planar and tuned.tile_tokens > 0
+    if tokens <= (tuned.experts_int8_tokens if tiled else MAX_GEMV_TOKENS):
+        return Product.GEMV_INT8 if one else Product.GEMV_FLOAT
+    if not tiled:
         return Product.GROUPED_GEMM
-    one = all(weight.kernel == weights[0].kernel for weight in weights)
-    return Product.GEMV_INT8 if one and weights[0].planar else Product.GEMV_FLOAT
-
-
-def experts_form_for(weights: Sequence[Weight], tokens: int) -> OperandForm:
-    """The form in which a product of experts takes x, on any device."""
-    return form_of(experts_product(tuple([format_of(weight) for weight in weights]), tokens), tokens)
+    return Product.WIDE if tokens >= tuned.experts_wide_from else Product.TILE

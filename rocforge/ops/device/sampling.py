@@ -115,6 +115,12 @@ class Sampler:
             first, later = (_bias_words(biases(params, ends, step)) for step in (0, params.min_tokens))
             self._biases[slot] = _Biases(first, later, params.min_tokens)
 
+    def set_biases(self, slot: int, bias: Mapping[int, float]) -> None:
+        """What is added to the logits of a slot's tokens from now on, in place of what `begin` has said."""
+        self._records[slot]["bias_start"] = 0 if bias else -1
+        words = _bias_words(bias)
+        self._biases[slot] = _Biases(words, words, 0)
+
     def end(self, slot: int) -> None:
         """Give back what a slot's request has of memory; no effect on a slot without one."""
         self._counts.remove(slot)

@@ -1,1 +1,1 @@
-"""Chat templates, and the sandbox that they run in."""
+"""Chat templates, the sandbox that they run in, and what replies say: thoughts, calls and content, by families."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from rocforge.text.chat.calls import JSONCalls
-from rocforge.text.chat.harmony import FINAL, HarmonyCalls
-from rocforge.text.chat.reply import Parser, PlainParser
-from rocforge.text.chat.thoughts import BEGIN, END, ThoughtParser
+from rocforge.text.chat.frame import FRAMES, FrameParser
+from rocforge.text.chat.harmony import ANALYSIS, FINAL, HarmonyCalls
+from rocforge.text.chat.reply import CallFormat, Functions, Parser, PlainParser
+from rocforge.text.chat.thoughts import THOUGHTS, ThoughtMarks, ThoughtParser
+from rocforge.text.chat.tool_parsers import TOOL_PARSERS, calls_of
 from rocforge.text.grammar import GrammarCompiler
 
 
@@ -19,26 +21,42 @@ class ReplyFormat:
 
     Attributes:
         calls: the format of calls; None if the template knows no tools.
-        thinks: whether a reply may begin with a thought in <think>.
+        thought: the marks of a thought that a reply may begin with, or None.
+        frame: the marks around content.
     """
 
-    calls: JSONCalls | HarmonyCalls | None
-    thinks: bool = False
+    calls: CallFormat | None
+    thought: ThoughtMarks | None = None
+    frame: tuple[str, ...] = ()
 
     def opens_thought(self, prompt: str) -> bool:
         """Whether a prompt ends within a thought."""
-        return self.thinks and prompt.rstrip().endswith(BEGIN)
+        return self.thought is not None and prompt.rstrip().endswith(self.thought.begin)
 
-    def parser(self, names: Collection[str], opened: bool) -> Parser:
+    def parser(self, functions: Functions, opened: bool) -> Parser:
         """The parser of one reply.
 
         Args:
-            names: of the functions that may be called.
+            functions: that may be called.
             opened: whether the prompt ends within a thought.
         """
-        harmony = isinstance(self.calls, HarmonyCalls)
-        parser = self.calls.parser(names) if self.calls and (names or harmony) else PlainParser()
-        return ThoughtParser(parser, opened) if self.thinks else parser
+        if isinstance(self.calls, HarmonyCalls):  # it knows thoughts, and text without calls
+            return self.calls.parser(functions)
+        parser = self.calls.parser(functions) if self.calls and functions else PlainParser()
+        parser = FrameParser(parser, self.frame) if self.frame else parser
+        return ThoughtParser(parser, self.thought, opened) if self.thought else parser
+
+    def thinking(self, tokens: int, opened: bool) -> dict[str, Any] | None:
+        """The arguments of a ThinkingBudget for replies, but the tokenizer; None where there are no thoughts.
+
+        Args:
+            tokens: the most that a thought may have.
+            opened: whether the prompt ends within one.
+        """
+        if self.thought is None:
+            return None
+        marks = self.thought._asdict() | {"forced": self.thought.forced or (self.thought.end,)}
+        return {"tokens": tokens, "opened": opened, **marks}
 
     def lark(
         self,
@@ -65,25 +83,20 @@ class ReplyFormat:
             kinds.append("content")
             header = compiler.literal(FINAL) if isinstance(self.calls, HarmonyCalls) else ""
             rules += f"content: {header} wanted\nwanted: {content}\n"
-        begin = compiler.literal(f"{END}\n\n") if opened else ""
+        begin = compiler.literal(f"{self.thought.end}\n\n") if self.thought and opened else ""
         return f"start: {begin} ({' | '.join(kinds)})\n{rules}"
 
 
-HERMES = JSONCalls("<tool_call>", "</tool_call>")
-MISTRAL = JSONCalls("[TOOL_CALLS]", listed=True)
-LLAMA = JSONCalls("<|python_tag|>", key="parameters", bare=True)
+@lru_cache(16)
+def reply_format(template: str, tool_parser: str | None = None) -> ReplyFormat:
+    """The format of models with this chat template.
 
-
-def reply_format(template: str) -> ReplyFormat:
-    """The format of models with this chat template."""
-    if "<|channel|>" in template and "<|message|>" in template:
-        return ReplyFormat(HarmonyCalls())
-    return ReplyFormat(_calls(template), thinks=BEGIN in template or END in template)
-
-
-def _calls(template: str) -> JSONCalls | None:
-    if "tools" not in template:
-        return None
-    if "[TOOL_CALLS]" in template:
-        return MISTRAL
-    return LLAMA if "<tool_call>" not in template and "parameters" in template else HERMES
+    Args:
+        template: its source.
+        tool_parser: the name of the format of calls, one of TOOL_PARSERS; None: by the template.
+    """
+    calls = TOOL_PARSERS[tool_parser] if tool_parser else calls_of(template)
+    if isinstance(calls, HarmonyCalls):
+        return ReplyFormat(calls, ANALYSIS)
+    thought = next((marks for marks in THOUGHTS if marks.shown_in(template)), None)
+    return ReplyFormat(calls, thought, next((marks for marks in FRAMES if marks[0] in template), ()))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rocforge.text.chat.calls import arguments_rule
 from rocforge.text.chat.json_scanner import JSONScanner
-from rocforge.text.chat.reply import Call, Parsed, Parser, StateParser
+from rocforge.text.chat.reply import Functions, Parsed, Parser, StateParser
+from rocforge.text.chat.thoughts import ThoughtMarks
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.stream import overlap
 
 FINAL = "<|channel|>final<|message|>"
 """The header of a reply's content."""
+ANALYSIS = ThoughtMarks(
+    "<|channel|>analysis<|message|>", "<|end|>", ("<|end|>", f"<|end|><|start|>assistant{FINAL}"), again=True
+)
+"""A model that thinks again after it had to end may only say its content."""
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _HEADERS = (_START, "<|channel|>", _MESSAGE)
 _RECIPIENT = " to="
-_END = re.compile("|".join(map(re.escape, _ENDS)))
 _END_OR_START = re.compile("|".join(map(re.escape, (*_ENDS, _START))))
 _ANY = re.compile("|".join(map(re.escape, (*_ENDS, *_HEADERS))))
 _HEADER = re.compile(r"(?:<\|(?:start|channel|constrain)\|>|[\w .=/:-])*")
@@ -31,9 +34,9 @@ LONGEST_HEADER = 256
 class HarmonyCalls:
     """A message to a function is a call."""
 
-    def parser(self, names: Collection[str]) -> Parser:
+    def parser(self, functions: Functions) -> Parser:
         """For a reply that may call these functions."""
-        return HarmonyParser(names)
+        return HarmonyParser(functions)
 
     def lark(self, compiler: GrammarCompiler, tools: Sequence[Mapping[str, Any]], parallel: bool) -> str:
         """Rules for `calls`, a call of one of these tools, functions in OpenAI's shape."""
@@ -51,19 +54,18 @@ class HarmonyParser(StateParser):
     header is content.
 
     Args:
-        names: of the functions.
+        functions: that may be called.
     """
 
-    def __init__(self, names: Collection[str]):
+    def __init__(self, functions: Functions):
         super().__init__(self._first)
-        self._names, self._header = names, ""
-        self._scanner, self._body_pieces = JSONScanner(), list[str]()
+        self._functions, self._header, self._scanner = functions, "", JSONScanner()
 
     def finish(self) -> Parsed:
         if self._state in (self._text, self._text_begun):
             self._say(self._buffer)
-        elif self._state in (self._body, self._raw):
-            self._close("".join([*self._body_pieces, self._buffer]))
+        elif self._state == self._recipient_begun:
+            self._say(self._header + self._buffer)
         elif not self._buffer.startswith(_HEADERS):  # a header without a message says nothing
             self._output.content(self._buffer)
         return self._output.finish()
@@ -138,41 +140,28 @@ class HarmonyParser(StateParser):
         return True
 
     def _recipient_begun(self) -> bool:
+        """A message to a function: a call, or what is none, as it was written."""
         text = self._buffer.lstrip()
         if not text:
             return False
         self._scanner = JSONScanner()
-        self._state = self._body if text[0] in "{[" else self._raw
+        name = self._recipient
+        if text[0] == "{" and name in self._functions:
+            self._buffer = text
+            return self._call(str(name), self._arguments)
+        self._say(self._header)
+        self._state = self._object if text[0] in "{[" else self._text
         return True
 
-    def _body(self) -> bool:
+    def _arguments(self) -> bool:
         """JSON to a function: no mark in its strings ends it."""
-        end = self._scanner.end(self._buffer)
-        self._body_pieces.append(self._buffer[:end])
+        text, end = self._scanner.copy(self._buffer)
+        self._output.arguments(text)
         self._buffer = "" if end is None else self._buffer[end:]
         if end is None:
             return False
-        self._close("".join(self._body_pieces))
+        self._state = self._outside
         return True
-
-    def _raw(self) -> bool:
-        found = _END.search(self._buffer)
-        size = found.start() if found else len(self._buffer) - _overlap(self._buffer, _ENDS)
-        self._body_pieces.append(self._buffer[:size])
-        self._buffer = self._buffer[size:]
-        if found is None:
-            return False
-        self._close("".join(self._body_pieces))
-        return True
-
-    def _close(self, body: str) -> None:
-        """A message to a function is complete: a call, or what is none, as it was written."""
-        name = self._recipient
-        if name in self._names and _is_object(body):
-            self._output.calls((Call(str(name), body.strip()),))
-        else:
-            self._output.content(self._header + body)
-        self._body_pieces, self._state = [], self._outside
 
     def _say(self, text: str) -> None:
         if "<|channel|>analysis" in self._header:
@@ -200,10 +189,3 @@ def _header(text: str) -> int | None:
 
 def _overlap(text: str, marks: Sequence[str]) -> int:
     return max(overlap(text, mark) for mark in marks)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False

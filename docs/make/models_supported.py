@@ -1,0 +1,59 @@
+"""Writes docs/models-supported.md: the architectures, and how far their small models are from llama.cpp's logits.
+
+python docs/make/models_supported.py > docs/models-supported.md
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from golden import build, families, load, relative_error
+from golden.models import UNRECORDED, VARIANTS
+
+import rocforge as rf
+from rocforge.load import load_model
+from rocforge.models import ARCHITECTURES
+
+HEAD = """# Models that run
+
+What a GGUF file's `general.architecture` may be. `rocforge models --supported` lists the same. Each runs in any
+quantization, on the CPU and on a device, with prefix reuse and captured steps. A model of another architecture is
+refused by its name; so is a part that is missing, such as the vision tower's positions of glm4.
+
+Each architecture is checked by small models with random weights: logits in F32 beside llama.cpp's (0.3.36 of
+llama-cpp-python), over a prompt and 16 tokens that it chose, which are equal; the table has the relative error of the
+logits. Where a feed-forward has a GELU llama.cpp rounds to float16, which is most of the error. Packed weights are
+held to their values to 1e-5, chunks and batches to the whole to 1e-5, and a device to the CPU (`tests/test_models.py`,
+`tests/test_families.py`, `tests/device/`).
+
+| architecture | models | error |
+|---|---|---|"""
+
+
+def main() -> None:
+    errors: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        for name, family in families.FAMILIES.items():
+            families.build(path, name)
+            golden = families.load(name)
+            logits = load_model(rf.open_gguf(path), "cpu")(golden["tokens"])[families.ROWS]
+            errors[family.arch] = max(errors.get(family.arch, 0), relative_error(logits, golden["logits"]))
+        for name, variant in VARIANTS.items():
+            if name in (*UNRECORDED, "llama-types"):
+                continue
+            build(path, name, "F32")
+            golden = load(name, "F32")
+            logits = load_model(rf.open_gguf(path), "cpu")(golden["tokens"])[golden["rows"]]
+            errors[variant.arch] = max(errors.get(variant.arch, 0), relative_error(logits, golden["logits"]))
+    print(HEAD)
+    for name, model in sorted(ARCHITECTURES.items()):
+        print(f"| {name} | {model.models} | {f'{errors[name]:.1e}' if name in errors else 'by float64 alone'} |")
+
+
+if __name__ == "__main__":
+    main()

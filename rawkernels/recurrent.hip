@@ -1,0 +1,238 @@
+// Layers that keep a state of fixed size: a causal convolution, the gated delta rule, and Mamba-2's state space.
+//
+// A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
+#include "gates.h"
+#include "target/platform.h"
+
+namespace rocforge {
+
+// variants: RF_KEY_DIM=64,128
+// variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
+#ifndef RF_STATE_SPACE
+#define RF_STATE_SPACE 0
+#endif
+
+struct Sequences {
+    const i32 *slots, *positions, *query_starts;
+    u64 slot_stride;  // elements of the state between two slots
+};
+
+struct Sequence {
+    i32 begin, end;
+    u64 state;
+    bool fresh;
+};
+
+// Of block_y; without tokens or a slot it has no rows.
+RF_DEVICE Sequence sequence_of(const Sequences& all) {
+    i32 begin = all.query_starts[block_y()], end = all.query_starts[block_y() + 1], slot = all.slots[block_y()];
+    if (slot < 0 || begin >= end) return {0, 0, 0, true};
+    return {begin, end, slot * all.slot_stride, all.positions[begin] == 0};
+}
+
+constexpr u32 CONV_THREADS = 64, WIDTH = 4;
+
+// y (tokens, channels): the sum over i of weight (channels, width) times the values that the channel had
+// width - 1 - i tokens before, plus bias, through silu if asked. Values are those of x, times those of `before`; the
+// sum is multiplied by `after`; both, and bias, may be null. Rows of these three are `x_stride` apart; state is (slots,
+// width - 1, channels). Width is at most WIDTH.
+struct CausalConvParams {
+    float* y;
+    const float *x, *weight;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* before;
+    RF_NULLABLE const float* after;
+    float* state;
+    Sequences sequences;
+    u64 x_stride;
+    u32 channels, width, silu;
+};
+
+// Grid: (channels / CONV_THREADS, sequences).
+RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
+    wait_for_previous();
+    u32 channel = block_x() * CONV_THREADS + thread_x();
+    if (channel >= p.channels) return;
+    Sequence s = sequence_of(p.sequences);
+    float* state = p.state + s.state + channel;
+    // the window's last place is the token's own; what a narrower one lacks is multiplied with zero
+    float weight[WIDTH], kept[WIDTH] = {}, bias = p.bias ? p.bias[channel] : 0.0f;
+    u32 lacking = WIDTH - p.width;
+    RF_UNROLL
+    for (u32 i = 0; i < WIDTH; ++i) weight[i] = i < lacking ? 0.0f : p.weight[channel * p.width + i - lacking];
+    RF_UNROLL
+    for (u32 i = 0; i + 1 < WIDTH; ++i)
+        if (i >= lacking && !s.fresh) kept[i] = state[u64(i - lacking) * p.channels];
+    for (i32 row = s.begin; row < s.end; ++row) {
+        u64 at = row * p.x_stride + channel;
+        kept[WIDTH - 1] = p.before ? p.x[at] * p.before[at] : p.x[at];
+        float sum = bias;
+        RF_UNROLL
+        for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * kept[i];
+        if (p.silu) sum = silu_of(sum);
+        p.y[u64(row) * p.channels + channel] = p.after ? sum * p.after[at] : sum;
+        RF_UNROLL
+        for (u32 i = 0; i + 1 < WIDTH; ++i) kept[i] = kept[i + 1];
+    }
+    if (s.begin == s.end) return;
+    RF_UNROLL
+    for (u32 i = 0; i + 1 < WIDTH; ++i)
+        if (i >= lacking) state[u64(i - lacking) * p.channels] = kept[i];
+}
+
+// The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes a column, each with KEYS of
+// its key_dim rows in registers. Tokens come to LDS in tiles.
+constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 4, COLUMNS = 32, KEYS = KEY_DIM / LANES, TILE = 8;
+constexpr u32 THREADS = LANES * COLUMNS, NORM_LANES = THREADS / (2 * TILE);
+
+struct Tile {
+    float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE], beta[TILE];
+};
+
+struct RuleParams {
+    float* y;        // (tokens, value_heads, value_dim)
+    const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
+    RF_NULLABLE const float* beta;
+    const float *alpha, *decay;
+    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
+    float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
+    Sequences sequences;
+    u64 beta_stride, alpha_stride;  // elements between the rows of beta and alpha
+    u32 width, q, k, v, key_heads, value_heads, value_dim, repeated;
+    float eps;
+};
+
+// A row of q or k in a tile, times one over its length: NORM_LANES lanes a row.
+RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
+    u32 which = thread_x() / NORM_LANES, rank = thread_x() % NORM_LANES, token = which % TILE;
+    float* row = which < TILE ? tile.q[token] : tile.k[token];
+    float sum = 0;
+    if (token < count)
+        for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) sum += row[i] * row[i];
+    RF_UNROLL
+    for (u32 i = 0; i < 3; ++i)
+        sum += i == 0 ? shuffle_xor<1>(sum) : i == 1 ? shuffle_xor<2>(sum) : shuffle_xor<4>(sum);
+    float factor = fast_rsqrt(sum + eps) * (which < TILE ? scale : 1.0f);
+    if (token < count)
+        for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
+}
+
+RF_DEVICE float softplus(float x) { return x > 20.0f ? x : fast_log(1.0f + fast_exp(x)); }
+
+// Tokens from `row` on, `count` of them, of the block's head and columns.
+RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
+    u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
+    for (u32 i = thread_x(); i < count * KEY_DIM; i += THREADS) {
+        u32 token = i / KEY_DIM, at = i % KEY_DIM;
+        const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + at;
+        tile.q[token][at] = from[p.q], tile.k[token][at] = from[p.k];
+    }
+    for (u32 i = thread_x(); i < count * COLUMNS; i += THREADS) {
+        u32 token = i / COLUMNS, column = first + i % COLUMNS;
+        const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
+        tile.v[token][i % COLUMNS] = column < p.value_dim ? from[column] : 0.0f;
+    }
+    u32 token = thread_x();
+    if (token < count) {
+        float step = softplus(p.alpha[(row + token) * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
+        tile.decay[token] = fast_exp(p.decay[head] * step);
+        tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(p.beta[(row + token) * p.beta_stride + head]);
+    }
+}
+
+// The gated delta rule; with RF_STATE_SPACE, what is written does not depend on what is there, and queries and keys are
+// as they are. Grid: (value_heads times value_dim / COLUMNS, sequences).
+RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
+    wait_for_previous();
+    RF_SHARED Tile tile;
+    u32 runs = (p.value_dim + COLUMNS - 1) / COLUMNS, head = block_x() / runs, first = block_x() % runs * COLUMNS;
+    u32 rank = thread_x() % LANES, column = thread_x() / LANES;
+    bool present = first + column < p.value_dim;
+    Sequence s = sequence_of(p.sequences);
+    float* state = p.state + s.state + u64(head) * KEY_DIM * p.value_dim + first + column;
+    float own[KEYS];
+    RF_UNROLL
+    for (u32 i = 0; i < KEYS; ++i) own[i] = present && !s.fresh ? state[u64(i * LANES + rank) * p.value_dim] : 0.0f;
+    for (i32 row = s.begin; row < s.end; row += TILE) {
+        u32 count = minimum(s.end - row, i32(TILE));
+        barrier();
+        load_tile(tile, p, row, count, head, first);
+        barrier();
+        if (!RF_STATE_SPACE) {
+            normalize(tile, count, fast_rsqrt(float(KEY_DIM)), p.eps);
+            barrier();
+        }
+        for (u32 t = 0; t < count; ++t) {
+            float read = 0, decay = tile.decay[t], value = tile.v[t][column];
+            if (!RF_STATE_SPACE) {
+                RF_UNROLL
+                for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];
+                read += shuffle_xor<1>(read);
+                read += shuffle_xor<2>(read);
+            }
+            float written = (value - decay * read) * tile.beta[t], y = 0;
+            RF_UNROLL
+            for (u32 i = 0; i < KEYS; ++i) {
+                own[i] = decay * own[i] + tile.k[t][i * LANES + rank] * written;
+                y += own[i] * tile.q[t][i * LANES + rank];
+            }
+            y += shuffle_xor<1>(y);
+            y += shuffle_xor<2>(y);
+            if (p.skip) y += p.skip[head] * value;
+            if (rank == 0 && present) p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
+        }
+    }
+    if (!present || s.begin == s.end) return;
+    RF_UNROLL
+    for (u32 i = 0; i < KEYS; ++i) state[u64(i * LANES + rank) * p.value_dim] = own[i];
+}
+
+// y (tokens, heads, value_dim): x normalized over the last axis, times weight, times silu of the gate, whose rows are
+// gate_stride apart. A wave a head. Grid: tokens * heads / (NORM_THREADS / RF_WAVE).
+constexpr u32 NORM_THREADS = 256;
+RF_KERNEL(NORM_THREADS)
+rf_norm_then_gate(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
+                  u32 heads, u32 dim, float eps) {
+    wait_for_previous();
+    u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
+    if (row >= rows) return;
+    x += u64(row) * dim, y += u64(row) * dim, gate += row / heads * gate_stride + row % heads * dim;
+    float sum = 0;
+    for (u32 i = lane(); i < dim; i += RF_WAVE) sum += x[i] * x[i];
+    float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
+    for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] = x[i] * factor * weight[i] * silu_of(gate[i]);
+}
+
+// y (tokens, groups, dim): x times silu of the gate, whose rows are gate_stride apart, normalized over the last axis,
+// times weight (groups, dim). A wave a group. Grid: tokens * groups / (NORM_THREADS / RF_WAVE).
+RF_KERNEL(NORM_THREADS)
+rf_gate_then_norm(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
+                  u32 groups, u32 dim, float eps) {
+    wait_for_previous();
+    u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
+    if (row >= rows) return;
+    x += u64(row) * dim, y += u64(row) * dim, gate += row / groups * gate_stride + row % groups * dim;
+    weight += row % groups * dim;
+    float sum = 0;
+    for (u32 i = lane(); i < dim; i += RF_WAVE) {
+        float v = x[i] * silu_of(gate[i]);
+        y[i] = v, sum += v * v;
+    }
+    float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
+    for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] *= factor * weight[i];
+}
+
+// Queries and gates that lie head by head, q then gate, in a row of x: both (tokens, heads, dim), contiguous.
+RF_KERNEL(NORM_THREADS)
+rf_split_gate(float* q, float* gate, const float* x, u64 x_stride, u32 heads, u32 dim, u32 tokens) {
+    wait_for_previous();
+    u32 width = heads * dim;
+    u64 i = u64(block_x()) * NORM_THREADS + thread_x();
+    if (i >= u64(tokens) * width) return;
+    u32 at = i % width;
+    const float* from = x + i / width * x_stride + at / dim * 2 * dim + at % dim;
+    q[i] = from[0], gate[i] = from[dim];
+}
+
+}  // namespace rocforge

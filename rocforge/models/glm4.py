@@ -1,0 +1,30 @@
+"""chatglm and glm4: ChatGLM 3, GLM-4, GLM-4-0414 and GLM-Z1, whose ffn_up holds the rows of gate and up."""
+
+from rocforge.errors import UnsupportedModelError
+from rocforge.nn import Attention, Block, MergedMLP, Transformer
+from rocforge.nn.reader import Reader
+
+
+class ChatGLM(Transformer):
+    """Source: ChatGLM, https://arxiv.org/abs/2406.12793."""
+
+    architectures = ("chatglm",)
+    models = "ChatGLM 3, GLM 4"
+    post: tuple[str | None, str | None] = (None, None)
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(False))
+        return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm, post=self.post)
+
+
+class Glm4(ChatGLM):
+    """With norms on both sides of attention and feed-forward."""
+
+    architectures = ("glm4",)
+    models = "GLM 4 0414, GLM Z1"
+    post = ("post_attention_norm", "post_ffw_norm")
+
+    def __init__(self, read: Reader):
+        if any(read.value("rope.dimension_sections", ())):
+            raise UnsupportedModelError("glm4 with rope.dimension_sections, of vision models, is not supported")
+        super().__init__(read)

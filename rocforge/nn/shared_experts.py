@@ -1,0 +1,59 @@
+"""Experts that every token takes, beside those that a router chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.nn.layers import Linear
+from rocforge.nn.module import Module
+from rocforge.nn.moe import MoE
+from rocforge.nn.parameter import Parameter
+from rocforge.ops import activation as activations
+from rocforge.ops.activation import add, sigmoid_gate_rows
+from rocforge.ops.linear import linear
+
+
+class TokenGate(Module):
+    """One logit a token: weight (dim,)."""
+
+    def __init__(self, dim: int):
+        self.weight: Any = Parameter(dim)
+
+    def forward(self, x: Any) -> Any:
+        return linear(x, self.weight.reshape(1, -1))
+
+
+class SharedExpert(Module):
+    """A gated feed-forward, of all shared experts as one: x (tokens, dim) gives (tokens, dim).
+
+    Args:
+        dim, ffn: widths of the residual stream and of the hidden layer.
+        activation: as in MLP.
+        gate: the result is multiplied by the sigmoid of a logit of each token (ffn_gate_inp_shexp).
+    """
+
+    inline = True
+
+    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = False):
+        self.ffn_gate_inp_shexp = TokenGate(dim) if gate else None
+        self.ffn_gate_shexp, self.ffn_up_shexp = Linear(dim, ffn), Linear(dim, ffn)
+        self.ffn_down_shexp = Linear(ffn, dim)
+        self.activation = activation
+
+    def forward(self, x: Any) -> Any:
+        hidden = getattr(activations, self.activation)(self.ffn_gate_shexp(x), self.ffn_up_shexp(x))
+        if self.ffn_gate_inp_shexp is not None:  # a product has no bias, so its x may be scaled instead
+            hidden = sigmoid_gate_rows(hidden, self.ffn_gate_inp_shexp(x))
+        return self.ffn_down_shexp(hidden)
+
+
+class SharedMoE(Module):
+    """A mixture of experts, and shared ones: the sum of both."""
+
+    inline = True
+
+    def __init__(self, routed: MoE, shared: SharedExpert):
+        self.routed, self.shared = routed, shared
+
+    def forward(self, x: Any) -> Any:
+        return add(self.routed(x), self.shared(x))

@@ -1,0 +1,129 @@
+"""State of a fixed size on a device: launches of recurrent.hip. All is as rocforge.ops.recurrent has it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from rocforge.device.cards import card_of
+from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.strided import blocks, float32, rows_of
+from rocforge.ops.state import RecurrentLayer
+from rocforge.ops.types import Array
+
+CONV_THREADS, COLUMNS, LANES, NORM_THREADS = 64, 32, 4, 256
+"""As recurrent.hip has them."""
+MAX_WIDTH = 4
+"""Of a convolution."""
+
+
+_GATES = "float32* float32* float32* float32* uint64 uint32 uint32 uint32 float32"
+_SIGNATURES = {
+    "norm_then_gate": _GATES,
+    "gate_then_norm": _GATES,
+    "split_gate": "float32* float32* float32* uint64 uint32 uint32 uint32",
+}
+
+
+@functools.cache
+def _kernel(name: str, key_dim: int = 64, **defines: int) -> Kernel:
+    return Kernel("recurrent.hip", name, _SIGNATURES.get(name), RF_KEY_DIM=key_dim, **defines)
+
+
+def _sequences(state: RecurrentLayer, stride: int) -> tuple[Any, ...]:
+    return state.slots, state.positions, state.query_starts, stride
+
+
+def causal_conv(
+    x: Array, weight: Array, state: RecurrentLayer, bias: Array, silu: bool, gates: tuple[Array, Array] | None
+) -> Array:
+    channels, width = weight.shape
+    if width > MAX_WIDTH:
+        raise ValueError(f"causal_conv: weight has a width of {width}; allowed on a device is up to {MAX_WIDTH}")
+    y = cupy_module().empty(x.shape, np.float32)
+    (data, stride), (kept, slot_stride) = rows_of(x), rows_of(state.arrays[0])
+    before, after = (None, None) if gates is None else (_with_stride(gate, stride) for gate in gates)
+    grid = blocks(channels, CONV_THREADS), len(state.slots)
+    args = {"y": y, "x": data, "x_stride": stride, "weight": float32(weight), "state": kept, "channels": channels}
+    args |= {"bias": float32(bias), "before": before, "after": after, "silu": int(silu)}
+    args |= {"width": width, "sequences": _sequences(state, slot_stride)}
+    _kernel("causal_conv")(grid, (CONV_THREADS,), args)
+    return y
+
+
+def gated_delta_rule(
+    qkv: Array,
+    beta: Array,
+    alpha: Array,
+    decay: Array,
+    bias: Array,
+    state: RecurrentLayer,
+    heads: tuple[int, int],
+    eps: float,
+    repeated: bool,
+) -> Array:
+    key_heads, key_dim = heads[0], state.arrays[1].shape[-2]
+    keys, (b, stride) = key_heads * key_dim, rows_of(beta)
+    args = {"x": float32(qkv), "q": 0, "k": keys, "v": 2 * keys, "beta": b, "beta_stride": stride, "skip": None}
+    args |= {"key_heads": key_heads, "repeated": int(repeated), "eps": eps}
+    return _rule(_kernel("state_rule", key_dim), args, alpha, decay, bias, state)
+
+
+def state_space(
+    x: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer, groups: int
+) -> Array:
+    heads, state_dim, dim = state.arrays[1].shape[-3:]
+    inner, keys = heads * dim, groups * state_dim
+    args = {"x": float32(x), "v": 0, "k": inner, "q": inner + keys, "beta": None, "beta_stride": 0}
+    args |= {"skip": float32(skip), "key_heads": groups, "repeated": 1, "eps": 0.0}
+    return _rule(_kernel("state_rule", state_dim, RF_STATE_SPACE=1), args, step, decay, bias, state)
+
+
+def _rule(
+    kernel: Kernel, args: dict[str, Any], alpha: Array, decay: Array, bias: Array, state: RecurrentLayer
+) -> Array:
+    x, (heads, _, dim) = args["x"], state.arrays[1].shape[-3:]
+    y = cupy_module().empty((len(x), heads, dim), np.float32)
+    (a, stride), (kept, slot_stride) = rows_of(alpha), rows_of(state.arrays[1])
+    args |= {"y": y, "width": x.shape[1], "alpha": a, "alpha_stride": stride, "decay": float32(decay)}
+    args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
+    grid = heads * blocks(dim, COLUMNS), len(state.slots)
+    kernel(grid, (LANES * COLUMNS,), {**args, "value_heads": heads, "value_dim": dim})
+    return y
+
+
+def _with_stride(x: Array, stride: int) -> Array:
+    """The memory of an array whose rows are that many elements apart."""
+    data, own = rows_of(x)
+    if own != stride:
+        raise ValueError(f"causal_conv: rows of a gate are {own} elements apart, and those of x {stride}")
+    return data
+
+
+def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+    groups, dim = weight.shape
+    return _gated("gate_then_norm", x.reshape(len(x), groups, dim), gate, weight, eps)
+
+
+def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+    return _gated("norm_then_gate", x, gate, weight, eps)
+
+
+def _gated(name: str, x: Array, gate: Array, weight: Array, eps: float) -> Array:
+    tokens, heads, dim = x.shape
+    y, (g, stride) = cupy_module().empty((tokens, heads * dim), np.float32), rows_of(gate)
+    waves = NORM_THREADS // card_of(x.device.id).wave
+    args = (y, float32(x), g, float32(weight), stride, tokens * heads, heads, dim, eps)
+    _kernel(name)((blocks(tokens * heads, waves),), (NORM_THREADS,), args)
+    return y
+
+
+def split_gate(x: Array, heads: int) -> tuple[Array, Array]:
+    (data, stride), (tokens, width) = rows_of(x), x.shape
+    q, gate = (cupy_module().empty((tokens, width // 2), np.float32) for _ in range(2))
+    grid = blocks(q.size, NORM_THREADS)
+    _kernel("split_gate")((grid,), (NORM_THREADS,), (q, gate, data, stride, heads, width // 2 // heads, tokens))
+    return q, gate

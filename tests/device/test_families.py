@@ -1,0 +1,31 @@
+"""Families on a device: logits of a prompt, and of steps after it, against the CPU's."""
+
+import os
+
+import pytest
+from golden import families, relative_error
+from golden.families import FAMILIES
+
+import rocforge as rf
+from rocforge.load import load_model
+from rocforge.nn.batch import Batch, Chunk
+
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
+
+BOUND = 8e-3
+"""Products round to float16."""
+SHOWN = ("cohere2", "gpt2", "granite", "qwen35", "nemotron_h", "lfm2", "qwen35moe", "bailingmoe2")
+"""What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups of experts."""
+
+
+@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)
+def test_logits(tmp_path, name):
+    """A prompt, and two tokens one by one."""
+    path = tmp_path / "model.gguf"
+    families.build(path, name)
+    cpu, gpu = (load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu"))
+    tokens = families.prompt(name)[:28]
+    expected, cache = cpu(tokens), gpu.new_cache(2)
+    for start, stop in ((0, 26), (26, 27), (27, 28)):
+        batch = Batch.of(cache, [Chunk(start, stop - start, [1, 0])], all_logits=True)
+        assert relative_error(rf.asnumpy(gpu(tokens[start:stop], batch)), expected[start:stop]) < BOUND

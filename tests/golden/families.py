@@ -1,0 +1,274 @@
+"""Small random models of families, made of what a model itself says of its tensors, as GGUF files.
+
+A Family names an architecture and its metadata; the tensors are the parameters of the model that rocforge builds of
+those, so that another program which reads the file agrees with it on their names and shapes, or refuses the file.
+Values depend on the family's name and the seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as T
+
+from golden.blocks import Source, random_tensor
+from golden.models import VOCAB, add_vocabulary
+from rocforge.models import build_model
+
+GAINS = {
+    "attn_q": 1.4,
+    "attn_k": 1.4,
+    "attn_qkv": 1.4,
+    "attn_output": 1.5,
+    "ffn_gate": 1.5,
+    "ffn_down": 1.5,
+    "output": 3.0,
+}
+"""Of matrices, over the one that keeps the size of what they multiply; 1 for others."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A small model.
+
+    Attributes:
+        arch: general.architecture.
+        metadata: below the architecture's prefix, beside and above the common ones.
+        without: tensors of optional parameters that it has not, by their last names.
+        present: tensors that the family looks for to know the model's kind, by their last names.
+    """
+
+    arch: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+
+
+PROMPT, GREEDY = 48, 16
+ROWS = np.array([0, 20, PROMPT - 1, PROMPT + GREEDY - 1])
+"""Positions whose logits are stored."""
+NO_BIAS = ("bias",)
+"""All of them, but those that no model does without."""
+HEAD = ("output.bias",)
+NEEDED = ("ssm_dt.bias", "exp_probs_b.bias")
+QKV = ("attn_qkv.weight",)
+RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
+LAYER = {"attention.layer_norm_epsilon": 1e-5}
+AFTER = ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias")
+PLAIN = ("attn_q.bias", "attn_k.bias", "attn_v.bias", *AFTER)
+FALCON = (*PLAIN, "attn_qkv.bias")
+DELTA = {
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "block_count": 4,
+    "rope.dimension_sections": [3, 3, 2, 0],
+    "rope.dimension_count": 16,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 64,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 64,
+}
+EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+MIXTURE = {**EXPERTS, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}
+SIGMOID = {"expert_gating_func": 2, "expert_weights_norm": True}
+GROUPS = {"expert_group_count": 3, "expert_group_used_count": 2}
+FULL, LEAD = {"attention.head_count_kv": 6}, {"leading_dense_block_count": 1}
+NARROW = {"embedding_length": 96, "feed_forward_length": 96, "attention.head_count": 3, "attention.head_count_kv": 1}
+ONE = {"expert_shared_feed_forward_length": 48}
+MAMBA2 = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 128,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 32,
+}
+SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
+SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
+
+FAMILIES = {
+    "internlm2": Family("internlm2", RMS, NO_BIAS),
+    "xverse": Family("xverse", RMS, NO_BIAS),
+    "ernie4_5": Family("ernie4_5", RMS, NO_BIAS),
+    "exaone": Family("exaone", RMS, NO_BIAS),
+    "smollm3": Family("smollm3", {**RMS, "block_count": 4}, NO_BIAS),
+    "arcee": Family("arcee", RMS, NO_BIAS),
+    "granite": Family("granite", {**RMS, **SCALES, "attention.scale": 0.2}, NO_BIAS),
+    "minicpm": Family("minicpm", {**RMS, "logit_scale": 3.0}, NO_BIAS),
+    "minicpm-scales": Family("minicpm", {**RMS, **SCALES}, NO_BIAS),
+    "exaone4": Family("exaone4", RMS, NO_BIAS),
+    "exaone4-window": Family("exaone4", {**RMS, **NARROW, "block_count": 64, "attention.sliding_window": 24}, NO_BIAS),
+    "command-r": Family("command-r", {**LAYER, "logit_scale": 0.25}, (*NO_BIAS, "output.weight")),
+    "cohere2": Family(
+        "cohere2",
+        {**LAYER, "logit_scale": 0.25, "block_count": 4, "attention.sliding_window": 24},
+        (*NO_BIAS, "output.weight"),
+    ),
+    "chatglm": Family("chatglm", {**RMS, "rope.dimension_count": 32}, AFTER, QKV),
+    "glm4": Family("glm4", {**RMS, "rope.dimension_count": 32}, NO_BIAS),
+    "seed_oss": Family("seed_oss", RMS, AFTER),
+    "nemotron": Family("nemotron", {**LAYER, "rope.dimension_count": 32}, ("attn_q.bias", "output.bias")),
+    "starcoder2": Family("starcoder2", LAYER, HEAD),
+    "codeshell": Family("codeshell", LAYER, HEAD, QKV),
+    "orion": Family("orion", LAYER, PLAIN),
+    "stablelm": Family("stablelm", {**LAYER, "rope.dimension_count": 16}, PLAIN, ("ffn_norm.weight",)),
+    "stablelm-parallel": Family("stablelm", {**LAYER, "rope.dimension_count": 16}, PLAIN),
+    "olmo": Family("olmo", LAYER, NO_BIAS),
+    "gpt2": Family("gpt2", LAYER, HEAD, QKV),
+    "starcoder": Family("starcoder", LAYER, ("output.weight", "output.bias"), QKV),
+    "gptneox": Family("gptneox", {**LAYER, "use_parallel_residual": True, "rope.dimension_count": 16}, HEAD, QKV),
+    "gptneox-serial": Family("gptneox", {**LAYER, "use_parallel_residual": False}, HEAD, QKV),
+    "phi2": Family("phi2", {**LAYER, "rope.dimension_count": 32}),
+    "falcon": Family("falcon", LAYER, FALCON, QKV),
+    "falcon-40b": Family("falcon", LAYER, FALCON, (*QKV, "attn_norm_2.weight")),
+    "qwen": Family(
+        "qwen",
+        {**RMS, "attention.head_count_kv": 6},
+        AFTER,
+        QKV,
+    ),
+    "qwen35": Family("qwen35", {**DELTA, "attention.key_length": 48, "attention.value_length": 48}, NO_BIAS),
+    "qwen35-interval": Family("qwen35", {**DELTA, "block_count": 6, "full_attention_interval": 2}, NO_BIAS),
+    "qwen35moe": Family("qwen35moe", {**DELTA, **EXPERTS, **ONE}, NO_BIAS),
+    "qwen3next": Family("qwen3next", {**DELTA, **EXPERTS, **ONE}, NO_BIAS),
+    "granitemoe": Family(
+        "granitemoe",
+        {**RMS, **SCALES, **EXPERTS, "expert_feed_forward_length": 320, **ONE},
+        NO_BIAS,
+    ),
+    "mamba2": Family("mamba2", {**RMS, **MAMBA2}, HEAD),
+    "granitehybrid": Family(
+        "granitehybrid",
+        {**RMS, **SCALES, **MAMBA2, "ssm.inner_size": 384, "attention.head_count_kv": [0, 2, 0]},
+        SHARED_BIAS,
+    ),
+    "nemotron_h": Family(
+        "nemotron_h",
+        {
+            **LAYER,
+            **MAMBA2,
+            "block_count": 5,
+            "attention.head_count_kv": [0, 0, 2, 0, 0],
+            "feed_forward_length": [0, 320, 0, 320, 0],
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+        },
+        ("output.bias",),
+    ),
+    "falcon-h1": Family("falcon-h1", {**RMS, **MAMBA2}, SHARED_BIAS, ("ssm_norm.weight",)),
+    "lfm2": Family("lfm2", {**RMS, "attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}, NO_BIAS),
+    "deepseek": Family("deepseek", {**RMS, **MIXTURE}, NO_BIAS),
+    "glm4moe": Family("glm4moe", {**RMS, **MIXTURE, "rope.dimension_count": 16, "expert_weights_norm": True}, NO_BIAS),
+    "dots1": Family("dots1", {**RMS, **MIXTURE, **SIGMOID, "attention.head_count_kv": 6}, NO_BIAS),
+    "bailingmoe2": Family("bailingmoe2", {**RMS, **MIXTURE, **SIGMOID, **GROUPS}, NO_BIAS, QKV),
+    "olmoe": Family("olmoe", {**RMS, **FULL, "expert_count": 6, "expert_used_count": 2}, NO_BIAS),
+    "ernie4_5-moe": Family("ernie4_5-moe", {**RMS, **EXPERTS, **ONE, "interleave_moe_layer_step": 1, **LEAD}, NO_BIAS),
+    "minimax-m2": Family(
+        "minimax-m2",
+        {**RMS, **SIGMOID, **EXPERTS, "expert_feed_forward_length": 320, "rope.dimension_count": 16},
+        NO_BIAS,
+    ),
+    "qwen2moe": Family("qwen2moe", {**RMS, **EXPERTS, **ONE}, AFTER),
+    "lfm2moe": Family(
+        "lfm2moe",
+        {
+            **RMS,
+            **EXPERTS,
+            **SIGMOID,
+            "attention.head_count_kv": [0, 2, 0],
+            "shortconv.l_cache": 3,
+            "leading_dense_block_count": 1,
+        },
+        NO_BIAS,
+    ),
+    "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
+}
+
+
+class Skeleton(dict[str, Any]):
+    """Stands for a file of that metadata while its model is built: the embedding, and the layers' names."""
+
+    def __init__(self, arch: str, keys: dict[str, Any], present: tuple[str, ...]):
+        super().__init__({"token_embd.weight": np.empty((VOCAB, keys["embedding_length"]), np.float32)})
+        for layer in range(keys["block_count"]):
+            self.update({f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *present)})
+        self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
+
+
+def metadata(family: Family) -> dict[str, Any]:
+    """Metadata below the architecture's prefix; sizes are odd enough to betray shapes that are swapped."""
+    common = {
+        "context_length": 128,
+        "vocab_size": VOCAB,
+        "embedding_length": 192,
+        "block_count": 3,
+        "feed_forward_length": 320,
+        "attention.head_count": 6,
+        "attention.head_count_kv": 2,
+        "rope.dimension_count": 32,
+        "rope.freq_base": 10000.0,
+    }
+    return {**common, **family.metadata}
+
+
+def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+    """Yields name, shape, mean and standard deviation of each tensor of a family's model."""
+    family = FAMILIES[name]
+    keys = metadata(family)
+    model = build_model(Skeleton(family.arch, keys, family.present))
+    for path, parameter in model.named_parameters():
+        last = ".".join(path.split(".")[-2:])
+        if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
+            continue
+        part = path.split(".")[-2]
+        if path.endswith("ssm_a"):
+            yield path, parameter.shape, -0.3, 0.1
+            continue
+        if path.endswith("bias"):
+            yield path, parameter.shape, 0.0, 0.3
+        elif len(parameter.shape) == 1:
+            yield path, parameter.shape, 1.0, 0.2
+        elif part in ("token_embd", "position_embd"):
+            yield path, parameter.shape, 0.0, 0.25
+        else:
+            yield path, parameter.shape, 0.0, GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
+
+
+def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:
+    """Writes the file of a family's model; matrices of this type where their rows are whole blocks, else Q8_0."""
+    family = FAMILIES[name]
+    w = gguf.GGUFWriter(path, family.arch)
+    w.add_name("random weights")
+    add = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32, str: w.add_string, list: w.add_array}
+    for key, value in metadata(family).items():
+        add[type(value)](f"{family.arch}.{key}", value)
+    add_vocabulary(w)
+    for tensor, shape, mean, std in tensors(name):
+        kind = _type(qtype, tensor, shape)
+        w.add_tensor(tensor, random_tensor(Source(name, tensor, seed=seed), kind, shape, mean, std), raw_dtype=kind)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def _type(qtype: T, name: str, shape: tuple[int, ...]) -> T:
+    if len(shape) == 1 or "position_embd" in name or "ffn_gate_inp" in name or shape[-1] % 32:
+        return T.F32
+    return qtype if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0] == 0 else T.Q8_0
+
+
+def prompt(name: str) -> np.ndarray:
+    """The prompt tokens of a family, int32."""
+    return (Source(name, "prompt").uniform(PROMPT) * VOCAB).astype(np.int32)
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    """llama.cpp's results: `tokens` int32, the prompt and those chosen greedily; `logits` float32 (ROWS, VOCAB)."""
+    with np.load(Path(__file__).parent / "families.npz") as f:
+        return {key: f[f"{name}/{key}"] for key in ("tokens", "logits")}

@@ -1,0 +1,136 @@
+"""Every family in small: against llama.cpp's logits, and the ways of running a model against each other."""
+
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as T
+from golden import families, relative_error
+from golden.families import FAMILIES, ROWS
+
+import rocforge as rf
+from rocforge.load import load_model
+from rocforge.models import ARCHITECTURES
+from rocforge.nn.batch import Batch, Chunk
+
+EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
+ROUNDS = ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
+"""Architectures with GELU, of which llama.cpp rounds argument and result to float16."""
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """name -> path and model in F32, built once for this module."""
+    folder, models = tmp_path_factory.mktemp("families"), {}
+
+    def get(name):
+        if name not in models:
+            path = folder / f"{name}.gguf"
+            families.build(path, name)
+            models[name] = path, load_model(rf.open_gguf(path), device="cpu")
+        return models[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits(model_of, name):
+    """Prompt and 16 greedy tokens, to 5e-5 of llama.cpp; to 3e-4 where it rounds."""
+    _, model = model_of(name)
+    golden = families.load(name)
+    logits = model(golden["tokens"])
+    assert relative_error(logits[ROWS], golden["logits"]) < (ROUNDED if FAMILIES[name].arch in ROUNDS else BOUND)
+    chosen = logits[families.PROMPT - 1 : -1].argmax(axis=-1)
+    np.testing.assert_array_equal(chosen, golden["tokens"][families.PROMPT :])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batches_and_chunks(model_of, name):
+    """In chunks, token by token, and beside other sequences: the logits of the whole, to 1e-5."""
+    _, model = model_of(name)
+    tokens, other = families.prompt(name), families.prompt(name)[::-1].copy()
+    whole, alone = model(tokens), model(other)
+    cache, a, b = model.new_cache(8, slots=2), [7, 0, 2], [1, 4, 3]
+    got = []
+    for start, stop in ((0, 9), (9, 40), *((i, i + 1) for i in range(40, 48))):
+        chunks = [Chunk(start, stop - start, a, slot=0), Chunk(start, stop - start, b, slot=1)]
+        flat = np.concatenate([tokens[start:stop], other[start:stop]])
+        got.append(model(flat, Batch.of(cache, chunks, all_logits=True)))
+    first = np.concatenate([part[: len(part) // 2] for part in got])
+    second = np.concatenate([part[len(part) // 2 :] for part in got])
+    assert relative_error(first, whole) < EXACT
+    assert relative_error(second, alone) < EXACT
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_quantized(tmp_path, name):
+    """Packed weights give what their values do, to 1e-5."""
+    packed, values = tmp_path / "packed.gguf", tmp_path / "values.gguf"
+    families.build(packed, name, T.Q4_0)
+    unpack(packed, values)
+    logits = [load_model(rf.open_gguf(path), device="cpu")(families.prompt(name)) for path in (packed, values)]
+    assert relative_error(*logits) < EXACT
+
+
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+def test_engine(model_of, name):
+    """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
+    _, model = model_of(name)
+    tokens = families.load(name)["tokens"].tolist()
+    prompt, expected = tokens[: families.PROMPT], tokens[families.PROMPT :]
+    params = rf.SamplingParams(max_tokens=families.GREEDY, temperature=0)
+    with rf.Engine(model, cache_tokens=160, max_batch_tokens=20) as engine:
+        requests = [engine.add(prompt, params), engine.add(prompt[:40], params), engine.add(prompt, params)]
+        while engine.busy:
+            engine.step()
+        requests.append(engine.add(prompt, params))
+        while engine.busy:
+            engine.step()
+    assert all(requests[i].output == expected for i in (0, 2, 3))
+
+
+def unpack(path, to):
+    """A copy of a file with all tensors in F32."""
+    reader = gguf.GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    w = gguf.GGUFWriter(to, arch)
+    for key, value in rf.open_gguf(path).metadata.items():
+        if key != "general.architecture" and not key.startswith("GGUF."):
+            field = reader.fields[key]
+            w.add_key_value(key, value if not isinstance(value, np.ndarray) else value.tolist(), *field.types[:2])
+    for t in reader.tensors:
+        w.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32))
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+
+
+def test_every_architecture_has_a_model():
+    """Each one that rocforge runs is here, or in the models of test_models.py."""
+    from golden.models import VARIANTS
+
+    shown = {family.arch for family in FAMILIES.values()} | {variant.arch for variant in VARIANTS.values()}
+    assert shown == set(ARCHITECTURES)
+
+
+def test_the_list_is_of_today():
+    """docs/models-supported.md has every architecture."""
+    page = (Path(__file__).parents[1] / "docs" / "models-supported.md").read_text()
+    assert re.findall(r"^\| (\S+) \| .+ \| \S.+ \|$", page, re.M)[1:] == sorted(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    "arch, key, value, match",
+    [
+        ("olmo", "attention.clamp_kqv", 8.0, "clamp_kqv, here 8, is not supported"),
+        ("glm4", "rope.dimension_sections", [16, 24, 24, 0], "rope.dimension_sections"),
+    ],
+)
+def test_refused(arch, key, value, match):
+    """What a family cannot do is said in a sentence, and nothing is computed without it."""
+    from rocforge.models import build_model
+
+    family = FAMILIES[arch]
+    keys = {**families.metadata(family), key: value}
+    with pytest.raises(rf.UnsupportedModelError, match=match):
+        build_model(families.Skeleton(arch, keys, family.present))
