@@ -7,8 +7,8 @@
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=64,80,96,128,256 RF_BLOCK_SIZE=32
-// variants: RF_HEAD_DIM=128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0,Q4_0 RF_VALUE_TYPE=Q8_0,Q4_0
+// variants: RF_HEAD_DIM=80,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // A query's sequence: its tokens, the position of the query, and the first token that the window lets it see.

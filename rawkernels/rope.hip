@@ -6,9 +6,9 @@
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=64,80,96,128,256 RF_BLOCK_SIZE=32
-// variants: RF_HEAD_DIM=96,128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
-// variants: RF_HEAD_DIM=128,256 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=80,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=96 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
+// variants: RF_HEAD_DIM=256 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // out (tokens, heads, RF_HEAD_DIM) = rotated x; rows of x are `stride` floats apart. A wave a head.
