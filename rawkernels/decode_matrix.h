@@ -133,14 +133,6 @@ struct MatrixTokens {
     RF_MEMBER void load_step(const DecodeParams& p, const Seen& seen, u32 start) {
         load_keys(p.keys, seen, start), load_values(p.values, seen, start);
     }
-    // Asks for a step's rows to be on their way to the last cache, half of the lanes for keys and half for values.
-    static RF_MEMBER void prefetch_step(const DecodeParams& p, const Seen& seen, u32 start) {
-        if (start >= seen.end) return;
-        u32 row = seen.nearest(start + lane() / 2);
-        auto keys = block_of<KeyType>(p.keys, seen.table, start, seen.kv_heads, seen.kv_head);
-        auto values = block_of<ValueType>(p.values, seen.table, start, seen.kv_heads, seen.kv_head);
-        prefetch(lane() % 2 ? values.row(row).elements : keys.row(row).elements);
-    }
     RF_MEMBER void put(Shared& shared, u32 start, u32 newest) {
         RF_UNROLL
         for (u32 i = 0; i < 2; ++i)
@@ -219,9 +211,7 @@ struct MatrixTokens {
         float sums[TILES][4], highest[2] = {LOWEST, LOWEST}, sum[2] = {0, 0};
         RF_UNROLL
         for (u32 i = 0; i < TILES; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
-        prefetch_step(p, seen, begin + (STRIPES + stripe) * STEP);
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
-            prefetch_step(p, seen, start + 2 * STRIPES * STEP);
             if (newest - start < STEP) put(shared, start, newest);
             // rows of the next step are on their way as soon as those of this one have been used
             u32 next = start + STRIPES * STEP;
