@@ -13,8 +13,8 @@ import pytest
 
 import rocforge as rf
 from rocforge.device.libraries import import_cupy
-from rocforge.formats.planar import PLANAR
 from rocforge.formats.quantize import QUANTIZERS
+from rocforge.ops.device.quantize import DEVICE_QTYPES
 
 cp, reason = import_cupy()
 HOST, DEVICE = (256, 4096), (14336, 4096)
@@ -41,7 +41,7 @@ def test_host(benchmark, name):
 
 @pytest.mark.skipif(cp is None, reason=f"needs a GPU: {reason}")
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", PLANAR)
+@pytest.mark.parametrize("name", DEVICE_QTYPES)
 def test_device(benchmark, name, weighted):
     """From floats in the device's memory to planar rows there; rf.quantize waits for the device."""
     x, weight = cp.asarray(weights(DEVICE)), importance(DEVICE[1]) if weighted else None

@@ -40,7 +40,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     prompt = sys.stdin.read() if options.prompt is None else options.prompt
-    model, tokenizer = rf.load(options.model, options.device, options.context, progress=not options.quiet)
+    model, tokenizer = rf.load(
+        options.model, options.device, options.context, progress=False if options.quiet else None
+    )
     if options.chat:
         system = [{"role": "system", "content": options.system}] if options.system else []
         prompt = tokenizer.apply_chat_template([*system, {"role": "user", "content": prompt}])

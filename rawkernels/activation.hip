@@ -29,13 +29,15 @@ RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float*
 }
 
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
-// Grid: (rows, columns / THREADS).
-RF_KERNEL(THREADS) rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride) {
+// y is the first of several parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
+RF_KERNEL(THREADS)
+rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride, u32 parts, u64 part) {
     wait_for_previous();
     u32 column = block_y() * THREADS + thread_x();
     if (column >= columns) return;
     u64 row = block_x(), at = row * stride + column;
     float more = bias ? bias[column] : 0.0f;
+    for (u32 i = 1; i < parts; ++i) more += y[at + i * part];
     if (residual) more += residual[row * columns + column];
     y[at] += more;
 }

@@ -127,7 +127,7 @@ struct IntegerQuery {
             for (u32 j = 0; j < 4; ++j) bytes[i] |= u32(round_int(x[4 * i + j] * inverse) & 255) << 8 * j;
             sum = dot4(bytes[i], 0x01010101, sum);
         }
-        origin = FLOAT_ORIGIN - Type::ZERO * sum;
+        origin = FLOAT_ZERO - Type::ZERO * sum;
     }
     RF_MEMBER float dot(const IntegerKey<Type>& key) const {
         i32 sum = origin;

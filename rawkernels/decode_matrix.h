@@ -177,7 +177,7 @@ struct MatrixTokens {
                 for (u32 h = 0; h < 2; ++h) {
                     u32 from = (2 * part() + h) * 4;
                     scales[r][h] = shuffle(largest, from) * (scale / 127);
-                    origins[r][h] = FLOAT_ORIGIN - KeyType::ZERO * shuffle(sum, from);
+                    origins[r][h] = FLOAT_ZERO - KeyType::ZERO * shuffle(sum, from);
                 }
             }
         }

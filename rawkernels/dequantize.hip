@@ -1,6 +1,6 @@
 // Planar rows to float32, float16 or bfloat16, all rows or those of a list; the same bits as the gguf package gives.
 // Compiled with RF_QTYPE, a format of quants.h.
-#include "formats/quants.h"
+#include "formats/lattices.h"
 
 namespace rocforge {
 
@@ -28,16 +28,14 @@ RF_DEVICE void dequantize(const u8* planar, const i32* ids, T* y, i32 rows, i32 
     if (row >= u32(rows)) return;
     u32 c = k / CELL, s = k % CELL / 32, t = k % 32 / 4;
     planar += u64(ids ? ids[row] : row) * F::row_bytes(cells);
-    F w;
-    w.load_scales(planar, cells, c);
-    w.ready();
+    StoredCell<F> cell(planar, cells, c);
     y += u64(row) * columns + k;
     RF_UNROLL
     for (u32 j = 0; j < 2; ++j) {
-        u32 four = F::values(F::stored_four(planar, cells, c, s, t + j));
+        u32 four = cell.four(s, t + j);
         float v[4];
         RF_UNROLL
-        for (u32 b = 0; b < 4; ++b) v[b] = value_of(w, s, t / 4, i32(i8(byte_of(four, b))) - F::OFFSET);
+        for (u32 b = 0; b < 4; ++b) v[b] = cell.value(s, t + j, four, b);
         store4(y + 4 * j, v);
     }
 }

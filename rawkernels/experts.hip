@@ -11,7 +11,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR,Floats<f16>,Floats<bf16>
+// variants: RF_QTYPE=KINDS,Floats<f16>,Floats<bf16>
 // variants: RF_QTYPE=Floats<float>
 const u32 GROUPS = GATED_THREADS / GATED_LANES, DOWN_ROWS = 2;  // of a group
 
@@ -81,6 +81,7 @@ struct ExpertsDownParams {
 // Grid: (rows / (GROUPS / used * DOWN_ROWS), tokens).
 RF_MATVEC_GATED
 rf_experts_down(ExpertsDownParams p) {
+    load_grid<RF_QTYPE>(GATED_THREADS);
     RF_SHARED float results[GROUPS][DOWN_ROWS];
     u32 rank = thread_x() % GATED_LANES, group = thread_x() / GATED_LANES, token = block_y();
     u32 used = p.chosen.routing.used, together = GROUPS / used, first = together * DOWN_ROWS * block_x();
@@ -165,6 +166,7 @@ RF_DEVICE void weighted_rows(float* results, const ExpertsDownThenNormParams& p,
 // Grid: out_cells * CELL / NORM_RUN.
 RF_KERNEL_WIDE(DOWN_THREADS, RF_TUNE_GATED_RESIDENT)
 rf_experts_down_then_norm(ExpertsDownThenNormParams p) {
+    load_grid<RF_QTYPE>(DOWN_THREADS);
     RF_SHARED float parts[DOWN_GROUPS * NORM_RUN];
     RF_SHARED NormRun results;
     RF_SHARED Choice chosen;

@@ -225,6 +225,7 @@ RF_DEVICE void tile_product(const Launch<T>& l) {
     RF_SHARED Shared shared;
     const u32 HEIGHT = GATED ? WEIGHTS / 2 : WEIGHTS;
     u32 runs = (l.m.rows + HEIGHT - 1) / HEIGHT, first_row = block_x() % runs * HEIGHT;
+    load_grid<RF_QTYPE>(THREADS);
     find_tile(shared, l.offsets, l.experts, block_x() / runs);
     // no more registers and products than the pairs need
     if (shared.count > 32) return multiply_and_store<GATED, 4>(l, shared, first_row);

@@ -10,7 +10,7 @@
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8
+// variants: RF_QTYPE=KINDS RF_TOKENS=8
 // variants: RF_QTYPE=Q8_0,Q4_K,Q6_K,MXFP4 RF_TOKENS=16,32,64
 // targets: gfx908 gfx90a gfx942 gfx950 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1152 gfx1200 gfx1201
 
@@ -84,6 +84,7 @@ struct Exchange {
 template <class PositionOf, class Ready, class Store>
 RF_DEVICE void each_item(const Pairs& p, u32 runs, PositionOf position_of, Ready ready, Store store) {
     RF_SHARED Exchange exchange;
+    load_grid<RF_QTYPE>(THREADS);
     Items items(p, runs);
     if (items.next >= items.end) return ready();
     auto tile_of = [&](u32 item) { return load_tile(p.tiles, minimum(i32(item), i32(items.end - 1)) / runs); };

@@ -14,20 +14,20 @@ namespace rocforge {
 
 // variants: RF_QTYPE=PLANAR RF_TOKENS=1
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=1
-// variants: RF_QTYPE=PLANAR RF_TOKENS=2
+// variants: RF_QTYPE=KINDS RF_TOKENS=2
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=2
-// variants: RF_QTYPE=PLANAR RF_TOKENS=4
+// variants: RF_QTYPE=KINDS RF_TOKENS=4
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=4
-// variants: RF_QTYPE=PLANAR RF_TOKENS=8
+// variants: RF_QTYPE=KINDS RF_TOKENS=8
 // variants: RF_QTYPE=Floats<float>,Floats<f16>,Floats<bf16> RF_TOKENS=8
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=1
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
-// more threads a multiprocessor where a cell is few registers
-#define RF_MATVEC                                                                                         \
-    RF_KERNEL_WIDE(THREADS, sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW \
-                                                                           : RF_TUNE_GEMV_RESIDENT)
+// more threads a multiprocessor where a cell is few registers, of which there is one
+const bool NARROW = sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES && !ByRuns<RF_QTYPE>::X;
+const u32 RESIDENT = NARROW ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT;
+#define RF_MATVEC RF_KERNEL_WIDE(THREADS, RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
 #endif
@@ -55,8 +55,11 @@ RF_DEVICE void product(const GemvParams& p, const Matrix& m, u32 number, u32 blo
     for (u32 r = 0; r < RF_ROWS; ++r)
         row[r] = row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
     float sum[RF_ROWS][RF_TOKENS] = {}, share = 0.0f;
-    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes,
-                           [&] { share = norm.share<THREADS>(); });
+    accumulate<F, RF_ROWS>(sum, row, row_of(p.x, 0), p.tokens, p.cells, rank, lanes, [&] {
+        load_grid<F>(THREADS);
+        wait_for_previous();
+        share = norm.share<THREADS>();
+    });
     reduce_group<RF_ROWS>(sum, lanes);
     float factor = norm.factor<THREADS>(share);
     RF_UNROLL
@@ -107,17 +110,26 @@ const u32 RUN = NORM_RUN;  // rows of a block
 
 // y = x @ w.T + bias + residual of one token, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
-// of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
+// of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros. While the kernel
+// before still runs, which may be attention and read little, each asks for `ahead` bytes of either matrix of the gated
+// product that follows, `ahead_apart` from the last block's.
 RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
-                    float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares) {
+                    float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares,
+                    const u8* gate, const u8* up, u32 ahead, u32 ahead_apart) {
     RF_SHARED NormRun results;
+    if (ahead && thread_x() == 0) {
+        prefetch_run(gate + u64(block_x()) * ahead_apart, ahead);
+        prefetch_run(up + u64(block_x()) * ahead_apart, ahead);
+    }
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     i32 r = RUN * block_x() + group, within = minimum(r, rows - 1);
     const u8* row[1] = {w + u64(within) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
     if (bias) offset = load_early(bias + within);
     accumulate<RF_QTYPE, 1>(sum, row, x, 1, cells, rank, lanes, [&] {
+        load_grid<RF_QTYPE>(RUN << log_lanes);
+        wait_for_previous();
         if (residual) before = load_early(residual + within);
     });
     reduce_group<1>(sum, lanes);

@@ -1,32 +1,10 @@
 // Normalizations over rows: a block a row, accumulated in float32.
-#include "formats/quants.h"
+#include "fours.h"
 
 namespace rocforge {
 
 constexpr u32 THREADS = RF_TUNE_NORM_THREADS;
 constexpr u32 KEPT = RF_TUNE_NORM_KEPT;
-
-// Four elements of a row of n from i on; those past its end are zero, and are not written.
-RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
-    if (n % 4 == 0 && i < n) return load<f32x4>(row + i);
-    return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
-                      i + 3 < n ? row[i + 3] : 0.0f);
-}
-RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v) {
-    if (n % 4 == 0 && i < n) {
-        *reinterpret_cast<f32x4*>(row + i) = v;
-        return;
-    }
-    RF_UNROLL
-    for (u32 j = 0; j < 4; ++j)
-        if (i + j < n) row[i + j] = element(v, j);
-}
-RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
-    if (n % 4 == 0 && i < n) return store_fp16(row + i, v);
-    RF_UNROLL
-    for (u32 j = 0; j < 4; ++j)
-        if (i + j < n) row[i + j] = from_float<f16>(clamp_fp16(element(v, j)));
-}
 
 // A row of n floats, or of one number where there is none. A block's first elements wait in registers.
 struct Row {
@@ -97,34 +75,38 @@ rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* w
     });
 }
 
-// The same of a sum, x + y + bias, which is written too; the bias may be null.
+// The same of a sum, x + y + bias, which is written too; the bias may be null. y is the sum of several, `part` apart.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_sum(float* sum, f16* fp16, const float* x, const float* y, const float* bias, const float* weight, u32 n,
-                   float eps) {
+rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const float* y, const float* bias,
+                   const float* weight, u32 parts, u64 part, u32 width, u32 n, float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n;
     Row first(x + start, n), second(y + start, n), biases(bias, n), weights(weight, n, 1.0f);
-    f32x4 kept[KEPT];
+    Output output = {nullptr, fp16, {quantized, width, cells_of(n)}, n};
+    f32x4 kept[KEPT] = {};
     float squared = 0.0f;
     each_four(n, [&](u32 k, u32 i) {
         f32x4 a = first.at(k, i), b = second.at(k, i), c = biases.at(k, i);
-        f32x4 v = make_f32x4(a.x + b.x + c.x, a.y + b.y + c.y, a.z + b.z + c.z, a.w + b.w + c.w);
+        for (u32 p = 1; p < parts; ++p) b = plus(b, load4(y + p * part + start, i, n));
+        f32x4 v = plus(plus(a, b), c);
         if (i >= n) v = make_f32x4(0, 0, 0, 0);
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;
         store4(sum + start, i, n, v);
         squared += squares(v);
     });
     float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
-    each_four(n, [&](u32 k, u32 i) {
+    each_four(output.end(), [&](u32 k, u32 i) {
         f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
-        store4(fp16 + start, i, n, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
+        output.write(i, scaled(v, factor, weights.at(k, i), make_f32x4(0, 0, 0, 0)));
     });
 }
 
-// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, and the norm of it.
+// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, which is float32 or float16,
+// and the norm of it; n is a multiple of 4.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const i32* rank, const float* weights,
-                       const float* residual, const float* weight, u32 used, u32 width, u32 n, float eps) {
+rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const f16* y_fp16, const i32* rank,
+                       const float* weights, const float* residual, const float* weight, u32 used, u32 width, u32 n,
+                       float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n, pairs = u64(block_x()) * used;
     Row scales(weight, n, 1.0f);
@@ -133,7 +115,8 @@ rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, con
     each_four(n, [&](u32 k, u32 i) {
         f32x4 v = load4(residual + start, i, n);
         for (u32 choice = 0; choice < used; ++choice) {
-            f32x4 part = load4(y + u64(rank[pairs + choice]) * n, i, n);
+            u64 at = u64(rank[pairs + choice]) * n;
+            f32x4 part = y ? load4(y + at, i, n) : load4(y_fp16 + at, i, n);
             v = scaled(part, weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
         }
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;

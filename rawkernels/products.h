@@ -6,7 +6,7 @@
 #pragma once
 
 #include "gates.h"
-#include "formats/quants.h"
+#include "formats/lattices.h"
 
 namespace rocforge {
 
@@ -23,6 +23,7 @@ static_assert(BLOCK_ROWS % 32 == 0, "a block of a gated product has whole runs o
 // Unpacked weights: a cell is 16 bytes of a row, and activations are floats.
 template <class T>
 struct Floats {
+    static constexpr u32 POINTS = 0;
     u32x4 data;
     static RF_MEMBER u32 row_bytes(u32 cells) { return 16 * cells; }
     RF_MEMBER float value(u32 i) const {
@@ -64,16 +65,15 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         float part = 0.0f, min_part = 0.0f;
-        i32 products = 0, sums = 0;
+        i32 products = FLOAT_ZERO, sums = 0;
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
-            if (F::HALVES || h == 0) products = 0, sums = 0;
+            if (F::HALVES || h == 0) products = FLOAT_ZERO, sums = 0;
             if (F::OFFSET || F::MINS) sums += x.sum(s, h);
             RF_UNROLL
-            for (u32 t = 0; t < 4; ++t)
-                products = dot4(F::values(w.four(s, 4 * h + t)), element(x.q[2 * s + h], t), products);
+            for (u32 t = 0; t < 4; ++t) products = add_four(w, s, 4 * h + t, element(x.q[2 * s + h], t), products);
             if (F::HALVES || h == 1) {
-                part += w.scale(s, h) * float(products - F::OFFSET * sums);
+                part += w.scale(s, h) * sum_float(products - F::OFFSET * sums);
                 if (F::MINS) min_part += w.min(s, h) * float(sums);
             }
         }
@@ -81,6 +81,44 @@ RF_DEVICE float dot(const F& w, const Activation& x) {
         if (F::MINS) mins += element(x.scale, s) * min_part;
     }
     return w.outer_scale() * total + w.outer_min() * mins;
+}
+
+// Formats whose values take long to look up, on NVIDIA: registers are better spent on more cells in flight than on all
+// of a cell's x.
+template <class F>
+struct ByRuns {
+    static const bool X = RF_TOKENS == 1 && LOADS_BEFORE_WAIT && (F::POINTS > 0 || F::SELECTED);
+};
+template <class T>
+struct ByRuns<Floats<T>> {
+    static const bool X = false;
+};
+
+// Adds the products of a cell of N rows with that of one token, a run of 32 elements after another.
+template <class F, u32 N>
+RF_DEVICE void add_runs(float (&sum)[N][1], F (&w)[N], const u8* x, u32 cells, u32 c) {
+    float total[N] = {};
+    f32x4 scale = load<f32x4>(x + 16 * (8 * cells + c));
+    RF_UNROLL
+    for (u32 s = 0; s < 4; ++s) {
+        u32x4 q[2] = {load<u32x4>(x + 16 * (2 * s * cells + c)), load<u32x4>(x + 16 * ((2 * s + 1) * cells + c))};
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) {
+            float part = 0.0f;
+            i32 products = FLOAT_ZERO;
+            RF_UNROLL
+            for (u32 h = 0; h < 2; ++h) {
+                RF_UNROLL
+                for (u32 t = 0; t < 4; ++t) products = add_four(w[r], s, 4 * h + t, element(q[h], t), products);
+                if (!F::HALVES && h == 0) continue;
+                part += w[r].scale(s, h) * sum_float(products);
+                products = FLOAT_ZERO;
+            }
+            total[r] += element(scale, s) * part;
+        }
+    }
+    RF_UNROLL
+    for (u32 r = 0; r < N; ++r) sum[r][0] += w[r].outer_scale() * total[r];
 }
 
 // 32 elements of a row, unpacked: for several tokens.
@@ -108,6 +146,11 @@ struct Run {
 // Adds the products of cell c of N rows with all tokens.
 template <class F, u32 N>
 RF_DEVICE void add_cell(float (&sum)[N][RF_TOKENS], F (&w)[N], const u8* x, u32 tokens, u32 cells, u32 c) {
+    if constexpr (ByRuns<F>::X) {
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) w[r].ready();
+        return add_runs(sum, w, x, cells, c);
+    }
     if constexpr (RF_TOKENS == 1) {
         Activation activation;
         activation.load(x, cells, c);
@@ -181,17 +224,16 @@ RF_DEVICE void load_cells(F (&w)[AHEAD][N], const u8* const (&row)[N], u32 cells
 }
 
 // Adds the products of N rows with the tokens, over cells first, first + step, ...; AHEAD cells are loaded together,
-// of one token the first of them before what x depends on has ended: of more there are no registers to spare. `ready`
-// is called when that has.
-template <class F, u32 N, u32 AHEAD, class Ready>
+// of one token the first of them before `begin`, which waits for what x depends on: of more there are no registers to
+// spare.
+template <class F, u32 N, u32 AHEAD, class Begin>
 RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens,
-                               u32 cells, u32 first, u32 step, Ready ready) {
+                               u32 cells, u32 first, u32 step, Begin begin) {
     u32 c = first, ahead = (AHEAD - 1) * step;
     if constexpr (RF_TOKENS == 1 && LOADS_BEFORE_WAIT) {
         F w[AHEAD][N];
         if (c + ahead < cells) load_cells(w, row, cells, c, step);
-        wait_for_previous();
-        ready();
+        begin();
         while (c + ahead < cells) {
             RF_UNROLL
             for (u32 a = 0; a < AHEAD; ++a) add_cell(sum, w[a], x, tokens, cells, c + a * step);
@@ -200,8 +242,7 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
         }
         return c;
     }
-    wait_for_previous();
-    ready();
+    begin();
     for (; c + ahead < cells; c += AHEAD * step) {
         F w[AHEAD][N];
         load_cells(w, row, cells, c, step);
@@ -211,19 +252,49 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
-struct Nothing {
-    RF_MEMBER void operator()() const {}
+// The same of such formats: of up to four cells, as many as leave registers for what is computed, each is loaded again
+// as soon as it has been multiplied.
+template <class F, u32 N, class Begin>
+RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
+                                  u32 first, u32 step, Begin begin) {
+    const u32 NBYTES = N * sizeof(F), MOST = RF_TUNE_GEMV_AHEAD_NBYTES;
+    const u32 AHEAD = 4 * NBYTES <= MOST ? 4 : 2 * NBYTES <= MOST ? 2 : 1;
+    F w[AHEAD][N];
+    auto load = [&](F(&to)[N], u32 c) {
+        RF_UNROLL
+        for (u32 r = 0; r < N; ++r) load_cell(to[r], row[r], cells, c);
+    };
+    RF_UNROLL
+    for (u32 a = 0; a < AHEAD; ++a) {
+        if (first + a * step < cells) load(w[a], first + a * step);
+    }
+    begin();
+    for (u32 from = first; from < cells; from += AHEAD * step) {
+        RF_UNROLL
+        for (u32 a = 0; a < AHEAD; ++a) {
+            u32 c = from + a * step;
+            if (c >= cells) break;
+            add_cell(sum, w[a], x, 1, cells, c);
+            if (c + AHEAD * step < cells) load(w[a], c + AHEAD * step);
+        }
+    }
+}
+struct WaitForPrevious {
+    RF_MEMBER void operator()() const { wait_for_previous(); }
 };
-template <class F, u32 N, class Ready = Nothing>
+template <class F, u32 N, class Begin = WaitForPrevious>
 RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
-                          u32 first, u32 step, Ready ready = {}) {
+                          u32 first, u32 step, Begin begin = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
-        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
-        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, ready);
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, Nothing());
+        const u32 ALONE = N == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GATED_FLOAT_CELLS;
+        const u32 AHEAD = RF_TOKENS == 1 ? ALONE : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+        first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
+    } else if constexpr (ByRuns<F>::X) {
+        accumulate_by_runs<F, N>(sum, row, x, cells, first, step, begin);
     } else {
-        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, ready);
+        accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }
 }
 
@@ -233,7 +304,8 @@ RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     for (u32 r = 0; r < N; ++r) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
+            sum[r][k] = reduce_lanes<4>(sum[r][k], Add());
+            if (lanes > 4) sum[r][k] += shuffle_xor<4>(sum[r][k]);
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
         }
@@ -323,6 +395,8 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
     }
     float sum[2 * GATED_ROWS][RF_TOKENS] = {}, share = 0.0f;
     accumulate<RF_QTYPE, 2 * GATED_ROWS>(sum, row, x, tokens, cells, rank, GATED_LANES, [&] {
+        load_grid<RF_QTYPE>(GATED_THREADS);
+        wait_for_previous();
         if (RF_TOKENS == 1) share = norm.share<GATED_THREADS>();
     });
     reduce_group<2 * GATED_ROWS>(sum, GATED_LANES);

@@ -2,387 +2,522 @@
 // registers.
 //
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), RF_QTYPE_LAST, that of the last matrix of a
-// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_swizzled` leaves it),
-// RF_SPLIT and RF_SHARE, the blocks of a cluster, RF_BLOCKS, those of a multiprocessor, and RF_LDS, a block's bytes of
-// LDS.
+// launch, where it differs, RF_TOKENS, the tokens of a block (64, 128 or 256; x as `store_swizzled` leaves it), and
+// RF_LDS, a block's bytes of LDS.
 //
-// A block multiplies ROWS rows with RF_TOKENS tokens. Each of its waves copies its own 16 rows, packed as they are,
-// into LDS, two cells at a time and several times ahead of use, and unpacks a cell to fragments while the matrix unit
-// multiplies the one before. x comes to LDS a cell of all tokens at a time, as the matrix unit reads it. Of a cluster,
-// RF_SPLIT blocks share out the depth of the same rows; in the end each adds up, from all their LDS, the sums of a part
-// of the tokens. RF_SHARE blocks, 1 or 2, have different rows and the same x, of which each brings a part to both.
+// A block multiplies ROWS rows with RF_TOKENS tokens, over all of the depth or a part of it, and then the next. One of
+// its warpgroups brings packed weights, as they are, and x, as the matrix unit reads it, into LDS, each ahead of its
+// use as far as there is room. The others take turns at the matrix unit: while it has a cell of one's rows, others
+// unpack.
 #define RF_WEIGHTS_IN_LDS
 #include "target/fragments.h"
-#include "target/hopper.h"
+#include "target/warpgroup.h"
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
+#include "fours.h"
 #include "products.h"
 #include "unpack.h"
 
 namespace rocforge {
 
-// variants: RF_QTYPE=PLANAR RF_TOKENS=128 RF_SPLIT=1 RF_SHARE=1 RF_BLOCKS=1 RF_LDS=232448
-// variants: RF_QTYPE=Q4_K RF_TOKENS=64 RF_SPLIT=2 RF_SHARE=1 RF_BLOCKS=2 RF_LDS=115712
-// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=256 RF_SPLIT=1 RF_SHARE=2 RF_BLOCKS=1 RF_LDS=232448
-// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_SPLIT=2 RF_SHARE=1 RF_BLOCKS=1 RF_LDS=232448
+// variants: RF_QTYPE=WIDE RF_TOKENS=64 RF_LDS=232448
+// variants: RF_QTYPE=Q8_0,Q4_K,Q6_K RF_TOKENS=128,256 RF_LDS=232448
+// variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=128 RF_LDS=232448
 // targets: sm_90
-const u32 WAVES = 8, ROWS = 16 * WAVES, THREADS = RF_WAVE * WAVES;
-const u32 TILE_BYTES = 128 * RF_TOKENS, STAGE_BYTES = 2 * TILE_BYTES;  // of x: of 64 elements, and of a cell
-const u32 X_FIT = RF_LDS / 5 * 3 / STAGE_BYTES, X_STAGES = X_FIT < 3 ? X_FIT : 3, MOST_STAGES = 4;
-const u32 PITCH = ROWS + 4;  // of sums: so that a wave's columns lie in different LDS banks
-static_assert(4 * PITCH * RF_TOKENS <= RF_LDS, "the sums fit in LDS");
+// Warpgroups that multiply, and tiles of 64 rows of each: four have registers for one set of fragments, two for two, of
+// which one is multiplied while the other is unpacked.
+const bool FOUR = RF_TOKENS == 64;
+const u32 GROUPS = FOUR ? 4 : 2, TILES = RF_TOKENS == 128 ? 2 : 1;
+const u32 WAVES = 4 * GROUPS, ROWS = 64 * TILES * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
+const u32 CONSUMER_REGISTERS = FOUR ? 104 : 232, PRODUCER_REGISTERS = 40;
 
+const u32 MOST_STAGES = 8;
 struct Barriers {
-    u64 full[X_STAGES], empty[X_STAGES];
+    u64 full[MOST_STAGES], empty[MOST_STAGES];
+};
+struct AllBarriers {
+    Barriers x, weights;
 };
 
-// How a wave's rows lie in LDS: each as a row of CELLS cells lies in memory, of which PITCH leaves every lane of a wave
-// that reads the same word of eight rows its own bank.
+// A stage of weights is CELLS cells of all rows. Each row lies there as a row of CELLS cells lies in memory, of which
+// PITCH leaves every lane of a wave that reads the same word of eight rows its own bank.
 template <class F>
-struct Stages {
-    static const u32 CELLS = 2;
-    static const u32 PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1);
-    static const u32 FIT = (RF_LDS - X_STAGES * STAGE_BYTES - sizeof(Barriers)) / (ROWS * PITCH);
-    static const u32 COUNT = FIT < MOST_STAGES ? FIT : MOST_STAGES;
-    static_assert(COUNT >= 2, "a stage of weights is read while another is filled");
+struct Stage {
+    static const u32 CELLS = 2, PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1), BYTES = ROWS * PITCH;
+};
+
+// Where a wave turns its sums, RUN tokens at a time: of each token 16 rows, and a little to keep LDS banks apart.
+const u32 RUN = 32;
+struct TurnedSums {
+    float at[RUN][20];
+};
+const u32 TURNED_BYTES = WAVES * sizeof(TurnedSums);
+
+// A stage of x is 64 elements of all tokens. As many as there is room for beside two of weights, and more of those.
+const u32 X_BYTES = 128 * RF_TOKENS, ROOM = RF_LDS - sizeof(AllBarriers) - TURNED_BYTES;
+RF_DEVICE constexpr u32 at_most(u32 n, u32 most) { return n < most ? n : most; }
+#ifdef RF_QTYPE_LAST
+const u32 LAST_BYTES = Stage<RF_QTYPE_LAST>::BYTES;
+#else
+const u32 LAST_BYTES = 0;
+#endif
+const u32 WEIGHT_BYTES = LAST_BYTES > Stage<RF_QTYPE>::BYTES ? LAST_BYTES : Stage<RF_QTYPE>::BYTES;
+const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, RF_TOKENS == 256 ? 4 : 6);
+const u32 WEIGHT_STAGES = at_most((ROOM - X_STAGES * X_BYTES) / WEIGHT_BYTES, 4);
+static_assert(X_STAGES >= 4 && WEIGHT_STAGES >= 2, "a cell is multiplied while another is brought");
+
+// A place in a ring of stages, and the parity of the phase there.
+template <u32 COUNT>
+struct RingPlace {
+    u32 stage = 0, parity = 0;
+    RF_MEMBER void next() {
+        if (++stage == COUNT) stage = 0, parity ^= 1;
+    }
 };
 
 struct Shared {
     u8* x;
     u8* weights;
-    Barriers* barriers;
+    TurnedSums* turned;
+    AllBarriers* barriers;
 };
 RF_DEVICE Shared shared_memory() {
     extern __shared__ __align__(1024) u8 memory[];
-    return {memory, memory + X_STAGES * STAGE_BYTES, reinterpret_cast<Barriers*>(memory + RF_LDS - sizeof(Barriers))};
+    return {memory, memory + X_STAGES * X_BYTES, reinterpret_cast<TurnedSums*>(memory + ROOM),
+            reinterpret_cast<AllBarriers*>(memory + ROOM + TURNED_BYTES)};
 }
 
-// The block's place in the grid: clusters are RF_SPLIT blocks that share out the depth, times RF_SHARE of different
-// rows, which share x; then come the blocks of tokens, then those of rows. A last cluster may have idle blocks.
-struct BlockPlace {
-    u32 split, side, token, rows;
-    bool idle;
+// All that is multiplied, in parts: of the depth, of the tokens and of the rows. Each of `blocks` takes one after
+// another.
+struct Parts {
+    u32 depth, tokens, rows, blocks;
 };
-RF_DEVICE BlockPlace place_of(u32 token_blocks, u32 row_blocks) {
-    u32 rank = block_x() % (RF_SPLIT * RF_SHARE), cluster = block_x() / (RF_SPLIT * RF_SHARE);
-    u32 side = rank / RF_SPLIT, rows = cluster / token_blocks * RF_SHARE + side;
-    bool idle = rows >= row_blocks;  // it multiplies the rows of another, and keeps nothing
-    return {rank % RF_SPLIT, side, cluster % token_blocks * RF_TOKENS, idle ? row_blocks - 1 : rows, idle};
+// A part: cells `first` to `end`, the tokens from `token` on, and the number of a run of ROWS rows.
+struct Part {
+    u32 depth, first, end, token, rows;
+};
+RF_DEVICE Part part_of(const Parts& parts, u32 cells, u32 i) {
+    u32 depth = i % parts.depth, number = i / parts.depth, pairs = (cells + 1) / 2;
+    u32 end = 2 * ((depth + 1) * pairs / parts.depth);
+    return {depth, 2 * (depth * pairs / parts.depth), u32(minimum(i32(end), i32(cells))),
+            number % parts.tokens * RF_TOKENS, number / parts.tokens};
 }
-RF_DEVICE u32 rank_of(u32 side, u32 split) { return side * RF_SPLIT + split; }
-
-// What a block multiplies: cells `first` to `end` of its rows with its tokens.
-struct Work {
+template <class Do>
+RF_DEVICE void each_part(const Parts& parts, Do f) {
+    RF_NO_UNROLL
+    for (u32 i = block_x(); i < parts.depth * parts.tokens * parts.rows; i += parts.blocks) f(i);
+}
+// x as `store_swizzled` leaves it, for `width` tokens, of which there are `tokens`.
+struct Operand {
     const u8* x;
-    u32 width, cells, first, end;
+    u32 tokens, width, cells;
 };
-RF_DEVICE Work work_of(const u8* x, u32 width, const BlockPlace& place, u32 cells) {
-    u32 pairs = (cells + 1) / 2, first = 2 * (place.split * pairs / RF_SPLIT);
-    u32 end = 2 * ((place.split + 1) * pairs / RF_SPLIT);
-    return {x, width, cells, first, u32(minimum(i32(end), i32(cells)))};
-}
 
-// Copies cells c (an even number) and c + 1 of a wave's rows: two lanes share a row.
+// ---- The warpgroup that brings what the others multiply: a wave x, three weights ----
+
+const u32 WEIGHT_WAVES = 3;
+
+// Copies cells c (an even number) and c + 1 of 16 rows: two lanes share a row.
 template <class F>
 RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
-    using S = Stages<F>;
-    u32 rank = lane() % 2, at = lds_address(to + lane() / 2 * S::PITCH);
+    const u32 CELLS = Stage<F>::CELLS;
+    u32 rank = lane() % 2, at = lds_address(to + lane() / 2 * Stage<F>::PITCH);
     RF_UNROLL
-    for (u32 p = 0; p < F::PLANES; ++p)
-        copy_async<16>(at + 16 * (p * S::CELLS + rank), row + 16 * (p * cells + c + rank));
+    for (u32 p = 0; p < F::PLANES; ++p) copy_async<16>(at + 16 * (p * CELLS + rank), row + 16 * (p * cells + c + rank));
     // what lies past the last cell is copied too, but not past the row
-    const u32 tail = F::TAIL * S::CELLS, unit = tail < 16 ? tail : 16;
+    const u32 tail = F::TAIL * CELLS, unit = tail < 16 ? tail : 16;
     if (rank * unit < tail) {
         u32 from = F::tail_at(cells) + F::TAIL * c + rank * unit;
-        copy_async<unit>(at + F::tail_at(S::CELLS) + rank * unit,
+        copy_async<unit>(at + F::tail_at(CELLS) + rank * unit,
                          row + minimum(i32(from), i32(F::row_bytes(cells) - unit)));
     }
     if constexpr (F::SUPER > 0) {  // of two bytes those of the block before or after come too
-        if (rank == 1) copy_async<4>(at + F::super_at(S::CELLS), row + F::super_at(cells) + F::SUPER * (c / 2) / 4 * 4);
+        if (rank == 1) copy_async<4>(at + F::super_at(CELLS), row + F::super_at(cells) + F::SUPER * (c / 2) / 4 * 4);
     }
 }
 
-// The stages of x in LDS, of all the block's tokens: thread 0 brings them, a part for each block that shares them.
-struct Stream {
-    u8* stages;
-    Barriers* barriers;
-    const u8* from;
-    u32 step, left;  // bytes from tile to tile, and stages to be brought yet
-    u32 split, side;
-    u32 slot, phase;  // of the stage to be multiplied next
-    bool started;     // there is one before
+// Brings the weights of a part; `rows.row<F>(r)` is where row 0 to ROWS - 1 begins.
+template <class F, class Rows>
+RF_DEVICE void bring_weights(const Shared& shared, RingPlace<WEIGHT_STAGES>& place, bool& waited, const Part& part,
+                             u32 cells, const Rows& rows) {
+    Barriers& barriers = shared.barriers->weights;
+    RF_NO_UNROLL
+    for (u32 c = part.first; c < part.end; c += Stage<F>::CELLS) {
+        wait_phase(&barriers.empty[place.stage], place.parity ^ 1);
+        RF_NO_UNROLL
+        for (u32 run = wave() - WAVES - 1; run < ROWS / 16; run += WEIGHT_WAVES)
+            copy_cells<F>(shared.weights + place.stage * WEIGHT_BYTES + 16 * run * Stage<F>::PITCH,
+                          rows.template row<F>(16 * run + lane() / 2), cells, c);
+        arrive_with_copies(&barriers.full[place.stage]);
+        place.next();
+        if (place.stage == 0 && !waited) wait_for_previous(), waited = true;  // all stages are on their way
+    }
+}
 
-    RF_MEMBER void bring(u32 to) {
-        expect_bytes(&barriers->full[to], STAGE_BYTES);
-        RF_UNROLL
-        for (u32 tile = 0; tile < 2; ++tile) {
-            u8* at = stages + to * STAGE_BYTES + tile * TILE_BYTES;
-            if (RF_SHARE == 1)
-                copy_bulk(at, from + tile * step, TILE_BYTES, &barriers->full[to]);
-            else if (tile == side)
-                copy_bulk_to(at, from + tile * step, TILE_BYTES, &barriers->full[to],
-                             1 << rank_of(0, split) | 1 << rank_of(1, split));
-        }
-        from += 2 * step, --left;
+// Brings the x of a part, 64 elements after another.
+RF_DEVICE void bring_x(const Shared& shared, RingPlace<X_STAGES>& place, const Part& part, const Operand& x) {
+    Barriers& barriers = shared.barriers->x;
+    RF_NO_UNROLL
+    for (u32 tile = 2 * part.first; tile < 2 * part.end; ++tile) {
+        u64* full = &barriers.full[place.stage];
+        wait_phase(&barriers.empty[place.stage], place.parity ^ 1);
+        expect_bytes(full, X_BYTES);
+        copy_bulk(shared.x + place.stage * X_BYTES, x.x + 128 * (u64(tile) * x.width + part.token), X_BYTES, full);
+        place.next();
     }
-    RF_MEMBER void begin() {
-        if (thread_x() != 0) return;
-        for (u32 i = 0; i < X_STAGES && left; ++i) bring(i);
-    }
-    // The stage to be multiplied next is there: what swizzled_rows gives for it.
-    RF_MEMBER u64 next() {
-        wait_phase(&barriers->full[slot], phase);
-        return swizzled_rows(lds_address(stages) + slot * STAGE_BYTES);
-    }
-    // What all have multiplied of the stage before is filled again.
-    RF_MEMBER void refill() {
-        if (thread_x() == 0 && started && left) {
-            u32 before = slot ? slot - 1 : X_STAGES - 1;
-            wait_phase(&barriers->empty[before], slot ? phase : phase ^ 1);
-            bring(before);
-        }
-        wave_barrier();
-        started = true;
-    }
-    // The wave has multiplied the stage.
-    RF_MEMBER void release() {
-        if (RF_SHARE == 1) {
-            if (lane() == 0) arrive(&barriers->empty[slot]);
-        } else if (lane() < RF_SHARE) {
-            arrive_at(&barriers->empty[slot], rank_of(lane(), split));
-        }
-        if (++slot == X_STAGES) slot = 0, phase ^= 1;
-    }
+}
+
+// ---- The warpgroups that multiply ----
+
+typedef float Sums[TILES][RF_TOKENS / 2];
+typedef u32 CellFragments[8][4];  // of 64 rows: a wave's 16 of them
+
+// The first of a wave's 16 rows of a tile.
+RF_DEVICE u32 wave_row(u32 tile) { return (wave() / 4 * TILES + tile) * 64 + wave() % 4 * 16; }
+
+// The matrix unit takes the fragments of one instruction after another, so that issuing them takes nearly as long as
+// they do: one warpgroup at a time does, in order.
+RF_DEVICE void take_turn() { wait_at_barrier<2 * WARPGROUP>(1 + wave() / 4); }
+RF_DEVICE void pass_turn() { arrive_at_barrier<2 * WARPGROUP>(1 + (wave() / 4 + 1) % GROUPS); }
+
+// A warpgroup's share of the products; where it is in the rings goes from part to part.
+struct Rings {
+    RingPlace<X_STAGES> x;
+    RingPlace<WEIGHT_STAGES> weights;
 };
-
-// Adds the products of the wave group's rows; `row` is that of lane / 2.
 template <class F>
-RF_DEVICE void multiply(float (&sums)[RF_TOKENS / 2], const Shared& shared, const Work& work, const BlockPlace& place,
-                        const u8* row) {
-    using S = Stages<F>;
-    const u32 STAGE = ROWS * S::PITCH;
-    u8* own = shared.weights + 16 * wave() * S::PITCH;
-    u32 next = work.first, to = 0, from = 0;
-    auto copy_next = [&] {
-        if (next < work.end) copy_cells<F>(own + to * STAGE, row, work.cells, next);
-        end_copy_group();
-        next += S::CELLS, to = to + 1 == S::COUNT ? 0 : to + 1;
-    };
-    RF_UNROLL
-    for (u32 i = 0; i + 1 < S::COUNT; ++i) copy_next();
-    wait_for_previous();
-    u32 step = 128 * work.width;
-    Stream x = {shared.x,
-                shared.barriers,
-                work.x + u64(2 * work.first) * step + 128 * place.token,
-                step,
-                work.end - work.first,
-                place.split,
-                place.side,
-                0,
-                0,
-                false};
-    x.begin();
-    const u8* rows = own;
-    auto next_stage = [&] {
-        wait_for_copy_groups<S::COUNT - 2>();
+struct Consumer : Rings {
+    const Shared& shared;
+
+    RF_MEMBER Consumer(const Shared& s, const Rings& rings) : Rings(rings), shared(s) {}
+
+    RF_MEMBER void wait_for_weights() { wait_phase(&shared.barriers->weights.full[weights.stage], weights.parity); }
+    RF_MEMBER void release_weights() {
         wave_barrier();
-        copy_next();
-        rows = own + from * STAGE + part_row(0) * S::PITCH;
-        from = from + 1 == S::COUNT ? 0 : from + 1;
-    };
-    // Cell r of the stage, the block's number c / 2: eight fragments of 16 elements.
-    auto unpack = [&](u32(&a)[8][4], u32 r, u32 block) {
+        if (lane() == 0) arrive(&shared.barriers->weights.empty[weights.stage]);
+        weights.next();
+    }
+
+    // Cell r of the stage of weights, block number `block`, of a tile of rows.
+    RF_MEMBER void unpack(CellFragments& a, u32 tile, u32 r, u32 block) {
         RF_UNROLL
         for (u32 p = 0; p < 2; ++p) {
-            const u8* part = rows + (part_row(p) - part_row(0)) * S::PITCH;
+            const u8* row =
+                shared.weights + weights.stage * WEIGHT_BYTES + (wave_row(tile) + part_row(p)) * Stage<F>::PITCH;
             F w;
             if constexpr (F::SUPER == 2)
-                w.load_scales(part, S::CELLS, r, block % 2);
+                w.load_scales(row, Stage<F>::CELLS, r, block % 2);
             else
-                w.load_scales(part, S::CELLS, r);
+                w.load_scales(row, Stage<F>::CELLS, r);
             w.ready();
             CellScales<F> scales(w);
             RF_UNROLL
             for (u32 j = 0; j < 8; ++j) {
-                u32 s = j / 2, h = j % 2, codes = stored_codes<F>(part, S::CELLS, r, s, h, part_lane());
+                u32 s = j / 2, h = j % 2, codes = stored_codes<F>(row, Stage<F>::CELLS, r, s, h, part_lane());
                 unpack_four<F>(a[j][p], a[j][2 + p], codes, h, scales.scale[j], scales.min[j]);
             }
         }
-    };
-    auto begin = [&](const u32(&a)[8][4]) {
-        u64 stage = x.next();
+    }
+
+    // Adds the products of a cell of a tile of rows; behind the matrix unit runs `meanwhile`.
+    template <class Meanwhile>
+    RF_MEMBER void multiply(float (&sums)[RF_TOKENS / 2], const CellFragments& a, Meanwhile meanwhile) {
+        u64 halves[2];
+        RingPlace<X_STAGES> half = x;
+        RF_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            wait_phase(&shared.barriers->x.full[half.stage], half.parity);
+            halves[h] = swizzled_rows(lds_address(shared.x) + half.stage * X_BYTES);
+            half.next();
+        }
+        take_turn();
         begin_products();
         RF_UNROLL
-        for (u32 j = 0; j < 8; ++j)
-            WarpGroupProduct<RF_TOKENS>::add(sums, a[j], stage + j / 4 * (TILE_BYTES / 16) + j % 4 * 2);
+        for (u32 j = 0; j < 8; ++j) WarpGroupProduct<RF_TOKENS>::add(sums, a[j], halves[j / 4] + j % 4 * 2);
         end_products();
-        x.refill();
-    };
-    auto end = [&] {
+        pass_turn();
+        meanwhile();
         wait_for_products<0>();
-        x.release();
-    };
-    u32 even[8][4], odd[8][4];
-    next_stage();
-    unpack(even, 0, work.first / 2);
-    RF_NO_UNROLL
-    for (u32 c = work.first; c < work.end; c += 2) {
-        begin(even);
-        if (c + 1 < work.end) unpack(odd, 1, c / 2);
-        end();
-        if (c + 1 >= work.end) break;
-        begin(odd);
-        if (c + 2 < work.end) {
-            next_stage();
-            unpack(even, 0, c / 2 + 1);
+    }
+    // All tiles of rows have been multiplied with a cell of x.
+    RF_MEMBER void release_x() {
+        RF_UNROLL
+        for (u32 h = 0; h < 2; ++h) {
+            if (lane() == 0) arrive(&shared.barriers->x.empty[x.stage]);
+            x.next();
         }
-        end();
     }
-}
 
-RF_DEVICE void block_barrier() {
-    if (RF_SPLIT * RF_SHARE > 1)
-        cluster_barrier();
-    else
-        barrier();
-}
+    RF_MEMBER void run(Sums& sums, const Part& part) {
+        if (part.first >= part.end) return;
+        wait_for_weights();
+        if constexpr (FOUR)
+            run_in_order(sums, part);
+        else
+            run_in_pairs(sums, part);
+    }
+    RF_MEMBER void run_in_order(Sums& sums, const Part& part) {
+        CellFragments cell;
+        RF_NO_UNROLL
+        for (u32 c = part.first; c < part.end; c += 2) {
+            unpack(cell, 0, 0, c / 2);
+            multiply(sums[0], cell, [] {});
+            release_x();
+            if (c + 1 < part.end) unpack(cell, 0, 1, c / 2);
+            release_weights();
+            if (c + 1 >= part.end) break;
+            multiply(sums[0], cell, [] {});
+            release_x();
+            if (c + 2 < part.end) wait_for_weights();
+        }
+    }
+    // Two sets of fragments: one is multiplied while the next tile or cell is unpacked to the other.
+    RF_MEMBER void run_in_pairs(Sums& sums, const Part& part) {
+        CellFragments one, other;
+        auto next_stage = [&](u32 c) {
+            release_weights();
+            if (c >= part.end) return;
+            wait_for_weights();
+            unpack(one, 0, 0, c / 2);
+        };
+        unpack(one, 0, 0, part.first / 2);
+        RF_NO_UNROLL
+        for (u32 c = part.first; c < part.end; c += 2) {
+            bool both = c + 1 < part.end;
+            auto second = [&](CellFragments& a) {
+                if (both)
+                    unpack(a, 0, 1, c / 2);
+                else
+                    release_weights();
+            };
+            if constexpr (TILES == 1) {
+                multiply(sums[0], one, [&] { second(other); });
+                release_x();
+                if (!both) break;
+                multiply(sums[0], other, [&] { next_stage(c + 2); });
+            } else {
+                multiply(sums[0], one, [&] { unpack(other, 1, 0, c / 2); });
+                multiply(sums[1], other, [&] { second(one); });
+                release_x();
+                if (!both) break;
+                multiply(sums[0], one, [&] { unpack(other, 1, 1, c / 2); });
+                multiply(sums[1], other, [&] { next_stage(c + 2); });
+            }
+            release_x();
+        }
+    }
+};
 
-// The sums of the block, in LDS: of each token those of ROWS rows.
-RF_DEVICE float* share(const Shared& shared, const float (&sums)[RF_TOKENS / 2]) {
-    float* all = reinterpret_cast<float*>(shared.x);
-    barrier();  // what was there has been used
+// ---- Sums ----
+
+// Sums of a wave, in LDS: of RUN tokens from `token` on those of 16 rows from `row` on.
+struct WaveSums {
+    const TurnedSums& sums;
+    u32 row, token;
+
+    // Four neighbouring ones of a token.
+    RF_MEMBER f32x4 at(u32 k, u32 r) const { return load<f32x4>(&sums.at[k - token][r]); }
+    // Calls store(k, compute(k)) for each of the tokens up to `end`; LANES neighbouring lanes have the same.
+    template <u32 LANES, class Compute, class Store>
+    RF_MEMBER void each_token(u32 end, Compute compute, Store store) const {
+        const u32 STEP = RF_WAVE / LANES, COUNT = RUN / STEP;
+        u32 first = token + lane() / LANES;
+        f32x4 values[COUNT];
+        RF_UNROLL
+        for (u32 j = 0; j < COUNT; ++j) values[j] = compute(minimum(i32(first + j * STEP), i32(end - 1)));
+        RF_UNROLL
+        for (u32 j = 0; j < COUNT; ++j)
+            if (first + j * STEP < end) store(first + j * STEP, values[j]);
+    }
+};
+
+// Hands the sums of a part, which has `tokens` tokens, to `rows.finish`.
+template <class Rows>
+RF_DEVICE void hand_over(const Shared& shared, const Sums& sums, u32 tokens, const Rows& rows) {
+    TurnedSums& turned = shared.turned[wave()];
     RF_UNROLL
-    for (u32 i = 0; i < RF_TOKENS / 2; ++i) {
-        u32 token = i / 4 * 8 + part_lane() * 2 + i % 2;
-        all[token * PITCH + 16 * wave() + part_row(i / 2 % 2)] = sums[i];
+    for (u32 tile = 0; tile < TILES; ++tile) {
+        RF_UNROLL
+        for (u32 token = 0; token < RF_TOKENS; token += RUN) {
+            if (token >= tokens) continue;
+            wave_barrier();
+            RF_UNROLL
+            for (u32 i = 0; i < RUN / 2; ++i)
+                turned.at[i / 4 * 8 + part_lane() * 2 + i % 2][part_row(i / 2 % 2)] = sums[tile][token / 2 + i];
+            wave_barrier();
+            rows.finish(WaveSums{turned, wave_row(tile), token});
+        }
     }
-    block_barrier();
-    return all;
 }
 
-RF_DEVICE f32x4 summed(const float* at, const BlockPlace& place) {
-    if (RF_SPLIT == 1) return load<f32x4>(at);
-    f32x4 sum = load_from_block(at, rank_of(place.side, 0));
-    RF_UNROLL
-    for (u32 split = 1; split < RF_SPLIT; ++split) {
-        f32x4 v = load_from_block(at, rank_of(place.side, split));
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
-    return sum;
+template <class F>
+RF_DEVICE void multiply_part(const Shared& shared, Rings& rings, Sums& sums, const Part& part) {
+    Consumer<F> consumer(shared, rings);
+    consumer.run(sums, part);
+    rings = consumer;
 }
 
-// The products of the block's rows, in LDS; `row_of` gives where row 0 to ROWS - 1 begins.
-template <class F, class RowOf>
-RF_DEVICE const float* block_sums(const Shared& shared, const Work& work, const BlockPlace& place, RowOf row_of) {
+// The block's parts of x times the weights, one after another. `Rows(params, part)` are a part's: whether they are of
+// the last format, `of_last`, where each begins, and where their sums go.
+template <class Rows, class Params>
+RF_DEVICE void multiply_parts(const Params& p) {
+    Shared shared = shared_memory();
     if (thread_x() == 0) {
         RF_UNROLL
         for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&shared.barriers->full[i], 1), init_barrier(&shared.barriers->empty[i], WAVES * RF_SHARE);
+            init_barrier(&shared.barriers->x.full[i], 1), init_barrier(&shared.barriers->x.empty[i], WAVES);
+        RF_UNROLL
+        for (u32 i = 0; i < WEIGHT_STAGES; ++i) {
+            init_barrier(&shared.barriers->weights.full[i], WEIGHT_WAVES * RF_WAVE);
+            init_barrier(&shared.barriers->weights.empty[i], WAVES);
+        }
         fence_barriers();
     }
-    block_barrier();
-    float sums[RF_TOKENS / 2];
-    RF_UNROLL
-    for (u32 i = 0; i < RF_TOKENS / 2; ++i) sums[i] = 0.0f;
-    multiply<F>(sums, shared, work, place, computed_once(row_of(16 * wave() + lane() / 2)));
-    return share(shared, sums);
+    barrier();
+    const u32 cells = p.x.cells;
+    if (wave() >= WAVES) {
+        give_registers_back<PRODUCER_REGISTERS>();
+        if (wave() == WAVES) {
+            wait_for_previous();
+            RingPlace<X_STAGES> ring;
+            if (lane() == 0) each_part(p.parts, [&](u32 i) { bring_x(shared, ring, part_of(p.parts, cells, i), p.x); });
+        } else {
+            RingPlace<WEIGHT_STAGES> ring;
+            bool waited = false;
+            each_part(p.parts, [&](u32 i) {
+                Part part = part_of(p.parts, cells, i);
+                Rows rows(p, part);
+#ifdef RF_QTYPE_LAST
+                if (rows.of_last) return bring_weights<RF_QTYPE_LAST>(shared, ring, waited, part, cells, rows);
+#endif
+                bring_weights<RF_QTYPE>(shared, ring, waited, part, cells, rows);
+            });
+            if (!waited) wait_for_previous();
+        }
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        wait_for_previous();
+        Rings rings;
+        if (wave() / 4 == GROUPS - 1) pass_turn();
+        each_part(p.parts, [&](u32 i) {
+            Sums sums;
+            RF_UNROLL
+            for (u32 tile = 0; tile < TILES; ++tile) {
+                RF_UNROLL
+                for (u32 j = 0; j < RF_TOKENS / 2; ++j) sums[tile][j] = 0.0f;
+            }
+            Part part = part_of(p.parts, cells, i);
+#ifdef RF_QTYPE_LAST
+            if (Rows(p, part).of_last)
+                multiply_part<RF_QTYPE_LAST>(shared, rings, sums, part);
+            else
+#endif
+                multiply_part<RF_QTYPE>(shared, rings, sums, part);
+            part = part_of(p.parts, cells, unknown(i));  // again, as all registers were taken
+            hand_over(shared, sums, p.x.tokens - part.token, Rows(p, part));
+        });
+        if (wave() / 4 == 0) take_turn();
+    }
 }
 
-// x as `store_swizzled` leaves it, for `width` tokens. A residual, of the shape of the first result, is added to that.
+// Four of a bias from `row` on, which may be null.
+RF_DEVICE f32x4 bias_of(const float* bias, u32 row, u32 rows) {
+    return bias ? load4(bias, row, rows) : make_f32x4(0, 0, 0, 0);
+}
+
+// A block has one warpgroup more than multiply, and the multiprocessor for itself.
+#define RF_KERNEL_WARPGROUPS extern "C" __global__ void __launch_bounds__(THREADS, 1)
+
+// The results lie side by side, y (parts of the depth, tokens, stride), where each matrix has its own place. If the
+// depth is one part biases are added, and to the first result a residual of its shape.
 struct WideParams {
-    const u8* x;
-    u32 tokens, width, token_blocks, row_blocks, cells;
+    Operand x;
+    Parts parts;
+    u32 stride;
     Matrix matrices[3];
     RF_NULLABLE const float* residual;
 };
 
-template <class F>
-RF_DEVICE void product(const WideParams& p, const Matrix& m, u32 number, const BlockPlace& place) {
-    u32 first = place.rows * ROWS;
-    const float* sums = block_sums<F>(shared_memory(), work_of(p.x, p.width, place, p.cells), place, [&](u32 r) {
-        return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * F::row_bytes(p.cells));
-    });
-    const float* residual = number == 0 ? p.residual : nullptr;
-    const u32 share = RF_TOKENS / RF_SPLIT;
-    u32 row = first + 4 * lane();
-    RF_NO_UNROLL
-    for (u32 k = place.split * share + wave(); k < (place.split + 1) * share; k += WAVES) {
-        f32x4 sum = summed(sums + k * PITCH + 4 * lane(), place);
-        if (place.token + k >= p.tokens || place.idle) continue;
-        u64 at = u64(place.token + k) * m.rows;
-        RF_UNROLL
-        for (u32 i = 0; i < 4; ++i) {
-            if (row + i >= m.rows) continue;
-            float value = element(sum, i);
-            if (m.bias) value += m.bias[row + i];
-            if (residual) value += residual[at + row + i];
-            m.y[at + row + i] = value;
-        }
+struct ProductRows {
+    const WideParams& p;
+    const Part& part;
+    u32 block, number;
+    Matrix m;
+    bool of_last;
+
+    RF_MEMBER ProductRows(const WideParams& params, const Part& of) : p(params), part(of), block(of.rows) {
+        m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
+        of_last = number == 2;
     }
-    if (RF_SPLIT * RF_SHARE > 1) cluster_barrier();  // the others still use this block's LDS
-}
+    template <class F>
+    RF_MEMBER const u8* row(u32 r) const {
+        return row_of(m.w, u64(minimum(i32(block * ROWS + r), i32(m.rows - 1))) * F::row_bytes(p.x.cells));
+    }
+    RF_MEMBER void finish(const WaveSums& sums) const {
+        const u32 LANES = 4;  // with four rows of a token each
+        u32 own = lane() % LANES * 4, row = block * ROWS + sums.row + own;
+        const float* residual = number == 0 ? p.residual : nullptr;
+        f32x4 bias = bias_of(m.bias, row, m.rows);
+        float* y = m.y + (u64(part.depth) * p.x.tokens + part.token) * p.stride;
+        bool aligned = p.stride % 4 == 0 && reinterpret_cast<u64>(m.y) % 16 == 0;
+        sums.each_token<LANES>(
+            p.x.tokens - part.token,
+            [&](u32 k) {
+                f32x4 sum = plus(sums.at(k, own), bias);
+                return residual ? plus(sum, load4(residual + u64(part.token + k) * m.rows, row, m.rows)) : sum;
+            },
+            [&](u32 k, f32x4 v) { store4(y + u64(k) * p.stride, row, m.rows, v, aligned); });
+    }
+};
 
-#if RF_SPLIT * RF_SHARE > 1
-#define RF_CLUSTER __cluster_dims__(RF_SPLIT* RF_SHARE, 1, 1)
-#else
-#define RF_CLUSTER
-#endif
-#define RF_KERNEL_CLUSTER(threads, blocks) extern "C" __global__ void RF_CLUSTER __launch_bounds__(threads, blocks)
+RF_KERNEL_WARPGROUPS
+rf_wide_products(WideParams p) { multiply_parts<ProductRows>(p); }
 
-RF_KERNEL_CLUSTER(THREADS, RF_BLOCKS)
-rf_wide_products(WideParams p) {
-    BlockPlace place = place_of(p.token_blocks, p.row_blocks);
-    u32 number;
-    Matrix m = matrix_of(place.rows, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
-#ifdef RF_QTYPE_LAST
-    if (number == 2) return product<RF_QTYPE_LAST>(p, m, 2, place);
-#endif
-    product<RF_QTYPE>(p, m, number, place);
-}
-
-// As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it. Each wave has eight rows of
-// gate and the same eight of up. Rows past the last fill up the last cell with zeros.
+// As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it; the depth is one part. Each
+// wave has eight rows of gate and the same eight of up. Rows past the last fill up the last cell with zeros.
 struct WideGatedParams {
-    const u8* x;
-    u32 tokens, width, token_blocks, row_blocks, cells;
+    Operand x;
+    Parts parts;
     Gated matrices;
     GatedOutput out;
 };
 
-RF_KERNEL_CLUSTER(THREADS, RF_BLOCKS)
-rf_wide_gated(WideGatedParams p) {
-    using F = RF_QTYPE;
-    const Gated& m = p.matrices;
-    BlockPlace place = place_of(p.token_blocks, p.row_blocks);
-    u32 first = place.rows * (ROWS / 2);
-    const float* sums = block_sums<F>(shared_memory(), work_of(p.x, p.width, place, p.cells), place, [&](u32 r) {
-        u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
-        return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.cells));
-    });
-    const u32 share = RF_TOKENS / RF_SPLIT;
-    u32 own = lane() % 16 * 4, row = first + own;  // of four rows
-    RF_NO_UNROLL
-    for (u32 k = place.split * share + 2 * wave() + lane() / 16; k < (place.split + 1) * share; k += 2 * WAVES) {
-        const float* at = sums + k * PITCH + own / 8 * 16 + own % 8;
-        f32x4 g = summed(at, place), u = summed(at + 8, place);
-        u32 token = place.token + k;
-        if (token >= p.tokens || place.idle) continue;
-        float value[4];
-        RF_UNROLL
-        for (u32 i = 0; i < 4; ++i) {
-            value[i] = 0.0f;
-            if (row + i >= m.rows) continue;
-            float gate = element(g, i) + (m.gate_bias ? m.gate_bias[row + i] : 0.0f);
-            float up = element(u, i) + (m.up_bias ? m.up_bias[row + i] : 0.0f);
-            value[i] = gated(m.activation, gate, up);
-            if (p.out.y) p.out.y[u64(token) * m.rows + row + i] = value[i];
-        }
-        if (p.out.quantized)
-            store_swizzled(p.out.quantized, p.width, p.out.cells, token, row,
-                           make_f32x4(value[0], value[1], value[2], value[3]));
+struct GatedRows {
+    const WideGatedParams& p;
+    const Part& part;
+    static constexpr bool of_last = false;
+
+    RF_MEMBER GatedRows(const WideGatedParams& params, const Part& of) : p(params), part(of) {}
+    template <class F>
+    RF_MEMBER const u8* row(u32 r) const {
+        const Gated& m = p.matrices;
+        u32 row = minimum(i32(part.rows * (ROWS / 2) + r / 16 * 8 + r % 8), i32(m.rows - 1));
+        return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.x.cells));
     }
-    if (RF_SPLIT * RF_SHARE > 1) cluster_barrier();
-}
+    RF_MEMBER void finish(const WaveSums& sums) const {
+        const Gated& m = p.matrices;
+        const u32 LANES = 2;  // with four rows of a token each
+        u32 own = lane() % LANES * 4, row = part.rows * (ROWS / 2) + sums.row / 2 + own;
+        f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
+        sums.each_token<LANES>(
+            p.x.tokens - part.token,
+            [&](u32 k) {
+                f32x4 g = plus(sums.at(k, own), gate_bias), u = plus(sums.at(k, 8 + own), up_bias);
+                float value[4];
+                RF_UNROLL
+                for (u32 i = 0; i < 4; ++i)
+                    value[i] = row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
+                return make_f32x4(value[0], value[1], value[2], value[3]);
+            },
+            [&](u32 k, f32x4 v) {
+                u32 token = part.token + k;
+                if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, v);
+                if (p.out.quantized) store_swizzled(p.out.quantized, p.x.width, p.out.cells, token, row, v);
+            });
+    }
+};
+
+RF_KERNEL_WARPGROUPS
+rf_wide_gated(WideGatedParams p) { multiply_parts<GatedRows>(p); }
 
 }  // namespace rocforge

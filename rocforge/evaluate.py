@@ -213,7 +213,7 @@ def _bar(rows: Any, tokens: np.ndarray, show: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     windows, n_ctx = tokens.shape
-    with tqdm(total=windows * (n_ctx - 1 - n_ctx // 2), unit="token") as bar:
+    with tqdm(total=windows * (n_ctx - 1 - n_ctx // 2), unit="token", leave=False) as bar:
         for part in rows:
             yield part
             bar.update(len(part[0]) if isinstance(part[0], np.ndarray) else len(part[0][0]))

@@ -214,7 +214,7 @@ def _wait_for_kernels(compilation: BackgroundCompilation, device: str) -> None:
     from tqdm import tqdm
 
     description = f"compiling kernels for {card_of(int(device[4:])).family}, the first time only"
-    with tqdm(total=total, desc=description, unit="kernel") as bar:
+    with tqdm(total=total, desc=description, unit="kernel", leave=False) as bar:
         compilation.wait(lambda missing: bar.update(total - missing - bar.n))
 
 
@@ -247,5 +247,7 @@ def _bar(total: int, progress: bool | None, description: str = "loading") -> Ite
     from tqdm import tqdm
 
     delay = BAR_AFTER if progress is None else 0.0
-    with tqdm(total=total, desc=description, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
+    with tqdm(
+        total=total, desc=description, unit="B", unit_scale=True, unit_divisor=1024, delay=delay, leave=False
+    ) as bar:
         yield bar.update

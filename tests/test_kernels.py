@@ -9,7 +9,7 @@ import pytest
 from rocforge.device import kernels
 from rocforge.device.kernel_arguments import check_of
 from rocforge.device.kernels import Kernel, source_folder, source_text
-from rocforge.formats.blocks import QTYPES
+from rocforge.formats.blocks import QTYPES, lattice
 from rocforge.formats.planar import PLANAR
 
 
@@ -97,7 +97,20 @@ def test_repr():
     assert repr(Kernel("matvec.hip", "matvec", "int32", RF_QTYPE="Q8_0")) == "Kernel(matvec.hip, matvec, RF_QTYPE=Q8_0)"
 
 
-WAITS = r"wait_for_previous\(\)|\baccumulate<|\bproduct<|\bblock_sums<|\bgated_product\(|\bmultiply_pairs\("
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_lattices(name):
+    """The points in rawkernels/formats/grids.h are the gguf package's."""
+    points = lattice(QTYPES[name])[0, 0].astype(int)
+    text, table = (source_folder() / "formats" / "grids.h").read_text(), name.replace("IQ1_S", "IQ1")
+    listed = re.search(rf"\b{table}_POINTS\[{len(points)}\] = \{{(.*?)\}}", text, re.S)[1]
+    codes = np.array([int(word, 16) for word in re.findall("0x[0-9a-f]+", listed)])
+    bits = 2 if points.shape[1] == 8 else 3
+    values = codes[:, None] >> bits * np.arange(points.shape[1]) & (1 << bits) - 1
+    assert np.array_equal(np.unique(points)[values], points)
+
+
+BEGINNINGS = ("accumulate<", "product<", "block_sums<", "multiply_parts<", "gated_product\\(", "multiply_pairs\\(")
+WAITS = "|".join([r"wait_for_previous\(\)", *(rf"\b{name}" for name in BEGINNINGS)])
 """What a kernel does at first: it waits, or calls what loads weights and then waits."""
 
 

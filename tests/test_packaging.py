@@ -26,14 +26,16 @@ print(repr(rf.generate(model, tokenizer, "def fibonacci(n):", max_tokens=16, tem
 
 
 def test_contents(wheel):
-    """Modules, the chat page, the marker of types, kernels, the demo model for the selftest, licence; no tests."""
+    """Modules, the chat page, the marker of types, kernels, the demo model for the selftest, licences; no tests."""
     names = zipfile.ZipFile(wheel).namelist()
-    sources = [path for kind in ("*.py", "*.html", "py.typed") for path in (ROOT / "rocforge").rglob(kind)]
+    sources = [path for kind in ("*.py", "py.typed") for path in (ROOT / "rocforge").rglob(kind)]
+    sources += [path for path in (ROOT / "rocforge" / "server" / "static").rglob("*") if path.is_file()]
     modules = {f"rocforge/{path.relative_to(ROOT / 'rocforge')}" for path in sources}
     kernels = {f"rocforge/{path.relative_to(ROOT)}" for path in (ROOT / "rawkernels").rglob("*") if path.is_file()}
     packaged = {name for name in names if ".dist-info/" not in name}
     assert packaged == modules | kernels | {"rocforge_command.py", "rocforge/selftest/demo-11M-Q8_0.gguf"}
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    licences = {name.rpartition("/")[2] for name in names if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "markdown-it.LICENSE", "purify.LICENSE", "highlight.LICENSE"}
 
 
 def test_installed_elsewhere(wheel, tmp_path):

@@ -115,16 +115,16 @@ def test_everything_measured_has_work():
         assert cases(name, FULL) and len(set(values)) > 1
 
 
-@pytest.mark.parametrize("qtype", PLANAR)
 @pytest.mark.parametrize("tokens", [1, 64, 65, 128, 129, 2048])
-def test_wide_blocks_fit(qtype, tokens):
-    """Whatever the format, a block of wide.hip has LDS for two stages of weights beside x; and all blocks are on the
-    card at once where the depth is shared."""
-    stage = planar_row_nbytes(2 * CELL, QTYPES[qtype])
-    for rows in (128, 4096, 6144, 28672):
-        cut = geometry.wide(tokens, rows, stage, 132)
-        x = 256 * cut.tokens * min(3, cut.lds // 5 * 3 // (256 * cut.tokens))
-        assert x and x + 2 * 128 * (stage + 16) + 64 <= cut.lds and cut.resident * (cut.lds + 1024) <= 228 << 10
-        assert 4 * 132 * cut.tokens <= cut.lds  # its sums
-        clusters = -(-rows // 128) * -(-tokens // cut.tokens)
-        assert cut.split == 1 or clusters * cut.split <= 132 * cut.resident
+def test_wide_blocks_fit(tokens):
+    """Whatever the format, a block of wide.hip has LDS for two cells of x, two stages of weights, and sums of a wave;
+    and each has a multiprocessor where the depth is shared."""
+    for matrices in ([128], [4096], [4096, 1024, 1024], [28672], [128256]):
+        cut = geometry.wide(tokens, matrices, 32, 132)
+        sums = (cut.threads // 32 - 4) * 32 * 20 * 4
+        for qtype in PLANAR:
+            row = 16 * (planar_row_nbytes(2 * CELL, QTYPES[qtype]) // 16 | 1)
+            assert 4 * 128 * cut.tokens + 2 * cut.rows * row + sums + 512 <= geometry.WIDE_LDS
+        count = sum(-(-rows // cut.rows) for rows in matrices) * -(-tokens // cut.tokens)
+        assert cut.depth == 1 or count * cut.depth <= 132
+    assert geometry.wide(64, [256], 3, 132).depth == 2

@@ -9,10 +9,10 @@
 //
 // The tail and super planes are filled up to 16 bytes. In the code planes, byte b of word t/4 or so belongs to element
 // 32 s + 4 t + b (`Codes::four`), so that one mask and one shift give four codes for dot4.
-// An element is scale * (code - OFFSET) + minimum; the codes of IQ4_NL, IQ4_XS and MXFP4 index a table of signed bytes.
+// An element is scale * (code - OFFSET) + minimum; the codes of IQ4, MXFP4 and NVFP4 index a table of signed bytes.
 #pragma once
 
-#include "target/platform.h"
+#include "formats/bytes.h"
 
 namespace rocforge {
 
@@ -32,12 +32,56 @@ struct Place {
     u32 byte, shift;
 };
 
+// Values of four-bit codes, a table of 16 signed bytes. Eight codes are a word of selectors.
+template <u32 T0, u32 T1, u32 T2, u32 T3>
+struct Table {
+    static constexpr bool ANY = true;
+    static RF_MEMBER u32 four(u32 word, u32 half) { return select16(T0, T1, T2, T3, word, half); }
+    // Codes of a byte each.
+    static RF_MEMBER u32 of_bytes(u32 codes) { return lookup16(T0, T1, T2, T3, codes); }
+#ifdef RF_PLATFORM_NVIDIA
+    // A pick from either half of the table gives 0 or -1 for the other half's codes (`prmt`), for which that one's
+    // entries make up. The two are added up by dot products, which run beside the picks: to put them together would
+    // take two more of those.
+    static RF_COMPILE_TIME i32 entry(u32 i) { return i8((i < 4 ? T0 : i < 8 ? T1 : i < 12 ? T2 : T3) >> 8 * (i % 4)); }
+    static RF_COMPILE_TIME i32 low(u32 i) {
+        return entry(8 + i) - (entry(i) < 0 ? -1 : 0) < 0 ? entry(i) + 1 : entry(i);
+    }
+    static RF_COMPILE_TIME i32 high(u32 i) { return low(i) < 0 ? entry(8 + i) + 1 : entry(8 + i); }
+    static RF_COMPILE_TIME u32 lows(u32 i) {
+        return u8(low(i)) | u8(low(i + 1)) << 8 | u8(low(i + 2)) << 16 | u32(u8(low(i + 3))) << 24;
+    }
+    static RF_COMPILE_TIME u32 highs(u32 i) {
+        return u8(high(i)) | u8(high(i + 1)) << 8 | u8(high(i + 2)) << 16 | u32(u8(high(i + 3))) << 24;
+    }
+    static RF_MEMBER i32 dot(u32 word, u32 half, u32 x, i32 sum) {
+        u32 four = selectors(word, half);
+        constexpr u32 low0 = lows(0), low1 = lows(4), high0 = highs(0), high1 = highs(4);
+        sum = dot4(prmt(in_register(low0), low1, four), x, sum);
+        return dot4(prmt(in_register(high0), high1, four ^ 0x8888), x, sum);
+    }
+#else
+    static RF_MEMBER i32 dot(u32 word, u32 half, u32 x, i32 sum) { return dot4(four(word, half), x, sum); }
+#endif
+};
+
+struct NoTable {
+    static constexpr bool ANY = false;
+};
+typedef Table<0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535> IQ4Values;
+typedef Table<0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc> FP4Values;  // doubled
+
 // ---- Codes: planes of LOW-bit and HIGH-bit fields of 128 elements, in registers ----
 
-template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_>
+// Four-bit codes of a table lie as its selectors, and `four` gives their values.
+template <u32 LOW_, u32 HIGH_, u32 TAIL_, u32 SUPER_, class Values_ = NoTable>
 struct Codes {
     static constexpr u32 LOW = LOW_, HIGH = HIGH_, PLANES = LOW + HIGH, TAIL = TAIL_, SUPER = SUPER_;
-    static constexpr bool SIGNED = LOW == 8;  // whether `values` are
+    typedef Values_ Values;
+    static constexpr bool SELECTED = Values::ANY;
+    static constexpr bool FIELDS = true;                  // whether a block's codes are fields of bits, each of its own
+    static constexpr u32 POINTS = 0;                      // of a lattice
+    static constexpr bool SIGNED = LOW == 8 || SELECTED;  // whether `values` are
     u32x4 plane[PLANES];
 
     static RF_MEMBER constexpr u32 tail_at(u32 cells) { return 16 * PLANES * cells; }
@@ -63,6 +107,7 @@ struct Codes {
     // The codes of elements 32 s + 4 t to 32 s + 4 t + 3, a byte each.
     RF_MEMBER u32 four(u32 s, u32 t) const {
         u32 half = 2 * s + t / 4;
+        if constexpr (SELECTED) return Values::four(element(plane[s], t / 2), t % 2);
         if constexpr (LOW == 8) return element(plane[half], t % 4);
         u32 code;
         if constexpr (LOW == 4) code = element(plane[s], t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
@@ -79,6 +124,13 @@ struct Codes {
     static RF_MEMBER u32 packed_byte(u32 p, u32 i, CodeOf code) {
         u32 b = i % 4, out = 0;
         if constexpr (LOW == 8) return code(16 * p + i);
+        if constexpr (SELECTED) {
+            for (u32 n = 0; n < 8; ++n) {
+                u32 at = selector_at(n);
+                if (at / 8 == b) out |= code(32 * p + i / 4 * 8 + n) << at % 8;
+            }
+            return out;
+        }
         if (p < LOW) {
             if constexpr (LOW == 4) return (code(32 * p + i) & 15) | (code(32 * p + 16 + i) & 15) << 4;
             if constexpr (LOW == 1) {
@@ -101,6 +153,7 @@ struct Codes {
         u32 half = 2 * s + t / 4;
         auto word = [&](u32 p, u32 i) -> u32 { return rocforge::load<u32>(row + 16 * (p * cells + c) + 4 * i); };
         if constexpr (LOW == 8) return word(half, t % 4);
+        if constexpr (SELECTED) return Values::four(word(s, t / 2), t % 2);
         u32 code;
         if constexpr (LOW == 4) code = word(s, t % 4) >> 4 * (t / 4) & 0x0f0f0f0f;
         if constexpr (LOW == 2) code = word(half / 4, half % 4) >> 2 * (t % 4) & 0x03030303;
@@ -109,12 +162,24 @@ struct Codes {
         if constexpr (HIGH == 2) code |= (word(LOW + half / 4, half % 4) >> 2 * (t % 4) & 0x03030303) << LOW;
         return code;
     }
+    // The code of element 32 s + 4 t + b.
+    static RF_MEMBER u32 stored_code(const u8* row, u32 cells, u32 c, u32 s, u32 t, u32 b) {
+        if constexpr (!SELECTED) return byte_of(stored_four(row, cells, c, s, t), b);
+        return rocforge::load<u32>(row + 16 * (s * cells + c) + 4 * (t / 2)) >> selector_at(t % 2 * 4 + b) & 15;
+    }
 };
+
+// `sum` plus the dot product of four elements with x, but for the format's OFFSET.
+template <class F>
+RF_DEVICE i32 add_four(const F& w, u32 s, u32 t, u32 x, i32 sum) {
+    if constexpr (F::SELECTED) return F::Values::dot(element(w.plane[s], t / 2), t % 2, x, sum);
+    return dot4(F::values(w.four(s, t)), x, sum);
+}
 
 // ---- Formats of 32 elements a block: the block's header is HEADER bytes at its start, the tail four headers ----
 
-template <u32 LOW, u32 HIGH, u32 HEADER_>
-struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
+template <u32 LOW, u32 HIGH, u32 HEADER_, class Values = NoTable>
+struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0, Values> {
     static constexpr u32 ELEMENTS = 32, HEADER = HEADER_, BYTES = HEADER + 4 * (LOW + HIGH);
     static constexpr u32 TAIL_FROM = 0, SUPER_FROM = 0;
     static constexpr bool HALVES = false;
@@ -131,8 +196,8 @@ struct Block32 : Codes<LOW, HIGH, 4 * HEADER_, 0> {
     static RF_MEMBER u32 values(u32 codes) { return codes; }
 };
 
-template <u32 LOW, u32 HIGH, i32 OFFSET_>
-struct Scaled32 : Block32<LOW, HIGH, 2> {
+template <u32 LOW, u32 HIGH, i32 OFFSET_, class Values = NoTable>
+struct Scaled32 : Block32<LOW, HIGH, 2, Values> {
     static constexpr i32 OFFSET = OFFSET_;
     static constexpr bool MINS = false;
     u32x2 tail;
@@ -157,19 +222,13 @@ struct Affine32 : Block32<4, HIGH, 4> {
     RF_MEMBER float min(u32 s, u32) const { return high_half(element(tail, s)); }
 };
 
-RF_DEVICE u32 iq4_values(u32 codes) { return lookup16(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, codes); }
-RF_DEVICE u32 fp4_values(u32 codes) { return lookup16(0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc, codes); }
-
 struct Q4_0 : Scaled32<4, 0, 8> {};
 struct Q5_0 : Scaled32<4, 1, 16> {};
 struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
-struct IQ4_NL : Scaled32<4, 0, 0> {
-    static constexpr bool SIGNED = true;
-    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
-};
-struct MXFP4 : Block32<4, 0, 1> {
+struct IQ4_NL : Scaled32<4, 0, 0, IQ4Values> {};
+struct MXFP4 : Block32<4, 0, 1, FP4Values> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
@@ -180,8 +239,32 @@ struct MXFP4 : Block32<4, 0, 1> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
-    static constexpr bool SIGNED = true;
-    static RF_MEMBER u32 values(u32 codes) { return fp4_values(codes); }
+};
+
+// ---- A format of 64 elements a block, half a cell: fp4, and a scale of eight bits for each 16 ----
+
+struct NVFP4 : Codes<4, 0, 8, 0, FP4Values> {
+    static constexpr u32 ELEMENTS = 64, BYTES = 36, HEADER = 4, TAIL_FROM = 0, SUPER_FROM = 0;
+    static constexpr i32 OFFSET = 0;
+    static constexpr bool HALVES = true, MINS = false;
+    u32x2 tail;
+    static RF_MEMBER Place low_place(u32 e) { return {4 + e / 16 * 8 + e % 8, e % 16 / 8 * 4}; }
+    static RF_MEMBER Place high_place(u32) { return {0, 0}; }
+    static RF_MEMBER u32 tail_byte(const u8* block, u32 i) { return block[i]; }
+    static RF_MEMBER u32 header_byte(const u8* tail, u32 i) { return tail[i]; }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x2>(row + tail_at(cells) + 8 * c);
+    }
+    // Half of unsigned e4m3, since the table's values are doubled; 0x7f is not a number, and counts as zero.
+    RF_MEMBER float scale(u32 s, u32 h) const {
+        u32 bits = byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h), rest = bits & 127;
+        float d = rest < 8 ? float(rest) * 0.0009765625f : bits_float((rest << 20) + (119u << 23));
+        return bits == 127 ? 0.0f : d;
+    }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    RF_MEMBER float outer_scale() const { return 1.0f; }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+    static RF_MEMBER u32 values(u32 four) { return four; }
 };
 
 // ---- A format of 128 elements a block, one cell: signs, and a float16 that is the size of all ----
@@ -209,8 +292,8 @@ struct Q1_0 : Codes<1, 0, 2, 0> {
 
 // ---- Formats of 256 elements a block, two cells; scales are small integers times the block's float16 ----
 
-template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT>
-struct Block256 : Codes<LOW, HIGH, TAIL, SUPER> {
+template <u32 LOW, u32 HIGH, u32 TAIL, u32 SUPER, u32 BYTES_, u32 LOW_AT, u32 HIGH_AT, class Values = NoTable>
+struct Block256 : Codes<LOW, HIGH, TAIL, SUPER, Values> {
     static constexpr u32 ELEMENTS = 256, BYTES = BYTES_;
     static RF_MEMBER Place low_place(u32 e) {
         constexpr u32 run = 256 / LOW;  // elements that share their bytes, 32 apart
@@ -329,7 +412,7 @@ struct Q6_K : Block256<4, 2, 8, 2, 210, 0, 128>, CopiedScales<192, 16, 208> {
     RF_MEMBER float outer_scale() const { return to_float(d); }
 };
 
-struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
+struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0, IQ4Values>, CopiedScales<0, 8, 0> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool HALVES = false, MINS = false;
     u32x2 tail;
@@ -346,8 +429,73 @@ struct IQ4_XS : Block256<4, 0, 4, 0, 136, 0, 0>, CopiedScales<0, 8, 0> {
     }
     RF_MEMBER float scale(u32 s, u32) const { return float(i32((low >> 4 * s & 15) | (high >> 2 * s & 3) << 4) - 32); }
     RF_MEMBER float outer_scale() const { return low_half(tail.x); }
-    static constexpr bool SIGNED = true;
-    static RF_MEMBER u32 values(u32 codes) { return iq4_values(codes); }
+};
+
+// Codes of two bits and a float16, no other scales.
+struct TQ2_0 : Block256<2, 0, 0, 2, 66, 0, 0>, CopiedScales<0, 0, 64> {
+    static constexpr i32 OFFSET = 1;
+    static constexpr bool HALVES = false, MINS = false;
+    f16 d;
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        d.bits = load_once<u16>(row + super_at(cells) + 2 * (c / 2));
+    }
+    RF_MEMBER float scale(u32, u32) const { return 1.0f; }
+    RF_MEMBER float outer_scale() const { return to_float(d); }
+};
+
+// Digits of base 3, five in a byte, the byte being 256/243 of their number. A block has runs of 32, 16 and 4 bytes, of
+// the last four digits alone, and each digit of a run makes up elements in a row: the first cell has four digits of the
+// run of 32, the second all others. Both cells' planes are needed for either: byte i of a run is theirs in a row. The
+// tail has the run of 16, super the run of 4 and the float16.
+struct TQ1_0 : Codes<1, 0, 8, 6>, CopiedScales<32, 16, 48> {
+    static constexpr u32 ELEMENTS = 256, BYTES = 54;
+    static constexpr i32 OFFSET = 1;
+    static constexpr bool HALVES = false, MINS = false, FIELDS = false;
+    u32x4 second, tail;
+    u32 last;
+    f16 d;
+    bool odd;
+
+    RF_MEMBER void load_plane(const u8* row, u32, u32 c, u32) {
+        plane[0] = load_once<u32x4>(row + 32 * (c / 2)), second = load_once<u32x4>(row + 32 * (c / 2) + 16);
+    }
+    RF_MEMBER void load_codes(const u8* row, u32 cells, u32 c) { load_plane(row, cells, c, 0); }
+    RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
+        tail = load_once<u32x4>(row + tail_at(cells) + 16 * (c / 2)), odd = c % 2;
+        const u8* super = row + super_at(cells) + 6 * (c / 2);
+        last = load_once<u16>(super) | u32(load_once<u16>(super + 2)) << 16, d.bits = load_once<u16>(super + 4);
+    }
+    RF_MEMBER float scale(u32, u32) const { return 1.0f; }
+    RF_MEMBER float min(u32, u32) const { return 0.0f; }
+    RF_MEMBER float outer_scale() const { return to_float(d); }
+    RF_MEMBER float outer_min() const { return 1.0f; }
+
+    // 3^i
+    static RF_MEMBER u32 power(u32 i) { return i == 0 ? 1 : i == 1 ? 3 : i == 2 ? 9 : i == 3 ? 27 : 81; }
+    // The digit behind the first `power` of four bytes.
+    static RF_MEMBER u32 digits(u32 word, u32 power) {
+        u32 even = (word & 0x00ff00ff) * power & 0x00ff00ff, odd = (word >> 8 & 0x00ff00ff) * power & 0x00ff00ff;
+        return (even * 3 >> 8 & 0x00030003) | (odd * 3 & 0x03000300);
+    }
+    RF_MEMBER u32 four(u32 s, u32 t) const {
+        u32 first = t < 4 ? element(plane[0], t % 4) : element(second, t % 4);
+        bool of_last = s == 3 && t >= 4;  // of the second cell
+        u32 other = s == 0 ? first : of_last ? last : element(tail, t % 4);
+        u32 digit = s == 0 ? 4 : of_last ? t - 4 : 2 * s - 2 + t / 4;
+        return digits(odd ? other : first, odd ? power(digit) : power(s));
+    }
+    static RF_MEMBER u32 values(u32 codes) { return codes; }
+    RF_MEMBER u32 four_from_memory(u32 s, u32 t) const { return four(s, t); }
+
+    static RF_MEMBER u32 packed_word(const u8* block, u32 half, u32, u32 w) {
+        return word32(block + 16 * half + 4 * w);
+    }
+    RF_MEMBER void to_block(u8* block, u32 half) const {
+        for (u32 i = 0; i < 4; ++i) {
+            put32(block + 16 * half + 4 * i, element(half ? second : plane[0], i));
+            put32(block + 32 + 4 * i, element(tail, i));
+        }
+    }
 };
 
 // ---- Values with the bits that the gguf package gives: of a code, less OFFSET, of half h of run s ----
@@ -368,6 +516,29 @@ RF_DEVICE float value_of(const MXFP4& w, u32 s, u32 h, i32 q) {
     if (size << e < 8) return bits_float(sign | size << (21 + e));
     return bits_float(sign | (float_bits(float(size)) - ((128 - e) << 23)));
 }
+
+// A cell in memory, of which few elements are wanted.
+template <class F>
+struct StoredCell {
+    const u8* row;
+    u32 cells, c;
+    F w;
+    RF_MEMBER StoredCell(const u8* row_, u32 cells_, u32 c_) : row(row_), cells(cells_), c(c_) {
+        if constexpr (!F::FIELDS) w.load_codes(row, cells, c);
+        w.load_scales(row, cells, c);
+        w.ready();
+    }
+    RF_MEMBER u32 four(u32 s, u32 t) const {
+        if constexpr (F::FIELDS)
+            return F::stored_four(row, cells, c, s, t);
+        else
+            return w.four_from_memory(s, t);
+    }
+    // Byte b of these.
+    RF_MEMBER float value(u32 s, u32 t, u32 four, u32 b) const {
+        return value_of(w, s, t / 4, i32(i8(byte_of(F::values(four), b))) - F::OFFSET);
+    }
+};
 
 // ---- Activations: rows of int8, one a token, with a float32 scale for each 32 elements ----
 //
@@ -480,12 +651,11 @@ RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v
     *reinterpret_cast<u32*>(token + 16 * ((chunk + 1) ^ k % 8)) = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
 }
 
-// Element i alone.
-RF_DEVICE void store_swizzled_one(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
+// Elements i and i + 2, i % 4 being 0 or 1, which lie together, as a pair.
+RF_DEVICE void store_swizzled_two(u8* x, u32 width, u32 cells, u32 k, u32 i, u32 pair) {
     if (i >= cells * CELL) return;
     u32 chunk = i % 64 / 16 * 2 + i % 2;
-    f16* token = reinterpret_cast<f16*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8));
-    token[i % 16 / 2] = from_float<f16>(clamp_fp16(v));
+    *reinterpret_cast<u32*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8) + i % 16 / 4 * 4) = pair;
 }
 
 // Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is

@@ -1,4 +1,4 @@
-// Hopper's matrix unit, its copies into LDS, and clusters of blocks: of sm_90a alone.
+// Hopper's matrix unit, and its copies into LDS: of sm_90a alone.
 #pragma once
 #include "target/platform.h"
 
@@ -45,12 +45,6 @@ RF_DEVICE void wait_phase(u64* b, u32 parity) {
 RF_DEVICE void arrive_with_copies(u64* b) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(lds_address(b)) : "memory");
 }
-// Arrives at the barrier of the cluster's block `rank`, of which `b` is the own block's.
-RF_DEVICE void arrive_at(u64* b, u32 rank) {
-    u32 at;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(lds_address(b)), "r"(rank));
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
-}
 // Arrives, and makes the phase wait for so many bytes.
 RF_DEVICE void expect_bytes(u64* b, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(lds_address(b)), "r"(bytes) : "memory");
@@ -61,30 +55,6 @@ RF_DEVICE void copy_bulk(void* to, const u8* from, u32 bytes, u64* b) {
                      lds_address(to)),
                  "l"(from), "r"(bytes), "r"(lds_address(b))
                  : "memory");
-}
-// The same into the LDS of each of the cluster's blocks whose bit is set, and for the barrier there.
-RF_DEVICE void copy_bulk_to(void* to, const u8* from, u32 bytes, u64* b, u32 blocks) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
-        "%4;" ::"r"(lds_address(to)),
-        "l"(from), "r"(bytes), "r"(lds_address(b)), "h"(u16(blocks))
-        : "memory");
-}
-
-// ---- Clusters ----
-
-RF_DEVICE void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// From the LDS of the cluster's block `rank`, at what is this address in the own block's.
-RF_DEVICE f32x4 load_from_block(const float* own, u32 rank) {
-    u32 at;
-    f32x4 v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(lds_address(own)), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(at));
-    return v;
 }
 
 // ---- Products of a warp group: 64 rows of a, in registers as of mma.m16n8k16, times N rows of b in LDS ----

@@ -41,6 +41,13 @@
 #define RF_BOUNDS(threads) __launch_bounds__(threads)
 #endif
 
+// Constant arrays in the device's memory.
+#ifdef RF_PLATFORM_HOST
+#define RF_TABLE static const
+#else
+#define RF_TABLE static RF_FUNCTION const
+#endif
+
 // RF_DEVICE functions, and RF_MEMBER functions of structs. The simulator runs a kernel for milliseconds: to inline
 // everything would cost it more in compiling than it saves.
 #ifdef RF_PLATFORM_HOST
@@ -206,6 +213,26 @@ RF_DEVICE const u8* computed_once(const u8* p) {
     return p;
 }
 
+// The same word, of which NVIDIA's compiler computes all bits at once, where it might else compute those that each use
+// needs apart.
+RF_DEVICE u32 computed_once(u32 word) {
+#ifdef RF_PLATFORM_NVIDIA
+    asm("" : "+r"(word));
+#endif
+    return word;
+}
+
+// A constant that NVIDIA's compiler leaves in a register, where it might else put it there again for each use. It is
+// made of what that cannot know: that there are fewer multiprocessors than 2^31.
+RF_DEVICE u32 in_register(u32 constant) {
+#ifdef RF_PLATFORM_NVIDIA
+    u32 multiprocessors;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+    constant ^= multiprocessors >> 31;
+#endif
+    return constant;
+}
+
 // In a captured graph on NVIDIA a kernel begins while the one queued before it still runs (programmatic dependent
 // launch), once all of that one's blocks have waited for the one before themselves. So every thread of every kernel
 // calls wait_for_previous() before it reads or writes what the kernel queued before it may write or read, and before it
@@ -320,6 +347,13 @@ RF_DEVICE float load_early(const float* p) {
 RF_DEVICE void prefetch(const void* p) {
 #ifdef RF_PLATFORM_NVIDIA
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
+// The same of a run of bytes, a multiple of 16, by one lane; where the target has that.
+RF_DEVICE void prefetch_run(const u8* p, u32 bytes) {
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
 #endif
 }
 
@@ -528,6 +562,16 @@ RF_DEVICE u32 pick_bytes(u32 high, u32 low, u32 index) {
 #endif
 }
 
+#ifdef RF_PLATFORM_NVIDIA
+// Four bytes of the eight in (high, low); a selector of 8 and more gives the sign of the byte that its other bits pick,
+// eight times. __byte_perm would first clear that bit of each.
+RF_DEVICE u32 prmt(u32 low, u32 high, u32 selectors) {
+    u32 picked;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(selectors));
+    return picked;
+}
+#endif
+
 // (x & mask) | bits in one instruction; mask and bits are constants.
 RF_DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
 #ifdef RF_PLATFORM_NVIDIA
@@ -540,6 +584,61 @@ RF_DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
 #endif
 }
 
+// Words of LDS, a power of two of them, that are aligned to their size. A block's LDS itself begins at a multiple of 1
+// KiB on NVIDIA, so what is larger is aligned within more. Every call gives the same memory.
+template <u32 WORDS>
+RF_DEVICE u32* aligned_lds() {
+#ifdef RF_PLATFORM_NVIDIA
+    const u32 SIZE = 4 * WORDS, UNIT = 1024, SLACK = SIZE > UNIT ? SIZE - UNIT : 0;
+    RF_SHARED struct {
+        alignas(SIZE < UNIT ? SIZE : UNIT) u8 bytes[SIZE + SLACK];
+    } room;
+    u32 at = (u32(__cvta_generic_to_shared(room.bytes)) + SLACK) & ~(SIZE - 1);
+    return static_cast<u32*>(__cvta_shared_to_generic(at));
+#else
+    RF_SHARED u32 words[WORDS];
+    return words;
+#endif
+}
+
+// The word of a table in aligned LDS that lies at those bits of `offset` that are in `mask`: on NVIDIA one instruction
+// makes an address of both.
+RF_DEVICE u32 load_masked(const u32* table, u32 offset, u32 mask) {
+#ifdef RF_PLATFORM_NVIDIA
+    u32 base = u32(__cvta_generic_to_shared(table));
+    return *reinterpret_cast<const u32*>(__cvta_shared_to_generic(and_or(offset, mask, base)));
+#else
+    return *reinterpret_cast<const u32*>(reinterpret_cast<const u8*>(table) + (offset & mask));
+#endif
+}
+
+// All bits of each byte whose highest is set.
+RF_DEVICE u32 byte_signs(u32 word) {
+#ifdef RF_PLATFORM_NVIDIA
+    return prmt(word, word, 0xba98);
+#else
+    return (word >> 7 & 0x01010101) * 255;
+#endif
+}
+
+// A number below 2^23, as a float.
+RF_DEVICE float small_float(u32 n) {
+#ifdef RF_PLATFORM_NVIDIA
+    return bits_float(0x4b000000 | n) - 8388608.0f;  // in the last places of 2^23: a sum takes no conversion's place
+#else
+    return float(n);
+#endif
+}
+
+// Sums that begin with FLOAT_ZERO instead of 0, and stay within 2^22, as floats.
+#ifdef RF_PLATFORM_NVIDIA
+const i32 FLOAT_ZERO = 0x4b400000;  // 1.5 * 2^23
+RF_DEVICE float sum_float(i32 sum) { return bits_float(u32(sum)) - 12582912.0f; }
+#else
+const i32 FLOAT_ZERO = 0;
+RF_DEVICE float sum_float(i32 sum) { return float(sum); }
+#endif
+
 // Byte i of a word, 0 to 255, less ZERO, as a float.
 template <u32 ZERO = 0>
 RF_DEVICE float byte_float(u32 word, u32 i) {
@@ -551,14 +650,24 @@ RF_DEVICE float byte_float(u32 word, u32 i) {
 #endif
 }
 
-// A sum of dot4, of less than 2^22 either way, as a float: of one that began with FLOAT_ORIGIN.
+// Eight selectors of bytes, of four bits, in a word as the target likes them: number i at bit selector_at(i). Four of
+// its first half or its second are what pick_selected takes.
 #ifdef RF_PLATFORM_NVIDIA
-const i32 FLOAT_ORIGIN = 0x4b400000;  // the bits of 3 * 2^22, whose last place is 1
-RF_DEVICE float sum_float(i32 sum) { return bits_float(sum) - 12582912.0f; }
+RF_COMPILE_TIME static u32 selector_at(u32 i) { return 4 * i; }
+RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 16 * half; }
 #else
-const i32 FLOAT_ORIGIN = 0;
-RF_DEVICE float sum_float(i32 sum) { return float(sum); }
+RF_COMPILE_TIME static u32 selector_at(u32 i) { return 8 * (i % 4) + i / 4 * 4; }
+RF_DEVICE u32 selectors(u32 word, u32 half) { return word >> 4 * half & 0x0f0f0f0f; }
 #endif
+
+// Four bytes of the eight in (high, low), by selectors of 0 to 7.
+RF_DEVICE u32 pick_selected(u32 high, u32 low, u32 selectors) {
+#ifdef RF_PLATFORM_NVIDIA
+    return prmt(low, high, selectors);
+#else
+    return pick_bytes(high, low, selectors);
+#endif
+}
 
 // Four entries of a table of 16 bytes (t0 has the first four), one for each byte of `index`, a byte being 0 to 15.
 RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
@@ -569,6 +678,19 @@ RF_DEVICE u32 lookup16(u32 t0, u32 t1, u32 t2, u32 t3, u32 index) {
     u32 low = __byte_perm(t0, t1, n & 0x7777), high = __byte_perm(t2, t3, n & 0x7777);
     return __byte_perm(low, high, 0x3210 | (n & 0x8888) >> 1);
 #else
+    u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
+    return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
+#endif
+}
+
+// The same by the first or second half of a word of selectors.
+RF_DEVICE u32 select16(u32 t0, u32 t1, u32 t2, u32 t3, u32 word, u32 half) {
+#ifdef RF_PLATFORM_NVIDIA
+    u32 within = computed_once(word & 0x77777777), which = computed_once(0x32103210 | (word >> 1 & 0x44444444));
+    u32 low = prmt(in_register(t0), t1, within >> 16 * half), high = prmt(in_register(t2), t3, within >> 16 * half);
+    return prmt(low, high, which >> 16 * half);
+#else
+    u32 index = word >> 4 * half;
     u32 low = pick_bytes(t1, t0, index & 0x07070707), high = pick_bytes(t3, t2, index & 0x07070707);
     return pick_bytes(high, low, 0x03020100 | (index & 0x08080808) >> 1);
 #endif

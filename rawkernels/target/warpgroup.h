@@ -63,6 +63,12 @@ RF_DEVICE void in_place(WarpgroupTile& c) {
     for (u32 i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
+// The compiler takes it for another number: what follows from it is computed again, and takes no registers before.
+RF_DEVICE u32 unknown(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // ---- Barriers ----
 
 // What this thread has put into LDS is seen by products, once a barrier orders them.

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if os.environ.get("ROCFORGE_TRACEBACK"):
                 raise
-            return report(error, sys.argv[1:] if argv is None else argv)
+            arguments = sys.argv[1:] if argv is None else argv
+            return report(error, arguments, _options_of(arguments))
 
 
 def _prepare_standard_streams() -> None:
@@ -63,6 +64,14 @@ def _output_closed() -> int:
     """Throw away what is still to be written, so that Python's flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OUTPUT_CLOSED
+
+
+def _options_of(arguments: Sequence[str]) -> set[str]:
+    """The options that a command has."""
+    from rocforge.cli.app import app
+
+    command = typer.main.get_command(app).commands.get(next(iter(arguments), ""))  # type: ignore[attr-defined]
+    return {option for parameter in command.params for option in parameter.opts} if command else set()
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import typer
 
@@ -47,7 +48,7 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
     (DeviceError, FAILED, "rocforge info shows what was found; --device cpu runs without a GPU"),
     (ChatTemplateError, FAILED, "rocforge generate continues plain text; --chat-template FILE gives a template"),
     (RocforgeError, FAILED, "{command} --help shows the options"),
-    (FileNotFoundError, FAILED, "rocforge models [FOLDER...] lists local models"),
+    (FileNotFoundError, FAILED, "check the path; rocforge models [FOLDER...] lists local models"),
     (PortInUseError, FAILED, "--port takes another port; 0 is any that is free"),
     (OSError, FAILED, "check the path, its permissions and the connection"),
     (ModuleNotFoundError, FAILED, "rocforge serve needs the extra: pip install 'rocforge[server]'"),
@@ -56,20 +57,58 @@ _KINDS: list[tuple[type[Exception], int, str]] = [
 ]
 
 
-def report(error: Exception, arguments: Sequence[str]) -> int:
-    """Write an error and a hint to stderr, and return its exit code; `arguments` are those of the command."""
-    message = getattr(error, "format_message", error.__str__)() or type(error).__name__
+def report(error: Exception, arguments: Sequence[str], options: Collection[str] = ()) -> int:
+    """Write an error and a hint to stderr, and return its exit code.
+
+    Args:
+        error: what a command raised.
+        arguments: the command's.
+        options: those that the command has.
+    """
+    message = _message(error, options) or type(error).__name__
     known = next(((code, hint) for kind, code, hint in _KINDS if isinstance(error, kind)), None)
     code, hint = known or (FAILED, "this is a bug in rocforge: ROCFORGE_TRACEBACK=1 shows the traceback")
     if known is None:
         message = f"{type(error).__name__}: {message}"
-    if isinstance(error, _USAGE_ERROR):
-        message = _usual_option(error) or message[:1].lower() + message[1:].rstrip(".")
     print(
         f"error: {printable(' '.join(message.split()))}\nhint: {hint.format(command=_command(error, arguments))}",
         file=sys.stderr,
     )
     return code
+
+
+def _message(error: Exception, options: Collection[str]) -> str:
+    """What an error says, in words of the command line."""
+    if isinstance(error, _USAGE_ERROR):
+        message = str(error.format_message())  # type: ignore[attr-defined]
+        return _usual_option(error) or _wrong_value(error) or message[:1].lower() + message[1:].rstrip(".")
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    message = str(error)
+    if isinstance(error, ValueError):
+        argument = re.match(r"\w+(?= (?:is|of|has|must) )", message)
+        if argument and (option := f"--{argument[0].replace('_', '-')}") in options:
+            message = option + message[argument.end() :].replace("allowed are None, ", "allowed are ")
+    return message
+
+
+def _wrong_value(error: Exception) -> str | None:
+    """What to say of an option's value that pydantic refuses, by which newer versions of typer check them."""
+    found, parameter = getattr(error.__cause__, "errors", None), getattr(error, "param", None)
+    if not callable(found) or parameter is None:
+        return None
+    first = found()[0]
+    value, limits = first["input"], first.get("ctx", {})
+    allowed = {
+        "int_parsing": "allowed are whole numbers",
+        "float_parsing": "allowed are numbers",
+        "greater_than_equal": f"allowed is {limits.get('ge')} or more",
+        "less_than_equal": f"allowed is {limits.get('le')} or less",
+    }.get(first["type"])
+    name = max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else parameter.human_readable_name
+    return (
+        f"{name} is {value}; {allowed}" if allowed else f"{name}: {str(limits.get('error', first['msg'])).rstrip('.')}"
+    )
 
 
 def _command(error: Exception, arguments: Sequence[str]) -> str:

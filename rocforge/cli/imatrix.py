@@ -38,7 +38,7 @@ def imatrix(
         raise UsageError(f"{text} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
     loaded, tokenizer = load(model, device, context=chunk, progress=False if quiet else None)
     start = time.perf_counter()
-    with tqdm(desc="reading", unit="token", disable=quiet or None) as bar:
+    with tqdm(desc="reading", unit="token", disable=quiet or None, leave=False) as bar:
 
         def advance(tokens: int, total: int) -> None:
             bar.total = total

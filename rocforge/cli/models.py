@@ -56,7 +56,7 @@ def models(
             with open_gguf(path) as file:
                 found.append(describe(file, name))
         except (RocforgeError, OSError) as error:
-            note(f"{name}: {error}")
+            note(str(error) if name in str(error) else f"{name}: {error}")
     if as_json:
         write_json([asdict(model) for model in found])
         return

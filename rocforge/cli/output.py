@@ -22,7 +22,11 @@ def console(stderr: bool = False) -> Console:
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
-    """Write rows below their columns' names, if they have any; ">" before a name sets its column to the right."""
+    """Write rows below their columns' names, if they have any; ">" before a name sets its column to the right.
+
+    On a terminal the values of two columns are folded in theirs; of more, whole lines break, so that names and figures
+    can be copied.
+    """
     terminal = sys.stdout.isatty()
     grid = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, show_header=any(columns))
     for name in columns:
@@ -32,8 +36,10 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     if terminal:
         screen = console()
-        if len(columns) > 2:  # the terminal breaks long lines, so that names and figures can be copied
-            screen.width = _PIPE_WIDTH
+        if len(columns) > 2:
+            width, screen.width = screen.width, _PIPE_WIDTH
+            if screen.measure(grid).maximum > width:
+                grid.box = None  # its rule would be broken too
         screen.print(grid)
         return
     with (plain := console()).capture() as captured:

@@ -75,7 +75,7 @@ def write(quantized: Quantized, output: Path | None, dry_run: bool, quiet: bool)
     else:
         total = sum(form.nbytes for form in quantized.before.values())
         units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        with tqdm(total=total, desc="writing", disable=quiet or None, **units) as bar:
+        with tqdm(total=total, desc="writing", disable=quiet or None, **units, leave=False) as bar:
             write_gguf(output, quantized.metadata, quantized.planned(bar.update), quantized.paths)
     if not quiet:
         _sums(quantized)

@@ -95,7 +95,8 @@ def _call(url: str, path: str, api_key: str | None, method: str = "GET") -> str:
     except urllib.error.HTTPError as error:
         raise RocforgeError(f"the server at {url} answered {error.code}: {_reason(error)}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise UnreachableError(f"no server answers at {url}: {getattr(error, 'reason', error)}") from error
+        reason = getattr(error, "reason", error)
+        raise UnreachableError(f"no server answers at {url}: {getattr(reason, 'strerror', None) or reason}") from error
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

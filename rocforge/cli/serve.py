@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,6 @@ from rocforge.cli.options import (
     Context,
     Device,
     Fp16Weights,
-    Model,
     Quiet,
     Sampling,
     Switch,
@@ -29,9 +28,10 @@ from rocforge.cli.options import (
     takes_sampling,
 )
 from rocforge.cli.output import note
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, MORE_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.engine.service import MAX_QUEUE
+from rocforge.server.model_pool import MODELS_MAX
 
 
 def _by_device(default: Mapping[str, float]) -> str:
@@ -40,7 +40,14 @@ def _by_device(default: Mapping[str, float]) -> str:
 
 @partial(takes_sampling, of_requests=True)
 def serve(
-    model: Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, a folder, or hf:owner/repo[:quant] on the Hub; of several, or of a folder with several, "
+            "each is loaded when it is asked for.",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000,
     uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of a port.")] = None,
@@ -50,6 +57,9 @@ def serve(
     root_path: Annotated[
         str, typer.Option(metavar="/PATH", help="Path under which a proxy serves this server.", show_default=False)
     ] = "",
+    models_max: Annotated[
+        int, typer.Option(min=0, help="Of several models, maximum loaded at a time; 0: as many as the memory holds.")
+    ] = MODELS_MAX,
     name: Annotated[str | None, typer.Option(help="Model name for clients; default: the file's name.")] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="ROCFORGE_API_KEY", help="Bearer token that clients must send.")
@@ -92,7 +102,13 @@ def serve(
             f"default: {_by_device(INTER_TOKEN_MS)}.",
         ),
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = MAX_REQUESTS,
+    max_requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Maximum running requests; default: {MAX_REQUESTS}, on a GPU with ample memory {MORE_REQUESTS}.",
+        ),
+    ] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = MAX_QUEUE,
     processes: Annotated[
         int | None,
@@ -109,8 +125,10 @@ def serve(
     sampling: Sampling,
 ) -> None:
     """Serve the OpenAI API over HTTP; / is a chat page."""
-    from rocforge.server.run import model_name
-    from rocforge.server.run import serve as run
+    from rocforge.server.engine_options import EngineOptions
+    from rocforge.server.models import find_models
+    from rocforge.server.run import serve as serve_one
+    from rocforge.server.run_models import serve_models
     from rocforge.server.settings import Settings
     from rocforge.text.chat.tool_parsers import TOOL_PARSERS
 
@@ -120,8 +138,12 @@ def serve(
         raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
     if tool_parser is not None and tool_parser not in TOOL_PARSERS:
         raise UsageError(f"--tool-parser is {tool_parser!r}; allowed are {', '.join(sorted(TOOL_PARSERS))}")
+    found = find_models(models)
+    if len(found) > 1:
+        of_one = {"--name": name, "--lora": lora, "--chat-template": chat_template, "--tool-parser": tool_parser}
+        _check_several(len(found), of_one, processes)
     settings = Settings(
-        model_name=name or model_name(model),
+        model_name=name or found[0].name,
         chat_template=chat_template.read() if chat_template else None,
         tool_parser=tool_parser,
         reasoning_budget=None if reasoning_budget < 0 else reasoning_budget,
@@ -131,35 +153,49 @@ def serve(
         cors_origins=cors_origin or (),
         allowed_hosts=[host for hosts in allowed_hosts or () for host in hosts.split(",")],
     )
+    adapters = _adapters(lora or ())
     Interrupts.current.release()  # the server lets requests finish at the first signal, and ends at the second
+    options = EngineOptions(
+        device=device,
+        context=context,
+        fp16_weights=fp16_weights.enabled,
+        **cache_types(cache_type_k, cache_type_v),
+        cache_tokens=cache_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_requests=max_requests,
+        inter_token_ms=inter_token_ms,
+        progress=False if quiet else None,
+    )
+    common: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "uds": uds,
+        "fd": fd,
+        "max_queue": max_queue,
+        "processes": processes,
+        "settings": settings,
+        "log_level": "warning" if quiet else "info",
+        "on_ready": lambda url: note(f"ready at {url}"),
+    }
     try:
-        run(
-            model,
-            host,
-            port,
-            uds=uds,
-            fd=fd,
-            device=device,
-            context=context,
-            fp16_weights=fp16_weights.enabled,
-            lora=_adapters(lora or ()),
-            cache_tokens=cache_tokens,
-            **cache_types(cache_type_k, cache_type_v),
-            max_batch_tokens=max_batch_tokens,
-            max_requests=max_requests,
-            inter_token_ms=inter_token_ms,
-            max_queue=max_queue,
-            processes=processes,
-            restart_engine=restart_engine,
-            settings=settings,
-            log_level="warning" if quiet else "info",
-            progress=False if quiet else None,
-            on_ready=lambda url: note(f"ready at {url}"),
-        )
+        if len(found) > 1:
+            serve_models(found, options=options, models_max=models_max, **common)
+        else:
+            engine = {name: value for name, value in vars(options).items() if name != "models"}
+            serve_one(found[0].path, lora=adapters, restart_engine=restart_engine, **engine, **common)
     except OSError as error:
         if error.errno != errno.EADDRINUSE or uds is not None:
             raise
         raise PortInUseError(f"port {port} of {host} is in use: another program listens there") from None
+
+
+def _check_several(count: int, of_one: Mapping[str, Any], processes: int | None) -> None:
+    """Raises UsageError where options are given that are for one model, or do not do for several."""
+    for option, given in of_one.items():
+        if given:
+            raise UsageError(f"{option} is for one model; {count} are given")
+    if processes == 0:
+        raise UsageError(f"--processes is 0; {count} models need 1 or more")
 
 
 def _adapters(options: Sequence[str]) -> dict[str, tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rocforge.device.cards import Card
@@ -14,23 +14,26 @@ GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
-WIDE_ROWS = 128
-"""Rows of a block of wide.hip."""
+WIDE_LDS = 227 << 10
+"""Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
-    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+    return tuning.gemv_rows_1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
 
 
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     """Lanes that share a row, as a power of two.
 
-    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
-    more tokens as few as make enough.
+    For one token 16, or 32 of few rows, to make enough threads for the card, and of long ones, as floats are, but no
+    more than there are cells; for more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+        if cells <= 8 or rows >= tuning.gemv_many_rows:
+            return 3
+        few = rows < tuning.gemv_small_rows or cells > tuning.gemv_long_cells
+        return 5 if few and cells > 16 else 4
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 
@@ -71,6 +74,32 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
+class FloatTile(NamedTuple):
+    """Of float_tiles.hip: tokens that it is compiled for; runs of rows that a block's waves take, as in tiles.hip; rows
+    of a block; and blocks that the card runs at a time."""
+
+    width: int
+    row_waves: int
+    rows: int
+    resident: int
+
+
+def float_tile_row_tiles(tuning: Tuning, tokens: int) -> int:
+    """Tiles of 16 rows that a wave of float_tiles.hip multiplies."""
+    return 2 if tokens >= tuning.float_tile_wide_tokens else 1
+
+
+def float_tile(tuning: Tuning, tokens: int, rows: int, card: Card) -> FloatTile:
+    """The geometry of float_tiles.hip: x is read again for each block, so that of many tokens its waves take as many
+    runs of rows as leave a block for each unit."""
+    width = next(n for n in (8, 16, 32, 64) if tokens <= n)
+    most, tiles = tuning.tile_threads // card.wave // 2, float_tile_row_tiles(tuning, width)
+    height, blocks = 16 * tiles, tuning.tile_blocks_wide if tiles > 1 else tuning.tile_blocks
+    runs = next((n for n in (4, 2) if n <= most and rows >= n * height * card.compute_units), 1)
+    row_waves = 1 if width == 8 else runs
+    return FloatTile(width, row_waves, row_waves * height, blocks * card.compute_units)
+
+
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
     """Blocks of tiles.hip that a card runs at a time."""
     wide = tile_row_tiles(tuning, tokens) > 1 or tokens == STAGED_TOKENS
@@ -84,37 +113,30 @@ def expert_tile_pairs(pairs: int, experts: int) -> int:
 
 
 class Wide(NamedTuple):
-    """Of wide.hip: tokens of a block; blocks of a cluster that share out the depth, and that share x; blocks a
-    multiprocessor, and a block's LDS."""
+    """Of wide.hip: tokens, rows and threads of a block, and the parts that the depth is cut into."""
 
     tokens: int
-    split: int
-    share: int
-    resident: int
-    lds: int
+    rows: int
+    threads: int
+    depth: int
 
 
-def wide(tokens: int, rows: int, stage_nbytes: int, units: int) -> Wide:
+def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
-    A block has as few tokens as there are, up to 256, since each block unpacks the weights. As many share out the
-    depth, up to 4, as leave none waiting; clusters lie within a group of multiprocessors, so of four not all find room.
-    Two share x of a prompt where there are rows for all multiprocessors.
+    A block has as few tokens as there are, up to 256, since each block unpacks the weights. Blocks share out the depth,
+    up to 8 of them, as long as each has a multiprocessor.
 
     Args:
-        tokens, rows: of the product.
-        stage_nbytes: packed bytes of two cells of a row.
+        tokens: of the product.
+        matrices: rows of each.
+        cells: of a row.
         units: multiprocessors.
     """
     width = next((n for n in (64, 128) if tokens <= n), 256)
-    # x of three cells, and two stages of weights, with a little to keep rows apart
-    fits_twice = 2 * (768 * width + 2 * WIDE_ROWS * (stage_nbytes + 16)) <= 226 << 10
-    resident = 2 if width == 64 and fits_twice else 1
-    row_blocks = -(-rows // WIDE_ROWS)
-    count = row_blocks * -(-tokens // width)
-    split = next((n for n in (4, 2) if count * n <= (0.9 if n > 2 else 1) * units * resident), 1)
-    share = 2 if row_blocks >= units and tokens >= 4 * width else 1
-    return Wide(width, split, share, resident, (228 << 10) // resident - (1 << 10))
+    rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
+    count = sum(-(-n // rows) for n in matrices) * -(-tokens // width)
+    return Wide(width, rows, threads, max(1, min(8, units // count, -(-cells // 2))))
 
 
 class Decode(NamedTuple):
@@ -182,6 +204,10 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
     return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
+def _float_tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    return {"RF_ROW_TILES": float_tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+
+
 def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     row_tiles = tile_row_tiles(tuning, int(given["RF_TOKENS"]))
     return {"RF_ROW_TILES": row_tiles, "RF_ROW_WAVES": tuning.tile_threads // wave}
@@ -190,6 +216,7 @@ def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> 
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
+    "float_tiles.hip": _float_tile_macros,
     "experts_tiles.hip": _expert_tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,

@@ -27,7 +27,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.params import assertions, kernel_structs, struct_fields
 from rocforge.errors import DeviceError
 from rocforge.formats.blocks import QTYPES
-from rocforge.formats.planar import PLANAR
+from rocforge.formats.planar import KINDS, PLANAR
 
 PREFIX = "rf_"
 """Prefix of every kernel in the sources, to avoid clashes with names in HIP's and CUDA's headers."""
@@ -82,7 +82,8 @@ def with_includes(text: str, name: str, seen: set[str]) -> str:
 def variants(source: str) -> list[dict[str, str]]:
     """The sets of defines that a source names in its `// variants: NAME=value,value ...` lines: what models use.
 
-    PLANAR stands for the formats that have planes on a device, BLOCKS for those that have not.
+    PLANAR stands for the formats that have planes on a device, KINDS for one of each kind of these, WIDE for those that
+    wide.hip multiplies, BLOCKS for the formats without planes.
     """
     lines = re.findall(r"^// variants: (.+)$", (source_folder() / source).read_text(), re.M)
     found: list[dict[str, str]] = []
@@ -105,7 +106,12 @@ def is_for(source: str, target: str) -> bool:
 
 
 def _values(text: str) -> list[str]:
-    groups = {"PLANAR": list(PLANAR), "BLOCKS": [name for name in QTYPES if name not in PLANAR]}
+    groups = {
+        "PLANAR": list(PLANAR),
+        "KINDS": list(KINDS),
+        "WIDE": [name for name, planes in PLANAR.items() if planes.wide],
+        "BLOCKS": [name for name in QTYPES if name not in PLANAR],
+    }
     return [value for word in text.split(",") for value in groups.get(word, [word])]
 
 
@@ -316,8 +322,8 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def launches_overlap() -> Iterator[None]:
     """In this context and thread, kernels begin while the one before still runs, where the device supports it."""
-    _this_thread.overlap = overlap.overlaps(cupy_module().cuda.runtime.getDevice())
+    before, _this_thread.overlap = _this_thread.overlap, overlap.overlaps(cupy_module().cuda.runtime.getDevice())
     try:
         yield
     finally:
-        _this_thread.overlap = False
+        _this_thread.overlap = before

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
-from rocforge.errors import DeviceError
+from rocforge.errors import OutOfMemoryError
 from rocforge.nn.state import PagedKV, Recurrent, State, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -15,8 +15,8 @@ SNAPSHOTS = 16
 """Slots for snapshots of recurrent state, beside those of running sequences."""
 MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
 """The default maximum of tokens a step, by device."""
-MAX_REQUESTS = 256
-"""The default maximum of running requests."""
+MAX_REQUESTS, MORE_REQUESTS = 256, 512
+"""The default maximum of running requests; and on a GPU whose memory is ample."""
 MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
@@ -78,14 +78,15 @@ class CacheSizes:
         Where that is less than one context, fewer sequences have room for their windows.
 
         Raises:
-            DeviceError: not even one block fits.
+            OutOfMemoryError: not even one block fits.
         """
         free = available_memory(self.device)
         room, most = free - margin(free), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
-            raise DeviceError(f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free")
+            problem = f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free"
+            raise OutOfMemoryError(problem)
         return tokens
 
     def sequences_that_fit(self, tokens: int, most: int) -> int:
@@ -93,6 +94,12 @@ class CacheSizes:
         free = available_memory(self.device)
         counts = range(1, most + 1)
         return max(1, bisect.bisect_right(counts, free - margin(free), key=lambda n: self.nbytes(tokens, n)))
+
+
+def default_requests(device: str) -> int:
+    """The default maximum of running requests: MORE_REQUESTS on a GPU where a cache leaves the whole MARGIN free."""
+    ample = device != "cpu" and margin(available_memory(device)) == MARGIN
+    return MORE_REQUESTS if ample else MAX_REQUESTS
 
 
 def margin(free: int) -> int:

@@ -1,8 +1,8 @@
 """Planar layouts: rows as a device's kernels read them fast.
 
 A row is cut into planes, one for each field of a block, so that consecutive lanes load consecutive 16-byte words;
-rawkernels/formats/quants.h has the layout. It holds the same bits as GGUF's blocks, in another order. The formats that
-are rare stay in GGUF's blocks.
+rawkernels/formats/quants.h has the layout. It holds the same bits as GGUF's blocks, in another order. Floats
+stay as they are.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ class Planes(NamedTuple):
         codes: planes of 16 bytes a cell.
         tail: bytes of scales a cell.
         super: bytes that two cells, a block of 256, share.
+        wide: whether wide.hip multiplies it.
     """
 
     codes: int
     tail: int
     super: int = 0
+    wide: bool = True
 
 
 PLANAR: dict[str, Planes] = {
@@ -44,8 +46,23 @@ PLANAR: dict[str, Planes] = {
     "IQ4_NL": Planes(4, 8),
     "IQ4_XS": Planes(4, 4),
     "MXFP4": Planes(4, 4),
+    "NVFP4": Planes(4, 8),
+    "TQ1_0": Planes(1, 8, 6, wide=False),
+    "TQ2_0": Planes(2, 0, 2, wide=False),
+    "IQ1_S": Planes(1, 8, 2, wide=False),
+    "IQ1_M": Planes(1, 8, 8, wide=False),
+    "IQ2_XXS": Planes(2, 0, 2, wide=False),
+    "IQ2_XS": Planes(2, 4, 2, wide=False),
+    "IQ2_S": Planes(2, 8, 2, wide=False),
+    "IQ3_XXS": Planes(3, 0, 2, wide=False),
+    "IQ3_S": Planes(3, 8, wide=False),
 }
 """The formats that are kept in planes on a device."""
+KINDS = (
+    *("Q4_0", "Q5_1", "Q8_0", "Q1_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K"),
+    *("MXFP4", "IQ4_XS", "NVFP4", "TQ1_0", "IQ1_M", "IQ2_XS", "IQ3_S"),
+)
+"""One of them for each way to unpack codes and scales; the others differ from one of these in sizes or constants."""
 
 
 def cells_of(columns: int) -> int:

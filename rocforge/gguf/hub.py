@@ -57,13 +57,13 @@ def _download(repository: str, quant: str | None) -> Path:
         wanted = f"{quant or DEFAULT_QUANT} GGUF file{'s' if fitting else ''}"
         raise FileNotFoundError(f"{place} has {count} {wanted}; it has {listed}{reason}")
     try:
-        paths = [hf_hub_download(repository, name, local_files_only=bool(problem)) for name in _members(fitting[0])]
+        paths = [hf_hub_download(repository, name, local_files_only=bool(problem)) for name in members(fitting[0])]
     except Exception as error:  # as in _files
         raise problem or _meaning(error, repository, f"the download of {fitting[0]}") from error
     return Path(paths[0])
 
 
-def _members(first: str) -> list[str]:
+def members(first: str) -> list[str]:
     """The files of a set, by its first; a file alone is one."""
     split = _SPLIT.search(first)
     if split is None:
@@ -119,12 +119,21 @@ def select_file(files: list[str], quant: str | None) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def model_files(files: list[str]) -> list[str]:
+    """Those of some GGUF files that are models: of a split set its first, and nothing that lies beside a model."""
+    firsts = _firsts(files)
+    return [name for name in firsts if not _BESIDE.search(name)] or firsts
+
+
+def _firsts(files: list[str]) -> list[str]:
+    return [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
+
+
 def _fitting(files: list[str], quant: str | None) -> list[str]:
     """The files that a quantization, or a name, can mean; of one model's the one with the shortest name."""
-    firsts = [name for name in files if (split := _SPLIT.search(name)) is None or int(split[1]) == 1]
-    if quant in firsts:
+    if quant in _firsts(files):
         return [quant]
-    models = [name for name in firsts if not _BESIDE.search(name)] or firsts
+    models = model_files(files)
     wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or DEFAULT_QUANT)}(?:[-./]|$)", re.IGNORECASE)
     matching = sorted((name for name in models if wanted.search(name)), key=len)
     if not matching:

@@ -10,11 +10,11 @@ from gguf.constants import GGMLQuantizationType
 
 from rocforge.checkpoints.checkpoint import Checkpoint
 from rocforge.device.arrays import resolve_device, to_device
-from rocforge.formats.planar import PLANAR
 from rocforge.gguf.file import GGUFFile, open_gguf
 from rocforge.gguf.hub import resolve
 from rocforge.gguf.mixes import Mix
 from rocforge.gguf.quantized import Pack, Quantized
+from rocforge.ops.device.quantize import DEVICE_QTYPES
 from rocforge.ops.quantize import quantize
 
 
@@ -37,7 +37,7 @@ def packer(device: str | None) -> Pack:
     device = resolve_device(device)
 
     def pack(values: np.ndarray, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> np.ndarray:
-        rows = to_device(values, device if qtype.name in PLANAR else "cpu")
+        rows = to_device(values, device if qtype.name in DEVICE_QTYPES else "cpu")
         packed: np.ndarray = quantize(rows, qtype, importance).to_device("cpu").data
         return packed
 

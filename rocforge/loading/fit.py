@@ -8,7 +8,7 @@ from typing import Any
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.engine.capacity import CacheSizes, margin
-from rocforge.errors import DeviceError
+from rocforge.errors import OutOfMemoryError
 from rocforge.loading.upload import device_nbytes
 
 LEAST_CACHE_TOKENS = 2048
@@ -16,7 +16,7 @@ LEAST_CACHE_TOKENS = 2048
 
 
 def check_fit(sizes: CacheSizes, weights: Iterable[Any], context: int | None, most: int) -> None:
-    """Raise a DeviceError, before anything is allocated, where a GPU has no room for a model.
+    """Raise an OutOfMemoryError, before anything is allocated, where a GPU has no room for a model.
 
     Args:
         sizes: of its KV cache on the GPU.
@@ -31,7 +31,7 @@ def check_fit(sizes: CacheSizes, weights: Iterable[Any], context: int | None, mo
         return
     needed = f"{amount(weight + cache + margin(free - weight))} on {sizes.device}: {amount(weight)} for weights"
     helps = f" or a shorter context (context={fitting} fits)" if context and fitting else ""
-    raise DeviceError(
+    raise OutOfMemoryError(
         f"the model needs {needed}, {amount(cache)} for a KV cache of {tokens} tokens, the rest as workspace; "
         f"{amount(free)} are free; use a smaller quantization{helps}"
     )

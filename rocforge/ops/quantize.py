@@ -9,10 +9,9 @@ from gguf.constants import GGMLQuantizationType
 
 from rocforge.device.arrays import asnumpy, get_array_module
 from rocforge.formats.blocks import as_qtype
-from rocforge.formats.planar import PLANAR
 from rocforge.formats.quantize import normal_importance
 from rocforge.formats.quantize import quantize as quantize_rows
-from rocforge.ops.device.quantize import quantize_device
+from rocforge.ops.device.quantize import DEVICE_QTYPES, quantize_device
 from rocforge.ops.types import Array
 from rocforge.quant import QuantizedArray
 
@@ -64,7 +63,7 @@ def quantize(
     if isinstance(array, np.ndarray):
         return QuantizedArray(quantize_rows(array, qtype, importance), array.shape, qtype)
     with array.device:
-        packed = quantize_device(array, qtype, importance) if qtype.name in PLANAR else None
+        packed = quantize_device(array, qtype, importance) if qtype.name in DEVICE_QTYPES else None
     if packed is not None:
         return packed
     # On the host: other formats, and the error of what no block can hold.

@@ -21,6 +21,8 @@ from rocforge.names import SAMPLING, checked_names
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.types import HostArray
 
+LONGEST_BREAKER = 40
+"""Characters of a text that ends repetitions."""
 _MASK = (1 << 64) - 1
 NOT_FINITE = "the highest logit is no finite number: the model's weights, or what it computes with them, are not finite"
 NOTHING_ALLOWED = "the constraint leaves no token whose logit is a finite number"
@@ -248,8 +250,10 @@ def _checked_breakers(breakers: Any) -> tuple[str | tuple[int, ...], ...]:
         raise TypeError(f"dry_sequence_breakers is {breakers!r}; allowed is a list of texts")
     checked: list[str | tuple[int, ...]] = []
     for breaker in breakers:
-        if not isinstance(breaker, Sequence) or not 0 < len(breaker) <= 40:
-            raise ValueError(f"dry_sequence_breakers has {breaker!r:.80}; allowed are texts of 1 to 40 characters")
+        if not isinstance(breaker, Sequence) or not 0 < len(breaker) <= LONGEST_BREAKER:
+            raise ValueError(
+                f"dry_sequence_breakers has {breaker!r:.80}; allowed are texts of 1 to {LONGEST_BREAKER} characters"
+            )
         name = "a token id of dry_sequence_breakers"
         checked.append(breaker if isinstance(breaker, str) else tuple(_integer(name, id) for id in breaker))
     return tuple(checked)

@@ -49,23 +49,25 @@ SHAPES = {
     "gpt-oss-20b": Shape("gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 150000.0, False, 32, 4),
     "gpt-oss-120b": Shape("gpt-oss", 36, 2880, 2880, 64, 8, 64, 201088, 150000.0, False, 128, 4),
 }
-RECIPES = ("F16", "Q8_0", "Q4_K_M", "MXFP4_MOE")
+RECIPES = ("F16", "Q8_0", "Q4_K_M", "MXFP4_MOE", "Q5_K", "IQ4_XS", "IQ3_S", "IQ2_XS")
 
 
 def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
-    """The type that a tensor has under a recipe, as llama.cpp's quantizer gives it."""
+    """The type that a tensor has under a recipe: as llama.cpp's quantizer gives it in F16, Q8_0, Q4_K_M and MXFP4_MOE;
+    the other recipes are one type for all matrices but the output, which is Q6_K as in llama.cpp's mixes of these."""
     last, n = name.split(".")[-2], shape.layers
     if last == "ffn_gate_inp":
         return T.F32
     if recipe == "MXFP4_MOE":
         return T.MXFP4 if last.endswith("_exps") else T.Q8_0
+    if recipe in ("F16", "Q8_0"):
+        return T[recipe]
+    if last == ("token_embd" if shape.tied else "output"):
+        return T.Q6_K
     if recipe != "Q4_K_M":
         return T[recipe]
     more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    six = last == ("token_embd" if shape.tied else "output") or (
-        more and last in ("attn_v", "ffn_down", "ffn_down_exps")
-    )
-    return T.Q6_K if six else T.Q4_K
+    return T.Q6_K if more and last in ("attn_v", "ffn_down", "ffn_down_exps") else T.Q4_K
 
 
 def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
@@ -81,9 +83,11 @@ def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
 
     if qtype is T.Q8_0:
         scales(0, 2.7e-4)
-    elif qtype is T.Q4_K:
-        scales(0, 8e-5)
+    elif qtype in (T.Q4_K, T.Q5_K):
+        scales(0, 8e-5 if qtype is T.Q4_K else 4e-5)
         scales(2, 6e-4)
+    elif qtype in (T.IQ4_XS, T.IQ3_S, T.IQ2_XS):
+        scales(0, {T.IQ4_XS: 2e-5, T.IQ3_S: 1.5e-4, T.IQ2_XS: 5e-4}[qtype])
     elif qtype is T.Q6_K:
         blocks[:, 192:208] = rng.integers(-16, 17, (POOL_BLOCKS, 16), np.int8).view(np.uint8)
         scales(208, 1.2e-4)

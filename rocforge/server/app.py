@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
 from rocforge.server.infill import Infill
-from rocforge.server.jobs import latest_first
+from rocforge.server.jobs import Jobs, latest_first
 from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
@@ -55,6 +56,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAPI:
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
+    app = endpoints(backend, settings, metrics, Jobs())
+    guard(app, settings, metrics)
+    return app
+
+
+def bare_app(settings: Settings) -> FastAPI:
+    """An application without endpoints, which answers errors as the API does."""
     servers = [{"url": settings.root_path}] if settings.root_path else None
     app = FastAPI(
         title="rocforge",
@@ -67,6 +75,11 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     errors.install(app)
     app.state.settings, app.state.parsing = settings, anyio.CapacityLimiter(1)
     app.router.route_class = JSONRoute
+    return app
+
+
+def guard(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """Put before an application what all requests have to pass; `metrics` counts those in progress."""
     if settings.api_key is not None:
         app.add_middleware(Key, key=settings.api_key)
     if settings.cors_origins:
@@ -84,14 +97,20 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(RequestId)
-    generator = Generator(backend, settings)
+
+
+def endpoints(backend: Backend, settings: Settings, metrics: Metrics, jobs: Jobs) -> FastAPI:
+    """The endpoints over an engine, for whose requests `jobs` is; their `state.generator` makes those."""
+    app, generator = bare_app(settings), Generator(backend, settings, jobs)
+    app.state.generator = generator
+    backend.answer_with(jobs.answer)
     chats = ChatCompletions(generator)
     _add_generation(app, generator, chats)
     add_responses(app, generator, chats)
-    add_kept_responses(app, generator.jobs, backend.ask)
+    add_kept_responses(app, jobs, backend.ask)
     add_messages(app, chats)
     _add_tokens(app, generator)
-    _add_requests(app, generator)
+    add_requests(app, jobs, backend.ask)
     _add_state(app, generator, metrics)
     return app
 
@@ -131,7 +150,8 @@ def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -
     @app.get("/v1/models", response_class=JSONResponse)
     async def models() -> Response:
         """The model that is served, alone and with each of its adapters."""
-        return JSONResponse({"object": "list", "data": [_model(generator, name) for name in generator.models]})
+        found = [_model(generator, name) for name in generator.models]
+        return JSONResponse({"object": "list", "data": found})
 
     @app.get("/v1/models/{name:path}", response_class=JSONResponse)
     async def model(name: str) -> Response:
@@ -141,16 +161,21 @@ def _add_generation(app: FastAPI, generator: Generator, chat: ChatCompletions) -
 
 
 def _model(generator: Generator, name: str) -> dict[str, Any]:
-    settings, tokenizer = generator.settings, generator.backend.tokenizer
-    parent = {"parent": settings.model_name} if generator.models[name] else {}
+    parent = {"parent": generator.settings.model_name} if generator.models[name] else {}
+    return {**parent, **model_entry(name, generator.created, generator.backend, generator.settings.chat_template)}
+
+
+def model_entry(name: str, created: int, backend: Backend, template: str | None = None) -> dict[str, Any]:
+    """What /v1/models says of a model; `template` is instead of its own."""
+    tokenizer = backend.tokenizer
     return {
-        **parent,
         "id": name,
         "object": "model",
-        "created": generator.created,
+        "created": created,
         "owned_by": "rocforge",
-        "context_length": generator.backend.limit or None,
-        "chat_template": None if tokenizer is None else bool(settings.chat_template or tokenizer.chat_template),
+        "context_length": backend.limit or None,
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "chat_template": None if tokenizer is None else bool(template or tokenizer.chat_template),
     }
 
 
@@ -158,6 +183,7 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     @app.post("/tokenize", response_class=JSONResponse)
     async def tokenize(body: TokenizeRequest) -> Response:
         """The token ids of a text."""
+        generator.check_model(body.model or generator.settings.model_name)
         options = {"add_special_tokens": body.add_special, "parse_special_tokens": body.parse_special}
         ids = await generator.encode(body.content, **options)
         return JSONResponse({"tokens": ids, "count": len(ids)})
@@ -165,18 +191,18 @@ def _add_tokens(app: FastAPI, generator: Generator) -> None:
     @app.post("/detokenize", response_class=JSONResponse)
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
+        generator.check_model(body.model or generator.settings.model_name)
         with errors.refusing("tokens"):
             return JSONResponse({"content": await run_in_threadpool(generator.tokenizer.decode, body.tokens)})
 
 
-def _add_requests(app: FastAPI, generator: Generator) -> None:
-    jobs, backend = generator.jobs, generator.backend
-    backend.answer_with(jobs.answer)
+def add_requests(app: FastAPI, jobs: Jobs, ask: Callable[..., Awaitable[list[Any]]]) -> None:
+    """The endpoints about requests, of which other processes are asked by `ask`."""
 
     async def find(question: str, id: str) -> Response:
         status = jobs.answer(question, id)
         if status is None:
-            status = next(iter(await backend.ask(question, id)), None)
+            status = next(iter(await ask(question, id)), None)
         if status is None:
             raise APIError(
                 f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"
@@ -187,7 +213,7 @@ def _add_requests(app: FastAPI, generator: Generator) -> None:
     async def requests() -> Response:
         """The status of requests in flight, and of recent ones."""
         found = jobs.statuses()
-        for others in await backend.ask("statuses"):
+        for others in await ask("statuses"):
             found = latest_first(found + others)
         return JSONResponse({"object": "list", "data": found})
 

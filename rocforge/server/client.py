@@ -82,11 +82,27 @@ class EngineClient:
     def connected(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
 
+    def close(self) -> None:
+        """Leave the engine's process and forget its model; `start` begins anew."""
+        if self._transport is not None:
+            self._transport.close()
+            self._fail_all()
+        self.state, self.tokenizer, self.limit = State.NEW, None, 0
+
     def received(self, name: str, *arguments: Any) -> None:
         self._messages[name](*arguments)
 
-    def disconnected(self) -> None:
+    def disconnected(self, transport: asyncio.BaseTransport | None) -> None:
         """The engine's process has ended, or this one stops."""
+        if transport is not self._transport:
+            return  # closed before
+        self._fail_all()
+        if self.state in (State.STARTING, State.READY):
+            self.state = State.STARTING if self._restarts else State.FAILED
+            if self._restarts:
+                self._reconnecting = asyncio.ensure_future(self._connect())
+
+    def _fail_all(self) -> None:
         self._transport = None
         error = EngineDeadError(_DEAD)
         for accepted in self._submitted.values():
@@ -94,10 +110,6 @@ class EngineClient:
                 accepted.set_exception(error)
         for reply in self._replies:
             self._replies.end(reply, Progress.FAILED, EngineDeadError(_DEAD))
-        if self.state in (State.STARTING, State.READY):
-            self.state = State.STARTING if self._restarts else State.FAILED
-            if self._restarts:
-                self._reconnecting = asyncio.ensure_future(self._connect())
 
     def _send(self, *message: Any) -> None:
         if self._transport is not None:
@@ -107,6 +119,8 @@ class EngineClient:
         """Make the tokenizer, for which a large vocabulary takes a second, beside the event loop."""
 
         def done(made: asyncio.Future[Tokenizer]) -> None:
+            if self.state is State.NEW:
+                return  # closed meanwhile
             self.tokenizer, self.limit, self._device = made.result(), limit, device
             self.pooling = pooling
             gc.collect()
@@ -238,8 +252,10 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: EngineClient):
         self._client, self._unpacker = client, wire.unpacker()
+        self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
         self._client.connected(cast(asyncio.WriteTransport, transport))
 
     def data_received(self, data: bytes) -> None:
@@ -248,4 +264,4 @@ class _Connection(asyncio.Protocol):
             self._client.received(name, *arguments)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._client.disconnected()
+        self._client.disconnected(self._transport)

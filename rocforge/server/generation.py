@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -38,13 +38,26 @@ LONGEST_TOKEN = 256
 """Characters a token: a text longer than this times the context is refused before it is tokenized."""
 
 
-class Generator:
-    """Makes jobs of requests."""
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Cancel what is awaited inside after so many seconds.
 
-    def __init__(self, backend: Backend, settings: Settings):
-        self.backend, self.settings = backend, settings
+    Raises:
+        DeadlineError: they are over.
+    """
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
+
+
+class Generator:
+    """Makes jobs of requests, and adds them to `jobs`."""
+
+    def __init__(self, backend: Backend, settings: Settings, jobs: Jobs):
+        self.backend, self.settings, self.jobs = backend, settings, jobs
         self.created = int(time.time())
-        self.jobs = Jobs()
         self._compiler: GrammarCompiler | None = None
         self._rendering = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
 
@@ -119,6 +132,10 @@ class Generator:
         if tokens >= self.backend.limit:
             raise self._too_long(f"{tokens} tokens in the {param}")
 
+    def forget(self) -> None:
+        """Free what was made for the tokenizer: another one may come."""
+        self._compiler = None
+
     @property
     def compiler(self) -> GrammarCompiler:
         """For the model's tokenizer, to write grammars with."""
@@ -130,15 +147,9 @@ class Generator:
         """Render a chat template in another thread."""
         return await to_thread.run_sync(template, abandon_on_cancel=True, limiter=self._rendering)
 
-    @contextmanager
-    def deadline(self, timeout: float | None) -> Iterator[None]:
+    def deadline(self, timeout: float | None) -> AbstractContextManager[None]:
         """Cancel what is awaited inside when the request's time is over."""
-        seconds = self._seconds(timeout)
-        try:
-            with anyio.fail_after(seconds):
-                yield
-        except TimeoutError:
-            raise DeadlineError(f"the request timed out after {seconds:g} seconds") from None
+        return time_limit(self._seconds(timeout))
 
     def grammar(self, body: Sampling) -> GrammarSource | None:
         """What each text must obey, from response_format, regex or grammar."""

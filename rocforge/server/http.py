@@ -1,4 +1,4 @@
-"""HTTPServer: uvicorn with the endpoints over a backend."""
+"""HTTPServer: uvicorn with an application, and what that serves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import math
 import os
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from rocforge.server.app import create_app
-from rocforge.server.backend import Backend
 from rocforge.server.listeners import BACKLOG
-from rocforge.server.metrics import Metrics
 from rocforge.server.protocol import protocol
 from rocforge.server.settings import Settings
 
@@ -24,13 +23,30 @@ SPARE = 16
 """Connections beyond those that may have a request in progress, for the probes."""
 
 
-class HTTPServer(uvicorn.Server):
-    """Starts its backend as it starts and stops it as it stops, with signals as in `serve`."""
+class Served(Protocol):
+    """What an application needs while it runs."""
 
-    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics, log_level: str):
+    async def start(self) -> None:
+        """Called once, before anything else."""
+
+    async def stop(self, drain: float) -> None:
+        """Refuse further requests, give those in flight so many seconds to finish, and fail the rest."""
+
+
+class HTTPServer(uvicorn.Server):
+    """Starts what it serves as it starts and stops it as it stops, with signals as in `serve`.
+
+    Args:
+        served: an engine's backend, or several.
+        create: makes the application, by the settings with as many connections as there may be.
+        settings: the server's.
+        log_level: uvicorn's.
+    """
+
+    def __init__(self, served: Served, create: Callable[[Settings], ASGIApp], settings: Settings, log_level: str):
         connections = _connections(settings.max_connections)
         config = uvicorn.Config(
-            create_app(backend, replace(settings, max_connections=connections), metrics),
+            create(replace(settings, max_connections=connections)),
             http=protocol(settings.client_timeout, connections + SPARE),
             ws="none",
             lifespan="off",
@@ -43,7 +59,7 @@ class HTTPServer(uvicorn.Server):
             h11_max_incomplete_event_size=settings.max_header_bytes,
         )
         super().__init__(config)
-        self._backend, self._grace = backend, settings.grace
+        self._served, self._grace = served, settings.grace
 
     def handle_exit(self, number: int, frame: Any) -> None:
         if self.should_exit:
@@ -51,14 +67,14 @@ class HTTPServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._backend.start()
+        await self._served.start()
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # asyncio has set it to what it accepts at a time
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stopping = asyncio.ensure_future(self._backend.stop(self._grace))
-        # after the backend has ended what is left of its requests
+        stopping = asyncio.ensure_future(self._served.stop(self._grace))
+        # after what is left of requests has been ended
         asyncio.get_running_loop().call_later(self._grace + 0.5, self._abort)
         await super().shutdown(sockets)
         await stopping

@@ -79,7 +79,8 @@ def _tcp(addresses: Sequence[tuple[int, str]], port: int, reuse_port: bool = Fal
                 continue
             for one in found:
                 one.close()
-            raise
+            reason = os.strerror(error.errno) if error.errno else error
+            raise OSError(error.errno, f"cannot listen on {address}, port {port}: {reason}") from error
         port = found[0].getsockname()[1]
     return found
 
@@ -94,7 +95,7 @@ def _unix(path: str) -> socket.socket:
         listener.bind(path)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, error.strerror, path) from error
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
     listener.listen(BACKLOG)
     return listener
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from rocforge.engine.reply import Progress, Reply
-from rocforge.ops.types import HostArray
 
 _SECONDS = tuple(base * 10.0**power for power in range(-3, 2) for base in (1, 2, 5))
 _BUCKETS = len(_SECONDS) + 1
@@ -64,31 +64,71 @@ class Table:
         self._engine[: len(_GAUGES)] = (waiting, max(0, in_flight - waiting), *cache_blocks)
 
     @property
+    def used(self) -> bool:
+        """Whether there is any number but 0."""
+        return bool(self.rows.any() or self._engine.any())
+
+    @property
     def in_progress(self) -> int:
         """HTTP requests in progress, of all processes."""
         return int(self.rows[:, _IN_PROGRESS].sum())
 
+    def fill(self, families: dict[str, Any], labels: list[str]) -> None:
+        """Add the numbers to the families of `_families`, under these values of their labels."""
+        total = self.rows.sum(axis=0)
+        for name, at in _HISTOGRAM_AT.items():
+            counts, names = np.cumsum(total[at : at + _BUCKETS]).tolist(), [*map(str, _SECONDS), "+Inf"]
+            families[name].add_metric(labels, list(zip(names, counts, strict=True)), total[at + _BUCKETS])
+        for name, at in _COUNTER_AT.items():
+            families[name].add_metric(labels, total[at])
+        for progress, count in zip(_OUTCOMES, total[_OUTCOMES_AT:], strict=False):
+            families["requests"].add_metric([*labels, progress.value], count)
+        for name, value in zip(_GAUGES, self._engine, strict=False):
+            families[name].add_metric(labels, value)
+
     def collect(self) -> Iterator[Metric]:
         """For a registry of Prometheus."""
-        total = self.rows.sum(axis=0)
-        for name, text in _HISTOGRAMS.items():
-            counts, seconds = self._histogram(total, name)
-            names = [*map(str, _SECONDS), "+Inf"]
-            buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
-            yield HistogramMetricFamily(f"rocforge_{name}_seconds", text, buckets=buckets, sum_value=seconds)
-        for name, text in _COUNTERS.items():
-            yield CounterMetricFamily(f"rocforge_{name}", text, total[_COUNTER_AT[name]])
-        requests = CounterMetricFamily("rocforge_requests", "Ended requests.", labels=["outcome"])
-        for progress, count in zip(_OUTCOMES, total[_OUTCOMES_AT:], strict=False):
-            requests.add_metric([progress.value], count)
-        yield requests
-        for (name, text), value in zip(_GAUGES.items(), self._engine, strict=False):
-            yield GaugeMetricFamily(f"rocforge_{name}", text, value)
+        families = _families([])
+        self.fill(families, [])
+        yield from families.values()
 
-    @staticmethod
-    def _histogram(total: HostArray, name: str) -> tuple[HostArray, float]:
-        at = _HISTOGRAM_AT[name]
-        return total[at : at + _BUCKETS], total[at + _BUCKETS]
+
+class ModelTables:
+    """The numbers of several models, labelled by their names; those that were never loaded have none.
+
+    Args:
+        tables: model -> its numbers.
+    """
+
+    def __init__(self, tables: Mapping[str, Table]):
+        self._tables = tables
+
+    def collect(self) -> Iterator[Metric]:
+        """For a registry of Prometheus."""
+        families = _families(["model"])
+        for model, table in self._tables.items():
+            if table.used:
+                table.fill(families, [model])
+        yield from families.values()
+
+    def text(self) -> bytes:
+        """Of all processes."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
+
+
+def _families(labels: list[str]) -> dict[str, Any]:
+    """The families of metrics, without numbers."""
+    found: dict[str, Any] = {}
+    for name, text in _HISTOGRAMS.items():
+        found[name] = HistogramMetricFamily(f"rocforge_{name}_seconds", text, labels=labels)
+    for name, text in _COUNTERS.items():
+        found[name] = CounterMetricFamily(f"rocforge_{name}", text, labels=labels)
+    found["requests"] = CounterMetricFamily("rocforge_requests", "Ended requests.", labels=[*labels, "outcome"])
+    for name, text in _GAUGES.items():
+        found[name] = GaugeMetricFamily(f"rocforge_{name}", text, labels=labels)
+    return found
 
 
 class Metrics:

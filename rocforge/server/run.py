@@ -8,31 +8,26 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from rocforge.engine.capacity import MAX_REQUESTS
-from rocforge.engine.core import StepEngine
-from rocforge.engine.engine import Engine
 from rocforge.engine.reply import ServiceError
 from rocforge.engine.service import MAX_QUEUE, Service
-from rocforge.load import load
+from rocforge.server.app import create_app
 from rocforge.server.backend import LocalBackend
 from rocforge.server.client import EngineClient
+from rocforge.server.engine_options import EngineOptions, LoadEngine
 from rocforge.server.engine_process import EngineServer
 from rocforge.server.http import HTTPServer
 from rocforge.server.listeners import listen, listen_for_front_ends, url_of
 from rocforge.server.metrics import Metrics, Table
+from rocforge.server.models import model_name
 from rocforge.server.settings import Settings
 from rocforge.server.supervisor import Notes, Supervisor
-from rocforge.text.tokenizer import Tokenizer
 
-LoadEngine = Callable[[], tuple[StepEngine, Tokenizer]]
 MOST_PROCESSES = 4
 """The default's: each holds the vocabulary."""
 
@@ -52,7 +47,7 @@ def serve(
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int = MAX_REQUESTS,
+    max_requests: int | None = None,
     inter_token_ms: float | None = None,
     max_queue: int = MAX_QUEUE,
     processes: int | None = None,
@@ -100,32 +95,29 @@ def serve(
     settings = settings or Settings(model_name=model_name(model_path))
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
-    cores = len(os.sched_getaffinity(0))
     if processes is None:
-        processes = max(1, min(MOST_PROCESSES, cores // 4))
+        processes = default_processes()
     if processes < 0:
         raise ValueError(f"processes is {processes}; allowed is 0 or more")
     if restart_engine and processes == 0:
         raise ValueError("restart_engine needs a process for the engine; processes is 0")
 
-    def load_model() -> tuple[StepEngine, Tokenizer]:
-        given = (model_path, device, context, progress, fp16_weights)
-        model, tokenizer = load(*given, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
-        for name, (path, scale) in (lora or {}).items():
-            model.adapters.load(name, path, scale)
-        eog = tokenizer.eog_token_ids
-        engine = Engine(model, eog, cache_tokens, max_batch_tokens, max_requests, inter_token_ms)
-        with tqdm(bar_format="{desc}", disable=None if progress is None else not progress, leave=False) as line:
-            engine.prepare(line.set_description_str)
-        return engine, tokenizer
-
-    with contextlib.ExitStack() as stack:
-        listeners = listen(host, port, uds, fd, max(1, processes))
-        everyone = [stack.enter_context(listener) for several in listeners for listener in several]
-        if uds is not None and fd is None:
-            stack.callback(Path(uds).unlink, missing_ok=True)
+    options = EngineOptions(
+        device=device,
+        context=context,
+        fp16_weights=fp16_weights,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        cache_tokens=cache_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_requests=max_requests,
+        inter_token_ms=inter_token_ms,
+        progress=progress,
+    )
+    loading = load_engine or partial(options.load, model_path, lora or {})
+    with listening(host, port, uds, fd, max(1, processes)) as listeners, contextlib.ExitStack() as stack:
+        everyone = [listener for several in listeners for listener in several]
         ready = partial(on_ready or (lambda url: None), url_of(everyone[0]) + settings.root_path)
-        loading = load_engine or load_model
         if processes == 0:
             _serve_in_one_process(loading, max_queue, listeners[0], settings, log_level, ready)
         else:
@@ -134,11 +126,32 @@ def serve(
                 partial(_answer_http, index, listeners, inner, settings, table, log_level, restart_engine)
                 for index in range(processes)
             ]
-            engine = partial(_run_engine, loading, inner, everyone, max_queue, table)
+            engine = partial(run_engine, loading, inner, everyone, max_queue, table)
             Supervisor(engine, front_ends, everyone, restart_engine, settings.grace, ready).run()
 
 
-def _run_engine(
+def default_processes() -> int:
+    """How many processes answer HTTP: one for every four processors, from 1 to MOST_PROCESSES."""
+    return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // 4))
+
+
+@contextlib.contextmanager
+def listening(
+    host: str, port: int, uds: str | os.PathLike[str] | None, fd: int | None, processes: int
+) -> Iterator[list[list[socket.socket]]]:
+    """The listening sockets of each process for HTTP; a path for one is gone at the end."""
+    listeners = listen(host, port, uds, fd, processes)
+    try:
+        yield listeners
+    finally:
+        for several in listeners:
+            for listener in several:
+                listener.close()
+        if uds is not None and fd is None:
+            Path(uds).unlink(missing_ok=True)
+
+
+def run_engine(
     load_engine: LoadEngine,
     listener: socket.socket,
     others: list[socket.socket],
@@ -172,12 +185,17 @@ def _answer_http(
     """A process for HTTP."""
     address = inner.getsockname()
     inner.close()
+    close_others(listeners, index)
+    metrics = Metrics(table, index)
+    client = EngineClient(address, metrics, restart_engine, notes.ready)
+    HTTPServer(client, partial(create_app, client, metrics=metrics), settings, log_level).run(listeners[index])
+
+
+def close_others(listeners: list[list[socket.socket]], index: int) -> None:
+    """Close the listening sockets of the other processes for HTTP."""
     for others in (*listeners[:index], *listeners[index + 1 :]):
         for other in others:
             other.close()
-    metrics = Metrics(table, index)
-    client = EngineClient(address, metrics, restart_engine, notes.ready)
-    HTTPServer(client, settings, metrics, log_level).run(listeners[index])
 
 
 def _serve_in_one_process(
@@ -189,7 +207,8 @@ def _serve_in_one_process(
     on_ready: Callable[[], Any],
 ) -> None:
     service, metrics = observed_service(load_engine, max_queue)
-    server = HTTPServer(LocalBackend(service), settings, metrics, log_level)
+    backend = LocalBackend(service)
+    server = HTTPServer(backend, partial(create_app, backend, metrics=metrics), settings, log_level)
     service.start()
     threading.Thread(target=_watch, args=(service, server, on_ready), daemon=True).start()
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -214,11 +233,6 @@ def observed_service(load_engine: LoadEngine, max_queue: int) -> tuple[Service, 
     metrics = Metrics(table, update=update)
     service = Service(load_engine, max_queue, metrics)
     return service, metrics
-
-
-def model_name(path: str | os.PathLike[str]) -> str:
-    """A model's default name, from its file."""
-    return Path(path).name.removesuffix(".gguf")
 
 
 def _watch(service: Service, server: HTTPServer, on_ready: Callable[[], Any]) -> None:

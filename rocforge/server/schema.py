@@ -319,6 +319,7 @@ class RerankRequest(Body):
 class TokenizeRequest(Body):
     """The body of /tokenize."""
 
+    model: str | None = Field(None, max_length=512)
     content: Text
     add_special: bool = False
     parse_special: bool = True
@@ -327,4 +328,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of /detokenize."""
 
+    model: str | None = Field(None, max_length=512)
     tokens: Array[TokenId] = Field(max_length=1 << 20)

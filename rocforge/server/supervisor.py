@@ -26,6 +26,8 @@ log = logging.getLogger("rocforge.server")
 _FORK = multiprocessing.get_context("fork")
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENGINE = "engine"
+"""The name of an engine's process begins with it."""
 _PATIENCE = 3.0
 """Seconds beyond the grace until a process that does not end is killed."""
 _STARTING = 5.0
@@ -33,14 +35,22 @@ _STARTING = 5.0
 
 
 class Notes:
-    """What a process tells the supervisor."""
+    """What a process tells the supervisor.
+
+    Attributes:
+        connection: to the supervisor, which may say something too.
+    """
 
     def __init__(self, connection: Connection):
-        self._connection = connection
+        self.connection = connection
 
     def ready(self) -> None:
         """It serves."""
-        self._connection.send(None)
+        self.connection.send(None)
+
+    def say(self, *message: str) -> None:
+        """Something that the supervisor's `_heard` knows."""
+        self.connection.send(message)
 
     def failed(self, error: BaseException) -> None:
         """It ends with this error."""
@@ -49,14 +59,14 @@ class Notes:
             pickle.loads(pickle.dumps(said))
         except Exception:  # it was made without a thought of that
             said = ServiceError(f"{type(error).__name__}: {error}")
-        self._connection.send(said)
+        self.connection.send(said)
 
 
 Body = Callable[[Notes], None]
 """What a process runs."""
 
 
-class _Child:
+class Child:
     """A forked process.
 
     Args:
@@ -64,15 +74,17 @@ class _Child:
         inherited: what it closes first: it is the supervisor's.
 
     Attributes:
+        is_engine: whether it is one for an engine, and not for HTTP.
+        notes: the connection to it.
         was_ready: whether it has served.
         started: on the clock of time.monotonic.
         error: what it ended with, where it said so.
     """
 
     def __init__(self, name: str, body: Body, inherited: Sequence[socket.socket | Connection]):
-        self.name = name
+        self.name, self.is_engine = name, name.startswith(ENGINE)
         self.was_ready, self.started, self.error = False, time.monotonic(), None
-        self.notes, theirs = _FORK.Pipe(duplex=False)
+        self.notes, theirs = _FORK.Pipe()
         self.process = _FORK.Process(target=_run, args=(body, theirs, os.getpid(), inherited), name=f"rocforge-{name}")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
         try:
@@ -83,12 +95,23 @@ class _Child:
 
     error: BaseException | None
 
-    def take_notes(self) -> None:
-        """Read what it has said."""
+    def take_notes(self) -> list[tuple[str, ...]]:
+        """Read what it has said, and give what is neither that it serves nor an error."""
+        messages: list[tuple[str, ...]] = []
         with contextlib.suppress(EOFError, OSError):
             while self.notes.poll():
-                self.error = self.notes.recv()
-                self.was_ready = self.was_ready or self.error is None
+                said = self.notes.recv()
+                if isinstance(said, tuple):
+                    messages.append(said)
+                else:
+                    self.error = said
+                    self.was_ready = self.was_ready or said is None
+        return messages
+
+    def say(self, *message: str | None) -> None:
+        """Tell it something; one that has ended hears nothing."""
+        with contextlib.suppress(OSError):
+            self.notes.send(message)
 
     @property
     def fate(self) -> str:
@@ -101,7 +124,7 @@ class Supervisor:
     """Keeps one process for the engine and some for HTTP running, until a signal.
 
     Args:
-        engine, front_ends: what they run.
+        engine, front_ends: what they run; None: no engine at first.
         listeners: of the port; they are closed first when the server stops.
         restart_engine: whether the engine's process is started again when it dies.
         grace: seconds that front ends take to stop.
@@ -110,7 +133,7 @@ class Supervisor:
 
     def __init__(
         self,
-        engine: Body,
+        engine: Body | None,
         front_ends: Sequence[Body],
         listeners: Sequence[socket.socket],
         restart_engine: bool,
@@ -119,8 +142,10 @@ class Supervisor:
     ):
         self._listeners, self._restart_engine = listeners, restart_engine
         self._grace, self._on_ready = grace, on_ready
-        self._bodies = {"engine": engine, **{f"http-{index}": body for index, body in enumerate(front_ends)}}
-        self._children: dict[str, _Child] = {}
+        self._bodies = {f"http-{index}": body for index, body in enumerate(front_ends)}
+        if engine is not None:
+            self._bodies = {ENGINE: engine, **self._bodies}
+        self._children: dict[str, Child] = {}
         self._signalled, self._stopping, self._announced = False, False, False
         self._kill_at = float("inf")
         self._error: BaseException | None = None
@@ -151,12 +176,12 @@ class Supervisor:
         if self._error is not None:
             raise self._error
 
-    def _start(self, name: str) -> None:
+    def _start(self, name: str, body: Body | None = None) -> None:
         inherited: list[socket.socket | Connection] = [
             *self._wakeup,
             *(child.notes for child in self._children.values()),
         ]
-        self._children[name] = _Child(name, self._bodies[name], inherited)
+        self._children[name] = Child(name, body or self._bodies[name], inherited)
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._signalled:
@@ -164,12 +189,12 @@ class Supervisor:
         self._signalled = True
 
     def _stop(self) -> None:
-        """Let the processes for HTTP finish; the engine's ends after them, or at once while it loads."""
+        """Let the processes for HTTP finish; those of engines end after them, or at once while they load."""
         self._stopping, self._kill_at = True, time.monotonic() + self._grace + _PATIENCE
         for listener in self._listeners:
             listener.close()
         for child in self._children.values():
-            if child.name != "engine" or not child.was_ready:
+            if not child.is_engine or not child.was_ready:
                 child.process.terminate()
 
     def _watch(self, read: socket.socket) -> None:
@@ -184,12 +209,17 @@ class Supervisor:
         if self._signalled and not self._stopping:
             self._stop()
         for child in children:
-            child.take_notes()
+            was_ready = child.was_ready
+            for message in child.take_notes():
+                self._heard(child, *message)
+            if child.was_ready and not was_ready:
+                self._is_ready(child)
             if child.process.exitcode is not None:
                 self._ended(child)
         if self._stopping:
-            if set(self._children) == {"engine"}:
-                self._children["engine"].process.terminate()
+            if all(child.is_engine for child in self._children.values()):
+                for child in self._children.values():
+                    child.process.terminate()
             if time.monotonic() >= self._kill_at:
                 self._kill()
         elif not self._announced and all(child.was_ready for child in self._children.values()):
@@ -199,13 +229,21 @@ class Supervisor:
             except Exception:  # such as a pipe that nobody reads any more; the server serves all the same
                 log.exception("on_ready has failed")
 
-    def _ended(self, child: _Child) -> None:
+    def _heard(self, child: Child, *message: str) -> None:
+        """For what processes of subclasses say."""
+
+    def _is_ready(self, child: Child) -> None:
+        """For what subclasses do when a process serves."""
+
+    def _forget(self, child: Child) -> None:
         child.notes.close()
         del self._children[child.name]
+
+    def _ended(self, child: Child) -> None:
+        self._forget(child)
         if self._stopping:
             return
-        is_engine = child.name == "engine"
-        if is_engine:
+        if child.is_engine:
             start_again = child.was_ready and self._restart_engine
         else:
             start_again = child.was_ready or time.monotonic() > child.started + _STARTING
@@ -213,7 +251,7 @@ class Supervisor:
             log.error("the process %s has ended (%s) and is started again", child.name, child.fate)
             self._start(child.name)
             return
-        kind = EngineDeadError if is_engine else ServiceError
+        kind = EngineDeadError if child.is_engine else ServiceError
         self._error = child.error or kind(f"the process {child.name} has ended: {child.fate}")
         self._stop()
 

@@ -23,15 +23,18 @@ CASES = [
     (("generate", "--model", "x"), 2, "no such option: --model"),
     (("generate", "x", "y", "--max-length", "1"), 2, "no such option: --max-length; did you mean --max-tokens?"),
     (("generate", "x", "y", "--ctx-size", "1"), 2, "no such option: --ctx-size; did you mean --context?"),
-    (("generate", "x", "y", "--top-k", "many"), 2, "invalid value for '--top-k'"),
-    (("generate", "x", "y", "--temperature", "9"), 2, "temperature is 9.0; allowed is from 0 to 2"),
+    (("generate", "x", "y", "--top-k", "many"), 2, "--top-k"),
+    (("generate", "x", "y", "--temperature", "9"), 2, "--temperature is 9.0; allowed is from 0 to 2"),
     (("generate", "x", "y", "--system", "z"), 2, "--system and --chat-template need --chat"),
     (("generate", "nowhere.gguf", "y"), 1, "no such file: nowhere.gguf"),
     (("generate", "hf:nonsense", "y"), 2, "model name is 'hf:nonsense'"),
     (("generate", DOCS, "y"), 1, "GGUF"),
     (("generate", "MODEL", "y", "--device", "gpu:99"), 1, "gpu"),
-    (("generate", "MODEL", "y", "--device", "tpu"), 2, "device is 'tpu'"),
-    (("generate", "MODEL", "y", "--fp16-weights", "some"), 2, "'some' is not one of 'auto', 'on', 'off'"),
+    (("generate", "MODEL", "y", "--device", "tpu"), 2, "--device is 'tpu'; allowed are \"cpu\""),
+    (("generate", "MODEL", "y", "--fp16-weights", "some"), 2, "some' is not one of 'auto', 'on', 'off'"),
+    (("serve", "x", "--port", "99999"), 2, "99999"),
+    (("serve", "x", "--host", "192.0.2.1"), 1, "cannot listen on 192.0.2.1, port 8000: Cannot assign"),
+    (("serve", DOCS.parent, "--port", "0"), 1, "no model in"),
     (("serve", "x", "--tool-parser", "xml"), 2, "--tool-parser is 'xml'; allowed are command_r7b,"),
     (("models", "/nowhere"), 2, "no such folder: /nowhere"),
     (("inspect", DOCS), 1, "GGUF"),
@@ -43,11 +46,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), CASES, ids=lambda value: str(value)[:40])
-def test_one_line_and_a_hint(rocforge, model, arguments, code, message):
+def test_one_line_and_a_hint(capfd, model, arguments, code, message):
     """Two lines on stderr, nothing on stdout."""
-    done = rocforge(*(model if a == "MODEL" else a for a in arguments), check=False)
-    assert done.returncode == code and done.stdout == ""
-    line, hint = done.stderr.splitlines()
+    assert rocforge.cli.main([str(model if a == "MODEL" else a) for a in arguments]) == code
+    out, err = capfd.readouterr()
+    line, hint = err.splitlines()
+    assert out == ""
     assert line.startswith("error: ") and message.lower() in line.lower() and hint.startswith("hint: ")
 
 
@@ -98,6 +102,19 @@ def test_tables_keep_names_whole(monkeypatch):
     assert any(name in line and "1024" in line for line in terminal.getvalue().splitlines())
     output.table([("key", "word " * 40)], ["metadata", "value"])
     assert all(len(line) <= 80 for line in terminal.getvalue().splitlines() if "word" in line)
+
+
+def test_errors_of_the_system_and_of_arguments(capsys):
+    """Without Python's numbers, quotes and names: of a file, of a connection, of an argument that is an option."""
+    for error, options, line in (
+        (FileNotFoundError(2, "No such file or directory", "x y"), (), "No such file or directory: x y"),
+        (PermissionError(13, "Permission denied", "/x"), (), "Permission denied: /x"),
+        (OSError(99, "Cannot assign"), (), "Cannot assign"),
+        (ValueError("top_k is -2; allowed is 0 or more"), ("--top-k",), "--top-k is -2; allowed is 0 or more"),
+        (ValueError("top_k is -2"), (), "top_k is -2"),
+    ):
+        errors.report(error, ["serve"], options)
+        assert capsys.readouterr().err.splitlines()[0] == f"error: {line}"
 
 
 def test_a_fault_of_ours(monkeypatch, capsys):

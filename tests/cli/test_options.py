@@ -16,7 +16,7 @@ FILES = {"a.gguf": ("a.gguf", 1.0), "a.gguf=0.5": ("a.gguf", 0.5), "b=c/a.gguf":
 LOADERS = {
     ("generate", "MODEL", "x"): "rocforge.load",
     ("chat", "MODEL"): "rocforge.load",
-    ("serve", "MODEL", "--port", "0", "--quiet", "--processes", "0"): "rocforge.server.run.load",
+    ("serve", "MODEL", "--port", "0", "--quiet", "--processes", "0"): "rocforge.server.engine_options.load",
     ("bench", "MODEL"): "rocforge.load.load_model",
 }
 

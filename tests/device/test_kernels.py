@@ -61,7 +61,12 @@ def test_wrong_arguments(to_fp16, change, error, words):
 @pytest.mark.parametrize(
     ("source", "kernel", "count", "expected"),
     [
-        ("norm.hip", "rms_norm_of_sum", 8, ["sum", "fp16", "x", "y", "bias", "weight", "n", "eps"]),
+        (
+            "norm.hip",
+            "rms_norm_of_sum",
+            12,
+            ["sum", "fp16", "quantized", "x", "y", "bias", "weight", "parts", "part", "width", "n", "eps"],
+        ),
         ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
         ("activation.hip", "swiglu", 7, []),
         ("norm.hip", "layer_norm", 5, []),

@@ -9,8 +9,7 @@ from weights import WITHOUT_MATRIX_UNIT, sizes
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.formats.blocks import QTYPES
-from rocforge.formats.planar import PLANAR
+from rocforge.formats.planar import KINDS, PLANAR
 from rocforge.ops.activation import geglu, swiglu, swiglu_oai
 from rocforge.ops.device import plan
 from rocforge.ops.device.dequantize import dequantize_device
@@ -25,7 +24,6 @@ from rocforge.selftest.weights import half_steps, product_error, random_weight, 
 pytestmark = pytest.mark.slow
 
 FLOATS = ["F32", "F16", "BF16"]
-RARE = [name for name in QTYPES if name not in PLANAR and name not in FLOATS]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +61,7 @@ def test_one_token(rng, qtype):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(32, 768), (96, 2816), (2080, 1024), (9024, 256)])
-@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("qtype", ["Q8_0", "Q5_K", "NVFP4", "TQ1_0", "IQ3_S"])
 def test_product_then_norm(rng, qtype, rows, columns):
     """A product and, for the products after it, its norm, to 1e-5 of what these values are once they are rounded."""
     x, residual = (rng.standard_normal((1, n)).astype(np.float32) for n in (columns, rows))
@@ -112,7 +110,7 @@ def test_product_then_norm_of_few_rows_is_for_one_of_packed_weights(rng):
     assert plan.fills_units(32 * units, units, tuned) and not plan.fills_units(32 * units + 1, units, tuned)
 
 
-@pytest.mark.parametrize(("qtype", "n"), [*itertools.product(PLANAR, (1, 2, 8)), ("Q4_K", 3), ("Q8_0", 3)])
+@pytest.mark.parametrize(("qtype", "n"), [*itertools.product(KINDS, (2, 8)), ("Q4_K", 3), ("Q8_0", 1)])
 def test_few_tokens(rng, qtype, n):
     """One to eight tokens a launch: within 1e-5 for x as rounded, 1e-2 for x itself, of 32 tokens."""
     x, weight = rng.standard_normal((32, 256)).astype(np.float32), random_weight(rng, qtype, (21, 256))
@@ -169,7 +167,7 @@ def test_matrices_of_several_formats(rng):
         assert product_error(y, exact, weight.dequantize()) < 1e-5
 
 
-@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("qtype", KINDS)
 def test_gated(rng, qtype):
     """activation(gate, up) of both products with their biases, in one launch; gates of some units each way."""
     x = 0.01 * rng.standard_normal((1, 512)).astype(np.float32)
@@ -192,7 +190,7 @@ def test_gated_rounds_for_what_follows(rng, n, rows):
     assert np.array_equal(packed.data.get(), quantized(plain).data.get())
 
 
-@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", *RARE])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q8_0", "F16", "F32", "BF16", "IQ2_XXS"])
 def test_many_tokens(rng, qtype):
     """More than eight tokens go through float16 tiles and the BLAS library: within 1e-3."""
     x, weight = rng.standard_normal((11, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
@@ -213,14 +211,6 @@ def test_gated_of_many_tokens(rng, rows, biased):
     products = [x.astype(np.float64) @ w.astype(np.float64).T for w in (gate, up)]
     expected = swiglu(*[p if b is None else p + b for p, b in zip(products, biases, strict=True)])
     assert y.dtype == np.float16 and relative_error(y, expected) < 1e-3
-
-
-@pytest.mark.parametrize("qtype", RARE)
-def test_rare_formats_few_tokens(rng, qtype):
-    """The formats without a kernel of their own are unpacked to float16 for any number of tokens."""
-    x, weight = rng.standard_normal((1, 512)).astype(np.float32), random_weight(rng, qtype, (23, 512))
-    y = linear(cp.asarray(x), weight.to_device("gpu"))
-    assert product_error(y, x, weight.dequantize()) < 1e-3
 
 
 def test_tiles(rng):

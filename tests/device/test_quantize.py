@@ -46,7 +46,7 @@ def test_rows_of_any_number(rng):
 
 @pytest.mark.any_wave
 def test_other_formats(rng):
-    """Those without planes are packed on the host, and lie on the array's device."""
+    """Those that the kernel does not know are packed on the host, and lie on the array's device."""
     x = rng.standard_normal((2, 256)).astype(np.float32)
     for name in ("IQ3_S", "BF16"):
         there = rf.quantize(cp.asarray(x), name)

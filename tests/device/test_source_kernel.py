@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import rocforge as rf
-from rocforge.formats.blocks import QTYPES, lattice
 from rocforge.selftest.weights import random_weight
 
 ROOT = Path(__file__).parents[2]
@@ -18,18 +17,18 @@ VALUES = """
 #include "formats/rows.h"
 namespace rocforge {
 template <class F>
-RF_DEVICE void values_of(const u8* w, const float* grid, float* y, u32 columns) {
+RF_DEVICE void values_of(const u8* w, float* y, u32 columns) {
     const u8* row = row_at<F>(w, columns, block_x());
     for (u32 k = thread_x(); k < columns; k += 64)
-        y[u64(block_x()) * columns + k] = value_at<F>(row, columns, k, grid);
+        y[u64(block_x()) * columns + k] = value_at<F>(row, columns, k);
 }
-RF_KERNEL(64) values(const u8* w, const float* grid, float* y, u32 columns, u32 format) {
+RF_KERNEL(64) values(const u8* w, float* y, u32 columns, u32 format) {
     EACH_FORMAT
 }
 }
 """.replace(
     "EACH_FORMAT",
-    "\n".join(f"if (format == {i}) values_of<{name}>(w, grid, y, columns);" for i, name in enumerate(FORMATS)),
+    "\n".join(f"if (format == {i}) values_of<{name}>(w, y, columns);" for i, name in enumerate(FORMATS)),
 )
 PLAIN = """
 extern "C" __global__ void scale(float* y, const float* x, int n, float factor) {
@@ -59,12 +58,12 @@ def test_the_notebook(monkeypatch):
 
 
 def test_elements_of_packed_rows(rng):
-    """formats/rows.h gives the elements of planar formats and of GGUF's blocks, bit for bit."""
+    """formats/rows.h gives the elements of planar formats and of floats, bit for bit."""
     kernel = rf.Kernel(VALUES, "values")
     for number, qtype in enumerate(FORMATS):
-        weight, points = random_weight(rng, qtype, (3, 512)), lattice(QTYPES[qtype])
-        y, grid = cp.empty(weight.shape, np.float32), None if points is None else cp.asarray(points)
-        kernel((3,), (64,), (weight.to_device("gpu"), grid, y, 512, number))
+        weight = random_weight(rng, qtype, (3, 512))
+        y = cp.empty(weight.shape, np.float32)
+        kernel((3,), (64,), (weight.to_device("gpu"), y, 512, number))
         assert np.array_equal(y.get(), weight.dequantize())
 
 
@@ -90,22 +89,16 @@ def wrong_calls():
     w, y = rf.quantize(np.ones((2, 256)), "Q8_0"), cp.empty((2, 256), np.float32)
     there, other = w.to_device("gpu"), rf.quantize(np.ones((2, 256)), "F16").to_device("gpu")
     return {
-        (TypeError, r"the QuantizedArray of shape \(2, 256\) in Q8_0 is on the host; rf\.to_device"): (
-            w,
-            None,
-            y,
-            256,
-            0,
-        ),
-        (TypeError, r"the ndarray of shape \(2, 256\) in float32 is on the host"): (there, None, y.get(), 256, 0),
-        (ValueError, ".* is the transpose of packed rows"): (there.T, None, y, 256, 0),
-        (ValueError, ".* in F16 is not in Q8_0"): (other, None, y, 256, 0),
-        (ValueError, ".* in GGUF's blocks; rf.to_device"): (there.with_data(cp.asarray(w.data)), None, y, 256, 0),
-        (TypeError, r"argument 2 \(y\): expected an array of float32, got int64"): (there, None, y.astype(int), 256, 0),
-        (ValueError, r"argument 2 \(y\): expected a C-contiguous array"): (there, None, y[:, ::2], 256, 0),
-        (TypeError, r"argument 3 \(columns\): expected uint32, got float"): (there, None, y, 256.0, 0),
-        (ValueError, "argument 3"): (there, None, y, -1, 0),
-        (TypeError, "expected 5 arguments, got 3"): (there, None, y),
+        (TypeError, r"the QuantizedArray of shape \(2, 256\) in Q8_0 is on the host; rf\.to_device"): (w, y, 256, 0),
+        (TypeError, r"the ndarray of shape \(2, 256\) in float32 is on the host"): (there, y.get(), 256, 0),
+        (ValueError, ".* is the transpose of packed rows"): (there.T, y, 256, 0),
+        (ValueError, ".* in F16 is not in Q8_0"): (other, y, 256, 0),
+        (ValueError, ".* in GGUF's blocks; rf.to_device"): (there.with_data(cp.asarray(w.data)), y, 256, 0),
+        (TypeError, r"argument 1 \(y\): expected an array of float32, got int64"): (there, y.astype(int), 256, 0),
+        (ValueError, r"argument 1 \(y\): expected a C-contiguous array"): (there, y[:, ::2], 256, 0),
+        (TypeError, r"argument 2 \(columns\): expected uint32, got float"): (there, y, 256.0, 0),
+        (ValueError, "argument 2"): (there, y, -1, 0),
+        (TypeError, "expected 4 arguments, got 2"): (there, y),
     }
 
 

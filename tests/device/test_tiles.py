@@ -6,7 +6,7 @@ import pytest
 from gates import GATED
 from weights import sizes
 
-from rocforge.formats.planar import PLANAR
+from rocforge.formats.planar import KINDS
 from rocforge.ops.device.matvec import GATES
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import MAX_TILE_TOKENS, OperandForm, fragments_for
@@ -38,7 +38,7 @@ def far(y, reference, x, w):
     return (np.abs(y.get() - reference) / (np.abs(x) @ np.abs(w).T)).max()
 
 
-@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("qtype", KINDS)
 def test_products(rng, qtype):
     """Weights are those of the blocks to a few 2^-11 of the row's largest; the sums of products are exact (1e-5).
 
@@ -104,7 +104,7 @@ def test_runs_of_rows(rng, monkeypatch, waves):
 
 
 @pytest.mark.parametrize(
-    ("qtype", "n"), [*((qtype, 8) for qtype in PLANAR), ("Q4_K", 16), *((q, 64) for q in ("Q4_K", "Q6_K", "Q8_0"))]
+    ("qtype", "n"), [*((qtype, 8) for qtype in KINDS), ("Q4_K", 16), *((q, 64) for q in ("Q4_K", "Q6_K", "Q8_0"))]
 )
 def test_blocks_of_several_tiles(rng, monkeypatch, qtype, n):
     """However many blocks share the tiles of a gated product, the result is the same, bit for bit."""

@@ -58,7 +58,7 @@ def wide():
     return module
 
 
-@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("qtype", [name for name, planes in PLANAR.items() if planes.wide])
 def test_products(rng, wide, qtype):
     """Each format, with rows that fill no block and a depth of one cell and of several."""
     for rows, cells in ((37, 2), (150, 18)):
@@ -70,20 +70,25 @@ def test_products(rng, wide, qtype):
 
 
 @pytest.mark.parametrize("n", [1, 64, 65, 100, 128, 200, 256, 300, 512])
-@pytest.mark.parametrize(("split", "share"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
-def test_numbers_of_tokens(rng, wide, monkeypatch, n, split, share):
-    """Blocks of 64, 128 and 256 tokens, alone or in clusters; three matrices, the last of another format."""
+@pytest.mark.parametrize(("depth", "units"), [(1, 132), (2, 132), (4, 132), (1, 1), (1, 3)])
+def test_numbers_of_tokens(rng, wide, monkeypatch, n, depth, units):
+    """Blocks of 64, 128 and 256 tokens, of the whole depth or a part; one block after another; three matrices, the last
+    of another format."""
     rows_of = (200, 70, 33)
     weights = [random_weight(rng, q, (r, 1024)) for q, r in zip(("Q4_K", "Q4_K", "Q6_K"), rows_of, strict=True)]
     x, bias = rng.standard_normal((n, 1024)).astype(np.float32), rng.standard_normal(70).astype(np.float32)
     residual = rng.standard_normal((n, 200)).astype(np.float32)
-    cut = geometry.wide
-    monkeypatch.setattr(geometry, "wide", lambda *sizes: cut(*sizes)._replace(split=split, share=share))
+    cut, launch = geometry.wide, wide._launch
+    monkeypatch.setattr(geometry, "wide", lambda *sizes: cut(*sizes)._replace(depth=depth))
+    monkeypatch.setattr(wide, "_launch", lambda *args: launch(*args[:-1], units))
     operand, on_device = quantized(cp.asarray(x), OperandForm.SWIZZLED), [w.to_device("gpu") for w in weights]
     ys = wide.wide_products(operand, on_device, [None, cp.asarray(bias), None], cp.asarray(residual))
     for y, weight, added in zip(ys, weights, (residual, bias, 0), strict=True):
         w = weight.dequantize().astype(np.float64)
         assert far(y - cp.asarray(added), x.astype(np.float64) @ w.T, x, w) < 1e-3
+    (plain,) = wide.wide_products(operand, on_device[:1])
+    parts = wide.wide_parts(operand, on_device[0])
+    assert parts.shape == (depth, n, 200) and np.allclose(parts.get().sum(0), plain.get(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", GATES)

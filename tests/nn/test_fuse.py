@@ -46,13 +46,15 @@ def test_modules_mean_what_they_say(model):
 
 
 def test_every_module_is_called(model):
-    """Each module, replaced, observed and edited: it is called once, and what it gives is what goes on.
+    """Each module, but those of layers between, replaced, observed and edited: it is called, and what it gives goes on.
 
     Observing and passing on change nothing. A module that gives other values moves the logits, as an edit that does
     the same moves them. Taking it back gives the same logits again, bit for bit.
     """
-    fused = model(TOKENS)
+    fused, ends = model(TOKENS), ("0", str(len(model.blk) - 1))
     for path in modules_of(model):
+        if path.startswith("blk.") and path.split(".")[1] not in ends:
+            continue  # as those of the first and the last layer
         module, seen = dict(model.named_modules())[path], []
         with module.observe(seen.append):
             assert relative_error(model(TOKENS), fused) < SAME, path

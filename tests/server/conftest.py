@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
@@ -11,6 +12,7 @@ from golden import build
 
 import rocforge as rf
 from rocforge.engine.engine import Engine
+from rocforge.server.app import create_app
 from rocforge.server.backend import LocalBackend
 from rocforge.server.http import HTTPServer
 from rocforge.server.listeners import url_of
@@ -50,7 +52,8 @@ def running(model_file, endless=False, listener=None, **settings):
 
     service, metrics = observed_service(load, max_queue=64)
     options = {"model_name": "small", "chat_template": TEMPLATE, **settings}
-    server = HTTPServer(LocalBackend(service), Settings(**options), metrics, "warning")
+    backend = LocalBackend(service)
+    server = HTTPServer(backend, partial(create_app, backend, metrics=metrics), Settings(**options), "warning")
     listener = listener or socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # so that a client that does not read is noticed
     uds = listener.getsockname() if listener.family == socket.AF_UNIX else None

@@ -6,37 +6,36 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-PAGE = Path(__file__).parents[2] / "rocforge" / "server" / "page.html"
 
 
 class Script:
     """What the server does, to be changed at any time, and what it saw.
 
     Attributes:
-        pieces: of each reply's text.
-        pause: seconds before each.
+        pieces: of each reply: texts, or deltas of a chat.
+        pause: seconds before each; both as they are when the reply begins.
         fault: None, "error" (in the stream), "cut" (the connection ends half way), or a status with a message.
-        model: what /v1/models says of the model.
+        models: what /v1/models says of the models.
+        sampling: what /props says of it.
         counted: the bodies of each POST of /tokenize, which counts a token for each character.
         requests: (path, body, headers) of each POST.
         gone: how many clients left before their reply's end.
     """
 
     def __init__(self):
-        self.pieces: Sequence[str] = ("Hello", ", ", "world", ".")
+        self.pieces: Sequence[str | dict] = ("Hello", ", ", "world", ".")
         self.pause = 0.0
         self.fault: str | tuple[int, str] | None = None
-        self.model = {"id": "scripted", "object": "model", "context_length": 4096}
+        self.models = [{"id": "scripted", "object": "model", "context_length": 4096}]
+        self.sampling = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
         self.counted: list[dict] = []
         self.requests: list[tuple[str, dict, dict]] = []
         self.gone = 0
 
 
 @contextmanager
-def serving(headers):
-    """(URL, Script) of a server; `headers` go with the page."""
+def serving(document, policy):
+    """(URL, Script) of a server that gives the page's document under its policy."""
     script = Script()
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,9 +46,12 @@ def serving(headers):
 
         def do_GET(self):
             if self.path == "/":
-                self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes(), headers)
+                headers = {"Content-Security-Policy": policy}
+                self._answer(200, "text/html; charset=utf-8", document.encode(), headers)
+            elif self.path.startswith("/props?model="):
+                self._json(200, {"default_generation_settings": {"params": script.sampling}})
             elif self.path == "/v1/models":
-                self._json(200, {"object": "list", "data": [script.model]})
+                self._json(200, {"object": "list", "data": script.models})
             else:
                 self._json(404, {"error": {"message": f"no {self.path}"}})
 
@@ -74,16 +76,18 @@ def serving(headers):
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
             self.end_headers()
-            for index, piece in enumerate(script.pieces):
-                time.sleep(script.pause)
-                if script.fault and index == len(script.pieces) // 2:
+            pieces, pause = script.pieces, script.pause
+            for index, piece in enumerate(pieces):
+                time.sleep(pause)
+                if script.fault and index == len(pieces) // 2:
                     if script.fault == "error":
                         self._event({"error": {"message": "the engine failed"}})
                     return
-                content = {"delta": {"content": piece}} if chat else {"text": piece}
+                delta = {"content": piece} if isinstance(piece, str) else piece
+                content = {"delta": delta} if chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **content}]})
             self._event({"choices": [{"index": 0, "finish_reason": "stop", "delta": {}}]})
-            self._event({"choices": [], "usage": {"completion_tokens": len(script.pieces)}})
+            self._event({"choices": [], "usage": {"completion_tokens": len(pieces)}})
             self.wfile.write(b"data: [DONE]\n\n")
 
         def _event(self, event):

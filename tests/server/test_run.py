@@ -135,14 +135,14 @@ def test_a_signal_while_it_loads(model_file, processes):
         "from rocforge.server.run import serve",
         """
 import signal, time
-import rocforge.server.run as run
+import rocforge.server.engine_options as options
+from rocforge.server.run import serve
 def slow(*arguments):
     while sys.argv[3] == "0" and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # this being another thread
         time.sleep(0.01)
     print("loading", flush=True)
     time.sleep(60)
-run.load = slow
-serve = run.serve
+options.load = slow
 """,
     )
     process = subprocess.Popen(

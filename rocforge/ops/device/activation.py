@@ -34,7 +34,7 @@ _GATED = {
     for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
     for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
-_add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64")
+_add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
@@ -96,16 +96,18 @@ def softmax(x: Array, axis: int) -> Array:
     return cupy.moveaxis(out, -1, axis)
 
 
-def add_to_rows(y: Array, bias: Array, residual: Array) -> None:
-    """`y += bias + residual` of CuPy arrays; None adds nothing.
+def add_to_rows(y: Array, bias: Array, residual: Array, parts: Array = None) -> None:
+    """`y += bias + residual + parts[1:].sum(0)` of CuPy arrays; None adds nothing.
 
     Args:
         y: float32 (rows, columns); its rows may be parts of wider ones.
         bias: (columns,).
         residual: (rows, columns).
+        parts: float32 (parts, rows, columns), the first of which y is.
     """
-    if y.size and not (bias is None and residual is None):
+    if y.size and not (bias is None and residual is None and parts is None):
         (data, stride), (rows, columns) = rows_of(y), y.shape
         threads = tuning.current().elementwise_threads
-        args = (data, float32(bias), float32(residual), columns, stride)
+        others = (1, 0) if parts is None else (len(parts), parts.strides[0] // parts.itemsize)
+        args = (data, float32(bias), float32(residual), columns, stride, *others)
         _add_to_rows((rows, blocks(columns, threads)), (threads,), args)

@@ -10,7 +10,7 @@ from gguf.constants import GGMLQuantizationType
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.formats.blocks import block_elements, lattice, row_nbytes
+from rocforge.formats.blocks import block_elements, row_nbytes
 from rocforge.formats.planar import cells_of, planar_row_nbytes
 from rocforge.ops.device.strided import a_thread_each, blocks
 from rocforge.ops.types import Array
@@ -69,9 +69,8 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Array
         kernel(*a_thread_each(rows * columns // 8), (data, ids, out, rows, columns))
     else:
         kernel = _block_kernel(dtype, weight.qtype.name)
-        points = _device_lattice(weight.qtype, data.data.device_id)
         threads = tuning.current().elementwise_threads
-        kernel((rows, blocks(columns, threads)), (threads,), (data, ids, points, out, columns))
+        kernel((rows, blocks(columns, threads)), (threads,), (data, ids, out, columns))
     return out
 
 
@@ -84,7 +83,7 @@ def rows_by_id(x: Array, ids: Array) -> Array:
     """
     words = x.reshape(len(x), -1).view(np.float32)  # whose kernel leaves their bits as they are
     out = cupy_module().empty((len(ids), words.shape[1]), np.float32)
-    args = (words.view(np.uint8), ids, None, out, words.shape[1])
+    args = (words.view(np.uint8), ids, out, words.shape[1])
     threads = tuning.current().elementwise_threads
     _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], threads)), (threads,), args)
     return out.view(x.dtype).reshape(len(ids), *x.shape[1:])
@@ -103,18 +102,5 @@ def _planar_kernel(dtype: str, qtype: str) -> Kernel:
 
 @functools.cache
 def _block_kernel(dtype: str, qtype: str) -> Kernel:
-    signature = f"uint8* int32*? float32*? {_FLOATS[dtype]}* int32"
+    signature = f"uint8* int32*? {_FLOATS[dtype]}* int32"
     return Kernel("blocks.hip", f"dequantize_{dtype}", signature, RF_QTYPE=qtype)
-
-
-@functools.cache
-def _device_lattice(qtype: GGMLQuantizationType, device: int) -> Array:
-    """The lattice of an IQ format, on a device; None of other formats."""
-    points = lattice(qtype)
-    if points is None:
-        return None
-    cupy = cupy_module()
-    with cupy.cuda.Device(device):
-        there = cupy.asarray(points)
-        cupy.cuda.get_current_stream().synchronize()  # it is kept, and may be used on another stream
-    return there

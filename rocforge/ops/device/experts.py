@@ -26,7 +26,15 @@ from rocforge.ops.device.matvec import gated_matrices
 from rocforge.ops.device.moe import PairTiles, Routing, combine, group_by_expert, sorted_pairs
 from rocforge.ops.device.norm import rms_norm_both, rms_norm_of_experts
 from rocforge.ops.device.operands import PackedOperand, PartialNorm, as_operand, empty_operand, quantized
-from rocforge.ops.device.plan import OperandForm, Product, experts_product, form_for, form_of, fragments_for
+from rocforge.ops.device.plan import (
+    OperandForm,
+    Product,
+    experts_begin_norm,
+    experts_product,
+    form_for,
+    form_of,
+    fragments_for,
+)
 from rocforge.ops.device.products import linears
 from rocforge.ops.device.strided import blocks, float32
 from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
@@ -137,7 +145,9 @@ def mixture(
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
         chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-        if following is not None and _begins_norm(tokens, chosen.routing.used, down, following):
+        if following is not None and experts_begin_norm(
+            format_of(down.weight), following.consumers, tokens, chosen.routing.used
+        ):
             return _gemv_then_norm(operand, chosen, pair, down, unit, residual, following)
         return _gemv(operand, chosen, None, pair, down, unit, residual), None
     ids, weights = device_moe.route(logits, *routing)
@@ -148,14 +158,6 @@ def mixture(
     if following is None or residual is None or form is OperandForm.FLOAT32:
         return combine(y, rank, weights, residual), None
     return rms_norm_of_experts(y, rank, weights, residual, following.weight, following.eps, form)
-
-
-def _begins_norm(tokens: int, used: int, down: Matrices, following: NextNorm) -> bool:
-    """Whether down can begin the norm after it: of one token, whose pairs share out the block."""
-    tuned = tuning.current()
-    groups = tuned.experts_norm_threads // tuned.gated_lanes
-    fits = tokens == 1 and groups % used == 0 and format_of(down.weight).planar
-    return fits and form_for(following.consumers, tokens) is OperandForm.INT8
 
 
 def _gemv_then_norm(
@@ -346,7 +348,7 @@ def _wide_products(
     # a tile is read whole
     operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + WIDE_PAIRS)
     hidden = empty_operand((len(operand), ffn), OperandForm.SWIZZLED)
-    y = cupy_module().empty((len(groups.order), dim), np.float32)
+    y = cupy_module().empty((len(groups.order), dim), np.float16)
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
     args = {"matrices": gate_and_up, "out": hidden.data, "out_cells": cells_of(ffn)}
     _launch_wide("experts_gated_wide", operand, tiles, pair[0], 2 * CELL * cells_of(ffn), args)
@@ -411,4 +413,4 @@ _OF_SORTED_PAIRS = {
     Product.WIDE: _wide_products,
     Product.GROUPED_GEMM: _grouped_gemm,
 }
-"""What computes the products of many pairs: float32 (places, dim), and int32 (pairs,), the place of each."""
+"""What computes the products of many pairs: float32 or float16 (places, dim), and int32 (pairs,), the place of each."""

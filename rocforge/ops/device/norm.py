@@ -8,6 +8,7 @@ from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_row
+from rocforge.ops.device.moe import floats_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, to_fp16
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import float32
@@ -17,12 +18,14 @@ _rms_norm = Kernel(
     "norm.hip", "rms_norm", "float32*? float16*? uint8*? float32* float32*? float32*? uint32 uint32 float32"
 )
 _rms_norm_of_sum = Kernel(
-    "norm.hip", "rms_norm_of_sum", "float32* float16* float32* float32* float32*? float32* uint32 float32"
+    "norm.hip",
+    "rms_norm_of_sum",
+    "float32* float16*? uint8*? float32* float32* float32*? float32* uint32 uint64 uint32 uint32 float32",
 )
 _rms_norm_of_experts = Kernel(
     "norm.hip",
     "rms_norm_of_experts",
-    "float32* float16*? uint8*? float32* int32* float32* float32* float32*? uint32 uint32 uint32 float32",
+    "float32* float16*? uint8*? float32*? float16*? int32* float32* float32* float32*? uint32 uint32 uint32 float32",
 )
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
@@ -59,20 +62,29 @@ def rms_norm_both(
     return out, operand
 
 
-def rms_norm_of_sum(x: Array, y: Array, bias: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    """`x + y + bias`, and the norm of it in float16, of one launch; x and y (tokens, n), bias (n,) or None.
+def rms_norm_of_sum(
+    x: Array, y: Array, bias: Array, weight: Array, eps: float, form: OperandForm = OperandForm.FP16
+) -> tuple[Array, Array | PackedOperand]:
+    """`x + y + bias`, and the norm of it in float16 or a packed form, of one launch.
+
+    Args:
+        x: (tokens, n).
+        y: (tokens, n), or (parts, tokens, n), which are added up.
+        bias: (n,) or None.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     check_row("rms_norm_of_sum", x, weight=weight, bias=bias)
-    if x.shape != y.shape:
+    if x.shape != y.shape[-2:]:
         raise ValueError(f"rms_norm_of_sum: x and y have different shapes, {x.shape} and {y.shape}")
-    total, fp16 = cupy_module().empty(x.shape, np.float32), cupy_module().empty(x.shape, np.float16)
+    total, out = cupy_module().empty(x.shape, np.float32), empty_operand(x.shape, form)
     if x.size:
-        arrays = (total, fp16, *map(float32, (x, y, bias, weight)))
-        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, x.shape[1], eps))
-    return total, fp16
+        _, fp16, packed, width = output_arguments(out)
+        arrays = (total, fp16, packed, *map(float32, (x, y, bias, weight)))
+        parts = len(y) if y.ndim == 3 else 1
+        _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, parts, x.size, width, x.shape[1], eps))
+    return total, out
 
 
 def rms_norm_of_experts(
@@ -82,7 +94,7 @@ def rms_norm_of_experts(
     (tokens, used), n = weights.shape, residual.shape[1]
     total, operand = empty_operand((tokens, n), OperandForm.FLOAT32), empty_operand((tokens, n), form)
     _, fp16, packed, width = output_arguments(operand)
-    args = (total, fp16, packed, y, rank, weights, residual, float32(weight), used, width, n, eps)
+    args = (total, fp16, packed, *floats_of(y), rank, weights, residual, float32(weight), used, width, n, eps)
     _rms_norm_of_experts(*_a_block_each(tokens), args)
     return total, operand
 

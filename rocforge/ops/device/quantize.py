@@ -1,4 +1,4 @@
-"""quantize on a device: launches of quantize_weights.hip, for the formats that have planes there."""
+"""quantize on a device: launches of quantize_weights.hip, for DEVICE_QTYPES."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from rocforge.quant import QuantizedArray
 
 THREADS = 64
 """Of a block, as the source has them."""
+DEVICE_QTYPES = (
+    *("Q1_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+)
+"""The formats that the source packs."""
 _LANES = {"Q1_0": 4, "Q2_K": 16, "Q3_K": 16, "Q4_K": 8, "Q5_K": 8, "Q6_K": 16, "IQ4_XS": 8}
 """Threads that share a block of a format, where it is more than one: as the source's quantizers have them."""
 
 
 def quantize_device(x: Array, qtype: GGMLQuantizationType, importance: np.ndarray | None) -> QuantizedArray | None:
-    """A CuPy array (..., columns) packed in a format of planar.PLANAR; waits for the device.
+    """A CuPy array (..., columns) packed in a format of DEVICE_QTYPES; waits for the device.
 
     Args:
         importance: as `rocforge.formats.quantize.normal_importance` gives it, or None.

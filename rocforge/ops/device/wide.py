@@ -1,8 +1,13 @@
-"""Products of 64 and more tokens with planar weights on Hopper's matrix unit: one launch for up to three matrices."""
+"""Products of 64 and more tokens with planar weights on Hopper's matrix unit: one launch for up to three matrices.
+
+Of few rows the depth is cut into parts, whose sum is another launch's: of its own, or the norm that follows.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +15,11 @@ import numpy as np
 
 from rocforge.device import geometry
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import WIDE_ROWS
+from rocforge.device.geometry import WIDE_LDS
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.formats.blocks import QTYPES
-from rocforge.formats.planar import CELL, cells_of, planar_row_nbytes
+from rocforge.formats.planar import cells_of
+from rocforge.ops.device.activation import add_to_rows
 from rocforge.ops.device.matvec import gated_matrices, gated_output, matrix_arguments
 from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.device.plan import OperandForm
@@ -22,13 +27,11 @@ from rocforge.ops.device.strided import blocks
 from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.types import Array, Weight
 
-THREADS = 256
-
 
 def wide_products(
     x: PackedOperand, weights: Sequence[Weight], biases: Sequence[Array] | None = None, residual: Array = None
 ) -> list[Array]:
-    """`x @ w.T + bias` for each of one to three matrices, in one launch.
+    """`x @ w.T + bias` for each of one to three matrices.
 
     Args:
         x: swizzled.
@@ -37,14 +40,43 @@ def wide_products(
         residual: float32 (tokens, rows of the first), added to the first; or None.
 
     Returns:
-        float32 CuPy arrays (tokens, rows), one for each.
+        float32 CuPy arrays (tokens, rows), one for each: columns of one array.
     """
-    ys = [cupy_module().empty((len(x), len(w)), np.float32) for w in weights]
-    first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
-    other = None if first == last else last
-    args = {"matrices": matrix_arguments(weights, biases, ys), "residual": residual}
-    _launch("wide_products", x, sum(blocks(len(w), WIDE_ROWS) for w in weights), first, other, args)
+    biases = [None] * len(weights) if biases is None else biases
+    parts = _products(x, weights, biases, residual)
+    y, ends = parts[0], list(itertools.accumulate(map(len, weights)))
+    ys = [y[:, end - len(weight) : end] for end, weight in zip(ends, weights, strict=True)]
+    if len(parts) > 1 and residual is None and all(bias is None for bias in biases):
+        add_to_rows(y, None, None, parts)
+    elif len(parts) > 1:
+        for each, end, bias, added in itertools.zip_longest(ys, ends, biases, [residual]):
+            add_to_rows(each, bias, added, parts[:, :, end - each.shape[1] : end])
     return ys
+
+
+def wide_parts(x: PackedOperand, weight: Weight) -> Array:
+    """`x @ w.T` as float32 parts (parts, tokens, rows), whose sum it is.
+
+    Args:
+        x: swizzled.
+        weight: a planar matrix (rows, columns).
+    """
+    return _products(x, [weight], [None], None)
+
+
+def _products(x: PackedOperand, weights: Sequence[Weight], biases: Sequence[Array], residual: Array) -> Array:
+    """Parts (parts, tokens, rows of all) of the products; biases and the residual are added where it is one part."""
+    rows, units = [len(w) for w in weights], card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    cut = geometry.wide(len(x), rows, cells_of(x.shape[1]), units)
+    parts = cupy_module().empty((cut.depth, len(x), sum(rows)), np.float32)
+    ends = itertools.accumulate(rows)
+    ys = [parts[0, 0, end - n : end] for end, n in zip(ends, rows, strict=True)]
+    first, last = format_of(weights[0]).kernel, format_of(weights[-1]).kernel
+    alone = cut.depth == 1
+    matrices = matrix_arguments(weights, biases if alone else None, ys)
+    args = {"matrices": matrices, "residual": residual if alone else None, "stride": sum(rows)}
+    _launch(_kernel("wide_products", first, None if first == last else last, cut.tokens), x, rows, cut, args, units)
+    return parts
 
 
 def wide_gated(
@@ -64,32 +96,24 @@ def wide_gated(
     """
     out, output, elements = gated_output(len(x), len(gate), result)
     matrices = gated_matrices([memory_of(gate), memory_of(up)], biases, len(gate), unit)
-    args = {"matrices": matrices, "out": output}
-    _launch("wide_gated", x, blocks(2 * elements, WIDE_ROWS), format_of(gate).kernel, None, args)
+    rows, units = [2 * elements], card_of(cupy_module().cuda.runtime.getDevice()).compute_units
+    cut = geometry.wide(len(x), rows, cells_of(x.shape[1]), units)._replace(depth=1)
+    kernel = _kernel("wide_gated", format_of(gate).kernel, None, cut.tokens)
+    _launch(kernel, x, rows, cut, {"matrices": matrices, "out": output}, units)
     return out
 
 
 def _launch(
-    name: str, x: PackedOperand, row_blocks: int, first: str | None, last: str | None, args: dict[str, Any]
+    kernel: Kernel, x: PackedOperand, rows: Sequence[int], cut: geometry.Wide, args: dict[str, Any], units: int
 ) -> None:
-    (tokens, columns), units = x.shape, card_of(cupy_module().cuda.runtime.getDevice()).compute_units
-    stage = max(planar_row_nbytes(2 * CELL, QTYPES[name]) for name in (first, last) if name)
-    cut = geometry.wide(tokens, row_blocks * WIDE_ROWS, stage, units)
-    token_blocks = blocks(tokens, cut.tokens)
-    sizes = {"tokens": tokens, "width": x.width, "cells": cells_of(columns)}
-    sizes |= {"token_blocks": token_blocks, "row_blocks": row_blocks}
-    grid = (cut.split * cut.share * token_blocks * blocks(row_blocks, cut.share),)
-    _kernel(name, first, last, cut)(grid, (THREADS,), {"x": x.data, **sizes, **args}, cut.lds)
+    tokens, columns = x.shape
+    counts = cut.depth, blocks(tokens, cut.tokens), sum(blocks(n, cut.rows) for n in rows)
+    grid = min(math.prod(counts), units)
+    operand = (x.data, tokens, x.width, cells_of(columns))
+    kernel((grid,), (cut.threads,), {"x": operand, "parts": (*counts, grid), **args}, WIDE_LDS)
 
 
 @functools.cache
-def _kernel(name: str, first: str | None, last: str | None, cut: geometry.Wide) -> Kernel:
+def _kernel(name: str, first: str | None, last: str | None, tokens: int) -> Kernel:
     other = {} if last is None else {"RF_QTYPE_LAST": last}
-    sizes: dict[str, Any] = {
-        "RF_TOKENS": cut.tokens,
-        "RF_SPLIT": cut.split,
-        "RF_SHARE": cut.share,
-        "RF_BLOCKS": cut.resident,
-        "RF_LDS": cut.lds,
-    }
-    return Kernel("wide.hip", name, RF_QTYPE=first, **sizes, **other)
+    return Kernel("wide.hip", name, RF_QTYPE=first, RF_TOKENS=tokens, RF_LDS=WIDE_LDS, **other)

@@ -1,0 +1,36 @@
+// Rows of floats, four elements at a time.
+#pragma once
+#include "formats/quants.h"
+
+namespace rocforge {
+
+// Four elements of a row of n from i on; those past its end are zero, and are not written.
+RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
+    if (n % 4 == 0 && i < n) return load<f32x4>(row + i);
+    return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
+                      i + 3 < n ? row[i + 3] : 0.0f);
+}
+RF_DEVICE f32x4 load4(const f16* row, u32 i, u32 n) {
+    if (i >= n) return make_f32x4(0, 0, 0, 0);
+    u32x2 v = load<u32x2>(row + i);  // n is a multiple of 4
+    return make_f32x4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
+}
+RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v, bool aligned = true) {
+    if (aligned && n % 4 == 0 && i < n) {
+        *reinterpret_cast<f32x4*>(row + i) = v;
+        return;
+    }
+    RF_UNROLL
+    for (u32 j = 0; j < 4; ++j)
+        if (i + j < n) row[i + j] = element(v, j);
+}
+RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
+    if (n % 4 == 0 && i < n) return store_fp16(row + i, v);
+    RF_UNROLL
+    for (u32 j = 0; j < 4; ++j)
+        if (i + j < n) row[i + j] = from_float<f16>(clamp_fp16(element(v, j)));
+}
+
+RF_DEVICE f32x4 plus(f32x4 a, f32x4 b) { return make_f32x4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+
+}  // namespace rocforge

@@ -1,0 +1,72 @@
+"""EngineOptions: how a server's engines are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from rocforge.engine.capacity import CacheSizes, default_requests
+from rocforge.engine.core import StepEngine
+from rocforge.engine.engine import Engine
+from rocforge.load import load
+from rocforge.nn.state import states_of
+from rocforge.nn.transformer import Transformer
+from rocforge.text.tokenizer import Tokenizer
+
+LoadEngine = Callable[[], tuple[StepEngine, Tokenizer]]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is made.
+
+    Attributes:
+        device, context, fp16_weights, cache_type_k, cache_type_v, progress: as in `rf.load`.
+        cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
+        models: that are to have room at a time: without cache_tokens, the cache on a GPU takes its share of what is
+            free, where that is a whole context.
+    """
+
+    device: str | None = None
+    context: int | None = None
+    fp16_weights: bool | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    cache_tokens: int | None = None
+    max_batch_tokens: int | None = None
+    max_requests: int | None = None
+    inter_token_ms: float | None = None
+    progress: bool | None = None
+    models: int = 1
+
+    def load(
+        self, path: str | os.PathLike[str], lora: Mapping[str, tuple[str | os.PathLike[str], float]]
+    ) -> tuple[StepEngine, Tokenizer]:
+        """The engine of a model with its adapters, and the tokenizer.
+
+        Raises:
+            RocforgeError, FileNotFoundError, ...: what `rf.load` and `rf.Engine` raise.
+        """
+        given = (path, self.device, self.context, self.progress, self.fp16_weights)
+        model, tokenizer = load(*given, cache_type_k=self.cache_type_k, cache_type_v=self.cache_type_v)
+        for name, (file, scale) in lora.items():
+            model.adapters.load(name, file, scale)
+        cache_tokens = self.cache_tokens_of(model)
+        batch, requests, pace = self.max_batch_tokens, self.max_requests, self.inter_token_ms
+        engine = Engine(model, tokenizer.eog_token_ids, cache_tokens, batch, requests, pace)
+        silent = None if self.progress is None else not self.progress
+        with tqdm(bar_format="{desc}", disable=silent, leave=False) as line:
+            engine.prepare(line.set_description_str)
+        return engine, tokenizer
+
+    def cache_tokens_of(self, model: Transformer) -> int | None:
+        """The size of a loaded model's cache; None: rf.Engine's default."""
+        if self.models == 1 or self.cache_tokens is not None or model.device == "cpu":
+            return self.cache_tokens
+        sizes = CacheSizes(states_of(model).values(), model.device, self.max_batch_tokens)
+        requests = self.max_requests or default_requests(model.device)
+        tokens = sizes.tokens_that_fit(model.config.context, requests)
+        return max(tokens // self.models, min(tokens, model.config.context))
