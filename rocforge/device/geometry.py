@@ -20,7 +20,7 @@ WIDE_LDS = 227 << 10
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
-    return tuning.gemv_rows_1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
 
 
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
