@@ -14,6 +14,8 @@ import typer
 from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import (
+    CacheTypeK,
+    CacheTypeV,
     Context,
     Device,
     Fp16Weights,
@@ -22,6 +24,7 @@ from rocforge.cli.options import (
     Switch,
     Template,
     adapter_file,
+    cache_types,
     takes_sampling,
 )
 from rocforge.cli.output import note
@@ -86,6 +89,8 @@ def serve(
         ),
     ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=f"Maximum tokens a step; default: {_by_device(MAX_BATCH_TOKENS)}.")
     ] = None,
@@ -148,6 +153,7 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights.enabled,
+        **cache_types(cache_type_k, cache_type_v),
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

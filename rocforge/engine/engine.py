@@ -32,7 +32,7 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.scoring import score_into, scores_of
-from rocforge.nn.state import blocks_for, states_of
+from rocforge.nn.state import blocks_for, states_of, typed
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -126,6 +126,8 @@ class Engine:
         max_requests: maximum running requests.
         inter_token_ms: the target for the time between two tokens of a request while prompts come in, milliseconds;
             None: 50 on a GPU, 20 on a CPU. See docs/scheduling.md.
+        cache_type_k, cache_type_v: the types of keys and of values in the cache, as in `rf.load`; None: those that the
+            model was loaded with.
 
     On a GPU the engine's work follows what the thread's current stream has queued so far.
 
@@ -134,7 +136,8 @@ class Engine:
         stats: of its steps; may be replaced by a new StepStats to begin anew.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a number that is not positive, or an unknown type.
+        UnsupportedModelError: a type of the cache is not for the model's heads or for the GPU.
         DeviceError: the cache does not fit.
 
     >>> with rf.Engine(model, tokenizer.eog_token_ids) as engine:
@@ -153,6 +156,8 @@ class Engine:
         max_batch_tokens: int | None = None,
         max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
     ):
         if not isinstance(eog_token_ids, (Set, Sequence)):
             problem = "allowed are token ids, tokenizer.eog_token_ids"
@@ -167,7 +172,8 @@ class Engine:
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
-        sizes = CacheSizes(states_of(model).values(), model.device, max_batch_tokens)
+        states = typed(states_of(model), cache_type_k, cache_type_v)
+        sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
         if cache_tokens is None and model.device == "cpu":
             cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
         elif cache_tokens is None:
@@ -188,7 +194,7 @@ class Engine:
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
-            self.cache = cache = model.new_cache(blocks, slots=slots)
+            self.cache = cache = KVCache(states, blocks, slots=slots, device=model.device)
             paged = (group.state for group in cache.paged)
             state = StateManager(paged, blocks, slots, cache.copy_slot, sequences=max_requests)
             if model.device != "cpu":
