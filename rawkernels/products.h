@@ -304,8 +304,7 @@ RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     for (u32 r = 0; r < N; ++r) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            sum[r][k] = reduce_lanes<4>(sum[r][k], Add());
-            if (lanes > 4) sum[r][k] += shuffle_xor<4>(sum[r][k]);
+            sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
         }

@@ -35,18 +35,18 @@ class Tuning:
         tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
         fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
             tokens run at less than 90 % of the BLAS library's rate.
-        wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
+        wide_from, wide_tokens: from so many on by wide.hip, which only Hopper has, and fewer by tiles.hip; and of
+            weights with copies up to so many.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
-            5 to 8 tokens.
+        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
         gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
         gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
-        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that a
-            lane has in flight.
+        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that
+            a lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
@@ -110,9 +110,9 @@ class Tuning:
     tile_tokens_alone: int = 128
     fp16_copies: bool = True
     wide_from: int = ANY
+    wide_tokens: int = ANY
 
     gemv_threads: int = 128
-    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
@@ -199,9 +199,8 @@ _H200 = replace(
     basis="measured",
     gemv_float_cells=4,
     float_tile_tokens=16,
-    tile_tokens=128,
-    tile_tokens_alone=ANY,
     wide_from=33,
+    wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,
