@@ -84,7 +84,6 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
-        experts_norm_threads: of down of one token that begins the norm after it.
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
         experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
@@ -167,7 +166,6 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
-    experts_norm_threads: int = 512
     experts_int8_tokens: int = 4
     experts_wide_from: int = ANY
     router_tokens: int = 16
