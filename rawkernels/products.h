@@ -287,7 +287,8 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
                           u32 first, u32 step, Begin begin = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
-        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+        const u32 ALONE = N == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GATED_FLOAT_CELLS;
+        const u32 AHEAD = RF_TOKENS == 1 ? ALONE : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
     } else if constexpr (ByRuns<F>::X) {
@@ -303,8 +304,7 @@ RF_DEVICE void reduce_group(float (&sum)[N][RF_TOKENS], u32 lanes) {
     for (u32 r = 0; r < N; ++r) {
         RF_UNROLL
         for (u32 k = 0; k < RF_TOKENS; ++k) {
-            sum[r][k] = reduce_lanes<4>(sum[r][k], Add());
-            if (lanes > 4) sum[r][k] += shuffle_xor<4>(sum[r][k]);
+            sum[r][k] = reduce_lanes<8>(sum[r][k], Add());
             if (lanes > 8) sum[r][k] += shuffle_xor<8>(sum[r][k]);
             if (lanes > 16) sum[r][k] += shuffle_xor<16>(sum[r][k]);
         }
