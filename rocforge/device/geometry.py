@@ -15,7 +15,7 @@ GEMV_RUN = 32
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
 WIDE_PARTS = 8
-"""The most parts that wide.hip cuts the depth into: as many as kernels add up."""
+"""The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
 """Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
 
