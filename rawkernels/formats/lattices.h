@@ -188,19 +188,19 @@ struct IQ1_S : IQ1<IQ1_S, 2, 50> {
 struct IQ1_M : IQ1<IQ1_M, 8, 56> {
     static constexpr u32 SUPER_FROM = 48;
     static constexpr bool HALVES = true;
-    u32x2 super;
-    u32 scales;
-    bool odd;
+    u32x2 super;  // as loaded; once it is ready the float16, and the cell's scales
+    u32 odd;      // which of super's cells it is
     RF_MEMBER void load_scales(const u8* row, u32 cells, u32 c) {
         load_tail(row, cells, c);
         super = load_once<u32x2>(row + super_at(cells) + 8 * (c / 2)), odd = c % 2;
     }
-    RF_MEMBER void ready() { scales = odd ? super.y : super.x; }
-    RF_MEMBER float scale(u32 s, u32 h) const { return scale_of(scales >> (s / 2 * 16 + s % 2 * 6 + 3 * h)); }
-    RF_MEMBER float outer_scale() const {
+    RF_MEMBER void ready() {
+        used_from_here(super), used_from_here(tail);
         u32 low = (super.x >> 12 & 15) | (super.x >> 28) << 4, high = (super.y >> 12 & 15) | (super.y >> 28) << 4;
-        return 0.125f * low_half(low | high << 8);
+        super.y = odd ? super.y : super.x, super.x = low | high << 8;
     }
+    RF_MEMBER float scale(u32 s, u32 h) const { return scale_of(super.y >> (s / 2 * 16 + s % 2 * 6 + 3 * h)); }
+    RF_MEMBER float outer_scale() const { return 0.125f * low_half(super.x); }
     RF_MEMBER u32 with_signs(u32 point, u32 s, u32 t) const {
         return picked(point ^ minus_mask(header(s) >> (12 + t / 2)), t % 2);
     }

@@ -14,13 +14,15 @@ GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
+WIDE_PARTS = 8
+"""The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
 """Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
     """Rows that a group of lanes computes together, to read the activations once for all of them."""
-    return tuning.gemv_rows_1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
+    return 1 if tokens == 1 else tuning.gemv_rows_4 if tokens <= 4 else tuning.gemv_rows_8
 
 
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
@@ -125,7 +127,7 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
     A block has as few tokens as there are, up to 256, since each block unpacks the weights. Blocks share out the depth,
-    up to 8 of them, as long as each has a multiprocessor.
+    as long as each has a multiprocessor.
 
     Args:
         tokens: of the product.
@@ -136,7 +138,7 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     width = next((n for n in (64, 128) if tokens <= n), 256)
     rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
     count = sum(-(-n // rows) for n in matrices) * -(-tokens // width)
-    return Wide(width, rows, threads, max(1, min(8, units // count, -(-cells // 2))))
+    return Wide(width, rows, threads, max(1, min(WIDE_PARTS, units // count, -(-cells // 2))))
 
 
 class Decode(NamedTuple):

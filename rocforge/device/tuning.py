@@ -35,11 +35,11 @@ class Tuning:
         tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
         fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
             tokens run at less than 90 % of the BLAS library's rate.
-        wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
+        wide_from, wide_tokens: from so many on by wide.hip, which only Hopper has, and fewer by tiles.hip; and of
+            weights with copies up to so many.
 
         gemv_threads: of a product of up to 8 tokens.
-        gemv_rows_1, gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for one, for 2 to 4 and for
-            5 to 8 tokens.
+        gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
         gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
         gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
@@ -83,7 +83,6 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
-        experts_norm_threads: of down of one token that begins the norm after it.
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
         experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
@@ -110,9 +109,9 @@ class Tuning:
     tile_tokens_alone: int = 128
     fp16_copies: bool = True
     wide_from: int = ANY
+    wide_tokens: int = ANY
 
     gemv_threads: int = 128
-    gemv_rows_1: int = 1
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
@@ -165,7 +164,6 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
-    experts_norm_threads: int = 512
     experts_int8_tokens: int = 4
     experts_wide_from: int = ANY
     router_tokens: int = 16
@@ -190,7 +188,7 @@ _CDNA = Tuning()
 # of them for accumulators alone.
 _CDNA2 = replace(_CDNA, then_norm_threads=1024)
 # a lane has whole rows of its tiles, of which two would spill in float_tiles.hip
-_RDNA3 = Tuning(float_tile_wide_tokens=ANY, float_tile_ahead=2)
+_RDNA3 = Tuning(float_tile_wide_tokens=ANY)
 # at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
 _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
@@ -199,9 +197,8 @@ _H200 = replace(
     basis="measured",
     gemv_float_cells=4,
     float_tile_tokens=16,
-    tile_tokens=128,
-    tile_tokens_alone=ANY,
     wide_from=33,
+    wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,

@@ -100,9 +100,9 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
-    if weight.wide and tuned.wide_from <= tokens <= most:
+    if weight.wide and tuned.wide_from <= tokens and (tokens <= tuned.wide_tokens or not weight.copied):
         return Product.WIDE
+    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
     if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
         return Product.TILE
     if weight.kernel is not None and not weight.planar:
@@ -227,13 +227,6 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     would be, a product in smaller blocks, and a launch for the norm, is faster."""
     count = blocks(rows, GEMV_RUN)
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
-
-
-def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
-    """Whether the experts' down can begin the norm after it: of one token, whose pairs share out a block."""
-    tuned = tuning.current()
-    groups = tuned.experts_norm_threads // tuned.gated_lanes
-    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
 
 
 @functools.lru_cache(PLANS_KEPT)
