@@ -1,4 +1,5 @@
 // Elementwise activations, gated products, and softmax.
+#include "fours.h"
 #include "gates.h"
 #include "formats/quants.h"
 
@@ -29,7 +30,7 @@ RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float*
 }
 
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
-// y is the first of several parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
+// y is the first of up to MOST_PARTS parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
 RF_KERNEL(THREADS)
 rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, u64 stride, u32 parts, u64 part) {
     wait_for_previous();
@@ -37,7 +38,14 @@ rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, 
     if (column >= columns) return;
     u64 row = block_x(), at = row * stride + column;
     float more = bias ? bias[column] : 0.0f;
-    for (u32 i = 1; i < parts; ++i) more += y[at + i * part];
+    if (parts > 1) {
+        float others[MOST_PARTS];  // on their way together
+        RF_UNROLL
+        for (u32 i = 1; i < MOST_PARTS; ++i) others[i] = y[at + u32(minimum(i32(i), i32(parts - 1))) * part];
+        RF_UNROLL
+        for (u32 i = 1; i < MOST_PARTS; ++i)
+            if (i < parts) more += others[i];
+    }
     if (residual) more += residual[row * columns + column];
     y[at] += more;
 }

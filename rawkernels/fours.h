@@ -31,6 +31,9 @@ RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
         if (i + j < n) row[i + j] = from_float<f16>(clamp_fp16(element(v, j)));
 }
 
+// Parts that a sum of many products comes in, at most: those of wide.hip.
+const u32 MOST_PARTS = 8;
+
 RF_DEVICE f32x4 plus(f32x4 a, f32x4 b) { return make_f32x4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 }  // namespace rocforge

@@ -28,7 +28,7 @@ from rocforge.cli.options import (
     takes_sampling,
 )
 from rocforge.cli.output import note
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, MORE_REQUESTS
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.server.model_pool import MODELS_MAX
@@ -102,13 +102,7 @@ def serve(
             f"default: {_by_device(INTER_TOKEN_MS)}.",
         ),
     ] = None,
-    max_requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Maximum running requests; default: {MAX_REQUESTS}, on a GPU with ample memory {MORE_REQUESTS}.",
-        ),
-    ] = None,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = MAX_REQUESTS,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = MAX_QUEUE,
     processes: Annotated[
         int | None,

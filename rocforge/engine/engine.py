@@ -19,7 +19,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.breakers import breakers_of
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes, default_requests
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -123,7 +123,7 @@ class Engine:
             recurrent ones, get what max_requests running sequences need; less on a GPU where that does not fit, down
             to what one needs.
         max_batch_tokens: maximum tokens a step; None: 2048 on a GPU, 512 on a CPU.
-        max_requests: maximum running requests; None: 512 on a GPU with 16 GiB or more to spare, else 256.
+        max_requests: maximum running requests.
         inter_token_ms: the target for the time between two tokens of a request while prompts come in, milliseconds;
             None: 50 on a GPU, 20 on a CPU. See docs/scheduling.md.
         cache_type_k, cache_type_v: the types of keys and of values in the cache, as in `rf.load`; None: those that the
@@ -154,7 +154,7 @@ class Engine:
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
         max_batch_tokens: int | None = None,
-        max_requests: int | None = None,
+        max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
@@ -168,7 +168,6 @@ class Engine:
                 raise ValueError(f"{name} is {size}; allowed is 1 or more")
         kind = "cpu" if model.device == "cpu" else "gpu"
         max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[kind]
-        max_requests = max_requests or default_requests(model.device)
         inter_token_ms = INTER_TOKEN_MS[kind] if inter_token_ms is None else inter_token_ms
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from rocforge.engine.capacity import CacheSizes, default_requests
+from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.load import load
@@ -37,7 +37,7 @@ class EngineOptions:
     cache_type_v: str | None = None
     cache_tokens: int | None = None
     max_batch_tokens: int | None = None
-    max_requests: int | None = None
+    max_requests: int = MAX_REQUESTS
     inter_token_ms: float | None = None
     progress: bool | None = None
     models: int = 1
@@ -67,6 +67,5 @@ class EngineOptions:
         if self.models == 1 or self.cache_tokens is not None or model.device == "cpu":
             return self.cache_tokens
         sizes = CacheSizes(states_of(model).values(), model.device, self.max_batch_tokens)
-        requests = self.max_requests or default_requests(model.device)
-        tokens = sizes.tokens_that_fit(model.config.context, requests)
+        tokens = sizes.tokens_that_fit(model.config.context, self.max_requests)
         return max(tokens // self.models, min(tokens, model.config.context))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.reply import ServiceError
 from rocforge.engine.service import MAX_QUEUE, Service
 from rocforge.server.app import create_app
@@ -47,7 +48,7 @@ def serve(
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int | None = None,
+    max_requests: int = MAX_REQUESTS,
     inter_token_ms: float | None = None,
     max_queue: int = MAX_QUEUE,
     processes: int | None = None,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.engine import capacity
-from rocforge.engine.capacity import SNAPSHOTS, CacheSizes, default_requests, margin
+from rocforge.engine.capacity import SNAPSHOTS, CacheSizes, margin
 from rocforge.formats.kv_cache import PACKED
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, Recurrent
@@ -86,11 +86,3 @@ def test_error(free):
     free(1000)
     with pytest.raises(rf.DeviceError, match=r"a KV cache of 32 tokens takes 4\.00 MiB .* \(1,000 bytes\) free"):
         CacheSizes(LLAMA_8B, "gpu:0").tokens_that_fit(131072, 1)
-
-
-def test_default_requests(free):
-    """More requests run at a time where the card has memory to spare, and never on the CPU."""
-    free(16 << 30)
-    assert default_requests("gpu:0") == 512 and default_requests("cpu") == 256
-    free((16 << 30) - 8)
-    assert default_requests("gpu:0") == 256

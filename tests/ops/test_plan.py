@@ -207,6 +207,8 @@ def test_norms():
     assert norm(planar, 3200, 65) is NormPlan.ALONE
     assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
     assert norm((*planar, FORMATS["float32 array"]), 3200, 129) is NormPlan.ALONE
+    hopper = [plan.norm_plan(planar, 3200, tokens, 132, TABLE[HOPPER]) for tokens in (32, 33, 129)]
+    assert hopper == [NormPlan.ALONE, NormPlan.WITH_SUM, NormPlan.WITH_SUM]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_plans_are_kept():
 
 
 BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens", "tile_tokens_alone", "wide_from"}
-BOUNDS |= {"float_gemv_tokens", "float_tile_tokens"}
+BOUNDS |= {"wide_tokens", "float_gemv_tokens", "float_tile_tokens"}
 COUNTS = ("tokens", "len(", "x.shape[0]", "math.prod(")
 
 
