@@ -30,13 +30,7 @@ def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     more tokens as few as make enough.
     """
     if tokens == 1:
-        return (
-            3
-            if cells <= 8 or rows >= tuning.gemv_many_rows
-            else 4
-            if cells <= 16 or rows >= tuning.gemv_small_rows
-            else 5
-        )
+        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 
