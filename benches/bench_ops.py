@@ -8,6 +8,7 @@ where they overlap. The limits, a streaming read and the library's float16 produ
 record's extra_info has the microseconds of one launch, its bytes, and the share of the limit.
 """
 
+import functools
 import time
 
 import numpy as np
@@ -20,6 +21,7 @@ from rocforge.device.kernels import launches_overlap
 from rocforge.device.timing import seconds_of
 from rocforge.formats.blocks import QTYPES, row_nbytes
 from rocforge.ops.device.dequantize import dequantize_device, pack, unpack
+from rocforge.ops.device.float_tiles import float_tile_products
 from rocforge.ops.device.gemm import gemm_fp16
 from rocforge.ops.device.operands import quantized, to_fp16
 from rocforge.ops.device.plan import OperandForm, fragments_for
@@ -163,12 +165,16 @@ def test_tiles(benchmark, stream, bandwidth, qtype, rows, columns, n):
     run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
+@pytest.mark.parametrize("n", [1, 2, 8, 16, 32, 64])
+@pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (28672, 4096), (4096, 14336)])
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_float_gemv(benchmark, stream, bandwidth, dtype):
-    """One token, with float weights."""
-    weights = random_weights(dtype, 4096, 4096, copies_of(dtype, 4096, 4096))
-    x = cp.ones((1, 4096), np.float32)
-    run_graph(benchmark, stream, [lambda w=w: matvec.products(x, [w]) for w in weights], weights[0].nbytes, bandwidth)
+def test_floats(benchmark, stream, bandwidth, dtype, rows, columns, n):
+    """Float weights: one or two tokens in float32, more on the matrix unit."""
+    weights = random_weights(dtype, rows, columns, copies_of(dtype, rows, columns))
+    x = cp.ones((n, columns), np.float32)
+    run = functools.partial(matvec.products, x) if n <= 2 else functools.partial(float_tile_products, to_fp16(x))
+    launches = [functools.partial(run, [w]) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
 def run_events(benchmark, run, **figures) -> None:

@@ -240,19 +240,24 @@ struct Consumer {
     }
 };
 
-// Calls `store(item, token, row slot 0 and 1's sums)` for the lane's sums, of a token each.
+// Calls `store(token, a, b, c, d)` for the lane's sums of two tokens each: of the lane's first row a and b, of its
+// second c and d. All lanes of a wave call it together, for tokens past the item's last too.
 template <u32 N, class Store>
 RF_DEVICE void multiply_item(Consumer& consumer, const Item& item, u32 cells, Store store) {
     float sums[N / 2];
     consumer.run<N>(sums, cells);
     RF_UNROLL
     for (u32 i = 0; i < N / 2; i += 4) {
-        RF_UNROLL
-        for (u32 j = 0; j < 2; ++j) {
-            u32 token = i / 4 * 8 + part_lane() * 2 + j;
-            if (token < item.count) store(token, sums[i + j], sums[i + 2 + j]);
-        }
+        if (2 * i < item.count) store(2 * i + part_lane() * 2, sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
     }
+}
+
+// Of two values that each of two lanes has, one of either's token, the first lane gets both of the first and the second
+// those of the second token; the lanes differ in MASK, and `second` says which one this is.
+template <u32 MASK>
+RF_DEVICE u32 both_of_one(bool second, float first_token, float second_token) {
+    float other = shuffle_xor<MASK>(second ? first_token : second_token);
+    return pack_fp16(clamp_fp16(second ? other : first_token), clamp_fp16(second ? second_token : other));
 }
 
 // The block's work: `row_of(item, r)` as in bring_weights; `finish(item)` gives what stores a token's sums.
@@ -320,9 +325,13 @@ rf_experts_gated_wide(ExpertsGatedWideParams p) {
         u64 bias_at = u64(item.expert) * m.rows + row;
         float gate_bias = there && m.gate_bias ? m.gate_bias[bias_at] : 0.0f;
         float up_bias = there && m.up_bias ? m.up_bias[bias_at] : 0.0f;
-        return [=](u32 token, float gate, float up) {
+        return [=](u32 token, float gate, float next_gate, float up, float next_up) {
             float value = there ? gated(m.activation, gate + gate_bias, up + up_bias) : 0.0f;
-            store_swizzled_one(p.out, p.pairs.width, p.out_cells, item.first + token, row, value);
+            float next = there ? gated(m.activation, next_gate + gate_bias, next_up + up_bias) : 0.0f;
+            bool second = row / 2 % 2;  // elements two apart lie together
+            u32 both = both_of_one<8>(second, value, next);
+            if (token + second < item.count)
+                store_swizzled_two(p.out, p.pairs.width, p.out_cells, item.first + token + second, row & ~2u, both);
         };
     });
 }
@@ -333,7 +342,7 @@ struct ExpertsDownWideParams {
     SortedPairs pairs;
     const void* w;
     RF_NULLABLE const float* bias;
-    float* y;
+    f16* y;
     u32 rows;
 };
 RF_KERNEL_WIDE(THREADS, THREADS)
@@ -345,12 +354,16 @@ rf_experts_down_wide(ExpertsDownWideParams p) {
     multiply_pairs(p.pairs, (p.rows + ROWS - 1) / ROWS, row_at, [&](const Item& item) {
         u32 row = item.run * ROWS + 16 * wave() + part_row(0);
         u64 bias_at = u64(item.expert) * p.rows + row;
-        float first = p.bias && row < p.rows ? p.bias[bias_at] : 0.0f;
-        float second = p.bias && row + 8 < p.rows ? p.bias[bias_at + 8] : 0.0f;
-        return [=](u32 token, float a, float b) {
-            float* at = p.y + u64(item.first + token) * p.rows + row;
-            if (row < p.rows) at[0] = a + first;
-            if (row + 8 < p.rows) at[8] = b + second;
+        float first_bias = p.bias && row < p.rows ? p.bias[bias_at] : 0.0f;
+        float second_bias = p.bias && row + 8 < p.rows ? p.bias[bias_at + 8] : 0.0f;
+        return [=](u32 token, float a, float next_a, float b, float next_b) {
+            bool second = row % 2;
+            u32 upper = both_of_one<4>(second, a + first_bias, next_a + first_bias);
+            u32 lower = both_of_one<4>(second, b + second_bias, next_b + second_bias);
+            if (token + second >= item.count) return;
+            f16* at = p.y + u64(item.first + token + second) * p.rows + (row & ~1u);
+            if (row < p.rows) *reinterpret_cast<u32*>(at) = upper;
+            if (row + 8 < p.rows) *reinterpret_cast<u32*>(at + 8) = lower;
         };
     });
 }

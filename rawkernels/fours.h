@@ -10,6 +10,11 @@ RF_DEVICE f32x4 load4(const float* row, u32 i, u32 n) {
     return make_f32x4(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f, i + 2 < n ? row[i + 2] : 0.0f,
                       i + 3 < n ? row[i + 3] : 0.0f);
 }
+RF_DEVICE f32x4 load4(const f16* row, u32 i, u32 n) {
+    if (i >= n) return make_f32x4(0, 0, 0, 0);
+    u32x2 v = load<u32x2>(row + i);  // n is a multiple of 4
+    return make_f32x4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
+}
 RF_DEVICE void store4(float* row, u32 i, u32 n, f32x4 v, bool aligned = true) {
     if (aligned && n % 4 == 0 && i < n) {
         *reinterpret_cast<f32x4*>(row + i) = v;

@@ -110,11 +110,18 @@ const u32 RUN = NORM_RUN;  // rows of a block
 
 // y = x @ w.T + bias + residual of one token, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
-// of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros.
+// of RUN << log_lanes threads has RUN rows; blocks past the last row fill up the last cell with zeros. While the kernel
+// before still runs, which may be attention and read little, each asks for `ahead` bytes of either matrix of the gated
+// product that follows, `ahead_apart` from the last block's.
 RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
-                    float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares) {
+                    float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares,
+                    const u8* gate, const u8* up, u32 ahead, u32 ahead_apart) {
     RF_SHARED NormRun results;
+    if (ahead && thread_x() == 0) {
+        prefetch_run(gate + u64(block_x()) * ahead_apart, ahead);
+        prefetch_run(up + u64(block_x()) * ahead_apart, ahead);
+    }
     u32 group = thread_x() >> log_lanes, lanes = 1 << log_lanes, rank = thread_x() & (lanes - 1);
     i32 r = RUN * block_x() + group, within = minimum(r, rows - 1);
     const u8* row[1] = {w + u64(within) * RF_QTYPE::row_bytes(cells)};

@@ -187,11 +187,12 @@ rf_scatter_tokens(const float* x, const i32* rank, u8* out, u32 used, u32 n, u32
         store_swizzled(out, width, cells, rank[pair], i, v);
 }
 
-// out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y. Null is a
-// residual of zero, a rank that is the pair, and a weight of one. Grid: (tokens, columns / THREADS).
+// out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y, which is
+// float32 or float16. Null is a residual of zero, a rank that is the pair, and a weight of one. Grid: (tokens, columns
+// / THREADS).
 RF_KERNEL(THREADS)
-rf_combine_experts(float* out, const float* y, const i32* rank, const float* weights, const float* residual, u32 used,
-                   u32 columns) {
+rf_combine_experts(float* out, const float* y, const f16* fp16, const i32* rank, const float* weights,
+                   const float* residual, u32 used, u32 columns) {
     wait_for_previous();
     u32 column = block_y() * THREADS + thread_x();
     u64 token = block_x(), at = token * columns + column;
@@ -199,7 +200,8 @@ rf_combine_experts(float* out, const float* y, const i32* rank, const float* wei
     float sum = 0;
     for (u64 pair = token * used; pair < (token + 1) * used; ++pair) {
         u64 row = rank ? rank[pair] : pair;
-        sum += (weights ? weights[pair] : 1.0f) * y[row * columns + column];
+        float value = fp16 ? to_float(fp16[row * columns + column]) : y[row * columns + column];
+        sum += (weights ? weights[pair] : 1.0f) * value;
     }
     out[at] = sum + (residual ? residual[at] : 0.0f);
 }

@@ -101,10 +101,12 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const f
     });
 }
 
-// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, and the norm of it.
+// The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, which is float32 or float16,
+// and the norm of it; n is a multiple of 4.
 RF_KERNEL(THREADS)
-rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const i32* rank, const float* weights,
-                       const float* residual, const float* weight, u32 used, u32 width, u32 n, float eps) {
+rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const f16* y_fp16, const i32* rank,
+                       const float* weights, const float* residual, const float* weight, u32 used, u32 width, u32 n,
+                       float eps) {
     wait_for_previous();
     u64 start = u64(block_x()) * n, pairs = u64(block_x()) * used;
     Row scales(weight, n, 1.0f);
@@ -113,7 +115,8 @@ rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, con
     each_four(n, [&](u32 k, u32 i) {
         f32x4 v = load4(residual + start, i, n);
         for (u32 choice = 0; choice < used; ++choice) {
-            f32x4 part = load4(y + u64(rank[pairs + choice]) * n, i, n);
+            u64 at = u64(rank[pairs + choice]) * n;
+            f32x4 part = y ? load4(y + at, i, n) : load4(y_fp16 + at, i, n);
             v = scaled(part, weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
         }
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;

@@ -285,7 +285,8 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
                           u32 first, u32 step, Begin begin = {}) {
     // a cell of floats is a single load
     if constexpr (sizeof(F) == 16) {
-        const u32 AHEAD = RF_TOKENS == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
+        const u32 ALONE = N == 1 ? RF_TUNE_GEMV_FLOAT_CELLS : RF_TUNE_GATED_FLOAT_CELLS;
+        const u32 AHEAD = RF_TOKENS == 1 ? ALONE : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
     } else if constexpr (ByRuns<F>::X && AHEAD_NBYTES >= 2 * N * sizeof(F)) {

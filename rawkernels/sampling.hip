@@ -23,8 +23,14 @@ RF_DEVICE Parameters parameters_of(const u32* staged, u32 row) {
 
 constexpr i32 NOT_FINITE = -1, NOTHING_ALLOWED = -2;  // in place of tokens
 
+// A block of the kernels that go over whole rows has SLICE logits, a thread FOURS times four that follow each other,
+// and RUN_LANES threads a run.
 constexpr u32 SLICE_THREADS = RF_TUNE_SAMPLE_SLICE_THREADS, SLICE = RF_TUNE_SAMPLE_SLICE,
-              PER_THREAD = SLICE / SLICE_THREADS;
+              FOURS = SLICE / (4 * SLICE_THREADS);
+static_assert(SLICE == 4 * FOURS * SLICE_THREADS, "a block takes whole loads");
+
+RF_DEVICE u32 place_in_slice(u32 four) { return 4 * (four * SLICE_THREADS + thread_x()); }
+RF_DEVICE u32 first_id(u32 four) { return block_x() * SLICE + place_in_slice(four); }
 
 RF_DEVICE float masked(float logit, u32 id, const u32* mask) {
     if (mask[id / 32] >> id % 32 & 1) return logit;
@@ -38,59 +44,75 @@ RF_DEVICE float penalized(float logit, i32 uses, const Parameters& p) {
     return logit;
 }
 
-// highest, best: the highest logit of each slice after mask, penalties and biases, and the lowest id that has it; NaN
+// A logit after mask and penalties.
+RF_DEVICE float changed(float logit, u32 id, const Parameters& p, const u32* staged, const i32* uses) {
+    if (p.mask_start >= 0) logit = masked(logit, id, staged + p.mask_start);
+    return p.counts_row >= 0 ? penalized(logit, uses[id], p) : logit;
+}
+
+// Adds a row's biases to what a block has of its logits.
+RF_DEVICE void add_biases(float (&values)[FOURS][4], const u32* biases) {
+    RF_SHARED float biased[SLICE];
+    u32 count = biases[0];
+    const u32 *ids = biases + 1, *added = ids + count;
+    for (u32 q = 0; q < FOURS; ++q)
+        for (u32 j = 0; j < 4; ++j) biased[place_in_slice(q) + j] = values[q][j];
+    barrier();
+    for (u32 i = thread_x(); i < count; i += SLICE_THREADS) {
+        u32 place = ids[i] - block_x() * SLICE;
+        if (place < SLICE) biased[place] += bits_float(added[i]);
+    }
+    barrier();
+    for (u32 q = 0; q < FOURS; ++q)
+        for (u32 j = 0; j < 4; ++j) values[q][j] = biased[place_in_slice(q) + j];
+}
+
+// highest, best: the highest logit of each run after mask, penalties and biases, and the lowest id that has it; NaN
 // counts as infinity. edited: all of these logits, and -inf past the vocabulary, of rows that have any of the three
-// and a temperature. Grid: (slices, rows); `edited` is (.., slices * SLICE), counts (.., vocabulary).
+// and a temperature. Grid: (slices, rows); `edited` is (.., runs * RUN), counts (.., vocabulary).
 RF_KERNEL(SLICE_THREADS)
 rf_sample_slices(float* edited, float* highest, i32* best, const float* logits, const u32* staged, const i32* counts,
-                 u32 vocabulary, u32 slices) {
-    RF_SHARED float biased[SLICE];
-    u32 row = block_y(), first = block_x() * SLICE + thread_x();
-    const Parameters p = parameters_of(staged, row);
+                 u32 vocabulary, u32 runs) {
+    u32 row = block_y();
     wait_for_previous();
-    logits += u64(row) * vocabulary;
-    float values[PER_THREAD];
-    auto id_of = [&](u32 j) { return first + j * SLICE_THREADS; };
-    auto inside = [&](u32 j) { return u32(minimum(i32(id_of(j)), i32(vocabulary) - 1)); };
+    float values[FOURS][4];
     RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) values[j] = logits[inside(j)];
-    if (p.mask_start >= 0) {
+    for (u32 q = 0; q < FOURS; ++q) load_four(values[q], logits + u64(row) * vocabulary, first_id(q), vocabulary);
+    const Parameters p = parameters_of(staged, row);
+    if (p.mask_start >= 0 || p.counts_row >= 0) {
         RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = masked(values[j], inside(j), staged + p.mask_start);
-    }
-    if (p.counts_row >= 0) {
-        const i32* uses = counts + u64(p.counts_row) * vocabulary;
-        RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = penalized(values[j], uses[inside(j)], p);
-    }
-    if (p.bias_start >= 0) {
-        u32 count = staged[p.bias_start];
-        const u32 *ids = staged + p.bias_start + 1, *biases = ids + count;
-        RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) biased[thread_x() + j * SLICE_THREADS] = values[j];
-        barrier();
-        for (u32 i = thread_x(); i < count; i += SLICE_THREADS) {
-            u32 place = ids[i] - block_x() * SLICE;
-            if (place < SLICE) biased[place] += bits_float(biases[i]);
+        for (u32 q = 0; q < FOURS; ++q) {
+            RF_UNROLL
+            for (u32 j = 0; j < 4; ++j) {
+                u32 id = first_id(q) + j;
+                if (id >= vocabulary) continue;
+                values[q][j] = changed(values[q][j], id, p, staged, counts + u64(p.counts_row) * vocabulary);
+            }
         }
-        barrier();
-        RF_UNROLL
-        for (u32 j = 0; j < PER_THREAD; ++j) values[j] = biased[thread_x() + j * SLICE_THREADS];
     }
-    float top = -infinity();
-    i32 top_id = 0x7fffffff;
+    if (p.bias_start >= 0) add_biases(values, staged + p.bias_start);
     RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) {
-        if (id_of(j) >= vocabulary) values[j] = -infinity();
-        if (p.edited_row >= 0) edited[u64(p.edited_row) * slices * SLICE + id_of(j)] = values[j];
-        float value = values[j] == values[j] ? values[j] : infinity();
-        if (value > top || top_id == 0x7fffffff) top = value, top_id = id_of(j);
-    }
-    float slice_top = block_max<SLICE_THREADS>(top);
-    i32 slice_best = -block_max<SLICE_THREADS>(top == slice_top ? -top_id : -0x7fffffff);
-    if (thread_x() == 0) {
-        highest[row * slices + block_x()] = slice_top;
-        best[row * slices + block_x()] = slice_best;
+    for (u32 q = 0; q < FOURS; ++q) {
+        u32 id = first_id(q);
+        const float (&v)[4] = values[q];
+        if (p.edited_row >= 0 && id < runs * RUN)
+            *reinterpret_cast<f32x4*>(edited + u64(p.edited_row) * runs * RUN + id) =
+                make_f32x4(v[0], v[1], v[2], v[3]);
+        float top = -infinity();
+        u32 top_id = id;
+        RF_UNROLL
+        for (u32 j = 0; j < 4; ++j) {
+            float value = v[j] == v[j] ? v[j] : infinity();
+            if (value > top) top = value, top_id = id + j;
+        }
+        float run_top = reduce_lanes<RUN_LANES>(top, Maximum());
+        u32 first_lane = lane() / RUN_LANES * RUN_LANES;
+        u32 winner = first_lane + lowest_bit(wave_ballot(top == run_top) >> first_lane);
+        top_id = shuffle(top_id, winner);
+        if (lane() == first_lane && id < vocabulary) {
+            highest[row * runs + id / RUN] = run_top;
+            best[row * runs + id / RUN] = top_id;
+        }
     }
 }
 
@@ -106,9 +128,11 @@ RF_DEVICE u32 random24(u64 seed, u32 step) {
 RF_DEVICE bool chained(const Parameters& p) {
     return p.temperature > 0 && (p.top_n_sigma > 0 || p.typical_p < 1 || p.xtc_probability > 0);
 }
+// Whether top_k leaves tokens out.
+RF_DEVICE bool ranked(const Parameters& p, u32 vocabulary) { return p.top_k > 0 && u32(p.top_k) < vocabulary; }
 // Whether a row is drawn from all of its tokens, or all that are likely enough: no other has to be found first.
 RF_DEVICE bool drawn_from_all(const Parameters& p, u32 vocabulary) {
-    return p.temperature > 0 && !chained(p) && p.top_p >= 1 && (p.top_k <= 0 || u32(p.top_k) >= vocabulary);
+    return p.temperature > 0 && !chained(p) && p.top_p >= 1 && !ranked(p, vocabulary);
 }
 RF_DEVICE u32 widest_gap(const Parameters& p) {
     return p.min_p > 0 ? float_bits(maximum(-fast_log(p.min_p), 0.0f)) : ALL;
@@ -118,81 +142,153 @@ RF_DEVICE u64 drawn_at(const Parameters& p, u64 total) {
     u64 random = random24(p.seed, p.step);
     return (total >> 24) * random + ((total & 0xffffff) * random >> 24) + 1;
 }
-// The highest of a row's slices.
-template <u32 THREADS>
-RF_DEVICE float top_of(const float* highest, u32 row, u32 slices) {
-    float top = -infinity();
-    for (u32 i = thread_x(); i < slices; i += THREADS) top = maximum(top, highest[row * slices + i]);
-    return block_max<THREADS>(top);
+// The sum of weights that top_p wants, of `total`.
+RF_DEVICE u64 nucleus_of(const Parameters& p, u64 total) {
+    double mass = p.top_p * double(total);
+    u64 limit = u64(mass);
+    return limit + (double(limit) < mass || limit == 0);
 }
-RF_DEVICE Row row_of(const Parameters& p, const float* logits, const float* edited, u32 row, u32 vocabulary, u32 slices,
+RF_DEVICE Row row_of(const Parameters& p, const float* logits, const float* edited, u32 row, u32 vocabulary, u32 runs,
                      float highest) {
     if (p.edited_row < 0) return {logits + u64(row) * vocabulary, vocabulary, p.temperature, highest};
-    return {edited + u64(p.edited_row) * slices * SLICE, slices * SLICE, p.temperature, highest};
+    return {edited + u64(p.edited_row) * runs * RUN, runs * RUN, p.temperature, highest};
 }
 
-// sums (rows, slices): of the weights of each slice, of rows that are drawn from all of their tokens. Grid: (slices,
-// rows).
+// sums (rows, runs): of the weights of each run, of rows without top_k; where top_p is not asked for either, of those
+// that are likely enough. Grid: (slices, rows).
 RF_KERNEL(SLICE_THREADS)
 rf_sample_sums(u64* sums, const float* logits, const float* edited, const float* highest, const u32* staged,
-               u32 vocabulary, u32 slices) {
-    RF_SHARED u64 parts[SLICE_THREADS / RF_WAVE];
+               u32 vocabulary, u32 runs) {
     u32 row = block_y();
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
-    if (!drawn_from_all(p, vocabulary)) return;
-    float top = top_of<SLICE_THREADS>(highest, row, slices) / p.temperature;
-    Row source = row_of(p, logits, edited, row, vocabulary, slices, top);
-    u32 widest = widest_gap(p);
-    u64 sum = 0;
+    if (p.temperature <= 0 || chained(p) || ranked(p, vocabulary)) return;
+    float top = -infinity();
+    for (u32 i = thread_x(); i < runs; i += SLICE_THREADS) top = maximum(top, highest[row * runs + i]);
+    top = block_max<SLICE_THREADS>(top) / p.temperature;
+    Row source = row_of(p, logits, edited, row, vocabulary, runs, top);
+    u32 widest = p.top_p < 1 ? ALL : widest_gap(p);
     RF_UNROLL
-    for (u32 j = 0; j < PER_THREAD; ++j) {
-        u32 id = block_x() * SLICE + j * SLICE_THREADS + thread_x();
-        if (id >= source.size) continue;
-        u32 gap = float_bits(top - source.values[id] / p.temperature);
-        if (gap <= widest) sum += weight_of(gap);
+    for (u32 q = 0; q < FOURS; ++q) {
+        u32 gaps[4], id = first_id(q);
+        source.load_gaps(gaps, id);
+        u64 sum = 0;
+        RF_UNROLL
+        for (u32 j = 0; j < 4; ++j) sum += gaps[j] <= widest ? weight_of(gaps[j]) : 0;
+        sum = sum_lanes<RUN_LANES>(sum);
+        if (lane() % RUN_LANES == 0 && id < source.size) sums[row * runs + id / RUN] = sum;
     }
-    sum = wave_sum64(sum);
-    if (lane() == 0) parts[wave()] = sum;
-    barrier();
-    if (thread_x() != 0) return;
-    for (u32 i = 1; i < SLICE_THREADS / RF_WAVE; ++i) sum += parts[i];
-    sums[row * slices + block_x()] = sum;
 }
 
-// The token at which the running sum of weights reaches the random limit: first its slice, then within that.
-RF_DEVICE u32 draw_from_all(SelectShared& shared, const Row& source, const Parameters& p, const u64* sums, u32 slices) {
-    u64 value = thread_x() < slices ? sums[thread_x()] : 0, total;
-    u64 before = block_prefix(shared, value, total), limit = drawn_at(p, total);
+// The token at which the running sum of weights reaches the random limit: first its run, then within that.
+RF_DEVICE u32 draw_from_all(SelectShared& shared, const Row& source, const Parameters& p, const u64* sums, u32 runs) {
+    u64 own[RUNS_EACH], sum = 0, total;
+    RF_UNROLL
+    for (u32 j = 0; j < RUNS_EACH; ++j) {
+        u32 run = RUNS_EACH * thread_x() + j;
+        own[j] = run < runs ? sums[run] : 0, sum += own[j];
+    }
+    u64 before = block_prefix(shared, sum, total), limit = drawn_at(p, total);
+    RF_UNROLL
+    for (u32 j = 0; j < RUNS_EACH; ++j) {
+        if (before < limit && limit <= before + own[j]) shared.bin = RUNS_EACH * thread_x() + j, shared.below = before;
+        before += own[j];
+    }
     barrier();
-    if (before < limit && limit <= before + value) shared.bin = thread_x(), shared.below = before;
+    u32 id = RUN * shared.bin + thread_x();
+    bool inside = thread_x() < RUN && id < source.size;
+    u32 gap = inside ? source.gap(source.values[id]) : ALL;
+    u64 weight = inside && gap <= widest_gap(p) ? weight_of(gap) : 0;
+    before = shared.below + block_prefix(shared, weight, total);
+    if (before < limit && limit <= before + weight) shared.bin = id;
     barrier();
-    u32 low = shared.bin * SLICE, widest = widest_gap(p);
-    u64 base = shared.below;
+    return shared.bin;
+}
+
+// The token that is drawn from a list of at most COUNTED, which has all that the cuts leave. `all` is the sum of the
+// weights of all of the row's tokens, where there is no top_k.
+RF_DEVICE u32 draw_listed(SelectShared& shared, const Parameters& p, bool by_rank, u64 all) {
+    u32 i = thread_x(), most = by_rank ? minimum(p.top_k, i32(shared.listed)) : shared.listed, rank = 0;
+    bool stays = i < shared.listed;
+    u32 gap = stays ? shared.gaps[i] : ALL, id = stays ? shared.ids[i] : ALL;
+    u64 weight = stays ? weight_of(gap) : 0, before = 0, kept = 0;
+    if (stays) shared.weights[i] = weight;
     barrier();
-    auto weight = [=](u32, u32 gap) -> u64 { return gap <= widest ? weight_of(gap) : 0; };
-    return find<ById>(shared, source, weight, [=](u64) { return limit; }, low, SLICE, base).key;
+    if (stays)
+        rank = rank_of(shared, shared.listed, gap, id,
+                       [&](u32 j, bool comes) { before += comes ? shared.weights[j] : 0; });
+    if (stays && rank == most - 1) shared.inside = before + weight;
+    barrier();
+    stays = stays && rank < most && gap <= widest_gap(p);
+    if (stays && p.top_p < 1) stays = before < nucleus_of(p, by_rank ? shared.inside : all);
+    if (i < shared.listed) shared.weights[i] = stays ? weight : 0;
+    barrier();
+    before = 0;
+    for (u32 j = 0; stays && j < shared.listed; ++j) {
+        kept += shared.weights[j];
+        if (shared.ids[j] < id) before += shared.weights[j];
+    }
+    u64 limit = drawn_at(p, kept);
+    if (stays && before < limit && limit <= before + weight) shared.bin = id;
+    barrier();
+    return shared.bin;
 }
 
 template <class Source>
 RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters& p, u32 vocabulary, u64 total) {
     Cut cut = {ALL, ALL};
-    if (p.top_k > 0 && u32(p.top_k) < vocabulary) {
+    if (ranked(p, vocabulary)) {
         u64 limit = p.top_k;
         cut = cut_at(shared, source, [](u32, u32) -> u64 { return 1; }, [=](u64) { return limit; });
     }
     auto weight = [&](u32 id, u32 gap) -> u64 { return cut.keeps(id, gap) ? weight_of(gap) : 0; };
     if (p.top_p < 1) {
         bool all = cut.gap == ALL;
-        Cut nucleus = cut_at(shared, source, weight, [&](u64 kept) {
-            double mass = p.top_p * double(all ? total : kept);
-            u64 limit = u64(mass);
-            return limit + (double(limit) < mass || limit == 0);
-        });
+        Cut nucleus = cut_at(shared, source, weight, [&](u64 kept) { return nucleus_of(p, all ? total : kept); });
         cut = {nucleus.gap, nucleus.gap == cut.gap && cut.id < nucleus.id ? cut.id : nucleus.id};
     }
     if (widest_gap(p) < cut.gap) cut = {widest_gap(p), ALL};
     return find<ById>(shared, source, weight, [&](u64 kept) { return drawn_at(p, kept); }).key;
+}
+
+// The token that is drawn from a row with top_k or top_p: from a list of its likely tokens, or where the cuts lie
+// further out, or too many are as likely, from all.
+RF_DEVICE u32 draw_cut(SelectShared& shared, const Row& source, const Parameters& p, const Runs& likely,
+                       const u64* sums, u32 vocabulary, u32 runs) {
+    bool by_rank = ranked(p, vocabulary);
+    u64 all = 0, listed = 0, own[RUNS_EACH];
+    if (!by_rank) {
+        RF_UNROLL
+        for (u32 j = 0; j < RUNS_EACH; ++j) {
+            own[j] = Runs::number(j) < runs ? sums[Runs::number(j)] : 0, listed += own[j];
+        }
+        block_prefix(shared, listed, all);
+    }
+    // what runs have beside their likeliest may lie further out: the list has to reach further than top_p
+    u64 nucleus = by_rank ? 0 : nucleus_of(p, all);
+    u32 reach = by_rank
+                    ? reach_of(shared, source, likely, p.top_k)
+                    : reach_of(shared, source, likely, [&](u32 j) { return own[j]; }, nucleus + (all - nucleus) / 2);
+    list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
+    bool complete = shared.listed <= LIST;
+    if (complete && reach < FAR && !by_rank) {  // do they have as much of the weight as top_p asks for?
+        u64 sum = 0;
+        for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
+        block_prefix(shared, sum, listed);
+        complete = listed >= nucleus;
+    }
+    if (!complete) return draw(shared, source, p, vocabulary, all);
+    if (shared.listed > COUNTED) return draw(shared, List{shared}, p, vocabulary, all);
+    return draw_listed(shared, p, by_rank, all);
+}
+
+// The most likely token of a row, of equals the first.
+RF_DEVICE i32 most_likely(const Runs& likely, const i32* best, float top, u32 runs) {
+    i32 token = 0x7fffffff;
+    RF_UNROLL
+    for (u32 j = 0; j < RUNS_EACH; ++j)
+        if (Runs::number(j) < runs && likely.highest[j] == top) token = minimum(token, best[Runs::number(j)]);
+    return -block_max<ROW_THREADS>(-token);
 }
 
 // The drawn token, or the most likely one where the temperature is zero, goes to last_tokens[slot] and
@@ -200,38 +296,25 @@ RF_DEVICE u32 draw(SelectShared& shared, const Source& source, const Parameters&
 // the mask allows nothing, the host gets NOT_FINITE or NOTHING_ALLOWED, and last_tokens any token. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_rows(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
-               const float* highest, const i32* best, const u64* sums, const u32* staged, u32 vocabulary, u32 slices) {
+               const float* highest, const i32* best, const u64* sums, const u32* staged, u32 vocabulary, u32 runs) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
-    float top = top_of<ROW_THREADS>(highest, row, slices);
+    best += row * runs, sums += row * runs;
+    Runs likely(highest + row * runs, runs);
+    float top = likely.top();
     float scaled = p.temperature > 0 ? top / p.temperature : top;
     bool finite = absolute(scaled) < infinity();
     if (finite && chained(p)) return;
-    i32 token = 0x7fffffff;
-    if (drawn_from_all(p, vocabulary) && finite) {
-        Row source = row_of(p, logits, edited, row, vocabulary, slices, scaled);
-        token = draw_from_all(shared, source, p, sums + row * slices, slices);
-    } else if (p.temperature > 0 && finite) {
-        Row source = row_of(p, logits, edited, row, vocabulary, slices, scaled);
-        bool listed;
-        u64 total = list_likely(shared, source, listed);
-        // does the list reach as far as the cuts may?
-        if (listed && p.top_k > 0) {
-            listed = u32(p.top_k) <= shared.listed;
-        } else if (listed) {
-            u64 sum = 0, mass;
-            for (u32 i = thread_x(); i < shared.listed; i += ROW_THREADS) sum += weight_of(shared.gaps[i]);
-            block_prefix(shared, sum, mass);
-            listed = double(mass) >= p.top_p * double(total);
-        }
-        token = listed ? draw(shared, List{shared}, p, vocabulary, total) : draw(shared, source, p, vocabulary, total);
-    } else {
-        for (u32 i = thread_x(); i < slices; i += ROW_THREADS)
-            if (highest[row * slices + i] == top) token = minimum(token, best[row * slices + i]);
-        token = -block_max<ROW_THREADS>(-token);
-    }
+    i32 token;
+    Row source = row_of(p, logits, edited, row, vocabulary, runs, scaled);
+    if (p.temperature <= 0 || !finite)
+        token = most_likely(likely, best, top, runs);
+    else if (drawn_from_all(p, vocabulary))
+        token = draw_from_all(shared, source, p, sums, runs);
+    else
+        token = draw_cut(shared, source, p, likely, sums, vocabulary, runs);
     if (thread_x() != 0) return;
     token = maximum(minimum(token, i32(vocabulary) - 1), 0);  // an embedding has a row for it
     last_tokens[p.slot] = token;
@@ -254,15 +337,16 @@ struct Kept {
     RF_MEMBER u64 weight(u32 id, u32 gap) const { return has(id, gap) ? weight_of(gap) : 0; }
 };
 
-// A row with distances in place of gaps.
+// A row, or a list of it, with distances in place of gaps.
+template <class Source>
 struct Distances {
-    static constexpr u32 AT_ONCE = Row::AT_ONCE;
-    const Row& row;
+    static constexpr u32 AT_ONCE = Source::AT_ONCE;
+    const Source& source;
     const Kept& kept;
 
     template <class F>
-    RF_MEMBER void each(u32 begin, u32 end, F f) const {
-        row.each(begin, end, [&](u32 count, u32 id, const u32* gaps) {
+    RF_MEMBER void each(F f) const {
+        source.each([&](u32 count, u32 id, const u32* gaps) {
             u32 distances[AT_ONCE];
             RF_UNROLL
             for (u32 j = 0; j < AT_ONCE; ++j) distances[j] = kept.distance(gaps[j]);
@@ -271,12 +355,12 @@ struct Distances {
     }
 };
 
-// Calls f(id, gap) for each element of a row.
-template <class F>
-RF_DEVICE void for_each(const Row& row, F f) {
-    row.each(0, row.size, [&](u32 count, u32 id, const u32* gaps) {
+// Calls f(id, gap) for each element of a row, or of a list.
+template <class Source, class F>
+RF_DEVICE void for_each(const Source& source, F f) {
+    source.each([&](u32 count, u32 id, const u32* gaps) {
         RF_UNROLL
-        for (u32 j = 0; j < Row::AT_ONCE; ++j)
+        for (u32 j = 0; j < Source::AT_ONCE; ++j)
             if (j < count) f(id + j, gaps[j]);
     });
 }
@@ -298,26 +382,26 @@ RF_DEVICE float deviation(const Row& row) {
 }
 
 // Keeps the elements whose gaps are nearest to the expected one, as many as have `share` of the weight.
-RF_DEVICE void keep_typical(SelectShared& shared, const Row& row, Kept& kept, float share) {
+template <class Source>
+RF_DEVICE void keep_typical(SelectShared& shared, const Row& row, const Source& source, Kept& kept, float share) {
     float weights = 0, moments = 0;
-    for_each(row, [&](u32 id, u32 gap) {
+    for_each(source, [&](u32 id, u32 gap) {
         float weight = float(kept.weight(id, gap)) * 9.094947e-13f;  // 2^-40
         if (weight > 0) weights += weight, moments += weight * bits_float(gap);
     });
     weights = block_sum<ROW_THREADS>(weights);
     kept.center = block_sum<ROW_THREADS>(moments) / weights;
-    auto weight = [&](u32 id, u32) {
-        return kept.weight(id, float_bits(row.highest - row.values[id] / row.temperature));
-    };
+    auto weight = [&](u32 id, u32) { return kept.weight(id, row.gap(row.values[id])); };
     auto limit_of = [=](u64 total) {
         u64 limit = u64(double(total) * double(share));
         return limit < total ? limit + 1 : total;
     };
-    kept.width = find<ByGap>(shared, Distances{row, kept}, weight, limit_of).key;
+    kept.width = find<ByGap>(shared, Distances<Source>{source, kept}, weight, limit_of).key;
 }
 
 // Leaves out the elements with `threshold` of the weight or more, but the least likely of them.
-RF_DEVICE void exclude_top(SelectShared& shared, const Row& row, Kept& kept, float threshold) {
+template <class Source>
+RF_DEVICE void exclude_top(SelectShared& shared, const Source& row, Kept& kept, float threshold) {
     u64 sum = 0, total;
     for_each(row, [&](u32 id, u32 gap) { sum += kept.weight(id, gap); });
     block_prefix(shared, sum, total);
@@ -337,31 +421,28 @@ RF_DEVICE void exclude_top(SelectShared& shared, const Row& row, Kept& kept, flo
     kept.from_id = block_max<ROW_THREADS>(id_of_last), kept.from_gap = gap_of_last;
 }
 
-// The token that is drawn from what all truncations keep, each of what the one before has kept.
-RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Parameters& p) {
-    Kept kept = {{0x7f7fffff, ALL}, 0, ALL, 0, 0};
-    if (p.top_n_sigma > 0) kept.cut.gap = float_bits(p.top_n_sigma * deviation(row));
+// The token that is drawn from what all truncations keep, each of what the one before has kept: of `source`, which is
+// the row or has all that top_n_sigma, which keeps what is as near as `widest`, and top_k leave of it.
+template <class Source>
+RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Source& source, const Parameters& p,
+                           u32 widest) {
+    Kept kept = {{widest, ALL}, 0, ALL, 0, 0};
     if (p.top_k > 0) {
         u64 limit = p.top_k;
-        u32 widest = kept.cut.gap;
         Cut most = cut_at(
-            shared, row, [=](u32, u32 gap) -> u64 { return gap <= widest; },
+            shared, source, [=](u32, u32 gap) -> u64 { return gap <= widest; },
             [=](u64 all) { return all < limit ? all : limit; });
         kept.cut = most;
     }
-    if (p.typical_p < 1) keep_typical(shared, row, kept, p.typical_p);
+    if (p.typical_p < 1) keep_typical(shared, row, source, kept, p.typical_p);
     auto weight = [&](u32 id, u32 gap) { return kept.weight(id, gap); };
     if (p.top_p < 1) {
-        Cut nucleus = cut_at(shared, row, weight, [&](u64 all) {
-            double mass = p.top_p * double(all);
-            u64 limit = u64(mass);
-            return limit + (double(limit) < mass || limit == 0);
-        });
+        Cut nucleus = cut_at(shared, source, weight, [&](u64 all) { return nucleus_of(p, all); });
         if (nucleus.gap < kept.cut.gap || (nucleus.gap == kept.cut.gap && nucleus.id < kept.cut.id)) kept.cut = nucleus;
     }
     if (p.min_p > 0) {
         i32 first = 0x7f7fffff;
-        for_each(row, [&](u32 id, u32 gap) {
+        for_each(source, [&](u32 id, u32 gap) {
             if (kept.has(id, gap)) first = minimum(first, i32(gap));
         });
         first = -block_max<ROW_THREADS>(-first);
@@ -369,70 +450,95 @@ RF_DEVICE u32 draw_chained(SelectShared& shared, const Row& row, const Parameter
         if (widest < kept.cut.gap) kept.cut = {widest, ALL};
     }
     bool excludes = float(random24(p.seed ^ 0x58544358544358ull, p.step)) < p.xtc_probability * 16777216.0f;
-    if (excludes) exclude_top(shared, row, kept, p.xtc_threshold);
-    return find<ById>(shared, row, weight, [&](u64 all) { return drawn_at(p, all); }).key;
+    if (excludes) exclude_top(shared, source, kept, p.xtc_threshold);
+    return find<ById>(shared, source, weight, [&](u64 all) { return drawn_at(p, all); }).key;
 }
 
 // What rf_sample_rows does, for the rows with top_n_sigma, typical_p or XTC, which it passes over. A block a row.
 RF_KERNEL(ROW_THREADS)
 rf_sample_chains(i32* last_tokens, i32* host_tokens, i32* counts, const float* logits, const float* edited,
-                 const float* highest, const u32* staged, u32 vocabulary, u32 slices) {
+                 const float* highest, const u32* staged, u32 vocabulary, u32 runs) {
     RF_SHARED SelectShared shared;
     u32 row = block_x();
     const Parameters p = parameters_of(staged, row);
     wait_for_previous();
     if (!chained(p)) return;
-    float top = top_of<ROW_THREADS>(highest, row, slices) / p.temperature;
+    Runs likely(highest + row * runs, runs);
+    float top = likely.top() / p.temperature;
     if (!(absolute(top) < infinity())) return;
-    Row source = row_of(p, logits, edited, row, vocabulary, slices, top);
-    i32 token = draw_chained(shared, source, p);
+    Row source = row_of(p, logits, edited, row, vocabulary, runs, top);
+    u32 widest = p.top_n_sigma > 0 ? float_bits(p.top_n_sigma * deviation(source)) : 0x7f7fffff, reach = widest;
+    if (ranked(p, vocabulary)) reach = reach_of(shared, source, likely, p.top_k);
+    if (widest < reach) reach = widest;
+    if (FAR < reach) reach = FAR;
+    list(shared, source, likely, reach, [=](u32, u32 gap) { return gap <= reach; });
+    i32 token = shared.listed <= LIST ? draw_chained(shared, source, List{shared}, p, widest)
+                                      : draw_chained(shared, source, source, p, widest);
     if (thread_x() != 0) return;
     last_tokens[p.slot] = token;
     host_tokens[row] = token;
     if (p.counts_row >= 0) counts[u64(p.counts_row) * vocabulary + token] += 2;
 }
 
+// highest, sums (rows, runs): of unchanged logits (.., vocabulary) the highest of each run, and the sum of exp(logit -
+// that). places (2, rows): the first half says of each row which of the logits' it is, else it is that of the block.
+// Grid: (slices, rows).
+RF_KERNEL(SLICE_THREADS)
+rf_logprob_sums(float* highest, float* sums, const float* logits, const i32* places, u32 vocabulary, u32 runs) {
+    wait_for_previous();
+    u32 row = block_y();
+    logits += u64(places ? places[row] : row) * vocabulary;
+    float values[FOURS][4];
+    RF_UNROLL
+    for (u32 q = 0; q < FOURS; ++q) load_four(values[q], logits, first_id(q), vocabulary);
+    RF_UNROLL
+    for (u32 q = 0; q < FOURS; ++q) {
+        const float (&v)[4] = values[q];
+        float top = reduce_lanes<RUN_LANES>(maximum(maximum(v[0], v[1]), maximum(v[2], v[3])), Maximum()), sum = 0;
+        RF_UNROLL
+        for (u32 j = 0; j < 4; ++j) sum += v[j] == -infinity() ? 0 : fast_exp(v[j] - top);
+        sum = reduce_lanes<RUN_LANES>(sum, Add());
+        if (lane() % RUN_LANES != 0 || first_id(q) >= vocabulary) continue;
+        highest[row * runs + first_id(q) / RUN] = top;
+        sums[row * runs + first_id(q) / RUN] = sum;
+    }
+}
+
+// Lists the `count` most likely elements of a row, of which it has as many, and perhaps others.
+RF_DEVICE void list_top(SelectShared& shared, const Row& row, const Runs& runs, u32 count) {
+    u32 reach = reach_of(shared, row, runs, count);
+    list(shared, row, runs, reach, [=](u32, u32 gap) { return gap <= reach; });
+    if (count <= shared.listed && shared.listed <= ROW_THREADS) return;
+    u64 limit = count;
+    Cut cut = cut_at(shared, row, [](u32, u32) -> u64 { return 1; }, [=](u64) { return limit; });
+    list(shared, row, runs, cut.gap, [=](u32 id, u32 gap) { return cut.keeps(id, gap); });
+}
+
 // Log-probabilities of unchanged logits (.., vocabulary): of `tokens`, or of any for those below zero, in `chosen`, and
 // of the `count` most likely ones, in descending order, in top_ids and top_values (rows, count). A block a row.
 // places (2, rows): of each its row of the logits, and its place in `tokens`; without, both are those of the block.
+// highest, sums: as rf_logprob_sums leaves them.
 RF_KERNEL(ROW_THREADS)
 rf_token_logprobs(float* chosen, i32* top_ids, float* top_values, const float* logits, const i32* tokens,
-                  const i32* places, u32 rows, u32 vocabulary, u32 count) {
+                  const i32* places, const float* highest, const float* sums, u32 rows, u32 vocabulary, u32 runs,
+                  u32 count) {
     wait_for_previous();
     RF_SHARED SelectShared shared;
     u32 row = block_x();
-    logits += u64(places ? places[row] : row) * vocabulary;
+    logits += u64(places ? places[row] : row) * vocabulary, highest += row * runs, sums += row * runs;
     i32 token = tokens[places ? places[rows + row] : row];
-    float top = -infinity(), sum = 0;
-    for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) top = maximum(top, logits[i]);
-    top = block_max<ROW_THREADS>(top);
-    for (u32 i = thread_x(); i < vocabulary; i += ROW_THREADS) sum += fast_exp(logits[i] - top);
+    Runs likely(highest, runs);
+    float top = likely.top(), sum = 0;
+    for (u32 i = thread_x(); i < runs; i += ROW_THREADS) sum += sums[i] == 0 ? 0 : sums[i] * fast_exp(highest[i] - top);
     float log_sum = fast_log(block_sum<ROW_THREADS>(sum));
     if (thread_x() == 0) chosen[row] = logits[maximum(token, 0)] - top - log_sum;
     if (count == 0) return;
     Row source = {logits, vocabulary, 1, top};
-    u64 limit = count;
-    bool listed;
-    list_likely(shared, source, listed);
-    listed = listed && shared.listed >= count;
-    auto one = [](u32, u32) -> u64 { return 1; };
-    auto limit_of = [=](u64) { return limit; };
-    Cut cut = listed ? cut_at(shared, List{shared}, one, limit_of) : cut_at(shared, source, one, limit_of);
-    barrier();
-    if (thread_x() == 0) shared.listed = 0;
-    barrier();
-    source.each(0, vocabulary, [&](u32 size, u32 id, const u32* gaps) {
-        RF_UNROLL
-        for (u32 j = 0; j < Row::AT_ONCE; ++j) {
-            if (j >= size || !cut.keeps(id + j, gaps[j])) continue;
-            u32 i = atomic_add(&shared.listed, 1u);
-            shared.ids[i] = id + j, shared.gaps[i] = gaps[j];
-        }
-    });
-    barrier();
-    if (thread_x() >= count) return;
-    u32 id = shared.ids[thread_x()], gap = shared.gaps[thread_x()], rank = 0;
-    for (u32 i = 0; i < count; ++i) rank += shared.ids[i] != id && Cut{gap, id}.keeps(shared.ids[i], shared.gaps[i]);
+    list_top(shared, source, likely, count);
+    u32 i = thread_x(), listed = minimum(i32(shared.listed), i32(ROW_THREADS));  // more where none is a number
+    if (i >= listed) return;
+    u32 id = shared.ids[i], gap = shared.gaps[i], rank = rank_of(shared, listed, gap, id, [](u32, bool) {});
+    if (rank >= count) return;
     top_ids[u64(row) * count + rank] = id;
     top_values[u64(row) * count + rank] = -bits_float(gap) - log_sum;
 }

@@ -13,21 +13,19 @@
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "products.h"
+#include "tile_sums.h"
 #include "unpack.h"
 
 namespace rocforge {
 
-const u32 THREADS = RF_TUNE_TILE_THREADS, WAVES = THREADS / RF_WAVE, K_WAVES = WAVES / RF_ROW_WAVES;
-const u32 TILES = RF_ROW_TILES, TOKEN_TILES = (RF_TOKENS + 15) / 16;
 const bool STAGED = RF_TOKENS == 128;  // x, in LDS
 const u32 RESIDENT = THREADS * (TILES > 1 || STAGED ? RF_TUNE_TILE_BLOCKS_WIDE : RF_TUNE_TILE_BLOCKS);
 
 static_assert(!STAGED || K_WAVES == 1, "all waves multiply the same share of x at a time");
 
-const u32 PAD = 4;                                       // so that a fragment's columns lie in different LDS banks
 const u32 HALF_CHUNKS = 2 * RF_TOKENS * FRAGMENT_CELLS;  // of x, that 16 elements of a run's cells take
 union Shared {
-    alignas(16) float sums[WAVES][16][16 * TILES + PAD];
+    alignas(16) LdsSums sums;
     u32x4 x[STAGED ? 2 : 1][STAGED ? HALF_CHUNKS : 1];
 };
 
@@ -99,14 +97,9 @@ RF_DEVICE void unpack(u32 (&pairs)[8], const F& w, u32 s, u32 h, float scale, fl
     u32 scales = pack_fp16(scale, scale), mins = F::MINS ? pack_fp16(min, min) : 0;
     RF_UNROLL
     for (u32 i = 0; i < 4; ++i) {
-        u32 codes = Nibbles<F>::STAY ? element(w.plane[s], i) : w.four(s, 4 * h + i);
-        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes, h, scales, mins);
+        unpack_four<F>(pairs[2 * i], pairs[2 * i + 1], codes_of(w, s, h, i), h, scales, mins);
     }
 }
-
-struct Sums {
-    Accumulator of[TILES][TOKEN_TILES];
-};
 
 // Where a wave is: at a run of FRAGMENT_CELLS cells of its rows, or past its last one.
 struct Position {
@@ -201,11 +194,7 @@ RF_DEVICE void add_run(Sums& sums, Cells<F>& w, const Position& at, const Positi
                 PairFragment x_fragment = fragment_of(b, step);
                 RF_UNROLL
                 for (u32 m = 0; m < TILES; ++m) {
-                    if (RF_TOKENS == 8)
-                        multiply_add_half(sums.of[m][n], fragment_of(a[m], step), x_fragment);
-                    else
-                        multiply_add(sums.of[m][n], fragment_of(a[m], step), x_fragment);
-                    materialize(sums.of[m][n].x[0]);
+                    add_product(sums.of[m][n], fragment_of(a[m], step), x_fragment);
                 }
             }
         }
@@ -237,25 +226,6 @@ RF_DEVICE Sums multiply(Cells<F>& w, Position at, const Position& then, X x) {
         at = next;
     }
     return sums;
-}
-
-// Puts a wave's sums of 16 tokens into LDS, where those of all shares of the depth are added up by `summed`.
-RF_DEVICE void share(Shared& shared, const Sums& sums, u32 n) {
-    barrier();  // what was there has been used
-    RF_UNROLL
-    for (u32 m = 0; m < TILES; ++m) {
-        RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i)
-            shared.sums[wave()][fragment_column(i)][16 * m + fragment_row(row_slot(i))] = sums.of[m][n].x[i];
-    }
-    barrier();
-}
-// Of row `row` of run `run`.
-RF_DEVICE float summed(const Shared& shared, u32 run, u32 token, u32 row) {
-    float sum = 0.0f;
-    RF_UNROLL
-    for (u32 k = 0; k < K_WAVES; ++k) sum += shared.sums[k * RF_ROW_WAVES + run][token][row];
-    return sum;
 }
 
 // The first run of a wave, whose rows are what `row_of` gives for 0 to 16 TILES - 1.

@@ -47,13 +47,13 @@ RF_DEVICE void product(Shared& shared, const TileParams& p, const Matrix& m, u32
     Sums sums = multiply(w, at, none, fragments_of(shared, tokens.x));
     RF_UNROLL
     for (u32 n = 0; n < TOKEN_TILES; ++n) {
-        share(shared, sums, n);
+        share(shared.sums, sums, n);
         RF_NO_UNROLL
         for (u32 i = thread_x(); i < RF_ROW_WAVES * height * 16; i += THREADS) {
             u32 within = i % (RF_ROW_WAVES * height), r = first + within;
             u32 k = tokens.first + 16 * n + i / (RF_ROW_WAVES * height);
             if (k >= tokens.count || r >= m.rows) continue;
-            float value = summed(shared, within / height, k % 16, within % height);
+            float value = summed(shared.sums, within / height, k % 16, within % height);
             u64 at = u64(k) * m.rows + r;
             if (m.bias) value += m.bias[r];
             if (number == 0 && p.residual) value += p.residual[at];
@@ -113,15 +113,15 @@ rf_tile_gated(TileGatedParams p) {
         at = next;
         RF_UNROLL
         for (u32 n = 0; n < TOKEN_TILES; ++n) {
-            share(shared, sums, n);
+            share(shared.sums, sums, n);
             RF_NO_UNROLL
             for (u32 i = thread_x(); i < height * 16; i += THREADS) {
                 u32 within = i % height, k = tokens.first + 16 * n + i / height, r = first + within;
                 if (k >= tokens.count) continue;
                 float value = 0.0f;
                 if (r < m.rows) {
-                    float g = summed(shared, within / own, k % 16, within % own);
-                    float u = summed(shared, within / own, k % 16, own + within % own);
+                    float g = summed(shared.sums, within / own, k % 16, within % own);
+                    float u = summed(shared.sums, within / own, k % 16, own + within % own);
                     if (m.gate_bias) g += m.gate_bias[r];
                     if (m.up_bias) u += m.up_bias[r];
                     value = gated(m.activation, g, u);

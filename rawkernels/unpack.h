@@ -10,16 +10,43 @@ struct Nibbles {
     static const bool STAY = F::LOW == 4 && F::HIGH == 0 && !F::SIGNED;
 };
 
+// Whether codes are floats of 2 + 1 bits, taken as the selectors that they are stored as.
+template <class F>
+struct SmallFloats {
+    static const bool ANY = false;
+};
 template <>
-struct Nibbles<MXFP4> {
-    static const bool STAY = true;
+struct SmallFloats<MXFP4> {
+    static const bool ANY = true;
+};
+template <>
+struct SmallFloats<NVFP4> {
+    static const bool ANY = true;
 };
 
+// Four selectors * scale in float16: elements 0 and 2, and 1 and 3. At the top of float16's fields a code is 2^-14 of
+// itself, and the scale is half of what it says.
+RF_DEVICE void unpack_floats(u32& first, u32& second, u32 four, u32 scales) {
+    // the first and the third, and some bits above these the second and the fourth
+#ifdef RF_PLATFORM_NVIDIA
+    const u32 STEP = 4;
+    four = pick_bytes(0, four, 0x04010400);
+#else
+    const u32 STEP = 8;
+#endif
+    const u32 SIZES = 0x0e000e00, SIGNS = 0x80008000, UP = 0x78007800;  // 2^15
+    u32 even = (four << 9 & SIZES) | (four << 12 & SIGNS);
+    u32 odd = (moved(four, STEP, 9) & SIZES) | (moved(four, STEP, 12) & SIGNS);
+    first = fma_fp16(fma_fp16(even, UP, 0), scales, 0);
+    second = fma_fp16(fma_fp16(odd, UP, 0), scales, 0);
+}
+
 // Four codes * scale + min in float16: elements 0 and 2, and 1 and 3. `codes` are those of half h of a run as
-// `Codes::four` gives them, or the word they lie in, where they stay there; scale and min are pairs of the same number.
-// Codes become float16 in the last places of 1024, and lose what they are above by there.
+// `codes_of` gives them; scale and min are pairs of the same number. Codes become float16 in the last places of 1024,
+// and lose what they are above by there.
 template <class F>
 RF_DEVICE void unpack_four(u32& first, u32& second, u32 codes, u32 h, u32 scales, u32 mins) {
+    if constexpr (SmallFloats<F>::ANY) return unpack_floats(first, second, codes, scales);
     u32 even, odd;
     float unit = 1.0f, above = 1024.0f;
     if constexpr (Nibbles<F>::STAY) {
@@ -35,17 +62,6 @@ RF_DEVICE void unpack_four(u32& first, u32& second, u32 codes, u32 h, u32 scales
     u32 units = pack_fp16(unit, unit), zeros = pack_fp16(zero, zero);
     first = fma_fp16(fma_fp16(even, units, zeros), scales, mins);
     second = fma_fp16(fma_fp16(odd, units, zeros), scales, mins);
-}
-
-// A code of MXFP4 is a float of 2 + 1 bits: at the top of float16's fields it is 2^-14 of itself, and the scale is half
-// of what it says.
-template <>
-RF_MEMBER void unpack_four<MXFP4>(u32& first, u32& second, u32 codes, u32 h, u32 scales, u32) {
-    const u32 SIZES = 0x0e000e00, SIGNS = 0x80008000, UP = 0x78007800;  // 2^15
-    u32 even = h ? (codes << 5 & SIZES) | (codes << 8 & SIGNS) : (codes << 9 & SIZES) | (codes << 12 & SIGNS);
-    u32 odd = h ? (codes >> 3 & SIZES) | (codes & SIGNS) : (codes << 1 & SIZES) | (codes << 4 & SIGNS);
-    first = fma_fp16(fma_fp16(even, UP, 0), scales, 0);
-    second = fma_fp16(fma_fp16(odd, UP, 0), scales, 0);
 }
 
 // A pair's first or second number, twice. NVIDIA's compiler makes it part of the instruction that takes it, where it is
@@ -120,10 +136,18 @@ RF_MEMBER CellScales<Q6_K>::CellScales(const Q6_K& w) {
     }
 }
 
-// What unpack_four takes, of elements 32 s + 16 h + 4 t and following of cell c, from planes in memory.
+// What unpack_four takes, of elements 32 s + 16 h + 4 t and following: of a cell in registers, or of cell c in memory.
+template <class F>
+RF_DEVICE u32 codes_of(const F& w, u32 s, u32 h, u32 t) {
+    if constexpr (SmallFloats<F>::ANY) return selectors(element(w.plane[s], 2 * h + t / 2), t % 2);
+    if constexpr (Nibbles<F>::STAY) return element(w.plane[s], t);
+    return w.four(s, 4 * h + t);
+}
 template <class F>
 RF_DEVICE u32 stored_codes(const u8* row, u32 cells, u32 c, u32 s, u32 h, u32 t) {
-    if constexpr (Nibbles<F>::STAY) return load<u32>(row + 16 * (s * cells + c) + 4 * t);
+    const u8* plane = row + 16 * (s * cells + c);
+    if constexpr (SmallFloats<F>::ANY) return selectors(load<u32>(plane + 4 * (2 * h + t / 2)), t % 2);
+    if constexpr (Nibbles<F>::STAY) return load<u32>(plane + 4 * t);
     return F::stored_four(row, cells, c, s, 4 * h + t);
 }
 

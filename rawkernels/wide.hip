@@ -136,10 +136,10 @@ RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
     }
 }
 
-// Brings the weights of a part; `row_of` gives where row 0 to ROWS - 1 begins.
-template <class F, class RowOf>
-RF_DEVICE void bring_weights(const Shared& shared, RingPlace<WEIGHT_STAGES>& place, const Part& part, u32 cells,
-                             RowOf row_of) {
+// Brings the weights of a part; `rows.row<F>(r)` is where row 0 to ROWS - 1 begins.
+template <class F, class Rows>
+RF_DEVICE void bring_weights(const Shared& shared, RingPlace<WEIGHT_STAGES>& place, bool& waited, const Part& part,
+                             u32 cells, const Rows& rows) {
     Barriers& barriers = shared.barriers->weights;
     RF_NO_UNROLL
     for (u32 c = part.first; c < part.end; c += Stage<F>::CELLS) {
@@ -147,9 +147,10 @@ RF_DEVICE void bring_weights(const Shared& shared, RingPlace<WEIGHT_STAGES>& pla
         RF_NO_UNROLL
         for (u32 run = wave() - WAVES - 1; run < ROWS / 16; run += WEIGHT_WAVES)
             copy_cells<F>(shared.weights + place.stage * WEIGHT_BYTES + 16 * run * Stage<F>::PITCH,
-                          row_of(16 * run + lane() / 2), cells, c);
+                          rows.template row<F>(16 * run + lane() / 2), cells, c);
         arrive_with_copies(&barriers.full[place.stage]);
         place.next();
+        if (place.stage == 0 && !waited) wait_for_previous(), waited = true;  // all stages are on their way
     }
 }
 
@@ -330,9 +331,9 @@ struct WaveSums {
     }
 };
 
-// Hands the sums of a part, which has `tokens` tokens, to `finish`.
-template <class Finish>
-RF_DEVICE void hand_over(const Shared& shared, const Sums& sums, u32 tokens, Finish finish) {
+// Hands the sums of a part, which has `tokens` tokens, to `rows.finish`.
+template <class Rows>
+RF_DEVICE void hand_over(const Shared& shared, const Sums& sums, u32 tokens, const Rows& rows) {
     TurnedSums& turned = shared.turned[wave()];
     RF_UNROLL
     for (u32 tile = 0; tile < TILES; ++tile) {
@@ -344,20 +345,22 @@ RF_DEVICE void hand_over(const Shared& shared, const Sums& sums, u32 tokens, Fin
             for (u32 i = 0; i < RUN / 2; ++i)
                 turned.at[i / 4 * 8 + part_lane() * 2 + i % 2][part_row(i / 2 % 2)] = sums[tile][token / 2 + i];
             wave_barrier();
-            finish(WaveSums{turned, wave_row(tile), token});
+            rows.finish(WaveSums{turned, wave_row(tile), token});
         }
     }
 }
 
 template <class F>
-struct Format {
-    typedef F type;
-};
+RF_DEVICE void multiply_part(const Shared& shared, Rings& rings, Sums& sums, const Part& part) {
+    Consumer<F> consumer(shared, rings);
+    consumer.run(sums, part);
+    rings = consumer;
+}
 
-// The block's parts, one after another; visit(part, f) calls f(Format, row_of, finish) for one: what its weights are,
-// where its rows begin, and where its sums go.
-template <class Visit>
-RF_DEVICE void multiply_parts(const Operand& x, const Parts& parts, Visit visit) {
+// The block's parts of x times the weights, one after another. `Rows(params, part)` are a part's: whether they are of
+// the last format, `of_last`, where each begins, and where their sums go.
+template <class Rows, class Params>
+RF_DEVICE void multiply_parts(const Params& p) {
     Shared shared = shared_memory();
     if (thread_x() == 0) {
         RF_UNROLL
@@ -371,42 +374,47 @@ RF_DEVICE void multiply_parts(const Operand& x, const Parts& parts, Visit visit)
         fence_barriers();
     }
     barrier();
+    const u32 cells = p.x.cells;
     if (wave() >= WAVES) {
         give_registers_back<PRODUCER_REGISTERS>();
         if (wave() == WAVES) {
             wait_for_previous();
             RingPlace<X_STAGES> ring;
-            if (lane() == 0) each_part(parts, [&](u32 i) { bring_x(shared, ring, part_of(parts, x.cells, i), x); });
+            if (lane() == 0) each_part(p.parts, [&](u32 i) { bring_x(shared, ring, part_of(p.parts, cells, i), p.x); });
         } else {
             RingPlace<WEIGHT_STAGES> ring;
-            each_part(parts, [&](u32 i) {
-                Part part = part_of(parts, x.cells, i);
-                visit(part, [&](auto format, auto row_of, auto) {
-                    bring_weights<typename decltype(format)::type>(shared, ring, part, x.cells, row_of);
-                });
+            bool waited = false;
+            each_part(p.parts, [&](u32 i) {
+                Part part = part_of(p.parts, cells, i);
+                Rows rows(p, part);
+#ifdef RF_QTYPE_LAST
+                if (rows.of_last) return bring_weights<RF_QTYPE_LAST>(shared, ring, waited, part, cells, rows);
+#endif
+                bring_weights<RF_QTYPE>(shared, ring, waited, part, cells, rows);
             });
-            wait_for_previous();
+            if (!waited) wait_for_previous();
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         wait_for_previous();
         Rings rings;
         if (wave() / 4 == GROUPS - 1) pass_turn();
-        each_part(parts, [&](u32 i) {
+        each_part(p.parts, [&](u32 i) {
             Sums sums;
             RF_UNROLL
             for (u32 tile = 0; tile < TILES; ++tile) {
                 RF_UNROLL
                 for (u32 j = 0; j < RF_TOKENS / 2; ++j) sums[tile][j] = 0.0f;
             }
-            Part part = part_of(parts, x.cells, i);
-            visit(part, [&](auto format, auto, auto) {
-                Consumer<typename decltype(format)::type> consumer(shared, rings);
-                consumer.run(sums, part);
-                rings = consumer;
-            });
-            part = part_of(parts, x.cells, unknown(i));  // again, as all registers were taken
-            visit(part, [&](auto, auto, auto finish) { hand_over(shared, sums, x.tokens - part.token, finish); });
+            Part part = part_of(p.parts, cells, i);
+#ifdef RF_QTYPE_LAST
+            if (Rows(p, part).of_last)
+                multiply_part<RF_QTYPE_LAST>(shared, rings, sums, part);
+            else
+#endif
+                multiply_part<RF_QTYPE>(shared, rings, sums, part);
+            part = part_of(p.parts, cells, unknown(i));  // again, as all registers were taken
+            hand_over(shared, sums, p.x.tokens - part.token, Rows(p, part));
         });
         if (wave() / 4 == 0) take_turn();
     }
@@ -430,37 +438,40 @@ struct WideParams {
     RF_NULLABLE const float* residual;
 };
 
-RF_KERNEL_WARPGROUPS
-rf_wide_products(WideParams p) {
-    auto of_matrix = [&](auto format, const Matrix& m, u32 block, const float* residual, const Part& part, auto f) {
-        u32 first = block * ROWS;
-        auto row_of_block = [&](u32 r) {
-            u32 bytes = decltype(format)::type::row_bytes(p.x.cells);
-            return row_of(m.w, u64(minimum(i32(first + r), i32(m.rows - 1))) * bytes);
-        };
-        f(format, row_of_block, [&](const WaveSums& sums) {
-            const u32 LANES = 4;  // with four rows of a token each
-            u32 own = lane() % LANES * 4, row = first + sums.row + own;
-            f32x4 bias = bias_of(m.bias, row, m.rows);
-            auto compute = [&](u32 k) {
+struct ProductRows {
+    const WideParams& p;
+    const Part& part;
+    u32 block, number;
+    Matrix m;
+    bool of_last;
+
+    RF_MEMBER ProductRows(const WideParams& params, const Part& of) : p(params), part(of), block(of.rows) {
+        m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
+        of_last = number == 2;
+    }
+    template <class F>
+    RF_MEMBER const u8* row(u32 r) const {
+        return row_of(m.w, u64(minimum(i32(block * ROWS + r), i32(m.rows - 1))) * F::row_bytes(p.x.cells));
+    }
+    RF_MEMBER void finish(const WaveSums& sums) const {
+        const u32 LANES = 4;  // with four rows of a token each
+        u32 own = lane() % LANES * 4, row = block * ROWS + sums.row + own;
+        const float* residual = number == 0 ? p.residual : nullptr;
+        f32x4 bias = bias_of(m.bias, row, m.rows);
+        float* y = m.y + (u64(part.depth) * p.x.tokens + part.token) * p.stride;
+        bool aligned = p.stride % 4 == 0 && reinterpret_cast<u64>(m.y) % 16 == 0;
+        sums.each_token<LANES>(
+            p.x.tokens - part.token,
+            [&](u32 k) {
                 f32x4 sum = plus(sums.at(k, own), bias);
                 return residual ? plus(sum, load4(residual + u64(part.token + k) * m.rows, row, m.rows)) : sum;
-            };
-            float* y = m.y + (u64(part.depth) * p.x.tokens + part.token) * p.stride;
-            bool aligned = p.stride % 4 == 0 && reinterpret_cast<u64>(m.y) % 16 == 0;
-            sums.each_token<LANES>(p.x.tokens - part.token, compute,
-                                   [&](u32 k, f32x4 v) { store4(y + u64(k) * p.stride, row, m.rows, v, aligned); });
-        });
-    };
-    multiply_parts(p.x, p.parts, [&](const Part& part, auto f) {
-        u32 block = part.rows, number;
-        Matrix m = matrix_of(block, number, p.matrices, [](u32 rows) { return (rows + ROWS - 1) / ROWS; });
-#ifdef RF_QTYPE_LAST
-        if (number == 2) return of_matrix(Format<RF_QTYPE_LAST>(), m, block, nullptr, part, f);
-#endif
-        of_matrix(Format<RF_QTYPE>(), m, block, number == 0 ? p.residual : nullptr, part, f);
-    });
-}
+            },
+            [&](u32 k, f32x4 v) { store4(y + u64(k) * p.stride, row, m.rows, v, aligned); });
+    }
+};
+
+RF_KERNEL_WARPGROUPS
+rf_wide_products(WideParams p) { multiply_parts<ProductRows>(p); }
 
 // As `gated_product` of products.h, where what is quantized is as `store_swizzled` has it; the depth is one part. Each
 // wave has eight rows of gate and the same eight of up. Rows past the last fill up the last cell with zeros.
@@ -471,34 +482,42 @@ struct WideGatedParams {
     GatedOutput out;
 };
 
-RF_KERNEL_WARPGROUPS
-rf_wide_gated(WideGatedParams p) {
-    using F = RF_QTYPE;
-    const Gated& m = p.matrices;
-    multiply_parts(p.x, p.parts, [&](const Part& part, auto f) {
-        u32 first = part.rows * (ROWS / 2);
-        auto row_of_block = [&](u32 r) {
-            u32 row = minimum(i32(first + r / 16 * 8 + r % 8), i32(m.rows - 1));
-            return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.x.cells));
-        };
-        f(Format<F>(), row_of_block, [&](const WaveSums& sums) {
-            const u32 LANES = 2;  // with four rows of a token each
-            u32 own = lane() % LANES * 4, row = first + sums.row / 2 + own;
-            f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
-            auto compute = [&](u32 k) {
+struct GatedRows {
+    const WideGatedParams& p;
+    const Part& part;
+    static constexpr bool of_last = false;
+
+    RF_MEMBER GatedRows(const WideGatedParams& params, const Part& of) : p(params), part(of) {}
+    template <class F>
+    RF_MEMBER const u8* row(u32 r) const {
+        const Gated& m = p.matrices;
+        u32 row = minimum(i32(part.rows * (ROWS / 2) + r / 16 * 8 + r % 8), i32(m.rows - 1));
+        return row_of(r % 16 < 8 ? m.gate : m.up, u64(row) * F::row_bytes(p.x.cells));
+    }
+    RF_MEMBER void finish(const WaveSums& sums) const {
+        const Gated& m = p.matrices;
+        const u32 LANES = 2;  // with four rows of a token each
+        u32 own = lane() % LANES * 4, row = part.rows * (ROWS / 2) + sums.row / 2 + own;
+        f32x4 gate_bias = bias_of(m.gate_bias, row, m.rows), up_bias = bias_of(m.up_bias, row, m.rows);
+        sums.each_token<LANES>(
+            p.x.tokens - part.token,
+            [&](u32 k) {
                 f32x4 g = plus(sums.at(k, own), gate_bias), u = plus(sums.at(k, 8 + own), up_bias);
-                auto value = [&](u32 i) {
-                    return row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
-                };
-                return make_f32x4(value(0), value(1), value(2), value(3));
-            };
-            sums.each_token<LANES>(p.x.tokens - part.token, compute, [&](u32 k, f32x4 v) {
+                float value[4];
+                RF_UNROLL
+                for (u32 i = 0; i < 4; ++i)
+                    value[i] = row + i < m.rows ? gated(m.activation, element(g, i), element(u, i)) : 0.0f;
+                return make_f32x4(value[0], value[1], value[2], value[3]);
+            },
+            [&](u32 k, f32x4 v) {
                 u32 token = part.token + k;
                 if (p.out.y) store4(p.out.y + u64(token) * m.rows, row, m.rows, v);
                 if (p.out.quantized) store_swizzled(p.out.quantized, p.x.width, p.out.cells, token, row, v);
             });
-        });
-    });
-}
+    }
+};
+
+RF_KERNEL_WARPGROUPS
+rf_wide_gated(WideGatedParams p) { multiply_parts<GatedRows>(p); }
 
 }  // namespace rocforge

@@ -228,7 +228,7 @@ struct Q8_0 : Scaled32<8, 0, 0> {};
 struct Q4_1 : Affine32<0> {};
 struct Q5_1 : Affine32<1> {};
 struct IQ4_NL : Scaled32<4, 0, 0, IQ4Values> {};
-struct MXFP4 : Block32<4, 0, 1> {
+struct MXFP4 : Block32<4, 0, 1, FP4Values> {
     static constexpr i32 OFFSET = 0;
     static constexpr bool MINS = false;
     u32 tail;
@@ -239,8 +239,6 @@ struct MXFP4 : Block32<4, 0, 1> {
         u32 e = byte_of(tail, s);
         return bits_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
-    static constexpr bool SIGNED = true;
-    static RF_MEMBER u32 values(u32 codes) { return FP4Values::of_bytes(codes); }
 };
 
 // ---- A format of 64 elements a block, half a cell: fp4, and a scale of eight bits for each 16 ----
@@ -653,12 +651,11 @@ RF_DEVICE void store_swizzled(u8* x, u32 width, u32 cells, u32 k, u32 i, f32x4 v
     *reinterpret_cast<u32*>(token + 16 * ((chunk + 1) ^ k % 8)) = pack_fp16(clamp_fp16(v.y), clamp_fp16(v.w));
 }
 
-// Element i alone.
-RF_DEVICE void store_swizzled_one(u8* x, u32 width, u32 cells, u32 k, u32 i, float v) {
+// Elements i and i + 2, i % 4 being 0 or 1, which lie together, as a pair.
+RF_DEVICE void store_swizzled_two(u8* x, u32 width, u32 cells, u32 k, u32 i, u32 pair) {
     if (i >= cells * CELL) return;
     u32 chunk = i % 64 / 16 * 2 + i % 2;
-    f16* token = reinterpret_cast<f16*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8));
-    token[i % 16 / 2] = from_float<f16>(clamp_fp16(v));
+    *reinterpret_cast<u32*>(x + (u64(i / 64) * width + k) * 128 + 16 * (chunk ^ k % 8) + i % 16 / 4 * 4) = pair;
 }
 
 // Where activations for the next product go, in the form that it takes: fragments for `width` tokens, or, where that is

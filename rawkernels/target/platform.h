@@ -350,6 +350,13 @@ RF_DEVICE void prefetch(const void* p) {
 #endif
 }
 
+// The same of a run of bytes, a multiple of 16, by one lane; where the target has that.
+RF_DEVICE void prefetch_run(const u8* p, u32 bytes) {
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
 // ---- Lanes: all lanes of the wave take part in each of these ----
 
 #ifdef RF_PLATFORM_AMD

@@ -26,11 +26,14 @@ def gemv_rows(tuning: Tuning, tokens: int) -> int:
 def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     """Lanes that share a row, as a power of two.
 
-    For one token 16, or 32 of few rows, to make enough threads for the card, but no more than there are cells; for
-    more tokens as few as make enough.
+    For one token 16, or 32 of few rows, to make enough threads for the card, and of long ones, as floats are, but no
+    more than there are cells; for more tokens as few as make enough.
     """
     if tokens == 1:
-        return 3 if cells <= 8 else 4 if cells <= 16 or rows >= tuning.gemv_small_rows else 5
+        if cells <= 8:
+            return 3
+        few = rows < tuning.gemv_small_rows or cells > tuning.gemv_long_cells
+        return 5 if few and cells > 16 else 4
     enough = tuning.gemv_wanted_threads // tokens
     return next((log for log in (3, 4) if rows // gemv_rows(tuning, tokens) << log >= enough), 5)
 
@@ -69,6 +72,32 @@ def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
         return tuning.tile_threads // card.wave
     most, run = tuning.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuning, tokens)
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
+
+
+class FloatTile(NamedTuple):
+    """Of float_tiles.hip: tokens that it is compiled for; runs of rows that a block's waves take, as in tiles.hip; rows
+    of a block; and blocks that the card runs at a time."""
+
+    width: int
+    row_waves: int
+    rows: int
+    resident: int
+
+
+def float_tile_row_tiles(tuning: Tuning, tokens: int) -> int:
+    """Tiles of 16 rows that a wave of float_tiles.hip multiplies."""
+    return 2 if tokens >= tuning.float_tile_wide_tokens else 1
+
+
+def float_tile(tuning: Tuning, tokens: int, rows: int, card: Card) -> FloatTile:
+    """The geometry of float_tiles.hip: x is read again for each block, so that of many tokens its waves take as many
+    runs of rows as leave a block for each unit."""
+    width = next(n for n in (8, 16, 32, 64) if tokens <= n)
+    most, tiles = tuning.tile_threads // card.wave // 2, float_tile_row_tiles(tuning, width)
+    height, blocks = 16 * tiles, tuning.tile_blocks_wide if tiles > 1 else tuning.tile_blocks
+    runs = next((n for n in (4, 2) if n <= most and rows >= n * height * card.compute_units), 1)
+    row_waves = 1 if width == 8 else runs
+    return FloatTile(width, row_waves, row_waves * height, blocks * card.compute_units)
 
 
 def tile_blocks(tuning: Tuning, tokens: int, card: Card) -> int:
@@ -175,6 +204,10 @@ def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[st
     return {"RF_ROW_TILES": tile_row_tiles(tuning, tokens), **all_waves}
 
 
+def _float_tile_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:
+    return {"RF_ROW_TILES": float_tile_row_tiles(tuning, int(given["RF_TOKENS"]))}
+
+
 def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
     row_tiles = tile_row_tiles(tuning, int(given["RF_TOKENS"]))
     return {"RF_ROW_TILES": row_tiles, "RF_ROW_WAVES": tuning.tile_threads // wave}
@@ -183,6 +216,7 @@ def _expert_tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> 
 _MACROS: dict[str, Callable[[Tuning, Mapping[str, Any], int], dict[str, int]]] = {
     "matvec.hip": _gemv_macros,
     "tiles.hip": _tile_macros,
+    "float_tiles.hip": _float_tile_macros,
     "experts_tiles.hip": _expert_tile_macros,
     "attention.hip": _decode_macros,
     "attention_prefill.hip": _prefill_macros,

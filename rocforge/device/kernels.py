@@ -322,8 +322,8 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def launches_overlap() -> Iterator[None]:
     """In this context and thread, kernels begin while the one before still runs, where the device supports it."""
-    _this_thread.overlap = overlap.overlaps(cupy_module().cuda.runtime.getDevice())
+    before, _this_thread.overlap = _this_thread.overlap, overlap.overlaps(cupy_module().cuda.runtime.getDevice())
     try:
         yield
     finally:
-        _this_thread.overlap = False
+        _this_thread.overlap = before

@@ -39,9 +39,10 @@ class Tuning:
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
-        gemv_small_rows: with fewer rows, 32 lanes share a row of one token instead of 16.
+        gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
-        gemv_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight, of one token and of several.
+        gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
+            of one token, of that in a gated product, and of several tokens.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
@@ -50,6 +51,7 @@ class Tuning:
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
         then_norm_ahead_nbytes: of its cells that a lane has in flight on NVIDIA, of formats whose values are looked up.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
+        then_norm_ahead: bytes of gate, and of up, that each of its blocks asks for before it waits; a multiple of 16.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
         tile_threads: of a product on the matrix unit.
@@ -57,6 +59,10 @@ class Tuning:
             of rows.
         tile_blocks, tile_blocks_wide: blocks that a unit runs at a time; and of those with two tiles of rows.
         tile_runs_ahead: runs of 16 elements that weights are loaded ahead of their use, for up to 16 tokens.
+        float_gemv_tokens, float_tile_tokens: float16 and bfloat16 weights are multiplied by GEMV up to so many tokens,
+            and then up to so many on the matrix unit from where they lie; more by the BLAS library.
+        float_tile_wide_tokens: of so many tokens on, a wave takes two tiles of rows there.
+        float_tile_ahead, float_tile_ahead_wide: stripes of 64 elements that weights are loaded ahead of their use.
         dequantize_rows: rows that are unpacked at a time for the BLAS library.
 
         decode_threads, decode_threads_alone: the most threads of decode attention; and for one sequence.
@@ -90,8 +96,8 @@ class Tuning:
 
         norm_threads, norm_kept: of a norm, and the loads of 4 elements that a thread keeps in registers.
         sample_slice, sample_slice_threads: logits a block, and threads, of sampling's first launch.
-        sample_row_threads: of its second, a block a row.
-        sample_list, sample_list_gap: the most tokens listed in LDS, of those e^gap times less likely than the first.
+        sample_row_threads: of its last, a block a row.
+        sample_list, sample_counted: the most tokens listed in LDS; and of those that are put in order by counting.
     """
 
     basis: str = "reasoned"
@@ -107,8 +113,10 @@ class Tuning:
     gemv_rows_4: int = 2
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
+    gemv_long_cells: int = 256
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
+    gated_float_cells: int = 8
     gemv_float_cells_many: int = 2
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
@@ -120,6 +128,7 @@ class Tuning:
     then_norm_threads: int = 512
     then_norm_ahead_nbytes: int = 192
     then_norm_fill: float = 0.8
+    then_norm_ahead: int = 0
     wide_simd_threads: int = 256
 
     tile_threads: int = 256
@@ -128,6 +137,11 @@ class Tuning:
     tile_blocks: int = 4
     tile_blocks_wide: int = 4
     tile_runs_ahead: int = 3
+    float_gemv_tokens: int = 2
+    float_tile_tokens: int = 64
+    float_tile_wide_tokens: int = 32
+    float_tile_ahead: int = 2
+    float_tile_ahead_wide: int = 2
     dequantize_rows: int = 4096
 
     decode_threads: int = 256
@@ -161,23 +175,28 @@ class Tuning:
 
     norm_threads: int = 512
     norm_kept: int = 2
-    sample_slice: int = 1024
+    sample_slice: int = 2048
     sample_slice_threads: int = 256
     sample_row_threads: int = 1024
     sample_list: int = 3072
-    sample_list_gap: int = 10
+    sample_counted: int = 256
 
 
 _CDNA = Tuning()
 # 512 registers a lane: a block of 1,024 threads still has all loads of a cell in flight. gfx908 has as many, but half
 # of them for accumulators alone.
 _CDNA2 = replace(_CDNA, then_norm_threads=1024)
+# a lane has whole rows of its tiles, of which two would spill in float_tiles.hip
+_RDNA3 = Tuning(float_tile_wide_tokens=ANY, float_tile_ahead=2)
 # at most 512 threads, or 256 of two tiles of rows, keep all loads in flight; two tiles times 128 tokens would spill
 _NVIDIA = Tuning(tile_most_wide_tokens=64, tile_blocks=2, tile_blocks_wide=1)
 
 _H200 = replace(
     _NVIDIA,
     basis="measured",
+    gemv_float_cells=4,
+    float_tile_tokens=16,
+    tile_tokens=128,
     tile_tokens_alone=ANY,
     wide_from=33,
     experts_wide_from=129,
@@ -190,9 +209,11 @@ TABLE = {
     "gfx90a": _CDNA2,
     "gfx942": _CDNA2,
     "gfx950": _CDNA2,
-    "gfx103": Tuning(int8_tokens=8, tile_tokens=0, tile_tokens_alone=0),  # no matrix unit
-    "gfx110": Tuning(),
-    "gfx115": Tuning(),
+    "gfx103": Tuning(  # no matrix unit
+        int8_tokens=8, tile_tokens=0, tile_tokens_alone=0, float_gemv_tokens=8, float_tile_tokens=0
+    ),
+    "gfx110": _RDNA3,
+    "gfx115": _RDNA3,
     "gfx120": Tuning(),
     "sm_75": _NVIDIA,
     "sm_90": _H200,

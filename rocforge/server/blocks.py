@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.jobs import Job, merged
-from rocforge.text.chat.reply import Parsed, Parser
+from rocforge.text.chat.reply import CountedParser, Parsed
 
 
 class Blocks(ABC):
@@ -19,15 +19,13 @@ class Blocks(ABC):
 
     Attributes:
         calls: how many have been given.
-        reasoning_tokens: how many tokens the reasoning has.
         cut: whether the reply has ended before it was complete.
     """
 
-    def __init__(self, parser: Parser, parallel: bool):
-        self._parser, self._parallel = parser, parallel
-        self.calls, self.reasoning_tokens, self.cut = 0, 0, False
+    def __init__(self, parser: CountedParser, parallel: bool):
+        self.parser, self._parallel = parser, parallel
+        self.calls, self.cut = 0, False
         self._kind: str | None = None
-        self._unclear = 0  # tokens of which it is not yet known what they say
 
     @abstractmethod
     def begin(self, kind: str, name: str) -> Iterator[bytes]:
@@ -43,12 +41,10 @@ class Blocks(ABC):
 
     def add(self, piece: GenerationResponse) -> Iterator[bytes]:
         """The events of the next piece of the reply, of the last one with those of the reply's end."""
-        part = self._parser.add(piece.text)
-        self._count(part)
-        yield from self._write(part, piece)
+        yield from self._write(self.parser.add(piece.text), piece)
         if piece.finish_reason:
             self.cut = piece.finish_reason == "length"
-            yield from self._write(self._parser.finish(), None)
+            yield from self._write(self.parser.finish(), None)
             yield from self.close()
 
     async def write(self, job: Job) -> AsyncIterator[bytes]:
@@ -62,13 +58,6 @@ class Blocks(ABC):
         if self._kind:
             kind, self._kind = self._kind, None
             yield from self.end(kind)
-
-    def _count(self, part: Parsed) -> None:
-        self._unclear += 1
-        if part.reasoning:
-            self.reasoning_tokens += self._unclear
-        if part.reasoning or part.content or part.calls:
-            self._unclear = 0
 
     def _write(self, part: Parsed, piece: GenerationResponse | None) -> Iterator[bytes]:
         for kind, text in (("reasoning", part.reasoning), ("text", part.content)):

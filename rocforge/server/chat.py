@@ -25,7 +25,7 @@ from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.schema import ChatCompletionRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import ReplyFormat, reply_format
-from rocforge.text.chat.reply import Call, Parsed, Parser, joined
+from rocforge.text.chat.reply import Call, CountedParser, Parsed, joined
 from rocforge.text.special_tokens import Span
 
 
@@ -43,7 +43,9 @@ class ChatCompletions:
         pieces = await collect(job, request)
         return client_closed() if pieces is None else JSONResponse(answer.whole(pieces))
 
-    async def submit(self, body: ChatCompletionRequest, prefix: str, fits: bool = False) -> tuple[Job, list[Parser]]:
+    async def submit(
+        self, body: ChatCompletionRequest, prefix: str, fits: bool = False
+    ) -> tuple[Job, list[CountedParser]]:
         """The job of a chat, and a parser of each of its replies.
 
         Args:
@@ -78,7 +80,7 @@ class ChatCompletions:
             opened = format.opens_thought(text)
             grammar = self._grammar(body, format, tools, opened) or self._thinking(body, format, opened)
             job = await generator.submit(prefix, [prompt], params, grammar, body.timeout)
-        return job, [format.parser(tools.by_name, opened) for _ in params]
+        return job, [CountedParser(format.parser(tools.by_name, opened)) for _ in params]
 
     async def count(self, body: ChatCompletionRequest) -> int:
         """How many tokens the prompt of a chat has."""
@@ -187,7 +189,7 @@ def _continuation(body: ChatCompletionRequest) -> Continuation | None:
 class _Answer:
     """A job's replies in OpenAI's shapes."""
 
-    def __init__(self, job: Job, body: ChatCompletionRequest, generator: Generator, parsers: list[Parser]):
+    def __init__(self, job: Job, body: ChatCompletionRequest, generator: Generator, parsers: list[CountedParser]):
         self.job, self.body, self.generator, self.parsers = job, body, generator, parsers
         self._calls = [0] * len(parsers)
 
@@ -197,11 +199,16 @@ class _Answer:
         name = self.body.model
         head = {"id": self.job.id, "object": "chat.completion", "created": self.job.created, "model": name}
         tier = {"service_tier": "default"} if self.body.service_tier else {}
-        return {**head, "choices": choices, "usage": self.job.usage, **tier}
+        return {**head, "choices": choices, "usage": self._usage, **tier}
+
+    @property
+    def _usage(self) -> dict[str, Any]:
+        reasoning = sum(parser.reasoning_tokens for parser in self.parsers)
+        return {**self.job.usage, "completion_tokens_details": {"reasoning_tokens": reasoning}}
 
     def _choice(self, index: int, pieces: list[GenerationResponse]) -> dict[str, Any]:
         parser = self.parsers[index]
-        parsed = joined([parser.add("".join(piece.text for piece in pieces)), parser.finish()])
+        parsed = joined([*(parser.add(piece.text) for piece in pieces), parser.finish()])
         content, reasoning = parsed.content, parsed.reasoning
         calls = [call.as_dict() for call in self._allowed(index, parsed.calls)]
         message: dict[str, Any] = {
@@ -233,7 +240,7 @@ class _Answer:
             if choices:
                 yield b"".join(map(chunks.event, choices))
         if include_usage:
-            yield chunks.usage(self.job.usage)
+            yield chunks.usage(self._usage)
 
     def _choices(self, index: int, piece: GenerationResponse) -> list[bytes]:
         """A piece as the choices of its chunks."""

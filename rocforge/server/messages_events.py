@@ -15,7 +15,7 @@ from rocforge.server.body import dump_json, parse_json
 from rocforge.server.errors import APIError
 from rocforge.server.events import event
 from rocforge.server.jobs import Job
-from rocforge.text.chat.reply import Parser
+from rocforge.text.chat.reply import CountedParser
 
 _SIGNATURE = "rocforge"
 """Of thinking. Clients send it back; nothing here checks it."""
@@ -38,7 +38,7 @@ class MessageEvents(Blocks):
         parallel: whether calls after the first are given.
     """
 
-    def __init__(self, job: Job, parser: Parser, model: str, most: int, shows: str | None, parallel: bool):
+    def __init__(self, job: Job, parser: CountedParser, model: str, most: int, shows: str | None, parallel: bool):
         super().__init__(parser, parallel)
         self._job, self._most, self._shows = job, most, shows
         self._written: list[str] = []

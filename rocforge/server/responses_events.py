@@ -18,7 +18,7 @@ from rocforge.server.events import event
 from rocforge.server.jobs import Job
 from rocforge.server.logprobs import chat_logprobs
 from rocforge.server.responses_input import OfferedTool, encrypted
-from rocforge.text.chat.reply import Parser
+from rocforge.text.chat.reply import CountedParser
 from rocforge.text.tokenizer import Tokenizer
 
 _TYPES = {"text": "message", "reasoning": "reasoning", "function": "function_call", "custom": "custom_tool_call"}
@@ -48,7 +48,7 @@ class ResponseEvents(Blocks):
         self,
         response: dict[str, Any],
         job: Job,
-        parser: Parser,
+        parser: CountedParser,
         tools: Mapping[str, OfferedTool],
         logprobs_by: Tokenizer | None = None,
         encrypts: bool = False,
@@ -165,7 +165,7 @@ class ResponseEvents(Blocks):
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": self.parser.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
 

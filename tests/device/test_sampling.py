@@ -149,6 +149,12 @@ def test_draws(options: dict, vocabulary: int):
     check(model_like(6, vocabulary), params)
 
 
+def test_more_runs_than_threads():
+    """The rows of today's largest vocabularies, cut by rank, by share, and not at all."""
+    options = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}, {"top_p": 0.9}, {"min_p": 0.02}
+    check(model_like(3, 151669), [SamplingParams(temperature=0.8, seed=i, **o) for i, o in enumerate(options)])
+
+
 FLAT = [
     {"top_p": 0.5},
     {"top_p": 0.999},
@@ -179,9 +185,9 @@ def test_equal_logits(options: dict):
 def test_frequencies():
     """Over many seeds, tokens come up as often as they are likely."""
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
-    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(300)]
-    tokens = check(np.tile(logits, (300, 1)), params)
-    assert np.abs(np.bincount(tokens, minlength=4) / 300 - np.exp(logits)).max() < 0.1
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(160)]
+    tokens = check(np.tile(logits, (160, 1)), params)
+    assert np.abs(np.bincount(tokens, minlength=4) / 160 - np.exp(logits)).max() < 0.1
 
 
 def test_penalties():
@@ -254,11 +260,10 @@ def test_chains(vocabulary: int):
     slots.step(logits[::-1])
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_batches_that_change(seed: int):
+def test_batches_that_change():
     """Requests of every kind come, go, and take over slots; a step is of some of them in any order, with masks or
     without; memory for counts, masks and biases grows on the way."""
-    rng, vocabulary, size = np.random.default_rng(seed), 1500, 12
+    rng, vocabulary, size = np.random.default_rng(1), 1500, 12
     slots, many = Slots(vocabulary, size), rng.standard_normal((4, size, vocabulary), np.float32) * 3
     for step in range(25):
         for slot in rng.choice(size, rng.integers(0, 3), replace=False).tolist():

@@ -10,5 +10,8 @@ def sizes(qtype):
     return (512, 544, 96) if GGML_QUANT_SIZES[QTYPES[qtype]][0] <= 32 else (512, 768, 256)
 
 
-WITHOUT_MATRIX_UNIT = {"int8_tokens": 8, "tile_tokens": 0, "tile_tokens_alone": 0}
+WITHOUT_MATRIX_UNIT = {
+    **{"int8_tokens": 8, "tile_tokens": 0, "tile_tokens_alone": 0},
+    **{"float_gemv_tokens": 8, "float_tile_tokens": 0},
+}
 """What the tuning of a card of RDNA 2 says of products."""

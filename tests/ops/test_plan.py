@@ -21,6 +21,7 @@ PACKAGE = Path(plan.__file__).parents[2]
 TOKENS = [0, 1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 512, 513]
 WITHOUT_MATRIX_UNIT = ["gfx103"]
 HOPPER = "sm_90"
+HALVES = "F16", "BF16", "float16 array"
 PACKED_FLOATS = {"F32": "Floats<float>", "F16": "Floats<f16>", "BF16": "Floats<bf16>"}
 
 
@@ -55,6 +56,12 @@ def expected_product(name, tokens, architecture):
         if architecture == HOPPER and tokens > 32 and planes.wide:
             return Product.WIDE if tokens <= 64 or name in PLANAR else Product.GEMM_FP16
         return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
+    if (
+        name in HALVES
+        and architecture not in WITHOUT_MATRIX_UNIT
+        and 3 <= tokens <= (16 if architecture == HOPPER else 64)
+    ):
+        return Product.FLOAT_TILE
     if (name in PACKED_FLOATS or name in ("float32 array", "float16 array")) and 1 <= tokens <= 8:
         return Product.GEMV_FLOAT
     return Product.GEMM_FLOAT32 if name in ("float32 array", "float64 array", "rows of 3 floats") else Product.GEMM_FP16
@@ -98,6 +105,7 @@ def test_formats_of_experts():
         *((Product.TILE, n, OperandForm.FRAGMENTS_32) for n in (17, 32)),
         *((Product.TILE, n, OperandForm.FRAGMENTS_64) for n in (33, 64)),
         *((Product.TILE, n, OperandForm.FRAGMENTS_128) for n in (65, 128, 129, 2048)),
+        (Product.FLOAT_TILE, 3, OperandForm.FP16),
         (Product.WIDE, 65, OperandForm.SWIZZLED),
         (Product.GEMM_FP16, 65, OperandForm.FP16),
         (Product.GEMM_FLOAT32, 65, OperandForm.FLOAT32),
@@ -171,6 +179,8 @@ def test_gated_products(names, tokens, card):
         (("Q4_K", "Q4_K", "Q6_K"), 1, OperandForm.INT8),
         (("F16", "F16", "Q8_0"), 1, OperandForm.INT8),
         (("F16", "F16", "Q8_0"), 5, OperandForm.FLOAT32),
+        (("F16", "F16", "BF16"), 5, OperandForm.FP16),
+        (("F16", "BF16", "F16"), 5, OperandForm.FP16),
         (("Q4_K", "Q4_K", "F16"), 1, OperandForm.FLOAT32),
         (("Q4_K", "Q4_K", "Q6_K"), 20, OperandForm.FRAGMENTS_32),
         (("Q4_K", "Q4_K", "float16 array"), 20, OperandForm.FLOAT32),
@@ -231,6 +241,7 @@ def test_plans_are_kept():
 
 
 BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens", "tile_tokens_alone", "wide_from"}
+BOUNDS |= {"float_gemv_tokens", "float_tile_tokens"}
 COUNTS = ("tokens", "len(", "x.shape[0]", "math.prod(")
 
 

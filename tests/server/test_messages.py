@@ -11,6 +11,7 @@ from rocforge.server.messages_events import MessageEvents
 from rocforge.server.messages_input import chat_of
 from rocforge.server.messages_schema import MessagesRequest
 from rocforge.text.chat.formats import reply_format
+from rocforge.text.chat.reply import CountedParser
 
 CITY = {"properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"], "additionalProperties": False}
 WEATHER = {"name": "weather", "description": "Of a city.", "input_schema": CITY}
@@ -26,7 +27,7 @@ def written(text, size, reason="stop", stop=None, shows="summarized", parallel=T
     """The message, and its events, of a reply in pieces of a size."""
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     reply = SimpleNamespace(prompt_tokens=5, completion_tokens=len(pieces), cached_tokens=2)
-    parser = reply_format(TEMPLATE).parser({"weather": {}}, False)
+    parser = CountedParser(reply_format(TEMPLATE).parser({"weather": {}}, False))
     events = MessageEvents(Job("msg_1", 1, [reply]), parser, "small", most, shows, parallel)
     found = [events.start()]
     for number, piece in enumerate(pieces, 1):

@@ -92,7 +92,7 @@ def test_chat(client):
     message = reply.choices[0].message
     assert message.role == "assistant" and isinstance(message.content, str) and message.tool_calls is None
     assert reply.object == "chat.completion" and reply.choices[0].finish_reason in ("stop", "length")
-    assert reply.usage.completion_tokens <= 12
+    assert reply.usage.completion_tokens <= 12 and reply.usage.completion_tokens_details.reasoning_tokens == 0
     assert reply.usage.prompt_tokens_details.cached_tokens <= reply.usage.prompt_tokens
 
 

@@ -16,6 +16,7 @@ from rocforge.server.responses_input import chat_of, items_of, messages_of, offe
 from rocforge.server.responses_schema import ResponsesRequest
 from rocforge.server.tools import Tools, tools_of
 from rocforge.text.chat.formats import reply_format
+from rocforge.text.chat.reply import CountedParser
 
 CITY = {"properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"], "additionalProperties": False}
 WEATHER = {"type": "function", "name": "weather", "parameters": CITY}
@@ -40,7 +41,7 @@ def written(text, size, reason="stop", parallel=True, **options):
     pieces = [text[at : at + size] for at in range(0, len(text), size)] or [""]
     reply = SimpleNamespace(prompt_tokens=5, completion_tokens=len(pieces), cached_tokens=2)
     response = {"id": "resp_1", "status": "in_progress", "output": [], "parallel_tool_calls": parallel}
-    parser = reply_format(TEMPLATE).parser(tools, False)
+    parser = CountedParser(reply_format(TEMPLATE).parser(tools, False))
     events = ResponseEvents(response, Job("resp_1", 1, [reply]), parser, tools, **options)
     found = [events.start()]
     for number, piece in enumerate(pieces, 1):

@@ -122,7 +122,7 @@ def test_requests_finish_before_their_model_goes(folder):
             next(lines)
             other = pool.submit(complete, client, "b")
             wait_for(lambda: states(client)["a"] == "unloading")
-            with pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(httpx.TimeoutException):
                 complete(httpx.Client(base_url=client.base_url, trust_env=False, timeout=0.2), "c")
             back = pool.submit(complete, client, "a")
             late = complete(client, "c", timeout=0.1)

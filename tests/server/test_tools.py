@@ -154,8 +154,10 @@ def test_thoughts(start):
         _, reply = ask(server, tools=[WEATHER], tool_choice="required")
         assert len(reply["choices"][0]["message"]["tool_calls"]) == 1
         body = {"tools": [WEATHER], **writes(f"I could {CALL}\n</think>\n\nNo.")}
-        message = ask(server, **body)[1]["choices"][0]["message"]
+        _, reply = ask(server, **body)
+        message, usage = reply["choices"][0]["message"], reply["usage"]
         assert (message["content"], message["reasoning_content"]) == ("No.", f"I could {CALL}")
+        assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] < usage["completion_tokens"]
         assert streamed(server, **body) == ("No.", f"I could {CALL}", [], "stop")
         for fields, budget in (
             ({}, 3),

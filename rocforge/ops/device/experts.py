@@ -348,7 +348,7 @@ def _wide_products(
     # a tile is read whole
     operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + WIDE_PAIRS)
     hidden = empty_operand((len(operand), ffn), OperandForm.SWIZZLED)
-    y = cupy_module().empty((len(groups.order), dim), np.float32)
+    y = cupy_module().empty((len(groups.order), dim), np.float16)
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
     args = {"matrices": gate_and_up, "out": hidden.data, "out_cells": cells_of(ffn)}
     _launch_wide("experts_gated_wide", operand, tiles, pair[0], 2 * CELL * cells_of(ffn), args)
@@ -413,4 +413,4 @@ _OF_SORTED_PAIRS = {
     Product.WIDE: _wide_products,
     Product.GROUPED_GEMM: _grouped_gemm,
 }
-"""What computes the products of many pairs: float32 (places, dim), and int32 (pairs,), the place of each."""
+"""What computes the products of many pairs: float32 or float16 (places, dim), and int32 (pairs,), the place of each."""

@@ -59,7 +59,13 @@ def products(
 
 
 def product_then_norm(
-    x: PackedOperand, weight: Weight, bias: Array, residual: Array, norm: Array, eps: float
+    x: PackedOperand,
+    weight: Weight,
+    bias: Array,
+    residual: Array,
+    norm: Array,
+    eps: float,
+    consumers: Sequence[Weight] = (),
 ) -> tuple[Array, PackedOperand]:
     """`x @ weight.T + bias + residual`, and its rms_norm for the product that follows, of one launch.
 
@@ -72,6 +78,7 @@ def product_then_norm(
         residual: float32 (1, rows), or None.
         norm: float32 (rows,), the norm's weight.
         eps: of the norm.
+        consumers: what the norm's result is multiplied with; of two, gate and up, some is asked for early.
 
     Returns:
         float32 CuPy array (1, rows), and int8 of that shape.
@@ -83,15 +90,26 @@ def product_then_norm(
     out_cells, device = cells_of(rows), cupy.cuda.runtime.getDevice()
     log_lanes = then_norm_log_lanes(tuning.of(device), rows, cells, card_of(device).compute_units)
     product = (x.data, cells, log_lanes, memory_of(weight), bias, residual, y, rows)
-    args = (*product, norm, normed.data, out_cells, squares)
     grid, threads = out_cells * CELL // GEMV_RUN, GEMV_RUN << log_lanes
+    args = (*product, norm, normed.data, out_cells, squares, *_asked_for(consumers, grid))
     _then_norm_kernel(format_of(weight).kernel)((grid,), (threads,), args)
     return y, normed
+
+
+def _asked_for(consumers: Sequence[Weight], parts: int) -> tuple[Array, Array, int, int]:
+    """Of gate and up: their memory, the bytes of either that each of so many blocks asks for, and how far apart."""
+    ahead = tuning.current().then_norm_ahead
+    if len(consumers) != 2 or not ahead:
+        return None, None, 0, 0
+    gate, up = map(memory_of, consumers)
+    apart = min(gate.nbytes, up.nbytes) // parts // 16 * 16
+    return gate, up, min(ahead, apart), apart
 
 
 @functools.cache
 def _then_norm_kernel(name: str) -> Kernel:
     signature = "void* int32 int32 void* float32*? float32*? float32* int32 float32* uint8* int32 float32*"
+    signature += " void*? void*? uint32 uint32"
     return Kernel("matvec.hip", "matvec_then_norm", signature, RF_QTYPE=name, RF_TOKENS=1)
 
 

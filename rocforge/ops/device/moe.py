@@ -28,7 +28,9 @@ _route = Kernel("moe.hip", "route")
 _router = Kernel("moe.hip", "router")
 _group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32 int32")
 _scatter = Kernel("moe.hip", "scatter_tokens", "float32* int32* uint8* uint32 uint32 uint32 uint32")
-_combine = Kernel("moe.hip", "combine_experts", "float32* float32* int32*? float32*? float32*? uint32 uint32")
+_combine = Kernel(
+    "moe.hip", "combine_experts", "float32* float32*? float16*? int32*? float32*? float32*? uint32 uint32"
+)
 
 
 class Routing(NamedTuple):
@@ -181,11 +183,16 @@ def scatter_tokens(x: Array, rank: Array, width: int) -> PackedOperand:
     return out
 
 
+def floats_of(y: Array) -> tuple[Array, Array]:
+    """An array as kernels take it that read float32 or float16: in the first or the second place."""
+    return (None, y) if y.dtype == np.float16 else (y, None)
+
+
 def combine(y: Array, rank: Array, weights: Array, residual: Array) -> Array:
     """The weighted sum over each token's experts.
 
     Args:
-        y: float32 (token-expert pairs, dim).
+        y: float32 or float16 (token-expert pairs, dim).
         rank: int32 (pairs,), where in y each pair is; None: in their order.
         weights: float32 (tokens, used).
         residual: float32 (tokens, dim), added; or None.
@@ -196,5 +203,5 @@ def combine(y: Array, rank: Array, weights: Array, residual: Array) -> Array:
     (tokens, used), dim, threads = weights.shape, y.shape[1], tuning.current().elementwise_threads
     out = cupy_module().empty((tokens, dim), np.float32)
     if out.size:
-        _combine((tokens, blocks(dim, threads)), (threads,), (out, y, rank, weights, residual, used, dim))
+        _combine((tokens, blocks(dim, threads)), (threads,), (out, *floats_of(y), rank, weights, residual, used, dim))
     return out

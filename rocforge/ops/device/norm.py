@@ -8,6 +8,7 @@ from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_row
+from rocforge.ops.device.moe import floats_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments, to_fp16
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.device.strided import float32
@@ -24,7 +25,7 @@ _rms_norm_of_sum = Kernel(
 _rms_norm_of_experts = Kernel(
     "norm.hip",
     "rms_norm_of_experts",
-    "float32* float16*? uint8*? float32* int32* float32* float32* float32*? uint32 uint32 uint32 float32",
+    "float32* float16*? uint8*? float32*? float16*? int32* float32* float32* float32*? uint32 uint32 uint32 float32",
 )
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
@@ -93,7 +94,7 @@ def rms_norm_of_experts(
     (tokens, used), n = weights.shape, residual.shape[1]
     total, operand = empty_operand((tokens, n), OperandForm.FLOAT32), empty_operand((tokens, n), form)
     _, fp16, packed, width = output_arguments(operand)
-    args = (total, fp16, packed, y, rank, weights, residual, float32(weight), used, width, n, eps)
+    args = (total, fp16, packed, *floats_of(y), rank, weights, residual, float32(weight), used, width, n, eps)
     _rms_norm_of_experts(*_a_block_each(tokens), args)
     return total, operand
 

@@ -8,6 +8,7 @@ It is decided here alone, by the weights' formats, the number of tokens and the 
 | GEMV_INT8    | matvec.hip, experts.hip: dot instructions      | int8                                  |
 | GEMV_FLOAT   | matvec.hip, experts.hip                        | float32                               |
 | TILE         | tiles.hip, experts_tiles.hip: the matrix unit  | fragments, for 8, 16, 32, 64 or 128s  |
+| FLOAT_TILE   | float_tiles.hip: the same, of 16-bit floats    | float16                               |
 | WIDE         | wide.hip, experts_wide.hip: Hopper's unit      | float16 tiles, swizzled               |
 | GEMM_FP16    | the BLAS library, of weights unpacked to fp16  | float16                               |
 | GEMM_FLOAT32 | the BLAS library                               | float32                               |
@@ -33,7 +34,8 @@ from rocforge.ops.device.weights import WeightFormat, format_of
 from rocforge.ops.types import Weight
 
 MAX_GEMV_TOKENS = 8
-"""The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights."""
+"""The most tokens that GEMV kernels multiply; `Tuning.int8_tokens` says up to how many they do, of planar weights, and
+`Tuning.float_gemv_tokens` of 16-bit floats."""
 MAX_MATRICES = 3
 """The most matrices that one launch of our own kernels multiplies."""
 PLANS_KEPT = 4096
@@ -46,6 +48,7 @@ class Product(enum.Enum):
     GEMV_INT8 = enum.auto()
     GEMV_FLOAT = enum.auto()
     TILE = enum.auto()
+    FLOAT_TILE = enum.auto()
     WIDE = enum.auto()
     GEMM_FP16 = enum.auto()
     GEMM_FLOAT32 = enum.auto()
@@ -77,6 +80,7 @@ class OperandForm(enum.Enum):
 _FORMS = {
     Product.GEMV_INT8: OperandForm.INT8,
     Product.GEMV_FLOAT: OperandForm.FLOAT32,
+    Product.FLOAT_TILE: OperandForm.FP16,
     Product.WIDE: OperandForm.SWIZZLED,
     Product.GEMM_FP16: OperandForm.FP16,
     Product.GEMM_FLOAT32: OperandForm.FLOAT32,
@@ -101,8 +105,11 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
         return Product.WIDE
     if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
         return Product.TILE
-    if weight.kernel is not None and not weight.planar and 0 < tokens <= MAX_GEMV_TOKENS:
-        return Product.GEMV_FLOAT
+    if weight.kernel is not None and not weight.planar:
+        if 0 < tokens <= (tuned.float_gemv_tokens if weight.half else MAX_GEMV_TOKENS):
+            return Product.GEMV_FLOAT
+        if weight.half and 0 < tokens <= tuned.float_tile_tokens:
+            return Product.FLOAT_TILE
     return Product.GEMM_FLOAT32 if weight.float32 else Product.GEMM_FP16
 
 
@@ -184,7 +191,7 @@ def gated_plan(
     if gate.kernel != up.kernel or product in (Product.GEMM_FP16, Product.GEMM_FLOAT32):
         rounded = wanted is OperandForm.FP16 and product is product_for(up, tokens, tuned) is Product.GEMM_FP16
         return GatedPlan(None, form, OperandForm.FLOAT32 if wanted.packed else wanted, rounded)
-    writes_wanted = wanted.packed and (wanted is form or (wanted is OperandForm.INT8 and product is Product.GEMV_FLOAT))
+    writes_wanted = wanted is form or (wanted is OperandForm.INT8 and product is Product.GEMV_FLOAT)
     return GatedPlan(product, form, wanted if writes_wanted else OperandForm.FLOAT32)
 
 
@@ -195,7 +202,7 @@ class NormPlan(enum.Enum):
     IN_PRODUCT = enum.auto()
     """A GEMV writes the normalized row in int8, and leaves the division by the root to the next product."""
     WITH_SUM = enum.auto()
-    """A launch adds the BLAS library's product, or the parts of wide.hip's, to the residual, and normalizes the sum."""
+    """A launch adds a product of float16, or the parts of wide.hip's, to the residual, and normalizes the sum."""
 
 
 def norm_plan_for(weight: Weight, consumers: Sequence[Weight], tokens: int) -> NormPlan:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
 from rocforge.ops.arguments import check_sums
 from rocforge.ops.device.activation import add_to_rows, gated_unit
-from rocforge.ops.device.gemm import gemm_fp16, gemms_float32, gemms_fp16
+from rocforge.ops.device.float_tiles import float_tile_gated, float_tile_products
+from rocforge.ops.device.gemm import gemms_float32, gemms_fp16
 from rocforge.ops.device.matvec import gated_product, product_then_norm, products
 from rocforge.ops.device.norm import rms_norm_of_sum
 from rocforge.ops.device.operands import PackedOperand, as_operand
@@ -19,10 +21,11 @@ from rocforge.ops.device.plan import (
     NormPlan,
     OperandForm,
     Product,
-    form_for,
+    form_of,
     gated_plan,
     launches,
     norm_plan_for,
+    product_for,
 )
 from rocforge.ops.device.strided import float32
 from rocforge.ops.device.tiles import tile_gated, tile_products
@@ -61,14 +64,21 @@ def _flat(x: Array | PackedOperand) -> tuple[Array | PackedOperand, tuple[int, .
 def _launch(
     product: Product, x: Array | PackedOperand, weights: Sequence[Weight], biases: Sequence[Array], residual: Array
 ) -> list[Array]:
-    if product is Product.TILE or product is Product.WIDE:
-        return (tile_products if product is Product.TILE else wide_products)(x, weights, biases, residual)
-    if product is Product.GEMV_INT8 or product is Product.GEMV_FLOAT:
-        return products(x, weights, biases, residual)
+    if run := _PRODUCTS.get(product):
+        return run(x, weights, biases, residual)
     ys = (gemms_fp16 if product is Product.GEMM_FP16 else gemms_float32)(x, weights)
     for y, bias, added in itertools.zip_longest(ys, biases, [residual]):
         add_to_rows(y, bias, added)
     return ys
+
+
+_PRODUCTS: dict[Product, Any] = {
+    Product.GEMV_INT8: products,
+    Product.GEMV_FLOAT: products,
+    Product.TILE: tile_products,
+    Product.FLOAT_TILE: float_tile_products,
+    Product.WIDE: wide_products,
+}
 
 
 def gated_linear(
@@ -85,12 +95,18 @@ def gated_linear(
         else:
             parts = linears(x, [gate, up], biases, None)
         return gated_unit(unit, *parts, form=plan.result)
-    run = _GATED.get(plan.product, gated_product)
+    run = _GATED[plan.product]
     y = run(as_operand(flat, plan.form), gate, up, [float32(bias) for bias in biases], unit, plan.result)
     return y if isinstance(y, PackedOperand) or len(leading) == 1 else y.reshape(*leading, y.shape[-1])
 
 
-_GATED = {Product.TILE: tile_gated, Product.WIDE: wide_gated}
+_GATED: dict[Product, Any] = {
+    Product.GEMV_INT8: gated_product,
+    Product.GEMV_FLOAT: gated_product,
+    Product.TILE: tile_gated,
+    Product.FLOAT_TILE: float_tile_gated,
+    Product.WIDE: wide_gated,
+}
 
 
 def linear_then_norm(
@@ -108,12 +124,15 @@ def linear_then_norm(
     plan = norm_plan_for(weight, consumers, len(x))
     if plan is NormPlan.WITH_SUM and residual is not None:
         check_sums(x, [weight], [bias], residual)
-        form = form_for([weight], len(x))
-        operand = as_operand(x, form)
-        y = wide_parts(operand, weight) if isinstance(operand, PackedOperand) else gemm_fp16(operand, weight)
-        return rms_norm_of_sum(residual, y, bias, norm, eps, form)
+        product = product_for(format_of(weight), len(x), tuning.current())
+        operand = as_operand(x, form_of(product, len(x)))
+        if product is Product.WIDE:
+            y = wide_parts(operand, weight)
+        else:
+            (y,) = _launch(product, operand, [weight], [None], None)
+        return rms_norm_of_sum(residual, y, bias, norm, eps, form_of(product, len(x)))
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
-        return product_then_norm(operand, weight, float32(bias), float32(residual), float32(norm), eps)
+        return product_then_norm(operand, weight, float32(bias), float32(residual), float32(norm), eps, consumers)
     return None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device import tuning
-from rocforge.device.kernels import Kernel
+from rocforge.device.kernels import Kernel, launches_overlap
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import blocks, copy_into, float32
 from rocforge.ops.sampling import SamplingParams, biases
@@ -22,6 +22,9 @@ from rocforge.ops.types import Array, HostArray
 VOCABULARY_LIMIT = 1 << 19
 NONE_FINITE, NONE_ALLOWED = -1, -2
 """In place of a token: the highest logit is not finite; the mask leaves no token with a finite one."""
+
+RUN = 128
+"""Tokens of a run, of which the kernels know the highest logit, as in select.h."""
 
 _INTEGERS = ("step", "top_k", "slot", "counts_row", "edited_row", "mask_start", "bias_start")
 _FLOATS = (
@@ -49,8 +52,11 @@ _rows = Kernel(
 _chains = Kernel(
     "sampling.hip", "sample_chains", "int32* int32* int32*? float32* float32*? float32* uint32* uint32 uint32"
 )
+_logprob_sums = Kernel("sampling.hip", "logprob_sums", "float32* float32* float32* int32*? uint32 uint32")
 _logprobs = Kernel(
-    "sampling.hip", "token_logprobs", "float32* int32*? float32*? float32* int32* int32*? uint32 uint32 uint32"
+    "sampling.hip",
+    "token_logprobs",
+    "float32* int32*? float32*? float32* int32* int32*? float32* float32* uint32 uint32 uint32 uint32",
 )
 
 
@@ -72,14 +78,14 @@ class Sampler:
         if vocabulary > VOCABULARY_LIMIT:
             raise ValueError(f"sampling: a vocabulary of {vocabulary} tokens; allowed are {VOCABULARY_LIMIT}")
         cupy = cupy_module()
-        self._vocabulary, self._slices = vocabulary, blocks(vocabulary, tuning.current().sample_slice)
+        self._vocabulary, self._runs = vocabulary, blocks(vocabulary, RUN)
         self._records = np.zeros(slots, PARAMETERS)
         self._biases: dict[int, _Biases] = {}
         self._counts = _Counts(vocabulary, slots)
         self.last_tokens = cupy.zeros(slots, np.int32)
-        self._highest = cupy.empty((slots, self._slices), np.float32)
-        self._best = cupy.empty((slots, self._slices), np.int32)
-        self._sums = cupy.empty((slots, self._slices), np.uint64)
+        self._highest = cupy.empty((slots, self._runs), np.float32)
+        self._best = cupy.empty((slots, self._runs), np.int32)
+        self._sums = cupy.empty((slots, self._runs), np.uint64)
         self._staged = cupy.empty(slots * _RECORD_WORDS, np.uint32)
         self._edited: Array = None
 
@@ -150,28 +156,29 @@ class Sampler:
         Raises:
             ValueError: the logits have fewer rows, or another vocabulary.
         """
-        rows, sizes = len(slots), (self._vocabulary, self._slices)
+        rows, sizes = len(slots), (self._vocabulary, self._runs)
         if len(logits) < rows or logits.shape[1] != self._vocabulary:
             raise ValueError(f"sampling: logits of shape {logits.shape} for {rows} rows of {self._vocabulary} tokens")
         if not rows:
             return
-        (staged, from_all, chained), tuned = self._upload(slots, steps, masks, upload), tuning.current()
+        (staged, summed, chained), tuned = self._upload(slots, steps, masks, upload), tuning.current()
         logits, edited, counts, found = float32(logits), self._edited, self._counts.array, (self._highest, self._best)
-        grid, threads = (self._slices, rows), (tuned.sample_slice_threads,)
-        _slices(grid, threads, (edited, *found, logits, staged, counts, *sizes))
-        if from_all:
-            _sums(grid, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
-        drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
-        _rows((rows,), (tuned.sample_row_threads,), drawn)
-        if chained:
-            several = (self.last_tokens, host_tokens, counts, logits, edited, self._highest, staged, *sizes)
-            _chains((rows,), (tuned.sample_row_threads,), several)
+        slices, threads = (blocks(self._vocabulary, tuned.sample_slice), rows), (tuned.sample_slice_threads,)
+        with launches_overlap():
+            _slices(slices, threads, (edited, *found, logits, staged, counts, *sizes))
+            if summed:
+                _sums(slices, threads, (self._sums, logits, edited, self._highest, staged, *sizes))
+            drawn = (self.last_tokens, host_tokens, counts, logits, edited, *found, self._sums, staged, *sizes)
+            _rows((rows,), (tuned.sample_row_threads,), drawn)
+            if chained:
+                several = (self.last_tokens, host_tokens, counts, logits, edited, self._highest, staged, *sizes)
+                _chains((rows,), (tuned.sample_row_threads,), several)
 
     def _upload(
         self, slots: Sequence[int], steps: Sequence[int], masks: Mapping[int, HostArray], upload: Upload
     ) -> tuple[Array, bool, bool]:
-        """The records of the rows, with what they point to behind them, on the device; whether one of them is drawn
-        from all of its tokens; and whether one is chained."""
+        """The records of the rows, with what they point to behind them, on the device; whether the weights of all
+        tokens count for one of them; and whether one is chained."""
         records = self._records[np.asarray(slots)]
         records["step"] = steps
         parts, end = [records.view(np.uint32)], records.nbytes // 4
@@ -190,8 +197,7 @@ class Sampler:
         random = records["temperature"] > 0
         chained = (records["top_n_sigma"] > 0) | (records["typical_p"] < 1) | (records["xtc_probability"] > 0)
         every = (records["top_k"] <= 0) | (records["top_k"] >= self._vocabulary)
-        from_all = random & ~chained & (records["top_p"] >= 1) & every
-        return staged, bool(from_all.any()), bool((random & chained).any())
+        return staged, bool((random & ~chained & every).any()), bool((random & chained).any())
 
     def _padded(self, mask: HostArray) -> HostArray:
         """A mask with a bit for each token."""
@@ -205,9 +211,9 @@ class Sampler:
         if words > len(self._staged):
             self._staged = cupy.empty(_power_of_two(words), np.uint32)
         if edited and (self._edited is None or edited > len(self._edited)):
-            width = self._slices * tuning.current().sample_slice
             self._edited = None  # its memory is free for the larger one
-            self._edited = cupy.empty((min(_power_of_two(edited), len(self._records)), width), np.float32)
+            shape = min(_power_of_two(edited), len(self._records)), self._runs * RUN
+            self._edited = cupy.empty(shape, np.float32)
 
 
 class _Biases(NamedTuple):
@@ -291,8 +297,13 @@ def logprobs_device(logits: Array, tokens: Array, count: int, places: Array = No
     vocabulary, rows = logits.shape[1], len(logits) if places is None else places.shape[1]
     if not 0 <= count <= min(vocabulary, 1024) or vocabulary > VOCABULARY_LIMIT:
         raise ValueError(f"logprobs: count is {count} for logits of shape {logits.shape}")
+    tuned, runs = tuning.current(), blocks(vocabulary, RUN)
+    highest, sums = cupy.empty((rows, runs), np.float32), cupy.empty((rows, runs), np.float32)
     chosen = cupy.empty(rows, np.float32)
     ids, values = cupy.empty((rows, count), np.int32), cupy.empty((rows, count), np.float32)
-    args = (chosen, ids, values, logits, tokens, places, rows, vocabulary, count)
-    _logprobs((rows,), (tuning.current().sample_row_threads,), args)
+    slices = blocks(vocabulary, tuned.sample_slice), rows
+    with launches_overlap():
+        _logprob_sums(slices, (tuned.sample_slice_threads,), (highest, sums, logits, places, vocabulary, runs))
+        args = (chosen, ids, values, logits, tokens, places, highest, sums, rows, vocabulary, runs, count)
+        _logprobs((rows,), (tuned.sample_row_threads,), args)
     return chosen, ids, values

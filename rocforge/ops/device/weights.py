@@ -25,6 +25,7 @@ class WeightFormat:
         float32: the BLAS library multiplies it in float32 instead of float16.
         cell: elements that kernels count a row in: 128 of planar rows, 16 bytes of floats; 0 of no kernel's.
         copied: a float16 copy is kept beside it, for the BLAS library.
+        half: numbers of 16 bits.
     """
 
     kernel: str | None
@@ -33,13 +34,14 @@ class WeightFormat:
     float32: bool = False
     cell: int = 0
     copied: bool = False
+    half: bool = False
 
     def cells(self, columns: int) -> int:
         """Cells of a row of that many elements, the last one perhaps in part."""
         return blocks(columns, self.cell)
 
 
-UNPACKED = WeightFormat("Floats<f16>", cell=8)
+UNPACKED = WeightFormat("Floats<f16>", cell=8, half=True)
 """Float16 values, packed as such or an array."""
 NO_KERNEL, NO_KERNEL_FLOAT32 = WeightFormat(None), WeightFormat(None, float32=True)
 _PLANAR = {
@@ -50,7 +52,7 @@ _PLANAR = {
 _PACKED_FLOATS = {
     QTYPES["F32"]: WeightFormat("Floats<float>", cell=4),
     QTYPES["F16"]: UNPACKED,
-    QTYPES["BF16"]: WeightFormat("Floats<bf16>", cell=8),
+    QTYPES["BF16"]: WeightFormat("Floats<bf16>", cell=8, half=True),
 }
 _ARRAYS = {
     np.dtype(np.float32): WeightFormat("Floats<float>", float32=True, cell=4),

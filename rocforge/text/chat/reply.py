@@ -68,6 +68,36 @@ class CallFormat(Protocol):
         list and they may be `parallel`."""
 
 
+class CountedParser:
+    """A parser that is given a reply token by token.
+
+    Args:
+        parser: the reply's.
+
+    Attributes:
+        reasoning_tokens: how many tokens of the reasoning there have been, with its marks.
+    """
+
+    def __init__(self, parser: Parser):
+        self._parser = parser
+        self.reasoning_tokens = 0
+        self._unclear = 0  # tokens of which it is not yet known what they say
+
+    def add(self, text: str) -> Parsed:
+        """What the text of the next token makes final."""
+        part = self._parser.add(text)
+        self._unclear += 1
+        if part.reasoning:
+            self.reasoning_tokens += self._unclear
+        if part.reasoning or part.content or part.calls:
+            self._unclear = 0
+        return part
+
+    def finish(self) -> Parsed:
+        """What is still buffered; no token follows."""
+        return self._parser.finish()
+
+
 class PlainParser:
     """For replies without calls: all is content."""
 
