@@ -16,6 +16,7 @@ import pytest
 from measure import cp
 
 import rocforge.ops.device.matvec as matvec
+from rocforge.device import tuning
 from rocforge.device.arrays import available_memory
 from rocforge.device.kernels import launches_overlap
 from rocforge.device.timing import seconds_of
@@ -26,6 +27,7 @@ from rocforge.ops.device.gemm import gemm_fp16
 from rocforge.ops.device.operands import quantized, to_fp16
 from rocforge.ops.device.plan import OperandForm, fragments_for
 from rocforge.ops.device.tiles import tile_gated, tile_products
+from rocforge.ops.device.wide import wide_gated, wide_products
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.figures import library_product_rate
 
@@ -181,6 +183,22 @@ def run_events(benchmark, run, **figures) -> None:
     seconds = float(np.median(seconds_of(run)))
     benchmark.extra_info.update(microseconds=seconds * 1e6, **{name: f(seconds) for name, f in figures.items()})
     benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("n", [64, 128, 256, 2048])
+@pytest.mark.parametrize(("rows", "columns", "gated"), [(6144, 4096, False), (28672, 4096, True), (4096, 14336, False)])
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
+def test_warpgroups(benchmark, stream, bandwidth, qtype, rows, columns, gated, n):
+    """Many tokens with packed weights, on Hopper's matrix unit; with SwiGLU, to the form of the next product."""
+    if tuning.current().wide_from >= tuning.ANY:
+        pytest.skip("wide.hip is for Hopper")
+    weights = random_weights(qtype, rows, columns, copies_of(qtype, rows, columns))
+    x, half, form = quantized(cp.ones((n, columns), np.float32), OperandForm.SWIZZLED), rows // 2, OperandForm.SWIZZLED
+    if gated:
+        launches = [lambda w=w: wide_gated(x, w[:half], w[half:], (None, None), "swiglu", form) for w in weights]
+    else:
+        launches = [lambda w=w: wide_products(x, [w]) for w in weights]
+    run_graph(benchmark, stream, launches, weights[0].nbytes, bandwidth)
 
 
 @pytest.mark.parametrize("n", [16, 64, 512, 2048])

@@ -121,6 +121,12 @@ def test_every_kernel_waits(path):
     assert bodies and all(re.search(WAITS, body) for body in bodies)
 
 
+@pytest.mark.parametrize("path", sorted(source_folder().rglob("*.h*")), ids=lambda path: path.name)
+def test_no_generic_lambdas(path):
+    """NVRTC takes those for functions of the host, and refuses them; nvcc and hiprtc do not."""
+    assert not re.search(r"\]\s*\([^)]*\bauto\b", path.read_text())
+
+
 def test_variants_of_all_formats(package):
     """PLANAR and BLOCKS among variants are the formats with planes and those without, together all there are."""
     folder = package / "rawkernels"

@@ -35,7 +35,8 @@ class Tuning:
         tile_tokens_alone: the same where there are no copies, so that the library's weights are unpacked each time.
         fp16_copies: float16 copies of packed weights are kept where memory is ample: without them, products of many
             tokens run at less than 90 % of the BLAS library's rate.
-        wide_from: from so many on by wide.hip, which only Hopper has; fewer by tiles.hip.
+        wide_from, wide_tokens: from so many on by wide.hip, which only Hopper has, and fewer by tiles.hip; and of
+            weights with copies up to so many.
 
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
@@ -108,6 +109,7 @@ class Tuning:
     tile_tokens_alone: int = 128
     fp16_copies: bool = True
     wide_from: int = ANY
+    wide_tokens: int = ANY
 
     gemv_threads: int = 128
     gemv_rows_4: int = 2
@@ -196,9 +198,8 @@ _H200 = replace(
     basis="measured",
     gemv_float_cells=4,
     float_tile_tokens=16,
-    tile_tokens=128,
-    tile_tokens_alone=ANY,
     wide_from=33,
+    wide_tokens=128,
     experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,

@@ -41,7 +41,7 @@ def test_logits_stay(file, rng):
     with_fp16, without = (load_model(file, "gpu", fp16_weights=fp16_weights) for fp16_weights in (True, False))
     assert not kept(without) and kept(with_fp16) == set(matrices_of(without))
     tokens = rng.integers(0, without.config.vocabulary, MAX_TILE_TOKENS + 6)
-    with tuning.trying(tile_tokens=MAX_TILE_TOKENS, tile_tokens_alone=MAX_TILE_TOKENS):
+    with tuning.trying(tile_tokens=MAX_TILE_TOKENS, tile_tokens_alone=MAX_TILE_TOKENS, wide_from=tuning.ANY):
         assert relative_error(rf.asnumpy(with_fp16(tokens)), rf.asnumpy(without(tokens))) < 1e-5
 
 

@@ -54,8 +54,9 @@ def expected_product(name, tokens, architecture):
         if tokens in (1, 2):
             return Product.GEMV_INT8
         if architecture == HOPPER and tokens > 32 and planes.wide:
-            return Product.WIDE if tokens <= 64 or name in PLANAR else Product.GEMM_FP16
-        return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
+            return Product.WIDE if tokens <= 128 or name in PLANAR else Product.GEMM_FP16
+        most = 128 if name in PLANAR or architecture == HOPPER else 64
+        return Product.TILE if 3 <= tokens <= most else Product.GEMM_FP16
     if (
         name in HALVES
         and architecture not in WITHOUT_MATRIX_UNIT
@@ -207,6 +208,8 @@ def test_norms():
     assert norm(planar, 3200, 65) is NormPlan.ALONE
     assert norm((FORMATS["F16"], *planar), 3200, 1) is NormPlan.ALONE
     assert norm((*planar, FORMATS["float32 array"]), 3200, 129) is NormPlan.ALONE
+    hopper = [plan.norm_plan(planar, 3200, tokens, 132, TABLE[HOPPER]) for tokens in (32, 33, 129)]
+    assert hopper == [NormPlan.ALONE, NormPlan.WITH_SUM, NormPlan.WITH_SUM]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_plans_are_kept():
 
 
 BOUNDS = {"MAX_GEMV_TOKENS", "MAX_TILE_TOKENS", "int8_tokens", "tile_tokens", "tile_tokens_alone", "wide_from"}
-BOUNDS |= {"float_gemv_tokens", "float_tile_tokens"}
+BOUNDS |= {"wide_tokens", "float_gemv_tokens", "float_tile_tokens"}
 COUNTS = ("tokens", "len(", "x.shape[0]", "math.prod(")
 
 

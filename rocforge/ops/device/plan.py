@@ -100,9 +100,9 @@ def product_for(weight: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies so many tokens with a weight."""
     if weight.planar and 0 < tokens <= tuned.int8_tokens:
         return Product.GEMV_INT8
-    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
-    if weight.wide and tuned.wide_from <= tokens <= most:
+    if weight.wide and tuned.wide_from <= tokens and (tokens <= tuned.wide_tokens or not weight.copied):
         return Product.WIDE
+    most = tuned.tile_tokens if weight.copied else tuned.tile_tokens_alone
     if weight.planar and 0 < tokens <= min(most, STAGED_TOKENS):
         return Product.TILE
     if weight.kernel is not None and not weight.planar:
