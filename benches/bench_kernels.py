@@ -20,6 +20,7 @@ from measure import CACHES, cp, read_bandwidth
 from rocforge.device import tuning
 from rocforge.device.timing import noise, seconds
 from rocforge.formats.blocks import QTYPES, row_nbytes
+from rocforge.formats.kv_cache import CACHE_TYPES
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
@@ -37,35 +38,40 @@ from rocforge.ops.sampling import SamplingParams
 from rocforge.quant import QuantizedArray
 
 
-def cache_of(kv_heads: int, head_dim: int, tokens: int) -> KVCache:
+def cache_of(kv_heads: int, head_dim: int, tokens: int, kind: str = "f16") -> KVCache:
     """As many layers as exceed the caches, full of random numbers."""
-    layer = 4 * tokens * kv_heads * head_dim
-    layers = max(2, min(64, -(-CACHES // layer)))
-    return filled(layers, kv_heads, head_dim, tokens)
+    state = PagedKV(kv_heads, head_dim, head_dim, kind, kind)
+    layer = -(-tokens // 32) * state.block_nbytes(32, "gpu:0")
+    return filled(max(2, min(64, -(-CACHES // layer))), state, tokens)
 
 
-def filled(layers: int, kv_heads: int, head_dim: int, tokens: int) -> KVCache:
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim)] * layers, -(-tokens // 32), device="gpu")
+def filled(layers: int, state: PagedKV, tokens: int) -> KVCache:
+    cache = KVCache([state] * layers, -(-tokens // 32), device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
-        array[...] = noise(array.shape, np.float16)
+        if array.dtype == np.float16:
+            array[...] = noise(array.shape, np.float16)
+        else:  # bytes that are finite scales too
+            array[...] = cp.asarray(np.random.default_rng(0).integers(32, 48, array.shape[1:], np.uint8))
     return cache
 
 
-def decode_attention(batch: int, context: int, heads: int, kv_heads: int, head_dim: int) -> tuple[float, float]:
+def decode_attention(
+    batch: int, context: int, heads: int, kv_heads: int, head_dim: int, kind: str = "f16"
+) -> tuple[float, float]:
     """Seconds, and bytes read a second."""
     blocks = -(-context // 32)
-    cache = cache_of(kv_heads, head_dim, batch * blocks * 32)
+    cache = cache_of(kv_heads, head_dim, batch * blocks * 32, kind)
     tables = np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
     step = Batch.of(cache, [Chunk(context - 1, 1, table) for table in tables])
     q = noise((batch, heads, head_dim))
-    layers = map(step.state_of, range(len(cache.paged[0].layers)))
+    layers = [step.state_of(layer) for layer in range(len(cache.paged[0].layers))]
     time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in layers])
-    return time, 4 * batch * context * kv_heads * head_dim / time
+    return time, cache.nbytes / len(layers) / time
 
 
-def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int) -> tuple[float, float]:
+def prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int, kind: str = "f16") -> tuple[float, float]:
     """Seconds, and floating-point operations a second, those above the diagonal not counted."""
-    cache = filled(4, kv_heads, head_dim, tokens)
+    cache = filled(4, PagedKV(kv_heads, head_dim, head_dim, kind, kind), tokens)
     step = Batch.of(cache, [Chunk(0, tokens, range(-(-tokens // 32)))])
     q = noise((tokens, heads, head_dim))
     time = seconds([lambda layer=layer: paged_attention(q, layer) for layer in map(step.state_of, range(4))])
@@ -114,6 +120,16 @@ def attention(report: Report) -> None:
     for shape in [(512, 32, 8, 128), (2048, 32, 8, 128), (8192, 32, 8, 128), (2048, 32, 8, 64), (2048, 16, 8, 256)]:
         time, rate = prefill_attention(*shape)
         report.add("prefill {} heads {}/{} x {}".format(*shape), time, rate=rate)
+
+
+def packed(report: Report) -> None:
+    """Attention over each type of the cache."""
+    for kind in CACHE_TYPES:
+        for shape in [(1, 4096, 32, 8, 128), (1, 32768, 32, 8, 128), (8, 4096, 32, 8, 128)]:
+            name = "decode batch {} context {} heads {}/{} x {}".format(*shape)
+            report.add(f"{name}, {kind}", *decode_attention(*shape, kind))
+        time, rate = prefill_attention(8192, 32, 8, 128, kind)
+        report.add(f"prefill 8192 heads 32/8 x 128, {kind}", time, rate=rate)
 
 
 def shares(report: Report) -> None:
@@ -234,7 +250,9 @@ def sampling(report: Report) -> None:
         report.add(f"logprobs {rows} x 128256, 20", seconds([lambda x=device, t=tokens: logprobs_device(x, t, 20)] * 4))
 
 
-SUITES = {suite.__name__: suite for suite in (attention, norms, rope, routing, expert_products, sampling, shares)}
+SUITES = {
+    suite.__name__: suite for suite in (attention, packed, norms, rope, routing, expert_products, sampling, shares)
+}
 
 
 @pytest.fixture(scope="module")

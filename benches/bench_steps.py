@@ -3,6 +3,7 @@
     python benches/bench_steps.py MODEL.gguf
     python benches/bench_steps.py MODEL.gguf --batch 8 --contexts 1,1000
     python benches/bench_steps.py MODEL.gguf --batch 32 --contexts 1 --constrained
+    python benches/bench_steps.py MODEL.gguf --contexts 16384,32768 -ctk q8_0 -ctv q4_0
 
 Microseconds of a step, the median over rounds of new random prompts, and tokens a second. A prompt of the given length
 comes first, and a few steps in which the graph is captured; the next steps are timed, which lengthen the context.
@@ -22,6 +23,7 @@ import numpy as np
 import rocforge as rf
 from rocforge.device.libraries import cupy_module
 from rocforge.engine.request import Constraint
+from rocforge.formats.kv_cache import CACHE_TYPES
 from rocforge.text.grammar import Grammar, GrammarCompiler
 
 CONTEXTS = "1,32,64,96,120,160,224,300,420,600,1000,2000,4000"
@@ -64,12 +66,16 @@ def main() -> None:
     parser.add_argument("--contexts", default=CONTEXTS, help="tokens of the prompts, separated by commas")
     parser.add_argument("--constrained", action="store_true", help="one of the requests obeys a regular expression")
     parser.add_argument("--steps", type=int, default=24, help="timed steps of a round")
+    for letter, of in (("k", "keys"), ("v", "values")):
+        options = {"choices": CACHE_TYPES, "help": f"type of the {of} in the KV cache"}
+        parser.add_argument(f"--cache-type-{letter}", f"-ct{letter}", **options)
     options = parser.parse_args()
     contexts = [int(context) for context in options.contexts.split(",")]
-    model, tokenizer = rf.load(options.model, "gpu")
+    types = {"cache_type_k": options.cache_type_k, "cache_type_v": options.cache_type_v}
+    longest = max(contexts) + options.steps + 64
+    model, tokenizer = rf.load(options.model, "gpu", context=longest, **types)
     grammar = GrammarCompiler(tokenizer).regex(PATTERN) if options.constrained else None
-    room = options.batch * (max(contexts) + options.steps + 64)
-    with rf.Engine(model, cache_tokens=room, max_batch_tokens=2048) as engine:
+    with rf.Engine(model, cache_tokens=options.batch * longest, max_batch_tokens=2048) as engine:
         for context in contexts:
             rounds = [seconds_of_a_step(engine, options.batch, context, options.steps, grammar) for _ in range(ROUNDS)]
             step = statistics.median(rounds[1:])  # the first may compile

@@ -1,4 +1,5 @@
 // Elementwise activations, gated products, and softmax.
+#include "fours.h"
 #include "gates.h"
 #include "formats/quants.h"
 
@@ -37,7 +38,14 @@ rf_add_to_rows(float* y, const float* bias, const float* residual, u32 columns, 
     if (column >= columns) return;
     u64 row = block_x(), at = row * stride + column;
     float more = bias ? bias[column] : 0.0f;
-    for (u32 i = 1; i < parts; ++i) more += y[at + i * part];
+    for (u32 i = 1; i < parts; i += PARTS_AHEAD) {
+        float others[PARTS_AHEAD];
+        RF_UNROLL
+        for (u32 j = 0; j < PARTS_AHEAD; ++j) others[j] = y[at + u32(minimum(i32(i + j), i32(parts - 1))) * part];
+        RF_UNROLL
+        for (u32 j = 0; j < PARTS_AHEAD; ++j)
+            if (i + j < parts) more += others[j];
+    }
     if (residual) more += residual[row * columns + column];
     y[at] += more;
 }

@@ -1,13 +1,11 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and RF_ALONE (whether
-// there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS (heads that a wave
-// serves) and RF_STRIPES (waves that share out the tokens). A cache layer is
-// (blocks, RF_BLOCK_SIZE, kv_heads, RF_HEAD_DIM) float16. Sequence lengths are read on the device, so that a launch can
-// be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types and
+// RF_ALONE (whether there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS
+// (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device,
+// so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
-#include "heads.h"
-#include "formats/kv_cache.h"
+#include "cached_heads.h"
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -17,6 +15,9 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
+// variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
+// variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
+// variants: RF_HEAD_DIM=64 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=FP8_E4M3 RF_VALUE_TYPE=FP8_E4M3
 
 RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
@@ -26,75 +27,31 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
 RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
 RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
-// A wave reads rows of RF_HEAD_DIM, 8 elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads at a
-// time. It serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
-constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / 8);
-constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
+// A wave serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
 constexpr u32 SLICE = RF_WAVE_HEADS;
 constexpr u32 SLICES = RF_GROUP / SLICE;
-constexpr u32 PADDED = power_of_two(SLICE);
-constexpr u32 LOADS = at_most(at_most(at_least(8 / PADDED, 2), RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
-constexpr u32 STEP = LOADS * ROWS;  // tokens a wave takes at a time
 constexpr u32 STRIPES = RF_STRIPES;
 constexpr u32 WAVES = STRIPES * SLICES;
 constexpr u32 THREADS = WAVES * RF_WAVE;
-
-// After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.
-constexpr u32 SCORES = LOADS * PADDED;
-constexpr u32 KEPT = SCORES > TOKEN_LANES ? SCORES / TOKEN_LANES : 1;
-constexpr u32 COPIES = TOKEN_LANES > SCORES ? TOKEN_LANES / SCORES : 1;
-constexpr u32 HEAD_LANES = PADDED / KEPT * COPIES;  // lanes whose numbers agree modulo this hold the same heads
 
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
-static_assert(RF_BLOCK_SIZE % STEP == 0, "a wave's step lies in one block of the cache");
-static_assert(KEPT <= PADDED && THREADS <= 1024, "");
+static_assert(THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
-// Sums COUNT values over 2 * OFFSET lanes, each lane keeping the sums of its share: a butterfly that halves the number
-// of values with each exchange, where summing each value over all lanes would exchange all of them each time.
-template <u32 COUNT, u32 OFFSET>
-RF_DEVICE void scatter_sums(float* v) {
-    if constexpr (OFFSET > 0) {
-        if constexpr (COUNT > 1) {
-            bool upper = lane() & OFFSET;
-            RF_UNROLL
-            for (u32 i = 0; i < COUNT / 2; ++i) {
-                float low = v[i], high = v[i + COUNT / 2];
-                materialize(low), materialize(high);  // else the choice of a value becomes that of an address
-                v[i] = (upper ? high : low) + shuffle_xor<OFFSET>(upper ? low : high);
-            }
-        } else {
-            v[0] += shuffle_xor<OFFSET>(v[0]);
-        }
-        scatter_sums<(COUNT > 1 ? COUNT / 2 : 1), OFFSET / 2>(v);
-    }
-}
-
-// Combines over the lanes whose numbers differ in multiples of FIRST (a power of two).
-template <u32 FIRST, class Combine>
-RF_DEVICE float reduce_strided(float value, Combine combine) {
-    if constexpr (FIRST < RF_WAVE) {
-        return reduce_strided<FIRST * 2>(combine(value, shuffle_xor<FIRST>(value)), combine);
-    } else {
-        return value;
-    }
-}
-
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.
 struct Shared {
-    float weights[WAVES][ROWS][SCORES];
-    float rescale[WAVES][PADDED];
     float highest[MOST_PARTS][RF_GROUP], sum[MOST_PARTS][RF_GROUP];
     alignas(16) float values[STRIPES][RF_GROUP][RF_HEAD_DIM];
     float top[RF_GROUP], total[RF_GROUP];
     float buffers[WAVES][RF_HEAD_DIM];
-    alignas(16) f16 newest[2][RF_HEAD_DIM];  // the newest token's key and value
+    alignas(16) u8 newest_key[Keys::ROW + 2 * Keys::SCALES];  // of the newest token, as in the cache
+    alignas(16) u8 newest_value[Values::ROW + 2 * Values::SCALES];
     u32 last;
 };
 
@@ -104,14 +61,15 @@ struct Shared {
 // tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
 // after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)). With new_keys,
 // rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
-// queries' tokens are stored first; without, of what follows it only q_stride counts.
+// queries' tokens are stored first; without, of what follows it only q_stride counts, and the queries are spread as the
+// keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
     RF_NULLABLE u8* activations;
     u32 activation_width;  // as in Quantized
     const float* q;
-    f16 *keys, *values;
+    void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
     float* partials;
@@ -129,17 +87,24 @@ struct DecodeParams {
     i32 neox;
 };
 
-// The block's queries, normalized and rotated, in LDS that is later used for results. The split with the newest token
-// puts its key and value into the cache and into LDS. The whole block takes part.
+// Stores a head of the newest token in the cache and in LDS.
+template <class Type>
+RF_DEVICE void store_newest(u8* newest, void* cache, u32 slot, u32 kv_heads, u32 kv_head, const Head& head) {
+    store_cached(Type(), HeadBlock<Type>(cache, slot / RF_BLOCK_SIZE, kv_heads, kv_head).row(slot % RF_BLOCK_SIZE),
+                 head);
+    store_cached(Type(), CachedRow{newest, newest + Type::ROW}, head);
+}
+
+// The block's queries, normalized, rotated and spread, in LDS that is later used for results. The split with the newest
+// token puts its key and value into the cache and into LDS. The whole block takes part.
 RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rotation& rotation, u32 query, u32 kv_head,
                                bool newest) {
     float* queries = &shared.values[0][0][0];
-    u64 slot = cache_offset(newest ? p.slots[query] : 0, p.kv_heads, kv_head);
+    u32 slot = newest ? p.slots[query] : 0;
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
             Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
-            store_head(p.values + slot, head);
-            store_head(shared.newest[1], head);
+            store_newest<Values>(shared.newest_value, p.values, slot, p.kv_heads, kv_head, head);
             continue;
         }
         bool key = row == RF_GROUP;
@@ -147,163 +112,61 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
         Head head = load_head(key ? p.new_keys + query * p.k_stride + kv_head * RF_HEAD_DIM
                                   : p.q + query * p.q_stride + (kv_head * RF_GROUP + row) * RF_HEAD_DIM);
         if (norm) rms_norm_head(head, norm, p.eps);
-        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation);
-        if (key) {
-            store_head(p.keys + slot, head);
-            store_head(shared.newest[0], head);
-        } else {
+        if (p.new_keys) rotate_head(head, shared.buffers[wave()], rotation), spread(head);
+        if (key)
+            store_newest<Keys>(shared.newest_key, p.keys, slot, p.kv_heads, kv_head, head);
+        else
             store_head(queries + row * RF_HEAD_DIM, head);
-        }
     }
     barrier();
     return queries;
 }
 
-// What a lane has of the keys and values of a step's tokens, 8 elements of each row.
-struct Step {
-    u32x4 keys[LOADS], values[LOADS];
+// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`.
+struct Seen {
+    const i32* table;
+    u32 first, end, kv_heads, kv_head;
 
-    // Tokens from `start` on; those before `first`, and at `end` and beyond, are zero.
-    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, u32 start, u32 first,
-                             u32 end, u32 kv_heads, u32 kv_head) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        u64 offset = cache_offset(cache_slot(table, start) + row, kv_heads, kv_head) + dim;
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            u32 token = start + l * ROWS + row;
-            bool seen = dim < RF_HEAD_DIM && token >= first && token < end;
-            u64 at = offset + u64(l * ROWS) * kv_heads * RF_HEAD_DIM;
-            keys[l] = seen ? load<u32x4>(cache_keys + at) : make_u32x4(0, 0, 0, 0);
-            values[l] = seen ? load<u32x4>(cache_values + at) : make_u32x4(0, 0, 0, 0);
-        }
-    }
-
-    // Key and value of one token, from LDS.
-    RF_MEMBER void put(const f16 (&pair)[2][RF_HEAD_DIM], u32 start, u32 token) {
-        u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * 8;
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            if (start + l * ROWS + row != token || dim >= RF_HEAD_DIM) continue;
-            keys[l] = load<u32x4>(pair[0] + dim), values[l] = load<u32x4>(pair[1] + dim);
-        }
+    // In its block, the token or the nearest that is seen.
+    RF_MEMBER u32 nearest(u32 token) const {
+        return u32(minimum(maximum(i32(token), i32(first)), i32(end) - 1)) % RF_BLOCK_SIZE;
     }
 };
 
 const u32 NO_TOKEN = ~0u;
 
+}  // namespace rocforge
+
+#include "decode_lanes.h"
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
+#define RF_DECODE_MATRIX
+#include "decode_matrix.h"
+#endif
+
+namespace rocforge {
+
+template <bool MATRIX, class KeyType, class ValueType>
+struct TokensOf {
+    typedef LaneTokens Type;
+};
+#ifdef RF_DECODE_MATRIX
+template <class KeyType, class ValueType>
+struct TokensOf<true, KeyType, ValueType> {
+    typedef MatrixTokens<KeyType, ValueType> Type;
+};
+#endif
+// What a wave has of the tokens that it takes at a time.
+typedef TokensOf<RF_HEAD_DIM == 128 && Keys::INTEGER && Values::INTEGER, Keys, Values>::Type Tokens;
+static_assert(RF_BLOCK_SIZE % Tokens::STEP == 0, "a wave's step lies in one block of the cache");
+
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.
-RF_DEVICE void prefetch_rows(const f16* keys, const f16* values, const i32* table, u32 begin, u32 end, u32 kv_heads,
-                             u32 kv_head) {
-    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 64, LINES = (RF_HEAD_DIM + LINE - 1) / LINE;
+template <class Type>
+RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32 end, u32 kv_heads, u32 kv_head) {
+    const u32 MOST = RF_TUNE_DECODE_PREFETCH, LINE = 128, LINES = (Type::ROW + LINE - 1) / LINE;
     for (u32 i = thread_x(); i < minimum(i32(end - begin), i32(MOST)) * LINES; i += THREADS) {
         u32 token = begin + i / LINES;
-        u64 at = cache_offset(cache_slot(table, token), kv_heads, kv_head) + i % LINES * LINE;
-        prefetch(keys + at), prefetch(values + at);
-    }
-}
-
-// Keys and values of the tokens of one split, [begin, end), for the wave's heads; begin is a multiple of STEP.
-// `first` is the first token that the window lets the query see; `next` has the wave's first step, and shared.newest
-// what belongs to the token `newest`.
-RF_DEVICE void accumulate(Shared& shared, const float* q, Step next, const f16* keys, const f16* values,
-                          const i32* table, u32 begin, u32 end, u32 first, u32 newest, u32 kv_heads, u32 kv_head,
-                          float scale, float softcap) {
-    u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
-    u32 dim = lane() % TOKEN_LANES * 8;
-    bool inside = RF_HEAD_DIM / 8 == TOKEN_LANES || dim < RF_HEAD_DIM;
-    float query[SLICE][8], sums[SLICE][8];
-    RF_UNROLL
-    for (u32 h = 0; h < SLICE; ++h) {
-        RF_UNROLL
-        for (u32 i = 0; i < 8; ++i) {
-            query[h][i] = inside ? q[(slice * SLICE + h) * RF_HEAD_DIM + dim + i] : 0.0f;
-            sums[h][i] = 0;
-        }
-    }
-    barrier();  // q may lie where results go
-    float highest[KEPT], sum[KEPT];
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) highest[i] = LOWEST, sum[i] = 0;
-    // the score that this lane keeps: of this load, of heads kept_head and on
-    u32 place = lane() % TOKEN_LANES / COPIES;
-    u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
-
-    u32 start = begin + stripe * STEP;
-    for (; start < end; start += STRIPES * STEP) {
-        Step step = next;
-        if (newest != NO_TOKEN) step.put(shared.newest, start, newest);
-        // the step after is on its way while this one is computed
-        if (start + STRIPES * STEP < end)
-            next.load_rows(keys, values, table, start + STRIPES * STEP, first, end, kv_heads, kv_head);
-        float scores[SCORES];
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            float x[8];
-            unpack8(x, step.keys[l]);
-            RF_UNROLL
-            for (u32 h = 0; h < PADDED; ++h) {
-                float score = 0;
-                RF_UNROLL
-                for (u32 i = 0; i < 8; ++i)
-                    if (h < SLICE) score += query[h < SLICE ? h : 0][i] * x[i];
-                scores[l * PADDED + h] = score;
-            }
-        }
-        scatter_sums<SCORES, TOKEN_LANES / 2>(scores);
-        u32 token = start + kept_load * ROWS + row;
-        bool seen = token >= first && token < end, changed = false;
-        RF_UNROLL
-        for (u32 i = 0; i < KEPT; ++i) {
-            float score = scores[i] * scale;
-            if (softcap > 0) score = softcap * fast_tanh(score / softcap);
-            score = seen ? score * LOG2E : LOWEST;
-            float before = highest[i];
-            highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
-            float weight = seen ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
-            sum[i] = sum[i] * rescale + weight;
-            changed |= highest[i] != before;
-            shared.weights[wave()][row][(kept_load * PADDED) + kept_head + i] = weight;
-            shared.rescale[wave()][kept_head + i] = rescale;
-        }
-        changed = wave_ballot(changed);
-        wave_barrier();
-        if (changed) {
-            RF_UNROLL
-            for (u32 h = 0; h < SLICE; ++h) {
-                float rescale = shared.rescale[wave()][h];
-                RF_UNROLL
-                for (u32 i = 0; i < 8; ++i) sums[h][i] *= rescale;
-            }
-        }
-        RF_UNROLL
-        for (u32 l = 0; l < LOADS; ++l) {
-            float x[8];
-            unpack8(x, step.values[l]);
-            RF_UNROLL
-            for (u32 h = 0; h < SLICE; ++h) {
-                float weight = shared.weights[wave()][row][l * PADDED + h];
-                RF_UNROLL
-                for (u32 i = 0; i < 8; ++i) sums[h][i] += weight * x[i];
-            }
-        }
-        wave_barrier();  // the weights are written again in the next round
-    }
-
-    RF_UNROLL
-    for (u32 i = 0; i < KEPT; ++i) {
-        sum[i] = reduce_strided<HEAD_LANES>(sum[i], Add());
-        if (lane() < HEAD_LANES && lane() % COPIES == 0 && kept_head + i < SLICE) {
-            shared.highest[stripe][slice * SLICE + kept_head + i] = highest[i];
-            shared.sum[stripe][slice * SLICE + kept_head + i] = sum[i];
-        }
-    }
-    RF_UNROLL
-    for (u32 h = 0; h < SLICE; ++h) {
-        RF_UNROLL
-        for (u32 i = 0; i < 8; ++i) {
-            float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
-            if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
-        }
+        CachedRow row = block_of<Type>(cache, table, token, kv_heads, kv_head).row(token % RF_BLOCK_SIZE);
+        prefetch(row.elements + i % LINES * LINE);
     }
 }
 
@@ -397,7 +260,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
 }
 
 // Grid: (splits, kv_heads, sequences).
-RF_KERNEL_BOUND(THREADS, SLICE > 4 ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
+RF_KERNEL_BOUND(THREADS, Tokens::MANY_REGISTERS ? THREADS : at_least(2 * THREADS, RF_TUNE_DECODE_RESIDENT))
 rf_attention_decode(DecodeParams p) {
     RF_SHARED Shared shared;
     let_next_begin();
@@ -411,13 +274,17 @@ rf_attention_decode(DecodeParams p) {
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
-    Step step;
+    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head)};
+    Tokens tokens;
     Rotation rotation;
     if (wanted) {
-        i32 start = begin + i32(wave() / SLICES * STEP);
-        if (start < end) step.load_rows(p.keys, p.values, table, start, first, end, p.kv_heads, kv_head);
+        i32 start = begin + i32(wave() / SLICES * Tokens::STEP);
+        if (start < end) tokens.load_step(p, seen, start);
         // few blocks leave the memory idle
-        if (LOADS_BEFORE_WAIT && active <= 2) prefetch_rows(p.keys, p.values, table, begin, end, p.kv_heads, kv_head);
+        if (LOADS_BEFORE_WAIT && active <= 2) {
+            prefetch_rows<Keys>(p.keys, table, begin, end, p.kv_heads, kv_head);
+            prefetch_rows<Values>(p.values, table, begin, end, p.kv_heads, kv_head);
+        }
         if (p.new_keys)
             rotation = load_rotation(p.cos + query * p.rotated_pairs, p.sin + query * p.rotated_pairs, p.rotated_pairs,
                                      p.neox);
@@ -432,8 +299,7 @@ rf_attention_decode(DecodeParams p) {
 
     bool newest = p.new_keys && split == active - 1;
     const float* queries = prepare(shared, p, rotation, query, kv_head, newest);
-    accumulate(shared, queries, step, p.keys, p.values, table, begin, end, first, newest ? length - 1 : NO_TOKEN,
-               p.kv_heads, kv_head, p.scale, p.softcap);
+    tokens.accumulate(shared, p, queries, seen, begin, newest ? length - 1 : NO_TOKEN);
     factors_of(shared, STRIPES);
     u64 pair = u64(sequence) * p.kv_heads + kv_head;
     float* partials = p.partials + pair * p.splits * RECORD;

@@ -1,13 +1,14 @@
 // Attention in two parts, with the pattern between them in memory, for those who look at it or change it.
 //
-// Compiled for RF_HEAD_DIM and RF_BLOCK_SIZE (tokens of a cache block); the layout of the cache is that of
-// attention.hip. A pattern is (heads, tokens, columns): what each token's query sees of the tokens of its own sequence,
-// by their positions; it is zero where there is none to see.
+// Compiled for RF_HEAD_DIM, RF_BLOCK_SIZE (tokens of a cache block) and the cache's types. A pattern is (heads, tokens,
+// columns): what each token's query sees of the tokens of its own sequence, by their positions; it is zero where there
+// is none to see.
 #include "formats/kv_cache.h"
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=64,80,96,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=80,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // A query's sequence: its tokens, the position of the query, and the first token that the window lets it see.
@@ -37,7 +38,7 @@ RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* t
 struct PatternParams {
     float* pattern;
     const float* q;
-    const f16* keys;
+    const void* keys;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
@@ -60,14 +61,17 @@ rf_attention_pattern(PatternParams p) {
     i32 end = minimum(seen.position + 1, i32(p.columns));
     float highest = -infinity();
     for (i32 key = seen.first + i32(thread_x()); key < end; key += THREADS) {
-        const f16* elements = p.keys + cache_offset(cache_slot(seen.table, key), p.kv_heads, kv_head);
+        CachedRow cached = block_of<Keys>(p.keys, seen.table, key, p.kv_heads, kv_head).row(key % RF_BLOCK_SIZE);
         float score = 0;
         RF_NO_UNROLL
         for (u32 i = 0; i < RF_HEAD_DIM; i += 8) {
-            float x[8];
-            unpack8(x, load<u32x4>(elements + i));
+            Keys::Piece<8> piece;
+            piece.load_from(cached, i);
+            float x[8], sum = 0;
+            piece.unpack(x);
             RF_UNROLL
-            for (u32 j = 0; j < 8; ++j) score += query[i + j] * x[j];
+            for (u32 j = 0; j < 8; ++j) sum += query[i + j] * x[j];
+            score += sum * piece.scale();
         }
         if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
         row[key] = score;
@@ -88,7 +92,7 @@ rf_attention_pattern(PatternParams p) {
 struct HeadsParams {
     float* out;
     const float* pattern;
-    const f16* values;
+    const void* values;
     const i32 *tables, *lengths, *query_starts;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
     i32 window;
@@ -111,7 +115,9 @@ rf_attention_heads(HeadsParams p) {
         float sum = 0;
         for (i32 key = seen.first + i32(part); key < end; key += PARTS)
             sum +=
-                row[key] * to_float(p.values[cache_offset(cache_slot(seen.table, key), p.kv_heads, kv_head) + element]);
+                row[key] *
+                Values::element(
+                    block_of<Values>(p.values, seen.table, key, p.kv_heads, kv_head).row(key % RF_BLOCK_SIZE), element);
         sums[part][element] = sum;
     }
     barrier();

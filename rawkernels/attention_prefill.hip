@@ -1,8 +1,8 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads) and RF_BLOCK_SIZE (tokens of a cache block), and, by the card's
-// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups, RF_STAGES and RF_KEYS;
-// the layout of the cache is that of attention.hip. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and the cache's types,
+// and, by the card's tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and
+// float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
 
@@ -10,6 +10,8 @@ namespace rocforge {
 
 // variants: RF_HEAD_DIM=64,80,96,128,256 RF_GROUP=4 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
+// variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
@@ -21,7 +23,7 @@ struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
     const float* q;
-    const f16 *keys, *values;
+    const void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
     RF_NULLABLE const float* sinks;
     u32 table_stride, kv_heads, sequences, tiles;

@@ -11,7 +11,9 @@ namespace rocforge {
 constexpr u32 CONSUMERS = 2, ROWS = CONSUMERS * 64, KEYS = RF_KEYS, STAGES = RF_STAGES;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP, RESIDENT = THREADS;
 constexpr u32 PIECES = RF_HEAD_DIM / 8;  // of 16 bytes, of a head's row
-constexpr u32 PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+// Tiles of float16 are copied asynchronously; packed ones are unpacked on the way, which takes registers.
+constexpr bool COPIED = Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_HEAD_DIM;
+constexpr u32 PRODUCER_REGISTERS = COPIED ? 40 : 104, CONSUMER_REGISTERS = COPIED ? 232 : 200;
 // A score higher than what the weights are scaled by rescales them only where they would leave float16's range soon.
 constexpr float SLACK = 8;
 
@@ -34,33 +36,75 @@ struct Place {
     }
 };
 
-// One warpgroup's lanes copy tiles. Of less than a tile of tokens the last is repeated: no query sees those.
+// One warpgroup's lanes bring tiles. Of less than a tile of tokens the last is repeated: no query sees those.
 struct Producer {
+    static constexpr u32 ROWS_AT_ONCE = WARPGROUP / PIECES, LOADS = RF_BLOCK_SIZE / ROWS_AT_ONCE;
+    static constexpr u32 BLOCKS = KEYS / RF_BLOCK_SIZE;
+
     Shared& shared;
-    u64 token_step;
+    u32 kv_heads;
     Place place, arriving;
     u32 under_way = 0;
 
+    // A block of the cache, the number `b` of a tile, and its last row that there is.
+    template <class Type>
+    struct Source {
+        HeadBlock<Type> rows;
+        i32 last;
+
+        RF_MEMBER Source(const void* cache, const BlockRows& sequence, i32 start, u32 b, u32 kv_heads)
+            : Source(cache, sequence, minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE),
+                     kv_heads) {}
+        RF_MEMBER Source(const void* cache, const BlockRows& sequence, i32 block, u32 kv_heads)
+            : rows(cache, sequence.table[block], kv_heads, sequence.kv_head),
+              last(minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1) {}
+        RF_MEMBER CachedRow row(u32 i) const { return rows.row(minimum(i32(i), last)); }
+    };
+
     // Of a sequence's tokens from `start` on.
-    RF_MEMBER void copy_tile(const f16* cache, const BlockRows& sequence, i32 start) {
-        wait_phase(&shared.empty[place.stage], place.parity ^ 1);
+    template <class Type>
+    RF_MEMBER void bring_tile(const void* cache, const BlockRows& sequence, i32 start) {
+        if constexpr (COPIED)
+            copy_tile<Type>(cache, sequence, start);
+        else
+            unpack_tile<Type>(cache, sequence, start);
+    }
+    RF_MEMBER void wait_for_place() const { wait_phase(&shared.empty[place.stage], place.parity ^ 1); }
+    template <class Type>
+    RF_MEMBER void copy_tile(const void* cache, const BlockRows& sequence, i32 start) {
+        wait_for_place();
         u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
-        const u32 STEP = WARPGROUP / PIECES;
         u32 to = lds_address(shared.tiles[place.stage] + piece_offset(KEYS, row, piece));
         RF_UNROLL
-        for (u32 b = 0; b < KEYS / RF_BLOCK_SIZE; ++b) {
-            i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE);
-            i32 last = minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
-            u64 slot = u64(sequence.table[block]) * RF_BLOCK_SIZE;
-            const f16* from = cache + slot * token_step + sequence.kv_head * RF_HEAD_DIM + piece * 8;
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            Source<Type> source(cache, sequence, start, b, kv_heads);
             RF_UNROLL
-            for (u32 i = 0; i < RF_BLOCK_SIZE; i += STEP)
+            for (u32 i = 0; i < RF_BLOCK_SIZE; i += ROWS_AT_ONCE)
                 copy_async<16>(to + (b * RF_BLOCK_SIZE + i) * PANEL * sizeof(f16),
-                               reinterpret_cast<const u8*>(from + minimum(i32(i + row), last) * token_step));
+                               source.row(i + row).elements + piece * 16);
         }
         end_copy_group();
         place.next();
         if (under_way++) wait_for_copy_groups<1>(), publish();
+    }
+    // All of a tile's loads are on their way together.
+    template <class Type>
+    RF_MEMBER void unpack_tile(const void* cache, const BlockRows& sequence, i32 start) {
+        typename Type::template Piece<8> pieces[BLOCKS][LOADS];
+        u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
+        RF_UNROLL
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            Source<Type> source(cache, sequence, start, b, kv_heads);
+            RF_UNROLL
+            for (u32 i = 0; i < LOADS; ++i) pieces[b][i].load_from(source.row(i * ROWS_AT_ONCE + row), piece * 8);
+        }
+        wait_for_place();
+        f16* to = shared.tiles[place.stage] + piece_offset(KEYS, row, piece);
+        RF_UNROLL
+        for (u32 i = 0; i < BLOCKS * LOADS; ++i)
+            *reinterpret_cast<u32x4*>(to + i * ROWS_AT_ONCE * PANEL) = pieces[i / LOADS][i % LOADS].fp16();
+        place.next();
+        publish();
     }
     RF_MEMBER void publish() {
         publish_to_products();
@@ -68,17 +112,16 @@ struct Producer {
         arriving.next();
     }
     // All tiles that a sequence's queries see.
-    RF_MEMBER void copy_tiles(const PrefillParams& p, const BlockRows& sequence) {
+    RF_MEMBER void bring_tiles(const PrefillParams& p, const BlockRows& sequence) {
         auto [start, end] = sequence.keys<ROWS, RF_BLOCK_SIZE>();
         if (start >= end) return;
-        copy_tile(p.keys, sequence, start);
+        bring_tile<Keys>(p.keys, sequence, start);
         for (; start + i32(KEYS) < end; start += KEYS) {
-            copy_tile(p.keys, sequence, start + KEYS);
-            copy_tile(p.values, sequence, start);
+            bring_tile<Keys>(p.keys, sequence, start + KEYS);
+            bring_tile<Values>(p.values, sequence, start);
         }
-        copy_tile(p.values, sequence, start);
-        wait_for_copy_groups<0>();
-        publish();
+        bring_tile<Values>(p.values, sequence, start);
+        if (COPIED) wait_for_copy_groups<0>(), publish();
         under_way = 0;
     }
 };
@@ -318,8 +361,8 @@ RF_DEVICE void attend(const PrefillParams& p) {
     barrier();
     if (wave() < WARPGROUP / RF_WAVE) {
         give_registers_back<PRODUCER_REGISTERS>();
-        Producer producer = {shared, u64(p.kv_heads) * RF_HEAD_DIM, {}, {}};
-        each_sequence<ROWS>(p, [&](const BlockRows& block) { producer.copy_tiles(p, block); });
+        Producer producer = {shared, p.kv_heads, {}, {}};
+        each_sequence<ROWS>(p, [&](const BlockRows& block) { producer.bring_tiles(p, block); });
     } else {
         take_registers<CONSUMER_REGISTERS>();
         Consumer consumer = {shared, thread_x() / WARPGROUP - 1, {}};

@@ -18,44 +18,47 @@ static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM 
 static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
 
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
-// Of less than a tile of rows the last is repeated: no query sees those. In the cache rows are `step` elements apart.
+// Of less than a tile of rows the last is repeated: no query sees those. What is packed is unpacked behind the loads.
 // Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
 constexpr u32 STRIDE = RF_HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
+template <class Type>
 struct TileRows {
     static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
     typedef f16 Stored[KEYS][STRIDE];
-    u32x4 x[LOADS];
+    typename Type::template Piece<8> x[LOADS];
 
-    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+    // From a block's row `first` on.
+    RF_MEMBER void load_rows(const HeadBlock<Type>& block, u32 first, u32 rows) {
         RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = minimum(i32(unit / CHUNKS), i32(rows - 1));
-            x[i] = load<u32x4>(cache + row * step + unit % CHUNKS * 8);
+            x[i].load_from(block.row(first + row), unit % CHUNKS * 8);
         }
     }
     RF_MEMBER void store_rows(Stored& to) const {
         RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit / CHUNKS;
-            if (row < KEYS) *reinterpret_cast<u32x4*>(&to[row][unit % CHUNKS * 8]) = x[i];
+            if (row < KEYS) *reinterpret_cast<u32x4*>(&to[row][unit % CHUNKS * 8]) = x[i].fp16();
         }
     }
 };
 
 // The same, turned on the way: the depth of the second product, the keys, runs along rows.
+template <class Type>
 struct TileColumns {
     static constexpr u32 LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
     typedef f16 Stored[RF_HEAD_DIM][KEY_STRIDE];
-    u32x4 x[LOADS][2];
+    typename Type::template Piece<8> x[LOADS][2];
 
-    RF_MEMBER void load_rows(const f16* cache, u32 rows, u64 step) {
+    RF_MEMBER void load_rows(const HeadBlock<Type>& block, u32 first, u32 rows) {
         RF_UNROLL
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
             chunk = minimum(i32(chunk), i32(CHUNKS - 1));
             RF_UNROLL
             for (u32 j = 0; j < 2; ++j)
-                x[i][j] = load<u32x4>(cache + minimum(i32(row + j), i32(rows - 1)) * step + chunk * 8);
+                x[i][j].load_from(block.row(first + minimum(i32(row + j), i32(rows - 1))), chunk * 8);
         }
     }
     RF_MEMBER void store_rows(Stored& to) const {
@@ -63,8 +66,9 @@ struct TileColumns {
         for (u32 i = 0; i < LOADS; ++i) {
             u32 unit = thread_x() + i * THREADS, row = unit % (KEYS / 2) * 2, chunk = unit / (KEYS / 2);
             if (chunk >= CHUNKS) continue;
-            const u32 a[4] = {x[i][0].x, x[i][0].y, x[i][0].z, x[i][0].w};
-            const u32 b[4] = {x[i][1].x, x[i][1].y, x[i][1].z, x[i][1].w};
+            u32x4 even_row = x[i][0].fp16(), odd_row = x[i][1].fp16();
+            const u32 a[4] = {even_row.x, even_row.y, even_row.z, even_row.w};
+            const u32 b[4] = {odd_row.x, odd_row.y, odd_row.z, odd_row.w};
             RF_UNROLL
             for (u32 j = 0; j < 4; ++j) {
                 u32* even = reinterpret_cast<u32*>(&to[chunk * 8 + 2 * j][row]);
@@ -77,14 +81,14 @@ struct TileColumns {
 };
 
 #ifdef RF_FRAGMENTS_NVIDIA
-typedef TileRows TileValues;
+typedef TileRows<Values> TileValues;
 #else
-typedef TileColumns TileValues;
+typedef TileColumns<Values> TileValues;
 #endif
 
 struct Shared {
     alignas(16) f16 queries[ROWS][STRIDE];
-    alignas(16) TileRows::Stored keys;
+    alignas(16) TileRows<Keys>::Stored keys;
     alignas(16) TileValues::Stored values;
 #ifndef RF_FRAGMENTS_NVIDIA
     alignas(16) f16 weights[WAVES][16][KEY_STRIDE];
@@ -92,16 +96,15 @@ struct Shared {
 };
 
 struct Tile {
-    TileRows keys;
+    TileRows<Keys> keys;
     TileValues values;
 
     // Of tokens from `start` on.
-    RF_MEMBER void load_rows(const f16* cache_keys, const f16* cache_values, const i32* table, i32 start, i32 length,
+    RF_MEMBER void load_rows(const void* cache_keys, const void* cache_values, const i32* table, i32 start, i32 length,
                              u32 kv_heads, u32 kv_head) {
-        u64 base = cache_offset(cache_slot(table, start), kv_heads, kv_head), step = u64(kv_heads) * RF_HEAD_DIM;
-        u32 rows = minimum(length - start, i32(KEYS));
-        keys.load_rows(cache_keys + base, rows, step);
-        values.load_rows(cache_values + base, rows, step);
+        u32 first = u32(start) % RF_BLOCK_SIZE, rows = minimum(length - start, i32(KEYS));
+        keys.load_rows(block_of<Keys>(cache_keys, table, start, kv_heads, kv_head), first, rows);
+        values.load_rows(block_of<Values>(cache_values, table, start, kv_heads, kv_head), first, rows);
     }
     RF_MEMBER void store_rows(Shared& shared) const {
         keys.store_rows(shared.keys);

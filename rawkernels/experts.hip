@@ -23,11 +23,6 @@ struct Chosen {
     Routing routing;
 };
 
-// Asks for a group's row to be brought near, before its lanes load it a cell after another.
-RF_DEVICE void prefetch_row(const u8* row, u32 bytes) {
-    for (u32 i = thread_x() % GATED_LANES * 128; i < bytes; i += GATED_LANES * 128) prefetch(row + i);
-}
-
 // activation(x @ gate.T, x @ up.T) of each pair's expert, as `gated_product`, to y (pairs, rows) or to int8 rows. The
 // first is pair `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
 struct ExpertsGatedParams {
@@ -54,11 +49,6 @@ rf_experts_gated(ExpertsGatedParams p) {
                p.matrices.activation};
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;
-    if (LOADS_BEFORE_WAIT) {
-        u32 row = minimum(i32(BLOCK_ROWS * block_x() + thread_x() / GATED_LANES), i32(m.rows - 1));
-        u32 bytes = RF_QTYPE::row_bytes(p.cells);
-        prefetch_row(row_of(m.gate, u64(row) * bytes), bytes), prefetch_row(row_of(m.up, u64(row) * bytes), bytes);
-    }
     u64 token = (p.first + pair) / used;
     gated_product(m, row_of(p.x, token * token_bytes(RF_QTYPE(), p.cells)), {}, 1, p.cells, p.out, pair);
 }
@@ -121,85 +111,6 @@ rf_experts_down(ExpertsDownParams p) {
     for (u32 i = 0; i < used; ++i) total += results[i * together + own / DOWN_ROWS][own % DOWN_ROWS];
     u64 out = u64(token) * p.rows + at;
     p.y[out] = total + (p.residual ? p.residual[out] : 0.0f);
-}
-
-// As `experts_down` of one token, and what the norm that follows makes of it but for its factor, as matvec_then_norm of
-// matvec.hip. Routing is by logits; DOWN_GROUPS is a multiple of `used`.
-struct ExpertsDownThenNormParams {
-    const u8* x;
-    u32 cells;
-    const float* logits;
-    Routing routing;
-    const void* w;
-    RF_NULLABLE const float* bias;
-    RF_NULLABLE const float* residual;
-    float* y;
-    u32 rows;
-    const float* weight;
-    u8* quantized;
-    u32 out_cells;
-    float* squares;
-};
-
-const u32 DOWN_THREADS = RF_TUNE_EXPERTS_NORM_THREADS, DOWN_GROUPS = DOWN_THREADS / GATED_LANES;
-
-// Products of N rows from `first` on with a pair's x, times its weight.
-template <u32 N>
-RF_DEVICE void weighted_rows(float* results, const ExpertsDownThenNormParams& p, u32 expert, u32 pair, float weight,
-                             u32 first) {
-    u32 rank = thread_x() % GATED_LANES, row[N];
-    const u8* w[N];
-    RF_UNROLL
-    for (u32 r = 0; r < N; ++r) {
-        row[r] = expert * p.rows + minimum(i32(first + r), i32(p.rows - 1));
-        w[r] = row_of(p.w, u64(row[r]) * RF_QTYPE::row_bytes(p.cells));
-    }
-    float sum[N][1] = {};
-    accumulate<RF_QTYPE, N>(sum, w, p.x + u64(pair) * activation_bytes(p.cells), 1, p.cells, rank, GATED_LANES);
-    reduce_group<N>(sum, GATED_LANES);
-    RF_UNROLL
-    for (u32 r = 0; r < N; ++r) {
-        if (rank == r) results[r] = weight * (sum[r][0] + (p.bias ? p.bias[row[r]] : 0.0f));
-    }
-}
-
-// Grid: out_cells * CELL / NORM_RUN.
-RF_KERNEL_WIDE(DOWN_THREADS, RF_TUNE_GATED_RESIDENT)
-rf_experts_down_then_norm(ExpertsDownThenNormParams p) {
-    load_grid<RF_QTYPE>(DOWN_THREADS);
-    RF_SHARED float parts[DOWN_GROUPS * NORM_RUN];
-    RF_SHARED NormRun results;
-    RF_SHARED Choice chosen;
-    u32 used = p.routing.used, first = NORM_RUN * block_x();
-    choose_and_weigh<DOWN_THREADS>(chosen, p.logits, p.routing);  // they were there before the gated product began
-    u32 group = thread_x() / GATED_LANES, slots = DOWN_GROUPS / used, choice = group / slots, slot = group % slots;
-    u32 own = slots < NORM_RUN ? NORM_RUN / slots : 1;  // rows of a group
-    u32 expert = chosen.ids[choice];
-    float weight = chosen.weights[choice], *part = parts + choice * NORM_RUN;
-    // while the first rows are multiplied the others come nearer
-    for (u32 r = slot * own + 2; r < (slot + 1) * own; ++r) {
-        u64 at = (u64(expert) * p.rows + minimum(i32(first + r), i32(p.rows - 1))) * RF_QTYPE::row_bytes(p.cells);
-        prefetch_row(row_of(p.w, at), RF_QTYPE::row_bytes(p.cells));
-    }
-    if (own == 1) {
-        if (slot < NORM_RUN) weighted_rows<1>(part + slot, p, expert, choice, weight, first + slot);
-    } else {
-        for (u32 r = slot * own; r < (slot + 1) * own; r += 2)
-            weighted_rows<2>(part + r, p, expert, choice, weight, first + r);
-    }
-    barrier();
-    wait_for_previous();
-    if (wave() > 0) return;
-    if (lane() < NORM_RUN) {
-        u32 row = first + lane(), within = minimum(i32(row), i32(p.rows - 1));
-        float total = p.residual ? p.residual[within] : 0.0f;
-        for (u32 i = 0; i < used; ++i) total += parts[i * NORM_RUN + lane()];
-        if (row < p.rows) p.y[row] = total;
-        results.y[lane()] = row < p.rows ? total : 0.0f;
-        results.scaled[lane()] = row < p.rows ? total * p.weight[within] : 0.0f;
-    }
-    wave_barrier();
-    store_norm_run(results, block_x(), p.rows, p.quantized, p.out_cells, p.squares);
 }
 
 }  // namespace rocforge

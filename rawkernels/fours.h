@@ -31,6 +31,13 @@ RF_DEVICE void store4(f16* row, u32 i, u32 n, f32x4 v) {
         if (i + j < n) row[i + j] = from_float<f16>(clamp_fp16(element(v, j)));
 }
 
+// Of a sum that comes in parts, as many as are loaded together: all that wide.hip makes; others make none.
+#ifdef RF_PLATFORM_NVIDIA
+const u32 PARTS_AHEAD = 7;
+#else
+const u32 PARTS_AHEAD = 1;
+#endif
+
 RF_DEVICE f32x4 plus(f32x4 a, f32x4 b) { return make_f32x4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 }  // namespace rocforge

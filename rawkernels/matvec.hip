@@ -106,7 +106,7 @@ rf_matvec_gated(GemvGatedParams p) {
 }
 
 #if RF_TOKENS == 1
-const u32 RUN = NORM_RUN;  // rows of a block
+const u32 RUN = 32;  // rows of a block
 
 // y = x @ w.T + bias + residual of one token, and what the norm that follows makes of it but for its factor: y times
 // that norm's weight in int8, and for each 32 elements the sum of y's squares. Bias and residual may be null. A block
@@ -117,7 +117,9 @@ RF_KERNEL_WIDE(RF_TUNE_THEN_NORM_THREADS, RF_TUNE_GEMV_RESIDENT)
 rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const float* bias, const float* residual,
                     float* y, i32 rows, const float* weight, u8* quantized, i32 out_cells, float* squares,
                     const u8* gate, const u8* up, u32 ahead, u32 ahead_apart) {
-    RF_SHARED NormRun results;
+    RF_SHARED struct {
+        alignas(16) float y[RUN], scaled[RUN];
+    } results;
     if (ahead && thread_x() == 0) {
         prefetch_run(gate + u64(block_x()) * ahead_apart, ahead);
         prefetch_run(up + u64(block_x()) * ahead_apart, ahead);
@@ -140,7 +142,12 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     }
     barrier();
     if (wave() > 0) return;
-    store_norm_run(results, block_x(), rows, quantized, out_cells, squares);
+    // four values a lane of the first eight; the others' are past the end
+    u32 at = 4 * thread_x(), from = at % RUN;
+    f32x4 v = load<f32x4>(results.y + from), scaled = load<f32x4>(results.scaled + from);
+    float square = reduce_lanes<RUN / 4>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, Add());
+    if (at == 0 && i32(RUN * block_x()) < rows) squares[block_x()] = square;
+    store_activation(quantized, out_cells, at < RUN ? RUN * block_x() + at : out_cells * CELL, scaled);
 }
 #endif
 

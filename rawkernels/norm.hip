@@ -75,7 +75,8 @@ rf_rms_norm(float* out, f16* fp16, u8* quantized, const float* x, const float* w
     });
 }
 
-// The same of a sum, x + y + bias, which is written too; the bias may be null. y is the sum of several, `part` apart.
+// The same of a sum, x + y + bias, which is written too; the bias may be null. y is the sum of several parts,
+// `part` apart.
 RF_KERNEL(THREADS)
 rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const float* y, const float* bias,
                    const float* weight, u32 parts, u64 part, u32 width, u32 n, float eps) {
@@ -87,7 +88,15 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const f
     float squared = 0.0f;
     each_four(n, [&](u32 k, u32 i) {
         f32x4 a = first.at(k, i), b = second.at(k, i), c = biases.at(k, i);
-        for (u32 p = 1; p < parts; ++p) b = plus(b, load4(y + p * part + start, i, n));
+        for (u32 p = 1; p < parts; p += PARTS_AHEAD) {
+            f32x4 more[PARTS_AHEAD];
+            RF_UNROLL
+            for (u32 j = 0; j < PARTS_AHEAD; ++j)
+                more[j] = load4(y + u32(minimum(i32(p + j), i32(parts - 1))) * part + start, i, n);
+            RF_UNROLL
+            for (u32 j = 0; j < PARTS_AHEAD; ++j)
+                if (p + j < parts) b = plus(b, more[j]);
+        }
         f32x4 v = plus(plus(a, b), c);
         if (i >= n) v = make_f32x4(0, 0, 0, 0);
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;

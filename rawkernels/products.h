@@ -431,20 +431,4 @@ RF_DEVICE void gated_product(const Gated& m, const u8* x, const Norm& norm, u32 
     }
 }
 
-// Rows of a block that begins the norm after a product: those that share a scale when they are quantized.
-const u32 NORM_RUN = 32;
-struct NormRun {
-    alignas(16) float y[NORM_RUN], scaled[NORM_RUN];  // results, and times the norm's weight
-};
-
-// Wave 0 writes what a block's results are to the product that follows: in int8, and the sum of their squares.
-RF_DEVICE void store_norm_run(const NormRun& results, u32 run, u32 rows, u8* quantized, u32 out_cells, float* squares) {
-    // four values a lane of the first eight; the others' are past the end
-    u32 at = 4 * thread_x(), from = at % NORM_RUN;
-    f32x4 v = load<f32x4>(results.y + from), scaled = load<f32x4>(results.scaled + from);
-    float square = reduce_lanes<NORM_RUN / 4>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, Add());
-    if (at == 0 && NORM_RUN * run < rows) squares[run] = square;
-    store_activation(quantized, out_cells, at < NORM_RUN ? NORM_RUN * run + at : out_cells * CELL, scaled);
-}
-
 }  // namespace rocforge

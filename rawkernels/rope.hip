@@ -1,12 +1,14 @@
 // Rotary position embedding, and the store of keys and values into the paged cache.
 //
-// Compiled for a RF_HEAD_DIM. Cosines and sines are those of angles.hip.
-#include "heads.h"
-#include "formats/kv_cache.h"
+// Compiled for a RF_HEAD_DIM, RF_BLOCK_SIZE (tokens of a cache block) and the cache's types. Cosines and sines are
+// those of angles.hip.
+#include "cached_heads.h"
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=64,80,96,128,256
+// variants: RF_HEAD_DIM=80,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=96 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
+// variants: RF_HEAD_DIM=256 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
 // out (tokens, heads, RF_HEAD_DIM) = rotated x; rows of x are `stride` floats apart. A wave a head.
@@ -23,12 +25,12 @@ rf_rope(float* out, const float* x, const float* cos, const float* sin, u32 toke
     store_head(out + u64(index) * RF_HEAD_DIM, head);
 }
 
-// Queries are normalized and rotated into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into the cache, with the
-// values. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). The cache layer is (slots,
-// kv_heads, RF_HEAD_DIM); a token whose slot is negative is not stored.
+// Queries are normalized, rotated and spread as keys are into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into
+// the cache, with the values. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token
+// whose slot is negative is not stored.
 struct RopeStoreParams {
     float* q_out;
-    f16 *keys, *values;
+    void *keys, *values;
     const float *q, *k, *v;
     u64 q_stride, k_stride, v_stride;
     const i32* slots;
@@ -52,21 +54,23 @@ rf_rope_store(RopeStoreParams p) {
         Head head = load_head(p.q + token * p.q_stride + row * RF_HEAD_DIM);
         if (p.q_norm) rms_norm_head(head, p.q_norm, p.eps);
         rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
+        spread(head);
         store_head(p.q_out + (u64(token) * p.heads + row) * RF_HEAD_DIM, head);
         return;
     }
     if (p.slots[token] < 0) return;
     row -= p.heads;
-    u64 slot = p.slots[token];
+    u32 slot = p.slots[token], block = slot / RF_BLOCK_SIZE, offset = slot % RF_BLOCK_SIZE;
     if (row < p.kv_heads) {
         Head head = load_head(p.k + token * p.k_stride + row * RF_HEAD_DIM);
         if (p.k_norm) rms_norm_head(head, p.k_norm, p.eps);
         rotate_head(head, buffers[wave()], load_rotation(cos, sin, p.pairs, p.neox));
-        store_head(p.keys + cache_offset(slot, p.kv_heads, row), head);
+        spread(head);
+        store_cached(Keys(), HeadBlock<Keys>(p.keys, block, p.kv_heads, row).row(offset), head);
     } else {
         row -= p.kv_heads;
-        store_head(p.values + cache_offset(slot, p.kv_heads, row),
-                   load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
+        store_cached(Values(), HeadBlock<Values>(p.values, block, p.kv_heads, row).row(offset),
+                     load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
     }
 }
 

@@ -28,14 +28,16 @@ from rocforge.loading.upload import Uploader
 from rocforge.loading.warmup import compile_for
 from rocforge.models import build_model
 from rocforge.names import LOADING, checked_names
+from rocforge.nn.cache import check_types
 from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
-from rocforge.nn.state import states_of
+from rocforge.nn.state import declare_types, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
 
 Weights = dict[str, Any]
 Progress = Callable[[int], Any]
+CacheTypes = tuple[str | None, str | None]
 BAR_AFTER = 0.5
 """Seconds until a bar is shown that nobody asked for."""
 
@@ -48,6 +50,8 @@ def load(
     progress: bool | None = None,
     fp16_weights: bool | None = None,
     quantize: str | None = None,
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -62,12 +66,16 @@ def load(
             large batches; None: if they take at most half of the memory left.
         quantize: Q4_K_M, Q8_0, ...: quantize on the way, one tensor after another, as `rocforge quantize` does. The
             tensors are to be in F32, F16 or BF16.
+        cache_type_k, cache_type_v: the types of keys and of values in the KV cache: "f16", "q8_0", "q4_0" or
+            "fp8_e4m3"; None: float16 on a GPU, float32 on a CPU.
 
     Raises:
-        ValueError: a context that is not positive, an unknown device or an unknown type to quantize to.
+        ValueError: a context that is not positive, an unknown device, or an unknown type to quantize to or of the
+            cache.
         FileNotFoundError: no such file.
         GGUFError, CheckpointError: a file is malformed, or its metadata is invalid.
-        UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported.
+        UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported, or the cache's type
+            is not for the model's heads or for the GPU.
         DeviceError: no such device, or too little memory on it.
 
     >>> model, tokenizer = rf.load("model.gguf", device="cpu")
@@ -79,7 +87,8 @@ def load(
         file = quantized(opened, quantize, device)
         if isinstance(file, Quantized):
             _make(file, progress)
-        with _loading(file, device, context, progress, fp16_weights) as model:
+        types = cache_type_k, cache_type_v
+        with _loading(file, device, context, progress, fp16_weights, types) as model:
             model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
     return model, tokenizer
 
@@ -90,20 +99,30 @@ def load_model(
     context: int | None = None,
     progress: bool | None = None,
     fp16_weights: bool | None = None,
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
 ) -> Transformer:
     """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
-    with _loading(file, resolve_device(device), context, progress, fp16_weights) as model:
+    types = cache_type_k, cache_type_v
+    with _loading(file, resolve_device(device), context, progress, fp16_weights, types) as model:
         return model
 
 
 @contextlib.contextmanager
 def _loading(
-    file: Tensors, device: str, context: int | None, progress: bool | None, fp16_weights: bool | None
+    file: Tensors,
+    device: str,
+    context: int | None,
+    progress: bool | None,
+    fp16_weights: bool | None,
+    cache_types: CacheTypes,
 ) -> Iterator[Transformer]:
     """A model whose weights are complete when the context has been left; on a GPU they load in the background."""
     if context is not None:
         _check_context(context, file)
     model = build_model(file, context)
+    declare_types(model, *cache_types)
+    check_types(states_of(model).values(), device)
     weights = _weights(model, file)
     if device != "cpu":
         sizes = CacheSizes(states_of(model).values(), device)

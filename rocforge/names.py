@@ -63,6 +63,9 @@ LOADING = {
     **dict.fromkeys(("model", "model_path", "model_id", "repo_id", "filename", "file"), "path"),
     **dict.fromkeys(("verbose", "show_progress", "tqdm"), "progress"),
     **dict.fromkeys(("halves", "fp16"), "fp16_weights"),
+    **dict.fromkeys(("type_k", "ctk"), "cache_type_k"),
+    **dict.fromkeys(("type_v", "ctv"), "cache_type_v"),
+    "kv_cache_dtype": "cache_type_k and cache_type_v are the types of keys and of values",
 }
 """Of `rf.load`."""
 

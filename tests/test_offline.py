@@ -207,9 +207,12 @@ def test_tile_instructions(source, defines, target):
 @needs_amd_compiler
 @pytest.mark.parametrize(("source", "defines", "target"), cases_of("attention.hip", RF_GROUP="12478"))
 def test_attention_instructions(source, defines, target):
-    """Scores of up to 8 heads are exchanged by one choice of two each: as choices of an index they are chains."""
+    """Scores of up to 8 heads are exchanged by one choice of two each: as choices of an index they are chains.
+
+    Of packed rows there are twice as many at a time.
+    """
     texts = [kernel.text for kernel in compilation(source, defines, target).result().values()]
-    assert sum(text.count("v_cndmask") for text in texts) < 100
+    assert sum(text.count("v_cndmask") for text in texts) < (200 if "RF_KEY_TYPE" in dict(defines) else 100)
 
 
 PAGE = """# Registers

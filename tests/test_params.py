@@ -145,4 +145,4 @@ def test_a_struct_laid_out_otherwise_does_not_compile(monkeypatch):
     assert wrong != text
     monkeypatch.setattr(kernels, "assertions", lambda source: wrong)
     with pytest.raises(amd_compiler.CompileError, match=r"RopeStoreParams\.eps as on the host"):
-        code_for("rope.hip", (("RF_HEAD_DIM", "64"),), "gfx1100")
+        code_for("rope.hip", (("RF_HEAD_DIM", "64"), ("RF_BLOCK_SIZE", "32")), "gfx1100")

@@ -639,13 +639,14 @@ const i32 FLOAT_ZERO = 0;
 RF_DEVICE float sum_float(i32 sum) { return float(sum); }
 #endif
 
-// Byte i of a word, 0 to 255, as a float.
+// Byte i of a word, 0 to 255, less ZERO, as a float.
+template <u32 ZERO = 0>
 RF_DEVICE float byte_float(u32 word, u32 i) {
 #ifdef RF_PLATFORM_NVIDIA
     // in the last places of 2^23: conversions run at a quarter of the rate of sums
-    return bits_float(__byte_perm(word, 0x4b000000, 0x7440 | i)) - 8388608.0f;
+    return bits_float(__byte_perm(word, 0x4b000000, 0x7440 | i)) - (8388608.0f + ZERO);
 #else
-    return float(word >> 8 * i & 255);
+    return float(word >> 8 * i & 255) - float(ZERO);
 #endif
 }
 
@@ -855,6 +856,47 @@ RF_DEVICE u32 pack_fp16(float low, float high) {
 #endif
     return from_float<f16>(low).bits | u32(from_float<f16>(high).bits) << 16;
 }
+
+// ---- OCP's e4m3 ----
+
+// Four floats of a word's bytes, to be multiplied by FP8_UNIT. No byte is a NaN or a negative zero.
+#if defined(RF_PLATFORM_AMD) && (defined(__gfx942__) || defined(__gfx950__) || defined(__GFX12__))
+#ifdef __gfx942__
+const float FP8_UNIT = 2;  // its own format has an exponent bias of one more, and else the same numbers
+#else
+const float FP8_UNIT = 1;
+#endif
+RF_DEVICE void fp8_floats(float* x, u32 word) {
+    auto low = __builtin_amdgcn_cvt_pk_f32_fp8(word, false), high = __builtin_amdgcn_cvt_pk_f32_fp8(word, true);
+    x[0] = low[0], x[1] = low[1], x[2] = high[0], x[3] = high[1];
+}
+#else
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 890
+const float FP8_UNIT = 1;
+#else
+const float FP8_UNIT = 256;  // float16's exponent bias is 8 more
+#endif
+RF_DEVICE void fp8_floats(float* x, u32 word) {
+    u32 low, high;
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 890
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(low) : "h"(u16(word)));
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(high) : "h"(u16(word >> 16)));
+#else
+    u32 even = word << 8 & 0xff00ff00, odd = word & 0xff00ff00;  // bytes 0 and 2, and 1 and 3
+    even = (even & 0x80008000) | (even >> 1 & 0x3f803f80), odd = (odd & 0x80008000) | (odd >> 1 & 0x3f803f80);
+    low = (even & 0xffff) | odd << 16, high = even >> 16 | (odd & 0xffff0000);
+#endif
+    x[0] = low_half(low), x[1] = high_half(low), x[2] = low_half(high), x[3] = high_half(high);
+}
+#endif
+// The byte of a float: rounded to nearest even, and at most 448 either way.
+RF_DEVICE u32 to_fp8(float x) {
+    float size = minimum(absolute(x), 448.0f);
+    u32 bits = float_bits(size);
+    u32 code = size < 0.015625f ? u32(round_int(size * 512)) : ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - (120 << 3);
+    return code | (x < 0 && code ? 0x80 : 0);
+}
+
 #ifdef RF_PLATFORM_AMD
 typedef _Float16 half2 __attribute__((ext_vector_type(2)));
 #endif
@@ -872,5 +914,11 @@ RF_DEVICE u32 fma_fp16(u32 a, u32 b, u32 c) {
     return pack_fp16(low_half(a) * low_half(b) + low_half(c), high_half(a) * high_half(b) + high_half(c));
 #endif
 }
+RF_DEVICE u32 mul_fp16(u32 a, u32 b) { return fma_fp16(a, b, 0x80008000); }
+
+// Bytes 0 and 1 of a word, or 2 and 3, plus 1,024: in the last places of that.
+RF_DEVICE u32 bytes_fp16(u32 word, bool upper) { return pick_bytes(0x64646464, word, upper ? 0x04030402 : 0x04010400); }
+const u32 FP16_ONES = 0x3c003c00, FP16_SIXTEENTHS = 0x2c002c00;
+const u32 FP16_MINUS_72 = 0xd480d480, FP16_MINUS_1032 = 0xe408e408, FP16_MINUS_1152 = 0xe480e480;
 
 }  // namespace rocforge

@@ -18,7 +18,7 @@ import typer
 from rocforge.cli.bench_results import Form, Measurement, Result, earlier_results, write
 from rocforge.cli.errors import UsageError
 from rocforge.cli.models import describe
-from rocforge.cli.options import Device, Fp16Weights, Switch
+from rocforge.cli.options import CacheTypeK, CacheTypes, CacheTypeV, Device, Fp16Weights, Switch, cache_types
 from rocforge.engine.engine import Engine
 from rocforge.selftest.figures import generation_seconds
 
@@ -53,6 +53,8 @@ def bench(
     ] = None,
     device: Device = None,
     fp16_weights: Fp16Weights = Switch.auto,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
 ) -> None:
     """Measure prefill and decode, as llama-bench does.
 
@@ -64,7 +66,8 @@ def bench(
     earlier = earlier_results(Path(compare)) if compare and compare.endswith((".json", ".jsonl")) else []
 
     def results(model: str) -> Iterator[Result]:
-        yield from _results(model, tests, repetitions, batch, device, fp16_weights)
+        types = cache_types(cache_type_k, cache_type_v)
+        yield from _results(model, tests, repetitions, batch, device, fp16_weights, types)
 
     if compare and not earlier:
         earlier = [result.fields() for result in results(compare)]
@@ -95,7 +98,13 @@ def _sizes(option: str, texts: list[str]) -> list[int]:
 
 
 def _results(
-    name: str, tests: list[Test], repetitions: int, batch: int, device: str | None, fp16_weights: Switch
+    name: str,
+    tests: list[Test],
+    repetitions: int,
+    batch: int,
+    device: str | None,
+    fp16_weights: Switch,
+    types: CacheTypes,
 ) -> Iterator[Result]:
     """Load a model and run its tests."""
     import rocforge as rf
@@ -105,13 +114,20 @@ def _results(
     longest = max(map(sum, tests))
     with rf.open_gguf(resolve(name)) as file:
         about = describe(file, name)
-        model = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled)
+        model = load_model(file, device, None, sys.stderr.isatty(), fp16_weights.enabled, **types)
     if longest >= model.config.context:
         raise UsageError(f"{longest} tokens need a context of {longest + 1}; the model's is {model.config.context}")
     described, layers = rf.device_info(model.device), model.config.layers + 1
     with Engine(model, cache_tokens=longest + 2, max_batch_tokens=batch) as engine:
         for measurement in _measured(engine, tests, repetitions):
-            yield Result(about, described, threads(), layers, batch, measurement)
+            yield Result(about, described, threads(), layers, batch, _types_of(engine), measurement)
+
+
+def _types_of(engine: Engine) -> tuple[str, str]:
+    """Of keys and of values in the KV cache; "" for a model that has none."""
+    groups = engine.cache.paged if engine.cache else []
+    keys, values = groups[0].state.rows_on(engine.device) if groups else (("", 0), ("", 0))
+    return keys[0], values[0]
 
 
 def _measured(engine: Engine, tests: list[Test], repetitions: int) -> Iterator[Measurement]:

@@ -57,6 +57,7 @@ class Result:
         threads: of NumPy's products.
         layers: of the model, with its output's, all of which a GPU holds.
         batch: the most tokens a step.
+        cache_types: of keys and of values in the KV cache.
     """
 
     model: ModelFile
@@ -64,6 +65,7 @@ class Result:
     threads: int
     layers: int
     batch: int
+    cache_types: tuple[str, str]
     measured: Measurement
     time: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
 
@@ -90,6 +92,8 @@ class Result:
             "model_size": self.model.size,
             "model_n_params": self.model.parameters,
             "n_batch": self.batch,
+            "type_k": self.cache_types[0],
+            "type_v": self.cache_types[1],
             "n_threads": self.threads,
             "n_gpu_layers": self.layers if on_gpu else 0,
             "n_prompt": self.measured.prompt,

@@ -11,6 +11,8 @@ from typing import Any
 from rocforge.cli.conversation import Conversation
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import (
+    CacheTypeK,
+    CacheTypeV,
     Context,
     Device,
     Fp16Weights,
@@ -21,6 +23,7 @@ from rocforge.cli.options import (
     Switch,
     System,
     Template,
+    cache_types,
     load_adapter,
     set_sampling,
     takes_sampling,
@@ -46,6 +49,8 @@ def chat(
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     lora: Lora = None,
     quiet: Quiet = False,
     *,
@@ -58,7 +63,8 @@ def chat(
         import readline  # noqa: F401  input() then edits lines and remembers them
 
     progress = False if quiet else None
-    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
+    types = cache_types(cache_type_k, cache_type_v)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled, **types)
     adapter = load_adapter(loaded, lora)
     template = chat_template.read() if chat_template else None
     tokenizer.apply_chat_template([{"role": "user", "content": ""}], chat_template=template)

@@ -10,6 +10,8 @@ import typer
 
 from rocforge.cli.errors import UsageError
 from rocforge.cli.options import (
+    CacheTypeK,
+    CacheTypeV,
     Context,
     Device,
     Fp16Weights,
@@ -20,6 +22,7 @@ from rocforge.cli.options import (
     Switch,
     System,
     Template,
+    cache_types,
     load_adapter,
     takes_sampling,
 )
@@ -41,6 +44,8 @@ def generate(
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     lora: Lora = None,
     quiet: Quiet = False,
     *,
@@ -53,7 +58,8 @@ def generate(
         raise UsageError("--system and --chat-template need --chat")
     text = _prompt(prompt)
     progress = False if quiet else None
-    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled)
+    types = cache_types(cache_type_k, cache_type_v)
+    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled, **types)
     options = {**sampling.of(tokenizer), "lora": load_adapter(loaded, lora)}
     if chat:
         messages = [{"role": "system", "content": system}] if system else []

@@ -6,7 +6,7 @@ import copy
 import enum
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict, get_args
 
 import typer
 
@@ -43,8 +43,41 @@ class Switch(str, enum.Enum):
         return None if self is Switch.auto else self is Switch.on
 
 
+class CacheType(str, enum.Enum):
+    """rocforge.formats.kv_cache.CACHE_TYPES."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    fp8_e4m3 = "fp8_e4m3"
+
+
+class CacheTypes(TypedDict):
+    """Arguments of `rf.load`."""
+
+    cache_type_k: str | None
+    cache_type_v: str | None
+
+
+def cache_types(keys: CacheType | None, values: CacheType | None) -> CacheTypes:
+    """What two options say."""
+    return {"cache_type_k": keys and keys.value, "cache_type_v": values and values.value}
+
+
 Fp16Weights = Annotated[
     Switch, typer.Option(help="Keep float16 copies of the weights on the GPU: faster prefill, more memory.")
+]
+CacheTypeK = Annotated[
+    CacheType | None,
+    typer.Option(
+        "--cache-type-k", "-ctk", help="Type of the KV cache's keys; default: f16, on a CPU f32.", show_default=False
+    ),
+]
+CacheTypeV = Annotated[
+    CacheType | None,
+    typer.Option(
+        "--cache-type-v", "-ctv", help="Type of the KV cache's values; default: f16, on a CPU f32.", show_default=False
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no statistics.")]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]

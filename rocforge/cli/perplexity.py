@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rocforge.cli.errors import UsageError
-from rocforge.cli.options import Device, Json, Lora, Model, Quiet, load_adapter
+from rocforge.cli.options import CacheTypeK, CacheTypeV, Device, Json, Lora, Model, Quiet, cache_types, load_adapter
 from rocforge.cli.output import write_json
 
 Text = Annotated[Path, typer.Argument(metavar="FILE", help="A text in UTF-8; - for stdin.")]
@@ -23,6 +23,8 @@ def perplexity(
     ctx_size: Window = 512,
     chunks: Chunks = None,
     device: Device = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     lora: Lora = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -31,7 +33,7 @@ def perplexity(
     import rocforge as rf
 
     text, progress = _read(file), not quiet and sys.stderr.isatty()
-    loaded, _ = rf.load(model, device, progress=progress)
+    loaded, _ = rf.load(model, device, progress=progress, **cache_types(cache_type_k, cache_type_v))
     found = rf.perplexity(loaded, text, ctx_size, chunks, progress, load_adapter(loaded, lora))
     if json:
         write_json({"perplexity": found.value, "error": found.error, **_sizes(found)})

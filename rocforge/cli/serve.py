@@ -14,6 +14,8 @@ import typer
 from rocforge.cli.errors import PortInUseError, UsageError
 from rocforge.cli.interrupts import Interrupts
 from rocforge.cli.options import (
+    CacheTypeK,
+    CacheTypeV,
     Context,
     Device,
     Fp16Weights,
@@ -22,10 +24,11 @@ from rocforge.cli.options import (
     Switch,
     Template,
     adapter_file,
+    cache_types,
     takes_sampling,
 )
 from rocforge.cli.output import note
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, MORE_REQUESTS
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS
 from rocforge.engine.pacing import INTER_TOKEN_MS
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.server.model_pool import MODELS_MAX
@@ -86,6 +89,8 @@ def serve(
         ),
     ] = None,
     cache_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV cache in tokens.")] = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=f"Maximum tokens a step; default: {_by_device(MAX_BATCH_TOKENS)}.")
     ] = None,
@@ -97,13 +102,7 @@ def serve(
             f"default: {_by_device(INTER_TOKEN_MS)}.",
         ),
     ] = None,
-    max_requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Maximum running requests; default: {MAX_REQUESTS}, on a GPU with ample memory {MORE_REQUESTS}.",
-        ),
-    ] = None,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum running requests.")] = MAX_REQUESTS,
     max_queue: Annotated[int, typer.Option(min=1, help="Maximum waiting requests.")] = MAX_QUEUE,
     processes: Annotated[
         int | None,
@@ -154,6 +153,7 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights.enabled,
+        **cache_types(cache_type_k, cache_type_v),
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

@@ -23,6 +23,9 @@ SUPPORTED = (
 )
 
 
+FP8_CARDS = "which gfx942, gfx950, gfx1200, gfx1201 and sm_89 and later have"
+
+
 @dataclass(frozen=True)
 class Card:
     """The properties of a GPU that decide the code compiled for it.
@@ -67,6 +70,13 @@ def is_supported(card: Card) -> bool:
     if card.is_amd:
         return AMD.get(card.family) == card.wave
     return int(card.arch.removeprefix("sm_")) >= OLDEST_NVIDIA
+
+
+def has_fp8(card: Card) -> bool:
+    """Whether a card converts floats of 8 bits."""
+    if card.is_amd:
+        return card.family in ("gfx942", "gfx950", "gfx1200", "gfx1201")
+    return int(card.arch.removeprefix("sm_")) >= 89
 
 
 def supported_card(device: int) -> Card:

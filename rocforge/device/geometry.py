@@ -14,6 +14,8 @@ GEMV_RUN = 32
 """Rows of a block of matvec_then_norm: those that share a scale when they are quantized."""
 STAGED_TOKENS = 128
 """Tokens of a block of tiles.hip whose waves have different rows, and get x through LDS."""
+WIDE_PARTS = 8
+"""The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
 """Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
 
@@ -125,7 +127,7 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     """The geometry of wide.hip.
 
     A block has as few tokens as there are, up to 256, since each block unpacks the weights. Blocks share out the depth,
-    up to 8 of them, as long as each has a multiprocessor.
+    as long as each has a multiprocessor.
 
     Args:
         tokens: of the product.
@@ -136,7 +138,7 @@ def wide(tokens: int, matrices: Sequence[int], cells: int, units: int) -> Wide:
     width = next((n for n in (64, 128) if tokens <= n), 256)
     rows, threads = {64: (256, 640), 128: (256, 384), 256: (128, 384)}[width]
     count = sum(-(-n // rows) for n in matrices) * -(-tokens // width)
-    return Wide(width, rows, threads, max(1, min(8, units // count, -(-cells // 2))))
+    return Wide(width, rows, threads, max(1, min(WIDE_PARTS, units // count, -(-cells // 2))))
 
 
 class Decode(NamedTuple):

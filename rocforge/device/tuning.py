@@ -82,7 +82,6 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
 
-        experts_norm_threads: of down of one token that begins the norm after it.
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
         experts_wide_from: from so many tokens on by experts_wide.hip, which only Hopper has; fewer by
@@ -164,7 +163,6 @@ class Tuning:
     prefill_resident: int = 256
     prefill_stages: int = 0
 
-    experts_norm_threads: int = 512
     experts_int8_tokens: int = 4
     experts_wide_from: int = ANY
     router_tokens: int = 16
@@ -199,7 +197,7 @@ _H200 = replace(
     gemv_float_cells=4,
     float_tile_tokens=16,
     wide_from=33,
-    wide_tokens=128,
+    wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
     prefill_stages=5,

@@ -15,8 +15,8 @@ SNAPSHOTS = 16
 """Slots for snapshots of recurrent state, beside those of running sequences."""
 MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
 """The default maximum of tokens a step, by device."""
-MAX_REQUESTS, MORE_REQUESTS = 256, 512
-"""The default maximum of running requests; and on a GPU whose memory is ample."""
+MAX_REQUESTS = 256
+"""The default maximum of running requests."""
 MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
@@ -94,12 +94,6 @@ class CacheSizes:
         free = available_memory(self.device)
         counts = range(1, most + 1)
         return max(1, bisect.bisect_right(counts, free - margin(free), key=lambda n: self.nbytes(tokens, n)))
-
-
-def default_requests(device: str) -> int:
-    """The default maximum of running requests: MORE_REQUESTS on a GPU where a cache leaves the whole MARGIN free."""
-    ample = device != "cpu" and margin(available_memory(device)) == MARGIN
-    return MORE_REQUESTS if ample else MAX_REQUESTS
 
 
 def margin(free: int) -> int:

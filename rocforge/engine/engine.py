@@ -19,7 +19,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.breakers import breakers_of
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, CacheSizes, default_requests
+from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -32,7 +32,7 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.scoring import score_into, scores_of
-from rocforge.nn.state import blocks_for, states_of
+from rocforge.nn.state import blocks_for, states_of, typed
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
@@ -123,9 +123,11 @@ class Engine:
             recurrent ones, get what max_requests running sequences need; less on a GPU where that does not fit, down
             to what one needs.
         max_batch_tokens: maximum tokens a step; None: 2048 on a GPU, 512 on a CPU.
-        max_requests: maximum running requests; None: 512 on a GPU with 16 GiB or more to spare, else 256.
+        max_requests: maximum running requests.
         inter_token_ms: the target for the time between two tokens of a request while prompts come in, milliseconds;
             None: 50 on a GPU, 20 on a CPU. See docs/scheduling.md.
+        cache_type_k, cache_type_v: the types of keys and of values in the cache, as in `rf.load`; None: those that the
+            model was loaded with.
 
     On a GPU the engine's work follows what the thread's current stream has queued so far.
 
@@ -134,7 +136,8 @@ class Engine:
         stats: of its steps; may be replaced by a new StepStats to begin anew.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a number that is not positive, or an unknown type.
+        UnsupportedModelError: a type of the cache is not for the model's heads or for the GPU.
         DeviceError: the cache does not fit.
 
     >>> with rf.Engine(model, tokenizer.eog_token_ids) as engine:
@@ -151,8 +154,10 @@ class Engine:
         eog_token_ids: frozenset[int] | set[int] = frozenset(),
         cache_tokens: int | None = None,
         max_batch_tokens: int | None = None,
-        max_requests: int | None = None,
+        max_requests: int = MAX_REQUESTS,
         inter_token_ms: float | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
     ):
         if not isinstance(eog_token_ids, (Set, Sequence)):
             problem = "allowed are token ids, tokenizer.eog_token_ids"
@@ -163,12 +168,12 @@ class Engine:
                 raise ValueError(f"{name} is {size}; allowed is 1 or more")
         kind = "cpu" if model.device == "cpu" else "gpu"
         max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[kind]
-        max_requests = max_requests or default_requests(model.device)
         inter_token_ms = INTER_TOKEN_MS[kind] if inter_token_ms is None else inter_token_ms
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
-        sizes = CacheSizes(states_of(model).values(), model.device, max_batch_tokens)
+        states = typed(states_of(model), cache_type_k, cache_type_v)
+        sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
         if cache_tokens is None and model.device == "cpu":
             cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
         elif cache_tokens is None:
@@ -189,7 +194,7 @@ class Engine:
         self.cache: KVCache | None = None
         with self._stream, out_of_memory_explained(model.device, "KV cache"):
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
-            self.cache = cache = model.new_cache(blocks, slots=slots)
+            self.cache = cache = KVCache(states, blocks, slots=slots, device=model.device)
             paged = (group.state for group in cache.paged)
             state = StateManager(paged, blocks, slots, cache.copy_slot, sequences=max_requests)
             if model.device != "cpu":

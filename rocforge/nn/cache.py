@@ -11,16 +11,19 @@ https://arxiv.org/abs/2309.06180.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.arrays import on_device, resolve_device
+from rocforge.device.cards import FP8_CARDS, card_of, has_fp8
 from rocforge.device.libraries import cupy_module
+from rocforge.errors import UnsupportedModelError
+from rocforge.formats.kv_cache import FLOATS, PACKED, RUN
 from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
-from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.state import BLOCK_SIZE, PackedRows
 
 
 class PagedGroup:
@@ -28,22 +31,43 @@ class PagedGroup:
 
     Attributes:
         state: the declaration.
-        keys: shape (layers, blocks, block_size, heads, key_dim).
-        values: shape (layers, blocks, block_size, heads, value_dim).
+        keys: floats, shape (layers, blocks, block_size, heads, key_dim); of a packed type uint8, shape (layers, blocks,
+            heads, bytes of a block).
+        values: the same, of value_dim.
     """
 
     def __init__(self, state: PagedKV, layers: int, blocks: int, block_size: int, device: str):
-        xp, dtype = np if device == "cpu" else cupy_module(), state.dtype_on(device)
         self.state, self.blocks, self.block_size = state, blocks, block_size
-        shape = (layers, blocks, block_size, state.heads)
-        self.keys, self.values = (xp.zeros((*shape, dim), dtype) for dim in (state.key_dim, state.value_dim))
-        by_slot = (layers, blocks * block_size, state.heads, -1)
-        self.layers = list(zip(self.keys.reshape(by_slot), self.values.reshape(by_slot), strict=True))
+        of_keys, of_values = (self._rows(layers, kind, dim, device) for kind, dim in state.rows_on(device))
+        (self.keys, keys), (self.values, values) = of_keys, of_values
+        self.layers = list(zip(keys, values, strict=True))
+
+    def _rows(self, layers: int, kind: str, dim: int, device: str) -> tuple[Any, list[Any]]:
+        """An array for all layers, and what each layer has of it."""
+        xp = np if device == "cpu" else cupy_module()
+        heads, packed = self.state.heads, PACKED.get(kind)
+        if packed is None:
+            array = xp.zeros((layers, self.blocks, self.block_size, heads, dim), FLOATS[kind])
+            return array, list(array.reshape(layers, self.blocks * self.block_size, heads, dim))
+        array = xp.zeros((layers, self.blocks, heads, packed.block_nbytes(dim, self.block_size)), np.uint8)
+        return array, [PackedRows(layer, packed, dim, self.block_size) for layer in array]
 
     @property
     def nbytes(self) -> int:
         """Bytes of both."""
         return int(self.keys.nbytes + self.values.nbytes)
+
+
+def check_types(states: Iterable[State], device: str) -> None:
+    """Raise an UnsupportedModelError where a layer's heads, or the device, are none that a packed type is for."""
+    rows = {row for state in states if isinstance(state, PagedKV) for row in state.rows_on(device)}
+    for packed, dim in ((PACKED[kind], dim) for kind, dim in rows if kind in PACKED):
+        if not packed.holds(dim):
+            raise UnsupportedModelError(
+                f"{packed.name} packs heads of whole runs of {RUN} elements, and the model's have {dim}"
+            )
+        if packed is PACKED["fp8_e4m3"] and device != "cpu" and not has_fp8(card := card_of(int(device[4:]))):
+            raise UnsupportedModelError(f"{card.name} ({card.family}) has no fp8_e4m3, {FP8_CARDS}; q8_0 takes as much")
 
 
 class RecurrentGroup:
@@ -84,6 +108,7 @@ class KVCache:
 
     Raises:
         ValueError: a block size that the device's kernels do not have, or blocks of another number of groups.
+        UnsupportedModelError: heads, or a device, that a packed type is not for.
 
     >>> cache = model.new_cache(blocks=8)
     >>> cache.paged[0].keys.shape
@@ -103,6 +128,7 @@ class KVCache:
             raise ValueError(f"block_size is {block_size}; allowed on a device is {BLOCK_SIZE}, as its kernels have it")
         layers = states if isinstance(states, Mapping) else dict(enumerate(states))
         groups = groups_of(layers.values())
+        check_types(groups, device)
         paged = [state for state in groups if isinstance(state, PagedKV)]
         sizes = [blocks] * len(paged) if isinstance(blocks, int) else list(blocks)
         if len(sizes) != len(paged):

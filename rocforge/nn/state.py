@@ -6,12 +6,13 @@ A stateful module sets `state` in its `__init__`, and finds it again in forward 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
+from rocforge.formats.kv_cache import CACHE_TYPES, FLOATS, PACKED
 from rocforge.nn.module import Module
 from rocforge.ops.state import BLOCK_SIZE
 
@@ -23,27 +24,35 @@ class PagedKV:
     Attributes:
         heads: keys, and values, of a token.
         key_dim, value_dim: elements of each.
-        dtype: name of their type; None: float16 on a GPU, float32 on a CPU.
+        key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
     """
 
     heads: int
     key_dim: int
     value_dim: int
-    dtype: str | None = None
+    key_type: str | None = None
+    value_type: str | None = None
     window: int | None = None
 
-    def dtype_on(self, device: str) -> np.dtype[Any]:
-        """The type of keys and values on "cpu" or "gpu:N"."""
-        return np.dtype(self.dtype or ("float32" if device == "cpu" else "float16"))
+    def rows_on(self, device: str) -> list[tuple[str, int]]:
+        """On "cpu" or "gpu:N", the type and the elements of a key, and those of a value."""
+        default = "f32" if device == "cpu" else "f16"
+        return [(self.key_type or default, self.key_dim), (self.value_type or default, self.value_dim)]
 
     def block_nbytes(self, block_size: int, device: str) -> int:
         """Bytes of one block of one layer."""
-        return block_size * self.heads * (self.key_dim + self.value_dim) * self.dtype_on(device).itemsize
+        return self.heads * sum(_block_nbytes(kind, dim, block_size) for kind, dim in self.rows_on(device))
 
     def first_visible(self, position: int) -> int:
         """The first position that the token at `position`, or any after it, can see."""
         return 0 if self.window is None else max(0, position - self.window + 1)
+
+
+def _block_nbytes(kind: str, dim: int, block_size: int) -> int:
+    """Bytes of a head in a block."""
+    packed = PACKED.get(kind)
+    return packed.block_nbytes(dim, block_size) if packed else block_size * dim * FLOATS[kind].itemsize
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,33 @@ class Recurrent:
 
 
 State = PagedKV | Recurrent
+Key = TypeVar("Key")
 
 
 def states_of(model: Module) -> dict[Module, State]:
     """What each stateful module of a model declares, in the order of the tree."""
     declared = ((module, vars(module).get("state")) for _, module in model.named_modules())
     return {module: state for module, state in declared if isinstance(state, PagedKV | Recurrent)}
+
+
+def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | None) -> dict[Key, State]:
+    """Declarations with other types of keys and of values; None leaves them as declared.
+
+    Raises:
+        ValueError: a type is none of rocforge.formats.kv_cache.CACHE_TYPES.
+    """
+    named = {"key_type": key_type, "value_type": value_type}
+    for name, option in zip(named.values(), ("cache_type_k", "cache_type_v"), strict=True):
+        if name is not None and name not in CACHE_TYPES:
+            raise ValueError(f"{option} is {name!r}; allowed are {', '.join(CACHE_TYPES)}")
+    given: dict[str, Any] = {field: name for field, name in named.items() if name is not None}
+    return {key: replace(state, **given) if isinstance(state, PagedKV) else state for key, state in states.items()}
+
+
+def declare_types(model: Module, key_type: str | None, value_type: str | None) -> None:
+    """Have all layers of a model declare these types of keys and of values, as `typed` gives them."""
+    for layer, state in typed(states_of(model), key_type, value_type).items():
+        vars(layer)["state"] = state
 
 
 def groups_of(states: Iterable[State]) -> dict[State, int]:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
+from rocforge.formats.kv_cache import spread
 from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.arguments import check_axes, check_shape, operands
 from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
-from rocforge.ops.state import PagedLayer, Span
+from rocforge.ops.state import PackedRows, PagedLayer, Span
 from rocforge.ops.types import Array, HostArray, Weight
 
 QUERY_TILE = 256
@@ -154,7 +155,7 @@ def paged_attention(
     """`attention` for each sequence of a batch, with keys and values from the cache.
 
     Args:
-        q: floats, shape (tokens, heads, key_dim).
+        q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys and values, the batch's stored already, its window, and which rows are whose.
         scale, softcap, sinks: as in `attention`.
         consumer: the weight that the result is to be multiplied with, if that is all it is for.
@@ -185,8 +186,8 @@ def paged_attention(
 
 def _attention_of_single_queries(
     q: HostArray,
-    keys: HostArray,
-    values: HostArray,
+    keys: HostArray | PackedRows,
+    values: HostArray | PackedRows,
     spans: Sequence[Span],
     scale: float,
     window: int | None,
@@ -273,7 +274,7 @@ def rotate_and_store(
         eps: of these norms.
 
     Returns:
-        The queries, float32, the shape of q.
+        The queries, float32, the shape of q: as they are multiplied with the cache's keys.
 
     Raises:
         ValueError: more elements are rotated than a head has.
@@ -285,6 +286,8 @@ def rotate_and_store(
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     if rotation is not None:
         q, k = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (q, k))
+    if isinstance(layer.keys, PackedRows) and layer.keys.type.spread:
+        q, k = spread(q), spread(k)
     store_kv(k, v, layer)
     return q.astype(np.float32, copy=False)
 

@@ -27,7 +27,7 @@ def attention_pattern(
     """The softmax of each query's scores, with `paged_attention`'s arguments.
 
     Args:
-        q: floats, shape (tokens, heads, key_dim), rotated.
+        q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys, the batch's stored already.
         scale, softcap, sinks: as in `attention`.
 

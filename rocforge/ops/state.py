@@ -6,10 +6,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from rocforge.formats.kv_cache import PackedType
 from rocforge.ops.types import Array, HostArray
 
 BLOCK_SIZE = 32
 """Tokens of a block of a paged cache; on a device always, as its kernels have it."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Keys, or values, of one layer in a packed type: on the CPU what an array of float32 (slots, heads, dim) is.
+
+    Attributes:
+        data: uint8, shape (blocks, heads, bytes of a block).
+        type: what is in them.
+        dim: elements of a head.
+        block_size: tokens of a block.
+    """
+
+    data: Array
+    type: PackedType
+    dim: int
+    block_size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slots, heads, dim)."""
+        return len(self.data) * self.block_size, self.data.shape[1], self.dim
+
+    def __getitem__(self, slots: slice | HostArray) -> HostArray:
+        """float32 (slots, heads, dim)."""
+        codes, scales = self._planes()
+        place = self._place(slots)
+        return self.type.decode(codes[place], scales[place] if self.type.scaled else None)
+
+    def __setitem__(self, slots: slice | HostArray, rows: HostArray) -> None:
+        """Store floats of that shape."""
+        codes, scales = self._planes()
+        place = self._place(slots)
+        codes[place], given = self.type.encode(np.asarray(rows, np.float32))
+        if given is not None:
+            scales[place] = given
+
+    def _place(self, slots: slice | HostArray) -> tuple[HostArray, slice, HostArray]:
+        blocks, offsets = np.divmod(np.arange(self.shape[0])[slots], self.block_size)
+        return blocks, slice(None), offsets
+
+    def _planes(self) -> tuple[HostArray, HostArray]:
+        """Views of the codes, (blocks, heads, block_size, bytes of a row), and of the scales, float16."""
+        shape, row = (*self.data.shape[:2], self.block_size), self.type.row_nbytes(self.dim)
+        codes, scales = np.split(self.data, [self.block_size * row], axis=2)
+        return codes.reshape(*shape, row), scales.view(np.float16).reshape(*shape, self.type.runs(self.dim))
 
 
 class Span(NamedTuple):
@@ -35,8 +84,8 @@ class PagedLayer:
     """Keys and values of one layer in blocks, for a batch. Slot `block * block_size + offset` has one token.
 
     Attributes:
-        keys: shape (slots, heads, key_dim).
-        values: shape (slots, heads, value_dim).
+        keys: shape (slots, heads, key_dim): floats or PackedRows.
+        values: shape (slots, heads, value_dim), likewise.
         window: a query sees itself and window - 1 tokens before it; None for all.
         block_size: tokens of a block.
         slots: int32, shape (tokens,): where each token's key and value go.
@@ -50,8 +99,8 @@ class PagedLayer:
         counters: on a device, zeros that decode launches count in and leave as zeros.
     """
 
-    keys: Array
-    values: Array
+    keys: Array | PackedRows
+    values: Array | PackedRows
     window: int | None
     block_size: int
     slots: Array

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from rocforge.engine.capacity import CacheSizes, default_requests
+from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.load import load
@@ -24,7 +24,7 @@ class EngineOptions:
     """How an engine is made.
 
     Attributes:
-        device, context, fp16_weights, progress: as in `rf.load`.
+        device, context, fp16_weights, cache_type_k, cache_type_v, progress: as in `rf.load`.
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         models: that are to have room at a time: without cache_tokens, the cache on a GPU takes its share of what is
             free, where that is a whole context.
@@ -33,9 +33,11 @@ class EngineOptions:
     device: str | None = None
     context: int | None = None
     fp16_weights: bool | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
     cache_tokens: int | None = None
     max_batch_tokens: int | None = None
-    max_requests: int | None = None
+    max_requests: int = MAX_REQUESTS
     inter_token_ms: float | None = None
     progress: bool | None = None
     models: int = 1
@@ -48,7 +50,8 @@ class EngineOptions:
         Raises:
             RocforgeError, FileNotFoundError, ...: what `rf.load` and `rf.Engine` raise.
         """
-        model, tokenizer = load(path, self.device, self.context, self.progress, self.fp16_weights)
+        given = (path, self.device, self.context, self.progress, self.fp16_weights)
+        model, tokenizer = load(*given, cache_type_k=self.cache_type_k, cache_type_v=self.cache_type_v)
         for name, (file, scale) in lora.items():
             model.adapters.load(name, file, scale)
         cache_tokens = self.cache_tokens_of(model)
@@ -64,6 +67,5 @@ class EngineOptions:
         if self.models == 1 or self.cache_tokens is not None or model.device == "cpu":
             return self.cache_tokens
         sizes = CacheSizes(states_of(model).values(), model.device, self.max_batch_tokens)
-        requests = self.max_requests or default_requests(model.device)
-        tokens = sizes.tokens_that_fit(model.config.context, requests)
+        tokens = sizes.tokens_that_fit(model.config.context, self.max_requests)
         return max(tokens // self.models, min(tokens, model.config.context))

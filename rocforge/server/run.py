@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rocforge.engine.capacity import MAX_REQUESTS
 from rocforge.engine.reply import ServiceError
 from rocforge.engine.service import MAX_QUEUE, Service
 from rocforge.server.app import create_app
@@ -44,8 +45,10 @@ def serve(
     fp16_weights: bool | None = None,
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     cache_tokens: int | None = None,
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
     max_batch_tokens: int | None = None,
-    max_requests: int | None = None,
+    max_requests: int = MAX_REQUESTS,
     inter_token_ms: float | None = None,
     max_queue: int = MAX_QUEUE,
     processes: int | None = None,
@@ -69,7 +72,7 @@ def serve(
     engine's dies, requests in flight fail.
 
     Args:
-        model_path, device, context, fp16_weights, progress: as in `rf.load`.
+        model_path, device, context, fp16_weights, cache_type_k, cache_type_v, progress: as in `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
         uds: a path for a unix socket, to listen there instead.
         fd: the descriptor of a listening socket, to take that instead.
@@ -104,6 +107,8 @@ def serve(
         device=device,
         context=context,
         fp16_weights=fp16_weights,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
         cache_tokens=cache_tokens,
         max_batch_tokens=max_batch_tokens,
         max_requests=max_requests,

@@ -51,18 +51,23 @@ def test_adapter_file(text):
 
 
 @pytest.mark.parametrize("command", LOADERS, ids=lambda command: command[0])
-def test_fp16_weights(monkeypatch, capsys, model, command):
-    """auto, the default, leaves it to the loader."""
+def test_what_reaches_the_loader(monkeypatch, capsys, model, command):
+    """Whether float16 weights are kept: auto, the default, leaves it to the loader. And the cache's types."""
     if command[0] == "serve":
         pytest.importorskip("fastapi", reason="the extra server is not installed")
     seen = []
 
-    def load(path, device=None, context=None, progress=False, fp16_weights=None):
-        seen.append(fp16_weights)
+    def load(path, device=None, context=None, progress=False, fp16_weights=None, **types):
+        seen.append((fp16_weights, *types.items()))
         raise FileNotFoundError("no further")
 
     owner, _, name = LOADERS[command].rpartition(".")
     monkeypatch.setattr(importlib.import_module(owner), name, load)
-    for option, wanted in WANTED.items():
-        assert rocforge.cli.main([model if word == "MODEL" else word for word in command] + [*option]) == 1
-        assert "no further" in capsys.readouterr().err and seen.pop() is wanted
+    command, neither = [model if word == "MODEL" else word for word in command], (None, None)
+    types = ("--cache-type-k", "q8_0", "-ctv", "q4_0")
+    runs = [(option, wanted, neither) for option, wanted in WANTED.items()] + [(types, None, types[1::2])]
+    for option, wanted, (keys, values) in runs:
+        assert rocforge.cli.main([*command, *option]) == 1 and "no further" in capsys.readouterr().err
+        assert seen.pop() == (wanted, ("cache_type_k", keys), ("cache_type_v", values))
+    assert rocforge.cli.main([*command, "--cache-type-k", "q5_0"]) == 2
+    assert "'q5_0' is not one of 'f16', 'q8_0', 'q4_0', 'fp8_e4m3'" in capsys.readouterr().err

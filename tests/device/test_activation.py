@@ -8,7 +8,7 @@ import pytest
 from gates import GATED, gelu, sigmoid
 
 from rocforge.ops import activation
-from rocforge.ops.device.activation import gated_unit
+from rocforge.ops.device.activation import add_to_rows, gated_unit
 from rocforge.ops.device.plan import OperandForm
 
 ELEMENTWISE = {
@@ -124,3 +124,12 @@ def test_add_broadcasts_and_converts():
     assert (activation.add(cp.asarray(x), cp.asarray(row)).get() == x + row).all()
     wide = activation.add(cp.asarray(x.astype(np.float64)), cp.asarray(x))
     assert wide.dtype == np.float32 and (wide.get() == x + x).all()
+
+
+def test_add_parts(rng):
+    """The first of several parts gets the others, of columns of a wider array too."""
+    parts = rng.standard_normal((3, 4, 300)).astype(np.float32)
+    on_device = cp.asarray(parts)
+    add_to_rows(on_device[0, :, 40:], None, None, on_device[:, :, 40:])
+    assert np.allclose(on_device[0, :, 40:].get(), parts[:, :, 40:].sum(0), atol=1e-5)
+    assert (on_device[0, :, :40].get() == parts[0, :, :40]).all()

@@ -21,7 +21,7 @@ from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 
 pytestmark = pytest.mark.slow
 
-SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (5, 1, 64), (8, 1, 256), (2, 2, 256)]
+SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256)]
 
 
 def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:

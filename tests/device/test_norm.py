@@ -130,14 +130,15 @@ def test_fp16_weights(n: int):
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_of_a_sum(n: int):
-    """The sum is exact to a rounding or two; its norm is that of `rms_norm` in float16, to a step of float16."""
+    """The sum, also of parts, is exact to a rounding or two; its norm is that of `rms_norm`, to a step of float16."""
     rng = np.random.default_rng(n)
-    x, y = (rng.standard_normal((5, n), np.float32) for _ in range(2))
+    x, parts = rng.standard_normal((5, n), np.float32), rng.standard_normal((8, 5, n), np.float32)
     bias, weight = (rng.standard_normal(n, np.float32) for _ in range(2))
-    for b in (None, bias):
+    for b, y in ((None, parts[0]), (bias, parts[:3]), (bias, parts)):
         on_device = (a if a is None else cp.asarray(a) for a in (x, y, b, weight))
         total, normed = rms_norm_of_sum(*on_device, 1e-5)
-        assert relative_error(total, x.astype(np.float64) + y + (0 if b is None else b)) < 1e-6
+        summed = x.astype(np.float64) + y.reshape(-1, 5, n).sum(0, dtype=np.float64)
+        assert relative_error(total, summed + (0 if b is None else b)) < 1e-6
         expected = device_norm.rms_norm(total, cp.asarray(weight), 1e-5, form=OperandForm.FP16).get().astype(np.float32)
         assert normed.dtype == np.float16
         np.testing.assert_allclose(normed.get().astype(np.float32), expected, rtol=2**-10, atol=2**-24)

@@ -88,7 +88,7 @@ def test_numbers_of_tokens(rng, wide, monkeypatch, n, depth, units):
         assert far(y - cp.asarray(added), x.astype(np.float64) @ w.T, x, w) < 1e-3
     (plain,) = wide.wide_products(operand, on_device[:1])
     parts = wide.wide_parts(operand, on_device[0])
-    assert parts.shape == (depth, n, 200) and np.allclose(parts.get().sum(0), plain.get(), rtol=1e-5, atol=1e-5)
+    assert parts.shape == (depth, n, 200) and np.allclose(parts.get().sum(0), plain.get(), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("activation", GATES)

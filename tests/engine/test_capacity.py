@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 import rocforge as rf
 from rocforge.engine import capacity
-from rocforge.engine.capacity import SNAPSHOTS, CacheSizes, default_requests, margin
+from rocforge.engine.capacity import SNAPSHOTS, CacheSizes, margin
+from rocforge.formats.kv_cache import PACKED
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, Recurrent
 
@@ -38,14 +39,18 @@ def test_bytes_are_those_of_the_arrays():
         PagedKV(1, 4, 4, window=40),
         Recurrent(((3, 5), (7,))),
         PagedKV(2, 8, 16),
-        PagedKV(1, 4, 4, dtype="float16"),
+        PagedKV(1, 4, 4, "f16"),
+        PagedKV(2, 96, 64, "q8_0", "q4_0"),
+        PagedKV(2, 96, 64, "fp8_e4m3", None),
     ]
     sizes = CacheSizes(states, "cpu", max_batch_tokens=64)
     for tokens, sequences in ((1, 1), (100, 2), (4000, 3)):
         cache = KVCache(states, sizes.blocks(tokens, sequences), slots=sizes.slots(sequences))
         assert cache.nbytes == sizes.nbytes(tokens, sequences)
-    assert sizes.blocks(4000, 3) == [125, 3 * (2 + 2) + 2, 125] and sizes.slots(3) == 3 + SNAPSHOTS
-    assert sizes.blocks(100, 3) == [4, 4, 4]
+    assert sizes.blocks(4000, 3) == [125, 3 * (2 + 2) + 2, 125, 125, 125] and sizes.slots(3) == 3 + SNAPSHOTS
+    assert sizes.blocks(100, 3) == [4] * 5
+    packed = [CacheSizes([PagedKV(8, 128, 128, kind, kind)], "gpu:0").nbytes(1 << 20) for kind in ("f16", *PACKED)]
+    assert [16 * nbytes / packed[0] for nbytes in packed] == [16, 8.5, 4.5, 8]  # bits an element
 
 
 @settings(deadline=None)
@@ -81,11 +86,3 @@ def test_error(free):
     free(1000)
     with pytest.raises(rf.DeviceError, match=r"a KV cache of 32 tokens takes 4\.00 MiB .* \(1,000 bytes\) free"):
         CacheSizes(LLAMA_8B, "gpu:0").tokens_that_fit(131072, 1)
-
-
-def test_default_requests(free):
-    """More requests run at a time where the card has memory to spare, and never on the CPU."""
-    free(16 << 30)
-    assert default_requests("gpu:0") == 512 and default_requests("cpu") == 256
-    free((16 << 30) - 8)
-    assert default_requests("gpu:0") == 256

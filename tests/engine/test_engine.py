@@ -102,10 +102,11 @@ def test_preemption_happens_and_loses_nothing(model, workload, monkeypatch):
     assert count
 
 
-def test_an_equal_prefix_is_not_computed_again(model, rng):
+@pytest.mark.parametrize("types", [{}, {"cache_type_k": "q8_0", "cache_type_v": "q4_0"}], ids=["f32", "packed"])
+def test_an_equal_prefix_is_not_computed_again(model, rng, types):
     """A second request with the same 70 tokens in front computes only what its full blocks do not hold."""
     prefix = list(rng.integers(0, model.config.vocabulary, 70))
-    with Engine(model) as engine:
+    with Engine(model, **types) as engine:
         first = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         finish(engine)
         again = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
@@ -119,7 +120,7 @@ def test_an_equal_prefix_is_not_computed_again(model, rng):
         repeat = engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         reports = [token.logprobs for token in finish(engine)]
         assert repeat.output == first.output
-    with Engine(model) as engine:
+    with Engine(model, **types) as engine:
         engine.add([*prefix, 1], SamplingParams(max_tokens=4, temperature=0, logprobs=10))
         for report, token in zip(reports, finish(engine), strict=True):
             assert near(report.top, token.logprobs.top)

@@ -54,7 +54,7 @@ def expected_product(name, tokens, architecture):
         if tokens in (1, 2):
             return Product.GEMV_INT8
         if architecture == HOPPER and tokens > 32 and planes.wide:
-            return Product.WIDE if tokens <= 128 or name in PLANAR else Product.GEMM_FP16
+            return Product.WIDE if tokens <= 64 or name in PLANAR else Product.GEMM_FP16
         return Product.TILE if 3 <= tokens <= (128 if name in PLANAR else 64) else Product.GEMM_FP16
     if (
         name in HALVES

@@ -1,6 +1,6 @@
 """Attention on a device: launches of attention.hip and attention_prefill.hip, and of rope.hip's store into the cache.
 
-Shapes and meanings are those of rocforge.ops.attention. The cache is float16.
+Shapes and meanings are those of rocforge.ops.attention. The cache is float16 or packed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rocforge.formats.planar import CELL
 from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
 from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32, rows_of
-from rocforge.ops.state import BLOCK_SIZE, PagedLayer
+from rocforge.ops.state import BLOCK_SIZE, PackedRows, PagedLayer
 from rocforge.ops.types import Array, Weight
 
 
@@ -141,14 +141,14 @@ def _attend(
     """
     if q.size == 0:
         return
-    kv_heads, head_dim = layer.keys.shape[-2:]
+    (kv_heads, head_dim), types = layer.keys.shape[-2:], types_of(layer)
     group, device = q.shape[1] // kv_heads, q.device.id
     card, tuned = card_of(device), tuning.of(device)
     count, stride = layer.tables.shape
     q, before = _before(q, fresh)
     sinks = None if sinks is None else float32(sinks)
     (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
-    common = {"q": q, "keys": layer.keys, "values": layer.values, "tables": layer.tables, "lengths": layer.lengths}
+    common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
     common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
@@ -156,13 +156,13 @@ def _attend(
         splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
-        decode = _decode_kernel(head_dim, group, count == 1)
+        decode = _decode_kernel(head_dim, group, count == 1, types)
         threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
-        prefill = _prefill_kernel(head_dim, group)
+        prefill = _prefill_kernel(head_dim, group, types)
         args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
         args |= {"sequences": count, "tiles": tiles}
         prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
@@ -199,6 +199,22 @@ def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
     return max(1, min(blocks(tuned.decode_blocks * units, heads), blocks(longest, BLOCK_SIZE), tuned.most_splits))
 
 
+def cache_arrays(layer: PagedLayer) -> dict[str, Array]:
+    """The memory of the cache, as kernels take it."""
+    pair = {"keys": layer.keys, "values": layer.values}
+    return {name: rows.data if isinstance(rows, PackedRows) else rows for name, rows in pair.items()}
+
+
+Types = tuple[tuple[str, str], ...]
+"""Macros that name the cache's types; none where both are float16."""
+
+
+def types_of(layer: PagedLayer) -> Types:
+    """The types of a layer's keys and values."""
+    pair = {"RF_KEY_TYPE": layer.keys, "RF_VALUE_TYPE": layer.values}
+    return tuple((name, rows.type.name.upper()) for name, rows in pair.items() if isinstance(rows, PackedRows))
+
+
 def _sizes(head_dim: int, group: int) -> dict[str, Any]:
     if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
         raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
@@ -206,32 +222,32 @@ def _sizes(head_dim: int, group: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _decode_kernel(head_dim: int, group: int, alone: bool) -> Kernel:
-    return Kernel("attention.hip", "attention_decode", **_sizes(head_dim, group), RF_ALONE=int(alone))
+def _decode_kernel(head_dim: int, group: int, alone: bool, types: Types) -> Kernel:
+    defines = {**_sizes(head_dim, group), **dict(types), "RF_ALONE": int(alone)}
+    return Kernel("attention.hip", "attention_decode", **defines)
 
 
 @functools.cache
-def _prefill_kernel(head_dim: int, group: int) -> Kernel:
-    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group))
+def _prefill_kernel(head_dim: int, group: int, types: Types) -> Kernel:
+    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group), **dict(types))
 
 
 def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     _check_lengths(fresh.k, fresh.v)
     out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
     tokens, kv_heads, head_dim = fresh.k.shape
-    keys, values = layer.keys, layer.values
     if tokens == 0:
         return out
     (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
-    args = {"q_out": out, "keys": keys, "values": values, "q": q, "k": k, "v": v, "pairs": fresh.pairs}
+    args = {"q_out": out, **cache_arrays(layer), "q": q, "k": k, "v": v, "pairs": fresh.pairs}
     args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
     rows = tokens * (heads + 2 * kv_heads)
-    grid, block = a_thread_each(rows * card_of(keys.device.id).wave)
-    _store_kernel(head_dim)(grid, block, args)
+    grid, block = a_thread_each(rows * card_of(out.device.id).wave)
+    _store_kernel(head_dim, types_of(layer))(grid, block, args)
     return out
 
 
 @functools.cache
-def _store_kernel(head_dim: int) -> Kernel:
-    return Kernel("rope.hip", "rope_store", RF_HEAD_DIM=head_dim)
+def _store_kernel(head_dim: int, types: Types) -> Kernel:
+    return Kernel("rope.hip", "rope_store", RF_HEAD_DIM=head_dim, RF_BLOCK_SIZE=BLOCK_SIZE, **dict(types))

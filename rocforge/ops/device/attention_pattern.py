@@ -1,6 +1,6 @@
 """Attention in two parts on a device: launches of attention_pattern.hip.
 
-Shapes and meanings are those of rocforge.ops.attention_pattern. The cache is float16.
+Shapes and meanings are those of rocforge.ops.attention_pattern. The cache is float16 or packed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.attention import Types, cache_arrays, types_of
 from rocforge.ops.device.strided import float32
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array
@@ -22,9 +23,10 @@ def attention_pattern(q: Array, layer: PagedLayer, scale: float, softcap: float 
     """The softmax of each query's scores."""
     tokens, heads, head_dim = q.shape
     pattern = cupy_module().empty((heads, tokens, layer.longest), np.float32)
-    args = {"pattern": pattern, "q": float32(q), "keys": layer.keys, "sinks": None if sinks is None else float32(sinks)}
+    keys, sinks = cache_arrays(layer)["keys"], None if sinks is None else float32(sinks)
+    args = {"pattern": pattern, "q": float32(q), "keys": keys, "sinks": sinks}
     args |= {"scale": scale, "softcap": softcap or 0.0, **_places(layer, pattern)}
-    _launch("attention_pattern", head_dim, pattern, args)
+    _launch("attention_pattern", head_dim, layer, pattern, args)
     return pattern
 
 
@@ -32,8 +34,9 @@ def attention_heads(pattern: Array, layer: PagedLayer) -> Array:
     """Sums of the values by a pattern."""
     heads, tokens, _ = pattern.shape
     out = cupy_module().empty((tokens, heads, layer.values.shape[2]), np.float32)
-    args = {"out": out, "pattern": float32(pattern), "values": layer.values, **_places(layer, pattern)}
-    _launch("attention_heads", layer.values.shape[2], pattern, args)
+    values = cache_arrays(layer)["values"]
+    args = {"out": out, "pattern": float32(pattern), "values": values, **_places(layer, pattern)}
+    _launch("attention_heads", layer.values.shape[2], layer, pattern, args)
     return out
 
 
@@ -45,12 +48,13 @@ def _places(layer: PagedLayer, pattern: Array) -> dict[str, Any]:
     return {**places, "kv_heads": layer.keys.shape[1], "columns": columns, "window": layer.window or 0}
 
 
-def _launch(name: str, head_dim: int, pattern: Array, args: dict[str, Any]) -> None:
+def _launch(name: str, head_dim: int, layer: PagedLayer, pattern: Array, args: dict[str, Any]) -> None:
     heads, tokens, _ = pattern.shape
     if tokens:
-        _kernel(name, head_dim)((tokens, heads), (tuning.current().elementwise_threads,), args)
+        _kernel(name, head_dim, types_of(layer))((tokens, heads), (tuning.current().elementwise_threads,), args)
 
 
 @functools.cache
-def _kernel(name: str, head_dim: int) -> Kernel:
-    return Kernel("attention_pattern.hip", name, RF_HEAD_DIM=head_dim, RF_BLOCK_SIZE=BLOCK_SIZE)
+def _kernel(name: str, head_dim: int, types: Types) -> Kernel:
+    defines: dict[str, Any] = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
+    return Kernel("attention_pattern.hip", name, **defines)

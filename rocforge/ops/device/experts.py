@@ -15,7 +15,7 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import GEMV_RUN, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
+from rocforge.device.geometry import expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
@@ -25,11 +25,10 @@ from rocforge.ops.device.experts_parts import Part, kind_of, parts
 from rocforge.ops.device.matvec import gated_matrices
 from rocforge.ops.device.moe import PairTiles, Routing, combine, group_by_expert, sorted_pairs
 from rocforge.ops.device.norm import rms_norm_both, rms_norm_of_experts
-from rocforge.ops.device.operands import PackedOperand, PartialNorm, as_operand, empty_operand, quantized
+from rocforge.ops.device.operands import PackedOperand, as_operand, empty_operand, quantized
 from rocforge.ops.device.plan import (
     OperandForm,
     Product,
-    experts_begin_norm,
     experts_product,
     form_for,
     form_of,
@@ -51,7 +50,6 @@ MAX_PAIRS = 1 << 15
 _SIGNATURES = {
     "experts_gated": None,
     "experts_down": None,
-    "experts_down_then_norm": None,
     "experts_gated_tiles": None,
     "experts_down_tiles": "float32* float16* int32* int32 void* float32*? int32 uint32",
 }
@@ -145,10 +143,6 @@ def mixture(
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
         chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-        if following is not None and experts_begin_norm(
-            format_of(down.weight), following.consumers, tokens, chosen.routing.used
-        ):
-            return _gemv_then_norm(operand, chosen, pair, down, unit, residual, following)
         return _gemv(operand, chosen, None, pair, down, unit, residual), None
     ids, weights = device_moe.route(logits, *routing)
     if product not in _OF_SORTED_PAIRS or not tokens:
@@ -158,30 +152,6 @@ def mixture(
     if following is None or residual is None or form is OperandForm.FLOAT32:
         return combine(y, rank, weights, residual), None
     return rms_norm_of_experts(y, rank, weights, residual, following.weight, following.eps, form)
-
-
-def _gemv_then_norm(
-    x: PackedOperand,
-    chosen: Chosen,
-    pair: tuple[Matrices, Matrices],
-    down: Matrices,
-    unit: str,
-    residual: Array,
-    following: NextNorm,
-) -> tuple[Array, PackedOperand]:
-    """As `_gemv`, of one token; and the norm that follows, but for its factor, which the product after it applies."""
-    (_, dim, ffn), used, empty = down.weight.shape, chosen.routing.used, cupy_module().empty
-    hidden = empty_operand((used, ffn), OperandForm.INT8)
-    _gemv_gated(hidden, x, chosen, pair, unit)
-    y, squares = empty((1, dim), np.float32), empty(blocks(dim, GEMV_RUN), np.float32)
-    normed, cells = empty_operand((1, dim), OperandForm.INT8), cells_of(dim)
-    normed.norm = PartialNorm(squares, following.eps)
-    args = {"x": hidden.data, "cells": cells_of(ffn), "logits": chosen.logits, "routing": chosen.routing}
-    args |= {"w": memory_of(down.weight), "bias": float32(down.bias), "residual": residual, "y": y, "rows": dim}
-    args |= {"weight": following.weight, "quantized": normed.data, "out_cells": cells, "squares": squares}
-    grid, threads = (CELL * cells // GEMV_RUN,), (tuning.current().experts_norm_threads,)
-    _kernel("experts_down_then_norm", format_of(down.weight))(grid, threads, args)
-    return y, normed
 
 
 def _routed(

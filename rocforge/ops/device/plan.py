@@ -229,13 +229,6 @@ def fills_units(rows: int, units: int, tuned: Tuning) -> bool:
     return count <= units or count >= tuned.then_norm_fill * units * blocks(count, units)
 
 
-def experts_begin_norm(down: WeightFormat, consumers: Sequence[Weight], tokens: int, used: int) -> bool:
-    """Whether the experts' down can begin the norm after it: of one token, whose pairs share out a block."""
-    tuned = tuning.current()
-    groups = tuned.experts_norm_threads // tuned.gated_lanes
-    return tokens == 1 and groups % used == 0 and down.planar and form_for(consumers, tokens) is OperandForm.INT8
-
-
 @functools.lru_cache(PLANS_KEPT)
 def experts_product(gate: WeightFormat, up: WeightFormat, down: WeightFormat, tokens: int, tuned: Tuning) -> Product:
     """What multiplies tokens with their experts' matrices; those of no kernel's format, and a gate and an up of two,

@@ -10,6 +10,7 @@ from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.strided import a_thread_each, rows_of
+from rocforge.ops.state import BLOCK_SIZE
 from rocforge.ops.types import Array
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
@@ -48,4 +49,4 @@ def rotate(x: Array, cos: Array, sin: Array, neox: bool) -> Array:
 @functools.cache
 def _rope_kernel(head_dim: int) -> Kernel:
     signature = "float32* float32* float32* float32* uint32 uint32 uint64 uint32 int32"
-    return Kernel("rope.hip", "rope", signature, RF_HEAD_DIM=head_dim)
+    return Kernel("rope.hip", "rope", signature, RF_HEAD_DIM=head_dim, RF_BLOCK_SIZE=BLOCK_SIZE)
