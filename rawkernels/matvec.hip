@@ -24,9 +24,9 @@ namespace rocforge {
 // variants: RF_QTYPE=Q4_K RF_QTYPE_LAST=Q6_K RF_TOKENS=2
 const u32 THREADS = RF_TUNE_GEMV_THREADS;
 #if RF_TOKENS == 1
-// more threads a multiprocessor where a cell is few registers, of which there is one
-const bool NARROW = sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES && !ByRuns<RF_QTYPE>::X;
-const u32 RESIDENT = NARROW ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT;
+// more threads a multiprocessor where a cell is few registers
+const u32 RESIDENT =
+    sizeof(RF_QTYPE) <= RF_TUNE_GEMV_NARROW_NBYTES ? RF_TUNE_GEMV_RESIDENT_NARROW : RF_TUNE_GEMV_RESIDENT;
 #define RF_MATVEC RF_KERNEL_WIDE(THREADS, RESIDENT)
 #else
 #define RF_MATVEC RF_KERNEL(THREADS)
@@ -122,7 +122,7 @@ rf_matvec_then_norm(const u8* x, i32 cells, i32 log_lanes, const u8* w, const fl
     const u8* row[1] = {w + u64(within) * RF_QTYPE::row_bytes(cells)};
     float sum[1][1] = {}, before = 0.0f, scale = load_early(weight + within), offset = 0.0f;
     if (bias) offset = load_early(bias + within);
-    accumulate<RF_QTYPE, 1>(sum, row, x, 1, cells, rank, lanes, [&] {
+    accumulate<RF_QTYPE, 1, RF_TUNE_THEN_NORM_AHEAD_NBYTES>(sum, row, x, 1, cells, rank, lanes, [&] {
         load_grid<RF_QTYPE>(RUN << log_lanes);
         wait_for_previous();
         if (residual) before = load_early(residual + within);

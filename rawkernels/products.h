@@ -252,13 +252,10 @@ RF_DEVICE u32 accumulate_ahead(float (&sum)[N][RF_TOKENS], const u8* const (&row
     }
     return c;
 }
-// The same of such formats: of up to four cells, as many as leave registers for what is computed, each is loaded again
-// as soon as it has been multiplied.
-template <class F, u32 N, class Begin>
+// The same of such formats: of AHEAD cells each is loaded again as soon as it has been multiplied.
+template <class F, u32 N, u32 AHEAD, class Begin>
 RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 cells,
                                   u32 first, u32 step, Begin begin) {
-    const u32 NBYTES = N * sizeof(F), MOST = RF_TUNE_GEMV_AHEAD_NBYTES;
-    const u32 AHEAD = 4 * NBYTES <= MOST ? 4 : 2 * NBYTES <= MOST ? 2 : 1;
     F w[AHEAD][N];
     auto load = [&](F(&to)[N], u32 c) {
         RF_UNROLL
@@ -282,7 +279,8 @@ RF_DEVICE void accumulate_by_runs(float (&sum)[N][RF_TOKENS], const u8* const (&
 struct WaitForPrevious {
     RF_MEMBER void operator()() const { wait_for_previous(); }
 };
-template <class F, u32 N, class Begin = WaitForPrevious>
+// AHEAD_NBYTES: of cells that a lane may have in flight, where there are registers for more than one.
+template <class F, u32 N, u32 AHEAD_NBYTES = 0, class Begin = WaitForPrevious>
 RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N], const u8* x, u32 tokens, u32 cells,
                           u32 first, u32 step, Begin begin = {}) {
     // a cell of floats is a single load
@@ -291,8 +289,9 @@ RF_DEVICE void accumulate(float (&sum)[N][RF_TOKENS], const u8* const (&row)[N],
         const u32 AHEAD = RF_TOKENS == 1 ? ALONE : RF_TUNE_GEMV_FLOAT_CELLS_MANY;
         first = accumulate_ahead<F, N, AHEAD>(sum, row, x, tokens, cells, first, step, begin);
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, [] {});
-    } else if constexpr (ByRuns<F>::X) {
-        accumulate_by_runs<F, N>(sum, row, x, cells, first, step, begin);
+    } else if constexpr (ByRuns<F>::X && AHEAD_NBYTES >= 2 * N * sizeof(F)) {
+        const u32 AHEAD = AHEAD_NBYTES >= 4 * N * sizeof(F) ? 4 : 2;
+        accumulate_by_runs<F, N, AHEAD>(sum, row, x, cells, first, step, begin);
     } else {
         accumulate_ahead<F, N, 1>(sum, row, x, tokens, cells, first, step, begin);
     }

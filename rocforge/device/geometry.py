@@ -32,7 +32,7 @@ def gemv_log_lanes(tuning: Tuning, tokens: int, rows: int, cells: int) -> int:
     more than there are cells; for more tokens as few as make enough.
     """
     if tokens == 1:
-        if cells <= 8 or rows >= tuning.gemv_many_rows:
+        if cells <= 8:
             return 3
         few = rows < tuning.gemv_small_rows or cells > tuning.gemv_long_cells
         return 5 if few and cells > 16 else 4

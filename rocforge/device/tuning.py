@@ -41,18 +41,16 @@ class Tuning:
         gemv_threads: of a product of up to 8 tokens.
         gemv_rows_4, gemv_rows_8: rows that a group of lanes computes together, for 2 to 4 and for 5 to 8 tokens.
         gemv_small_rows, gemv_long_cells: with fewer rows, or more cells, 32 lanes share a row of one token, not 16.
-        gemv_many_rows: with so many rows, 8 lanes do.
         gemv_wanted_threads: for several tokens, as few lanes share a row as give so many threads times tokens.
         gemv_float_cells, gated_float_cells, gemv_float_cells_many: loads of floats that a lane has in flight of a row,
             of one token, of that in a gated product, and of several tokens.
-        gemv_ahead_nbytes: on NVIDIA, of one token and formats whose values are looked up, the most bytes of cells that
-            a lane has in flight.
         gemv_resident, gemv_resident_narrow: threads a multiprocessor that registers are left for on NVIDIA; and where a
             cell has at most gemv_narrow_nbytes.
         gated_threads, gated_lanes: of a gated product, and the lanes that share a row.
         gated_pairs_8: rows of gate and of up that they compute together, for 5 to 8 tokens.
         gated_resident: as gemv_resident.
         then_norm_threads: the most of a product that begins the norm after it, whose block has 32 rows.
+        then_norm_ahead_nbytes: of its cells that a lane has in flight on NVIDIA, of formats whose values are looked up.
         then_norm_fill: the share of the card that its blocks have to keep busy; else the norm is a launch of its own.
         wide_simd_threads: threads a SIMD that registers are left for on AMD, where loads in flight count for more.
 
@@ -116,12 +114,10 @@ class Tuning:
     gemv_rows_8: int = 4
     gemv_small_rows: int = 4096
     gemv_long_cells: int = 256
-    gemv_many_rows: int = ANY
     gemv_wanted_threads: int = 300_000
     gemv_float_cells: int = 8
     gated_float_cells: int = 8
     gemv_float_cells_many: int = 2
-    gemv_ahead_nbytes: int = 384
     gemv_resident: int = 512
     gemv_resident_narrow: int = 768
     gemv_narrow_nbytes: int = 96
@@ -130,6 +126,7 @@ class Tuning:
     gated_pairs_8: int = 2
     gated_resident: int = 512
     then_norm_threads: int = 512
+    then_norm_ahead_nbytes: int = 192
     then_norm_fill: float = 0.8
     wide_simd_threads: int = 256
 
