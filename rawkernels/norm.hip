@@ -112,31 +112,41 @@ rf_rms_norm_of_sum(float* sum, f16* fp16, u8* quantized, const float* x, const f
 
 // The sum over a token's experts, residual plus weights[pair] times row rank[pair] of y, which is float32 or float16,
 // and the norm of it; n is a multiple of 4.
+struct NormOfExpertsParams {
+    float* sum;
+    RF_NULLABLE f16* fp16;
+    RF_NULLABLE u8* quantized;
+    RF_NULLABLE const float* y;
+    RF_NULLABLE const f16* y_fp16;
+    const i32* rank;
+    const float *weights, *residual;
+    RF_NULLABLE const float* weight;
+    u32 used, width, n;
+    float eps;
+};
 RF_KERNEL(THREADS)
-rf_rms_norm_of_experts(float* sum, f16* fp16, u8* quantized, const float* y, const f16* y_fp16, const i32* rank,
-                       const float* weights, const float* residual, const float* weight, u32 used, u32 width, u32 n,
-                       float eps) {
+rf_rms_norm_of_experts(NormOfExpertsParams p) {
     wait_for_previous();
-    u64 start = u64(block_x()) * n, pairs = u64(block_x()) * used;
-    Row scales(weight, n, 1.0f);
+    u64 start = u64(block_x()) * p.n, pairs = u64(block_x()) * p.used;
+    Row scales(p.weight, p.n, 1.0f);
     f32x4 kept[KEPT];
     float squared = 0.0f;
-    each_four(n, [&](u32 k, u32 i) {
-        f32x4 v = load4(residual + start, i, n);
-        for (u32 choice = 0; choice < used; ++choice) {
-            u64 at = u64(rank[pairs + choice]) * n;
-            f32x4 part = y ? load4(y + at, i, n) : load4(y_fp16 + at, i, n);
-            v = scaled(part, weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
+    each_four(p.n, [&](u32 k, u32 i) {
+        f32x4 v = load4(p.residual + start, i, p.n);
+        for (u32 choice = 0; choice < p.used; ++choice) {
+            u64 at = u64(p.rank[pairs + choice]) * p.n;
+            f32x4 part = p.y ? load4(p.y + at, i, p.n) : load4(p.y_fp16 + at, i, p.n);
+            v = scaled(part, p.weights[pairs + choice], make_f32x4(1, 1, 1, 1), v);
         }
         if (k < KEPT) kept[k < KEPT ? k : 0] = v;
-        store4(sum + start, i, n, v);
+        store4(p.sum + start, i, p.n, v);
         squared += squares(v);
     });
-    float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(n) + eps);
-    Output output = {nullptr, fp16, {quantized, width, cells_of(n)}, n};
+    float factor = fast_rsqrt(block_sum<THREADS>(squared) / float(p.n) + p.eps);
+    Output output = {nullptr, p.fp16, {p.quantized, p.width, cells_of(p.n)}, p.n};
     each_four(output.end(), [&](u32 k, u32 i) {
-        f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(sum + start, i, n);
-        if (i >= n) v = make_f32x4(0, 0, 0, 0);
+        f32x4 v = k < KEPT ? kept[k < KEPT ? k : 0] : load4(p.sum + start, i, p.n);
+        if (i >= p.n) v = make_f32x4(0, 0, 0, 0);
         output.write(i, scaled(v, factor, scales.at(k, i), make_f32x4(0, 0, 0, 0)));
     });
 }

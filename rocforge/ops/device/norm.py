@@ -22,11 +22,7 @@ _rms_norm_of_sum = Kernel(
     "rms_norm_of_sum",
     "float32* float16*? uint8*? float32* float32* float32*? float32* uint32 uint64 uint32 uint32 float32",
 )
-_rms_norm_of_experts = Kernel(
-    "norm.hip",
-    "rms_norm_of_experts",
-    "float32* float16*? uint8*? float32*? float16*? int32* float32* float32* float32*? uint32 uint32 uint32 float32",
-)
+_rms_norm_of_experts = Kernel("norm.hip", "rms_norm_of_experts")
 _layer_norm = Kernel("norm.hip", "layer_norm", "float32*? uint8*? float32* float32*? float32*? uint32 uint32 float32")
 
 
@@ -94,7 +90,9 @@ def rms_norm_of_experts(
     (tokens, used), n = weights.shape, residual.shape[1]
     total, operand = empty_operand((tokens, n), OperandForm.FLOAT32), empty_operand((tokens, n), form)
     _, fp16, packed, width = output_arguments(operand)
-    args = (total, fp16, packed, *floats_of(y), rank, weights, residual, float32(weight), used, width, n, eps)
+    y, y_fp16 = floats_of(y)
+    args = {"sum": total, "fp16": fp16, "quantized": packed, "y": y, "y_fp16": y_fp16, "rank": rank, "weights": weights}
+    args |= {"residual": residual, "weight": float32(weight), "used": used, "width": width, "n": n, "eps": eps}
     _rms_norm_of_experts(*_a_block_each(tokens), args)
     return total, operand
 
