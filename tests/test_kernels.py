@@ -69,7 +69,7 @@ def test_defines_come_first():
     """Macros are defined before the source, in an order that does not depend on how they were given; lines stay."""
     text = kernels.with_defines("repack.hip", {"RF_QTYPE": "Q4_K", "RF_TOKENS": 2})
     assert text == "#define RF_QTYPE Q4_K\n#define RF_TOKENS 2\n" + source_text("repack.hip")
-    assert kernels.with_defines("norm.hip", {}) == source_text("norm.hip")
+    assert kernels.with_defines("repack.hip", {}) == source_text("repack.hip")
 
 
 def test_numbers_are_cast():
