@@ -67,7 +67,7 @@ def test_wrong_arguments(to_fp16, change, error, words):
             12,
             ["sum", "fp16", "quantized", "x", "y", "bias", "weight", "parts", "part", "width", "n", "eps"],
         ),
-        ("blocks.hip", "dequantize_float16", 5, ["blocks", "ids", "grid", "y", "columns"]),
+        ("blocks.hip", "dequantize_float16", 4, ["blocks", "ids", "y", "columns"]),
         ("activation.hip", "swiglu", 7, []),
         ("norm.hip", "layer_norm", 5, []),
     ],
