@@ -2,6 +2,7 @@
 
 from gguf.constants import GGML_QUANT_SIZES
 
+from rocforge.device.tuning import ANY
 from rocforge.formats.blocks import QTYPES
 
 
@@ -13,5 +14,6 @@ def sizes(qtype):
 WITHOUT_MATRIX_UNIT = {
     **{"int8_tokens": 8, "tile_tokens": 0, "tile_tokens_alone": 0},
     **{"float_gemv_tokens": 8, "float_tile_tokens": 0},
+    "wide_from": ANY,
 }
 """What the tuning of a card of RDNA 2 says of products."""
