@@ -11,7 +11,7 @@
 namespace rocforge {
 
 // variants: RF_HEAD_DIM=64 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=0
-// variants: RF_HEAD_DIM=80,96 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0
+// variants: RF_HEAD_DIM=16,80,96 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
@@ -138,7 +138,7 @@ const u32 NO_TOKEN = ~0u;
 }  // namespace rocforge
 
 #include "decode_lanes.h"
-#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800 && RF_HEAD_DIM == 128
 #define RF_DECODE_MATRIX
 #include "decode_matrix.h"
 #endif
@@ -156,7 +156,7 @@ struct TokensOf<true, KeyType, ValueType> {
 };
 #endif
 // What a wave has of the tokens that it takes at a time.
-typedef TokensOf<RF_HEAD_DIM == 128 && Keys::INTEGER && Values::INTEGER, Keys, Values>::Type Tokens;
+typedef TokensOf<Keys::INTEGER && Values::INTEGER, Keys, Values>::Type Tokens;
 static_assert(RF_BLOCK_SIZE % Tokens::STEP == 0, "a wave's step lies in one block of the cache");
 
 // Asks for the keys and values of tokens [begin, end), or the first MOST of them, to be on their way.

@@ -816,7 +816,10 @@ RF_DEVICE void round_into(bf16& y, float x) {
 }
 RF_DEVICE void round_into(f16& y, float x) {
 #if defined(RF_PLATFORM_NVIDIA)
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    // a word, since of a 16-bit register with a float ptxas converts the value where a byte of it is stored
+    u32 word;
+    asm("{ .reg .b16 half; cvt.rn.f16.f32 half, %1; mov.b32 %0, {half, 0}; }" : "=r"(word) : "f"(x));
+    y.bits = u16(word);
 #elif defined(RF_PLATFORM_AMD)
     _Float16 h = _Float16(x);
     RF_MEMCPY(&y.bits, &h, 2);
