@@ -62,14 +62,15 @@ def every_case() -> Iterator[Case]:
 
 
 def covering_cases() -> Iterator[Case]:
-    """Each variant of each source for one representative of CDNA and one of RDNA, in turn, and each source for all of
-    them; and one source for each target."""
+    """Each variant of each source for a representative, RDNA's and CDNA's in turn, and each source for all of them; and
+    one source for each target."""
     for source in SOURCES:
         found, members = variants(source), [target for target in REPRESENTATIVES if target in targets(source)]
         rdna = [target for target in members if AMD[target] == 32]
-        for some in (rdna[::-1], [target for target in members if target not in rdna]):
-            for i in range(max(len(found), len(some)) if some else 0):
-                yield source, found[i % len(found)], some[i % len(some)]
+        cdna = [target for target in members if target not in rdna]
+        in_turn = [target for both in itertools.zip_longest(rdna[::-1], cdna) for target in both if target]
+        for i in range(max(len(found), len(in_turn)) if in_turn else 0):
+            yield source, found[i % len(found)], in_turn[i % len(in_turn)]
     yield from ((SMALL, variants(SMALL)[0], target) for target in targets(SMALL) if target not in REPRESENTATIVES)
 
 
