@@ -137,7 +137,7 @@ def test_a_signal_while_it_loads(model_file, processes):
 import signal, time
 import rocforge.server.engine_options as options
 from rocforge.server.run import serve
-def slow(*arguments):
+def slow(*arguments, **options):
     while sys.argv[3] == "0" and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # this being another thread
         time.sleep(0.01)
     print("loading", flush=True)
