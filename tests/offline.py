@@ -61,6 +61,10 @@ def every_case() -> Iterator[Case]:
         yield from ((source, *rest) for rest in itertools.product(variants(source), targets(source)))
 
 
+EVERY_TARGET = bool(os.environ.get("EVERY_TARGET"))
+"""Whether tests look at more targets than a plain run does, as they do each night."""
+
+
 def covering_cases() -> Iterator[Case]:
     """Each variant of each source for a representative, RDNA's and CDNA's in turn, and each source for all of them; and
     one source for each target."""

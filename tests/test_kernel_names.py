@@ -18,7 +18,7 @@ COMMENT_OR_STRING = r"//[^\n]*|\"(?:\\.|[^\"\\\n])*\""
 DIRECTIVE = r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
 NAMESPACE = r"^namespace rocforge \{$.*?^\}  // namespace rocforge$"
 CLASH = "rf_clash_t"
-TARGETS = ["gfx942", "gfx1030", "gfx1100", "gfx1201"]
+TARGETS = ["gfx942", "gfx1030", "gfx1100", "gfx1201"] if offline.EVERY_TARGET else ["gfx942", "gfx1201"]
 """One for each path through the sources."""
 
 

@@ -11,7 +11,6 @@ times as many:
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -44,8 +43,7 @@ EVERY_FORMAT = ("matvec.hip", "repack.hip")
 LDS_LIMIT = 64 << 10
 VGPR_LIMIT = 256
 """A lane's registers on RDNA; CDNA has 512, of which a kernel past 256 leaves only one wave a SIMD."""
-EVERY_TARGET = bool(os.environ.get("EVERY_TARGET"))
-CASES = list(offline.every_case() if EVERY_TARGET else offline.covering_cases())
+CASES = list(offline.every_case() if offline.EVERY_TARGET else offline.covering_cases())
 
 
 def parameters(chosen: Iterable[Case]) -> list[Any]:
@@ -79,7 +77,7 @@ def nvidia_cases() -> list[Any]:
         for source in SOURCES
         for target in NVIDIA
         if is_for(source, target)
-        for defines in covering(source, target == NVIDIA[-1] and (EVERY_TARGET or source in EVERY_FORMAT))
+        for defines in covering(source, target == NVIDIA[-1] and (offline.EVERY_TARGET or source in EVERY_FORMAT))
     )
 
 

@@ -13,7 +13,10 @@ from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.ops.embedding import embedding
 from rocforge.selftest.weights import random_bytes, random_weight
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # blocks of random bytes hold infinities
+pytestmark = [
+    pytest.mark.any_wave,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # blocks of random bytes hold infinities
+]
 
 
 def same(a, b):

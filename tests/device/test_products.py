@@ -48,7 +48,7 @@ def test_quantized(rng, size):
     assert (np.abs(values[:, :size] - x) <= half_steps(x)).all()
 
 
-@pytest.mark.parametrize("qtype", PLANAR)
+@pytest.mark.parametrize("qtype", [q if q in KINDS else pytest.param(q, marks=pytest.mark.any_wave) for q in PLANAR])
 def test_one_token(rng, qtype):
     """Exact (1e-5) for x as rounded; from x itself as far as their half steps can add up to."""
     for columns in (*sizes(qtype), 2816):
