@@ -257,9 +257,8 @@ struct NVFP4 : Codes<4, 0, 8, 0, FP4Values> {
     }
     // Half of unsigned e4m3, since the table's values are doubled; 0x7f is not a number, and counts as zero.
     RF_MEMBER float scale(u32 s, u32 h) const {
-        u32 bits = byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h), rest = bits & 127;
-        float d = rest < 8 ? float(rest) * 0.0009765625f : bits_float((rest << 20) + (119u << 23));
-        return bits == 127 ? 0.0f : d;
+        u32 bits = byte_of(s < 2 ? tail.x : tail.y, 2 * (s % 2) + h);
+        return bits == 127 ? 0.0f : to_float(f16{u16((bits & 127) << 7)}) * 128;  // float16's exponent bias is 8 more
     }
     RF_MEMBER float min(u32, u32) const { return 0.0f; }
     RF_MEMBER float outer_scale() const { return 1.0f; }
