@@ -115,7 +115,7 @@ def install() -> None:
     """From now on, in this process, rocforge's kernels are run so, and decode steps are not captured."""
     os.environ["ROCFORGE_GRAPHS"] = "0"
 
-    def load(kernel: Kernel, device: int) -> Any:
+    def load(kernel: Kernel, device: int, shared: int) -> Any:
         card = card_of(device)
         defines = tuple(sorted(macros(kernel.source, kernel.defines, card, tuning.of(device)).items()))
         function = Function(_module(kernel.source, defines, card), kernel.name)
