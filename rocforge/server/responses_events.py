@@ -12,7 +12,7 @@ from typing import Any
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.blocks import Blocks
-from rocforge.server.body import dump_json, parse_json
+from rocforge.server.body import dump_json, parse_object
 from rocforge.server.errors import APIError
 from rocforge.server.events import event
 from rocforge.server.jobs import Job
@@ -172,9 +172,5 @@ class ResponseEvents(Blocks):
 
 def _input(arguments: str) -> str:
     """The text that a custom tool gets; what is no such text is given as it is."""
-    try:
-        found = parse_json(arguments)
-    except ValueError:
-        return arguments
-    text = found.get("input") if isinstance(found, dict) else None
+    text = parse_object(arguments).get("input")
     return text if isinstance(text, str) else arguments
