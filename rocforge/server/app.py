@@ -24,7 +24,7 @@ from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
 from rocforge.server.infill import Infill
-from rocforge.server.jobs import Jobs, latest_first
+from rocforge.server.jobs import Jobs, first_answer, latest_first
 from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
@@ -200,9 +200,7 @@ def add_requests(app: FastAPI, jobs: Jobs, ask: Callable[..., Awaitable[list[Any
     """The endpoints about requests, of which other processes are asked by `ask`."""
 
     async def find(question: str, id: str) -> Response:
-        status = jobs.answer(question, id)
-        if status is None:
-            status = next(iter(await ask(question, id)), None)
+        status = await first_answer(jobs, ask, question, id)
         if status is None:
             raise APIError(
                 f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"

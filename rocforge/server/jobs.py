@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -127,6 +127,12 @@ class Jobs:
             self._bytes += len(self._ended[job.id])
         while self._bytes > self._kept_bytes:
             self._bytes -= len(self._ended.popitem(last=False)[1])
+
+
+async def first_answer(jobs: Jobs, others: Callable[..., Awaitable[list[Any]]], question: str, id: str) -> Any:
+    """What this process answers a question, or the first other one that has an answer; `others` asks them."""
+    found = jobs.answer(question, id)
+    return found if found is not None else next(iter(await others(question, id)), None)
 
 
 def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
