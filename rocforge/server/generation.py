@@ -19,7 +19,7 @@ from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.backend import Backend
-from rocforge.server.errors import APIError, refusing
+from rocforge.server.errors import APIError, refusing, unknown_model
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
@@ -82,7 +82,7 @@ class Generator:
     def check_model(self, name: str) -> None:
         """Raises APIError for any name that is none of `models`."""
         if name not in self.models:
-            raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+            raise unknown_model(name)
 
     def adapter(self, body: Sampling) -> str | None:
         """The adapter of a request, by its model or its lora."""

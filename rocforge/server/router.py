@@ -16,7 +16,7 @@ from rocforge import __version__
 from rocforge.engine.service import State
 from rocforge.server.app import add_requests, bare_app, guard, model_entry
 from rocforge.server.body import JSONRequest
-from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.errors import APIError, JSONResponse, unknown_model
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.kept_responses import add_kept_responses
@@ -143,7 +143,7 @@ def named(models: Mapping[str, ModelClient], name: str) -> ModelClient:
         APIError: there is none.
     """
     if name not in models:
-        raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+        raise unknown_model(name)
     return models[name]
 
 
