@@ -187,9 +187,10 @@ class Generator:
         lora = self.adapter(body)
         with refusing():
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
+            shared = {**self.sampling, **given}
             return [
                 SamplingParams(
-                    **{**self.sampling, **given},
+                    **shared,
                     max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,
