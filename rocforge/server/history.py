@@ -107,9 +107,13 @@ _CALLS_PROBE: list[Turn] = [
 
 def _forms(turns: list[Turn]) -> Iterator[list[Turn]]:
     """The same history, the most faithful form first."""
-    for form in (turns, _alternating(_one_call_each(_with_short_ids(turns)))):
-        for arguments in (_object_or_text, str, parse_object):  # the last: some templates iterate over them
-            yield [_with_arguments(turn, arguments) for turn in form]
+    yield from _with_forms_of_arguments(turns)
+    yield from _with_forms_of_arguments(_alternating(_one_call_each(_with_short_ids(turns))))
+
+
+def _with_forms_of_arguments(turns: list[Turn]) -> Iterator[list[Turn]]:
+    for arguments in (_object_or_text, str, parse_object):  # the last: some templates iterate over them
+        yield [_with_arguments(turn, arguments) for turn in turns]
 
 
 def _turn(message: Message) -> Turn:
