@@ -49,7 +49,7 @@ class Completions:
                 prompts = await generator.prompts(body.prompt)
             else:
                 prompts = await self._filled_in(each(body.prompt), body.suffix)
-            echoes = await run_in_threadpool(self._echoes, body, prompts)
+            echoes = await run_in_threadpool(self._echoes, body) if body.echo else [""] * len(prompts)
             before = [_Echo(text) for text in echoes]
             if body.echo and body.logprobs is not None:
                 await self._report(body, prompts, before)
@@ -84,10 +84,8 @@ class Completions:
         for echo, ids, own in zip(before, prompts, np.split(scores, ends[:-1]), strict=True):
             echo.logprobs = await run_in_threadpool(prompt_logprobs, generator.tokenizer, ids, own, echo.text)
 
-    def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-        """What stands before the text of each prompt: where asked for, the prompt."""
-        if not body.echo:
-            return [""] * len(prompts)
+    def _echoes(self, body: CompletionRequest) -> list[str]:
+        """The texts of the prompts."""
         decode = self._generator.tokenizer.decode
         with refusing("prompt"):
             return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in each(body.prompt)]
