@@ -68,9 +68,8 @@ class Completions:
         """The token ids of prompts after which the model writes what is between them and a suffix."""
         generator = self._generator
         tokens = generator.fill_in_tokens("suffix")
-        text = {"add_special_tokens": False, "parse_special_tokens": False}
-        after = await generator.encode(suffix, **text)
-        before = [await generator.encode(one, **text) if isinstance(one, str) else one for one in prompts]
+        after = await generator.encode_plain(suffix)
+        before = [await generator.encode_plain(one) if isinstance(one, str) else one for one in prompts]
         return [infill_prompt(tokens, ids, after, begin=generator.begin) for ids in before]
 
     async def _report(self, body: CompletionRequest, prompts: list[list[int]], before: list[_Echo]) -> None:

@@ -105,6 +105,10 @@ class Generator:
             return self.tokenizer.encode(text, **options)
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
 
+    async def encode_plain(self, text: str) -> list[int]:
+        """The ids of a part of a prompt, in which no text stands for a control token."""
+        return await self.encode(text, add_special_tokens=False, parse_special_tokens=False)
+
     async def prompts(self, prompt: Any) -> list[list[int]]:
         """The token ids of each of one or several texts or lists of ids."""
         return [await self.encode(one) if isinstance(one, str) else one for one in each(prompt)]

@@ -59,8 +59,7 @@ class Rerank:
         template = tokenizer.rerank_template
         if template is None:
             ends = tokenizer.encode("")[len(generator.begin) :]
-            text = {"add_special_tokens": False, "parse_special_tokens": False}
-            pair = [await generator.encode(one, **text) + ends for one in (query, document)]
+            pair = [await generator.encode_plain(one) + ends for one in (query, document)]
             return [*generator.begin, *pair[0], *pair[1]]
         written, literal = "", []
         for number, part in enumerate(_PLACES.split(template)):
