@@ -143,8 +143,13 @@ def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None if the client disconnects, which cancels the job."""
+    return await outcome(job, _all_pieces(job), request)
+
+
+async def outcome(job: Job, wanted: Coroutine[Any, Any, T], request: Request) -> T | None:
+    """What is wanted of a job; None if the client disconnects. The job does not outlive this."""
     try:
-        return await unless_gone(_all_pieces(job), request)
+        return await unless_gone(wanted, request)
     finally:
         job.cancel()
 

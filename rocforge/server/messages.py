@@ -15,7 +15,7 @@ from starlette.responses import Response
 from rocforge.server.chat import ChatCompletions
 from rocforge.server.errors import JSONResponse, as_api_error
 from rocforge.server.events import EventStream
-from rocforge.server.jobs import Job, client_closed, unless_gone
+from rocforge.server.jobs import Job, client_closed, outcome
 from rocforge.server.messages_events import MessageEvents
 from rocforge.server.messages_input import chat_of, thinks
 from rocforge.server.messages_schema import CountTokensRequest, MessagesRequest
@@ -43,10 +43,7 @@ async def _answer(chats: ChatCompletions, body: MessagesRequest, request: Reques
     events = MessageEvents(job, parser, body.model, body.max_tokens, shows, parallel)
     if body.stream:
         return EventStream(job, _events(job, events))
-    try:
-        message = await unless_gone(_whole(job, events), request)
-    finally:
-        job.cancel()
+    message = await outcome(job, _whole(job, events), request)
     return client_closed() if message is None else JSONResponse(message)
 
 
