@@ -110,12 +110,8 @@ class _Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """The events of a stream, as many as there are at a time."""
         try:
-            yield self._events.start()
-            async for part in self._events.write(self._job):
+            async for part in self._events.events(self._job):
                 yield part
-            yield self._events.finish()
-        except Exception as error:
-            yield self._events.fail(as_api_error(error))
         finally:
             self._end()
 
