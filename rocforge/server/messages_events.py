@@ -11,7 +11,7 @@ from typing import Any
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.blocks import Blocks
-from rocforge.server.body import dump_json, parse_object
+from rocforge.server.body import parse_object
 from rocforge.server.errors import APIError
 from rocforge.server.events import event
 from rocforge.server.jobs import Job
@@ -67,7 +67,7 @@ class MessageEvents(Blocks):
 
     def fail(self, error: APIError) -> bytes:
         """The last event of a reply that has failed."""
-        return event("error", dump_json(error.anthropic_body))
+        return event(error.anthropic_body)
 
     def add(self, piece: GenerationResponse) -> Iterator[bytes]:
         self._stop = piece.stop
@@ -137,4 +137,4 @@ class MessageEvents(Blocks):
         return self._event(type, index=len(self.message["content"]) - 1, **fields)
 
     def _event(self, type: str, **fields: Any) -> bytes:
-        return event(type, dump_json({"type": type, **fields}))
+        return event({"type": type, **fields})
