@@ -24,7 +24,7 @@ from rocforge.server.errors import APIError, JSONResponse
 from rocforge.server.generation import Generator
 from rocforge.server.hosts import Hosts
 from rocforge.server.infill import Infill
-from rocforge.server.jobs import Jobs, latest_first
+from rocforge.server.jobs import Jobs, first_answer, latest_first
 from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.key import Key
 from rocforge.server.limits import Limits
@@ -200,9 +200,7 @@ def add_requests(app: FastAPI, jobs: Jobs, ask: Callable[..., Awaitable[list[Any
     """The endpoints about requests, of which other processes are asked by `ask`."""
 
     async def find(question: str, id: str) -> Response:
-        status = jobs.answer(question, id)
-        if status is None:
-            status = next(iter(await ask(question, id)), None)
+        status = await first_answer(jobs, ask, question, id)
         if status is None:
             raise APIError(
                 f"unknown request {id!r}; only recent ones are kept", 404, param="id", code="unknown_request"
@@ -236,15 +234,7 @@ def _add_state(app: FastAPI, generator: Generator, metrics: Metrics) -> None:
         """What clients of llama.cpp's server ask about the model and the defaults."""
         return JSONResponse(model_props(generator))
 
-    @app.get("/version", response_class=JSONResponse)
-    async def version() -> Response:
-        """rocforge's."""
-        return JSONResponse({"version": __version__})
-
-    @app.get("/metrics")
-    async def metrics_text() -> Response:
-        """Counters, times and gauges, in Prometheus's text format."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    add_common(app, metrics.text)
 
     @app.get("/health", response_class=JSONResponse)
     async def health() -> Response:
@@ -258,6 +248,20 @@ def _add_state(app: FastAPI, generator: Generator, metrics: Metrics) -> None:
         """Readiness: 503 while the model loads and while the server stops."""
         state = backend.state
         return JSONResponse({"state": state.value}, 200 if state is State.READY else 503)
+
+
+def add_common(app: FastAPI, numbers: Callable[[], bytes]) -> None:
+    """The endpoints that are the same for one model and several; `numbers` gives those of /metrics."""
+
+    @app.get("/version", response_class=JSONResponse)
+    async def version() -> Response:
+        """rocforge's."""
+        return JSONResponse({"version": __version__})
+
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        """Counters, times and gauges, in Prometheus's text format."""
+        return Response(numbers(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/", include_in_schema=False)
     async def chat_page() -> Response:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 
 from rocforge.engine.response import GenerationResponse
+from rocforge.server.errors import APIError, as_api_error
 from rocforge.server.jobs import Job, merged
 from rocforge.text.chat.reply import CountedParser, Parsed
 
@@ -28,6 +29,18 @@ class Blocks(ABC):
         self._kind: str | None = None
 
     @abstractmethod
+    def start(self) -> bytes:
+        """The first events."""
+
+    @abstractmethod
+    def finish(self) -> bytes:
+        """The last events of a reply that has ended."""
+
+    @abstractmethod
+    def fail(self, error: APIError) -> bytes:
+        """The last events of a reply that has failed, or was cancelled."""
+
+    @abstractmethod
     def begin(self, kind: str, name: str) -> Iterator[bytes]:
         """A block begins: "reasoning", "text" or "call", of which the name is that of the function."""
 
@@ -46,6 +59,16 @@ class Blocks(ABC):
             self.cut = piece.finish_reason == "length"
             yield from self._write(self.parser.finish(), None)
             yield from self.close()
+
+    async def events(self, job: Job) -> AsyncIterator[bytes]:
+        """The events of a stream, as many as there are at a time."""
+        try:
+            yield self.start()
+            async for part in self.write(job):
+                yield part
+            yield self.finish()
+        except Exception as error:
+            yield self.fail(as_api_error(error))
 
     async def write(self, job: Job) -> AsyncIterator[bytes]:
         """The events of the reply of a job, as many as there are at a time."""

@@ -44,6 +44,15 @@ def parse_json(text: str | bytes) -> Any:
     return from_json(data, allow_inf_nan=False)
 
 
+def parse_object(text: str) -> dict[str, Any]:
+    """The object of a JSON text; {} where it is none, such as a text that a token limit cut off."""
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def dump_json(value: Any) -> bytes:
     """JSON of a value, in UTF-8; in ASCII where it has lone surrogates, which a client may have sent."""
     try:

@@ -186,22 +186,24 @@ class EngineClient:
         finally:
             self._submitted.pop(ticket, None)
 
+    def _waiting(self, ticket: int) -> asyncio.Future[Any] | None:
+        """What a ticket's answer is for; None where whoever wanted it has given up meanwhile."""
+        waiting = self._submitted.pop(ticket, None)
+        return None if waiting is None or waiting.done() else waiting
+
     def _embedded(self, ticket: int, vectors: bytes) -> None:
-        embedded = self._submitted.pop(ticket, None)
-        if embedded is not None and not embedded.done():
+        if embedded := self._waiting(ticket):
             embedded.set_result(vectors)
 
     def _accepted(self, ticket: int, keys: list[int]) -> None:
-        accepted = self._submitted.pop(ticket, None)
-        if accepted is None or accepted.done():  # whoever submitted them has given up meanwhile
-            self._send("cancel", keys)
-        else:
+        if accepted := self._waiting(ticket):
             accepted.set_result(None)
+        else:
+            self._send("cancel", keys)
 
     def _refused(self, ticket: int, error: tuple[str, str]) -> None:
-        accepted = self._submitted.pop(ticket, None)
-        if accepted is not None and not accepted.done():
-            accepted.set_exception(wire.unpack_error(*error))
+        if refused := self._waiting(ticket):
+            refused.set_exception(wire.unpack_error(*error))
 
     def _tokens(self, memory: int, keys: list[int], tokens: list[int | None], more: dict[int, Any]) -> None:
         if complete := self._replies.write(wire.unpack_events(keys, tokens, more), memory):

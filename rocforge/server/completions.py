@@ -49,7 +49,7 @@ class Completions:
                 prompts = await generator.prompts(body.prompt)
             else:
                 prompts = await self._filled_in(each(body.prompt), body.suffix)
-            echoes = await run_in_threadpool(self._echoes, body, prompts)
+            echoes = await run_in_threadpool(self._echoes, body) if body.echo else [""] * len(prompts)
             before = [_Echo(text) for text in echoes]
             if body.echo and body.logprobs is not None:
                 await self._report(body, prompts, before)
@@ -68,9 +68,8 @@ class Completions:
         """The token ids of prompts after which the model writes what is between them and a suffix."""
         generator = self._generator
         tokens = generator.fill_in_tokens("suffix")
-        text = {"add_special_tokens": False, "parse_special_tokens": False}
-        after = await generator.encode(suffix, **text)
-        before = [await generator.encode(one, **text) if isinstance(one, str) else one for one in prompts]
+        after = await generator.encode_plain(suffix)
+        before = [await generator.encode_plain(one) if isinstance(one, str) else one for one in prompts]
         return [infill_prompt(tokens, ids, after, begin=generator.begin) for ids in before]
 
     async def _report(self, body: CompletionRequest, prompts: list[list[int]], before: list[_Echo]) -> None:
@@ -84,10 +83,8 @@ class Completions:
         for echo, ids, own in zip(before, prompts, np.split(scores, ends[:-1]), strict=True):
             echo.logprobs = await run_in_threadpool(prompt_logprobs, generator.tokenizer, ids, own, echo.text)
 
-    def _echoes(self, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-        """What stands before the text of each prompt: where asked for, the prompt."""
-        if not body.echo:
-            return [""] * len(prompts)
+    def _echoes(self, body: CompletionRequest) -> list[str]:
+        """The texts of the prompts."""
         decode = self._generator.tokenizer.decode
         with refusing("prompt"):
             return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in each(body.prompt)]

@@ -205,7 +205,7 @@ class EngineServer:
         while self._compiled:
             job, done = self._compiled.popleft()
             if (error := done.exception()) is not None:
-                self._refuse(job, error)
+                self._refuse(job.peer, job.ticket, error)
             elif job.peer.closed:
                 for constraint in done.result():
                     constraint.close()
@@ -230,13 +230,13 @@ class EngineServer:
             for constraint in constraints:
                 if constraint is not None:
                     constraint.close()
-            self._refuse(job, error)
+            self._refuse(job.peer, job.ticket, error)
         else:
             self._send(job.peer, wire.pack("accepted", job.ticket, job.keys))
 
-    def _refuse(self, job: _Job, error: BaseException) -> None:
-        if not job.peer.closed:
-            self._send(job.peer, wire.pack("refused", job.ticket, wire.pack_error(error)))
+    def _refuse(self, peer: Peer, ticket: int, error: BaseException) -> None:
+        if not peer.closed:
+            self._send(peer, wire.pack("refused", ticket, wire.pack_error(error)))
 
     def _embed(self, peer: Peer, ticket: int, prompts: list[list[int]], lora: str | None, top: int | None) -> None:
         done = peer.embeddings[ticket] = Future[np.ndarray]()
@@ -257,7 +257,7 @@ class EngineServer:
         if error is None:
             self._send(peer, wire.pack("embedded", ticket, done.result().tobytes()))
         else:
-            self._send(peer, wire.pack("refused", ticket, wire.pack_error(error)))
+            self._refuse(peer, ticket, error)
 
     def _forget(self, peer: Peer, ticket: int) -> None:
         if ticket in peer.embeddings:

@@ -80,6 +80,11 @@ class APIError(Exception):
         return response
 
 
+def unknown_model(name: str) -> APIError:
+    """For a request that names a model which is not served."""
+    return APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+
+
 def as_api_error(error: Exception) -> APIError:
     """The response to an exception. For the server's own errors it has no details."""
     if isinstance(error, APIError):

@@ -44,9 +44,9 @@ class Chunks:
         return self._head + b'],"usage":' + dump_json(usage) + b"}\n\n"
 
 
-def event(kind: str, data: bytes) -> bytes:
-    """An event that has a name, and JSON."""
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+def event(data: dict[str, Any]) -> bytes:
+    """An event that is named by the type of its data."""
+    return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), dump_json(data))
 
 
 async def completed(events: AsyncIterator[bytes], end: bytes = b"data: [DONE]\n\n") -> AsyncIterator[bytes]:

@@ -19,7 +19,7 @@ from rocforge.engine.reply import DeadlineError, Reply
 from rocforge.engine.service import State
 from rocforge.ops.sampling import SamplingParams
 from rocforge.server.backend import Backend
-from rocforge.server.errors import APIError, refusing
+from rocforge.server.errors import APIError, refusing, unknown_model
 from rocforge.server.grammars import GrammarSource
 from rocforge.server.jobs import Job, Jobs
 from rocforge.server.schema import Sampling
@@ -82,7 +82,7 @@ class Generator:
     def check_model(self, name: str) -> None:
         """Raises APIError for any name that is none of `models`."""
         if name not in self.models:
-            raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+            raise unknown_model(name)
 
     def adapter(self, body: Sampling) -> str | None:
         """The adapter of a request, by its model or its lora."""
@@ -104,6 +104,10 @@ class Generator:
         if len(text) <= INLINE_TEXT:
             return self.tokenizer.encode(text, **options)
         return await run_in_threadpool(self.tokenizer.encode, text, **options)
+
+    async def encode_plain(self, text: str) -> list[int]:
+        """The ids of a part of a prompt, in which no text stands for a control token."""
+        return await self.encode(text, add_special_tokens=False, parse_special_tokens=False)
 
     async def prompts(self, prompt: Any) -> list[list[int]]:
         """The token ids of each of one or several texts or lists of ids."""
@@ -187,9 +191,10 @@ class Generator:
         lora = self.adapter(body)
         with refusing():
             bias = {_token_id(token): value for token, value in (body.logit_bias or {}).items()}
+            shared = {**self.sampling, **given}
             return [
                 SamplingParams(
-                    **{**self.sampling, **given},
+                    **shared,
                     max_tokens=None if max_tokens == -1 else max_tokens,
                     logprobs=logprobs,
                     logit_bias=bias,

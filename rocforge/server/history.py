@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rocforge.errors import ChatTemplateError
-from rocforge.server.body import parse_json
+from rocforge.server.body import parse_json, parse_object
 from rocforge.server.schema import Message
 
 Turn = dict[str, Any]
@@ -107,9 +107,13 @@ _CALLS_PROBE: list[Turn] = [
 
 def _forms(turns: list[Turn]) -> Iterator[list[Turn]]:
     """The same history, the most faithful form first."""
-    for form in (turns, _alternating(_one_call_each(_with_short_ids(turns)))):
-        for arguments in (_object_or_text, str, _object):
-            yield [_with_arguments(turn, arguments) for turn in form]
+    yield from _with_forms_of_arguments(turns)
+    yield from _with_forms_of_arguments(_alternating(_one_call_each(_with_short_ids(turns))))
+
+
+def _with_forms_of_arguments(turns: list[Turn]) -> Iterator[list[Turn]]:
+    for arguments in (_object_or_text, str, parse_object):  # the last: some templates iterate over them
+        yield [_with_arguments(turn, arguments) for turn in turns]
 
 
 def _turn(message: Message) -> Turn:
@@ -154,12 +158,6 @@ def _object_or_text(arguments: str) -> Any:
     except ValueError:
         return arguments
     return found if isinstance(found, dict) else {} if found is None else arguments
-
-
-def _object(arguments: str) -> dict[str, Any]:
-    """For templates that iterate over arguments: {} where they are no object, as the tool's answer says."""
-    found = _object_or_text(arguments)
-    return found if isinstance(found, dict) else {}
 
 
 def _with_thinking(turn: Turn) -> Turn:

@@ -52,11 +52,7 @@ class Infill:
     async def _prompt(self, body: InfillRequest, most: int | None) -> list[int]:
         """Its tokens; what is far from the gap is left out where the context has no room for it."""
         generator = self._generator
-        tokens = generator.fill_in_tokens("input_suffix")
-
-        async def ids(text: str) -> list[int]:
-            return await generator.encode(text, add_special_tokens=False, parse_special_tokens=False)
-
+        tokens, ids = generator.fill_in_tokens("input_suffix"), generator.encode_plain
         before: list[int] = []
         if tokens.repository is not None:
             before += [tokens.repository, *await ids(f"{REPOSITORY}\n")]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -129,6 +129,12 @@ class Jobs:
             self._bytes -= len(self._ended.popitem(last=False)[1])
 
 
+async def first_answer(jobs: Jobs, others: Callable[..., Awaitable[list[Any]]], question: str, id: str) -> Any:
+    """What this process answers a question, or the first other one that has an answer; `others` asks them."""
+    found = jobs.answer(question, id)
+    return found if found is not None else next(iter(await others(question, id)), None)
+
+
 def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Statuses of several processes in the order of `Jobs.statuses`."""
     in_progress = (Progress.QUEUED.value, Progress.RUNNING.value)
@@ -137,8 +143,13 @@ def latest_first(statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 async def collect(job: Job, request: Request) -> list[list[GenerationResponse]] | None:
     """All pieces of each reply; None if the client disconnects, which cancels the job."""
+    return await outcome(job, _all_pieces(job), request)
+
+
+async def outcome(job: Job, wanted: Coroutine[Any, Any, T], request: Request) -> T | None:
+    """What is wanted of a job; None if the client disconnects. The job does not outlive this."""
     try:
-        return await unless_gone(_all_pieces(job), request)
+        return await unless_gone(wanted, request)
     finally:
         job.cancel()
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Query
 from starlette.responses import Response
 
 from rocforge.server.errors import APIError, JSONResponse
-from rocforge.server.jobs import Jobs
+from rocforge.server.jobs import Jobs, first_answer
 from rocforge.server.responses_input import Item
 
 
@@ -81,8 +81,7 @@ class KeptResponses:
 
     async def ask(self, question: str, id: str) -> Any:
         """The answer of this process, or of the first other one that has one."""
-        found = self._jobs.answer(question, id)
-        return found if found is not None else next(iter(await self._others(question, id)), None)
+        return await first_answer(self._jobs, self._others, question, id)
 
 
 def add_kept_responses(app: FastAPI, jobs: Jobs, others: Callable[..., Awaitable[list[Any]]]) -> None:

@@ -5,7 +5,6 @@ Source: https://docs.claude.com/en/api/messages
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rocforge.server.chat import ChatCompletions
-from rocforge.server.errors import JSONResponse, as_api_error
+from rocforge.server.errors import JSONResponse
 from rocforge.server.events import EventStream
-from rocforge.server.jobs import Job, client_closed, unless_gone
+from rocforge.server.jobs import Job, client_closed, outcome
 from rocforge.server.messages_events import MessageEvents
 from rocforge.server.messages_input import chat_of, thinks
 from rocforge.server.messages_schema import CountTokensRequest, MessagesRequest
@@ -42,23 +41,9 @@ async def _answer(chats: ChatCompletions, body: MessagesRequest, request: Reques
     parallel = chat.parallel_tool_calls is not False
     events = MessageEvents(job, parser, body.model, body.max_tokens, shows, parallel)
     if body.stream:
-        return EventStream(job, _events(job, events))
-    try:
-        message = await unless_gone(_whole(job, events), request)
-    finally:
-        job.cancel()
+        return EventStream(job, events.events(job))
+    message = await outcome(job, _whole(job, events), request)
     return client_closed() if message is None else JSONResponse(message)
-
-
-async def _events(job: Job, events: MessageEvents) -> AsyncIterator[bytes]:
-    """The events of a stream, as many as there are at a time."""
-    try:
-        yield events.start()
-        async for part in events.write(job):
-            yield part
-        yield events.finish()
-    except Exception as error:
-        yield events.fail(as_api_error(error))
 
 
 async def _whole(job: Job, events: MessageEvents) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.blocks import Blocks
-from rocforge.server.body import dump_json, parse_json
+from rocforge.server.body import parse_object
 from rocforge.server.errors import APIError
 from rocforge.server.events import event
 from rocforge.server.jobs import Job
@@ -67,7 +67,7 @@ class MessageEvents(Blocks):
 
     def fail(self, error: APIError) -> bytes:
         """The last event of a reply that has failed."""
-        return event("error", dump_json(error.anthropic_body))
+        return event(error.anthropic_body)
 
     def add(self, piece: GenerationResponse) -> Iterator[bytes]:
         self._stop = piece.stop
@@ -100,7 +100,7 @@ class MessageEvents(Blocks):
             self._block["thinking"] = text if self._shows == "summarized" else ""
             yield self._of_block("content_block_delta", delta={"type": "signature_delta", "signature": _SIGNATURE})
         elif kind == "call":
-            self._block["input"] = _object(text)
+            self._block["input"] = parse_object(text)
         else:
             self._block["text"] = text
         yield self._of_block("content_block_stop")
@@ -137,13 +137,4 @@ class MessageEvents(Blocks):
         return self._event(type, index=len(self.message["content"]) - 1, **fields)
 
     def _event(self, type: str, **fields: Any) -> bytes:
-        return event(type, dump_json({"type": type, **fields}))
-
-
-def _object(arguments: str) -> dict[str, Any]:
-    """The input of a call; {} where what was written is no object, as what a token limit cut off."""
-    try:
-        found = parse_json(arguments)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return event({"type": type, **fields})

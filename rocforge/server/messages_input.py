@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from rocforge.server.body import dump_json
-from rocforge.server.errors import APIError, of_validation
+from rocforge.server.chat_request import chat_request
+from rocforge.server.errors import APIError
 from rocforge.server.messages_schema import AnthropicTool, AnthropicToolChoice, Block, CountTokensRequest, Turn
-from rocforge.server.schema import ChatCompletionRequest, Generation
+from rocforge.server.schema import ChatCompletionRequest
 
-_SHARED = [name for name in (*Generation.model_fields, "chat_template_kwargs") if name != "stream"]
 _EFFORTS = {"xhigh": "high", "max": "high"}
 """Efforts that no template knows -> the one that stands for them."""
 _BILLING = "x-anthropic-billing-header:"
@@ -28,7 +28,6 @@ def chat_of(body: CountTokensRequest, **fields: Any) -> ChatCompletionRequest:
     Raises:
         APIError: there is no such chat.
     """
-    fields |= {name: value for name in _SHARED if (value := getattr(body, name)) is not None}
     fields["messages"] = messages = _messages(body)
     fields["thinking"] = {"type": "enabled" if thinks(body) else "disabled"}
     if body.thinking and body.thinking.budget_tokens:
@@ -47,10 +46,7 @@ def chat_of(body: CountTokensRequest, **fields: Any) -> ChatCompletionRequest:
     last = messages[-1]
     if last["role"] == "assistant" and last["content"] and "tool_calls" not in last:  # the reply goes on from it
         fields |= {"add_generation_prompt": False, "continue_final_message": True}
-    try:
-        return ChatCompletionRequest.model_validate(fields)
-    except ValidationError as error:
-        raise of_validation([dict(found) for found in error.errors()]) from error
+    return chat_request(body, fields)
 
 
 def thinks(body: CountTokensRequest) -> bool:

@@ -36,7 +36,7 @@ class Rerank:
             raise APIError(message, param="model", code="unsupported_parameter")
         documents = [document if isinstance(document, str) else document.text for document in body.documents]
         with generator.deadline(None), refusing("documents"):
-            prompts = [await self._prompt(body.query, document) for document in documents]
+            prompts = await self._prompts(body.query, documents)
             for ids in prompts:
                 generator.check_length(len(ids), "query and a document")
             scores = await unless_gone(generator.backend.embed(prompts, generator.models[name]), request)
@@ -53,22 +53,26 @@ class Rerank:
             }
         )
 
-    async def _prompt(self, query: str, document: str) -> list[int]:
-        """The tokens of a pair: by the file's template, else one text after the other."""
+    async def _prompts(self, query: str, documents: list[str]) -> list[list[int]]:
+        """The tokens of the query with each document: by the file's template, else one text after the other."""
         generator, tokenizer = self._generator, self._generator.tokenizer
         template = tokenizer.rerank_template
-        if template is None:
-            ends = tokenizer.encode("")[len(generator.begin) :]
-            text = {"add_special_tokens": False, "parse_special_tokens": False}
-            pair = [await generator.encode(one, **text) + ends for one in (query, document)]
-            return [*generator.begin, *pair[0], *pair[1]]
+        if template is not None:
+            return [await self._filled(template, query, document) for document in documents]
+        begin = generator.begin
+        ends = tokenizer.encode("")[len(begin) :]
+        before = [*begin, *await generator.encode_plain(query), *ends]
+        return [[*before, *await generator.encode_plain(document), *ends] for document in documents]
+
+    async def _filled(self, template: str, query: str, document: str) -> list[int]:
+        """The tokens of a template with its places filled in; what is there is text, whatever it spells."""
         written, literal = "", []
         for number, part in enumerate(_PLACES.split(template)):
             if number % 2:
                 part = query if part == "query" else document
                 literal.append((len(written), len(written) + len(part)))
             written += part
-        return await generator.encode(written, add_special_tokens=False, literal=literal)
+        return await self._generator.encode(written, add_special_tokens=False, literal=literal)
 
 
 def _results(scores: np.ndarray, documents: list[str], body: RerankRequest) -> list[dict[str, Any]]:

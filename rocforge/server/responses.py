@@ -16,7 +16,7 @@ from rocforge.server.chat import ChatCompletions
 from rocforge.server.errors import CLIENT_CLOSED_REQUEST, APIError, JSONResponse, as_api_error
 from rocforge.server.events import EventStream
 from rocforge.server.generation import Generator
-from rocforge.server.jobs import Job, client_closed, unless_gone
+from rocforge.server.jobs import Job, client_closed, outcome
 from rocforge.server.kept_responses import KeptResponses
 from rocforge.server.response_store import ResponseStore
 from rocforge.server.responses_events import ResponseEvents
@@ -59,10 +59,7 @@ class Responses:
         answer = _Answer(job, events, items, self._generator.jobs.responses if body.store is not False else None)
         if body.stream:
             return EventStream(job, answer.events())
-        try:
-            response = await unless_gone(answer.whole(), request)
-        finally:
-            job.cancel()
+        response = await outcome(job, answer.whole(), request)
         return client_closed() if response is None else JSONResponse(response)
 
     async def count(self, body: CountRequest) -> Response:
@@ -113,12 +110,8 @@ class _Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """The events of a stream, as many as there are at a time."""
         try:
-            yield self._events.start()
-            async for part in self._events.write(self._job):
+            async for part in self._events.events(self._job):
                 yield part
-            yield self._events.finish()
-        except Exception as error:
-            yield self._events.fail(as_api_error(error))
         finally:
             self._end()
 

@@ -5,6 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.blocks import Blocks
-from rocforge.server.body import dump_json, parse_json
+from rocforge.server.body import parse_object
 from rocforge.server.errors import APIError
 from rocforge.server.events import event
 from rocforge.server.jobs import Job
@@ -56,7 +57,7 @@ class ResponseEvents(Blocks):
         super().__init__(parser, parallel=response["parallel_tool_calls"])
         self.response, self._job, self._tools = response, job, tools
         self._logprobs_by, self._encrypts = logprobs_by, encrypts
-        self._number = 0
+        self._numbers = itertools.count()
         self._item: dict[str, Any] = {}
         self._written: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
@@ -144,19 +145,17 @@ class ResponseEvents(Blocks):
     def _of_response(self, type: str) -> bytes:
         ended = self.response["status"] != "in_progress"
         self.response["usage"] = self._usage if ended else None
-        self._number += 1
-        return event(type, dump_json({"type": type, "sequence_number": self._number - 1, "response": self.response}))
+        return self._numbered(type, response=self.response)
 
     def _of_item(self, type: str, **fields: Any) -> bytes:
         place = {} if "call" in self._item["type"] else {"content_index": 0}
         return self._event(type, item_id=self._item["id"], **place, **fields)
 
     def _event(self, type: str, **fields: Any) -> bytes:
-        self._number += 1
-        index = len(self.response["output"]) - 1
-        return event(
-            type, dump_json({"type": type, "sequence_number": self._number - 1, "output_index": index, **fields})
-        )
+        return self._numbered(type, output_index=len(self.response["output"]) - 1, **fields)
+
+    def _numbered(self, type: str, **fields: Any) -> bytes:
+        return event({"type": type, "sequence_number": next(self._numbers), **fields})
 
     @property
     def _usage(self) -> dict[str, Any]:
@@ -172,9 +171,5 @@ class ResponseEvents(Blocks):
 
 def _input(arguments: str) -> str:
     """The text that a custom tool gets; what is no such text is given as it is."""
-    try:
-        found = parse_json(arguments)
-    except ValueError:
-        return arguments
-    text = found.get("input") if isinstance(found, dict) else None
+    text = parse_object(arguments).get("input")
     return text if isinstance(text, str) else arguments

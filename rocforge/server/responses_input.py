@@ -10,14 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
-from rocforge.server.errors import APIError, of_validation
+from rocforge.server.chat_request import chat_request
+from rocforge.server.errors import APIError
 from rocforge.server.responses_schema import CountRequest, ResponseTool, ToolChoice
-from rocforge.server.schema import ChatCompletionRequest, Generation
+from rocforge.server.schema import ChatCompletionRequest
 
 Item = dict[str, Any]
-_SHARED = [name for name in (*Generation.model_fields, "chat_template_kwargs") if name != "stream"]
 _TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
 _FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"],
               "additionalProperties": False}  # fmt: skip
@@ -120,7 +118,6 @@ def chat_of(body: CountRequest, items: Sequence[Item], tools: OfferedTools, **fi
     Raises:
         APIError: there is no such chat.
     """
-    fields |= {name: value for name in _SHARED if (value := getattr(body, name)) is not None}
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     fields["messages"] = system + messages_of(items)
     if tools.functions:
@@ -136,10 +133,7 @@ def chat_of(body: CountRequest, items: Sequence[Item], tools: OfferedTools, **fi
         format = body.text.format.model_dump(exclude_none=True, by_alias=True)
         kind = format.pop("type")
         fields["response_format"] = {"type": kind, **({"json_schema": format} if kind == "json_schema" else {})}
-    try:
-        return ChatCompletionRequest.model_validate(fields)
-    except ValidationError as error:
-        raise of_validation([dict(found) for found in error.errors()]) from error
+    return chat_request(body, fields)
 
 
 def _choice(choice: Any) -> Any:

@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rocforge.server.schema import Array, Body, Generation, Mapping, Part, Text
-
-FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+from rocforge.server.schema import FUNCTION_NAME, Array, Body, Generation, Mapping, Part, Text
 
 
 class ContentPart(Part):

@@ -12,17 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from rocforge import __version__
 from rocforge.engine.service import State
-from rocforge.server.app import add_requests, bare_app, guard, model_entry
+from rocforge.server.app import add_common, add_requests, bare_app, guard, model_entry
 from rocforge.server.body import JSONRequest
-from rocforge.server.errors import APIError, JSONResponse
+from rocforge.server.errors import APIError, JSONResponse, unknown_model
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.kept_responses import add_kept_responses
 from rocforge.server.metrics import Metrics, ModelTables
 from rocforge.server.model_clients import ModelClient, ModelClients
-from rocforge.server.page import page
 from rocforge.server.settings import Settings
 
 
@@ -44,7 +42,8 @@ def create_router(
     _add_models(app, clients)
     add_requests(app, jobs, clients.ask)
     add_kept_responses(app, jobs, clients.ask)
-    _add_state(app, clients, tables)
+    add_common(app, tables.text)
+    _add_state(app, clients)
     app.router.default = Dispatch(clients.models, described, settings.request_timeout)
     guard(app, settings, metrics)
     return app
@@ -71,17 +70,7 @@ def _entry(name: str, created: int, model: ModelClient) -> dict[str, Any]:
     return {**model_entry(name, created, model.client), "status": {"value": model.state.value, **failed}}
 
 
-def _add_state(app: FastAPI, clients: ModelClients, tables: ModelTables) -> None:
-    @app.get("/version")
-    async def version() -> Response:
-        """rocforge's."""
-        return JSONResponse({"version": __version__})
-
-    @app.get("/metrics")
-    async def metrics_text() -> Response:
-        """Counters, times and gauges of each model, in Prometheus's text format."""
-        return Response(tables.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
+def _add_state(app: FastAPI, clients: ModelClients) -> None:
     @app.get("/health")
     async def health() -> Response:
         """Liveness, and the state of each model."""
@@ -92,11 +81,6 @@ def _add_state(app: FastAPI, clients: ModelClients, tables: ModelTables) -> None
     async def ready() -> Response:
         """Readiness: 503 while the server stops. Models are loaded when they are asked for."""
         return JSONResponse({"state": clients.state.value}, 200 if clients.state is State.READY else 503)
-
-    @app.get("/", include_in_schema=False)
-    async def chat_page() -> Response:
-        """The chat page."""
-        return page()
 
 
 class Dispatch:
@@ -143,7 +127,7 @@ def named(models: Mapping[str, ModelClient], name: str) -> ModelClient:
         APIError: there is none.
     """
     if name not in models:
-        raise APIError(f"The model {name!r} does not exist", 404, param="model", code="model_not_found")
+        raise unknown_model(name)
     return models[name]
 
 

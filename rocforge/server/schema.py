@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 22)]
 Stop = Annotated[str, Field(max_length=1024)]
@@ -68,7 +69,7 @@ class ResponseFormat(Body):
 
 
 class FunctionDefinition(Part):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    name: str = Field(pattern=FUNCTION_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
