@@ -81,7 +81,7 @@ class HarmonyParser(StateParser):
 
     def _outside(self) -> bool:
         found = _ANY.search(self._buffer)
-        size = found.start() if found else len(self._buffer) - _overlap(self._buffer, (*_ENDS, *_HEADERS))
+        size = found.start() if found else len(self._buffer) - overlap(self._buffer, *_ENDS, *_HEADERS)
         self._output.content(self._buffer[:size])
         self._buffer = self._buffer[size:]
         if found is None:
@@ -124,7 +124,7 @@ class HarmonyParser(StateParser):
 
     def _text(self) -> bool:
         found = _END_OR_START.search(self._buffer)
-        size = found.start() if found else len(self._buffer) - _overlap(self._buffer, (*_ENDS, _START))
+        size = found.start() if found else len(self._buffer) - overlap(self._buffer, *_ENDS, _START)
         self._say(self._buffer[:size])
         self._buffer = self._buffer[size:]
         if found is None:
@@ -185,7 +185,3 @@ def _header(text: str) -> int | None:
     if rest.startswith(_MESSAGE):
         return match.end() + len(_MESSAGE)
     return None if any(mark.startswith(rest) for mark in _HEADER_MARKS) else 0
-
-
-def _overlap(text: str, marks: Sequence[str]) -> int:
-    return max(overlap(text, mark) for mark in marks)

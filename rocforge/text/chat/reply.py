@@ -181,7 +181,7 @@ class StateParser:
             self._output.content(self._buffer[:index])
             self._buffer, self._state = self._buffer[index + len(self._held) :], then
             return True
-        size = len(self._buffer) - max((overlap(self._buffer, mark) for mark in marks), default=0)
+        size = len(self._buffer) - overlap(self._buffer, *marks)
         self._output.content(self._buffer[:size])
         self._buffer = self._buffer[size:]
         return False

@@ -189,7 +189,7 @@ class _TaggedCallParser(StateParser):
         end = self._format.parameter[1]
         value, found, after = self._buffer.partition(end)
         if not found:
-            size = len(value) - max(overlap(value, end), overlap(value, self._format.inner + end))
+            size = len(value) - overlap(value, end, self._format.inner + end)
             self._text(value[:size])
             self._buffer = value[size:]
             return False
