@@ -165,8 +165,7 @@ class _JSONCallParser(StateParser):
     def _whole_object(self) -> bool:
         """An object that says its name after its arguments, or no call."""
         end = self._scanner.end(self._buffer)
-        self._pieces.append(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._pieces.append(self._take(end))
         if end is None:
             return False
         text, self._pieces, self._scanner = "".join(self._pieces), [], JSONScanner()
@@ -190,7 +189,7 @@ class _JSONCallParser(StateParser):
         """Give the arguments out; `scanner` is for what `then` takes after them."""
         text, end = self._scanner.copy(self._buffer)
         self._output.arguments(text)
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._take(end)
         if end is None:
             return False
         self._scanner, self._state = scanner, then
@@ -199,7 +198,7 @@ class _JSONCallParser(StateParser):
     def _object_rest(self) -> bool:
         """What a call's object has after its arguments."""
         end = self._scanner.end(self._buffer)
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._take(end)
         if end is None:
             return False
         self._scanner, self._state = JSONScanner(), self._item if self._listed else self._after

@@ -133,8 +133,7 @@ class _PythonicCallParser(StateParser):
 
     def _value(self) -> bool:
         end = self._scanner.end(self._buffer)
-        self._pieces.append(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._pieces.append(self._take(end))
         if end is None:
             return False
         text = "".join(self._pieces).strip()

@@ -181,9 +181,7 @@ class StateParser:
             self._output.content(self._buffer[:index])
             self._buffer, self._state = self._buffer[index + len(self._held) :], then
             return True
-        size = len(self._buffer) - overlap(self._buffer, *marks)
-        self._output.content(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        self._output.content(self._take(len(self._buffer) - overlap(self._buffer, *marks)))
         return False
 
     def _give_back(self, state: Callable[[], bool]) -> bool:
@@ -193,9 +191,14 @@ class StateParser:
         return True
 
     def _hold(self, size: int) -> None:
-        """Take so many characters of the buffer."""
-        self._held += self._buffer[:size]
-        self._buffer = self._buffer[size:]
+        """Take so many characters of the buffer, and hold them."""
+        self._held += self._take(size)
+
+    def _take(self, end: int | None) -> str:
+        """The buffer up to there, which leaves it; None: all of it."""
+        text = self._buffer[:end]
+        self._buffer = self._buffer[len(text) :]
+        return text
 
     def _call(self, name: str, state: Callable[[], bool]) -> bool:
         """What is held begins a call."""

@@ -155,9 +155,7 @@ class _TaggedCallParser(StateParser):
     def _astray(self) -> bool:
         """Text between arguments."""
         tag = self._buffer.find("<")
-        size = len(self._buffer) if tag < 0 else tag
-        self._output.content(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        self._output.content(self._take(None if tag < 0 else tag))
         if tag >= 0:
             self._state = self._parameters
         return tag >= 0
