@@ -156,13 +156,7 @@ class _PythonicCallParser(StateParser):
 
     def _ended(self) -> bool:
         """After a list: its mark."""
-        text, end = self._buffer.lstrip(), self._format.end
-        mark = begins(text, [end] if end else [])
-        if not text or mark is None:
-            return False
-        self._buffer = text[len(mark) :] if mark else self._buffer
-        self._state = self._outside
-        return True
+        return self._past(self._format.end, self._outside)
 
 
 class _ArgumentScanner:

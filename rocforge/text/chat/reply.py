@@ -135,6 +135,10 @@ class Output:
         if text:
             self._parts.append(Parsed(calls=(Call("", text),)))
 
+    def string(self, text: str) -> None:
+        """More of a string in them, without its quotes."""
+        self.arguments(json.dumps(text, ensure_ascii=False)[1:-1])
+
     def member(self, key: str, first: bool) -> None:
         """A member of the arguments begins."""
         self.arguments(f"{'' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
@@ -188,6 +192,16 @@ class StateParser:
         """What is held begins no call: it is content."""
         self._output.content(self._held)
         self._held, self._state = "", state
+        return True
+
+    def _past(self, mark: str, state: Callable[[], bool]) -> bool:
+        """Go on after the mark that ends calls, and the white space before it; models leave it out, too."""
+        text = self._buffer.lstrip()
+        found = begins(text, [mark] if mark else [])
+        if not text or found is None:
+            return False
+        self._buffer = text[len(found) :] if found else self._buffer
+        self._state = state
         return True
 
     def _hold(self, size: int) -> None:

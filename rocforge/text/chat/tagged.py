@@ -205,7 +205,7 @@ class _TaggedCallParser(StateParser):
     def _text(self, text: str) -> None:
         """A part of a value."""
         if self._is_text:
-            self._output.arguments(json.dumps(text, ensure_ascii=False)[1:-1])
+            self._output.string(text)
         else:
             self._pieces.append(text)
 
