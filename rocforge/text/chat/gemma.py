@@ -12,6 +12,7 @@ from rocforge.text.chat.calls import LONGEST_HEAD, NAME
 from rocforge.text.chat.reply import Functions, Parsed, Parser, StateParser, begins
 from rocforge.text.chat.typed import ArgumentTypes, literal, separated
 from rocforge.text.grammar import GrammarCompiler
+from rocforge.text.schemas import listed_values
 from rocforge.text.stream import overlap
 
 _HEAD = re.compile(rf"\s*call:\s*({NAME})\s*\{{")
@@ -69,8 +70,8 @@ class GemmaCalls:
     def _value(self, quote: str, types: ArgumentTypes, schema: Any, depth: int) -> str:
         """A rule's body for a value of a schema."""
         schema = types.resolved(schema)
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list):
+        values = listed_values(schema)
+        if values is not None:
             texts = [
                 f"{quote} {json.dumps(v)} {quote}" if isinstance(v, str) else json.dumps(json.dumps(v)) for v in values
             ]
