@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rocforge.text.chat.json_scanner import JSONScanner
+from rocforge.text.chat.json_scanner import JSONScanner, refuse_constant
 from rocforge.text.chat.reply import Call, Functions, Parsed, Parser, StateParser, begins
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import json_rule, parameters
@@ -231,7 +231,7 @@ def arguments_rule(tool: Mapping[str, Any]) -> str:
 def _call(text: str, functions: Functions) -> Call | None:
     """The call in a JSON text, of one of these functions; None if it is not that."""
     try:
-        value = json.loads(text, strict=False, parse_constant=_refuse)
+        value = json.loads(text, strict=False, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
     name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
@@ -239,7 +239,3 @@ def _call(text: str, functions: Functions) -> Call | None:
         return None
     arguments = value.get("arguments", value.get("parameters")) or {}
     return Call(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

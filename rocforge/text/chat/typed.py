@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rocforge.text.chat.json_scanner import refuse_constant
 from rocforge.text.marks import without_surrogates
 from rocforge.text.schemas import listed_values, parameters
 
@@ -158,7 +159,7 @@ def literal(text: str) -> tuple[str, str] | None:
     ('object', '{"a": [true, null, "b"]}')
     """
     try:
-        return _type(json.loads(text, parse_constant=_refuse)), text.strip()
+        return _type(json.loads(text, parse_constant=refuse_constant)), text.strip()
     except (ValueError, RecursionError):
         pass
     try:
@@ -169,10 +170,6 @@ def literal(text: str) -> tuple[str, str] | None:
         return _type(value), without_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 class _JSONNames(ast.NodeTransformer):
