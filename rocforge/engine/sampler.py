@@ -94,7 +94,8 @@ class DeviceSampler:
         watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
         masks, errors = self._masks(logits, watched)
         for row, request in watched:
-            if request.breakers is not None and request.status is not Status.FINISHED:
+            chosen = request.mirostat is not None  # on the host, with these penalties
+            if request.breakers is not None and not chosen and request.status is not Status.FINISHED:
                 bias = biases(request.params, request.ends, len(request.output), request.penalties())
                 self._sampler.set_biases(slots[row], bias)
         host_tokens, there = shared_array((len(requests),), np.int32)
