@@ -21,6 +21,11 @@ MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
 
+def batch_tokens(device: str) -> int:
+    """The default maximum of tokens a step on a device."""
+    return MAX_BATCH_TOKENS["cpu" if device == "cpu" else "gpu"]
+
+
 class CacheSizes:
     """The sizes of a cache for `tokens` tokens in all, of any number of sequences of which `sequences` run at a time.
 
@@ -35,7 +40,7 @@ class CacheSizes:
 
     def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int | None = None):
         self._groups, self.device = groups_of(states), device
-        self._max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS["cpu" if device == "cpu" else "gpu"]
+        self._max_batch_tokens = max_batch_tokens or batch_tokens(device)
 
     def blocks(self, tokens: int, sequences: int) -> list[int]:
         """Blocks of each paged group, in the order of the cache's groups."""

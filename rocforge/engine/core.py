@@ -154,8 +154,7 @@ class EngineCore:
             elif done.set_running_or_notify_cancel():
                 done.set_result(embedding.vectors)
         except Exception as cause:
-            if done.set_running_or_notify_cancel():
-                done.set_exception(_step_error(cause))
+            fail(done, _step_error(cause))
 
     def add(
         self,
@@ -254,6 +253,12 @@ class EngineCore:
             self._waiting.pop(key, None)
             self._silent.discard(key)
         return request
+
+
+def fail(done: Future[Any], error: Exception) -> None:
+    """End a future with an error, unless it has been cancelled."""
+    if done.set_running_or_notify_cancel():
+        done.set_exception(error)
 
 
 def _step_error(cause: Exception) -> StepError:

@@ -19,7 +19,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.breakers import breakers_of
-from rocforge.engine.capacity import MAX_BATCH_TOKENS, MAX_REQUESTS, CacheSizes
+from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes, batch_tokens
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -166,9 +166,9 @@ class Engine:
         for name, size in given.items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; allowed is 1 or more")
-        kind = "cpu" if model.device == "cpu" else "gpu"
-        max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[kind]
-        inter_token_ms = INTER_TOKEN_MS[kind] if inter_token_ms is None else inter_token_ms
+        max_batch_tokens = max_batch_tokens or batch_tokens(model.device)
+        if inter_token_ms is None:
+            inter_token_ms = INTER_TOKEN_MS["cpu" if model.device == "cpu" else "gpu"]
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
@@ -325,11 +325,9 @@ class Engine:
         >>> vectors.shape
         (2, 512)
         """
-        for prompt in prompts:
-            self.check(prompt, SamplingParams(lora=lora))
+        self._check_prompts(prompts, lora)
         vectors = empty(self.model, len(prompts), self.pooling)
-        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
-        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, most)
+        passes = pool_into(vectors, self.model, prompts, self.pooling, True, lora, batch_tokens(self.device))
         return Embedding(vectors, self._on_stream(passes))
 
     def score(self, prompts: Sequence[Sequence[int]], top: int, lora: str | None = None) -> Embedding:
@@ -345,16 +343,20 @@ class Engine:
         >>> scores.shape
         (3, 5)
         """
-        for prompt in prompts:
-            self.check(prompt, SamplingParams(lora=lora))
+        self._check_prompts(prompts, lora)
         scores = scores_of(prompts, top)
-        most = MAX_BATCH_TOKENS["cpu" if self.model.device == "cpu" else "gpu"]
-        return Embedding(scores, self._on_stream(score_into(scores, self.model, prompts, top, lora, most)))
+        passes = score_into(scores, self.model, prompts, top, lora, batch_tokens(self.device))
+        return Embedding(scores, self._on_stream(passes))
 
     @property
     def pooling(self) -> str:
         """What `embed` makes of a prompt's hidden states, as `rf.embed` names it."""
         return pooling_of(self.model)
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]], lora: str | None) -> None:
+        params = SamplingParams(lora=lora)
+        for prompt in prompts:
+            self.check(prompt, params)
 
     def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
         while True:

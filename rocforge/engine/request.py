@@ -80,6 +80,11 @@ class Request:
         """Whether the host has to know its tokens before the next one is chosen."""
         return self.constraint is not None or self.breakers is not None or self.mirostat is not None
 
+    def accept(self, token: int) -> None:
+        """Tell its constraint, if any, of the token that was sampled; one that asks nothing more is dropped."""
+        if self.constraint is not None and self.constraint.accept(token):
+            self.constraint = None
+
     def penalties(self) -> Mapping[int, float]:
         """Of DRY, for the next token; those before must be known."""
         if self.breakers is None:

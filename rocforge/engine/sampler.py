@@ -36,14 +36,13 @@ def sample_tokens(logits: np.ndarray, requests: Sequence[Request]) -> list[Sampl
 
 
 def _sample_on_host(logits: np.ndarray, request: Request) -> SampledToken:
-    params, constraint = request.params, request.constraint
+    top = request.params.logprobs
     try:
         token = _chosen(logits, request)
-        if constraint is not None and constraint.accept(token):
-            request.constraint = None
+        request.accept(token)
     except Exception as error:
         return SampledToken(-1, error=error)
-    return SampledToken(token, None if params.logprobs is None else logprobs(logits, token, params.logprobs))
+    return SampledToken(token, None if top is None else logprobs(logits, token, top))
 
 
 def _chosen(logits: np.ndarray, request: Request) -> int:
@@ -95,7 +94,8 @@ class DeviceSampler:
         watched = [(row, requests[row]) for row in np.flatnonzero(self._watched[np.asarray(slots, int)]).tolist()]
         masks, errors = self._masks(logits, watched)
         for row, request in watched:
-            if request.breakers is not None and request.status is not Status.FINISHED:
+            chosen = request.mirostat is not None  # on the host, with these penalties
+            if request.breakers is not None and not chosen and request.status is not Status.FINISHED:
                 bias = biases(request.params, request.ends, len(request.output), request.penalties())
                 self._sampler.set_biases(slots[row], bias)
         host_tokens, there = shared_array((len(requests),), np.int32)
@@ -191,10 +191,9 @@ def _only(token: int, vocabulary: int) -> np.ndarray:
 
 def _refusal(request: Request, token: int) -> Exception | None:
     """Tell a request's constraint, if any, of its token; the error of that."""
-    if request.constraint is not None and request.status is not Status.FINISHED:
+    if request.status is not Status.FINISHED:
         try:
-            if request.constraint.accept(token):
-                request.constraint = None
+            request.accept(token)
         except Exception as error:
             return error
     return None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.engine.breakers import with_breakers
-from rocforge.engine.core import EngineCore, StepEngine
+from rocforge.engine.core import EngineCore, StepEngine, fail
 from rocforge.engine.replies import Observer, Replies
 from rocforge.engine.reply import CancelledError, Progress, QueueFullError, Reply, ServiceError
 from rocforge.engine.request import Constraint
@@ -250,8 +250,7 @@ class Service:
         for reply in self._replies:
             self._replies.end(reply, Progress.FAILED, self._unavailable())
         for done in list(self._embedding):
-            if done.set_running_or_notify_cancel():
-                done.set_exception(self._unavailable())
+            fail(done, self._unavailable())
 
     def _loop(self, core: EngineCore, tokenizer: Tokenizer) -> None:
         while self._take_in(core, tokenizer):
@@ -276,8 +275,7 @@ class Service:
             try:
                 core.embed(prompts, lora, top, done)
             except Exception as error:
-                if done.set_running_or_notify_cancel():
-                    done.set_exception(error)
+                fail(done, error)
         for reply in cancelled:
             core.cancel(reply.key)
             self._replies.end(reply, Progress.CANCELLED, CancelledError("the request was cancelled"))

@@ -111,13 +111,23 @@ def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
         return schema
     rest = {key: value for key, value in schema.items() if key != "propertyNames"}
     constraints = names.keys() - {"type", "title", "description"}
-    listed = [names["const"]] if "const" in names else names.get("enum")
-    if constraints in ({"enum"}, {"const"}) and isinstance(listed, list):
+    listed = listed_values(names)
+    if constraints in ({"enum"}, {"const"}) and listed is not None:
         found = {name: values for name in listed if isinstance(name, str)}
         return {**rest, "properties": found, "additionalProperties": False}
     if constraints == {"pattern"}:
         return {**rest, "patternProperties": {names["pattern"]: values}, "additionalProperties": False}
     return schema
+
+
+def listed_values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema allows, where it lists them.
+
+    >>> listed_values({"const": 1}), listed_values({"enum": ["a", "b"]}), listed_values({"type": "string"})
+    ([1], ['a', 'b'], None)
+    """
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return values if isinstance(values, list) else None
 
 
 def _excludes(alternatives: Any) -> bool:
@@ -128,6 +138,6 @@ def _excludes(alternatives: Any) -> bool:
     for entry in alternatives:
         if not isinstance(entry, Mapping) or not entry.keys() & {"const", "enum"}:
             return False
-        listed = [entry["const"]] if "const" in entry else entry["enum"]
-        values += {json.dumps(value, sort_keys=True) for value in listed} if isinstance(listed, list) else [""] * 2
+        listed = listed_values(entry)
+        values += [""] * 2 if listed is None else {json.dumps(value, sort_keys=True) for value in listed}
     return len(values) == len(set(values))

@@ -46,14 +46,22 @@ class TextStream:
             end, self.stopped = min(found)
             self._buffered = ""
             return text[:end]
-        size = max((overlap(text, stop) for stop in self._stop), default=0)
+        size = overlap(text, *self._stop)
         self._buffered = text[len(text) - size :]
         return text[: len(text) - size]
 
 
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest suffix of text that is a prefix of stop."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-length:]):
+def overlap(text: str, *marks: str) -> int:
+    """Length of the longest suffix of text that begins one of some marks, and is not all of it.
+
+    >>> overlap("a </", "</a>", "<b>")
+    2
+    """
+    return max((_overlap(text, mark) for mark in marks), default=0)
+
+
+def _overlap(text: str, mark: str) -> int:
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if mark.startswith(text[-length:]):
             return length
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rocforge.text.chat.json_scanner import JSONScanner
+from rocforge.text.chat.json_scanner import JSONScanner, refuse_constant
 from rocforge.text.chat.reply import Call, Functions, Parsed, Parser, StateParser, begins
 from rocforge.text.grammar import GrammarCompiler
 from rocforge.text.schemas import json_rule, parameters
@@ -165,8 +165,7 @@ class _JSONCallParser(StateParser):
     def _whole_object(self) -> bool:
         """An object that says its name after its arguments, or no call."""
         end = self._scanner.end(self._buffer)
-        self._pieces.append(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._pieces.append(self._take(end))
         if end is None:
             return False
         text, self._pieces, self._scanner = "".join(self._pieces), [], JSONScanner()
@@ -190,7 +189,7 @@ class _JSONCallParser(StateParser):
         """Give the arguments out; `scanner` is for what `then` takes after them."""
         text, end = self._scanner.copy(self._buffer)
         self._output.arguments(text)
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._take(end)
         if end is None:
             return False
         self._scanner, self._state = scanner, then
@@ -199,7 +198,7 @@ class _JSONCallParser(StateParser):
     def _object_rest(self) -> bool:
         """What a call's object has after its arguments."""
         end = self._scanner.end(self._buffer)
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._take(end)
         if end is None:
             return False
         self._scanner, self._state = JSONScanner(), self._item if self._listed else self._after
@@ -232,7 +231,7 @@ def arguments_rule(tool: Mapping[str, Any]) -> str:
 def _call(text: str, functions: Functions) -> Call | None:
     """The call in a JSON text, of one of these functions; None if it is not that."""
     try:
-        value = json.loads(text, strict=False, parse_constant=_refuse)
+        value = json.loads(text, strict=False, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
     name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
@@ -240,7 +239,3 @@ def _call(text: str, functions: Functions) -> Call | None:
         return None
     arguments = value.get("arguments", value.get("parameters")) or {}
     return Call(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

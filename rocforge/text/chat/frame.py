@@ -26,7 +26,7 @@ class FrameParser:
     def add(self, text: str) -> Parsed:
         parsed = self._rest.add(text)
         content = self._without(self._buffer + parsed.content)
-        size = max(overlap(content, mark) for mark in self._marks)
+        size = overlap(content, *self._marks)
         self._buffer = content[len(content) - size :]
         return replace(parsed, content=content[: len(content) - size])
 

@@ -12,6 +12,7 @@ from rocforge.text.chat.calls import LONGEST_HEAD, NAME
 from rocforge.text.chat.reply import Functions, Parsed, Parser, StateParser, begins
 from rocforge.text.chat.typed import ArgumentTypes, literal, separated
 from rocforge.text.grammar import GrammarCompiler
+from rocforge.text.schemas import listed_values
 from rocforge.text.stream import overlap
 
 _HEAD = re.compile(rf"\s*call:\s*({NAME})\s*\{{")
@@ -69,8 +70,8 @@ class GemmaCalls:
     def _value(self, quote: str, types: ArgumentTypes, schema: Any, depth: int) -> str:
         """A rule's body for a value of a schema."""
         schema = types.resolved(schema)
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list):
+        values = listed_values(schema)
+        if values is not None:
             texts = [
                 f"{quote} {json.dumps(v)} {quote}" if isinstance(v, str) else json.dumps(json.dumps(v)) for v in values
             ]
@@ -98,8 +99,10 @@ class _GemmaCallParser(StateParser):
     def finish(self) -> Parsed:
         if self._state in (self._outside, self._name):
             self._output.content(self._held + self._buffer)
-        elif self._state in (self._scalar, self._string):
-            self._output.arguments(_escaped(self._buffer) if self._state == self._string else self._buffer)
+        elif self._state == self._string:
+            self._output.string(self._buffer)
+        elif self._state == self._scalar:
+            self._output.arguments(self._buffer)
         elif self._state == self._entry:
             self._output.cut_member(self._buffer.strip(", \t\r\n"), self._first)
         return self._output.finish()
@@ -162,7 +165,7 @@ class _GemmaCallParser(StateParser):
     def _string(self) -> bool:
         text, end, after = self._buffer.partition(self._format.quote)
         size = len(text) if end else len(text) - overlap(text, self._format.quote)
-        self._output.arguments(_escaped(text[:size]))
+        self._output.string(text[:size])
         self._buffer = after if end else text[size:]
         if end:
             self._output.arguments('"')
@@ -182,14 +185,4 @@ class _GemmaCallParser(StateParser):
 
     def _ended(self) -> bool:
         """After a call: its mark."""
-        text = self._buffer.lstrip()
-        mark = begins(text, [self._format.end])
-        if mark is None:
-            return False
-        self._buffer = text[len(mark) :] if mark else self._buffer
-        self._state = self._outside
-        return True
-
-
-def _escaped(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+        return self._past(self._format.end, self._outside)

@@ -81,9 +81,8 @@ class HarmonyParser(StateParser):
 
     def _outside(self) -> bool:
         found = _ANY.search(self._buffer)
-        size = found.start() if found else len(self._buffer) - _overlap(self._buffer, (*_ENDS, *_HEADERS))
-        self._output.content(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        size = found.start() if found else len(self._buffer) - overlap(self._buffer, *_ENDS, *_HEADERS)
+        self._output.content(self._take(size))
         if found is None:
             return False
         mark = found[0]
@@ -100,7 +99,7 @@ class HarmonyParser(StateParser):
         """Begin the message after a header of so many characters; None: its end has not come."""
         if size is None:
             return False
-        self._header, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._header = self._take(size)
         self._state = self._text_begun if self._recipient is None else self._recipient_begun
         return True
 
@@ -115,8 +114,7 @@ class HarmonyParser(StateParser):
     def _object(self) -> bool:
         """JSON as text: no mark in its strings ends it."""
         end = self._scanner.end(self._buffer)
-        self._say(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._say(self._take(end))
         if end is None:
             return False
         self._state = self._text
@@ -124,9 +122,8 @@ class HarmonyParser(StateParser):
 
     def _text(self) -> bool:
         found = _END_OR_START.search(self._buffer)
-        size = found.start() if found else len(self._buffer) - _overlap(self._buffer, (*_ENDS, _START))
-        self._say(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        size = found.start() if found else len(self._buffer) - overlap(self._buffer, *_ENDS, _START)
+        self._say(self._take(size))
         if found is None:
             return False
         header = _header(self._buffer) if found[0] == _START else len(found[0])
@@ -157,7 +154,7 @@ class HarmonyParser(StateParser):
         """JSON to a function: no mark in its strings ends it."""
         text, end = self._scanner.copy(self._buffer)
         self._output.arguments(text)
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._take(end)
         if end is None:
             return False
         self._state = self._outside
@@ -185,7 +182,3 @@ def _header(text: str) -> int | None:
     if rest.startswith(_MESSAGE):
         return match.end() + len(_MESSAGE)
     return None if any(mark.startswith(rest) for mark in _HEADER_MARKS) else 0
-
-
-def _overlap(text: str, marks: Sequence[str]) -> int:
-    return max(overlap(text, mark) for mark in marks)

@@ -1,4 +1,4 @@
-"""JSONScanner: where a JSON object or array ends."""
+"""JSONScanner: where a JSON object or array ends; and what is no JSON."""
 
 from __future__ import annotations
 
@@ -53,3 +53,8 @@ class JSONScanner:
                 if self._depth == 0:
                     return "".join([*copied, piece[start:at]]), at
         return "".join([*copied, piece[start:]]), None
+
+
+def refuse_constant(name: str) -> None:
+    """For json.loads: Python's NaN and infinities are no JSON."""
+    raise ValueError(f"{name} is not JSON")

@@ -133,8 +133,7 @@ class _PythonicCallParser(StateParser):
 
     def _value(self) -> bool:
         end = self._scanner.end(self._buffer)
-        self._pieces.append(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
+        self._pieces.append(self._take(end))
         if end is None:
             return False
         text = "".join(self._pieces).strip()
@@ -157,13 +156,7 @@ class _PythonicCallParser(StateParser):
 
     def _ended(self) -> bool:
         """After a list: its mark."""
-        text, end = self._buffer.lstrip(), self._format.end
-        mark = begins(text, [end] if end else [])
-        if not text or mark is None:
-            return False
-        self._buffer = text[len(mark) :] if mark else self._buffer
-        self._state = self._outside
-        return True
+        return self._past(self._format.end, self._outside)
 
 
 class _ArgumentScanner:

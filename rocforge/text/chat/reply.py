@@ -135,6 +135,10 @@ class Output:
         if text:
             self._parts.append(Parsed(calls=(Call("", text),)))
 
+    def string(self, text: str) -> None:
+        """More of a string in them, without its quotes."""
+        self.arguments(json.dumps(text, ensure_ascii=False)[1:-1])
+
     def member(self, key: str, first: bool) -> None:
         """A member of the arguments begins."""
         self.arguments(f"{'' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
@@ -181,9 +185,7 @@ class StateParser:
             self._output.content(self._buffer[:index])
             self._buffer, self._state = self._buffer[index + len(self._held) :], then
             return True
-        size = len(self._buffer) - max((overlap(self._buffer, mark) for mark in marks), default=0)
-        self._output.content(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        self._output.content(self._take(len(self._buffer) - overlap(self._buffer, *marks)))
         return False
 
     def _give_back(self, state: Callable[[], bool]) -> bool:
@@ -192,10 +194,25 @@ class StateParser:
         self._held, self._state = "", state
         return True
 
+    def _past(self, mark: str, state: Callable[[], bool]) -> bool:
+        """Go on after the mark that ends calls, and the white space before it; models leave it out, too."""
+        text = self._buffer.lstrip()
+        found = begins(text, [mark] if mark else [])
+        if not text or found is None:
+            return False
+        self._buffer = text[len(found) :] if found else self._buffer
+        self._state = state
+        return True
+
     def _hold(self, size: int) -> None:
-        """Take so many characters of the buffer."""
-        self._held += self._buffer[:size]
-        self._buffer = self._buffer[size:]
+        """Take so many characters of the buffer, and hold them."""
+        self._held += self._take(size)
+
+    def _take(self, end: int | None) -> str:
+        """The buffer up to there, which leaves it; None: all of it."""
+        text = self._buffer[:end]
+        self._buffer = self._buffer[len(text) :]
+        return text
 
     def _call(self, name: str, state: Callable[[], bool]) -> bool:
         """What is held begins a call."""

@@ -155,9 +155,7 @@ class _TaggedCallParser(StateParser):
     def _astray(self) -> bool:
         """Text between arguments."""
         tag = self._buffer.find("<")
-        size = len(self._buffer) if tag < 0 else tag
-        self._output.content(self._buffer[:size])
-        self._buffer = self._buffer[size:]
+        self._output.content(self._take(None if tag < 0 else tag))
         if tag >= 0:
             self._state = self._parameters
         return tag >= 0
@@ -189,7 +187,7 @@ class _TaggedCallParser(StateParser):
         end = self._format.parameter[1]
         value, found, after = self._buffer.partition(end)
         if not found:
-            size = len(value) - max(overlap(value, end), overlap(value, self._format.inner + end))
+            size = len(value) - overlap(value, end, self._format.inner + end)
             self._text(value[:size])
             self._buffer = value[size:]
             return False
@@ -207,7 +205,7 @@ class _TaggedCallParser(StateParser):
     def _text(self, text: str) -> None:
         """A part of a value."""
         if self._is_text:
-            self._output.arguments(json.dumps(text, ensure_ascii=False)[1:-1])
+            self._output.string(text)
         else:
             self._pieces.append(text)
 

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rocforge.text.chat.json_scanner import refuse_constant
 from rocforge.text.marks import without_surrogates
-from rocforge.text.schemas import parameters
+from rocforge.text.schemas import listed_values, parameters
 
 _ROOT = "#/$defs/parameters"
 _VALUES = ("const", "enum", "default", "examples")
@@ -68,9 +69,7 @@ class ArgumentTypes:
         """The strings that an argument may be; none where it may be any, None where it may be something else."""
         if not self.is_text(name):
             return None
-        schema = self.resolved(self._properties.get(name))
-        listed = [schema["const"]] if "const" in schema else schema.get("enum")
-        return listed if isinstance(listed, list) else []
+        return listed_values(self.resolved(self._properties.get(name))) or []
 
     def value(self, name: str, text: str) -> str:
         """The JSON of what is written for an argument.
@@ -93,8 +92,8 @@ class ArgumentTypes:
             return set()
         if isinstance(schema.get("$ref"), str):
             return self._types(self.resolved(schema), left - 1)
-        if "const" in schema or isinstance(schema.get("enum"), list):
-            return {_type(value) for value in ([schema["const"]] if "const" in schema else schema["enum"])}
+        if (values := listed_values(schema)) is not None:
+            return {_type(value) for value in values}
         declared = schema.get("type")
         if isinstance(declared, (str, list)):
             return {declared} if isinstance(declared, str) else {kind for kind in declared if isinstance(kind, str)}
@@ -160,7 +159,7 @@ def literal(text: str) -> tuple[str, str] | None:
     ('object', '{"a": [true, null, "b"]}')
     """
     try:
-        return _type(json.loads(text, parse_constant=_refuse)), text.strip()
+        return _type(json.loads(text, parse_constant=refuse_constant)), text.strip()
     except (ValueError, RecursionError):
         pass
     try:
@@ -171,10 +170,6 @@ def literal(text: str) -> tuple[str, str] | None:
         return _type(value), without_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 class _JSONNames(ast.NodeTransformer):
