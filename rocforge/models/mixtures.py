@@ -57,7 +57,7 @@ class Glm4MoE(DeepSeek):
     pre = ("attn_norm", "post_attention_norm")
 
     def attention(self, layer: int, read: Reader) -> Attention:
-        norms = "head" if f"blk.{layer}.attn_q_norm.weight" in read.tensors else None
+        norms = "head" if read.has(layer, "attn_q_norm") else None
         return Attention(**read.attention(layer), rope=read.rope(True), norms=norms)
 
     def gating(self, read: Reader) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Qwen3Next(Qwen35MoE):
     models = "Qwen3-Next"
 
     def mixer(self, layer: int, read: Reader) -> Module:
-        if f"blk.{layer}.ssm_in.weight" in read.tensors:
+        if read.has(layer, "ssm_in"):
             raise UnsupportedModelError("qwen3next with ssm_in, of before 2026, is not supported: convert it again")
         if read.recurrent(layer, every=4):
             return GatedDeltaNet(**delta_net_sizes(read), repeated=True, merged=True)

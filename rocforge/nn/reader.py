@@ -129,8 +129,12 @@ class Reader(Metadata):
             "head_dim": self.head_dim(layer),
             "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
-            "merged": f"blk.{layer}.attn_qkv.weight" in self.tensors,
+            "merged": self.has(layer, "attn_qkv"),
         }
+
+    def has(self, layer: int, name: str) -> bool:
+        """Whether a layer has a weight of that name."""
+        return f"blk.{layer}.{name}.weight" in self.tensors
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
