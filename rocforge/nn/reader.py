@@ -234,7 +234,7 @@ class Reader(Metadata):
 
     def softcap(self, key: str) -> float | None:
         """A cap on scores or logits; None for none."""
-        return self.number(key, 0.0, LARGEST, default=0.0) or None
+        return self.factor(key)
 
     def rope(self, neox: bool) -> RopeFrequencies:
         """The rotary embedding, scaled as the file says; neox as in RopeFrequencies. Layers share it."""
