@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rocforge.formats.quantizers.search import reciprocal, signed_peak
+
 RUN = 32
 """Elements that share a scale."""
 MOST_SPREAD = 128
@@ -66,14 +68,10 @@ def _runs(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:-1], -1, RUN)
 
 
-def _reciprocal(x: np.ndarray) -> np.ndarray:
-    return np.divide(1, x, out=np.zeros_like(x), where=x != 0)
-
-
 def _encode_q8_0(x: np.ndarray) -> Codes:
     runs = _runs(x)
     scales = np.abs(runs).max(axis=-1) / np.float32(127)
-    codes = np.rint(runs * _reciprocal(scales)[..., None]).astype(np.int8)
+    codes = np.rint(runs * reciprocal(scales)[..., None]).astype(np.int8)
     return codes.view(np.uint8).reshape(x.shape), scales.astype(np.float16)
 
 
@@ -86,9 +84,8 @@ def _decode_q8_0(codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
 def _encode_q4_0(x: np.ndarray) -> Codes:
     """Of a run, what is largest in size becomes -8."""
     runs = _runs(x)
-    high, low = runs.max(axis=-1), runs.min(axis=-1)
-    scales = np.where(high > -low, high, low) / np.float32(-8)
-    codes = np.minimum(runs * _reciprocal(scales)[..., None] + np.float32(8.5), 15).astype(np.uint8)
+    scales = signed_peak(np.moveaxis(runs, -1, 0)) / np.float32(-8)
+    codes = np.minimum(runs * reciprocal(scales)[..., None] + np.float32(8.5), 15).astype(np.uint8)
     halves = codes.reshape(*x.shape[:-1], -1, 2, 8)  # elements b and b + 8 of 16 are in one byte
     packed = halves[..., 0, :] | halves[..., 1, :] << 4
     return packed.reshape(*x.shape[:-1], -1), scales.astype(np.float16)

@@ -61,5 +61,4 @@ class Falcon(Phi2):
     models = "Falcon"
 
     def norms(self, layer: int, read: Reader) -> tuple[str, str | None]:
-        two = f"blk.{layer}.attn_norm_2.weight" in read.tensors
-        return ("attn_norm_2", "attn_norm") if two else ("attn_norm", None)
+        return ("attn_norm_2", "attn_norm") if read.has(layer, "attn_norm_2") else ("attn_norm", None)

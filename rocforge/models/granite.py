@@ -2,8 +2,9 @@
 
 import math
 
-from rocforge.nn import MLP, Attention, Block, Module, MoE, SharedExpert, SharedMoE, Transformer
+from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
+from rocforge.nn.shared_experts import with_shared
 
 
 class Granite(Transformer):
@@ -30,8 +31,7 @@ class Granite(Transformer):
         """A layer's."""
         if not read.experts:
             return MLP(**read.mlp(layer))
-        routed, shared = MoE(**read.moe(layer)), read.shared_expert(layer)
-        return SharedMoE(routed, SharedExpert(**shared)) if shared else routed
+        return with_shared(MoE(**read.moe(layer)), read.shared_expert(layer))
 
 
 class MiniCPM(Transformer):

@@ -92,9 +92,8 @@ class FalconH1(Transformer):
     models = "Falcon-H1"
 
     def block(self, layer: int, read: Reader) -> FalconH1Block:
-        norm = f"blk.{layer}.ssm_norm.weight" in read.tensors
         attn = Attention(**read.attention(layer), rope=read.rope(True))
-        mixer = SideBySide(attn, Mamba2(**mamba2_sizes(read), norm=norm))
+        mixer = SideBySide(attn, Mamba2(**mamba2_sizes(read), norm=read.has(layer, "ssm_norm")))
         return FalconH1Block(mixer, MLP(**read.mlp(layer)), read)
 
 

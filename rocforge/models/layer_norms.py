@@ -46,7 +46,7 @@ class StableLM(Orion):
     models = "StableLM 2, 3B-4E1T"
 
     def block(self, layer: int, read: Reader) -> Block:
-        if f"blk.{layer}.ffn_norm.weight" in read.tensors:
+        if read.has(layer, "ffn_norm"):
             return super().block(layer, read)
         attn = Attention(**read.attention(layer), rope=read.rope(True))
         return Block(attn, MLP(**read.mlp(layer)), read.layer_norm, pre=("attn_norm", None), parallel=True)

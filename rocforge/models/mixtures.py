@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.models.hybrids import Lfm2
-from rocforge.nn import MLP, Attention, Block, Module, MoE, SharedExpert, SharedMoE, Transformer
+from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
+from rocforge.nn.shared_experts import with_shared
 
 
 class DeepSeek(Transformer):
@@ -26,8 +27,7 @@ class DeepSeek(Transformer):
 
     def mixture(self, layer: int, read: Reader) -> Module:
         """A layer's experts, and those that every token takes."""
-        routed, shared = MoE(**read.moe(layer), **self.gating(read)), read.shared_expert(layer)
-        return SharedMoE(routed, SharedExpert(**shared)) if shared else routed
+        return with_shared(MoE(**read.moe(layer), **self.gating(read)), read.shared_expert(layer))
 
     def gating(self, read: Reader) -> dict[str, Any]:
         """How weights come of the router's logits, as `nn.MoE` takes it."""
@@ -57,7 +57,7 @@ class Glm4MoE(DeepSeek):
     pre = ("attn_norm", "post_attention_norm")
 
     def attention(self, layer: int, read: Reader) -> Attention:
-        norms = "head" if f"blk.{layer}.attn_q_norm.weight" in read.tensors else None
+        norms = "head" if read.has(layer, "attn_q_norm") else None
         return Attention(**read.attention(layer), rope=read.rope(True), norms=norms)
 
     def gating(self, read: Reader) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Qwen2MoE(Transformer):
 
     def block(self, layer: int, read: Reader) -> Block:
         sizes = read.shared_expert(layer) or read.mlp(layer)
-        ffn = SharedMoE(MoE(**read.moe(layer), normalize=False), SharedExpert(**sizes, gate=True))
+        ffn = with_shared(MoE(**read.moe(layer), normalize=False), sizes, gate=True)
         return Block(Attention(**read.attention(layer), rope=read.rope(True)), ffn, read.rms_norm)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from rocforge.errors import UnsupportedModelError
 from rocforge.gguf.metadata import MOST
-from rocforge.nn import MLP, Attention, Block, GatedDeltaNet, Module, MoE, SharedExpert, SharedMoE, Transformer
+from rocforge.nn import MLP, Attention, Block, GatedDeltaNet, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
+from rocforge.nn.shared_experts import with_shared
 
 NORMS = ("attn_norm", "post_attention_norm")
 
@@ -39,8 +40,7 @@ class Qwen35MoE(Qwen35):
     models = "Qwen 3.5, 3.6 with experts"
 
     def feed_forward(self, layer: int, read: Reader) -> Module:
-        routed, shared = MoE(**read.moe(layer)), read.shared_expert(layer)
-        return SharedMoE(routed, SharedExpert(**shared, gate=True)) if shared else routed
+        return with_shared(MoE(**read.moe(layer)), read.shared_expert(layer), gate=True)
 
 
 class Qwen3Next(Qwen35MoE):
@@ -50,7 +50,7 @@ class Qwen3Next(Qwen35MoE):
     models = "Qwen3-Next"
 
     def mixer(self, layer: int, read: Reader) -> Module:
-        if f"blk.{layer}.ssm_in.weight" in read.tensors:
+        if read.has(layer, "ssm_in"):
             raise UnsupportedModelError("qwen3next with ssm_in, of before 2026, is not supported: convert it again")
         if read.recurrent(layer, every=4):
             return GatedDeltaNet(**delta_net_sizes(read), repeated=True, merged=True)

@@ -223,26 +223,34 @@ class _MoE(_Step):
         self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
         self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
-        hidden = is_hidden(pre, RMSNorm) and is_hidden(router, Linear) and router not in tables
-        self.fused_norm = pre if hidden and isinstance(pre, RMSNorm) else None
+        fuses = is_hidden(router, Linear) and router not in tables
+        self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        x, more = stream.x, None if self.shared is None else self.shared(self.enter(stream))
+        x = stream.x
+        y = None if self.shared is None and self.fused_norm is not None else self.enter(stream)
+        more = None if self.shared is None else self.shared(y)
         if self.post is None and not self.mixer.observers:
             following_norm = None if following is None else following.next_norm
-            return Stream(*self.products(stream, x if more is None else add(x, more), following_norm))
-        return self.leave(x, self.mixer.observed(self.products(stream, more, None)[0]))
+            return Stream(*self.products(x, y, x if more is None else add(x, more), following_norm))
+        return self.leave(x, self.mixer.observed(self.products(x, y, more, None)[0]))
 
-    def products(self, stream: Stream, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
-        """What the chosen experts give, with the residual, and the norm of that, if it is made with it."""
+    def products(self, x: Any, y: Any, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
+        """What the chosen experts give, with the residual, and the norm of that, if it is made with it.
+
+        Args:
+            x: the stream.
+            y: that as the mixer takes it, which only a norm that is not fused needs.
+            residual: is added; or None.
+            following: the norm of the result that comes next, if any.
+        """
         moe, norm = self.routed, self.fused_norm
         gate, up, down = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
         matrices: tuple[Any, Any, Any] = gate, up, down
         if norm is not None:
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
             how = norm.weight, norm.eps, router, moe.routing
-            return mixture(stream.x, *how, *matrices, moe.activation, residual, following)
-        y = self.enter(stream)
+            return mixture(x, *how, *matrices, moe.activation, residual, following)
         ids, weights = moe.route(y)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
 

@@ -56,15 +56,15 @@ def pool_into(
         pass_tokens: as in `hidden_states`; between two items is a pass at most.
     """
     for number, start, hidden in hidden_states(model, sequences, lora, pass_tokens):
-        states, length = asnumpy(hidden), len(sequences[number])
+        length = len(sequences[number])
         if pooling == "mean":
-            vectors[number] += states.sum(axis=0) / np.float32(length)
+            vectors[number] += asnumpy(hidden).sum(axis=0) / np.float32(length)
         elif pooling == "cls" and start == 0:
-            vectors[number] = states[0]
-        elif pooling == "rank" and start + len(states) == length:
+            vectors[number] = asnumpy(hidden[0])
+        elif pooling == "rank" and start + len(hidden) == length:
             vectors[number] = asnumpy(model.scores(hidden[-1:]))[0]
-        elif pooling == "last" and start + len(states) == length:
-            vectors[number] = states[-1]
+        elif pooling == "last" and start + len(hidden) == length:
+            vectors[number] = asnumpy(hidden[-1])
         yield
     if normalize and pooling != "rank":
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))

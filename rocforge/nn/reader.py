@@ -129,8 +129,12 @@ class Reader(Metadata):
             "head_dim": self.head_dim(layer),
             "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
-            "merged": f"blk.{layer}.attn_qkv.weight" in self.tensors,
+            "merged": self.has(layer, "attn_qkv"),
         }
+
+    def has(self, layer: int, name: str) -> bool:
+        """Whether a layer has a weight of that name."""
+        return f"blk.{layer}.{name}.weight" in self.tensors
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
@@ -230,7 +234,7 @@ class Reader(Metadata):
 
     def softcap(self, key: str) -> float | None:
         """A cap on scores or logits; None for none."""
-        return self.number(key, 0.0, LARGEST, default=0.0) or None
+        return self.factor(key)
 
     def rope(self, neox: bool) -> RopeFrequencies:
         """The rotary embedding, scaled as the file says; neox as in RopeFrequencies. Layers share it."""

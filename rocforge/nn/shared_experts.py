@@ -57,3 +57,8 @@ class SharedMoE(Module):
 
     def forward(self, x: Any) -> Any:
         return add(self.routed(x), self.shared(x))
+
+
+def with_shared(routed: MoE, sizes: dict[str, Any] | None, *, gate: bool = False) -> MoE | SharedMoE:
+    """A mixture, beside a shared expert of these sizes, if there are any; gate as in SharedExpert."""
+    return SharedMoE(routed, SharedExpert(**sizes, gate=gate)) if sizes else routed
