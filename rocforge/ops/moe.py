@@ -56,7 +56,8 @@ def route(
     if not 1 <= used <= most:
         raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
     if not on_host:
-        return device.route(logits, used, softmax_before, normalize, scale, sigmoid, groups, bias)
+        how = device.Routing.of(logits.shape[-1], used, softmax_before, normalize, scale, sigmoid, groups, bias)
+        return device.route(logits, how)
     if sigmoid:
         every = np.float32(1) / (np.float32(1) + np.exp(-logits))
     else:

@@ -138,13 +138,12 @@ def mixture(
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
     last two choose the experts by the logits themselves.
     """
-    tokens, residual = len(x), float32(residual)
+    tokens, residual, how = len(x), float32(residual), Routing.of(len(router.weight), *routing)
     product = _product(tokens, *pair, down)
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
-        chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-        return _gemv(operand, chosen, None, pair, down, unit, residual), None
-    ids, weights = device_moe.route(logits, *routing)
+        return _gemv(operand, Chosen(None, logits, how), None, pair, down, unit, residual), None
+    ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
         return experts(operand, ids, weights, *pair, down, unit, residual), None
     y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
