@@ -91,11 +91,10 @@ def experts(
     Raises:
         ValueError: the matrices' rows are not whole runs of 8 elements.
     """
-    (_, ffn, dim), tokens = gate.weight.shape, len(ids)
-    if dim % 8 or ffn % 8:
-        raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
+    _check_rows(gate)
+    tokens = len(ids)
     if not tokens:
-        return cupy_module().empty((0, dim), np.float32)
+        return cupy_module().empty((0, gate.weight.shape[2]), np.float32)
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
     operand = as_operand(x, _form(product, tokens))
@@ -103,6 +102,12 @@ def experts(
         y, rank = _OF_SORTED_PAIRS[product](operand, ids, (gate, up), down, unit)
         return combine(y, rank, weights, residual)
     return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+
+
+def _check_rows(gate: Matrices) -> None:
+    _, ffn, dim = gate.weight.shape
+    if dim % 8 or ffn % 8:
+        raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
 
 
 class Chosen(NamedTuple):
@@ -138,6 +143,7 @@ def mixture(
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
     last two choose the experts by the logits themselves.
     """
+    _check_rows(pair[0])
     tokens, residual, how = len(x), float32(residual), Routing.of(len(router.weight), *routing)
     product = _product(tokens, *pair, down)
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
