@@ -17,7 +17,7 @@ STAGED_TOKENS = 128
 WIDE_PARTS = 8
 """The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
-"""Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
+"""Bytes of LDS of a block of wide.hip and experts_wide.hip: all that a block may have on Hopper."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:

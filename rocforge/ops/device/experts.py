@@ -15,7 +15,7 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
+from rocforge.device.geometry import WIDE_LDS, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
@@ -40,8 +40,8 @@ from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
-WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS, WIDE_LDS = 192, 160, 512, 227 << 10
-"""Of experts_wide.hip: rows and token-expert pairs of a work item; threads of a block, and its bytes of LDS."""
+WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
+"""Of experts_wide.hip: rows and token-expert pairs of a work item; and threads of a block."""
 DOWN_ROWS = 2
 """Rows that a group of lanes of experts.hip computes together."""
 MAX_PAIRS = 1 << 15
