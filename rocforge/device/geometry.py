@@ -17,7 +17,7 @@ STAGED_TOKENS = 128
 WIDE_PARTS = 8
 """The most parts that wide.hip cuts the depth into."""
 WIDE_LDS = 227 << 10
-"""Bytes of LDS of a block of wide.hip: all that a block may have on Hopper."""
+"""Bytes of LDS of a block of wide.hip and experts_wide.hip: all that a block may have on Hopper."""
 
 
 def gemv_rows(tuning: Tuning, tokens: int) -> int:
@@ -68,11 +68,14 @@ def tile_row_tiles(tuning: Tuning, tokens: int) -> int:
 
 def tile_row_waves(tuning: Tuning, tokens: int, rows: int, card: Card) -> int:
     """Runs of rows that a block's waves take, which read x once for all: as many as leave a block for each unit."""
-    if tokens == 8:
-        return 1
     if tokens == STAGED_TOKENS:
         return tuning.tile_threads // card.wave
-    most, run = tuning.tile_threads // card.wave // 2, 16 * tile_row_tiles(tuning, tokens)
+    return _row_waves(tuning, tokens, rows, 16 * tile_row_tiles(tuning, tokens), card)
+
+
+def _row_waves(tuning: Tuning, tokens: int, rows: int, run: int, card: Card) -> int:
+    """How many runs of so many rows each leave a block for each unit; of 8 tokens one."""
+    most = 1 if tokens == 8 else tuning.tile_threads // card.wave // 2
     return next((n for n in (4, 2) if n <= most and rows >= n * run * card.compute_units), 1)
 
 
@@ -95,10 +98,9 @@ def float_tile(tuning: Tuning, tokens: int, rows: int, card: Card) -> FloatTile:
     """The geometry of float_tiles.hip: x is read again for each block, so that of many tokens its waves take as many
     runs of rows as leave a block for each unit."""
     width = next(n for n in (8, 16, 32, 64) if tokens <= n)
-    most, tiles = tuning.tile_threads // card.wave // 2, float_tile_row_tiles(tuning, width)
+    tiles = float_tile_row_tiles(tuning, width)
     height, blocks = 16 * tiles, tuning.tile_blocks_wide if tiles > 1 else tuning.tile_blocks
-    runs = next((n for n in (4, 2) if n <= most and rows >= n * height * card.compute_units), 1)
-    row_waves = 1 if width == 8 else runs
+    row_waves = _row_waves(tuning, width, rows, height, card)
     return FloatTile(width, row_waves, row_waves * height, blocks * card.compute_units)
 
 

@@ -52,11 +52,10 @@ def route(
         ValueError: `used` is not 1 to the number of experts, or on a device more than 32.
     """
     on_host = get_array_module(logits) is np
-    most = logits.shape[-1] if on_host else min(logits.shape[-1], device.MAX_USED)
-    if not 1 <= used <= most:
-        raise ValueError(f"route: a token cannot go to {used} of {logits.shape[-1]} experts; it can to 1 to {most}")
+    _check_used(used, logits.shape[-1], on_host)
     if not on_host:
-        return device.route(logits, used, softmax_before, normalize, scale, sigmoid, groups, bias)
+        how = device.Routing.of(logits.shape[-1], used, softmax_before, normalize, scale, sigmoid, groups, bias)
+        return device.route(logits, how)
     if sigmoid:
         every = np.float32(1) / (np.float32(1) + np.exp(-logits))
     else:
@@ -70,6 +69,12 @@ def route(
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
     return ids, weights * np.float32(scale)
+
+
+def _check_used(used: int, experts: int, on_host: bool) -> None:
+    most = experts if on_host else min(experts, device.MAX_USED)
+    if not 1 <= used <= most:
+        raise ValueError(f"route: a token cannot go to {used} of {experts} experts; it can to 1 to {most}")
 
 
 def _in_groups(scores: HostArray, groups: int, used: int) -> HostArray:
@@ -157,12 +162,16 @@ def mixture(
     Returns:
         float32, shape (tokens, dim); and the norm of that, as the products after it take it, where a launch could make
         both.
+
+    Raises:
+        ValueError: as `route` and `experts` do.
     """
     if get_array_module(x) is np:
         y = rms_norm(x, norm, eps)
         ids, weights = route(linear(y, router.weight, router.bias), *routing)
         return experts(y, ids, weights, gate, up, down, activate, residual), None
     check_row("mixture", x, weight=norm)
+    _check_used(routing[0], len(router.weight), on_host=False)
     args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
     return device_experts.mixture(*args)
 

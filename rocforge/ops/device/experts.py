@@ -15,7 +15,7 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
-from rocforge.device.geometry import expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
+from rocforge.device.geometry import WIDE_LDS, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
@@ -40,8 +40,8 @@ from rocforge.ops.device.weights import WeightFormat, format_of, memory_of
 from rocforge.ops.types import Array, Groups, Matrices, NextNorm
 from rocforge.quant import QuantizedArray
 
-WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS, WIDE_LDS = 192, 160, 512, 227 << 10
-"""Of experts_wide.hip: rows and token-expert pairs of a work item; threads of a block, and its bytes of LDS."""
+WIDE_ROWS, WIDE_PAIRS, WIDE_THREADS = 192, 160, 512
+"""Of experts_wide.hip: rows and token-expert pairs of a work item; and threads of a block."""
 DOWN_ROWS = 2
 """Rows that a group of lanes of experts.hip computes together."""
 MAX_PAIRS = 1 << 15
@@ -91,11 +91,10 @@ def experts(
     Raises:
         ValueError: the matrices' rows are not whole runs of 8 elements.
     """
-    (_, ffn, dim), tokens = gate.weight.shape, len(ids)
-    if dim % 8 or ffn % 8:
-        raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
+    _check_rows(gate)
+    tokens = len(ids)
     if not tokens:
-        return cupy_module().empty((0, dim), np.float32)
+        return cupy_module().empty((0, gate.weight.shape[2]), np.float32)
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
     product = _product(tokens, gate, up, down)
     operand = as_operand(x, _form(product, tokens))
@@ -103,6 +102,12 @@ def experts(
         y, rank = _OF_SORTED_PAIRS[product](operand, ids, (gate, up), down, unit)
         return combine(y, rank, weights, residual)
     return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+
+
+def _check_rows(gate: Matrices) -> None:
+    _, ffn, dim = gate.weight.shape
+    if dim % 8 or ffn % 8:
+        raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
 
 
 class Chosen(NamedTuple):
@@ -138,13 +143,13 @@ def mixture(
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
     last two choose the experts by the logits themselves.
     """
-    tokens, residual = len(x), float32(residual)
+    _check_rows(pair[0])
+    tokens, residual, how = len(x), float32(residual), Routing.of(len(router.weight), *routing)
     product = _product(tokens, *pair, down)
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
-        chosen = Chosen(None, logits, Routing.of(logits.shape[1], *routing))
-        return _gemv(operand, chosen, None, pair, down, unit, residual), None
-    ids, weights = device_moe.route(logits, *routing)
+        return _gemv(operand, Chosen(None, logits, how), None, pair, down, unit, residual), None
+    ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
         return experts(operand, ids, weights, *pair, down, unit, residual), None
     y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)

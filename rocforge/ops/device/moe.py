@@ -67,23 +67,12 @@ class Routing(NamedTuple):
         return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, float32(bias))
 
 
-def route(
-    logits: Array,
-    used: int,
-    softmax_before: bool,
-    normalize: bool,
-    scale: float,
-    sigmoid: bool = False,
-    groups: tuple[int, int] = (1, 1),
-    bias: Array = None,
-) -> tuple[Array, Array]:
+def route(logits: Array, routing: Routing) -> tuple[Array, Array]:
     """What `rocforge.ops.moe.route` gives: ids as int32."""
-    cupy, logits = cupy_module(), float32(logits)
-    tokens, count = logits.shape
-    ids, weights = cupy.empty((tokens, used), np.int32), cupy.empty((tokens, used), np.float32)
+    cupy, (tokens, _) = cupy_module(), logits.shape
+    ids, weights = (cupy.empty((tokens, routing.used), dtype) for dtype in (np.int32, np.float32))
     if tokens:
-        routing = Routing.of(count, used, softmax_before, normalize, scale, sigmoid, groups, bias)
-        args = {"ids": ids, "weights": weights, "logits": logits, "routing": routing}
+        args = {"ids": ids, "weights": weights, "logits": float32(logits), "routing": routing}
         _route((tokens,), (tuning.current().elementwise_threads,), args)
     return ids, weights
 

@@ -125,12 +125,13 @@ def linear_then_norm(
     if plan is NormPlan.WITH_SUM and residual is not None:
         check_sums(x, [weight], [bias], residual)
         product = product_for(format_of(weight), len(x), tuning.current())
-        operand = as_operand(x, form_of(product, len(x)))
+        form = form_of(product, len(x))
+        operand = as_operand(x, form)
         if product is Product.WIDE:
             y = wide_parts(operand, weight)
         else:
             (y,) = _launch(product, operand, [weight], [None], None)
-        return rms_norm_of_sum(residual, y, bias, norm, eps, form_of(product, len(x)))
+        return rms_norm_of_sum(residual, y, bias, norm, eps, form)
     if plan is NormPlan.IN_PRODUCT and getattr(x, "norm", None) is None:
         check_sums(x, [weight], [bias], residual)
         operand = as_operand(x, OperandForm.INT8)
