@@ -230,8 +230,7 @@ struct MatrixTokens {
                 RF_UNROLL
                 for (u32 h = 0; h < 2; ++h) {
                     float top = maximum(scores[h], scores[2 + h]);
-                    top = maximum(top, shuffle_xor<4>(top)), top = maximum(top, shuffle_xor<8>(top));
-                    top = maximum(maximum(top, shuffle_xor<16>(top)), highest[h]);
+                    top = maximum(reduce_strided<4>(top, Maximum()), highest[h]);
                     float rescale = fast_exp2(highest[h] - top);
                     highest[h] = top, sum[h] *= rescale;
                     RF_UNROLL
@@ -255,7 +254,7 @@ struct MatrixTokens {
         }
         RF_UNROLL
         for (u32 h = 0; h < 2; ++h) {
-            sum[h] += shuffle_xor<4>(sum[h]), sum[h] += shuffle_xor<8>(sum[h]), sum[h] += shuffle_xor<16>(sum[h]);
+            sum[h] = reduce_strided<4>(sum[h], Add());
             u32 head = 2 * part() + h;
             if (head >= SLICE) continue;
             if (row() == 0) shared.highest[stripe][first_head + head] = highest[h];

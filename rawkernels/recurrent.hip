@@ -110,9 +110,7 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
     float sum = 0;
     if (token < count)
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) sum += row[i] * row[i];
-    RF_UNROLL
-    for (u32 i = 0; i < 3; ++i)
-        sum += i == 0 ? shuffle_xor<1>(sum) : i == 1 ? shuffle_xor<2>(sum) : shuffle_xor<4>(sum);
+    sum = reduce_lanes<NORM_LANES>(sum, Add());
     float factor = fast_rsqrt(sum + eps) * (which < TILE ? scale : 1.0f);
     if (token < count)
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
@@ -168,8 +166,7 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
             if (!RF_STATE_SPACE) {
                 RF_UNROLL
                 for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];
-                read += shuffle_xor<1>(read);
-                read += shuffle_xor<2>(read);
+                read = reduce_lanes<LANES>(read, Add());
             }
             float written = (value - decay * read) * tile.beta[t], y = 0;
             RF_UNROLL
@@ -177,8 +174,7 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
                 own[i] = decay * own[i] + tile.k[t][i * LANES + rank] * written;
                 y += own[i] * tile.q[t][i * LANES + rank];
             }
-            y += shuffle_xor<1>(y);
-            y += shuffle_xor<2>(y);
+            y = reduce_lanes<LANES>(y, Add());
             if (p.skip) y += p.skip[head] * value;
             if (rank == 0 && present) p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
         }

@@ -1,5 +1,6 @@
 // The choice of a token's experts by their logits, by a whole block.
 #pragma once
+#include "gates.h"
 #include "formats/quants.h"
 
 namespace rocforge {
@@ -29,7 +30,7 @@ RF_DEVICE bool by_weight(const Routing& r) { return r.sigmoid || r.bias; }
 // Of a logit: itself; or the weight, where experts are known by it, for the highest logit and the sum of all exp(logit
 // - highest).
 RF_DEVICE float score_of(float logit, const Routing& r, float highest, float all) {
-    if (r.sigmoid) return fast_reciprocal(1.0f + fast_exp(-logit));
+    if (r.sigmoid) return sigmoid(logit);
     return r.bias ? fast_exp(logit - highest) / all : logit;
 }
 

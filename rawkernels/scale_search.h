@@ -30,9 +30,7 @@ struct Integers {
 
 // The values of IQ4_NL and IQ4_XS.
 struct Iq4Values {
-    static RF_MEMBER float value(u32 code) {
-        return float(i8(lookup16(0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535, code)));
-    }
+    static RF_MEMBER float value(u32 code) { return float(i8(IQ4Values::of_bytes(code))); }
     static RF_MEMBER u32 code(float x) {
         u32 code = 0;
         RF_UNROLL
