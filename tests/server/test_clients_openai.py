@@ -1,17 +1,10 @@
 """The official `openai` client with the Responses API: typed events, tools, structured output, what is kept."""
 
-import httpx
 import openai
 import pytest
 from server.people import MESSAGES, Person
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def create(client, **fields):
