@@ -85,3 +85,11 @@ def server(model_file):
 def start(model_file):
     """A server with settings of its own: `start(name=value)` as a context manager."""
     return lambda **settings: running(**{"model_file": model_file, **settings})
+
+
+@pytest.fixture(scope="package")
+def client(server):
+    """OpenAI's client as anybody has it, with another base URL."""
+    openai = pytest.importorskip("openai")
+    with httpx.Client(trust_env=False) as http:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)

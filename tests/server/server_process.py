@@ -51,10 +51,14 @@ def serving(model, grace=0.3, descriptors=None, processes=1, more=()):
 
 def descendants(pid):
     """A process and all that it has started."""
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").iterdir():  # children are listed by the thread that has started them
-            found += map(int, (task / "children").read_text().split())
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            text = stat.read_text()
+            parents[int(text.split()[0])] = int(text.rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
     return found
 
 
@@ -64,6 +68,14 @@ def gone(pids, seconds=5.0):
     while any(is_running(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
     return not any(is_running(pid) for pid in pids)
+
+
+def wait_for(holds, seconds=20.0):
+    """Until that holds, which it has to in that time."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def is_running(pid):

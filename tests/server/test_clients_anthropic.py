@@ -1,25 +1,10 @@
 """The official `anthropic` client: messages, its own putting together of streams, tools, errors."""
 
-from typing import Literal
-
 import pytest
-from pydantic import BaseModel, ConfigDict
+from server.people import MESSAGES, Person
 
 anthropic = pytest.importorskip("anthropic")
 pytestmark = pytest.mark.slow
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-class Address(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    city: Literal["Oslo", "Rome"]
-
-
-class Person(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: Literal["Ada", "Bo"]
-    home: Address
-
 
 GREET = {"name": "greet", "input_schema": Person.model_json_schema()}
 

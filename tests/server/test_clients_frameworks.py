@@ -4,26 +4,11 @@ Each is skipped where it is not installed: the extra `clients` has them all.
 """
 
 import asyncio
-from typing import Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from server.people import MESSAGES, Person
 
 pytestmark = pytest.mark.slow
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-class Address(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    city: Literal["Oslo", "Rome"]
-
-
-class Person(BaseModel):
-    """Somebody, who lives somewhere."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: Literal["Ada", "Bo"]
-    home: Address
 
 
 def test_litellm(server):

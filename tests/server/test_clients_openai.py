@@ -1,30 +1,10 @@
 """The official `openai` client with the Responses API: typed events, tools, structured output, what is kept."""
 
-from typing import Literal
-
-import httpx
 import openai
 import pytest
-from pydantic import BaseModel, ConfigDict
+from server.people import MESSAGES, Person
 
 pytestmark = pytest.mark.slow
-
-
-class Address(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    city: Literal["Oslo", "Rome"]
-
-
-class Person(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: Literal["Ada", "Bo"]
-    home: Address
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def create(client, **fields):
@@ -63,9 +43,8 @@ def test_structured_output(client):
         model="small", input="hi", text_format=Person, max_output_tokens=200, extra_body={"seed": 1}
     )
     assert isinstance(parsed.output_parsed, Person)
-    messages = [{"role": "user", "content": "hi"}]
     parsed = client.chat.completions.parse(
-        model="small", messages=messages, response_format=Person, max_tokens=200, seed=1
+        model="small", messages=MESSAGES, response_format=Person, max_tokens=200, seed=1
     )
     assert isinstance(parsed.choices[0].message.parsed, Person)
 

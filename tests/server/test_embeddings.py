@@ -6,7 +6,6 @@ import time
 
 import httpx
 import numpy as np
-import openai
 import pytest
 
 import rocforge as rf
@@ -14,12 +13,6 @@ from rocforge.engine.engine import Embedding, Engine
 
 pytestmark = pytest.mark.slow
 TEXTS = ["def f(x):", "a" * 700, "import os"]
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,12 @@
 
 import json
 
-import httpx
 import numpy as np
 import openai
 import pytest
 
 pytestmark = pytest.mark.slow
 MESSAGES = [{"role": "user", "content": "Say something."}]
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def complete(client, **options):

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from server.event_stream import parsed
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.jobs import Job
@@ -33,15 +34,12 @@ def written(text, size, reason="stop", stop=None, shows="summarized", parallel=T
     for number, piece in enumerate(pieces, 1):
         last = number == len(pieces)
         found += events.add(GenerationResponse(piece, 1, reason if last else None, None, None, stop if last else None))
-    return events.message, parsed(b"".join([*found, events.finish()]).decode())
+    return events.message, data_of(b"".join([*found, events.finish()]).decode())
 
 
-def parsed(stream):
-    """The events of a stream; each says its type twice."""
-    found = [part.split("\n") for part in stream.split("\n\n") if part.startswith("event")]
-    events = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in found]
-    assert all(name == data["type"] for name, data in events)
-    return [data for _, data in events]
+def data_of(stream):
+    """What the events of a stream say."""
+    return [data for _, data in parsed(stream)]
 
 
 def accumulated(events):
@@ -178,7 +176,7 @@ def create(server, **fields):
 def test_messages(server):
     """Whole and streamed are the same; tokens are counted as they are used; a stop sequence is named."""
     whole = create(server).json()
-    streamed = accumulated(parsed(create(server, stream=True).text))
+    streamed = accumulated(data_of(create(server, stream=True).text))
     assert whole["content"] == streamed["content"] and whole["stop_reason"] == "max_tokens"
     counted = server.post(
         "/v1/messages/count_tokens", json={"model": "small", "messages": [{"role": "user", "content": "hi"}]}

@@ -27,13 +27,6 @@ TIME = {"type": "function", "function": {"name": "get_time"}}
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say something."}]
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    """The client as anybody has it, with another base URL."""
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
-
-
 def chat(client, **options):
     return client.chat.completions.create(model="small", messages=MESSAGES, max_completion_tokens=12, **options)
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import LONG, descendants, gone, post, serving, stream, wait_for_tokens
+from server_process import LONG, descendants, gone, post, serving, stream, wait_for, wait_for_tokens
 
 import rocforge as rf
 
@@ -48,13 +47,6 @@ def values(url):
     """The samples of /metrics, by name and labels."""
     families = text_string_to_metric_families(asked(url, "GET", "/metrics").text)
     return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-
-
-def wait_for(holds, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 class Connection:

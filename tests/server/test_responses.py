@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from server.event_stream import parsed
 
 from rocforge.engine.response import GenerationResponse
 from rocforge.server.errors import APIError
@@ -47,14 +48,6 @@ def written(text, size, reason="stop", parallel=True, **options):
     for number, piece in enumerate(pieces, 1):
         found += events.add(GenerationResponse(piece, 1, reason if number == len(pieces) else None, None, None))
     return response, parsed(b"".join([*found, events.finish()]).decode())
-
-
-def parsed(stream):
-    """The events of a stream; each says its type twice."""
-    found = [part.split("\n") for part in stream.split("\n\n") if part.startswith("event")]
-    events = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in found]
-    assert all(name == data["type"] for name, data in events)
-    return events
 
 
 def check_order(events):

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import pathlib
 import re
 import socket
 import struct
@@ -13,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from server_process import descendants
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -198,19 +198,6 @@ def test_expensive_grammars(server):
 MULTIPLES = {"type": "json_schema", "json_schema": {"schema": {"type": "integer", "multipleOf": 99999989}}}
 
 
-def processes():
-    """All that descend from this one."""
-    parents = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            text = stat.read_text()
-            parents[int(text.split()[0])] = int(text.rpartition(")")[2].split()[1])
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
 def test_compilation_holds_nobody_up(server, monkeypatch):
     """While endless schemas are compiled, others are served; each is refused in the end, or its time is over."""
     monkeypatch.setattr("rocforge.text.grammar.COMPILE_SECONDS", 0.5)
@@ -239,13 +226,13 @@ def test_grammars_leave_no_process(server, monkeypatch):
 
     def ended():
         deadline = time.monotonic() + 10
-        while processes() - before and time.monotonic() < deadline:
+        while descendants(os.getpid()) - before and time.monotonic() < deadline:
             time.sleep(0.02)
-        return not processes() - before
+        return not descendants(os.getpid()) - before
 
     body = {"model": "small", "prompt": "a", "max_tokens": 4, "regex": "[a-z]+", "n": 3}
     assert server.post("/v1/completions", json=body).status_code == 200
-    before = processes()
+    before = descendants(os.getpid())
     for more in ({}, {"stream": True}, {"regex": "[a-z]{2}"}, {"max_tokens": 10**6}, {"timeout": 0.001}):
         assert server.post("/v1/completions", json={**body, **more}).status_code in (200, 400, 504)
     assert ended()  # those of the request whose time was over while its grammar was compiled, too

@@ -6,13 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ROOT, descendants, gone
+from server_process import ROOT, descendants, gone, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -51,13 +50,6 @@ def states(client):
 
 def complete(client, model, **more):
     return client.post("/v1/completions", json={"model": model, **CHOICE, **more})
-
-
-def wait_for(holds):
-    until = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_loaded_on_demand(folder):
@@ -143,9 +135,9 @@ def test_requests_finish_before_their_model_goes(folder):
 def test_an_engine_that_dies(folder):
     """Its requests are told, those of other models go on, and the next request loads it again."""
     with serving(folder, "--processes", "1") as (client, process), ThreadPoolExecutor() as pool:
-        before = set(descendants(process.pid))
+        before = descendants(process.pid)
         complete(client, "a")
-        engine = min(set(descendants(process.pid)) - before)
+        engine = min(descendants(process.pid) - before)
         complete(client, "b")
         long = {"max_tokens": 100, "n": 2}
         fails, goes_on = pool.submit(complete, client, "a", **long), pool.submit(complete, client, "b", **long)
