@@ -10,6 +10,7 @@ from gates import GATED, gelu, sigmoid
 from rocforge.ops import activation
 from rocforge.ops.device.activation import add_to_rows, gated_unit
 from rocforge.ops.device.plan import OperandForm
+from rocforge.selftest.weights import relative_error
 
 ELEMENTWISE = {
     "silu": (lambda x: x * sigmoid(x), ()),
@@ -18,10 +19,6 @@ ELEMENTWISE = {
     "softcap": (lambda x: 30 * np.tanh(x / 30), (30.0,)),
     "scale": (lambda x: x * 0.37, (0.37,)),
 }
-
-
-def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
 
 
 def values(shape: tuple[int, ...]) -> np.ndarray:

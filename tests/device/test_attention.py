@@ -18,14 +18,11 @@ from rocforge.ops.attention import attend, attention, paged_attention, rotate_an
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
+from rocforge.selftest.weights import relative_error
 
 pytestmark = pytest.mark.slow
 
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256)]
-
-
-def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
 
 
 def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None) -> np.ndarray:

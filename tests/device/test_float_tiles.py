@@ -3,6 +3,7 @@
 import cupy as cp
 import numpy as np
 import pytest
+from errors import far
 from gates import GATED
 
 from rocforge import quantize
@@ -24,11 +25,6 @@ def weights(rng, qtype, *shapes):
 def floats(rng, *shape):
     """Numbers that float16 holds."""
     return rng.standard_normal(shape).astype(np.float16).astype(np.float32)
-
-
-def far(y, reference, x, w):
-    """The largest error, in what the sum of the products' magnitudes is."""
-    return (np.abs(y.get() - reference) / (np.abs(x) @ np.abs(w).T)).max()
 
 
 @pytest.mark.parametrize(

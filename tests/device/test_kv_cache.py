@@ -7,7 +7,7 @@ from dataclasses import replace
 import cupy as cp
 import numpy as np
 import pytest
-from test_attention import attention_64, relative_error
+from test_attention import attention_64
 
 import rocforge as rf
 from rocforge.device.cards import card_of, has_fp8
@@ -18,6 +18,7 @@ from rocforge.ops.attention import attend, paged_attention, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import PackedRows
+from rocforge.selftest.weights import relative_error
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,9 @@ from rocforge.ops.device import norm as device_norm
 from rocforge.ops.device.norm import rms_norm_of_sum
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.norm import layer_norm, rms_norm
-from rocforge.selftest.weights import half_steps, values_of
+from rocforge.selftest.weights import half_steps, relative_error, values_of
 
 WIDTHS = [1, 3, 31, 64, 100, 127, 128, 1000, 2048, 2050, 4099]
-
-
-def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(y.get() - reference) / np.linalg.norm(reference))
 
 
 def rms_norm_64(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:

@@ -11,10 +11,7 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import rotate_and_store
 from rocforge.ops.rope import rope, rope_frequencies, rotate
-
-
-def relative_error(y: cp.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(y.get().astype(np.float64) - reference) / np.linalg.norm(reference))
+from rocforge.selftest.weights import relative_error
 
 
 def rope_64(x: np.ndarray, positions: np.ndarray, frequencies) -> np.ndarray:

@@ -3,6 +3,7 @@
 import cupy as cp
 import numpy as np
 import pytest
+from errors import far
 from gates import GATED
 from weights import sizes
 
@@ -31,11 +32,6 @@ def unpacked(weight):
 
 def fp16(x):
     return x.astype(np.float16).astype(np.float64)
-
-
-def far(y, reference, x, w):
-    """The largest error, in what the sum of the products' magnitudes is."""
-    return (np.abs(y.get() - reference) / (np.abs(x) @ np.abs(w).T)).max()
 
 
 @pytest.mark.parametrize("qtype", KINDS)

@@ -3,6 +3,7 @@
 import cupy as cp
 import numpy as np
 import pytest
+from errors import far
 from gates import GATED
 
 from rocforge.device import geometry
@@ -42,11 +43,6 @@ def test_swizzled(rng, n, columns):
 
 def hopper():
     return current().wide_from < ANY
-
-
-def far(y, reference, x, w):
-    """The largest error, in what the sum of the products' magnitudes is."""
-    return (np.abs(y.get() - reference) / (np.abs(x) @ np.abs(w).T)).max()
 
 
 @pytest.fixture

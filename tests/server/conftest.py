@@ -1,6 +1,7 @@
 """A server with a small random model, on a port of its own."""
 
 import contextlib
+import logging
 import socket
 import threading
 from functools import partial
@@ -93,3 +94,25 @@ def client(server):
     openai = pytest.importorskip("openai")
     with httpx.Client(trust_env=False) as http:
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
+
+
+@pytest.fixture
+def alive_afterwards(server):
+    """Whatever a test sends, an honest request is served after it."""
+    yield
+    answer = server.post("/v1/completions", json={"model": "small", "prompt": "abc", "max_tokens": 2})
+    assert answer.status_code == 200
+
+
+@pytest.fixture
+def faults(server):
+    """What the server logs with a traceback meanwhile."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record) if record.exc_info else None
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "rocforge.server")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield records
+    for logger in loggers:
+        logger.removeHandler(handler)
