@@ -24,8 +24,6 @@ RF_COMPILE_TIME u32 power_of_two(u32 n) {
     while (p < n) p *= 2;
     return p;
 }
-RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
-RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
 // A wave serves SLICE of the RF_GROUP's heads; other waves of the block serve the other slices, or other tokens.
 constexpr u32 SLICE = RF_WAVE_HEADS;

@@ -8,13 +8,12 @@
 // multiplies the one before with as many columns as the tile has pairs, and write what comes of it from registers.
 // Compiled with RF_QTYPE, the weights' format (a struct of quants.h), and RF_LDS, a block's bytes of LDS.
 #define RF_WEIGHTS_IN_LDS
-#include "target/fragments.h"
-#include "target/warpgroup.h"
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #define RF_TOKENS 1
 #include "products.h"
 #include "unpack.h"
+#include "wide.h"
 
 namespace rocforge {
 
@@ -24,33 +23,13 @@ const u32 GROUPS = 3, WAVES = 4 * GROUPS, ROWS = 64 * GROUPS, THREADS = WARPGROU
 const u32 MOST = 160;  // pairs of a tile
 const u32 CONSUMER_REGISTERS = 152, PRODUCER_REGISTERS = 56;
 
-const u32 MOST_STAGES = 8;
-struct Barriers {
-    u64 full[MOST_STAGES], empty[MOST_STAGES];
-};
-struct AllBarriers {
-    Barriers x, weights;
-};
-
-// A stage of weights is CELLS cells of all rows. Each row lies there as a row of CELLS cells lies in memory, of which
-// PITCH leaves every lane of a wave that reads the same word of eight rows its own bank.
 using F = RF_QTYPE;
-const u32 CELLS = 2, PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1), WEIGHT_BYTES = ROWS * PITCH;
+const u32 CELLS = Stage<F>::CELLS, PITCH = Stage<F>::PITCH, WEIGHT_BYTES = ROWS * PITCH;
 // A stage of x is 64 elements of all pairs. As many as there is room for beside two of weights, and more of those.
 const u32 X_BYTES = 128 * MOST, ROOM = RF_LDS - sizeof(AllBarriers);
-RF_DEVICE constexpr u32 at_most(u32 n, u32 most) { return n < most ? n : most; }
 const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, 6);
 const u32 WEIGHT_STAGES = at_most((ROOM - X_STAGES * X_BYTES) / WEIGHT_BYTES, MOST_STAGES);
 static_assert(X_STAGES >= 4 && WEIGHT_STAGES >= 2, "a cell is multiplied while another is brought");
-
-// A place in a ring of stages, and the parity of the phase there.
-template <u32 COUNT>
-struct RingPlace {
-    u32 stage = 0, parity = 0;
-    RF_MEMBER void next() {
-        if (++stage == COUNT) stage = 0, parity ^= 1;
-    }
-};
 
 struct Shared {
     u8* x;
@@ -87,26 +66,7 @@ RF_DEVICE void each_item(const SortedPairs& p, u32 runs, Run run) {
 // The columns that the matrix unit multiplies for so many: those that there are kernels for.
 RF_DEVICE u32 columns_of(u32 count) { return (count + 31) / 32 * 32; }
 
-// ---- The warpgroup that brings what the others multiply: a wave x, three weights ----
-
-const u32 WEIGHT_WAVES = 3;
-
-// Copies cells c (an even number) and c + 1 of 16 rows: two lanes share a row.
-RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
-    u32 rank = lane() % 2, at = lds_address(to + lane() / 2 * PITCH);
-    RF_UNROLL
-    for (u32 p = 0; p < F::PLANES; ++p) copy_async<16>(at + 16 * (p * CELLS + rank), row + 16 * (p * cells + c + rank));
-    // what lies past the last cell is copied too, but not past the row
-    const u32 tail = F::TAIL * CELLS, unit = tail < 16 ? tail : 16;
-    if (rank * unit < tail) {
-        u32 from = F::tail_at(cells) + F::TAIL * c + rank * unit;
-        copy_async<unit>(at + F::tail_at(CELLS) + rank * unit,
-                         row + minimum(i32(from), i32(F::row_bytes(cells) - unit)));
-    }
-    if constexpr (F::SUPER > 0) {  // of two bytes those of the block before or after come too
-        if (rank == 1) copy_async<4>(at + F::super_at(CELLS), row + F::super_at(cells) + F::SUPER * (c / 2) / 4 * 4);
-    }
-}
+// ---- The warpgroup that brings what the others multiply ----
 
 // `row_of(item, r)` gives where row 0 to ROWS - 1 of an item begins.
 template <class RowOf>
@@ -120,8 +80,8 @@ RF_DEVICE void bring_weights(const Shared& shared, const SortedPairs& p, u32 run
             wait_phase(&barriers.empty[place.stage], place.parity ^ 1);
             RF_NO_UNROLL
             for (u32 run = number; run < ROWS / 16; run += WEIGHT_WAVES)
-                copy_cells(shared.weights + place.stage * WEIGHT_BYTES + 16 * run * PITCH,
-                           row_of(item, 16 * run + lane() / 2), p.cells, c);
+                copy_cells<F>(shared.weights + place.stage * WEIGHT_BYTES + 16 * run * PITCH,
+                              row_of(item, 16 * run + lane() / 2), p.cells, c);
             arrive_with_copies(&barriers.full[place.stage]);
             place.next();
         }
@@ -150,15 +110,6 @@ RF_DEVICE void bring_x(const Shared& shared, const SortedPairs& p, u32 runs) {
 // ---- The warpgroups that multiply ----
 
 typedef u32 CellFragments[8][4];  // of 64 rows: a wave's 16 of them
-
-// Of cell r of a stage, which is of block number `block`.
-template <class W>
-RF_DEVICE void load_scales(W& w, const u8* row, u32 r, u32 block) {
-    if constexpr (W::SUPER == 2)
-        w.load_scales(row, CELLS, r, block % 2);
-    else
-        w.load_scales(row, CELLS, r);
-}
 
 // A warpgroup's part of the products.
 struct Consumer {
@@ -264,18 +215,7 @@ RF_DEVICE u32 both_of_one(bool second, float first_token, float second_token) {
 template <class RowOf, class Finish>
 RF_DEVICE void multiply_pairs(const SortedPairs& p, u32 runs, RowOf row_of, Finish finish) {
     Shared shared = shared_memory();
-    if (thread_x() == 0) {
-        RF_UNROLL
-        for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&shared.barriers->x.full[i], 1), init_barrier(&shared.barriers->x.empty[i], WAVES);
-        RF_UNROLL
-        for (u32 i = 0; i < WEIGHT_STAGES; ++i) {
-            init_barrier(&shared.barriers->weights.full[i], WEIGHT_WAVES * RF_WAVE);
-            init_barrier(&shared.barriers->weights.empty[i], WAVES);
-        }
-        fence_barriers();
-    }
-    barrier();
+    init_rings<X_STAGES, WEIGHT_STAGES>(*shared.barriers, WAVES);
     if (wave() >= WAVES) {
         give_registers_back<PRODUCER_REGISTERS>();
         if (wave() == WAVES) {

@@ -82,10 +82,10 @@ RF_DEVICE u32 low_twice(u32 pair) { return pick_bytes(pair, pair, 0x01000100); }
 RF_DEVICE u32 high_twice(u32 pair) { return pick_bytes(pair, pair, 0x03020302); }
 #endif
 
-// Bytes i and i + 1 of a word, which are 0 to 255, less `above`, as a pair of float16.
-RF_DEVICE u32 bytes_fp16(u32 word, u32 i, float above) {
+// Bytes 0 and 1 of a word, or 2 and 3, which are 0 to 255, less `above`, as a pair of float16.
+RF_DEVICE u32 bytes_fp16(u32 word, bool upper, float above) {
     u32 zero = pack_fp16(-1024.0f - above, -1024.0f - above), one = pack_fp16(1.0f, 1.0f);
-    return fma_fp16(pick_bytes(0x64646464, word, 0x04000400 | (i + 1) << 16 | i), one, zero);
+    return fma_fp16(bytes_fp16(word, upper), one, zero);
 }
 
 // The scales and minimums of a cell's eight runs of 16 elements, as pairs for unpack_four. Those that are bytes are
@@ -110,8 +110,8 @@ template <u32 HIGH, u32 BYTES, u32 LOW_AT>
 RF_DEVICE void byte_scales(u32 (&scale)[8], u32 (&min)[8], const Affine256<HIGH, BYTES, LOW_AT>& w) {
     RF_UNROLL
     for (u32 i = 0; i < 4; i += 2) {
-        u32 scales = fma_fp16(bytes_fp16(w.tail.y, i, 0.0f), low_twice(w.tail.x), 0);
-        u32 mins = fma_fp16(bytes_fp16(w.tail.z, i, 0.0f), high_twice(w.tail.x) ^ 0x80008000, 0);
+        u32 scales = fma_fp16(bytes_fp16(w.tail.y, i == 2, 0.0f), low_twice(w.tail.x), 0);
+        u32 mins = fma_fp16(bytes_fp16(w.tail.z, i == 2, 0.0f), high_twice(w.tail.x) ^ 0x80008000, 0);
         scale[2 * i] = scale[2 * i + 1] = low_twice(scales), scale[2 * i + 2] = scale[2 * i + 3] = high_twice(scales);
         min[2 * i] = min[2 * i + 1] = low_twice(mins), min[2 * i + 2] = min[2 * i + 3] = high_twice(mins);
     }
@@ -130,7 +130,7 @@ RF_MEMBER CellScales<Q6_K>::CellScales(const Q6_K& w) {
     RF_UNROLL
     for (u32 s = 0; s < 4; ++s) {
         u32 bytes = (s < 2 ? w.tail.x : w.tail.y) ^ 0x80808080;  // signed
-        u32 scales = fma_fp16(bytes_fp16(bytes, s % 2 * 2, 128.0f), d, 0);
+        u32 scales = fma_fp16(bytes_fp16(bytes, s % 2, 128.0f), d, 0);
         scale[2 * s] = low_twice(scales), scale[2 * s + 1] = high_twice(scales);
         min[2 * s] = min[2 * s + 1] = 0;
     }

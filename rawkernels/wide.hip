@@ -10,13 +10,12 @@
 // use as far as there is room. The others take turns at the matrix unit: while it has a cell of one's rows, others
 // unpack.
 #define RF_WEIGHTS_IN_LDS
-#include "target/fragments.h"
-#include "target/warpgroup.h"
 #define RF_ROWS 1
 #define RF_GATED_ROWS 1
 #include "fours.h"
 #include "products.h"
 #include "unpack.h"
+#include "wide.h"
 
 namespace rocforge {
 
@@ -31,21 +30,6 @@ const u32 GROUPS = FOUR ? 4 : 2, TILES = RF_TOKENS == 128 ? 2 : 1;
 const u32 WAVES = 4 * GROUPS, ROWS = 64 * TILES * GROUPS, THREADS = WARPGROUP * (GROUPS + 1);
 const u32 CONSUMER_REGISTERS = FOUR ? 104 : 232, PRODUCER_REGISTERS = 40;
 
-const u32 MOST_STAGES = 8;
-struct Barriers {
-    u64 full[MOST_STAGES], empty[MOST_STAGES];
-};
-struct AllBarriers {
-    Barriers x, weights;
-};
-
-// A stage of weights is CELLS cells of all rows. Each row lies there as a row of CELLS cells lies in memory, of which
-// PITCH leaves every lane of a wave that reads the same word of eight rows its own bank.
-template <class F>
-struct Stage {
-    static const u32 CELLS = 2, PITCH = 16 * (F::row_bytes(CELLS) / 16 | 1), BYTES = ROWS * PITCH;
-};
-
 // Where a wave turns its sums, RUN tokens at a time: of each token 16 rows, and a little to keep LDS banks apart.
 const u32 RUN = 32;
 struct TurnedSums {
@@ -55,25 +39,15 @@ const u32 TURNED_BYTES = WAVES * sizeof(TurnedSums);
 
 // A stage of x is 64 elements of all tokens. As many as there is room for beside two of weights, and more of those.
 const u32 X_BYTES = 128 * RF_TOKENS, ROOM = RF_LDS - sizeof(AllBarriers) - TURNED_BYTES;
-RF_DEVICE constexpr u32 at_most(u32 n, u32 most) { return n < most ? n : most; }
 #ifdef RF_QTYPE_LAST
-const u32 LAST_BYTES = Stage<RF_QTYPE_LAST>::BYTES;
+const u32 LAST_BYTES = ROWS * Stage<RF_QTYPE_LAST>::PITCH;
 #else
 const u32 LAST_BYTES = 0;
 #endif
-const u32 WEIGHT_BYTES = LAST_BYTES > Stage<RF_QTYPE>::BYTES ? LAST_BYTES : Stage<RF_QTYPE>::BYTES;
+const u32 WEIGHT_BYTES = at_least(ROWS * Stage<RF_QTYPE>::PITCH, LAST_BYTES);
 const u32 X_STAGES = at_most((ROOM - 2 * WEIGHT_BYTES) / X_BYTES, RF_TOKENS == 256 ? 4 : 6);
 const u32 WEIGHT_STAGES = at_most((ROOM - X_STAGES * X_BYTES) / WEIGHT_BYTES, 4);
 static_assert(X_STAGES >= 4 && WEIGHT_STAGES >= 2, "a cell is multiplied while another is brought");
-
-// A place in a ring of stages, and the parity of the phase there.
-template <u32 COUNT>
-struct RingPlace {
-    u32 stage = 0, parity = 0;
-    RF_MEMBER void next() {
-        if (++stage == COUNT) stage = 0, parity ^= 1;
-    }
-};
 
 struct Shared {
     u8* x;
@@ -113,28 +87,7 @@ struct Operand {
     u32 tokens, width, cells;
 };
 
-// ---- The warpgroup that brings what the others multiply: a wave x, three weights ----
-
-const u32 WEIGHT_WAVES = 3;
-
-// Copies cells c (an even number) and c + 1 of 16 rows: two lanes share a row.
-template <class F>
-RF_DEVICE void copy_cells(u8* to, const u8* row, u32 cells, u32 c) {
-    const u32 CELLS = Stage<F>::CELLS;
-    u32 rank = lane() % 2, at = lds_address(to + lane() / 2 * Stage<F>::PITCH);
-    RF_UNROLL
-    for (u32 p = 0; p < F::PLANES; ++p) copy_async<16>(at + 16 * (p * CELLS + rank), row + 16 * (p * cells + c + rank));
-    // what lies past the last cell is copied too, but not past the row
-    const u32 tail = F::TAIL * CELLS, unit = tail < 16 ? tail : 16;
-    if (rank * unit < tail) {
-        u32 from = F::tail_at(cells) + F::TAIL * c + rank * unit;
-        copy_async<unit>(at + F::tail_at(CELLS) + rank * unit,
-                         row + minimum(i32(from), i32(F::row_bytes(cells) - unit)));
-    }
-    if constexpr (F::SUPER > 0) {  // of two bytes those of the block before or after come too
-        if (rank == 1) copy_async<4>(at + F::super_at(CELLS), row + F::super_at(cells) + F::SUPER * (c / 2) / 4 * 4);
-    }
-}
+// ---- The warpgroup that brings what the others multiply ----
 
 // Brings the weights of a part; `rows.row<F>(r)` is where row 0 to ROWS - 1 begins.
 template <class F, class Rows>
@@ -205,10 +158,7 @@ struct Consumer : Rings {
             const u8* row =
                 shared.weights + weights.stage * WEIGHT_BYTES + (wave_row(tile) + part_row(p)) * Stage<F>::PITCH;
             F w;
-            if constexpr (F::SUPER == 2)
-                w.load_scales(row, Stage<F>::CELLS, r, block % 2);
-            else
-                w.load_scales(row, Stage<F>::CELLS, r);
+            load_scales(w, row, r, block);
             w.ready();
             CellScales<F> scales(w);
             RF_UNROLL
@@ -362,18 +312,7 @@ RF_DEVICE void multiply_part(const Shared& shared, Rings& rings, Sums& sums, con
 template <class Rows, class Params>
 RF_DEVICE void multiply_parts(const Params& p) {
     Shared shared = shared_memory();
-    if (thread_x() == 0) {
-        RF_UNROLL
-        for (u32 i = 0; i < X_STAGES; ++i)
-            init_barrier(&shared.barriers->x.full[i], 1), init_barrier(&shared.barriers->x.empty[i], WAVES);
-        RF_UNROLL
-        for (u32 i = 0; i < WEIGHT_STAGES; ++i) {
-            init_barrier(&shared.barriers->weights.full[i], WEIGHT_WAVES * RF_WAVE);
-            init_barrier(&shared.barriers->weights.empty[i], WAVES);
-        }
-        fence_barriers();
-    }
-    barrier();
+    init_rings<X_STAGES, WEIGHT_STAGES>(*shared.barriers, WAVES);
     const u32 cells = p.x.cells;
     if (wave() >= WAVES) {
         give_registers_back<PRODUCER_REGISTERS>();

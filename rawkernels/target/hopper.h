@@ -126,14 +126,6 @@ RF_MEMBER void WarpGroupProduct<160>::add(float (&c)[80], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 template <>
-RF_MEMBER void WarpGroupProduct<192>::add(float (&c)[96], const u32* a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
-                 ", " RF_NAMES_48 ", " RF_NAMES_64 ", " RF_NAMES_80 "}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
-                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16), RF_SUMS_16(c, 32), RF_SUMS_16(c, 48), RF_SUMS_16(c, 64),
-                   RF_SUMS_16(c, 80)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-template <>
 RF_MEMBER void WarpGroupProduct<256>::add(float (&c)[128], const u32* a, u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32
                  ", " RF_NAMES_48 ", " RF_NAMES_64 ", " RF_NAMES_80 ", " RF_NAMES_96 ", " RF_NAMES_112

@@ -450,6 +450,9 @@ RF_DEVICE float square_root(float x) { return __builtin_sqrtf(x); }
 #endif
 RF_DEVICE i32 maximum(i32 a, i32 b) { return a > b ? a : b; }
 RF_DEVICE i32 minimum(i32 a, i32 b) { return a < b ? a : b; }
+// Of constants.
+RF_COMPILE_TIME u32 at_most(u32 n, u32 limit) { return n < limit ? n : limit; }
+RF_COMPILE_TIME u32 at_least(u32 n, u32 limit) { return n > limit ? n : limit; }
 
 struct Add {
     template <class T>

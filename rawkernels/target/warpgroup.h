@@ -36,12 +36,9 @@ struct Operands {
     RF_MEMBER u64 at(u32 distance) const { return rest | (first + distance / 8); }
 };
 
-#define RF_PRODUCT                                                                  \
-    "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, " \
-    "%6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "  \
-    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, "   \
-    "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
-    "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define RF_PRODUCT                                                                                       \
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32 \
+    ", " RF_NAMES_48 "}, "
 
 // c = a b^T, or c += a b^T; both in LDS, the depth along their rows.
 RF_DEVICE void multiply_rows(WarpgroupTile& c, u64 a, u64 b, bool add) {
