@@ -1,0 +1,199 @@
+"""serve_on_ray: a model's replicas on a Ray cluster, by Ray Serve, until a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import queue
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
+
+from rocforge.engine.reply import ServiceError
+from rocforge.engine.service import MAX_QUEUE
+from rocforge.server.engine_options import EngineOptions, LoadEngine
+from rocforge.server.models import Model
+from rocforge.server.ray_front import Front
+from rocforge.server.ray_replica import Replica
+from rocforge.server.run_models import check_file
+from rocforge.server.settings import Settings
+
+FULL = 0.5
+"""Tokens in flight, by those that the KV cache holds, that a replica is to have; more replicas are started for more."""
+REPLICAS_OF_A_FRONT = 8
+_LOGS = {"log_level": "WARNING"}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def serve_on_ray(
+    model: Model,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    replicas: tuple[int, int] = (1, 1),
+    lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
+    options: EngineOptions,
+    max_queue: int = MAX_QUEUE,
+    settings: Settings,
+    autoscaling: Mapping[str, Any] | None = None,
+    on_ready: Callable[[str], Any] | None = None,
+) -> None:
+    """Answer HTTP by replicas of a model on a Ray cluster until SIGTERM or SIGINT; call it in the main thread.
+
+    The cluster is that of RAY_ADDRESS, or the one of this machine; where there is none, one is started, which ends with
+    this process. SIGHUP replaces all replicas, a few at a time, and no request is lost. The first other signal gives
+    requests in flight `settings.grace` seconds; a second one ends the process at once.
+
+    Args:
+        model: every machine finds it under the same path.
+        host, port: where Ray Serve listens on each machine that has a replica; port 0 takes a free one. Where it runs
+            already, its own count.
+        replicas: the fewest and the most. Each takes a GPU, where the cluster has any and options.device is not "cpu".
+        options, lora, max_queue, settings: of each replica, as in `serve`. `settings.root_path` is the application's
+            route, and tells several on one cluster apart.
+        autoscaling: further fields of Ray Serve's AutoscalingConfig.
+        on_ready: called with the URL once a replica serves.
+
+    Raises:
+        ServiceError: the replicas do not start; it says why.
+        RocforgeError, FileNotFoundError, ...: what is wrong with the model's file.
+    """
+    check_file(model.path)
+    settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
+    settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
+    with _cluster():
+        gpus = 0 if options.device == "cpu" or not ray.cluster_resources().get("GPU") else 1
+        options = replace(options, device="gpu" if gpus else "cpu")
+        url = _listen(host, port) + settings.root_path
+        name = "rocforge" + settings.root_path.replace("/", "-")
+        adapters = {name: (_everywhere(file), scale) for name, (file, scale) in (lora or {}).items()}
+        load = partial(options.load, _everywhere(model.path), adapters)
+        scaling = {"min_replicas": replicas[0], "max_replicas": replicas[1], **(autoscaling or {})}
+        app = application(name, load, max_queue, settings, {"num_cpus": 1, "num_gpus": gpus}, scaling)
+        signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        try:
+            _deploy(app, name, settings.root_path)
+            with _signals(signals):
+                (on_ready or (lambda url: None))(url)
+                while signals.get() == signal.SIGHUP:
+                    _deploy(app, name, settings.root_path)
+                with contextlib.suppress(Exception):  # replicas that have ended have nothing left to stop
+                    replicas_of = serve.get_deployment_handle(Replica.__name__, name)
+                    replicas_of.broadcast("stop", settings.grace).results(timeout_s=settings.grace + 2)
+        finally:
+            serve.delete(name)
+
+
+def application(
+    name: str,
+    load: LoadEngine,
+    max_queue: int,
+    settings: Settings,
+    resources: Mapping[str, float],
+    autoscaling: Mapping[str, Any],
+) -> serve.Application:
+    """The application of Ray Serve: a Front before replicas.
+
+    Args:
+        name: the application's.
+        load, max_queue, settings: as in Replica.
+        resources: of a replica, as options of its actor.
+        autoscaling: fields of AutoscalingConfig.
+    """
+    common = {
+        "graceful_shutdown_timeout_s": settings.request_timeout,
+        "max_ongoing_requests": settings.max_connections,
+    }
+    policy = AutoscalingPolicy(policy_function=replicas_for_load)
+    replicas = serve.deployment(Replica).options(
+        autoscaling_config=AutoscalingConfig(policy=policy, **autoscaling),
+        request_router_config=RequestRouterConfig(request_router_class="rocforge.server.ray_router:PrefixRouter"),
+        ray_actor_options=dict(resources),
+        health_check_period_s=2,
+        **common,
+    )
+    fronts = serve.deployment(serve.ingress()(Front)).options(
+        num_replicas=math.ceil(autoscaling["max_replicas"] / REPLICAS_OF_A_FRONT),
+        ray_actor_options={"num_cpus": 0},
+        **common,
+    )
+    return fronts.bind(replicas.bind(load, max_queue, settings, name), settings)
+
+
+def replicas_for_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """How many replicas there should be, for how full they are; Ray Serve keeps it within the bounds."""
+    load = sum((context.aggregated_metrics or {}).get("load", {}).values())
+    return max(1, math.ceil(load / FULL)), {}
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """A connection to the cluster that there is, or one of this process."""
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING)
+    except ConnectionError:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _everywhere(path: str | os.PathLike[str]) -> str:
+    """A path for processes that have other working directories; names of the Hub stay."""
+    path = os.fspath(path)
+    return path if path.startswith("hf:") else os.path.abspath(path)
+
+
+def _listen(host: str, port: int) -> str:
+    """Start Ray Serve where it does not run, and give its URL."""
+    if serve.status().proxies:
+        return "the address of this cluster's Ray Serve, "
+    if port == 0:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+            port = free.getsockname()[1]
+    serve.start(http_options={"host": host, "port": port}, logging_config=_LOGS)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _deploy(app: serve.Application, name: str, route: str) -> None:
+    """Deploy an application, or replace the one of that name, replica by replica.
+
+    Raises:
+        ServiceError: it does not start.
+    """
+    try:
+        serve.run(app, name=name, route_prefix=route or "/", logging_config=_LOGS)
+    except RuntimeError as error:
+        raise ServiceError(f"the replicas do not start: {error}") from error
+
+
+@contextlib.contextmanager
+def _signals(received: queue.SimpleQueue[int]) -> Iterator[None]:
+    """Put signals into a queue; the second that ends the process does so at once."""
+    ending = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal ending
+        if ending:
+            os._exit(128 + number)
+        ending = number != signal.SIGHUP
+        received.put(number)
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
