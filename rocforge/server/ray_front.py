@@ -117,7 +117,7 @@ class Front:
         asked = seconds_of(fields.get("timeout")) if isinstance(fields, Mapping) else float("inf")
         answer = Answer({name: scope[name] for name in _SCOPE}, send)
         passing = self._until_answered(answer, body, prefix, min(asked, self._settings.request_timeout))
-        if await unless_gone(passing, request) is None:
+        if await unless_gone(passing, request) is None and not answer.begun:
             await client_closed()(scope, receive, send)
 
     async def _until_answered(self, answer: Answer, body: bytes, prefix: str, seconds: float) -> bool:
