@@ -37,7 +37,7 @@ from rocforge.server.engine_options import EngineOptions
 from rocforge.server.models import find_models
 from rocforge.server.run_ray import serve_on_ray
 from rocforge.server.settings import Settings
-fast = {"upscale_delay_s": 0.5, "downscale_delay_s": 0.5, "look_back_period_s": 2}
+fast = {"upscale_delay_s": 0.5, "downscale_delay_s": 0.5, "look_back_period_s": 2, "metrics_interval_s": 0.5}
 serve_on_ray(find_models(sys.argv[1:])[0], port=0, replicas=(1, 2), autoscaling=fast,
              options=EngineOptions(device="cpu", cache_tokens=2048), settings=Settings(model_name="demo-11M-Q8_0"),
              on_ready=lambda url: print("ready at", url, file=sys.stderr))
@@ -150,14 +150,14 @@ class Load:
         replica, text = None, ""
         options = {"model": NAME, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "extra_body": ENDLESS}
         try:
-            with self.client.completions.with_streaming_response.create(**options, extra_body=ENDLESS) as answer:
+            with self.client.completions.with_streaming_response.create(**options, stream=streams) as answer:
                 replica = answer.headers["x-replica"]
                 if streams:
                     for chunk in answer.parse():
                         text += chunk.choices[0].text
                 else:
                     text = answer.parse().choices[0].text
-        except Exception as error:
+        except (openai.OpenAIError, httpx.HTTPError) as error:
             with self._lock:
                 self.lost.append((replica, streams, repr(error)))
             return
