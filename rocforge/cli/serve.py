@@ -115,7 +115,10 @@ def serve(
     ray: Annotated[bool, typer.Option("--ray", help="Serve by replicas on a Ray cluster, through Ray Serve.")] = False,
     replicas: Annotated[
         str | None,
-        typer.Option(metavar="N[-M]", help="With --ray, how many replicas; N-M: as many as the tokens in flight need."),
+        typer.Option(
+            metavar="N[-M]",
+            help="With --ray, how many replicas, 1 by default; N-M: as many as the tokens in flight need.",
+        ),
     ] = None,
     device: Device = None,
     context: Context = None,

@@ -40,6 +40,7 @@ def serve_on_ray(
     port: int = 8000,
     *,
     replicas: tuple[int, int] = (1, 1),
+    cards: int = 1,
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     options: EngineOptions,
     max_queue: int = MAX_QUEUE,
@@ -57,7 +58,8 @@ def serve_on_ray(
         model: every machine finds it under the same path.
         host, port: where Ray Serve listens on each machine that has a replica; port 0 takes a free one. Where it runs
             already, its own count.
-        replicas: the fewest and the most. Each takes a GPU, where the cluster has any and options.device is not "cpu".
+        replicas: the fewest and the most.
+        cards: that each takes, all of one machine: GPUs, where the cluster has any and options.device is not "cpu".
         options, lora, max_queue, settings: of each replica, as in `serve`. `settings.root_path` is the application's
             route, and tells several on one cluster apart.
         autoscaling: further fields of Ray Serve's AutoscalingConfig.
@@ -71,14 +73,16 @@ def serve_on_ray(
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
     with _cluster():
-        gpus = 0 if options.device == "cpu" or not ray.cluster_resources().get("GPU") else 1
-        options = replace(options, device="gpu" if gpus else "cpu")
+        on_gpus = options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        if cards == 1:
+            options = replace(options, device="gpu" if on_gpus else "cpu")
+        resources = {"num_cpus": 1, "num_gpus": cards} if on_gpus else {"num_cpus": cards}
         url = _listen(host, port) + settings.root_path
         name = "rocforge" + settings.root_path.replace("/", "-")
         adapters = {name: (_everywhere(file), scale) for name, (file, scale) in (lora or {}).items()}
         load = partial(options.load, _everywhere(model.path), adapters)
         scaling = {"min_replicas": replicas[0], "max_replicas": replicas[1], **(autoscaling or {})}
-        app = application(name, load, max_queue, settings, {"num_cpus": 1, "num_gpus": gpus}, scaling)
+        app = application(name, load, max_queue, settings, resources, scaling)
         signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         try:
             _deploy(app, name, settings.root_path)
@@ -86,11 +90,10 @@ def serve_on_ray(
                 (on_ready or (lambda url: None))(url)
                 while signals.get() == signal.SIGHUP:
                     _deploy(app, name, settings.root_path)
-                with contextlib.suppress(Exception):  # replicas that have ended have nothing left to stop
-                    replicas_of = serve.get_deployment_handle(Replica.__name__, name)
-                    replicas_of.broadcast("stop", settings.grace).results(timeout_s=settings.grace + 2)
-        finally:
+                _stop(name, settings.grace)
+        except BaseException:
             serve.delete(name)
+            raise
 
 
 def application(
@@ -177,6 +180,14 @@ def _deploy(app: serve.Application, name: str, route: str) -> None:
         serve.run(app, name=name, route_prefix=route or "/", logging_config=_LOGS)
     except RuntimeError as error:
         raise ServiceError(f"the replicas do not start: {error}") from error
+
+
+def _stop(name: str, grace: float) -> None:
+    """Let the replicas of an application finish their requests, and delete it."""
+    with contextlib.suppress(Exception):  # replicas that have ended have nothing left to stop
+        replicas = serve.get_deployment_handle(Replica.__name__, name)
+        replicas.broadcast("stop", grace).results(timeout_s=grace + 2)
+    serve.delete(name)
 
 
 @contextlib.contextmanager

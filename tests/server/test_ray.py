@@ -33,15 +33,31 @@ TOKENS = 40
 """Of a reply under load."""
 SCALED = """
 import sys
+from pathlib import Path
 from rocforge.server.engine_options import EngineOptions
 from rocforge.server.models import find_models
 from rocforge.server.run_ray import serve_on_ray
 from rocforge.server.settings import Settings
+
+broken = Path(sys.argv[2])
+
+class Breaking(EngineOptions):
+    def load(self, path, lora):
+        engine, tokenizer = super().load(path, lora)
+        step = engine.step
+        def checked_step():
+            if broken.exists():
+                raise RuntimeError("the engine is broken")
+            return step()
+        engine.step = checked_step
+        return engine, tokenizer
+
 fast = {"upscale_delay_s": 0.5, "downscale_delay_s": 0.5, "look_back_period_s": 2, "metrics_interval_s": 0.5}
-serve_on_ray(find_models(sys.argv[1:])[0], port=0, replicas=(1, 2), autoscaling=fast,
-             options=EngineOptions(device="cpu", cache_tokens=2048), settings=Settings(model_name="demo-11M-Q8_0"),
+serve_on_ray(find_models(sys.argv[1:2])[0], port=0, replicas=(1, 2), autoscaling=fast,
+             options=Breaking(device="cpu", cache_tokens=2048), settings=Settings(model_name="demo-11M-Q8_0"),
              on_ready=lambda url: print("ready at", url, file=sys.stderr))
 """
+"""Replicas follow the load within a second, and their engines break while there is a file."""
 ENDLESS = {"ignore_eos": True}
 CLUSTER = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
 """No other cluster, be there one."""
@@ -71,7 +87,8 @@ def serving(*command):
         ) as http:
             yield SimpleNamespace(process=process, url=url, get=http.get, post=http.post, lines=lines)
         everything = descendants(process.pid)
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, "".join(lines)
         assert gone(everything, 20)
     finally:
@@ -196,6 +213,8 @@ def test_routes_and_the_key(server):
     assert answer.json()["usage"]["completion_tokens"] == 2
     assert len(answer.headers.get_list("x-request-id")) == 1 and answer.headers["x-replica"] in states(server)
     id = answer.json()["id"]
+    digits = {"model": NAME, "prompt": "a = ", "regex": "[0-9]{3}", "max_tokens": 8}
+    assert server.post("/v1/completions", json=digits).json()["choices"][0]["text"].isdecimal()
     assert server.get(f"/v1/requests/{id}").json()["status"] == "finished"
     assert id in [request["id"] for request in server.get("/v1/requests").json()["data"]]
     with httpx.Client(base_url=server.url, trust_env=False) as stranger:
@@ -314,15 +333,18 @@ def test_a_rolling_restart_loses_nothing(server, client, expected):
     assert load.right > 20 and not load.wrong and not load.lost, (load.wrong, load.lost)
 
 
-def test_replicas_follow_the_tokens_in_flight(expected):
-    """One alone, two under load, one afterwards; no reply is lost or wrong on the way."""
-    with serving("-c", SCALED, str(MODEL)) as server, httpx.Client(trust_env=False) as http:
+def test_replicas_follow_the_tokens_in_flight(expected, tmp_path):
+    """One alone, two under load, one afterwards; no reply is lost or wrong on the way. An engine that breaks is
+    replaced. At the end a stream in progress ends in good order."""
+    broken = tmp_path / "broken"
+    with serving("-c", SCALED, str(MODEL), str(broken)) as server, httpx.Client(trust_env=False) as http:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
         assert len(states(server)) == 1
         load = Load(client, expected, threads=4)
         time.sleep(10)
         load.stop()
         print(f"\n1 replica, 4 threads: {load.right} replies, {load.rate:.0f} tokens/s")
+        assert load.right and not load.wrong and not load.lost, (load.wrong, load.lost)
         load = Load(client, expected, threads=4)
         many = [threading.Thread(target=long_text, args=(client, number)) for number in range(8)]
         for thread in many:
@@ -332,10 +354,25 @@ def test_replicas_follow_the_tokens_in_flight(expected):
             thread.join(120)
         assert not any(thread.is_alive() for thread in many)
         load.stop()
-        assert not load.wrong and not load.lost, (load.wrong, load.lost)
+        assert load.right and not load.wrong and not load.lost, (load.wrong, load.lost)
         wait_for(lambda: len(states(server)) == 1, 60)
-        answer = client.completions.create(model=NAME, prompt=PROMPTS[0], max_tokens=4, temperature=0)
-        assert expected[PROMPTS[0]].startswith(answer.choices[0].text)
+        a_broken_engine_is_replaced(server, client, broken)
+        stream = client.completions.create(model=NAME, prompt="def f(", max_tokens=20, stream=True, extra_body=ENDLESS)
+        next(iter(stream))
+        server.process.send_signal(signal.SIGTERM)
+        assert len(list(stream)) == 19 and server.process.wait(60) == 0
+
+
+def a_broken_engine_is_replaced(server, client, broken):
+    (before,) = states(server)
+    broken.touch()
+    for _ in range(3):  # so many failed steps in a row end an engine
+        with pytest.raises(openai.APIStatusError):
+            client.completions.create(model=NAME, prompt="a", max_tokens=2)
+    wait_for(lambda: before not in states(server), 60)
+    broken.unlink()
+    wait_for(lambda: [*states(server).values()] == ["ready"], 60)
+    assert client.completions.create(model=NAME, prompt="a", max_tokens=2).usage.completion_tokens == 2
 
 
 def long_text(client, seed):
