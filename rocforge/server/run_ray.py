@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,8 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
 
-from rocforge.engine.reply import ServiceError
 from rocforge.engine.service import MAX_QUEUE
+from rocforge.errors import RocforgeError
 from rocforge.server.engine_options import EngineOptions, LoadEngine
 from rocforge.server.models import Model
 from rocforge.server.ray_front import Front
@@ -30,6 +31,8 @@ from rocforge.server.settings import Settings
 FULL = 0.5
 """Tokens in flight, by those that the KV cache holds, that a replica is to have; more replicas are started for more."""
 REPLICAS_OF_A_FRONT = 8
+DELETING = 20.0
+"""Seconds beyond the grace that the end may take."""
 _LOGS = {"log_level": "WARNING"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,7 +43,6 @@ def serve_on_ray(
     port: int = 8000,
     *,
     replicas: tuple[int, int] = (1, 1),
-    cards: int = 1,
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
     options: EngineOptions,
     max_queue: int = MAX_QUEUE,
@@ -52,33 +54,38 @@ def serve_on_ray(
 
     The cluster is that of RAY_ADDRESS, or the one of this machine; where there is none, one is started, which ends with
     this process. SIGHUP replaces all replicas, a few at a time, and no request is lost. The first other signal gives
-    requests in flight `settings.grace` seconds; a second one ends the process at once.
+    requests in flight `settings.grace` seconds; a second one ends the process at once, and leaves the
+    application to a cluster that this process has not started.
 
     Args:
         model: every machine finds it under the same path.
         host, port: where Ray Serve listens on each machine that has a replica; port 0 takes a free one. Where it runs
             already, its own count.
-        replicas: the fewest and the most.
-        cards: that each takes, all of one machine: GPUs, where the cluster has any and options.device is not "cpu".
+        replicas: the fewest and the most. Each takes a GPU where options.device is "gpu", or None and the cluster has
+            any; else a processor.
         options, lora, max_queue, settings: of each replica, as in `serve`. `settings.root_path` is the application's
             route, and tells several on one cluster apart.
         autoscaling: further fields of Ray Serve's AutoscalingConfig.
         on_ready: called with the URL once a replica serves.
 
     Raises:
-        ServiceError: the replicas do not start; it says why.
-        RocforgeError, FileNotFoundError, ...: what is wrong with the model's file.
+        RocforgeError: the replicas do not start, or there is such an application already.
+        GGUFError, FileNotFoundError, ...: what is wrong with the model's file.
     """
     check_file(model.path)
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
-    with _cluster():
-        on_gpus = options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        if cards == 1:
-            options = replace(options, device="gpu" if on_gpus else "cpu")
-        resources = {"num_cpus": 1, "num_gpus": cards} if on_gpus else {"num_cpus": cards}
-        url = _listen(host, port) + settings.root_path
+    with contextlib.ExitStack() as ending, _cluster() as is_own:
+        on_gpus = options.device == "gpu" or (options.device is None and ray.cluster_resources().get("GPU", 0) > 0)
+        options = replace(options, device="gpu" if on_gpus else "cpu")
+        resources = {"num_cpus": 1, "num_gpus": int(on_gpus)}
         name = "rocforge" + settings.root_path.replace("/", "-")
+        if name in serve.status().applications:
+            raise RocforgeError(
+                f"this cluster has an application {name!r} already; another root_path makes another one, and Ray's "
+                f"serve.delete({name!r}) ends that one"
+            )
+        url = _listen(host, port) + settings.root_path
         adapters = {name: (_everywhere(file), scale) for name, (file, scale) in (lora or {}).items()}
         load = partial(options.load, _everywhere(model.path), adapters)
         scaling = {"min_replicas": replicas[0], "max_replicas": replicas[1], **(autoscaling or {})}
@@ -90,9 +97,13 @@ def serve_on_ray(
                 (on_ready or (lambda url: None))(url)
                 while signals.get() == signal.SIGHUP:
                     _deploy(app, name, settings.root_path)
+                ending.enter_context(_bounded(settings.grace + DELETING))
                 _stop(name, settings.grace)
+                if not is_own:
+                    serve.delete(name)
         except BaseException:
-            serve.delete(name)
+            if not is_own:
+                serve.delete(name)
             raise
 
 
@@ -139,16 +150,23 @@ def replicas_for_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[None]:
-    """A connection to the cluster that there is, or one of this process."""
-    try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    except ConnectionError:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+def _cluster() -> Iterator[bool]:
+    """A connection to a cluster; whether it is one of this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    is_own = address == "local"
+    if not is_own:
+        try:
+            ray.init(address, logging_level=logging.WARNING)
+        except ConnectionError:
+            if address != "auto":
+                raise
+            is_own = True
+    if is_own:
+        ray.init("local", include_dashboard=False, logging_level=logging.WARNING)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        yield
+        yield is_own
     finally:
         ray.shutdown()
 
@@ -162,7 +180,7 @@ def _everywhere(path: str | os.PathLike[str]) -> str:
 def _listen(host: str, port: int) -> str:
     """Start Ray Serve where it does not run, and give its URL."""
     if serve.status().proxies:
-        return "the address of this cluster's Ray Serve, "
+        return "Ray Serve's address"
     if port == 0:
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
             port = free.getsockname()[1]
@@ -174,20 +192,31 @@ def _deploy(app: serve.Application, name: str, route: str) -> None:
     """Deploy an application, or replace the one of that name, replica by replica.
 
     Raises:
-        ServiceError: it does not start.
+        RocforgeError: it does not start.
     """
     try:
         serve.run(app, name=name, route_prefix=route or "/", logging_config=_LOGS)
     except RuntimeError as error:
-        raise ServiceError(f"the replicas do not start: {error}") from error
+        raise RocforgeError(f"the replicas do not start: {error}") from error
 
 
 def _stop(name: str, grace: float) -> None:
-    """Let the replicas of an application finish their requests, and delete it."""
+    """Let the replicas of an application finish their requests, and fail the rest."""
     with contextlib.suppress(Exception):  # replicas that have ended have nothing left to stop
         replicas = serve.get_deployment_handle(Replica.__name__, name)
         replicas.broadcast("stop", grace).results(timeout_s=grace + 2)
-    serve.delete(name)
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """End the process after so many seconds: Ray waits for a cluster that has been killed."""
+    late = threading.Timer(seconds, os._exit, (1,))
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 @contextlib.contextmanager

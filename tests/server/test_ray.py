@@ -6,7 +6,6 @@ Every wait has an end. `-s` shows the figures.
 """
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -59,8 +58,8 @@ serve_on_ray(find_models(sys.argv[1:2])[0], port=0, replicas=(1, 2), autoscaling
 """
 """Replicas follow the load within a second, and their engines break while there is a file."""
 ENDLESS = {"ignore_eos": True}
-CLUSTER = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
-"""No other cluster, be there one."""
+CLUSTER = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+"""A cluster of its own, be there another one."""
 
 
 @contextlib.contextmanager
@@ -289,6 +288,16 @@ def test_a_response_that_is_kept_is_found_from_every_replica(server, client):
         client.responses.retrieve(ids[0])
 
 
+def test_a_second_server_does_not_replace_the_first(server):
+    """It finds the cluster of this machine, and the application there."""
+    command = [sys.executable, "-m", "rocforge", "serve", str(MODEL), "--ray", "--port", "0"]
+    ended = subprocess.run(
+        command, env={**os.environ, **CLUSTER, "RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1 and "has an application 'rocforge' already" in ended.stderr, ended.stderr
+    assert both_are_ready(server)
+
+
 def test_two_replicas_serve_load(server, client, expected):
     load = Load(client, expected, threads=8)
     time.sleep(15)
@@ -385,4 +394,4 @@ def test_a_model_that_does_not_load_is_an_error(tmp_path):
     command = [sys.executable, "-m", "rocforge", "serve", str(bad), "--ray", "--device", "cpu", "--port", "0"]
     ended = subprocess.run(command, env={**os.environ, **CLUSTER}, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and ended.stderr.startswith("error: "), ended.stderr
-    assert json.dumps("Traceback") not in ended.stderr
+    assert "Traceback" not in ended.stderr
