@@ -207,6 +207,8 @@ def test_routes_and_the_key(server):
     assert both_are_ready(server) and server.get("/ready").json() == {"state": "ready"}
     assert [model["id"] for model in server.get("/v1/models").json()["data"]] == [NAME]
     assert server.post("/tokenize", json={"content": "a b"}).json()["count"] == 2
+    with httpx.Client(base_url=server.url, trust_env=False) as http:
+        assert http.head("/ready").status_code == 200
     assert "/v1/chat/completions" in server.get("/openapi.json").json()["paths"]
     answer = server.post("/v1/completions", json={"model": NAME, "prompt": "a", "max_tokens": 2})
     assert answer.json()["usage"]["completion_tokens"] == 2
