@@ -117,9 +117,15 @@ class LabelledTables:
 
     def text(self) -> bytes:
         """Of all processes."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry)
+        return text_of(self)
+
+
+def text_of(*collectors: Any) -> bytes:
+    """What collectors of metrics have, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    return generate_latest(registry)
 
 
 def _families(labels: list[str]) -> dict[str, Any]:

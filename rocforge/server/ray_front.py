@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from ray import serve
+from prometheus_client.core import CounterMetricFamily
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -27,7 +28,7 @@ from rocforge.server.events import event
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.kept_responses import add_kept_responses
-from rocforge.server.metrics import LabelledTables, Metrics, Table
+from rocforge.server.metrics import LabelledTables, Metrics, Table, text_of
 from rocforge.server.ray_router import ask_all
 from rocforge.server.router import seconds_of
 from rocforge.server.routing import prefix_of
@@ -56,10 +57,6 @@ class Front:
     def __init__(self, replicas: DeploymentHandle, settings: Settings):
         self._replicas, self._answering = replicas, replicas.options(stream=True)
         self._settings = settings
-        self._own = CollectorRegistry()
-        labels = (serve.get_replica_context().replica_id.unique_id,)
-        text = "Requests passed on again because their replica had ended."
-        self._retried = Counter("rocforge_requests_retried", text, ["front"], registry=self._own).labels(*labels)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """For Ray Serve."""
@@ -98,12 +95,8 @@ class Front:
         @app.get("/metrics")
         async def metrics_text() -> Response:
             """Those of each replica, in Prometheus's text format."""
-            tables = {}
-            for name, numbers in await ask_all(self._replicas, "numbers"):
-                tables[name] = Table(len(numbers) - 1)
-                tables[name].numbers[:] = numbers
-            text = LabelledTables("replica", tables).text() + generate_latest(self._own)
-            return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+            numbers = await ask_all(self._replicas, "numbers")
+            return Response(_text(numbers), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by a replica."""
@@ -128,8 +121,8 @@ class Front:
             EngineDeadError: so many replicas have ended meanwhile.
             ServiceError: there are none.
         """
-        for left in reversed(range(TRIES)):
-            messages = self._answering.answer.remote(answer.scope, body, prefix=prefix)
+        for tried in range(TRIES):
+            messages = self._answering.answer.remote(answer.scope, body, again=tried > 0, prefix=prefix)
             try:
                 with time_limit(seconds):
                     await answer.take(await anext(messages))
@@ -143,9 +136,8 @@ class Front:
                 if answer.begun:
                     await answer.fail(dead)
                     return True
-                if not left:
+                if tried == TRIES - 1:
                     raise dead from error
-                self._retried.inc()
                 log.warning("a replica has ended; its request goes to another one")
             finally:
                 messages.cancel()
@@ -193,6 +185,18 @@ class Answer:
         else:
             last = b"data: " + dump_json(found.body) + b"\n\n"
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _text(numbers: list[tuple[str, np.ndarray, int]]) -> bytes:
+    """What replicas count, in Prometheus's text format."""
+    tables = {name: Table(len(counted) - 1) for name, counted, _ in numbers}
+    retried = CounterMetricFamily(
+        "rocforge_requests_retried", "Requests whose first replica had ended.", labels=["replica"]
+    )
+    for name, counted, again in numbers:
+        tables[name].numbers[:] = counted
+        retried.add_metric([name], again)
+    return text_of(LabelledTables("replica", tables), SimpleNamespace(collect=lambda: [retried]))
 
 
 def _nothing() -> tuple[StepEngine, Tokenizer]:

@@ -25,6 +25,8 @@ from rocforge.server.run import observed_service
 from rocforge.server.settings import Settings
 
 log = logging.getLogger("rocforge.server")
+PAUSE = 0.02
+"""Seconds between two messages of a stream to a Front, each of which costs both of them as much as several tokens."""
 
 
 class Replica:
@@ -44,7 +46,7 @@ class Replica:
         self.id: str = context.replica_id.unique_id
         self._service, metrics = observed_service(load, max_queue)
         self._backend = ReplicaBackend(self._service, app, context.deployment)
-        self._jobs, self._metrics = Jobs(), metrics
+        self._jobs, self._metrics, self._retried = Jobs(), metrics, 0
         self._endpoints = endpoints(self._backend, settings, metrics, self._jobs)
         self._service.start()
         self._service.wait_until_ready()
@@ -56,14 +58,18 @@ class Replica:
             log.error("the engine has failed, and its replica ends", exc_info=self._service.error)
             os._exit(1)
 
-    async def answer(self, scope: Mapping[str, Any], body: bytes, prefix: str) -> AsyncIterator[list[Message]]:
+    async def answer(
+        self, scope: Mapping[str, Any], body: bytes, again: bool, prefix: str
+    ) -> AsyncIterator[list[Message]]:
         """The messages of ASGI that answer a request, as many as there are at a time.
 
         Args:
             scope: the request's.
             body: all of it.
+            again: whether another replica had it before, and has ended.
             prefix: for PrefixRouter.
         """
+        self._retried += again
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         never = asyncio.Event()
 
@@ -84,8 +90,10 @@ class Replica:
                 while not messages.empty():
                     found.append(messages.get_nowait())
                 ended = found[-1] is None
-                if batch := [self._named(message) for message in found if message is not None]:
+                if batch := _merged([self._named(message) for message in found if message is not None]):
                     yield batch
+                if not ended:
+                    await asyncio.sleep(PAUSE)
             await task
         finally:
             task.cancel()
@@ -100,9 +108,9 @@ class Replica:
         """What this replica answers a question, as `Backend.ask` has them."""
         return self._backend.answer(question, argument)
 
-    async def numbers(self) -> tuple[str, np.ndarray]:
-        """Its id, and the numbers of its Table."""
-        return self.id, self._metrics.updated().numbers
+    async def numbers(self) -> tuple[str, np.ndarray, int]:
+        """Its id, the numbers of its Table, and how many requests it got again."""
+        return self.id, self._metrics.updated().numbers, self._retried
 
     async def state(self) -> tuple[str, str]:
         """Its id, and the state of its engine."""
@@ -121,6 +129,16 @@ class Replica:
         """Raises ServiceError where the engine has failed."""
         if self._service.state is State.FAILED:
             raise ServiceError(f"the engine has failed: {self._service.error}")
+
+
+def _merged(messages: list[Message]) -> list[Message]:
+    """Messages, with parts of a body that follow each other as one."""
+    found: list[Message] = []
+    for message in messages:
+        if found and found[-1]["type"] == message["type"] == "http.response.body":
+            message = {**message, "body": found.pop()["body"] + message["body"]}
+        found.append(message)
+    return found
 
 
 class ReplicaBackend(LocalBackend):

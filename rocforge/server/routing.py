@@ -51,18 +51,25 @@ class Placement:
         self._running: dict[str, set[str]] = {}
 
     def choose(self, prefix: str, replicas: Sequence[str]) -> str:
-        """The replica for a request: the one with its prefix where it is not crowded, else one with the least to do.
+        """The replica for a request.
+
+        It is the one that had the prefix last, unless that is crowded. For other prefixes it follows from the name, so
+        that several processes that choose agree, as far as there is not much more to do than elsewhere. What has no
+        prefix goes where there is the least to do.
 
         Args:
             prefix: as of `prefix_of`.
             replicas: names of those that there are, at least one.
+
+        Source: for the bound, Mirrokni, Thorup and Zadimoghaddam, Consistent Hashing with Bounded Loads, 2018.
         """
         load = {name: len(self._running.get(name, ())) for name in replicas}
         fewest = min(load.values())
         home = self._homes.get(prefix)
         if home in load and load[home] <= 2 * fewest + 8:
             return home
-        free = [name for name, count in load.items() if count == fewest]
+        most = 1.25 * sum(load.values()) / len(load) + 1 if prefix else fewest
+        free = [name for name, count in load.items() if count <= most]
         return max(free, key=lambda name: blake2b(f"{prefix} {name}".encode()).digest())
 
     def begun(self, prefix: str, replica: str, request: str) -> None:

@@ -30,7 +30,6 @@ from rocforge.server.settings import Settings
 
 FULL = 0.5
 """Tokens in flight, by those that the KV cache holds, that a replica is to have; more replicas are started for more."""
-REPLICAS_OF_A_FRONT = 8
 DELETING = 20.0
 """Seconds beyond the grace that the end may take."""
 _LOGS = {"log_level": "WARNING"}
@@ -136,7 +135,7 @@ def application(
         **common,
     )
     fronts = serve.deployment(serve.ingress()(Front)).options(
-        num_replicas=math.ceil(autoscaling["max_replicas"] / REPLICAS_OF_A_FRONT),
+        num_replicas=autoscaling["max_replicas"],  # passing a stream on takes about as long as writing it
         ray_actor_options={"num_cpus": 0},
         **common,
     )

@@ -58,7 +58,12 @@ serve_on_ray(find_models(sys.argv[1:2])[0], port=0, replicas=(1, 2), autoscaling
 """
 """Replicas follow the load within a second, and their engines break while there is a file."""
 ENDLESS = {"ignore_eos": True}
-CLUSTER = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+CLUSTER = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "RAY_ADDRESS": "local",
+    "RAY_raylet_start_wait_time_s": "120",
+}
 """A cluster of its own, be there another one."""
 
 
@@ -128,8 +133,8 @@ def actors(server):
 
 
 def metric(server, name):
-    """Replica, or front, -> value."""
-    pattern = rf'^rocforge_{name}{{.*?(?:replica|front)="(\w+)".*}} (\S+)$'
+    """Replica -> value."""
+    pattern = rf'^rocforge_{name}{{.*?replica="(\w+)".*}} (\S+)$'
     return {label: float(value) for label, value in re.findall(pattern, server.get("/metrics").text, re.MULTILINE)}
 
 

@@ -75,12 +75,29 @@ def test_a_crowded_replica_is_left_and_one_that_has_ended_too():
     assert placement.choose("p", ["a"]) == "a"
 
 
-def test_new_prefixes_go_where_there_is_least_to_do():
+def test_new_prefixes_are_spread():
+    """No replica gets a quarter more than its share."""
+    placement = Placement()
+    for request in range(120):
+        prefix = f"p{request}"
+        placement.begun(prefix, placement.choose(prefix, ["a", "b", "c"]), str(request))
+    assert all(28 <= len(placement._running[name]) <= 52 for name in "abc")
+
+
+def test_what_has_no_prefix_goes_where_there_is_the_least_to_do():
     placement = Placement()
     for request in range(40):
-        prefix = f"p{request}"
-        placement.begun(prefix, placement.choose(prefix, ["a", "b"]), str(request))
+        placement.begun("", placement.choose("", ["a", "b"]), str(request))
     assert len(placement._running["a"]) == len(placement._running["b"]) == 20
+
+
+def test_several_that_choose_agree():
+    """Though each knows its own requests only."""
+    one, other = Placement(), Placement()
+    for request in range(8):
+        one.begun("", "ab"[request % 2], str(request))
+    chosen = [(one.choose(f"p{number}", ["a", "b"]), other.choose(f"p{number}", ["a", "b"])) for number in range(100)]
+    assert all(first == second for first, second in chosen) and {*chosen} == {("a", "a"), ("b", "b")}
 
 
 def test_idle_replicas_share_prefixes():
