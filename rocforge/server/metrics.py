@@ -117,15 +117,32 @@ class LabelledTables:
 
     def text(self) -> bytes:
         """Of all processes."""
-        return text_of(self)
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
 
 
-def text_of(*collectors: Any) -> bytes:
-    """What collectors of metrics have, in Prometheus's text format."""
-    registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
-    return generate_latest(registry)
+class ReplicaTables(LabelledTables):
+    """The numbers of replicas, labelled by their names.
+
+    Args:
+        counted: of each its name, the numbers of its Table, and how many requests it got that another one had before.
+    """
+
+    def __init__(self, counted: Sequence[tuple[str, np.ndarray, int]]):
+        super().__init__("replica", {name: Table(len(numbers) - 1) for name, numbers, _ in counted})
+        self._retried = {name: retried for name, _, retried in counted}
+        for name, numbers, _ in counted:
+            self._tables[name].numbers[:] = numbers
+
+    def collect(self) -> Iterator[Metric]:
+        """For a registry of Prometheus."""
+        yield from super().collect()
+        text = "Requests that another replica had before."
+        family = CounterMetricFamily("rocforge_requests_retried", text, labels=["replica"])
+        for name, retried in self._retried.items():
+            family.add_metric([name], retried)
+        yield family
 
 
 def _families(labels: list[str]) -> dict[str, Any]:

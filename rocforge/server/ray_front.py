@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
-from prometheus_client.core import CounterMetricFamily
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -28,7 +25,7 @@ from rocforge.server.events import event
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.kept_responses import add_kept_responses
-from rocforge.server.metrics import LabelledTables, Metrics, Table, text_of
+from rocforge.server.metrics import Metrics, ReplicaTables, Table
 from rocforge.server.ray_router import ask_all
 from rocforge.server.router import seconds_of
 from rocforge.server.routing import prefix_of
@@ -95,8 +92,8 @@ class Front:
         @app.get("/metrics")
         async def metrics_text() -> Response:
             """Those of each replica, in Prometheus's text format."""
-            numbers = await ask_all(self._replicas, "numbers")
-            return Response(_text(numbers), media_type="text/plain; version=0.0.4; charset=utf-8")
+            text = ReplicaTables(await ask_all(self._replicas, "numbers")).text()
+            return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by a replica."""
@@ -185,18 +182,6 @@ class Answer:
         else:
             last = b"data: " + dump_json(found.body) + b"\n\n"
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-def _text(numbers: list[tuple[str, np.ndarray, int]]) -> bytes:
-    """What replicas count, in Prometheus's text format."""
-    tables = {name: Table(len(counted) - 1) for name, counted, _ in numbers}
-    retried = CounterMetricFamily(
-        "rocforge_requests_retried", "Requests whose first replica had ended.", labels=["replica"]
-    )
-    for name, counted, again in numbers:
-        tables[name].numbers[:] = counted
-        retried.add_metric([name], again)
-    return text_of(LabelledTables("replica", tables), SimpleNamespace(collect=lambda: [retried]))
 
 
 def _nothing() -> tuple[StepEngine, Tokenizer]:

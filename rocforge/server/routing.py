@@ -64,11 +64,11 @@ class Placement:
         Source: for the bound, Mirrokni, Thorup and Zadimoghaddam, Consistent Hashing with Bounded Loads, 2018.
         """
         load = {name: len(self._running.get(name, ())) for name in replicas}
-        fewest = min(load.values())
+        mean = sum(load.values()) / len(load)
         home = self._homes.get(prefix)
-        if home in load and load[home] <= 2 * fewest + 8:
+        if home in load and load[home] <= 1.5 * mean + 1:
             return home
-        most = 1.25 * sum(load.values()) / len(load) + 1 if prefix else fewest
+        most = 1.25 * mean + 1 if prefix else min(load.values())
         free = [name for name, count in load.items() if count <= most]
         return max(free, key=lambda name: blake2b(f"{prefix} {name}".encode()).digest())
 

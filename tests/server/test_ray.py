@@ -134,8 +134,10 @@ def actors(server):
 
 def metric(server, name):
     """Replica -> value."""
+    answer = server.get("/metrics")
+    assert answer.status_code == 200
     pattern = rf'^rocforge_{name}{{.*?replica="(\w+)".*}} (\S+)$'
-    return {label: float(value) for label, value in re.findall(pattern, server.get("/metrics").text, re.MULTILINE)}
+    return {label: float(value) for label, value in re.findall(pattern, answer.text, re.MULTILINE)}
 
 
 PROMPTS = [
@@ -165,7 +167,7 @@ class Load:
         for number in range(index, 100_000):
             if self._stopped.is_set():
                 return
-            self._one(PROMPTS[number * 5 % len(PROMPTS)], streams=number % 2 == 0)
+            self._one(PROMPTS[number * 7 % len(PROMPTS)], streams=number % 2 == 0)
 
     def _one(self, prompt, streams):
         replica, text = None, ""
@@ -250,7 +252,7 @@ def test_limits_hold(server):
 def test_a_conversation_stays_with_the_replica_that_has_its_prefix(server, client):
     """Its later turns find the earlier ones in the prefix cache; several conversations use both replicas."""
     homes = []
-    for number in range(6):
+    for number in range(12):
         messages, seen, cached = [{"role": "user", "content": f"number {number} is in a list of integers " * 8}], [], []
         for _ in range(3):
             options = {"model": NAME, "messages": messages, "max_tokens": 16, "temperature": 0}
@@ -312,7 +314,7 @@ def test_two_replicas_serve_load(server, client, expected):
     made = metric(server, "generated_tokens_total")
     print(f"\n2 replicas, 8 threads: {load.right} replies, {load.rate:.0f} tokens/s")
     assert load.right > 20 and not load.wrong and not load.lost, (load.wrong, load.lost)
-    assert len(made) == 2 and min(made.values()) > 0.2 * max(made.values())
+    assert len(made) == 2 and min(made.values()) > 0.1 * max(made.values())
 
 
 def test_a_killed_replica_loses_its_streams_and_no_other_request(server, client, expected):

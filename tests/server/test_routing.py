@@ -67,10 +67,11 @@ def test_a_prefix_stays_with_its_replica():
 
 def test_a_crowded_replica_is_left_and_one_that_has_ended_too():
     placement = Placement()
-    for request in range(9):
+    for request in range(5):
         placement.begun("p", "b", str(request))
     assert placement.choose("p", ["a", "b"]) == "a"
     placement.ended("b", "0")
+    placement.begun("q", "a", "0")
     assert placement.choose("p", ["a", "b"]) == "b"
     assert placement.choose("p", ["a"]) == "a"
 
