@@ -28,12 +28,13 @@ from rocforge.server.ray_replica import Replica
 from rocforge.server.run_models import check_file
 from rocforge.server.settings import Settings
 
+log = logging.getLogger("rocforge.server")
 FULL = 0.5
 """Tokens in flight, by those that the KV cache holds, that a replica is to have; more replicas are started for more."""
 DELETING = 20.0
 """Seconds beyond the grace that the end may take."""
 _LOGS = {"log_level": "WARNING"}
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def serve_on_ray(
@@ -52,7 +53,7 @@ def serve_on_ray(
     """Answer HTTP by replicas of a model on a Ray cluster until SIGTERM or SIGINT; call it in the main thread.
 
     The cluster is that of RAY_ADDRESS, or the one of this machine; where there is none, one is started, which ends with
-    this process. SIGHUP replaces all replicas, a few at a time, and no request is lost. The first other signal gives
+    this process. SIGUSR1 replaces all replicas, a few at a time, and no request is lost. The first other signal gives
     requests in flight `settings.grace` seconds; a second one ends the process at once, and leaves the
     application to a cluster that this process has not started.
 
@@ -94,8 +95,11 @@ def serve_on_ray(
             _deploy(app, name, settings.root_path)
             with _signals(signals):
                 (on_ready or (lambda url: None))(url)
-                while signals.get() == signal.SIGHUP:
-                    _deploy(app, name, settings.root_path)
+                while signals.get() == signal.SIGUSR1:
+                    try:
+                        _deploy(app, name, settings.root_path)
+                    except RocforgeError as error:
+                        log.error("%s", error)
                 ending.enter_context(_bounded(settings.grace + DELETING))
                 _stop(name, settings.grace)
                 if not is_own:
@@ -227,7 +231,7 @@ def _signals(received: queue.SimpleQueue[int]) -> Iterator[None]:
         nonlocal ending
         if ending:
             os._exit(128 + number)
-        ending = number != signal.SIGHUP
+        ending = number != signal.SIGUSR1
         received.put(number)
 
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
