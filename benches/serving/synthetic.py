@@ -34,6 +34,7 @@ class SyntheticEngine:
     """
 
     device, limit, pooling, waiting, cache_blocks, memory_reserved = "cpu", 1 << 20, "mean", 0, (0, 0), 0
+    cache_tokens = limit
 
     def __init__(self, rate: float, tokens: Sequence[int]):
         self.rate, self._tokens = rate, tokens

@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +112,14 @@ def serve(
     restart_engine: Annotated[
         bool, typer.Option("--restart-engine", help="Start the engine again when its process dies, and do not end.")
     ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve by replicas on a Ray cluster, through Ray Serve.")] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[-M]",
+            help="With --ray, how many replicas, 1 by default; N-M: as many as the tokens in flight need.",
+        ),
+    ] = None,
     device: Device = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
@@ -132,10 +141,15 @@ def serve(
         raise UsageError(f"--root-path is {root_path!r}; allowed is a path such as /llm")
     if tool_parser is not None and tool_parser not in TOOL_PARSERS:
         raise UsageError(f"--tool-parser is {tool_parser!r}; allowed are {', '.join(sorted(TOOL_PARSERS))}")
+    if replicas is not None and not ray:
+        raise UsageError("--replicas is for --ray")
+    if ray:
+        alone = {"--uds": uds, "--fd": fd is not None, "--processes": processes is not None}
+        _check_ray(replicas, device, {**alone, "--restart-engine": restart_engine})
     found = find_models(models)
     if len(found) > 1:
         of_one = {"--name": name, "--lora": lora, "--chat-template": chat_template, "--tool-parser": tool_parser}
-        _check_several(len(found), of_one, processes)
+        _check_several(len(found), {**of_one, "--ray": ray}, processes)
     settings = Settings(
         model_name=name or found[0].name,
         chat_template=chat_template.read() if chat_template else None,
@@ -160,19 +174,21 @@ def serve(
         inter_token_ms=inter_token_ms,
         progress=False if quiet else None,
     )
-    common: dict[str, Any] = {
+    everywhere: dict[str, Any] = {
         "host": host,
         "port": port,
-        "uds": uds,
-        "fd": fd,
         "max_queue": max_queue,
-        "processes": processes,
         "settings": settings,
-        "log_level": "warning" if quiet else "info",
         "on_ready": lambda url: note(f"ready at {url}"),
     }
+    log_level = "warning" if quiet else "info"
+    common = {**everywhere, "uds": uds, "fd": fd, "processes": processes, "log_level": log_level}
     try:
-        if len(found) > 1:
+        if ray:
+            from rocforge.server.run_ray import serve_on_ray
+
+            serve_on_ray(found[0], replicas=_replicas(replicas or "1"), lora=adapters, options=options, **everywhere)
+        elif len(found) > 1:
             serve_models(found, options=options, models_max=models_max, **common)
         else:
             engine = {name: value for name, value in vars(options).items() if name != "models"}
@@ -190,6 +206,27 @@ def _check_several(count: int, of_one: Mapping[str, Any], processes: int | None)
             raise UsageError(f"{option} is for one model; {count} are given")
     if processes == 0:
         raise UsageError(f"--processes is 0; {count} models need 1 or more")
+
+
+def _check_ray(replicas: str | None, device: str | None, alone: Mapping[str, Any]) -> None:
+    """Raises UsageError where Ray is not installed, or options are given that are not for it."""
+    if find_spec("ray") is None:
+        raise UsageError("--ray needs Ray, which is not installed: pip install 'rocforge[ray]'")
+    for option, given in alone.items():
+        if given:
+            raise UsageError(f"{option} is not for --ray, whose processes and sockets are Ray Serve's")
+    if device is not None and device.startswith("gpu:"):
+        raise UsageError(f"--device is {device!r}; with --ray allowed are cpu and gpu: Ray chooses the cards")
+    _replicas(replicas or "1")
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """The fewest and the most, from N and N-M."""
+    match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    fewest, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= fewest <= most:
+        raise UsageError(f"--replicas is {text!r}; allowed are N, from 1, and N-M, such as 1-4")
+    return fewest, most
 
 
 def _adapters(options: Sequence[str]) -> dict[str, tuple[str, float]]:

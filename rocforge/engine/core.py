@@ -39,6 +39,10 @@ class StepEngine(Protocol):
         """The longest sequence that can be served, in tokens."""
 
     @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds, of all sequences."""
+
+    @property
     def pooling(self) -> str:
         """What `embed` makes of a prompt's hidden states."""
 

@@ -133,6 +133,7 @@ class Engine:
 
     Attributes:
         limit: the longest sequence that can be served, in tokens.
+        cache_tokens: that the KV cache holds, of all sequences.
         stats: of its steps; may be replaced by a new StepStats to begin anew.
 
     Raises:
@@ -179,7 +180,8 @@ class Engine:
         elif cache_tokens is None:
             cache_tokens = sizes.tokens_that_fit(model.config.context, max_requests)
         sequences = max_requests if model.device == "cpu" else sizes.sequences_that_fit(cache_tokens, max_requests)
-        self.limit = min(model.config.context, blocks_for(cache_tokens) * BLOCK_SIZE)
+        self.cache_tokens = blocks_for(cache_tokens) * BLOCK_SIZE
+        self.limit = min(model.config.context, self.cache_tokens)
         self._pacer = Pacer(max_batch_tokens, inter_token_ms / 1e3)
         if model.device != "cpu":
             with on_device(model.device):

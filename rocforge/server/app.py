@@ -58,6 +58,7 @@ def create_app(backend: Backend, settings: Settings, metrics: Metrics) -> FastAP
     """The ASGI application over an engine, which the caller starts and stops, and its metrics."""
     app = endpoints(backend, settings, metrics, Jobs())
     guard(app, settings, metrics)
+    app.add_middleware(RequestId)
     return app
 
 
@@ -96,7 +97,6 @@ def guard(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     )
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(RequestId)
 
 
 def endpoints(backend: Backend, settings: Settings, metrics: Metrics, jobs: Jobs) -> FastAPI:

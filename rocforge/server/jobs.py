@@ -119,6 +119,12 @@ class Jobs:
         ended = map(json.loads, reversed(self._ended.values()))
         return [job.status for job in reversed(self._in_progress.values())] + list(ended)
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens of jobs in progress: of their prompts, and generated."""
+        self._settle()
+        return sum(job.usage["total_tokens"] for job in self._in_progress.values())
+
     def _settle(self) -> None:
         """Reduce ended jobs to their status, and drop the oldest beyond the limit."""
         for job in [job for job in self._in_progress.values() if job.ended]:

@@ -52,12 +52,15 @@ class Table:
 
     Args:
         processes: that answer HTTP.
+
+    Attributes:
+        numbers: all of them, float64.
     """
 
     def __init__(self, processes: int = 1):
         shared = mmap.mmap(-1, (processes + 1) * _WIDTH * 8)
-        rows = np.frombuffer(shared, np.float64).reshape(processes + 1, _WIDTH)
-        self.rows, self._engine = rows[:processes], rows[processes]
+        self.numbers = np.frombuffer(shared, np.float64).reshape(processes + 1, _WIDTH)
+        self.rows, self._engine = self.numbers[:processes], self.numbers[processes]
 
     def note_engine(self, waiting: int, in_flight: int, cache_blocks: tuple[int, int]) -> None:
         """Set the engine's row: requests that wait, and in all; blocks, and those in use."""
@@ -66,7 +69,7 @@ class Table:
     @property
     def used(self) -> bool:
         """Whether there is any number but 0."""
-        return bool(self.rows.any() or self._engine.any())
+        return bool(self.numbers.any())
 
     @property
     def in_progress(self) -> int:
@@ -93,22 +96,23 @@ class Table:
         yield from families.values()
 
 
-class ModelTables:
-    """The numbers of several models, labelled by their names; those that were never loaded have none.
+class LabelledTables:
+    """The numbers of several models, or replicas, labelled by their names; those that were never loaded have none.
 
     Args:
-        tables: model -> its numbers.
+        label: "model" or "replica".
+        tables: name -> its numbers.
     """
 
-    def __init__(self, tables: Mapping[str, Table]):
-        self._tables = tables
+    def __init__(self, label: str, tables: Mapping[str, Table]):
+        self._label, self._tables = label, tables
 
     def collect(self) -> Iterator[Metric]:
         """For a registry of Prometheus."""
-        families = _families(["model"])
-        for model, table in self._tables.items():
+        families = _families([self._label])
+        for name, table in self._tables.items():
             if table.used:
-                table.fill(families, [model])
+                table.fill(families, [name])
         yield from families.values()
 
     def text(self) -> bytes:
@@ -116,6 +120,29 @@ class ModelTables:
         registry = CollectorRegistry()
         registry.register(self)
         return generate_latest(registry)
+
+
+class ReplicaTables(LabelledTables):
+    """The numbers of replicas, labelled by their names.
+
+    Args:
+        counted: of each its name, the numbers of its Table, and how many requests it got that another one had before.
+    """
+
+    def __init__(self, counted: Sequence[tuple[str, np.ndarray, int]]):
+        super().__init__("replica", {name: Table(len(numbers) - 1) for name, numbers, _ in counted})
+        self._retried = {name: retried for name, _, retried in counted}
+        for name, numbers, _ in counted:
+            self._tables[name].numbers[:] = numbers
+
+    def collect(self) -> Iterator[Metric]:
+        """For a registry of Prometheus."""
+        yield from super().collect()
+        text = "Requests that another replica had before."
+        family = CounterMetricFamily("rocforge_requests_retried", text, labels=["replica"])
+        for name, retried in self._retried.items():
+            family.add_metric([name], retried)
+        yield family
 
 
 def _families(labels: list[str]) -> dict[str, Any]:
@@ -178,6 +205,11 @@ class Metrics:
     def request(self, change: int) -> None:
         """Count HTTP requests in progress."""
         self._row[_IN_PROGRESS] += change
+
+    def updated(self) -> Table:
+        """Of all processes, with the engine's row as it is now."""
+        self._update()
+        return self.table
 
     def text(self) -> bytes:
         """Of all processes."""

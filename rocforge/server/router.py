@@ -19,13 +19,14 @@ from rocforge.server.errors import APIError, JSONResponse, unknown_model
 from rocforge.server.generation import time_limit
 from rocforge.server.jobs import Jobs, client_closed, unless_gone
 from rocforge.server.kept_responses import add_kept_responses
-from rocforge.server.metrics import Metrics, ModelTables
+from rocforge.server.metrics import LabelledTables, Metrics
 from rocforge.server.model_clients import ModelClient, ModelClients
+from rocforge.server.request_id import RequestId
 from rocforge.server.settings import Settings
 
 
 def create_router(
-    clients: ModelClients, described: FastAPI, jobs: Jobs, tables: ModelTables, settings: Settings, metrics: Metrics
+    clients: ModelClients, described: FastAPI, jobs: Jobs, tables: LabelledTables, settings: Settings, metrics: Metrics
 ) -> FastAPI:
     """The ASGI application over several models.
 
@@ -46,6 +47,7 @@ def create_router(
     _add_state(app, clients)
     app.router.default = Dispatch(clients.models, described, settings.request_timeout)
     guard(app, settings, metrics)
+    app.add_middleware(RequestId)
     return app
 
 
@@ -105,11 +107,13 @@ class Dispatch:
         fields = await self._fields(request)
         model = named(self._models, fields["model"])
         async with contextlib.AsyncExitStack() as stack:
-            with time_limit(min(_seconds(fields.get("timeout")), self._request_timeout)):
+            with time_limit(min(seconds_of(fields.get("timeout")), self._request_timeout)):
                 endpoints = await unless_gone(stack.enter_async_context(model.use()), request)
             if endpoints is None:
                 return await client_closed()(scope, receive, send)
-            await endpoints(scope, _again(await request.body(), receive) if request.method == "POST" else receive, send)
+            await endpoints(
+                scope, replayed(await request.body(), receive) if request.method == "POST" else receive, send
+            )
 
     async def _fields(self, request: JSONRequest) -> Mapping[str, Any]:
         """The fields of a body, or of a query; "model" is one of them."""
@@ -131,12 +135,12 @@ def named(models: Mapping[str, ModelClient], name: str) -> ModelClient:
     return models[name]
 
 
-def _seconds(timeout: Any) -> float:
+def seconds_of(timeout: Any) -> float:
     """A request's time limit; infinite where it has none, or no valid one, which its endpoint will refuse."""
     return timeout if isinstance(timeout, (int, float)) and timeout > 0 else float("inf")
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives a body that was read, and then what follows."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

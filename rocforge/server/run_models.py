@@ -26,7 +26,7 @@ from rocforge.server.engine_options import EngineOptions
 from rocforge.server.http import HTTPServer
 from rocforge.server.jobs import Jobs
 from rocforge.server.listeners import listen_for_front_ends, url_of
-from rocforge.server.metrics import Metrics, ModelTables, Table
+from rocforge.server.metrics import LabelledTables, Metrics, Table
 from rocforge.server.model_clients import ModelClients
 from rocforge.server.model_pool import MODELS_MAX
 from rocforge.server.model_supervisor import ModelSupervisor
@@ -174,7 +174,7 @@ def _answer_http(
     first = next(iter(addresses))
     described = endpoints_of(first, connect(first, lambda: None))
     clients = ModelClients(list(addresses), notes, uses, connect, endpoints_of)
-    requests, numbers = Metrics(in_progress, index), ModelTables(tables)
+    requests, numbers = Metrics(in_progress, index), LabelledTables("model", tables)
 
     def create(settings: Settings) -> Any:
         return create_router(clients, described, jobs, numbers, settings, requests)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from prometheus_client.parser import text_string_to_metric_families
 
 from rocforge.engine.reply import Progress
-from rocforge.server.metrics import Metrics, Table
+from rocforge.server.metrics import Metrics, ReplicaTables, Table
 
 
 def values(metrics):
@@ -77,3 +77,15 @@ def test_requests_in_progress():
     assert table.in_progress == 2
     Metrics(table, 1)
     assert table.in_progress == 1
+
+
+def test_replicas_have_a_label(monkeypatch):
+    """Their numbers, as they send them."""
+    metrics = Metrics(Table(2), index=1)
+    write(metrics, monkeypatch, tokens=3)
+    metrics.table.note_engine(1, 3, (8, 5))
+    found = values(ReplicaTables([("a", metrics.updated().numbers.copy(), 2), ("b", Table().numbers, 0)]))
+    assert found["rocforge_generated_tokens_total", "a"] == 3 and found["rocforge_requests_running", "a"] == 2
+    assert found["rocforge_requests_total", "finished", "a"] == 1
+    assert found["rocforge_requests_retried_total", "a"] == 2 and found["rocforge_requests_retried_total", "b"] == 0
+    assert ("rocforge_generated_tokens_total", "b") not in found
