@@ -88,6 +88,21 @@ MAMBA2 = {
     "ssm.time_step_rank": 6,
     "ssm.inner_size": 6 * 32,
 }
+LATENT = {
+    **RMS,
+    **MIXTURE,
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 56,
+    "attention.kv_lora_rank": 80,
+    "attention.key_length": 96,
+    "attention.value_length": 80,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 40,
+    "rope.dimension_count": 16,
+}
+OLD_LATENT = {"attention.key_length": 48, "attention.value_length": 40, "attention.q_lora_rank": 0, **FULL}
+LOG = {"rope.scaling.yarn_log_multiplier": 0.07}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -184,6 +199,23 @@ FAMILIES = {
             "shortconv.l_cache": 3,
             "leading_dense_block_count": 1,
         },
+        NO_BIAS,
+    ),
+    "deepseek2": Family("deepseek2", {**LATENT, **SIGMOID, **GROUPS, **YARN, **LOG}, NO_BIAS),
+    "deepseek2-lite": Family(
+        "deepseek2",
+        {**LATENT, "attention.q_lora_rank": 0, **YARN},
+        (*NO_BIAS, "exp_probs_b.bias"),
+    ),
+    "deepseek2-old": Family(
+        "deepseek2",
+        {**{key: value for key, value in LATENT.items() if not key.endswith("_mla")}, **OLD_LATENT},
+        (*NO_BIAS, "exp_probs_b.bias"),
+        ("attn_kv_b.weight",),
+    ),
+    "mistral4": Family(
+        "mistral4",
+        {**LATENT, **YARN, **LOG, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
         NO_BIAS,
     ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),

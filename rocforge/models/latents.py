@@ -1,0 +1,117 @@
+"""Families with multi-head latent attention: deepseek2, mistral4."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rocforge.gguf.metadata import MOST
+from rocforge.models.mixtures import DeepSeek
+from rocforge.nn import LatentAttention
+from rocforge.nn.reader import LARGEST, Reader
+from rocforge.ops.latent_attention import Temperature
+from rocforge.quant import QuantizedArray
+
+GLM_FLASH = (154880, (47, 48))
+"""The vocabulary and the layers of files of GLM 4.7 Flash, of which old ones do not say that weights are sigmoids."""
+
+
+class LatentSizes:
+    """Sizes of latent attention, which layers share.
+
+    Files of before April 2025 have attn_kv_b, and the lengths of a head's keys and values where others have those of
+    the cache's rows.
+    """
+
+    def __init__(self, read: Reader):
+        self.heads = read.integer_of(0, "attention.head_count", 1, read.config.dim)
+        self.rank = read.integer("attention.kv_lora_rank", 1, MOST)
+        self.shared = read.integer("rope.dimension_count", 2, MOST)
+        key = "attention.key_length_mla" if read.value("attention.key_length_mla", 0) else "attention.key_length"
+        self.own = read.integer(key, self.shared + 1, MOST) - self.shared
+        self.value_dim = read.integer(key.replace("key", "value"), 1, MOST)
+
+    @property
+    def metadata(self) -> dict[str, int]:
+        """As files of today have them."""
+        cached = {"head_count_kv": 1, "key_length": self.rank + self.shared, "value_length": self.rank}
+        return {**cached, "key_length_mla": self.own + self.shared, "value_length_mla": self.value_dim}
+
+    def split(self, kv_b: Any) -> tuple[Any, Any]:
+        """attn_k_b (heads, rank, own), float32, and attn_v_b (heads, value_dim, rank), of attn_kv_b (heads * (own +
+        value_dim), rank)."""
+        each = kv_b.reshape(self.heads, self.own + self.value_dim, self.rank)
+        keys, values = each[:, : self.own], each[:, self.own :]
+        keys = keys.dequantize() if isinstance(keys, QuantizedArray) else keys.astype(np.float32)
+        return np.ascontiguousarray(keys.swapaxes(1, 2)), values
+
+
+class DeepSeek2(DeepSeek):
+    """DeepSeek V2 and V3, and what has their form. Sources: https://arxiv.org/abs/2405.04434, 2412.19437."""
+
+    architectures = ("deepseek2",)
+    models = "DeepSeek V2 to V3.1, R1, Kimi K2, GLM 4.7 Flash"
+
+    def __init__(self, read: Reader):
+        self.sizes = LatentSizes(read)
+        super().__init__(read)
+        self.metadata |= {f"{read.config.architecture}.attention.{key}": n for key, n in self.sizes.metadata.items()}
+
+    def attention(self, layer: int, read: Reader) -> LatentAttention:
+        magnitude, scale = self.yarn(read)
+        sizes, none = self.sizes, read.has(layer, "attn_q")
+        return LatentAttention(
+            read.config.dim,
+            sizes.heads,
+            sizes.rank,
+            sizes.own,
+            sizes.shared,
+            sizes.value_dim,
+            read.rope(False, magnitude),
+            read.eps,
+            query_rank=None if none else read.integer("attention.q_lora_rank", 0, MOST, default=0) or None,
+            scale=scale / math.sqrt(sizes.own + sizes.shared),
+            temperature=_temperature(read),
+        )
+
+    def yarn(self, read: Reader) -> tuple[float, float]:
+        """YaRN's factors: on what is rotated, beside the usual `1 + 0.1 ln(scale)`, and on scores.
+
+        Files have a tenth of the factor of that logarithm that the model was trained with.
+        """
+        log = math.log(read.yarn_scale)
+        multiplier = 10 * read.number("rope.scaling.yarn_log_multiplier", 0.0, LARGEST, default=0.0)
+        rotated = self.rotated_magnitude(multiplier, log)
+        given = read.number("rope.scaling.attn_factor", 0.0, LARGEST, default=1.0)
+        return rotated / (1 + 0.1 * log), (given * rotated * (1 + 0.1 * multiplier * log)) ** 2
+
+    def rotated_magnitude(self, multiplier: float, log: float) -> float:
+        """YaRN's factor on what is rotated, of a context that grew by e to the `log`."""
+        return 1.0 if multiplier else 1 + 0.1 * log
+
+    def gating(self, read: Reader) -> dict[str, Any]:
+        glm = read.config.vocabulary == GLM_FLASH[0] and read.config.layers in GLM_FLASH[1]
+        return {**read.gating("sigmoid" if glm else "softmax"), "selection_bias": "optional"}
+
+    def arrays_of(self, name: str, array: Any) -> dict[str, Any]:
+        if not name.endswith(".attn_kv_b.weight"):
+            return {name: array}
+        keys, values = self.sizes.split(array)
+        return {name.replace("kv_b", "k_b"): keys, name.replace("kv_b", "v_b"): values}
+
+
+class Mistral4(DeepSeek2):
+    """Source: https://docs.mistral.ai."""
+
+    architectures = ("mistral4",)
+    models = "Mistral Small 4"
+
+    def rotated_magnitude(self, multiplier: float, log: float) -> float:
+        return (1 + 0.1 * log) / (1 + 0.1 * multiplier * log)
+
+
+def _temperature(read: Reader) -> Temperature | None:
+    scale = read.number("attention.temperature_scale", 0.0, LARGEST, default=0.0)
+    return Temperature(scale, read.integer("attention.temperature_length", 1, MOST)) if scale else None

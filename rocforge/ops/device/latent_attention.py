@@ -1,0 +1,95 @@
+"""Latent attention on a device: launches of latent_attention.hip. Shapes are those of rocforge.ops.latent_attention."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from rocforge.device import tuning
+from rocforge.device.cards import card_of
+from rocforge.device.kernels import Kernel
+from rocforge.device.libraries import cupy_module
+from rocforge.ops.device.attention import Types, cache_arrays, splits_of, types_of
+from rocforge.ops.device.experts import expert_linear
+from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
+from rocforge.ops.state import BLOCK_SIZE, PagedLayer
+from rocforge.ops.types import Array, Matrices, Weight
+
+HEADS, WAVES = 16, 8
+"""Heads and waves of a block of the kernel."""
+UNIT, MOST = 16, 640
+"""Latents and shared keys are multiples of so many elements, and both at most so many."""
+
+
+def store_latents(
+    q: Array, latents: Array, keys: Array, layer: PagedLayer, rotation: tuple[Array, Array, bool] | None, norm: Array, eps: float
+) -> tuple[Array, Array]:
+    """As rocforge.ops.latent_attention.store_latents."""
+    (tokens, heads, dim), (rank, shared), empty = q.shape, (latents.shape[1], keys.shape[1]), cupy_module().empty
+    own, rotated = (empty((tokens, heads, n), np.float32) for n in (dim - shared, shared))
+    if not tokens:
+        return own, rotated
+    (q, q_stride), (latents, latent_stride), (keys, key_stride) = map(rows_of, (q, latents, keys))
+    cos, sin, neox = rotation or (None, None, False)
+    args = {"own": own, "rotated": rotated, "keys": cache_arrays(layer)["keys"], "slots": layer.slots}
+    args |= {"q": q, "latents": latents, "shared_keys": keys, "q_stride": q_stride, "latent_stride": latent_stride}
+    args |= {"key_stride": key_stride, "cos": cos, "sin": sin, "neox": int(neox), "norm": float32(norm), "eps": eps}
+    args |= {"tokens": tokens, "heads": heads, "own_dim": dim - shared}
+    grid, block = a_thread_each(tokens * (heads + 1) * card_of(own.device.id).wave)
+    _kernel("latent_store", rank, shared, layer)(grid, block, args)
+    return own, rotated
+
+
+def latent_attention(
+    absorbed: Array, rotated: Array, layer: PagedLayer, scale: float, temperature: tuple[float, int]
+) -> Array:
+    """As rocforge.ops.latent_attention.latent_attention."""
+    tokens, heads, rank = absorbed.shape
+    out = cupy_module().empty(absorbed.shape, np.float32)
+    if not tokens:
+        return out
+    (sequences, stride), tiles, tuned = layer.tables.shape, blocks(heads, HEADS), tuning.of(out.device)
+    card = card_of(out.device.id)
+    splits = splits_of(card.compute_units, tokens * tiles, stride * layer.block_size, tuned)
+    partials = cupy_module().empty(tokens * tiles * splits * HEADS * (rank + 2), np.float32)
+    args = {"out": out, "absorbed": float32(absorbed), "rotated": float32(rotated)}
+    args |= {"keys": cache_arrays(layer)["keys"], "tables": layer.tables, "lengths": layer.lengths}
+    args |= {"query_starts": layer.query_starts, "partials": partials, "counters": layer.counters}
+    args |= {"table_stride": stride, "sequences": sequences, "heads": heads, "splits": splits, "scale": scale}
+    args |= {"temperature": temperature[0], "temperature_length": temperature[1]}
+    kernel = _kernel("latent_attention", rank, rotated.shape[2], layer)
+    kernel((tokens, tiles, splits), (WAVES * card.wave,), args)
+    return out
+
+
+def _kernel(name: str, rank: int, shared: int, layer: PagedLayer) -> Kernel:
+    if rank % UNIT or shared % UNIT or rank + shared > MOST:
+        raise ValueError(
+            f"latents are of {rank} elements and shared keys of {shared}; on a device allowed are multiples of {UNIT}, "
+            f"and {MOST} of both"
+        )
+    return _compiled(name, rank, shared, types_of(layer))
+
+
+@functools.cache
+def _compiled(name: str, rank: int, shared: int, types: Types) -> Kernel:
+    sizes = {"RF_HEAD_DIM": rank + shared, "RF_RANK": rank, "RF_BLOCK_SIZE": BLOCK_SIZE}
+    return Kernel("latent_attention.hip", name, **{**sizes, **dict(types)})
+
+
+def head_linear(x: Array, weight: Weight) -> Array:
+    """As rocforge.ops.latent_attention.head_linear: each head's matrix is an expert that every token takes."""
+    tokens, heads, columns = x.shape
+    ids = _head_of_pair(heads, 1 << (tokens - 1).bit_length(), x.device.id)[:tokens]
+    return expert_linear(x.reshape(-1, columns), ids, Matrices(weight)).reshape(tokens, heads, -1)
+
+
+@functools.cache
+def _head_of_pair(heads: int, tokens: int, device: int) -> Array:
+    """int32 (tokens, heads): 0, 1, ... of each token. It is kept, since graphs of steps read it."""
+    cupy = cupy_module()
+    with cupy.cuda.Device(device):
+        ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), (tokens, 1)))
+        cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
+    return ids
