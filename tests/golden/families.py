@@ -258,6 +258,12 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
         if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
             continue
         part = path.split(".")[-2]
+        if "attn_kv_b.weight" in family.present and part in ("attn_k_b", "attn_v_b"):  # a file has both in one
+            if part == "attn_k_b":
+                heads, rank, own = parameter.shape
+                rows = heads * (own + keys["attention.value_length"])
+                yield path.replace("k_b", "kv_b"), (rows, rank), 0.0, 1 / math.sqrt(rank)
+            continue
         if path.endswith("ssm_a"):
             yield path, parameter.shape, -0.3, 0.1
             continue

@@ -49,8 +49,8 @@ def latent_attention(
     out = cupy_module().empty(absorbed.shape, np.float32)
     if not tokens:
         return out
-    (sequences, stride), tiles, tuned = layer.tables.shape, blocks(heads, HEADS), tuning.of(out.device)
-    card = card_of(out.device.id)
+    (sequences, stride), tiles, device = layer.tables.shape, blocks(heads, HEADS), out.device.id
+    card, tuned = card_of(device), tuning.of(device)
     splits = splits_of(card.compute_units, tokens * tiles, stride * layer.block_size, tuned)
     partials = cupy_module().empty(tokens * tiles * splits * HEADS * (rank + 2), np.float32)
     args = {"out": out, "absorbed": float32(absorbed), "rotated": float32(rotated)}
