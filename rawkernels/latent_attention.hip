@@ -151,6 +151,7 @@ RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
 RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token, i32 rows) {
     float position = float(maximum(rows - 1, 0) / p.temperature_length);
     float scale = p.scale * LOG2E * (1 + p.temperature * fast_log(1 + position));
+    RF_NO_UNROLL
     for (u32 i = thread_x(); i < HEADS * RF_HEAD_DIM; i += THREADS) {
         u32 head = block_y() * HEADS + i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
         u64 at = u64(token) * p.heads + head;
@@ -254,7 +255,7 @@ RF_DEVICE void add_latents(Accumulator (&sums)[OWN_TILES], const Shared& shared)
     RF_UNROLL
     for (u32 n = 0; n < OWN_TILES; ++n) {
         u32 tile = wave() + n * WAVES;
-        if (tile >= TILES) break;
+        if (TILES % WAVES && tile >= TILES) break;
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) sums[n].x[i] *= rescale[row_slot(i)];
 #ifdef RF_FRAGMENTS_NVIDIA
@@ -272,7 +273,7 @@ RF_DEVICE void each_sum(const Accumulator (&sums)[OWN_TILES], Each f) {
     RF_UNROLL
     for (u32 n = 0; n < OWN_TILES; ++n) {
         u32 tile = wave() + n * WAVES;
-        if (tile >= TILES) break;
+        if (TILES % WAVES && tile >= TILES) break;
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i)
             f(fragment_row(row_slot(i)), tile * 16 + fragment_column(i), sums[n].x[i]);
@@ -294,6 +295,7 @@ RF_DEVICE void combine(Shared& shared, const LatentAttentionParams& p, const flo
         shared.sum[head] = sum;
     }
     barrier();
+    RF_NO_UNROLL
     for (u32 i = thread_x(); i < SIZE; i += THREADS) {
         u32 head = i / RF_RANK;
         if (block_y() * HEADS + head >= p.heads) break;
