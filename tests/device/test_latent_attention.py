@@ -13,6 +13,7 @@ from rocforge.device import tuning
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
+from rocforge.ops.device import latent_attention as latent_device
 from rocforge.ops.latent_attention import Temperature, head_linear, latent_attention, store_latents
 from rocforge.ops.rope import Rotation, rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
@@ -113,11 +114,12 @@ def test_storing(rng, neox: bool, rotates: bool):
 
 @pytest.mark.any_wave
 @pytest.mark.parametrize("kind", ["F32", "Q4_0"])
-def test_head_linear(rng, kind: str):
-    """Each head's own matrix, of one token and of several."""
+def test_head_linear(rng, kind: str, monkeypatch):
+    """Each head's own matrix, of one token and of several; of packed ones on the matrix unit, some tokens at a time."""
+    monkeypatch.setattr(latent_device, "MAX_PAIRS", 60)
     values = rng.standard_normal((3, 40, 64), np.float32)
     weight = values if kind == "F32" else rf.quantize(values, kind)
-    for tokens in (1, 7):
+    for tokens in (1, 4, 37):
         x = rng.standard_normal((tokens, 3, 64), np.float32)
         y = head_linear(cp.asarray(x), rf.to_device(weight, "gpu"))
         expected = np.einsum("thc,hrc->thr", x.astype(np.float64), np.asarray(weight, np.float64))

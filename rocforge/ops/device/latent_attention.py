@@ -8,11 +8,17 @@ import numpy as np
 
 from rocforge.device import tuning
 from rocforge.device.cards import card_of
+from rocforge.device.geometry import expert_tile_pairs
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.device.attention import Types, cache_arrays, splits_of, types_of
-from rocforge.ops.device.experts import expert_linear
+from rocforge.ops.device.dequantize import rows_by_id
+from rocforge.ops.device.experts import MAX_PAIRS, expert_linear, launch_tiles
+from rocforge.ops.device.moe import sorted_pairs
+from rocforge.ops.device.operands import quantized
+from rocforge.ops.device.plan import Product, experts_product, fragments_for
 from rocforge.ops.device.strided import a_thread_each, blocks, float32, rows_of
+from rocforge.ops.device.weights import format_of, memory_of
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array, Matrices, Weight
 
@@ -80,16 +86,38 @@ def _compiled(name: str, rank: int, shared: int, types: Types) -> Kernel:
 
 def head_linear(x: Array, weight: Weight) -> Array:
     """As rocforge.ops.latent_attention.head_linear: each head's matrix is an expert that every token takes."""
-    tokens, heads, columns = x.shape
-    ids = _head_of_pair(heads, 1 << (tokens - 1).bit_length(), x.device.id)[:tokens]
-    return expert_linear(x.reshape(-1, columns), ids, Matrices(weight)).reshape(tokens, heads, -1)
+    (tokens, heads, columns), kind = x.shape, format_of(weight)
+    x, ids, matrices = x.reshape(-1, columns), _heads_of(tokens, heads, x.device.id), Matrices(weight)
+    if experts_product(kind, kind, kind, tokens, tuning.current()) is not Product.TILE:
+        return expert_linear(x, ids, matrices).reshape(tokens, heads, -1)
+    y, step = cupy_module().empty((tokens, heads, weight.shape[1]), np.float32), max(MAX_PAIRS // heads, 1)
+    for start in range(0, tokens, step):
+        some = slice(start, start + step)
+        _by_tiles(y[some].reshape(-1, weight.shape[1]), x[start * heads :], ids[some], matrices)
+    return y
+
+
+def _by_tiles(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
+    """Each pair's row times its head's matrix, on the matrix unit: the pairs sorted, multiplied, and put back."""
+    heads, rows, _ = matrices.weight.shape
+    height, y = expert_tile_pairs(ids.size, heads), cupy_module().empty(out.shape, np.float32)
+    groups, tiles = sorted_pairs(ids, heads, height)
+    args = {"w": memory_of(matrices.weight), "bias": None, "y": y, "rows": rows}
+    operand = quantized(x[: ids.size], fragments_for(ids.size))
+    launch_tiles("experts_down_pairs", operand, groups.order, 1, tiles, height, matrices, rows, args)
+    rows_by_id(y, groups.rank, out)
+
+
+def _heads_of(tokens: int, heads: int, device: int) -> Array:
+    """int32 (tokens, heads): 0, 1, ... of each token."""
+    return _kept_heads(heads, 1 << max(tokens - 1, 0).bit_length(), device)[:tokens]
 
 
 @functools.cache
-def _head_of_pair(heads: int, tokens: int, device: int) -> Array:
-    """int32 (tokens, heads): 0, 1, ... of each token. It is kept, since graphs of steps read it."""
+def _kept_heads(heads: int, tokens: int, device: int) -> Array:
+    """They are kept, since graphs of steps read them."""
     cupy = cupy_module()
     with cupy.cuda.Device(device):
         ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), (tokens, 1)))
-        cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
+        cupy.cuda.get_current_stream().synchronize()  # they may be used on another stream
     return ids
