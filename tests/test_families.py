@@ -74,7 +74,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "deepseek2"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)
@@ -89,6 +89,18 @@ def test_engine(model_of, name):
         while engine.busy:
             engine.step()
     assert all(requests[i].output == expected for i in (0, 2, 3))
+
+
+def test_latents_of_an_old_file(model_of, tmp_path):
+    """attn_kv_b is taken apart; saved, the model has the form that files have today."""
+    path, model = model_of("deepseek2-old")
+    model.save(tmp_path / "saved.gguf")
+    before, saved = rf.open_gguf(path), rf.open_gguf(tmp_path / "saved.gguf")
+    assert "blk.0.attn_kv_b.weight" in before and "blk.0.attn_kv_b.weight" not in saved
+    assert saved["blk.0.attn_k_b.weight"].shape == (6, 80, 32) and saved["blk.0.attn_v_b.weight"].shape == (6, 40, 80)
+    assert [saved.metadata[f"deepseek2.attention.{key}"] for key in ("key_length", "key_length_mla")] == [96, 48]
+    tokens = families.prompt("deepseek2-old")
+    np.testing.assert_array_equal(load_model(saved, device="cpu")(tokens), model(tokens))
 
 
 def unpack(path, to):

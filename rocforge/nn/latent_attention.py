@@ -92,7 +92,8 @@ class LatentAttention(Module):
             q = self.attn_q_b(self.attn_q_a_norm(q))
         q, latents, keys = q.reshape(len(q), self.heads, -1), rows[:, : self.rank], rows[:, self.rank :]
         layer, rotation = batch.state_of(self), None if self.rope is None else batch.rotation(self.rope)
-        norm, fused = self.attn_kv_a_norm, {}
+        norm: Any = self.attn_kv_a_norm
+        fused: dict[str, Any] = {}
         if is_hidden(norm, RMSNorm):
             fused = {"norm": norm.weight, "eps": norm.eps}
         else:

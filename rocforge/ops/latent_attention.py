@@ -1,8 +1,8 @@
-"""Multi-head latent attention: the cache has one short row a token, of which keys and values of all heads are products.
+"""Multi-head latent attention: the cache has one short row a token, of which all heads' keys and values are products.
 
-A row is the latent, then a key that all heads share and that is rotated. Heads' queries are multiplied with the matrices
-that make keys of latents, once, in place of the keys of all tokens; so a head's score is its query times a row, and
-what it gives is a sum of latents, which is multiplied with the matrix that makes values of them.
+A row is the latent, then a key that all heads share and that is rotated. Heads' queries are multiplied with the
+matrices that make keys of latents, once, in place of the keys of all tokens; so a head's score is its query times a
+row, and what it gives is a sum of latents, which is multiplied with the matrix that makes values of them.
 
 Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434.
 """
@@ -66,7 +66,9 @@ def store_latents(
     shared = keys.shape[1]
     check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
     if rotation is not None and 2 * rotation.cos.shape[1] != shared:
-        raise ValueError(f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones")
+        raise ValueError(
+            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
+        )
     if get_array_module(q) is not np:
         return device.store_latents(q, latents, keys, layer, rotation, norm, eps)
     own, rotated, keys = q[..., :-shared], q[..., -shared:], keys[:, None]

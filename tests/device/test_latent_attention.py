@@ -130,5 +130,5 @@ def test_other_sizes():
     """What the kernels are not made for is refused in a sentence."""
     cache = KVCache([PagedKV(1, 56, 0)], 1, device="gpu")
     layer = Batch.of(cache, [Chunk(0, 1, [0])]).state_of(0)
-    with pytest.raises(ValueError, match="latents are of 40 elements and shared keys of 16; .* multiples of 16"):
+    with pytest.raises(ValueError, match=r"latents are of 40 elements and shared keys of 16; .* multiples of 16"):
         latent_attention(cp.zeros((1, 2, 40), np.float32), cp.zeros((1, 2, 16), np.float32), layer, 1.0)

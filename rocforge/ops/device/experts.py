@@ -299,7 +299,7 @@ def launch_tiles(
     rows: int,
     args: dict[str, Any],
 ) -> None:
-    """One launch of experts_tiles.hip; `rows` are those of all matrices of an expert, `order` and `used` as in Pairs."""
+    """One launch of experts_tiles.hip; `order` and `used` are as in its Pairs, `rows` of all matrices of an expert."""
     device, cells = cupy_module().cuda.runtime.getDevice(), cells_of(x.shape[1])
     tuned, card = tuning.of(device), card_of(device)
     items = tiles.most * blocks(rows, 16 * tile_row_tiles(tuned, height))

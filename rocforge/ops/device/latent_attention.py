@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,13 @@ UNIT, MOST = 16, 640
 
 
 def store_latents(
-    q: Array, latents: Array, keys: Array, layer: PagedLayer, rotation: tuple[Array, Array, bool] | None, norm: Array, eps: float
+    q: Array,
+    latents: Array,
+    keys: Array,
+    layer: PagedLayer,
+    rotation: tuple[Array, Array, bool] | None,
+    norm: Array,
+    eps: float,
 ) -> tuple[Array, Array]:
     """As rocforge.ops.latent_attention.store_latents."""
     (tokens, heads, dim), (rank, shared), empty = q.shape, (latents.shape[1], keys.shape[1]), cupy_module().empty
@@ -80,8 +87,8 @@ def _kernel(name: str, rank: int, shared: int, layer: PagedLayer) -> Kernel:
 
 @functools.cache
 def _compiled(name: str, rank: int, shared: int, types: Types) -> Kernel:
-    sizes = {"RF_HEAD_DIM": rank + shared, "RF_RANK": rank, "RF_BLOCK_SIZE": BLOCK_SIZE}
-    return Kernel("latent_attention.hip", name, **{**sizes, **dict(types)})
+    sizes: dict[str, Any] = {"RF_HEAD_DIM": rank + shared, "RF_RANK": rank, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
+    return Kernel("latent_attention.hip", name, **sizes)
 
 
 def head_linear(x: Array, weight: Weight) -> Array:
