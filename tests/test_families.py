@@ -12,7 +12,7 @@ from golden.families import FAMILIES, ROWS
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.models import ARCHITECTURES
+from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.batch import Batch, Chunk
 
 EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
@@ -103,6 +103,16 @@ def test_latents_of_an_old_file(model_of, tmp_path):
     np.testing.assert_array_equal(load_model(saved, device="cpu")(tokens), model(tokens))
 
 
+def test_tokens_that_an_indexer_would_choose():
+    """Sparse attention is computed as plain attention, which is told where a context is longer than what it chooses."""
+    family = FAMILIES["glm-dsa"]
+    keys = {**families.metadata(family), "attention.indexer.top_k": 100}
+    with pytest.warns(
+        UserWarning, match=r"attend to 100 tokens that an indexer chooses, .* of the context's 128 tokens"
+    ):
+        build_model(families.Skeleton("glm-dsa", keys, family.present))
+
+
 def unpack(path, to):
     """A copy of a file with all tensors in F32."""
     reader = gguf.GGUFReader(path)
@@ -140,8 +150,6 @@ def test_the_list_is_of_today():
 )
 def test_refused(arch, key, value, match):
     """What a family cannot do is said in a sentence, and nothing is computed without it."""
-    from rocforge.models import build_model
-
     family = FAMILIES[arch]
     keys = {**families.metadata(family), key: value}
     with pytest.raises(rf.UnsupportedModelError, match=match):

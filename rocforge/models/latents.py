@@ -1,15 +1,16 @@
-"""Families with multi-head latent attention: deepseek2, mistral4."""
+"""Families with multi-head latent attention: deepseek2, mistral4, deepseek32, glm-dsa, minicpm3, plm."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 
 from rocforge.gguf.metadata import MOST
 from rocforge.models.mixtures import DeepSeek
-from rocforge.nn import LatentAttention
+from rocforge.nn import MLP, Block, LatentAttention
 from rocforge.nn.reader import LARGEST, Reader
 from rocforge.ops.latent_attention import Temperature
 from rocforge.quant import QuantizedArray
@@ -51,7 +52,8 @@ class LatentSizes:
 class DeepSeek2(DeepSeek):
     """DeepSeek V2 and V3, and what has their form. Sources: https://arxiv.org/abs/2405.04434, 2412.19437."""
 
-    architectures = ("deepseek2",)
+    architectures: tuple[str, ...] = ("deepseek2",)
+    neox = False
     models = "DeepSeek V2 to V3.1, R1, Kimi K2, GLM 4.7 Flash"
 
     def __init__(self, read: Reader):
@@ -69,7 +71,7 @@ class DeepSeek2(DeepSeek):
             sizes.own,
             sizes.shared,
             sizes.value_dim,
-            read.rope(False, magnitude),
+            read.rope(self.neox, magnitude),
             read.eps,
             query_rank=None if none else read.integer("attention.q_lora_rank", 0, MOST, default=0) or None,
             scale=scale / math.sqrt(sizes.own + sizes.shared),
@@ -105,11 +107,67 @@ class DeepSeek2(DeepSeek):
 class Mistral4(DeepSeek2):
     """Source: https://docs.mistral.ai."""
 
-    architectures = ("mistral4",)
+    architectures: tuple[str, ...] = ("mistral4",)
     models = "Mistral Small 4"
 
     def rotated_magnitude(self, multiplier: float, log: float) -> float:
         return (1 + 0.1 * log) / (1 + 0.1 * multiplier * log)
+
+
+class DeepSeek32(Mistral4):
+    """Sparse attention, of which the indexer that chooses what a token sees is left out: it sees all.
+
+    Sources: https://arxiv.org/abs/2512.02556; GLM 5, https://arxiv.org/abs/2602.15763.
+    """
+
+    architectures = ("deepseek32", "glm-dsa")
+    models = "DeepSeek V3.2, GLM 5, as far as they attend to all"
+
+    def __init__(self, read: Reader):
+        super().__init__(read)
+        most, context = read.integer("attention.indexer.top_k", 1, MOST), read.config.context
+        if context > most:
+            warnings.warn(
+                f"the model was trained to attend to {most} tokens that an indexer chooses, and attends to all here: "
+                f"beyond {most} of the context's {context} tokens that is another model",
+                stacklevel=2,
+            )
+
+    def gating(self, read: Reader) -> dict[str, Any]:
+        return {**read.gating("sigmoid"), "selection_bias": "optional"}
+
+    def is_read(self, name: str) -> bool:
+        return ".indexer." not in name and super().is_read(name)
+
+
+class MiniCPM3(DeepSeek2):
+    """A dense model with MiniCPM's constants. Source: https://huggingface.co/openbmb/MiniCPM3-4B."""
+
+    architectures = ("minicpm3",)
+    models = "MiniCPM 3"
+    neox = True
+
+    def __init__(self, read: Reader):
+        super().__init__(read)
+        self.embedding_scale, self.logit_scale = 12.0, 256 / read.config.dim
+
+    def block(self, layer: int, read: Reader) -> Block:
+        scale = 1.4 / math.sqrt(read.config.layers)
+        return Block(self.attention(layer, read), MLP(**read.mlp(layer)), read.rms_norm, residual_scale=scale)
+
+    def yarn(self, read: Reader) -> tuple[float, float]:
+        return 1.0, 1.0
+
+
+class PLM(DeepSeek2):
+    """A dense model whose feed-forward has no gate. Source: https://arxiv.org/abs/2503.12167."""
+
+    architectures = ("plm",)
+    models = "PLM 1.8B"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        mlp = MLP(**read.mlp(layer), activation="relu_squared", gate=False)
+        return Block(self.attention(layer, read), mlp, read.rms_norm)
 
 
 def _temperature(read: Reader) -> Temperature | None:
