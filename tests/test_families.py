@@ -74,7 +74,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "deepseek2"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "deepseek2", "kimi-linear"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)
@@ -101,6 +101,17 @@ def test_latents_of_an_old_file(model_of, tmp_path):
     assert [saved.metadata[f"deepseek2.attention.{key}"] for key in ("key_length", "key_length_mla")] == [96, 48]
     tokens = families.prompt("deepseek2-old")
     np.testing.assert_array_equal(load_model(saved, device="cpu")(tokens), model(tokens))
+
+
+def test_axes_of_kimi_linear():
+    """Convolutions and decays have as many axes of one as the converter of the day gave them."""
+    family = FAMILIES["kimi-linear"]
+    model = build_model(families.Skeleton("kimi-linear", families.metadata(family), family.present))
+    for name, axes, shape in (
+        ("blk.0.ssm_conv1d_q.weight", (1, 384, 1, 4), (384, 1, 4)),
+        ("blk.0.ssm_a", (1, 1, 6, 1), (6, 1)),
+    ):
+        assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
 
 
 def test_tokens_that_an_indexer_would_choose():

@@ -1,4 +1,4 @@
-"""Families with multi-head latent attention: deepseek2, mistral4, deepseek32, glm-dsa, minicpm3, plm."""
+"""Families with multi-head latent attention: deepseek2, mistral4, deepseek32, glm-dsa, minicpm3, plm, kimi-linear."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rocforge.gguf.metadata import MOST
 from rocforge.models.mixtures import DeepSeek
-from rocforge.nn import MLP, Block, LatentAttention
+from rocforge.nn import MLP, Block, KimiDeltaNet, LatentAttention, Module
 from rocforge.nn.reader import LARGEST, Reader
 from rocforge.ops.latent_attention import Temperature
 from rocforge.quant import QuantizedArray
@@ -30,12 +30,13 @@ class LatentSizes:
         self.heads = read.integer_of(0, "attention.head_count", 1, read.config.dim)
         self.rank = read.integer("attention.kv_lora_rank", 1, MOST)
         self.shared = read.integer("rope.dimension_count", 2, MOST)
-        key = "attention.key_length_mla" if read.value("attention.key_length_mla", 0) else "attention.key_length"
+        self.old = not read.value("attention.key_length_mla", 0)
+        key = "attention.key_length" if self.old else "attention.key_length_mla"
         self.own = read.integer(key, self.shared + 1, MOST) - self.shared
         self.value_dim = read.integer(key.replace("key", "value"), 1, MOST)
 
     @property
-    def metadata(self) -> dict[str, int]:
+    def now(self) -> dict[str, int]:
         """As files of today have them."""
         cached = {"head_count_kv": 1, "key_length": self.rank + self.shared, "value_length": self.rank}
         return {**cached, "key_length_mla": self.own + self.shared, "value_length_mla": self.value_dim}
@@ -53,15 +54,16 @@ class DeepSeek2(DeepSeek):
     """DeepSeek V2 and V3, and what has their form. Sources: https://arxiv.org/abs/2405.04434, 2412.19437."""
 
     architectures: tuple[str, ...] = ("deepseek2",)
-    neox = False
+    neox, rotates = False, True
     models = "DeepSeek V2 to V3.1, R1, Kimi K2, GLM 4.7 Flash"
 
     def __init__(self, read: Reader):
         self.sizes = LatentSizes(read)
         super().__init__(read)
-        self.metadata |= {f"{read.config.architecture}.attention.{key}": n for key, n in self.sizes.metadata.items()}
+        if self.sizes.old:
+            self.metadata |= {f"{read.config.architecture}.attention.{key}": n for key, n in self.sizes.now.items()}
 
-    def attention(self, layer: int, read: Reader) -> LatentAttention:
+    def attention(self, layer: int, read: Reader) -> Module:
         magnitude, scale = self.yarn(read)
         sizes, none = self.sizes, read.has(layer, "attn_q")
         return LatentAttention(
@@ -71,7 +73,7 @@ class DeepSeek2(DeepSeek):
             sizes.own,
             sizes.shared,
             sizes.value_dim,
-            read.rope(self.neox, magnitude),
+            read.rope(self.neox, magnitude) if self.rotates else None,
             read.eps,
             query_rank=None if none else read.integer("attention.q_lora_rank", 0, MOST, default=0) or None,
             scale=scale / math.sqrt(sizes.own + sizes.shared),
@@ -168,6 +170,30 @@ class PLM(DeepSeek2):
     def block(self, layer: int, read: Reader) -> Block:
         mlp = MLP(**read.mlp(layer), activation="relu_squared", gate=False)
         return Block(self.attention(layer, read), mlp, read.rms_norm)
+
+
+class KimiLinear(DeepSeek2):
+    """Three layers of four with a state of fixed size, the fourth with latents. Source: https://arxiv.org/abs/2510.26692."""
+
+    architectures = ("kimi-linear",)
+    models = "Kimi Linear 48B-A3B"
+    rotates = False
+
+    def attention(self, layer: int, read: Reader) -> Module:
+        if read.per_layer("attention.head_count_kv")[layer]:
+            return super().attention(layer, read)
+        heads, head_dim = self.sizes.heads, read.integer("kda.head_dim", 1, MOST)
+        return KimiDeltaNet(read.config.dim, heads, head_dim, read.integer("ssm.conv_kernel", 2, 64), read.eps)
+
+    def gating(self, read: Reader) -> dict[str, Any]:
+        return {**read.gating("sigmoid"), "normalize": True, "selection_bias": True}
+
+    def arrays_of(self, name: str, array: Any) -> dict[str, Any]:
+        if ".ssm_conv1d_" in name:  # some files have a fourth axis
+            array = array.reshape(-1, 1, array.shape[-1])
+        if name.endswith(".ssm_a"):
+            array = array.reshape(-1, 1)
+        return super().arrays_of(name, array)
 
 
 def _temperature(read: Reader) -> Temperature | None:

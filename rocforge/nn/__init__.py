@@ -3,6 +3,7 @@
 from rocforge.nn.attention import Attention
 from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet
+from rocforge.nn.kimi_delta import KimiDeltaNet
 from rocforge.nn.latent_attention import LatentAttention
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from rocforge.nn.mamba2 import Mamba2
@@ -21,6 +22,7 @@ __all__ = [
     "Embedding",
     "Experts",
     "GatedDeltaNet",
+    "KimiDeltaNet",
     "LatentAttention",
     "LayerNorm",
     "Linear",

@@ -16,6 +16,7 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet, TimeStep
+from rocforge.nn.kimi_delta import KimiDeltaNet
 from rocforge.nn.latent_attention import LatentAttention
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
@@ -258,7 +259,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
         return _Attention(mixer, pre, post, tables)
     if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
         return _Mixer(mixer, pre, post, mixer.ssm_out, tables)
-    if is_plain(mixer, LatentAttention):
+    if is_plain(mixer, LatentAttention) or is_plain(mixer, KimiDeltaNet):
         return _Mixer(mixer, pre, post, mixer.attn_output, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)

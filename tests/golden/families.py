@@ -241,6 +241,18 @@ FAMILIES = {
     "deepseek32": Family("deepseek32", {**LATENT, **INDEXER, **SIGMOID, **YARN, **LOG}, NO_BIAS, unread=UNREAD),
     "minicpm3": Family("minicpm3", {**RMS, **OLD, "attention.q_lora_rank": 56, **FULL}, NO_BIAS, ("attn_kv_b.weight",)),
     "plm": Family("plm", {**RMS, **OLD, **FULL}, (*NO_BIAS, "output.weight"), ("attn_kv_b.weight", "attn_q.weight")),
+    "kimi-linear": Family(
+        "kimi-linear",
+        {
+            **LATENT,
+            **SIGMOID,
+            "attention.head_count_kv": [0, 1, 0],
+            "attention.q_lora_rank": 0,
+            "kda.head_dim": 64,
+            "ssm.conv_kernel": 4,
+        },
+        NO_BIAS,
+    ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
