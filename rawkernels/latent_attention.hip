@@ -97,7 +97,7 @@ constexpr u32 SIZE = HEADS * RF_RANK, RECORD = SIZE + 2 * HEADS;  // of what a s
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
-static_assert(DEPTH * 16 == RF_HEAD_DIM && TILES * 16 == RF_RANK && RF_HEAD_DIM <= 640, "");
+static_assert(DEPTH * 16 == RF_HEAD_DIM && TILES * 16 == RF_RANK && RF_HEAD_DIM <= 576, "");
 static_assert(RF_BLOCK_SIZE % KEYS == 0, "a step's rows lie in one block of the cache");
 static_assert(HEADS * KEYS <= THREADS, "a score for each thread");
 

@@ -107,7 +107,7 @@ class DeepSeek2(DeepSeek):
 
 
 class Mistral4(DeepSeek2):
-    """Source: https://docs.mistral.ai."""
+    """As DeepSeek V3, with scores that grow with the position."""
 
     architectures: tuple[str, ...] = ("mistral4",)
     models = "Mistral Small 4"
@@ -119,7 +119,7 @@ class Mistral4(DeepSeek2):
 class DeepSeek32(Mistral4):
     """Sparse attention, of which the indexer that chooses what a token sees is left out: it sees all.
 
-    Sources: https://arxiv.org/abs/2512.02556; GLM 5, https://arxiv.org/abs/2602.15763.
+    Sources: https://arxiv.org/abs/2512.02556; GLM 5, https://huggingface.co/zai-org/GLM-5.
     """
 
     architectures = ("deepseek32", "glm-dsa")

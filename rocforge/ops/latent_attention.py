@@ -96,7 +96,7 @@ def latent_attention(
         float32, shape (tokens, heads, rank).
 
     Raises:
-        ValueError: on a device, rank or shared elements that are no multiples of 16, or more than 640 of both.
+        ValueError: on a device, rank or shared elements that are no multiples of 16, or more than 576 of both.
     """
     if get_array_module(absorbed) is not np:
         return device.latent_attention(absorbed, rotated, layer, scale, temperature or (0.0, 1))

@@ -25,7 +25,7 @@ from rocforge.ops.types import Array, Matrices, Weight
 
 HEADS, WAVES = 16, 8
 """Heads and waves of a block of the kernel."""
-UNIT, MOST = 16, 640
+UNIT, MOST = 16, 576
 """Latents and shared keys are multiples of so many elements, and both at most so many."""
 
 
