@@ -89,6 +89,7 @@ rf_latent_store(LatentStoreParams p) {
 // rows in the first product, whose parts they add up in LDS, and the latents' elements in the second.
 constexpr u32 WAVES = 8, THREADS = WAVES * RF_WAVE, HEADS = 16, KEYS = 16;
 constexpr u32 DEPTH = RF_HEAD_DIM / 16, TILES = RF_RANK / 16, OWN_TILES = (TILES + WAVES - 1) / WAVES;
+constexpr u32 OWN_DEPTH = (DEPTH + WAVES - 1) / WAVES;
 constexpr u32 CHUNKS = RF_HEAD_DIM / 8, LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
 constexpr u32 STRIDE = RF_HEAD_DIM + 8, WEIGHT_STRIDE = KEYS + 8;  // rows of a fragment lie in different banks
 constexpr u32 MOST_SPLITS = RF_TUNE_MOST_SPLITS;
@@ -206,14 +207,29 @@ RF_DEVICE void clear(Accumulator& c) {
     for (u32 i = 0; i < ELEMENTS; ++i) c.x[i] = 0;
 }
 
+// The wave's part of the queries: tiles of 16 elements, every WAVES-th.
+struct Queries {
+    Fragment tiles[OWN_DEPTH];
+
+    RF_MEMBER void load_own(const Shared& shared) {
+        RF_UNROLL
+        for (u32 n = 0; n < OWN_DEPTH; ++n) {
+            u32 k = minimum(i32(wave() + n * WAVES), i32(DEPTH - 1));
+            tiles[n] = load_fragment(&shared.queries[0][k * 16], STRIDE);
+        }
+    }
+};
+
 // The wave's part of each score.
-RF_DEVICE void store_scores(Shared& shared) {
+RF_DEVICE void store_scores(Shared& shared, const Queries& queries) {
     Accumulator scores;
     clear(scores);
-    RF_UNROLL_DEPTH
-    for (u32 k = wave(); k < DEPTH; k += WAVES)
-        multiply_add(scores, load_fragment(&shared.queries[0][k * 16], STRIDE),
-                     load_fragment(&shared.keys[0][k * 16], STRIDE));
+    RF_UNROLL
+    for (u32 n = 0; n < OWN_DEPTH; ++n) {
+        u32 k = wave() + n * WAVES;
+        if (k < DEPTH) multiply_add(scores, queries.tiles[n], load_fragment(&shared.keys[0][k * 16], STRIDE));
+        fragments_in_order();
+    }
     RF_UNROLL
     for (u32 i = 0; i < ELEMENTS; ++i)
         shared.parts[wave() * KEYS + fragment_column(i)][fragment_row(row_slot(i))] = scores.x[i];
@@ -322,6 +338,9 @@ rf_latent_attention(LatentAttentionParams p) {
     Accumulator sums[OWN_TILES];
     RF_UNROLL
     for (u32 n = 0; n < OWN_TILES; ++n) clear(sums[n]);
+    barrier();
+    Queries queries;
+    queries.load_own(shared);
     Softmax softmax;
     Step step;
     if (start < end) step.load_rows(p.keys, seen.table, start, end);
@@ -330,7 +349,7 @@ rf_latent_attention(LatentAttentionParams p) {
         step.store_rows(shared);
         barrier();
         if (start + KEYS < end) step.load_rows(p.keys, seen.table, start + KEYS, end);
-        store_scores(shared);
+        store_scores(shared, queries);
         barrier();
         if (Softmax::takes_part()) softmax.update(shared, start + Softmax::key() < end);
         barrier();
