@@ -8,8 +8,12 @@ namespace rocforge {
 
 // variants: RF_KEY_DIM=64,128
 // variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
+// variants: RF_KEY_DIM=128 RF_CHANNELS=1
 #ifndef RF_STATE_SPACE
 #define RF_STATE_SPACE 0
+#endif
+#ifndef RF_CHANNELS
+#define RF_CHANNELS 0
 #endif
 
 struct Sequences {
@@ -34,8 +38,8 @@ constexpr u32 CONV_THREADS = 64, WIDTH = 4;
 
 // y (tokens, channels): the sum over i of weight (channels, width) times the values that the channel had
 // width - 1 - i tokens before, plus bias, through silu if asked. Values are those of x, times those of `before`; the
-// sum is multiplied by `after`; both, and bias, may be null. Rows of these three are `x_stride` apart; state is (slots,
-// width - 1, channels). Width is at most WIDTH.
+// sum is multiplied by `after`; both, and bias, may be null. Rows of these three are `x_stride` apart, those of y
+// `y_stride`; state is (slots, width - 1, channels). Width is at most WIDTH.
 struct CausalConvParams {
     float* y;
     const float *x, *weight;
@@ -44,7 +48,7 @@ struct CausalConvParams {
     RF_NULLABLE const float* after;
     float* state;
     Sequences sequences;
-    u64 x_stride;
+    u64 x_stride, y_stride;
     u32 channels, width, silu;
 };
 
@@ -70,7 +74,7 @@ RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
         RF_UNROLL
         for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * kept[i];
         if (p.silu) sum = silu_of(sum);
-        p.y[u64(row) * p.channels + channel] = p.after ? sum * p.after[at] : sum;
+        p.y[row * p.y_stride + channel] = p.after ? sum * p.after[at] : sum;
         RF_UNROLL
         for (u32 i = 0; i + 1 < WIDTH; ++i) kept[i] = kept[i + 1];
     }
@@ -85,16 +89,19 @@ RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
 constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 4, COLUMNS = 32, KEYS = KEY_DIM / LANES, TILE = 8;
 constexpr u32 THREADS = LANES * COLUMNS, NORM_LANES = THREADS / (2 * TILE);
 
+// What decays by itself: with RF_CHANNELS each row of a head's state, else all of it.
+constexpr u32 DECAYS = RF_CHANNELS ? KEY_DIM : 1;
+
 struct Tile {
-    float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE], beta[TILE];
+    float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE][DECAYS], beta[TILE];
 };
 
 struct RuleParams {
     float* y;        // (tokens, value_heads, value_dim)
     const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
     RF_NULLABLE const float* beta;
-    const float *alpha, *decay;
-    RF_NULLABLE const float* bias;
+    const float *alpha, *decay;      // rows of (value_heads, DECAYS); (value_heads,)
+    RF_NULLABLE const float* bias;  // as a row of alpha
     RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
     float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
     Sequences sequences;
@@ -131,11 +138,12 @@ RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u3
         const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
         tile.v[token][i % COLUMNS] = column < p.value_dim ? from[column] : 0.0f;
     }
-    u32 token = thread_x();
-    if (token < count) {
-        float step = softplus(p.alpha[(row + token) * p.alpha_stride + head] + (p.bias ? p.bias[head] : 0.0f));
-        tile.decay[token] = fast_exp(p.decay[head] * step);
-        tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(p.beta[(row + token) * p.beta_stride + head]);
+    for (u32 i = thread_x(); i < count * DECAYS; i += THREADS) {
+        u32 token = i / DECAYS, at = head * DECAYS + i % DECAYS;
+        float step = softplus(p.alpha[(row + token) * p.alpha_stride + at] + (p.bias ? p.bias[at] : 0.0f));
+        tile.decay[token][i % DECAYS] = fast_exp(p.decay[head] * step);
+        if (i % DECAYS == 0)
+            tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(p.beta[(row + token) * p.beta_stride + head]);
     }
 }
 
@@ -162,7 +170,11 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
             barrier();
         }
         for (u32 t = 0; t < count; ++t) {
-            float read = 0, decay = tile.decay[t], value = tile.v[t][column];
+            float read = 0, decay = RF_CHANNELS ? 1.0f : tile.decay[t][0], value = tile.v[t][column];
+            if (RF_CHANNELS) {
+                RF_UNROLL
+                for (u32 i = 0; i < KEYS; ++i) own[i] *= tile.decay[t][(i * LANES + rank) % DECAYS];
+            }
             if (!RF_STATE_SPACE) {
                 RF_UNROLL
                 for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];

@@ -161,14 +161,14 @@ def _weights(model: Transformer, file: Tensors) -> Weights:
     """The tensors of a model, as its parameters take them."""
     parameters = dict(model.named_parameters())
     return {
-        name: _weight(file, name, parameters.get(name))
-        for name in file
-        if name not in ROPE_TENSORS.values() and model.is_read(name)
+        name: _weight(array, name, parameters.get(name))
+        for tensor in file
+        if tensor not in ROPE_TENSORS.values() and model.is_read(tensor)
+        for name, array in model.arrays_of(tensor, file[tensor]).items()
     }
 
 
-def _weight(file: Tensors, name: str, parameter: Parameter | None) -> Any:
-    weight = file[name]
+def _weight(weight: Any, name: str, parameter: Parameter | None) -> Any:
     if parameter is None or weight.shape != parameter.shape:
         return weight  # the model refuses it, and says why
     weight = parameter.cast(weight)

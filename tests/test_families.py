@@ -12,7 +12,7 @@ from golden.families import FAMILIES, ROWS
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.models import ARCHITECTURES
+from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.batch import Batch, Chunk
 
 EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
@@ -74,7 +74,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "deepseek2", "kimi-linear"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)
@@ -89,6 +89,39 @@ def test_engine(model_of, name):
         while engine.busy:
             engine.step()
     assert all(requests[i].output == expected for i in (0, 2, 3))
+
+
+def test_latents_of_an_old_file(model_of, tmp_path):
+    """attn_kv_b is taken apart; saved, the model has the form that files have today."""
+    path, model = model_of("deepseek2-old")
+    model.save(tmp_path / "saved.gguf")
+    before, saved = rf.open_gguf(path), rf.open_gguf(tmp_path / "saved.gguf")
+    assert "blk.0.attn_kv_b.weight" in before and "blk.0.attn_kv_b.weight" not in saved
+    assert saved["blk.0.attn_k_b.weight"].shape == (6, 80, 32) and saved["blk.0.attn_v_b.weight"].shape == (6, 40, 80)
+    assert [saved.metadata[f"deepseek2.attention.{key}"] for key in ("key_length", "key_length_mla")] == [96, 48]
+    tokens = families.prompt("deepseek2-old")
+    np.testing.assert_array_equal(load_model(saved, device="cpu")(tokens), model(tokens))
+
+
+def test_axes_of_kimi_linear():
+    """Convolutions and decays have as many axes of one as the converter of the day gave them."""
+    family = FAMILIES["kimi-linear"]
+    model = build_model(families.Skeleton("kimi-linear", families.metadata(family), family.present))
+    for name, axes, shape in (
+        ("blk.0.ssm_conv1d_q.weight", (1, 384, 1, 4), (384, 1, 4)),
+        ("blk.0.ssm_a", (1, 1, 6, 1), (6, 1)),
+    ):
+        assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
+
+
+def test_tokens_that_an_indexer_would_choose():
+    """Sparse attention is computed as plain attention, which is told where a context is longer than what it chooses."""
+    family = FAMILIES["glm-dsa"]
+    keys = {**families.metadata(family), "attention.indexer.top_k": 100}
+    with pytest.warns(
+        UserWarning, match=r"attend to 100 tokens that an indexer chooses, .* of the context's 128 tokens"
+    ):
+        build_model(families.Skeleton("glm-dsa", keys, family.present))
 
 
 def unpack(path, to):
@@ -128,8 +161,6 @@ def test_the_list_is_of_today():
 )
 def test_refused(arch, key, value, match):
     """What a family cannot do is said in a sentence, and nothing is computed without it."""
-    from rocforge.models import build_model
-
     family = FAMILIES[arch]
     keys = {**families.metadata(family), key: value}
     with pytest.raises(rf.UnsupportedModelError, match=match):

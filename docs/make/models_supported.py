@@ -30,6 +30,11 @@ logits. Where a feed-forward has a GELU llama.cpp rounds to float16, which is mo
 held to their values to 1e-5, chunks and batches to the whole to 1e-5, and a device to the CPU (`tests/test_models.py`,
 `tests/test_families.py`, `tests/device/`).
 
+Families with latent attention are beside llama.cpp of October 2026. Sparse attention (deepseek32, glm-dsa) is computed
+as plain attention: it is the same up to as many tokens as the indexer chooses, `rf.load` warns of longer contexts, and
+`model.save` leaves the indexer out. Files with `attn_kv_b` (deepseek2 of before April 2025, minicpm3, plm) are saved
+in the form that files have today, with `attn_k_b` and `attn_v_b`, which llama.cpp reads of deepseek2 alone.
+
 | architecture | models | error |
 |---|---|---|"""
 

@@ -21,7 +21,7 @@ class DeepSeek(Transformer):
         ffn = self.mixture(layer, read) if read.has_experts(layer) else MLP(**read.mlp(layer))
         return Block(self.attention(layer, read), ffn, read.rms_norm, pre=self.pre)
 
-    def attention(self, layer: int, read: Reader) -> Attention:
+    def attention(self, layer: int, read: Reader) -> Module:
         """A layer's."""
         return Attention(**read.attention(layer), rope=read.rope(False))
 

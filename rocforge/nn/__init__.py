@@ -3,6 +3,8 @@
 from rocforge.nn.attention import Attention
 from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet
+from rocforge.nn.kimi_delta import KimiDeltaNet
+from rocforge.nn.latent_attention import LatentAttention
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from rocforge.nn.mamba2 import Mamba2
 from rocforge.nn.mlp import MLP, MergedMLP
@@ -20,6 +22,8 @@ __all__ = [
     "Embedding",
     "Experts",
     "GatedDeltaNet",
+    "KimiDeltaNet",
+    "LatentAttention",
     "LayerNorm",
     "Linear",
     "Mamba2",

@@ -60,7 +60,10 @@ class PagedGroup:
 
 def check_types(states: Iterable[State], device: str) -> None:
     """Raise an UnsupportedModelError where a layer's heads, or the device, are none that a packed type is for."""
-    rows = {row for state in states if isinstance(state, PagedKV) for row in state.rows_on(device)}
+    paged = [state for state in states if isinstance(state, PagedKV)]
+    rows = {row for state in paged for row in state.rows_on(device)}
+    if any(not s.value_dim and s.key_type in PACKED and PACKED[s.key_type].spread for s in paged):
+        raise UnsupportedModelError("q4_0 spreads keys, of which latent attention's are values, too; q8_0 does not")
     for packed, dim in ((PACKED[kind], dim) for kind, dim in rows if kind in PACKED):
         if not packed.holds(dim):
             raise UnsupportedModelError(

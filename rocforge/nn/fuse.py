@@ -16,6 +16,8 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet, TimeStep
+from rocforge.nn.kimi_delta import KimiDeltaNet
+from rocforge.nn.latent_attention import LatentAttention
 from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
@@ -183,13 +185,10 @@ class _Attention(_Projected):
         return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
 
 
-class _DeltaNet(_Projected):
-    """Its products of one x are of one launch, where they can be."""
+class _Mixer(_Projected):
+    """The products of one x are of one launch, where they can be; between them and the last one the mixer `mix`es."""
 
     stateful = True
-
-    def __init__(self, mixer: GatedDeltaNet, pre: Module | None, post: Module | None, tables: Tables):
-        super().__init__(mixer, pre, post, mixer.ssm_out, tables)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         return self.finish(stream.x, self.mixer.mix(self.project(stream), batch), following)
@@ -259,7 +258,9 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, Attention):
         return _Attention(mixer, pre, post, tables)
     if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
-        return _DeltaNet(mixer, pre, post, tables)
+        return _Mixer(mixer, pre, post, mixer.ssm_out, tables)
+    if is_plain(mixer, LatentAttention) or is_plain(mixer, KimiDeltaNet):
+        return _Mixer(mixer, pre, post, mixer.attn_output, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):
         return _MLP(mixer, pre, post, tables)
     if isinstance(mixer, MoE | SharedMoE) and _has_plain_experts(mixer):
@@ -314,8 +315,8 @@ class Fused:
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))
-        ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
-        self.frequencies = list(ropes.values())
+        ropes = [getattr(step.mixer, "rope", None) for step in self._steps if isinstance(step, _Projected)]
+        self.frequencies = list({id(rope): rope for rope in ropes if rope}.values())
         below = (module for block in blocks for _, module in block.named_modules())
         self.shows_patterns = any(isinstance(module, Attention) and module.shows_pattern for module in below)
         norms = [step.norm_in for step in self._steps[1:]]

@@ -236,18 +236,33 @@ class Reader(Metadata):
         """A cap on scores or logits; None for none."""
         return self.factor(key)
 
-    def rope(self, neox: bool) -> RopeFrequencies:
-        """The rotary embedding, scaled as the file says; neox as in RopeFrequencies. Layers share it."""
+    def rope(self, neox: bool, magnitude: float = 1.0) -> RopeFrequencies:
+        """The rotary embedding, scaled as the file says. Layers share it.
+
+        Args:
+            neox: as in RopeFrequencies.
+            magnitude: a factor on what is rotated, beside the file's.
+        """
         if neox not in self._ropes:
-            self._ropes[neox] = self._scaled_rope(neox)
+            self._ropes[neox] = self._scaled_rope(neox, magnitude)
         return self._ropes[neox]
 
-    def _scaled_rope(self, neox: bool) -> RopeFrequencies:
+    @property
+    def _rope_scale(self) -> float:
+        """By how much the context grew."""
+        older = self.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
+        return self.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
+
+    @property
+    def yarn_scale(self) -> float:
+        """By how much YaRN has made the context grow; 1 where it has not."""
+        return self._rope_scale if self.string("rope.scaling.type", default="linear") == "yarn" else 1.0
+
+    def _scaled_rope(self, neox: bool, magnitude: float) -> RopeFrequencies:
         read, config, dimensions = self, self.config, self._rope_dimensions()
         trained = read.integer("context_length", 1, MOST, default=config.context)
         original = read.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
-        older = read.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
-        scale = read.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
+        scale = self._rope_scale
         scaling = read.string("rope.scaling.type", default="linear")
         if scaling not in SCALINGS:
             raise read.error("rope.scaling.type", ", ".join(SCALINGS))
@@ -262,7 +277,7 @@ class Reader(Metadata):
             scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
             scale=scale,
             original_context=original,
-            magnitude=read.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0),
+            magnitude=magnitude * read.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0),
             beta_fast=read.number("rope.scaling.yarn_beta_fast", LEAST, LARGEST, default=32.0),
             beta_slow=read.number("rope.scaling.yarn_beta_slow", LEAST, LARGEST, default=1.0),
         )

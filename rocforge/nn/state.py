@@ -23,7 +23,8 @@ class PagedKV:
 
     Attributes:
         heads: keys, and values, of a token.
-        key_dim, value_dim: elements of each.
+        key_dim, value_dim: elements of each; no elements of values are stored where they are the keys' first ones, as
+            latent attention has them.
         key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
     """

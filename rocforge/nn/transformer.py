@@ -102,6 +102,10 @@ class Transformer(Module):
         layer = rest.partition(".")[0]
         return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
+    def arrays_of(self, name: str, array: Any) -> dict[str, Any]:
+        """What a tensor of the file is to this model: parameters' names and arrays; of most families itself."""
+        return {name: array}
+
     @property
     def fused(self) -> Fused:
         """The blocks as they are run: another object once the tree, or what adapters update of it, has changed, and the

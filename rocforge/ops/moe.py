@@ -81,7 +81,7 @@ def _in_groups(scores: HostArray, groups: int, used: int) -> HostArray:
     """Scores (tokens, experts), minus infinity but in the groups that experts are chosen of."""
     if groups == 1:
         return scores
-    parts = scores.reshape(len(scores), groups, -1)
+    parts = scores.reshape(len(scores), groups, scores.shape[1] // groups)
     best = np.sort(parts, axis=-1)[..., -2:].sum(axis=-1)
     chosen = np.argsort(-best, axis=-1, kind="stable")[:, :used]
     out = np.full_like(parts, -np.inf)

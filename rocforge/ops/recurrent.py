@@ -31,33 +31,41 @@ def causal_conv(
     *,
     silu: bool = True,
     gates: tuple[Array, Array] | None = None,
+    which: int = 0,
+    out: Array = None,
 ) -> Array:
     """A convolution along each sequence: of a channel's values at a token and at those before it.
 
     Args:
         x: float32, shape (tokens, channels); on a device its rows may be parts of wider ones.
         weight: float32, shape (channels, width): the last is of the token itself.
-        state: its first array, (slots, width - 1, channels), has the values of the tokens before, and is updated.
+        state: its array `which`, (slots, width - 1, channels), has the values of the tokens before, and is updated.
         bias: float32, shape (channels,), or None.
         silu: whether the sum goes through silu.
         gates: what is multiplied with the values, and with the result, of the shape of x; or None.
+        which: of the state's arrays.
+        out: float32, of the shape of x, is written to; its rows may be parts of wider ones. None: a new array.
 
     Returns:
         float32, shape (tokens, channels).
     """
     if get_array_module(x) is not np:
-        return device.causal_conv(x, weight, state, bias, silu, gates)
+        return device.causal_conv(x, weight, state, bias, silu, gates, which, out)
     x = x if gates is None else x * gates[0]
-    y, before = np.empty_like(x, np.float32), state.read(0)
+    y, before = np.empty_like(x, np.float32), state.read(which)
     width = weight.shape[1]
     for rows, kept in zip(sequences(state), before, strict=True):
         padded = np.concatenate([kept, x[rows]])
         y[rows] = sum(padded[i : i + rows.stop - rows.start] * weight[:, i] for i in range(width))
         kept[:] = padded[len(padded) - width + 1 :]
-    state.write(0, before)
+    state.write(which, before)
     y = y if bias is None else y + bias
     y = activation.silu(y) if silu else y
-    return y if gates is None else y * gates[1]
+    y = y if gates is None else y * gates[1]
+    if out is None:
+        return y
+    out[...] = y
+    return out
 
 
 def gated_delta_rule(
@@ -75,13 +83,16 @@ def gated_delta_rule(
     """What each head reads from its state S, after a token's value has been written to it under the token's key.
 
     With unit keys k and queries q, a token makes of S, for b = sigmoid(beta),
-    `S = g S; S += b (v - S k) k.T; y = S q / sqrt(key_dim)`, `g = exp(decay * log(1 + exp(alpha + bias)))`.
+    `S = g S; S += b (v - S k) k.T; y = S q / sqrt(key_dim)`, `g = exp(decay * log(1 + exp(alpha + bias)))`. Where alpha
+    has a number for each of the key's elements, each has a g of its own, which scales its column of S.
 
     Args:
         qkv: float32, shape (tokens, 2 * key_heads * key_dim + value_heads * value_dim): queries, keys, values.
-        beta, alpha: float32, shape (tokens, value_heads).
-        decay, bias: float32, shape (value_heads,); decay below zero; bias may be None.
-        state: its second array, (slots, value_heads, key_dim, value_dim), is S transposed, and is updated.
+        beta: float32, shape (tokens, value_heads).
+        alpha: float32, shape (tokens, value_heads), or (tokens, value_heads * key_dim).
+        decay: float32, shape (value_heads,), below zero.
+        bias: float32, the shape of a row of alpha; or None.
+        state: its last array, (slots, value_heads, key_dim, value_dim), is S transposed, and is updated.
         heads: of keys, and of values, a multiple of those.
         eps: added to the sum of squares that a key's and a query's length is the root of.
         repeated: value heads one after another share a key head; False: those that are key_heads apart do.
@@ -91,18 +102,20 @@ def gated_delta_rule(
     """
     if get_array_module(qkv) is not np:
         return device.gated_delta_rule(qkv, beta, alpha, decay, bias, state, heads, eps, repeated)
-    (key_heads, value_heads), (key_dim, value_dim) = heads, state.arrays[1].shape[-2:]
+    (key_heads, value_heads), (key_dim, value_dim) = heads, state.arrays[-1].shape[-2:]
     queries, keys, values = np.split(qkv, [key_heads * key_dim, 2 * key_heads * key_dim], axis=1)
     q, k = (_unit(x.reshape(len(x), key_heads, key_dim), eps) for x in (queries, keys))
     shared = np.arange(value_heads) // (value_heads // key_heads) if repeated else np.arange(value_heads) % key_heads
     q, k, v = q[:, shared] / np.float32(np.sqrt(key_dim)), k[:, shared], values.reshape(len(qkv), value_heads, -1)
     b = np.float32(1) / (np.float32(1) + np.exp(-beta))
-    log_g = decay * np.logaddexp(alpha if bias is None else alpha + bias, np.float32(0))
-    y, before = np.empty((len(qkv), value_heads, value_dim), np.float32), state.read(1)
+    steps = np.logaddexp(alpha if bias is None else alpha + bias, np.float32(0))
+    log_g = decay[:, None] * steps.reshape(len(steps), value_heads, -1)
+    y, before = np.empty((len(qkv), value_heads, value_dim), np.float32), state.read(-1)
     for rows, s in zip(sequences(state), before, strict=True):
         parts = q[rows], k[rows], v[rows], b[rows], log_g[rows]
-        y[rows] = _one_by_one(*parts, s) if rows.stop - rows.start <= FEW else _chunked(*parts, s)
-    state.write(1, before)
+        alone = rows.stop - rows.start <= FEW or log_g.shape[2] > 1
+        y[rows] = _one_by_one(*parts, s) if alone else _chunked(*parts, s)
+    state.write(-1, before)
     return y
 
 
@@ -217,10 +230,10 @@ def _unit(x: HostArray, eps: float) -> HostArray:
 
 
 def _one_by_one(q: HostArray, k: HostArray, v: HostArray, b: HostArray, log_g: HostArray, s: HostArray) -> HostArray:
-    """The rule as it is written; s (heads, key_dim, value_dim) is updated."""
+    """The rule as it is written: log_g (tokens, heads, 1 or key_dim); s (heads, key_dim, value_dim) is updated."""
     y = np.empty_like(v)
     for i in range(len(q)):
-        s *= np.exp(log_g[i])[:, None, None]
+        s *= np.exp(log_g[i])[..., None]
         written = (v[i] - np.matmul(k[i][:, None], s)[:, 0]) * b[i][:, None]
         s += k[i][:, :, None] * written[:, None]
         y[i] = np.matmul(q[i][:, None], s)[:, 0]
@@ -236,7 +249,7 @@ def _chunked(q: HostArray, k: HostArray, v: HostArray, b: HostArray, log_g: Host
     y = np.empty_like(v)
     for start in range(0, len(q), CHUNK):
         rows = slice(start, start + CHUNK)
-        qc, kc, vc, bc, total = (x[rows].swapaxes(0, 1) for x in (q, k, v, b, log_g))
+        qc, kc, vc, bc, total = (x[rows].swapaxes(0, 1) for x in (q, k, v, b, log_g[..., 0]))
         total = np.cumsum(total, axis=1)
         share = np.exp(np.tril(total[:, :, None] - total[:, None]))
         system = np.tril(bc[:, :, None] * share * np.matmul(kc, kc.swapaxes(1, 2)), -1)

@@ -12,6 +12,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, blocks_for
 from rocforge.ops.attention import attend, paged_attention
+from rocforge.ops.latent_attention import latent_attention
 from rocforge.ops.rope import rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import HALF, floats
@@ -42,19 +43,16 @@ def checks(sizes: Sizes) -> list[Check]:
             Check(f"rotate, store, attend: {name}", functools.partial(_attend, shape, decode, prompts))
             for name, shape in named.items()
         ),
+        Check("latents", functools.partial(_latents, sizes.latents, [*decode, *prompts])),
     ]
 
 
-def batches(
-    rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]], window: int | None = None
-) -> tuple[Batch, Batch]:
+def batches(rng: np.random.Generator, state: PagedKV, chunks: list[tuple[int, int]]) -> tuple[Batch, Batch]:
     """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
-    _, kv_heads, head_dim = shape
     needed = [blocks_for(start + count) for start, count in chunks]
     blocks = iter(rng.permutation(sum(needed)).tolist())
     placed = [Chunk(*chunk, [next(blocks) for _ in range(n)]) for chunk, n in zip(chunks, needed, strict=True)]
-    states = [PagedKV(kv_heads, head_dim, head_dim, window=window)]
-    host, device = KVCache(states, sum(needed)), KVCache(states, sum(needed), device="gpu")
+    host, device = KVCache([state], sum(needed)), KVCache([state], sum(needed), device="gpu")
     pair = host.paged[0], device.paged[0]
     for here, there in zip(*((group.keys, group.values) for group in pair), strict=True):
         values = floats(rng, *here.shape).astype(np.float16)
@@ -64,20 +62,38 @@ def batches(
 
 
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
-    heads, _, head_dim = shape
+    heads, kv_heads, head_dim = shape
     options = dict(options)
-    here, there = batches(rng, shape, chunks, options.pop("window", None))
+    state = PagedKV(kv_heads, head_dim, head_dim, window=options.pop("window", None))
+    here, there = batches(rng, state, chunks)
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here.state_of(0), **given)
     if given["sinks"] is not None:
         given["sinks"] = asarray(given["sinks"])
     y = paged_attention(asarray(q), there.state_of(0), **given).get()
+    return _by_sequence(chunks, here, y, expected, HALF)
+
+
+def _by_sequence(
+    chunks: list[tuple[int, int]], here: Batch, y: np.ndarray, expected: np.ndarray, tolerance: float
+) -> Outcome:
     errors = {
-        f"{start + count} tokens, the last {count}": Error(relative_error(y[span.rows], expected[span.rows]), HALF)
+        f"{start + count} tokens, the last {count}": Error(relative_error(y[span.rows], expected[span.rows]), tolerance)
         for (start, count), span in zip(chunks, here.state_of(0).spans, strict=True)
     }
     return Outcome(errors)
+
+
+def _latents(shape: Shape, chunks: list[tuple[int, int]], rng: np.random.Generator) -> Outcome:
+    """Queries and weights are rounded to float16."""
+    heads, rank, shared = shape
+    here, there = batches(rng, PagedKV(1, rank + shared, 0), chunks)
+    absorbed, rotated = (floats(rng, len(here.positions), heads, n) for n in (rank, shared))
+    asarray, scale = cupy_module().asarray, float(rank + shared) ** -0.5
+    expected = latent_attention(absorbed, rotated, here.state_of(0), scale)
+    y = latent_attention(asarray(absorbed), asarray(rotated), there.state_of(0), scale).get()
+    return _by_sequence(chunks, here, y, expected, 2 * HALF)
 
 
 def _attend(
@@ -87,7 +103,7 @@ def _attend(
     heads, kv_heads, head_dim = shape
     frequencies, errors = rope_frequencies(head_dim, 500000.0, neox=True), {}
     for name, chunks in (("decode", decode), ("prompts", prompts)):
-        here, there = batches(rng, shape, chunks)
+        here, there = batches(rng, PagedKV(kv_heads, head_dim, head_dim), chunks)
         q, k, v = (floats(rng, len(here.positions), n, head_dim) for n in (heads, kv_heads, kv_heads))
         norms: dict[str, Any] = {"q_norm": floats(rng, head_dim), "k_norm": floats(rng, head_dim)}
         layer, layer_there = here.state_of(0), there.state_of(0)

@@ -69,6 +69,7 @@ class Sizes:
         matrix, deep: shapes (rows, columns) of weights: of each format, and of the usual ones.
         width: elements of a row for norms and activations.
         attention: heads, key heads and elements of a head.
+        latents: heads, elements of a latent and of the key beside it.
         contexts: lengths of sequences in decode.
         prompt: tokens of a prompt in prefill.
         experts: number, those used, dim and ffn of a mixture.
@@ -85,6 +86,7 @@ class Sizes:
     deep: tuple[int, int]
     width: int
     attention: tuple[tuple[int, int, int], ...]
+    latents: tuple[int, int, int]
     contexts: tuple[int, ...]
     prompt: int
     experts: tuple[int, int, int, int]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device.libraries import cupy_module
+from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import swiglu
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.linear import gated_linear, linear
@@ -107,7 +108,7 @@ def decode(sequences: int, context: int, sizes: Sizes, rng: np.random.Generator)
     heads, kv_heads, head_dim = sizes.heads
     nbytes = 4 * sequences * context * kv_heads * head_dim
     chunks = [(context - 1, 1)] * sequences
-    pairs = [batches(rng, sizes.heads, chunks) for _ in range(_copies(nbytes, sizes))]
+    pairs = [batches(rng, PagedKV(kv_heads, head_dim, head_dim), chunks) for _ in range(_copies(nbytes, sizes))]
     q = floats(rng, sequences, heads, head_dim)
     there, states = cupy_module().asarray(q), [[batch.state_of(0) for batch in pair] for pair in pairs]
     expected = paged_attention(q, states[0][0])

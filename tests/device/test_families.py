@@ -14,8 +14,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 BOUND = 8e-3
 """Products round to float16."""
-SHOWN = ("cohere2", "gpt2", "granite", "qwen35", "nemotron_h", "lfm2", "qwen35moe", "bailingmoe2")
-"""What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups of experts."""
+SHOWN = (
+    "cohere2",
+    "gpt2",
+    "granite",
+    "qwen35",
+    "nemotron_h",
+    "lfm2",
+    "qwen35moe",
+    "bailingmoe2",
+    "deepseek2",
+    "kimi-linear",
+)
+"""What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups, latents."""
 
 
 @pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)

@@ -14,6 +14,7 @@ from rocforge.nn.state import PagedKV, Recurrent
 GEMMA3_27B = [PagedKV(16, 128, 128, window=None if (i + 1) % 6 == 0 else 1024) for i in range(62)]
 GPT_OSS_20B = [PagedKV(8, 64, 64, window=None if (i + 1) % 2 == 0 else 128) for i in range(24)]
 LLAMA_8B = [PagedKV(8, 128, 128)] * 32  # 128 KiB a token
+DEEPSEEK_V3 = [PagedKV(1, 512 + 64, 0)] * 61  # as many bytes as latents and shared keys have, of 128 heads
 
 
 @pytest.fixture
@@ -23,7 +24,13 @@ def free(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "states, dense, most", [(GEMMA3_27B, 66.6e9, 12e9), (GPT_OSS_20B, 6.44e9, 3.3e9), (LLAMA_8B, 17.2e9, 17.2e9)]
+    "states, dense, most",
+    [
+        (GEMMA3_27B, 66.6e9, 12e9),
+        (GPT_OSS_20B, 6.44e9, 3.3e9),
+        (LLAMA_8B, 17.2e9, 17.2e9),
+        (DEEPSEEK_V3, 9.21e9, 9.22e9),
+    ],
 )
 def test_a_long_context_takes_what_its_windows_need(states, dense, most):
     """One sequence of 131,072 tokens in float16; without windows, every layer would hold all of them."""
@@ -42,13 +49,15 @@ def test_bytes_are_those_of_the_arrays():
         PagedKV(1, 4, 4, "f16"),
         PagedKV(2, 96, 64, "q8_0", "q4_0"),
         PagedKV(2, 96, 64, "fp8_e4m3", None),
+        PagedKV(1, 96, 0),
+        PagedKV(1, 96, 0, "q8_0", "q8_0"),
     ]
     sizes = CacheSizes(states, "cpu", max_batch_tokens=64)
     for tokens, sequences in ((1, 1), (100, 2), (4000, 3)):
         cache = KVCache(states, sizes.blocks(tokens, sequences), slots=sizes.slots(sequences))
         assert cache.nbytes == sizes.nbytes(tokens, sequences)
-    assert sizes.blocks(4000, 3) == [125, 3 * (2 + 2) + 2, 125, 125, 125] and sizes.slots(3) == 3 + SNAPSHOTS
-    assert sizes.blocks(100, 3) == [4] * 5
+    assert sizes.blocks(4000, 3) == [125, 3 * (2 + 2) + 2, *[125] * 5] and sizes.slots(3) == 3 + SNAPSHOTS
+    assert sizes.blocks(100, 3) == [4] * 7
     packed = [CacheSizes([PagedKV(8, 128, 128, kind, kind)], "gpu:0").nbytes(1 << 20) for kind in ("f16", *PACKED)]
     assert [16 * nbytes / packed[0] for nbytes in packed] == [16, 8.5, 4.5, 8]  # bits an element
 

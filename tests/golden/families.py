@@ -42,12 +42,14 @@ class Family:
         metadata: below the architecture's prefix, beside and above the common ones.
         without: tensors of optional parameters that it has not, by their last names.
         present: tensors that the family looks for to know the model's kind, by their last names.
+    unread: shapes of a layer's tensors that rocforge does not read, by their last names.
     """
 
     arch: str
     metadata: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
+    unread: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 PROMPT, GREEDY = 48, 16
@@ -88,6 +90,38 @@ MAMBA2 = {
     "ssm.time_step_rank": 6,
     "ssm.inner_size": 6 * 32,
 }
+LATENT = {
+    **RMS,
+    **MIXTURE,
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 56,
+    "attention.kv_lora_rank": 80,
+    "attention.key_length": 96,
+    "attention.value_length": 80,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 40,
+    "rope.dimension_count": 16,
+}
+OLD = {
+    "attention.kv_lora_rank": 80,
+    "attention.key_length": 48,
+    "attention.value_length": 40,
+    "rope.dimension_count": 16,
+}
+INDEXER = {
+    "attention.indexer.head_count": 4,
+    "attention.indexer.key_length": 64,
+    "attention.indexer.top_k": 128,
+}
+UNREAD = {
+    "indexer.k_norm.weight": (64,),
+    "indexer.k_norm.bias": (64,),
+    "indexer.proj.weight": (4, 192),
+    "indexer.attn_k.weight": (64, 192),
+    "indexer.attn_q_b.weight": (4 * 64, 56),
+}
+LOG = {"rope.scaling.yarn_log_multiplier": 0.07}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -186,6 +220,39 @@ FAMILIES = {
         },
         NO_BIAS,
     ),
+    "deepseek2": Family("deepseek2", {**LATENT, **SIGMOID, **GROUPS, **YARN, **LOG}, NO_BIAS),
+    "deepseek2-lite": Family(
+        "deepseek2",
+        {**LATENT, "attention.q_lora_rank": 0, **YARN},
+        (*NO_BIAS, "exp_probs_b.bias"),
+    ),
+    "deepseek2-old": Family(
+        "deepseek2",
+        {**RMS, **MIXTURE, **OLD, **FULL, "attention.q_lora_rank": 0},
+        (*NO_BIAS, "exp_probs_b.bias"),
+        ("attn_kv_b.weight",),
+    ),
+    "mistral4": Family(
+        "mistral4",
+        {**LATENT, **YARN, **LOG, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
+        NO_BIAS,
+    ),
+    "glm-dsa": Family("glm-dsa", {**LATENT, **INDEXER}, NO_BIAS, unread=UNREAD),
+    "deepseek32": Family("deepseek32", {**LATENT, **INDEXER, **SIGMOID, **YARN, **LOG}, NO_BIAS, unread=UNREAD),
+    "minicpm3": Family("minicpm3", {**RMS, **OLD, "attention.q_lora_rank": 56, **FULL}, NO_BIAS, ("attn_kv_b.weight",)),
+    "plm": Family("plm", {**RMS, **OLD, **FULL}, (*NO_BIAS, "output.weight"), ("attn_kv_b.weight", "attn_q.weight")),
+    "kimi-linear": Family(
+        "kimi-linear",
+        {
+            **LATENT,
+            **SIGMOID,
+            "attention.head_count_kv": [0, 1, 0],
+            "attention.q_lora_rank": 0,
+            "kda.head_dim": 64,
+            "ssm.conv_kernel": 4,
+        },
+        NO_BIAS,
+    ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
@@ -221,11 +288,19 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
     family = FAMILIES[name]
     keys = metadata(family)
     model = build_model(Skeleton(family.arch, keys, family.present))
+    for layer in range(keys["block_count"]):
+        yield from ((f"blk.{layer}.{name}", shape, 0.0, 0.1) for name, shape in family.unread.items())
     for path, parameter in model.named_parameters():
         last = ".".join(path.split(".")[-2:])
         if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
             continue
         part = path.split(".")[-2]
+        if "attn_kv_b.weight" in family.present and part in ("attn_k_b", "attn_v_b"):  # a file has both in one
+            if part == "attn_k_b":
+                heads, rank, own = parameter.shape
+                rows = heads * (own + keys["attention.value_length"])
+                yield path.replace("k_b", "kv_b"), (rows, rank), 0.0, 1 / math.sqrt(rank)
+            continue
         if path.endswith("ssm_a"):
             yield path, parameter.shape, -0.3, 0.1
             continue

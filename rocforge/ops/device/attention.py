@@ -153,7 +153,7 @@ def _attend(
     common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
-        splits = _splits(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
+        splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
         decode = _decode_kernel(head_dim, group, count == 1, types)
@@ -189,7 +189,7 @@ def _angles_and_norms(fresh: Fresh) -> dict[str, Any]:
     return {**{name: getattr(fresh, name) for name in names}, "neox": int(fresh.neox)}
 
 
-def _splits(units: int, heads: int, longest: int, tuned: Tuning) -> int:
+def splits_of(units: int, heads: int, longest: int, tuned: Tuning) -> int:
     """Into how many parts a decode launch cuts each sequence: not by the lengths of the moment, for it is replayed.
 
     `heads` counts the key heads of all sequences.

@@ -74,19 +74,20 @@ def dequantize_device(weight: QuantizedArray, dtype: str = "float32", ids: Array
     return out
 
 
-def rows_by_id(x: Array, ids: Array) -> Array:
+def rows_by_id(x: Array, ids: Array, out: Array = None) -> Array:
     """`x[ids]` along the first axis.
 
     Args:
         x: C-contiguous CuPy array (rows, ...), a row of which is whole words of four bytes.
         ids: int32 CuPy array (n,).
+        out: a C-contiguous array to write to; None: a new one.
     """
     words = x.reshape(len(x), -1).view(np.float32)  # whose kernel leaves their bits as they are
-    out = cupy_module().empty((len(ids), words.shape[1]), np.float32)
-    args = (words.view(np.uint8), ids, out, words.shape[1])
+    out = cupy_module().empty((len(ids), *x.shape[1:]), x.dtype) if out is None else out
+    args = (words.view(np.uint8), ids, out.reshape(len(ids), -1).view(np.float32), words.shape[1])
     threads = tuning.current().elementwise_threads
     _block_kernel("float32", "F32")((len(ids), blocks(words.shape[1], threads)), (threads,), args)
-    return out.view(x.dtype).reshape(len(ids), *x.shape[1:])
+    return out
 
 
 @functools.cache

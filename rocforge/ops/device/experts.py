@@ -282,13 +282,13 @@ def _tile_products(
     y = cupy_module().empty((ids.size, dim), np.float32)
     gate_and_up = gated_matrices([memory_of(m.weight) for m in pair], [float32(m.bias) for m in pair], ffn, unit)
     args = {"matrices": gate_and_up, "out": hidden.data, "out_width": hidden.width, "out_cells": cells_of(ffn)}
-    _launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
+    launch_tiles("experts_gated_pairs", x, groups.order, used, tiles, height, pair[0], 2 * CELL * cells_of(ffn), args)
     args = {"w": memory_of(down.weight), "bias": float32(down.bias), "y": y, "rows": dim}
-    _launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
+    launch_tiles("experts_down_pairs", hidden, None, 1, tiles, height, down, dim, args)
     return y, groups.rank
 
 
-def _launch_tiles(
+def launch_tiles(
     name: str,
     x: PackedOperand,
     order: Array,
@@ -299,7 +299,7 @@ def _launch_tiles(
     rows: int,
     args: dict[str, Any],
 ) -> None:
-    """One launch of experts_tiles.hip; `rows` are those of all matrices of an expert."""
+    """One launch of experts_tiles.hip; `order` and `used` are as in its Pairs, `rows` of all matrices of an expert."""
     device, cells = cupy_module().cuda.runtime.getDevice(), cells_of(x.shape[1])
     tuned, card = tuning.of(device), card_of(device)
     items = tiles.most * blocks(rows, 16 * tile_row_tiles(tuned, height))

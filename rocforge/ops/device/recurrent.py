@@ -38,16 +38,31 @@ def _sequences(state: RecurrentLayer, stride: int) -> tuple[Any, ...]:
 
 
 def causal_conv(
-    x: Array, weight: Array, state: RecurrentLayer, bias: Array, silu: bool, gates: tuple[Array, Array] | None
+    x: Array,
+    weight: Array,
+    state: RecurrentLayer,
+    bias: Array,
+    silu: bool,
+    gates: tuple[Array, Array] | None,
+    which: int,
+    out: Array,
 ) -> Array:
     channels, width = weight.shape
     if width > MAX_WIDTH:
         raise ValueError(f"causal_conv: weight has a width of {width}; allowed on a device is up to {MAX_WIDTH}")
-    y = cupy_module().empty(x.shape, np.float32)
-    (data, stride), (kept, slot_stride) = rows_of(x), rows_of(state.arrays[0])
+    y = cupy_module().empty(x.shape, np.float32) if out is None else out
+    (to, y_stride), (data, stride), (kept, slot_stride) = map(rows_of, (y, x, state.arrays[which]))
     before, after = (None, None) if gates is None else (_with_stride(gate, stride) for gate in gates)
     grid = blocks(channels, CONV_THREADS), len(state.slots)
-    args = {"y": y, "x": data, "x_stride": stride, "weight": float32(weight), "state": kept, "channels": channels}
+    args = {
+        "y": to,
+        "y_stride": y_stride,
+        "x": data,
+        "x_stride": stride,
+        "weight": float32(weight),
+        "state": kept,
+        "channels": channels,
+    }
     args |= {"bias": float32(bias), "before": before, "after": after, "silu": int(silu)}
     args |= {"width": width, "sequences": _sequences(state, slot_stride)}
     _kernel("causal_conv")(grid, (CONV_THREADS,), args)
@@ -65,11 +80,12 @@ def gated_delta_rule(
     eps: float,
     repeated: bool,
 ) -> Array:
-    key_heads, key_dim = heads[0], state.arrays[1].shape[-2]
+    (key_heads, value_heads), key_dim = heads, state.arrays[-1].shape[-2]
+    channels = {"RF_CHANNELS": 1} if alpha.shape[1] > value_heads else {}
     keys, (b, stride) = key_heads * key_dim, rows_of(beta)
     args = {"x": float32(qkv), "q": 0, "k": keys, "v": 2 * keys, "beta": b, "beta_stride": stride, "skip": None}
     args |= {"key_heads": key_heads, "repeated": int(repeated), "eps": eps}
-    return _rule(_kernel("state_rule", key_dim), args, alpha, decay, bias, state)
+    return _rule(_kernel("state_rule", key_dim, **channels), args, alpha, decay, bias, state)
 
 
 def state_space(
@@ -85,9 +101,9 @@ def state_space(
 def _rule(
     kernel: Kernel, args: dict[str, Any], alpha: Array, decay: Array, bias: Array, state: RecurrentLayer
 ) -> Array:
-    x, (heads, _, dim) = args["x"], state.arrays[1].shape[-3:]
+    x, (heads, _, dim) = args["x"], state.arrays[-1].shape[-3:]
     y = cupy_module().empty((len(x), heads, dim), np.float32)
-    (a, stride), (kept, slot_stride) = rows_of(alpha), rows_of(state.arrays[1])
+    (a, stride), (kept, slot_stride) = rows_of(alpha), rows_of(state.arrays[-1])
     args |= {"y": y, "width": x.shape[1], "alpha": a, "alpha_stride": stride, "decay": float32(decay)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
     grid = heads * blocks(dim, COLUMNS), len(state.slots)

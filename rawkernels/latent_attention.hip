@@ -1,0 +1,386 @@
+// Latent attention over the paged cache: the heads of a token by its sequence's rows, on each target's matrix unit.
+//
+// A row of the cache is a latent of RF_RANK elements and RF_HEAD_DIM - RF_RANK of a key that all heads share; the latent
+// is what is summed, too. Compiled for these, RF_BLOCK_SIZE (tokens of a cache block) and the cache's type. Lengths are
+// read on the device, so that a launch can be replayed while they grow. Source: DeepSeek-V2,
+// https://arxiv.org/abs/2405.04434; split along the tokens as Dao et al., Flash-Decoding,
+// https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+#include "cached_heads.h"
+#include "target/fragments.h"
+
+namespace rocforge {
+
+// variants: RF_HEAD_DIM=576 RF_RANK=512 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=320 RF_RANK=256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=576 RF_RANK=512 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
+
+constexpr u32 SHARED = RF_HEAD_DIM - RF_RANK, STORE_THREADS = RF_TUNE_ELEMENTWISE_THREADS;
+
+// ---- Storing ----
+
+// Of the elements that all heads share, one, rotated: of x (SHARED,), by the angles of its token.
+RF_DEVICE float rotated_element(const float* x, u32 i, const float* cos, const float* sin, bool neox) {
+    if (!cos) return x[i];
+    const u32 pairs = SHARED / 2;
+    bool second = neox ? i >= pairs : i & 1;
+    u32 pair = neox ? i % pairs : i / 2, partner = neox ? (second ? i - pairs : i + pairs) : i ^ 1;
+    float other = x[partner] * sin[pair];
+    return x[i] * cos[pair] + (second ? other : -other);
+}
+
+// Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED); latents
+// (RF_RANK,) and shared keys (SHARED,) a token go to the cache, the latents normalized where there is a norm. Rows of
+// tokens are strides apart. What has a negative slot is not stored.
+struct LatentStoreParams {
+    float *own, *rotated;
+    void* keys;
+    const float *q, *latents, *shared_keys;
+    u64 q_stride, latent_stride, key_stride;
+    const i32* slots;
+    RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
+    RF_NULLABLE const float* norm;
+    float eps;
+    u32 tokens, heads, own_dim;
+    i32 neox;
+};
+
+// A wave a head of a token, and one for its row of the cache.
+RF_KERNEL(STORE_THREADS)
+rf_latent_store(LatentStoreParams p) {
+    wait_for_previous();
+    u32 index = block_x() * (STORE_THREADS / RF_WAVE) + wave(), token = index / (p.heads + 1);
+    u32 head = index % (p.heads + 1);
+    if (token >= p.tokens) return;
+    const float *cos = p.cos ? p.cos + token * (SHARED / 2) : nullptr, *sin = p.sin + token * (SHARED / 2);
+    if (head < p.heads) {
+        const float* q = p.q + token * p.q_stride + u64(head) * (p.own_dim + SHARED);
+        u64 at = u64(token) * p.heads + head;
+        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) p.own[at * p.own_dim + i] = q[i];
+        for (u32 i = lane(); i < SHARED; i += RF_WAVE)
+            p.rotated[at * SHARED + i] = rotated_element(q + p.own_dim, i, cos, sin, p.neox);
+        return;
+    }
+    i32 slot = p.slots[token];
+    if (slot < 0) return;
+    const float *latent = p.latents + token * p.latent_stride, *key = p.shared_keys + token * p.key_stride;
+    Head row;
+    float squares = 0;
+    RF_UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 element = lane() + i * RF_WAVE;
+        row.x[i] = element < RF_RANK ? latent[element] : 0.0f;
+        squares += row.x[i] * row.x[i];
+    }
+    float factor = p.norm ? fast_rsqrt(wave_sum(squares) / RF_RANK + p.eps) : 1.0f;
+    RF_UNROLL
+    for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 element = lane() + i * RF_WAVE;
+        if (element < RF_RANK)
+            row.x[i] *= p.norm ? factor * p.norm[element] : 1.0f;
+        else if (element < RF_HEAD_DIM)
+            row.x[i] = rotated_element(key, element - RF_RANK, cos, sin, p.neox);
+    }
+    store_cached(Keys(), HeadBlock<Keys>(p.keys, slot / RF_BLOCK_SIZE, 1, 0).row(slot % RF_BLOCK_SIZE), row);
+}
+
+// ---- Attention ----
+
+// A block has 16 heads of a token, and takes 16 rows of the cache at a time. Its waves share out the elements of the
+// rows in the first product, whose parts they add up in LDS, and the latents' elements in the second.
+constexpr u32 WAVES = 8, THREADS = WAVES * RF_WAVE, HEADS = 16, KEYS = 16;
+constexpr u32 DEPTH = RF_HEAD_DIM / 16, TILES = RF_RANK / 16, OWN_TILES = (TILES + WAVES - 1) / WAVES;
+constexpr u32 OWN_DEPTH = (DEPTH + WAVES - 1) / WAVES;
+constexpr u32 CHUNKS = RF_HEAD_DIM / 8, LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
+constexpr u32 STRIDE = RF_HEAD_DIM + 8, WEIGHT_STRIDE = KEYS + 8;  // rows of a fragment lie in different banks
+constexpr u32 MOST_SPLITS = RF_TUNE_MOST_SPLITS;
+constexpr u32 SIZE = HEADS * RF_RANK, RECORD = SIZE + 2 * HEADS;  // of what a split leaves
+
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
+
+static_assert(DEPTH * 16 == RF_HEAD_DIM && TILES * 16 == RF_RANK && RF_HEAD_DIM <= 576, "");
+static_assert(RF_BLOCK_SIZE % KEYS == 0, "a step's rows lie in one block of the cache");
+static_assert(HEADS * KEYS <= THREADS, "a score for each thread");
+
+struct Shared {
+    alignas(16) f16 queries[HEADS][STRIDE];
+    alignas(16) f16 keys[KEYS][STRIDE];
+#ifndef RF_FRAGMENTS_NVIDIA
+    alignas(16) f16 latents[RF_RANK][KEYS];  // turned: the depth of the second product runs along rows
+#endif
+    alignas(16) f16 weights[HEADS][WEIGHT_STRIDE];
+    float rescale[HEADS], highest[HEADS], sum[HEADS];
+    float parts[at_least(WAVES * KEYS, MOST_SPLITS)][HEADS];  // of scores, by wave and row; later of splits
+    u32 last;
+};
+
+// From absorbed (tokens, heads, RF_RANK) and rotated (tokens, heads, SHARED) to out (tokens, heads, RF_RANK). Scores of
+// a token at position p are multiplied by `scale * (1 + temperature * ln(1 + p / temperature_length))`. A split takes an
+// equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero before and
+// after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
+struct LatentAttentionParams {
+    float* out;
+    const float *absorbed, *rotated;
+    const void* keys;
+    const i32 *tables, *lengths, *query_starts;
+    float* partials;
+    i32* counters;
+    u32 table_stride, sequences, heads;
+    i32 splits, temperature_length;
+    float scale, temperature;
+};
+
+// A token's sequence: its table, and how many of its rows the token sees: none where it fills up a step.
+struct Seen {
+    const i32* table;
+    i32 rows;
+};
+RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
+    u32 sequence = 0, count = p.sequences;
+    while (count > 1) {  // the last one that does not begin after the token
+        u32 half = count / 2;
+        if (p.query_starts[sequence + half] <= token) {
+            sequence += half, count -= half;
+        } else {
+            count = half;
+        }
+    }
+    i32 after = p.query_starts[sequence + 1] - token - 1;
+    return {p.tables + u64(sequence) * p.table_stride, maximum(p.lengths[sequence] - after, 0)};
+}
+
+RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token, i32 rows) {
+    float position = float(maximum(rows - 1, 0) / p.temperature_length);
+    float scale = p.scale * LOG2E * (1 + p.temperature * fast_log(1 + position));
+    RF_NO_UNROLL
+    for (u32 i = thread_x(); i < HEADS * RF_HEAD_DIM; i += THREADS) {
+        u32 head = block_y() * HEADS + i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
+        u64 at = u64(token) * p.heads + head;
+        float x = head >= p.heads       ? 0.0f
+                  : element < RF_RANK ? p.absorbed[at * RF_RANK + element]
+                                      : p.rotated[at * SHARED + element - RF_RANK];
+        shared.queries[i / RF_HEAD_DIM][element] = from_float<f16>(x * scale);
+    }
+}
+
+// Rows on their way from the cache to LDS: of two rows a piece each. Past the last row that is repeated.
+struct Step {
+    Keys::Piece<8> pieces[LOADS][2];
+
+    static RF_MEMBER u32 row(u32 i) { return (thread_x() + i * THREADS) % (KEYS / 2) * 2; }
+    static RF_MEMBER u32 chunk(u32 i) { return (thread_x() + i * THREADS) / (KEYS / 2); }
+
+    RF_MEMBER void load_rows(const void* cache, const i32* table, u32 start, u32 end) {
+        auto block = block_of<Keys>(cache, table, start, 1, 0);
+        u32 first = start % RF_BLOCK_SIZE, last = first + minimum(i32(end - start), i32(KEYS)) - 1;
+        RF_UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 element = minimum(i32(chunk(i)), i32(CHUNKS - 1)) * 8;
+            RF_UNROLL
+            for (u32 j = 0; j < 2; ++j)
+                pieces[i][j].load_from(block.row(minimum(i32(first + row(i) + j), i32(last))), element);
+        }
+    }
+    RF_MEMBER void store_rows(Shared& shared) const {
+        RF_UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            if (chunk(i) >= CHUNKS) continue;
+            u32x4 even = pieces[i][0].fp16(), odd = pieces[i][1].fp16();
+            *reinterpret_cast<u32x4*>(&shared.keys[row(i)][chunk(i) * 8]) = even;
+            *reinterpret_cast<u32x4*>(&shared.keys[row(i) + 1][chunk(i) * 8]) = odd;
+#ifndef RF_FRAGMENTS_NVIDIA
+            if (chunk(i) >= RF_RANK / 8) continue;
+            const u32 a[4] = {even.x, even.y, even.z, even.w}, b[4] = {odd.x, odd.y, odd.z, odd.w};
+            RF_UNROLL
+            for (u32 j = 0; j < 4; ++j) {
+                f16(*to)[KEYS] = &shared.latents[chunk(i) * 8 + 2 * j];
+                *reinterpret_cast<u32*>(&to[0][row(i)]) = (a[j] & 0xffff) | b[j] << 16;
+                *reinterpret_cast<u32*>(&to[1][row(i)]) = a[j] >> 16 | (b[j] & 0xffff0000);
+            }
+#endif
+        }
+    }
+};
+
+RF_DEVICE void clear(Accumulator& c) {
+    RF_UNROLL
+    for (u32 i = 0; i < ELEMENTS; ++i) c.x[i] = 0;
+}
+
+// The wave's part of the queries: tiles of 16 elements, every WAVES-th.
+struct Queries {
+    Fragment tiles[OWN_DEPTH];
+
+    RF_MEMBER void load_own(const Shared& shared) {
+        RF_UNROLL
+        for (u32 n = 0; n < OWN_DEPTH; ++n) {
+            u32 k = minimum(i32(wave() + n * WAVES), i32(DEPTH - 1));
+            tiles[n] = load_fragment(&shared.queries[0][k * 16], STRIDE);
+        }
+    }
+};
+
+// The wave's part of each score.
+RF_DEVICE void store_scores(Shared& shared, const Queries& queries) {
+    Accumulator scores;
+    clear(scores);
+    RF_UNROLL
+    for (u32 n = 0; n < OWN_DEPTH; ++n) {
+        u32 k = wave() + n * WAVES;
+        if (k < DEPTH) multiply_add(scores, queries.tiles[n], load_fragment(&shared.keys[0][k * 16], STRIDE));
+        fragments_in_order();
+    }
+    RF_UNROLL
+    for (u32 i = 0; i < ELEMENTS; ++i)
+        shared.parts[wave() * KEYS + fragment_column(i)][fragment_row(row_slot(i))] = scores.x[i];
+}
+
+// What a thread has of the softmax of a head, of which every 16th row is its own: the sum of the weights, and, as all
+// threads of the head have it, the highest score (in units of log 2).
+struct Softmax {
+    float highest = LOWEST, sum = 0;
+
+    static RF_MEMBER bool takes_part() { return thread_x() < HEADS * KEYS; }
+    static RF_MEMBER u32 head() { return thread_x() / KEYS; }
+    static RF_MEMBER u32 key() { return thread_x() % KEYS; }
+
+    // Turns scores into weights of the rows that are `seen`. Whole waves take part.
+    RF_MEMBER void update(Shared& shared, bool seen) {
+        float score = 0;
+        RF_UNROLL
+        for (u32 w = 0; w < WAVES; ++w) score += shared.parts[w * KEYS + key()][head()];
+        float before = highest;
+        highest = maximum(before, reduce_lanes<KEYS>(seen ? score : LOWEST, Maximum()));
+        float weight = seen ? fast_exp2(score - highest) : 0.0f, rescale = fast_exp2(before - highest);
+        sum = sum * rescale + weight;
+        shared.weights[head()][key()] = from_float<f16>(weight);
+        if (key() == 0) shared.rescale[head()] = rescale;
+    }
+    RF_MEMBER void finish(Shared& shared) {
+        float total = reduce_lanes<KEYS>(sum, Add());
+        if (key() == 0) shared.highest[head()] = highest, shared.sum[head()] = total;
+    }
+};
+
+// Adds the rows' latents times their weights to what the wave has: tiles of 16 elements, every WAVES-th.
+RF_DEVICE void add_latents(Accumulator (&sums)[OWN_TILES], const Shared& shared) {
+    float rescale[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) rescale[slot] = shared.rescale[fragment_row(slot)];
+    Fragment a = load_fragment(&shared.weights[0][0], WEIGHT_STRIDE);
+    RF_UNROLL
+    for (u32 n = 0; n < OWN_TILES; ++n) {
+        u32 tile = wave() + n * WAVES;
+        if (TILES % WAVES && tile >= TILES) break;
+        RF_UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) sums[n].x[i] *= rescale[row_slot(i)];
+#ifdef RF_FRAGMENTS_NVIDIA
+        multiply_add(sums[n], a, load_fragment_turned(&shared.keys[0][tile * 16], STRIDE));
+#else
+        multiply_add(sums[n], a, load_fragment(&shared.latents[tile * 16][0], KEYS));
+        fragments_in_order();
+#endif
+    }
+}
+
+// Calls f(head of the block, element, value) for what the wave has.
+template <class Each>
+RF_DEVICE void each_sum(const Accumulator (&sums)[OWN_TILES], Each f) {
+    RF_UNROLL
+    for (u32 n = 0; n < OWN_TILES; ++n) {
+        u32 tile = wave() + n * WAVES;
+        if (TILES % WAVES && tile >= TILES) break;
+        RF_UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i)
+            f(fragment_row(row_slot(i)), tile * 16 + fragment_column(i), sums[n].x[i]);
+    }
+}
+
+RF_DEVICE float reciprocal_or_zero(float x) { return x > 0 ? 1 / x : 0.0f; }
+
+// What the last split does: the sum of all splits' records.
+RF_DEVICE void combine(Shared& shared, const LatentAttentionParams& p, const float* partials, u32 active, float* out) {
+    for (u32 head = thread_x(); head < HEADS; head += THREADS) {
+        float highest = LOWEST, sum = 0;
+        for (u32 s = 0; s < active; ++s) highest = maximum(highest, partials[s * RECORD + SIZE + head]);
+        for (u32 s = 0; s < active; ++s) {
+            const float* record = partials + s * RECORD + SIZE + head;
+            float factor = fast_exp2(record[0] - highest);
+            shared.parts[s][head] = factor, sum += factor * record[HEADS];
+        }
+        shared.sum[head] = sum;
+    }
+    barrier();
+    RF_NO_UNROLL
+    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
+        u32 head = i / RF_RANK;
+        if (block_y() * HEADS + head >= p.heads) break;
+        float sum = 0;
+        for (u32 s = 0; s < active; ++s) sum += shared.parts[s][head] * partials[s * RECORD + i];
+        out[i] = sum * reciprocal_or_zero(shared.sum[head]);
+    }
+}
+
+// Grid: (tokens, tiles of heads, splits).
+RF_KERNEL(THREADS)
+rf_latent_attention(LatentAttentionParams p) {
+    RF_SHARED Shared shared;
+    wait_for_previous();
+    u32 token = block_x(), split = block_z();
+    Seen seen = seen_by(p, token);
+    i32 share = maximum((seen.rows + p.splits - 1) / p.splits, 1);
+    share = (share + KEYS - 1) / KEYS * KEYS;
+    u32 active = maximum((seen.rows + share - 1) / share, 1);
+    if (split >= active) return;
+    u32 start = split * share, end = minimum(i32(start) + share, seen.rows);
+
+    store_queries(shared, p, token, seen.rows);
+    Accumulator sums[OWN_TILES];
+    RF_UNROLL
+    for (u32 n = 0; n < OWN_TILES; ++n) clear(sums[n]);
+    barrier();
+    Queries queries;
+    queries.load_own(shared);
+    Softmax softmax;
+    Step step;
+    if (start < end) step.load_rows(p.keys, seen.table, start, end);
+    for (; start < end; start += KEYS) {
+        barrier();  // the rows before have been used
+        step.store_rows(shared);
+        barrier();
+        if (start + KEYS < end) step.load_rows(p.keys, seen.table, start + KEYS, end);
+        store_scores(shared, queries);
+        barrier();
+        if (Softmax::takes_part()) softmax.update(shared, start + Softmax::key() < end);
+        barrier();
+        add_latents(sums, shared);
+    }
+    if (Softmax::takes_part()) softmax.finish(shared);
+    barrier();
+
+    u32 first = block_y() * HEADS;
+    float* out = p.out + (u64(token) * p.heads + first) * RF_RANK;
+    if (active == 1) {
+        each_sum(sums, [&](u32 head, u32 element, float value) {
+            if (first + head < p.heads) out[head * RF_RANK + element] = value * reciprocal_or_zero(shared.sum[head]);
+        });
+        return;
+    }
+    u64 block = u64(token) * ((p.heads + HEADS - 1) / HEADS) + block_y();
+    float *partials = p.partials + block * p.splits * RECORD, *record = partials + split * RECORD;
+    each_sum(sums, [&](u32 head, u32 element, float value) { record[head * RF_RANK + element] = value; });
+    if (thread_x() < HEADS) {
+        record[SIZE + thread_x()] = shared.highest[thread_x()];
+        record[SIZE + HEADS + thread_x()] = shared.sum[thread_x()];
+    }
+    device_fence();
+    barrier();
+    if (thread_x() == 0) shared.last = atomic_add(p.counters + block, 1) == i32(active) - 1;
+    barrier();
+    if (!shared.last) return;
+    device_fence();
+    if (thread_x() == 0) p.counters[block] = 0;
+    combine(shared, p, partials, active, out);
+}
+
+}  // namespace rocforge

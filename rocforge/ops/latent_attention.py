@@ -1,0 +1,152 @@
+"""Multi-head latent attention: the cache has one short row a token, of which all heads' keys and values are products.
+
+A row is the latent, then a key that all heads share and that is rotated. Heads' queries are multiplied with the
+matrices that make keys of latents, once, in place of the keys of all tokens; so a head's score is its query times a
+row, and what it gives is a sum of latents, which is multiplied with the matrix that makes values of them.
+
+Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rocforge.device.arrays import get_array_module
+from rocforge.ops.arguments import check_shape
+from rocforge.ops.attention import paged_attention
+from rocforge.ops.device import latent_attention as device
+from rocforge.ops.linear import linear
+from rocforge.ops.norm import rms_norm
+from rocforge.ops.rope import Rotation, rotate
+from rocforge.ops.state import PackedRows, PagedLayer
+from rocforge.ops.types import Array, HostArray, Weight
+
+
+class Temperature(NamedTuple):
+    """A factor on a query's scores that grows with its position: `1 + scale * ln(1 + floor(position / length))`.
+
+    Source: Llama 4, https://ai.meta.com/blog/llama-4-multimodal-intelligence.
+    """
+
+    scale: float
+    length: int
+
+
+def store_latents(
+    q: Array,
+    latents: Array,
+    keys: Array,
+    layer: PagedLayer,
+    rotation: Rotation | None,
+    norm: Array = None,
+    eps: float = 1e-6,
+) -> tuple[Array, Array]:
+    """Normalize latents, rotate the shared keys and the queries' parts for them, and put the rows into the cache.
+
+    On a device it is one launch.
+
+    Args:
+        q: float32, shape (tokens, heads, own + shared): of each head what is for its own keys, then for the shared one.
+        latents: float32, shape (tokens, rank).
+        keys: float32, shape (tokens, shared).
+        layer: its slots say where to store; its keys have one head of rank + shared elements.
+        rotation: of the tokens' positions, of all shared elements; None: nothing is rotated.
+        norm: weight (rank,) of an RMS norm of the latents, or None.
+        eps: of that.
+
+    Returns:
+        float32 (tokens, heads, own) and (tokens, heads, shared): both parts of the queries.
+
+    Raises:
+        ValueError: the rotation is of other than the shared elements, or a cache's rows are of another length.
+    """
+    shared = keys.shape[1]
+    check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
+    if rotation is not None and 2 * rotation.cos.shape[1] != shared:
+        raise ValueError(
+            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
+        )
+    if get_array_module(q) is not np:
+        return device.store_latents(q, latents, keys, layer, rotation, norm, eps)
+    own, rotated, keys = q[..., :-shared], q[..., -shared:], keys[:, None]
+    if norm is not None:
+        latents = rms_norm(latents, norm, eps)
+    if rotation is not None:
+        rotated, keys = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (rotated, keys))
+    layer.keys[layer.slots] = np.concatenate([latents[:, None], keys], axis=2)
+    return own, rotated
+
+
+def latent_attention(
+    absorbed: Array, rotated: Array, layer: PagedLayer, scale: float, temperature: Temperature | None = None
+) -> Array:
+    """Softmax-weighted means of latents, for each sequence of a batch.
+
+    Args:
+        absorbed: float32, shape (tokens, heads, rank): queries as they are multiplied with latents.
+        rotated: float32, shape (tokens, heads, shared): as they are multiplied with the shared keys.
+        layer: its keys are the rows, the batch's stored already; it has no window.
+        scale: factor on the scores.
+        temperature: a further one, by the query's position; or None.
+
+    Returns:
+        float32, shape (tokens, heads, rank).
+
+    Raises:
+        ValueError: on a device, rank or shared elements that are no multiples of 16, or more than 576 of both.
+    """
+    if get_array_module(absorbed) is not np:
+        return device.latent_attention(absorbed, rotated, layer, scale, temperature or (0.0, 1))
+    q = np.concatenate([absorbed, rotated], axis=2)
+    if temperature is not None:
+        q = q * _temperatures(layer, temperature)[:, None, None]
+    values: Any = _Latents(layer.keys, absorbed.shape[2])
+    return paged_attention(q, replace(layer, values=values), scale=scale)
+
+
+def _temperatures(layer: PagedLayer, temperature: Temperature) -> HostArray:
+    """The factor of each of a batch's tokens."""
+    positions = np.concatenate(
+        [np.arange(span.tokens - (span.rows.stop - span.rows.start), span.tokens) for span in layer.spans]
+    )
+    return (1 + temperature.scale * np.log1p(positions // temperature.length)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """The first elements of the cache's rows, as values (slots, 1, rank) are read."""
+
+    rows: HostArray | PackedRows
+    rank: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.rows.shape[0], 1, self.rank
+
+    def __getitem__(self, slots: slice | HostArray) -> HostArray:
+        return self.rows[slots][..., : self.rank]
+
+
+def head_linear(x: Array, weight: Weight) -> Array:
+    """Each head's row times its own matrix.
+
+    Args:
+        x: float32, shape (tokens, heads, columns).
+        weight: QuantizedArray or floats, shape (heads, rows, columns).
+
+    Returns:
+        float32, shape (tokens, heads, rows).
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_shape("head_linear", "x", x, (len(x), len(weight), weight.shape[2]))
+    if get_array_module(x) is not np:
+        return device.head_linear(x, weight)
+    out = np.empty((*x.shape[:2], weight.shape[1]), np.float32)
+    for head in range(x.shape[1]):
+        out[:, head] = linear(x[:, head], weight[head])
+    return out
