@@ -26,6 +26,8 @@ class PagedKV:
         key_dim, value_dim: elements of each.
         key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
+        causal: a token sees none after it. Else a sequence's tokens are all of one batch, nothing is kept for the next,
+            and the layers of a group take turns with the same arrays.
     """
 
     heads: int
@@ -34,6 +36,7 @@ class PagedKV:
     key_type: str | None = None
     value_type: str | None = None
     window: int | None = None
+    causal: bool = True
 
     def rows_on(self, device: str) -> list[tuple[str, int]]:
         """On "cpu" or "gpu:N", the type and the elements of a key, and those of a value."""

@@ -2,7 +2,7 @@
 
 A pattern is float32, (heads, tokens, keys): what each token's query sees of the tokens of its own sequence, by their
 positions, whatever else is in the batch. `keys` is the length of the longest sequence, or more; a row is zero where its
-query sees nothing: beyond its own position, before its window, past its sequence's end. With sinks a row's sum is less
+query sees nothing: beyond its own position where attention is causal, outside its window, past its sequence's end. With sinks a row's sum is less
 than one by the sink's share.
 """
 
@@ -47,7 +47,7 @@ def attention_pattern(
         scores = queries @ np.repeat(keys, group, axis=0)
         if softcap:
             scores = cap_scores(scores, softcap)
-        mask_scores(scores, span.tokens - queries.shape[1], True, layer.window)
+        mask_scores(scores, span.tokens - queries.shape[1], layer.causal, layer.window)
         sink = None if sinks is None else sinks.reshape(-1, 1, 1)
         pattern[:, span.rows, first:last] = softmax_with_sinks(scores, sink)
     return pattern
