@@ -1,4 +1,4 @@
-"""Self-attention over the cache: projections, norms of queries and keys, rope, attention, gate, output."""
+"""Self-attention: projections, norms of queries and keys, rope, attention, gate, output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Attention(Module):
         rope: the rotary embedding; None: positions are not encoded.
         eps: of the norms of queries and keys.
         value_dim: elements of a head's value; None: as many as of its key.
-        window: see this token and window - 1 before it; None for all.
+        window: see this token and window - 1 before it, and if not causal after it; None for all.
+        causal: see no token after this; False, of encoders: see them too.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         softcap: cap on the scores, or None.
         bias, output_bias: whether q, k and v, and the output, have one; "optional" for where the file has.
@@ -62,10 +63,11 @@ class Attention(Module):
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
+        causal: bool = True,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         value_dim = value_dim or head_dim
-        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window)
+        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, causal=causal)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
         if merged:

@@ -86,6 +86,11 @@ def states_of(model: Module) -> dict[Module, State]:
     return {module: state for module, state in declared if isinstance(state, PagedKV | Recurrent)}
 
 
+def kept_of(model: Module) -> dict[Module, State]:
+    """What of that lasts from one batch to the next: of an encoder nothing."""
+    return {module: state for module, state in states_of(model).items() if isinstance(state, Recurrent) or state.causal}
+
+
 def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | None) -> dict[Key, State]:
     """Declarations with other types of keys and of values; None leaves them as declared.
 

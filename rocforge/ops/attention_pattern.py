@@ -2,8 +2,8 @@
 
 A pattern is float32, (heads, tokens, keys): what each token's query sees of the tokens of its own sequence, by their
 positions, whatever else is in the batch. `keys` is the length of the longest sequence, or more; a row is zero where its
-query sees nothing: beyond its own position where attention is causal, outside its window, past its sequence's end. With sinks a row's sum is less
-than one by the sink's share.
+query sees nothing: if causal beyond its own position, outside its window, past its sequence's end. With sinks a row's
+sum is less than one by the sink's share.
 """
 
 from __future__ import annotations

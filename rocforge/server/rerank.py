@@ -38,7 +38,7 @@ class Rerank:
         with generator.deadline(None), refusing("documents"):
             prompts = await self._prompts(body.query, documents)
             for ids in prompts:
-                generator.check_length(len(ids), "query and a document")
+                generator.check_length(len(ids), "query and a document", reply=0)
             scores = await unless_gone(generator.backend.embed(prompts, generator.models[name]), request)
         if scores is None:
             return client_closed()
