@@ -32,7 +32,7 @@ SCALINGS = ("none", "linear", "yarn", "longrope")
 ENCODER: Mapping[str, Any] = MappingProxyType({"attention.causal": False})
 """Defaults of encoders."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
-LEAST, LARGEST = 1e-12, 1e12
+LEAST, LARGEST = 1e-13, 1e12
 """Bounds of constants that are positive."""
 BASES = (1.001, LARGEST)
 """Bounds of a rope base; YaRN divides by its logarithm."""

@@ -61,7 +61,7 @@ class Rerank:
             return [await self._filled(template, query, document) for document in documents]
         begin = generator.begin
         ends = tokenizer.encode("")[len(begin) :]
-        before = [*begin, *await generator.encode_plain(query), *ends]
+        before = [*begin, *await generator.encode_plain(query), *tokenizer.separator_ids]
         return [[*before, *await generator.encode_plain(document), *ends] for document in documents]
 
     async def _filled(self, template: str, query: str, document: str) -> list[int]:
