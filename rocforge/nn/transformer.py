@@ -77,6 +77,10 @@ class Transformer(Module):
         self.logit_scale: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.position_embd = self.positions(read)
+        if self.position_embd is not None and self.config.context > (rows := self.position_embd.weight.shape[0]):
+            raise ValueError(
+                f"context is {self.config.context}; allowed is up to {rows}, the positions that are learnt"
+            )
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         setattr(self, self.output_norm_name, self.norm(read))
         head = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
