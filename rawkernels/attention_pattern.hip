@@ -11,10 +11,10 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
-// A query's sequence: its tokens, and what the query sees of them: from `first` up to `end`.
+// A query's sequence: its tokens, the query's position, and what it sees of them: from `first` up to `end`.
 struct Seen {
     const i32* table;
-    i32 length, first, end;
+    i32 length, position, first, end;
 };
 
 // Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens that
@@ -33,7 +33,7 @@ RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* t
     i32 length = lengths[sequence], position = length - (query_starts[sequence + 1] - token);
     i32 last = causal ? position : window ? minimum(position + window / 2, length - 1) : length - 1;
     i32 first = window ? maximum(position - (causal ? window - 1 : window / 2), 0) : 0;
-    return {tables + u64(sequence) * table_stride, length, first, length ? last + 1 : 0};
+    return {tables + u64(sequence) * table_stride, length, position, first, length ? last + 1 : 0};
 }
 
 // From q (tokens, heads, RF_HEAD_DIM).
@@ -42,7 +42,7 @@ struct PatternParams {
     const float* q;
     const void* keys;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
     float scale, softcap;
     i32 window, causal;
@@ -77,6 +77,7 @@ rf_attention_pattern(PatternParams p) {
             score += sum * piece.scale();
         }
         if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
+        if (p.slopes) score -= p.slopes[head] * float(maximum(seen.position - key, key - seen.position));
         row[key] = score;
         highest = maximum(highest, score);
     }

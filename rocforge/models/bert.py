@@ -1,4 +1,4 @@
-"""BERT and its relatives, which normalize behind each layer: bert, nomic-bert, nomic-bert-moe, jina-bert-v3."""
+"""BERT and its relatives, which normalize behind each layer: bert, nomic-bert and -moe, jina-bert-v2 and -v3."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.gguf.metadata import Metadata
-from rocforge.nn import MLP, Attention, Module, MoE, Parameter, Transformer
+from rocforge.nn import MLP, Attention, MergedMLP, Module, MoE, Parameter, Transformer
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Embedding, HookPoint
 from rocforge.nn.reader import ENCODER, Reader
@@ -17,14 +17,19 @@ from rocforge.ops.embedding import embedding
 
 
 class BertBlock(Module):
-    """`x = attn_output_norm(x + attn(x))`, then the like with ffn; x (tokens, dim)."""
+    """`x = attn_output_norm(x + attn(x))`, then the like with ffn; x (tokens, dim).
+
+    With `attn_norm_2` there is a second norm, of the first one's result and x, before ffn.
+    """
 
     def __init__(self, attn: Module, ffn: Module, read: Reader):
         self.attn, self.attn_output_norm = attn, read.layer_norm()
+        self.attn_norm_2: Module | None = None
         self.ffn, self.layer_output_norm = ffn, read.layer_norm()
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        x = self.attn_output_norm(add(x, self.attn(x, batch)))
+        y = self.attn_output_norm(add(x, self.attn(x, batch)))
+        x = y if self.attn_norm_2 is None else self.attn_norm_2(add(y, x))
         return self.layer_output_norm(add(x, self.ffn(x)))
 
 
@@ -78,6 +83,29 @@ class Bert(JinaBertV3):
 
     def block(self, layer: int, read: Reader) -> BertBlock:
         return BertBlock(Attention(**read.attention(layer), rope=None), self.feed_forward(layer, read), read)
+
+
+class JinaBertV2(JinaBertV3):
+    """Distances bias the scores, in place of positions; up to 8192 tokens. Source: https://arxiv.org/abs/2310.19923."""
+
+    architectures = ("jina-bert-v2",)
+    models = "Jina Embeddings 2"
+
+    def block(self, layer: int, read: Reader) -> BertBlock:
+        norms = "whole" if read.has(layer, "attn_q_norm") else None
+        attn = Attention(**read.attention(layer), rope=None, alibi=8.0, norms=norms)
+        if norms is not None:
+            attn.attn_q_norm, attn.attn_k_norm = read.layer_norm(), read.layer_norm()
+        block = BertBlock(attn, self.feed_forward(layer, read), read)
+        block.attn_norm_2 = read.layer_norm() if read.has(layer, "attn_norm_2") else None
+        return block
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        up = read.tensors.get(f"blk.{layer}.ffn_up.weight")
+        sizes, gate = read.mlp(layer), read.has(layer, "ffn_gate")
+        if not gate and up is not None and up.shape[0] == 2 * sizes["ffn"]:
+            return MergedMLP(**sizes, activation="geglu", bias="optional")
+        return MLP(**sizes, activation="geglu" if gate else "gelu", gate=gate)
 
 
 class NomicBert(JinaBertV3):

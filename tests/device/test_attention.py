@@ -15,7 +15,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.selftest.weights import relative_error
@@ -317,6 +317,19 @@ def test_one_sequence(queries: int, causal: bool, window: int | None):
     k, v = (rng.standard_normal((45, 2, 64), np.float32).astype(np.float16) for _ in range(2))
     y = attention(*(cp.asarray(a) for a in (q, k, v)), causal=causal, window=window)
     assert relative_error(y, attention_64(q, k, v, causal=causal, window=window)) < 1e-3
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize("causal", [True, False])
+def test_slopes(rng, causal: bool):
+    """Biases of the distance between tokens, against the host's."""
+    cache, host = filled(rng, 2, 64, 4, causal=causal), KVCache([PagedKV(2, 64, 64, causal=causal)], 4)
+    for array, other in ((host.paged[0].keys, cache.paged[0].keys), (host.paged[0].values, cache.paged[0].values)):
+        array[...] = other.get()
+    chunks, q = [Chunk(0, 45, [3, 1]), Chunk(0, 7, [0])], rng.standard_normal((52, 4, 64), np.float32)
+    device, layer = (Batch.of(of, chunks).state_of(0) for of in (cache, host))
+    pattern = attention_pattern(cp.asarray(q), device, slopes=cp.asarray(slopes(4, 8.0)))
+    assert relative_error(pattern, attention_pattern(q, layer, slopes=slopes(4, 8.0))) < 1e-3
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(2, 2, 32), (4, 2, 64)])

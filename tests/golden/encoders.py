@@ -26,6 +26,13 @@ ENCODERS = {
         ("ffn_gate_inp.bias",),
         QKV,
     ),
+    "jina-bert-v2": Family("jina-bert-v2", {**BERT, **FULL}, ("ffn_up.bias", "ffn_gate.bias"), ("ffn_gate.weight",)),
+    "jina-bert-v2-code": Family(
+        "jina-bert-v2",
+        {**BERT, **FULL},
+        ("ffn_up.bias",),
+        ("attn_q_norm.weight", "attn_k_norm.weight", "attn_norm_2.weight", "ffn_up.weight"),
+    ),
     "jina-bert-v3": Family("jina-bert-v3", BERT, (), QKV),
     "modern-bert": Family(
         "modern-bert",

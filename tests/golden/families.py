@@ -197,6 +197,9 @@ class Skeleton(dict[str, Any]):
         super().__init__({"token_embd.weight": np.empty((VOCAB, keys["embedding_length"]), np.float32)})
         for layer in range(keys["block_count"]):
             self.update({f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *present)})
+            if "ffn_up.weight" in present:  # with the gate's rows
+                size = (2 * keys["feed_forward_length"], keys["embedding_length"])
+                self[f"blk.{layer}.ffn_up.weight"] = np.empty(size, np.float32)
         self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
         self.metadata["tokenizer.ggml.token_type_count"] = 2
 

@@ -19,12 +19,15 @@ from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array
 
 
-def attention_pattern(q: Array, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array) -> Array:
+def attention_pattern(
+    q: Array, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array, slopes: Array
+) -> Array:
     """The softmax of each query's scores."""
     tokens, heads, head_dim = q.shape
     pattern = cupy_module().empty((heads, tokens, layer.longest), np.float32)
     keys, sinks = cache_arrays(layer)["keys"], None if sinks is None else float32(sinks)
-    args = {"pattern": pattern, "q": float32(q), "keys": keys, "sinks": sinks}
+    slopes = None if slopes is None else float32(slopes)
+    args = {"pattern": pattern, "q": float32(q), "keys": keys, "sinks": sinks, "slopes": slopes}
     args |= {"scale": scale, "softcap": softcap or 0.0, **_places(layer, pattern)}
     _launch("attention_pattern", head_dim, layer, pattern, args)
     return pattern
