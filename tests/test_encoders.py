@@ -8,6 +8,7 @@ from golden.encoders import ENCODERS
 from test_families import unpack
 
 import rocforge as rf
+from rocforge.imatrix import collect_imatrix
 from rocforge.load import load_model
 from rocforge.nn import layers
 from rocforge.nn.pooling import pooling_of
@@ -125,6 +126,15 @@ def test_window_of_another_kind(tmp_path):
     keys = {**metadata(family), "attention.causal": False}
     with pytest.raises(rf.UnsupportedModelError, match="where attention is not causal"):
         build_model(Skeleton("cohere2", keys, family.present))
+
+
+def test_importance(model_of):
+    """What each matrix multiplies is collected of an encoder too."""
+    from types import SimpleNamespace
+
+    tokenizer = SimpleNamespace(encode=lambda text: [ord(c) % 200 for c in text], bos_token_id=None)
+    matrix = collect_imatrix(model_of("nomic-bert-moe"), tokenizer, "some text " * 13, chunk=60)
+    assert matrix.inputs["blk.0.attn_qkv.weight"].sums.all() and matrix.inputs["blk.1.ffn_up_exps.weight"].counts.any()
 
 
 def test_saved(model_of, tmp_path):

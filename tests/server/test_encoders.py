@@ -59,6 +59,7 @@ def test_embeddings(tmp_path, start):
             assert answer.status_code == 400, answer.text
         answer = server.post("/v1/completions", json={"model": "small", **refused["/v1/completions"]})
         assert "bert is an encoder: it has no logits, and generates nothing" in answer.json()["error"]["message"]
+        assert server.get("/metrics").status_code == server.get("/props").status_code == 200
         assert server.get("/v1/models").json()["data"][0]["context_length"] == 128
 
 
