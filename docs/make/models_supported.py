@@ -34,7 +34,7 @@ Encoders (bert, modern-bert and others, and any file with `attention.causal` fal
 [embeddings](serving.md#embeddings) or [rank](serving.md#reranking), and generate nothing: each text takes one pass, in
 which a token sees all others, with nothing cached. Their error is that of pooled vectors (`tests/test_encoders.py`);
 single scores of rerankers are held to 3e-4. all-MiniLM-L6-v2 as published lies within a cosine distance of 1e-5 of
-float64 arithmetic, which has GELU by the error function (`tests/checkpoints/test_minilm.py`). Decoders give embeddings
+float64 arithmetic, which has GELU by the error function (`tests/checkpoints/test_bert.py`). Decoders give embeddings
 and rank by their file's `pooling_type`.
 
 | architecture | models | error |
