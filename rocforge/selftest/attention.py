@@ -31,12 +31,18 @@ def checks(sizes: Sizes) -> list[Check]:
         "sinks": {"sinks": True},
         "all of these": {"window": n // 2, "softcap": 5.0, "scale": 0.2, "sinks": True},
     }
+    whole = [(0, n), (0, 1), (0, n // 4)]
+    encoders: dict[str, dict[str, Any]] = {"not causal": {}, "not causal, window": {"window": n // 3}}
     return [
         *(Check(f"decode, {name}", functools.partial(_paged, shape, decode, {})) for name, shape in named.items()),
         *(Check(f"prompts, {name}", functools.partial(_paged, shape, prompts, {})) for name, shape in named.items()),
         *(
             Check(f"with {name}", functools.partial(_paged, sizes.attention[0], [*decode, *prompts], given))
             for name, given in options.items()
+        ),
+        *(
+            Check(name, functools.partial(_paged, sizes.attention[0], whole, {**given, "causal": False}))
+            for name, given in encoders.items()
         ),
         *(
             Check(f"rotate, store, attend: {name}", functools.partial(_attend, shape, decode, prompts))
@@ -46,14 +52,18 @@ def checks(sizes: Sizes) -> list[Check]:
 
 
 def batches(
-    rng: np.random.Generator, shape: Shape, chunks: list[tuple[int, int]], window: int | None = None
+    rng: np.random.Generator,
+    shape: Shape,
+    chunks: list[tuple[int, int]],
+    window: int | None = None,
+    causal: bool = True,
 ) -> tuple[Batch, Batch]:
     """The same chunks, blocks in random order, on caches of equal random content on the host and the device."""
     _, kv_heads, head_dim = shape
     needed = [blocks_for(start + count) for start, count in chunks]
     blocks = iter(rng.permutation(sum(needed)).tolist())
     placed = [Chunk(*chunk, [next(blocks) for _ in range(n)]) for chunk, n in zip(chunks, needed, strict=True)]
-    states = [PagedKV(kv_heads, head_dim, head_dim, window=window)]
+    states = [PagedKV(kv_heads, head_dim, head_dim, window=window, causal=causal)]
     host, device = KVCache(states, sum(needed)), KVCache(states, sum(needed), device="gpu")
     pair = host.paged[0], device.paged[0]
     for here, there in zip(*((group.keys, group.values) for group in pair), strict=True):
@@ -66,7 +76,7 @@ def batches(
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, _, head_dim = shape
     options = dict(options)
-    here, there = batches(rng, shape, chunks, options.pop("window", None))
+    here, there = batches(rng, shape, chunks, options.pop("window", None), options.pop("causal", True))
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here.state_of(0), **given)
