@@ -17,8 +17,8 @@ struct Seen {
     i32 length, position, first, end;
 };
 
-// Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens that
-// fill up a step, whose sequence has the length zero, see none.
+// Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens
+// that fill up a step, whose sequence has the length zero, see none.
 RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* tables, u32 table_stride, u32 sequences,
                        i32 token, i32 window, i32 causal) {
     u32 sequence = 0, count = sequences;
@@ -54,8 +54,7 @@ rf_attention_pattern(PatternParams p) {
     wait_for_previous();
     RF_SHARED float query[RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen =
-        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
     float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
     for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
@@ -110,8 +109,7 @@ rf_attention_heads(HeadsParams p) {
     wait_for_previous();
     RF_SHARED float sums[PARTS][RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen =
-        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
     const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     u32 kv_head = head / (p.heads / p.kv_heads);
     i32 end = minimum(seen.length, i32(p.columns));

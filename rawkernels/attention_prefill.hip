@@ -17,8 +17,8 @@ constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
-// sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle. Rows
-// of the queries of a sequence of length zero become zeros. A sequence with one query is left to attention_decode.
+// sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
+// Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
