@@ -19,7 +19,7 @@ SHOWN = ("bert-ranks", "nomic-bert-moe", "modern-bert")
 
 @pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else ENCODERS)
 def test_vectors(tmp_path, name):
-    """Texts of several lengths, one of a single token, by rf.embed and by an engine, which captures and keeps nothing."""
+    """Texts of several lengths, one of a single token, by rf.embed and by an engine, which keeps nothing."""
     path = tmp_path / "model.gguf"
     encoders.build(path, name)
     cpu, gpu = (load_model(rf.open_gguf(path), device) for device in ("cpu", "gpu"))
