@@ -32,7 +32,7 @@ _NAMES = """
     ones ones_like outer pi positions prod query_starts ravel reshape roll shape size squeeze std sum swapaxes tensordot
     transpose tril triu var view where zeros zeros_like
 """
-ARRAY_NAMES = frozenset([*_NAMES.split(), *(name for name in dir(np) if isinstance(getattr(np, name), np.ufunc))])
+ARRAY_NAMES = frozenset([*_NAMES.split(), *(name for name, value in vars(np).items() if isinstance(value, np.ufunc))])
 """Attributes of arrays, of batches, and of the modules numpy and cupy, that launch on a device or look at shapes."""
 
 _BUILTINS = (len, slice, abs, get_array_module)

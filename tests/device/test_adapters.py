@@ -10,7 +10,7 @@ from golden import build, relative_error
 import rocforge as rf
 from rocforge.load import load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 EVERY = ["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"]
 EVERY += ["token_embd", "output"]

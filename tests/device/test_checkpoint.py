@@ -8,7 +8,7 @@ from golden import FOLDER, relative_error
 import rocforge as rf
 from rocforge.imatrix import collect_imatrix
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.engine.state import SequenceState
 from rocforge.load import load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 PARAMS = [
     {"temperature": 0, "logprobs": 3},

@@ -12,7 +12,7 @@ import rocforge as rf
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches"),
-    pytest.mark.skipif(os.environ.get("HIPSIM_ARCH") == "gfx942", reason="steps are captured alike on all targets"),
+    pytest.mark.any_wave,
 ]
 
 PROMPT = [5, 40, 7]

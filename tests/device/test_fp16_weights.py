@@ -17,7 +17,7 @@ from rocforge.ops.device import gemm
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.linear import linears
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import pytest
 import rocforge as rf
 from rocforge.ops.importance import add_squares
 
+pytestmark = pytest.mark.any_wave
+
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_add_squares(rng, pairs):

@@ -269,6 +269,7 @@ def test_refuses_odd_rows(rng):
         experts(cp.zeros((1, 8), np.float32), cp.zeros((1, 1), np.int32), cp.ones((1, 1), np.float32), *matrices)
 
 
+@pytest.mark.any_wave
 @pytest.mark.parametrize("variant", ["mixtral", "qwen3moe", "gpt-oss"])
 def test_models(variant, tmp_path):
     """Whole models: the prompt, then tokens one and four at a time, against the CPU's logits.

@@ -15,6 +15,7 @@ pytestmark = [
     pytest.mark.skipif("HIPSIM_ARCH" not in os.environ, reason="for the simulator's adversary"),
     pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="kernels are not the simulator's"),
     pytest.mark.slow,
+    pytest.mark.any_wave,
 ]
 
 KERNELS = r"""

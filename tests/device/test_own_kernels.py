@@ -8,7 +8,7 @@ from pathlib import Path
 import golden
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVED = f"""

@@ -14,6 +14,7 @@ from rocforge.selftest.sizes import FULL, QUICK
 pytestmark = [
     pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches"),
     pytest.mark.slow,
+    pytest.mark.any_wave,
 ]
 COMMAND = [sys.executable, "-m", "rocforge", "selftest", "--quick"]
 

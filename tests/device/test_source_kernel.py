@@ -11,6 +11,8 @@ import pytest
 import rocforge as rf
 from rocforge.selftest.weights import random_weight
 
+pytestmark = pytest.mark.any_wave
+
 ROOT = Path(__file__).parents[2]
 FORMATS = ["Q4_0", "Q4_K", "Q6_K", "MXFP4", "IQ3_S", "TQ1_0", "BF16"]
 VALUES = """

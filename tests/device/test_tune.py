@@ -22,6 +22,7 @@ from rocforge.tune.work import QUICK, Work
 pytestmark = [
     pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches"),
     pytest.mark.slow,
+    pytest.mark.any_wave,
 ]
 
 
