@@ -11,15 +11,16 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
-// A query's sequence: its tokens, the position of the query, and the first token that the window lets it see.
+// A query's sequence: its tokens, the query's position, and what it sees of them: from `first` up to `end`.
 struct Seen {
     const i32* table;
-    i32 length, position, first;
+    i32 length, position, first, end;
 };
 
-// Of tokens that fill up a step, whose sequence has the length zero, the position is negative.
+// Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens
+// that fill up a step, whose sequence has the length zero, see none.
 RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* tables, u32 table_stride, u32 sequences,
-                       i32 token, i32 window) {
+                       i32 token, i32 window, i32 causal) {
     u32 sequence = 0, count = sequences;
     while (count > 1) {  // the last one that does not begin after the token
         u32 half = count / 2;
@@ -30,8 +31,9 @@ RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* t
         }
     }
     i32 length = lengths[sequence], position = length - (query_starts[sequence + 1] - token);
-    i32 first = window ? maximum(position - window + 1, 0) : 0;
-    return {tables + u64(sequence) * table_stride, length, length ? position : -1, first};
+    i32 last = causal ? position : window ? minimum(position + window / 2, length - 1) : length - 1;
+    i32 first = window ? maximum(position - (causal ? window - 1 : window / 2), 0) : 0;
+    return {tables + u64(sequence) * table_stride, length, position, first, length ? last + 1 : 0};
 }
 
 // From q (tokens, heads, RF_HEAD_DIM).
@@ -40,10 +42,10 @@ struct PatternParams {
     const float* q;
     const void* keys;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
     float scale, softcap;
-    i32 window;
+    i32 window, causal;
 };
 
 // Grid: (tokens, heads).
@@ -52,13 +54,13 @@ rf_attention_pattern(PatternParams p) {
     wait_for_previous();
     RF_SHARED float query[RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
     float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
     for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
     barrier();
     u32 kv_head = head / (p.heads / p.kv_heads);
-    i32 end = minimum(seen.position + 1, i32(p.columns));
+    i32 end = minimum(seen.end, i32(p.columns));
     float highest = -infinity();
     for (i32 key = seen.first + i32(thread_x()); key < end; key += THREADS) {
         CachedRow cached = block_of<Keys>(p.keys, seen.table, key, p.kv_heads, kv_head).row(key % RF_BLOCK_SIZE);
@@ -74,6 +76,7 @@ rf_attention_pattern(PatternParams p) {
             score += sum * piece.scale();
         }
         if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
+        if (p.slopes) score -= p.slopes[head] * float(maximum(seen.position - key, key - seen.position));
         row[key] = score;
         highest = maximum(highest, score);
     }
@@ -95,7 +98,7 @@ struct HeadsParams {
     const void* values;
     const i32 *tables, *lengths, *query_starts;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
-    i32 window;
+    i32 window, causal;
 };
 
 // Sums of values by any pattern, over the tokens that there are from the window's first one on. Threads share out the
@@ -106,7 +109,7 @@ rf_attention_heads(HeadsParams p) {
     wait_for_previous();
     RF_SHARED float sums[PARTS][RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
     const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     u32 kv_head = head / (p.heads / p.kv_heads);
     i32 end = minimum(seen.length, i32(p.columns));

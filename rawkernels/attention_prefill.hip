@@ -17,8 +17,8 @@ constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
-// sequence; without `causal`, each sees all of it. Rows of the queries of a sequence of length zero become zeros. A
-// sequence with one query is left to attention_decode.
+// sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
+// Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -47,14 +47,19 @@ struct BlockRows {
 
     // Where a row's elements begin in q and in the output.
     RF_MEMBER u64 offset(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM; }
-    // The last token that a row sees; of rows past the sequence's, that of the last.
-    RF_MEMBER i32 position(i32 r) const { return causal ? before + minimum(r, total - 1) / RF_GROUP : length - 1; }
+    // The last token that a row sees, if the sequence is as long; of rows past the sequence's, that of the last.
+    RF_MEMBER i32 position(i32 r) const {
+        if (!causal && !window) return length - 1;
+        return before + minimum(r, total - 1) / RF_GROUP + (causal ? 0 : window / 2);
+    }
     // What ROWS rows see of the keys, from a multiple of STEP on.
     template <u32 ROWS, u32 STEP>
     RF_MEMBER KeyRange keys() const {
         i32 first = window ? maximum(position(first_row) - window + 1, 0) : 0;
-        return {first / i32(STEP) * i32(STEP), position(first_row + i32(ROWS) - 1) + 1};
+        return {first / i32(STEP) * i32(STEP), minimum(position(first_row + i32(ROWS) - 1) + 1, length)};
     }
+    // The last token that row r and all after it see; -1, which has all tiles masked, in a window that is not causal.
+    RF_MEMBER i32 seen_by_all(i32 r) const { return !causal && window ? -1 : position(r); }
 };
 
 // The sequence that a token is of, by query_starts. All lanes of the wave take part: each looks at one of as many

@@ -139,12 +139,12 @@ RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
     for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
 }
 
-// Hides what a row does not see of the keys from `start` on.
-RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 window) {
+// Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
+RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, i32 window) {
     RF_UNROLL
     for (u32 i = 0; i < 64; ++i) {
-        i32 distance = rows.position[row_slot(i)] - (start + i32(fragment_column(i)));
-        if (distance < 0 || (window && distance >= window)) scores[i] = -infinity();
+        i32 key = start + i32(fragment_column(i)), distance = rows.position[row_slot(i)] - key;
+        if (distance < 0 || key >= end || (window && distance >= window)) scores[i] = -infinity();
     }
 }
 
@@ -287,12 +287,12 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
     u32 weights[KEYS / 4];
     float rescale[ROW_SLOTS];
     KeyRange range = block.keys<ROWS, RF_BLOCK_SIZE>();
-    i32 lowest = block.position(block.first_row + i32(number) * 64);
+    i32 lowest = block.seen_by_all(block.first_row + i32(number) * 64);
 
     auto weights_of = [&](i32 start) {
         if (p.softcap > 0) cap(scores, p.softcap);
         if (start + i32(KEYS) > lowest + 1 || (p.window && range.end - start > p.window))
-            mask(scores, rows, start, p.window);
+            mask(scores, rows, start, range.end, p.window);
         return weigh(rows, scores, rescale);
     };
 

@@ -167,14 +167,14 @@ RF_DEVICE void cap(Scores& scores, float softcap) {
     }
 }
 
-// Hides what a row does not see of the keys from `start` on.
-RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 window) {
+// Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
+RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, i32 window) {
     RF_UNROLL
     for (u32 n = 0; n < COLUMNS; ++n) {
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
-            i32 distance = rows.position[row_slot(i)] - (start + i32(n * 16 + fragment_column(i)));
-            if (distance < 0 || (window && distance >= window)) scores[n].x[i] = -infinity();
+            i32 key = start + i32(n * 16 + fragment_column(i)), distance = rows.position[row_slot(i)] - key;
+            if (distance < 0 || key >= end || (window && distance >= window)) scores[n].x[i] = -infinity();
         }
     }
 }
@@ -302,7 +302,7 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
         rows.position[slot] = block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
     }
-    i32 lowest = block.position(block.first_row);
+    i32 lowest = block.seen_by_all(block.first_row);
     auto [start, end] = block.keys<ROWS, KEYS>();
 
     Tile tile;
@@ -316,7 +316,8 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         Scores scores;
         scores_of(scores, queries, shared);
         if (p.softcap > 0) cap(scores, p.softcap);
-        if (start + i32(KEYS) > lowest + 1 || (p.window && end - start > p.window)) mask(scores, rows, start, p.window);
+        if (start + i32(KEYS) > lowest + 1 || (p.window && end - start > p.window))
+            mask(scores, rows, start, end, p.window);
         update(rows, scores);
         add_values(rows, scores, shared);
     }

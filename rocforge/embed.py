@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from rocforge.nn.passes import token_ids
-from rocforge.nn.pooling import POOLINGS, empty, pool_into
+from rocforge.nn.pooling import POOLINGS, empty, pool_into, pooling_of
 from rocforge.nn.transformer import Transformer
 
 Text: TypeAlias = str | Sequence[int]
@@ -18,7 +18,7 @@ Text: TypeAlias = str | Sequence[int]
 def embed(
     model: Transformer,
     texts: Text | Sequence[Text],
-    pooling: str = "mean",
+    pooling: str | None = None,
     normalize: bool = True,
     lora: str | None = None,
 ) -> np.ndarray:
@@ -30,7 +30,7 @@ def embed(
         model: from `rf.load`.
         texts: a text or its token ids; or a list of those.
         pooling: of a text's tokens, special ones included: "mean" of all, "last" or "cls", the first; or "rank": what
-            a reranker's classifier says of the last.
+            a reranker's classifier says. None: as the model's file says, "mean" where it does not.
         normalize: divide each vector by its Euclidean norm.
         lora: the name of an adapter, one of `model.adapters`.
 
@@ -49,6 +49,7 @@ def embed(
     >>> vectors @ vectors[0]
     array([1.        , 0.83355594, 0.53428304], dtype=float32)
     """
+    pooling = pooling_of(model) if pooling is None else pooling
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
     one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Integral))

@@ -40,10 +40,10 @@ class UnsupportedModelError(RocforgeError):
     """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does.
 
     >>> try:
-    ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "bert"}))
+    ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "rwkv"}))
     ... except rf.UnsupportedModelError as error:
     ...     print(error)
-    tokenizer.ggml.model is 'bert'; supported are gpt2 and llama
+    tokenizer.ggml.model is 'rwkv'; supported are bert, gpt2, llama, t5
     """
 
 

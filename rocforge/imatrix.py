@@ -62,7 +62,7 @@ def collect_imatrix(
         for i in range(count):
             part = tokens[i * chunk : (i + 1) * chunk].copy()
             part[: len(begin)] = begin
-            model(part)
+            (model if model.generates else model.hidden)(part)
             progress(chunk, count * chunk)
     inputs = {f"{path}.weight": collector.inputs() for path, collector in collectors.items()}
     for name, found in inputs.items():

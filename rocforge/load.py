@@ -31,7 +31,7 @@ from rocforge.names import LOADING, checked_names
 from rocforge.nn.cache import check_types
 from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
-from rocforge.nn.state import declare_types, states_of
+from rocforge.nn.state import declare_types, kept_of, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ def _loading(
     check_types(states_of(model).values(), device)
     weights = _weights(model, file)
     if device != "cpu":
-        sizes = CacheSizes(states_of(model).values(), device)
+        sizes = CacheSizes(kept_of(model).values(), device)
         check_fit(sizes, weights.values(), context, model.config.context)
     with _bar(sum(weight.nbytes for weight in weights.values()), progress) as advance:
         if device == "cpu":

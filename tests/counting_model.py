@@ -23,7 +23,7 @@ class Layer(Module):
 class CountingModel(Module):
     """A model that is fast: after token t comes t + 1. It can be told to fail, and to take its time; it can be held."""
 
-    device = "cpu"
+    device, generates = "cpu", True
 
     def __init__(self, context=512):
         self.layer = Layer()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from golden import build, families, load, relative_error
+from golden import build, encoders, families, load, relative_error
 from golden.models import UNRECORDED, VARIANTS
 
 import rocforge as rf
@@ -35,12 +35,20 @@ as plain attention: it is the same up to as many tokens as the indexer chooses, 
 `model.save` leaves the indexer out. Files with `attn_kv_b` (deepseek2 of before April 2025, minicpm3, plm) are saved
 in the form that files have today, with `attn_k_b` and `attn_v_b`, which llama.cpp reads of deepseek2 alone.
 
+Encoders (bert, modern-bert and others, and any file with `attention.causal` false) give
+[embeddings](serving.md#embeddings) or [rank](serving.md#reranking), and generate nothing: each text takes one pass, in
+which a token sees all others, with nothing cached. Their error is that of pooled vectors (`tests/test_encoders.py`);
+single scores of rerankers are held to 3e-4. all-MiniLM-L6-v2 as published lies within a cosine distance of 1e-5 of
+float64 arithmetic, which has GELU by the error function (`tests/checkpoints/test_bert.py`). Decoders give embeddings
+and rank by their file's `pooling_type`.
+
 | architecture | models | error |
 |---|---|---|"""
 
 
 def main() -> None:
     errors: dict[str, float] = {}
+    of_vectors: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         for name, family in families.FAMILIES.items():
@@ -48,6 +56,12 @@ def main() -> None:
             golden = families.load(name)
             logits = load_model(rf.open_gguf(path), "cpu")(golden["tokens"])[families.ROWS]
             errors[family.arch] = max(errors.get(family.arch, 0), relative_error(logits, golden["logits"]))
+        for name, family in encoders.ENCODERS.items():
+            expected = encoders.load(name)
+            if expected.shape[1] > len(encoders.TEXTS):  # vectors, and no scores
+                encoders.build(path, name)
+                vectors = rf.embed(load_model(rf.open_gguf(path), "cpu"), encoders.texts(name), normalize=False)
+                of_vectors[family.arch] = max(of_vectors.get(family.arch, 0), relative_error(vectors, expected))
         for name, variant in VARIANTS.items():
             if name in (*UNRECORDED, "llama-types"):
                 continue
@@ -55,6 +69,7 @@ def main() -> None:
             golden = load(name, "F32")
             logits = load_model(rf.open_gguf(path), "cpu")(golden["tokens"])[golden["rows"]]
             errors[variant.arch] = max(errors.get(variant.arch, 0), relative_error(logits, golden["logits"]))
+    errors = {**of_vectors, **errors}
     print(HEAD)
     for name, model in sorted(ARCHITECTURES.items()):
         print(f"| {name} | {model.models} | {f'{errors[name]:.1e}' if name in errors else 'by float64 alone'} |")

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
 
-from rocforge.checkpoints.config import hyperparameters, number, rope_tensors, text_config
+from rocforge.checkpoints.config import hyperparameters, number, pooling, rope_tensors, text_config
 from rocforge.checkpoints.families import EXPERTS, LAYER, TOP, family_of
 from rocforge.checkpoints.mxfp4 import mxfp4_blocks
 from rocforge.checkpoints.safetensors import Safetensors, float32
@@ -26,7 +26,7 @@ from rocforge.quant import QuantizedArray
 
 _OTHER_MODALITIES = re.compile(r"vision_|visual\.|audio_|projector\.|patch_embed")
 _UNUSED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:model\.layers|encoder\.layer)\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"mlp\.experts\.(gate_up|down)_proj(?:_(blocks|scales|bias))?")
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "MXFP4": "MOSTLY_MXFP4_MOE"}
@@ -122,7 +122,8 @@ class Checkpoint(Mapping[str, Any]):
     def _metadata(self, folder: Path) -> KeyValues:
         """All key-value pairs: of the model, its architecture and its tokenizer."""
         architecture, rows = self._family.architecture, self._tensors["token_embd.weight"].shape[0]
-        keys = {**hyperparameters(self._config), **self._family.extra(self._config)}
+        pooled = pooling(read_json(folder / "1_Pooling" / "config.json"))
+        keys = {**hyperparameters(self._config), **pooled, **self._family.extra(self._config)}
         packed = any(tensor.qtype == MXFP4 for tensor in self._tensors.values())
         file_type = "MXFP4" if packed else self.float_type
         return KeyValues(
@@ -132,16 +133,21 @@ class Checkpoint(Mapping[str, Any]):
                 "general.file_type": LlamaFileType[_FILE_TYPES[file_type]].value,
                 "general.quantization_version": GGML_QUANT_VERSION,
                 **tokenizer_metadata(folder, architecture, rows),
+                **self._token_types(),
             }
         )
+
+    def _token_types(self) -> dict[str, int]:
+        types = self._tensors.get("token_types.weight")
+        return {} if types is None else {"tokenizer.ggml.token_type_count": types.shape[0]}
 
     def _plan(self) -> dict[str, Converted]:
         """What becomes of each tensor of the checkpoint."""
         plan, unknown = dict[str, Converted](), list[str]()
         experts: dict[str, dict[int, str]] = defaultdict(dict)
         for source in self._source:
-            name = source.replace("language_model.", "", 1)
-            if name.endswith(_UNUSED) or _OTHER_MODALITIES.search(name):
+            name = source.replace("language_model.", "", 1).removeprefix("bert.")
+            if name.endswith(_UNUSED) or name.startswith(self._family.unused) or _OTHER_MODALITIES.search(name):
                 continue
             layer = _LAYER.fullmatch(name)
             if layer and (fused := _FUSED.fullmatch(layer[2])):
@@ -162,7 +168,7 @@ class Checkpoint(Mapping[str, Any]):
 
     def _name(self, name: str, layer: re.Match[str] | None) -> str | None:
         """GGUF's name of a tensor; None for one that is not known."""
-        names = {**LAYER, **self._family.layer} if layer else TOP
+        names = {**LAYER, **self._family.layer} if layer else {**TOP, **self._family.top}
         name, prefix = (layer[2], f"blk.{layer[1]}.") if layer else (name, "")
         if name in names:
             return prefix + names[name]
@@ -241,8 +247,9 @@ def _constants(arrays: Mapping[str, np.ndarray]) -> dict[str, Converted]:
 
 
 def _qtype(target: str, shape: tuple[int, ...], dtype: str) -> GGMLQuantizationType:
-    """Matrices of weights keep their type, but for the router; all else is F32."""
-    matrix = len(shape) > 1 and target.endswith("weight") and not target.endswith(("norm.weight", "gate_inp.weight"))
+    """Matrices of weights keep their type, but for the router and embeddings of positions; all else is F32."""
+    plain = target.endswith(("norm.weight", "gate_inp.weight")) or target.startswith(("position_embd", "token_types"))
+    matrix = len(shape) > 1 and target.endswith("weight") and not plain
     return GGMLQuantizationType[dtype] if matrix and dtype in ("BF16", "F16") else F32
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.errors import CheckpointError
+from rocforge.errors import CheckpointError, UnsupportedModelError
 
 Config = Mapping[str, Any]
 
@@ -25,7 +25,10 @@ INTEGERS = {
     "expert_used_count": ("num_experts_per_tok",),
 }
 """GGUF's key, below the architecture's prefix -> the names that config.json has for it."""
-FLOATS = {"attention.layer_norm_rms_epsilon": ("rms_norm_eps",)}
+FLOATS = {
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+    "attention.layer_norm_epsilon": ("layer_norm_eps",),
+}
 REQUIRED = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
 
 
@@ -163,6 +166,37 @@ def phi3(config: Config) -> dict[str, Any]:
         magnitude = math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
         found["rope.scaling.attn_factor"] = magnitude
     return found
+
+
+def bert(config: Config) -> dict[str, Any]:
+    """That tokens see those after them; what else BERT may be made of is refused."""
+    known = {"hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh"), "position_embedding_type": ("absolute",)}
+    for name, allowed in known.items():
+        if (value := config.get(name, allowed[0])) not in allowed:
+            raise UnsupportedModelError(f"config.json: {name} is {value!r}; supported are {', '.join(allowed)}")
+    return {"attention.causal": False}
+
+
+def bert_ranks(config: Config) -> dict[str, Any]:
+    """The same, with a classifier's labels."""
+    labels = config.get("id2label") or {"0": "LABEL_0"}
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    return {**bert(config), "pooling_type": POOLINGS["rank"], "classifier.output_labels": names}
+
+
+POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3, "rank": 4}
+"""GGUF's pooling_type by sentence-transformers' names; and of classifiers."""
+
+
+def pooling(config: Config) -> dict[str, Any]:
+    """How sentence-transformers' 1_Pooling/config.json has texts pooled; {} where there is none."""
+    modes = [key for key, on in config.items() if key.startswith("pooling_mode") and on is True]
+    names = [mode.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    if isinstance(config.get("pooling_mode"), str):
+        names.append(config["pooling_mode"])
+    if len(names) > 1 or any(name not in POOLINGS for name in names):
+        raise UnsupportedModelError(f"1_Pooling/config.json asks for {names}; supported is one of mean, cls, lasttoken")
+    return {"pooling_type": POOLINGS[names[0]]} if names else {}
 
 
 def rope_tensors(config: Config) -> dict[str, np.ndarray]:

@@ -32,6 +32,22 @@ LAYER = {
     "self_attn.sinks": "attn_sinks.weight",
 }
 """Modules of a layer, or whole names. A family adds to them, or has another meaning for some."""
+BERT_TOP = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+}
+BERT_LAYER = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
 _NORMS_BEHIND = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 EXPERTS = {
     **{name: "gate" for name in ("gate_proj", "w1")},
@@ -48,6 +64,8 @@ class Family:
     Attributes:
         architecture: GGUF's general.architecture.
         layer: modules of a layer beside LAYER's.
+        top: modules outside the layers beside TOP's.
+        unused: how names begin of what GGUF has no place for.
         defaults: settings that config.json leaves out.
         extra: gives keys beside those that all families have.
         rotated_pairs: rows of q and k are put in the order in which GGUF's llama rotates neighbours.
@@ -62,6 +80,8 @@ class Family:
     rotated_pairs: bool = False
     norm_offset: float = 0.0
     tied: bool = False
+    top: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 _LLAMA = Family("llama", extra=config.llama, rotated_pairs=True)
@@ -87,7 +107,19 @@ _GPT_OSS = {
     "mlp.router": "ffn_gate_inp",
 }
 
+_CLASSIFIER = {"pooler.dense": "cls", "classifier": "cls.output"}
+
 FAMILIES = {
+    "BertModel": Family(
+        "bert", BERT_LAYER, extra=config.bert, top=BERT_TOP, unused=("embeddings.position_ids", "pooler.", "cls.")
+    ),
+    "BertForSequenceClassification": Family(
+        "bert",
+        BERT_LAYER,
+        extra=config.bert_ranks,
+        top={**BERT_TOP, **_CLASSIFIER},
+        unused=("embeddings.position_ids",),
+    ),
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
     "MixtralForCausalLM": _MIXTRAL,

@@ -54,24 +54,22 @@ def tokenizer_metadata(folder: Path, architecture: str, size: int) -> KeyValues:
             metadata = _of_json(folder, size)
         else:
             raise CheckpointError(f"{folder} has no tokenizer.json and no tokenizer.model")
-        special = _special_vocabulary(folder, metadata["tokenizer.ggml.model"] == "gpt2", size)
+        metadata |= _special_tokens(folder, architecture, metadata["tokenizer.ggml.model"] == "gpt2", size)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error!r}") from error
-    writer = gguf.GGUFWriter(None, architecture)
-    special.add_to_gguf(writer, quiet=True)
-    metadata |= {key: value.value for key, value in writer.kv_data[0].items() if key.startswith("tokenizer.")}
     _add_other_ends(metadata, read_json(folder / "generation_config.json").get("eos_token_id"))
     return metadata
 
 
-def _special_vocabulary(folder: Path, merges: bool, size: int) -> gguf.SpecialVocab:
-    """Special tokens and merges, without the remarks that the gguf package makes on usual files."""
-    logger = logging.getLogger("gguf.vocab")
+def _special_tokens(folder: Path, architecture: str, merges: bool, size: int) -> dict[str, Any]:
+    """Keys of special tokens and merges, without the remarks that the gguf package makes on usual files."""
+    logger, writer = logging.getLogger("gguf.vocab"), gguf.GGUFWriter(None, architecture)
     was, logger.disabled = logger.disabled, True
     try:
-        return gguf.SpecialVocab(folder, load_merges=merges, n_vocab=size)
+        gguf.SpecialVocab(folder, load_merges=merges, n_vocab=size).add_to_gguf(writer, quiet=True)
     finally:
         logger.disabled = was
+    return {key: value.value for key, value in writer.kv_data[0].items() if key.startswith("tokenizer.")}
 
 
 def _add_other_ends(metadata: dict[str, Any], ends: Any) -> None:
@@ -135,8 +133,10 @@ def _of_json(folder: Path, size: int) -> KeyValues:
     path = folder / "tokenizer.json"
     tokenizer = read_json(path)
     model, tokens = tokenizer["model"], _Tokens(size)
+    if model.get("type") == "WordPiece":
+        return _of_wordpiece(tokenizer, size)
     if model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{path} is of type {model['type']}; supported is BPE")
+        raise CheckpointError(f"{path} is of type {model['type']}; supported are BPE and WordPiece")
     pieces = bool(model.get("byte_fallback"))  # SentencePiece's, converted
     ranks = _merge_ranks(model.get("merges", [])) if pieces else {}
     for text, id in model["vocab"].items():
@@ -153,6 +153,21 @@ def _of_json(folder: Path, size: int) -> KeyValues:
     metadata = tokens.metadata("llama", "default")
     if not _has_space_prefix(tokenizer):
         metadata["tokenizer.ggml.add_space_prefix"] = False
+    return metadata
+
+
+def _of_wordpiece(tokenizer: dict[str, Any], size: int) -> KeyValues:
+    """GGUF marks the tokens that begin a word with "▁", and not the others with "##"."""
+    tokens, continues = _Tokens(size), tokenizer["model"].get("continuing_subword_prefix", "##")
+    for text, id in tokenizer["model"]["vocab"].items():
+        text = text.removeprefix(continues) if text.startswith(continues) else _SPACE + text
+        tokens.set(id, text, 0.0, NORMAL)
+    for token in tokenizer.get("added_tokens", []):
+        tokens.add(token["id"], token["content"], bool(token.get("special")))
+    metadata, normalizer = tokens.metadata("bert", "default"), tokenizer.get("normalizer") or {}
+    for name in ("lowercase", "strip_accents"):
+        if normalizer.get(name) is not None:
+            metadata[f"tokenizer.ggml.normalizer.{name}"] = bool(normalizer[name])
     return metadata
 
 

@@ -32,8 +32,8 @@ from rocforge.nn.cache import KVCache
 from rocforge.nn.pooling import empty, pool_into, pooling_of
 from rocforge.nn.reach import same_reach
 from rocforge.nn.scoring import score_into, scores_of
-from rocforge.nn.state import blocks_for, states_of, typed
-from rocforge.nn.transformer import Transformer
+from rocforge.nn.state import blocks_for, kept_of, typed
+from rocforge.nn.transformer import Transformer, check_generates
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
@@ -173,15 +173,16 @@ class Engine:
         if not inter_token_ms > 0:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
-        states = typed(states_of(model), cache_type_k, cache_type_v)
+        states = typed(kept_of(model), cache_type_k, cache_type_v)
         sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
         if cache_tokens is None and model.device == "cpu":
             cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
         elif cache_tokens is None:
             cache_tokens = sizes.tokens_that_fit(model.config.context, max_requests)
         sequences = max_requests if model.device == "cpu" else sizes.sequences_that_fit(cache_tokens, max_requests)
-        self.cache_tokens = blocks_for(cache_tokens) * BLOCK_SIZE
-        self.limit = min(model.config.context, self.cache_tokens)
+        self.cache_tokens, self.limit = blocks_for(cache_tokens) * BLOCK_SIZE, model.config.context
+        if states:
+            self.limit = min(self.limit, self.cache_tokens)
         self._pacer = Pacer(max_batch_tokens, inter_token_ms / 1e3)
         if model.device != "cpu":
             with on_device(model.device):
@@ -199,7 +200,7 @@ class Engine:
             self.cache = cache = KVCache(states, blocks, slots=slots, device=model.device)
             paged = (group.state for group in cache.paged)
             state = StateManager(paged, blocks, slots, cache.copy_slot, sequences=max_requests)
-            if model.device != "cpu":
+            if model.device != "cpu" and model.generates:
                 width = blocks_for(self.limit)
                 self._runner = StepRunner(self._stream, model, cache, max_batch_tokens, max_requests, width)
             step_sizes = self._runner.sizes if self._runner else []
@@ -289,8 +290,8 @@ class Engine:
         """Whether a request can be served at all; any thread may ask.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room for a token; a token id is outside the vocabulary; the
-                adapter is none of the model's.
+            ValueError: the model is an encoder; the prompt is empty or leaves no room for a token; a token id is not of
+                the vocabulary; the adapter is none of the model's.
 
         >>> try:
         ...     rf.Engine(model).check([], rf.SamplingParams())
@@ -298,19 +299,25 @@ class Engine:
         ...     print(error)
         the prompt is empty
         """
+        check_generates(self.model)
+        self._check_ids(prompt, replies=True)
         vocabulary = self.model.config.vocabulary
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise ValueError(f"the prompt has a token id outside 0 to {vocabulary - 1}")
-        if len(prompt) >= self.limit:
-            raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit} with the reply")
         if params.logit_bias and not 0 <= min(params.logit_bias) <= max(params.logit_bias) < vocabulary:
             raise ValueError(f"logit_bias has a token id outside 0 to {vocabulary - 1}")
         if params.stop_token_ids and not 0 <= min(params.stop_token_ids) <= max(params.stop_token_ids) < vocabulary:
             raise ValueError(f"stop_token_ids has a token id outside 0 to {vocabulary - 1}")
         if params.lora is not None:
             self.model.adapters.placed(params.lora)
+
+    def _check_ids(self, prompt: Sequence[int], replies: bool = False) -> None:
+        vocabulary = self.model.config.vocabulary
+        if not prompt:
+            raise ValueError("the prompt is empty")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise ValueError(f"the prompt has a token id outside 0 to {vocabulary - 1}")
+        if len(prompt) + replies > self.limit:
+            reply = " with the reply" if replies else ""
+            raise ValueError(f"the prompt has {len(prompt)} tokens; the limit is {self.limit}{reply}")
 
     def embed(self, prompts: Sequence[Sequence[int]], lora: str | None = None) -> Embedding:
         """Vectors of prompts, pooled as the model's file says and normalized, or the scores of a model that ranks; as
@@ -319,7 +326,8 @@ class Engine:
         The passes have a cache of their own, which on a GPU needs memory beside the engine's.
 
         Raises:
-            ValueError: as in `check`.
+            ValueError: a prompt is empty, longer than `limit`, or has ids outside the vocabulary; or there is no such
+                adapter.
 
         >>> vectors, passes = rf.Engine(model).embed([[1, 2, 3], [4, 5]])
         >>> for _ in passes:
@@ -337,7 +345,7 @@ class Engine:
         likeliest tokens in its place: one row (1 + 2 top) a token, prompt after prompt. As `embed`, a pass at a time.
 
         Raises:
-            ValueError: as in `check`.
+            ValueError: as in `embed`, or the model is an encoder.
 
         >>> scores, passes = rf.Engine(model).score([[1, 2, 3], [4, 5]], top=2)
         >>> for _ in passes:
@@ -345,6 +353,7 @@ class Engine:
         >>> scores.shape
         (3, 5)
         """
+        check_generates(self.model)
         self._check_prompts(prompts, lora)
         scores = scores_of(prompts, top)
         passes = score_into(scores, self.model, prompts, top, lora, batch_tokens(self.device))
@@ -356,9 +365,10 @@ class Engine:
         return pooling_of(self.model)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], lora: str | None) -> None:
-        params = SamplingParams(lora=lora)
         for prompt in prompts:
-            self.check(prompt, params)
+            self._check_ids(prompt)
+        if lora is not None:
+            self.model.adapters.placed(lora)
 
     def _on_stream(self, passes: Iterator[None]) -> Iterator[None]:
         while True:

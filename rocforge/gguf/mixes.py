@@ -52,7 +52,10 @@ _FALLBACKS = {
 }
 """Types of blocks of 32 in place of those of 256, for rows that are no whole number of these."""
 _NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-_KEPT = re.compile(r"_norm\.weight|ffn_gate_inp\.weight|ssm_conv1d|shortconv\.conv|altup|laurel|per_layer_model_proj")
+_KEPT = re.compile(
+    r"_norm\.weight|ffn_gate_inp\.weight|^position_embd|^token_types|ssm_conv1d|shortconv\.conv|altup|laurel|"
+    r"per_layer_model_proj"
+)
 """Matrices that are small, and stay as they are."""
 _ROLES = {
     "attn_v": "attn_v",

@@ -16,7 +16,7 @@ from rocforge.device.arrays import available_memory, on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
-from rocforge.nn.state import states_of
+from rocforge.nn.state import kept_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray
@@ -38,7 +38,7 @@ def keep_fp16_weights(model: Transformer, wanted: bool | None = None) -> None:
         with on_device(model.device):
             pays = tuning.current().fp16_copies
         matrices = [matrix for matrix in matrices if pays or not matrix.planar]
-        cache = CacheSizes(states_of(model).values(), model.device).nbytes(model.config.context)
+        cache = CacheSizes(kept_of(model).values(), model.device).nbytes(model.config.context)
         free = available_memory(model.device) - cache
         wanted = 2 * sum(matrix.size for matrix in matrices) <= free // 2
     if wanted:

@@ -53,18 +53,20 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     model.blk = distinct(model.blk)
     with on_device(model.device):
         with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
-            record(begin_step)
-            sampler = Sampler(model.config.vocabulary, 1)
-            sampler.begin(0, SamplingParams(temperature=0, seed=0), None, _ignored)
-            host_tokens = cupy_module().zeros(1, np.int32)
-            sampler(model(np.zeros(1, np.int32)), [0], [0], {}, host_tokens, _ignored)
+            if model.generates:
+                record(begin_step)
+                sampler = Sampler(model.config.vocabulary, 1)
+                sampler.begin(0, SamplingParams(temperature=0, seed=0), None, _ignored)
+                host_tokens = cupy_module().zeros(1, np.int32)
+                sampler(model(np.zeros(1, np.int32)), [0], [0], {}, host_tokens, _ignored)
+                del sampler, host_tokens
             for tokens in PROMPT_TOKENS:
                 blocks = blocks_for(tokens)
                 # beside a sequence that decodes
                 chunks = [Chunk(0, tokens - 1, range(blocks)), Chunk(0, 1, [blocks], False, slot=1)]
-                model(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1, slots=2), chunks))
+                run = model if model.generates else model.hidden
+                run(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1, slots=2), chunks))
         stream.synchronize()
-        del sampler, host_tokens
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
 
 

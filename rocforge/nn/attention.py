@@ -1,16 +1,17 @@
-"""Self-attention over the cache: projections, norms of queries and keys, rope, attention, gate, output."""
+"""Self-attention: projections, norms of queries and keys, rope, attention, gate, output."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rocforge.device.arrays import get_array_module
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend, rotate_and_store
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
 from rocforge.ops.recurrent import split_gate
 from rocforge.ops.rope import RopeFrequencies
 
@@ -24,7 +25,9 @@ class Attention(Module):
         rope: the rotary embedding; None: positions are not encoded.
         eps: of the norms of queries and keys.
         value_dim: elements of a head's value; None: as many as of its key.
-        window: see this token and window - 1 before it; None for all.
+        window: see this token and window - 1 before it, and if not causal after it; None for all.
+        alibi: the largest bias of the distance between two tokens, ALiBi's; None: there is none.
+        causal: see no token after this; False, of encoders: see them too.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         softcap: cap on the scores, or None.
         bias, output_bias: whether q, k and v, and the output, have one; "optional" for where the file has.
@@ -62,10 +65,12 @@ class Attention(Module):
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
+        alibi: float | None = None,
+        causal: bool = True,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         value_dim = value_dim or head_dim
-        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window)
+        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, causal=causal)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
         if merged:
@@ -78,6 +83,7 @@ class Attention(Module):
         self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
         self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
+        self._slopes = None if alibi is None else slopes(heads, alibi)
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
 
@@ -134,10 +140,12 @@ class Attention(Module):
         state = batch.state_of(self)
         rotation = None if self.rope is None else batch.rotation(self.rope)
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
-        if not self.shows_pattern and is_hidden(self.attn_heads, HookPoint):
+        if not self.shows_pattern and self._slopes is None and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)
-        if self.shows_pattern:
+        if self.shows_pattern or self._slopes is not None:
             q = rotate_and_store(q, k, v, state, rotation, **norms)
+            if self._slopes is not None:
+                options["slopes"] = get_array_module(q).asarray(self._slopes)
             y = attention_heads(self.attn_pattern(attention_pattern(q, state, **options)), state)
         else:
             y = attend(q, k, v, state, rotation, **options, **norms)

@@ -117,7 +117,8 @@ class Batch:
 
         Raises:
             ValueError: no chunks, or one without tokens, or whose table has too few blocks or names others than the
-                cache's, or recurrent state of two sequences in one slot.
+                cache's, or recurrent state of two sequences in one slot, or a part of a sequence whose tokens see
+                those after them.
 
         >>> cache = model.new_cache(blocks=4)
         >>> tokens = tokenizer.encode("import numpy as")
@@ -132,6 +133,10 @@ class Batch:
         for chunk in chunks:
             if chunk.start < 0 or chunk.count < 1:
                 raise ValueError(f"Batch.of: {chunk.count} tokens from {chunk.start}; allowed are 1 or more from 0 on")
+        if any(chunk.start for chunk in chunks) and not all(group.state.causal for group in cache.paged):
+            raise ValueError(
+                "Batch.of: a chunk starts behind 0; allowed are whole sequences: tokens see those after them"
+            )
         counts = [chunk.count for chunk in chunks]
         starts = np.cumsum([0, *counts], dtype=np.int32)
         rows = None if all_logits else starts[1:][[chunk.wants_logits for chunk in chunks]] - 1
@@ -195,6 +200,7 @@ class Batch:
             self.lengths,
             self.query_starts,
             self.cache.counters,
+            group.state.causal,
         )
 
     def rotation(self, frequencies: RopeFrequencies) -> Rotation:

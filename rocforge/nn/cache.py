@@ -32,15 +32,16 @@ class PagedGroup:
     Attributes:
         state: the declaration.
         keys: floats, shape (layers, blocks, block_size, heads, key_dim); of a packed type uint8, shape (layers, blocks,
-            heads, bytes of a block).
+            heads, bytes of a block). Layers that are not causal share one.
         values: the same, of value_dim.
     """
 
     def __init__(self, state: PagedKV, layers: int, blocks: int, block_size: int, device: str):
         self.state, self.blocks, self.block_size = state, blocks, block_size
-        of_keys, of_values = (self._rows(layers, kind, dim, device) for kind, dim in state.rows_on(device))
+        held = layers if state.causal else 1
+        of_keys, of_values = (self._rows(held, kind, dim, device) for kind, dim in state.rows_on(device))
         (self.keys, keys), (self.values, values) = of_keys, of_values
-        self.layers = list(zip(keys, values, strict=True))
+        self.layers = list(zip(keys, values, strict=True)) * (layers // held)
 
     def _rows(self, layers: int, kind: str, dim: int, device: str) -> tuple[Any, list[Any]]:
         """An array for all layers, and what each layer has of it."""

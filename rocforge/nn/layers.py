@@ -7,7 +7,7 @@ from typing import Any
 from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
-from rocforge.ops.activation import scale, softmax
+from rocforge.ops.activation import gelu, scale, softcap, softmax
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
@@ -47,13 +47,34 @@ class Embedding(Module):
 class Classifier(Module):
     """Of hidden states (rows, dim) the probabilities of labels (rows, labels); of one label its score.
 
+    Where the file has a `weight` (dim, dim), x goes through `norm(activation(x @ weight.T + bias))` first.
+
+    Args:
+        dim: width of the hidden states.
+        labels: how many there are.
+        activation: "tanh" or "gelu".
+        eps: of the norm.
+
     Source: llama.cpp's pooling RANK.
     """
 
-    def __init__(self, dim: int, labels: int):
+    def __init__(self, dim: int, labels: int, activation: str, eps: float):
+        self.labels, self.activation = labels, activation
+        self.weight: Any = Parameter(dim, dim, optional=True)
+        self.bias: Any = Parameter(dim, optional=True)
+        self.norm = LayerNorm(dim, eps, "optional")
         self.output = Linear(dim, labels, bias="optional", optional=True)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the file has a classifier."""
+        return self.output.weight is not None
+
     def forward(self, x: Any) -> Any:
+        if self.weight is not None:
+            x = linear(x, self.weight, self.bias)
+            x = gelu(x) if self.activation == "gelu" else softcap(x, 1.0)
+            x = x if self.norm.weight is None else self.norm(x)
         scores = self.output(x)
         return softmax(scores) if scores.shape[-1] > 1 else scores
 
@@ -71,11 +92,11 @@ class RMSNorm(Module):
 class LayerNorm(Module):
     """Layer normalization over the last axis, with a weight (dim,) and, where the file has one, a bias (dim,).
 
-    Without `affine` it has neither.
+    Without `affine` it has neither; "optional": where the file has.
     """
 
-    def __init__(self, dim: int, eps: float, affine: bool = True):
-        self.weight: Any = Parameter(dim) if affine else None
+    def __init__(self, dim: int, eps: float, affine: bool | str = True):
+        self.weight: Any = Parameter(dim, optional=affine == "optional") if affine else None
         self.bias: Any = Parameter(dim, optional=True) if affine else None
         self.eps = eps
 

@@ -48,9 +48,9 @@ class MergedMLP(Module):
 
     inline = True
 
-    def __init__(self, dim: int, ffn: int, activation: str = "swiglu"):
-        self.ffn_up = Linear(dim, 2 * ffn)
-        self.ffn_down = Linear(ffn, dim)
+    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, bias: bool | str = False):
+        self.ffn_up = Linear(dim, 2 * ffn, bias=bias)
+        self.ffn_down = Linear(ffn, dim, bias=bias)
         self.activation, self.ffn = activation, ffn
 
     @property

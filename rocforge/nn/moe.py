@@ -43,7 +43,8 @@ class MoE(Module):
     Args:
         dim, ffn: widths of the residual stream and of an expert's hidden layer.
         experts, used: how many there are, and how many each token takes.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai; without a gate gelu.
+        gate: whether experts have one.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
@@ -59,6 +60,7 @@ class MoE(Module):
         used: int,
         activation: str = "swiglu",
         *,
+        gate: bool = True,
         bias: bool = False,
         softmax_before: bool = True,
         normalize: bool = True,
@@ -68,7 +70,7 @@ class MoE(Module):
         selection_bias: bool | str = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
-        self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate else None
         self.ffn_up_exps = Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
         self.activation = activation
@@ -82,8 +84,8 @@ class MoE(Module):
 
     def forward(self, x: Any) -> Any:
         ids, weights = self.route(x)
-        gate, up = self.ffn_gate_exps(x, ids), self.ffn_up_exps(x, ids)
-        y = self.ffn_down_exps(getattr(activations, self.activation)(gate, up), ids)
+        projected = [layer(x, ids) for layer in (self.ffn_gate_exps, self.ffn_up_exps) if layer is not None]
+        y = self.ffn_down_exps(getattr(activations, self.activation)(*projected), ids)
         return combine_experts(y, weights)
 
     def route(self, x: Any) -> tuple[Any, Any]:

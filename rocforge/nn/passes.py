@@ -65,7 +65,8 @@ def hidden_states(
 
     Args:
         lora: the name of the adapter that all have.
-        pass_tokens: of one pass, at most; None: PASS_TOKENS.
+        pass_tokens: of one pass, at most; None: PASS_TOKENS. A longer sequence of an encoder takes one pass still, for
+            its tokens see those after them.
     """
     pass_tokens = pass_tokens or PASS_TOKENS
     first, placed = 0, None if lora is None else model.adapters.placed(lora)
@@ -74,8 +75,10 @@ def hidden_states(
         ends = np.cumsum(counts).tolist()
         cache = model.new_cache(ends[-1], slots=len(group))
         tables = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        for start in range(0, max(map(len, group)), pass_tokens):
-            parts = [ids[start : start + pass_tokens] for ids in group]
+        longest = max(map(len, group))
+        step = pass_tokens if model.generates else longest
+        for start in range(0, longest, step):
+            parts = [ids[start : start + step] for ids in group]
             chunks = [Chunk(start, len(parts[i]), tables[i], slot=i, lora=placed) for i in range(len(group))]
             tokens = np.concatenate([np.asarray(part, np.int32) for part in parts])
             hidden = model.hidden(tokens, Batch.of(cache, chunks, all_logits=True))

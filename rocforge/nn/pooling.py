@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rocforge.device.arrays import asnumpy
+from rocforge.device.arrays import asnumpy, to_device
 from rocforge.gguf.metadata import Metadata
 from rocforge.nn.passes import hidden_states
 from rocforge.nn.transformer import Transformer
@@ -34,7 +34,7 @@ def empty(model: Transformer, sequences: int, pooling: str) -> np.ndarray:
         return np.zeros((sequences, model.config.dim), np.float32)
     if model.cls is None or not model.ranks:
         raise ValueError("pooling is 'rank'; the model's file has no cls.output.weight, or another pooling_type")
-    return np.zeros((sequences, model.cls.output.weight.shape[0]), np.float32)
+    return np.zeros((sequences, model.cls.labels), np.float32)
 
 
 def pool_into(
@@ -55,16 +55,20 @@ def pool_into(
         lora: the name of the adapter that all have.
         pass_tokens: as in `hidden_states`; between two items is a pass at most.
     """
+    by = model.ranks_by if pooling == "rank" else pooling
+    pooled = np.zeros((len(sequences), model.config.dim), np.float32)
     for number, start, hidden in hidden_states(model, sequences, lora, pass_tokens):
         length = len(sequences[number])
-        if pooling == "mean":
-            vectors[number] += asnumpy(hidden).sum(axis=0) / np.float32(length)
-        elif pooling == "cls" and start == 0:
-            vectors[number] = asnumpy(hidden[0])
-        elif pooling == "rank" and start + len(hidden) == length:
-            vectors[number] = asnumpy(model.scores(hidden[-1:]))[0]
-        elif pooling == "last" and start + len(hidden) == length:
-            vectors[number] = asnumpy(hidden[-1])
+        if by == "mean":
+            pooled[number] += asnumpy(hidden).sum(axis=0) / np.float32(length)
+        elif by == "cls" and start == 0:
+            pooled[number] = asnumpy(hidden[0])
+        elif by == "last" and start + len(hidden) == length:
+            pooled[number] = asnumpy(hidden[-1])
         yield
+    if not len(pooled):
+        return
+    finish = model.scores if pooling == "rank" else model.project
+    vectors[:] = asnumpy(finish(to_device(pooled, model.device)))
     if normalize and pooling != "rank":
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.errors import GGUFError
+from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.metadata import MOST, REQUIRED, Metadata
 from rocforge.nn.config import Config
 from rocforge.nn.layers import LayerNorm, RMSNorm
@@ -29,8 +29,10 @@ RANK = 4
 """llama.cpp's pooling_type of models that rank."""
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """Known values of rope.scaling.type; longrope's scaling is in its factors."""
+ENCODER: Mapping[str, Any] = MappingProxyType({"attention.causal": False})
+"""Defaults of encoders."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
-LEAST, LARGEST = 1e-12, 1e12
+LEAST, LARGEST = 1e-13, 1e12
 """Bounds of constants that are positive."""
 BASES = (1.001, LARGEST)
 """Bounds of a rope base; YaRN divides by its logarithm."""
@@ -73,6 +75,11 @@ class Reader(Metadata):
             vocabulary=_embedding_rows(file),
             context=context or self.integer("context_length", 1, MOST),
         )
+
+    @functools.cached_property
+    def causal(self) -> bool:
+        """Whether a token sees none after it; False of encoders."""
+        return self.flag("attention.causal", default=True)
 
     @property
     def labels(self) -> Sequence[str]:
@@ -130,6 +137,7 @@ class Reader(Metadata):
             "value_dim": self.head_dim(layer, "attention.value_length"),
             "eps": self.eps,
             "merged": self.has(layer, "attn_qkv"),
+            "causal": self.causal,
         }
 
     def has(self, layer: int, name: str) -> bool:
@@ -198,24 +206,36 @@ class Reader(Metadata):
             return self.tensors[name].shape[-2]
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
-    def window(self, layer: int, every: int | None = None, default: int = 0) -> int | None:
+    def window(
+        self, layer: int, every: int | None = None, default: int = 0, first: bool = False, around: bool = False
+    ) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything.
 
         Args:
             every: of how many layers the last sees everything, where the file does not say; None: all layers have the
                 window.
             default: the window, where the file does not say.
+            first: of so many layers it is the first that sees everything.
+            around: in files of encoders half of the window is before a token, and half after it. It is given as layers
+                that are not causal have it.
+
+        Raises:
+            UnsupportedModelError: a window of another kind in an encoder.
         """
         window = self.integer("attention.sliding_window", 0, MOST, default=default)
         if not window:
             return None
+        if around == self.causal:
+            problem = "causal" if around else "not causal"
+            raise UnsupportedModelError(f"attention.sliding_window where attention is {problem} is not supported here")
+        window = window // 2 + 1 if around else window
         key = "attention.sliding_window_pattern"
         pattern = self.value(key, every)
         if isinstance(pattern, (list, np.ndarray)):  # whether each layer has it
             return window if self.per_layer(key)[layer] else None
         if pattern is not every:
             pattern = self.integer(key, 0, MOST)
-        return window if not pattern or (layer + 1) % pattern else None
+        return window if not pattern or (layer if first else layer + 1) % pattern else None
 
     def factor(self, key: str, default: float | None = None) -> float | None:
         """A constant that something is multiplied with; None for one."""

@@ -27,6 +27,8 @@ class PagedKV:
             latent attention has them.
         key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
+        causal: a token sees none after it. Else a sequence's tokens are all of one batch, nothing is kept for the next,
+            and the layers of a group take turns with the same arrays.
     """
 
     heads: int
@@ -35,6 +37,7 @@ class PagedKV:
     key_type: str | None = None
     value_type: str | None = None
     window: int | None = None
+    causal: bool = True
 
     def rows_on(self, device: str) -> list[tuple[str, int]]:
         """On "cpu" or "gpu:N", the type and the elements of a key, and those of a value."""
@@ -82,6 +85,11 @@ def states_of(model: Module) -> dict[Module, State]:
     """What each stateful module of a model declares, in the order of the tree."""
     declared = ((module, vars(module).get("state")) for _, module in model.named_modules())
     return {module: state for module, state in declared if isinstance(state, PagedKV | Recurrent)}
+
+
+def kept_of(model: Module) -> dict[Module, State]:
+    """What of that lasts from one batch to the next: of an encoder nothing."""
+    return {module: state for module, state in states_of(model).items() if isinstance(state, Recurrent) or state.causal}
 
 
 def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | None) -> dict[Key, State]:

@@ -1,4 +1,4 @@
-"""Transformer: embedding, blocks, final norm, output; the part that all decoder-only models share."""
+"""Transformer: embedding, blocks, final norm, output; the part that all models share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rocforge.text.tokenizer import Tokenizer
 
 
 class Transformer(Module):
-    """A decoder-only language model. A subclass says in `block` what its layers are made of.
+    """A language model of one stack of blocks. A subclass says in `block` what its layers are made of.
 
     Args:
         read: the hyperparameters of a file.
@@ -47,9 +47,12 @@ class Transformer(Module):
         softcap: cap on the logits, or None.
         logit_scale: factor on the logits, or None.
         position_embd: embedding of positions, added to that of the tokens, or None.
+        generates: whether it continues text. An encoder, whose tokens see those after them, has hidden states alone.
+        ranks_by: which hidden states of a sequence a model that ranks goes by: "last", "cls" (the first) or "mean".
         architectures: values of general.architecture that a class reads.
         models: names of such models.
         output_norm_name: the name of the norm before the output.
+        classifier_activation: of a classifier's hidden layer, "tanh" or "gelu".
         defaults: values of the architecture's metadata keys that old files lack.
 
     >>> model(tokenizer.encode("import os")).shape
@@ -59,12 +62,14 @@ class Transformer(Module):
     architectures: tuple[str, ...] = ()
     models = ""
     output_norm_name = "output_norm"
+    classifier_activation = "tanh"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
-        self.predictors = read.predictors
+        self.predictors, self.generates = read.predictors, read.causal
+        self.ranks_by = "last" if read.causal else "cls"
         self.tokenizer: Tokenizer | None = None
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
@@ -72,10 +77,17 @@ class Transformer(Module):
         self.logit_scale: float | None = None
         self.token_embd = Embedding(self.config.vocabulary, self.config.dim)
         self.position_embd = self.positions(read)
+        if self.position_embd is not None and self.config.context > (rows := self.position_embd.weight.shape[0]):
+            raise ValueError(
+                f"context is {self.config.context}; allowed is up to {rows}, the positions that are learnt"
+            )
         self.blk = [self.block(layer, read) for layer in range(self.config.layers)]
         setattr(self, self.output_norm_name, self.norm(read))
-        self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
-        self.cls = Classifier(self.config.dim, len(read.labels)) if read.labels else None
+        head = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
+        self.output: Any = head if self.generates else None
+        labels, activation = len(read.labels), self.classifier_activation
+        self.cls = Classifier(self.config.dim, labels, activation, read.eps) if labels else None
+        self.add_parts(read)
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
 
@@ -86,19 +98,25 @@ class Transformer(Module):
     def positions(self, read: Reader) -> Module | None:
         """An embedding of positions."""
 
+    def add_parts(self, read: Reader) -> None:
+        """Set further modules outside the blocks."""
+
     def norm(self, read: Reader) -> Module:
         """The norm before the output."""
         return read.rms_norm()
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         super()._fill(arrays, prefix)
-        if self.output.weight is None:  # tied: the output is the embedding
+        if self.output is not None and self.output.weight is None:  # tied: the output is the embedding
             self.output._put("weight", self.token_embd.weight)
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model, and not for a predictor of further tokens."""
+        """Whether a tensor of that name is for this model, and not for a predictor of further tokens, or an output or a
+        classifier that it does without."""
         prefix, _, rest = name.partition(".")
+        if (prefix == "output" and self.output is None) or (prefix == "cls" and self.cls is None):
+            return False
         layer = rest.partition(".")[0]
         return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
@@ -150,9 +168,11 @@ class Transformer(Module):
         Raises:
             IndexError: a token id is not in the vocabulary. Tokens on a device are not looked at, which would wait for
                 it: such an id reads memory that is not the embedding's.
-            ValueError: tokens is not one-dimensional, empty, or not of the batch's length; there is no such adapter.
+            ValueError: tokens is not one-dimensional, empty, or not of the batch's length; there is no such adapter; or
+                the model is an encoder.
             TypeError: tokens are no integers.
         """
+        check_generates(self)
         fused, batch = self.fused, self._batch_of(tokens, batch, lora)
         with adapted(fused.tables, batch.adapters):
             return self._logits(fused.leave(self._stream(tokens, batch, fused)))
@@ -172,16 +192,17 @@ class Transformer(Module):
         >>> model.logits(model.output_norm(seen["blk.1"])).shape
         (3, 4096)
         """
+        check_generates(self)
         with self._on_device(), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
 
     @property
     def ranks(self) -> bool:
         """Whether the model scores sequences, as rerankers do."""
-        return self.cls is not None and self.cls.output.weight is not None
+        return self.cls is not None and self.cls.loaded
 
     def scores(self, hidden: Any) -> Any:
-        """What a model that ranks says of hidden states of last tokens: a score, or probabilities of its labels.
+        """What a model that ranks says of hidden states, as `ranks_by` says: a score, or probabilities of its labels.
 
         Args:
             hidden: floats, shape (rows, dim), normalized, on the model's device.
@@ -196,6 +217,10 @@ class Transformer(Module):
             raise ValueError("the model does not rank: its file has no cls.output.weight, or another pooling_type")
         with self._on_device():
             return self.cls(hidden)
+
+    def project(self, pooled: Any) -> Any:
+        """What the model makes of pooled hidden states (rows, dim): the same, where its file has nothing for it."""
+        return pooled
 
     def _all_with(self, lora: str | None, rows: int) -> TokenAdapters | None:
         if lora is None:
@@ -250,14 +275,17 @@ class Transformer(Module):
         # angles come first of all: a decode step's attention reads them before it waits for the kernel queued before it
         for frequencies in fused.frequencies:
             batch.rotation(frequencies)
-        x = self.token_embd(tokens)
-        if self.embedding_scale is not None:
-            x = scale(x, self.embedding_scale)
-        if self.position_embd is not None:
-            x = add(x, self.position_embd(batch.positions))
+        x = self.embed(tokens, batch)
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)
+
+    def embed(self, tokens: Any, batch: Batch) -> Any:
+        """The embeddings of tokens, float32 (tokens, dim), as the first block takes them."""
+        x = self.token_embd(tokens)
+        if self.embedding_scale is not None:
+            x = scale(x, self.embedding_scale)
+        return x if self.position_embd is None else add(x, self.position_embd(batch.positions))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a GGUF file of the weights as they are now, and of the metadata, the tokenizer's among it.
@@ -295,3 +323,10 @@ class Transformer(Module):
         blocks, placed = blocks_for(tokens), None if lora is None else self.adapters.placed(lora)
         chunk = Chunk(0, tokens, range(blocks), lora=placed)
         return Batch.of(self.new_cache(blocks), [chunk], all_logits=True)
+
+
+def check_generates(model: Transformer) -> None:
+    """Raise a ValueError where a model is an encoder, which has no logits."""
+    if not model.generates:
+        problem = f"{model.config.architecture} is an encoder: it has no logits, and generates nothing"
+        raise ValueError(f"{problem}; rf.embed and model.hidden give its vectors")

@@ -1,4 +1,4 @@
-"""Attention: causal, grouped-query, with a sliding window, a cap on the scores and sinks.
+"""Attention: causal or not, grouped-query, with a sliding window, a cap on the scores and sinks.
 
 Sources: grouped queries: Ainslie et al., https://arxiv.org/abs/2305.13245; sliding window: Jiang et al.,
 https://arxiv.org/abs/2310.06825; score cap: Gemma 2, https://arxiv.org/abs/2408.00118; sinks (a learned score a head
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def attention(
         v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is head_dim.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         causal: a query sees no later token.
-        window: a query sees itself and the window - 1 tokens before it, at least 1; None for all.
+        window: a query sees itself and the window - 1 tokens before it, and if not causal as many after it; at least
+            1; None for all.
         softcap: scores become `softcap * tanh(scores / softcap)`.
         sinks: shape (heads,), one more score for each head's softmax.
 
@@ -126,7 +128,7 @@ def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None)
     if causal:
         hidden |= distance < 0
     if window is not None:
-        hidden |= distance >= window
+        hidden |= (distance if causal else abs(distance)) >= window
     np.copyto(scores, -np.inf, where=hidden)
 
 
@@ -173,14 +175,15 @@ def paged_attention(
         return attention_device.paged_attention(q, layer, scale, softcap, sinks, consumer)
     keys, values, spans = layer.keys, layer.values, layer.spans
     out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
-    options = {"scale": scale, "window": layer.window, "softcap": softcap, "sinks": sinks}
+    options: dict[str, Any] = {"scale": scale, "window": layer.window, "softcap": softcap, "sinks": sinks}
     single = [span for span in spans if span.rows.stop - span.rows.start == 1]
     if len(single) > 1:
         spans = [span for span in spans if span.rows.stop - span.rows.start > 1]
         rows = [span.rows.start for span in single]
         out[rows] = _attention_of_single_queries(q[rows], keys, values, single, **options)
     for span in spans:
-        out[span.rows] = attention(q[span.rows], keys[span.slots], values[span.slots], **options)
+        k, v = keys[span.slots], values[span.slots]
+        out[span.rows] = attention(q[span.rows], k, v, causal=layer.causal, **options)
     return out if consumer is None else out.reshape(len(q), -1)
 
 

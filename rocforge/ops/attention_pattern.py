@@ -2,8 +2,8 @@
 
 A pattern is float32, (heads, tokens, keys): what each token's query sees of the tokens of its own sequence, by their
 positions, whatever else is in the batch. `keys` is the length of the longest sequence, or more; a row is zero where its
-query sees nothing: beyond its own position, before its window, past its sequence's end. With sinks a row's sum is less
-than one by the sink's share.
+query sees nothing: if causal beyond its own position, outside its window, past its sequence's end. With sinks a row's
+sum is less than one by the sink's share.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from rocforge.ops.arguments import check_shape
 from rocforge.ops.attention import mask_scores, softmax_with_sinks
 from rocforge.ops.device import attention_pattern as device
 from rocforge.ops.state import PagedLayer, Span
-from rocforge.ops.types import Array
+from rocforge.ops.types import Array, HostArray
 
 
 def attention_pattern(
-    q: Array, layer: PagedLayer, *, scale: float | None = None, softcap: float | None = None, sinks: Array = None
+    q: Array,
+    layer: PagedLayer,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array = None,
+    slopes: Array = None,
 ) -> Array:
     """The softmax of each query's scores, with `paged_attention`'s arguments.
 
@@ -30,14 +36,18 @@ def attention_pattern(
         q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys, the batch's stored already.
         scale, softcap, sinks: as in `attention`.
+        slopes: shape (heads,): scores are less by a head's slope times the distance of query and key.
 
     Returns:
         float32, shape (heads, tokens, keys), `layer.longest` of them.
+
+    Source of slopes: Press et al., ALiBi, https://arxiv.org/abs/2108.12409.
     """
     check_shape("attention", "sinks", sinks, q.shape[1:2])
+    check_shape("attention", "slopes", slopes, q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return device.attention_pattern(q, layer, scale, softcap, sinks)
+        return device.attention_pattern(q, layer, scale, softcap, sinks, slopes)
     tokens, heads, _ = q.shape
     pattern = np.zeros((heads, tokens, layer.longest), np.float32)
     group = heads // layer.keys.shape[1]
@@ -47,7 +57,10 @@ def attention_pattern(
         scores = queries @ np.repeat(keys, group, axis=0)
         if softcap:
             scores = cap_scores(scores, softcap)
-        mask_scores(scores, span.tokens - queries.shape[1], True, layer.window)
+        if slopes is not None:
+            distance = np.arange(last - queries.shape[1], last)[:, None] - np.arange(first, last)
+            scores -= slopes.reshape(-1, 1, 1) * np.abs(distance).astype(np.float32)
+        mask_scores(scores, span.tokens - queries.shape[1], layer.causal, layer.window)
         sink = None if sinks is None else sinks.reshape(-1, 1, 1)
         pattern[:, span.rows, first:last] = softmax_with_sinks(scores, sink)
     return pattern
@@ -79,6 +92,19 @@ def attention_heads(pattern: Array, layer: PagedLayer) -> Array:
         values = layer.values[span.slots].transpose(1, 0, 2).astype(np.float32, copy=False)
         out[span.rows] = (weights @ np.repeat(values, group, axis=0)).transpose(1, 0, 2)
     return out
+
+
+def slopes(heads: int, largest: float) -> HostArray:
+    """ALiBi's slopes of heads, float32 (heads,): 2 ** (-largest i / n) for i from 1 on, n being the last power of two
+    that is no more than heads; those of further heads lie between these.
+
+    >>> slopes(4, 8.0)
+    array([0.25      , 0.0625    , 0.015625  , 0.00390625], dtype=float32)
+    """
+    power = 1 << (heads.bit_length() - 1)
+    found = [2.0 ** (-largest * (head + 1) / power) for head in range(power)]
+    between = [2.0 ** (-largest / 2 * (2 * head + 1) / power) for head in range(heads - power)]
+    return np.array(found + between, np.float32)
 
 
 def _spans(layer: PagedLayer) -> list[tuple[Span, int, int]]:

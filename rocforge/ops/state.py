@@ -86,7 +86,7 @@ class PagedLayer:
     Attributes:
         keys: shape (slots, heads, key_dim): floats or PackedRows.
         values: shape (slots, heads, value_dim), likewise.
-        window: a query sees itself and window - 1 tokens before it; None for all.
+        window: a query sees itself and window - 1 tokens before it, and if not causal after it; None for all.
         block_size: tokens of a block.
         slots: int32, shape (tokens,): where each token's key and value go.
         queries: how many tokens there are of the sequence with the fewest, and of the one with the most.
@@ -97,6 +97,7 @@ class PagedLayer:
         lengths: int32 (sequences,): each sequence's tokens, those of the batch included.
         query_starts: on a device, int32 (sequences + 1,): the first row of each sequence, and the number of rows.
         counters: on a device, zeros that decode launches count in and leave as zeros.
+        causal: a query sees no later token. Else the batch has all tokens of each sequence.
     """
 
     keys: Array | PackedRows
@@ -111,6 +112,7 @@ class PagedLayer:
     lengths: Array = None
     query_starts: Array = None
     counters: Array = None
+    causal: bool = True
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,18 @@ def checks(sizes: Sizes) -> list[Check]:
         "sinks": {"sinks": True},
         "all of these": {"window": n // 2, "softcap": 5.0, "scale": 0.2, "sinks": True},
     }
+    whole = [(0, n), (0, 1), (0, n // 4)]
+    encoders: dict[str, dict[str, Any]] = {"not causal": {}, "not causal, window": {"window": n // 3}}
     return [
         *(Check(f"decode, {name}", functools.partial(_paged, shape, decode, {})) for name, shape in named.items()),
         *(Check(f"prompts, {name}", functools.partial(_paged, shape, prompts, {})) for name, shape in named.items()),
         *(
             Check(f"with {name}", functools.partial(_paged, sizes.attention[0], [*decode, *prompts], given))
             for name, given in options.items()
+        ),
+        *(
+            Check(name, functools.partial(_paged, sizes.attention[0], whole, {**given, "causal": False}))
+            for name, given in encoders.items()
         ),
         *(
             Check(f"rotate, store, attend: {name}", functools.partial(_attend, shape, decode, prompts))
@@ -64,8 +70,8 @@ def batches(rng: np.random.Generator, state: PagedKV, chunks: list[tuple[int, in
 def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any], rng: np.random.Generator) -> Outcome:
     heads, kv_heads, head_dim = shape
     options = dict(options)
-    state = PagedKV(kv_heads, head_dim, head_dim, window=options.pop("window", None))
-    here, there = batches(rng, state, chunks)
+    window, causal = options.pop("window", None), options.pop("causal", True)
+    here, there = batches(rng, PagedKV(kv_heads, head_dim, head_dim, window=window, causal=causal), chunks)
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here.state_of(0), **given)

@@ -31,7 +31,7 @@ class Embeddings:
         with generator.deadline(None), refusing("input"):
             inputs = await generator.prompts(body.input)
             for ids in inputs:
-                generator.check_length(len(ids), "input")
+                generator.check_length(len(ids), "input", reply=0)
             vectors = await unless_gone(generator.backend.embed(inputs, generator.models[body.model]), request)
         if vectors is None:
             return client_closed()

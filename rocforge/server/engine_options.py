@@ -12,7 +12,7 @@ from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
 from rocforge.load import load
-from rocforge.nn.state import states_of
+from rocforge.nn.state import kept_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
 
@@ -66,6 +66,6 @@ class EngineOptions:
         """The size of a loaded model's cache; None: rf.Engine's default."""
         if self.models == 1 or self.cache_tokens is not None or model.device == "cpu":
             return self.cache_tokens
-        sizes = CacheSizes(states_of(model).values(), model.device, self.max_batch_tokens)
+        sizes = CacheSizes(kept_of(model).values(), model.device, self.max_batch_tokens)
         tokens = sizes.tokens_that_fit(model.config.context, self.max_requests)
         return max(tokens // self.models, min(tokens, model.config.context))

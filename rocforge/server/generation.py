@@ -131,9 +131,9 @@ class Generator:
         tokenizer = self.tokenizer
         return [id for id in tokenizer.encode("")[:1] if id == tokenizer.bos_token_id]
 
-    def check_length(self, tokens: int, param: str) -> None:
-        """Raises APIError where a prompt of so many tokens does not fit into the context."""
-        if tokens >= self.backend.limit:
+    def check_length(self, tokens: int, param: str, reply: int = 1) -> None:
+        """Raises APIError where a prompt of so many tokens does not fit into the context, with a reply of so many."""
+        if tokens + reply > self.backend.limit:
             raise self._too_long(f"{tokens} tokens in the {param}")
 
     def forget(self) -> None:

@@ -38,7 +38,7 @@ class Rerank:
         with generator.deadline(None), refusing("documents"):
             prompts = await self._prompts(body.query, documents)
             for ids in prompts:
-                generator.check_length(len(ids), "query and a document")
+                generator.check_length(len(ids), "query and a document", reply=0)
             scores = await unless_gone(generator.backend.embed(prompts, generator.models[name]), request)
         if scores is None:
             return client_closed()
@@ -61,7 +61,7 @@ class Rerank:
             return [await self._filled(template, query, document) for document in documents]
         begin = generator.begin
         ends = tokenizer.encode("")[len(begin) :]
-        before = [*begin, *await generator.encode_plain(query), *ends]
+        before = [*begin, *await generator.encode_plain(query), *tokenizer.separator_ids]
         return [[*before, *await generator.encode_plain(document), *ends] for document in documents]
 
     async def _filled(self, template: str, query: str, document: str) -> list[int]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.metadata import Metadata
-from rocforge.text.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
+from rocforge.text.bpe import byte_of_char
 from rocforge.text.detokenizer import Detokenizer
 from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
+from rocforge.text.kinds import KINDS
 from rocforge.text.marks import without_surrogates
-from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.recommended import recommended_sampling
 from rocforge.text.special_tokens import Span, SpecialTokens
 from rocforge.text.vocabulary import BYTE, BYTE_TOKEN, CONTROL, UNKNOWN, USER_DEFINED, FillInTokens, Vocabulary
@@ -30,14 +30,14 @@ _NO_VARIABLES = {"return_tensors", "return_dict", "padding", "truncation", "max_
 class Tokenizer:
     """The tokenizer of an open GGUF file: ids as llama.cpp gives them, names as Hugging Face has them.
 
-    `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). Two models are
-    known: "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE, with the pre-tokenizers of
-    `rocforge.text.pretokenizers`).
+    `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). The models known are
+    those of `rocforge.text.kinds`.
     `vocab_size` is how many tokens the model knows, which may be padded: ids past the file's tokens have no text.
 
     Attributes: `vocab_size`; `bos_token`, `eos_token`, `unk_token` and `pad_token`, the texts of special tokens, and
     `bos_token_id` and so on, their ids, each None where the file has none; `eog_token_ids`, all tokens that end
-    generation; `recommended_sampling`, what the file says of that, by the names of SamplingParams.
+    generation; `separator_ids`, those between two texts that are judged together; `recommended_sampling`, what the file
+    says of that, by the names of SamplingParams.
 
     Raises GGUFError where the metadata is missing, invalid or contradictory, UnsupportedModelError for an unknown
     tokenizer model or pre-tokenizer.
@@ -57,34 +57,31 @@ class Tokenizer:
         self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
         metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
-        if model not in ("llama", "gpt2"):
-            raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are gpt2 and llama")
-        self._sentencepiece = model == "llama"
+        if model not in KINDS:
+            raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are {', '.join(KINDS)}")
+        self._model, self._sentencepiece, kind = model, model == "llama", KINDS[model]
         self._vocabulary = Vocabulary(metadata, vocab_size)
-        # SentencePiece's trainer gives <unk>, <s> and </s> these ids, and files written early rely on it.
-        unk, bos, eos = (0, 1, 2) if self._sentencepiece else (None, None, None)
-        self.unk_token_id = self._vocabulary.special_id("unknown", unk)
-        self.bos_token_id = self._vocabulary.special_id("bos", bos)
-        self.eos_token_id = self._vocabulary.special_id("eos", eos)
-        self.pad_token_id = self._vocabulary.special_id("padding")
+        self.unk_token_id = self._vocabulary.special_id("unknown", kind.unk)
+        self.bos_token_id = self._vocabulary.special_id("bos", self._vocabulary.special_id("cls", kind.bos))
+        self.eos_token_id = self._vocabulary.special_id("eos", kind.eos)
+        self.pad_token_id = self._vocabulary.special_id("padding", kind.pad)
+        sep = self._vocabulary.special_id("seperator", kind.sep)
         ids = (self.bos_token_id, self.eos_token_id, self.unk_token_id, self.pad_token_id)
         texts = (None if id is None else self._vocabulary.texts[id] for id in ids)
         self.bos_token, self.eos_token, self.unk_token, self.pad_token = texts
         eos_ids = () if self.eos_token_id is None else (self.eos_token_id,)
         self.eog_token_ids: frozenset[int] = self._vocabulary.end_of_generation.union(eos_ids)
-        if self._sentencepiece:
-            self._encode_text = sentencepiece_bpe(self._vocabulary, self.unk_token_id)
-            add_bos = self.bos_token_id is not None
-        else:
-            pre_tokenizer = find_pre_tokenizer(metadata.string("pre", default="default"))
-            self._encode_text = byte_level_bpe(self._vocabulary, metadata.array("merges", str), pre_tokenizer)
-            add_bos = pre_tokenizer.add_bos and self.bos_token_id is not None
+        self._encode_text, add_bos = kind.encoding(self._vocabulary, metadata, self.unk_token_id)
         spaces = {"add_space_prefix": True, "remove_extra_whitespaces": False}
         self._add_space_prefix, self._remove_extra_whitespaces = (
             metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
         )
-        self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
-        self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
+        self._prefix_ids = _added(metadata, "bos", add_bos and self.bos_token_id is not None, self.bos_token_id)
+        if model == "bert":
+            self._suffix_ids = self.separator_ids = [] if sep is None else [sep]
+        else:
+            self._suffix_ids = _added(metadata, "eos", kind.add_end, self.eos_token_id)
+            self.separator_ids = [*self._suffix_ids, *_added(metadata, "sep", False, sep)]
         self._pieces: dict[int, bytes] = {}
         self.recommended_sampling = recommended_sampling(file.metadata)
 
@@ -98,7 +95,7 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         special = "".join(f", {name}={text!r}" for name, text in self.special_tokens_map.items())
-        return f"Tokenizer({'llama' if self._sentencepiece else 'gpt2'}, vocab_size={self.vocab_size}{special})"
+        return f"Tokenizer({self._model}, vocab_size={self.vocab_size}{special})"
 
     @property
     def vocab_size(self) -> int:
@@ -406,7 +403,8 @@ class Tokenizer:
         return (" " * (self._add_space_prefix and after_special) + text).replace(" ", "▁")
 
     def _drops_space_after(self, id: int | None) -> bool:
-        return self._add_space_prefix and (id is None or self._vocabulary.types[id] in _SPECIAL)
+        adds = self._add_space_prefix or self._model in ("bert", "t5")
+        return adds and (id is None or self._vocabulary.types[id] in _SPECIAL)
 
     def _text_bytes(self, id: int) -> bytes:
         piece = self.token_bytes(id)
@@ -436,7 +434,7 @@ class Tokenizer:
             return text.encode("utf-8", "surrogateescape")
         if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
-        if self._sentencepiece:
+        if self._model != "gpt2":
             return text.replace("▁", " ").encode("utf-8", "surrogateescape")
         table = byte_of_char()
         if all(char in table for char in text):

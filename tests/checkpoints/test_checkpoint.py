@@ -137,8 +137,8 @@ def test_rope_as_newer_configs_have_it(tmp_path):
 def test_what_cannot_be_loaded(tmp_path):
     """Architectures, tensors, quantizations and settings that are unknown or missing are named."""
     folder = write(tmp_path / "llama", "llama")
-    change_config(folder, architectures=["BertModel"])
-    with pytest.raises(UnsupportedModelError, match=r"checkpoints of BertModel are not supported; .*LlamaForCausalLM"):
+    change_config(folder, architectures=["T5Model"])
+    with pytest.raises(UnsupportedModelError, match=r"checkpoints of T5Model are not supported; .*LlamaForCausalLM"):
         Checkpoint(folder)
     change_config(folder, architectures=["LlamaForCausalLM"], quantization_config={"quant_method": "gptq"})
     with pytest.raises(UnsupportedModelError, match="weights quantized by gptq are not supported"):

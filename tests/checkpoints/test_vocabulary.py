@@ -144,7 +144,7 @@ def test_malformed(folder):
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.json: its pre-tokenizer is unknown: \['Whitespace'\]"):
         tokenizer_metadata(folder, "llama", VOCAB)
     path.write_text(json.dumps({**data, "model": {"type": "Unigram", "vocab": []}}))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is of type Unigram; supported is BPE"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is of type Unigram; supported are BPE and WordPiece"):
         tokenizer_metadata(folder, "llama", VOCAB)
     for text, problem in (
         ("{", "is no JSON"),

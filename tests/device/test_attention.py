@@ -15,7 +15,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.selftest.weights import relative_error
@@ -32,8 +32,9 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     group = q.shape[1] // k.shape[1]
     scale = 1 / np.sqrt(q.shape[2]) if scale is None else scale
     for i in range(len(q)):
-        position = len(k) - len(q) + i if causal else len(k) - 1
-        first = max(0, position - window + 1) if window else 0
+        own = len(k) - len(q) + i
+        position = own if causal else min(own + (window or len(k)), len(k)) - 1
+        first = max(0, own - window + 1) if window else 0
         for h in range(q.shape[1]):
             scores = k[first : position + 1, h // group] @ q[i, h] * scale
             if softcap:
@@ -44,9 +45,9 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None, causal: bool = True) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window)], blocks, device="gpu")
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window, causal=causal)], blocks, device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
@@ -64,7 +65,8 @@ def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> No
     for chunk in chunks:
         slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.start + chunk.count)]
         queries, rows = q[rows : rows + chunk.count], rows + chunk.count
-        expected.append(attention_64(queries, keys[slots], values[slots], window=layer.window, **options))
+        known = {"window": layer.window, "causal": layer.causal}
+        expected.append(attention_64(queries, keys[slots], values[slots], **known, **options))
     assert relative_error(y, np.concatenate(expected)) < 1e-3
     pattern = attention_pattern(cp.asarray(q), layer, **given)
     assert pattern.shape == (heads, len(q), max(chunk.length for chunk in chunks))
@@ -306,7 +308,7 @@ def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
 
 
 @pytest.mark.parametrize(
-    "queries, causal, window", [(1, True, None), (9, True, 4), (40, False, None), (1, False, None)]
+    "queries, causal, window", [(1, True, None), (9, True, 4), (40, False, None), (40, False, 7), (1, False, None)]
 )
 def test_one_sequence(queries: int, causal: bool, window: int | None):
     """`attention` of arrays that lie in no cache."""
@@ -315,6 +317,28 @@ def test_one_sequence(queries: int, causal: bool, window: int | None):
     k, v = (rng.standard_normal((45, 2, 64), np.float32).astype(np.float16) for _ in range(2))
     y = attention(*(cp.asarray(a) for a in (q, k, v)), causal=causal, window=window)
     assert relative_error(y, attention_64(q, k, v, causal=causal, window=window)) < 1e-3
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize("causal", [True, False])
+def test_slopes(rng, causal: bool):
+    """Biases of the distance between tokens, against the host's."""
+    cache, host = filled(rng, 2, 64, 4, causal=causal), KVCache([PagedKV(2, 64, 64, causal=causal)], 4)
+    for array, other in ((host.paged[0].keys, cache.paged[0].keys), (host.paged[0].values, cache.paged[0].values)):
+        array[...] = other.get()
+    chunks, q = [Chunk(0, 45, [3, 1]), Chunk(0, 7, [0])], rng.standard_normal((52, 4, 64), np.float32)
+    device, layer = (Batch.of(of, chunks).state_of(0) for of in (cache, host))
+    pattern = attention_pattern(cp.asarray(q), device, slopes=cp.asarray(slopes(4, 8.0)))
+    assert relative_error(pattern, attention_pattern(q, layer, slopes=slopes(4, 8.0))) < 1e-3
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(2, 2, 32), (4, 2, 64)])
+@pytest.mark.parametrize("window", [None, 1, 20, 65])
+def test_not_causal(rng, heads: int, kv_heads: int, head_dim: int, window: int | None):
+    """Whole sequences, of which one has one token, and one ends with a tile of keys; with windows around each token."""
+    cache = filled(rng, kv_heads, head_dim, 12, window, causal=False)
+    chunks = [Chunk(0, 45, [3, 9]), Chunk(0, 1, [0]), Chunk(0, 128, [4, 5, 7, 2]), Chunk(0, 7, [8])]
+    check(rng, cache, chunks, heads)
 
 
 def test_head_dim_that_has_no_kernel():

@@ -159,7 +159,7 @@ class Recurrence(Module):
 class Model(Module):
     """Some layers between an embedding and its transpose."""
 
-    device = "cpu"
+    device, generates = "cpu", True
 
     def __init__(self, *kinds):
         rng = np.random.default_rng(0)

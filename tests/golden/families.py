@@ -264,7 +264,11 @@ class Skeleton(dict[str, Any]):
         super().__init__({"token_embd.weight": np.empty((VOCAB, keys["embedding_length"]), np.float32)})
         for layer in range(keys["block_count"]):
             self.update({f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *present)})
+            if "ffn_up.weight" in present:  # with the gate's rows
+                size = (2 * keys["feed_forward_length"], keys["embedding_length"])
+                self[f"blk.{layer}.ffn_up.weight"] = np.empty(size, np.float32)
         self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
+        self.metadata["tokenizer.ggml.token_type_count"] = 2
 
 
 def metadata(family: Family) -> dict[str, Any]:
@@ -283,9 +287,9 @@ def metadata(family: Family) -> dict[str, Any]:
     return {**common, **family.metadata}
 
 
-def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+def tensors(name: str, of: dict[str, Family] = FAMILIES) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
     """Yields name, shape, mean and standard deviation of each tensor of a family's model."""
-    family = FAMILIES[name]
+    family = of[name]
     keys = metadata(family)
     model = build_model(Skeleton(family.arch, keys, family.present))
     for layer in range(keys["block_count"]):
@@ -308,22 +312,23 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
             yield path, parameter.shape, 0.0, 0.3
         elif len(parameter.shape) == 1:
             yield path, parameter.shape, 1.0, 0.2
-        elif part in ("token_embd", "position_embd"):
+        elif part in ("token_embd", "position_embd", "token_types"):
             yield path, parameter.shape, 0.0, 0.25
         else:
             yield path, parameter.shape, 0.0, GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
 
 
-def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:
-    """Writes the file of a family's model; matrices of this type where their rows are whole blocks, else Q8_0."""
-    family = FAMILIES[name]
+def build(path, name: str, qtype: T = T.F32, seed: int = 0, of: dict[str, Family] = FAMILIES) -> None:
+    """Writes the file of a model of a family; matrices of this type where their rows are whole blocks, else Q8_0."""
+    family = of[name]
     w = gguf.GGUFWriter(path, family.arch)
     w.add_name("random weights")
     add = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32, str: w.add_string, list: w.add_array}
     for key, value in metadata(family).items():
         add[type(value)](f"{family.arch}.{key}", value)
     add_vocabulary(w)
-    for tensor, shape, mean, std in tensors(name):
+    w.add_token_type_count(2)
+    for tensor, shape, mean, std in tensors(name, of):
         kind = _type(qtype, tensor, shape)
         w.add_tensor(tensor, random_tensor(Source(name, tensor, seed=seed), kind, shape, mean, std), raw_dtype=kind)
     w.write_header_to_file()
@@ -333,7 +338,7 @@ def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:
 
 
 def _type(qtype: T, name: str, shape: tuple[int, ...]) -> T:
-    if len(shape) == 1 or "position_embd" in name or "ffn_gate_inp" in name or shape[-1] % 32:
+    if len(shape) == 1 or name.startswith(("position_embd", "token_types")) or "ffn_gate_inp" in name or shape[-1] % 32:
         return T.F32
     return qtype if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0] == 0 else T.Q8_0
 

@@ -27,9 +27,8 @@ def _errors_only(level, text, _):
         sys.stderr.write(text.decode())
 
 
-@contextlib.contextmanager
-def llama(path):
-    """Yields a function from token ids to logits, float32 (tokens, vocab), that continues one sequence."""
+def load(path, embeds=False):
+    """llama.cpp's model of a file, and a context of it."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -40,8 +39,37 @@ def llama(path):
     params.n_threads = params.n_threads_batch = 2
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
-    params.no_perf = True
-    ctx = llama_cpp.llama_init_from_model(model, params)
+    params.no_perf, params.embeddings = True, embeds
+    return model, llama_cpp.llama_init_from_model(model, params)
+
+
+def embeddings(path, texts) -> np.ndarray:
+    """Vectors of texts of token ids, pooled as the file says: float32 (texts, dim), or scores (texts, labels)."""
+    model, ctx = load(path, embeds=True)
+    ranks = llama_cpp.llama_pooling_type(ctx) == llama_cpp.LLAMA_POOLING_TYPE_RANK
+    size = llama_cpp.llama_model_n_cls_out(model) if ranks else llama_cpp.llama_model_n_embd(model)
+    found = []
+    for text in texts:
+        batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
+        batch.n_tokens = len(text)
+        for i, token in enumerate(text):
+            batch.token[i], batch.pos[i], batch.logits[i] = int(token), i, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
+        if llama_cpp.llama_decode(ctx, batch) != 0:
+            raise RuntimeError(f"llama.cpp does not decode {path}")
+        pointer = llama_cpp.llama_get_embeddings_seq(ctx, 0)
+        found.append(np.ctypeslib.as_array(pointer, (size,)).copy())
+        llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(ctx)
+    llama_cpp.llama_model_free(model)
+    return np.stack(found)
+
+
+@contextlib.contextmanager
+def llama(path):
+    """Yields a function from token ids to logits, float32 (tokens, vocab), that continues one sequence."""
+    model, ctx = load(path)
     vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
     position = 0

@@ -26,7 +26,7 @@ def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
             for j in range(tokens):
-                if (causal and j > here) or (window and here - j >= window):
+                if (causal and j > here) or (window and (here - j if causal else abs(here - j)) >= window):
                     scores[j] = -np.inf
             weights = np.exp(scores - scores.max())
             total = weights.sum() + (np.exp(sinks[h] - scores.max()) if sinks is not None else 0)
@@ -58,13 +58,14 @@ def draw(rng, queries, tokens, heads, kv_heads, dim):
     causal=st.booleans(),
 )
 def test_matches_definition(data, queries, before, kv_heads, group, dim, causal):
-    """Any shape, with any combination of window, cap, sinks and scale."""
+    """Any shape, with any combination of mask, window, cap, sinks and scale."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     heads = kv_heads * group
     q, k, v = draw(rng, queries, queries + before, heads, kv_heads, dim)
     options = {
         "scale": data.draw(st.sampled_from([None, 0.3])),
         "causal": causal,
+        "window": data.draw(st.sampled_from([None, 1, 4])),
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
     }
@@ -85,6 +86,22 @@ def test_misfit_names_shapes(rng):
     for arguments in [(1, 4, 3, 2, 8), (5, 4, 2, 2, 8)]:
         with pytest.raises(ValueError, match="does not fit"):
             attention(*draw(rng, *arguments))
+
+
+def test_layers_that_are_not_causal(rng):
+    """Each token of whole sequences sees all of its own, or a window around it; the layers' keys are in one array."""
+    for window in (None, 3):
+        cache = KVCache([PagedKV(2, 16, 16, window=window, causal=False)] * 3, 8, block_size=4)
+        assert len(cache.paged[0].keys) == 1
+        batch = Batch.of(cache, [Chunk(0, n, table) for n, table in ((7, [0, 1]), (1, [5]), (10, [2, 3, 4]))])
+        q, k, v = draw(rng, 18, 18, 4, 2, 16)
+        for layer in range(3):
+            out = attend(q, k * (layer + 1), v, batch.state_of(layer), None)
+            for rows in (slice(0, 7), slice(7, 8), slice(8, 18)):
+                expected = reference(q[rows], k[rows] * (layer + 1), v[rows], causal=False, window=window)
+                np.testing.assert_allclose(out[rows], expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="a chunk starts behind 0"):
+            Batch.of(cache, [Chunk(2, 5, [0, 1])])
 
 
 @pytest.mark.parametrize("tables", [([0, 1], [2, 3, 4]), ([6, 1], [2, 5, 0])])

@@ -7,27 +7,40 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.attention import paged_attention
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
 
 CHUNKS = [Chunk(0, 5, [2]), Chunk(9, 1, [0, 3], wants_logits=False), Chunk(6, 3, [5, 1])]
 """A prompt, a decode and a chunk of a prompt, in blocks of 8 tokens."""
 
 
-def layer_and_queries(rng, window=None):
-    cache = KVCache([PagedKV(2, 6, 4, window=window)], 6, block_size=8)
+def layer_and_queries(rng, window=None, causal=True):
+    cache = KVCache([PagedKV(2, 6, 4, window=window, causal=causal)], 6, block_size=8)
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = rng.standard_normal(array.shape)
-    return Batch.of(cache, CHUNKS).state_of(0), rng.standard_normal((9, 4, 6)).astype(np.float32)
+    chunks = CHUNKS if causal else [Chunk(0, 5, [2]), Chunk(0, 4, [5, 1])]
+    return Batch.of(cache, chunks).state_of(0), rng.standard_normal((9, 4, 6)).astype(np.float32)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.7}, {"sinks": np.arange(4, dtype=np.float32)}])
-def test_equals_attention_in_one_op(rng, window, options):
-    """Of several sequences at once, with windows, caps and sinks."""
-    layer, q = layer_and_queries(rng, window)
+def test_equals_attention_in_one_op(rng, window, options, causal):
+    """Of several sequences at once, with windows, caps and sinks, causal or not."""
+    layer, q = layer_and_queries(rng, window, causal)
     pattern = attention_pattern(q, layer, **options)
-    assert pattern.shape == (4, 9, 10) and pattern.dtype == np.float32
+    assert pattern.shape == (4, 9, 10 if causal else 5) and pattern.dtype == np.float32
     np.testing.assert_allclose(attention_heads(pattern, layer), paged_attention(q, layer, **options), atol=1e-6)
+
+
+def test_slopes(rng):
+    """Scores are less by the distance times the head's slope, on both sides of a token."""
+    layer, q = layer_and_queries(rng, causal=False)
+    pattern = attention_pattern(q, layer, slopes=slopes(4, 2.0))
+    assert slopes(4, 2.0).tolist() == pytest.approx([2**-0.5, 0.5, 2**-1.5, 0.25])
+    assert slopes(6, 8.0)[4:].tolist() == pytest.approx([2**-1, 2**-3])
+    distance = np.abs(np.arange(5)[:, None] - np.arange(5))
+    expected = attention_pattern(q, layer)[:, :5] * np.exp(-slopes(4, 2.0)[:, None, None] * distance)
+    np.testing.assert_allclose(pattern[:, :5], expected / expected.sum(axis=-1, keepdims=True), atol=1e-6)
 
 
 def test_what_is_where(rng):

@@ -38,7 +38,7 @@ def model_file(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running(model_file, endless=False, listener=None, **settings):
+def running(model_file, endless=False, listener=None, context=CONTEXT, **settings):
     """A server in a thread: `url`, `service`, `engine`, and `get` and `post` to it. Nothing may be left at its end.
 
     `endless`: no token ends a reply, which a random model may give at any time.
@@ -46,7 +46,7 @@ def running(model_file, endless=False, listener=None, **settings):
     engines = []
 
     def load():
-        model, tokenizer = rf.load(model_file, device="cpu", context=CONTEXT)
+        model, tokenizer = rf.load(model_file, device="cpu", context=context)
         ends = () if endless else tokenizer.eog_token_ids
         engines.append(Engine(model, ends, cache_tokens=4 * CONTEXT))
         return engines[0], tokenizer

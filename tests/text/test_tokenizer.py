@@ -345,8 +345,8 @@ def test_attributes(byte_level, sentencepiece):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "bert"}, UnsupportedModelError, "'bert'; supported are gpt2 and llama"),
-        ({"model": None}, UnsupportedModelError, "supported are gpt2 and llama"),
+        ({"model": "rwkv"}, UnsupportedModelError, "'rwkv'; supported are bert, gpt2, llama, t5"),
+        ({"model": None}, UnsupportedModelError, "supported are bert, gpt2, llama, t5"),
         ({"pre": "martian"}, UnsupportedModelError, r"'martian'; supported are .*llama-bpe.*qwen2"),
         ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),

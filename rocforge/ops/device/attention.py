@@ -121,8 +121,9 @@ def attention(
         lengths=numbers[:1],
         query_starts=numbers[1:3],
         counters=cupy.zeros(k.shape[1], np.int32),
+        causal=causal,
     )
-    _attend(out, q, layer, sinks, (scale, softcap or 0.0), causal)
+    _attend(out, q, layer, sinks, (scale, softcap or 0.0))
     return out
 
 
@@ -132,7 +133,6 @@ def _attend(
     layer: PagedLayer,
     sinks: Array,
     scale_and_cap: tuple[float, float],
-    causal: bool = True,
     fresh: Fresh | None = None,
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
@@ -163,9 +163,16 @@ def _attend(
         cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group, types)
-        args = {**common, "out": to["out"], "fp16": to["fp16"], "causal": int(causal)}
-        args |= {"sequences": count, "tiles": tiles}
+        args = {**common, "out": to["out"], "fp16": to["fp16"], "sequences": count, "tiles": tiles}
+        args |= {"window": seen_window(layer), "causal": int(layer.causal)}
         prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
+
+
+def seen_window(layer: PagedLayer) -> int:
+    """How many keys a window's query sees, as kernels take it: if not causal its own in the middle; 0 for all."""
+    if layer.window is None:
+        return 0
+    return layer.window if layer.causal else 2 * layer.window - 1
 
 
 _NOTHING_BEFORE = {

@@ -13,18 +13,21 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.attention import Types, cache_arrays, types_of
+from rocforge.ops.device.attention import Types, cache_arrays, seen_window, types_of
 from rocforge.ops.device.strided import float32
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array
 
 
-def attention_pattern(q: Array, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array) -> Array:
+def attention_pattern(
+    q: Array, layer: PagedLayer, scale: float, softcap: float | None, sinks: Array, slopes: Array
+) -> Array:
     """The softmax of each query's scores."""
     tokens, heads, head_dim = q.shape
     pattern = cupy_module().empty((heads, tokens, layer.longest), np.float32)
     keys, sinks = cache_arrays(layer)["keys"], None if sinks is None else float32(sinks)
-    args = {"pattern": pattern, "q": float32(q), "keys": keys, "sinks": sinks}
+    slopes = None if slopes is None else float32(slopes)
+    args = {"pattern": pattern, "q": float32(q), "keys": keys, "sinks": sinks, "slopes": slopes}
     args |= {"scale": scale, "softcap": softcap or 0.0, **_places(layer, pattern)}
     _launch("attention_pattern", head_dim, layer, pattern, args)
     return pattern
@@ -45,7 +48,8 @@ def _places(layer: PagedLayer, pattern: Array) -> dict[str, Any]:
     sequences, stride = layer.tables.shape
     places = {"tables": layer.tables, "lengths": layer.lengths, "query_starts": layer.query_starts}
     places |= {"table_stride": stride, "sequences": sequences, "tokens": tokens, "heads": heads}
-    return {**places, "kv_heads": layer.keys.shape[1], "columns": columns, "window": layer.window or 0}
+    places |= {"kv_heads": layer.keys.shape[1], "columns": columns}
+    return {**places, "window": seen_window(layer), "causal": int(layer.causal)}
 
 
 def _launch(name: str, head_dim: int, layer: PagedLayer, pattern: Array, args: dict[str, Any]) -> None:
