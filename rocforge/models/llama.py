@@ -12,9 +12,12 @@ class Llama(Transformer):
     neox = False
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(self.neox))
         ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
-        return Block(attn, ffn, read.rms_norm)
+        return Block(self.attention(layer, read), ffn, read.rms_norm)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        """A layer's."""
+        return Attention(**read.attention(layer), rope=read.rope(self.neox))
 
 
 class Exaone(Llama):

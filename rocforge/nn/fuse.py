@@ -165,18 +165,18 @@ class _Attention(_Projected):
     def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.attn_output, tables)
         norms = mixer.attn_q_norm, mixer.attn_k_norm
-        self.fuses_norms = mixer.norms == "head" and all(is_hidden(norm, RMSNorm) for norm in norms)
-        self.calls_norms = mixer.norms is not None and not self.fuses_norms
+        plain = mixer.norms == "head" and mixer.temperature is None
+        self.fuses_norms = plain and all(is_hidden(norm, RMSNorm) for norm in norms)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         attn = self.mixer
         q, k, v, gate = attn.split(self.project(stream))
         fused = {}
-        if self.calls_norms:
-            q, k = attn.normalize(q, k)
-        elif self.fuses_norms:
+        if self.fuses_norms:
             q_norm = attn.attn_q_norm
             fused = {"q_norm": q_norm.weight, "k_norm": attn.attn_k_norm.weight, "eps": q_norm.eps}
+        else:
+            q, k = attn.prepare(q, k, batch)
         if gate is None and self.last_weight is not None:
             return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
         y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
@@ -223,7 +223,7 @@ class _MoE(_Step):
         self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
         self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
-        fuses = is_hidden(router, Linear) and router not in tables
+        fuses = is_hidden(router, Linear) and router not in tables and not self.routed.weighs_input
         self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -251,7 +251,7 @@ class _MoE(_Step):
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
             how = norm.weight, norm.eps, router, moe.routing
             return mixture(x, *how, *matrices, moe.activation, residual, following)
-        ids, weights = moe.route(y)
+        y, ids, weights = moe.choose(y)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 

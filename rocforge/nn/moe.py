@@ -8,6 +8,7 @@ from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
+from rocforge.ops.activation import scale_rows, softmax
 from rocforge.ops.moe import combine_experts, expert_linear, route
 from rocforge.ops.types import Matrices
 
@@ -47,6 +48,7 @@ class MoE(Module):
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
+        weighs_input: an expert's weight is a factor on what it takes, not on what it gives; for one expert a token.
     """
 
     inline = True
@@ -66,12 +68,13 @@ class MoE(Module):
         sigmoid: bool = False,
         groups: tuple[int, int] = (1, 1),
         selection_bias: bool | str = False,
+        weighs_input: bool = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
         self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
         self.ffn_up_exps = Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
-        self.activation = activation
+        self.activation, self.weighs_input = activation, weighs_input
         self.exp_probs_b = SelectionBias(experts, selection_bias) if selection_bias else None
         self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
 
@@ -81,10 +84,15 @@ class MoE(Module):
         return (*self.policy, None if self.exp_probs_b is None else self.exp_probs_b())
 
     def forward(self, x: Any) -> Any:
-        ids, weights = self.route(x)
+        x, ids, weights = self.choose(x)
         gate, up = self.ffn_gate_exps(x, ids), self.ffn_up_exps(x, ids)
         y = self.ffn_down_exps(getattr(activations, self.activation)(gate, up), ids)
         return combine_experts(y, weights)
+
+    def choose(self, x: Any) -> tuple[Any, Any, Any]:
+        """What the experts take, and the ids and weights as in `experts`."""
+        ids, weights = self.route(x)
+        return (scale_rows(x, weights), ids, softmax(weights)) if self.weighs_input else (x, ids, weights)
 
     def route(self, x: Any) -> tuple[Any, Any]:
         """The experts of each token, ids and weights (tokens, used)."""

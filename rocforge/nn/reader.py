@@ -6,6 +6,7 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -244,8 +245,7 @@ class Reader(Metadata):
 
     def _scaled_rope(self, neox: bool) -> RopeFrequencies:
         read, config, dimensions = self, self.config, self._rope_dimensions()
-        trained = read.integer("context_length", 1, MOST, default=config.context)
-        original = read.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
+        original = read.original_context
         older = read.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
         scale = read.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
         scaling = read.string("rope.scaling.type", default="linear")
@@ -262,10 +262,22 @@ class Reader(Metadata):
             scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
             scale=scale,
             original_context=original,
-            magnitude=read.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0),
+            magnitude=self._rope_magnitude(scale),
             beta_fast=read.number("rope.scaling.yarn_beta_fast", LEAST, LARGEST, default=32.0),
             beta_slow=read.number("rope.scaling.yarn_beta_slow", LEAST, LARGEST, default=1.0),
         )
+
+    @property
+    def original_context(self) -> int:
+        """Tokens of the context before it was extended."""
+        trained = self.integer("context_length", 1, MOST, default=self.config.context)
+        return self.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
+
+    def _rope_magnitude(self, scale: float) -> float:
+        """The factor on what is rotated, beside YaRN's own."""
+        log_multiplier = self.number("rope.scaling.yarn_log_multiplier", 0.0, LARGEST, default=0.0)
+        factor = self.number("rope.scaling.attn_factor", LEAST, LARGEST, default=1.0)
+        return factor / (1 + 0.1 * log_multiplier * math.log(scale))
 
     def window_rope(self, neox: bool, base: float | None = None) -> RopeFrequencies:
         """The rotary embedding of layers with a window: not scaled, of a base of their own. Layers share it.

@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.formats.kv_cache import CACHE_TYPES, FLOATS, PACKED
 from rocforge.nn.module import Module
-from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.state import BLOCK_SIZE, first_seen
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class PagedKV:
         key_dim, value_dim: elements of each.
         key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
+        chunked: as in rocforge.ops.state.PagedLayer.
     """
 
     heads: int
@@ -34,6 +35,7 @@ class PagedKV:
     key_type: str | None = None
     value_type: str | None = None
     window: int | None = None
+    chunked: bool = False
 
     def rows_on(self, device: str) -> list[tuple[str, int]]:
         """On "cpu" or "gpu:N", the type and the elements of a key, and those of a value."""
@@ -46,7 +48,7 @@ class PagedKV:
 
     def first_visible(self, position: int) -> int:
         """The first position that the token at `position`, or any after it, can see."""
-        return 0 if self.window is None else max(0, position - self.window + 1)
+        return int(first_seen(position, self.window, self.chunked))
 
 
 def _block_nbytes(kind: str, dim: int, block_size: int) -> int:

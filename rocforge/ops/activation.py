@@ -172,6 +172,16 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
     return x * _sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
 
 
+def scale_rows(x: Array, factors: Array) -> Array:
+    """`x * factors` in float32: x (rows, ...), and of factors a number a row, (rows,) or (rows, 1)."""
+    module, x, factors = operands("scale_rows", x=x, factors=factors)
+    if factors.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"scale_rows: factors has the shape {factors.shape}; allowed is ({len(x)},), a number a row")
+    if module is not np:
+        return device.scale_rows(x, factors)
+    return x.astype(np.float32, copy=False) * factors.reshape(-1, *[1] * (x.ndim - 1))
+
+
 def scale(x: Array, factor: float, out: Array = None) -> Array:
     """`x * factor` in float32; into `out` where given (which may be x).
 

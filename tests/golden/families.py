@@ -75,6 +75,13 @@ DELTA = {
     "ssm.inner_size": 6 * 64,
 }
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+MANY = {"expert_count": 128, "expert_used_count": 1, "expert_feed_forward_length": 32}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 16,
+    "rope.scaling.yarn_log_multiplier": 1.0,
+}
 MIXTURE = {**EXPERTS, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}
 SIGMOID = {"expert_gating_func": 2, "expert_weights_norm": True}
 GROUPS = {"expert_group_count": 3, "expert_group_used_count": 2}
@@ -186,6 +193,13 @@ FAMILIES = {
         },
         NO_BIAS,
     ),
+    "llama4": Family(
+        "llama4",
+        {**RMS, **EXPERTS, "expert_used_count": 1, "interleave_moe_layer_step": 2, "block_count": 4},
+        NO_BIAS,
+    ),
+    "llama4-128": Family("llama4", {**RMS, **MANY, "interleave_moe_layer_step": 1, "block_count": 4}, NO_BIAS),
+    "mistral3": Family("mistral3", {**RMS, **YARN, "attention.temperature_scale": 0.1}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 

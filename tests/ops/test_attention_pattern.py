@@ -13,18 +13,18 @@ CHUNKS = [Chunk(0, 5, [2]), Chunk(9, 1, [0, 3], wants_logits=False), Chunk(6, 3,
 """A prompt, a decode and a chunk of a prompt, in blocks of 8 tokens."""
 
 
-def layer_and_queries(rng, window=None):
-    cache = KVCache([PagedKV(2, 6, 4, window=window)], 6, block_size=8)
+def layer_and_queries(rng, window=None, chunked=False):
+    cache = KVCache([PagedKV(2, 6, 4, window=window, chunked=chunked)], 6, block_size=8)
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = rng.standard_normal(array.shape)
     return Batch.of(cache, CHUNKS).state_of(0), rng.standard_normal((9, 4, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("seen", [(None, False), (1, False), (4, False), (4, True)])
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.7}, {"sinks": np.arange(4, dtype=np.float32)}])
-def test_equals_attention_in_one_op(rng, window, options):
+def test_equals_attention_in_one_op(rng, seen, options):
     """Of several sequences at once, with windows, caps and sinks."""
-    layer, q = layer_and_queries(rng, window)
+    layer, q = layer_and_queries(rng, *seen)
     pattern = attention_pattern(q, layer, **options)
     assert pattern.shape == (4, 9, 10) and pattern.dtype == np.float32
     np.testing.assert_allclose(attention_heads(pattern, layer), paged_attention(q, layer, **options), atol=1e-6)
