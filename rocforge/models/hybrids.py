@@ -6,11 +6,12 @@ from typing import Any
 
 from rocforge.gguf.metadata import MOST
 from rocforge.models.granite import Granite
-from rocforge.nn import MLP, Attention, Block, Mamba2, MixerBlock, Module, Transformer
+from rocforge.nn import MLP, Attention, Block, Linear, Mamba2, MixerBlock, Module, MoE, Transformer
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import SideBySide
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.reader import Reader
+from rocforge.nn.shared_experts import with_shared
 from rocforge.nn.short_conv import ShortConvMixer
 from rocforge.ops.activation import add
 from rocforge.ops.norm import rms_norm
@@ -67,10 +68,42 @@ class NemotronH(Transformer):
     def block(self, layer: int, read: Reader) -> Module:
         ffn, kv_heads = (read.per_layer(key)[layer] for key in ("feed_forward_length", "attention.head_count_kv"))
         if ffn:
-            mlp = MLP(**read.mlp(layer), activation="relu_squared", gate=False)
-            return MixerBlock(mlp, read.rms_norm, stateful=False)
+            return MixerBlock(self.feed_forward(layer, read), read.rms_norm, stateful=False)
         mixer = Attention(**read.attention(layer), rope=None) if kv_heads else Mamba2(**mamba2_sizes(read))
         return MixerBlock(mixer, read.rms_norm, stateful=True)
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        """A layer's."""
+        return MLP(**read.mlp(layer), activation="relu_squared", gate=False)
+
+
+class LatentMoE(MoE):
+    """Experts between two projections (ffn_latent_down, ffn_latent_up); the router sees what comes before them."""
+
+    def __init__(self, dim: int, latent: int, experts: int, **options: Any):
+        super().__init__(latent, experts=experts, **options)
+        self.ffn_gate_inp = Linear(dim, experts)
+        self.ffn_latent_down, self.ffn_latent_up = Linear(dim, latent), Linear(latent, dim)
+
+    def choose(self, x: Any) -> tuple[Any, Any, Any]:
+        return self.ffn_latent_down(x), *self.route(x)
+
+    def forward(self, x: Any) -> Any:
+        return self.ffn_latent_up(super().forward(x))
+
+
+class NemotronHMoE(NemotronH):
+    """Nemotron 3: experts without gates beside a shared one. Source: https://arxiv.org/abs/2512.20848."""
+
+    architectures = ("nemotron_h_moe",)
+    models = "Nemotron 3 Nano, Super"
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        how: dict[str, Any] = {"activation": "relu_squared", "gate": False, "sigmoid": True, "selection_bias": True}
+        how["normalize"] = read.flag("expert_weights_norm", default=False)
+        latent = read.integer("moe_latent_size", 0, MOST, default=0)
+        routed = LatentMoE(latent=latent, **read.moe(layer), **how) if latent else MoE(**read.moe(layer), **how)
+        return with_shared(routed, read.shared_expert(layer), activation="relu_squared", gated=False)
 
 
 class FalconH1Block(Module):

@@ -8,7 +8,7 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
-from rocforge.ops.activation import scale_rows, sigmoid_gate
+from rocforge.ops.activation import clip, scale_rows, sigmoid_gate
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.recurrent import split_gate
@@ -37,6 +37,7 @@ class Attention(Module):
         sinks: each head has a sink (attn_sinks).
         gate: what attention gives is multiplied by the sigmoid of a projection of x before the output: True: of
             attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's.
+        clip: queries, keys and values are cut to at most this, and its negative; None: not.
 
     Attributes:
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
@@ -67,15 +68,17 @@ class Attention(Module):
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
+        clip: float | None = None,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
-        self.temperature = temperature
+        self.temperature, self.clip = temperature, clip
         value_dim = value_dim or head_dim
         self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, chunked=chunked)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
+        self.ends = rows, rows + kv_rows  # of queries and keys in attn_qkv
         if merged:
-            self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
+            self.attn_qkv = Linear(dim, rows + kv_rows + kv_heads * value_dim, bias=bias)
         else:
             self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
             self.attn_k = Linear(dim, kv_rows, bias=bias)
@@ -104,9 +107,11 @@ class Attention(Module):
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
+        if self.clip is not None:
+            projected = [clip(y, self.clip) for y in projected]
         if len(projected) == 1:
-            qkv = projected[0].reshape(tokens, heads + 2 * kv_heads, -1)
-            return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :], gate
+            (qkv,), (queries, keys) = projected, self.ends
+            projected = [qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]]
         q, k, v = projected
         if self.splits_q:
             q, gate = split_gate(q, heads)

@@ -213,7 +213,12 @@ class Batch:
         return self._rotations[key]
 
     def temperatures(self, temperature: Temperature) -> Any:
-        """The factors of the queries, float32 (tokens,), computed once for all layers that have that temperature."""
+        """The factors of the queries, float32 (tokens,), computed once for all layers that have that temperature.
+
+        >>> from rocforge.ops.temperature import Temperature
+        >>> rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])]).temperatures(Temperature(0.1, 2))
+        array([1.       , 1.       , 1.0693147], dtype=float32)
+        """
         if temperature not in self._temperatures:
             self._temperatures[temperature] = temperature.factors(self.positions)
         return self._temperatures[temperature]

@@ -310,7 +310,7 @@ class Fused:
                 self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
                 self._seen[len(self._steps) - 1] = block
             elif is_plain(block, MixerBlock):
-                self._steps.append(_step(block.mixer, block.attn_norm, None, block.stateful, tables))
+                self._steps.append(_step(block.mixer, block.norm, None, block.stateful, tables))
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))

@@ -44,10 +44,12 @@ class MoE(Module):
     Args:
         dim, ffn: widths of the residual stream and of an expert's hidden layer.
         experts, used: how many there are, and how many each token takes.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai; without a gate, as in MLP.
+        gate: whether the feed-forwards have one.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
-        selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
+        selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one,
+            "bare" for where its name has no .bias.
         weighs_input: an expert's weight is a factor on what it takes, not on what it gives; for one expert a token.
     """
 
@@ -61,6 +63,7 @@ class MoE(Module):
         used: int,
         activation: str = "swiglu",
         *,
+        gate: bool = True,
         bias: bool = False,
         softmax_before: bool = True,
         normalize: bool = True,
@@ -71,23 +74,26 @@ class MoE(Module):
         weighs_input: bool = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
-        self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate else None
         self.ffn_up_exps = Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
         self.activation, self.weighs_input = activation, weighs_input
-        self.exp_probs_b = SelectionBias(experts, selection_bias) if selection_bias else None
+        self.exp_probs_b: Any = SelectionBias(experts, selection_bias) if selection_bias else None
+        if selection_bias == "bare":
+            self.exp_probs_b = Parameter(experts, optional=True)
         self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
 
     @property
     def routing(self) -> tuple[Any, ...]:
         """What rocforge.ops.moe.route takes after the logits."""
-        return (*self.policy, None if self.exp_probs_b is None else self.exp_probs_b())
+        bias = self.exp_probs_b
+        return (*self.policy, bias() if isinstance(bias, Module) else bias)
 
     def forward(self, x: Any) -> Any:
         x, ids, weights = self.choose(x)
-        gate, up = self.ffn_gate_exps(x, ids), self.ffn_up_exps(x, ids)
-        y = self.ffn_down_exps(getattr(activations, self.activation)(gate, up), ids)
-        return combine_experts(y, weights)
+        layers = [self.ffn_up_exps] if self.ffn_gate_exps is None else [self.ffn_gate_exps, self.ffn_up_exps]
+        hidden = getattr(activations, self.activation)(*[layer(x, ids) for layer in layers])
+        return combine_experts(self.ffn_down_exps(hidden, ids), weights)
 
     def choose(self, x: Any) -> tuple[Any, Any, Any]:
         """What the experts take, and the ids and weights as in `experts`."""

@@ -94,6 +94,14 @@ class Reader(Metadata):
             raise self.error(key, f"one value, or arrays of {layers}, one a layer")
         return (value.tolist() if isinstance(value, np.ndarray) else list(value))[:layers]
 
+    def general_number(self, layer: int, key: str) -> float:
+        """A number of a layer, of a key without the architecture's prefix: one for all, or an item of an array."""
+        value, layers = Metadata(self.tensors.metadata).value(key), self.config.layers
+        numbers = np.atleast_1d(np.asarray(value, np.float64))
+        if numbers.shape not in ((1,), (layers,)) or not np.isfinite(numbers).all():
+            raise GGUFError(f"metadata {key} is {value!r:.80}; allowed are one number, or {layers}, one a layer")
+        return float(numbers[min(layer, len(numbers) - 1)])
+
     def integer_of(self, layer: int, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         """An integer of a layer, low to high."""
         value = self.per_layer(key, default)[layer]
@@ -159,7 +167,7 @@ class Reader(Metadata):
             "dim": self.config.dim,
             "ffn": self.integer_of(layer, "expert_feed_forward_length", 1, MOST, default=self._expert_ffn(layer)),
             "experts": self.experts,
-            "used": self.integer("expert_used_count", 1, self.experts),
+            "used": self.integer_of(layer, "expert_used_count", 1, self.experts),
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
             "groups": self._expert_groups(),
         }
@@ -199,12 +207,13 @@ class Reader(Metadata):
             return self.tensors[name].shape[-2]
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
-    def window(self, layer: int, every: int | None = None, default: int = 0) -> int | None:
+    def window(self, layer: int, every: int | None = None, default: int = 0, *, first: bool = False) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything.
 
         Args:
             every: of how many layers the last sees everything, where the file does not say; None: all layers have the
                 window.
+            first: of those layers it is the first.
             default: the window, where the file does not say.
         """
         window = self.integer("attention.sliding_window", 0, MOST, default=default)
@@ -216,7 +225,7 @@ class Reader(Metadata):
             return window if self.per_layer(key)[layer] else None
         if pattern is not every:
             pattern = self.integer(key, 0, MOST)
-        return window if not pattern or (layer + 1) % pattern else None
+        return window if not pattern or (layer if first else layer + 1) % pattern else None
 
     def factor(self, key: str, default: float | None = None) -> float | None:
         """A constant that something is multiplied with; None for one."""
@@ -287,14 +296,19 @@ class Reader(Metadata):
             base: where the file does not say; None: that of all layers, which then is the one embedding of all.
         """
         base = self.number("rope.freq_base_swa", *BASES, default=base)
-        if base is None:
-            return self.rope(neox)
+        return self.rope(neox) if base is None else self.plain_rope(neox, base)
+
+    def plain_rope(self, neox: bool, base: float | None = None) -> RopeFrequencies:
+        """The rotary embedding, not scaled, of a base, or of that of all layers. Layers share it; neox as in `rope`."""
+        base = self._rope_base() if base is None else base
         if (neox, base) not in self._ropes:
             self._ropes[neox, base] = rope_frequencies(self._rope_dimensions(), base, neox=neox)
         return self._ropes[neox, base]
 
     def _rope_base(self) -> float:
-        return self.number("rope.freq_base", *BASES, default=10000.0)
+        base = self.number("rope.freq_base", *BASES, default=10000.0)
+        alpha, dim = self.number("rope.scaling.alpha", 0.0, LARGEST, default=0.0), self.head_dim(0)
+        return base * alpha ** (dim / (dim - 2)) if alpha else base
 
     def _rope_dimensions(self) -> int:
         head_dim, key = self.head_dim(0), "rope.dimension_count"
@@ -324,5 +338,6 @@ def _embedding_rows(file: Mapping[str, Any]) -> int:
 
 
 def _blocks(file: Mapping[str, Any]) -> int:
-    """How many blocks have tensors."""
-    return len({name.split(".", 2)[1] for name in file if name.startswith("blk.")})
+    """How many blocks there are up to the last one with tensors."""
+    numbers = (name.split(".", 2)[1] for name in file if name.startswith("blk."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 6), default=-1)

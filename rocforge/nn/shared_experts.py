@@ -30,18 +30,20 @@ class SharedExpert(Module):
         dim, ffn: widths of the residual stream and of the hidden layer.
         activation: as in MLP.
         gate: the result is multiplied by the sigmoid of a logit of each token (ffn_gate_inp_shexp).
+        gated: whether the feed-forward has a gate (ffn_gate_shexp).
     """
 
     inline = True
 
-    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = False):
+    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = False, gated: bool = True):
         self.ffn_gate_inp_shexp = TokenGate(dim) if gate else None
-        self.ffn_gate_shexp, self.ffn_up_shexp = Linear(dim, ffn), Linear(dim, ffn)
+        self.ffn_gate_shexp, self.ffn_up_shexp = Linear(dim, ffn) if gated else None, Linear(dim, ffn)
         self.ffn_down_shexp = Linear(ffn, dim)
         self.activation = activation
 
     def forward(self, x: Any) -> Any:
-        hidden = getattr(activations, self.activation)(self.ffn_gate_shexp(x), self.ffn_up_shexp(x))
+        layers = [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
+        hidden = getattr(activations, self.activation)(*[layer(x) for layer in layers])
         if self.ffn_gate_inp_shexp is not None:  # a product has no bias, so its x may be scaled instead
             hidden = sigmoid_gate_rows(hidden, self.ffn_gate_inp_shexp(x))
         return self.ffn_down_shexp(hidden)
@@ -59,6 +61,6 @@ class SharedMoE(Module):
         return add(self.routed(x), self.shared(x))
 
 
-def with_shared(routed: MoE, sizes: dict[str, Any] | None, *, gate: bool = False) -> MoE | SharedMoE:
-    """A mixture, beside a shared expert of these sizes, if there are any; gate as in SharedExpert."""
-    return SharedMoE(routed, SharedExpert(**sizes, gate=gate)) if sizes else routed
+def with_shared(routed: MoE, sizes: dict[str, Any] | None, **options: Any) -> MoE | SharedMoE:
+    """A mixture, beside a shared expert of these sizes, if there are any; options as in SharedExpert."""
+    return SharedMoE(routed, SharedExpert(**sizes, **options)) if sizes else routed

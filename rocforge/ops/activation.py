@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,29 @@ def relu_squared(x: Array) -> Array:
         return device.elementwise("relu_squared", x)
     x = np.maximum(x.astype(np.float32, copy=False), np.float32(0))
     return x * x
+
+
+def xielu(x: Array, alpha_n: float, alpha_p: float, beta: float, eps: float) -> Array:
+    """`p x**2 + beta x` over zero, else `n (exp(min(x, eps)) - 1 - x) + beta x`; float32, the shape of x.
+
+    For p = log(1 + exp(alpha_p)) and n = beta + log(1 + exp(alpha_n)); eps is a small negative number.
+    Source: Huang, https://arxiv.org/abs/2411.13010.
+    """
+    module, x = operands("xielu", x=x)
+    n, p = beta + math.log1p(math.exp(alpha_n)), math.log1p(math.exp(alpha_p))
+    if module is not np:
+        return device.elementwise("xielu", x, n, p, beta, eps)
+    x = x.astype(np.float32, copy=False)
+    below = np.float32(n) * (np.expm1(np.minimum(x, np.float32(eps))) - x)
+    return np.where(x > 0, np.float32(p) * x * x, below) + np.float32(beta) * x
+
+
+def clip(x: Array, limit: float) -> Array:
+    """x cut to ±limit, float32; on a device its rows may be parts of wider ones."""
+    module, x = operands("clip", x=x)
+    if module is not np:
+        return device.clip(x, limit)
+    return np.clip(x.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
 
 
 def softmax(x: Array, axis: int = -1) -> Array:

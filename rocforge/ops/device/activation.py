@@ -21,6 +21,7 @@ _ELEMENTWISE = {
         "silu": "",
         "gelu": "",
         "relu_squared": "",
+        "xielu": "float32 float32 float32 float32",
         "softcap": "float32",
         "scale": "float32",
         "add": "float32*",
@@ -37,6 +38,7 @@ _GATED = {
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _scale_rows = Kernel("activation.hip", "scale_rows", "float32* float32* float32* uint32 uint64 uint64")
+_clip = Kernel("activation.hip", "clip", "float32* float32* float32 uint32 uint64 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -92,6 +94,13 @@ def scale_rows(x: Array, factors: Array) -> Array:
     (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
     if x.size:
         _scale_rows(*a_thread_each(x.size), (out, data, float32(factors), x.size // len(x), stride, x.size))
+    return out
+
+
+def clip(x: Array, limit: float) -> Array:
+    (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _clip(*a_thread_each(x.size), (out, data, limit, x.size // len(x), stride, x.size))
     return out
 
 
