@@ -74,7 +74,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)

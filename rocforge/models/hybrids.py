@@ -1,4 +1,4 @@
-"""Families that mix attention with layers of a fixed state: mamba2, granitehybrid, nemotron_h, falcon-h1, lfm2."""
+"""Families with layers of a fixed state: mamba, mamba2, jamba, granitehybrid, nemotron_h, falcon-h1, lfm2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from rocforge.gguf.metadata import MOST
 from rocforge.models.granite import Granite
-from rocforge.nn import MLP, Attention, Block, Linear, Mamba2, MixerBlock, Module, MoE, Transformer
+from rocforge.nn import MLP, Attention, Block, Linear, Mamba1, Mamba2, MixerBlock, Module, MoE, Transformer
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import SideBySide
 from rocforge.nn.parameter import Parameter
@@ -42,6 +42,47 @@ class Mamba2Model(Transformer):
 
     def block(self, layer: int, read: Reader) -> Module:
         return MixerBlock(Mamba2(**mamba2_sizes(read)), read.rms_norm, stateful=True)
+
+
+def mamba1_sizes(read: Reader) -> dict[str, Any]:
+    """Sizes of the layers with a state, as `nn.Mamba1` takes them."""
+    return {
+        "dim": read.config.dim,
+        "inner": read.integer("ssm.inner_size", 1, MOST),
+        "state_dim": read.integer("ssm.state_size", 1, MOST),
+        "rank": read.integer("ssm.time_step_rank", 1, MOST),
+        "width": read.integer("ssm.conv_kernel", 2, 64),
+        "eps": read.eps,
+    }
+
+
+class Mamba(Transformer):
+    """Source: https://arxiv.org/abs/2312.00752; Falcon Mamba: https://arxiv.org/abs/2410.05355."""
+
+    architectures = ("mamba",)
+    models = "Mamba, Falcon Mamba"
+
+    def block(self, layer: int, read: Reader) -> Module:
+        norms = "plain" if read.flag("ssm.dt_b_c_rms", default=False) else None
+        return MixerBlock(Mamba1(**mamba1_sizes(read), norms=norms), read.rms_norm, stateful=True)
+
+
+class Jamba(Transformer):
+    """Attention where a layer has key heads, experts where it has a router. Source: https://arxiv.org/abs/2403.19887."""
+
+    architectures = ("jamba",)
+    models = "Jamba"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attention = read.per_layer("attention.head_count_kv")[layer] > 0
+        mixer = Attention(**read.attention(layer), rope=None) if attention else self.mamba(read)
+        routed = read.has(layer, "ffn_gate_inp")
+        ffn = MoE(**read.moe(layer), normalize=False) if routed else MLP(**read.mlp(layer))
+        return Block(mixer, ffn, read.rms_norm)
+
+    def mamba(self, read: Reader) -> Module:
+        """What a layer has in place of attention."""
+        return Mamba1(**mamba1_sizes(read), norms="weights")
 
 
 class GraniteHybrid(Granite):

@@ -4,6 +4,7 @@ from rocforge.nn.attention import Attention
 from rocforge.nn.block import Block, MixerBlock
 from rocforge.nn.delta_net import GatedDeltaNet
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from rocforge.nn.mamba1 import Mamba1
 from rocforge.nn.mamba2 import Mamba2
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module
@@ -22,6 +23,7 @@ __all__ = [
     "GatedDeltaNet",
     "LayerNorm",
     "Linear",
+    "Mamba1",
     "Mamba2",
     "MergedMLP",
     "MixerBlock",

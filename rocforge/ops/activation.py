@@ -135,6 +135,13 @@ def clip(x: Array, limit: float) -> Array:
     return np.clip(x.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
 
 
+def contiguous(x: Array) -> Array:
+    """x (rows, columns), whose rows may be parts of wider ones, as an array of its own; float32."""
+    if get_array_module(x) is np:
+        return np.ascontiguousarray(x, np.float32)
+    return x if x.flags.c_contiguous else device.clip(x, math.inf)
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
 

@@ -14,7 +14,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 BOUND = 8e-3
 """Products round to float16."""
-SHOWN = ("llama4", "mistral3", "cohere2", "gpt2", "granite", "qwen35", "nemotron_h", "lfm2", "qwen35moe", "bailingmoe2")
+SHOWN = (
+    "llama4",
+    "mistral3",
+    "cohere2",
+    "gpt2",
+    "granite",
+    "qwen35",
+    "nemotron_h",
+    "jamba",
+    "lfm2",
+    "qwen35moe",
+    "bailingmoe2",
+)
 """What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups of experts."""
 
 

@@ -56,7 +56,7 @@ ROWS = np.array([0, 20, PROMPT - 1, PROMPT + GREEDY - 1])
 NO_BIAS = ("bias",)
 """All of them, but those that no model does without."""
 HEAD = ("output.bias",)
-NEEDED = ("ssm_dt.bias", "exp_probs_b.bias")
+NEEDED = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias")
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 NO_EPS = {"attention.layer_norm_rms_epsilon": 1e-9}
@@ -98,6 +98,7 @@ MAMBA2 = {
     "ssm.time_step_rank": 6,
     "ssm.inner_size": 6 * 32,
 }
+MAMBA1 = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 12, "ssm.inner_size": 384}
 NEMOTRON_H = {
     **LAYER,
     **MAMBA2,
@@ -277,6 +278,15 @@ FAMILIES = {
     "arctic": Family("arctic", {**RMS, **EXPERTS, "expert_feed_forward_length": 320}, NO_BIAS),
     "plamo3": Family("plamo3", {**RMS, **WINDOWS, "block_count": 8, "attention.sliding_window": 8}, NO_BIAS, QKV),
     "glm4-sections": Family("glm4", {**RMS, "rope.dimension_sections": [4, 6, 6, 0]}, NO_BIAS),
+    "mamba": Family("mamba", {**RMS, **MAMBA1}, HEAD),
+    "mamba-falcon": Family("mamba", {**RMS, **MAMBA1, "ssm.dt_b_c_rms": True}, HEAD),
+    "jamba": Family("jamba", {**RMS, **MAMBA1, "attention.head_count_kv": [0, 2, 0]}, (*NO_BIAS, "output.weight")),
+    "jamba-moe": Family(
+        "jamba",
+        {**RMS, **MAMBA1, **EXPERTS, "expert_feed_forward_length": 320, "attention.head_count_kv": [0, 2, 0]},
+        NO_BIAS,
+        ("ffn_gate_inp.weight",),
+    ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
