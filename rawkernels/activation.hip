@@ -16,6 +16,7 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
     }
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(softplus, softplus(x[i]), u64 size)
 RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
 // fast_exp(x) - 1 has no digits left near zero, where the first terms of its series are exact
 RF_DEVICE float exp_less_one(float x) {
@@ -154,6 +155,8 @@ RF_GATED(swiglu, float, swiglu_of(g, u))
 RF_GATED(swiglu_of_fp16, f16, swiglu_of(g, u))
 RF_GATED(geglu, float, geglu_of(g, u))
 RF_GATED(geglu_of_fp16, f16, geglu_of(g, u))
+RF_GATED(reglu, float, reglu_of(g, u))
+RF_GATED(reglu_of_fp16, f16, reglu_of(g, u))
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 

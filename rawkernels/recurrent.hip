@@ -117,12 +117,6 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
 }
 
-RF_DEVICE float softplus(float x) {
-    float e = fast_exp(x);
-    if (e < 0.01f) return e * (1.0f - e * (0.5f - e * (1.0f / 3)));  // of 1 + e too few digits are left
-    return x > 20.0f ? x : fast_log(1.0f + e);
-}
-
 // Tokens from `row` on, `count` of them, of the block's head and columns.
 RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
     u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;

@@ -15,9 +15,11 @@ from rocforge.load import load_model
 from rocforge.models import ARCHITECTURES
 from rocforge.nn.batch import Batch, Chunk
 
-EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
-ROUNDS = ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "grok", "phi2", "starcoder", "starcoder2")
-"""Architectures with GELU, of which llama.cpp rounds argument and result to float16."""
+EXACT, BOUND = 1e-5, 5e-5
+ROUNDED = dict.fromkeys(
+    ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "grok", "phi2", "starcoder", "starcoder2"), 3e-4
+) | {"spark2_5": 5e-4}
+"""Of architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,11 @@ def model_of(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits(model_of, name):
-    """Prompt and 16 greedy tokens, to 5e-5 of llama.cpp; to 3e-4 where it rounds."""
+    """Prompt and 16 greedy tokens, to 5e-5 of llama.cpp; to 5e-4 where it rounds."""
     _, model = model_of(name)
     golden = families.load(name)
     logits = model(golden["tokens"])
-    assert relative_error(logits[ROWS], golden["logits"]) < (ROUNDED if FAMILIES[name].arch in ROUNDS else BOUND)
+    assert relative_error(logits[ROWS], golden["logits"]) < ROUNDED.get(FAMILIES[name].arch, BOUND)
     chosen = logits[families.PROMPT - 1 : -1].argmax(axis=-1)
     np.testing.assert_array_equal(chosen, golden["tokens"][families.PROMPT :])
 

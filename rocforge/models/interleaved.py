@@ -1,4 +1,4 @@
-"""Mixtures whose layers differ in what they see: afmoe, exaone-moe, mellum, cohere2moe."""
+"""Mixtures whose layers differ in what they see: afmoe, exaone-moe, laguna, mimo2, mellum, cohere2moe."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from rocforge.models.cohere import CommandR
 from rocforge.models.mixtures import Dots1
 from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
+from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Scale
 from rocforge.nn.reader import Reader
 from rocforge.nn.shared_experts import with_shared
+from rocforge.ops.activation import scale
 
 
 class ExaoneMoE(Dots1):
@@ -44,6 +46,50 @@ class AFMoE(ExaoneMoE):
         rope = None if (layer + 1) % 4 == 0 else read.window_rope(True)
         window = read.window(layer, every=4)
         return Attention(**read.attention(layer), rope=rope, window=window, norms="head", gate=True)
+
+
+class Laguna(ExaoneMoE):
+    """Attention has a gate for each head, or each element. Source: https://huggingface.co/poolside/Laguna-XS.2."""
+
+    architectures = ("laguna",)
+    models = "Laguna XS, S, M"
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        window, sizes = read.window(layer, every=4, first=True), read.attention(layer)
+        rope = read.window_rope(True, base=read.rope_base) if window else read.rope(True)
+        gate = read.rows(layer, "attn_gate") == sizes["heads"] * sizes["value_dim"] or "heads"
+        return Attention(**sizes, rope=rope, window=window, norms="head", gate=gate, gate_unit="softplus")
+
+
+class ScaledAttention(Attention):
+    """Attention whose result is scaled."""
+
+    def __init__(self, factor: float | None, **options: Any):
+        super().__init__(**options)
+        self.factor = factor or 1.0
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        return scale(super().forward(x, batch), self.factor)
+
+
+class MiMo2(Transformer):
+    """Layers with a window have sinks. Source: https://huggingface.co/XiaomiMiMo/MiMo-V2-Flash."""
+
+    architectures = ("mimo2",)
+    models = "MiMo V2 Flash"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        window = read.window(layer)
+        attn = ScaledAttention(
+            read.factor("attention.value_scale"),
+            **read.attention(layer),
+            rope=read.window_rope(True, base=10000.0) if window else read.rope(True),
+            window=window,
+            sinks=read.has(layer, "attn_sinks"),
+        )
+        routed = read.has(layer, "ffn_gate_inp")
+        ffn = MoE(**read.moe(layer), sigmoid=True, selection_bias="optional") if routed else MLP(**read.mlp(layer))
+        return Block(attn, ffn, read.rms_norm)
 
 
 class Mellum(Transformer):

@@ -8,7 +8,7 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
-from rocforge.ops.activation import clip, scale_rows, sigmoid_gate
+from rocforge.ops.activation import clip, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.recurrent import split_gate
@@ -36,7 +36,9 @@ class Attention(Module):
         merged: one weight holds the rows of q, k and v (attn_qkv).
         sinks: each head has a sink (attn_sinks).
         gate: what attention gives is multiplied by the sigmoid of a projection of x before the output: True: of
-            attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's.
+            attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's; "heads":
+            of attn_gate, one number a head.
+        gate_unit: sigmoid or softplus.
         clip: queries, keys and values are cut to at most this, and its negative; None: not.
 
     Attributes:
@@ -68,6 +70,7 @@ class Attention(Module):
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
+        gate_unit: str = "sigmoid",
         clip: float | None = None,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
@@ -83,7 +86,10 @@ class Attention(Module):
             self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
             self.attn_k = Linear(dim, kv_rows, bias=bias)
             self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
-        self.attn_gate = Linear(dim, heads * value_dim) if gate is True else None
+        self.attn_gate = None
+        if gate in (True, "heads"):
+            self.attn_gate = Linear(dim, heads * value_dim if gate is True else heads)
+        self.gate_unit, self.gated_width = gate_unit, value_dim if gate == "heads" else 1
         affine, widths = norms != "head, no weight", (rows, kv_rows) if norms == "whole" else (head_dim, head_dim)
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
         self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms else None
@@ -101,7 +107,16 @@ class Attention(Module):
         q, k, v, gate = self.split([layer(x) for layer in self.projections])
         q, k = self.prepare(q, k, batch)
         y = self.attend(q, k, v, batch).reshape(len(q), -1)
-        return self.attn_output(y if gate is None else sigmoid_gate(y, gate))
+        return self.attn_output(y if gate is None else self.gated(y, gate))
+
+    def gated(self, y: Any, gate: Any) -> Any:
+        """What the heads give, (tokens, heads * value_dim), times the unit of the gate."""
+        if self.gate_unit == "sigmoid" and self.gated_width == 1:
+            return sigmoid_gate(y, gate)
+        scaled = (
+            sigmoid_gate_rows if self.gate_unit == "sigmoid" else lambda rows, gate: scale_rows(rows, softplus(gate))
+        )
+        return scaled(y.reshape(-1, self.gated_width), gate.reshape(-1)).reshape(y.shape)
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""

@@ -22,7 +22,7 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.shared_experts import SharedMoE
-from rocforge.ops.activation import add, sigmoid_gate
+from rocforge.ops.activation import add
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import experts, mixture
@@ -180,7 +180,7 @@ class _Attention(_Projected):
         if gate is None and self.last_weight is not None:
             return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
         y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
-        return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
+        return self.finish(stream.x, y if gate is None else attn.gated(y, gate), following)
 
 
 class _DeltaNet(_Projected):

@@ -44,7 +44,7 @@ class MoE(Module):
     Args:
         dim, ffn: widths of the residual stream and of an expert's hidden layer.
         experts, used: how many there are, and how many each token takes.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai; without a gate, as in MLP.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, reglu, swiglu_oai; without gate, as in MLP.
         gate: whether the feed-forwards have one.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
@@ -90,7 +90,10 @@ class MoE(Module):
         return (*self.policy, bias() if isinstance(bias, Module) else bias)
 
     def forward(self, x: Any) -> Any:
-        x, ids, weights = self.choose(x)
+        return self.mix(*self.choose(x))
+
+    def mix(self, x: Any, ids: Any, weights: Any) -> Any:
+        """The sum of what the experts of each token, ids and weights (tokens, used), give of x."""
         layers = [self.ffn_up_exps] if self.ffn_gate_exps is None else [self.ffn_gate_exps, self.ffn_up_exps]
         hidden = getattr(activations, self.activation)(*[layer(x, ids) for layer in layers])
         return combine_experts(self.ffn_down_exps(hidden, ids), weights)

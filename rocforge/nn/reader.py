@@ -31,6 +31,8 @@ RANK = 4
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """Known values of rope.scaling.type; longrope's scaling is in its factors."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
+WINDOW_DIMENSIONS = "rope.dimension_count_swa"
+"""The key of what is rotated of a head in layers with a window."""
 LEAST, LARGEST = 1e-12, 1e12
 """Bounds of constants that are positive."""
 BASES = (1.001, LARGEST)
@@ -144,6 +146,11 @@ class Reader(Metadata):
     def has(self, layer: int, name: str) -> bool:
         """Whether a layer has a weight of that name."""
         return f"blk.{layer}.{name}.weight" in self.tensors
+
+    def rows(self, layer: int, name: str) -> int:
+        """Rows of a layer's weight of that name; 0 where it has none, or where the weight is not known."""
+        name = f"blk.{layer}.{name}.weight"
+        return self.tensors[name].shape[0] if name in self.tensors else 0
 
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
@@ -265,7 +272,7 @@ class Reader(Metadata):
         )
         return rope_frequencies(
             dimensions,
-            self._rope_base(),
+            self.rope_base,
             neox=neox,
             factors=self._factors(ROPE_TENSORS[which], dimensions // 2),
             scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
@@ -296,23 +303,33 @@ class Reader(Metadata):
             base: where the file does not say; None: that of all layers, which then is the one embedding of all.
         """
         base = self.number("rope.freq_base_swa", *BASES, default=base)
-        return self.rope(neox) if base is None else self.plain_rope(neox, base)
+        return (
+            self.rope(neox) if base is None else self.plain_rope(neox, base, self._rope_dimensions(WINDOW_DIMENSIONS))
+        )
 
-    def plain_rope(self, neox: bool, base: float | None = None) -> RopeFrequencies:
-        """The rotary embedding, not scaled, of a base, or of that of all layers. Layers share it; neox as in `rope`."""
-        base = self._rope_base() if base is None else base
-        if (neox, base) not in self._ropes:
-            self._ropes[neox, base] = rope_frequencies(self._rope_dimensions(), base, neox=neox)
-        return self._ropes[neox, base]
+    def plain_rope(self, neox: bool, base: float | None = None, dimensions: int | None = None) -> RopeFrequencies:
+        """The rotary embedding, not scaled. Layers share it.
 
-    def _rope_base(self) -> float:
+        Args:
+            neox: as in RopeFrequencies.
+            base, dimensions: None: those of all layers.
+        """
+        key = neox, base or self.rope_base, dimensions or self._rope_dimensions()
+        if key not in self._ropes:
+            self._ropes[key] = rope_frequencies(key[2], key[1], neox=neox)
+        return self._ropes[key]
+
+    @property
+    def rope_base(self) -> float:
+        """That of all layers but those with a window, where these have their own."""
         base = self.number("rope.freq_base", *BASES, default=10000.0)
         alpha, dim = self.number("rope.scaling.alpha", 0.0, LARGEST, default=0.0), self.head_dim(0)
         return base * alpha ** (dim / (dim - 2)) if alpha else base
 
-    def _rope_dimensions(self) -> int:
-        head_dim, key = self.head_dim(0), "rope.dimension_count"
-        dimensions = self.integer(key, 2, head_dim, default=head_dim)
+    def _rope_dimensions(self, key: str = "rope.dimension_count") -> int:
+        head_dim = self.head_dim(0)
+        default = self._rope_dimensions() if key == WINDOW_DIMENSIONS else head_dim
+        dimensions = self.integer(key, 2, head_dim, default=default)
         if dimensions % 2:
             raise self.error(key, f"even numbers to {head_dim}")
         return dimensions

@@ -82,6 +82,14 @@ def geglu(gate: Array, up: Array) -> Array:
     return gelu(gate) * up.astype(np.float32, copy=False)
 
 
+def reglu(gate: Array, up: Array) -> Array:
+    """`max(gate, 0) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    module, gate, up = _pair("reglu", gate, up)
+    if module is not np:
+        return device.gated_unit("reglu", gate, up)
+    return np.maximum(gate.astype(np.float32, copy=False), np.float32(0)) * up.astype(np.float32, copy=False)
+
+
 def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMIT) -> Array:
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 
@@ -140,6 +148,14 @@ def contiguous(x: Array) -> Array:
     if get_array_module(x) is np:
         return np.ascontiguousarray(x, np.float32)
     return x if x.flags.c_contiguous else device.clip(x, math.inf)
+
+
+def softplus(x: Array) -> Array:
+    """`log(1 + exp(x))`, float32, the shape of x."""
+    module, x = operands("softplus", x=x)
+    if module is not np:
+        return device.elementwise("softplus", x)
+    return np.logaddexp(x.astype(np.float32, copy=False), np.float32(0))
 
 
 def softmax(x: Array, axis: int = -1) -> Array:

@@ -29,7 +29,9 @@ ELEMENTWISE = {
     "scale": (lambda x: x * 0.37, (0.37,)),
     "clip": (lambda x: np.clip(x, -2.5, 2.5), (2.5,)),
     "xielu": (xielu, XIELU),
+    "softplus": (lambda x: np.logaddexp(x, 0), ()),
 }
+UNITS = {**GATED, "reglu": lambda gate, up: np.maximum(gate, 0) * up}
 
 
 def values(shape: tuple[int, ...]) -> np.ndarray:
@@ -73,13 +75,13 @@ def test_temperatures():
     assert np.allclose(temperature.factors(cp.asarray(positions)).get(), temperature.factors(positions), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 257), (2, 1000)])
 def test_gated(name: str, rows: int, columns: int):
     """Of two arrays, and of the halves of one; and of float16, which is read as it is."""
     both = values((rows, 2 * columns)).astype(np.float16).astype(np.float32)
     gate, up = both[:, :columns], both[:, columns:]
-    expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
+    expected = UNITS[name](gate.astype(np.float64), up.astype(np.float64))
     function, wide = getattr(activation, name), cp.asarray(both)
     assert relative_error(function(cp.asarray(gate), cp.asarray(up)), expected) < 1e-5
     for halves in (wide, wide.astype(np.float16)):

@@ -91,6 +91,7 @@ GROUPS = {"expert_group_count": 3, "expert_group_used_count": 2}
 FULL, LEAD = {"attention.head_count_kv": 6}, {"leading_dense_block_count": 1}
 NARROW = {"embedding_length": 96, "feed_forward_length": 96, "attention.head_count": 3, "attention.head_count_kv": 1}
 ONE = {"expert_shared_feed_forward_length": 48}
+HEAD_DIM = {"attention.key_length": 32, "attention.value_length": 32}
 MAMBA2 = {
     "ssm.conv_kernel": 4,
     "ssm.state_size": 128,
@@ -99,21 +100,37 @@ MAMBA2 = {
     "ssm.inner_size": 6 * 32,
 }
 MAMBA1 = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 12, "ssm.inner_size": 384}
+LAGUNA = {"rope.freq_base_swa": 5000.0, "rope.dimension_count_swa": 16}
+SPARK = {"attention.sliding_window": 24, "attention.sliding_window_pattern": [True, True, False]}
+TWO = {
+    "block_count": 2,
+    "attention.head_count": [6, 8],
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [True, False],
+}
+"""Of spark2_5, whose GELU llama.cpp rounds to float16."""
+MIMO2 = {
+    **SPARK,
+    "attention.head_count_kv": [3, 3, 2],
+    "attention.key_length": 32,
+    "attention.value_length": 16,
+    "attention.value_scale": 0.7,
+    "rope.dimension_count": 16,
+    "rope.freq_base_swa": 5000.0,
+}
 NEMOTRON_H = {
     **LAYER,
     **MAMBA2,
     "block_count": 5,
     "attention.head_count_kv": [0, 0, 2, 0, 0],
     "feed_forward_length": [0, 320, 0, 320, 0],
-    "attention.key_length": 32,
-    "attention.value_length": 32,
+    **HEAD_DIM,
 }
 OPENELM = {
     "attention.head_count": [6, 4, 8],
     "attention.head_count_kv": [2, 1, 4],
     "feed_forward_length": [320, 256, 384],
-    "attention.key_length": 32,
-    "attention.value_length": 32,
+    **HEAD_DIM,
 }
 XIELU = {
     "xielu.alpha_n": [0.3, 0.8, -0.5],
@@ -127,8 +144,7 @@ DECI = {
     "attention.head_count": [6, 0, 6, 0, 6],
     "attention.head_count_kv": [2, 0, 0, 0, 3],
     "feed_forward_length": [320, 256, 320, 0, 128],
-    "attention.key_length": 32,
-    "attention.value_length": 32,
+    **HEAD_DIM,
 }
 WINDOWS = {"attention.sliding_window": 24, "block_count": 4}
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
@@ -286,6 +302,26 @@ FAMILIES = {
         {**RMS, **MAMBA1, **EXPERTS, "expert_feed_forward_length": 320, "attention.head_count_kv": [0, 2, 0]},
         NO_BIAS,
         ("ffn_gate_inp.weight",),
+    ),
+    "laguna": Family(
+        "laguna",
+        {**RMS, **WINDOWS, **MIXTURE, **SIGMOID, **YARN16, **LAGUNA, "expert_shared_count": 1},
+        NO_BIAS,
+    ),
+    "mimo2": Family("mimo2", {**RMS, **MIMO2, **EXPERTS}, NO_BIAS, ("attn_sinks.weight", "ffn_gate_inp.weight")),
+    "mimo2-dense": Family("mimo2", {**RMS, **MIMO2, **EXPERTS, "attention.value_scale": 1.0}, NO_BIAS, QKV),
+    "smallthinker": Family(
+        "smallthinker",
+        {**RMS, **EXPERTS, "expert_gating_func": 2, "attention.sliding_window": 4096, "block_count": 5},
+        NO_BIAS,
+    ),
+    "smallthinker-plain": Family("smallthinker", {**RMS, **EXPERTS, "expert_gating_func": 1}, NO_BIAS),
+    "spark2_5": Family("spark2_5", {**RMS, **LAGUNA, **HEAD_DIM, **TWO}, NO_BIAS),
+    "granite_swa": Family("granite_swa", {**RMS, **SCALES, **SPARK, "attention.rope_pattern": [1, 0, 1]}, NO_BIAS),
+    "granite_swa-moe": Family(
+        "granite_swa",
+        {**RMS, **SCALES, **SPARK, **EXPERTS, "expert_feed_forward_length": 320},
+        NO_BIAS,
     ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }

@@ -37,11 +37,12 @@ def gelu64(x):
         (ops.gelu, gelu64),
         (lambda x: ops.softcap(x, 30.0), lambda x: 30 * np.tanh(x / 30)),
         (lambda x: ops.xielu(x, *XIELU), xielu64),
+        (ops.softplus, lambda x: np.logaddexp(x, 0)),
         (lambda x: ops.clip(x, 2.5), lambda x: np.clip(x, -2.5, 2.5)),
     ],
 )
 def test_unary(rng, op, exact):
-    """silu, relu_squared, gelu, softcap, xielu and clip."""
+    """silu, relu_squared, gelu, softcap, xielu, softplus and clip."""
     x = values(rng)
     y = op(x)
     assert y.dtype == np.float32
@@ -53,6 +54,7 @@ def test_unary(rng, op, exact):
     [
         (ops.swiglu, lambda g, u: g * sigmoid(g) * u),
         (ops.geglu, lambda g, u: gelu64(g) * u),
+        (ops.reglu, lambda g, u: np.maximum(g, 0) * u),
         (
             ops.swiglu_oai,
             lambda g, u: np.minimum(g, 7) * sigmoid(1.702 * np.minimum(g, 7)) * (np.clip(u, -7, 7) + 1),
@@ -60,7 +62,7 @@ def test_unary(rng, op, exact):
     ],
 )
 def test_gated(rng, op, exact):
-    """swiglu, geglu and gpt-oss's clamped swiglu."""
+    """swiglu, geglu, reglu and gpt-oss's clamped swiglu."""
     gate, up = values(rng), values(rng)
     expected = exact(gate.astype(np.float64), up.astype(np.float64))
     np.testing.assert_allclose(op(gate, up), expected, rtol=2e-5, atol=1e-5)

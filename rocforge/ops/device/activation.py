@@ -20,6 +20,7 @@ _ELEMENTWISE = {
     for name, more in {
         "silu": "",
         "gelu": "",
+        "softplus": "",
         "relu_squared": "",
         "xielu": "float32 float32 float32 float32",
         "softcap": "float32",
@@ -32,7 +33,7 @@ _GATED = {
     (name, dtype): Kernel(
         "activation.hip", name + suffix, f"float32*? float16*? {dtype}* {dtype}* uint32 uint64 uint64 {more}"
     )
-    for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
+    for name, more in {"swiglu": "", "geglu": "", "reglu": "", "swiglu_oai": "float32 float32"}.items()
     for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
@@ -59,7 +60,7 @@ def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) ->
 
 
 def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: OperandForm = OperandForm.FLOAT32) -> Array:
-    """swiglu, geglu or swiglu_oai of gate and up, which may be columns of wider arrays.
+    """swiglu, geglu, reglu or swiglu_oai of gate and up, which may be columns of wider arrays.
 
     Args:
         name: of the unit.
