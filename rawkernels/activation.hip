@@ -157,6 +157,8 @@ RF_GATED(geglu, float, geglu_of(g, u))
 RF_GATED(geglu_of_fp16, f16, geglu_of(g, u))
 RF_GATED(reglu, float, reglu_of(g, u))
 RF_GATED(reglu_of_fp16, f16, reglu_of(g, u))
+RF_GATED(swiglu_clipped, float, swiglu_clipped_of(g, u, limit), RF_COMMA float limit)
+RF_GATED(swiglu_clipped_of_fp16, f16, swiglu_clipped_of(g, u, limit), RF_COMMA float limit)
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 

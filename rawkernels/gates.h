@@ -18,6 +18,9 @@ RF_DEVICE float gelu_of(float x) {
 RF_DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
 RF_DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
 RF_DEVICE float reglu_of(float gate, float up) { return maximum(gate, 0.0f) * up; }
+RF_DEVICE float swiglu_clipped_of(float gate, float up, float limit) {
+    return minimum(silu_of(gate), limit) * maximum(minimum(up, limit), -limit);
+}
 RF_DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
     gate = minimum(gate, limit);
     up = maximum(minimum(up, limit), -limit);

@@ -25,7 +25,7 @@ from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts, mixture
+from rocforge.ops.moe import UNITS, experts, mixture
 from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
 from rocforge.ops.types import Matrices, NextNorm
 
@@ -200,7 +200,7 @@ class _MLP(_Projected):
 
     def __init__(self, mixer: Any, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.ffn_down, tables)
-        gated = type(mixer) is MLP and len(self.layers) == 2 and not self.adapted
+        gated = type(mixer) is MLP and len(self.layers) == 2 and mixer.activation in UNITS and not self.adapted
         self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -271,7 +271,7 @@ def _has_plain_experts(mixer: Module) -> bool:
     """Whether a mixer is a mixture of experts whose products need not be called."""
     if is_plain(mixer, SharedMoE):
         return not mixer.routed.observers and _has_plain_experts(mixer.routed)
-    if not is_plain(mixer, MoE):
+    if not is_plain(mixer, MoE) or mixer.activation not in UNITS:
         return False
     return all(is_hidden(layer, Experts) for layer in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps))
 

@@ -19,7 +19,7 @@ class MLP(Module):
             relu_squared or xielu.
         gate: whether there is one.
         bias: whether the projections have one; "optional" for where the file has.
-        constants: what the activation takes beside what the projections give; without a gate only.
+        constants: what the activation takes beside what the projections give.
     """
 
     inline = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rocforge.nn.layers import Linear
@@ -46,6 +47,7 @@ class MoE(Module):
         experts, used: how many there are, and how many each token takes.
         activation: a gated unit of rocforge.ops.activation: swiglu, geglu, reglu, swiglu_oai; without gate, as in MLP.
         gate: whether the feed-forwards have one.
+        constants: what the activation takes beside what gate and up give.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one,
@@ -64,6 +66,7 @@ class MoE(Module):
         activation: str = "swiglu",
         *,
         gate: bool = True,
+        constants: Sequence[float] = (),
         bias: bool = False,
         softmax_before: bool = True,
         normalize: bool = True,
@@ -77,7 +80,7 @@ class MoE(Module):
         self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate else None
         self.ffn_up_exps = Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
-        self.activation, self.weighs_input = activation, weighs_input
+        self.activation, self.constants, self.weighs_input = activation, tuple(constants), weighs_input
         self.exp_probs_b: Any = SelectionBias(experts, selection_bias) if selection_bias else None
         if selection_bias == "bare":
             self.exp_probs_b = Parameter(experts, optional=True)
@@ -95,7 +98,7 @@ class MoE(Module):
     def mix(self, x: Any, ids: Any, weights: Any) -> Any:
         """The sum of what the experts of each token, ids and weights (tokens, used), give of x."""
         layers = [self.ffn_up_exps] if self.ffn_gate_exps is None else [self.ffn_gate_exps, self.ffn_up_exps]
-        hidden = getattr(activations, self.activation)(*[layer(x, ids) for layer in layers])
+        hidden = getattr(activations, self.activation)(*[layer(x, ids) for layer in layers], *self.constants)
         return combine_experts(self.ffn_down_exps(hidden, ids), weights)
 
     def choose(self, x: Any) -> tuple[Any, Any, Any]:

@@ -111,6 +111,13 @@ class Reader(Metadata):
             return value
         raise self.error(key, f"integers from {low} to {high}")
 
+    def number_of(self, layer: int, key: str, low: float, high: float, default: Any = REQUIRED) -> float:
+        """A number of a layer, low to high."""
+        value = self.per_layer(key, default)[layer]
+        if isinstance(value, (int, float)) and low <= value <= high:
+            return float(value)
+        raise self.error(key, f"numbers from {low:g} to {high:g}")
+
     @functools.cached_property
     def eps(self) -> float:
         """The epsilon of RMS norms; of layer norms, where a file has no other."""
@@ -253,14 +260,20 @@ class Reader(Metadata):
         """A cap on scores or logits; None for none."""
         return self.factor(key)
 
-    def rope(self, neox: bool) -> RopeFrequencies:
-        """The rotary embedding, scaled as the file says; neox as in RopeFrequencies. Layers share it."""
-        if neox not in self._ropes:
-            self._ropes[neox] = self._scaled_rope(neox)
-        return self._ropes[neox]
+    def rope(self, neox: bool, share: int = 1) -> RopeFrequencies:
+        """The rotary embedding, scaled as the file says. Layers share it.
 
-    def _scaled_rope(self, neox: bool) -> RopeFrequencies:
-        read, config, dimensions = self, self.config, self._rope_dimensions()
+        Args:
+            neox: as in RopeFrequencies.
+            share: of the dimensions that the file names, one part of so many is rotated.
+        """
+        if (neox, share) not in self._ropes:
+            self._ropes[neox, share] = self._scaled_rope(neox, share)
+        return self._ropes[neox, share]
+
+    def _scaled_rope(self, neox: bool, share: int) -> RopeFrequencies:
+        read, config, named = self, self.config, self._rope_dimensions()
+        dimensions = named // share
         original = read.original_context
         older = read.number("rope.scale_linear", 0.0, LARGEST, default=0.0)
         scale = read.number("rope.scaling.factor", 0.0, LARGEST, default=older) or 1.0
@@ -274,7 +287,7 @@ class Reader(Metadata):
             dimensions,
             self.rope_base,
             neox=neox,
-            factors=self._factors(ROPE_TENSORS[which], dimensions // 2),
+            factors=self._factors(ROPE_TENSORS[which], named // 2, dimensions // 2),
             scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
             scale=scale,
             original_context=original,
@@ -334,14 +347,14 @@ class Reader(Metadata):
             raise self.error(key, f"even numbers to {head_dim}")
         return dimensions
 
-    def _factors(self, name: str, count: int) -> np.ndarray | None:
+    def _factors(self, name: str, count: int, used: int) -> np.ndarray | None:
         if name not in self.tensors:
             return None
         factors = np.asarray(self.tensors[name], np.float32)
         if factors.shape != (count,) or not (factors > 0).all():
             found = f"of shape {factors.shape}, from {factors.min(initial=np.inf):g}"
             raise GGUFError(f"tensor {name} is {found}; allowed are {count} numbers over 0")
-        return factors
+        return factors[:used]
 
 
 def _embedding_rows(file: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rocforge.nn.layers import Linear
@@ -31,19 +32,29 @@ class SharedExpert(Module):
         activation: as in MLP.
         gate: the result is multiplied by the sigmoid of a logit of each token (ffn_gate_inp_shexp).
         gated: whether the feed-forward has a gate (ffn_gate_shexp).
+        constants: what the activation takes beside what the projections give.
     """
 
     inline = True
 
-    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = False, gated: bool = True):
+    def __init__(
+        self,
+        dim: int,
+        ffn: int,
+        activation: str = "swiglu",
+        *,
+        gate: bool = False,
+        gated: bool = True,
+        constants: Sequence[float] = (),
+    ):
         self.ffn_gate_inp_shexp = TokenGate(dim) if gate else None
         self.ffn_gate_shexp, self.ffn_up_shexp = Linear(dim, ffn) if gated else None, Linear(dim, ffn)
         self.ffn_down_shexp = Linear(ffn, dim)
-        self.activation = activation
+        self.activation, self.constants = activation, tuple(constants)
 
     def forward(self, x: Any) -> Any:
         layers = [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
-        hidden = getattr(activations, self.activation)(*[layer(x) for layer in layers])
+        hidden = getattr(activations, self.activation)(*[layer(x) for layer in layers], *self.constants)
         if self.ffn_gate_inp_shexp is not None:  # a product has no bias, so its x may be scaled instead
             hidden = sigmoid_gate_rows(hidden, self.ffn_gate_inp_shexp(x))
         return self.ffn_down_shexp(hidden)

@@ -90,6 +90,14 @@ def reglu(gate: Array, up: Array) -> Array:
     return np.maximum(gate.astype(np.float32, copy=False), np.float32(0)) * up.astype(np.float32, copy=False)
 
 
+def swiglu_clipped(gate: Array, up: Array, limit: float) -> Array:
+    """`min(silu(gate), limit) * clip(up)`, clip being to ±limit; float32. Source: Step 3.5 Flash."""
+    module, gate, up = _pair("swiglu_clipped", gate, up)
+    if module is not np:
+        return device.gated_unit("swiglu_clipped", gate, up, limit)
+    return np.minimum(silu(gate), np.float32(limit)) * clip(up, limit)
+
+
 def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMIT) -> Array:
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 

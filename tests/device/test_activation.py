@@ -31,7 +31,11 @@ ELEMENTWISE = {
     "xielu": (xielu, XIELU),
     "softplus": (lambda x: np.logaddexp(x, 0), ()),
 }
-UNITS = {**GATED, "reglu": lambda gate, up: np.maximum(gate, 0) * up}
+UNITS = {
+    **{name: (function, ()) for name, function in GATED.items()},
+    "reglu": (lambda gate, up: np.maximum(gate, 0) * up, ()),
+    "swiglu_clipped": (lambda gate, up: np.minimum(gate * sigmoid(gate), 1.5) * np.clip(up, -1.5, 1.5), (1.5,)),
+}
 
 
 def values(shape: tuple[int, ...]) -> np.ndarray:
@@ -81,11 +85,12 @@ def test_gated(name: str, rows: int, columns: int):
     """Of two arrays, and of the halves of one; and of float16, which is read as it is."""
     both = values((rows, 2 * columns)).astype(np.float16).astype(np.float32)
     gate, up = both[:, :columns], both[:, columns:]
-    expected = UNITS[name](gate.astype(np.float64), up.astype(np.float64))
+    exact, constants = UNITS[name]
+    expected = exact(gate.astype(np.float64), up.astype(np.float64))
     function, wide = getattr(activation, name), cp.asarray(both)
-    assert relative_error(function(cp.asarray(gate), cp.asarray(up)), expected) < 1e-5
+    assert relative_error(function(cp.asarray(gate), cp.asarray(up), *constants), expected) < 1e-5
     for halves in (wide, wide.astype(np.float16)):
-        assert relative_error(function(halves[:, :columns], halves[:, columns:]), expected) < 1e-5
+        assert relative_error(function(halves[:, :columns], halves[:, columns:], *constants), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", GATED)

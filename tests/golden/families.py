@@ -109,6 +109,12 @@ TWO = {
     "attention.sliding_window_pattern": [True, False],
 }
 """Of spark2_5, whose GELU llama.cpp rounds to float16."""
+STEP35 = {
+    "attention.head_count": [4, 4, 6],
+    "rope.freq_base_swa": 5000.0,
+    "swiglu_clamp_exp": [0.0, 0.6, 0.4],
+    "swiglu_clamp_shexp": [0.0, 0.0, 0.3],
+}
 MIMO2 = {
     **SPARK,
     "attention.head_count_kv": [3, 3, 2],
@@ -323,6 +329,13 @@ FAMILIES = {
         {**RMS, **SCALES, **SPARK, **EXPERTS, "expert_feed_forward_length": 320},
         NO_BIAS,
     ),
+    "step35": Family(
+        "step35",
+        {**RMS, **HEAD_DIM, **SPARK, **EXPERTS, **ONE, **STEP35, **SIGMOID},
+        NO_BIAS,
+        ("attn_gate.weight", "attn_q_norm.weight", "ffn_gate_inp.weight"),
+    ),
+    "step35-dense": Family("step35", {**RMS, **HEAD_DIM, **SPARK, **EXPERTS, **STEP35}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 

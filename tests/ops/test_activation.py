@@ -56,13 +56,17 @@ def test_unary(rng, op, exact):
         (ops.geglu, lambda g, u: gelu64(g) * u),
         (ops.reglu, lambda g, u: np.maximum(g, 0) * u),
         (
+            lambda g, u: ops.swiglu_clipped(g, u, 1.5),
+            lambda g, u: np.minimum(g * sigmoid(g), 1.5) * np.clip(u, -1.5, 1.5),
+        ),
+        (
             ops.swiglu_oai,
             lambda g, u: np.minimum(g, 7) * sigmoid(1.702 * np.minimum(g, 7)) * (np.clip(u, -7, 7) + 1),
         ),
     ],
 )
 def test_gated(rng, op, exact):
-    """swiglu, geglu, reglu and gpt-oss's clamped swiglu."""
+    """swiglu, geglu, reglu, swiglu_clipped and gpt-oss's clamped swiglu."""
     gate, up = values(rng), values(rng)
     expected = exact(gate.astype(np.float64), up.astype(np.float64))
     np.testing.assert_allclose(op(gate, up), expected, rtol=2e-5, atol=1e-5)

@@ -33,7 +33,13 @@ _GATED = {
     (name, dtype): Kernel(
         "activation.hip", name + suffix, f"float32*? float16*? {dtype}* {dtype}* uint32 uint64 uint64 {more}"
     )
-    for name, more in {"swiglu": "", "geglu": "", "reglu": "", "swiglu_oai": "float32 float32"}.items()
+    for name, more in {
+        "swiglu": "",
+        "geglu": "",
+        "reglu": "",
+        "swiglu_clipped": "float32",
+        "swiglu_oai": "float32 float32",
+    }.items()
     for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
@@ -60,12 +66,12 @@ def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) ->
 
 
 def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: OperandForm = OperandForm.FLOAT32) -> Array:
-    """swiglu, geglu, reglu or swiglu_oai of gate and up, which may be columns of wider arrays.
+    """A gated unit of gate and up, which may be columns of wider arrays.
 
     Args:
-        name: of the unit.
+        name: of the unit: swiglu, geglu, reglu, swiglu_clipped or swiglu_oai.
         gate, up: CuPy arrays of one shape; both float16, or taken as float32.
-        constants: of swiglu_oai, alpha and limit; none: gpt-oss's.
+        constants: of swiglu_clipped, the limit; of swiglu_oai, alpha and limit, or none: gpt-oss's.
         form: FLOAT32, or FP16, cut to ±65504.
     """
     if name == "swiglu_oai" and not constants:
