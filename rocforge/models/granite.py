@@ -49,6 +49,12 @@ class GraniteWindows(Granite):
             sinks=True,
         )
 
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        if not read.experts:
+            return super().feed_forward(layer, read)
+        merged = read.rows(layer, "ffn_gate_shexp") == 0
+        return with_shared(MoE(**read.moe(layer)), read.shared_expert(layer), gated="merged" if merged else True)
+
 
 class MiniCPM(Transformer):
     """MiniCPM 1 and 2, and 4. Source: https://arxiv.org/abs/2404.06395."""

@@ -14,6 +14,11 @@ from rocforge.ops.moe import combine_experts, expert_linear, route
 from rocforge.ops.types import Matrices
 
 
+def halves(y: Any) -> list[Any]:
+    """The first and the last half of the columns."""
+    return [y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]]
+
+
 class Experts(Module):
     """One matrix an expert: weight (experts, rows, columns), bias (experts, rows) or none.
 
@@ -47,6 +52,7 @@ class MoE(Module):
         experts, used: how many there are, and how many each token takes.
         activation: a gated unit of rocforge.ops.activation: swiglu, geglu, reglu, swiglu_oai; without gate, as in MLP.
         gate: whether the feed-forwards have one.
+        merged: one matrix an expert holds the rows of gate and up (ffn_gate_up_exps).
         constants: what the activation takes beside what gate and up give.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
@@ -66,6 +72,7 @@ class MoE(Module):
         activation: str = "swiglu",
         *,
         gate: bool = True,
+        merged: bool = False,
         constants: Sequence[float] = (),
         bias: bool = False,
         softmax_before: bool = True,
@@ -77,8 +84,9 @@ class MoE(Module):
         weighs_input: bool = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
-        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate else None
-        self.ffn_up_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_gate_up_exps = Experts(experts, dim, 2 * ffn, bias) if merged else None
+        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate and not merged else None
+        self.ffn_up_exps = None if merged else Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
         self.activation, self.constants, self.weighs_input = activation, tuple(constants), weighs_input
         self.exp_probs_b: Any = SelectionBias(experts, selection_bias) if selection_bias else None
@@ -97,8 +105,11 @@ class MoE(Module):
 
     def mix(self, x: Any, ids: Any, weights: Any) -> Any:
         """The sum of what the experts of each token, ids and weights (tokens, used), give of x."""
-        layers = [self.ffn_up_exps] if self.ffn_gate_exps is None else [self.ffn_gate_exps, self.ffn_up_exps]
-        hidden = getattr(activations, self.activation)(*[layer(x, ids) for layer in layers], *self.constants)
+        layers = (self.ffn_gate_up_exps, self.ffn_gate_exps, self.ffn_up_exps)
+        projected = [layer(x, ids) for layer in layers if layer is not None]
+        if self.ffn_gate_up_exps is not None:
+            projected = halves(*projected)
+        hidden = getattr(activations, self.activation)(*projected, *self.constants)
         return combine_experts(self.ffn_down_exps(hidden, ids), weights)
 
     def choose(self, x: Any) -> tuple[Any, Any, Any]:

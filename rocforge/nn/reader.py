@@ -184,6 +184,7 @@ class Reader(Metadata):
             "used": self.integer_of(layer, "expert_used_count", 1, self.experts),
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
             "groups": self._expert_groups(),
+            "merged": self.has(layer, "ffn_gate_up_exps"),
         }
 
     def _expert_groups(self) -> tuple[int, int]:
@@ -216,9 +217,10 @@ class Reader(Metadata):
 
     def _expert_ffn(self, layer: int) -> int:
         """What the layer's experts have, which not all files say."""
-        name = f"blk.{layer}.ffn_gate_exps.weight"
-        if name in self.tensors and len(self.tensors[name].shape) > 1:
-            return self.tensors[name].shape[-2]
+        for name, parts in (("ffn_gate_exps", 1), ("ffn_gate_up_exps", 2)):
+            shape: tuple[int, ...] = self.tensors[f"blk.{layer}.{name}.weight"].shape if self.has(layer, name) else ()
+            if len(shape) > 1:
+                return shape[-2] // parts
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
     def window(self, layer: int, every: int | None = None, default: int = 0, *, first: bool = False) -> int | None:

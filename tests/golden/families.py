@@ -274,7 +274,9 @@ FAMILIES = {
         "cohere2moe", {**RMS, **WINDOWS, **EXPERTS, "leading_dense_block_count": 0, "logit_scale": 0.25}, NO_BIAS
     ),
     "bailingmoe": Family("bailingmoe", {**RMS, **MIXTURE, "expert_weights_norm": True}, NO_BIAS),
-    "hy_v3": Family("hy_v3", {**RMS, **MIXTURE, **SIGMOID, "expert_shared_count": 1}, NO_BIAS),
+    "hy_v3": Family(
+        "hy_v3", {**RMS, **MIXTURE, **SIGMOID, "expert_shared_count": 1}, NO_BIAS, ("ffn_gate_up_exps.weight",)
+    ),
     "pangu-embedded": Family("pangu-embedded", RMS, (*HEAD, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")),
     "paddleocr": Family("paddleocr", {**RMS, "rope.dimension_sections": [4, 6, 6, 0]}, NO_BIAS),
     "baichuan": Family("baichuan", {**RMS, **NARROW, "block_count": 32}, NO_BIAS),
@@ -326,8 +328,9 @@ FAMILIES = {
     "granite_swa": Family("granite_swa", {**RMS, **SCALES, **SPARK, "attention.rope_pattern": [1, 0, 1]}, NO_BIAS),
     "granite_swa-moe": Family(
         "granite_swa",
-        {**RMS, **SCALES, **SPARK, **EXPERTS, "expert_feed_forward_length": 320},
+        {**RMS, **SCALES, **SPARK, **EXPERTS, **ONE, "expert_feed_forward_length": 320},
         NO_BIAS,
+        ("ffn_gate_up_exps.weight",),
     ),
     "step35": Family(
         "step35",
