@@ -16,7 +16,6 @@ BOUND = 8e-3
 """Products round to float16."""
 SHOWN = (
     "llama4",
-    "mistral3",
     "cohere2",
     "gpt2",
     "granite",
@@ -27,10 +26,15 @@ SHOWN = (
     "qwen35moe",
     "bailingmoe2",
 )
-"""What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups of experts."""
+"""What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups of
+experts."""
 
 
-@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)
+ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]
+"""Its values are shorter than its keys, which no kernel takes."""
+
+
+@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else ON_A_CARD)
 def test_logits(tmp_path, name):
     """A prompt, and two tokens one by one."""
     path = tmp_path / "model.gguf"
