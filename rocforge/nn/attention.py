@@ -8,7 +8,7 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
-from rocforge.ops.activation import clip, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
+from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.recurrent import split_gate
@@ -113,10 +113,10 @@ class Attention(Module):
         """What the heads give, (tokens, heads * value_dim), times the unit of the gate."""
         if self.gate_unit == "sigmoid" and self.gated_width == 1:
             return sigmoid_gate(y, gate)
-        scaled = (
-            sigmoid_gate_rows if self.gate_unit == "sigmoid" else lambda rows, gate: scale_rows(rows, softplus(gate))
-        )
-        return scaled(y.reshape(-1, self.gated_width), gate.reshape(-1)).reshape(y.shape)
+        rows, numbers = y.reshape(-1, self.gated_width), contiguous(gate).reshape(-1)
+        if self.gate_unit == "sigmoid":
+            return sigmoid_gate_rows(rows, numbers).reshape(y.shape)
+        return scale_rows(rows, softplus(numbers)).reshape(y.shape)
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
@@ -147,6 +147,7 @@ class Attention(Module):
 
     def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:
         """Queries and keys through their norms, a head or a whole row at a time."""
+        q, k = contiguous(q), contiguous(k)
         if self.norms != "whole":
             return self.attn_q_norm(q), self.attn_k_norm(k)
         rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))

@@ -26,8 +26,8 @@ SHOWN = (
     "qwen35moe",
     "bailingmoe2",
 )
-"""What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups of
-experts."""
+"""What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, and
+groups of experts."""
 
 
 ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]
