@@ -16,7 +16,16 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
     }
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
+RF_ELEMENTWISE(softplus, softplus(x[i]), u64 size)
 RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
+// fast_exp(x) - 1 has no digits left near zero, where the first terms of its series are exact
+RF_DEVICE float exp_less_one(float x) {
+    return x > -0.01f ? x * (1.0f + x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24)))) : fast_exp(x) - 1.0f;
+}
+RF_DEVICE float xielu_of(float x, float n, float p, float beta, float eps) {
+    return beta * x + (x > 0 ? p * x * x : n * (exp_less_one(minimum(x, eps)) - x));
+}
+RF_ELEMENTWISE(xielu, xielu_of(x[i], n, p, beta, eps), float n, float p, float beta, float eps, u64 size)
 RF_ELEMENTWISE(softcap, cap * fast_tanh(x[i] / cap), float cap, u64 size)
 RF_ELEMENTWISE(scale, x[i] * factor, float factor, u64 size)
 RF_ELEMENTWISE(add, x[i] + y[i], const float* y, u64 size)
@@ -27,6 +36,21 @@ RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float*
     wait_for_previous();
     u64 i = u64(block_x()) * THREADS + thread_x();
     if (i < size) out[i] = x[i] * sigmoid(gate[i / columns]);
+}
+
+// x, whose rows of `columns` are `stride` apart, times its row's factor; `size` elements.
+RF_KERNEL(THREADS)
+rf_scale_rows(float* out, const float* x, const float* factors, u32 columns, u64 stride, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i / columns * stride + i % columns] * factors[i / columns];
+}
+
+// x, whose rows of `columns` are `stride` apart, cut to +-limit; `size` elements.
+RF_KERNEL(THREADS) rf_clip(float* out, const float* x, float limit, u32 columns, u64 stride, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = maximum(minimum(x[i / columns * stride + i % columns], limit), -limit);
 }
 
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
@@ -131,6 +155,10 @@ RF_GATED(swiglu, float, swiglu_of(g, u))
 RF_GATED(swiglu_of_fp16, f16, swiglu_of(g, u))
 RF_GATED(geglu, float, geglu_of(g, u))
 RF_GATED(geglu_of_fp16, f16, geglu_of(g, u))
+RF_GATED(reglu, float, reglu_of(g, u))
+RF_GATED(reglu_of_fp16, f16, reglu_of(g, u))
+RF_GATED(swiglu_clipped, float, swiglu_clipped_of(g, u, limit), RF_COMMA float limit)
+RF_GATED(swiglu_clipped_of_fp16, f16, swiglu_clipped_of(g, u, limit), RF_COMMA float limit)
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 

@@ -1,4 +1,5 @@
-// The cosines and sines of rotary position embedding, computed once a step and shared by its layers.
+// What layers share of positions, computed once a step: the cosines and sines of rotary position embedding, and
+// attention temperatures.
 #include "target/platform.h"
 
 namespace rocforge {
@@ -30,6 +31,14 @@ rf_rope_angles(float* cos, float* sin, const i32* positions, const double* frequ
     double turned_s = quarters & 1 ? c : s, turned_c = quarters & 1 ? s : c;
     sin[i] = float(quarters & 2 ? -turned_s : turned_s) * magnitude;
     cos[i] = float((quarters + 1) & 2 ? -turned_c : turned_c) * magnitude;
+}
+
+// out (tokens,) = 1 + scale * log(1 + floor((position + offset) / length)). A thread a token.
+RF_KERNEL(THREADS)
+rf_temperatures(float* out, const i32* positions, u32 tokens, float scale, u32 length, u32 offset) {
+    wait_for_previous();
+    u32 i = block_x() * THREADS + thread_x();
+    if (i < tokens) out[i] = 1.0f + scale * fast_log(1.0f + float((u32(positions[i]) + offset) / length));
 }
 
 }  // namespace rocforge

@@ -7,6 +7,7 @@
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "cached_heads.h"
 #include "formats/quants.h"
+#include "window.h"
 
 namespace rocforge {
 
@@ -75,7 +76,7 @@ struct DecodeParams {
     u32 table_stride;
     i32 splits, unsplit, kv_heads;
     float scale, softcap;
-    i32 window;
+    i32 window, chunked;
     RF_NULLABLE const float *new_keys, *new_values;
     u64 q_stride, k_stride, v_stride;
     RF_NULLABLE const i32* slots;
@@ -265,7 +266,7 @@ rf_attention_decode(DecodeParams p) {
     if (!p.new_keys) wait_for_previous();
     i32 split = block_x(), kv_head = block_y(), sequence = block_z();
     i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
-    i32 first = p.window ? maximum(length - p.window, 0) : 0;
+    i32 first = first_seen(length - 1, p.window, p.chunked);
     i32 origin = first / RF_BLOCK_SIZE * RF_BLOCK_SIZE, range = length - origin;
     i32 share = ((range + p.splits - 1) / p.splits + RF_BLOCK_SIZE - 1) / RF_BLOCK_SIZE * RF_BLOCK_SIZE;
     if (range <= p.unsplit) share = p.unsplit;

@@ -4,6 +4,7 @@
 // columns): what each token's query sees of the tokens of its own sequence, by their positions; it is zero where there
 // is none to see.
 #include "formats/kv_cache.h"
+#include "window.h"
 
 namespace rocforge {
 
@@ -20,7 +21,7 @@ struct Seen {
 // Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens
 // that fill up a step, whose sequence has the length zero, see none.
 RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* tables, u32 table_stride, u32 sequences,
-                       i32 token, i32 window, i32 causal) {
+                       i32 token, i32 window, i32 chunked, i32 causal) {
     u32 sequence = 0, count = sequences;
     while (count > 1) {  // the last one that does not begin after the token
         u32 half = count / 2;
@@ -32,7 +33,7 @@ RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* t
     }
     i32 length = lengths[sequence], position = length - (query_starts[sequence + 1] - token);
     i32 last = causal ? position : window ? minimum(position + window / 2, length - 1) : length - 1;
-    i32 first = window ? maximum(position - (causal ? window - 1 : window / 2), 0) : 0;
+    i32 first = causal ? first_seen(position, window, chunked) : window ? maximum(position - window / 2, 0) : 0;
     return {tables + u64(sequence) * table_stride, length, position, first, length ? last + 1 : 0};
 }
 
@@ -45,7 +46,7 @@ struct PatternParams {
     RF_NULLABLE const float *sinks, *slopes;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
     float scale, softcap;
-    i32 window, causal;
+    i32 window, chunked, causal;
 };
 
 // Grid: (tokens, heads).
@@ -54,7 +55,8 @@ rf_attention_pattern(PatternParams p) {
     wait_for_previous();
     RF_SHARED float query[RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked,
+                        p.causal);
     float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
     for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
@@ -98,7 +100,7 @@ struct HeadsParams {
     const void* values;
     const i32 *tables, *lengths, *query_starts;
     u32 table_stride, sequences, tokens, heads, kv_heads, columns;
-    i32 window, causal;
+    i32 window, chunked, causal;
 };
 
 // Sums of values by any pattern, over the tokens that there are from the window's first one on. Threads share out the
@@ -109,7 +111,8 @@ rf_attention_heads(HeadsParams p) {
     wait_for_previous();
     RF_SHARED float sums[PARTS][RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.causal);
+    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked,
+                        p.causal);
     const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     u32 kv_head = head / (p.heads / p.kv_heads);
     i32 end = minimum(seen.length, i32(p.columns));

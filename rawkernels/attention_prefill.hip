@@ -5,6 +5,7 @@
 // float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
+#include "window.h"
 
 namespace rocforge {
 
@@ -28,7 +29,7 @@ struct PrefillParams {
     RF_NULLABLE const float* sinks;
     u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
-    i32 window, causal;
+    i32 window, chunked, causal;
 };
 
 // Of keys: from `start` up to `end`.
@@ -43,7 +44,7 @@ struct BlockRows {
     u64 base, query_step;
     u32 kv_head;
     i32 first_row, total, length, before;  // of the sequence: its tokens, and those before the first query
-    i32 window, causal;
+    i32 window, chunked, causal;
 
     // Where a row's elements begin in q and in the output.
     RF_MEMBER u64 offset(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM; }
@@ -55,7 +56,7 @@ struct BlockRows {
     // What ROWS rows see of the keys, from a multiple of STEP on.
     template <u32 ROWS, u32 STEP>
     RF_MEMBER KeyRange keys() const {
-        i32 first = window ? maximum(position(first_row) - window + 1, 0) : 0;
+        i32 first = first_seen(position(first_row), window, chunked);
         return {first / i32(STEP) * i32(STEP), minimum(position(first_row + i32(ROWS) - 1) + 1, length)};
     }
     // The last token that row r and all after it see; -1, which has all tiles masked, in a window that is not causal.
@@ -100,7 +101,7 @@ RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
         block.first_row = maximum(start - query * RF_GROUP, 0),
         block.total = minimum(next * RF_GROUP, end) - query * RF_GROUP;
         block.length = length, block.before = length - (next - query);
-        block.window = p.window, block.causal = p.causal;
+        block.window = p.window, block.chunked = p.chunked, block.causal = p.causal;
         attend(block);
         token = next;
     }

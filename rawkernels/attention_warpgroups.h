@@ -140,11 +140,14 @@ RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
 }
 
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, i32 window) {
+RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
+    i32 first[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) first[slot] = first_seen(rows.position[slot], p.window, p.chunked);
     RF_UNROLL
     for (u32 i = 0; i < 64; ++i) {
-        i32 key = start + i32(fragment_column(i)), distance = rows.position[row_slot(i)] - key;
-        if (distance < 0 || key >= end || (window && distance >= window)) scores[i] = -infinity();
+        i32 key = start + i32(fragment_column(i));
+        if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end) scores[i] = -infinity();
     }
 }
 
@@ -291,8 +294,8 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
 
     auto weights_of = [&](i32 start) {
         if (p.softcap > 0) cap(scores, p.softcap);
-        if (start + i32(KEYS) > lowest + 1 || (p.window && range.end - start > p.window))
-            mask(scores, rows, start, range.end, p.window);
+        if (start + i32(KEYS) > lowest + 1 || first_seen(range.end - 1, p.window, p.chunked) > start)
+            mask(scores, rows, start, range.end, p);
         return weigh(rows, scores, rescale);
     };
 

@@ -168,13 +168,16 @@ RF_DEVICE void cap(Scores& scores, float softcap) {
 }
 
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, i32 window) {
+RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
+    i32 first[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) first[slot] = first_seen(rows.position[slot], p.window, p.chunked);
     RF_UNROLL
     for (u32 n = 0; n < COLUMNS; ++n) {
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
-            i32 key = start + i32(n * 16 + fragment_column(i)), distance = rows.position[row_slot(i)] - key;
-            if (distance < 0 || key >= end || (window && distance >= window)) scores[n].x[i] = -infinity();
+            i32 key = start + i32(n * 16 + fragment_column(i));
+            if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end) scores[n].x[i] = -infinity();
         }
     }
 }
@@ -316,8 +319,8 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         Scores scores;
         scores_of(scores, queries, shared);
         if (p.softcap > 0) cap(scores, p.softcap);
-        if (start + i32(KEYS) > lowest + 1 || (p.window && end - start > p.window))
-            mask(scores, rows, start, end, p.window);
+        if (start + i32(KEYS) > lowest + 1 || first_seen(end - 1, p.window, p.chunked) > start)
+            mask(scores, rows, start, end, p);
         update(rows, scores);
         add_values(rows, scores, shared);
     }

@@ -5,6 +5,11 @@
 namespace rocforge {
 
 RF_DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
+RF_DEVICE float softplus(float x) {
+    float e = fast_exp(x);
+    if (e < 0.01f) return e * (1.0f - e * (0.5f - e * (1.0f / 3)));  // of 1 + e too few digits are left
+    return x > 20.0f ? x : fast_log(1.0f + e);
+}
 RF_DEVICE float silu_of(float x) { return x * sigmoid(x); }
 RF_DEVICE float gelu_of(float x) {
     // 0.5 (1 + tanh(z)) is sigmoid(2 z)
@@ -12,6 +17,10 @@ RF_DEVICE float gelu_of(float x) {
 }
 RF_DEVICE float swiglu_of(float gate, float up) { return silu_of(gate) * up; }
 RF_DEVICE float geglu_of(float gate, float up) { return gelu_of(gate) * up; }
+RF_DEVICE float reglu_of(float gate, float up) { return maximum(gate, 0.0f) * up; }
+RF_DEVICE float swiglu_clipped_of(float gate, float up, float limit) {
+    return minimum(silu_of(gate), limit) * maximum(minimum(up, limit), -limit);
+}
 RF_DEVICE float swiglu_oai_of(float gate, float up, float alpha, float limit) {
     gate = minimum(gate, limit);
     up = maximum(minimum(up, limit), -limit);

@@ -1,4 +1,5 @@
-// Layers that keep a state of fixed size: a causal convolution, the gated delta rule, and Mamba-2's state space.
+// Layers that keep a state of fixed size: a causal convolution, the gated delta rule, Mamba-2's state space, and
+// Mamba's selective scan.
 //
 // A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
 #include "gates.h"
@@ -6,7 +7,7 @@
 
 namespace rocforge {
 
-// variants: RF_KEY_DIM=64,128
+// variants: RF_KEY_DIM=16,64,128
 // variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
 // variants: RF_KEY_DIM=128 RF_CHANNELS=1
 #ifndef RF_STATE_SPACE
@@ -123,8 +124,6 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
 }
 
-RF_DEVICE float softplus(float x) { return x > 20.0f ? x : fast_log(1.0f + fast_exp(x)); }
-
 // Tokens from `row` on, `count` of them, of the block's head and columns.
 RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
     u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
@@ -194,6 +193,51 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     if (!present || s.begin == s.end) return;
     RF_UNROLL
     for (u32 i = 0; i < KEYS; ++i) state[u64(i * LANES + rank) * p.value_dim] = own[i];
+}
+
+constexpr u32 STATE_DIM = KEY_DIM <= 32 ? KEY_DIM : 32;  // a channel has all in registers
+
+// y (tokens, channels): each channel has STATE_DIM numbers, which decay by exp(decay * t), get t x k, and are summed
+// times q, for t = softplus(step); and skip times x. Keys and queries are (tokens, STATE_DIM), in rows that are strides
+// apart.
+struct SelectiveScanParams {
+    float* y;
+    const float *x, *step, *keys, *queries;
+    const float* decay;  // (channels, STATE_DIM)
+    const float* skip;   // (channels,)
+    float* state;        // (slots, STATE_DIM, channels)
+    Sequences sequences;
+    u64 key_stride, query_stride;
+    u32 channels;
+};
+
+// A thread a channel. Grid: (channels / CONV_THREADS, sequences).
+RF_KERNEL(CONV_THREADS) rf_selective_scan(SelectiveScanParams p) {
+    wait_for_previous();
+    u32 channel = block_x() * CONV_THREADS + thread_x();
+    if (channel >= p.channels) return;
+    Sequence s = sequence_of(p.sequences);
+    float* state = p.state + s.state + channel;
+    float own[STATE_DIM], decay[STATE_DIM], skip = p.skip[channel];
+    RF_UNROLL
+    for (u32 i = 0; i < STATE_DIM; ++i) {
+        decay[i] = p.decay[channel * STATE_DIM + i];
+        own[i] = s.fresh ? 0.0f : state[u64(i) * p.channels];
+    }
+    for (i32 row = s.begin; row < s.end; ++row) {
+        u64 at = u64(row) * p.channels + channel;
+        const float *key = p.keys + row * p.key_stride, *query = p.queries + row * p.query_stride;
+        float x = p.x[at], step = softplus(p.step[at]), y = skip * x;
+        RF_UNROLL
+        for (u32 i = 0; i < STATE_DIM; ++i) {
+            own[i] = fast_exp(decay[i] * step) * own[i] + step * x * key[i];
+            y += own[i] * query[i];
+        }
+        p.y[at] = y;
+    }
+    if (s.begin == s.end) return;
+    RF_UNROLL
+    for (u32 i = 0; i < STATE_DIM; ++i) state[u64(i) * p.channels] = own[i];
 }
 
 // y (tokens, heads, value_dim): x normalized over the last axis, times weight, times silu of the gate, whose rows are

@@ -15,9 +15,11 @@ from rocforge.load import load_model
 from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.batch import Batch, Chunk
 
-EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
-ROUNDS = ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
-"""Architectures with GELU, of which llama.cpp rounds argument and result to float16."""
+EXACT, BOUND = 1e-5, 5e-5
+ROUNDED = dict.fromkeys(
+    ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "grok", "phi2", "starcoder", "starcoder2"), 3e-4
+) | {"spark2_5": 5e-4}
+"""Of architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,11 @@ def model_of(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits(model_of, name):
-    """Prompt and 16 greedy tokens, to 5e-5 of llama.cpp; to 3e-4 where it rounds."""
+    """Prompt and 16 greedy tokens, to 5e-5 of llama.cpp; to 5e-4 where it rounds."""
     _, model = model_of(name)
     golden = families.load(name)
     logits = model(golden["tokens"])
-    assert relative_error(logits[ROWS], golden["logits"]) < (ROUNDED if FAMILIES[name].arch in ROUNDS else BOUND)
+    assert relative_error(logits[ROWS], golden["logits"]) < ROUNDED.get(FAMILIES[name].arch, BOUND)
     chosen = logits[families.PROMPT - 1 : -1].argmax(axis=-1)
     np.testing.assert_array_equal(chosen, golden["tokens"][families.PROMPT :])
 
@@ -74,7 +76,9 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "deepseek2", "kimi-linear"])
+@pytest.mark.parametrize(
+    "name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
+)
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)
@@ -156,8 +160,7 @@ def test_the_list_is_of_today():
 @pytest.mark.parametrize(
     "arch, key, value, match",
     [
-        ("olmo", "attention.clamp_kqv", 8.0, "clamp_kqv, here 8, is not supported"),
-        ("glm4", "rope.dimension_sections", [16, 24, 24, 0], "rope.dimension_sections"),
+        ("baichuan", "block_count", 40, "baichuan of 40 layers is not supported; 32 are"),
     ],
 )
 def test_refused(arch, key, value, match):

@@ -21,14 +21,15 @@ from rocforge.models import ARCHITECTURES
 HEAD = """# Models that run
 
 What a GGUF file's `general.architecture` may be. `rocforge models --supported` lists the same. Each runs in any
-quantization, on the CPU and on a device, with prefix reuse and captured steps. A model of another architecture is
-refused by its name; so is a part that is missing, such as the vision tower's positions of glm4.
+quantization, on the CPU and, but for mimo2, on a device, with prefix reuse and captured steps. A model of another
+architecture is refused by its name; so is a part that is missing, such as the biases of distance (ALiBi) of Baichuan
+13B. Of vision models' files the text part runs.
 
 Each architecture is checked by small models with random weights: logits in F32 beside llama.cpp's (0.3.36 of
-llama-cpp-python), over a prompt and 16 tokens that it chose, which are equal; the table has the relative error of the
-logits. Where a feed-forward has a GELU llama.cpp rounds to float16, which is most of the error. Packed weights are
-held to their values to 1e-5, chunks and batches to the whole to 1e-5, and a device to the CPU (`tests/test_models.py`,
-`tests/test_families.py`, `tests/device/`).
+llama-cpp-python; of newer ones, October 2026), over a prompt and 16 tokens that it chose, which are equal; the table
+has the relative error of the logits. Where a feed-forward has a GELU llama.cpp rounds to float16, which is most of the
+error. Packed weights are held to their values to 1e-5, chunks and batches to the whole to 1e-5, and a device to the CPU
+(`tests/test_models.py`, `tests/test_families.py`, `tests/device/`).
 
 Families with latent attention are beside llama.cpp of October 2026. Sparse attention (deepseek32, glm-dsa) is computed
 as plain attention: it is the same up to as many tokens as the indexer chooses, `rf.load` warns of longer contexts, and

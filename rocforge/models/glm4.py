@@ -1,6 +1,5 @@
 """chatglm and glm4: ChatGLM 3, GLM-4, GLM-4-0414 and GLM-Z1, whose ffn_up holds the rows of gate and up."""
 
-from rocforge.errors import UnsupportedModelError
 from rocforge.nn import Attention, Block, MergedMLP, Transformer
 from rocforge.nn.reader import Reader
 
@@ -13,8 +12,12 @@ class ChatGLM(Transformer):
     post: tuple[str | None, str | None] = (None, None)
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(False))
+        attn = Attention(**read.attention(layer), rope=read.rope(self.neox(read)))
         return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm, post=self.post)
+
+    def neox(self, read: Reader) -> bool:
+        """Whether the rope pairs elements that are half a head apart."""
+        return False
 
 
 class Glm4(ChatGLM):
@@ -24,7 +27,5 @@ class Glm4(ChatGLM):
     models = "GLM 4 0414, GLM Z1"
     post = ("post_attention_norm", "post_ffw_norm")
 
-    def __init__(self, read: Reader):
-        if any(read.value("rope.dimension_sections", ())):
-            raise UnsupportedModelError("glm4 with rope.dimension_sections, of vision models, is not supported")
-        super().__init__(read)
+    def neox(self, read: Reader) -> bool:
+        return any(read.value("rope.dimension_sections", ()))  # files of vision models have them, and pair so

@@ -34,6 +34,28 @@ class Granite(Transformer):
         return with_shared(MoE(**read.moe(layer)), read.shared_expert(layer))
 
 
+class GraniteWindows(Granite):
+    """Layers with windows and without, all with sinks; which have positions is said for each."""
+
+    architectures = ("granite_swa",)
+    models = "Granite with windows"
+
+    def mixer(self, layer: int, read: Reader) -> Module:
+        return Attention(
+            **read.attention(layer),
+            rope=read.rope(False) if read.per_layer("attention.rope_pattern", True)[layer] else None,
+            window=read.window(layer),
+            scale=read.factor("attention.scale"),
+            sinks=True,
+        )
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        if not read.experts:
+            return super().feed_forward(layer, read)
+        merged = read.rows(layer, "ffn_gate_shexp") == 0
+        return with_shared(MoE(**read.moe(layer)), read.shared_expert(layer), gated="merged" if merged else True)
+
+
 class MiniCPM(Transformer):
     """MiniCPM 1 and 2, and 4. Source: https://arxiv.org/abs/2404.06395."""
 

@@ -1,4 +1,4 @@
-"""Families that mix attention with layers of a fixed state: mamba2, granitehybrid, nemotron_h, falcon-h1, lfm2."""
+"""Families with layers of a fixed state: mamba, mamba2, jamba, granitehybrid, nemotron_h, falcon-h1, lfm2."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 from rocforge.gguf.metadata import MOST
 from rocforge.models.granite import Granite
-from rocforge.nn import MLP, Attention, Block, Mamba2, MixerBlock, Module, Transformer
+from rocforge.nn import MLP, Attention, Block, Linear, Mamba1, Mamba2, MixerBlock, Module, MoE, Transformer
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import SideBySide
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.reader import Reader
+from rocforge.nn.shared_experts import with_shared
 from rocforge.nn.short_conv import ShortConvMixer
 from rocforge.ops.activation import add
 from rocforge.ops.norm import rms_norm
@@ -43,6 +44,47 @@ class Mamba2Model(Transformer):
         return MixerBlock(Mamba2(**mamba2_sizes(read)), read.rms_norm, stateful=True)
 
 
+def mamba1_sizes(read: Reader) -> dict[str, Any]:
+    """Sizes of the layers with a state, as `nn.Mamba1` takes them."""
+    return {
+        "dim": read.config.dim,
+        "inner": read.integer("ssm.inner_size", 1, MOST),
+        "state_dim": read.integer("ssm.state_size", 1, MOST),
+        "rank": read.integer("ssm.time_step_rank", 1, MOST),
+        "width": read.integer("ssm.conv_kernel", 2, 64),
+        "eps": read.eps,
+    }
+
+
+class Mamba(Transformer):
+    """Source: https://arxiv.org/abs/2312.00752; Falcon Mamba: https://arxiv.org/abs/2410.05355."""
+
+    architectures = ("mamba",)
+    models = "Mamba, Falcon Mamba"
+
+    def block(self, layer: int, read: Reader) -> Module:
+        norms = "plain" if read.flag("ssm.dt_b_c_rms", default=False) else None
+        return MixerBlock(Mamba1(**mamba1_sizes(read), norms=norms), read.rms_norm, stateful=True)
+
+
+class Jamba(Transformer):
+    """Attention where a layer has key heads, experts where it has a router. Source: https://arxiv.org/abs/2403.19887."""
+
+    architectures = ("jamba",)
+    models = "Jamba"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attention = read.per_layer("attention.head_count_kv")[layer] > 0
+        mixer = Attention(**read.attention(layer), rope=None) if attention else self.mamba(read)
+        routed = read.has(layer, "ffn_gate_inp")
+        ffn = MoE(**read.moe(layer), normalize=False) if routed else MLP(**read.mlp(layer))
+        return Block(mixer, ffn, read.rms_norm)
+
+    def mamba(self, read: Reader) -> Module:
+        """What a layer has in place of attention."""
+        return Mamba1(**mamba1_sizes(read), norms="weights")
+
+
 class GraniteHybrid(Granite):
     """Granite 4. Source: https://huggingface.co/ibm-granite/granite-4.0-h-small."""
 
@@ -67,10 +109,42 @@ class NemotronH(Transformer):
     def block(self, layer: int, read: Reader) -> Module:
         ffn, kv_heads = (read.per_layer(key)[layer] for key in ("feed_forward_length", "attention.head_count_kv"))
         if ffn:
-            mlp = MLP(**read.mlp(layer), activation="relu_squared", gate=False)
-            return MixerBlock(mlp, read.rms_norm, stateful=False)
+            return MixerBlock(self.feed_forward(layer, read), read.rms_norm, stateful=False)
         mixer = Attention(**read.attention(layer), rope=None) if kv_heads else Mamba2(**mamba2_sizes(read))
         return MixerBlock(mixer, read.rms_norm, stateful=True)
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        """A layer's."""
+        return MLP(**read.mlp(layer), activation="relu_squared", gate=False)
+
+
+class LatentMoE(MoE):
+    """Experts between two projections (ffn_latent_down, ffn_latent_up); the router sees what comes before them."""
+
+    def __init__(self, dim: int, latent: int, experts: int, **options: Any):
+        super().__init__(latent, experts=experts, **options)
+        self.ffn_gate_inp = Linear(dim, experts)
+        self.ffn_latent_down, self.ffn_latent_up = Linear(dim, latent), Linear(latent, dim)
+
+    def choose(self, x: Any) -> tuple[Any, Any, Any]:
+        return self.ffn_latent_down(x), *self.route(x)
+
+    def forward(self, x: Any) -> Any:
+        return self.ffn_latent_up(super().forward(x))
+
+
+class NemotronHMoE(NemotronH):
+    """Nemotron 3: experts without gates beside a shared one. Source: https://arxiv.org/abs/2512.20848."""
+
+    architectures = ("nemotron_h_moe",)
+    models = "Nemotron 3 Nano, Super"
+
+    def feed_forward(self, layer: int, read: Reader) -> Module:
+        how: dict[str, Any] = {"activation": "relu_squared", "gate": False, "sigmoid": True, "selection_bias": True}
+        how["normalize"] = read.flag("expert_weights_norm", default=False)
+        latent = read.integer("moe_latent_size", 0, MOST, default=0)
+        routed = LatentMoE(latent=latent, **read.moe(layer), **how) if latent else MoE(**read.moe(layer), **how)
+        return with_shared(routed, read.shared_expert(layer), activation="relu_squared", gated=False)
 
 
 class FalconH1Block(Module):

@@ -12,7 +12,7 @@ from rocforge.gguf.metadata import MOST
 from rocforge.models.mixtures import DeepSeek
 from rocforge.nn import MLP, Block, KimiDeltaNet, LatentAttention, Module
 from rocforge.nn.reader import LARGEST, Reader
-from rocforge.ops.latent_attention import Temperature
+from rocforge.ops.temperature import Temperature
 from rocforge.quant import QuantizedArray
 
 GLM_FLASH = (154880, (47, 48))
@@ -73,7 +73,7 @@ class DeepSeek2(DeepSeek):
             sizes.own,
             sizes.shared,
             sizes.value_dim,
-            read.rope(self.neox, magnitude) if self.rotates else None,
+            read.rope(self.neox, magnitude=magnitude) if self.rotates else None,
             read.eps,
             query_rank=None if none else read.integer("attention.q_lora_rank", 0, MOST, default=0) or None,
             scale=scale / math.sqrt(sizes.own + sizes.shared),

@@ -1,15 +1,14 @@
-"""Families with layer norms, around llama's attention: nemotron, orion, stablelm, starcoder2, codeshell, olmo."""
+"""Families with layer norms, around llama's attention: nemotron, orion, stablelm, starcoder2, codeshell, olmo, dbrx."""
 
-from rocforge.errors import UnsupportedModelError
-from rocforge.nn import MLP, Attention, Block, Module, Transformer
+from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
 
 
 class Nemotron(Transformer):
-    """Nemotron-4, Minitron; the feed-forward squares a ReLU. Source: https://arxiv.org/abs/2402.16819."""
+    """Nemotron-4, Minitron, Jais 2; the feed-forward squares a ReLU. Source: https://arxiv.org/abs/2402.16819."""
 
-    architectures: tuple[str, ...] = ("nemotron",)
-    models = "Nemotron 4, Minitron"
+    architectures: tuple[str, ...] = ("nemotron", "jais2")
+    models = "Nemotron 4, Minitron; Jais 2"
     activation, gate = "relu_squared", False
 
     def norm(self, read: Reader) -> Module:
@@ -58,14 +57,23 @@ class Olmo(Transformer):
     architectures = ("olmo",)
     models = "OLMo 1"
 
-    def __init__(self, read: Reader):
-        if (clamp := read.number("attention.clamp_kqv", 0.0, 1e12, default=0.0)) > 0:
-            raise UnsupportedModelError(f"olmo with attention.clamp_kqv, here {clamp:g}, is not supported")
-        super().__init__(read)
-
     def norm(self, read: Reader) -> Module:
         return read.layer_norm(affine=False)
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(False))
+        attn = Attention(**read.attention(layer), rope=read.rope(False), clip=read.factor("attention.clamp_kqv"))
         return Block(attn, MLP(**read.mlp(layer)), lambda: read.layer_norm(affine=False))
+
+
+class DBRX(Transformer):
+    """Experts, and layer norms without biases. Source: https://huggingface.co/databricks/dbrx-base."""
+
+    architectures = ("dbrx",)
+    models = "DBRX"
+
+    def norm(self, read: Reader) -> Module:
+        return read.layer_norm()
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True), clip=read.factor("attention.clamp_kqv"))
+        return Block(attn, MoE(**read.moe(layer)), read.layer_norm, pre=("attn_norm", "attn_output_norm"))

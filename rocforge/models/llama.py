@@ -1,7 +1,11 @@
 """llama: Llama 2 to 3.2, Mistral, and Mixtral's experts; and the families that differ from it in their names alone."""
 
-from rocforge.nn import MLP, Attention, Block, MoE, Transformer
+from rocforge.errors import UnsupportedModelError
+from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
+
+WITH_ROPE = 32
+"""Layers of the Baichuan models that rotate queries and keys."""
 
 
 class Llama(Transformer):
@@ -11,15 +15,68 @@ class Llama(Transformer):
     models = "Llama 2 to 3.3, Mistral, Mixtral, InternLM 2, XVERSE, ERNIE 4.5 dense"
     neox = False
 
-    def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(self.neox))
+    def block(self, layer: int, read: Reader) -> Module:
         ffn = MoE(**read.moe(layer)) if read.experts else MLP(**read.mlp(layer))
-        return Block(attn, ffn, read.rms_norm)
+        return Block(self.attention(layer, read), ffn, read.rms_norm)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        """A layer's."""
+        return Attention(**read.attention(layer), rope=read.rope(self.neox))
 
 
 class Exaone(Llama):
-    """EXAONE 3 and 3.5. Source: https://arxiv.org/abs/2408.03541."""
+    """EXAONE 3 and 3.5, openPangu, and the text part of PaddleOCR-VL. Source: https://arxiv.org/abs/2408.03541."""
 
-    architectures = ("exaone",)
-    models = "EXAONE 3, 3.5"
+    architectures = ("exaone", "pangu-embedded", "paddleocr")
+    models = "EXAONE 3, 3.5; openPangu Embedded; PaddleOCR-VL's text part"
     neox = True
+
+
+class Baichuan(Llama):
+    """The 7B models; those of 13B have biases of distance (ALiBi). Source: https://arxiv.org/abs/2309.10305."""
+
+    architectures = ("baichuan",)
+    models = "Baichuan 1, 2 7B"
+
+    def __init__(self, read: Reader):
+        if read.config.layers != WITH_ROPE:
+            raise UnsupportedModelError(f"baichuan of {read.config.layers} layers is not supported; {WITH_ROPE} are")
+        super().__init__(read)
+
+
+class Plamo(Llama):
+    """Attention and feed-forward side by side. Source: https://huggingface.co/pfnet/plamo-13b."""
+
+    architectures = ("plamo",)
+    models = "PLaMo 13B"
+    neox = True
+
+    def block(self, layer: int, read: Reader) -> Block:
+        mlp = MLP(**read.mlp(layer))
+        return Block(self.attention(layer, read), mlp, read.rms_norm, pre=("attn_norm", None), parallel=True)
+
+
+class OpenELM(Llama):
+    """Its layers differ in heads and widths. Source: https://arxiv.org/abs/2404.14619."""
+
+    architectures = ("openelm",)
+    models = "OpenELM"
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        return Attention(**read.attention(layer), rope=read.rope(True), norms="head")
+
+
+class Apertus(Llama):
+    """Its feed-forward has no gate, and a unit with constants of its own in each layer.
+
+    Source: https://arxiv.org/abs/2509.14233.
+    """
+
+    architectures = ("apertus",)
+    models = "Apertus"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True), norms="head")
+        constants = [read.general_number(layer, f"xielu.{name}") for name in ("alpha_n", "alpha_p", "beta", "eps")]
+        mlp = MLP(**read.mlp(layer), activation="xielu", gate=False, constants=constants)
+        return Block(attn, mlp, read.rms_norm)

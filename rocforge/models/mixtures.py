@@ -1,4 +1,5 @@
-"""Families with experts: deepseek, glm4moe, dots1, bailingmoe2, olmoe, minimax-m2, qwen2moe, lfm2moe."""
+"""Families with experts: deepseek, bailingmoe, ernie4_5-moe, glm4moe, dots1, bailingmoe2, hy_v3, olmoe, minimax-m2,
+qwen2moe, lfm2moe."""
 
 from __future__ import annotations
 
@@ -34,6 +35,19 @@ class DeepSeek(Transformer):
         return {"normalize": False}
 
 
+class BailingMoE(DeepSeek):
+    """Ling 1. Source: https://arxiv.org/abs/2503.05139."""
+
+    architectures = ("bailingmoe",)
+    models = "Ling 1"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        return Block(self.attention(layer, read), self.mixture(layer, read), read.rms_norm)
+
+    def gating(self, read: Reader) -> dict[str, Any]:
+        return {"normalize": read.flag("expert_weights_norm", default=False)}
+
+
 class Ernie45MoE(DeepSeek):
     """ERNIE 4.5: experts in every so many layers. Source: https://ernie.baidu.com/blog/posts/ernie4.5."""
 
@@ -67,7 +81,7 @@ class Glm4MoE(DeepSeek):
 class Dots1(Glm4MoE):
     """dots.llm1, and Ling 2 and Ring 2 of bailingmoe2. Sources: https://arxiv.org/abs/2506.05767, 2510.22115."""
 
-    architectures = ("dots1", "bailingmoe2")
+    architectures: tuple[str, ...] = ("dots1", "bailingmoe2")
     models = "dots.llm1, Ling 2, Ring 2"
     pre = ("attn_norm", "ffn_norm")
 
@@ -76,6 +90,16 @@ class Dots1(Glm4MoE):
 
     def gating(self, read: Reader) -> dict[str, Any]:
         return {**read.gating("sigmoid"), "selection_bias": "optional"}
+
+
+class HyV3(Dots1):
+    """Source: https://huggingface.co/tencent/Hy3."""
+
+    architectures = ("hy_v3",)
+    models = "Hy 3"
+
+    def gating(self, read: Reader) -> dict[str, Any]:
+        return {**read.gating("sigmoid"), "selection_bias": "bare"}
 
 
 class Olmoe(Transformer):

@@ -1,7 +1,13 @@
-"""phi3: Phi-3, 3.5 and 4, whose weights hold q, k, v and gate, up together."""
+"""phi3: Phi-3, 3.5 and 4, whose weights hold q, k, v and gate, up together; phimoe, with experts."""
 
-from rocforge.nn import Attention, Block, MergedMLP, Transformer
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.nn import Attention, Block, MergedMLP, Module, MoE, Parameter, Transformer
 from rocforge.nn.reader import Reader
+from rocforge.ops.activation import add
+from rocforge.ops.norm import rms_norm
 
 
 class Phi3(Transformer):
@@ -16,3 +22,32 @@ class Phi3(Transformer):
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True))
         return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm)
+
+
+class BiasedNorm(Module):
+    """An RMS norm with a weight and a bias (dim,)."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight: Any = Parameter(dim)
+        self.bias: Any = Parameter(dim)
+        self.eps = eps
+
+    def forward(self, x: Any) -> Any:
+        return add(rms_norm(x, self.weight, self.eps), self.bias)
+
+
+class PhiMoE(Transformer):
+    """Its norms subtract no mean, and experts are weighed by a softmax, as llama.cpp has it.
+
+    Source: https://arxiv.org/abs/2404.14219.
+    """
+
+    architectures = ("phimoe",)
+    models = "Phi 3.5 MoE, Phi mini MoE"
+
+    def norm(self, read: Reader) -> Module:
+        return BiasedNorm(read.config.dim, read.eps)
+
+    def block(self, layer: int, read: Reader) -> Block:
+        attn = Attention(**read.attention(layer), rope=read.rope(True))
+        return Block(attn, MoE(**read.moe(layer)), lambda: self.norm(read))

@@ -6,6 +6,7 @@ from rocforge.nn.delta_net import GatedDeltaNet
 from rocforge.nn.kimi_delta import KimiDeltaNet
 from rocforge.nn.latent_attention import LatentAttention
 from rocforge.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from rocforge.nn.mamba1 import Mamba1
 from rocforge.nn.mamba2 import Mamba2
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module
@@ -26,6 +27,7 @@ __all__ = [
     "LatentAttention",
     "LayerNorm",
     "Linear",
+    "Mamba1",
     "Mamba2",
     "MergedMLP",
     "MixerBlock",

@@ -9,11 +9,12 @@ from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV
-from rocforge.ops.activation import sigmoid_gate
+from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
 from rocforge.ops.recurrent import split_gate
-from rocforge.ops.rope import RopeFrequencies
+from rocforge.ops.rope import RopeFrequencies, rotate
+from rocforge.ops.temperature import Temperature
 
 
 class Attention(Module):
@@ -26,17 +27,22 @@ class Attention(Module):
         eps: of the norms of queries and keys.
         value_dim: elements of a head's value; None: as many as of its key.
         window: see this token and window - 1 before it, and if not causal after it; None for all.
+        chunked: see, of the run of `window` tokens that this one is in, those up to it.
         alibi: the largest bias of the distance between two tokens, ALiBi's; None: there is none.
         causal: see no token after this; False, of encoders: see them too.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         softcap: cap on the scores, or None.
         bias, output_bias: whether q, k and v, and the output, have one; "optional" for where the file has.
         norms: queries and keys are normalized (attn_q_norm, attn_k_norm): "head", each head of them; "whole", all
-            heads as one row; None: not.
+            heads as one row; None: not. "head, no weight" has no such tensors; "rotated head" comes after the rope.
+        temperature: scales the queries by their positions, or None.
         merged: one weight holds the rows of q, k and v (attn_qkv).
         sinks: each head has a sink (attn_sinks).
         gate: what attention gives is multiplied by the sigmoid of a projection of x before the output: True: of
-            attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's.
+            attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's; "heads":
+            of attn_gate, one number a head.
+        gate_unit: sigmoid or softplus.
+        clip: queries, keys and values are cut to at most this, and its negative; None: not.
 
     Attributes:
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
@@ -57,31 +63,41 @@ class Attention(Module):
         *,
         value_dim: int | None = None,
         window: int | None = None,
+        chunked: bool = False,
         scale: float | None = None,
         softcap: float | None = None,
         bias: bool | str = "optional",
         output_bias: bool | str = "optional",
         norms: str | None = None,
+        temperature: Temperature | None = None,
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
         alibi: float | None = None,
         causal: bool = True,
+        gate_unit: str = "sigmoid",
+        clip: float | None = None,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
+        self.temperature, self.clip = temperature, clip
         value_dim = value_dim or head_dim
-        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, causal=causal)
+        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, chunked=chunked, causal=causal)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
+        self.ends = rows, rows + kv_rows  # of queries and keys in attn_qkv
         if merged:
-            self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
+            self.attn_qkv = Linear(dim, rows + kv_rows + kv_heads * value_dim, bias=bias)
         else:
             self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
             self.attn_k = Linear(dim, kv_rows, bias=bias)
             self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
-        self.attn_gate = Linear(dim, heads * value_dim) if gate is True else None
-        self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
-        self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
+        self.attn_gate = None
+        if gate in (True, "heads"):
+            self.attn_gate = Linear(dim, heads * value_dim if gate is True else heads)
+        self.gate_unit, self.gated_width = gate_unit, value_dim if gate == "heads" else 1
+        affine, widths = norms != "head, no weight", (rows, kv_rows) if norms == "whole" else (head_dim, head_dim)
+        self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
+        self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
         self._slopes = None if alibi is None else slopes(heads, alibi)
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
@@ -95,26 +111,50 @@ class Attention(Module):
 
     def forward(self, x: Any, batch: Batch) -> Any:
         q, k, v, gate = self.split([layer(x) for layer in self.projections])
-        if self.norms:
-            q, k = self.normalize(q, k)
+        q, k = self.prepare(q, k, batch)
         y = self.attend(q, k, v, batch).reshape(len(q), -1)
-        return self.attn_output(y if gate is None else sigmoid_gate(y, gate))
+        return self.attn_output(y if gate is None else self.gated(y, gate))
+
+    def gated(self, y: Any, gate: Any) -> Any:
+        """What the heads give, (tokens, heads * value_dim), times the unit of the gate."""
+        if self.gate_unit == "sigmoid" and self.gated_width == 1:
+            return sigmoid_gate(y, gate)
+        rows, numbers = y.reshape(-1, self.gated_width), contiguous(gate).reshape(-1)
+        if self.gate_unit == "sigmoid":
+            return sigmoid_gate_rows(rows, numbers).reshape(y.shape)
+        return scale_rows(rows, softplus(numbers)).reshape(y.shape)
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
         """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
+        if self.clip is not None:
+            projected = [clip(y, self.clip) for y in projected]
         if len(projected) == 1:
-            qkv = projected[0].reshape(tokens, heads + 2 * kv_heads, -1)
-            return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :], gate
+            (qkv,), (queries, keys) = projected, self.ends
+            projected = [qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]]
         q, k, v = projected
         if self.splits_q:
             q, gate = split_gate(q, heads)
         return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1), gate
 
+    @property
+    def rotates_first(self) -> bool:
+        """Whether the rope comes before the norms."""
+        return self.norms == "rotated head"
+
+    def prepare(self, q: Any, k: Any, batch: Batch) -> tuple[Any, Any]:
+        """Queries and keys as `attend` takes them: normalized, and the queries scaled by the temperature."""
+        if self.rotates_first and self.rope is not None:
+            q, k = (rotate(x, *batch.rotation(self.rope)) for x in (q, k))
+        if self.norms:
+            q, k = self.normalize(q, k)
+        return q if self.temperature is None else scale_rows(q, batch.temperatures(self.temperature)), k
+
     def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:
         """Queries and keys through their norms, a head or a whole row at a time."""
-        if self.norms == "head":
+        q, k = contiguous(q), contiguous(k)
+        if self.norms != "whole":
             return self.attn_q_norm(q), self.attn_k_norm(k)
         rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))
         return rows[0].reshape(q.shape), rows[1].reshape(k.shape)
@@ -138,7 +178,7 @@ class Attention(Module):
             float32, shape (tokens, heads, value_dim), or (tokens, heads * value_dim) where there is a consumer.
         """
         state = batch.state_of(self)
-        rotation = None if self.rope is None else batch.rotation(self.rope)
+        rotation = None if self.rope is None or self.rotates_first else batch.rotation(self.rope)
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
         if not self.shows_pattern and self._slopes is None and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)

@@ -16,6 +16,7 @@ from rocforge.nn.low_rank import PlacedLoRA, TokenAdapters
 from rocforge.nn.state import blocks_for
 from rocforge.ops.rope import RopeFrequencies, Rotation
 from rocforge.ops.state import PagedLayer, RecurrentLayer, Span
+from rocforge.ops.temperature import Temperature
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Batch:
     logits_rows: Any = None
     adapters: TokenAdapters | None = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
+    _temperatures: dict[Temperature, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Batch({len(self.positions)} tokens, {len(self.lengths)} sequences, {self.cache!r})"
@@ -201,6 +203,7 @@ class Batch:
             self.query_starts,
             self.cache.counters,
             group.state.causal,
+            group.state.chunked,
         )
 
     def rotation(self, frequencies: RopeFrequencies) -> Rotation:
@@ -214,6 +217,17 @@ class Batch:
         if key not in self._rotations:
             self._rotations[key] = Rotation(*frequencies.cos_sin(self.positions), frequencies.neox)
         return self._rotations[key]
+
+    def temperatures(self, temperature: Temperature) -> Any:
+        """The factors of the queries, float32 (tokens,), computed once for all layers that have that temperature.
+
+        >>> from rocforge.ops.temperature import Temperature
+        >>> rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])]).temperatures(Temperature(0.1, 2))
+        array([1.       , 1.       , 1.0693147], dtype=float32)
+        """
+        if temperature not in self._temperatures:
+            self._temperatures[temperature] = temperature.factors(self.positions)
+        return self._temperatures[temperature]
 
 
 def _paging(group: PagedGroup, chunks: Sequence[Chunk], index: int, device: str) -> Paging:

@@ -12,19 +12,26 @@ from rocforge.ops.activation import add
 
 
 class MixerBlock(Module):
-    """A layer with one mixer: `x + mixer(attn_norm(x))`; x (tokens, dim).
+    """A layer with one mixer: `x + mixer(norm(x))`; x (tokens, dim).
 
     Args:
         mixer: called with x; or, if stateful, with (x, batch).
         norm: makes the norm.
         stateful: whether the mixer has a state.
+        name: GGUF's of the norm.
     """
 
-    def __init__(self, mixer: Module, norm: Callable[[], Module], *, stateful: bool):
-        self.attn_norm, self.mixer, self.stateful = norm(), mixer, stateful
+    def __init__(self, mixer: Module, norm: Callable[[], Module], *, stateful: bool, name: str = "attn_norm"):
+        setattr(self, name, norm())
+        self.mixer, self.stateful, self.norm_name = mixer, stateful, name
+
+    @property
+    def norm(self) -> Module:
+        """Before the mixer."""
+        return getattr(self, self.norm_name)
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        y = self.attn_norm(x)
+        y = self.norm(x)
         return add(x, self.mixer(y, batch) if self.stateful else self.mixer(y))
 
 

@@ -24,10 +24,10 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.shared_experts import SharedMoE
-from rocforge.ops.activation import add, sigmoid_gate
+from rocforge.ops.activation import add
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
-from rocforge.ops.moe import experts, mixture
+from rocforge.ops.moe import UNITS, experts, mixture
 from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
 from rocforge.ops.types import Matrices, NextNorm
 
@@ -167,22 +167,22 @@ class _Attention(_Projected):
     def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.attn_output, tables)
         norms = mixer.attn_q_norm, mixer.attn_k_norm
-        self.fuses_norms = mixer.norms == "head" and all(is_hidden(norm, RMSNorm) for norm in norms)
-        self.calls_norms = mixer.norms is not None and not self.fuses_norms
+        plain = mixer.norms == "head" and mixer.temperature is None
+        self.fuses_norms = plain and all(is_hidden(norm, RMSNorm) for norm in norms)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         attn = self.mixer
         q, k, v, gate = attn.split(self.project(stream))
         fused = {}
-        if self.calls_norms:
-            q, k = attn.normalize(q, k)
-        elif self.fuses_norms:
+        if self.fuses_norms:
             q_norm = attn.attn_q_norm
             fused = {"q_norm": q_norm.weight, "k_norm": attn.attn_k_norm.weight, "eps": q_norm.eps}
+        else:
+            q, k = attn.prepare(q, k, batch)
         if gate is None and self.last_weight is not None:
             return self.finish(stream.x, attn.attend(q, k, v, batch, consumer=self.last_weight, **fused), following)
         y = attn.attend(q, k, v, batch, **fused).reshape(len(q), -1)
-        return self.finish(stream.x, y if gate is None else sigmoid_gate(y, gate), following)
+        return self.finish(stream.x, y if gate is None else attn.gated(y, gate), following)
 
 
 class _Mixer(_Projected):
@@ -199,7 +199,7 @@ class _MLP(_Projected):
 
     def __init__(self, mixer: Any, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.ffn_down, tables)
-        gated = type(mixer) is MLP and len(self.layers) == 2 and not self.adapted
+        gated = type(mixer) is MLP and len(self.layers) == 2 and mixer.activation in UNITS and not self.adapted
         self.fuses_gate = gated and all(is_hidden(layer, Linear) for layer in self.layers)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -222,7 +222,7 @@ class _MoE(_Step):
         self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
         self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
-        fuses = is_hidden(router, Linear) and router not in tables
+        fuses = is_hidden(router, Linear) and router not in tables and not self.routed.weighs_input
         self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -250,7 +250,7 @@ class _MoE(_Step):
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
             how = norm.weight, norm.eps, router, moe.routing
             return mixture(x, *how, *matrices, moe.activation, residual, following)
-        ids, weights = moe.route(y)
+        y, ids, weights = moe.choose(y)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
@@ -272,7 +272,7 @@ def _has_plain_experts(mixer: Module) -> bool:
     """Whether a mixer is a mixture of experts whose products need not be called."""
     if is_plain(mixer, SharedMoE):
         return not mixer.routed.observers and _has_plain_experts(mixer.routed)
-    if not is_plain(mixer, MoE):
+    if not is_plain(mixer, MoE) or mixer.activation not in UNITS:
         return False
     return all(is_hidden(layer, Experts) for layer in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps))
 
@@ -311,7 +311,7 @@ class Fused:
                 self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
                 self._seen[len(self._steps) - 1] = block
             elif is_plain(block, MixerBlock):
-                self._steps.append(_step(block.mixer, block.attn_norm, None, block.stateful, tables))
+                self._steps.append(_step(block.mixer, block.norm, None, block.stateful, tables))
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledBlock(block))

@@ -10,8 +10,9 @@ from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import PagedKV
-from rocforge.ops.latent_attention import Temperature, head_linear, latent_attention, store_latents
+from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
 from rocforge.ops.rope import RopeFrequencies
+from rocforge.ops.temperature import Temperature
 
 
 class HeadLinear(Module):

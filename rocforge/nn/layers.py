@@ -80,10 +80,11 @@ class Classifier(Module):
 
 
 class RMSNorm(Module):
-    """Root-mean-square normalization over the last axis, with a weight (dim,)."""
+    """Root-mean-square normalization over the last axis, with a weight (dim,); without `affine` it has none."""
 
-    def __init__(self, dim: int, eps: float):
-        self.weight, self.eps = Parameter(dim), eps
+    def __init__(self, dim: int, eps: float, affine: bool = True):
+        self.weight: Any = Parameter(dim) if affine else None
+        self.eps = eps
 
     def forward(self, x: Any) -> Any:
         return rms_norm(x, self.weight, self.eps)

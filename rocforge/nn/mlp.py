@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rocforge.nn.layers import Linear
@@ -14,21 +15,29 @@ class MLP(Module):
 
     Args:
         dim, ffn: widths of the residual stream and of the hidden layer.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu, gelu or
-            relu_squared.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, swiglu_oai; without a gate silu, gelu,
+            relu_squared or xielu.
         gate: whether there is one.
         bias: whether the projections have one; "optional" for where the file has.
+        constants: what the activation takes beside what the projections give.
     """
 
     inline = True
 
     def __init__(
-        self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = True, bias: bool | str = "optional"
+        self,
+        dim: int,
+        ffn: int,
+        activation: str = "swiglu",
+        *,
+        gate: bool = True,
+        bias: bool | str = "optional",
+        constants: Sequence[float] = (),
     ):
         self.ffn_gate = Linear(dim, ffn, bias=bias) if gate else None
         self.ffn_up = Linear(dim, ffn, bias=bias)
         self.ffn_down = Linear(ffn, dim, bias=bias)
-        self.activation = activation
+        self.activation, self.constants = activation, tuple(constants)
 
     @property
     def projections(self) -> list[Module]:
@@ -40,7 +49,7 @@ class MLP(Module):
 
     def activate(self, projected: list[Any]) -> Any:
         """The hidden layer from what the projections give."""
-        return getattr(activations, self.activation)(*projected)
+        return getattr(activations, self.activation)(*projected, *self.constants)
 
 
 class MergedMLP(Module):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
+from rocforge.ops.activation import scale_rows, softmax
 from rocforge.ops.moe import combine_experts, expert_linear, route
 from rocforge.ops.types import Matrices
+
+
+def halves(y: Any) -> list[Any]:
+    """The first and the last half of the columns."""
+    return [y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]]
 
 
 class Experts(Module):
@@ -43,11 +50,15 @@ class MoE(Module):
     Args:
         dim, ffn: widths of the residual stream and of an expert's hidden layer.
         experts, used: how many there are, and how many each token takes.
-        activation: a gated unit of rocforge.ops.activation: swiglu, geglu or swiglu_oai; without a gate gelu.
+        activation: a gated unit of rocforge.ops.activation: swiglu, geglu, reglu, swiglu_oai; without gate, as in MLP.
         gate: whether experts have one.
+        merged: one matrix an expert holds the rows of gate and up (ffn_gate_up_exps).
+        constants: what the activation takes beside what gate and up give.
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
-        selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
+        selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one,
+            "bare" for where its name has no .bias.
+        weighs_input: an expert's weight is a factor on what it takes, not on what it gives; for one expert a token.
     """
 
     inline = True
@@ -61,6 +72,8 @@ class MoE(Module):
         activation: str = "swiglu",
         *,
         gate: bool = True,
+        merged: bool = False,
+        constants: Sequence[float] = (),
         bias: bool = False,
         softmax_before: bool = True,
         normalize: bool = True,
@@ -68,25 +81,41 @@ class MoE(Module):
         sigmoid: bool = False,
         groups: tuple[int, int] = (1, 1),
         selection_bias: bool | str = False,
+        weighs_input: bool = False,
     ):
         self.ffn_gate_inp = Linear(dim, experts, bias=bias)
-        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate else None
-        self.ffn_up_exps = Experts(experts, dim, ffn, bias)
+        self.ffn_gate_up_exps = Experts(experts, dim, 2 * ffn, bias) if merged else None
+        self.ffn_gate_exps = Experts(experts, dim, ffn, bias) if gate and not merged else None
+        self.ffn_up_exps = None if merged else Experts(experts, dim, ffn, bias)
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
-        self.activation = activation
-        self.exp_probs_b = SelectionBias(experts, selection_bias) if selection_bias else None
+        self.activation, self.constants, self.weighs_input = activation, tuple(constants), weighs_input
+        self.exp_probs_b: Any = SelectionBias(experts, selection_bias) if selection_bias else None
+        if selection_bias == "bare":
+            self.exp_probs_b = Parameter(experts, optional=True)
         self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
 
     @property
     def routing(self) -> tuple[Any, ...]:
         """What rocforge.ops.moe.route takes after the logits."""
-        return (*self.policy, None if self.exp_probs_b is None else self.exp_probs_b())
+        bias = self.exp_probs_b
+        return (*self.policy, bias() if isinstance(bias, Module) else bias)
 
     def forward(self, x: Any) -> Any:
+        return self.mix(*self.choose(x))
+
+    def mix(self, x: Any, ids: Any, weights: Any) -> Any:
+        """The sum of what the experts of each token, ids and weights (tokens, used), give of x."""
+        layers = (self.ffn_gate_up_exps, self.ffn_gate_exps, self.ffn_up_exps)
+        projected = [layer(x, ids) for layer in layers if layer is not None]
+        if self.ffn_gate_up_exps is not None:
+            projected = halves(*projected)
+        hidden = getattr(activations, self.activation)(*projected, *self.constants)
+        return combine_experts(self.ffn_down_exps(hidden, ids), weights)
+
+    def choose(self, x: Any) -> tuple[Any, Any, Any]:
+        """What the experts take, and the ids and weights as in `experts`."""
         ids, weights = self.route(x)
-        projected = [layer(x, ids) for layer in (self.ffn_gate_exps, self.ffn_up_exps) if layer is not None]
-        y = self.ffn_down_exps(getattr(activations, self.activation)(*projected), ids)
-        return combine_experts(y, weights)
+        return (scale_rows(x, weights), ids, softmax(weights)) if self.weighs_input else (x, ids, weights)
 
     def route(self, x: Any) -> tuple[Any, Any]:
         """The experts of each token, ids and weights (tokens, used)."""

@@ -6,6 +6,7 @@ Source of the keys: the GGUF specification, https://github.com/ggml-org/ggml/blo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +33,8 @@ SCALINGS = ("none", "linear", "yarn", "longrope")
 ENCODER: Mapping[str, Any] = MappingProxyType({"attention.causal": False})
 """Defaults of encoders."""
 MOST_LAYERS, MOST_HEAD_DIM = 1024, 1 << 16
+WINDOW_DIMENSIONS = "rope.dimension_count_swa"
+"""The key of what is rotated of a head in layers with a window."""
 LEAST, LARGEST = 1e-13, 1e12
 """Bounds of constants that are positive."""
 BASES = (1.001, LARGEST)
@@ -100,12 +103,27 @@ class Reader(Metadata):
             raise self.error(key, f"one value, or arrays of {layers}, one a layer")
         return (value.tolist() if isinstance(value, np.ndarray) else list(value))[:layers]
 
+    def general_number(self, layer: int, key: str) -> float:
+        """A number of a layer, of a key without the architecture's prefix: one for all, or an item of an array."""
+        value, layers = Metadata(self.tensors.metadata).value(key), self.config.layers
+        numbers = np.atleast_1d(np.asarray(value, np.float64))
+        if numbers.shape not in ((1,), (layers,)) or not np.isfinite(numbers).all():
+            raise GGUFError(f"metadata {key} is {value!r:.80}; allowed are one number, or {layers}, one a layer")
+        return float(numbers[min(layer, len(numbers) - 1)])
+
     def integer_of(self, layer: int, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         """An integer of a layer, low to high."""
         value = self.per_layer(key, default)[layer]
         if value is default or (type(value) is int and low <= value <= high):
             return value
         raise self.error(key, f"integers from {low} to {high}")
+
+    def number_of(self, layer: int, key: str, low: float, high: float, default: Any = REQUIRED) -> float:
+        """A number of a layer, low to high."""
+        value = self.per_layer(key, default)[layer]
+        if isinstance(value, (int, float)) and low <= value <= high:
+            return float(value)
+        raise self.error(key, f"numbers from {low:g} to {high:g}")
 
     @functools.cached_property
     def eps(self) -> float:
@@ -144,6 +162,11 @@ class Reader(Metadata):
         """Whether a layer has a weight of that name."""
         return f"blk.{layer}.{name}.weight" in self.tensors
 
+    def rows(self, layer: int, name: str) -> int:
+        """Rows of a layer's weight of that name; 0 where it has none, or where the weight is not known."""
+        name = f"blk.{layer}.{name}.weight"
+        return self.tensors[name].shape[0] if name in self.tensors else 0
+
     def head_dim(self, layer: int, key: str = "attention.key_length") -> int:
         """Elements of a head's key, or value."""
         dim, given = self.config.dim, self.integer_of(layer, key, 1, MOST_HEAD_DIM, default=None)
@@ -166,9 +189,10 @@ class Reader(Metadata):
             "dim": self.config.dim,
             "ffn": self.integer_of(layer, "expert_feed_forward_length", 1, MOST, default=self._expert_ffn(layer)),
             "experts": self.experts,
-            "used": self.integer("expert_used_count", 1, self.experts),
+            "used": self.integer_of(layer, "expert_used_count", 1, self.experts),
             "scale": self.number("expert_weights_scale", 0.0, LARGEST, default=0.0) or 1.0,
             "groups": self._expert_groups(),
+            "merged": self.has(layer, "ffn_gate_up_exps"),
         }
 
     def _expert_groups(self) -> tuple[int, int]:
@@ -201,13 +225,14 @@ class Reader(Metadata):
 
     def _expert_ffn(self, layer: int) -> int:
         """What the layer's experts have, which not all files say."""
-        name = f"blk.{layer}.ffn_gate_exps.weight"
-        if name in self.tensors and len(self.tensors[name].shape) > 1:
-            return self.tensors[name].shape[-2]
+        for name, parts in (("ffn_gate_exps", 1), ("ffn_gate_up_exps", 2)):
+            shape: tuple[int, ...] = self.tensors[f"blk.{layer}.{name}.weight"].shape if self.has(layer, name) else ()
+            if len(shape) > 1:
+                return shape[-2] // parts
         return self.integer_of(layer, "feed_forward_length", 1, MOST)
 
     def window(
-        self, layer: int, every: int | None = None, default: int = 0, first: bool = False, around: bool = False
+        self, layer: int, every: int | None = None, default: int = 0, *, first: bool = False, around: bool = False
     ) -> int | None:
         """The sliding window of a layer in tokens, or None where it sees everything.
 
@@ -256,16 +281,17 @@ class Reader(Metadata):
         """A cap on scores or logits; None for none."""
         return self.factor(key)
 
-    def rope(self, neox: bool, magnitude: float = 1.0) -> RopeFrequencies:
+    def rope(self, neox: bool, share: int = 1, magnitude: float | None = None) -> RopeFrequencies:
         """The rotary embedding, scaled as the file says. Layers share it.
 
         Args:
             neox: as in RopeFrequencies.
-            magnitude: a factor on what is rotated, beside the file's.
+            share: of the dimensions that the file names, one part of so many is rotated.
+            magnitude: a factor on what is rotated, beside the file's and YaRN's own; None: as the file says.
         """
-        if neox not in self._ropes:
-            self._ropes[neox] = self._scaled_rope(neox, magnitude)
-        return self._ropes[neox]
+        if (neox, share) not in self._ropes:
+            self._ropes[neox, share] = self._scaled_rope(neox, share, magnitude)
+        return self._ropes[neox, share]
 
     @property
     def _rope_scale(self) -> float:
@@ -278,11 +304,13 @@ class Reader(Metadata):
         """By how much YaRN has made the context grow; 1 where it has not."""
         return self._rope_scale if self.string("rope.scaling.type", default="linear") == "yarn" else 1.0
 
-    def _scaled_rope(self, neox: bool, magnitude: float) -> RopeFrequencies:
-        read, config, dimensions = self, self.config, self._rope_dimensions()
-        trained = read.integer("context_length", 1, MOST, default=config.context)
-        original = read.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
-        scale = self._rope_scale
+    def _scaled_rope(self, neox: bool, share: int, magnitude: float | None) -> RopeFrequencies:
+        read, config, named = self, self.config, self._rope_dimensions()
+        dimensions = named // share
+        original, scale = read.original_context, self._rope_scale
+        if magnitude is None:
+            log_multiplier = self.number("rope.scaling.yarn_log_multiplier", 0.0, LARGEST, default=0.0)
+            magnitude = 1 / (1 + 0.1 * log_multiplier * math.log(scale))
         scaling = read.string("rope.scaling.type", default="linear")
         if scaling not in SCALINGS:
             raise read.error("rope.scaling.type", ", ".join(SCALINGS))
@@ -291,9 +319,9 @@ class Reader(Metadata):
         )
         return rope_frequencies(
             dimensions,
-            self._rope_base(),
+            self.rope_base,
             neox=neox,
-            factors=self._factors(ROPE_TENSORS[which], dimensions // 2),
+            factors=self._factors(ROPE_TENSORS[which], named // 2, dimensions // 2),
             scaling=scaling if scaling in ("linear", "yarn") and scale != 1.0 else "none",
             scale=scale,
             original_context=original,
@@ -301,6 +329,12 @@ class Reader(Metadata):
             beta_fast=read.number("rope.scaling.yarn_beta_fast", LEAST, LARGEST, default=32.0),
             beta_slow=read.number("rope.scaling.yarn_beta_slow", LEAST, LARGEST, default=1.0),
         )
+
+    @property
+    def original_context(self) -> int:
+        """Tokens of the context before it was extended."""
+        trained = self.integer("context_length", 1, MOST, default=self.config.context)
+        return self.integer("rope.scaling.original_context_length", 1, MOST, default=trained)
 
     def window_rope(self, neox: bool, base: float | None = None) -> RopeFrequencies:
         """The rotary embedding of layers with a window: not scaled, of a base of their own. Layers share it.
@@ -310,30 +344,45 @@ class Reader(Metadata):
             base: where the file does not say; None: that of all layers, which then is the one embedding of all.
         """
         base = self.number("rope.freq_base_swa", *BASES, default=base)
-        if base is None:
-            return self.rope(neox)
-        if (neox, base) not in self._ropes:
-            self._ropes[neox, base] = rope_frequencies(self._rope_dimensions(), base, neox=neox)
-        return self._ropes[neox, base]
+        return (
+            self.rope(neox) if base is None else self.plain_rope(neox, base, self._rope_dimensions(WINDOW_DIMENSIONS))
+        )
 
-    def _rope_base(self) -> float:
-        return self.number("rope.freq_base", *BASES, default=10000.0)
+    def plain_rope(self, neox: bool, base: float | None = None, dimensions: int | None = None) -> RopeFrequencies:
+        """The rotary embedding, not scaled. Layers share it.
 
-    def _rope_dimensions(self) -> int:
-        head_dim, key = self.head_dim(0), "rope.dimension_count"
-        dimensions = self.integer(key, 2, head_dim, default=head_dim)
+        Args:
+            neox: as in RopeFrequencies.
+            base, dimensions: None: those of all layers.
+        """
+        key = neox, base or self.rope_base, dimensions or self._rope_dimensions()
+        if key not in self._ropes:
+            self._ropes[key] = rope_frequencies(key[2], key[1], neox=neox)
+        return self._ropes[key]
+
+    @property
+    def rope_base(self) -> float:
+        """That of all layers but those with a window, where these have their own."""
+        base = self.number("rope.freq_base", *BASES, default=10000.0)
+        alpha, dim = self.number("rope.scaling.alpha", 0.0, LARGEST, default=0.0), self.head_dim(0)
+        return base * alpha ** (dim / (dim - 2)) if alpha else base
+
+    def _rope_dimensions(self, key: str = "rope.dimension_count") -> int:
+        head_dim = self.head_dim(0)
+        default = self._rope_dimensions() if key == WINDOW_DIMENSIONS else head_dim
+        dimensions = self.integer(key, 2, head_dim, default=default)
         if dimensions % 2:
             raise self.error(key, f"even numbers to {head_dim}")
         return dimensions
 
-    def _factors(self, name: str, count: int) -> np.ndarray | None:
+    def _factors(self, name: str, count: int, used: int) -> np.ndarray | None:
         if name not in self.tensors:
             return None
         factors = np.asarray(self.tensors[name], np.float32)
         if factors.shape != (count,) or not (factors > 0).all():
             found = f"of shape {factors.shape}, from {factors.min(initial=np.inf):g}"
             raise GGUFError(f"tensor {name} is {found}; allowed are {count} numbers over 0")
-        return factors
+        return factors[:used]
 
 
 def _embedding_rows(file: Mapping[str, Any]) -> int:
@@ -347,5 +396,6 @@ def _embedding_rows(file: Mapping[str, Any]) -> int:
 
 
 def _blocks(file: Mapping[str, Any]) -> int:
-    """How many blocks have tensors."""
-    return len({name.split(".", 2)[1] for name in file if name.startswith("blk.")})
+    """How many blocks there are up to the last one with tensors."""
+    numbers = (name.split(".", 2)[1] for name in file if name.startswith("blk."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 6), default=-1)

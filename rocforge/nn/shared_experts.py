@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
-from rocforge.nn.moe import MoE
+from rocforge.nn.moe import MoE, halves
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.activation import add, sigmoid_gate_rows
@@ -30,18 +31,35 @@ class SharedExpert(Module):
         dim, ffn: widths of the residual stream and of the hidden layer.
         activation: as in MLP.
         gate: the result is multiplied by the sigmoid of a logit of each token (ffn_gate_inp_shexp).
+        gated: whether the feed-forward has a gate (ffn_gate_shexp); "merged": ffn_up_shexp has the rows of both.
+        constants: what the activation takes beside what the projections give.
     """
 
     inline = True
 
-    def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, gate: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        ffn: int,
+        activation: str = "swiglu",
+        *,
+        gate: bool = False,
+        gated: bool | str = True,
+        constants: Sequence[float] = (),
+    ):
         self.ffn_gate_inp_shexp = TokenGate(dim) if gate else None
-        self.ffn_gate_shexp, self.ffn_up_shexp = Linear(dim, ffn), Linear(dim, ffn)
+        self.merged = gated == "merged"
+        self.ffn_gate_shexp = Linear(dim, ffn) if gated is True else None
+        self.ffn_up_shexp = Linear(dim, 2 * ffn if self.merged else ffn)
         self.ffn_down_shexp = Linear(ffn, dim)
-        self.activation = activation
+        self.activation, self.constants = activation, tuple(constants)
 
     def forward(self, x: Any) -> Any:
-        hidden = getattr(activations, self.activation)(self.ffn_gate_shexp(x), self.ffn_up_shexp(x))
+        layers = [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
+        projected = [layer(x) for layer in layers]
+        if self.merged:
+            projected = halves(*projected)
+        hidden = getattr(activations, self.activation)(*projected, *self.constants)
         if self.ffn_gate_inp_shexp is not None:  # a product has no bias, so its x may be scaled instead
             hidden = sigmoid_gate_rows(hidden, self.ffn_gate_inp_shexp(x))
         return self.ffn_down_shexp(hidden)
@@ -59,6 +77,6 @@ class SharedMoE(Module):
         return add(self.routed(x), self.shared(x))
 
 
-def with_shared(routed: MoE, sizes: dict[str, Any] | None, *, gate: bool = False) -> MoE | SharedMoE:
-    """A mixture, beside a shared expert of these sizes, if there are any; gate as in SharedExpert."""
-    return SharedMoE(routed, SharedExpert(**sizes, gate=gate)) if sizes else routed
+def with_shared(routed: MoE, sizes: dict[str, Any] | None, **options: Any) -> MoE | SharedMoE:
+    """A mixture, beside a shared expert of these sizes, if there are any; options as in SharedExpert."""
+    return SharedMoE(routed, SharedExpert(**sizes, **options)) if sizes else routed

@@ -14,7 +14,7 @@ import numpy as np
 
 from rocforge.formats.kv_cache import CACHE_TYPES, FLOATS, PACKED
 from rocforge.nn.module import Module
-from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.state import BLOCK_SIZE, first_seen
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PagedKV:
             latent attention has them.
         key_type, value_type: one of rocforge.formats.kv_cache.CACHE_TYPES; None: float16 on a GPU, float32 on a CPU.
         window: the next token sees itself and window - 1 tokens before it; None: all.
+        chunked: as in rocforge.ops.state.PagedLayer.
         causal: a token sees none after it. Else a sequence's tokens are all of one batch, nothing is kept for the next,
             and the layers of a group take turns with the same arrays.
     """
@@ -37,6 +38,7 @@ class PagedKV:
     key_type: str | None = None
     value_type: str | None = None
     window: int | None = None
+    chunked: bool = False
     causal: bool = True
 
     def rows_on(self, device: str) -> list[tuple[str, int]]:
@@ -50,7 +52,7 @@ class PagedKV:
 
     def first_visible(self, position: int) -> int:
         """The first position that the token at `position`, or any after it, can see."""
-        return 0 if self.window is None else max(0, position - self.window + 1)
+        return int(first_seen(position, self.window, self.chunked))
 
 
 def _block_nbytes(kind: str, dim: int, block_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,22 @@ def geglu(gate: Array, up: Array) -> Array:
     return gelu(gate) * up.astype(np.float32, copy=False)
 
 
+def reglu(gate: Array, up: Array) -> Array:
+    """`max(gate, 0) * up`, float32. Source: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202."""
+    module, gate, up = _pair("reglu", gate, up)
+    if module is not np:
+        return device.gated_unit("reglu", gate, up)
+    return np.maximum(gate.astype(np.float32, copy=False), np.float32(0)) * up.astype(np.float32, copy=False)
+
+
+def swiglu_clipped(gate: Array, up: Array, limit: float) -> Array:
+    """`min(silu(gate), limit) * clip(up)`, clip being to ±limit; float32. Source: Step 3.5 Flash."""
+    module, gate, up = _pair("swiglu_clipped", gate, up)
+    if module is not np:
+        return device.gated_unit("swiglu_clipped", gate, up, limit)
+    return np.minimum(silu(gate), np.float32(limit)) * clip(up, limit)
+
+
 def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMIT) -> Array:
     """gpt-oss's gated unit: `g * sigmoid(alpha * g) * (u + 1)`, g cut to at most limit and u to ±limit; float32.
 
@@ -109,6 +126,44 @@ def relu_squared(x: Array) -> Array:
         return device.elementwise("relu_squared", x)
     x = np.maximum(x.astype(np.float32, copy=False), np.float32(0))
     return x * x
+
+
+def xielu(x: Array, alpha_n: float, alpha_p: float, beta: float, eps: float) -> Array:
+    """`p x**2 + beta x` over zero, else `n (exp(min(x, eps)) - 1 - x) + beta x`; float32, the shape of x.
+
+    For p = log(1 + exp(alpha_p)) and n = beta + log(1 + exp(alpha_n)); eps is a small negative number.
+    Source: Huang, https://arxiv.org/abs/2411.13010.
+    """
+    module, x = operands("xielu", x=x)
+    n, p = beta + math.log1p(math.exp(alpha_n)), math.log1p(math.exp(alpha_p))
+    if module is not np:
+        return device.elementwise("xielu", x, n, p, beta, eps)
+    x = x.astype(np.float32, copy=False)
+    below = np.float32(n) * (np.expm1(np.minimum(x, np.float32(eps))) - x)
+    return np.where(x > 0, np.float32(p) * x * x, below) + np.float32(beta) * x
+
+
+def clip(x: Array, limit: float) -> Array:
+    """x cut to ±limit, float32; on a device its rows may be parts of wider ones."""
+    module, x = operands("clip", x=x)
+    if module is not np:
+        return device.clip(x, limit)
+    return np.clip(x.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
+
+
+def contiguous(x: Array) -> Array:
+    """x (rows, columns), whose rows may be parts of wider ones, as an array of its own; float32."""
+    if get_array_module(x) is np:
+        return np.ascontiguousarray(x, np.float32)
+    return x if x.flags.c_contiguous else device.clip(x, math.inf)
+
+
+def softplus(x: Array) -> Array:
+    """`log(1 + exp(x))`, float32, the shape of x."""
+    module, x = operands("softplus", x=x)
+    if module is not np:
+        return device.elementwise("softplus", x)
+    return np.logaddexp(x.astype(np.float32, copy=False), np.float32(0))
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -170,6 +225,16 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
     if module is not np:
         return device.sigmoid_gate_rows(x, gate)
     return x * _sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
+
+
+def scale_rows(x: Array, factors: Array) -> Array:
+    """`x * factors` in float32: x (rows, ...), and of factors a number a row, (rows,) or (rows, 1)."""
+    module, x, factors = operands("scale_rows", x=x, factors=factors)
+    if factors.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"scale_rows: factors has the shape {factors.shape}; allowed is ({len(x)},), a number a row")
+    if module is not np:
+        return device.scale_rows(x, factors)
+    return x.astype(np.float32, copy=False) * factors.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def scale(x: Array, factor: float, out: Array = None) -> Array:

@@ -20,7 +20,7 @@ from rocforge.ops.arguments import check_axes, check_shape, operands
 from rocforge.ops.device import attention as attention_device
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
-from rocforge.ops.state import PackedRows, PagedLayer, Span
+from rocforge.ops.state import PackedRows, PagedLayer, Span, first_seen
 from rocforge.ops.types import Array, HostArray, Weight
 
 QUERY_TILE = 256
@@ -35,6 +35,7 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunked: bool = False,
     softcap: float | None = None,
     sinks: Array = None,
 ) -> Array:
@@ -49,6 +50,7 @@ def attention(
         causal: a query sees no later token.
         window: a query sees itself and the window - 1 tokens before it, and if not causal as many after it; at least
             1; None for all.
+        chunked: a query sees, in place of a sliding window, its own run of `window` tokens up to itself.
         softcap: scores become `softcap * tanh(scores / softcap)`.
         sinks: shape (heads,), one more score for each head's softmax.
 
@@ -72,7 +74,7 @@ def attention(
     (tokens, kv_heads, head_dim), (queries, heads, _) = k.shape, q.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if module is not np:
-        return attention_device.attention(q, k, v, scale, causal, window, softcap, sinks)
+        return attention_device.attention(q, k, v, scale, causal, (window, chunked), softcap, sinks)
     k, v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
     # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
     grouped = (q * np.float32(scale)).reshape(queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
@@ -83,7 +85,7 @@ def attention(
         scores = _product(grouped[:, :, rows], keys)
         if softcap:
             scores = cap_scores(scores, softcap)
-        mask_scores(scores, tokens - queries + start, causal, window)
+        mask_scores(scores, tokens - queries + start, causal, window, chunked)
         weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
     return out.reshape(queries, heads, -1)
@@ -115,7 +117,7 @@ def _product(a: HostArray, b: HostArray) -> HostArray:
     return y.reshape(kv_heads, group, queries, -1)
 
 
-def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None) -> None:
+def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None, chunked: bool) -> None:
     """Put -inf where a query may not look; `first` is the position of the first query."""
     queries, tokens = scores.shape[-2:]
     if causal and window is None:
@@ -123,12 +125,12 @@ def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None)
         tokens = scores.shape[-1]
     if causal and queries == 1 and (window is None or tokens <= window):
         return
-    distance = np.arange(first, first + queries)[:, None] - np.arange(tokens)
-    hidden = np.zeros(distance.shape, bool)
+    positions, keys = np.arange(first, first + queries)[:, None], np.arange(tokens)
+    hidden = keys < first_seen(positions, window, chunked)
     if causal:
-        hidden |= distance < 0
-    if window is not None:
-        hidden |= (distance if causal else abs(distance)) >= window
+        hidden |= keys > positions
+    elif window is not None:
+        hidden |= keys - positions >= window
     np.copyto(scores, -np.inf, where=hidden)
 
 
@@ -175,7 +177,8 @@ def paged_attention(
         return attention_device.paged_attention(q, layer, scale, softcap, sinks, consumer)
     keys, values, spans = layer.keys, layer.values, layer.spans
     out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
-    options: dict[str, Any] = {"scale": scale, "window": layer.window, "softcap": softcap, "sinks": sinks}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    options |= {"window": layer.window, "chunked": layer.chunked}
     single = [span for span in spans if span.rows.stop - span.rows.start == 1]
     if len(single) > 1:
         spans = [span for span in spans if span.rows.stop - span.rows.start > 1]
@@ -193,9 +196,10 @@ def _attention_of_single_queries(
     values: HostArray | PackedRows,
     spans: Sequence[Span],
     scale: float,
-    window: int | None,
     softcap: float | None,
     sinks: HostArray | None,
+    window: int | None,
+    chunked: bool,
 ) -> HostArray:
     """`attention` of one query, the last token, for each of many sequences: q (sequences, heads, key_dim).
 
@@ -210,8 +214,8 @@ def _attention_of_single_queries(
         np.matmul(grouped[row], keys[span.slots].transpose(1, 2, 0), out=scores[row, ..., :length])
     if softcap:
         scores = cap_scores(scores, softcap)
-    age = lengths[:, None] - 1 - np.arange(scores.shape[-1])
-    hidden = age < 0 if window is None else (age < 0) | (age >= window)
+    last, tokens = lengths[:, None] - 1, np.arange(scores.shape[-1])
+    hidden = (tokens > last) | (tokens < first_seen(last, window, chunked))
     np.copyto(scores, -np.inf, where=hidden[:, None, None])
     weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
     out = np.empty((*grouped.shape[:3], values.shape[2]), np.float32)

@@ -17,7 +17,7 @@ from rocforge.ops.activation import softcap as cap_scores
 from rocforge.ops.arguments import check_shape
 from rocforge.ops.attention import mask_scores, softmax_with_sinks
 from rocforge.ops.device import attention_pattern as device
-from rocforge.ops.state import PagedLayer, Span
+from rocforge.ops.state import PagedLayer, Span, first_seen
 from rocforge.ops.types import Array, HostArray
 
 
@@ -60,7 +60,7 @@ def attention_pattern(
         if slopes is not None:
             distance = np.arange(last - queries.shape[1], last)[:, None] - np.arange(first, last)
             scores -= slopes.reshape(-1, 1, 1) * np.abs(distance).astype(np.float32)
-        mask_scores(scores, span.tokens - queries.shape[1], layer.causal, layer.window)
+        mask_scores(scores, span.tokens - queries.shape[1], layer.causal, layer.window, layer.chunked)
         sink = None if sinks is None else sinks.reshape(-1, 1, 1)
         pattern[:, span.rows, first:last] = softmax_with_sinks(scores, sink)
     return pattern
@@ -87,8 +87,8 @@ def attention_heads(pattern: Array, layer: PagedLayer) -> Array:
         weights = pattern[:, span.rows, first:last]
         if layer.window is not None:
             queries, keys = weights.shape[1:]
-            age = np.arange(keys - queries, keys)[:, None] - np.arange(keys)
-            weights = np.where(age >= layer.window, np.float32(0), weights)
+            seen = first_seen(np.arange(keys - queries, keys)[:, None], layer.window, layer.chunked)
+            weights = np.where(np.arange(keys) < seen, np.float32(0), weights)
         values = layer.values[span.slots].transpose(1, 0, 2).astype(np.float32, copy=False)
         out[span.rows] = (weights @ np.repeat(values, group, axis=0)).transpose(1, 0, 2)
     return out

@@ -10,7 +10,7 @@ Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,17 +22,8 @@ from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
 from rocforge.ops.state import PackedRows, PagedLayer
+from rocforge.ops.temperature import Temperature
 from rocforge.ops.types import Array, HostArray, Weight
-
-
-class Temperature(NamedTuple):
-    """A factor on a query's scores that grows with its position: `1 + scale * ln(1 + floor(position / length))`.
-
-    Source: Llama 4, https://ai.meta.com/blog/llama-4-multimodal-intelligence.
-    """
-
-    scale: float
-    length: int
 
 
 def store_latents(
@@ -99,7 +90,9 @@ def latent_attention(
         ValueError: on a device, rank or shared elements that are no multiples of 16, or more than 576 of both.
     """
     if get_array_module(absorbed) is not np:
-        return device.latent_attention(absorbed, rotated, layer, scale, temperature or (0.0, 1))
+        return device.latent_attention(
+            absorbed, rotated, layer, scale, (temperature.scale, temperature.length) if temperature else (0.0, 1)
+        )
     q = np.concatenate([absorbed, rotated], axis=2)
     if temperature is not None:
         q = q * _temperatures(layer, temperature)[:, None, None]
@@ -112,7 +105,7 @@ def _temperatures(layer: PagedLayer, temperature: Temperature) -> HostArray:
     positions = np.concatenate(
         [np.arange(span.tokens - (span.rows.stop - span.rows.start), span.tokens) for span in layer.spans]
     )
-    return (1 + temperature.scale * np.log1p(positions // temperature.length)).astype(np.float32)
+    return temperature.factors(positions)
 
 
 @dataclass(frozen=True)

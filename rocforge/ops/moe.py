@@ -21,6 +21,9 @@ from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.types import Array, Groups, HostArray, Matrices, NextNorm
 
+UNITS = ("swiglu", "geglu", "swiglu_oai")
+"""Activations of the experts that `experts` takes, and of feed-forwards that rocforge.ops.linear.gated_linear does."""
+
 
 def route(
     logits: Array,

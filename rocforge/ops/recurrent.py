@@ -1,7 +1,7 @@
 """What layers compute that keep a state of fixed size instead of keys and values.
 
 Sources: Gated Delta Networks, Yang et al., https://arxiv.org/abs/2412.06464; Mamba-2, Dao and Gu,
-https://arxiv.org/abs/2405.21060.
+https://arxiv.org/abs/2405.21060; Mamba, Gu and Dao, https://arxiv.org/abs/2312.00752.
 """
 
 from __future__ import annotations
@@ -172,6 +172,43 @@ def _read(
     y: HostArray = np.exp(total)[..., None] * np.matmul(q, s) + np.matmul(within, written)
     s *= np.exp(total[:, -1])[:, None, None]
     s += np.matmul((k * np.exp(total[:, -1:] - total)[..., None]).swapaxes(1, 2), written)
+    return y
+
+
+def selective_scan(
+    x: Array, step: Array, keys: Array, queries: Array, decay: Array, skip: Array, state: RecurrentLayer
+) -> Array:
+    """Mamba's selective scan: what each channel reads from its state s, after a token's value has been added to it.
+
+    For t = log(1 + exp(step)), a token with value x, key k and query q makes
+    `s = exp(decay * t) s + t x k; y = s . q + skip x`.
+
+    Args:
+        x, step: float32, shape (tokens, channels).
+        keys, queries: float32, shape (tokens, state_dim); on a device their rows may be parts of wider ones.
+        decay: float32, shape (channels, state_dim), below zero.
+        skip: float32, shape (channels,).
+        state: its second array, (slots, state_dim, channels), is s transposed, and is updated.
+
+    Returns:
+        float32, shape (tokens, channels).
+
+    Raises:
+        ValueError: on a device, a state_dim of more than 32.
+    """
+    if get_array_module(x) is not np:
+        return device.selective_scan(x, step, keys, queries, decay, skip, state)
+    t, before, y = np.logaddexp(step, np.float32(0)), state.read(1), skip * x
+    for rows, s in zip(sequences(state), before, strict=True):
+        for start in range(rows.start, rows.stop, CHUNK):
+            part = slice(start, min(start + CHUNK, rows.stop))
+            kept = np.exp(t[part, None] * decay.T)
+            written = keys[part, :, None] * (t[part] * x[part])[:, None]
+            for i in range(len(kept)):
+                s *= kept[i]
+                s += written[i]
+                y[start + i] += queries[start + i] @ s
+    state.write(1, before)
     return y
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,19 @@ class PackedRows:
         return codes.reshape(*shape, row), scales.view(np.float16).reshape(*shape, self.type.runs(self.dim))
 
 
+def first_seen(position: Any, window: int | None, chunked: bool) -> Any:
+    """The first token that the one at a position, or at each of an array of them, sees; window and chunked as in
+    PagedLayer.
+
+    >>> [first_seen(9, window, chunked) for window, chunked in ((None, False), (4, False), (4, True))]
+    [0, 6, 8]
+    """
+    if window is None:
+        return position * 0
+    first = position // window * window if chunked else position - window + 1
+    return first * (first > 0)
+
+
 class Span(NamedTuple):
     """A sequence as attention on the CPU sees it.
 
@@ -98,6 +111,8 @@ class PagedLayer:
         query_starts: on a device, int32 (sequences + 1,): the first row of each sequence, and the number of rows.
         counters: on a device, zeros that decode launches count in and leave as zeros.
         causal: a query sees no later token. Else the batch has all tokens of each sequence.
+        chunked: a query sees, in place of a sliding window, its own run of `window` tokens up to itself; runs begin at
+            multiples of that.
     """
 
     keys: Array | PackedRows
@@ -113,6 +128,7 @@ class PagedLayer:
     query_starts: Array = None
     counters: Array = None
     causal: bool = True
+    chunked: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from gates import GATED, gelu, sigmoid
 from rocforge.ops import activation
 from rocforge.ops.device.activation import add_to_rows, gated_unit
 from rocforge.ops.device.plan import OperandForm
+from rocforge.ops.temperature import Temperature
 from rocforge.selftest.weights import relative_error
+
+XIELU = 0.3, 0.8, 0.5, -1e-3
+
+
+def xielu(x):
+    n, p, beta, eps = 0.5 + np.log1p(np.exp(0.3)), np.log1p(np.exp(0.8)), *XIELU[2:]
+    return beta * x + np.where(x > 0, p * x * x, n * (np.expm1(np.minimum(x, eps)) - x))
+
 
 ELEMENTWISE = {
     "silu": (lambda x: x * sigmoid(x), ()),
@@ -18,6 +27,14 @@ ELEMENTWISE = {
     "gelu": (gelu, ()),
     "softcap": (lambda x: 30 * np.tanh(x / 30), (30.0,)),
     "scale": (lambda x: x * 0.37, (0.37,)),
+    "clip": (lambda x: np.clip(x, -2.5, 2.5), (2.5,)),
+    "xielu": (xielu, XIELU),
+    "softplus": (lambda x: np.logaddexp(x, 0), ()),
+}
+UNITS = {
+    **{name: (function, ()) for name, function in GATED.items()},
+    "reglu": (lambda gate, up: np.maximum(gate, 0) * up, ()),
+    "swiglu_clipped": (lambda gate, up: np.minimum(gate * sigmoid(gate), 1.5) * np.clip(up, -1.5, 1.5), (1.5,)),
 }
 
 
@@ -48,17 +65,32 @@ def test_far_arguments_stay_finite(name: str):
     assert np.allclose(getattr(activation, name)(cp.asarray(x), *more).get(), expected, rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("name", GATED)
+def test_rows_of_wider_ones():
+    """scale_rows and clip of columns of a wider array."""
+    wide, factors = cp.asarray(values((5, 40))), cp.asarray(values((5,)))
+    x = wide[:, 8:24].reshape(5, 4, 4)
+    assert relative_error(activation.scale_rows(x, factors), x.get() * factors.get()[:, None, None]) < 1e-6
+    assert (activation.clip(wide[:, 8:24], 0.5).get() == np.clip(wide.get()[:, 8:24], -0.5, 0.5)).all()
+
+
+def test_temperatures():
+    """Steps of the logarithm of positions, as on the CPU."""
+    temperature, positions = Temperature(0.1, 8192, offset=1), np.array([0, 8190, 8191, 1 << 20], np.int32)
+    assert np.allclose(temperature.factors(cp.asarray(positions)).get(), temperature.factors(positions), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 257), (2, 1000)])
 def test_gated(name: str, rows: int, columns: int):
     """Of two arrays, and of the halves of one; and of float16, which is read as it is."""
     both = values((rows, 2 * columns)).astype(np.float16).astype(np.float32)
     gate, up = both[:, :columns], both[:, columns:]
-    expected = GATED[name](gate.astype(np.float64), up.astype(np.float64))
+    exact, constants = UNITS[name]
+    expected = exact(gate.astype(np.float64), up.astype(np.float64))
     function, wide = getattr(activation, name), cp.asarray(both)
-    assert relative_error(function(cp.asarray(gate), cp.asarray(up)), expected) < 1e-5
+    assert relative_error(function(cp.asarray(gate), cp.asarray(up), *constants), expected) < 1e-5
     for halves in (wide, wide.astype(np.float16)):
-        assert relative_error(function(halves[:, :columns], halves[:, columns:]), expected) < 1e-5
+        assert relative_error(function(halves[:, :columns], halves[:, columns:], *constants), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", GATED)

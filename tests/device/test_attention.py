@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256)]
 
 
-def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None) -> np.ndarray:
+def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False) -> np.ndarray:
     """The last len(q) tokens of a sequence, a head and a query at a time."""
     q, k, v = (a.astype(np.float64) for a in (q, k, v))
     out = np.empty(q.shape)
@@ -34,7 +34,7 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     for i in range(len(q)):
         own = len(k) - len(q) + i
         position = own if causal else min(own + (window or len(k)), len(k)) - 1
-        first = max(0, own - window + 1) if window else 0
+        first = 0 if window is None else own - own % window if chunked else max(0, own - window + 1)
         for h in range(q.shape[1]):
             scores = k[first : position + 1, h // group] @ q[i, h] * scale
             if softcap:
@@ -45,9 +45,9 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None, causal: bool = True) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, **seen) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window, causal=causal)], blocks, device="gpu")
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, **seen)], blocks, device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
@@ -65,8 +65,8 @@ def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> No
     for chunk in chunks:
         slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.start + chunk.count)]
         queries, rows = q[rows : rows + chunk.count], rows + chunk.count
-        known = {"window": layer.window, "causal": layer.causal}
-        expected.append(attention_64(queries, keys[slots], values[slots], **known, **options))
+        seen = {"window": layer.window, "causal": layer.causal, "chunked": layer.chunked}
+        expected.append(attention_64(queries, keys[slots], values[slots], **seen, **options))
     assert relative_error(y, np.concatenate(expected)) < 1e-3
     pattern = attention_pattern(cp.asarray(q), layer, **given)
     assert pattern.shape == (heads, len(q), max(chunk.length for chunk in chunks))
@@ -107,6 +107,7 @@ def test_sizes_at_random(rng):
 OPTIONS = [
     {"window": 5},
     {"window": 40},
+    {"window": 40, "chunked": True},
     {"softcap": 2.0},
     {"scale": 0.3},
     {"sinks": np.array([3.0, -20.0, 60.0, 0.5], np.float32)},
@@ -118,7 +119,7 @@ OPTIONS = [
 def test_options(options: dict):
     rng = np.random.default_rng(1)
     options = dict(options)
-    cache = filled(rng, 2, 64, 16, options.pop("window", None))
+    cache = filled(rng, 2, 64, 16, options.pop("window", None), options.pop("chunked", False))
     chunks = [Chunk(0, 50, [1, 5]), Chunk(129, 1, [0, 2, 3, 4, 6]), Chunk(60, 10, [8, 9, 7]), Chunk(3, 1, [10])]
     check(rng, cache, chunks, heads=4, **options)
 

@@ -15,21 +15,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 BOUND = 8e-3
 """Products round to float16."""
 SHOWN = (
+    "llama4",
     "cohere2",
     "gpt2",
     "granite",
     "qwen35",
     "nemotron_h",
+    "jamba",
     "lfm2",
     "qwen35moe",
     "bailingmoe2",
     "deepseek2",
     "kimi-linear",
 )
-"""What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups, latents."""
+"""What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups
+of experts, latents."""
 
 
-@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)
+ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]
+"""Its values are shorter than its keys, which no kernel takes."""
+
+
+@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else ON_A_CARD)
 def test_logits(tmp_path, name):
     """A prompt, and two tokens one by one."""
     path = tmp_path / "model.gguf"

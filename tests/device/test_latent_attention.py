@@ -11,9 +11,10 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.device import latent_attention as latent_device
-from rocforge.ops.latent_attention import Temperature, head_linear, latent_attention, store_latents
+from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
 from rocforge.ops.rope import Rotation, rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.temperature import Temperature
 from rocforge.selftest.weights import relative_error
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def latent_attention_64(q, rows, rank: int, scale: float, temperature: Temperatu
     q, rows, out = q.astype(np.float64), rows.astype(np.float64), np.empty((*q.shape[:2], rank))
     for i in range(len(q)):
         position = len(rows) - len(q) + i
-        grown = 1 if temperature is None else 1 + temperature[0] * np.log(1 + position // temperature[1])
+        grown = 1 if temperature is None else 1 + temperature.scale * np.log(1 + position // temperature.length)
         weights = np.exp(q[i] @ rows[: position + 1].T * scale * grown)
         out[i] = weights / weights.sum(axis=1, keepdims=True) @ rows[: position + 1, :rank]
     return out

@@ -50,6 +50,17 @@ def test_a_window_frees_its_blocks(chunk):
     assert manager.idle
 
 
+def test_a_chunk_frees_the_blocks_of_the_one_before():
+    """Its tokens see from its first one on, and what is before it is not kept."""
+    state = PagedKV(1, 1, 1, window=6, chunked=True)
+    assert [state.first_visible(position) for position in (0, 5, 6, 13)] == [0, 0, 6, 12]
+    manager = StateManager([FULL, state], [100, 100], block_size=SIZE)
+    sequence, _, held = new_sequence(manager, list(range(50)), 1)
+    assert held[1] <= 3 and [block == NONE for block in sequence.tables[1]] == [True] * 12 + [False]
+    manager.release(sequence)
+    assert manager.idle
+
+
 def test_a_prefix_is_shared_where_the_window_is_there():
     """Blocks before the window need not be known; a block of the window that was given away ends what is shared."""
     manager = StateManager([FULL, WINDOW], [20, 8], block_size=SIZE)
@@ -125,10 +136,10 @@ DIM, VOCABULARY, CONTEXT = 8, 50, 256
 
 
 class Attention(Module):
-    """Attention without norms, over all tokens or a window."""
+    """Attention without norms, over all tokens, a window, or a chunk of the text."""
 
-    def __init__(self, rng, window):
-        self.state = PagedKV(1, DIM, DIM, window=window)
+    def __init__(self, rng, window, chunked=False):
+        self.state = PagedKV(1, DIM, DIM, window=window, chunked=chunked)
         self.projections = [rng.standard_normal((DIM, DIM)).astype(np.float32) for _ in range(3)]
 
     def forward(self, x, batch):
@@ -165,7 +176,8 @@ class Model(Module):
         rng = np.random.default_rng(0)
         self.config = type("Config", (), {"context": CONTEXT, "vocabulary": VOCABULARY})
         self.embedding = rng.standard_normal((VOCABULARY, DIM)).astype(np.float32)
-        self.blk = [Recurrence(rng) if kind == "recurrent" else Attention(rng, kind) for kind in kinds]
+        made = (kind if isinstance(kind, tuple) else (kind,) for kind in kinds)
+        self.blk = [Recurrence(rng) if kind == ("recurrent",) else Attention(rng, *kind) for kind in made]
 
     def new_cache(self, blocks, slots):
         return KVCache(states_of(self), blocks, slots=slots)
@@ -180,6 +192,7 @@ class Model(Module):
 KINDS = {
     "all": (None, "recurrent", 20, None, "recurrent", 70),
     "windows": (40, 3),
+    "chunks": (None, (40, True), (64, True)),
     "recurrent": ("recurrent", "recurrent"),
     "hybrid": ("recurrent", None),
 }

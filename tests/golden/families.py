@@ -58,9 +58,11 @@ ROWS = np.array([0, 20, PROMPT - 1, PROMPT + GREEDY - 1])
 NO_BIAS = ("bias",)
 """All of them, but those that no model does without."""
 HEAD = ("output.bias",)
-NEEDED = ("ssm_dt.bias", "exp_probs_b.bias")
+NEEDED = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias")
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
+NO_EPS = {"attention.layer_norm_rms_epsilon": 1e-9}
+"""Of qwen2vl, where llama.cpp leaves it out."""
 LAYER = {"attention.layer_norm_epsilon": 1e-5}
 AFTER = ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "output.bias")
 PLAIN = ("attn_q.bias", "attn_k.bias", "attn_v.bias", *AFTER)
@@ -77,12 +79,21 @@ DELTA = {
     "ssm.inner_size": 6 * 64,
 }
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 96}
+MANY = {"expert_count": 128, "expert_used_count": 1, "expert_feed_forward_length": 32}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 16,
+    "rope.scaling.yarn_log_multiplier": 1.0,
+}
+YARN16 = {**YARN, "rope.scaling.yarn_log_multiplier": 0.0}
 MIXTURE = {**EXPERTS, "expert_shared_count": 2, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}
 SIGMOID = {"expert_gating_func": 2, "expert_weights_norm": True}
 GROUPS = {"expert_group_count": 3, "expert_group_used_count": 2}
 FULL, LEAD = {"attention.head_count_kv": 6}, {"leading_dense_block_count": 1}
 NARROW = {"embedding_length": 96, "feed_forward_length": 96, "attention.head_count": 3, "attention.head_count_kv": 1}
 ONE = {"expert_shared_feed_forward_length": 48}
+HEAD_DIM = {"attention.key_length": 32, "attention.value_length": 32}
 MAMBA2 = {
     "ssm.conv_kernel": 4,
     "ssm.state_size": 128,
@@ -121,7 +132,61 @@ UNREAD = {
     "indexer.attn_q_b.weight": (4 * 64, 56),
 }
 LOG = {"rope.scaling.yarn_log_multiplier": 0.07}
-YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+LATENT_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+MAMBA1 = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 12, "ssm.inner_size": 384}
+LAGUNA = {"rope.freq_base_swa": 5000.0, "rope.dimension_count_swa": 16}
+SPARK = {"attention.sliding_window": 24, "attention.sliding_window_pattern": [True, True, False]}
+TWO = {
+    "block_count": 2,
+    "attention.head_count": [6, 8],
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [True, False],
+}
+"""Of spark2_5, whose GELU llama.cpp rounds to float16."""
+STEP35 = {
+    "attention.head_count": [4, 4, 6],
+    "rope.freq_base_swa": 5000.0,
+    "swiglu_clamp_exp": [0.0, 0.6, 0.4],
+    "swiglu_clamp_shexp": [0.0, 0.0, 0.3],
+}
+MIMO2 = {
+    **SPARK,
+    "attention.head_count_kv": [3, 3, 2],
+    "attention.key_length": 32,
+    "attention.value_length": 16,
+    "attention.value_scale": 0.7,
+    "rope.dimension_count": 16,
+    "rope.freq_base_swa": 5000.0,
+}
+NEMOTRON_H = {
+    **LAYER,
+    **MAMBA2,
+    "block_count": 5,
+    "attention.head_count_kv": [0, 0, 2, 0, 0],
+    "feed_forward_length": [0, 320, 0, 320, 0],
+    **HEAD_DIM,
+}
+OPENELM = {
+    "attention.head_count": [6, 4, 8],
+    "attention.head_count_kv": [2, 1, 4],
+    "feed_forward_length": [320, 256, 384],
+    **HEAD_DIM,
+}
+XIELU = {
+    "xielu.alpha_n": [0.3, 0.8, -0.5],
+    "xielu.alpha_p": [0.5, 0.2, 1.1],
+    "xielu.beta": [0.5, 0.4, 0.6],
+    "xielu.eps": [-1e-6, -1e-6, -0.1],
+}
+"""Keys that have no prefix."""
+DECI = {
+    "block_count": 5,
+    "attention.head_count": [6, 0, 6, 0, 6],
+    "attention.head_count_kv": [2, 0, 0, 0, 3],
+    "feed_forward_length": [320, 256, 320, 0, 128],
+    **HEAD_DIM,
+}
+WINDOWS = {"attention.sliding_window": 24, "block_count": 4}
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -181,19 +246,7 @@ FAMILIES = {
         {**RMS, **SCALES, **MAMBA2, "ssm.inner_size": 384, "attention.head_count_kv": [0, 2, 0]},
         SHARED_BIAS,
     ),
-    "nemotron_h": Family(
-        "nemotron_h",
-        {
-            **LAYER,
-            **MAMBA2,
-            "block_count": 5,
-            "attention.head_count_kv": [0, 0, 2, 0, 0],
-            "feed_forward_length": [0, 320, 0, 320, 0],
-            "attention.key_length": 32,
-            "attention.value_length": 32,
-        },
-        ("output.bias",),
-    ),
+    "nemotron_h": Family("nemotron_h", NEMOTRON_H, ("output.bias",)),
     "falcon-h1": Family("falcon-h1", {**RMS, **MAMBA2}, SHARED_BIAS, ("ssm_norm.weight",)),
     "lfm2": Family("lfm2", {**RMS, "attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}, NO_BIAS),
     "deepseek": Family("deepseek", {**RMS, **MIXTURE}, NO_BIAS),
@@ -220,10 +273,10 @@ FAMILIES = {
         },
         NO_BIAS,
     ),
-    "deepseek2": Family("deepseek2", {**LATENT, **SIGMOID, **GROUPS, **YARN, **LOG}, NO_BIAS),
+    "deepseek2": Family("deepseek2", {**LATENT, **SIGMOID, **GROUPS, **LATENT_YARN, **LOG}, NO_BIAS),
     "deepseek2-lite": Family(
         "deepseek2",
-        {**LATENT, "attention.q_lora_rank": 0, **YARN},
+        {**LATENT, "attention.q_lora_rank": 0, **LATENT_YARN},
         (*NO_BIAS, "exp_probs_b.bias"),
     ),
     "deepseek2-old": Family(
@@ -234,11 +287,11 @@ FAMILIES = {
     ),
     "mistral4": Family(
         "mistral4",
-        {**LATENT, **YARN, **LOG, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
+        {**LATENT, **LATENT_YARN, **LOG, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
         NO_BIAS,
     ),
     "glm-dsa": Family("glm-dsa", {**LATENT, **INDEXER}, NO_BIAS, unread=UNREAD),
-    "deepseek32": Family("deepseek32", {**LATENT, **INDEXER, **SIGMOID, **YARN, **LOG}, NO_BIAS, unread=UNREAD),
+    "deepseek32": Family("deepseek32", {**LATENT, **INDEXER, **SIGMOID, **LATENT_YARN, **LOG}, NO_BIAS, unread=UNREAD),
     "minicpm3": Family("minicpm3", {**RMS, **OLD, "attention.q_lora_rank": 56, **FULL}, NO_BIAS, ("attn_kv_b.weight",)),
     "plm": Family("plm", {**RMS, **OLD, **FULL}, (*NO_BIAS, "output.weight"), ("attn_kv_b.weight", "attn_q.weight")),
     "kimi-linear": Family(
@@ -253,6 +306,106 @@ FAMILIES = {
         },
         NO_BIAS,
     ),
+    "llama4": Family(
+        "llama4",
+        {**RMS, **EXPERTS, "expert_used_count": 1, "interleave_moe_layer_step": 2, "block_count": 4},
+        NO_BIAS,
+    ),
+    "llama4-128": Family("llama4", {**RMS, **MANY, "interleave_moe_layer_step": 1, "block_count": 4}, NO_BIAS),
+    "mistral3": Family("mistral3", {**RMS, **YARN, "attention.temperature_scale": 0.1}, NO_BIAS),
+    "hunyuan-dense": Family("hunyuan-dense", RMS, NO_BIAS),
+    "hunyuan_vl": Family("hunyuan_vl", {**RMS, "rope.dimension_sections": [6, 5, 5, 0]}, NO_BIAS),
+    "hunyuan-moe": Family("hunyuan-moe", {**RMS, **EXPERTS, **ONE, "expert_feed_forward_length": 320}, NO_BIAS),
+    "maincoder": Family("maincoder", RMS, NO_BIAS),
+    "qwen2vl": Family("qwen2vl", {**NO_EPS, "rope.dimension_sections": [4, 6, 6, 0]}, AFTER),
+    "qwen3vl": Family("qwen3vl", {**RMS, "rope.dimension_sections": [6, 5, 5, 0]}, NO_BIAS),
+    "qwen3vlmoe": Family("qwen3vlmoe", {**RMS, **EXPERTS, "rope.dimension_sections": [6, 5, 5, 0]}, NO_BIAS),
+    "phimoe": Family("phimoe", {**RMS, **EXPERTS, "expert_feed_forward_length": 320}),
+    "nemotron_h_moe": Family(
+        "nemotron_h_moe",
+        {**NEMOTRON_H, **EXPERTS, **ONE, "expert_weights_norm": True, "expert_weights_scale": 2.5},
+        ("output.bias",),
+    ),
+    "nemotron_h_moe-latent": Family(
+        "nemotron_h_moe", {**NEMOTRON_H, **EXPERTS, **ONE, "moe_latent_size": 64}, ("output.bias",)
+    ),
+    "exaone-moe": Family("exaone-moe", {**RMS, **WINDOWS, **MIXTURE, **SIGMOID, "expert_shared_count": 1}, NO_BIAS),
+    "afmoe": Family("afmoe", {**RMS, **WINDOWS, **MIXTURE, **SIGMOID}, NO_BIAS),
+    "mellum": Family("mellum", {**RMS, **WINDOWS, **EXPERTS, **YARN16}, NO_BIAS),
+    "cohere2moe": Family(
+        "cohere2moe",
+        {**LAYER, **WINDOWS, **MIXTURE, "logit_scale": 0.25, "block_count": 5},
+        (*NO_BIAS, "output.weight"),
+    ),
+    "cohere2moe-plain": Family(
+        "cohere2moe", {**RMS, **WINDOWS, **EXPERTS, "leading_dense_block_count": 0, "logit_scale": 0.25}, NO_BIAS
+    ),
+    "bailingmoe": Family("bailingmoe", {**RMS, **MIXTURE, "expert_weights_norm": True}, NO_BIAS),
+    "hy_v3": Family(
+        "hy_v3", {**RMS, **MIXTURE, **SIGMOID, "expert_shared_count": 1}, NO_BIAS, ("ffn_gate_up_exps.weight",)
+    ),
+    "pangu-embedded": Family("pangu-embedded", RMS, (*HEAD, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")),
+    "paddleocr": Family("paddleocr", {**RMS, "rope.dimension_sections": [4, 6, 6, 0]}, NO_BIAS),
+    "baichuan": Family("baichuan", {**RMS, **NARROW, "block_count": 32}, NO_BIAS),
+    "plamo": Family("plamo", RMS, NO_BIAS),
+    "openelm": Family("openelm", {**RMS, **OPENELM}, (*NO_BIAS, "output.weight"), QKV),
+    "apertus": Family("apertus", {**RMS, **XIELU}, NO_BIAS),
+    "jais2": Family("jais2", LAYER, HEAD),
+    "dbrx": Family(
+        "dbrx",
+        {**LAYER, **EXPERTS, "expert_feed_forward_length": 320, "attention.clamp_kqv": 0.6},
+        NO_BIAS,
+        QKV,
+    ),
+    "olmo-clip": Family("olmo", {**LAYER, "attention.clamp_kqv": 0.6}, NO_BIAS),
+    "grok": Family("grok", {**RMS, **EXPERTS, "embedding_scale": 9.0, "final_logit_softcapping": 9.0}, NO_BIAS),
+    "grok-1": Family(
+        "grok",
+        {**RMS, **EXPERTS, "embedding_scale": 9.0, "attn_logit_softcapping": 2.0, "attention.output_scale": 0.3},
+        NO_BIAS,
+        ("ffn_up.weight", "layer_output_norm.weight"),
+    ),
+    "deci": Family("deci", {**RMS, **DECI}, NO_BIAS),
+    "arctic": Family("arctic", {**RMS, **EXPERTS, "expert_feed_forward_length": 320}, NO_BIAS),
+    "plamo3": Family("plamo3", {**RMS, **WINDOWS, "block_count": 8, "attention.sliding_window": 8}, NO_BIAS, QKV),
+    "glm4-sections": Family("glm4", {**RMS, "rope.dimension_sections": [4, 6, 6, 0]}, NO_BIAS),
+    "mamba": Family("mamba", {**RMS, **MAMBA1}, HEAD),
+    "mamba-falcon": Family("mamba", {**RMS, **MAMBA1, "ssm.dt_b_c_rms": True}, HEAD),
+    "jamba": Family("jamba", {**RMS, **MAMBA1, "attention.head_count_kv": [0, 2, 0]}, (*NO_BIAS, "output.weight")),
+    "jamba-moe": Family(
+        "jamba",
+        {**RMS, **MAMBA1, **EXPERTS, "expert_feed_forward_length": 320, "attention.head_count_kv": [0, 2, 0]},
+        NO_BIAS,
+        ("ffn_gate_inp.weight",),
+    ),
+    "laguna": Family(
+        "laguna",
+        {**RMS, **WINDOWS, **MIXTURE, **SIGMOID, **YARN16, **LAGUNA, "expert_shared_count": 1},
+        NO_BIAS,
+    ),
+    "mimo2": Family("mimo2", {**RMS, **MIMO2, **EXPERTS}, NO_BIAS, ("attn_sinks.weight", "ffn_gate_inp.weight")),
+    "mimo2-dense": Family("mimo2", {**RMS, **MIMO2, **EXPERTS, "attention.value_scale": 1.0}, NO_BIAS, QKV),
+    "smallthinker": Family(
+        "smallthinker",
+        {**RMS, **EXPERTS, "expert_gating_func": 2, "attention.sliding_window": 4096, "block_count": 5},
+        NO_BIAS,
+    ),
+    "smallthinker-plain": Family("smallthinker", {**RMS, **EXPERTS, "expert_gating_func": 1}, NO_BIAS),
+    "spark2_5": Family("spark2_5", {**RMS, **LAGUNA, **HEAD_DIM, **TWO}, NO_BIAS),
+    "granite_swa": Family("granite_swa", {**RMS, **SCALES, **SPARK, "attention.rope_pattern": [1, 0, 1]}, NO_BIAS),
+    "granite_swa-moe": Family(
+        "granite_swa",
+        {**RMS, **SCALES, **SPARK, **EXPERTS, **ONE, "expert_feed_forward_length": 320},
+        NO_BIAS,
+        ("ffn_gate_up_exps.weight",),
+    ),
+    "step35": Family(
+        "step35",
+        {**RMS, **HEAD_DIM, **SPARK, **EXPERTS, **ONE, **STEP35, **SIGMOID},
+        NO_BIAS,
+        ("attn_gate.weight", "attn_q_norm.weight", "ffn_gate_inp.weight"),
+    ),
+    "step35-dense": Family("step35", {**RMS, **HEAD_DIM, **SPARK, **EXPERTS, **STEP35}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
 }
 
@@ -267,8 +420,13 @@ class Skeleton(dict[str, Any]):
             if "ffn_up.weight" in present:  # with the gate's rows
                 size = (2 * keys["feed_forward_length"], keys["embedding_length"])
                 self[f"blk.{layer}.ffn_up.weight"] = np.empty(size, np.float32)
-        self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
+        self.metadata = {"general.architecture": arch, **{full_name(arch, key): v for key, v in keys.items()}}
         self.metadata["tokenizer.ggml.token_type_count"] = 2
+
+
+def full_name(arch: str, key: str) -> str:
+    """A key as files have it."""
+    return key if key in XIELU else f"{arch}.{key}"
 
 
 def metadata(family: Family) -> dict[str, Any]:
@@ -325,7 +483,7 @@ def build(path, name: str, qtype: T = T.F32, seed: int = 0, of: dict[str, Family
     w.add_name("random weights")
     add = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32, str: w.add_string, list: w.add_array}
     for key, value in metadata(family).items():
-        add[type(value)](f"{family.arch}.{key}", value)
+        add[type(value)](full_name(family.arch, key), value)
     add_vocabulary(w)
     w.add_token_type_count(2)
     for tensor, shape, mean, std in tensors(name, of):

@@ -44,7 +44,15 @@ def test_defaults_of_sizes():
     assert len(read.rope(False).frequencies) == 4 and read.mlp(0)["ffn"] == 48
     experts = {"expert_count": 3, "expert_used_count": 2, "feed_forward_length": None}
     read = reader(experts, tensors={"blk.1.ffn_gate_exps.weight": np.zeros((3, 24, 32))})
-    assert read.moe(1) == {"dim": 32, "ffn": 24, "experts": 3, "used": 2, "scale": 1.0, "groups": (1, 1)}
+    assert read.moe(1) == {
+        "dim": 32,
+        "ffn": 24,
+        "experts": 3,
+        "used": 2,
+        "scale": 1.0,
+        "groups": (1, 1),
+        "merged": False,
+    }
 
 
 def test_sizes_that_differ_between_layers():

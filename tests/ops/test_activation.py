@@ -16,6 +16,15 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+XIELU = 0.3, 0.8, 0.5, -1e-3
+"""alpha_n, alpha_p, beta and eps."""
+
+
+def xielu64(x):
+    n, p, beta, eps = 0.5 + np.log1p(np.exp(0.3)), np.log1p(np.exp(0.8)), *XIELU[2:]
+    return beta * x + np.where(x > 0, p * x * x, n * (np.expm1(np.minimum(x, eps)) - x))
+
+
 def gelu64(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
@@ -27,10 +36,13 @@ def gelu64(x):
         (ops.relu_squared, lambda x: np.maximum(x, 0) ** 2),
         (ops.gelu, gelu64),
         (lambda x: ops.softcap(x, 30.0), lambda x: 30 * np.tanh(x / 30)),
+        (lambda x: ops.xielu(x, *XIELU), xielu64),
+        (ops.softplus, lambda x: np.logaddexp(x, 0)),
+        (lambda x: ops.clip(x, 2.5), lambda x: np.clip(x, -2.5, 2.5)),
     ],
 )
 def test_unary(rng, op, exact):
-    """silu, relu_squared, gelu and softcap."""
+    """silu, relu_squared, gelu, softcap, xielu, softplus and clip."""
     x = values(rng)
     y = op(x)
     assert y.dtype == np.float32
@@ -42,6 +54,11 @@ def test_unary(rng, op, exact):
     [
         (ops.swiglu, lambda g, u: g * sigmoid(g) * u),
         (ops.geglu, lambda g, u: gelu64(g) * u),
+        (ops.reglu, lambda g, u: np.maximum(g, 0) * u),
+        (
+            lambda g, u: ops.swiglu_clipped(g, u, 1.5),
+            lambda g, u: np.minimum(g * sigmoid(g), 1.5) * np.clip(u, -1.5, 1.5),
+        ),
         (
             ops.swiglu_oai,
             lambda g, u: np.minimum(g, 7) * sigmoid(1.702 * np.minimum(g, 7)) * (np.clip(u, -7, 7) + 1),
@@ -49,10 +66,18 @@ def test_unary(rng, op, exact):
     ],
 )
 def test_gated(rng, op, exact):
-    """swiglu, geglu and gpt-oss's clamped swiglu."""
+    """swiglu, geglu, reglu, swiglu_clipped and gpt-oss's clamped swiglu."""
     gate, up = values(rng), values(rng)
     expected = exact(gate.astype(np.float64), up.astype(np.float64))
     np.testing.assert_allclose(op(gate, up), expected, rtol=2e-5, atol=1e-5)
+
+
+def test_scale_rows(rng):
+    """A factor a row, whatever follows the first axis; another number of factors is refused."""
+    x, factors = rng.standard_normal((3, 4, 5)).astype(np.float32), np.array([2, 0, -1], np.float32)
+    assert (ops.scale_rows(x, factors) == np.stack([2 * x[0], 0 * x[1], -x[2]])).all()
+    with pytest.raises(ValueError, match=r"factors has the shape \(2,\); allowed is \(3,\)"):
+        ops.scale_rows(x, factors[:2])
 
 
 @pytest.mark.parametrize("axis", [-1, 0])

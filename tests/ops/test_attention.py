@@ -14,19 +14,21 @@ from rocforge.ops import attention as attention_module
 from rocforge.ops.attention import attend, attention, paged_attention, store_kv
 
 
-def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None):
+def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False):
     queries, heads, dim = q.shape
     tokens, kv_heads, _ = k.shape
     scale = scale or 1 / math.sqrt(dim)
     out = np.zeros(q.shape)
     for i in range(queries):
         here = tokens - queries + i
+        first = 0 if window is None else here - here % window if chunked else here - window + 1
         for h in range(heads):
             scores = k[:, h * kv_heads // heads].astype(np.float64) @ q[i, h].astype(np.float64) * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
             for j in range(tokens):
-                if (causal and j > here) or (window and (here - j if causal else abs(here - j)) >= window):
+                behind = j < first if causal else window and abs(here - j) >= window
+                if (causal and j > here) or behind:
                     scores[j] = -np.inf
             weights = np.exp(scores - scores.max())
             total = weights.sum() + (np.exp(sinks[h] - scores.max()) if sinks is not None else 0)
@@ -76,9 +78,11 @@ def test_matches_definition(data, queries, before, kv_heads, group, dim, causal)
 def test_tiles_equal_whole(rng, monkeypatch):
     """Queries in tiles give what they give at once."""
     q, k, v = draw(rng, 37, 50, 4, 2, 16)
-    whole = attention(q, k, v, window=20)
+    options = [{"window": 20}, {"window": 20, "chunked": True}]
+    whole = [attention(q, k, v, **each) for each in options]
     monkeypatch.setattr(attention_module, "QUERY_TILE", 8)
-    np.testing.assert_allclose(attention(q, k, v, window=20), whole, rtol=1e-5, atol=1e-6)
+    for each, expected in zip(options, whole, strict=True):
+        np.testing.assert_allclose(attention(q, k, v, **each), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_misfit_names_shapes(rng):
@@ -134,8 +138,8 @@ def test_many_single_queries(data, lengths, kv_heads, group):
     counts = [data.draw(st.integers(1, min(n, 3))) if data.draw(st.booleans()) else 1 for n in lengths]
     blocks = iter(data.draw(st.permutations(range(sum(-(-n // size) for n in lengths)))))
     tables = [[next(blocks) for _ in range(-(-n // size))] for n in lengths]
-    window = data.draw(st.sampled_from([None, 1, 4]))
-    cache = KVCache([PagedKV(kv_heads, dim, dim, window=window)], sum(map(len, tables)), block_size=size)
+    seen = {"window": data.draw(st.sampled_from([None, 1, 4, 7])), "chunked": data.draw(st.booleans())}
+    cache = KVCache([PagedKV(kv_heads, dim, dim, **seen)], sum(map(len, tables)), block_size=size)
     parts = [draw(rng, c, n, heads, kv_heads, dim) for n, c in zip(lengths, counts, strict=True)]
     q, k, v = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     whole = Batch.of(cache, [Chunk(0, n, t) for n, t in zip(lengths, tables, strict=True)])
@@ -145,8 +149,8 @@ def test_many_single_queries(data, lengths, kv_heads, group):
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
     }
-    expected = np.concatenate([reference(*part, window=window, **options) for part in parts])
-    size = np.concatenate([reference(q, k, np.abs(v), window=window, **options) for q, k, v in parts])
+    expected = np.concatenate([reference(*part, **seen, **options) for part in parts])
+    size = np.concatenate([reference(q, k, np.abs(v), **seen, **options) for q, k, v in parts])
     assert error(paged_attention(q, batch.state_of(0), **options), expected, size) <= 1e-5
 
 

@@ -13,22 +13,23 @@ CHUNKS = [Chunk(0, 5, [2]), Chunk(9, 1, [0, 3], wants_logits=False), Chunk(6, 3,
 """A prompt, a decode and a chunk of a prompt, in blocks of 8 tokens."""
 
 
-def layer_and_queries(rng, window=None, causal=True):
-    cache = KVCache([PagedKV(2, 6, 4, window=window, causal=causal)], 6, block_size=8)
+def layer_and_queries(rng, window=None, chunked=False, causal=True):
+    cache = KVCache([PagedKV(2, 6, 4, window=window, chunked=chunked, causal=causal)], 6, block_size=8)
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = rng.standard_normal(array.shape)
     chunks = CHUNKS if causal else [Chunk(0, 5, [2]), Chunk(0, 4, [5, 1])]
     return Batch.of(cache, chunks).state_of(0), rng.standard_normal((9, 4, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize(
+    "seen", [(None,), (1,), (4,), (4, True), (None, False, False), (1, False, False), (4, False, False)]
+)
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.7}, {"sinks": np.arange(4, dtype=np.float32)}])
-def test_equals_attention_in_one_op(rng, window, options, causal):
-    """Of several sequences at once, with windows, caps and sinks, causal or not."""
-    layer, q = layer_and_queries(rng, window, causal)
+def test_equals_attention_in_one_op(rng, seen, options):
+    """Of several sequences at once, with windows, caps and sinks, in chunks, and not causal."""
+    layer, q = layer_and_queries(rng, *seen)
     pattern = attention_pattern(q, layer, **options)
-    assert pattern.shape == (4, 9, 10 if causal else 5) and pattern.dtype == np.float32
+    assert pattern.shape == (4, 9, 10 if layer.causal else 5) and pattern.dtype == np.float32
     np.testing.assert_allclose(attention_heads(pattern, layer), paged_attention(q, layer, **options), atol=1e-6)
 
 

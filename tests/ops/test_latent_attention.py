@@ -8,8 +8,9 @@ from rocforge.nn import LatentAttention
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.latent_attention import Temperature, head_linear, latent_attention, store_latents
+from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
 from rocforge.ops.rope import Rotation, rope_frequencies
+from rocforge.ops.temperature import Temperature
 
 HEADS, RANK, OWN, SHARED, VALUES = 3, 24, 10, 6, 7
 CHUNKS = [Chunk(0, 5, [3]), Chunk(0, 40, [1, 0]), Chunk(0, 1, [2])]
@@ -33,7 +34,7 @@ def by_definition(q, rows, k_b, v_b, scale, temperature):
         keys = np.concatenate([latents @ k_b[head].astype(np.float64), shared], axis=1)
         values = latents @ v_b[head].astype(np.float64).T
         for i in range(len(q)):
-            grown = 1 + temperature[0] * np.log(1 + i // temperature[1]) if temperature else 1
+            grown = 1 + temperature.scale * np.log(1 + i // temperature.length) if temperature else 1
             weights = np.exp(keys[: i + 1] @ q[i, head].astype(np.float64) * scale * grown)
             out[i, head] = weights / weights.sum() @ values[: i + 1]
     return out

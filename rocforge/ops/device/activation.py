@@ -20,7 +20,9 @@ _ELEMENTWISE = {
     for name, more in {
         "silu": "",
         "gelu": "",
+        "softplus": "",
         "relu_squared": "",
+        "xielu": "float32 float32 float32 float32",
         "softcap": "float32",
         "scale": "float32",
         "add": "float32*",
@@ -31,11 +33,19 @@ _GATED = {
     (name, dtype): Kernel(
         "activation.hip", name + suffix, f"float32*? float16*? {dtype}* {dtype}* uint32 uint64 uint64 {more}"
     )
-    for name, more in {"swiglu": "", "geglu": "", "swiglu_oai": "float32 float32"}.items()
+    for name, more in {
+        "swiglu": "",
+        "geglu": "",
+        "reglu": "",
+        "swiglu_clipped": "float32",
+        "swiglu_oai": "float32 float32",
+    }.items()
     for dtype, suffix in {"float32": "", "float16": "_of_fp16"}.items()
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
+_scale_rows = Kernel("activation.hip", "scale_rows", "float32* float32* float32* uint32 uint64 uint64")
+_clip = Kernel("activation.hip", "clip", "float32* float32* float32 uint32 uint64 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -56,12 +66,12 @@ def elementwise(name: str, x: Array, *more: float | Array, out: Array = None) ->
 
 
 def gated_unit(name: str, gate: Array, up: Array, *constants: float, form: OperandForm = OperandForm.FLOAT32) -> Array:
-    """swiglu, geglu or swiglu_oai of gate and up, which may be columns of wider arrays.
+    """A gated unit of gate and up, which may be columns of wider arrays.
 
     Args:
-        name: of the unit.
+        name: of the unit: swiglu, geglu, reglu, swiglu_clipped or swiglu_oai.
         gate, up: CuPy arrays of one shape; both float16, or taken as float32.
-        constants: of swiglu_oai, alpha and limit; none: gpt-oss's.
+        constants: of swiglu_clipped, the limit; of swiglu_oai, alpha and limit, or none: gpt-oss's.
         form: FLOAT32, or FP16, cut to ±65504.
     """
     if name == "swiglu_oai" and not constants:
@@ -84,6 +94,20 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
     out = cupy_module().empty(x.shape, np.float32)
     if x.size:
         _sigmoid_gate_rows(*a_thread_each(x.size), (out, x, float32(gate), x.shape[1], x.size))
+    return out
+
+
+def scale_rows(x: Array, factors: Array) -> Array:
+    (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _scale_rows(*a_thread_each(x.size), (out, data, float32(factors), x.size // len(x), stride, x.size))
+    return out
+
+
+def clip(x: Array, limit: float) -> Array:
+    (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _clip(*a_thread_each(x.size), (out, data, limit, x.size // len(x), stride, x.size))
     return out
 
 

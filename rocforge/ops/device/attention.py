@@ -100,9 +100,16 @@ def _room_for(consumer: Weight | None, q: Array, single: bool) -> Array | Packed
 
 
 def attention(
-    q: Array, k: Array, v: Array, scale: float, causal: bool, window: int | None, softcap: float | None, sinks: Array
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    causal: bool,
+    window: tuple[int | None, bool],
+    softcap: float | None,
+    sinks: Array,
 ) -> Array:
-    """One sequence, whose keys and values are taken for a cache with its blocks in order."""
+    """One sequence, whose keys and values are taken for a cache with its blocks in order; `window` and `chunked`."""
     _check_lengths(k, v)
     cupy = cupy_module()
     tokens, queries = len(k), len(q)
@@ -113,7 +120,7 @@ def attention(
     layer = PagedLayer(
         k,
         v,
-        window,
+        window[0],
         BLOCK_SIZE,
         slots=None,
         queries=(queries, queries),
@@ -122,6 +129,7 @@ def attention(
         query_starts=numbers[1:3],
         counters=cupy.zeros(k.shape[1], np.int32),
         causal=causal,
+        chunked=window[1],
     )
     _attend(out, q, layer, sinks, (scale, softcap or 0.0))
     return out
@@ -150,7 +158,7 @@ def _attend(
     (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
     common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
-    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0}
+    common |= {"scale": scale, "softcap": softcap, **window_arguments(layer)}
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
@@ -163,16 +171,15 @@ def _attend(
         cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
         prefill = _prefill_kernel(head_dim, group, types)
-        args = {**common, "out": to["out"], "fp16": to["fp16"], "sequences": count, "tiles": tiles}
-        args |= {"window": seen_window(layer), "causal": int(layer.causal)}
+        args = {
+            **common,
+            "out": to["out"],
+            "fp16": to["fp16"],
+            "sequences": count,
+            "tiles": tiles,
+            "causal": int(layer.causal),
+        }
         prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
-
-
-def seen_window(layer: PagedLayer) -> int:
-    """How many keys a window's query sees, as kernels take it: if not causal its own in the middle; 0 for all."""
-    if layer.window is None:
-        return 0
-    return layer.window if layer.causal else 2 * layer.window - 1
 
 
 _NOTHING_BEFORE = {
@@ -210,6 +217,12 @@ def cache_arrays(layer: PagedLayer) -> dict[str, Array]:
     """The memory of the cache, as kernels take it."""
     pair = {"keys": layer.keys, "values": layer.values}
     return {name: rows.data if isinstance(rows, PackedRows) else rows for name, rows in pair.items()}
+
+
+def window_arguments(layer: PagedLayer) -> dict[str, int]:
+    """How many keys a query sees, 0 for all, as kernels take it: without `causal` its own in the middle."""
+    window = layer.window or 0
+    return {"window": window if layer.causal or not window else 2 * window - 1, "chunked": int(layer.chunked)}
 
 
 Types = tuple[tuple[str, str], ...]

@@ -13,7 +13,7 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.attention import Types, cache_arrays, seen_window, types_of
+from rocforge.ops.device.attention import Types, cache_arrays, types_of, window_arguments
 from rocforge.ops.device.strided import float32
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array
@@ -48,8 +48,8 @@ def _places(layer: PagedLayer, pattern: Array) -> dict[str, Any]:
     sequences, stride = layer.tables.shape
     places = {"tables": layer.tables, "lengths": layer.lengths, "query_starts": layer.query_starts}
     places |= {"table_stride": stride, "sequences": sequences, "tokens": tokens, "heads": heads}
-    places |= {"kv_heads": layer.keys.shape[1], "columns": columns}
-    return {**places, "window": seen_window(layer), "causal": int(layer.causal)}
+    places |= {"kv_heads": layer.keys.shape[1], "columns": columns, "causal": int(layer.causal)}
+    return {**places, **window_arguments(layer)}
 
 
 def _launch(name: str, head_dim: int, layer: PagedLayer, pattern: Array, args: dict[str, Any]) -> None:

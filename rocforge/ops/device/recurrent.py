@@ -18,6 +18,8 @@ CONV_THREADS, COLUMNS, LANES, NORM_THREADS = 64, 32, 4, 256
 """As recurrent.hip has them."""
 MAX_WIDTH = 4
 """Of a convolution."""
+MAX_STATE_DIM = 32
+"""Of a selective scan."""
 
 
 _GATES = "float32* float32* float32* float32* uint64 uint32 uint32 uint32 float32"
@@ -96,6 +98,23 @@ def state_space(
     args = {"x": float32(x), "v": 0, "k": inner, "q": inner + keys, "beta": None, "beta_stride": 0}
     args |= {"skip": float32(skip), "key_heads": groups, "repeated": 1, "eps": 0.0}
     return _rule(_kernel("state_rule", state_dim, RF_STATE_SPACE=1), args, step, decay, bias, state)
+
+
+def selective_scan(
+    x: Array, step: Array, keys: Array, queries: Array, decay: Array, skip: Array, state: RecurrentLayer
+) -> Array:
+    channels, state_dim = decay.shape
+    if state_dim > MAX_STATE_DIM:
+        raise ValueError(f"selective_scan: state_dim is {state_dim}; allowed on a device is up to {MAX_STATE_DIM}")
+    y = cupy_module().empty(x.shape, np.float32)
+    (k, key_stride), (q, query_stride) = rows_of(keys), rows_of(queries)
+    kept, slot_stride = rows_of(state.arrays[1])
+    args = {"y": y, "x": float32(x), "step": float32(step), "keys": k, "queries": q, "decay": float32(decay)}
+    args |= {"skip": float32(skip), "state": kept, "sequences": _sequences(state, slot_stride)}
+    args |= {"key_stride": key_stride, "query_stride": query_stride, "channels": channels}
+    grid = blocks(channels, CONV_THREADS), len(state.slots)
+    _kernel("selective_scan", state_dim)(grid, (CONV_THREADS,), args)
+    return y
 
 
 def _rule(

@@ -15,6 +15,8 @@ from rocforge.ops.types import Array
 
 _angles = Kernel("angles.hip", "rope_angles", "float32* float32* int32* float64* uint32 uint32 float32")
 
+_temperatures = Kernel("angles.hip", "temperatures", "float32* int32* uint32 float32 uint32 uint32")
+
 
 def cos_sin(frequencies: Array, positions: Array, magnitude: float) -> tuple[Array, Array]:
     """float32 cosines and sines (*positions.shape, pairs) of `positions * frequencies`, times the magnitude.
@@ -33,6 +35,15 @@ def cos_sin(frequencies: Array, positions: Array, magnitude: float) -> tuple[Arr
         args = (cos, sin, positions, frequencies, positions.size, pairs, magnitude)
         _angles(*a_thread_each(cos.size), args)
     return cos, sin
+
+
+def temperatures(positions: Array, scale: float, length: int, offset: int) -> Array:
+    """What `rocforge.ops.temperature.Temperature.factors` gives."""
+    out = cupy_module().empty(positions.shape, np.float32)
+    positions = cupy_module().ascontiguousarray(positions, dtype=np.int32)
+    if out.size:
+        _temperatures(*a_thread_each(out.size), (out, positions, out.size, scale, length, offset))
+    return out
 
 
 def rotate(x: Array, cos: Array, sin: Array, neox: bool) -> Array:
