@@ -103,6 +103,8 @@ def test_latents_of_an_old_file(model_of, tmp_path):
     assert "blk.0.attn_kv_b.weight" in before and "blk.0.attn_kv_b.weight" not in saved
     assert saved["blk.0.attn_k_b.weight"].shape == (6, 80, 32) and saved["blk.0.attn_v_b.weight"].shape == (6, 40, 80)
     assert [saved.metadata[f"deepseek2.attention.{key}"] for key in ("key_length", "key_length_mla")] == [96, 48]
+    kv_b = before["blk.0.attn_kv_b.weight"]
+    assert list(model.arrays_of("blk.0.attn_kv_b.weight", kv_b[1:])) == ["blk.0.attn_kv_b.weight"]  # and is refused
     tokens = families.prompt("deepseek2-old")
     np.testing.assert_array_equal(load_model(saved, device="cpu")(tokens), model(tokens))
 

@@ -36,6 +36,11 @@ class LatentSizes:
         self.value_dim = read.integer(key.replace("key", "value"), 1, MOST)
 
     @property
+    def old_shape(self) -> tuple[int, int]:
+        """Of attn_kv_b."""
+        return self.heads * (self.own + self.value_dim), self.rank
+
+    @property
     def now(self) -> dict[str, int]:
         """As files of today have them."""
         cached = {"head_count_kv": 1, "key_length": self.rank + self.shared, "value_length": self.rank}
@@ -100,8 +105,8 @@ class DeepSeek2(DeepSeek):
         return {**read.gating("sigmoid" if glm else "softmax"), "selection_bias": "optional"}
 
     def arrays_of(self, name: str, array: Any) -> dict[str, Any]:
-        if not name.endswith(".attn_kv_b.weight"):
-            return {name: array}
+        if not name.endswith(".attn_kv_b.weight") or array.shape != self.sizes.old_shape:
+            return {name: array}  # of another shape it has no place, which the model says
         keys, values = self.sizes.split(array)
         return {name.replace("kv_b", "k_b"): keys, name.replace("kv_b", "v_b"): values}
 
