@@ -141,7 +141,7 @@ def test_importance(model_of):
 def test_learnt_positions(model_of, tmp_path):
     """A context beyond them is refused; other models are warned of it alone."""
     encoders.build(tmp_path / "bert.gguf", "bert")
-    with pytest.raises(ValueError, match="context is 129; allowed is up to 128, the positions learnt"):
+    with pytest.raises(ValueError, match="context is 129; allowed is up to 128, the positions that are learnt"):
         load_model(rf.open_gguf(tmp_path / "bert.gguf"), device="cpu", context=129)
 
 
