@@ -137,6 +137,14 @@ def test_importance(model_of):
     assert matrix.inputs["blk.0.attn_qkv.weight"].sums.all() and matrix.inputs["blk.1.ffn_up_exps.weight"].counts.any()
 
 
+@pytest.mark.filterwarnings("ignore:context is 129")
+def test_learnt_positions(model_of, tmp_path):
+    """A context beyond them is refused; other models are warned of it alone."""
+    encoders.build(tmp_path / "bert.gguf", "bert")
+    with pytest.raises(ValueError, match="context is 129; allowed is up to 128, the positions that are learnt"):
+        load_model(rf.open_gguf(tmp_path / "bert.gguf"), device="cpu", context=129)
+
+
 def test_saved(model_of, tmp_path):
     """What is saved gives the same vectors."""
     model = model_of("bert-ranks")
