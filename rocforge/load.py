@@ -169,9 +169,13 @@ def _weights(model: Transformer, file: Tensors) -> Weights:
 
 def _weight(file: Tensors, name: str, parameter: Parameter | None) -> Any:
     weight = file[name]
-    if parameter is None or weight.shape != parameter.shape:
+    if parameter is None:
         return weight  # the model refuses it, and says why
-    weight = parameter.cast(weight)
+    if weight.shape != parameter.whole:
+        if weight.shape == parameter.shape:
+            raise UnsupportedModelError(f"{name} is {weight.shape} and should be {parameter.whole}")
+        return weight
+    weight = parameter.cast(parameter.part_of(weight))
     if not parameter.matrix and np.isnan(weight).any():
         raise GGUFError(f"tensor {name} contains NaN")
     return weight

@@ -9,7 +9,8 @@ from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.moe import combine_experts, expert_linear, route
-from rocforge.ops.types import Matrices
+from rocforge.ops.parts import experts_part
+from rocforge.ops.types import Matrices, Part
 
 
 class Experts(Module):
@@ -47,6 +48,9 @@ class MoE(Module):
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
+
+    Attributes:
+        part: the experts that this card has, where they are dealt out over several; None: all.
     """
 
     inline = True
@@ -73,6 +77,7 @@ class MoE(Module):
         self.ffn_down_exps = Experts(experts, ffn, dim, bias)
         self.activation = activation
         self.exp_probs_b = SelectionBias(experts, selection_bias) if selection_bias else None
+        self.part: Part | None = None
         self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
 
     @property
@@ -87,5 +92,6 @@ class MoE(Module):
         return combine_experts(y, weights)
 
     def route(self, x: Any) -> tuple[Any, Any]:
-        """The experts of each token, ids and weights (tokens, used)."""
-        return route(self.ffn_gate_inp(x), *self.routing)
+        """The experts of each token, ids and weights (tokens, used); of those that this card has, numbered from 0."""
+        ids, weights = route(self.ffn_gate_inp(x), *self.routing)
+        return (ids, weights) if self.part is None else experts_part(ids, weights, self.part)
