@@ -17,6 +17,8 @@ MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
 """The default maximum of tokens a step, by device."""
 MAX_REQUESTS = 256
 """The default maximum of running requests."""
+CPU_CACHE_TOKENS = 16384
+"""The default size of the cache on the CPU."""
 MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
@@ -93,6 +95,22 @@ class CacheSizes:
             problem = f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free"
             raise OutOfMemoryError(problem)
         return tokens
+
+    def room(self, tokens: int | None, context: int, requests: int) -> tuple[int, int]:
+        """Tokens, and running sequences, that an engine's cache has.
+
+        Args:
+            tokens: as asked for; None: the default.
+            context: the longest sequence of the model.
+            requests: that may run, at most.
+
+        Raises:
+            OutOfMemoryError: not even one block fits.
+        """
+        if self.device == "cpu":
+            return tokens or min(context, CPU_CACHE_TOKENS), requests
+        tokens = tokens or self.tokens_that_fit(context, requests)
+        return tokens, self.sequences_that_fit(tokens, requests)
 
     def sequences_that_fit(self, tokens: int, most: int) -> int:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""

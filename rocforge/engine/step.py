@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from rocforge.device.background import BackgroundCompilation
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
@@ -116,14 +118,21 @@ class StepRunner:
         Args:
             progress: called now and then with what is being done.
         """
-        self._compile(lambda missing: progress(f"compiling {missing} programs"))
+        if self._model.cards is not None:
+            self._model.cards.post("compile")
+        self.compile(lambda missing: progress(f"compiling {missing} programs"))
         for done, shape in enumerate(self.shapes):
             progress(f"capturing steps: {done} of {len(self.shapes)}")
             for _ in range(2):
                 self._run(shape, [])
             self._stream.synchronize()
 
-    def _compile(self, progress: Callable[[int], Any]) -> None:
+    def compile(self, progress: Callable[[int], Any] = lambda missing: None) -> None:
+        """Compile the kernels of all shapes, and of sampling.
+
+        Args:
+            progress: called now and then with how many are missing.
+        """
         compilation = BackgroundCompilation()
         request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
         with launches_recorded(compilation.add):
@@ -154,9 +163,22 @@ class StepRunner:
         return replace(shape, longest=max(BLOCK_SIZE, 1 << (longest - 1).bit_length()))
 
     def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
-        """Queue a forward pass; its logits are there until the next one."""
-        staged = self._stream.upload(self._inputs.stage(shape, chunks))
-        self._inputs.begin(shape, chunks, staged, self._sampler.last_tokens)
+        """Queue a forward pass, on all cards; its logits are there until the next one."""
+        staged = self._inputs.stage(shape, chunks)
+        if self._model.cards is not None:
+            self._model.cards.post("step", shape, staged)
+        return self.run(shape, staged, chunks)
+
+    def run(self, shape: StepShape, staged: np.ndarray, chunks: Sequence[ScheduledChunk] = ()) -> Any:
+        """Queue a forward pass on this card.
+
+        Args:
+            staged: what it is, as `StepInputs.stage` gives it.
+            chunks: of the step, on the card that schedules.
+        """
+        last_tokens = self._sampler.last_tokens
+        self._model.group.broadcast(last_tokens)
+        self._inputs.begin(shape, chunks, self._stream.upload(staged), last_tokens)
         if shape not in self._plans:
             self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)
         return self._plans[shape].run(self._graphs)

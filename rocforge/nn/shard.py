@@ -116,6 +116,7 @@ def shard(model: Any, group: Group, tensors: Mapping[str, Any]) -> None:
             model.token_embd = EmbeddingPart(model.token_embd, group)
         if type(model.output) is Linear:
             model.output = OutputPart(model.output, group)
+    model.group = group
 
 
 class _Pass:
