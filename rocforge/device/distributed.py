@@ -9,6 +9,7 @@ Source of the collectives: the NCCL user guide, https://docs.nvidia.com/deeplear
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -204,7 +205,7 @@ class NcclGroup(Group):
 
 def _nccl() -> Any:
     """CuPy's binding of RCCL or NCCL."""
-    nccl = cupy_module().cuda.nccl
+    nccl = importlib.import_module(f"{cupy_module().__name__}.cuda.nccl")
     if not nccl.available:
         raise DeviceError("several GPUs need RCCL or NCCL, and CuPy finds none: install rccl, or nvidia-nccl-cu13")
     return nccl
