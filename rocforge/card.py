@@ -98,12 +98,12 @@ class Card:
     def logits(self, tokens: np.ndarray) -> None:
         """Call the model with one new sequence."""
         with self._stream:
-            self._model(tokens)
+            self._model(self._stream.upload(tokens))
 
     def hidden(self, tokens: np.ndarray) -> None:
         """As `logits`, for the last hidden states."""
         with self._stream:
-            self._model.hidden(tokens)
+            self._model.hidden(self._stream.upload(tokens))
 
     def idle(self) -> None:
         """Look whether the device has done its work."""

@@ -36,6 +36,7 @@ from rocforge.nn.cache import check_types
 from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
 from rocforge.nn.shard import shard
+from rocforge.nn.split import check_shares, split
 from rocforge.nn.state import declare_types, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ def load(
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
     devices: int | Sequence[str] | None = None,
+    shares: Sequence[float] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -76,6 +78,8 @@ def load(
             "fp8_e4m3"; None: float16 on a GPU, float32 on a CPU.
         devices: in place of `device` several cards that compute together, each with a part of every layer and a process
             of its own: a number of them, from gpu:0 on, or their names. See docs/cards.md.
+        shares: each of the cards has whole layers instead, in these shares, [24, 16] say; for cards that do not see
+            each other, or of different sizes.
 
     Raises:
         ValueError: a context that is not positive, an unknown device, an unknown type to quantize to or of the cache,
@@ -94,7 +98,10 @@ def load(
         if device is not None or quantize is not None:
             raise ValueError(f"devices is {devices!r} beside a device or quantize; allowed is one of them")
         where = str(path if Path(path).is_dir() else resolve(path))
-        options = {"context": context, "fp16_weights": fp16_weights, "cache_types": (cache_type_k, cache_type_v)}
+        if shares is not None:
+            check_shares(shares, len(names))
+        types = cache_type_k, cache_type_v
+        options = {"context": context, "fp16_weights": fp16_weights, "cache_types": types, "shares": shares}
         return _load_on_cards(CardJob(where, names, 0, options), progress)
     device = resolve_device(device if devices is None else names[0])
     with open_model(path) as opened:
@@ -166,13 +173,16 @@ def _loading(
     fp16_weights: bool | None,
     cache_types: CacheTypes,
     group: Group = ALONE,
+    shares: Sequence[float] | None = None,
 ) -> Iterator[Transformer]:
     """A model, or the part of it that a group's member has, whose weights are complete when the context has been left;
     on a GPU they load in the background."""
     if context is not None:
         _check_context(context, file)
     model = build_model(file, context)
-    if group.size > 1:
+    if group.size > 1 and shares is not None:
+        split(model, group, file, shares)
+    elif group.size > 1:
         shard(model, group, file)
     declare_types(model, *cache_types)
     check_types(states_of(model).values(), device)

@@ -45,6 +45,10 @@ class Group:
         """What messages call a member."""
         return f"card {rank} ({self.devices[rank]})"
 
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """A float32 array where the group's are, of any values."""
+        return np.zeros(shape, np.float32)
+
     def all_reduce(self, x: Any) -> Any:
         """The sum of all members' arrays, of one shape and dtype; written to `x`, where that is a device's."""
         return x
@@ -174,6 +178,10 @@ class NcclGroup(Group):
         """End collectives that wait for a member which has ended; any thread may do so. The group is of no more use."""
         if self._communicator is not None:
             self._communicator.abort()
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """As in Group."""
+        return cupy_module().empty(shape, np.float32)
 
     def all_reduce(self, x: Any) -> Any:
         """As in Group."""

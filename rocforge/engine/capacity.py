@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.errors import OutOfMemoryError
-from rocforge.nn.state import PagedKV, Recurrent, State, blocks_for, groups_of
+from rocforge.nn.state import Declared, PagedKV, Recurrent, State, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
 SNAPSHOTS = 16
@@ -40,7 +40,7 @@ class CacheSizes:
         max_batch_tokens: tokens of a step, at most; None: the device's default.
     """
 
-    def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int | None = None):
+    def __init__(self, states: Iterable[Declared], device: str, max_batch_tokens: int | None = None):
         self._groups, self.device = groups_of(states), device
         self._max_batch_tokens = max_batch_tokens or batch_tokens(device)
 

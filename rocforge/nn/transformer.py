@@ -44,6 +44,7 @@ class Transformer(Module):
         tokenizer: the file's, from `rf.load`; else None.
         group: of the cards that each have a part of the model.
         cards: on the first of several cards, the others' processes (rocforge.engine.cards.Cards); else None.
+        elsewhere: names of the tensors that other cards alone have.
         predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
@@ -72,6 +73,7 @@ class Transformer(Module):
         self.tokenizer: Tokenizer | None = None
         self.group: Group = ALONE
         self.cards: Any = None
+        self.elsewhere: frozenset[str] = frozenset()
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
@@ -98,14 +100,16 @@ class Transformer(Module):
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         super()._fill(arrays, prefix)
-        if self.output.weight is None:  # tied: the output is the embedding
+        if isinstance(self.output, Linear) and self.output.weight is None:  # tied: the output is the embedding
             self.output._put("weight", self.token_embd.weight)
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model, and not for a predictor of further tokens."""
+        """Whether a tensor of that name is for this model, and not for a predictor of further tokens or another card."""
         prefix, _, rest = name.partition(".")
         layer = rest.partition(".")[0]
+        if name in self.elsewhere:
+            return False
         return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
     @property
