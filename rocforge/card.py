@@ -24,7 +24,8 @@ from rocforge.engine.cards import CardJob
 from rocforge.engine.capacity import CacheSizes
 from rocforge.engine.inputs import StepShape
 from rocforge.engine.step import StepRunner
-from rocforge.load import load_part
+from rocforge.load import load_model
+from rocforge.loading.files import open_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import states_of, typed
@@ -43,7 +44,8 @@ class Card:
 
     def __init__(self, job: CardJob, links: dict[int, Connection]):
         self._group = job.group(links)
-        self._model = load_part(job, self._group)
+        with open_model(job.path) as file:
+            self._model = load_model(file, job.device, progress=False, group=self._group, **job.loading)
         self._stream = Stream(self._model.device)
         self._cache: KVCache | None = None
         self._runner: StepRunner | None = None

@@ -100,8 +100,8 @@ def load(
         where = str(path if Path(path).is_dir() else resolve(path))
         if shares is not None:
             check_shares(shares, len(names))
-        types = cache_type_k, cache_type_v
-        options = {"context": context, "fp16_weights": fp16_weights, "cache_types": types, "shares": shares}
+        options = {"context": context, "fp16_weights": fp16_weights, "shares": shares}
+        options |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
         return _load_on_cards(CardJob(where, names, 0, options), progress)
     device = resolve_device(device if devices is None else names[0])
     with open_model(path) as opened:
@@ -135,18 +135,12 @@ def _load_on_cards(job: CardJob, progress: bool | None) -> tuple[Transformer, To
     """The first card's part of a model, whose other parts are in processes of their own."""
     cards = Cards(job)
     with cards.together(), open_model(job.path) as file:
-        with _loading(file, job.device, progress=progress, group=cards.group, **job.loading) as model:
-            model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
+        model = load_model(file, job.device, progress=progress, group=cards.group, **job.loading)
+        model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
         cards.connect()
     model.cards = cards
-    cards.reach = model.reach()
+    cards.snapshot = model.snapshot()
     return model, tokenizer
-
-
-def load_part(job: CardJob, group: Group) -> Transformer:
-    """A card's part of a model; `group` says which."""
-    with open_model(job.path) as file, _loading(file, job.device, progress=False, group=group, **job.loading) as model:
-        return model
 
 
 def load_model(
@@ -157,10 +151,16 @@ def load_model(
     fp16_weights: bool | None = None,
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
+    group: Group = ALONE,
+    shares: Sequence[float] | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`.
+
+    Args:
+        group: the part that this member of a group has, instead of the whole.
+    """
     types = cache_type_k, cache_type_v
-    with _loading(file, resolve_device(device), context, progress, fp16_weights, types) as model:
+    with _loading(file, resolve_device(device), context, progress, fp16_weights, types, group, shares) as model:
         return model
 
 

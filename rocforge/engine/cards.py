@@ -23,9 +23,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rocforge.device.distributed import Group, HostGroup, NcclGroup
-from rocforge.errors import DeviceError
+from rocforge.errors import CardFailedError, DeviceError
 from rocforge.nn.cache import KVCache
-from rocforge.nn.reach import same_reach
+from rocforge.nn.module import Module
+from rocforge.nn.tree import Snapshot
 
 CacheTypes = tuple[str | None, str | None]
 StepSizes = tuple[int, int, int] | None
@@ -74,7 +75,7 @@ class Cards:
     Attributes:
         group: of all cards.
         cache: the engine's, of which each card has its part; else None.
-        reach: what `model.reach` was when the model had been loaded.
+        snapshot: of the model as it was loaded.
         ended: why the cards no longer compute; None while they do.
     """
 
@@ -86,7 +87,7 @@ class Cards:
                 links[rank][other], links[other][rank] = Pipe()
         self.group = job.group(links[0])
         self.cache: KVCache | None = None
-        self.reach: list[Any] | None = None
+        self.snapshot: Snapshot | None = None
         self.ended: str | None = None
         memory = os.memfd_create("rocforge-cards")
         os.ftruncate(memory, MESSAGE_NBYTES)
@@ -149,9 +150,10 @@ class Cards:
             with self.together():
                 self.post("close")
 
-    def check_unchanged(self, reach: list[Any] | None) -> None:
+    def check_unchanged(self, model: Module) -> None:
         """Raise a ValueError where this card's part of the model is no longer what was loaded."""
-        if not same_reach(self.reach, reach):
+        snapshot = model.snapshot()
+        if self.snapshot is not snapshot and not (self.snapshot and self.snapshot.same_as(snapshot)):
             raise ValueError("a model on several cards cannot be edited, observed or changed: the others would not be")
 
     def _write(self, message: Any) -> None:
@@ -180,20 +182,24 @@ class Cards:
         """In this context the cards compute together: an error in one of them ends all of them.
 
         Raises:
-            DeviceError: a card has failed, by its name.
+            CardFailedError: a card has failed, by its name.
         """
         if self.ended:
-            raise DeviceError(self.ended)
+            raise CardFailedError(self.ended)
         try:
             yield
             if any(other.gone for other in self._others):
                 raise DeviceError("a card has ended")
+        except CardFailedError as error:
+            self.ended = str(error)
+            self.close()
+            raise
         except BaseException as error:
             found = self._failure()
             self.ended = found or f"{self.group.name(0)} failed: {type(error).__name__}: {error}"
             self.close()
             if found:
-                raise DeviceError(found) from error
+                raise CardFailedError(found) from error
             raise
 
     def _failure(self) -> str | None:
@@ -260,10 +266,10 @@ class _Other:
         try:
             answered, value = self.control.recv()
         except (EOFError, OSError):
-            raise DeviceError(self.how_it_ended()) from None
+            raise CardFailedError(self.how_it_ended()) from None
         if answered == kind:
             return value
-        raise DeviceError(f"{self.name} failed: {value}")
+        raise CardFailedError(f"{self.name} failed: {value}")
 
     def how_it_ended(self) -> str:
         """In words."""

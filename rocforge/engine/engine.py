@@ -500,7 +500,7 @@ class Engine:
             if not same_reach(self._reach, reach):
                 self._reach = reach
                 if self._cards is not None:
-                    self._cards.check_unchanged(reach)
+                    self._cards.check_unchanged(self.model)
                 self.scheduler.state.model_changed()
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:

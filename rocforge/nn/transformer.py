@@ -148,7 +148,7 @@ class Transformer(Module):
             return
         if batch is not None or lora is not None:
             raise ValueError("a batch or an adapter of one's own is for a model on one card; this one is on several")
-        self.cards.check_unchanged(self.reach())
+        self.cards.check_unchanged(self)
         tokens = asnumpy(tokens)
         check_integers("model", "tokens", tokens)
         self._check_shape(tokens)
@@ -250,6 +250,8 @@ class Transformer(Module):
         >>> model.hidden(tokenizer.encode("import os")).shape
         (3, 512)
         """
+        if self.elsewhere:
+            raise ValueError("hidden states are of a model whose cards all have every layer; the last card has these")
         with self._on_all_cards("hidden", tokens, batch, lora), self._on_device():
             fused, batch = self.fused, self._batch_of(tokens, batch, lora)
             with adapted(fused.tables, batch.adapters):
