@@ -20,8 +20,8 @@ import numpy as np
 
 from rocforge.device.distributed import NcclGroup
 from rocforge.device.streams import Stream
-from rocforge.engine.cards import CardJob
 from rocforge.engine.capacity import CacheSizes
+from rocforge.engine.cards import CardJob
 from rocforge.engine.inputs import StepShape
 from rocforge.engine.step import StepRunner
 from rocforge.load import load_model
@@ -50,7 +50,7 @@ class Card:
         self._cache: KVCache | None = None
         self._runner: StepRunner | None = None
 
-    def connect(self, unique: tuple[int, ...]) -> None:
+    def connect(self, unique: bytes) -> None:
         """Meet the other GPUs."""
         assert isinstance(self._group, NcclGroup)
         with self._stream:

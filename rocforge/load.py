@@ -100,7 +100,7 @@ def load(
         where = str(path if Path(path).is_dir() else resolve(path))
         if shares is not None:
             check_shares(shares, len(names))
-        options = {"context": context, "fp16_weights": fp16_weights, "shares": shares}
+        options: dict[str, Any] = {"context": context, "fp16_weights": fp16_weights, "shares": shares}
         options |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
         return _load_on_cards(CardJob(where, names, 0, options), progress)
     device = resolve_device(device if devices is None else names[0])
@@ -134,10 +134,14 @@ def _cards(devices: int | Sequence[str]) -> tuple[str, ...]:
 def _load_on_cards(job: CardJob, progress: bool | None) -> tuple[Transformer, Tokenizer]:
     """The first card's part of a model, whose other parts are in processes of their own."""
     cards = Cards(job)
-    with cards.together(), open_model(job.path) as file:
-        model = load_model(file, job.device, progress=progress, group=cards.group, **job.loading)
-        model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
-        cards.connect()
+    try:
+        with open_model(job.path) as file:
+            model = load_model(file, job.device, progress=progress, group=cards.group, **job.loading)
+            model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
+    except BaseException:
+        cards.close()
+        raise
+    cards.connect()
     model.cards = cards
     cards.snapshot = model.snapshot()
     return model, tokenizer

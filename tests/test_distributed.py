@@ -54,7 +54,9 @@ def test_calls_that_differ_are_named():
 
 
 def test_shapes_that_differ_are_named():
-    with pytest.raises(DeviceError, match=r"all-reduce of float32 \(1,\); card 1 \(cpu\) calls all-reduce of float32 \(2,\)"):
+    with pytest.raises(
+        DeviceError, match=r"all-reduce of float32 \(1,\); card 1 \(cpu\) calls all-reduce of float32 \(2,\)"
+    ):
         run_together(2, lambda group: group.all_reduce(np.ones(group.rank + 1, np.float32)))
 
 

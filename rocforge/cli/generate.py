@@ -68,8 +68,8 @@ def generate(
     progress = False if quiet else None
     types = cache_types(cache_type_k, cache_type_v)
     cards = several_cards(device, tensor_parallel, split, tensor_split)
-    given = {"context": context, "progress": progress, "fp16_weights": fp16_weights.enabled}
-    loaded, tokenizer = rf.load(model, **cards, **given, **types)
+    fp16 = fp16_weights.enabled
+    loaded, tokenizer = rf.load(model, **cards, context=context, progress=progress, fp16_weights=fp16, **types)
     options = {**sampling.of(tokenizer), "lora": load_adapter(loaded, lora)}
     if chat:
         messages = [{"role": "system", "content": system}] if system else []

@@ -84,7 +84,10 @@ Split = Annotated[
 TensorSplit = Annotated[
     str | None,
     typer.Option(
-        "--tensor-split", "-ts", metavar="N,N...", help="With --split layers: each card's share of them.",
+        "--tensor-split",
+        "-ts",
+        metavar="N,N...",
+        help="With --split layers: each card's share of them.",
         show_default=False,
     ),
 ]

@@ -160,17 +160,17 @@ class NcclGroup(Group):
     _communicator: Any = None
 
     @staticmethod
-    def new_id() -> tuple[int, ...]:
+    def new_id() -> bytes:
         """What all members of a new group connect with.
 
         Raises:
             DeviceError: CuPy has no RCCL or NCCL.
         """
         nccl = _nccl()
-        unique: tuple[int, ...] = nccl.get_unique_id()
+        unique: bytes = nccl.get_unique_id()
         return unique
 
-    def connect(self, unique: tuple[int, ...]) -> None:
+    def connect(self, unique: bytes) -> None:
         """Meet the other members, on the current device; waits for all of them."""
         self._communicator = _nccl().NcclCommunicator(self.size, unique, self.rank)
 

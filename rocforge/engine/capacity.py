@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.errors import OutOfMemoryError
-from rocforge.nn.state import Declared, PagedKV, Recurrent, State, blocks_for, groups_of
+from rocforge.nn.state import Declared, PagedKV, Recurrent, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
 SNAPSHOTS = 16

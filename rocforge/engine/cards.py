@@ -105,8 +105,8 @@ class Cards:
             for connection in (connection for theirs in links[1:] for connection in theirs.values()):
                 connection.close()
             self._end = weakref.finalize(self, _end, self._others, self._life, list(links[0].values()))
-        for other in self._others:
-            other.watch(self.group)
+        for process in self._others:
+            process.watch(self.group)
 
     def connect(self) -> None:
         """Wait until the others have loaded their parts, and meet them in the group."""
@@ -204,18 +204,16 @@ class Cards:
 
     def _failure(self) -> str | None:
         """What another card has failed with, if one has."""
-        by_connection = {other.control: other for other in self._others}
-        while by_connection:
-            ready = wait(list(by_connection), NOTICE)
-            if not ready:
-                return None
-            for connection in ready:
+        while ready := wait([other.control for other in self._others], NOTICE):
+            for other in self._others:
+                if other.control not in ready:
+                    continue
                 try:
-                    kind, value = connection.recv()
+                    kind, value = other.control.recv()
                 except (EOFError, OSError):
-                    return by_connection[connection].how_it_ended()
+                    return other.how_it_ended()
                 if kind == "failed":
-                    return f"{by_connection[connection].name} failed: {value}"
+                    return f"{other.name} failed: {value}"
         return None
 
     def close(self) -> None:
@@ -296,5 +294,3 @@ def _end(others: Sequence[_Other], life: int, links: Sequence[Connection]) -> No
             continue
         other.process.kill()
         other.process.wait()
-
-

@@ -40,6 +40,7 @@ from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
 
+
 class Token(NamedTuple):
     """One token that a step gave a request.
 

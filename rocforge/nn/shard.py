@@ -21,6 +21,7 @@ from rocforge.device.arrays import get_array_module
 from rocforge.device.distributed import Group
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.blocks import block_elements
+from rocforge.gguf.file import Tensors
 from rocforge.nn.attention import Attention
 from rocforge.nn.layers import Embedding, Linear, RMSNorm
 from rocforge.nn.mlp import MLP, MergedMLP
@@ -86,7 +87,7 @@ def _rows_from(part: Part, rows: int, group: Group) -> slice:
     return slice(part.base, part.base - (-rows // group.size))
 
 
-def shard(model: Any, group: Group, tensors: Mapping[str, Any]) -> None:
+def shard(model: Any, group: Group, tensors: Tensors) -> None:
     """Cut a model, whose weights have not been loaded, to the part of a group's member.
 
     Args:
@@ -127,7 +128,7 @@ class _Pass:
         whole: paths of those that were not, by their kind.
     """
 
-    def __init__(self, group: Group, tensors: Mapping[str, Any], paths: Mapping[Module, str]):
+    def __init__(self, group: Group, tensors: Tensors, paths: Mapping[Module, str]):
         self._group, self._tensors, self._paths = group, tensors, paths
         self.parts, self.whole = 0, dict[str, list[str]]()
 
@@ -212,7 +213,11 @@ class _Pass:
         return True
 
     def _shared_experts(self, both: SharedMoE) -> bool:
-        return self._dealt(both.shared.ffn_down_shexp) is not None and self._experts(both.routed) and self._shared(both.shared)
+        return (
+            self._dealt(both.shared.ffn_down_shexp) is not None
+            and self._experts(both.routed)
+            and self._shared(both.shared)
+        )
 
     def _dealt(self, layer: Linear) -> slice | None:
         """The columns of a matrix that the card gets: whole blocks; None where there are too few."""
@@ -225,7 +230,8 @@ class _Pass:
 
     def _block(self, layer: Linear) -> int:
         """Elements at whose multiples columns may be cut."""
-        weight = self._tensors.get(f"{self._paths[layer]}.weight")
+        name = f"{self._paths[layer]}.weight"
+        weight = self._tensors[name] if name in self._tensors else None
         return block_elements(weight.qtype) if isinstance(weight, QuantizedArray) else 1
 
     def _cut_columns(self, layer: Linear, span: slice) -> None:

@@ -15,7 +15,7 @@ from rocforge.device.distributed import Group
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Embedding, HookPoint, Linear
 from rocforge.nn.module import Module
-from rocforge.nn.state import Absent, states_of
+from rocforge.nn.state import Absent, groups_of, states_of
 
 
 class AbsentState(Module):
@@ -29,7 +29,7 @@ class Elsewhere(Module):
     """In place of a block of another card: gives the residual stream as it is."""
 
     def __init__(self, block: Module):
-        self.kept = [AbsentState(Absent(state)) for state in states_of(block).values()]
+        self.kept = [AbsentState(Absent(state)) for state in groups_of(states_of(block).values())]
 
     def forward(self, x: Any, batch: Batch) -> Any:
         return x
@@ -64,7 +64,7 @@ class NoEmbedding(Embedding):
 
     def __init__(self, whole: Embedding, group: Group, tied: bool):
         self.dim, self.group = whole.weight.shape[1], group
-        self.weight = whole.weight if tied else None
+        self.weight: Any = whole.weight if tied else None
 
     def forward(self, ids: Any) -> Any:
         return self.group.empty((len(ids), self.dim))

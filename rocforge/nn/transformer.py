@@ -153,7 +153,9 @@ class Transformer(Module):
         check_integers("model", "tokens", tokens)
         self._check_shape(tokens)
         if not 0 <= tokens.min() <= tokens.max() < self.config.vocabulary:
-            raise IndexError(f"tokens are {tokens.min()} to {tokens.max()}; allowed are 0 to {self.config.vocabulary - 1}")
+            raise IndexError(
+                f"tokens are {tokens.min()} to {tokens.max()}; allowed are 0 to {self.config.vocabulary - 1}"
+            )
         with self.cards.together():
             self.cards.post(name, tokens)
             yield

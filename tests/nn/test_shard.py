@@ -81,7 +81,7 @@ def test_each_card_has_its_part_alone(files):
 
 def test_cards_that_do_not_divide_the_heads(files):
     file, _ = files("demo")
-    with pytest.raises(ValueError, match="3 cards do not divide 8 heads and 2 .* allowed are 1, 2, 4, 8"):
+    with pytest.raises(ValueError, match=r"3 cards do not divide 8 heads and 2 .* allowed are 1, 2, 4, 8"):
         together(file, 3)
 
 

@@ -13,9 +13,7 @@ from rocforge.ops.types import Array, Part, Weight
 
 _rows_of_part = Kernel("parts.hip", "rows_of_part", "int32* int32* int32 int32 int32 uint32")
 _keep_part = Kernel("parts.hip", "keep_part", "float32* int32* int32 int32 uint32")
-_experts_of_part = Kernel(
-    "parts.hip", "experts_of_part", "int32* float32* int32* float32* int32 int32 uint32 uint32"
-)
+_experts_of_part = Kernel("parts.hip", "experts_of_part", "int32* float32* int32* float32* int32 int32 uint32 uint32")
 _join_parts = Kernel("parts.hip", "join_parts", "float32* float32* uint32 uint32 uint32")
 
 
