@@ -230,8 +230,10 @@ class _Pass:
 
     def _block(self, layer: Linear) -> int:
         """Elements at whose multiples columns may be cut."""
-        name = f"{self._paths[layer]}.weight"
-        weight = self._tensors[name] if name in self._tensors else None
+        path = f"{self._paths[layer]}.weight"
+        if path not in self._tensors:
+            return 1  # loading says that it is missing
+        weight = self._tensors[path]
         return block_elements(weight.qtype) if isinstance(weight, QuantizedArray) else 1
 
     def _cut_columns(self, layer: Linear, span: slice) -> None:

@@ -105,7 +105,7 @@ class Transformer(Module):
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model, and not for a predictor of further tokens or another card."""
+        """Whether a tensor of that name is for this model: not for a predictor of further tokens, or another card."""
         prefix, _, rest = name.partition(".")
         layer = rest.partition(".")[0]
         if name in self.elsewhere:

@@ -1,4 +1,4 @@
-"""A card's part of tables and experts on a device: the launches of parts.hip. Meanings are those of rocforge.ops.parts."""
+"""A card's part of tables and experts: the launches of parts.hip. Meanings are those of rocforge.ops.parts."""
 
 from __future__ import annotations
 
