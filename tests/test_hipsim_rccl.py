@@ -1,4 +1,4 @@
-"""The simulator's RCCL: a process a rank, late as the streams are, and what does not match is named, in bounded time."""
+"""The simulator's RCCL: a process a rank, late as streams are; what does not match is named, in bounded time."""
 
 import pytest
 from simulated_program import needs_wheel, simulate
