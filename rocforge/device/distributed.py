@@ -10,6 +10,7 @@ Source of the collectives: the NCCL user guide, https://docs.nvidia.com/deeplear
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from rocforge.device.kernels import is_recording
 from rocforge.device.libraries import cupy_module
+from rocforge.device.peer_memory import PeerMemory
 from rocforge.errors import DeviceError
 
 FAILED = "failed"
@@ -158,6 +160,7 @@ class NcclGroup(Group):
     """
 
     _communicator: Any = None
+    _peers: PeerMemory | None = None
 
     @staticmethod
     def new_id() -> bytes:
@@ -171,11 +174,29 @@ class NcclGroup(Group):
         return unique
 
     def connect(self, unique: bytes) -> None:
-        """Meet the other members, on the current device; waits for all of them."""
+        """Meet the other members, on the current device and stream; waits for all of them.
+
+        With ROCFORGE_PEER_MEMORY=1, and where all of them see each other's memory, small sums go over that.
+        """
         self._communicator = _nccl().NcclCommunicator(self.size, unique, self.rank)
+        if os.environ.get("ROCFORGE_PEER_MEMORY", "0") != "0":
+            self._see_each_other()
+
+    def _see_each_other(self) -> None:
+        cupy, own = cupy_module(), int(self.devices[self.rank][4:])
+        others = [int(device[4:]) for rank, device in enumerate(self.devices) if rank != self.rank]
+        sees = all(cupy.cuda.runtime.deviceCanAccessPeer(own, other) for other in others)
+        if int(self.all_reduce(cupy.asarray(np.array([sees], np.int32))).get()[0]) < self.size:
+            return
+        peers = PeerMemory(self.rank, self.size)
+        handles = self.all_gather(cupy.asarray(np.frombuffer(peers.handle, np.uint8))).get()
+        peers.open([handle.tobytes() for handle in handles])
+        self._peers = peers
 
     def abort(self) -> None:
         """End collectives that wait for a member which has ended; any thread may do so. The group is of no more use."""
+        if self._peers is not None:
+            self._peers.abort()
         if self._communicator is not None:
             self._communicator.abort()
 
@@ -185,6 +206,9 @@ class NcclGroup(Group):
 
     def all_reduce(self, x: Any) -> Any:
         """As in Group."""
+        if self._peers is not None and self._peers.takes(x):
+            self._peers.all_reduce(x)
+            return x
         self._queue("allReduce", x.data.ptr, x.data.ptr, x.size, _kind(x), _nccl().NCCL_SUM)
         return x
 

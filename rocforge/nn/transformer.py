@@ -66,14 +66,14 @@ class Transformer(Module):
     output_norm_name = "output_norm"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
+    group: Group = ALONE
+    cards: Any = None
+    elsewhere: frozenset[str] = frozenset()
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
         self.predictors = read.predictors
         self.tokenizer: Tokenizer | None = None
-        self.group: Group = ALONE
-        self.cards: Any = None
-        self.elsewhere: frozenset[str] = frozenset()
         self._adapters = AdapterState()
         self.embedding_scale: float | None = None
         self.softcap: float | None = None
