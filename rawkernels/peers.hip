@@ -24,7 +24,7 @@ struct Inbox {
 
 RF_DEVICE Inbox inbox_of(const u64* inboxes, u32 card, u32 cards) {
     Inbox inbox;
-    inbox.memory = reinterpret_cast<u8*>(inboxes[card]), inbox.cards = cards;
+    inbox.memory = const_cast<u8*>(in_memory(reinterpret_cast<const u8*>(inboxes[card]))), inbox.cards = cards;
     return inbox;
 }
 

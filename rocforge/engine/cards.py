@@ -195,7 +195,7 @@ class Cards:
             self.close()
             raise
         except BaseException as error:
-            found = self._failure()
+            found = self._failure() if isinstance(error, Exception) else None
             self.ended = found or f"{self.group.name(0)} failed: {type(error).__name__}: {error}"
             self.close()
             if found:

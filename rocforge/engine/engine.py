@@ -173,7 +173,7 @@ class Engine:
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         states = typed(states_of(model), cache_type_k, cache_type_v)
         sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
-        self._cards: Cards | None = model.cards
+        self._cards: Cards | None = getattr(model, "cards", None)
         types, rooms = (cache_type_k, cache_type_v), [sizes.room(cache_tokens, model.config.context, max_requests)]
         if self._cards is not None:
             rooms += self._cards.ask("room", types, cache_tokens, max_batch_tokens, max_requests)

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.background import BackgroundCompilation
+from rocforge.device.distributed import ALONE, Group
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
+from rocforge.engine.cards import Cards
 from rocforge.engine.inputs import StepInputs, StepShape, decode_sizes, prompt_sizes
 from rocforge.engine.request import Request
 from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
@@ -90,6 +92,8 @@ class StepRunner:
         self, stream: Stream, model: Transformer, cache: KVCache, max_batch_tokens: int, max_requests: int, width: int
     ):
         self._stream, self._model = stream, model
+        self._cards: Cards | None = getattr(model, "cards", None)
+        self._group: Group = getattr(model, "group", ALONE)
         self.sizes = prompt_sizes(max_batch_tokens)
         decode = [StepShape(rows, rows, False) for rows in decode_sizes(max_requests)]
         mixed = [StepShape(tokens, min(tokens, max_requests), True) for tokens in self.sizes]
@@ -118,8 +122,8 @@ class StepRunner:
         Args:
             progress: called now and then with what is being done.
         """
-        if self._model.cards is not None:
-            self._model.cards.post("compile")
+        if self._cards is not None:
+            self._cards.post("compile")
         self.compile(lambda missing: progress(f"compiling {missing} programs"))
         for done, shape in enumerate(self.shapes):
             progress(f"capturing steps: {done} of {len(self.shapes)}")
@@ -165,8 +169,8 @@ class StepRunner:
     def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
         """Queue a forward pass, on all cards; its logits are there until the next one."""
         staged = self._inputs.stage(shape, chunks)
-        if self._model.cards is not None:
-            self._model.cards.post("step", shape, staged)
+        if self._cards is not None:
+            self._cards.post("step", shape, staged)
         return self.run(shape, staged, chunks)
 
     def run(self, shape: StepShape, staged: np.ndarray, chunks: Sequence[ScheduledChunk] = ()) -> Any:
@@ -177,7 +181,7 @@ class StepRunner:
             chunks: of the step, on the card that schedules.
         """
         last_tokens = self._sampler.last_tokens
-        self._model.group.broadcast(last_tokens)
+        self._group.broadcast(last_tokens)
         self._inputs.begin(shape, chunks, self._stream.upload(staged), last_tokens)
         if shape not in self._plans:
             self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)

@@ -52,8 +52,17 @@ class EngineOptions:
         Raises:
             RocforgeError, FileNotFoundError, ...: what `rf.load` and `rf.Engine` raise.
         """
-        given = (path, self.device, self.context, self.progress, self.fp16_weights, None)
-        model, tokenizer = load(*given, self.cache_type_k, self.cache_type_v, self.devices, self.shares)
+        model, tokenizer = load(
+            path,
+            self.device,
+            self.context,
+            self.progress,
+            self.fp16_weights,
+            cache_type_k=self.cache_type_k,
+            cache_type_v=self.cache_type_v,
+            devices=self.devices,
+            shares=self.shares,
+        )
         for name, (file, scale) in lora.items():
             model.adapters.load(name, file, scale)
         cache_tokens = self.cache_tokens_of(model)
