@@ -21,7 +21,7 @@ RF_KERNEL(THREADS) rf_keep_part(float* x, const i32* ids, i32 first, i32 end, u3
 }
 
 // Experts of a card that has `count` from `first` on: those of others, of ids (tokens, used), weigh nothing, and are
-// replaced by one that the token goes to anyway, if there is one. A thread a token.
+// replaced by the last one that the token goes to anyway, if there is one. A thread a token.
 RF_KERNEL(THREADS)
 rf_experts_of_part(i32* ids, float* weights, const i32* all, const float* given, i32 first, i32 count, u32 used, u32 tokens) {
     wait_for_previous();
@@ -30,7 +30,7 @@ rf_experts_of_part(i32* ids, float* weights, const i32* all, const float* given,
     i32 stand_in = 0;
     for (u32 i = 0; i < used; ++i) {
         i32 id = all[token * used + i] - first;
-        if (id >= 0 && id < count) stand_in = id;
+        if (id < count && id > stand_in) stand_in = id;
     }
     for (u32 i = 0; i < used; ++i) {
         i32 id = all[token * used + i] - first;

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rocforge.device.distributed import Group, HostGroup, NcclGroup
+from rocforge.device.streams import Stream
 from rocforge.errors import CardFailedError, DeviceError
 from rocforge.nn.cache import KVCache
 from rocforge.nn.module import Module
@@ -115,7 +116,8 @@ class Cards:
             if isinstance(self.group, NcclGroup):
                 unique = self.group.new_id()
                 self.post("connect", unique)
-                self.group.connect(unique)
+                with Stream(self.group.devices[0]):
+                    self.group.connect(unique)
 
     def post(self, name: str, *args: Any) -> None:
         """Have the others call one of the methods of rocforge.card.Card; this process does the same itself.
