@@ -181,6 +181,7 @@ class NcclGroup(Group):
         self._communicator = _nccl().NcclCommunicator(self.size, unique, self.rank)
         if os.environ.get("ROCFORGE_PEER_MEMORY", "0") != "0":
             self._see_each_other()
+        cupy_module().cuda.get_current_stream().synchronize()  # the group is for other streams too
 
     def _see_each_other(self) -> None:
         cupy, own = cupy_module(), int(self.devices[self.rank][4:])

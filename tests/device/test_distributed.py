@@ -130,7 +130,7 @@ PROMPTS = [[5, 6, 7], list(range(9, 29))]
 
 def texts(model):
     with rf.Engine(model, max_requests=4, max_batch_tokens=64, cache_tokens=512) as engine:
-        requests = [engine.add(prompt, rf.SamplingParams(max_tokens=5, temperature=0)) for prompt in PROMPTS]
+        requests = [engine.add(prompt, rf.SamplingParams(max_tokens=4, temperature=0)) for prompt in PROMPTS]
         while engine.busy:
             engine.step()
     return [request.output for request in requests]
