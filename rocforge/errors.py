@@ -58,6 +58,11 @@ class DeviceError(RocforgeError):
     """
 
 
+class CardFailedError(DeviceError):
+    """One of several cards that compute a model together has failed, and so the model is of no more use; the message
+    names the card and what it failed with."""
+
+
 class UnsupportedCardError(UnsupportedModelError, DeviceError):
     """A card that rocforge has no kernels for; the message names it and lists those it has them for."""
 

@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ import numpy as np
 from rocforge.device.arrays import available_memory, resolve_device
 from rocforge.device.background import BackgroundCompilation
 from rocforge.device.cards import card_of
+from rocforge.device.distributed import ALONE, Group
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
-from rocforge.errors import GGUFError
+from rocforge.engine.cards import CardJob, Cards
+from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.file import Tensors
+from rocforge.gguf.hub import resolve
 from rocforge.gguf.metadata import Metadata
 from rocforge.gguf.quantized import Quantized
 from rocforge.loading.files import open_model, quantized
@@ -31,6 +35,8 @@ from rocforge.names import LOADING, checked_names
 from rocforge.nn.cache import check_types
 from rocforge.nn.parameter import Parameter, cpu_form
 from rocforge.nn.reader import ROPE_TENSORS
+from rocforge.nn.shard import shard
+from rocforge.nn.split import check_shares, split
 from rocforge.nn.state import declare_types, kept_of, states_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
@@ -52,6 +58,8 @@ def load(
     quantize: str | None = None,
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
+    devices: int | Sequence[str] | None = None,
+    shares: Sequence[float] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -68,10 +76,14 @@ def load(
             tensors are to be in F32, F16 or BF16.
         cache_type_k, cache_type_v: the types of keys and of values in the KV cache: "f16", "q8_0", "q4_0" or
             "fp8_e4m3"; None: float16 on a GPU, float32 on a CPU.
+        devices: in place of `device` several cards that compute together, each with a part of every layer and a process
+            of its own: a number of them, from gpu:0 on, or their names. See docs/cards.md.
+        shares: each of the cards has whole layers instead, in these shares, [24, 16] say; for cards that do not see
+            each other, or of different sizes.
 
     Raises:
-        ValueError: a context that is not positive, an unknown device, or an unknown type to quantize to or of the
-            cache.
+        ValueError: a context that is not positive, an unknown device, an unknown type to quantize to or of the cache,
+            or a number of cards that does not divide the model's heads.
         FileNotFoundError: no such file.
         GGUFError, CheckpointError: a file is malformed, or its metadata is invalid.
         UnsupportedModelError: the architecture, the tokenizer or a tensor's type is not supported, or the cache's type
@@ -82,7 +94,16 @@ def load(
     >>> model.config.layers, tokenizer.vocab_size
     (4, 4096)
     """
-    device = resolve_device(device)
+    if devices is not None and len(names := _cards(devices)) > 1:
+        if device is not None or quantize is not None:
+            raise ValueError(f"devices is {devices!r} beside a device or quantize; allowed is one of them")
+        where = str(path if Path(path).is_dir() else resolve(path))
+        if shares is not None:
+            check_shares(shares, len(names))
+        options: dict[str, Any] = {"context": context, "fp16_weights": fp16_weights, "shares": shares}
+        options |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
+        return _load_on_cards(CardJob(where, names, 0, options), progress)
+    device = resolve_device(device if devices is None else names[0])
     with open_model(path) as opened:
         file = quantized(opened, quantize, device)
         if isinstance(file, Quantized):
@@ -90,6 +111,39 @@ def load(
         types = cache_type_k, cache_type_v
         with _loading(file, device, context, progress, fp16_weights, types) as model:
             model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
+    return model, tokenizer
+
+
+def _cards(devices: int | Sequence[str]) -> tuple[str, ...]:
+    """The names of several devices, checked.
+
+    Raises:
+        TypeError, ValueError: no number or names. DeviceError: no such card.
+    """
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        devices = [f"gpu:{index}" for index in range(devices)]
+    if isinstance(devices, (str, bool)) or not isinstance(devices, Sequence):
+        raise TypeError(f'devices is {devices!r}; allowed are a number of cards, or names: ["gpu:0", "gpu:1"]')
+    names = tuple(map(resolve_device, devices))
+    kinds = {name.partition(":")[0] for name in names}
+    if len(kinds) != 1 or (kinds == {"gpu"} and len(set(names)) < len(names)):
+        raise ValueError(f"devices are {', '.join(names) or 'none'}; allowed are different GPUs, or the CPU each time")
+    return names
+
+
+def _load_on_cards(job: CardJob, progress: bool | None) -> tuple[Transformer, Tokenizer]:
+    """The first card's part of a model, whose other parts are in processes of their own."""
+    cards = Cards(job)
+    try:
+        with open_model(job.path) as file:
+            model = load_model(file, job.device, progress=progress, group=cards.group, **job.loading)
+            model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
+    except BaseException:
+        cards.close()
+        raise
+    cards.connect()
+    model.cards = cards
+    cards.snapshot = model.snapshot()
     return model, tokenizer
 
 
@@ -101,10 +155,16 @@ def load_model(
     fp16_weights: bool | None = None,
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
+    group: Group = ALONE,
+    shares: Sequence[float] | None = None,
 ) -> Transformer:
-    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`."""
+    """The model of an open GGUF file, or of what stands for one, without a tokenizer; otherwise as `load`.
+
+    Args:
+        group: the part that this member of a group has, instead of the whole.
+    """
     types = cache_type_k, cache_type_v
-    with _loading(file, resolve_device(device), context, progress, fp16_weights, types) as model:
+    with _loading(file, resolve_device(device), context, progress, fp16_weights, types, group, shares) as model:
         return model
 
 
@@ -116,11 +176,18 @@ def _loading(
     progress: bool | None,
     fp16_weights: bool | None,
     cache_types: CacheTypes,
+    group: Group = ALONE,
+    shares: Sequence[float] | None = None,
 ) -> Iterator[Transformer]:
-    """A model whose weights are complete when the context has been left; on a GPU they load in the background."""
+    """A model, or the part of it that a group's member has, whose weights are complete when the context has been left;
+    on a GPU they load in the background."""
     if context is not None:
         _check_context(context, file)
     model = build_model(file, context)
+    if group.size > 1 and shares is not None:
+        split(model, group, file, shares)
+    elif group.size > 1:
+        shard(model, group, file)
     declare_types(model, *cache_types)
     check_types(states_of(model).values(), device)
     weights = _weights(model, file)
@@ -169,9 +236,13 @@ def _weights(model: Transformer, file: Tensors) -> Weights:
 
 
 def _weight(weight: Any, name: str, parameter: Parameter | None) -> Any:
-    if parameter is None or weight.shape != parameter.shape:
+    if parameter is None:
         return weight  # the model refuses it, and says why
-    weight = parameter.cast(weight)
+    if weight.shape != parameter.whole:
+        if weight.shape == parameter.shape:
+            raise UnsupportedModelError(f"{name} is {weight.shape} and should be {parameter.whole}")
+        return weight
+    weight = parameter.cast(parameter.part_of(weight))
     if not parameter.matrix and np.isnan(weight).any():
         raise GGUFError(f"tensor {name} contains NaN")
     return weight

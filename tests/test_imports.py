@@ -21,6 +21,7 @@ LAYERS = [
     "engine",
     "loading",
     "load generate evaluate embed imatrix",
+    "card",
     "rocforge",
     "server selftest",
     "tune",

@@ -268,6 +268,36 @@ RF_DEVICE void device_fence() {
 #endif
 }
 
+// A word that threads of other cards read, or write, in memory that they share: writes of the block before a barrier, and
+// before the word is told, are seen by who has heard it, and by its block after a barrier.
+RF_DEVICE void tell_cards(u32* word, u32 value) {
+#if defined(RF_PLATFORM_AMD)
+    __hip_atomic_store(word, value, __ATOMIC_RELEASE, __HIP_MEMORY_SCOPE_SYSTEM);
+#elif defined(RF_PLATFORM_NVIDIA)
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+#else
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+#endif
+}
+RF_DEVICE u32 hear_cards(const u32* word) {
+#if defined(RF_PLATFORM_AMD)
+    return __hip_atomic_load(word, __ATOMIC_ACQUIRE, __HIP_MEMORY_SCOPE_SYSTEM);
+#elif defined(RF_PLATFORM_NVIDIA)
+    u32 value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+#else
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+#endif
+}
+RF_DEVICE void fence_for_cards() {
+#if defined(RF_PLATFORM_AMD)
+    __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "");
+#else
+    __threadfence_system();
+#endif
+}
+
 // ---- Bits and memory ----
 
 RF_DEVICE u32 float_bits(float x) {

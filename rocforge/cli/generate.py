@@ -19,11 +19,16 @@ from rocforge.cli.options import (
     Model,
     Quiet,
     Sampling,
+    Split,
+    SplitMode,
     Switch,
     System,
     Template,
+    TensorParallel,
+    TensorSplit,
     cache_types,
     load_adapter,
+    several_cards,
     takes_sampling,
 )
 from rocforge.cli.output import note, write_text
@@ -42,6 +47,9 @@ def generate(
         typer.Option("--echo/--no-echo", help="Print the prompt too; default: on a terminal.", show_default=False),
     ] = None,
     device: Device = None,
+    tensor_parallel: TensorParallel = None,
+    split: Split = SplitMode.rows,
+    tensor_split: TensorSplit = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
     cache_type_k: CacheTypeK = None,
@@ -59,7 +67,9 @@ def generate(
     text = _prompt(prompt)
     progress = False if quiet else None
     types = cache_types(cache_type_k, cache_type_v)
-    loaded, tokenizer = rf.load(model, device, context, progress, fp16_weights.enabled, **types)
+    cards = several_cards(device, tensor_parallel, split, tensor_split)
+    fp16 = fp16_weights.enabled
+    loaded, tokenizer = rf.load(model, **cards, context=context, progress=progress, fp16_weights=fp16, **types)
     options = {**sampling.of(tokenizer), "lora": load_adapter(loaded, lora)}
     if chat:
         messages = [{"role": "system", "content": system}] if system else []

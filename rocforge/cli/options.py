@@ -10,10 +10,59 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict, get_arg
 
 import typer
 
+from rocforge.cli.errors import UsageError
 from rocforge.ops.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from rocforge.text.tokenizer import Tokenizer
+
+
+class SplitMode(str, enum.Enum):
+    """How several cards share a model."""
+
+    rows = "rows"
+    layers = "layers"
+
+
+class SeveralCards(TypedDict):
+    """Arguments of `rf.load`."""
+
+    device: str | None
+    devices: int | list[str] | None
+    shares: list[float] | None
+
+
+def several_cards(
+    device: str | None, tensor_parallel: int | None, split: SplitMode, tensor_split: str | None
+) -> SeveralCards:
+    """What the options for several cards say, beside --device.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    shares = _shares(tensor_split)
+    if shares and split is not SplitMode.layers:
+        raise UsageError(f"--tensor-split is {tensor_split!r} without --split layers")
+    cards = tensor_parallel or (len(shares) if shares else 1)
+    if shares and cards != len(shares):
+        raise UsageError(f"--tensor-split is {tensor_split!r} for {cards} cards; allowed is a number for each")
+    if cards == 1:
+        return {"device": device, "devices": None, "shares": None}
+    if device not in (None, "gpu", "cpu"):
+        raise UsageError(f"--device is {device!r} for {cards} cards; allowed are gpu, from gpu:0 on, and cpu")
+    layers = [1.0] * cards if split is SplitMode.layers else None
+    return {"device": None, "devices": [device] * cards if device == "cpu" else cards, "shares": shares or layers}
+
+
+def _shares(text: str | None) -> list[float] | None:
+    try:
+        shares = [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise UsageError(f"--tensor-split is {text!r}; allowed are numbers such as 24,16") from None
+    if shares and not all(0 < share < float("inf") for share in shares):
+        raise UsageError(f"--tensor-split is {text!r}; allowed are numbers over 0")
+    return shares
+
 
 Model = Annotated[
     str,
@@ -24,6 +73,23 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, gpu or gpu:N; default: the GPU if there is one.", show_default=False)
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option("--tensor-parallel", "-tp", min=1, metavar="CARDS", help="Cards that compute the model together."),
+]
+Split = Annotated[
+    SplitMode, typer.Option(help="What each of several cards has: a part of every layer, or whole layers.")
+]
+TensorSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--tensor-split",
+        "-ts",
+        metavar="N,N...",
+        help="With --split layers: each card's share of them.",
+        show_default=False,
+    ),
 ]
 Context = Annotated[
     int | None, typer.Option(min=1, help="Maximum sequence length in tokens; default: the model's.", show_default=False)

@@ -22,10 +22,15 @@ from rocforge.cli.options import (
     Fp16Weights,
     Quiet,
     Sampling,
+    Split,
+    SplitMode,
     Switch,
     Template,
+    TensorParallel,
+    TensorSplit,
     adapter_file,
     cache_types,
+    several_cards,
     takes_sampling,
 )
 from rocforge.cli.output import note
@@ -121,6 +126,9 @@ def serve(
         ),
     ] = None,
     device: Device = None,
+    tensor_parallel: TensorParallel = None,
+    split: Split = SplitMode.rows,
+    tensor_split: TensorSplit = None,
     context: Context = None,
     fp16_weights: Fp16Weights = Switch.auto,
     quiet: Quiet = False,
@@ -164,7 +172,7 @@ def serve(
     adapters = _adapters(lora or ())
     Interrupts.current.release()  # the server lets requests finish at the first signal, and ends at the second
     options = EngineOptions(
-        device=device,
+        **several_cards(device, tensor_parallel, split, tensor_split),
         context=context,
         fp16_weights=fp16_weights.enabled,
         **cache_types(cache_type_k, cache_type_v),

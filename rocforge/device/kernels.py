@@ -319,6 +319,11 @@ def launches_recorded(record: Callable[[Kernel], Any]) -> Iterator[None]:
         _this_thread.record = None
 
 
+def is_recording() -> bool:
+    """Whether this thread's launches are recorded in place of being made."""
+    return _this_thread.record is not None
+
+
 @contextlib.contextmanager
 def launches_overlap() -> Iterator[None]:
     """In this context and thread, kernels begin while the one before still runs, where the device supports it."""

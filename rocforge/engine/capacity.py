@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rocforge.device.arrays import available_memory
 from rocforge.device.memory import amount
 from rocforge.errors import OutOfMemoryError
-from rocforge.nn.state import PagedKV, Recurrent, State, blocks_for, groups_of
+from rocforge.nn.state import Declared, PagedKV, Recurrent, blocks_for, groups_of
 from rocforge.ops.state import BLOCK_SIZE
 
 SNAPSHOTS = 16
@@ -17,6 +17,8 @@ MAX_BATCH_TOKENS = {"cpu": 512, "gpu": 2048}
 """The default maximum of tokens a step, by device."""
 MAX_REQUESTS = 256
 """The default maximum of running requests."""
+CPU_CACHE_TOKENS = 16384
+"""The default size of the cache on the CPU."""
 MARGIN = 2 << 30
 """The most of it, in bytes; an eighth of what is free, where that is less."""
 
@@ -38,7 +40,7 @@ class CacheSizes:
         max_batch_tokens: tokens of a step, at most; None: the device's default.
     """
 
-    def __init__(self, states: Iterable[State], device: str, max_batch_tokens: int | None = None):
+    def __init__(self, states: Iterable[Declared], device: str, max_batch_tokens: int | None = None):
         self._groups, self.device = groups_of(states), device
         self._max_batch_tokens = max_batch_tokens or batch_tokens(device)
 
@@ -93,6 +95,22 @@ class CacheSizes:
             problem = f"a KV cache of {BLOCK_SIZE} tokens takes {least}; {self.device} has {amount(free)} free"
             raise OutOfMemoryError(problem)
         return tokens
+
+    def room(self, tokens: int | None, context: int, requests: int) -> tuple[int, int]:
+        """Tokens, and running sequences, that an engine's cache has.
+
+        Args:
+            tokens: as asked for; None: the default.
+            context: the longest sequence of the model.
+            requests: that may run, at most.
+
+        Raises:
+            OutOfMemoryError: not even one block fits.
+        """
+        if self.device == "cpu":
+            return tokens or min(context, CPU_CACHE_TOKENS), requests
+        tokens = tokens or self.tokens_that_fit(context, requests)
+        return tokens, self.sequences_that_fit(tokens, requests)
 
     def sequences_that_fit(self, tokens: int, most: int) -> int:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""

@@ -18,6 +18,7 @@ import numpy as np
 from rocforge.engine.engine import Embedding, Token
 from rocforge.engine.reply import DeadlineError, StepError
 from rocforge.engine.request import Constraint, Request, Status
+from rocforge.errors import CardFailedError
 from rocforge.ops.sampling import Logprobs, SamplingParams
 
 FAILURES = 3
@@ -202,8 +203,10 @@ class EngineCore:
         try:
             tokens = self.engine.step()
         except Exception as error:
-            self.engine.cancel_all()
             self._failures += 1
+            if isinstance(error, CardFailedError):
+                raise
+            self.engine.cancel_all()
             if self._failures == FAILURES:
                 raise
             return events + self._failed(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rocforge.device.memory import out_of_memory_explained
 from rocforge.device.streams import Stream
 from rocforge.engine.breakers import breakers_of
 from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes, batch_tokens
+from rocforge.engine.cards import Cards
 from rocforge.engine.pacing import INTER_TOKEN_MS, Pacer
 from rocforge.engine.request import Constraint, Request, Status
 from rocforge.engine.sampler import SampledToken, sample_tokens
@@ -37,9 +39,6 @@ from rocforge.nn.transformer import Transformer, check_generates
 from rocforge.ops.mirostat import Mirostat
 from rocforge.ops.sampling import Logprobs, SamplingParams
 from rocforge.ops.state import BLOCK_SIZE
-
-CPU_CACHE_TOKENS = 16384
-"""The default size of the cache on the CPU."""
 
 
 class Token(NamedTuple):
@@ -175,11 +174,11 @@ class Engine:
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         states = typed(kept_of(model), cache_type_k, cache_type_v)
         sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
-        if cache_tokens is None and model.device == "cpu":
-            cache_tokens = min(model.config.context, CPU_CACHE_TOKENS)
-        elif cache_tokens is None:
-            cache_tokens = sizes.tokens_that_fit(model.config.context, max_requests)
-        sequences = max_requests if model.device == "cpu" else sizes.sequences_that_fit(cache_tokens, max_requests)
+        self._cards: Cards | None = getattr(model, "cards", None)
+        types, rooms = (cache_type_k, cache_type_v), [sizes.room(cache_tokens, model.config.context, max_requests)]
+        if self._cards is not None:
+            rooms += self._cards.ask("room", types, cache_tokens, max_batch_tokens, max_requests)
+        cache_tokens, sequences = map(min, zip(*rooms, strict=True))
         self.cache_tokens, self.limit = blocks_for(cache_tokens) * BLOCK_SIZE, model.config.context
         if states:
             self.limit = min(self.limit, self.cache_tokens)
@@ -199,10 +198,14 @@ class Engine:
             blocks, slots = sizes.blocks(cache_tokens, sequences), sizes.slots(sequences)
             self.cache = cache = KVCache(states, blocks, slots=slots, device=model.device)
             paged = (group.state for group in cache.paged)
-            state = StateManager(paged, blocks, slots, cache.copy_slot, sequences=max_requests)
+            state = StateManager(paged, blocks, slots, self._copy_slot, sequences=max_requests)
+            step = None
             if model.device != "cpu" and model.generates:
-                width = blocks_for(self.limit)
-                self._runner = StepRunner(self._stream, model, cache, max_batch_tokens, max_requests, width)
+                step = max_batch_tokens, max_requests, blocks_for(self.limit)
+            if self._cards is not None:
+                self._cards.open(cache, types, blocks, slots, step)
+            if step:
+                self._runner = StepRunner(self._stream, model, cache, *step)
             step_sizes = self._runner.sizes if self._runner else []
             self.scheduler = Scheduler(state, max_batch_tokens, max_requests, step_sizes)
 
@@ -227,7 +230,18 @@ class Engine:
         try:
             self.cancel_all()
         finally:
+            if self._cards is not None and self._cards.cache is self.cache is not None:
+                self._cards.close_cache()
             self.cache, self._runner = None, None
+
+    def _copy_slot(self, source: int, target: int) -> None:
+        if self._cards is not None:
+            self._cards.post("copy_slot", source, target)
+        self._open_cache().copy_slot(source, target)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """For a step: an error ends the other cards, if there are any."""
+        return nullcontext() if self._cards is None else self._cards.together()
 
     @property
     def busy(self) -> bool:
@@ -365,6 +379,8 @@ class Engine:
         return pooling_of(self.model)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], lora: str | None) -> None:
+        if self._cards is not None:
+            raise ValueError("embeddings and scores are of a model on one card; this one is on several")
         for prompt in prompts:
             self._check_ids(prompt)
         if lora is not None:
@@ -421,7 +437,7 @@ class Engine:
         >>> rf.Engine(model).prepare(print)
         """
         if self._runner:
-            with self._stream, out_of_memory_explained(self.model.device, "step"):
+            with self._together(), self._stream, out_of_memory_explained(self.model.device, "step"):
                 self._runner.prepare(progress)
 
     def step(self) -> list[Token]:
@@ -437,7 +453,7 @@ class Engine:
         ...     len(engine.step())
         2
         """
-        with self._stream:
+        with self._together(), self._stream:
             step = self._pending or self._launch_first()
             self._pending = None
             if step is None:
@@ -466,6 +482,8 @@ class Engine:
         try:
             return self._launch(sample=True)
         except OutOfMemoryError:
+            if self._cards is not None:
+                raise  # the others are in the middle of the step
             self._free_unused_memory()
             return self._launch(sample=True)
 
@@ -474,6 +492,8 @@ class Engine:
         try:
             step = self._launch()
         except OutOfMemoryError:
+            if self._cards is not None:
+                raise
             self._starved, step = True, None
         if not isinstance(step, PendingStep):
             return None
@@ -494,6 +514,8 @@ class Engine:
             reach = self.model.reach()
             if not same_reach(self._reach, reach):
                 self._reach = reach
+                if self._cards is not None:
+                    self._cards.check_unchanged(self.model)
                 self.scheduler.state.model_changed()
             chunks = self.scheduler.schedule(self._pacer)
             if not chunks:
@@ -512,8 +534,10 @@ class Engine:
             for chunk in chunks
             for state in (chunk.request.state,)
         ]
-        ids = [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]
-        logits = self.model(np.concatenate(ids).astype(np.int32), Batch.of(self._open_cache(), parts))
+        ids = np.concatenate([chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks]).astype(np.int32)
+        if self._cards is not None:
+            self._cards.post("run", ids, parts)
+        logits = self.model(ids, Batch.of(self._open_cache(), parts))
         requests = [chunk.request for chunk in chunks if chunk.needs_logits]
         sampled = sample_tokens(logits, requests)
         return HostStep(chunks, requests, sampled, time.perf_counter() - start)

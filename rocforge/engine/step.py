@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from rocforge.device.background import BackgroundCompilation
+from rocforge.device.distributed import ALONE, Group
 from rocforge.device.kernels import launches_recorded
 from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import Stream
 from rocforge.engine.capture import GraphRecorder
+from rocforge.engine.cards import Cards
 from rocforge.engine.inputs import StepInputs, StepShape, decode_sizes, prompt_sizes
 from rocforge.engine.request import Request
 from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
@@ -88,6 +92,8 @@ class StepRunner:
         self, stream: Stream, model: Transformer, cache: KVCache, max_batch_tokens: int, max_requests: int, width: int
     ):
         self._stream, self._model = stream, model
+        self._cards: Cards | None = getattr(model, "cards", None)
+        self._group: Group = getattr(model, "group", ALONE)
         self.sizes = prompt_sizes(max_batch_tokens)
         decode = [StepShape(rows, rows, False) for rows in decode_sizes(max_requests)]
         mixed = [StepShape(tokens, min(tokens, max_requests), True) for tokens in self.sizes]
@@ -116,14 +122,21 @@ class StepRunner:
         Args:
             progress: called now and then with what is being done.
         """
-        self._compile(lambda missing: progress(f"compiling {missing} programs"))
+        if self._cards is not None:
+            self._cards.post("compile")
+        self.compile(lambda missing: progress(f"compiling {missing} programs"))
         for done, shape in enumerate(self.shapes):
             progress(f"capturing steps: {done} of {len(self.shapes)}")
             for _ in range(2):
                 self._run(shape, [])
             self._stream.synchronize()
 
-    def _compile(self, progress: Callable[[int], Any]) -> None:
+    def compile(self, progress: Callable[[int], Any] = lambda missing: None) -> None:
+        """Compile the kernels of all shapes, and of sampling.
+
+        Args:
+            progress: called now and then with how many are missing.
+        """
         compilation = BackgroundCompilation()
         request = Request([0], SamplingParams(temperature=0, logprobs=1, seed=0))
         with launches_recorded(compilation.add):
@@ -154,9 +167,22 @@ class StepRunner:
         return replace(shape, longest=max(BLOCK_SIZE, 1 << (longest - 1).bit_length()))
 
     def _run(self, shape: StepShape, chunks: Sequence[ScheduledChunk]) -> Any:
-        """Queue a forward pass; its logits are there until the next one."""
-        staged = self._stream.upload(self._inputs.stage(shape, chunks))
-        self._inputs.begin(shape, chunks, staged, self._sampler.last_tokens)
+        """Queue a forward pass, on all cards; its logits are there until the next one."""
+        staged = self._inputs.stage(shape, chunks)
+        if self._cards is not None:
+            self._cards.post("step", shape, staged)
+        return self.run(shape, staged, chunks)
+
+    def run(self, shape: StepShape, staged: np.ndarray, chunks: Sequence[ScheduledChunk] = ()) -> Any:
+        """Queue a forward pass on this card.
+
+        Args:
+            staged: what it is, as `StepInputs.stage` gives it.
+            chunks: of the step, on the card that schedules.
+        """
+        last_tokens = self._sampler.last_tokens
+        self._group.broadcast(last_tokens)
+        self._inputs.begin(shape, chunks, self._stream.upload(staged), last_tokens)
         if shape not in self._plans:
             self._plans[shape] = _Plan(shape, self._inputs, self._model, self._recorder)
         return self._plans[shape].run(self._graphs)

@@ -99,8 +99,9 @@ class Uploader:
         room = self._memory[self._used : self._used + _layout_nbytes(weight)]
         self._used += device_nbytes(weight)
         packed = isinstance(weight, QuantizedArray)
-        data = np.ascontiguousarray(weight.data if packed else weight)
+        data = weight.data if packed else weight
         if not _becomes_planar(weight):
+            data = np.ascontiguousarray(data)
             self._send(data.reshape(-1).view(np.uint8), room)
             return weight.with_data(room.reshape(data.shape)) if packed else room.view(data.dtype).reshape(data.shape)
         columns, rows = weight.shape[-1], data.reshape(-1, data.shape[-1])

@@ -22,7 +22,7 @@ from rocforge.device.cards import FP8_CARDS, card_of, has_fp8
 from rocforge.device.libraries import cupy_module
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.kv_cache import FLOATS, PACKED, RUN
-from rocforge.nn.state import PagedKV, Recurrent, State, groups_of
+from rocforge.nn.state import Absent, Declared, PagedKV, Recurrent, State, groups_of
 from rocforge.ops.state import BLOCK_SIZE, PackedRows
 
 
@@ -41,7 +41,7 @@ class PagedGroup:
         held = layers if state.causal else 1
         of_keys, of_values = (self._rows(held, kind, dim, device) for kind, dim in state.rows_on(device))
         (self.keys, keys), (self.values, values) = of_keys, of_values
-        self.layers = list(zip(keys, values, strict=True)) * (layers // held)
+        self.layers = list(zip(keys, values, strict=True)) * (1 if state.causal else layers)
 
     def _rows(self, layers: int, kind: str, dim: int, device: str) -> tuple[Any, list[Any]]:
         """An array for all layers, and what each layer has of it."""
@@ -59,7 +59,7 @@ class PagedGroup:
         return int(self.keys.nbytes + self.values.nbytes)
 
 
-def check_types(states: Iterable[State], device: str) -> None:
+def check_types(states: Iterable[Declared], device: str) -> None:
     """Raise an UnsupportedModelError where a layer's heads, or the device, are none that a packed type is for."""
     paged = [state for state in states if isinstance(state, PagedKV)]
     rows = {row for state in paged for row in state.rows_on(device)}
@@ -121,7 +121,7 @@ class KVCache:
 
     def __init__(
         self,
-        states: Mapping[Any, State] | Sequence[State],
+        states: Mapping[Any, Declared] | Sequence[Declared],
         blocks: int | Sequence[int],
         block_size: int = BLOCK_SIZE,
         slots: int = 1,
@@ -153,7 +153,8 @@ class KVCache:
         by_state: dict[State, PagedGroup | RecurrentGroup] = {group.state: group for group in self.paged}
         by_state |= {group.state: group for group in self.recurrent}
         indices = {state: itertools.count() for state in groups}
-        self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in layers.items()}
+        here = {layer: state for layer, state in layers.items() if not isinstance(state, Absent)}
+        self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in here.items()}
 
     def __repr__(self) -> str:
         return f"KVCache({len(self._layers)} layers, {self.nbytes:,} bytes, {self.device})"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rocforge.device.distributed import ALONE
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
 from rocforge.nn.block import Block, MixerBlock
@@ -23,6 +24,7 @@ from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.shard import Summed
 from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add
 from rocforge.ops.embedding import embedding
@@ -67,10 +69,12 @@ class _Step:
     Attributes:
         norm_in: the norm before the mixer, where it is fused with the products after it.
         stateful: whether a token's result depends on others'.
+        group: of cards which each compute a part of the mixer; its rank 0 adds the stream to its part.
     """
 
     norm_in: FusedNorm | None = None
     stateful = False
+    group = ALONE
 
     def __init__(self, mixer: Module, pre: Module | None, post: Module | None):
         self.mixer, self.pre, self.post = mixer, pre, post
@@ -83,6 +87,7 @@ class _Step:
 
     def leave(self, x: Any, y: Any) -> Stream:
         """The stream x past a mixer that gave y."""
+        y = self.group.all_reduce(y)
         if is_hidden(self.post, RMSNorm):
             return Stream(rms_norm(y, self.post.weight, self.post.eps, residual=x))
         return Stream(add(x, y if self.post is None else self.post(y)))
@@ -151,10 +156,10 @@ class _Projected(_Step):
         if not self.adds:
             return self.leave(x, self.mixer.observed(self.last(y)))
         weight, bias = self.last.weight, self.last.bias
-        if following is None or self.last_adapted:
-            total = linear(y, weight, bias, x)
+        if following is None or self.last_adapted or self.group.size > 1:
+            total = linear(y, weight, bias, x if self.group.rank == 0 else None)
             add_updates([self.last], [total], y)
-            return Stream(total)
+            return Stream(self.group.all_reduce(total))
         norm = following.norm
         return Stream(*linear_then_norm(y, weight, bias, x, norm.weight, norm.eps, following.weights))
 
@@ -222,7 +227,8 @@ class _MoE(_Step):
         self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
         self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
-        fuses = is_hidden(router, Linear) and router not in tables and not self.routed.weighs_input
+        alike = self.routed.part is None and not self.routed.weighs_input
+        fuses = is_hidden(router, Linear) and router not in tables and alike
         self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
@@ -230,8 +236,10 @@ class _MoE(_Step):
         y = None if self.shared is None and self.fused_norm is not None else self.enter(stream)
         more = None if self.shared is None else self.shared(y)
         if self.post is None and not self.mixer.observers:
-            following_norm = None if following is None else following.next_norm
-            return Stream(*self.products(x, y, x if more is None else add(x, more), following_norm))
+            residual = more if self.group.rank else x if more is None else add(x, more)
+            if self.group.size > 1:
+                return Stream(self.group.all_reduce(self.products(x, y, residual, None)[0]))
+            return Stream(*self.products(x, y, residual, None if following is None else following.next_norm))
         return self.leave(x, self.mixer.observed(self.products(x, y, more, None)[0]))
 
     def products(self, x: Any, y: Any, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
@@ -255,6 +263,10 @@ class _MoE(_Step):
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
+    if is_hidden(mixer, Summed):
+        step = _step(mixer.mixer, pre, post, stateful, tables)
+        step.group = mixer.group
+        return step
     if is_plain(mixer, Attention):
         return _Attention(mixer, pre, post, tables)
     if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):

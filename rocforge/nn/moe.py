@@ -11,7 +11,8 @@ from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.activation import scale_rows, softmax
 from rocforge.ops.moe import combine_experts, expert_linear, route
-from rocforge.ops.types import Matrices
+from rocforge.ops.parts import experts_part
+from rocforge.ops.types import Matrices, Part
 
 
 def halves(y: Any) -> list[Any]:
@@ -59,6 +60,9 @@ class MoE(Module):
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one,
             "bare" for where its name has no .bias.
         weighs_input: an expert's weight is a factor on what it takes, not on what it gives; for one expert a token.
+
+    Attributes:
+        part: the experts that this card has, where they are dealt out over several; None: all.
     """
 
     inline = True
@@ -92,6 +96,7 @@ class MoE(Module):
         self.exp_probs_b: Any = SelectionBias(experts, selection_bias) if selection_bias else None
         if selection_bias == "bare":
             self.exp_probs_b = Parameter(experts, optional=True)
+        self.part: Part | None = None
         self.policy = (used, softmax_before, normalize, scale, sigmoid, groups)
 
     @property
@@ -118,5 +123,6 @@ class MoE(Module):
         return (scale_rows(x, weights), ids, softmax(weights)) if self.weighs_input else (x, ids, weights)
 
     def route(self, x: Any) -> tuple[Any, Any]:
-        """The experts of each token, ids and weights (tokens, used)."""
-        return route(self.ffn_gate_inp(x), *self.routing)
+        """The experts of each token, ids and weights (tokens, used); of those that this card has, numbered from 0."""
+        ids, weights = route(self.ffn_gate_inp(x), *self.routing)
+        return (ids, weights) if self.part is None else experts_part(ids, weights, self.part)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rocforge.device.arrays import copied, get_array_module, on_device, to_device
+from rocforge.formats.blocks import block_elements, block_nbytes
 from rocforge.ops.device.dequantize import dequantize_device
 from rocforge.quant import QuantizedArray, columns_contiguous
 
@@ -19,11 +21,45 @@ class Parameter:
         optional: whether a model can do without it.
         matrix: whether ops multiply with it or gather its rows, in any format; all else is float32 in a model, whatever
             a file has it in. None: where it has more than one axis.
+
+    Attributes:
+        whole: the shape of the array in a file, of which this may be the place of a part.
     """
 
     def __init__(self, *shape: int, optional: bool = False, matrix: bool | None = None):
         self.shape, self.optional = shape, optional
         self.matrix = len(shape) > 1 if matrix is None else matrix
+        self.whole: tuple[int, ...] = shape
+        self._cut: tuple[int, Sequence[slice]] | None = None
+
+    def cut(self, axis: int, spans: Sequence[slice]) -> Parameter:
+        """The place of a part of this one's array: these spans of an axis. Those of packed columns end at blocks."""
+        size = sum(span.stop - span.start for span in spans)
+        axis %= len(self.shape)
+        part = Parameter(*self.shape[:axis], size, *self.shape[axis + 1 :], optional=self.optional, matrix=self.matrix)
+        part.whole, part._cut = self.whole, (axis, spans)
+        return part
+
+    def zeros(self) -> Parameter:
+        """The place of zeros, whatever is in a file."""
+        place = Parameter(*self.shape, optional=self.optional, matrix=self.matrix)
+        place.whole, place._cut = self.whole, (0, ())
+        return place
+
+    def part_of(self, array: Any) -> Any:
+        """What belongs here of a whole array: a view of it, where that is one span."""
+        if self._cut is None:
+            return array
+        axis, spans = self._cut
+        if not spans:
+            return np.zeros(self.shape, np.float32)
+        packed = isinstance(array, QuantizedArray)
+        data, spans = (array.data, _in_bytes(array, spans)) if packed and axis == array.ndim - 1 else (array, spans)
+        data = data.data if isinstance(data, QuantizedArray) else data
+        before = (slice(None),) * axis
+        parts = [data[(*before, span)] for span in spans]
+        part = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+        return QuantizedArray(part, self.shape, array.qtype) if packed else part
 
     def cast(self, array: Any) -> Any:
         """An array, packed or not, as ops take it from here: of the values that it has."""
@@ -79,6 +115,14 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter{self.shape}"
+
+
+def _in_bytes(array: QuantizedArray, spans: Sequence[slice]) -> list[slice]:
+    """Columns as bytes of packed rows."""
+    elements, nbytes = block_elements(array.qtype), block_nbytes(array.qtype)
+    if any(span.start % elements or span.stop % elements for span in spans):
+        raise ValueError(f"{array.qtype.name} columns {spans} are cut within blocks of {elements}")
+    return [slice(span.start // elements * nbytes, span.stop // elements * nbytes) for span in spans]
 
 
 def cpu_form(weight: Any, keep: bool) -> Any:

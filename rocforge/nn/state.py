@@ -79,22 +79,31 @@ class Recurrent:
         return sum(map(math.prod, self.shapes)) * np.dtype(self.dtype).itemsize
 
 
+@dataclass(frozen=True)
+class Absent:
+    """What a layer of another card declares: its group is there, in its order, with nothing of that layer."""
+
+    of: PagedKV | Recurrent
+
+
 State = PagedKV | Recurrent
+Declared = State | Absent
 Key = TypeVar("Key")
 
 
-def states_of(model: Module) -> dict[Module, State]:
+def states_of(model: Module) -> dict[Module, Declared]:
     """What each stateful module of a model declares, in the order of the tree."""
     declared = ((module, vars(module).get("state")) for _, module in model.named_modules())
-    return {module: state for module, state in declared if isinstance(state, PagedKV | Recurrent)}
+    return {module: state for module, state in declared if isinstance(state, Declared)}
 
 
-def kept_of(model: Module) -> dict[Module, State]:
+def kept_of(model: Module) -> dict[Module, Declared]:
     """What of that lasts from one batch to the next: of an encoder nothing."""
-    return {module: state for module, state in states_of(model).items() if isinstance(state, Recurrent) or state.causal}
+    declared = states_of(model).items()
+    return {module: state for module, state in declared if not isinstance(state, PagedKV) or state.causal}
 
 
-def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | None) -> dict[Key, State]:
+def typed(states: Mapping[Key, Declared], key_type: str | None, value_type: str | None) -> dict[Key, Declared]:
     """Declarations with other types of keys and of values; None leaves them as declared.
 
     Raises:
@@ -105,7 +114,13 @@ def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | N
         if name is not None and name not in CACHE_TYPES:
             raise ValueError(f"{option} is {name!r}; allowed are {', '.join(CACHE_TYPES)}")
     given: dict[str, Any] = {field: name for field, name in named.items() if name is not None}
-    return {key: replace(state, **given) if isinstance(state, PagedKV) else state for key, state in states.items()}
+
+    def with_types(state: Declared) -> Declared:
+        if isinstance(state, Absent):
+            return Absent(replace(state.of, **given)) if isinstance(state.of, PagedKV) else state
+        return replace(state, **given) if isinstance(state, PagedKV) else state
+
+    return {key: with_types(state) for key, state in states.items()}
 
 
 def declare_types(model: Module, key_type: str | None, value_type: str | None) -> None:
@@ -114,11 +129,14 @@ def declare_types(model: Module, key_type: str | None, value_type: str | None) -
         vars(layer)["state"] = state
 
 
-def groups_of(states: Iterable[State]) -> dict[State, int]:
-    """Each declaration once, in the order of the layers, and how many layers have it."""
+def groups_of(states: Iterable[Declared]) -> dict[State, int]:
+    """Each declaration once, in the order of the layers, and how many layers, that are here, have it."""
     groups: dict[State, int] = {}
     for state in states:
-        groups[state] = groups.get(state, 0) + 1
+        if isinstance(state, Absent):
+            groups.setdefault(state.of, 0)
+        else:
+            groups[state] = groups.get(state, 0) + 1
     return groups
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import get_array_module, on_device
+from rocforge.device.arrays import asnumpy, get_array_module, on_device
 from rocforge.device.blas_threads import blas_threads
+from rocforge.device.distributed import ALONE, Group
 from rocforge.device.libraries import cupy_module
 from rocforge.nn.adapters import Adapters, AdapterState
 from rocforge.nn.batch import Batch, Chunk
@@ -40,6 +42,9 @@ class Transformer(Module):
         config: its sizes.
         device: where its weights are, "cpu" or "gpu:N".
         tokenizer: the file's, from `rf.load`; else None.
+        group: of the cards that each have a part of the model.
+        cards: on the first of several cards, the others' processes (rocforge.engine.cards.Cards); else None.
+        elsewhere: names of the tensors that other cards alone have.
         predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
@@ -65,6 +70,9 @@ class Transformer(Module):
     classifier_activation = "tanh"
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
+    group: Group = ALONE
+    cards: Any = None
+    elsewhere: frozenset[str] = frozenset()
 
     def __init__(self, read: Reader):
         self.config, self.device = read.config, "cpu"
@@ -107,17 +115,19 @@ class Transformer(Module):
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         super()._fill(arrays, prefix)
-        if self.output is not None and self.output.weight is None:  # tied: the output is the embedding
+        if isinstance(self.output, Linear) and self.output.weight is None:  # tied: the output is the embedding
             self.output._put("weight", self.token_embd.weight)
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model, and not for a predictor of further tokens, or an output or a
-        classifier that it does without."""
+        """Whether a tensor of that name is for this model: not for a predictor of further tokens, another card, or an
+        output or a classifier that it does without."""
         prefix, _, rest = name.partition(".")
         if (prefix == "output" and self.output is None) or (prefix == "cls" and self.cls is None):
             return False
         layer = rest.partition(".")[0]
+        if name in self.elsewhere:
+            return False
         return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
     def arrays_of(self, name: str, array: Any) -> dict[str, Any]:
@@ -144,14 +154,36 @@ class Transformer(Module):
         ' np'
         >>> del model.adapters["quiet"]
         """
+        if self.group.size > 1:
+            raise ValueError("adapters are for a model on one card; this one is on several")
         return Adapters(self, self.device, self.config.architecture, self._adapters)
 
     def _on_device(self) -> AbstractContextManager[Any]:
         """For a pass: its device; on the CPU, no more threads than there are processors free."""
         return blas_threads.limited() if self.device == "cpu" else on_device(self.device)
 
+    @contextlib.contextmanager
+    def _on_all_cards(self, name: str, tokens: Any, batch: Batch | None, lora: str | None) -> Iterator[None]:
+        """For a pass: where several cards have the model, all of them run it."""
+        if self.cards is None or (batch is not None and batch.cache is self.cards.cache):  # a step of the engine
+            yield
+            return
+        if batch is not None or lora is not None:
+            raise ValueError("a batch or an adapter of one's own is for a model on one card; this one is on several")
+        self.cards.check_unchanged(self)
+        tokens = asnumpy(tokens)
+        check_integers("model", "tokens", tokens)
+        self._check_shape(tokens)
+        if not 0 <= tokens.min() <= tokens.max() < self.config.vocabulary:
+            raise IndexError(
+                f"tokens are {tokens.min()} to {tokens.max()}; allowed are 0 to {self.config.vocabulary - 1}"
+            )
+        with self.cards.together():
+            self.cards.post(name, tokens)
+            yield
+
     def __call__(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
-        with self._on_device():
+        with self._on_all_cards("logits", tokens, batch, lora), self._on_device():
             return super().__call__(tokens, batch, lora=lora)
 
     def forward(self, tokens: Any, batch: Batch | None = None, *, lora: str | None = None) -> Any:
@@ -193,6 +225,8 @@ class Transformer(Module):
         (3, 4096)
         """
         check_generates(self)
+        if self.group.size > 1:
+            raise ValueError("logits of hidden states are of a model on one card; this one is on several")
         with self._on_device(), adapted(self.fused.tables, self._all_with(lora, len(hidden))):
             return self._logits(hidden)
 
@@ -247,18 +281,24 @@ class Transformer(Module):
         >>> model.hidden(tokenizer.encode("import os")).shape
         (3, 512)
         """
-        with self._on_device():
+        if self.elsewhere:
+            raise ValueError("hidden states are of a model whose cards all have every layer; the last card has these")
+        with self._on_all_cards("hidden", tokens, batch, lora), self._on_device():
             fused, batch = self.fused, self._batch_of(tokens, batch, lora)
             with adapted(fused.tables, batch.adapters):
                 return fused.leave(self._stream(tokens, batch, fused), plain=True)
 
-    def _batch_of(self, tokens: Any, batch: Batch | None, lora: str | None) -> Batch:
-        """The batch, or that of one new sequence; it fits the tokens."""
+    def _check_shape(self, tokens: Any) -> tuple[int, ...]:
         if isinstance(tokens, str):
             raise TypeError(f"tokens is {tokens!r:.80}; allowed are token ids: model(tokenizer.encode(text))")
-        shape = np.shape(tokens) if get_array_module(tokens) is np else tokens.shape
+        shape: tuple[int, ...] = np.shape(tokens) if get_array_module(tokens) is np else tokens.shape
         if len(shape) != 1 or not shape[0]:
             raise ValueError(f"tokens of shape {shape}; allowed is one axis with at least one token")
+        return shape
+
+    def _batch_of(self, tokens: Any, batch: Batch | None, lora: str | None) -> Batch:
+        """The batch, or that of one new sequence; it fits the tokens."""
+        shape = self._check_shape(tokens)
         if batch is None:
             return self.trivial_batch(shape[0], lora)
         if lora is not None:
@@ -304,6 +344,8 @@ class Transformer(Module):
         >>> model.blk[0].ffn_down.weight = rf.quantize(model.blk[0].ffn_down.weight.dequantize(), "Q4_0")
         >>> model.save("edited.gguf")
         """
+        if self.group.size > 1:
+            raise ValueError("a card has a part of the model alone, which is no file; load it on one to save it")
         save(self, path)
 
     def new_cache(self, blocks: int | Sequence[int], block_size: int = BLOCK_SIZE, slots: int = 1) -> KVCache:

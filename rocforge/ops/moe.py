@@ -133,7 +133,7 @@ def experts(
     x = host_floats("experts", x)
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
-        rows, slots = np.nonzero(ids == index)
+        rows, slots = np.nonzero((ids == index) & (weights != 0))  # what weighs nothing may be of another card's expert
         y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out

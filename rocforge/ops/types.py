@@ -30,6 +30,19 @@ class Matrices(NamedTuple):
     bias: Array = None
 
 
+class Part(NamedTuple):
+    """A card's part of a table's rows, or of experts.
+
+    Attributes:
+        base: the first that it has.
+        first, end: which it owns: each is owned by one card.
+    """
+
+    base: int
+    first: int
+    end: int
+
+
 class Groups(NamedTuple):
     """Token-expert pairs, numbered `token * used + choice`, sorted by expert; int32 arrays.
 

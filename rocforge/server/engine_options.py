@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -24,7 +24,7 @@ class EngineOptions:
     """How an engine is made.
 
     Attributes:
-        device, context, fp16_weights, cache_type_k, cache_type_v, progress: as in `rf.load`.
+        device, context, fp16_weights, cache_type_k, cache_type_v, progress, devices, shares: as in `rf.load`.
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         models: that are to have room at a time: without cache_tokens, the cache on a GPU takes its share of what is
             free, where that is a whole context.
@@ -40,6 +40,8 @@ class EngineOptions:
     max_requests: int = MAX_REQUESTS
     inter_token_ms: float | None = None
     progress: bool | None = None
+    devices: int | Sequence[str] | None = None
+    shares: Sequence[float] | None = None
     models: int = 1
 
     def load(
@@ -50,8 +52,17 @@ class EngineOptions:
         Raises:
             RocforgeError, FileNotFoundError, ...: what `rf.load` and `rf.Engine` raise.
         """
-        given = (path, self.device, self.context, self.progress, self.fp16_weights)
-        model, tokenizer = load(*given, cache_type_k=self.cache_type_k, cache_type_v=self.cache_type_v)
+        model, tokenizer = load(
+            path,
+            self.device,
+            self.context,
+            self.progress,
+            self.fp16_weights,
+            cache_type_k=self.cache_type_k,
+            cache_type_v=self.cache_type_v,
+            devices=self.devices,
+            shares=self.shares,
+        )
         for name, (file, scale) in lora.items():
             model.adapters.load(name, file, scale)
         cache_tokens = self.cache_tokens_of(model)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ def serve(
     uds: str | os.PathLike[str] | None = None,
     fd: int | None = None,
     device: str | None = None,
+    devices: int | Sequence[str] | None = None,
+    shares: Sequence[float] | None = None,
     context: int | None = None,
     fp16_weights: bool | None = None,
     lora: Mapping[str, tuple[str | os.PathLike[str], float]] | None = None,
@@ -72,7 +74,8 @@ def serve(
     engine's dies, requests in flight fail.
 
     Args:
-        model_path, device, context, fp16_weights, cache_type_k, cache_type_v, progress: as in `rf.load`.
+        model_path, device, devices, shares, context, fp16_weights, cache_type_k, cache_type_v, progress: as in
+            `rf.load`.
         host, port: where to listen; port 0 takes a free one. The host is allowed beside `settings.allowed_hosts`.
         uds: a path for a unix socket, to listen there instead.
         fd: the descriptor of a listening socket, to take that instead.
@@ -105,6 +108,8 @@ def serve(
 
     options = EngineOptions(
         device=device,
+        devices=devices,
+        shares=shares,
         context=context,
         fp16_weights=fp16_weights,
         cache_type_k=cache_type_k,

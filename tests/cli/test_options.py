@@ -7,7 +7,8 @@ import pytest
 
 import rocforge as rf
 import rocforge.cli
-from rocforge.cli.options import adapter_file, sampling_options
+from rocforge.cli.errors import UsageError
+from rocforge.cli.options import SplitMode, adapter_file, sampling_options, several_cards
 from rocforge.cli.serve import serve
 from rocforge.engine.service import Service
 
@@ -57,7 +58,7 @@ def test_what_reaches_the_loader(monkeypatch, capsys, model, command):
         pytest.importorskip("fastapi", reason="the extra server is not installed")
     seen = []
 
-    def load(path, device=None, context=None, progress=False, fp16_weights=None, **types):
+    def load(path, device=None, context=None, progress=False, fp16_weights=None, devices=None, shares=None, **types):
         seen.append((fp16_weights, *types.items()))
         raise FileNotFoundError("no further")
 
@@ -71,3 +72,35 @@ def test_what_reaches_the_loader(monkeypatch, capsys, model, command):
         assert seen.pop() == (wanted, ("cache_type_k", keys), ("cache_type_v", values))
     assert rocforge.cli.main([*command, "--cache-type-k", "q5_0"]) == 2
     assert "'q5_0' is not one of 'f16', 'q8_0', 'q4_0', 'fp8_e4m3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments"),
+    [
+        ((None, None, "rows", None), {"device": None, "devices": None, "shares": None}),
+        (("gpu:1", 1, "rows", None), {"device": "gpu:1", "devices": None, "shares": None}),
+        ((None, 4, "rows", None), {"device": None, "devices": 4, "shares": None}),
+        (("cpu", 2, "rows", None), {"device": None, "devices": ["cpu", "cpu"], "shares": None}),
+        ((None, 2, "layers", None), {"device": None, "devices": 2, "shares": [1.0, 1.0]}),
+        ((None, None, "layers", "24,16"), {"device": None, "devices": 2, "shares": [24.0, 16.0]}),
+    ],
+)
+def test_several_cards(given, arguments):
+    device, cards, split, shares = given
+    assert several_cards(device, cards, SplitMode(split), shares) == arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, 2, "rows", "1,1"), "without --split layers"),
+        ((None, 3, "layers", "1,1"), "for 3 cards"),
+        ((None, None, "layers", "1,x"), "allowed are numbers such as 24,16"),
+        ((None, None, "layers", "1,0"), "allowed are numbers over 0"),
+        (("gpu:1", 2, "rows", None), "'gpu:1' for 2 cards"),
+    ],
+)
+def test_options_for_several_cards_that_do_not_go_together(given, message):
+    device, cards, split, shares = given
+    with pytest.raises(UsageError, match=message):
+        several_cards(device, cards, SplitMode(split), shares)

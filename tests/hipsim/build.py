@@ -22,6 +22,7 @@ PARTS = {  # the sources of each library; the libraries that have none are all s
     "libhiprtc.so.7": "hiprtc",
     "libhipblas.so.3": "hipblas",
     "libhiprand.so.1": "hiprand",
+    "librccl.so.1": "rccl",
 }
 CXX_OPTIONS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden"]
 # The folder may serve several checkouts, and outlive each: the sources are those of the process.

@@ -1,7 +1,9 @@
 // Device and pinned memory. Each allocation ends at a page that cannot be touched; freed memory stays reserved and
 // untouchable, so that a late use faults; fresh memory is full of NaN bytes. What is left between the end of an
 // allocation and the page (alignment) holds canaries that are looked at after every kernel.
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <deque>
@@ -18,6 +20,7 @@ static std::map<const char*, Allocation> live, freed;
 static std::map<const char*, Allocation> with_slack;
 static std::deque<const char*> quarantine;
 static size_t used_bytes[64];
+static std::map<const char*, int> files; // of memory that other processes have a handle of
 
 static size_t round_up(size_t size, size_t to) { return (size + to - 1) / to * to; }
 
@@ -133,6 +136,7 @@ static hipError_t release(Guard& guard, void* pointer, bool host) {
     if (slack && __asan_unpoison_memory_region) __asan_unpoison_memory_region(a.base + a.size, slack);
     live.erase(a.map);
     with_slack.erase(a.map);
+    if (auto file = files.find(a.map); file != files.end()) close(file->second), files.erase(file);
     madvise(a.map, a.map_size, MADV_DONTNEED);
     mprotect(a.map, a.map_size, PROT_NONE);
     freed[a.map] = a;
@@ -192,6 +196,71 @@ HIPSIM_API hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes,
         *attributes = {a->type, a->device, address, a->type == hipMemoryTypeDevice ? nullptr : address,
                        a->type == hipMemoryTypeManaged, a->flags};
     return hipSuccess;
+}
+
+// Memory that other processes have a handle of becomes a file of this process, which has no name, and stays where it is. A
+// process that opens the handle maps it, guard pages around it. The memory outlives the process whose it is.
+struct IpcHandle {
+    int process, file;
+    size_t size, offset;
+};
+struct hipIpcMemHandle_t {
+    char reserved[64];
+};
+static_assert(sizeof(IpcHandle) <= sizeof(hipIpcMemHandle_t));
+HIPSIM_API hipError_t hipIpcGetMemHandle(hipIpcMemHandle_t* out, void* pointer) {
+    Guard guard(state_mutex);
+    const Allocation* a = find_allocation(pointer);
+    if (!a || a->type != hipMemoryTypeDevice || a->base != pointer)
+        return fail(hipErrorInvalidValue, format("a handle of %p: %s", pointer, describe_address(pointer).c_str()));
+    char* body = a->map + page;
+    size_t size = a->map_size - 2 * page;
+    if (!files.count(a->map)) {
+        wait_for_all(guard);
+        int file = memfd_create("hipsim", MFD_CLOEXEC);
+        if (file < 0 || write(file, body, size) != ssize_t(size) ||
+            mmap(body, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) != body)
+            return fail(hipErrorOutOfMemory, format("the host cannot share %zu bytes", size));
+        files[a->map] = file;
+    }
+    IpcHandle handle{getpid(), files[a->map], size, size_t(a->base - body)};
+    memset(out, 0, sizeof *out);
+    memcpy(out, &handle, sizeof handle);
+    return hipSuccess;
+}
+
+HIPSIM_API hipError_t hipIpcOpenMemHandle(void** out, hipIpcMemHandle_t given, unsigned) {
+    Guard guard(state_mutex);
+    IpcHandle handle;
+    memcpy(&handle, &given, sizeof handle);
+    if (handle.process == getpid()) return fail(hipErrorInvalidValue, "a handle of this process's own memory");
+    int file = open(format("/proc/%d/fd/%d", handle.process, handle.file).c_str(), O_RDWR | O_CLOEXEC);
+    if (file < 0) return fail(hipErrorInvalidValue, format("a handle of process %d, which is not there", handle.process));
+    char* map = static_cast<char*>(mmap(nullptr, handle.size + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    void* body = mmap(map + page, handle.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
+    close(file);
+    if (body == MAP_FAILED) return fail(hipErrorOutOfMemory, format("the host cannot map %zu bytes", handle.size));
+    char* base = map + page + handle.offset;
+    live[map] = {base, handle.size - handle.offset, map, handle.size + 2 * page, hipMemoryTypeDevice, current_device(), 0, false};
+    *out = base;
+    return hipSuccess;
+}
+
+HIPSIM_API hipError_t hipIpcCloseMemHandle(void* pointer) {
+    Guard guard(state_mutex);
+    const Allocation* a = find_allocation(pointer);
+    if (!a || a->owned) return fail(hipErrorInvalidValue, format("%p is no memory of another process", pointer));
+    wait_for_all(guard);
+    char* map = a->map;
+    munmap(map, a->map_size);
+    live.erase(map);
+    return hipSuccess;
+}
+
+// Memory whose writes other devices see at once: here as any other.
+HIPSIM_API hipError_t hipExtMallocWithFlags(void** pointer, size_t size, unsigned flags) {
+    Guard guard(state_mutex);
+    return allocate(pointer, size, hipMemoryTypeDevice, flags);
 }
 
 // Managed memory is plain memory here: there is nothing to advise or to move.

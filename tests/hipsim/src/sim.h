@@ -19,12 +19,13 @@ extern std::mutex state_mutex;
 using Guard = std::unique_lock<std::mutex>;
 
 // ---- errors.cpp
-std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
+__attribute__((visibility("default"))) std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 hipError_t fail(hipError_t code, const std::string& detail); // detail becomes part of hipGetErrorString on this thread
-void report_fault(const std::string& message);               // a failure inside queued work: told to whoever waits next
+// For the other libraries too, as all that has the default visibility:
+__attribute__((visibility("default"))) void report_fault(const std::string& message); // a failure inside queued work: told to whoever waits next
 hipError_t take_fault();
 void drop_fault(); // somebody was told of it in another way
-uint64_t setting(const char* name, uint64_t fallback);
+__attribute__((visibility("default"))) uint64_t setting(const char* name, uint64_t fallback);
 void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
 // ---- device.cpp
@@ -55,7 +56,7 @@ struct Allocation {
 void adopt_variable(void* variable, size_t size);
 void disown_variables(const void* start, const void* end);
 const Allocation* find_allocation(const void* pointer);
-hipError_t check_range(const void* pointer, size_t size, const char* use); // known memory must hold the whole range
+__attribute__((visibility("default"))) hipError_t check_range(const void* pointer, size_t size, const char* use); // known memory must hold the whole range
 __attribute__((visibility("default"))) void mark_workspace(const void* pointer);
 std::string describe_address(const void* pointer);
 void for_each_allocation(const std::function<void(const Allocation&)>& visit);
