@@ -99,7 +99,7 @@ class Attention(Module):
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
         self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms else None
         self.attn_sinks = Scores(heads) if sinks else None
-        self.slopes = None if alibi is None else slopes(heads, alibi)
+        self.alibi, self._slopes = alibi, None if alibi is None else slopes(heads, alibi)
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
 
@@ -180,12 +180,12 @@ class Attention(Module):
         state = batch.state_of(self)
         rotation = None if self.rope is None or self.rotates_first else batch.rotation(self.rope)
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
-        if not self.shows_pattern and self.slopes is None and is_hidden(self.attn_heads, HookPoint):
+        if not self.shows_pattern and self._slopes is None and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)
-        if self.shows_pattern or self.slopes is not None:
+        if self.shows_pattern or self._slopes is not None:
             q = rotate_and_store(q, k, v, state, rotation, **norms)
-            if self.slopes is not None:
-                options["slopes"] = get_array_module(q).asarray(self.slopes)
+            if self._slopes is not None:
+                options["slopes"] = get_array_module(q).asarray(self._slopes)
             y = attention_heads(self.attn_pattern(attention_pattern(q, state, **options)), state)
         else:
             y = attend(q, k, v, state, rotation, **options, **norms)

@@ -152,7 +152,7 @@ class _Pass:
     def _attention(self, attn: Attention) -> bool:
         if attn.norms is not None and (attn.norms != "head" or type(attn.attn_q_norm) is not RMSNorm):
             return False
-        if attn.slopes is not None or attn.gated_width > 1:
+        if attn.alibi is not None or attn.gated_width > 1:
             return False
         heads, kv_heads, cards, rank = attn.heads, attn.kv_heads, self._group.size, self._group.rank
         if not _divides(cards, heads, kv_heads):
