@@ -187,3 +187,27 @@ def test_lora(model, adapter, capsys):
     for options, message in (("x", "allowed are NAME=PATH and NAME=PATH=SCALE"), ("x=a x=b", "two adapters named 'x'")):
         assert main(["serve", model, *(f"--lora={option}" for option in options.split())]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--ray --replicas 0", "--replicas is '0'; allowed are N, from 1, and N-M"),
+        ("--ray --replicas 4-2", "--replicas is '4-2'"),
+        ("--ray --replicas many", "--replicas is 'many'"),
+        ("--ray --processes 0", "--processes is not for --ray"),
+        ("--ray --fd 0", "--fd is not for --ray"),
+        ("--ray --device gpu:1", "--device is 'gpu:1'; with --ray allowed are cpu and gpu"),
+        ("--replicas 2", "--replicas is for --ray"),
+    ],
+)
+def test_what_ray_is_not_told(model, options, message, monkeypatch, capsys):
+    monkeypatch.setattr("rocforge.cli.serve.find_spec", lambda name: name)
+    assert main(["serve", model, *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_ray(model, monkeypatch, capsys):
+    monkeypatch.setattr("rocforge.cli.serve.find_spec", lambda name: None)
+    assert main(["serve", model, "--ray"]) == 2
+    assert "pip install 'rocforge[ray]'" in capsys.readouterr().err
