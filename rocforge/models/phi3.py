@@ -6,7 +6,7 @@ from typing import Any
 
 from rocforge.nn import Attention, Block, MergedMLP, Module, MoE, Parameter, Transformer
 from rocforge.nn.reader import Reader
-from rocforge.ops.activation import add
+from rocforge.ops.activation import add_row
 from rocforge.ops.norm import rms_norm
 
 
@@ -33,7 +33,7 @@ class BiasedNorm(Module):
         self.eps = eps
 
     def forward(self, x: Any) -> Any:
-        return add(rms_norm(x, self.weight, self.eps), self.bias)
+        return add_row(rms_norm(x, self.weight, self.eps), self.bias)
 
 
 class PhiMoE(Transformer):

@@ -209,6 +209,15 @@ def add(x: Array, y: Array, out: Array = None) -> Array:
     return np.add(x, y, out=out, dtype=np.float32, casting="unsafe")
 
 
+def add_row(x: Array, row: Array) -> Array:
+    """Add a row (columns,) to each of x, float32 (rows, columns), in place; gives x."""
+    if get_array_module(x) is np:
+        x += row
+    else:
+        device.add_to_rows(x, row, None)
+    return x
+
+
 def sigmoid_gate(x: Array, gate: Array) -> Array:
     """`x * sigmoid(gate)` in float32; both of one shape."""
     module, gate, x = _pair("sigmoid_gate", gate, x)
