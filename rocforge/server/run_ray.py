@@ -61,8 +61,8 @@ def serve_on_ray(
         model: every machine finds it under the same path.
         host, port: where Ray Serve listens on each machine that has a replica; port 0 takes a free one. Where it runs
             already, its own count.
-        replicas: the fewest and the most. Each takes a GPU where options.device is "gpu", or None and the cluster has
-            any; else a processor.
+        replicas: the fewest and the most. Each takes a GPU, or as many as options.devices says, of one machine, where
+            options.device is "gpu", or None and the cluster has any; else as many processors.
         options, lora, max_queue, settings: of each replica, as in `serve`. `settings.root_path` is the application's
             route, and tells several on one cluster apart.
         autoscaling: further fields of Ray Serve's AutoscalingConfig.
@@ -76,9 +76,7 @@ def serve_on_ray(
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
     with contextlib.ExitStack() as ending, _cluster() as is_own:
-        on_gpus = options.device == "gpu" or (options.device is None and ray.cluster_resources().get("GPU", 0) > 0)
-        options = replace(options, device="gpu" if on_gpus else "cpu")
-        resources = {"num_cpus": 1, "num_gpus": int(on_gpus)}
+        options, resources = _placed(options)
         name = "rocforge" + settings.root_path.replace("/", "-")
         if name in serve.status().applications:
             raise RocforgeError(
@@ -172,6 +170,17 @@ def _cluster() -> Iterator[bool]:
         yield is_own
     finally:
         ray.shutdown()
+
+
+def _placed(options: EngineOptions) -> tuple[EngineOptions, dict[str, float]]:
+    """How the engine of a replica is made, and the resources that it takes, with which it has the first devices."""
+    devices = options.devices
+    cards = 1 if devices is None else devices if isinstance(devices, int) else len(devices)
+    on_cpu = options.device == "cpu" or (not isinstance(devices, int) and "cpu" in (devices or ()))
+    has_gpus = options.device == "gpu" or cards > 1 or ray.cluster_resources().get("GPU", 0) > 0
+    if devices is None:
+        options = replace(options, device="gpu" if has_gpus and not on_cpu else "cpu")
+    return options, {"num_cpus": cards} if on_cpu or not has_gpus else {"num_cpus": 1, "num_gpus": cards}
 
 
 def _everywhere(path: str | os.PathLike[str]) -> str:

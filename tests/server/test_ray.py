@@ -400,6 +400,24 @@ def long_text(client, number, tokens):
     return answer.usage.completion_tokens
 
 
+def test_replicas_of_two_cards(expected):
+    """They write what one card does; a killed one ends both its processes, and another one comes."""
+    options = ["--ray", "--device", "cpu", "--tensor-parallel", "2", "--port", "0"]
+    with serving("-m", "rocforge", "serve", str(MODEL), *options) as server, httpx.Client(trust_env=False) as http:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
+        (replica,) = actors(server)
+        processes = descendants(replica)
+        assert len(processes) > 1 and written(client) == expected[PROMPTS[0]]
+        os.kill(replica, signal.SIGKILL)
+        assert gone(processes, 20) and written(client) == expected[PROMPTS[0]]
+
+
+def written(client):
+    """The text of the first prompt."""
+    options = {"model": NAME, "prompt": PROMPTS[0], "max_tokens": TOKENS, "temperature": 0, "extra_body": ENDLESS}
+    return client.completions.create(**options).choices[0].text
+
+
 def test_a_model_that_does_not_load_is_an_error(tmp_path):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(MODEL.read_bytes()[: 1 << 20])
