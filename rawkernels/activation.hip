@@ -29,6 +29,13 @@ RF_KERNEL(THREADS) rf_sigmoid_gate_rows(float* out, const float* x, const float*
     if (i < size) out[i] = x[i] * sigmoid(gate[i / columns]);
 }
 
+// x times factors, of which there is one for each of the last axis' columns, or one for all; `size` elements.
+RF_KERNEL(THREADS) rf_scale_columns(float* out, const float* x, const float* factors, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i] * factors[i % columns];
+}
+
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
 // y is the first of several parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
 RF_KERNEL(THREADS)

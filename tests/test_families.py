@@ -16,7 +16,7 @@ from rocforge.models import ARCHITECTURES
 from rocforge.nn.batch import Batch, Chunk
 
 EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
-ROUNDS = ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
+ROUNDS = ("codeshell", "falcon", "gemma", "gemma4", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
 """Architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
@@ -74,7 +74,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "gemma4-shared"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)
@@ -133,4 +133,4 @@ def test_refused(arch, key, value, match):
     family = FAMILIES[arch]
     keys = {**families.metadata(family), key: value}
     with pytest.raises(rf.UnsupportedModelError, match=match):
-        build_model(families.Skeleton(arch, keys, family.present))
+        build_model(families.Skeleton(family, keys))

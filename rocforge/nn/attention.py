@@ -7,7 +7,7 @@ from typing import Any
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
-from rocforge.nn.state import PagedKV
+from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.activation import sigmoid_gate
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern
@@ -34,6 +34,9 @@ class Attention(Module):
         sinks: each head has a sink (attn_sinks).
         gate: what attention gives is multiplied by the sigmoid of a projection of x before the output: True: of
             attn_gate; "in attn_q": of rows of attn_q, of which each head has its query's, then its gate's.
+        values_are_keys: there is no attn_v: a value is its token's key, before norm and rope.
+        normalizes_values: values go through an RMS norm, a head at a time, without a weight.
+        shares: another layer's attention, to whose keys and values the queries go; this one then has none of its own.
 
     Attributes:
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
@@ -62,21 +65,30 @@ class Attention(Module):
         merged: bool = False,
         sinks: bool = False,
         gate: bool | str = False,
+        values_are_keys: bool = False,
+        normalizes_values: bool = False,
+        shares: Attention | None = None,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         value_dim = value_dim or head_dim
-        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window)
+        self.shares = shares is not None
+        self.state: PagedKV | SharedKV = PagedKV(kv_heads, head_dim, value_dim, window=window)
+        if shares is not None:
+            self.state = SharedKV(shares)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
+        self.value_eps = eps if normalizes_values else None
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
         if merged:
             self.attn_qkv = Linear(dim, rows + 2 * kv_rows, bias=bias)
         else:
             self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
-            self.attn_k = Linear(dim, kv_rows, bias=bias)
-            self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
+            self.attn_k = None if self.shares else Linear(dim, kv_rows, bias=bias)
+            without_v = self.shares or values_are_keys
+            self.attn_v = None if without_v else Linear(dim, kv_heads * value_dim, bias=bias)
         self.attn_gate = Linear(dim, heads * value_dim) if gate is True else None
         self.attn_q_norm: Any = RMSNorm(head_dim if norms == "head" else rows, eps) if norms else None
-        self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if norms else None
+        normalizes_keys = norms is not None and not self.shares
+        self.attn_k_norm: Any = RMSNorm(head_dim if norms == "head" else kv_rows, eps) if normalizes_keys else None
         self.attn_sinks = Scores(heads) if sinks else None
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
@@ -95,23 +107,29 @@ class Attention(Module):
         return self.attn_output(y if gate is None else sigmoid_gate(y, gate))
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
-        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None.
+
+        Keys and values are None of a layer that shares another one's.
+        """
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
-        if len(projected) == 1:
+        if len(projected) == 1 and not self.shares:
             qkv = projected[0].reshape(tokens, heads + 2 * kv_heads, -1)
             return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :], gate
-        q, k, v = projected
+        q, *kv = projected
         if self.splits_q:
             q, gate = split_gate(q, heads)
-        return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1), gate
+        k, v = (kv[i].reshape(tokens, kv_heads, -1) if kv else None for i in (0, -1))
+        return q.reshape(tokens, heads, -1), k, v, gate
 
     def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:
         """Queries and keys through their norms, a head or a whole row at a time."""
-        if self.norms == "head":
-            return self.attn_q_norm(q), self.attn_k_norm(k)
-        rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))
-        return rows[0].reshape(q.shape), rows[1].reshape(k.shape)
+        each = ((q, self.attn_q_norm), (k, self.attn_k_norm))
+        q, k = (None if x is None else self._normalized(x, norm) for x, norm in each)
+        return q, k
+
+    def _normalized(self, x: Any, norm: Any) -> Any:
+        return norm(x) if self.norms == "head" else norm(x.reshape(len(x), -1)).reshape(x.shape)
 
     @property
     def shows_pattern(self) -> bool:
@@ -132,7 +150,7 @@ class Attention(Module):
             float32, shape (tokens, heads, value_dim), or (tokens, heads * value_dim) where there is a consumer.
         """
         state = batch.state_of(self)
-        rotation = None if self.rope is None else batch.rotation(self.rope)
+        rotation, norms = None if self.rope is None else batch.rotation(self.rope), {**norms, "v_eps": self.value_eps}
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
         if not self.shows_pattern and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)

@@ -115,8 +115,8 @@ class Reader(Metadata):
         """A norm of the residual stream, with its mean subtracted; affine as in LayerNorm."""
         return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0), affine)
 
-    def attention(self, layer: int) -> dict[str, Any]:
-        """Sizes of a layer's attention, as `nn.Attention` takes them."""
+    def attention(self, layer: int, suffix: str = "") -> dict[str, Any]:
+        """Sizes of a layer's attention, as `nn.Attention` takes them; `suffix` is that of the keys of its heads' sizes."""
         dim, key = self.config.dim, "attention.head_count"
         heads = self.integer_of(layer, key, 1, dim)
         kv_heads = self.integer_of(layer, f"{key}_kv", 1, heads, default=None) or heads
@@ -126,8 +126,8 @@ class Reader(Metadata):
             "dim": dim,
             "heads": heads,
             "kv_heads": kv_heads,
-            "head_dim": self.head_dim(layer),
-            "value_dim": self.head_dim(layer, "attention.value_length"),
+            "head_dim": self.head_dim(layer, f"attention.key_length{suffix}"),
+            "value_dim": self.head_dim(layer, f"attention.value_length{suffix}"),
             "eps": self.eps,
             "merged": self.has(layer, "attn_qkv"),
         }
@@ -278,15 +278,16 @@ class Reader(Metadata):
         if base is None:
             return self.rope(neox)
         if (neox, base) not in self._ropes:
-            self._ropes[neox, base] = rope_frequencies(self._rope_dimensions(), base, neox=neox)
+            dimensions = self._rope_dimensions("rope.dimension_count_swa", self._rope_dimensions())
+            self._ropes[neox, base] = rope_frequencies(dimensions, base, neox=neox)
         return self._ropes[neox, base]
 
     def _rope_base(self) -> float:
         return self.number("rope.freq_base", *BASES, default=10000.0)
 
-    def _rope_dimensions(self) -> int:
-        head_dim, key = self.head_dim(0), "rope.dimension_count"
-        dimensions = self.integer(key, 2, head_dim, default=head_dim)
+    def _rope_dimensions(self, key: str = "rope.dimension_count", default: int | None = None) -> int:
+        head_dim = self.head_dim(0)
+        dimensions = self.integer(key, 2, head_dim, default=default or head_dim)
         if dimensions % 2:
             raise self.error(key, f"even numbers to {head_dim}")
         return dimensions

@@ -73,14 +73,25 @@ class Recurrent:
         return sum(map(math.prod, self.shapes)) * np.dtype(self.dtype).itemsize
 
 
-State = PagedKV | Recurrent
+@dataclass(frozen=True)
+class SharedKV:
+    """The keys and values that another layer of the model keeps: what this one reads, and takes no memory for.
+
+    Attributes:
+        layer: the other one, which comes before and declares a PagedKV.
+    """
+
+    layer: Module
+
+
+State = PagedKV | Recurrent | SharedKV
 Key = TypeVar("Key")
 
 
 def states_of(model: Module) -> dict[Module, State]:
     """What each stateful module of a model declares, in the order of the tree."""
     declared = ((module, vars(module).get("state")) for _, module in model.named_modules())
-    return {module: state for module, state in declared if isinstance(state, PagedKV | Recurrent)}
+    return {module: state for module, state in declared if isinstance(state, State)}
 
 
 def typed(states: Mapping[Key, State], key_type: str | None, value_type: str | None) -> dict[Key, State]:
@@ -103,11 +114,12 @@ def declare_types(model: Module, key_type: str | None, value_type: str | None) -
         vars(layer)["state"] = state
 
 
-def groups_of(states: Iterable[State]) -> dict[State, int]:
-    """Each declaration once, in the order of the layers, and how many layers have it."""
-    groups: dict[State, int] = {}
+def groups_of(states: Iterable[State]) -> dict[PagedKV | Recurrent, int]:
+    """Each declaration of memory once, in the order of the layers, and how many layers have it."""
+    groups: dict[PagedKV | Recurrent, int] = {}
     for state in states:
-        groups[state] = groups.get(state, 0) + 1
+        if not isinstance(state, SharedKV):
+            groups[state] = groups.get(state, 0) + 1
     return groups
 
 

@@ -86,6 +86,9 @@ class Transformer(Module):
     def positions(self, read: Reader) -> Module | None:
         """An embedding of positions."""
 
+    def prepare_layers(self, tokens: Any, x: Any, batch: Batch) -> None:
+        """Put what layers need beside the stream into batch.layer_inputs; x are the embeddings (tokens, dim)."""
+
     def norm(self, read: Reader) -> Module:
         """The norm before the output."""
         return read.rms_norm()
@@ -251,6 +254,7 @@ class Transformer(Module):
             x = scale(x, self.embedding_scale)
         if self.position_embd is not None:
             x = add(x, self.position_embd(batch.positions))
+        self.prepare_layers(tokens, x, batch)
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)

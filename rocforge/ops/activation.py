@@ -185,6 +185,16 @@ def scale(x: Array, factor: float, out: Array = None) -> Array:
     return np.multiply(x, float32_of("scale", "factor", factor), out=out, dtype=np.float32, casting="unsafe")
 
 
+def scale_columns(x: Array, factors: Array) -> Array:
+    """`x * factors` in float32: x (..., columns), and of factors a number a column, (columns,), or one for all, (1,)."""
+    module, x, factors = operands("scale_columns", x=x, factors=factors)
+    if factors.shape not in (x.shape[-1:], (1,)):
+        raise ValueError(f"scale_columns: factors of shape {factors.shape}; allowed are {x.shape[-1:]} and (1,)")
+    if module is not np:
+        return device.scale_columns(x, factors)
+    return np.multiply(x, factors, dtype=np.float32, casting="unsafe")
+
+
 def _plain_floats(x: Array, y: Array, out: Array) -> bool:
     """Whether these are contiguous float32 arrays of one shape on a device; CuPy's own ufuncs take the others."""
     arrays = [x, y] if out is None else [x, y, out]

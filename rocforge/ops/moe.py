@@ -31,6 +31,7 @@ def route(
     sigmoid: bool = False,
     groups: tuple[int, int] = (1, 1),
     bias: Array = None,
+    expert_scales: Array = None,
 ) -> tuple[Array, Array]:
     """The experts with the highest logits for each token, and their weights.
 
@@ -44,6 +45,7 @@ def route(
         groups: into how many equal runs the experts are parted, and of how many of these, with the highest sums of
             their best two, experts are chosen.
         bias: float32, shape (experts,), or None: experts are chosen by weight plus bias.
+        expert_scales: float32, shape (experts,), or None: factors on the weights, in the end.
 
     Returns:
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
@@ -54,8 +56,8 @@ def route(
     on_host = get_array_module(logits) is np
     _check_used(used, logits.shape[-1], on_host)
     if not on_host:
-        how = device.Routing.of(logits.shape[-1], used, softmax_before, normalize, scale, sigmoid, groups, bias)
-        return device.route(logits, how)
+        policy = (used, softmax_before, normalize, scale, sigmoid, groups, bias, expert_scales)
+        return device.route(logits, device.Routing.of(logits.shape[-1], *policy))
     if sigmoid:
         every = np.float32(1) / (np.float32(1) + np.exp(-logits))
     else:
@@ -64,11 +66,12 @@ def route(
     ids = np.argsort(-scores, axis=-1, kind="stable")[:, :used]
     weights = np.take_along_axis(every, ids, axis=-1)
     if not softmax_before and not sigmoid:
-        return ids, softmax(weights) * np.float32(scale)
-    if normalize:
+        weights = softmax(weights)
+    elif normalize:
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
-    return ids, weights * np.float32(scale)
+    weights = weights * np.float32(scale)
+    return ids, weights if expert_scales is None else weights * expert_scales[ids]
 
 
 def _check_used(used: int, experts: int, on_host: bool) -> None:
@@ -105,7 +108,7 @@ def experts(
     ids: Array,
     weights: Array,
     gate: Matrices,
-    up: Matrices,
+    up: Matrices | None,
     down: Matrices,
     activate: str = "swiglu",
     residual: Array = None,
@@ -117,7 +120,8 @@ def experts(
     Args:
         x: floats, shape (tokens, dim); on a device also a PackedOperand in the form that these products take.
         ids, weights: shape (tokens, used), from `route`.
-        gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
+        gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias. Without up, gate has
+            the rows of both, (experts, 2 * ffn, dim).
         down: weights (experts, dim, ffn).
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
         residual: float32, shape (tokens, dim), is added; or None.
@@ -131,9 +135,16 @@ def experts(
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero(ids == index)
-        y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
+        y = _linear_of(index, x[rows], gate)
+        y = getattr(activation, activate)(*(halves(y) if up is None else (y, _linear_of(index, x[rows], up))))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def halves(y: Array) -> tuple[Array, Array]:
+    """What gate and up give, of what a matrix with the rows of both does: y (rows, 2 * ffn)."""
+    ffn = y.shape[1] // 2
+    return y[:, :ffn], y[:, ffn:]
 
 
 def mixture(
@@ -143,7 +154,7 @@ def mixture(
     router: Matrices,
     routing: tuple[Any, ...],
     gate: Matrices,
-    up: Matrices,
+    up: Matrices | None,
     down: Matrices,
     activate: str,
     residual: Array = None,

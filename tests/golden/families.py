@@ -41,13 +41,17 @@ class Family:
         arch: general.architecture.
         metadata: below the architecture's prefix, beside and above the common ones.
         without: tensors of optional parameters that it has not, by their last names.
-        present: tensors that the family looks for to know the model's kind, by their last names.
+        present: tensors that the family looks for to know the model's kind, by their last names or whole ones.
+        constants: tensors that say how to compute, which are no parameters, by their values.
+        unread: tensors that are in a file, and not read, by their shapes.
     """
 
     arch: str
     metadata: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
+    constants: dict[str, list[float]] = field(default_factory=dict)
+    unread: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 PROMPT, GREEDY = 48, 16
@@ -88,6 +92,25 @@ MAMBA2 = {
     "ssm.time_step_rank": 6,
     "ssm.inner_size": 6 * 32,
 }
+GEMMA4 = {
+    **RMS,
+    "attention.head_count": 4,
+    "attention.head_count_kv": [2, 2, 1],
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "attention.key_length_swa": 32,
+    "attention.value_length_swa": 32,
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [True, True, False],
+    "rope.dimension_count": 64,
+    "rope.dimension_count_swa": 32,
+    "rope.freq_base": 1000000.0,
+    "rope.freq_base_swa": 10000.0,
+    "embedding_length_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}
+PARTIAL = {"rope_freqs.weight": [1.0] * 8 + [1e30] * 24}
+WINDOWED_V = ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -187,17 +210,52 @@ FAMILIES = {
         NO_BIAS,
     ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
+    "gemma4": Family("gemma4", GEMMA4, (*NO_BIAS, "output.weight"), WINDOWED_V, PARTIAL),
+    "gemma4-experts": Family(
+        "gemma4",
+        {**GEMMA4, **EXPERTS},
+        (*NO_BIAS, "output.weight"),
+        (*WINDOWED_V, "ffn_gate_inp.weight", "ffn_gate_up_exps.weight"),
+        PARTIAL,
+    ),
+    "gemma4-apart": Family(
+        "gemma4",
+        {**GEMMA4, **EXPERTS, "expert_feed_forward_length": 320},
+        (*NO_BIAS, "layer_output_scale.weight", "ffn_down_exps.scale"),
+        ("attn_v.weight", "ffn_gate_inp.weight", "ffn_gate_exps.weight"),
+        PARTIAL,
+    ),
+    "gemma4-shared": Family(
+        "gemma4",
+        {
+            **GEMMA4,
+            "block_count": 5,
+            "feed_forward_length": [320, 320, 640, 640, 640],
+            "attention.head_count_kv": 1,
+            "attention.sliding_window_pattern": [True, False, True, True, False],
+            "attention.shared_kv_layers": 3,
+            "embedding_length_per_layer_input": 24,
+        },
+        (*NO_BIAS, "output.weight"),
+        ("attn_v.weight",),
+        PARTIAL,
+        {"blk.3.attn_k.weight": (32, 192), "blk.3.attn_k_norm.weight": (32,)},
+    ),
 }
 
 
 class Skeleton(dict[str, Any]):
     """Stands for a file of that metadata while its model is built: the embedding, and the layers' names."""
 
-    def __init__(self, arch: str, keys: dict[str, Any], present: tuple[str, ...]):
+    def __init__(self, family: Family, keys: dict[str, Any]):
         super().__init__({"token_embd.weight": np.empty((VOCAB, keys["embedding_length"]), np.float32)})
         for layer in range(keys["block_count"]):
-            self.update({f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *present)})
-        self.metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
+            names = ("attn_output.weight", *family.present)
+            whole = [name if name.startswith("blk.") else f"blk.{layer}.{name}" for name in names]
+            self.update({name: np.empty(0, np.float32) for name in whole})
+        self.update({name: np.array(values, np.float32) for name, values in family.constants.items()})
+        named = {f"{family.arch}.{key}": value for key, value in keys.items()}
+        self.metadata = {"general.architecture": family.arch, **named}
 
 
 def metadata(family: Family) -> dict[str, Any]:
@@ -220,7 +278,9 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
     """Yields name, shape, mean and standard deviation of each tensor of a family's model."""
     family = FAMILIES[name]
     keys = metadata(family)
-    model = build_model(Skeleton(family.arch, keys, family.present))
+    model = build_model(Skeleton(family, keys))
+    for path, shape in family.unread.items():
+        yield path, shape, 0.0, 1.0
     for path, parameter in model.named_parameters():
         last = ".".join(path.split(".")[-2:])
         if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
@@ -233,7 +293,7 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
             yield path, parameter.shape, 0.0, 0.3
         elif len(parameter.shape) == 1:
             yield path, parameter.shape, 1.0, 0.2
-        elif part in ("token_embd", "position_embd"):
+        elif part in ("token_embd", "position_embd", "per_layer_token_embd"):
             yield path, parameter.shape, 0.0, 0.25
         else:
             yield path, parameter.shape, 0.0, GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
@@ -251,6 +311,8 @@ def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:
     for tensor, shape, mean, std in tensors(name):
         kind = _type(qtype, tensor, shape)
         w.add_tensor(tensor, random_tensor(Source(name, tensor, seed=seed), kind, shape, mean, std), raw_dtype=kind)
+    for tensor, values in family.constants.items():
+        w.add_tensor(tensor, np.array(values, np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

@@ -36,6 +36,7 @@ _GATED = {
 }
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
+_scale_columns = Kernel("activation.hip", "scale_columns", "float32* float32* float32* uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -84,6 +85,14 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
     out = cupy_module().empty(x.shape, np.float32)
     if x.size:
         _sigmoid_gate_rows(*a_thread_each(x.size), (out, x, float32(gate), x.shape[1], x.size))
+    return out
+
+
+def scale_columns(x: Array, factors: Array) -> Array:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _scale_columns(*a_thread_each(x.size), (out, x, float32(factors), factors.size, x.size))
     return out
 
 
