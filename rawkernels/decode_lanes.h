@@ -5,7 +5,7 @@ namespace rocforge {
 
 // A wave reads rows of RF_HEAD_DIM, PIECE elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads
 // at a time, of packed rows twice as many.
-constexpr u32 PIECE = 8;
+constexpr u32 PIECE = RF_HEAD_DIM > 8 * RF_WAVE ? 16 : 8;
 constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 PADDED = power_of_two(SLICE);

@@ -64,7 +64,7 @@ class MoE(Module):
         bias: router and experts have biases.
         softmax_before, normalize, scale, sigmoid, groups: as in rocforge.ops.moe.route.
         selection_bias: experts are chosen by weight plus a bias (exp_probs_b); "optional" for where the file has one.
-        merged: one weight holds the rows of gate and up (ffn_gate_up_exps).
+        merged: one weight holds the rows of gate and up (ffn_gate_up_exps), without a bias.
         scaled: as in Experts, of ffn_down_exps.
         router: in place of the usual one.
     """
@@ -92,7 +92,7 @@ class MoE(Module):
     ):
         self.ffn_gate_inp: Module = router or Linear(dim, experts, bias=bias)
         if merged:
-            self.ffn_gate_up_exps = Experts(experts, dim, 2 * ffn, bias)
+            self.ffn_gate_up_exps = Experts(experts, dim, 2 * ffn)
         else:
             self.ffn_gate_exps = Experts(experts, dim, ffn, bias)
             self.ffn_up_exps = Experts(experts, dim, ffn, bias)

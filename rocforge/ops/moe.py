@@ -183,7 +183,7 @@ def mixture(
         return experts(y, ids, weights, gate, up, down, activate, residual), None
     check_row("mixture", x, weight=norm)
     _check_used(routing[0], len(router.weight), on_host=False)
-    args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
+    args = (x, norm, eps, router, routing, gate, up, down, activate, residual, following)
     return device_experts.mixture(*args)
 
 

@@ -45,6 +45,7 @@ class Routing(NamedTuple):
     groups: int = 1
     groups_used: int = 1
     bias: Array = None
+    expert_scales: Array = None
 
     @classmethod
     def of(
@@ -57,6 +58,7 @@ class Routing(NamedTuple):
         sigmoid: bool = False,
         groups: tuple[int, int] = (1, 1),
         bias: Array = None,
+        expert_scales: Array = None,
     ) -> Routing:
         """Raises:
         ValueError: there are more experts than a block counts, or more groups.
@@ -64,7 +66,8 @@ class Routing(NamedTuple):
         if groups[0] > MOST_GROUPS:
             raise ValueError(f"{groups[0]} groups of experts; on a device there are at most {MOST_GROUPS}")
         flags = int(softmax_before), int(normalize)
-        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, float32(bias))
+        arrays = float32(bias), float32(expert_scales)
+        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, *arrays)
 
 
 def route(logits: Array, routing: Routing) -> tuple[Array, Array]:
