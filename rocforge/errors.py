@@ -43,7 +43,7 @@ class UnsupportedModelError(RocforgeError):
     ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "bert"}))
     ... except rf.UnsupportedModelError as error:
     ...     print(error)
-    tokenizer.ggml.model is 'bert'; supported are gpt2 and llama
+    tokenizer.ggml.model is 'bert'; supported are gemma4, gpt2 and llama
     """
 
 

@@ -33,7 +33,9 @@ class Gemma4(Gemma2):
         super().__init__(read)
         del self._keeps
         shared = [layer for layer, block in enumerate(self.blk) if block.attn.shares]
-        self._unread = {f"blk.{layer}.{name}.weight" for layer in shared for name in ("attn_k", "attn_v", "attn_k_norm")}
+        self._unread = {
+            f"blk.{layer}.{name}.weight" for layer in shared for name in ("attn_k", "attn_v", "attn_k_norm")
+        }
         inner, config = _inner(read), self.config
         sizes = config.vocabulary, config.dim, config.layers
         self.layer_inputs = LayerInputs(*sizes, inner, read.eps) if inner else None

@@ -151,8 +151,10 @@ class KVCache:
         indices = {state: itertools.count() for state in groups}
         self._layers: dict[Hashable, tuple[PagedGroup | RecurrentGroup, int]] = {}
         for layer, state in layers.items():
-            shared = isinstance(state, SharedKV)
-            self._layers[layer] = self.group_of(state.layer) if shared else (by_state[state], next(indices[state]))
+            if isinstance(state, SharedKV):
+                self._layers[layer] = self.group_of(state.layer)
+            else:
+                self._layers[layer] = by_state[state], next(indices[state])
 
     def __repr__(self) -> str:
         return f"KVCache({len(self._layers)} layers, {self.nbytes:,} bytes, {self.device})"

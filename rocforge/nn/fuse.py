@@ -260,7 +260,9 @@ class _ParallelExperts(_Step):
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         both: Any = self.mixer
         x, moe = self.enter(stream), both.routed
-        mixed = experts(both.pre_ffw_norm_2(x), *moe.route(x), *moe.matrices, moe.activation)
+        ids, weights = moe.route(x)
+        gate, up, down = moe.matrices
+        mixed = experts(both.pre_ffw_norm_2(x), ids, weights, gate, up, down, moe.activation)
         return self.leave(stream.x, both.observed(both.join(x, moe.observed(mixed))))
 
 

@@ -116,7 +116,7 @@ class Reader(Metadata):
         return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0), affine)
 
     def attention(self, layer: int, suffix: str = "") -> dict[str, Any]:
-        """Sizes of a layer's attention, as `nn.Attention` takes them; `suffix` is that of the keys of its heads' sizes."""
+        """Sizes of a layer's attention, as `nn.Attention` takes them; suffix as of the keys of its heads' sizes."""
         dim, key = self.config.dim, "attention.head_count"
         heads = self.integer_of(layer, key, 1, dim)
         kv_heads = self.integer_of(layer, f"{key}_kv", 1, heads, default=None) or heads

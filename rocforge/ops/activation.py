@@ -186,7 +186,7 @@ def scale(x: Array, factor: float, out: Array = None) -> Array:
 
 
 def scale_columns(x: Array, factors: Array) -> Array:
-    """`x * factors` in float32: x (..., columns), and of factors a number a column, (columns,), or one for all, (1,)."""
+    """`x * factors` in float32: x (..., columns); factors a number a column, (columns,), or one for all, (1,)."""
     module, x, factors = operands("scale_columns", x=x, factors=factors)
     if factors.shape not in (x.shape[-1:], (1,)):
         raise ValueError(f"scale_columns: factors of shape {factors.shape}; allowed are {x.shape[-1:]} and (1,)")

@@ -293,7 +293,9 @@ def rotate_and_store(
     return _turned(q, layer, rotation, q_norm, eps).astype(np.float32, copy=False)
 
 
-def _turned(x: HostArray, layer: PagedLayer, rotation: Rotation | None, norm: HostArray | None, eps: float) -> HostArray:
+def _turned(
+    x: HostArray, layer: PagedLayer, rotation: Rotation | None, norm: HostArray | None, eps: float
+) -> HostArray:
     """Queries or keys as they are multiplied with each other."""
     if norm is not None:
         x = rms_norm(x, norm, eps)
@@ -313,9 +315,9 @@ def _fresh(
     eps: float,
     v_eps: float | None,
 ) -> attention_device.Fresh:
+    if rotation is not None and 2 * rotation.cos.shape[1] > q.shape[2]:
+        raise ValueError(f"rope: {2 * rotation.cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
     cos, sin, neox = rotation or (None, None, False)
-    if rotation is not None and 2 * cos.shape[1] > q.shape[2]:
-        raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
     return attention_device.Fresh(k, v, layer.slots, cos, sin, q_norm, k_norm, eps, v_eps, neox)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.metadata import Metadata
-from rocforge.text.bpe import byte_level_bpe, byte_of_char, sentencepiece_bpe
+from rocforge.text.bpe import byte_level_bpe, byte_of_char, character_bpe, sentencepiece_bpe
 from rocforge.text.detokenizer import Detokenizer
 from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
 from rocforge.text.marks import without_surrogates
@@ -30,9 +30,9 @@ _NO_VARIABLES = {"return_tensors", "return_dict", "padding", "truncation", "max_
 class Tokenizer:
     """The tokenizer of an open GGUF file: ids as llama.cpp gives them, names as Hugging Face has them.
 
-    `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). Two models are
-    known: "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE, with the pre-tokenizers of
-    `rocforge.text.pretokenizers`).
+    `file` is anything with the file's `metadata` (`tokenizer.ggml.*`, `tokenizer.chat_template*`). Three models are
+    known: "llama" (SentencePiece BPE), "gpt2" (byte-level BPE, with the pre-tokenizers of
+    `rocforge.text.pretokenizers`) and "gemma4" (BPE over characters).
     `vocab_size` is how many tokens the model knows, which may be padded: ids past the file's tokens have no text.
 
     Attributes: `vocab_size`; `bos_token`, `eos_token`, `unk_token` and `pad_token`, the texts of special tokens, and
@@ -57,9 +57,9 @@ class Tokenizer:
         self._phi3 = Metadata(file.metadata).string("general.architecture", default=None) == "phi3"
         metadata = Metadata(file.metadata, "tokenizer.ggml.")
         model = metadata.string("model", default=None)
-        if model not in ("llama", "gpt2"):
-            raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are gpt2 and llama")
-        self._sentencepiece = model == "llama"
+        if model not in ("llama", "gpt2", "gemma4"):
+            raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are gemma4, gpt2 and llama")
+        self._model, self._sentencepiece = model, model == "llama"
         self._vocabulary = Vocabulary(metadata, vocab_size)
         # SentencePiece's trainer gives <unk>, <s> and </s> these ids, and files written early rely on it.
         unk, bos, eos = (0, 1, 2) if self._sentencepiece else (None, None, None)
@@ -75,6 +75,8 @@ class Tokenizer:
         if self._sentencepiece:
             self._encode_text = sentencepiece_bpe(self._vocabulary, self.unk_token_id)
             add_bos = self.bos_token_id is not None
+        elif model == "gemma4":
+            self._encode_text, add_bos = character_bpe(self._vocabulary, metadata.array("merges", str)), True
         else:
             pre_tokenizer = find_pre_tokenizer(metadata.string("pre", default="default"))
             self._encode_text = byte_level_bpe(self._vocabulary, metadata.array("merges", str), pre_tokenizer)
@@ -84,6 +86,8 @@ class Tokenizer:
             metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
         )
         self._prefix_ids = _added(metadata, "bos", add_bos, self.bos_token_id)
+        if model == "gemma4":  # also where the file says otherwise, as some do
+            self._prefix_ids = _added(Metadata({}), "bos", True, self.bos_token_id)
         self._suffix_ids = _added(metadata, "eos", False, self.eos_token_id)
         self._pieces: dict[int, bytes] = {}
         self.recommended_sampling = recommended_sampling(file.metadata)
@@ -98,7 +102,7 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         special = "".join(f", {name}={text!r}" for name, text in self.special_tokens_map.items())
-        return f"Tokenizer({'llama' if self._sentencepiece else 'gpt2'}, vocab_size={self.vocab_size}{special})"
+        return f"Tokenizer({self._model}, vocab_size={self.vocab_size}{special})"
 
     @property
     def vocab_size(self) -> int:
@@ -173,7 +177,7 @@ class Tokenizer:
         for part in (self._all_special if parse_special_tokens else self._user_defined).split(text, literal):
             if isinstance(part, int):
                 ids.append(part)
-            elif self._sentencepiece:
+            elif self._model != "gpt2":
                 ids += self._encode_text(self._escape(part, after_special))
             else:
                 ids += self._encode_text(part)
@@ -200,7 +204,7 @@ class Tokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of `text` as the vocabulary writes them: in byte-level BPE a space is "Ġ", in SentencePiece "▁".
+        """The tokens of `text` as the vocabulary writes them: in byte-level BPE a space is "Ġ", else "▁".
         `to_str_tokens` gives their texts.
 
         >>> tokenizer.tokenize("import os")
@@ -436,7 +440,7 @@ class Tokenizer:
             return text.encode("utf-8", "surrogateescape")
         if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
-        if self._sentencepiece:
+        if self._model != "gpt2":
             return text.replace("▁", " ").encode("utf-8", "surrogateescape")
         table = byte_of_char()
         if all(char in table for char in text):

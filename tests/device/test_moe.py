@@ -54,7 +54,7 @@ def test_groups(tokens: int, used: int, count: int):
 
 
 def test_route_scales():
-    """The scale multiplies every weight, and each expert's its own; more experts a token than a wave has lanes are refused."""
+    """The scale multiplies every weight, each expert's its own; more experts than a wave has lanes are refused."""
     logits = cp.asarray(np.random.default_rng(1).standard_normal((3, 40), np.float32))
     plain, scaled = (route(logits, 4, scale=scale)[1].get() for scale in (1.0, 2.5))
     assert np.allclose(scaled, 2.5 * plain, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_gate_and_up_in_one(rng, qtype, tokens):
     layer = Layer(rng, [qtype] * 3, ffn=256, dim=256)
     x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
     ids, weights = map(cp.asarray, layer.routing(rng, tokens, 3))
-    gate, up, down = layer.weights
+    gate, up, _ = layer.weights
     both = QuantizedArray(np.concatenate([gate.data, up.data], axis=1), (6, 512, 256), qtype).to_device("gpu")
     apart = experts(x, ids, weights, *layer.device, "geglu").get()
     assert (experts(x, ids, weights, Matrices(both), None, layer.device[2], "geglu").get() == apart).all()

@@ -285,9 +285,7 @@ def _token_of_pair(used: int, pairs: int, device: int) -> Array:
     return tokens
 
 
-def _tile_products(
-    x: PackedOperand, ids: Array, pair: Pair, down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _tile_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     (count, dim, ffn), used = down.weight.shape, ids.shape[1]
     height = expert_tile_pairs(ids.size, count)
@@ -328,9 +326,7 @@ def _tiles_kernel(name: str, kind: WeightFormat, height: int) -> Kernel:
     return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height)
 
 
-def _wide_products(
-    x: Array, ids: Array, pair: Pair, down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _wide_products(x: Array, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Four launches: the pairs sorted, the tokens in their places, gate and up, and down; see _OF_SORTED_PAIRS."""
     count, dim, ffn = down.weight.shape
     groups, tiles = sorted_pairs(ids, count, WIDE_PAIRS, 8)
@@ -361,9 +357,7 @@ def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
     return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=WIDE_LDS)
 
 
-def _grouped_gemm(
-    x: Array, ids: Array, pair: Pair, down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _grouped_gemm(x: Array, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
     cupy, (count, dim, ffn) = cupy_module(), down.weight.shape
     groups = group_by_expert(ids, count)

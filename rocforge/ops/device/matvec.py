@@ -152,12 +152,12 @@ def gated_product(
 
 
 def gated_matrices(pair: Sequence[Array], biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
-    """The `Gated` of a launch: of the memory of gate and up, and their biases. Of one memory and bias, it has the rows of
-    gate, and then those of up, for each expert."""
+    """The `Gated` of a launch: of the memory of gate and up, and their biases. A memory of both has the rows of gate, and
+    then those of up, of each expert."""
     if len(pair) > 1:
         return *pair, *biases, rows, rows, GATES[unit]
-    (data,), (experts, _, *row) = pair, pair[0].shape
-    up = data.reshape(-1)[rows * math.prod(row) :]
+    (data,) = pair
+    up = data.reshape(-1)[rows * math.prod(data.shape[2:]) :]
     return data, up, None, None, rows, 2 * rows, GATES[unit]
 
 
