@@ -152,8 +152,8 @@ def gated_product(
 
 
 def gated_matrices(pair: Sequence[Array], biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
-    """The `Gated` of a launch: of the memory of gate and up, and their biases. A memory of both has the rows of gate, and
-    then those of up, of each expert."""
+    """The `Gated` of a launch: of the memory of gate and up, and their biases. A memory of both has the rows of gate,
+    and then those of up, of each expert."""
     if len(pair) > 1:
         return *pair, *biases, rows, rows, GATES[unit]
     (data,) = pair
