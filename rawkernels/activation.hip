@@ -141,6 +141,21 @@ RF_GATED(geglu_of_fp16, f16, geglu_of(g, u))
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 
+// What stands out of rows of n, which are `stride` apart: max(x - (mean + deviations * deviation), 0), with the deviation
+// of a sample. A block a row.
+RF_KERNEL(THREADS)
+rf_sparsify(float* out, const float* x, float deviations, u32 n, u64 stride) {
+    wait_for_previous();
+    x += block_x() * stride, out += u64(block_x()) * n;
+    float sum = 0, squares = 0;
+    for (u32 i = thread_x(); i < n; i += THREADS) sum += x[i];
+    float mean = block_sum<THREADS>(sum) / n;
+    for (u32 i = thread_x(); i < n; i += THREADS) squares += (x[i] - mean) * (x[i] - mean);
+    float variance = block_sum<THREADS>(squares) / (n - 1);
+    float limit = mean + deviations * (variance > 0 ? variance * fast_rsqrt(variance) : 0.0f);
+    for (u32 i = thread_x(); i < n; i += THREADS) out[i] = maximum(x[i] - limit, 0.0f);
+}
+
 // exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
 RF_KERNEL(THREADS)
 rf_softmax(float* out, const float* x, u32 n) {

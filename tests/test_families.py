@@ -14,9 +14,10 @@ import rocforge as rf
 from rocforge.load import load_model
 from rocforge.models import ARCHITECTURES
 from rocforge.nn.batch import Batch, Chunk
+from rocforge.ops import activation
 
 EXACT, BOUND, ROUNDED = 1e-5, 5e-5, 3e-4
-ROUNDS = ("codeshell", "falcon", "gemma", "gemma4", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
+ROUNDS = ("codeshell", "falcon", "gemma", "gemma3n", "gemma4", "gpt2", "gptneox", "phi2", "starcoder", "starcoder2")
 """Architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
@@ -44,6 +45,20 @@ def test_logits(model_of, name):
     assert relative_error(logits[ROWS], golden["logits"]) < (ROUNDED if FAMILIES[name].arch in ROUNDS else BOUND)
     chosen = logits[families.PROMPT - 1 : -1].argmax(axis=-1)
     np.testing.assert_array_equal(chosen, golden["tokens"][families.PROMPT :])
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("gemma")])
+def test_rounding_is_all_that_differs(model_of, name, monkeypatch):
+    """With GELU rounded as llama.cpp rounds it, to 5e-5."""
+    exact = activation.gelu
+
+    def rounded(x):
+        y = exact(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+        return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, y))
+
+    monkeypatch.setattr(activation, "gelu", rounded)
+    golden = families.load(name)
+    assert relative_error(model_of(name)[1](golden["tokens"])[ROWS], golden["logits"]) < BOUND
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,7 +89,7 @@ def test_quantized(tmp_path, name):
     assert relative_error(*logits) < EXACT
 
 
-@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "gemma4-shared"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "gemma4-shared", "gemma3n"])
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
     _, model = model_of(name)

@@ -1,5 +1,6 @@
 """gemma4: wider heads in the layers that see everything, experts beside the feed-forward, inputs for each layer."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +9,7 @@ from rocforge.gguf.metadata import MOST, REQUIRED
 from rocforge.models.gemma import NORMS, Gemma2
 from rocforge.nn import MLP, Attention, Block, MoE
 from rocforge.nn.batch import Batch
+from rocforge.nn.module import Module
 from rocforge.nn.moe import NormedRouter
 from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.per_layer import LayerEnd, LayerInputs, PerLayerInput
@@ -22,13 +24,11 @@ class Gemma4(Gemma2):
     Source: https://huggingface.co/docs/transformers/model_doc/gemma4.
     """
 
-    architectures = ("gemma4",)
+    architectures: tuple[str, ...] = ("gemma4",)
     models = "Gemma 4"
-    defaults = MappingProxyType({})
+    defaults: Mapping[str, Any] = MappingProxyType({"final_logit_softcapping": 30.0})
 
     def __init__(self, read: Reader):
-        if ROPE_TENSORS["factors"] not in read.tensors:
-            raise GGUFError(f"tensor {ROPE_TENSORS['factors']} is missing")
         self._keeps: dict[bool, Attention] = {}
         super().__init__(read)
         del self._keeps
@@ -36,16 +36,19 @@ class Gemma4(Gemma2):
         self._unread = {
             f"blk.{layer}.{name}.weight" for layer in shared for name in ("attn_k", "attn_v", "attn_k_norm")
         }
-        inner, config = _inner(read), self.config
-        sizes = config.vocabulary, config.dim, config.layers
+
+    def complete(self, read: Reader) -> None:
+        inner, sizes = inputs(read), (self.config.vocabulary, self.config.dim, self.config.layers)
         self.layer_inputs = LayerInputs(*sizes, inner, read.eps) if inner else None
 
     def prepare_layers(self, tokens: Any, x: Any, batch: Batch) -> None:
         if self.layer_inputs is not None:
             batch.layer_inputs = self.layer_inputs(tokens, x)
 
-    def block(self, layer: int, read: Reader) -> Block:
-        inner, dim = _inner(read), read.config.dim
+    def block(self, layer: int, read: Reader) -> Module:
+        if ROPE_TENSORS["factors"] not in read.tensors:
+            raise GGUFError(f"tensor {ROPE_TENSORS['factors']} is missing")
+        inner, dim = inputs(read), read.config.dim
         end = LayerEnd(PerLayerInput(dim, inner, layer, read.eps) if inner else None)
         attn, dense = self.attention(layer, read), MLP(**read.mlp(layer), activation="geglu")
         if not read.has(layer, "ffn_gate_inp"):
@@ -59,34 +62,37 @@ class Gemma4(Gemma2):
     def attention(self, layer: int, read: Reader) -> Attention:
         """A layer's attention; of its rope only the layers that see everything have factors."""
         window = read.window(layer, every=REQUIRED)
-        sizes = read.attention(layer, "_swa" if window else "")
-        attn = Attention(
-            **sizes,
+        return self.attention_of(
+            layer,
+            read,
+            window,
+            **read.attention(layer, "_swa" if window else ""),
             rope=read.window_rope(True, base=10000.0) if window else read.rope(True),
-            window=window,
-            scale=1.0,
-            norms="head",
             values_are_keys=not read.has(layer, "attn_v"),
-            normalizes_values=True,
-            shares=self.shared(layer, window, read),
         )
-        if not attn.shares:
+
+    def attention_of(self, layer: int, read: Reader, window: int | None, **sizes: Any) -> Attention:
+        """A layer's attention, with keys and values of its own or those of a layer before it."""
+        shares = None
+        if layer >= read.config.layers - self.sharing_layers(read):
+            shares = self._keeps.get(window is None)
+            if shares is None:
+                raise read.error(SHARED, "such as leave a layer of the same window before those that share")
+        options = {"window": window, "scale": 1.0, "norms": "head", "normalizes_values": True}
+        attn = Attention(**sizes, **options, shares=shares)
+        if shares is None:
             self._keeps[window is None] = attn
         return attn
 
-    def shared(self, layer: int, window: int | None, read: Reader) -> Attention | None:
-        """The layer whose keys and values one shares, or None."""
-        own = read.config.layers - read.integer(SHARED, 0, read.config.layers, default=0)
-        if layer < own:
-            return None
-        if (window is None) not in self._keeps:
-            raise read.error(SHARED, "less than leave a layer with a window and one without before those that share")
-        return self._keeps[window is None]
+    def sharing_layers(self, read: Reader) -> int:
+        """How many of the last layers have no keys and values of their own."""
+        return read.integer(SHARED, 0, read.config.layers, default=0)
 
     def is_read(self, name: str) -> bool:
         """Files have keys and values also of layers that share others'."""
         return super().is_read(name) and name not in self._unread
 
 
-def _inner(read: Reader) -> int:
+def inputs(read: Reader) -> int:
+    """Elements of each layer's input; 0 for none."""
     return read.integer("embedding_length_per_layer_input", 0, MOST, default=0)

@@ -328,10 +328,10 @@ class Fused:
                 self._seen[len(self._steps) - 1] = block
             else:
                 self._steps.append(_CalledWhole(block))
-        ropes = {id(s.mixer.rope): s.mixer.rope for s in self._steps if isinstance(s, _Attention) and s.mixer.rope}
-        self.frequencies = list(ropes.values())
-        below = (module for block in blocks for _, module in block.named_modules())
-        self.shows_patterns = any(isinstance(module, Attention) and module.shows_pattern for module in below)
+        below = [module for block in blocks for _, module in block.named_modules()]
+        attns = [module for module in below if isinstance(module, Attention)]
+        self.frequencies = list({id(attn.rope): attn.rope for attn in attns if attn.rope is not None}.values())
+        self.shows_patterns = any(attn.shows_pattern for attn in attns)
         norms = [step.norm_in for step in self._steps[1:]]
         self._following = [*norms, self.norm_in]
 

@@ -76,12 +76,21 @@ class Transformer(Module):
         setattr(self, self.output_norm_name, self.norm(read))
         self.output = Linear(self.config.dim, self.config.vocabulary, bias="optional", optional=True)
         self.cls = Classifier(self.config.dim, len(read.labels)) if read.labels else None
+        self.complete(read)
         self.metadata = read.tensors.metadata.copy()
         self.source = Source(read.tensors, dict(self.named_parameters()))
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
         raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
+
+    def complete(self, read: Reader) -> None:
+        """Add what the architecture has beside all this."""
+
+    @property
+    def layers(self) -> list[Module]:
+        """What the stream goes through between embedding and norm, in order; each called with it and the batch."""
+        return self.blk
 
     def positions(self, read: Reader) -> Module | None:
         """An embedding of positions."""
@@ -111,7 +120,7 @@ class Transformer(Module):
         same until then."""
         snapshot, tables = self.snapshot(), self._adapters.tables
         if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
-            self._fused = snapshot, Fused(self.blk, getattr(self, self.output_norm_name), self.output, tables)
+            self._fused = snapshot, Fused(self.layers, getattr(self, self.output_norm_name), self.output, tables)
         return self._fused[1]
 
     @property

@@ -111,6 +111,19 @@ def relu_squared(x: Array) -> Array:
     return x * x
 
 
+def sparsify(x: Array, deviations: float) -> Array:
+    """`max(x - (mean + deviations * deviation), 0)`, float32: what of each row (rows, columns) stands out from it.
+
+    The deviation is that of a sample, over columns - 1. Source: You et al., https://arxiv.org/abs/2506.06644.
+    """
+    module, x = operands("sparsify", x=x)
+    if module is not np:
+        return device.sparsify(x, deviations)
+    x = x.astype(np.float32, copy=False)
+    limit = x.mean(axis=-1, keepdims=True) + np.float32(deviations) * x.std(axis=-1, ddof=1, keepdims=True)
+    return np.maximum(x - limit, np.float32(0))
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
 

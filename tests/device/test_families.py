@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 BOUND = 8e-3
 """Products round to float16."""
 SHOWN = ("cohere2", "gpt2", "granite", "qwen35", "nemotron_h", "lfm2", "qwen35moe", "bailingmoe2")
-SHOWN += ("gemma4-wide", "gemma4-experts", "gemma4-shared")
+SHOWN += ("gemma4-wide", "gemma4-experts", "gemma4-shared", "gemma3n-few")
 """What others lack: blocks side by side, learned positions, scaled residuals, fixed states, groups of experts; wide
-heads, experts beside a feed-forward, shared keys and values."""
+heads, experts beside a feed-forward, shared keys and values, several streams."""
 
 
 @pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)

@@ -44,6 +44,7 @@ class Family:
         present: tensors that the family looks for to know the model's kind, by their last names or whole ones.
         constants: tensors that say how to compute, which are no parameters, by their values.
         unread: tensors that are in a file, and not read, by their shapes.
+        gains: of tensors by their last names, over those of other families.
     """
 
     arch: str
@@ -52,6 +53,7 @@ class Family:
     present: tuple[str, ...] = ()
     constants: dict[str, list[float]] = field(default_factory=dict)
     unread: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
 
 
 PROMPT, GREEDY = 48, 16
@@ -109,6 +111,32 @@ GEMMA4 = {
     "embedding_length_per_layer_input": 0,
     "final_logit_softcapping": 30.0,
 }
+GEMMA3N = {
+    **RMS,
+    "block_count": 23,
+    "embedding_length": 96,
+    "feed_forward_length": 160,
+    "attention.head_count": 4,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [layer % 5 != 4 for layer in range(21)] + [False, True],
+    "attention.shared_kv_layers": 3,
+    "activation_sparsity_scale": [1.6448533535003662] * 10 + [-math.inf] * 13,
+    "embedding_length_per_layer_input": 256,
+    "altup.active_idx": 0,
+    "altup.num_inputs": 4,
+    "rope.freq_base": 1000000.0,
+    "rope.freq_base_swa": 10000.0,
+}
+SOFT = {"attn_q_norm": 0.4, "attn_k_norm": 0.4}
+"""Scores that are not scaled would else differ so much that small errors grow."""
+CALM = {
+    **SOFT,
+    **dict.fromkeys(("altup_predict_coef", "altup_correct_coef"), 0.1),
+    **dict.fromkeys(("post_norm", "laurel_post_norm", "post_attention_norm", "post_ffw_norm"), 0.2),
+}
+"""For many layers."""
 PARTIAL = {"rope_freqs.weight": [1.0] * 8 + [1e30] * 24}
 WINDOWED_V = ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
@@ -210,7 +238,7 @@ FAMILIES = {
         NO_BIAS,
     ),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
-    "gemma4": Family("gemma4", GEMMA4, (*NO_BIAS, "output.weight"), WINDOWED_V, PARTIAL),
+    "gemma4": Family("gemma4", GEMMA4, (*NO_BIAS, "output.weight"), WINDOWED_V, PARTIAL, gains=SOFT),
     "gemma4-wide": Family(
         "gemma4",
         {
@@ -231,6 +259,7 @@ FAMILIES = {
         (*NO_BIAS, "output.weight"),
         ("blk.0.attn_v.weight",),
         {"rope_freqs.weight": [1.0] * 64 + [1e30] * 192},
+        gains=SOFT,
     ),
     "gemma4-experts": Family(
         "gemma4",
@@ -238,6 +267,7 @@ FAMILIES = {
         (*NO_BIAS, "output.weight"),
         (*WINDOWED_V, "ffn_gate_inp.weight", "ffn_gate_up_exps.weight"),
         PARTIAL,
+        gains=SOFT,
     ),
     "gemma4-apart": Family(
         "gemma4",
@@ -245,6 +275,7 @@ FAMILIES = {
         (*NO_BIAS, "layer_output_scale.weight", "ffn_down_exps.scale"),
         ("attn_v.weight", "ffn_gate_inp.weight", "ffn_gate_exps.weight"),
         PARTIAL,
+        gains=SOFT,
     ),
     "gemma4-shared": Family(
         "gemma4",
@@ -261,6 +292,30 @@ FAMILIES = {
         ("attn_v.weight",),
         PARTIAL,
         {"blk.3.attn_k.weight": (32, 192), "blk.3.attn_k_norm.weight": (32,)},
+        SOFT,
+    ),
+    "gemma3n": Family(
+        "gemma3n",
+        GEMMA3N,
+        (*NO_BIAS, "output.weight"),
+        unread={
+            f"blk.{layer}.{name}.weight": shape
+            for layer in range(20, 23)
+            for name, shape in {"attn_k": (64, 96), "attn_v": (64, 96), "attn_k_norm": (32,)}.items()
+        },
+        gains=CALM,
+    ),
+    "gemma3n-few": Family(
+        "gemma3n",
+        {
+            **GEMMA3N,
+            "block_count": 3,
+            "attention.sliding_window_pattern": [True, False, True],
+            "attention.shared_kv_layers": 0,
+            "activation_sparsity_scale": [1.6448533535003662] * 3,
+        },
+        (*NO_BIAS, "output.weight"),
+        gains=CALM,
     ),
 }
 
@@ -307,17 +362,18 @@ def tensors(name: str) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
         if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
             continue
         part = path.split(".")[-2]
+        gain = family.gains.get(part, 1.0)
         if path.endswith("ssm_a"):
             yield path, parameter.shape, -0.3, 0.1
             continue
         if path.endswith("bias"):
             yield path, parameter.shape, 0.0, 0.3
         elif len(parameter.shape) == 1:
-            yield path, parameter.shape, 1.0, 0.2
+            yield path, parameter.shape, gain, 0.2 * gain
         elif part in ("token_embd", "position_embd", "per_layer_token_embd"):
             yield path, parameter.shape, 0.0, 0.25
         else:
-            yield path, parameter.shape, 0.0, GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
+            yield path, parameter.shape, 0.0, gain * GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
 
 
 def build(path, name: str, qtype: T = T.F32, seed: int = 0) -> None:

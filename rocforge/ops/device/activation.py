@@ -37,6 +37,7 @@ _GATED = {
 _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float32*? uint32 uint64 uint32 uint64")
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _scale_columns = Kernel("activation.hip", "scale_columns", "float32* float32* float32* uint32 uint64")
+_sparsify = Kernel("activation.hip", "sparsify", "float32* float32* float32 uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -93,6 +94,13 @@ def scale_columns(x: Array, factors: Array) -> Array:
     out = cupy_module().empty(x.shape, np.float32)
     if x.size:
         _scale_columns(*a_thread_each(x.size), (out, x, float32(factors), factors.size, x.size))
+    return out
+
+
+def sparsify(x: Array, deviations: float) -> Array:
+    (x, stride), (rows, columns) = rows_of(x), x.shape
+    out = cupy_module().empty((rows, columns), np.float32)
+    _sparsify((rows,), (tuning.current().elementwise_threads,), (out, x, deviations, columns, stride))
     return out
 
 

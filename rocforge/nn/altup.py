@@ -1,0 +1,148 @@
+"""Alternating updates: a layer computes one of several residual streams, and predicts and corrects the others.
+
+Streams are float32, shape (streams, tokens, dim). Source: Baykal et al., https://arxiv.org/abs/2301.13310, and Gemma 3n,
+https://huggingface.co/docs/transformers/model_doc/gemma3n.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocforge.nn.attention import Attention
+from rocforge.nn.batch import Batch
+from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.mlp import MLP
+from rocforge.nn.module import Module
+from rocforge.nn.parameter import Parameter
+from rocforge.nn.per_layer import PerLayerInput
+from rocforge.ops import altup
+from rocforge.ops.activation import add, geglu, scale, scale_columns, softcap, sparsify
+from rocforge.ops.linear import linear
+
+
+class SparseMLP(MLP):
+    """A feed-forward with a gelu gate, of which only what stands out by so many deviations is let through."""
+
+    def __init__(self, dim: int, ffn: int, deviations: float):
+        super().__init__(dim, ffn, "geglu")
+        self.deviations = deviations
+
+    def activate(self, projected: list[Any]) -> Any:
+        gate, up = projected
+        return geglu(sparsify(gate, self.deviations), up)
+
+
+class Laurel(Module):
+    """A second path beside attention: `x + laurel_post_norm(laurel_r(laurel_l(x)))`.
+
+    Source: Menghani et al., LAuReL, https://arxiv.org/abs/2411.07501.
+    """
+
+    inline = True
+
+    def __init__(self, dim: int, rank: int, eps: float):
+        self.laurel_l, self.laurel_r = Linear(dim, rank), Linear(rank, dim)
+        self.laurel_post_norm = RMSNorm(dim, eps)
+
+    def forward(self, x: Any) -> Any:
+        return add(x, self.laurel_post_norm(self.laurel_r(self.laurel_l(x))))
+
+
+class Factors(Module):
+    """x times weight (dim,)."""
+
+    def __init__(self, dim: int):
+        self.weight: Any = Parameter(dim)
+
+    def forward(self, x: Any) -> Any:
+        return scale_columns(x, self.weight)
+
+
+class AltUp(Module):
+    """What a layer knows of all streams: it predicts them, and corrects them by the one that was computed.
+
+    Args:
+        dim: width of a stream.
+        streams: how many there are.
+        active: the index of the one that layers compute.
+        eps: of the router's norm.
+    """
+
+    inline = True
+
+    def __init__(self, dim: int, streams: int, active: int, eps: float):
+        self.altup_router_norm, self.altup_router = RMSNorm(dim, eps), Linear(dim, streams)
+        self.altup_predict_coef = Linear(streams, streams * streams)
+        self.altup_correct_coef = Linear(streams, streams)
+        self.altup_correct_scale = Factors(dim)
+        self.active, self.factor = active, 1 / dim
+
+    def modalities(self, x: Any) -> Any:
+        """Of a stream (tokens, dim) a weight for each stream, (tokens, streams)."""
+        return softcap(self.altup_router(scale(self.altup_router_norm(x), self.factor)), 1.0)
+
+    def predict(self, streams: Any) -> Any:
+        """All streams as they are predicted."""
+        return altup.predict(streams, self.altup_predict_coef(self.modalities(streams[self.active])))
+
+    def correct(self, predictions: Any, activated: Any) -> Any:
+        """All streams, by what was computed of one."""
+        coefs = self.altup_correct_coef(self.modalities(activated))
+        return altup.correct(predictions, activated, coefs, self.active)
+
+
+class AltUpBlock(Module):
+    """A layer of several streams: attention and a feed-forward of one, and what the layer's input adds to the others.
+
+    Args:
+        dim: width of a stream.
+        attn, ffn: of the stream that is computed.
+        laurel: beside attention.
+        streams: predicts and corrects them.
+        per_layer: what is added to all streams but the first.
+        eps: of norms.
+    """
+
+    def __init__(
+        self, dim: int, attn: Attention, ffn: MLP, laurel: Laurel, streams: AltUp, per_layer: PerLayerInput, eps: float
+    ):
+        self.streams, self.attn_norm, self.laurel, self.attn = streams, RMSNorm(dim, eps), laurel, attn
+        self.post_attention_norm, self.ffn_norm, self.ffn = RMSNorm(dim, eps), RMSNorm(dim, eps), ffn
+        self.post_ffw_norm, self.per_layer = RMSNorm(dim, eps), per_layer
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        predictions = self.streams.predict(x)
+        active = predictions[self.streams.active]
+        y = self.attn_norm(active)
+        attended = add(active, self.post_attention_norm(self.attn(y, batch)))
+        attended = scale(add(attended, self.laurel(y)), 2**-0.5)
+        activated = add(attended, self.post_ffw_norm(self.ffn(self.ffn_norm(attended))))
+        corrected = self.streams.correct(predictions, activated)
+        first = self.streams.altup_correct_scale(corrected[self.streams.active])
+        return altup.add_to_others(corrected, self.per_layer.added(first, batch))
+
+
+class Expand(Module):
+    """Streams (1 + others, tokens, dim) of one, x (tokens, dim): the others are projections of it, weight (others, dim,
+    dim), with its length."""
+
+    def __init__(self, dim: int, others: int):
+        self.weight: Any = Parameter(others, dim, dim)
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        return altup.expand(x, [linear(x, matrix) for matrix in self.weight])
+
+
+class Merge(Module):
+    """The mean (tokens, dim) of streams: the others are projected back, weight (others, dim, dim), with the first's
+    length."""
+
+    def __init__(self, dim: int, others: int, active: int):
+        self.weight: Any = Parameter(others, dim, dim)
+        self.active = active
+
+    def forward(self, streams: Any, batch: Batch) -> Any:
+        total = streams[0]
+        for x, matrix in zip(streams[1:], self.weight, strict=True):
+            total = add(total, altup.with_length_of(linear(x, matrix), streams[self.active]))
+        return scale(total, 1 / len(streams))
