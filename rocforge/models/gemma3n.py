@@ -1,4 +1,4 @@
-"""gemma3n: several residual streams, of which each layer computes one; inputs for each layer, shared keys and values."""
+"""gemma3n: several residual streams, of which a layer computes one; inputs for each layer, shared keys and values."""
 
 import math
 

@@ -1,6 +1,5 @@
 """gemma4: wider heads in the layers that see everything, experts beside the feed-forward, inputs for each layer."""
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -24,9 +23,9 @@ class Gemma4(Gemma2):
     Source: https://huggingface.co/docs/transformers/model_doc/gemma4.
     """
 
-    architectures: tuple[str, ...] = ("gemma4",)
+    architectures = ("gemma4",)
     models = "Gemma 4"
-    defaults: Mapping[str, Any] = MappingProxyType({"final_logit_softcapping": 30.0})
+    defaults = MappingProxyType({"final_logit_softcapping": 30.0})
 
     def __init__(self, read: Reader):
         self._keeps: dict[bool, Attention] = {}
@@ -78,8 +77,7 @@ class Gemma4(Gemma2):
             shares = self._keeps.get(window is None)
             if shares is None:
                 raise read.error(SHARED, "such as leave a layer of the same window before those that share")
-        options = {"window": window, "scale": 1.0, "norms": "head", "normalizes_values": True}
-        attn = Attention(**sizes, **options, shares=shares)
+        attn = Attention(**sizes, window=window, scale=1.0, norms="head", normalizes_values=True, shares=shares)
         if shares is None:
             self._keeps[window is None] = attn
         return attn

@@ -1,7 +1,7 @@
 """Alternating updates: a layer computes one of several residual streams, and predicts and corrects the others.
 
-Streams are float32, shape (streams, tokens, dim). Source: Baykal et al., https://arxiv.org/abs/2301.13310, and Gemma 3n,
-https://huggingface.co/docs/transformers/model_doc/gemma3n.
+Streams are float32, shape (streams, tokens, dim). Source: Baykal et al., https://arxiv.org/abs/2301.13310, as Gemma 3n
+has it, https://huggingface.co/docs/transformers/model_doc/gemma3n.
 """
 
 from __future__ import annotations

@@ -288,16 +288,16 @@ FAMILIES = {
             "attention.shared_kv_layers": 3,
             "embedding_length_per_layer_input": 24,
         },
-        (*NO_BIAS, "output.weight"),
+        NO_BIAS,
         ("attn_v.weight",),
         PARTIAL,
         {"blk.3.attn_k.weight": (32, 192), "blk.3.attn_k_norm.weight": (32,)},
-        SOFT,
+        CALM,
     ),
     "gemma3n": Family(
         "gemma3n",
         GEMMA3N,
-        (*NO_BIAS, "output.weight"),
+        NO_BIAS,
         unread={
             f"blk.{layer}.{name}.weight": shape
             for layer in range(20, 23)
