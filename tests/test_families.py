@@ -1,6 +1,8 @@
 """Every family in small: against llama.cpp's logits, and the ways of running a model against each other."""
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -12,7 +14,7 @@ from golden.families import FAMILIES, ROWS
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.models import ARCHITECTURES
+from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops import activation
 
@@ -137,14 +139,35 @@ def test_the_list_is_of_today():
 @pytest.mark.parametrize(
     "arch, key, value, match",
     [
+        ("gemma4", "attention.shared_kv_layers", 2, "shared_kv_layers is 2; allowed are .* of the same window before"),
+        ("gemma4", "rope.dimension_count_swa", 33, "dimension_count_swa is 33; allowed are even numbers to 64"),
+        ("gemma3n", "activation_sparsity_scale", [math.nan] * 23, "allowed are finite numbers, and minus infinity"),
+        ("gemma3n", "altup.active_idx", 4, "active_idx is 4; allowed are integers from 0 to 3"),
+    ],
+)
+def test_senseless_metadata(arch, key, value, match):
+    """It is named, with what is allowed."""
+    family = FAMILIES[arch]
+    with pytest.raises(rf.GGUFError, match=match):
+        build_model(families.Skeleton(family, {**families.metadata(family), key: value}))
+
+
+def test_what_a_file_lacks_is_named():
+    """Gemma 4's factors, without which its rope is another one."""
+    family = FAMILIES["gemma4"]
+    with pytest.raises(rf.GGUFError, match=r"tensor rope_freqs\.weight is missing"):
+        build_model(families.Skeleton(replace(family, constants={}), families.metadata(family)))
+
+
+@pytest.mark.parametrize(
+    "arch, key, value, match",
+    [
         ("olmo", "attention.clamp_kqv", 8.0, "clamp_kqv, here 8, is not supported"),
         ("glm4", "rope.dimension_sections", [16, 24, 24, 0], "rope.dimension_sections"),
     ],
 )
 def test_refused(arch, key, value, match):
     """What a family cannot do is said in a sentence, and nothing is computed without it."""
-    from rocforge.models import build_model
-
     family = FAMILIES[arch]
     keys = {**families.metadata(family), key: value}
     with pytest.raises(rf.UnsupportedModelError, match=match):

@@ -4,7 +4,7 @@ import math
 
 from rocforge.models.gemma4 import SHARED, Gemma4, inputs
 from rocforge.nn import MLP
-from rocforge.nn.altup import AltUp, AltUpBlock, Expand, Laurel, Merge, SparseMLP
+from rocforge.nn.altup import AltUpBlock, Expand, Laurel, Merge, SparseMLP
 from rocforge.nn.module import Module
 from rocforge.nn.per_layer import PerLayerInput
 from rocforge.nn.reader import Reader
@@ -37,8 +37,8 @@ class Gemma3n(Gemma4):
         rope = read.window_rope(True, base=10000.0) if window else read.rope(True)
         attn = self.attention_of(layer, read, window, **read.attention(layer), rope=rope)
         per_layer = PerLayerInput(dim, inputs(read), layer, eps)
-        streams = AltUp(dim, *_streams(read), eps)
-        return AltUpBlock(dim, attn, self.feed_forward(layer, read), Laurel(dim, RANK, eps), streams, per_layer, eps)
+        ffn, laurel = self.feed_forward(layer, read), Laurel(dim, RANK, eps)
+        return AltUpBlock(dim, *_streams(read), attn, ffn, laurel, per_layer, eps)
 
     def feed_forward(self, layer: int, read: Reader) -> MLP:
         """A layer's feed-forward, sparse in the first ones."""

@@ -58,68 +58,56 @@ class Factors(Module):
         return scale_columns(x, self.weight)
 
 
-class AltUp(Module):
-    """What a layer knows of all streams: it predicts them, and corrects them by the one that was computed.
+class AltUpBlock(Module):
+    """A layer of several streams (streams, tokens, dim): it predicts all, computes one, and corrects all by that one.
 
     Args:
         dim: width of a stream.
         streams: how many there are.
-        active: the index of the one that layers compute.
-        eps: of the router's norm.
+        active: the index of the one that is computed.
+        attn, ffn: attention and feed-forward of that one.
+        laurel: beside attention.
+        per_layer: what the layer's input adds to all streams but the first.
+        eps: of norms.
     """
 
-    inline = True
-
-    def __init__(self, dim: int, streams: int, active: int, eps: float):
+    def __init__(
+        self,
+        dim: int,
+        streams: int,
+        active: int,
+        attn: Attention,
+        ffn: MLP,
+        laurel: Laurel,
+        per_layer: PerLayerInput,
+        eps: float,
+    ):
         self.altup_router_norm, self.altup_router = RMSNorm(dim, eps), Linear(dim, streams)
         self.altup_predict_coef = Linear(streams, streams * streams)
-        self.altup_correct_coef = Linear(streams, streams)
-        self.altup_correct_scale = Factors(dim)
-        self.active, self.factor = active, 1 / dim
+        self.attn_norm, self.laurel, self.attn = RMSNorm(dim, eps), laurel, attn
+        self.post_attention_norm, self.ffn_norm, self.ffn = RMSNorm(dim, eps), RMSNorm(dim, eps), ffn
+        self.post_ffw_norm = RMSNorm(dim, eps)
+        self.altup_correct_coef, self.altup_correct_scale = Linear(streams, streams), Factors(dim)
+        self.per_layer, self.active, self.factor = per_layer, active, 1 / dim
+
+    def forward(self, x: Any, batch: Batch) -> Any:
+        predictions = altup.predict(x, self.altup_predict_coef(self.modalities(x[self.active])))
+        activated = self.activate(predictions[self.active], batch)
+        coefs = self.altup_correct_coef(self.modalities(activated))
+        corrected = altup.correct(predictions, activated, coefs, self.active)
+        first = self.altup_correct_scale(corrected[self.active])
+        return altup.add_to_others(corrected, self.per_layer(first, batch))
 
     def modalities(self, x: Any) -> Any:
         """Of a stream (tokens, dim) a weight for each stream, (tokens, streams)."""
         return softcap(self.altup_router(scale(self.altup_router_norm(x), self.factor)), 1.0)
 
-    def predict(self, streams: Any) -> Any:
-        """All streams as they are predicted."""
-        return altup.predict(streams, self.altup_predict_coef(self.modalities(streams[self.active])))
-
-    def correct(self, predictions: Any, activated: Any) -> Any:
-        """All streams, by what was computed of one."""
-        coefs = self.altup_correct_coef(self.modalities(activated))
-        return altup.correct(predictions, activated, coefs, self.active)
-
-
-class AltUpBlock(Module):
-    """A layer of several streams: attention and a feed-forward of one, and what the layer's input adds to the others.
-
-    Args:
-        dim: width of a stream.
-        attn, ffn: of the stream that is computed.
-        laurel: beside attention.
-        streams: predicts and corrects them.
-        per_layer: what is added to all streams but the first.
-        eps: of norms.
-    """
-
-    def __init__(
-        self, dim: int, attn: Attention, ffn: MLP, laurel: Laurel, streams: AltUp, per_layer: PerLayerInput, eps: float
-    ):
-        self.streams, self.attn_norm, self.laurel, self.attn = streams, RMSNorm(dim, eps), laurel, attn
-        self.post_attention_norm, self.ffn_norm, self.ffn = RMSNorm(dim, eps), RMSNorm(dim, eps), ffn
-        self.post_ffw_norm, self.per_layer = RMSNorm(dim, eps), per_layer
-
-    def forward(self, x: Any, batch: Batch) -> Any:
-        predictions = self.streams.predict(x)
-        active = predictions[self.streams.active]
-        y = self.attn_norm(active)
-        attended = add(active, self.post_attention_norm(self.attn(y, batch)))
+    def activate(self, x: Any, batch: Batch) -> Any:
+        """One stream (tokens, dim) past attention and feed-forward."""
+        y = self.attn_norm(x)
+        attended = add(x, self.post_attention_norm(self.attn(y, batch)))
         attended = scale(add(attended, self.laurel(y)), 2**-0.5)
-        activated = add(attended, self.post_ffw_norm(self.ffn(self.ffn_norm(attended))))
-        corrected = self.streams.correct(predictions, activated)
-        first = self.streams.altup_correct_scale(corrected[self.streams.active])
-        return altup.add_to_others(corrected, self.per_layer.added(first, batch))
+        return add(attended, self.post_ffw_norm(self.ffn(self.ffn_norm(attended))))
 
 
 class Expand(Module):

@@ -248,9 +248,9 @@ class _MoE(_Step):
         moe, norm, matrices = self.routed, self.fused_norm, self.routed.matrices
         if norm is not None:
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
-            how = norm.weight, norm.eps, router, moe.routing
+            how = norm.weight, norm.eps, router, (*moe.routing, moe.ffn_down_exps.scale)
             return mixture(x, *how, *matrices, moe.activation, residual, following)
-        ids, weights = moe.route(y)
+        ids, weights = moe.route(y, moe.ffn_down_exps.scale)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
 
 
@@ -260,7 +260,7 @@ class _ParallelExperts(_Step):
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         both: Any = self.mixer
         x, moe = self.enter(stream), both.routed
-        ids, weights = moe.route(x)
+        ids, weights = moe.route(x, moe.ffn_down_exps.scale)
         gate, up, down = moe.matrices
         mixed = experts(both.pre_ffw_norm_2(x), ids, weights, gate, up, down, moe.activation)
         return self.leave(stream.x, both.observed(both.join(x, moe.observed(mixed))))

@@ -9,7 +9,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.linear import linear
-from rocforge.ops.moe import combine_experts, expert_linear, halves, route
+from rocforge.ops.moe import combine_experts, expert_linear, halves, route, scale_by_expert
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.types import Matrices
 
@@ -17,8 +17,7 @@ from rocforge.ops.types import Matrices
 class Experts(Module):
     """One matrix an expert: weight (experts, rows, columns), bias (experts, rows) or none.
 
-    With `scaled`, and where the file has it, a scale (experts,): a factor on what each expert gives in the end, which
-    routing multiplies its weights by.
+    With `scaled`, and where the file has it, a scale (experts,): a factor on what each expert gives.
 
     A call takes x (tokens, columns), or one row for each token-expert pair (tokens * used, columns), and the ids
     (tokens, used) of the experts; it gives float32 (tokens * used, rows).
@@ -30,7 +29,8 @@ class Experts(Module):
         self.scale: Any = Parameter(experts, optional=True) if scaled else None
 
     def forward(self, x: Any, ids: Any) -> Any:
-        return expert_linear(x, ids, Matrices(self.weight, self.bias))
+        y = expert_linear(x, ids, Matrices(self.weight, self.bias))
+        return y if self.scale is None else scale_by_expert(y, ids, self.scale)
 
 
 class SelectionBias(Module):
@@ -56,6 +56,8 @@ class NormedRouter(Linear):
 
 class MoE(Module):
     """Mixture of experts: a router (ffn_gate_inp) sends each token to a few gated feed-forwards.
+
+    A call takes x (tokens, dim), and what the router sees of the same tokens, if that is another array.
 
     Args:
         dim, ffn: widths of the residual stream and of an expert's hidden layer.
@@ -105,8 +107,7 @@ class MoE(Module):
     @property
     def routing(self) -> tuple[Any, ...]:
         """What rocforge.ops.moe.route takes after the logits."""
-        bias = None if self.exp_probs_b is None else self.exp_probs_b()
-        return (*self.policy, bias, getattr(self.ffn_down_exps, "scale", None))
+        return (*self.policy, None if self.exp_probs_b is None else self.exp_probs_b())
 
     @property
     def matrices(self) -> tuple[Any, Any, Any]:
@@ -114,15 +115,13 @@ class MoE(Module):
         gate_and_up = (self.ffn_gate_up_exps, None) if self.merged else (self.ffn_gate_exps, self.ffn_up_exps)
         return (*gate_and_up, self.ffn_down_exps)
 
-    def forward(self, x: Any) -> Any:
-        return self.mix(x, *self.route(x))
-
-    def mix(self, x: Any, ids: Any, weights: Any) -> Any:
-        """The weighted sum of what each token's experts give."""
+    def forward(self, x: Any, router_x: Any = None) -> Any:
+        ids, weights = self.route(x if router_x is None else router_x)
         gate, up, down = self.matrices
         pair = halves(gate(x, ids)) if up is None else (gate(x, ids), up(x, ids))
         return combine_experts(down(getattr(activations, self.activation)(*pair), ids), weights)
 
-    def route(self, x: Any) -> tuple[Any, Any]:
-        """The experts of each token, ids and weights (tokens, used)."""
-        return route(self.ffn_gate_inp(x), *self.routing)
+    def route(self, x: Any, expert_scales: Any = None) -> tuple[Any, Any]:
+        """The experts of each token, ids and weights (tokens, used); expert_scales as in rocforge.ops.moe.route."""
+        policy = (*self.routing, expert_scales)
+        return route(self.ffn_gate_inp(x), *policy)

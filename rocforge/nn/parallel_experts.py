@@ -29,7 +29,7 @@ class ParallelExperts(Module):
         self.pre_ffw_norm_2, self.routed, self.post_ffw_norm_2 = norm(), routed, norm()
 
     def forward(self, x: Any) -> Any:
-        return self.join(x, self.routed.mix(self.pre_ffw_norm_2(x), *self.routed.route(x)))
+        return self.join(x, self.routed(self.pre_ffw_norm_2(x), x))
 
     def join(self, x: Any, mixed: Any) -> Any:
         """The sum of both, of x and of what the mixture gives."""

@@ -48,7 +48,9 @@ class StreamScale(Module):
 
 
 class PerLayerInput(Module):
-    """`x + post_norm(proj(gelu(inp_gate(x)) * input))`, where input is the layer's of batch.layer_inputs.
+    """What a layer's input adds to the stream: `post_norm(proj(gelu(inp_gate(x)) * input))`; x (tokens, dim).
+
+    The input is the layer's of batch.layer_inputs.
 
     Args:
         dim: width of the residual stream.
@@ -66,15 +68,11 @@ class PerLayerInput(Module):
         self.layer = layer
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        return add(x, self.added(x, batch))
-
-    def added(self, x: Any, batch: Batch) -> Any:
-        """What is added to the stream."""
         return self.post_norm(self.proj(geglu(self.inp_gate(x), batch.layer_inputs[:, self.layer])))
 
 
 class LayerEnd(Module):
-    """`layer_output_scale(per_layer(x))`.
+    """`layer_output_scale(x + per_layer(x))`.
 
     Args:
         per_layer: or None.
@@ -86,4 +84,4 @@ class LayerEnd(Module):
         self.per_layer, self.layer_output_scale = per_layer, StreamScale()
 
     def forward(self, x: Any, batch: Batch) -> Any:
-        return self.layer_output_scale(x if self.per_layer is None else self.per_layer(x, batch))
+        return self.layer_output_scale(x if self.per_layer is None else add(x, self.per_layer(x, batch)))

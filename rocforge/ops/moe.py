@@ -213,6 +213,14 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
     return out
 
 
+def scale_by_expert(y: Array, ids: Array, scales: Array) -> Array:
+    """Rows of y, one a token-expert pair (tokens * used, rows), times their experts' of scales (experts,); ids as in
+    `expert_linear`."""
+    if get_array_module(ids) is not np:
+        return device.scale_by_expert(y, ids, scales)
+    return y * scales[ids.reshape(-1)][:, None]
+
+
 def combine_experts(y: Array, weights: Array) -> Array:
     """The sum of what a token's experts give, each times its weight.
 

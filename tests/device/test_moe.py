@@ -14,7 +14,7 @@ from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.linear import linear
-from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route
+from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route, scale_by_expert
 from rocforge.ops.norm import rms_norm, rms_norm_for
 from rocforge.ops.types import NextNorm
 from rocforge.quant import QuantizedArray
@@ -65,6 +65,14 @@ def test_route_scales():
         assert np.allclose(scaled, of_experts[ids] * plain, rtol=1e-6)
     with pytest.raises(ValueError, match="1 to 32"):
         route(logits, 33)
+
+
+def test_scale_by_expert(rng):
+    """Each pair's row times its expert's factor."""
+    y, scales = (rng.standard_normal(shape, np.float32) for shape in ((6, 50), 9))
+    ids = rng.integers(0, 9, (3, 2))
+    scaled = scale_by_expert(*map(cp.asarray, (y, ids, scales)))
+    assert (scaled.get() == scale_by_expert(y, ids, scales)).all()
 
 
 @pytest.mark.parametrize("fill", [np.nan, -np.inf, np.inf])
