@@ -345,6 +345,9 @@ def test_head_dim_that_has_no_kernel():
     x = cp.zeros((2, 1, 72), np.float32)
     with pytest.raises(ValueError, match="head_dim is 72"):
         attention(x, x, x)
+    q, k = cp.zeros((1, 32, 512), np.float32), cp.zeros((1, 1, 512), np.float32)
+    with pytest.raises(ValueError, match="32 heads of 512 share a key; allowed are 12288 elements"):
+        attention(q, k, k)
 
 
 def test_values_of_another_length():

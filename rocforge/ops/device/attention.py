@@ -23,6 +23,9 @@ from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32,
 from rocforge.ops.state import BLOCK_SIZE, PackedRows, PagedLayer
 from rocforge.ops.types import Array, Weight
 
+MOST_GROUP = 12 << 10
+"""Elements of the query heads that share a key head, whose results a block of decode attention has in LDS."""
+
 
 class Fresh(NamedTuple):
     """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
@@ -223,6 +226,8 @@ def _sizes(head_dim: int, group: int) -> dict[str, Any]:
     if head_dim % step or head_dim > 512:
         allowed = "allowed are multiples of 16 up to 128, of 32 up to 256 and of 64 up to 512"
         raise ValueError(f"head_dim is {head_dim}; {allowed}")
+    if group * head_dim > MOST_GROUP:
+        raise ValueError(f"{group} heads of {head_dim} share a key; allowed are {MOST_GROUP} elements, which LDS holds")
     return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}
 
 
