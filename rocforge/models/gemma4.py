@@ -30,13 +30,12 @@ class Gemma4(Gemma2):
     def __init__(self, read: Reader):
         self._keeps: dict[bool, Attention] = {}
         super().__init__(read)
-        del self._keeps
-        shared = [layer for layer, block in enumerate(self.blk) if block.attn.shares]
-        self._unread = {
-            f"blk.{layer}.{name}.weight" for layer in shared for name in ("attn_k", "attn_v", "attn_k_norm")
-        }
 
     def complete(self, read: Reader) -> None:
+        del self._keeps
+        shared = [layer for layer, block in enumerate(self.blk) if block.attn.shares]
+        keys = ("attn_k", "attn_v", "attn_k_norm")
+        self.unread = frozenset(f"blk.{layer}.{name}.weight" for layer in shared for name in keys)
         inner, sizes = inputs(read), (self.config.vocabulary, self.config.dim, self.config.layers)
         self.layer_inputs = LayerInputs(*sizes, inner, read.eps) if inner else None
 
@@ -85,10 +84,6 @@ class Gemma4(Gemma2):
     def sharing_layers(self, read: Reader) -> int:
         """How many of the last layers have no keys and values of their own."""
         return read.integer(SHARED, 0, read.config.layers, default=0)
-
-    def is_read(self, name: str) -> bool:
-        """Files have keys and values also of layers that share others'."""
-        return super().is_read(name) and name not in self._unread
 
 
 def inputs(read: Reader) -> int:

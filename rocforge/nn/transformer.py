@@ -41,6 +41,7 @@ class Transformer(Module):
         device: where its weights are, "cpu" or "gpu:N".
         tokenizer: the file's, from `rf.load`; else None.
         predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
+        unread: names of tensors that files have and this model does without. They are not loaded; `save` writes them.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
@@ -59,6 +60,7 @@ class Transformer(Module):
     architectures: tuple[str, ...] = ()
     models = ""
     output_norm_name = "output_norm"
+    unread: frozenset[str] = frozenset()
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
@@ -78,7 +80,7 @@ class Transformer(Module):
         self.cls = Classifier(self.config.dim, len(read.labels)) if read.labels else None
         self.complete(read)
         self.metadata = read.tensors.metadata.copy()
-        self.source = Source(read.tensors, dict(self.named_parameters()))
+        self.source = Source(read.tensors, dict(self.named_parameters()), self.unread)
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
@@ -109,10 +111,11 @@ class Transformer(Module):
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model, and not for a predictor of further tokens."""
+        """Whether a tensor of that name is loaded: it is not of a predictor of further tokens, nor one of `unread`."""
         prefix, _, rest = name.partition(".")
         layer = rest.partition(".")[0]
-        return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
+        predicts = self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers
+        return not predicts and name not in self.unread
 
     @property
     def fused(self) -> Fused:
