@@ -142,6 +142,7 @@ def test_the_list_is_of_today():
         ("gemma4", "attention.shared_kv_layers", 2, "shared_kv_layers is 2; allowed are .* of the same window before"),
         ("gemma4", "rope.dimension_count_swa", 33, "dimension_count_swa is 33; allowed are even numbers to 64"),
         ("gemma3n", "activation_sparsity_scale", [math.nan] * 23, "allowed are finite numbers, and minus infinity"),
+        ("gemma3n", "embedding_length_per_layer_input", 0, "per_layer_input is 0; allowed are integers from 1"),
         ("gemma3n", "altup.active_idx", 4, "active_idx is 4; allowed are integers from 0 to 3"),
     ],
 )

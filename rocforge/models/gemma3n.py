@@ -2,7 +2,7 @@
 
 import math
 
-from rocforge.models.gemma4 import SHARED, Gemma4, inputs
+from rocforge.models.gemma4 import INPUTS, SHARED, Gemma4, inputs
 from rocforge.nn import MLP
 from rocforge.nn.altup import AltUpBlock, Expand, Laurel, Merge, SparseMLP
 from rocforge.nn.module import Module
@@ -25,6 +25,8 @@ class Gemma3n(Gemma4):
 
     def complete(self, read: Reader) -> None:
         super().complete(read)
+        if self.layer_inputs is None:
+            raise read.error(INPUTS, "integers from 1")
         (streams, active), dim = _streams(read), self.config.dim
         self.altup_proj, self.altup_unembd_proj = Expand(dim, streams - 1), Merge(dim, streams - 1, active)
 
@@ -48,9 +50,9 @@ class Gemma3n(Gemma4):
         if not isinstance(deviations, float) or not deviations < math.inf:
             raise read.error(key, "finite numbers, and minus infinity for layers that are not sparse")
         sizes = read.mlp(layer)
-        return (
-            MLP(**sizes, activation="geglu") if deviations == -math.inf else SparseMLP(**sizes, deviations=deviations)
-        )
+        if deviations == -math.inf:
+            return MLP(**sizes, activation="geglu")
+        return SparseMLP(**sizes, deviations=deviations)
 
     def sharing_layers(self, read: Reader) -> int:
         layers = read.config.layers

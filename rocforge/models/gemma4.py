@@ -14,7 +14,7 @@ from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.per_layer import LayerEnd, LayerInputs, PerLayerInput
 from rocforge.nn.reader import ROPE_TENSORS, Reader
 
-SHARED = "attention.shared_kv_layers"
+SHARED, INPUTS = "attention.shared_kv_layers", "embedding_length_per_layer_input"
 
 
 class Gemma4(Gemma2):
@@ -88,4 +88,4 @@ class Gemma4(Gemma2):
 
 def inputs(read: Reader) -> int:
     """Elements of each layer's input; 0 for none."""
-    return read.integer("embedding_length_per_layer_input", 0, MOST, default=0)
+    return read.integer(INPUTS, 0, MOST, default=0)
