@@ -53,6 +53,13 @@ RF_KERNEL(THREADS) rf_clip(float* out, const float* x, float limit, u32 columns,
     if (i < size) out[i] = maximum(minimum(x[i / columns * stride + i % columns], limit), -limit);
 }
 
+// x times factors, of which there is one for each of the last axis' columns, or one for all; `size` elements.
+RF_KERNEL(THREADS) rf_scale_columns(float* out, const float* x, const float* factors, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = x[i] * factors[i % columns];
+}
+
 // y += bias + residual: rows of y are `stride` apart, bias is (columns,), residual (rows, columns); either may be null.
 // y is the first of several parts, `part` apart, and gets the others too. Grid: (rows, columns / THREADS).
 RF_KERNEL(THREADS)
@@ -161,6 +168,21 @@ RF_GATED(swiglu_clipped, float, swiglu_clipped_of(g, u, limit), RF_COMMA float l
 RF_GATED(swiglu_clipped_of_fp16, f16, swiglu_clipped_of(g, u, limit), RF_COMMA float limit)
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
+
+// What stands out of rows of n, which are `stride` apart: max(x - (mean + deviations * deviation), 0), with the deviation
+// of a sample. A block a row.
+RF_KERNEL(THREADS)
+rf_sparsify(float* out, const float* x, float deviations, u32 n, u64 stride) {
+    wait_for_previous();
+    x += block_x() * stride, out += u64(block_x()) * n;
+    float sum = 0, squares = 0;
+    for (u32 i = thread_x(); i < n; i += THREADS) sum += x[i];
+    float mean = block_sum<THREADS>(sum) / n;
+    for (u32 i = thread_x(); i < n; i += THREADS) squares += (x[i] - mean) * (x[i] - mean);
+    float variance = block_sum<THREADS>(squares) / (n - 1);
+    float limit = mean + deviations * (variance > 0 ? variance * fast_rsqrt(variance) : 0.0f);
+    for (u32 i = thread_x(); i < n; i += THREADS) out[i] = maximum(x[i] - limit, 0.0f);
+}
 
 // exp(x) / sum(exp(x)) over contiguous rows of n, a block each.
 RF_KERNEL(THREADS)

@@ -16,6 +16,7 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,4,7,8,16 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=1
 // variants: RF_HEAD_DIM=256 RF_GROUP=2 RF_BLOCK_SIZE=32 RF_ALONE=1
+// variants: RF_HEAD_DIM=512 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=0
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
 // variants: RF_HEAD_DIM=64 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=FP8_E4M3 RF_VALUE_TYPE=FP8_E4M3
@@ -36,7 +37,7 @@ constexpr u32 THREADS = WAVES * RF_WAVE;
 constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
-static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 256, "RF_HEAD_DIM is a multiple of 8 up to 256");
+static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a multiple of 8 up to 512");
 static_assert(THREADS <= 1024, "");
 
 constexpr float LOG2E = 1.4426950408889634f;
@@ -60,8 +61,8 @@ struct Shared {
 // tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
 // after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)). With new_keys,
 // rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
-// queries' tokens are stored first; without, of what follows it only q_stride counts, and the queries are spread as the
-// keys are.
+// queries' tokens are stored first, values normalized without a weight where they are `values_normed`; without, of what
+// follows it only q_stride counts, and the queries are spread as the keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -81,9 +82,9 @@ struct DecodeParams {
     u64 q_stride, k_stride, v_stride;
     RF_NULLABLE const i32* slots;
     RF_NULLABLE const float *cos, *sin, *q_norm, *k_norm;
-    float eps;
+    float eps, v_eps;
     u32 rotated_pairs;
-    i32 neox;
+    i32 neox, values_normed;
 };
 
 // Stores a head of the newest token in the cache and in LDS.
@@ -103,6 +104,7 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
             Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
+            if (p.values_normed) rms_norm_head(head, nullptr, p.v_eps);
             store_newest<Values>(shared.newest_value, p.values, slot, p.kv_heads, kv_head, head);
             continue;
         }

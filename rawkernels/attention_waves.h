@@ -13,14 +13,20 @@ constexpr u32 KEYS = RF_KEYS;
 constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
 constexpr u32 CHUNKS = RF_HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
 
-static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM <= 256,
-              "RF_HEAD_DIM is 16 to 128, or 160 to 256, in steps of 16 and 32");
+static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM <= 512,
+              "RF_HEAD_DIM is 16 to 128, or 160 to 256, or 320 to 512, in steps of 16, 32 and 64");
 static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
 
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
 // Of less than a tile of rows the last is repeated: no query sees those. What is packed is unpacked behind the loads.
-// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks.
-constexpr u32 STRIDE = RF_HEAD_DIM + 8, KEY_STRIDE = KEYS + 8;
+// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks; but for heads that leave no
+// room for that in NVIDIA's 48 KiB.
+#ifdef RF_FRAGMENTS_NVIDIA
+constexpr u32 PAD = RF_HEAD_DIM > 256 ? 0 : 8;
+#else
+constexpr u32 PAD = 8;
+#endif
+constexpr u32 STRIDE = RF_HEAD_DIM + PAD, KEY_STRIDE = KEYS + 8;
 template <class Type>
 struct TileRows {
     static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
@@ -125,7 +131,7 @@ struct Rows {
 
 // A wave's queries: in registers, where they take few, else read again for each tile of keys.
 struct Queries {
-#if defined(RF_FRAGMENTS_NVIDIA) || defined(RF_FRAGMENTS_MFMA)
+#if RF_HEAD_DIM <= 256 && (defined(RF_FRAGMENTS_NVIDIA) || defined(RF_FRAGMENTS_MFMA))
     Fragment row[DEPTH];
     RF_MEMBER void load_all(const Shared& shared) {
         RF_UNROLL

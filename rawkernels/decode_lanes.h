@@ -4,13 +4,13 @@
 namespace rocforge {
 
 // A wave reads rows of RF_HEAD_DIM, PIECE elements a lane: TOKEN_LANES lanes a token, ROWS tokens a load, LOADS loads
-// at a time, of packed rows twice as many.
-constexpr u32 PIECE = 8;
+// at a time, of packed rows, whose pieces of 8 are half as long, twice as many.
+constexpr u32 PIECE = RF_HEAD_DIM > 8 * RF_WAVE ? 16 : 8;
 constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 PADDED = power_of_two(SLICE);
 constexpr bool PACKED = Keys::ROW < 2 * RF_HEAD_DIM && Values::ROW < 2 * RF_HEAD_DIM;
-constexpr u32 WANTED_LOADS = at_least(8 / PADDED, 2) * (PACKED ? 2 : 1);
+constexpr u32 WANTED_LOADS = at_least(8 / PADDED, 2) * (PACKED && PIECE == 8 ? 2 : 1);
 constexpr u32 LOADS = at_most(at_most(WANTED_LOADS, RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
 
 // After scatter_sums, a lane holds KEPT of the SCORES of its row's tokens and heads, and COPIES lanes hold the same.

@@ -24,7 +24,7 @@ struct Chosen {
 };
 
 // activation(x @ gate.T, x @ up.T) of each pair's expert, as `gated_product`, to y (pairs, rows) or to int8 rows. The
-// first is pair `first` of the tokens in x. gate and up are (experts, rows, ...), biases (experts, rows).
+// first is pair `first` of the tokens in x. gate and up are (experts, step, ...), biases (experts, rows).
 struct ExpertsGatedParams {
     const void* x;
     u32 cells, first;
@@ -44,8 +44,8 @@ rf_experts_gated(ExpertsGatedParams p) {
         expert = choice.ids[pair % used];
     }
     u32 bias_at = expert * p.matrices.rows;
-    u64 at = u64(bias_at) * RF_QTYPE::row_bytes(p.cells);
-    Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows,
+    u64 at = u64(expert) * p.matrices.step * RF_QTYPE::row_bytes(p.cells);
+    Gated m = {row_of(p.matrices.gate, at), row_of(p.matrices.up, at), nullptr, nullptr, p.matrices.rows, 0,
                p.matrices.activation};
     if (p.matrices.gate_bias) m.gate_bias = p.matrices.gate_bias + bias_at;
     if (p.matrices.up_bias) m.up_bias = p.matrices.up_bias + bias_at;

@@ -194,7 +194,7 @@ RF_DEVICE void multiply_and_store(const Launch<T>& l, Shared& shared, u32 first_
     i32 expert = shared.expert, first = shared.first, count = shared.count;
     u32 row = first_row + matrix_row<GATED>(thread_x());
     const void* matrix = GATED && thread_x() / 16 % 2 ? l.m.up : l.m.gate;
-    u64 at = u64(expert) * l.m.rows + minimum(i32(row), i32(l.m.rows - 1));
+    u64 at = u64(expert) * l.m.step + minimum(i32(row), i32(l.m.rows - 1));
     Columns pairs = {l.x};
     pairs.find(l.order, l.used, first, count);
     Sums<TILES> sums;
@@ -259,7 +259,7 @@ RF_KERNEL(THREADS)
 rf_experts_down_tiles(float* y, const f16* x, const i32* offsets, i32 experts, const u8* w, const float* bias, i32 rows,
                       u32 columns) {
     wait_for_previous();
-    Gated m = {w, nullptr, bias, nullptr, u32(rows), 0};
+    Gated m = {w, nullptr, bias, nullptr, u32(rows), u32(rows), 0};
     tile_product<false, float>({y, x, nullptr, offsets, 1, columns, experts, m});
 }
 

@@ -145,7 +145,7 @@ rf_experts_gated_pairs(ExpertsGatedPairsParams p) {
     auto position_of = [&](const PairTile& tile, u32 run) {
         return first_run(p.pairs.cells, [&](u32 r) {
             u32 row = minimum(i32(run * height + r % height), i32(m.rows - 1));
-            u64 at = (u64(tile.expert) * m.rows + row) * RF_QTYPE::row_bytes(p.pairs.cells);
+            u64 at = (u64(tile.expert) * m.step + row) * RF_QTYPE::row_bytes(p.pairs.cells);
             return row_of(m.gate, r < height ? 0 : to_up) + at;
         });
     };

@@ -257,7 +257,7 @@ rf_experts_gated_wide(ExpertsGatedWideParams p) {
     const u32 height = ROWS / 2;
     auto row_at = [&](const Item& item, u32 r) {
         u32 row = minimum(i32(item.run * height + r / 16 * 8 + r % 8), i32(m.rows - 1));
-        return row_of(r % 16 < 8 ? m.gate : m.up, (u64(item.expert) * m.rows + row) * F::row_bytes(p.pairs.cells));
+        return row_of(r % 16 < 8 ? m.gate : m.up, (u64(item.expert) * m.step + row) * F::row_bytes(p.pairs.cells));
     };
     multiply_pairs(p.pairs, (p.out_cells * CELL + height - 1) / height, row_at, [&](const Item& item) {
         u32 row = item.run * height + 8 * wave() + part_row(0);

@@ -30,6 +30,7 @@ RF_DEVICE void store_head(T* p, const Head& head) {
     }
 }
 
+// A weight that is null is one.
 RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     float squares = 0;
     RF_UNROLL
@@ -38,7 +39,7 @@ RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
         u32 element = lane() + i * RF_WAVE;
-        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) head.x[i] *= factor * weight[element];
+        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) head.x[i] *= weight ? factor * weight[element] : factor;
     }
 }
 

@@ -187,6 +187,14 @@ rf_scatter_tokens(const float* x, const i32* rank, u8* out, u32 used, u32 n, u32
         store_swizzled(out, width, cells, rank[pair], i, v);
 }
 
+// Rows of y, a token-expert pair each, times their experts' scales; `size` elements.
+RF_KERNEL(THREADS)
+rf_scale_by_expert(float* out, const float* y, const i32* ids, const float* scales, u32 columns, u64 size) {
+    wait_for_previous();
+    u64 i = u64(block_x()) * THREADS + thread_x();
+    if (i < size) out[i] = y[i] * scales[ids[i / columns]];
+}
+
 // out (tokens, columns): residual plus the sum over a token's choices of weight times row rank[pair] of y, which is
 // float32 or float16. Null is a residual of zero, a rank that is the pair, and a weight of one. Grid: (tokens, columns
 // / THREADS).

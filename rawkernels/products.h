@@ -357,11 +357,11 @@ RF_DEVICE Matrix matrix_of(u32& block, u32& number, const Matrix (&matrices)[3],
     return matrices[2];
 }
 
-// Both matrices of a gated product.
+// Both matrices of a gated product; of experts, each one's matrix begins `step` rows behind that of the one before.
 struct Gated {
     const void *gate, *up;
     RF_NULLABLE const float *gate_bias, *up_bias;
-    u32 rows;
+    u32 rows, step;
     i32 activation;
 };
 

@@ -6,7 +6,7 @@
 
 namespace rocforge {
 
-// variants: RF_HEAD_DIM=80,128,256 RF_BLOCK_SIZE=32
+// variants: RF_HEAD_DIM=80,128,256,512 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=96 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
 // variants: RF_HEAD_DIM=256 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
@@ -26,19 +26,21 @@ rf_rope(float* out, const float* x, const float* cos, const float* sin, u32 toke
 }
 
 // Queries are normalized, rotated and spread as keys are into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into
-// the cache, with the values. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token
-// whose slot is negative is not stored.
+// the cache, with the values, which with `values_normed` are normalized without a weight. Without kv_heads there are
+// queries alone. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token whose slot is
+// negative is not stored.
 struct RopeStoreParams {
     float* q_out;
     void *keys, *values;
-    const float *q, *k, *v;
+    const float* q;
+    RF_NULLABLE const float *k, *v;
     u64 q_stride, k_stride, v_stride;
     const i32* slots;
     RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
     RF_NULLABLE const float *q_norm, *k_norm;
-    float eps;
+    float eps, v_eps;
     u32 tokens, heads, kv_heads, pairs;
-    i32 neox;
+    i32 neox, values_normed;
 };
 
 // A wave a head of a token.
@@ -69,8 +71,9 @@ rf_rope_store(RopeStoreParams p) {
         store_cached(Keys(), HeadBlock<Keys>(p.keys, block, p.kv_heads, row).row(offset), head);
     } else {
         row -= p.kv_heads;
-        store_cached(Values(), HeadBlock<Values>(p.values, block, p.kv_heads, row).row(offset),
-                     load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM));
+        Head head = load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM);
+        if (p.values_normed) rms_norm_head(head, nullptr, p.v_eps);
+        store_cached(Values(), HeadBlock<Values>(p.values, block, p.kv_heads, row).row(offset), head);
     }
 }
 

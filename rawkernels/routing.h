@@ -10,12 +10,13 @@ constexpr u32 MOST_EXPERTS = 1024, MOST_USED = 32, MOST_GROUPS = 64;
 // How many of how many experts a token goes to, and what their weights are: softmax_before, over all experts, then,
 // with `normalize`, over the chosen ones' sum; else over the chosen ones alone; then times `scale`. With `sigmoid` an
 // expert's weight is that of its logit. Experts are chosen by their logits, or, with a bias, by weight plus bias; of
-// `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two.
+// `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two. In the
+// end each weight is times its expert's of expert_scales.
 struct Routing {
     i32 experts, used, softmax_before, normalize;
     float scale;
     i32 sigmoid, groups, groups_used;
-    RF_NULLABLE const float* bias;
+    RF_NULLABLE const float *bias, *expert_scales;
 };
 
 struct Choice {
@@ -109,6 +110,10 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     barrier();
 }
 
+RF_DEVICE float scale_of(const Routing& r, i32 expert) {
+    return r.expert_scales ? r.scale * r.expert_scales[expert] : r.scale;
+}
+
 // And their weights.
 template <u32 THREADS>
 RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routing& r) {
@@ -118,7 +123,8 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
         for (i32 i = 0; i < r.used; ++i) sum += choice.logits[i];
         if (thread_x() < u32(r.used))
             choice.weights[thread_x()] =
-                choice.logits[thread_x()] / (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) * r.scale;
+                choice.logits[thread_x()] / (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) *
+                scale_of(r, choice.ids[thread_x()]);
         barrier();
         return;
     }
@@ -132,7 +138,8 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     // the floor is the smallest normal float16, as the published implementations have it
     float sum = !r.softmax_before ? chosen : r.normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
     if (thread_x() < u32(r.used))
-        choice.weights[thread_x()] = fast_exp(choice.logits[thread_x()] - highest) / sum * r.scale;
+        choice.weights[thread_x()] =
+            fast_exp(choice.logits[thread_x()] - highest) / sum * scale_of(r, choice.ids[thread_x()]);
     barrier();
 }
 

@@ -125,7 +125,7 @@ def test_window_of_another_kind(tmp_path):
     family = FAMILIES["cohere2"]
     keys = {**metadata(family), "attention.causal": False}
     with pytest.raises(rf.UnsupportedModelError, match="where attention is not causal"):
-        build_model(Skeleton("cohere2", keys, family.present))
+        build_model(Skeleton(family, keys))
 
 
 def test_importance(model_of):

@@ -1,6 +1,8 @@
 """Every family in small: against llama.cpp's logits, and the ways of running a model against each other."""
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -14,11 +16,23 @@ import rocforge as rf
 from rocforge.load import load_model
 from rocforge.models import ARCHITECTURES, build_model
 from rocforge.nn.batch import Batch, Chunk
+from rocforge.ops import activation
 
 EXACT, BOUND = 1e-5, 5e-5
-ROUNDED = dict.fromkeys(
-    ("codeshell", "falcon", "gemma", "gpt2", "gptneox", "grok", "phi2", "starcoder", "starcoder2"), 3e-4
-) | {"spark2_5": 5e-4}
+GELUS = (
+    "codeshell",
+    "falcon",
+    "gemma",
+    "gemma3n",
+    "gemma4",
+    "gpt2",
+    "gptneox",
+    "grok",
+    "phi2",
+    "starcoder",
+    "starcoder2",
+)
+ROUNDED = dict.fromkeys(GELUS, 3e-4) | {"spark2_5": 5e-4}
 """Of architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
@@ -46,6 +60,20 @@ def test_logits(model_of, name):
     assert relative_error(logits[ROWS], golden["logits"]) < ROUNDED.get(FAMILIES[name].arch, BOUND)
     chosen = logits[families.PROMPT - 1 : -1].argmax(axis=-1)
     np.testing.assert_array_equal(chosen, golden["tokens"][families.PROMPT :])
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("gemma")])
+def test_rounding_is_all_that_differs(model_of, name, monkeypatch):
+    """With GELU rounded as llama.cpp rounds it, to 5e-5."""
+    exact = activation.gelu
+
+    def rounded(x):
+        y = exact(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+        return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, y))
+
+    monkeypatch.setattr(activation, "gelu", rounded)
+    golden = families.load(name)
+    assert relative_error(model_of(name)[1](golden["tokens"])[ROWS], golden["logits"]) < BOUND
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -77,7 +105,9 @@ def test_quantized(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
+    "name",
+    ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
+    + ["gemma4-shared", "gemma3n"],
 )
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
@@ -112,7 +142,7 @@ def test_latents_of_an_old_file(model_of, tmp_path):
 def test_axes_of_kimi_linear():
     """Convolutions and decays have as many axes of one as the converter of the day gave them."""
     family = FAMILIES["kimi-linear"]
-    model = build_model(families.Skeleton("kimi-linear", families.metadata(family), family.present))
+    model = build_model(families.Skeleton(family, families.metadata(family)))
     for name, axes, shape in (
         ("blk.0.ssm_conv1d_q.weight", (1, 384, 1, 4), (384, 1, 4)),
         ("blk.0.ssm_a", (1, 1, 6, 1), (6, 1)),
@@ -127,7 +157,7 @@ def test_tokens_that_an_indexer_would_choose():
     with pytest.warns(
         UserWarning, match=r"attend to 100 tokens that an indexer chooses, .* of the context's 128 tokens"
     ):
-        build_model(families.Skeleton("glm-dsa", keys, family.present))
+        build_model(families.Skeleton(family, keys))
 
 
 def unpack(path, to):
@@ -162,6 +192,30 @@ def test_the_list_is_of_today():
 @pytest.mark.parametrize(
     "arch, key, value, match",
     [
+        ("gemma4", "attention.shared_kv_layers", 2, "shared_kv_layers is 2; allowed are .* of the same window before"),
+        ("gemma4", "rope.dimension_count_swa", 33, "dimension_count_swa is 33; allowed are even numbers to 64"),
+        ("gemma3n", "activation_sparsity_scale", [math.nan] * 23, "allowed are finite numbers, and minus infinity"),
+        ("gemma3n", "embedding_length_per_layer_input", 0, "per_layer_input is 0; allowed are integers from 1"),
+        ("gemma3n", "altup.active_idx", 4, "active_idx is 4; allowed are integers from 0 to 3"),
+    ],
+)
+def test_senseless_metadata(arch, key, value, match):
+    """It is named, with what is allowed."""
+    family = FAMILIES[arch]
+    with pytest.raises(rf.GGUFError, match=match):
+        build_model(families.Skeleton(family, {**families.metadata(family), key: value}))
+
+
+def test_what_a_file_lacks_is_named():
+    """Gemma 4's factors, without which its rope is another one."""
+    family = FAMILIES["gemma4"]
+    with pytest.raises(rf.GGUFError, match=r"tensor rope_freqs\.weight is missing"):
+        build_model(families.Skeleton(replace(family, constants={}), families.metadata(family)))
+
+
+@pytest.mark.parametrize(
+    "arch, key, value, match",
+    [
         ("baichuan", "block_count", 40, "baichuan of 40 layers is not supported; 32 are"),
     ],
 )
@@ -170,4 +224,4 @@ def test_refused(arch, key, value, match):
     family = FAMILIES[arch]
     keys = {**families.metadata(family), key: value}
     with pytest.raises(rf.UnsupportedModelError, match=match):
-        build_model(families.Skeleton(arch, keys, family.present))
+        build_model(families.Skeleton(family, keys))

@@ -154,9 +154,11 @@ class Decode(NamedTuple):
 def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) -> Decode:
     """The geometry of attention_decode for `group` query heads a key head, of one sequence or of several.
 
-    As many waves as there may be threads, if `decode_lds_floats` hold their results.
+    As many waves as there may be threads, if `decode_lds_floats` hold their results; of wide heads a wave serves half
+    as many, since a lane has twice the elements of each.
     """
-    heads = max(n for n in range(1, min(group, tuning.decode_heads) + 1) if group % n == 0)
+    most = tuning.decode_heads if head_dim <= 256 else tuning.decode_heads // 2
+    heads = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
     threads = tuning.decode_threads_alone if alone else tuning.decode_threads
     waves = min(threads // wave, tuning.decode_lds_floats // (heads * head_dim))
     stripes = max(waves // (group // heads), 1)
@@ -176,14 +178,15 @@ def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
     """The geometry of attention_prefill.
 
     On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
-    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each.
+    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each, and of
+    heads of more than 256 four.
     """
     if tuning.prefill_stages and head_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
         macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
-    wide = head_dim > 128
-    parts, keys = (2, tuning.prefill_keys_wide) if wide else (1, tuning.prefill_keys)
+    parts = 1 if head_dim <= 128 else 2 if head_dim <= 256 else 4
+    keys = tuning.prefill_keys if parts == 1 else tuning.prefill_keys_wide
     rows = tuning.prefill_waves // parts * 16
     return Prefill(rows, tuning.prefill_waves * wave, 0, {"RF_PARTS": parts, "RF_KEYS": keys})
 

@@ -16,6 +16,7 @@ from rocforge.device.arrays import available_memory, on_device
 from rocforge.device.libraries import cupy_module
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
+from rocforge.nn.layers import Embedding
 from rocforge.nn.state import kept_of
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.dequantize import dequantize_device
@@ -58,7 +59,8 @@ def _keep_together(matrices: Sequence[QuantizedArray], columns: int) -> None:
 
 
 def _matrices(model: Transformer) -> Iterator[QuantizedArray]:
-    """The matrices of GEMMs: not the embedding, unless it is tied to the output."""
+    """The matrices of GEMMs: not embeddings, unless they are tied to the output."""
+    embeddings = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Embedding)}
     for path, weight in model.named_parameters():
-        if path != "token_embd.weight" and isinstance(weight, QuantizedArray) and weight.ndim == 2:
+        if path not in embeddings and isinstance(weight, QuantizedArray) and weight.ndim == 2:
             yield weight

@@ -16,7 +16,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.engine.inputs import begin_step
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.module import Module
-from rocforge.nn.state import blocks_for
+from rocforge.nn.state import SharedKV, blocks_for
 from rocforge.nn.transformer import Transformer
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.device.sampling import Sampler
@@ -50,7 +50,7 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
     calls do run, which initializes the BLAS library.
     """
     model = copy.copy(model)
-    model.blk = distinct(model.blk)
+    model.blk = _with_shared(distinct(model.blk), model.blk)
     with on_device(model.device):
         with cupy_module().cuda.Stream(non_blocking=True) as stream, launches_recorded(record):
             if model.generates:
@@ -68,6 +68,13 @@ def record_kernels(model: Transformer, record: Callable[[Kernel], Any]) -> None:
                 run(np.zeros(tokens, np.int32), Batch.of(model.new_cache(blocks + 1, slots=2), chunks))
         stream.synchronize()
         cupy_module().get_default_memory_pool().free_all_blocks(stream)
+
+
+def _with_shared(layers: Sequence[Module], every: Sequence[Module]) -> list[Module]:
+    """Layers, after those whose keys and values they share."""
+    states = [vars(module).get("state") for layer in layers for _, module in layer.named_modules()]
+    shared = {state.layer for state in states if isinstance(state, SharedKV)}
+    return [layer for layer in every if any(module in shared for _, module in layer.named_modules())] + [*layers]
 
 
 def _ignored(array: Any, out: Any) -> None:

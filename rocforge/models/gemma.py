@@ -4,6 +4,7 @@ import math
 from types import MappingProxyType
 
 from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
 
 NORMS = ("post_attention_norm", "post_ffw_norm")
@@ -19,7 +20,7 @@ class Gemma(Transformer):
         super().__init__(read)
         self.embedding_scale = math.sqrt(self.config.dim)
 
-    def block(self, layer: int, read: Reader) -> Block:
+    def block(self, layer: int, read: Reader) -> Module:
         attn = Attention(**read.attention(layer), rope=read.rope(True))
         return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm)
 
@@ -38,7 +39,7 @@ class Gemma2(Gemma):
         super().__init__(read)
         self.softcap = read.softcap("final_logit_softcapping")
 
-    def block(self, layer: int, read: Reader) -> Block:
+    def block(self, layer: int, read: Reader) -> Module:
         attn = Attention(
             **read.attention(layer),
             rope=read.rope(True),
@@ -63,7 +64,7 @@ class Gemma3(Gemma2):
     defaults = MappingProxyType({})
     scaled_by_width = 62
 
-    def block(self, layer: int, read: Reader) -> Block:
+    def block(self, layer: int, read: Reader) -> Module:
         window = read.window(layer, every=6)
         attn = Attention(
             **read.attention(layer),

@@ -126,11 +126,11 @@ class LatentMoE(MoE):
         self.ffn_gate_inp = Linear(dim, experts)
         self.ffn_latent_down, self.ffn_latent_up = Linear(dim, latent), Linear(latent, dim)
 
-    def choose(self, x: Any) -> tuple[Any, Any, Any]:
-        return self.ffn_latent_down(x), *self.route(x)
+    def choose(self, x: Any, router_x: Any = None, expert_scales: Any = None) -> tuple[Any, Any, Any]:
+        return self.ffn_latent_down(x), *self.route(x if router_x is None else router_x, expert_scales)
 
-    def forward(self, x: Any) -> Any:
-        return self.ffn_latent_up(super().forward(x))
+    def forward(self, x: Any, router_x: Any = None) -> Any:
+        return self.ffn_latent_up(super().forward(x, router_x))
 
 
 class NemotronHMoE(NemotronH):

@@ -13,7 +13,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.shared_experts import SharedExpert, SharedMoE
-from rocforge.nn.state import PagedKV, Recurrent
+from rocforge.nn.state import PagedKV, Recurrent, SharedKV
 from rocforge.nn.transformer import Transformer
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "RMSNorm",
     "Recurrent",
     "SharedExpert",
+    "SharedKV",
     "SharedMoE",
     "Transformer",
 ]

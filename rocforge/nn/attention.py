@@ -8,7 +8,7 @@ from rocforge.device.arrays import get_array_module
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
 from rocforge.nn.module import Module, is_hidden
-from rocforge.nn.state import PagedKV
+from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
 from rocforge.ops.attention import attend, rotate_and_store
 from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
@@ -43,6 +43,9 @@ class Attention(Module):
             of attn_gate, one number a head.
         gate_unit: sigmoid or softplus.
         clip: queries, keys and values are cut to at most this, and its negative; None: not.
+        values_are_keys: there is no attn_v: a value is its token's key, before norm and rope.
+        normalizes_values: values go through an RMS norm, a head at a time, without a weight.
+        shares: another layer's attention, to whose keys and values the queries go; this one then has none of its own.
 
     Attributes:
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
@@ -77,27 +80,35 @@ class Attention(Module):
         causal: bool = True,
         gate_unit: str = "sigmoid",
         clip: float | None = None,
+        values_are_keys: bool = False,
+        normalizes_values: bool = False,
+        shares: Attention | None = None,
     ):
         self.heads, self.kv_heads, self.rope, self.norms = heads, kv_heads, rope, norms
         self.temperature, self.clip = temperature, clip
         value_dim = value_dim or head_dim
-        self.state = PagedKV(kv_heads, head_dim, value_dim, window=window, chunked=chunked, causal=causal)
+        self.shares = shares is not None
+        self.state: PagedKV | SharedKV = PagedKV(kv_heads, head_dim, value_dim, None, None, window, chunked, causal)
+        if shares is not None:
+            self.state = SharedKV(shares)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
+        self.value_eps = eps if normalizes_values else None
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
         self.ends = rows, rows + kv_rows  # of queries and keys in attn_qkv
         if merged:
             self.attn_qkv = Linear(dim, rows + kv_rows + kv_heads * value_dim, bias=bias)
         else:
             self.attn_q = Linear(dim, 2 * rows if self.splits_q else rows, bias=bias)
-            self.attn_k = Linear(dim, kv_rows, bias=bias)
-            self.attn_v = Linear(dim, kv_heads * value_dim, bias=bias)
+            self.attn_k = None if self.shares else Linear(dim, kv_rows, bias=bias)
+            without_v = self.shares or values_are_keys
+            self.attn_v = None if without_v else Linear(dim, kv_heads * value_dim, bias=bias)
         self.attn_gate = None
         if gate in (True, "heads"):
             self.attn_gate = Linear(dim, heads * value_dim if gate is True else heads)
         self.gate_unit, self.gated_width = gate_unit, value_dim if gate == "heads" else 1
         affine, widths = norms != "head, no weight", (rows, kv_rows) if norms == "whole" else (head_dim, head_dim)
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
-        self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms else None
+        self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms and not self.shares else None
         self.attn_sinks = Scores(heads) if sinks else None
         self.alibi, self._slopes = alibi, None if alibi is None else slopes(heads, alibi)
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
@@ -125,18 +136,22 @@ class Attention(Module):
         return scale_rows(rows, softplus(numbers)).reshape(y.shape)
 
     def split(self, projected: list[Any]) -> tuple[Any, Any, Any, Any]:
-        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None."""
+        """Queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, their length), the gate or None.
+
+        Keys and values are None of a layer that shares another one's.
+        """
         heads, kv_heads, tokens = self.heads, self.kv_heads, len(projected[0])
         gate = projected.pop() if self.attn_gate is not None else None
         if self.clip is not None:
             projected = [clip(y, self.clip) for y in projected]
-        if len(projected) == 1:
+        if len(projected) == 1 and not self.shares:
             (qkv,), (queries, keys) = projected, self.ends
             projected = [qkv[:, :queries], qkv[:, queries:keys], qkv[:, keys:]]
-        q, k, v = projected
+        q, *kv = projected
         if self.splits_q:
             q, gate = split_gate(q, heads)
-        return q.reshape(tokens, heads, -1), k.reshape(tokens, kv_heads, -1), v.reshape(tokens, kv_heads, -1), gate
+        k, v = (kv[i].reshape(tokens, kv_heads, -1) if kv else None for i in (0, -1))
+        return q.reshape(tokens, heads, -1), k, v, gate
 
     @property
     def rotates_first(self) -> bool:
@@ -153,11 +168,11 @@ class Attention(Module):
 
     def normalize(self, q: Any, k: Any) -> tuple[Any, Any]:
         """Queries and keys through their norms, a head or a whole row at a time."""
-        q, k = contiguous(q), contiguous(k)
-        if self.norms != "whole":
-            return self.attn_q_norm(q), self.attn_k_norm(k)
-        rows = (self.attn_q_norm(q.reshape(len(q), -1)), self.attn_k_norm(k.reshape(len(k), -1)))
-        return rows[0].reshape(q.shape), rows[1].reshape(k.shape)
+        return self._normalized(q, self.attn_q_norm), None if k is None else self._normalized(k, self.attn_k_norm)
+
+    def _normalized(self, x: Any, norm: Any) -> Any:
+        x = contiguous(x)
+        return norm(x.reshape(len(x), -1)).reshape(x.shape) if self.norms == "whole" else norm(x)
 
     @property
     def shows_pattern(self) -> bool:
@@ -179,6 +194,7 @@ class Attention(Module):
         """
         state = batch.state_of(self)
         rotation = None if self.rope is None or self.rotates_first else batch.rotation(self.rope)
+        norms = {**norms, "v_eps": self.value_eps}
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
         if not self.shows_pattern and self._slopes is None and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)

@@ -81,6 +81,7 @@ class Batch:
         state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
         adapters: which adapters the tokens have; None: none of them has one.
+        layer_inputs: what a model that is running has made for each layer beside the stream, (tokens, layers, ...).
 
     With a cache on a device, all other arrays are there. A launch reads them when it runs, so a captured one
     can be replayed after their contents have changed.
@@ -102,6 +103,7 @@ class Batch:
     state_slots: Any
     logits_rows: Any = None
     adapters: TokenAdapters | None = None
+    layer_inputs: Any = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
     _temperatures: dict[Temperature, Any] = field(default_factory=dict, repr=False)
 

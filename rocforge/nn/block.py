@@ -48,7 +48,7 @@ class SideBySide(Module):
 
 
 class Block(Module):
-    """`x += post(attn(pre(x)))`, then the like with ffn; x (tokens, dim).
+    """`x += post(attn(pre(x)))`, then the like with ffn, and then `x = after(x)`; x (tokens, dim).
 
     Args:
         attn: called with (x, batch).
@@ -57,6 +57,7 @@ class Block(Module):
         pre, post: GGUF's names of the norms before and after attention and feed-forward; None where there is none.
         parallel: both see x, `x + attn(pre(x)) + ffn(pre(x))`; where ffn has no norm of its own, through attn's.
         residual_scale: factor on what attention and feed-forward add to the stream, or None.
+        after: called with (x, batch) at the end, gives the stream; or None.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Block(Module):
         post: tuple[str | None, str | None] = (None, None),
         parallel: bool = False,
         residual_scale: float | None = None,
+        after: Module | None = None,
     ):
         self.pre, self.post, self.parallel = pre, post, parallel
         for mixer, which in ((attn, 0), (ffn, 1)):
@@ -76,6 +78,7 @@ class Block(Module):
             setattr(self, ("attn", "ffn")[which], mixer)
             self._add_norm(post[which], norm)
         self.residual = None if residual_scale is None else Scale(residual_scale)
+        self.after = after
 
     def _add_norm(self, name: str | None, norm: Callable[[], Module]) -> None:
         if name is not None:
@@ -95,4 +98,5 @@ class Block(Module):
         if pre_ffn or not self.parallel:
             y = pre_ffn(stream) if pre_ffn else stream
         fed = self.ffn(y)
-        return add(attended, post_ffn(fed) if post_ffn else fed)
+        y = add(attended, post_ffn(fed) if post_ffn else fed)
+        return y if self.after is None else self.after(y, batch)

@@ -22,7 +22,7 @@ from rocforge.device.cards import FP8_CARDS, card_of, has_fp8
 from rocforge.device.libraries import cupy_module
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.kv_cache import FLOATS, PACKED, RUN
-from rocforge.nn.state import Absent, Declared, PagedKV, Recurrent, State, groups_of
+from rocforge.nn.state import Absent, Declared, PagedKV, Recurrent, SharedKV, State, groups_of
 from rocforge.ops.state import BLOCK_SIZE, PackedRows
 
 
@@ -153,8 +153,12 @@ class KVCache:
         by_state: dict[State, PagedGroup | RecurrentGroup] = {group.state: group for group in self.paged}
         by_state |= {group.state: group for group in self.recurrent}
         indices = {state: itertools.count() for state in groups}
-        here = {layer: state for layer, state in layers.items() if not isinstance(state, Absent)}
-        self._layers = {layer: (by_state[state], next(indices[state])) for layer, state in here.items()}
+        self._layers: dict[Hashable, tuple[PagedGroup | RecurrentGroup, int]] = {}
+        for layer, state in layers.items():
+            if isinstance(state, SharedKV):
+                self._layers[layer] = self.group_of(state.layer)
+            elif not isinstance(state, Absent):
+                self._layers[layer] = by_state[state], next(indices[state])
 
     def __repr__(self) -> str:
         return f"KVCache({len(self._layers)} layers, {self.nbytes:,} bytes, {self.device})"

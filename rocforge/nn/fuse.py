@@ -24,6 +24,7 @@ from rocforge.nn.low_rank import Tables, add_updates, wanted_rows_alone
 from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
+from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.shard import Summed
 from rocforge.nn.shared_experts import SharedMoE
 from rocforge.ops.activation import add
@@ -109,16 +110,16 @@ class _Called(_Step):
         return self.leave(stream.x, self.mixer(y, batch) if self.stateful else self.mixer(y))
 
 
-class _CalledBlock:
-    """A block that is called."""
+class _CalledWhole:
+    """A block, or the end of one, that is called with the stream and gives the stream."""
 
     norm_in, stateful = None, True
 
-    def __init__(self, block: Module):
-        self.block = block
+    def __init__(self, module: Module):
+        self.module = module
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        return Stream(self.block(stream.x, batch))
+        return Stream(self.module(stream.x, batch))
 
 
 class _Projected(_Step):
@@ -171,7 +172,7 @@ class _Attention(_Projected):
 
     def __init__(self, mixer: Attention, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post, mixer.attn_output, tables)
-        norms = mixer.attn_q_norm, mixer.attn_k_norm
+        norms = [norm for norm in (mixer.attn_q_norm, mixer.attn_k_norm) if norm is not None]
         plain = mixer.norms == "head" and mixer.temperature is None
         self.fuses_norms = plain and all(is_hidden(norm, RMSNorm) for norm in norms)
 
@@ -180,8 +181,8 @@ class _Attention(_Projected):
         q, k, v, gate = attn.split(self.project(stream))
         fused = {}
         if self.fuses_norms:
-            q_norm = attn.attn_q_norm
-            fused = {"q_norm": q_norm.weight, "k_norm": attn.attn_k_norm.weight, "eps": q_norm.eps}
+            q_norm, k_norm = attn.attn_q_norm, attn.attn_k_norm
+            fused = {"q_norm": q_norm.weight, "k_norm": k_norm and k_norm.weight, "eps": q_norm.eps}
         else:
             q, k = attn.prepare(q, k, batch)
         if gate is None and self.last_weight is not None:
@@ -251,15 +252,25 @@ class _MoE(_Step):
             residual: is added; or None.
             following: the norm of the result that comes next, if any.
         """
-        moe, norm = self.routed, self.fused_norm
-        gate, up, down = moe.ffn_gate_exps, moe.ffn_up_exps, moe.ffn_down_exps
-        matrices: tuple[Any, Any, Any] = gate, up, down
+        moe, norm, matrices = self.routed, self.fused_norm, self.routed.matrices
         if norm is not None:
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
-            how = norm.weight, norm.eps, router, moe.routing
+            how = norm.weight, norm.eps, router, (*moe.routing, moe.ffn_down_exps.scale)
             return mixture(x, *how, *matrices, moe.activation, residual, following)
-        y, ids, weights = moe.choose(y)
+        y, ids, weights = moe.choose(y, expert_scales=moe.ffn_down_exps.scale)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
+
+
+class _ParallelExperts(_Step):
+    """The experts' products and sums are one op."""
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
+        both: Any = self.mixer
+        x, moe = self.enter(stream), both.routed
+        ids, weights = moe.route(x, moe.ffn_down_exps.scale)
+        gate, up, down = moe.matrices
+        mixed = experts(both.pre_ffw_norm_2(x), ids, weights, gate, up, down, moe.activation)
+        return self.leave(stream.x, both.observed(both.join(x, moe.observed(mixed))))
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:
@@ -277,6 +288,8 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
         return _MLP(mixer, pre, post, tables)
     if isinstance(mixer, MoE | SharedMoE) and _has_plain_experts(mixer):
         return _MoE(mixer, pre, post, tables)
+    if is_plain(mixer, ParallelExperts) and _has_plain_experts(mixer.routed):
+        return _ParallelExperts(mixer, pre, post)
     return _Called(mixer, pre, post, stateful)
 
 
@@ -286,7 +299,7 @@ def _has_plain_experts(mixer: Module) -> bool:
         return not mixer.routed.observers and _has_plain_experts(mixer.routed)
     if not is_plain(mixer, MoE) or mixer.activation not in UNITS:
         return False
-    return all(is_hidden(layer, Experts) for layer in (mixer.ffn_gate_exps, mixer.ffn_up_exps, mixer.ffn_down_exps))
+    return all(is_hidden(layer, Experts) for layer in mixer.matrices if layer is not None)
 
 
 def _is_plain_inside(mixer: GatedDeltaNet) -> bool:
@@ -321,15 +334,16 @@ class Fused:
         for block in blocks:
             if is_plain(block, Block) and not block.parallel:
                 self._steps += [_step((block.attn, block.ffn)[i], *block.norms(i), i == 0, tables) for i in (0, 1)]
+                self._steps += [] if block.after is None else [_CalledWhole(block.after)]
                 self._seen[len(self._steps) - 1] = block
             elif is_plain(block, MixerBlock):
                 self._steps.append(_step(block.mixer, block.norm, None, block.stateful, tables))
                 self._seen[len(self._steps) - 1] = block
             else:
-                self._steps.append(_CalledBlock(block))
-        ropes = [getattr(step.mixer, "rope", None) for step in self._steps if isinstance(step, _Projected)]
-        self.frequencies = list({id(rope): rope for rope in ropes if rope}.values())
-        below = (module for block in blocks for _, module in block.named_modules())
+                self._steps.append(_CalledWhole(block))
+        below = [module for block in blocks for _, module in block.named_modules()]
+        ropes = [getattr(module, "rope", None) for module in below]
+        self.frequencies = list({id(rope): rope for rope in ropes if rope is not None}.values())
         self.shows_patterns = any(isinstance(module, Attention) and module.shows_pattern for module in below)
         norms = [step.norm_in for step in self._steps[1:]]
         self._following = [*norms, self.norm_in]

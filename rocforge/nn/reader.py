@@ -140,8 +140,8 @@ class Reader(Metadata):
         """A norm of the residual stream, with its mean subtracted; affine as in LayerNorm."""
         return LayerNorm(self.config.dim, self.number("attention.layer_norm_epsilon", LEAST, 1.0), affine)
 
-    def attention(self, layer: int) -> dict[str, Any]:
-        """Sizes of a layer's attention, as `nn.Attention` takes them."""
+    def attention(self, layer: int, suffix: str = "") -> dict[str, Any]:
+        """Sizes of a layer's attention, as `nn.Attention` takes them; suffix as of the keys of its heads' sizes."""
         dim, key = self.config.dim, "attention.head_count"
         heads = self.integer_of(layer, key, 1, dim)
         kv_heads = self.integer_of(layer, f"{key}_kv", 1, heads, default=None) or heads
@@ -151,8 +151,8 @@ class Reader(Metadata):
             "dim": dim,
             "heads": heads,
             "kv_heads": kv_heads,
-            "head_dim": self.head_dim(layer),
-            "value_dim": self.head_dim(layer, "attention.value_length"),
+            "head_dim": self.head_dim(layer, f"attention.key_length{suffix}"),
+            "value_dim": self.head_dim(layer, f"attention.value_length{suffix}"),
             "eps": self.eps,
             "merged": self.has(layer, "attn_qkv"),
             "causal": self.causal,

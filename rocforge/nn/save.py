@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,20 @@ class Source:
     Args:
         file: a mapping of tensors, as rf.open_gguf gives.
         parameters: those of the model, by name.
+        unread: names of tensors that the model does not read.
 
     Attributes:
         paths: the files.
         order: the names of all tensors, in file order.
-        rope: the tensors that say how to rotate, which are no parameters.
+        others: the tensors that are no parameters: those that say how to rotate, and those that are not read.
         cast: copies of the parameters that the file does not have in the type that the model takes.
     """
 
-    def __init__(self, file: Any, parameters: Mapping[str, Parameter]):
+    def __init__(self, file: Any, parameters: Mapping[str, Parameter], unread: Iterable[str] = ()):
         self.paths: list[Path] = list(getattr(file, "paths", ()))
         self.order = list(file)
-        self.rope = {name: _copied(file[name]) for name in ROPE_TENSORS.values() if name in file}
+        self.others = {name: _copied(file[name]) for name in ROPE_TENSORS.values() if name in file}
+        self.others |= {name: file[name] for name in unread if name in file}
         self.cast = {
             name: _copied(file[name])
             for name, place in parameters.items()
@@ -69,7 +71,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 
 def _arrays(model: Any) -> dict[str, Any]:
     """What is to be written, by name: first what the file had, in its order."""
-    arrays = {**dict(model.named_parameters()), **model.source.rope}
+    arrays = {**dict(model.named_parameters()), **model.source.others}
     if arrays.get("output.weight") is arrays.get("token_embd.weight"):
         arrays.pop("output.weight", None)  # tied: a file has it once
     return {name: arrays[name] for name in [*model.source.order, *arrays] if name in arrays}
@@ -89,7 +91,7 @@ def _check(model: Any, arrays: _Tensors) -> None:
                 f"cannot save: {name} is a {type(module).__name__}; a GGUF file holds tensors and no code, and {kind} "
                 "is what would be loaded there"
             )
-    loaded.load_weights({name: arrays[name] for name in arrays if name not in ROPE_TENSORS.values()})
+    loaded.load_weights({name: arrays[name] for name in arrays if name not in model.source.others})
 
 
 def _planned(array: Any, stored: Any) -> Planned:

@@ -29,6 +29,7 @@ from rocforge.nn.module import Module
 from rocforge.nn.moe import MoE
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.shared_experts import SharedExpert, SharedMoE
+from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.linear import linear
 from rocforge.ops.parts import embedding_part, joined
 from rocforge.ops.types import Part
@@ -97,8 +98,10 @@ def shard(model: Any, group: Group, tensors: Tensors) -> None:
 
     Raises:
         ValueError: the number of cards does not divide the heads of a layer; what would do is named.
-        UnsupportedModelError: there is nothing to cut.
+        UnsupportedModelError: there is nothing to cut, or the layers have several streams.
     """
+    if model.layers is not model.blk:
+        raise UnsupportedModelError(f"{model.config.architecture}, of several streams, does not run on several cards")
     pass_ = _Pass(group, tensors, {module: path for path, module in model.named_modules()})
     for layer, block in enumerate(model.blk):
         for name in ("attn", "ffn", "mixer"):
@@ -130,6 +133,8 @@ class _Pass:
 
     def __init__(self, group: Group, tensors: Tensors, paths: Mapping[Module, str]):
         self._group, self._tensors, self._paths = group, tensors, paths
+        states = (vars(module).get("state") for module in paths)
+        self._kept_for_others = {state.layer for state in states if isinstance(state, SharedKV)}
         self.parts, self.whole = 0, dict[str, list[str]]()
 
     def cut(self, mixer: Module, path: str) -> bool:
@@ -152,7 +157,10 @@ class _Pass:
     def _attention(self, attn: Attention) -> bool:
         if attn.norms is not None and (attn.norms != "head" or type(attn.attn_q_norm) is not RMSNorm):
             return False
-        if attn.alibi is not None or attn.gated_width > 1:
+        merged = "attn_qkv" in vars(attn)
+        if attn.alibi is not None or attn.gated_width > 1 or attn in self._kept_for_others:
+            return False
+        if not isinstance(attn.state, PagedKV) or not (merged or attn.attn_v):
             return False
         heads, kv_heads, cards, rank = attn.heads, attn.kv_heads, self._group.size, self._group.rank
         if not _divides(cards, heads, kv_heads):
@@ -167,7 +175,7 @@ class _Pass:
         first_kv, q_rows = rank * kv_heads // cards, 2 * key if attn.splits_q else key
         q = slice(rank * own * q_rows, (rank + 1) * own * q_rows)
         k, v = (slice(first_kv * dim, (first_kv + own_kv) * dim) for dim in (key, value))
-        if "attn_qkv" in vars(attn):
+        if merged:
             _cut_rows(attn.attn_qkv, [q, _moved(k, heads * key), _moved(v, (heads + kv_heads) * key)])
         else:
             for layer, span in ((attn.attn_q, q), (attn.attn_k, k), (attn.attn_v, v)):

@@ -7,11 +7,12 @@ from typing import Any
 
 from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
-from rocforge.nn.moe import MoE, halves
+from rocforge.nn.moe import MoE
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.activation import add, sigmoid_gate_rows
 from rocforge.ops.linear import linear
+from rocforge.ops.moe import halves
 
 
 class TokenGate(Module):
@@ -58,7 +59,7 @@ class SharedExpert(Module):
         layers = [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
         projected = [layer(x) for layer in layers]
         if self.merged:
-            projected = halves(*projected)
+            projected = [*halves(*projected)]
         hidden = getattr(activations, self.activation)(*projected, *self.constants)
         if self.ffn_gate_inp_shexp is not None:  # a product has no bias, so its x may be scaled instead
             hidden = sigmoid_gate_rows(hidden, self.ffn_gate_inp_shexp(x))

@@ -12,10 +12,11 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from rocforge.device.distributed import Group
+from rocforge.errors import UnsupportedModelError
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Embedding, HookPoint, Linear
 from rocforge.nn.module import Module
-from rocforge.nn.state import Absent, groups_of, states_of
+from rocforge.nn.state import Absent, SharedKV, groups_of, states_of
 
 
 class AbsentState(Module):
@@ -109,7 +110,12 @@ def split(model: Any, group: Group, tensors: Container[str], shares: Sequence[fl
 
     Raises:
         ValueError: there are not as many shares as cards, or a card would get no layer.
+        UnsupportedModelError: layers take more than what the one before gives.
     """
+    shared = any(isinstance(state, SharedKV) for state in states_of(model).values())
+    if shared or model.layers is not model.blk or vars(model).get("layer_inputs"):
+        problem = "layers take more than what the one before gives"
+        raise UnsupportedModelError(f"{model.config.architecture} cannot be cut by layers: {problem}")
     before = {path for path, _ in model.named_parameters()}
     bounds = layer_bounds(len(model.blk), shares, group.size)
     first, end = bounds[group.rank], bounds[group.rank + 1]

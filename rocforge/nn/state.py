@@ -86,8 +86,19 @@ class Absent:
     of: PagedKV | Recurrent
 
 
+@dataclass(frozen=True)
+class SharedKV:
+    """The keys and values that another layer of the model keeps: what this one reads, and takes no memory for.
+
+    Attributes:
+        layer: the other one, which comes before and declares a PagedKV.
+    """
+
+    layer: Module
+
+
 State = PagedKV | Recurrent
-Declared = State | Absent
+Declared = State | Absent | SharedKV
 Key = TypeVar("Key")
 
 
@@ -130,12 +141,12 @@ def declare_types(model: Module, key_type: str | None, value_type: str | None) -
 
 
 def groups_of(states: Iterable[Declared]) -> dict[State, int]:
-    """Each declaration once, in the order of the layers, and how many layers, that are here, have it."""
+    """Each declaration of memory once, in the order of the layers, and how many layers, that are here, have it."""
     groups: dict[State, int] = {}
     for state in states:
         if isinstance(state, Absent):
             groups.setdefault(state.of, 0)
-        else:
+        elif not isinstance(state, SharedKV):
             groups[state] = groups.get(state, 0) + 1
     return groups
 

@@ -46,6 +46,7 @@ class Transformer(Module):
         cards: on the first of several cards, the others' processes (rocforge.engine.cards.Cards); else None.
         elsewhere: names of the tensors that other cards alone have.
         predictors: layers of the file behind the model's, which predict further tokens. They are not loaded.
+        unread: names of tensors that files have and this model does without. They are not loaded; `save` writes them.
         metadata: a copy of the file's key-value pairs, which `save` writes.
         source: what else of the file that takes.
         embedding_scale: factor on the embeddings, or None.
@@ -68,6 +69,7 @@ class Transformer(Module):
     models = ""
     output_norm_name = "output_norm"
     classifier_activation = "tanh"
+    unread: frozenset[str] = frozenset()
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
     group: Group = ALONE
@@ -97,17 +99,25 @@ class Transformer(Module):
         self.cls = Classifier(self.config.dim, labels, activation, read.eps) if labels else None
         self.add_parts(read)
         self.metadata = read.tensors.metadata.copy()
-        self.source = Source(read.tensors, dict(self.named_parameters()))
+        self.source = Source(read.tensors, dict(self.named_parameters()), self.unread)
 
     def block(self, layer: int, read: Reader) -> Module:
         """The layer of that index: called with the residual stream (tokens, dim) and the batch, it gives the stream."""
         raise TypeError(f"{type(self).__name__} does not say what its blocks are made of")
+
+    @property
+    def layers(self) -> list[Module]:
+        """What the stream goes through between embedding and norm, in order; each called with it and the batch."""
+        return self.blk
 
     def positions(self, read: Reader) -> Module | None:
         """An embedding of positions."""
 
     def add_parts(self, read: Reader) -> None:
         """Set further modules outside the blocks."""
+
+    def prepare_layers(self, tokens: Any, x: Any, batch: Batch) -> None:
+        """Put what layers need beside the stream into batch.layer_inputs; x are the embeddings (tokens, dim)."""
 
     def norm(self, read: Reader) -> Module:
         """The norm before the output."""
@@ -120,13 +130,13 @@ class Transformer(Module):
             self.output._tied, self.token_embd._tied = (self.token_embd,), (self.output,)
 
     def is_read(self, name: str) -> bool:
-        """Whether a tensor of that name is for this model: not for a predictor of further tokens, another card, or an
-        output or a classifier that it does without."""
+        """Whether a tensor of that name is loaded: not of a predictor of further tokens, of another card, an output or
+        a classifier that the model does without, or one of `unread`."""
         prefix, _, rest = name.partition(".")
         if (prefix == "output" and self.output is None) or (prefix == "cls" and self.cls is None):
             return False
         layer = rest.partition(".")[0]
-        if name in self.elsewhere:
+        if name in self.elsewhere or name in self.unread:
             return False
         return not (self.predictors and prefix == "blk" and layer.isdigit() and int(layer) >= self.config.layers)
 
@@ -140,7 +150,7 @@ class Transformer(Module):
         same until then."""
         snapshot, tables = self.snapshot(), self._adapters.tables
         if self._fused is None or self._fused[0] is not snapshot or self._fused[1].tables is not tables:
-            self._fused = snapshot, Fused(self.blk, getattr(self, self.output_norm_name), self.output, tables)
+            self._fused = snapshot, Fused(self.layers, getattr(self, self.output_norm_name), self.output, tables)
         return self._fused[1]
 
     @property
@@ -316,6 +326,7 @@ class Transformer(Module):
         for frequencies in fused.frequencies:
             batch.rotation(frequencies)
         x = self.embed(tokens, batch)
+        self.prepare_layers(tokens, x, batch)
         rows = batch.logits_rows
         every = rows is None or (isinstance(rows, np.ndarray) and len(rows) == len(tokens))
         return fused(x, batch, None if every else rows)

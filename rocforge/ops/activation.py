@@ -166,6 +166,19 @@ def softplus(x: Array) -> Array:
     return np.logaddexp(x.astype(np.float32, copy=False), np.float32(0))
 
 
+def sparsify(x: Array, deviations: float) -> Array:
+    """`max(x - (mean + deviations * deviation), 0)`, float32: what of each row (rows, columns) stands out from it.
+
+    The deviation is that of a sample, over columns - 1. Source: You et al., https://arxiv.org/abs/2506.06644.
+    """
+    module, x = operands("sparsify", x=x)
+    if module is not np:
+        return device.sparsify(x, deviations)
+    x = x.astype(np.float32, copy=False)
+    limit = x.mean(axis=-1, keepdims=True) + np.float32(deviations) * x.std(axis=-1, ddof=1, keepdims=True)
+    return np.maximum(x - limit, np.float32(0))
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """`exp(x) / sum(exp(x))` over an axis, in float32, without overflow; the shape of x.
 
@@ -257,6 +270,16 @@ def scale(x: Array, factor: float, out: Array = None) -> Array:
     check_out("scale", out)
     _, x, out = operands("scale", x=x, out=out)
     return np.multiply(x, float32_of("scale", "factor", factor), out=out, dtype=np.float32, casting="unsafe")
+
+
+def scale_columns(x: Array, factors: Array) -> Array:
+    """`x * factors` in float32: x (..., columns); factors a number a column, (columns,), or one for all, (1,)."""
+    module, x, factors = operands("scale_columns", x=x, factors=factors)
+    if factors.shape not in (x.shape[-1:], (1,)):
+        raise ValueError(f"scale_columns: factors of shape {factors.shape}; allowed are {x.shape[-1:]} and (1,)")
+    if module is not np:
+        return device.scale_columns(x, factors)
+    return np.multiply(x, factors, dtype=np.float32, casting="unsafe")
 
 
 def _plain_floats(x: Array, y: Array, out: Array) -> bool:

@@ -234,26 +234,28 @@ def attend(
     q_norm: Array = None,
     k_norm: Array = None,
     eps: float = 1e-6,
+    v_eps: float | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array = None,
     consumer: Weight | None = None,
 ) -> Array:
-    """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query.
+    """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query, with its
+    own key and value.
 
     Args:
-        q, k, v, layer, rotation, q_norm, k_norm, eps: as in `rotate_and_store`.
+        q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps: as in `rotate_and_store`.
         scale, softcap, sinks, consumer: as in `paged_attention`.
 
     Returns:
         As `paged_attention`.
     """
     if get_array_module(q) is np:
-        q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps)
+        q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
         return paged_attention(q, layer, scale=scale, softcap=softcap, sinks=sinks, consumer=consumer)
     check_shape("attention", "sinks", sinks, q.shape[1:2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps)
+    fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
     return attention_device.attend(q, fresh, layer, scale, softcap, sinks, consumer)
 
 
@@ -266,6 +268,7 @@ def rotate_and_store(
     q_norm: Array = None,
     k_norm: Array = None,
     eps: float = 1e-6,
+    v_eps: float | None = None,
 ) -> Array:
     """Normalize queries and keys a head at a time, rotate them, and put keys and values into the cache.
 
@@ -273,12 +276,13 @@ def rotate_and_store(
 
     Args:
         q: floats, shape (tokens, heads, key_dim).
-        k: floats, shape (tokens, kv_heads, key_dim).
-        v: floats, shape (tokens, kv_heads, value_dim).
+        k: floats, shape (tokens, kv_heads, key_dim); None, where the cache has the tokens' keys and values already.
+        v: floats, shape (tokens, kv_heads, value_dim); None where k is.
         layer: its slots say where to store.
         rotation: of the tokens' positions; None: queries and keys are not rotated.
-        q_norm, k_norm: weights (key_dim,) of RMS norms, both or none.
+        q_norm, k_norm: weights (key_dim,) of RMS norms; None for none.
         eps: of these norms.
+        v_eps: of an RMS norm of the values, which has no weight; None: they are stored as they are.
 
     Returns:
         The queries, float32, the shape of q: as they are multiplied with the cache's keys.
@@ -288,26 +292,40 @@ def rotate_and_store(
         UnsupportedModelError: on a device, values of another length than keys.
     """
     if get_array_module(q) is not np:
-        return attention_device.rotate_and_store(q, _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps), layer)
-    if q_norm is not None:
-        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+        fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
+        return attention_device.rotate_and_store(q, fresh, layer)
+    if k is not None:
+        v = v if v_eps is None else rms_norm(v, None, v_eps)
+        store_kv(_turned(k, layer, rotation, k_norm, eps), v, layer)
+    return _turned(q, layer, rotation, q_norm, eps).astype(np.float32, copy=False)
+
+
+def _turned(
+    x: HostArray, layer: PagedLayer, rotation: Rotation | None, norm: HostArray | None, eps: float
+) -> HostArray:
+    """Queries or keys as they are multiplied with each other."""
+    if norm is not None:
+        x = rms_norm(x, norm, eps)
     if rotation is not None:
-        q, k = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (q, k))
-    if isinstance(layer.keys, PackedRows) and layer.keys.type.spread:
-        q, k = spread(q), spread(k)
-    store_kv(k, v, layer)
-    return q.astype(np.float32, copy=False)
+        x = rotate(x, rotation.cos, rotation.sin, rotation.neox)
+    return spread(x) if isinstance(layer.keys, PackedRows) and layer.keys.type.spread else x
 
 
 def _fresh(
-    q: Array, k: Array, v: Array, layer: PagedLayer, rotation: Rotation | None, q_norm: Array, k_norm: Array, eps: float
+    q: Array,
+    k: Array,
+    v: Array,
+    layer: PagedLayer,
+    rotation: Rotation | None,
+    q_norm: Array,
+    k_norm: Array,
+    eps: float,
+    v_eps: float | None,
 ) -> attention_device.Fresh:
-    if rotation is None:
-        return attention_device.Fresh(k, v, layer.slots, None, None, q_norm, k_norm, eps, False)
-    cos, sin, neox = rotation
-    if 2 * cos.shape[1] > q.shape[2]:
-        raise ValueError(f"rope: {2 * cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
-    return attention_device.Fresh(k, v, layer.slots, cos, sin, q_norm, k_norm, eps, neox)
+    if rotation is not None and 2 * rotation.cos.shape[1] > q.shape[2]:
+        raise ValueError(f"rope: {2 * rotation.cos.shape[1]} elements are rotated, and a head has {q.shape[2]}")
+    cos, sin, neox = rotation or (None, None, False)
+    return attention_device.Fresh(k, v, layer.slots, cos, sin, q_norm, k_norm, eps, v_eps, neox)
 
 
 def store_kv(k: Array, v: Array, layer: PagedLayer) -> None:

@@ -34,6 +34,7 @@ def route(
     sigmoid: bool = False,
     groups: tuple[int, int] = (1, 1),
     bias: Array = None,
+    expert_scales: Array = None,
 ) -> tuple[Array, Array]:
     """The experts with the highest logits for each token, and their weights.
 
@@ -47,6 +48,7 @@ def route(
         groups: into how many equal runs the experts are parted, and of how many of these, with the highest sums of
             their best two, experts are chosen.
         bias: float32, shape (experts,), or None: experts are chosen by weight plus bias.
+        expert_scales: float32, shape (experts,), or None: factors on the weights, in the end.
 
     Returns:
         ids, integers of shape (tokens, used), the highest first; weights, float32 of that shape.
@@ -57,8 +59,8 @@ def route(
     on_host = get_array_module(logits) is np
     _check_used(used, logits.shape[-1], on_host)
     if not on_host:
-        how = device.Routing.of(logits.shape[-1], used, softmax_before, normalize, scale, sigmoid, groups, bias)
-        return device.route(logits, how)
+        policy = (used, softmax_before, normalize, scale, sigmoid, groups, bias, expert_scales)
+        return device.route(logits, device.Routing.of(logits.shape[-1], *policy))
     if sigmoid:
         every = np.float32(1) / (np.float32(1) + np.exp(-logits))
     else:
@@ -67,11 +69,12 @@ def route(
     ids = np.argsort(-scores, axis=-1, kind="stable")[:, :used]
     weights = np.take_along_axis(every, ids, axis=-1)
     if not softmax_before and not sigmoid:
-        return ids, softmax(weights) * np.float32(scale)
-    if normalize:
+        weights = softmax(weights)
+    elif normalize:
         # the floor is the smallest normal float16, as the published implementations have it
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(2.0**-14))
-    return ids, weights * np.float32(scale)
+    weights = weights * np.float32(scale)
+    return ids, weights if expert_scales is None else weights * expert_scales[ids]
 
 
 def _check_used(used: int, experts: int, on_host: bool) -> None:
@@ -108,7 +111,7 @@ def experts(
     ids: Array,
     weights: Array,
     gate: Matrices,
-    up: Matrices,
+    up: Matrices | None,
     down: Matrices,
     activate: str = "swiglu",
     residual: Array = None,
@@ -120,7 +123,8 @@ def experts(
     Args:
         x: floats, shape (tokens, dim); on a device also a PackedOperand in the form that these products take.
         ids, weights: shape (tokens, used), from `route`.
-        gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias.
+        gate, up: weights (experts, ffn, dim); Matrices, or what else has a weight and a bias. Without up, gate has
+            the rows of both, (experts, 2 * ffn, dim).
         down: weights (experts, dim, ffn).
         activate: "swiglu", "geglu" or "swiglu_oai": the function of that name in rocforge.ops.activation.
         residual: float32, shape (tokens, dim), is added; or None.
@@ -134,9 +138,16 @@ def experts(
     out = np.zeros(x.shape, np.float32) if residual is None else residual.astype(np.float32)
     for index in np.unique(ids):
         rows, slots = np.nonzero((ids == index) & (weights != 0))  # what weighs nothing may be of another card's expert
-        y = getattr(activation, activate)(*(_linear_of(index, x[rows], matrices) for matrices in (gate, up)))
+        y = _linear_of(index, x[rows], gate)
+        y = getattr(activation, activate)(*(halves(y) if up is None else (y, _linear_of(index, x[rows], up))))
         out[rows] += weights[rows, slots][:, None] * _linear_of(index, y, down)
     return out
+
+
+def halves(y: Array) -> tuple[Array, Array]:
+    """What gate and up give, of what a matrix with the rows of both does: y (rows, 2 * ffn)."""
+    ffn = y.shape[1] // 2
+    return y[:, :ffn], y[:, ffn:]
 
 
 def mixture(
@@ -146,7 +157,7 @@ def mixture(
     router: Matrices,
     routing: tuple[Any, ...],
     gate: Matrices,
-    up: Matrices,
+    up: Matrices | None,
     down: Matrices,
     activate: str,
     residual: Array = None,
@@ -175,7 +186,7 @@ def mixture(
         return experts(y, ids, weights, gate, up, down, activate, residual), None
     check_row("mixture", x, weight=norm)
     _check_used(routing[0], len(router.weight), on_host=False)
-    args = (x, norm, eps, router, routing, (gate, up), down, activate, residual, following)
+    args = (x, norm, eps, router, routing, gate, up, down, activate, residual, following)
     return device_experts.mixture(*args)
 
 
@@ -203,6 +214,14 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
         rows = np.nonzero(pairs == index)[0]
         out[rows] = _linear_of(index, x[rows], matrices)
     return out
+
+
+def scale_by_expert(y: Array, ids: Array, scales: Array) -> Array:
+    """Rows of y, one a token-expert pair (tokens * used, rows), times their experts' of scales (experts,); ids as in
+    `expert_linear`."""
+    if get_array_module(ids) is not np:
+        return device.scale_by_expert(y, ids, scales)
+    return y * scales[ids.reshape(-1)][:, None]
 
 
 def combine_experts(y: Array, weights: Array) -> Array:

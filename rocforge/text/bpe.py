@@ -1,6 +1,6 @@
 """Byte pair encoding on the `tokenizers` library, from what a GGUF file stores.
 
-Both functions return what turns a piece of text without special tokens into token ids.
+The functions return what turns a piece of text without special tokens into token ids.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from rocforge.errors import GGUFError
 from rocforge.text.pretokenizers import PreTokenizer
@@ -21,22 +22,42 @@ _MERGE_COST, _MOST_COST = 64, 1 << 28
 def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> Encode:
     """GPT-2's byte-level BPE (Radford et al., 2019). `merges` holds "left right" pairs, the first to apply first."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers
-    from tokenizers.models import BPE
 
-    pieces = vocabulary.pieces
-    pairs = [merge.partition(" ")[::2] for merge in merges]
-    try:
-        if _longest(merges) > _longest(pieces) + len(" "):
-            raise ValueError("a merge is longer than the longest token, on which the library panics")
-        model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
-    except Exception:  # the library's answer to a merge of what is no token; checking 150,000 first takes 0.1 s
-        pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
-        model = BPE(vocab=pieces, merges=pairs, ignore_merges=pre_tokenizer.ignore_merges)
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_merging(vocabulary.pieces, merges, ignore_merges=pre_tokenizer.ignore_merges))
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in pre_tokenizer.regexes]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _merging(pieces: dict[str, int], merges: Sequence[str], **options: bool) -> Any:
+    """The library's model of these "left right" merges of what are pieces."""
+    from tokenizers.models import BPE
+
+    pairs = [merge.partition(" ")[::2] for merge in merges]
+    try:
+        if _longest(merges) > _longest(pieces) + len(" "):
+            raise ValueError("a merge is longer than the longest token, on which the library panics")
+        return BPE(vocab=pieces, merges=pairs, **options)
+    except Exception:  # the library's answer to a merge of what is no token; checking 150,000 first takes 0.1 s
+        pairs = [(a, b) for a, b in pairs if a in pieces and b in pieces and a + b in pieces]
+        return BPE(vocab=pieces, merges=pairs, **options)
+
+
+def character_bpe(vocabulary: Vocabulary, merges: Sequence[str]) -> Encode:
+    """BPE over characters, by merges; a line at a time, with the line ends between two of them as one word.
+
+    What remains that is no token becomes the tokens of its UTF-8 bytes. The text has "▁" for spaces. Source: Gemma 4.
+    """
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer(_merging({**vocabulary.pieces, **_byte_tokens(vocabulary)}, merges, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _byte_tokens(vocabulary: Vocabulary) -> dict[str, int]:
+    return {text: vocabulary.ids[text] for text in map("<0x{:02X}>".format, range(256)) if text in vocabulary.ids}
 
 
 def _longest(texts: Iterable[str]) -> int:
@@ -58,12 +79,11 @@ def sentencepiece_bpe(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
     fallback = {len(vocabulary.texts) + i: _byte_ids(vocabulary, char, unknown_id) for i, char in enumerate(lone)}
     pieces.update(zip(lone, fallback, strict=True))
     merges = _merges_by_score(vocabulary, pieces)
-    bytes_ = {text: vocabulary.ids[text] for text in map("<0x{:02X}>".format, range(256)) if text in vocabulary.ids}
     # a name of its own: the token's text may be one that text holds, or no UTF-8
     unknown = {} if unknown_id is None else {f"[unknown {unknown_id}]": unknown_id}
     tokenizer = Tokenizer(
         BPE(
-            vocab={**unknown, **pieces, **bytes_},
+            vocab={**unknown, **pieces, **_byte_tokens(vocabulary)},
             merges=merges,
             byte_fallback=True,
             fuse_unk=True,

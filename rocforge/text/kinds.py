@@ -9,7 +9,7 @@ import numpy as np
 
 from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import Metadata
-from rocforge.text.bpe import Encode, byte_level_bpe, sentencepiece_bpe
+from rocforge.text.bpe import Encode, byte_level_bpe, character_bpe, sentencepiece_bpe
 from rocforge.text.pieces import unigram, wordpiece
 from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.vocabulary import Vocabulary
@@ -50,6 +50,10 @@ def _llama(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -
     return Encoding(sentencepiece_bpe(vocabulary, unknown_id), True)
 
 
+def _gemma4(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> Encoding:
+    return Encoding(character_bpe(vocabulary, metadata.array("merges", str)), True)
+
+
 def _bert(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> Encoding:
     lowercase = metadata.flag("normalizer.lowercase", default=True)
     strip_accents = metadata.flag("normalizer.strip_accents", default=lowercase)
@@ -71,8 +75,9 @@ def _needed(unknown_id: int | None) -> int:
 
 KINDS = {
     "bert": Kind(_bert, unk=100, bos=101, sep=102, pad=0, add_end=True),
+    "gemma4": Kind(_gemma4),
     "gpt2": Kind(_gpt2),
     "llama": Kind(_llama, unk=0, bos=1, eos=2),  # by SentencePiece's trainer; files written early rely on it
     "t5": Kind(_t5, unk=2, eos=1, pad=0, add_end=True),
 }
-"""WordPiece, byte-level BPE, SentencePiece's BPE, and its unigram model."""
+"""WordPiece, BPE over characters, byte-level BPE, SentencePiece's BPE, and its unigram model."""

@@ -76,7 +76,10 @@ class Tokenizer:
         self._add_space_prefix, self._remove_extra_whitespaces = (
             metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
         )
-        self._prefix_ids = _added(metadata, "bos", add_bos and self.bos_token_id is not None, self.bos_token_id)
+        if model == "gemma4":  # also where the file says otherwise, as some do
+            self._prefix_ids = _added(Metadata({}), "bos", True, self.bos_token_id)
+        else:
+            self._prefix_ids = _added(metadata, "bos", add_bos and self.bos_token_id is not None, self.bos_token_id)
         if model == "bert":
             self._suffix_ids = self.separator_ids = [] if sep is None else [sep]
         else:
@@ -170,7 +173,7 @@ class Tokenizer:
         for part in (self._all_special if parse_special_tokens else self._user_defined).split(text, literal):
             if isinstance(part, int):
                 ids.append(part)
-            elif self._sentencepiece:
+            elif self._model != "gpt2":
                 ids += self._encode_text(self._escape(part, after_special))
             else:
                 ids += self._encode_text(part)
@@ -197,7 +200,7 @@ class Tokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of `text` as the vocabulary writes them: in byte-level BPE a space is "Ġ", in SentencePiece "▁".
+        """The tokens of `text` as the vocabulary writes them: in byte-level BPE a space is "Ġ", else "▁".
         `to_str_tokens` gives their texts.
 
         >>> tokenizer.tokenize("import os")

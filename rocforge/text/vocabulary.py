@@ -167,4 +167,8 @@ class Vocabulary:
             if end is not None:
                 ends.discard(end)
                 self.types[end] = USER_DEFINED
+        # in Gemma 4 "</s>" is HTML
+        if {"<|tool_response>", "</s>"} <= self.ids.keys():
+            ends.discard(self.ids["</s>"])
+            self.types[self.ids["</s>"]] = NORMAL
         return frozenset(ends)

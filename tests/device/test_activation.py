@@ -79,6 +79,19 @@ def test_temperatures():
     assert np.allclose(temperature.factors(cp.asarray(positions)).get(), temperature.factors(positions), rtol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [2, 1000])
+def test_of_rows(columns: int):
+    """sparsify, of rows that are parts of wider ones too, and scale_columns."""
+    x = values((3, 2 * columns))
+    for half in (x[:, :columns], x[:, columns:]):
+        y = activation.sparsify(cp.asarray(x)[:, :columns] if half is x else cp.asarray(half), 0.3)
+        assert relative_error(y, activation.sparsify(half.astype(np.float64), 0.3)) < 1e-5
+    y = activation.sparsify(cp.asarray(x)[:, columns:], 0.3)
+    assert relative_error(y, activation.sparsify(x[:, columns:], 0.3)) < 1e-5
+    for factors in (x[0], x[0, :1]):
+        assert (activation.scale_columns(cp.asarray(x), cp.asarray(factors)).get() == x * factors).all()
+
+
 @pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 257), (2, 1000)])
 def test_gated(name: str, rows: int, columns: int):

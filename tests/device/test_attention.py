@@ -10,6 +10,7 @@ import pytest
 
 import rocforge as rf
 from rocforge.device import tuning
+from rocforge.device.arrays import asnumpy
 from rocforge.engine.capture import GraphRecorder
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
@@ -22,7 +23,7 @@ from rocforge.selftest.weights import relative_error
 
 pytestmark = pytest.mark.slow
 
-SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256)]
+SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256), (8, 1, 512)]
 
 
 def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False) -> np.ndarray:
@@ -291,21 +292,44 @@ def test_one_launch_with_rope_and_store(norms: bool, neox: bool | None):
     caches = [filled(np.random.default_rng(5), 2, 64, 24) for _ in range(2)]
     x = cp.asarray(rng.standard_normal((3, 6 + 2 + 2, 64), np.float32))
     weights = [cp.asarray(rng.standard_normal(64, np.float32)) if norms else None for _ in range(2)]
-    results = []
+    results, eps = [], {"eps": 1e-5, "v_eps": 1e-6 if norms else None}
     for cache in caches:
         batch = Batch.of(cache, [Chunk(700, 1, range(22)), Chunk(0, 1, [0]), Chunk(20, 1, [23])])
         batch.lengths[1], batch.paging[0].slots[1] = 0, -1
         rotation = None if neox is None else batch.rotation(rope_frequencies(32, neox=neox))
         given = (x[:, :6], x[:, 6:8], x[:, 8:], batch.state_of(0), rotation)
         if cache is caches[0]:
-            q = rotate_and_store(*given, *weights, eps=1e-5)
+            q = rotate_and_store(*given, *weights, **eps)
             results.append(paged_attention(q, batch.state_of(0)))
         else:
-            results.append(attend(*given, q_norm=weights[0], k_norm=weights[1], eps=1e-5))
+            results.append(attend(*given, q_norm=weights[0], k_norm=weights[1], **eps))
     assert np.array_equal(*[y.get() for y in results])
     if neox is None and not norms:
         assert np.array_equal(q.get(), x[:, :6].get())
     assert all(np.array_equal(a.get(), b.get()) for a, b in zip(*(c.paged[0].layers[0] for c in caches), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_queries_of_keys_in_the_cache(rng, count: int):
+    """Without keys of their own, queries attend to those that are there, and leave them as they are; values that are
+    normalized on their way into the cache are those of the NumPy code."""
+    q, k, v = (rng.standard_normal((count, heads, 64), np.float32) for heads in (6, 2, 2))
+    norms = [rng.standard_normal(64, np.float32) for _ in range(2)]
+    results = {}
+    for device in ("cpu", "gpu"):
+        cache = KVCache([PagedKV(2, 64, 64)], 1, device=device)
+        batch = Batch.of(cache, [Chunk(0, count, [0])])
+        layer, rotation = batch.state_of(0), batch.rotation(rope_frequencies(64, neox=True))
+        arrays = [a if device == "cpu" else cp.asarray(a) for a in (q, k, v, *norms)]
+        q_norm, k_norm = arrays[3:]
+        own = attend(*arrays[:3], layer, rotation, q_norm=q_norm, k_norm=k_norm, v_eps=1e-6)
+        before = [asnumpy(a).copy() for a in cache.paged[0].layers[0]]
+        shared = attend(arrays[0], None, None, layer, rotation, q_norm=q_norm)
+        assert relative_error(shared, asnumpy(own)) < 1e-6
+        assert all((asnumpy(a) == b).all() for a, b in zip(cache.paged[0].layers[0], before, strict=True))
+        results[device] = [*before, asnumpy(own)]
+    for a, b in zip(*results.values(), strict=True):
+        assert relative_error(b, a) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -346,6 +370,9 @@ def test_head_dim_that_has_no_kernel():
     x = cp.zeros((2, 1, 72), np.float32)
     with pytest.raises(ValueError, match="head_dim is 72"):
         attention(x, x, x)
+    q, k = cp.zeros((1, 32, 512), np.float32), cp.zeros((1, 1, 512), np.float32)
+    with pytest.raises(ValueError, match="32 heads of 512 share a key; allowed are 12288 elements"):
+        attention(q, k, k)
 
 
 def test_values_of_another_length():

@@ -27,9 +27,13 @@ SHOWN = (
     "bailingmoe2",
     "deepseek2",
     "kimi-linear",
+    "gemma4-wide",
+    "gemma4-experts",
+    "gemma4-shared",
+    "gemma3n-few",
 )
 """What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups
-of experts, latents."""
+of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams."""
 
 
 ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]

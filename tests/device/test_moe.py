@@ -14,9 +14,10 @@ from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm
 from rocforge.ops.linear import linear
-from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route
+from rocforge.ops.moe import Matrices, experts, group_by_expert, mixture, route, scale_by_expert
 from rocforge.ops.norm import rms_norm, rms_norm_for
 from rocforge.ops.types import NextNorm
+from rocforge.quant import QuantizedArray
 from rocforge.selftest.weights import half_steps, random_weight, values_of
 
 pytestmark = pytest.mark.slow
@@ -53,12 +54,25 @@ def test_groups(tokens: int, used: int, count: int):
 
 
 def test_route_scales():
-    """The scale multiplies every weight; more experts a token than a wave has lanes are refused."""
+    """The scale multiplies every weight, each expert's its own; more experts than a wave has lanes are refused."""
     logits = cp.asarray(np.random.default_rng(1).standard_normal((3, 40), np.float32))
     plain, scaled = (route(logits, 4, scale=scale)[1].get() for scale in (1.0, 2.5))
     assert np.allclose(scaled, 2.5 * plain, rtol=1e-6)
+    of_experts = np.arange(1, 41, dtype=np.float32)
+    for sigmoid in (False, True):
+        ids, plain = (a.get() for a in route(logits, 4, sigmoid=sigmoid))
+        scaled = route(logits, 4, sigmoid=sigmoid, expert_scales=cp.asarray(of_experts))[1].get()
+        assert np.allclose(scaled, of_experts[ids] * plain, rtol=1e-6)
     with pytest.raises(ValueError, match="1 to 32"):
         route(logits, 33)
+
+
+def test_scale_by_expert(rng):
+    """Each pair's row times its expert's factor."""
+    y, scales = (rng.standard_normal(shape, np.float32) for shape in ((6, 50), 9))
+    ids = rng.integers(0, 9, (3, 2))
+    scaled = scale_by_expert(*map(cp.asarray, (y, ids, scales)))
+    assert (scaled.get() == scale_by_expert(y, ids, scales)).all()
 
 
 @pytest.mark.parametrize("fill", [np.nan, -np.inf, np.inf])
@@ -152,6 +166,19 @@ def test_experts(rng, qtype, activate, used, tokens):
     layer = Layer(rng, [qtype] * 3, biased=activate == "swiglu_oai")
     bound = HALF if tokens > 8 else INT8 if qtype != "F16" else 1e-5
     assert run_layer(rng, layer, tokens, used, activate) < bound
+
+
+@pytest.mark.parametrize("tokens", [2, 20])
+@pytest.mark.parametrize("qtype", ["Q8_0", "F16", "IQ2_XS"])
+def test_gate_and_up_in_one(rng, qtype, tokens):
+    """Bit-equal to the two apart, packed, as floats, and unpacked."""
+    layer = Layer(rng, [qtype] * 3, ffn=256, dim=256)
+    x = cp.asarray(rng.standard_normal((tokens, layer.dim)).astype(np.float32) / 16)
+    ids, weights = map(cp.asarray, layer.routing(rng, tokens, 3))
+    gate, up, _ = layer.weights
+    both = QuantizedArray(np.concatenate([gate.data, up.data], axis=1), (6, 512, 256), qtype).to_device("gpu")
+    apart = experts(x, ids, weights, *layer.device, "geglu").get()
+    assert (experts(x, ids, weights, Matrices(both), None, layer.device[2], "geglu").get() == apart).all()
 
 
 @pytest.mark.parametrize("tokens", [2, 20])

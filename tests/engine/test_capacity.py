@@ -9,7 +9,8 @@ from rocforge.engine import capacity
 from rocforge.engine.capacity import SNAPSHOTS, CacheSizes, margin
 from rocforge.formats.kv_cache import PACKED
 from rocforge.nn.cache import KVCache
-from rocforge.nn.state import PagedKV, Recurrent
+from rocforge.nn.module import Module
+from rocforge.nn.state import PagedKV, Recurrent, SharedKV
 
 GEMMA3_27B = [PagedKV(16, 128, 128, window=None if (i + 1) % 6 == 0 else 1024) for i in range(62)]
 GPT_OSS_20B = [PagedKV(8, 64, 64, window=None if (i + 1) % 2 == 0 else 128) for i in range(24)]
@@ -60,6 +61,18 @@ def test_bytes_are_those_of_the_arrays():
     assert sizes.blocks(100, 3) == [4] * 7
     packed = [CacheSizes([PagedKV(8, 128, 128, kind, kind)], "gpu:0").nbytes(1 << 20) for kind in ("f16", *PACKED)]
     assert [16 * nbytes / packed[0] for nbytes in packed] == [16, 8.5, 4.5, 8]  # bits an element
+
+
+def test_shared_keys_take_nothing():
+    """A layer that shares another's keys and values has its arrays and its blocks; one that is gone is told."""
+    own, windowed, sharing = Module(), Module(), Module()
+    states = {own: PagedKV(2, 8, 8), windowed: PagedKV(2, 8, 8, window=40)}
+    shared = {**states, sharing: SharedKV(windowed)}
+    assert CacheSizes(shared.values(), "cpu").nbytes(4000, 3) == CacheSizes(states.values(), "cpu").nbytes(4000, 3)
+    cache = KVCache(shared, 4)
+    assert cache.nbytes == KVCache(states, 4).nbytes and cache.group_of(sharing) == cache.group_of(windowed)
+    with pytest.raises(KeyError, match="this Module is none of the 1 that the cache was made for"):
+        KVCache({own: PagedKV(2, 8, 8), sharing: SharedKV(windowed)}, 4)
 
 
 @settings(deadline=None)

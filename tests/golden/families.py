@@ -8,7 +8,7 @@ Values depend on the family's name and the seed alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,19 @@ class Family:
         arch: general.architecture.
         metadata: below the architecture's prefix, beside and above the common ones.
         without: tensors of optional parameters that it has not, by their last names.
-        present: tensors that the family looks for to know the model's kind, by their last names.
-    unread: shapes of a layer's tensors that rocforge does not read, by their last names.
+        present: tensors that the family looks for to know the model's kind, by their last names or whole ones.
+        constants: tensors that say how to compute, which are no parameters, by their values.
+        unread: shapes of tensors that are in a file, and not read, by their names in all layers or whole ones.
+        gains: of tensors by their last names, over those of other families.
     """
 
     arch: str
     metadata: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
+    constants: dict[str, list[float]] = field(default_factory=dict)
     unread: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
 
 
 PROMPT, GREEDY = 48, 16
@@ -187,6 +191,51 @@ DECI = {
     **HEAD_DIM,
 }
 WINDOWS = {"attention.sliding_window": 24, "block_count": 4}
+GEMMA4 = {
+    **RMS,
+    "attention.head_count": 4,
+    "attention.head_count_kv": [2, 2, 1],
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "attention.key_length_swa": 32,
+    "attention.value_length_swa": 32,
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [True, True, False],
+    "rope.dimension_count": 64,
+    "rope.dimension_count_swa": 32,
+    "rope.freq_base": 1000000.0,
+    "rope.freq_base_swa": 10000.0,
+    "embedding_length_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3N = {
+    **RMS,
+    "block_count": 23,
+    "embedding_length": 96,
+    "feed_forward_length": 160,
+    "attention.head_count": 4,
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.sliding_window": 24,
+    "attention.sliding_window_pattern": [layer % 5 != 4 for layer in range(21)] + [False, True],
+    "attention.shared_kv_layers": 3,
+    "activation_sparsity_scale": [1.6448533535003662] * 10 + [-math.inf] * 13,
+    "embedding_length_per_layer_input": 256,
+    "altup.active_idx": 0,
+    "altup.num_inputs": 4,
+    "rope.freq_base": 1000000.0,
+    "rope.freq_base_swa": 10000.0,
+}
+SOFT = {"attn_q_norm": 0.4, "attn_k_norm": 0.4}
+"""Scores that are not scaled would else differ so much that small errors grow."""
+CALM = {
+    **SOFT,
+    **dict.fromkeys(("altup_predict_coef", "altup_correct_coef"), 0.1),
+    **dict.fromkeys(("post_norm", "laurel_post_norm", "post_attention_norm", "post_ffw_norm"), 0.2),
+}
+"""For many layers."""
+PARTIAL = {"rope_freqs.weight": [1.0] * 8 + [1e30] * 24}
+WINDOWED_V = ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")
 SCALES = {"embedding_scale": 9.0, "residual_scale": 0.4, "logit_scale": 3.0}
 
@@ -407,21 +456,107 @@ FAMILIES = {
     ),
     "step35-dense": Family("step35", {**RMS, **HEAD_DIM, **SPARK, **EXPERTS, **STEP35}, NO_BIAS),
     "gemma": Family("gemma", RMS, (*NO_BIAS, "output.weight")),
+    "gemma4": Family("gemma4", GEMMA4, (*NO_BIAS, "output.weight"), WINDOWED_V, PARTIAL, gains=SOFT),
+    "gemma4-wide": Family(
+        "gemma4",
+        {
+            **GEMMA4,
+            "embedding_length": 96,
+            "feed_forward_length": 160,
+            "block_count": 2,
+            "attention.head_count": 2,
+            "attention.head_count_kv": 1,
+            "attention.key_length": 512,
+            "attention.value_length": 512,
+            "attention.key_length_swa": 256,
+            "attention.value_length_swa": 256,
+            "attention.sliding_window_pattern": [True, False],
+            "rope.dimension_count": 512,
+            "rope.dimension_count_swa": 256,
+        },
+        (*NO_BIAS, "output.weight"),
+        ("blk.0.attn_v.weight",),
+        {"rope_freqs.weight": [1.0] * 64 + [1e30] * 192},
+        gains=SOFT,
+    ),
+    "gemma4-experts": Family(
+        "gemma4",
+        {**GEMMA4, **EXPERTS},
+        (*NO_BIAS, "output.weight"),
+        (*WINDOWED_V, "ffn_gate_inp.weight", "ffn_gate_up_exps.weight"),
+        PARTIAL,
+        gains=SOFT,
+    ),
+    "gemma4-apart": Family(
+        "gemma4",
+        {**GEMMA4, **EXPERTS, "expert_feed_forward_length": 320},
+        (*NO_BIAS, "layer_output_scale.weight", "ffn_down_exps.scale"),
+        ("attn_v.weight", "ffn_gate_inp.weight", "ffn_gate_exps.weight"),
+        PARTIAL,
+        gains=SOFT,
+    ),
+    "gemma4-shared": Family(
+        "gemma4",
+        {
+            **GEMMA4,
+            "block_count": 5,
+            "feed_forward_length": [320, 320, 640, 640, 640],
+            "attention.head_count_kv": 1,
+            "attention.sliding_window_pattern": [True, False, True, True, False],
+            "attention.shared_kv_layers": 3,
+            "embedding_length_per_layer_input": 24,
+        },
+        NO_BIAS,
+        ("attn_v.weight",),
+        PARTIAL,
+        {"blk.3.attn_k.weight": (32, 192), "blk.3.attn_k_norm.weight": (32,)},
+        CALM,
+    ),
+    "gemma3n": Family(
+        "gemma3n",
+        GEMMA3N,
+        NO_BIAS,
+        unread={
+            f"blk.{layer}.{name}.weight": shape
+            for layer in range(20, 23)
+            for name, shape in {"attn_k": (64, 96), "attn_v": (64, 96), "attn_k_norm": (32,)}.items()
+        },
+        gains=CALM,
+    ),
+    "gemma3n-few": Family(
+        "gemma3n",
+        {
+            **GEMMA3N,
+            "block_count": 3,
+            "attention.sliding_window_pattern": [True, False, True],
+            "attention.shared_kv_layers": 0,
+            "activation_sparsity_scale": [1.6448533535003662] * 3,
+        },
+        (*NO_BIAS, "output.weight"),
+        gains=CALM,
+    ),
 }
 
 
 class Skeleton(dict[str, Any]):
     """Stands for a file of that metadata while its model is built: the embedding, and the layers' names."""
 
-    def __init__(self, arch: str, keys: dict[str, Any], present: tuple[str, ...]):
+    def __init__(self, family: Family, keys: dict[str, Any]):
         super().__init__({"token_embd.weight": np.empty((VOCAB, keys["embedding_length"]), np.float32)})
         for layer in range(keys["block_count"]):
-            self.update({f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *present)})
-            if "ffn_up.weight" in present:  # with the gate's rows
+            names = ("attn_output.weight", *family.present)
+            self.update({name: np.empty(0, np.float32) for name in in_layer(layer, names)})
+            if "ffn_up.weight" in family.present:  # with the gate's rows
                 size = (2 * keys["feed_forward_length"], keys["embedding_length"])
                 self[f"blk.{layer}.ffn_up.weight"] = np.empty(size, np.float32)
-        self.metadata = {"general.architecture": arch, **{full_name(arch, key): v for key, v in keys.items()}}
-        self.metadata["tokenizer.ggml.token_type_count"] = 2
+        self.update({name: np.array(values, np.float32) for name, values in family.constants.items()})
+        named = {full_name(family.arch, key): value for key, value in keys.items()}
+        self.metadata = {"general.architecture": family.arch, **named, "tokenizer.ggml.token_type_count": 2}
+
+
+def in_layer(layer: int, names: Iterable[str]) -> list[str]:
+    """Names of a layer's tensors, and whole ones as they are."""
+    return [name if name.startswith("blk.") else f"blk.{layer}.{name}" for name in names]
 
 
 def full_name(arch: str, key: str) -> str:
@@ -449,9 +584,10 @@ def tensors(name: str, of: dict[str, Family] = FAMILIES) -> Iterator[tuple[str, 
     """Yields name, shape, mean and standard deviation of each tensor of a family's model."""
     family = of[name]
     keys = metadata(family)
-    model = build_model(Skeleton(family.arch, keys, family.present))
-    for layer in range(keys["block_count"]):
-        yield from ((f"blk.{layer}.{name}", shape, 0.0, 0.1) for name, shape in family.unread.items())
+    model = build_model(Skeleton(family, keys))
+    unread = {path for layer in range(keys["block_count"]) for path in in_layer(layer, family.unread)}
+    for path in sorted(unread):
+        yield path, family.unread.get(path) or family.unread[path.split(".", 2)[2]], 0.0, 0.1
     for path, parameter in model.named_parameters():
         last = ".".join(path.split(".")[-2:])
         if last in family.without or (family.without[:1] == NO_BIAS and path.endswith(".bias") and last not in NEEDED):
@@ -463,17 +599,18 @@ def tensors(name: str, of: dict[str, Family] = FAMILIES) -> Iterator[tuple[str, 
                 rows = heads * (own + keys["attention.value_length"])
                 yield path.replace("k_b", "kv_b"), (rows, rank), 0.0, 1 / math.sqrt(rank)
             continue
+        gain = family.gains.get(part, 1.0)
         if path.endswith("ssm_a"):
             yield path, parameter.shape, -0.3, 0.1
             continue
         if path.endswith("bias"):
             yield path, parameter.shape, 0.0, 0.3
         elif len(parameter.shape) == 1:
-            yield path, parameter.shape, 1.0, 0.2
-        elif part in ("token_embd", "position_embd", "token_types"):
+            yield path, parameter.shape, gain, 0.2 * gain
+        elif part in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
             yield path, parameter.shape, 0.0, 0.25
         else:
-            yield path, parameter.shape, 0.0, GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
+            yield path, parameter.shape, 0.0, gain * GAINS.get(part, 1.0) / math.sqrt(parameter.shape[-1])
 
 
 def build(path, name: str, qtype: T = T.F32, seed: int = 0, of: dict[str, Family] = FAMILIES) -> None:
@@ -489,6 +626,8 @@ def build(path, name: str, qtype: T = T.F32, seed: int = 0, of: dict[str, Family
     for tensor, shape, mean, std in tensors(name, of):
         kind = _type(qtype, tensor, shape)
         w.add_tensor(tensor, random_tensor(Source(name, tensor, seed=seed), kind, shape, mean, std), raw_dtype=kind)
+    for tensor, values in family.constants.items():
+        w.add_tensor(tensor, np.array(values, np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

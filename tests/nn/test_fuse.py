@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden import build, relative_error
+from golden import build, families, relative_error
 from meddling import Wrapped, modules_of, replace, waves
 
 import rocforge as rf
@@ -11,16 +11,20 @@ from rocforge.nn import Transformer
 from rocforge.nn.batch import Batch, Chunk
 
 VARIANTS = ["gemma2", "gemma3", "gpt-oss", "llama3", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3moe"]
-"""One of each architecture."""
+FAMILIES = ["gemma4-experts", "gemma4-shared"]
+"""One of each architecture; and those whose layers are more than attention and a feed-forward."""
 SAME, MOVED = 2e-6, 1e-4
 """Relative errors: of sums in another order; and what `waves` moves logits by at least."""
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS + FAMILIES)
 def model(request, tmp_path_factory) -> Transformer:
     """A small random model of each architecture, float32, on the CPU."""
     path = tmp_path_factory.mktemp("models") / "model.gguf"
-    build(path, request.param, "F32")
+    if request.param in VARIANTS:
+        build(path, request.param, "F32")
+    else:
+        families.build(path, request.param)
     return load_model(rf.open_gguf(path), device="cpu")
 
 
@@ -75,13 +79,14 @@ def test_every_module_is_called(model):
 def test_observed_is_what_the_module_gives(model):
     """What observers see of a block and of its parts is what these give for what others give."""
     paths = [path for path in modules_of(model) if path.startswith("blk.1")]
-    with model.capture("blk.0", *paths) as seen:
+    inputs = [path for path, _ in model.named_modules() if path == "layer_inputs"]
+    with model.capture("blk.0", *paths, *inputs) as seen:
         model(TOKENS)
     block = model.blk[1]
     batch = model.trivial_batch(len(TOKENS))
+    batch.layer_inputs = seen.get("layer_inputs")
     assert relative_error(block(seen["blk.0"], batch), seen["blk.1"]) < SAME
-    down = "ffn_down" if "blk.1.ffn_down" in seen else "ffn_down_exps"
-    if down == "ffn_down":
+    if "blk.1.ffn_down_exps" not in seen:
         np.testing.assert_array_equal(seen["blk.1.ffn"], seen["blk.1.ffn_down"])
     np.testing.assert_array_equal(seen["blk.1.attn"], seen["blk.1.attn_output"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz_gguf import architectures
-from golden import relative_error
+from golden import families, relative_error
 from packed_vectors import with_vectors_in
 
 import rocforge as rf
@@ -37,6 +37,16 @@ def test_unchanged(path, tmp_path):
     model(TOKENS)
     model.save(tmp_path / "saved.gguf")
     assert (tmp_path / "saved.gguf").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gemma4-shared", "gemma3n"])
+def test_what_is_not_read(tmp_path, name):
+    """Tensors that a model does without are saved with the rest."""
+    families.build(tmp_path / "model.gguf", name)
+    load_model(rf.open_gguf(tmp_path / "model.gguf"), "cpu").save(tmp_path / "saved.gguf")
+    first, second = (rf.open_gguf(tmp_path / f"{stem}.gguf") for stem in ("model", "saved"))
+    assert list(first) == list(second) and set(families.FAMILIES[name].unread) <= {*second}
+    assert all((np.asarray(first[name]) == np.asarray(second[name])).all() for name in first)
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q8_0"])

@@ -80,6 +80,24 @@ def test_scale_rows(rng):
         ops.scale_rows(x, factors[:2])
 
 
+def test_sparsify(rng):
+    """What is above the mean by some deviations of a sample, and by how much."""
+    x = values(rng).reshape(4, -1)
+    limit = x.astype(np.float64).mean(-1, keepdims=True) + 0.5 * x.astype(np.float64).std(-1, ddof=1, keepdims=True)
+    y = ops.sparsify(x, 0.5)
+    np.testing.assert_allclose(y, np.maximum(x - limit, 0), rtol=1e-5, atol=1e-5)
+    assert (y == 0).any() and (y > 0).any()
+
+
+def test_scale_columns(rng):
+    """A factor a column, or one for all; no others."""
+    x, factors = rng.standard_normal((3, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    np.testing.assert_array_equal(ops.scale_columns(x, factors), x * factors)
+    np.testing.assert_array_equal(ops.scale_columns(x, factors[:1]), x * factors[0])
+    with pytest.raises(ValueError, match=r"factors of shape \(3,\); allowed are \(4,\) and \(1,\)"):
+        ops.scale_columns(x, factors[:3])
+
+
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_softmax(rng, axis):
     """Sums to one along the axis and does not overflow."""

@@ -4,10 +4,12 @@ import heapq
 import inspect
 import pathlib
 import pickle
+import re
 import string
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,6 +81,45 @@ def sentencepiece():
     }
 
 
+@pytest.fixture(scope="module")
+def characters():
+    """Metadata of a BPE over characters: pieces and merges as the library finds them in the corpus, byte fallback."""
+    import json
+
+    from tokenizers.pre_tokenizers import Metaspace
+
+    model, pieces = trained(Metaspace(prepend_scheme="never"), vocab_size=600)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<|channel>", "</s>", "<|tool_response>"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    types = [CONTROL] * 5 + [USER_DEFINED] * 3 + [BYTE] * 256 + [NORMAL] * len(pieces)
+    return {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": [*special, *bytes_, *pieces],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in json.loads(model.to_str())["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def characters_reference(metadata, text):
+    """BPE over characters as published: of all neighbours the pair of the first merge, the leftmost of equals."""
+    ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
+    found = []
+    for word in re.findall("[^\n]+|\n+", text.replace(" ", "▁")):
+        symbols = list(word)
+        while best := min(((ranks.get(pair, 1 << 30), i) for i, pair in enumerate(pairwise(symbols))), default=None):
+            if best[0] == 1 << 30:
+                break
+            symbols[best[1] : best[1] + 2] = ["".join(symbols[best[1] : best[1] + 2])]
+        for symbol in symbols:
+            found += [ids[symbol]] if symbol in ids else [ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+    return found
+
+
 def sentencepiece_reference(metadata, text):
     """SentencePiece's algorithm as published: join the neighbours with the best score, the leftmost of equals."""
     tokens = metadata["tokenizer.ggml.tokens"]
@@ -142,14 +183,84 @@ def test_sentencepiece_ids_are_the_algorithms(sentencepiece, text):
     assert tok.encode(text, add_special_tokens=False, parse_special_tokens=False) == wanted
 
 
+@settings(max_examples=100, deadline=None)
+@given(text=st.one_of(TEXTS, st.text("aest \n_=-.", max_size=60)))
+def test_character_ids_are_the_algorithms(characters, text):
+    wanted = characters_reference(characters, text)
+    assert tokenizer(characters).encode(text, add_special_tokens=False, parse_special_tokens=False) == wanted
+
+
+LLAMA_CPPS = {
+    ("hello hello", True): [2, 266, 265, 276, 277],
+    ("a     hello\n\n\n\tb", True): [2, 263, 280, 277, 278, 270, 271, 264],
+    ("é漢</s>", True): [2, 272, 237, 195, 169, 67, 54, 122, 69],
+    ("<|turn>a<|channel> <|tool_response>", True): [2, 4, 263, 5, 269, 6],
+    ("<|turn>a<|channel> <|tool_response>", False): [
+        2,
+        67,
+        131,
+        123,
+        124,
+        121,
+        117,
+        69,
+        263,
+        5,
+        269,
+        67,
+        131,
+        123,
+        268,
+        268,
+        267,
+        102,
+        121,
+        265,
+        122,
+        119,
+        268,
+        117,
+        122,
+        265,
+        69,
+    ],
+    ("\n\n", True): [2, 278],
+    ("heLlo▁ b<0x41>", True): [2, 266, 265, 83, 267, 268, 279, 264, 67, 55, 127, 59, 56, 69],
+    ("", True): [2],
+}
+"""A text, and whether special tokens are parsed -> ids."""
+
+
+def test_character_ids_are_llama_cpps():
+    """The ids that llama.cpp gives with this vocabulary."""
+    pieces = [*"abehlo▁\n\té", "▁h", "ll", "▁he", "llo", "▁hello", "\n\n", "▁▁", "▁▁▁▁", "</s>"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<|channel>", "<|tool_response>"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": [*special, *bytes_, *pieces],
+        "tokenizer.ggml.token_type": [CONTROL] * 5 + [USER_DEFINED] * 2 + [BYTE] * 256 + [NORMAL] * len(pieces),
+        "tokenizer.ggml.merges": ["▁▁ ▁▁", "▁he llo", "▁h e", "ll o", "▁ h", "l l", "▁ ▁", "\n \n"],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    tok = tokenizer(metadata)
+    for (text, parse), ids in LLAMA_CPPS.items():
+        assert tok.encode(text, parse_special_tokens=parse) == ids, text
+    assert tok.eog_token_ids == {1, 6}
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS, special=st.booleans(), parse=st.booleans())
-def test_round_trip(byte_level, sentencepiece, text, special, parse):
-    """Text comes back as it was, whatever is added or parsed (SentencePiece cannot tell "▁" from a space)."""
-    for metadata in (byte_level[1], sentencepiece):
+def test_round_trip(byte_level, sentencepiece, characters, text, special, parse):
+    """Text comes back as it was, whatever is added or parsed (only byte-level BPE tells "▁" from a space)."""
+    for metadata in (byte_level[1], sentencepiece, characters):
         tok = tokenizer(metadata, add_bos_token=False)
-        expected = text if metadata is not sentencepiece else text.replace("▁", " ")
-        assert tok.decode(tok.encode(text, special, parse)) == expected
+        expected = text if metadata is byte_level[1] else text.replace("▁", " ")
+        begun = "<bos>" if special and metadata is characters else ""
+        assert tok.decode(tok.encode(text, special, parse)) == begun + expected
 
 
 @settings(max_examples=150, deadline=None)
@@ -345,8 +456,8 @@ def test_attributes(byte_level, sentencepiece):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "rwkv"}, UnsupportedModelError, "'rwkv'; supported are bert, gpt2, llama, t5"),
-        ({"model": None}, UnsupportedModelError, "supported are bert, gpt2, llama, t5"),
+        ({"model": "rwkv"}, UnsupportedModelError, "'rwkv'; supported are bert, gemma4, gpt2, llama, t5"),
+        ({"model": None}, UnsupportedModelError, "supported are bert, gemma4, gpt2, llama, t5"),
         ({"pre": "martian"}, UnsupportedModelError, r"'martian'; supported are .*llama-bpe.*qwen2"),
         ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),

@@ -46,6 +46,8 @@ _add_to_rows = Kernel("activation.hip", "add_to_rows", "float32* float32*? float
 _sigmoid_gate_rows = Kernel("activation.hip", "sigmoid_gate_rows", "float32* float32* float32* uint32 uint64")
 _scale_rows = Kernel("activation.hip", "scale_rows", "float32* float32* float32* uint32 uint64 uint64")
 _clip = Kernel("activation.hip", "clip", "float32* float32* float32 uint32 uint64 uint64")
+_scale_columns = Kernel("activation.hip", "scale_columns", "float32* float32* float32* uint32 uint64")
+_sparsify = Kernel("activation.hip", "sparsify", "float32* float32* float32 uint32 uint64")
 _softmax = Kernel("activation.hip", "softmax", "float32* float32* uint32")
 
 
@@ -108,6 +110,21 @@ def clip(x: Array, limit: float) -> Array:
     (data, stride), out = rows_of(x), cupy_module().empty(x.shape, np.float32)
     if x.size:
         _clip(*a_thread_each(x.size), (out, data, limit, x.size // len(x), stride, x.size))
+    return out
+
+
+def scale_columns(x: Array, factors: Array) -> Array:
+    x = float32(x)
+    out = cupy_module().empty(x.shape, np.float32)
+    if x.size:
+        _scale_columns(*a_thread_each(x.size), (out, x, float32(factors), factors.size, x.size))
+    return out
+
+
+def sparsify(x: Array, deviations: float) -> Array:
+    (x, stride), (rows, columns) = rows_of(x), x.shape
+    out = cupy_module().empty((rows, columns), np.float32)
+    _sparsify((rows,), (tuning.current().elementwise_threads,), (out, x, deviations, columns, stride))
     return out
 
 

@@ -23,11 +23,15 @@ from rocforge.ops.device.strided import a_thread_each, aligned, blocks, float32,
 from rocforge.ops.state import BLOCK_SIZE, PackedRows, PagedLayer
 from rocforge.ops.types import Array, Weight
 
+MOST_GROUP = 12 << 10
+"""Elements of the query heads that share a key head, whose results a block of decode attention has in LDS."""
+
 
 class Fresh(NamedTuple):
     """Keys and values (tokens, kv_heads, head_dim) not yet in the cache, and how they and the queries get ready.
 
-    cos and sin are None where nothing is rotated.
+    k and v are None where the cache has them, cos and sin where nothing is rotated, v_eps where values are no more
+    normalized.
     """
 
     k: Array
@@ -38,6 +42,7 @@ class Fresh(NamedTuple):
     q_norm: Array
     k_norm: Array
     eps: float
+    v_eps: float | None
     neox: bool
 
     @property
@@ -55,8 +60,8 @@ def attend(
     sinks: Array,
     consumer: Weight | None,
 ) -> Array:
-    """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query."""
-    if layer.queries[1] > 1:
+    """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query, and keys to store."""
+    if layer.queries[1] > 1 or fresh.k is None:
         return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, consumer)
     return paged_attention(q, layer, scale, softcap, sinks, consumer, fresh)
 
@@ -184,8 +189,8 @@ def _attend(
 
 _NOTHING_BEFORE = {
     **dict.fromkeys(("new_keys", "new_values", "slots", "cos", "sin", "q_norm", "k_norm")),
-    **dict.fromkeys(("k_stride", "v_stride", "rotated_pairs", "neox"), 0),
-    "eps": 0.0,
+    **dict.fromkeys(("k_stride", "v_stride", "rotated_pairs", "neox", "values_normed"), 0),
+    **dict.fromkeys(("eps", "v_eps"), 0.0),
 }
 
 
@@ -200,7 +205,8 @@ def _before(q: Array, fresh: Fresh | None) -> tuple[Array, dict[str, Any]]:
 
 def _angles_and_norms(fresh: Fresh) -> dict[str, Any]:
     names = ("slots", "cos", "sin", "q_norm", "k_norm", "eps")
-    return {**{name: getattr(fresh, name) for name in names}, "neox": int(fresh.neox)}
+    values = {"values_normed": int(fresh.v_eps is not None), "v_eps": fresh.v_eps or 0.0}
+    return {**{name: getattr(fresh, name) for name in names}, **values, "neox": int(fresh.neox)}
 
 
 def splits_of(units: int, heads: int, longest: int, tuned: Tuning) -> int:
@@ -236,8 +242,12 @@ def types_of(layer: PagedLayer) -> Types:
 
 
 def _sizes(head_dim: int, group: int) -> dict[str, Any]:
-    if head_dim % (32 if head_dim > 128 else 16) or head_dim > 256:
-        raise ValueError(f"head_dim is {head_dim}; allowed are multiples of 16 up to 128 and of 32 up to 256")
+    step = 16 if head_dim <= 128 else 32 if head_dim <= 256 else 64
+    if head_dim % step or head_dim > 512:
+        allowed = "allowed are multiples of 16 up to 128, of 32 up to 256 and of 64 up to 512"
+        raise ValueError(f"head_dim is {head_dim}; {allowed}")
+    if group * head_dim > MOST_GROUP:
+        raise ValueError(f"{group} heads of {head_dim} share a key; allowed are {MOST_GROUP} elements, which LDS holds")
     return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}
 
 
@@ -253,12 +263,15 @@ def _prefill_kernel(head_dim: int, group: int, types: Types) -> Kernel:
 
 
 def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
-    _check_lengths(fresh.k, fresh.v)
-    out, heads = cupy_module().empty(q.shape, np.float32), q.shape[1]
-    tokens, kv_heads, head_dim = fresh.k.shape
+    out = cupy_module().empty(q.shape, np.float32)
+    tokens, heads, head_dim = q.shape
     if tokens == 0:
         return out
-    (q, q_stride), (k, k_stride), (v, v_stride) = (rows_of(a) for a in (q, fresh.k, fresh.v))
+    kv_heads, (k, k_stride), (v, v_stride) = 0, (None, 0), (None, 0)
+    if fresh.k is not None:
+        _check_lengths(fresh.k, fresh.v)
+        kv_heads, (k, k_stride), (v, v_stride) = fresh.k.shape[1], rows_of(fresh.k), rows_of(fresh.v)
+    q, q_stride = rows_of(q)
     args = {"q_out": out, **cache_arrays(layer), "q": q, "k": k, "v": v, "pairs": fresh.pairs}
     args |= {"q_stride": q_stride, "k_stride": k_stride, "v_stride": v_stride}
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}

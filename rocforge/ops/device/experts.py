@@ -61,9 +61,21 @@ def _kernel(name: str, kind: WeightFormat) -> Kernel:
     return Kernel(source, name, _SIGNATURES[name], RF_QTYPE=kind.kernel)
 
 
-def operand_form(tokens: int, gate: Matrices, up: Matrices, down: Matrices) -> OperandForm:
+Pair = tuple[Matrices, ...]
+"""Gate and up; or what has the rows of both."""
+
+
+def operand_form(tokens: int, gate: Matrices, up: Matrices | None, down: Matrices) -> OperandForm:
     """The form in which `experts` takes an x of so many tokens, of matrices on the current device."""
-    return _form(_product(tokens, gate, up, down), tokens)
+    return _form(_product(tokens, _pair(gate, up), down), tokens)
+
+
+def _pair(gate: Matrices, up: Matrices | None) -> Pair:
+    if up is not None:
+        return gate, up
+    if gate.bias is not None:
+        raise ValueError("experts: gate has the rows of up too, and a bias; on a device it can have one only apart")
+    return (gate,)
 
 
 def _form(product: Product, tokens: int) -> OperandForm:
@@ -71,9 +83,9 @@ def _form(product: Product, tokens: int) -> OperandForm:
     return OperandForm.FLOAT32 if product is Product.WIDE else form_of(product, tokens)
 
 
-def _product(tokens: int, *matrices: Matrices) -> Product:
-    gate, up, down = (format_of(each.weight) for each in matrices)
-    return experts_product(gate, up, down, tokens, tuning.current())
+def _product(tokens: int, pair: Pair, down: Matrices) -> Product:
+    gate, *_, up = (format_of(each.weight) for each in (*pair, pair[-1]))
+    return experts_product(gate, up, format_of(down.weight), tokens, tuning.current())
 
 
 def experts(
@@ -81,7 +93,7 @@ def experts(
     ids: Array,
     weights: Array,
     gate: Matrices,
-    up: Matrices,
+    up: Matrices | None,
     down: Matrices,
     unit: str,
     residual: Array,
@@ -91,21 +103,21 @@ def experts(
     Raises:
         ValueError: the matrices' rows are not whole runs of 8 elements.
     """
-    _check_rows(gate)
-    tokens = len(ids)
+    _check_rows(down)
+    tokens, pair = len(ids), _pair(gate, up)
     if not tokens:
-        return cupy_module().empty((0, gate.weight.shape[2]), np.float32)
+        return cupy_module().empty((0, down.weight.shape[1]), np.float32)
     ids, weights, residual = cupy_module().ascontiguousarray(ids, dtype=np.int32), float32(weights), float32(residual)
-    product = _product(tokens, gate, up, down)
+    product = _product(tokens, pair, down)
     operand = as_operand(x, _form(product, tokens))
     if product in _OF_SORTED_PAIRS:
-        y, rank = _OF_SORTED_PAIRS[product](operand, ids, (gate, up), down, unit)
+        y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
         return combine(y, rank, weights, residual)
-    return _gemv(operand, _by_ids(ids), weights, (gate, up), down, unit, residual)
+    return _gemv(operand, _by_ids(ids), weights, pair, down, unit, residual)
 
 
-def _check_rows(gate: Matrices) -> None:
-    _, ffn, dim = gate.weight.shape
+def _check_rows(down: Matrices) -> None:
+    _, dim, ffn = down.weight.shape
     if dim % 8 or ffn % 8:
         raise ValueError(f"experts: rows of {dim} and {ffn} elements; on a device they must be multiples of 8")
 
@@ -132,7 +144,8 @@ def mixture(
     eps: float,
     router: Matrices,
     routing: tuple[Any, ...],
-    pair: tuple[Matrices, Matrices],
+    gate: Matrices,
+    up: Matrices | None,
     down: Matrices,
     unit: str,
     residual: Array,
@@ -143,15 +156,16 @@ def mixture(
     Where each token-expert pair is a GEMV these are three launches: norm and logits; gate and up; down and the sum. The
     last two choose the experts by the logits themselves.
     """
-    _check_rows(pair[0])
+    _check_rows(down)
     tokens, residual, how = len(x), float32(residual), Routing.of(len(router.weight), *routing)
-    product = _product(tokens, *pair, down)
+    pair = _pair(gate, up)
+    product = _product(tokens, pair, down)
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))
     if product is Product.GEMV_INT8 and kind_of(down) is not None and tokens:
         return _gemv(operand, Chosen(None, logits, how), None, pair, down, unit, residual), None
     ids, weights = device_moe.route(logits, how)
     if product not in _OF_SORTED_PAIRS or not tokens:
-        return experts(operand, ids, weights, *pair, down, unit, residual), None
+        return experts(operand, ids, weights, gate, up, down, unit, residual), None
     y, rank = _OF_SORTED_PAIRS[product](operand, ids, pair, down, unit)
     form = OperandForm.FLOAT32 if following is None else form_for(following.consumers, tokens)
     if following is None or residual is None or form is OperandForm.FLOAT32:
@@ -176,16 +190,16 @@ def _gemv(
     x: Array | PackedOperand,
     chosen: Chosen,
     weights: Array,
-    pair: tuple[Matrices, Matrices],
+    pair: Pair,
     down: Matrices,
     unit: str,
     residual: Array,
 ) -> Array:
     """Two launches: gate and up of each token-expert pair; down of each, and the sum over a token's experts."""
-    ffn = pair[0].weight.shape[1]
+    ffn = down.weight.shape[2]
     form = OperandForm.INT8 if format_of(down.weight).planar else OperandForm.FLOAT32
     hidden = empty_operand((len(x) * chosen.routing.used, ffn), form)
-    _gemv_gated(hidden, x, chosen, pair, unit)
+    _gemv_gated(hidden, x, chosen, pair, ffn, unit)
     return _gemv_down(_memory(hidden), len(x), chosen, weights, down, residual)
 
 
@@ -194,9 +208,9 @@ def _memory(x: Array | PackedOperand) -> Array:
 
 
 def _gemv_gated(
-    out: Array | PackedOperand, x: Array | PackedOperand, chosen: Chosen, pair: tuple[Matrices, Matrices], unit: str
+    out: Array | PackedOperand, x: Array | PackedOperand, chosen: Chosen, pair: Pair, ffn: int, unit: str
 ) -> None:
-    (_, ffn, dim), tuned = pair[0].weight.shape, tuning.current()
+    dim, tuned = pair[0].weight.shape[2], tuning.current()
     packed, x = isinstance(out, PackedOperand), _memory(x)
     rows = CELL * cells_of(ffn) if packed else ffn
 
@@ -271,11 +285,9 @@ def _token_of_pair(used: int, pairs: int, device: int) -> Array:
     return tokens
 
 
-def _tile_products(
-    x: PackedOperand, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _tile_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
-    (count, ffn, dim), used = pair[0].weight.shape, ids.shape[1]
+    (count, dim, ffn), used = down.weight.shape, ids.shape[1]
     height = expert_tile_pairs(ids.size, count)
     groups, tiles = sorted_pairs(ids, count, height)
     hidden = empty_operand((ids.size, ffn), fragments_for(ids.size))
@@ -314,11 +326,9 @@ def _tiles_kernel(name: str, kind: WeightFormat, height: int) -> Kernel:
     return Kernel("experts_tiles.hip", name, RF_QTYPE=kind.kernel, RF_TOKENS=height)
 
 
-def _wide_products(
-    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _wide_products(x: Array, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Four launches: the pairs sorted, the tokens in their places, gate and up, and down; see _OF_SORTED_PAIRS."""
-    count, ffn, dim = pair[0].weight.shape
+    count, dim, ffn = down.weight.shape
     groups, tiles = sorted_pairs(ids, count, WIDE_PAIRS, 8)
     # a tile is read whole
     operand = device_moe.scatter_tokens(x, groups.rank, len(groups.order) + WIDE_PAIRS)
@@ -347,11 +357,9 @@ def _wide_kernel(name: str, kind: WeightFormat) -> Kernel:
     return Kernel("experts_wide.hip", name, RF_QTYPE=kind.kernel, RF_LDS=WIDE_LDS)
 
 
-def _grouped_gemm(
-    x: Array, ids: Array, pair: tuple[Matrices, Matrices], down: Matrices, unit: str
-) -> tuple[Array, Array]:
+def _grouped_gemm(x: Array, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:
     """Three launches: the token-expert pairs sorted, gate and up, and down; see _OF_SORTED_PAIRS."""
-    cupy, (count, ffn, dim) = cupy_module(), pair[0].weight.shape
+    cupy, (count, dim, ffn) = cupy_module(), down.weight.shape
     groups = group_by_expert(ids, count)
     hidden, y = cupy.empty((ids.size, ffn), np.float16), cupy.empty((ids.size, dim), np.float32)
     rows = tuning.current().experts_tile_rows

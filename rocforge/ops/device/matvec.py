@@ -6,6 +6,7 @@ x is int8 (`rocforge.ops.device.operands`), or float32 where the weights are flo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,8 +152,13 @@ def gated_product(
 
 
 def gated_matrices(pair: Sequence[Array], biases: Sequence[Array], rows: int, unit: str) -> tuple[Any, ...]:
-    """The `Gated` of a launch: of the memory of gate and up, and their biases."""
-    return *pair, *biases, rows, GATES[unit]
+    """The `Gated` of a launch: of the memory of gate and up, and their biases. A memory of both has the rows of gate,
+    and then those of up, of each expert."""
+    if len(pair) > 1:
+        return *pair, *biases, rows, rows, GATES[unit]
+    (data,) = pair
+    up = data.reshape(-1)[rows * math.prod(data.shape[2:]) :]
+    return data, up, None, None, rows, 2 * rows, GATES[unit]
 
 
 def gated_output(

@@ -13,7 +13,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.formats.planar import CELL, cells_of
 from rocforge.ops.device.operands import PackedOperand, empty_operand
 from rocforge.ops.device.plan import OperandForm
-from rocforge.ops.device.strided import blocks, float32
+from rocforge.ops.device.strided import a_thread_each, blocks, float32
 from rocforge.ops.types import Array, Groups
 
 MAX_USED = 32
@@ -28,6 +28,7 @@ _route = Kernel("moe.hip", "route")
 _router = Kernel("moe.hip", "router")
 _group = Kernel("moe.hip", "group_by_expert", "int32* int32* int32* int32* int32* int32 int32 int32 int32")
 _scatter = Kernel("moe.hip", "scatter_tokens", "float32* int32* uint8* uint32 uint32 uint32 uint32")
+_scale = Kernel("moe.hip", "scale_by_expert", "float32* float32* int32* float32* uint32 uint64")
 _combine = Kernel(
     "moe.hip", "combine_experts", "float32* float32*? float16*? int32*? float32*? float32*? uint32 uint32"
 )
@@ -45,6 +46,7 @@ class Routing(NamedTuple):
     groups: int = 1
     groups_used: int = 1
     bias: Array = None
+    expert_scales: Array = None
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Routing(NamedTuple):
         sigmoid: bool = False,
         groups: tuple[int, int] = (1, 1),
         bias: Array = None,
+        expert_scales: Array = None,
     ) -> Routing:
         """Raises:
         ValueError: there are more experts than a block counts, or more groups.
@@ -64,7 +67,8 @@ class Routing(NamedTuple):
         if groups[0] > MOST_GROUPS:
             raise ValueError(f"{groups[0]} groups of experts; on a device there are at most {MOST_GROUPS}")
         flags = int(softmax_before), int(normalize)
-        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, float32(bias))
+        arrays = float32(bias), float32(expert_scales)
+        return cls(counted(experts), used, *flags, scale, int(sigmoid), *groups, *arrays)
 
 
 def route(logits: Array, routing: Routing) -> tuple[Array, Array]:
@@ -115,6 +119,14 @@ def router(
     waves = ROUTER_THREADS // card_of(x.device.id).wave
     _router((blocks(count, waves), blocks(tokens, ROUTER_TOKENS)), (ROUTER_THREADS,), args)
     return operand, logits
+
+
+def scale_by_expert(y: Array, ids: Array, scales: Array) -> Array:
+    """What `rocforge.ops.moe.scale_by_expert` gives."""
+    out, ids = cupy_module().empty(y.shape, np.float32), cupy_module().ascontiguousarray(ids, dtype=np.int32)
+    if y.size:
+        _scale(*a_thread_each(y.size), (out, float32(y), ids, float32(scales), y.shape[1], y.size))
+    return out
 
 
 def group_by_expert(ids: Array, count: int) -> Groups:
