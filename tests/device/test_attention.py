@@ -45,9 +45,9 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int, **seen) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None, **seen) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, **seen)], blocks, device="gpu")
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window, **seen)], blocks, device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
