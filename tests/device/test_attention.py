@@ -119,7 +119,7 @@ OPTIONS = [
 def test_options(options: dict):
     rng = np.random.default_rng(1)
     options = dict(options)
-    cache = filled(rng, 2, 64, 16, options.pop("window", None), options.pop("chunked", False))
+    cache = filled(rng, 2, 64, 16, options.pop("window", None), chunked=options.pop("chunked", False))
     chunks = [Chunk(0, 50, [1, 5]), Chunk(129, 1, [0, 2, 3, 4, 6]), Chunk(60, 10, [8, 9, 7]), Chunk(3, 1, [10])]
     check(rng, cache, chunks, heads=4, **options)
 
