@@ -55,8 +55,8 @@ rf_attention_pattern(PatternParams p) {
     wait_for_previous();
     RF_SHARED float query[RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked,
-                        p.causal);
+    Seen seen =
+        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked, p.causal);
     float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
     for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
@@ -111,8 +111,8 @@ rf_attention_heads(HeadsParams p) {
     wait_for_previous();
     RF_SHARED float sums[PARTS][RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen = seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked,
-                        p.causal);
+    Seen seen =
+        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked, p.causal);
     const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     u32 kv_head = head / (p.heads / p.kv_heads);
     i32 end = minimum(seen.length, i32(p.columns));

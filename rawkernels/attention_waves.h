@@ -183,7 +183,8 @@ RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const 
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             i32 key = start + i32(n * 16 + fragment_column(i));
-            if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end) scores[n].x[i] = -infinity();
+            if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end)
+                scores[n].x[i] = -infinity();
         }
     }
 }

@@ -46,9 +46,9 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int, **seen) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None, **seen) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, **seen)], blocks, device="gpu")
+    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window, **seen)], blocks, device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
@@ -120,7 +120,7 @@ OPTIONS = [
 def test_options(options: dict):
     rng = np.random.default_rng(1)
     options = dict(options)
-    cache = filled(rng, 2, 64, 16, options.pop("window", None), options.pop("chunked", False))
+    cache = filled(rng, 2, 64, 16, options.pop("window", None), chunked=options.pop("chunked", False))
     chunks = [Chunk(0, 50, [1, 5]), Chunk(129, 1, [0, 2, 3, 4, 6]), Chunk(60, 10, [8, 9, 7]), Chunk(3, 1, [10])]
     check(rng, cache, chunks, heads=4, **options)
 

@@ -163,7 +163,7 @@ def _attend(
     (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
     common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
     common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
-    common |= {"scale": scale, "softcap": softcap, **window_arguments(layer)}
+    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0, "chunked": int(layer.chunked)}
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
@@ -178,6 +178,7 @@ def _attend(
         prefill = _prefill_kernel(head_dim, group, types)
         args = {
             **common,
+            **window_arguments(layer),
             "out": to["out"],
             "fp16": to["fp16"],
             "sequences": count,
@@ -226,7 +227,10 @@ def cache_arrays(layer: PagedLayer) -> dict[str, Array]:
 
 
 def window_arguments(layer: PagedLayer) -> dict[str, int]:
-    """How many keys a query sees, 0 for all, as kernels take it: without `causal` its own in the middle."""
+    """How many keys each of many queries sees, 0 for all, as kernels take it: without `causal` its own in the middle.
+
+    The decode kernel's one query is the last token, which has none behind it.
+    """
     window = layer.window or 0
     return {"window": window if layer.causal or not window else 2 * window - 1, "chunked": int(layer.chunked)}
 
