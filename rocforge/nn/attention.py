@@ -128,9 +128,10 @@ class Attention(Module):
 
     def gated(self, y: Any, gate: Any) -> Any:
         """What the heads give, (tokens, heads * value_dim), times the unit of the gate."""
+        gate = contiguous(gate)
         if self.gate_unit == "sigmoid" and self.gated_width == 1:
             return sigmoid_gate(y, gate)
-        rows, numbers = y.reshape(-1, self.gated_width), contiguous(gate).reshape(-1)
+        rows, numbers = y.reshape(-1, self.gated_width), gate.reshape(-1)
         if self.gate_unit == "sigmoid":
             return sigmoid_gate_rows(rows, numbers).reshape(y.shape)
         return scale_rows(rows, softplus(numbers)).reshape(y.shape)
