@@ -169,8 +169,8 @@ RF_GATED(swiglu_clipped_of_fp16, f16, swiglu_clipped_of(g, u, limit), RF_COMMA f
 RF_GATED(swiglu_oai, float, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 RF_GATED(swiglu_oai_of_fp16, f16, swiglu_oai_of(g, u, alpha, limit), RF_COMMA float alpha RF_COMMA float limit)
 
-// What stands out of rows of n, which are `stride` apart: max(x - (mean + deviations * deviation), 0), with the deviation
-// of a sample. A block a row.
+// What stands out of rows of n, which are `stride` apart: max(x - (mean + deviations * deviation), 0), with the
+// deviation of a sample. A block a row.
 RF_KERNEL(THREADS)
 rf_sparsify(float* out, const float* x, float deviations, u32 n, u64 stride) {
     wait_for_previous();

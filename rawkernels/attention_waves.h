@@ -19,8 +19,8 @@ static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of th
 
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
 // Of less than a tile of rows the last is repeated: no query sees those. What is packed is unpacked behind the loads.
-// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks; but for heads that leave no
-// room for that in NVIDIA's 48 KiB.
+// Rows in LDS are padded by 16 bytes, so that the rows of a fragment lie in different banks; but for heads that leave
+// no room for that in NVIDIA's 48 KiB.
 #ifdef RF_FRAGMENTS_NVIDIA
 constexpr u32 PAD = RF_HEAD_DIM > 256 ? 0 : 8;
 #else

@@ -39,7 +39,8 @@ RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
         u32 element = lane() + i * RF_WAVE;
-        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) head.x[i] *= weight ? factor * weight[element] : factor;
+        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM)
+            head.x[i] *= weight ? factor * weight[element] : factor;
     }
 }
 

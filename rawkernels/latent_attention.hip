@@ -1,8 +1,8 @@
 // Latent attention over the paged cache: the heads of a token by its sequence's rows, on each target's matrix unit.
 //
-// A row of the cache is a latent of RF_RANK elements and RF_HEAD_DIM - RF_RANK of a key that all heads share; the latent
-// is what is summed, too. Compiled for these, RF_BLOCK_SIZE (tokens of a cache block) and the cache's type. Lengths are
-// read on the device, so that a launch can be replayed while they grow. Source: DeepSeek-V2,
+// A row of the cache is a latent of RF_RANK elements and RF_HEAD_DIM - RF_RANK of a key that all heads share; the
+// latent is what is summed, too. Compiled for these, RF_BLOCK_SIZE (tokens of a cache block) and the cache's type.
+// Lengths are read on the device, so that a launch can be replayed while they grow. Source: DeepSeek-V2,
 // https://arxiv.org/abs/2405.04434; split along the tokens as Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "cached_heads.h"
@@ -28,9 +28,9 @@ RF_DEVICE float rotated_element(const float* x, u32 i, const float* cos, const f
     return x[i] * cos[pair] + (second ? other : -other);
 }
 
-// Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED); latents
-// (RF_RANK,) and shared keys (SHARED,) a token go to the cache, the latents normalized where there is a norm. Rows of
-// tokens are strides apart. What has a negative slot is not stored.
+// Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED);
+// latents (RF_RANK,) and shared keys (SHARED,) a token go to the cache, the latents normalized where there is a norm.
+// Rows of tokens are strides apart. What has a negative slot is not stored.
 struct LatentStoreParams {
     float *own, *rotated;
     void* keys;
@@ -115,9 +115,9 @@ struct Shared {
 };
 
 // From absorbed (tokens, heads, RF_RANK) and rotated (tokens, heads, SHARED) to out (tokens, heads, RF_RANK). Scores of
-// a token at position p are multiplied by `scale * (1 + temperature * ln(1 + p / temperature_length))`. A split takes an
-// equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero before and
-// after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
+// a token at position p are multiplied by `scale * (1 + temperature * ln(1 + p / temperature_length))`. A split takes
+// an equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero before
+// and after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
 struct LatentAttentionParams {
     float* out;
     const float *absorbed, *rotated;
@@ -156,7 +156,7 @@ RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32
     for (u32 i = thread_x(); i < HEADS * RF_HEAD_DIM; i += THREADS) {
         u32 head = block_y() * HEADS + i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
         u64 at = u64(token) * p.heads + head;
-        float x = head >= p.heads       ? 0.0f
+        float x = head >= p.heads     ? 0.0f
                   : element < RF_RANK ? p.absorbed[at * RF_RANK + element]
                                       : p.rotated[at * SHARED + element - RF_RANK];
         shared.queries[i / RF_HEAD_DIM][element] = from_float<f16>(x * scale);
@@ -291,8 +291,7 @@ RF_DEVICE void each_sum(const Accumulator (&sums)[OWN_TILES], Each f) {
         u32 tile = wave() + n * WAVES;
         if (TILES % WAVES && tile >= TILES) break;
         RF_UNROLL
-        for (u32 i = 0; i < ELEMENTS; ++i)
-            f(fragment_row(row_slot(i)), tile * 16 + fragment_column(i), sums[n].x[i]);
+        for (u32 i = 0; i < ELEMENTS; ++i) f(fragment_row(row_slot(i)), tile * 16 + fragment_column(i), sums[n].x[i]);
     }
 }
 

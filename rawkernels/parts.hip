@@ -23,7 +23,8 @@ RF_KERNEL(THREADS) rf_keep_part(float* x, const i32* ids, i32 first, i32 end, u3
 // Experts of a card that has `count` from `first` on: those of others, of ids (tokens, used), weigh nothing, and are
 // replaced by the last one that the token goes to anyway, if there is one. A thread a token.
 RF_KERNEL(THREADS)
-rf_experts_of_part(i32* ids, float* weights, const i32* all, const float* given, i32 first, i32 count, u32 used, u32 tokens) {
+rf_experts_of_part(i32* ids, float* weights, const i32* all, const float* given, i32 first, i32 count, u32 used,
+                   u32 tokens) {
     wait_for_previous();
     u32 token = block_x() * THREADS + thread_x();
     if (token >= tokens) return;

@@ -1,9 +1,9 @@
-// All-reduce of few numbers over memory that cards see of each other. Each card writes its part to the inbox of every card
-// and tells a word there, in one launch; the next one waits for the words in its own inbox, and sums. So no launch waits
-// for one of another card that waits itself.
+// All-reduce of few numbers over memory that cards see of each other. Each card writes its part to the inbox of every
+// card and tells a word there, in one launch; the next one waits for the words in its own inbox, and sums. So no launch
+// waits for one of another card that waits itself.
 //
-// An inbox has two turns, each with a part from every card, taken in alternation: a card writes to a turn again only when
-// all have told the other turn's words, and so have read this one.
+// An inbox has two turns, each with a part from every card, taken in alternation: a card writes to a turn again only
+// when all have told the other turn's words, and so have read this one.
 #include "target/platform.h"
 
 namespace rocforge {
@@ -28,8 +28,8 @@ RF_DEVICE Inbox inbox_of(const u64* inboxes, u32 card, u32 cards) {
     return inbox;
 }
 
-// x has `count` numbers, a multiple of 4, a block for each SEGMENT of them. `counters` (BLOCKS,) says how often each block
-// has summed; `inboxes` where each card's is.
+// x has `count` numbers, a multiple of 4, a block for each SEGMENT of them. `counters` (BLOCKS,) says how often each
+// block has summed; `inboxes` where each card's is.
 RF_KERNEL(THREADS)
 rf_tell_peers(const float* x, const u64* inboxes, const u32* counters, u32 rank, u32 cards, u32 count) {
     wait_for_previous();

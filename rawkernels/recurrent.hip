@@ -101,7 +101,7 @@ struct RuleParams {
     float* y;        // (tokens, value_heads, value_dim)
     const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
     RF_NULLABLE const float* beta;
-    const float *alpha, *decay;      // rows of (value_heads, DECAYS); (value_heads,)
+    const float *alpha, *decay;     // rows of (value_heads, DECAYS); (value_heads,)
     RF_NULLABLE const float* bias;  // as a row of alpha
     RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
     float* state;                   // (slots, value_heads, KEY_DIM, value_dim)

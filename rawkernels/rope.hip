@@ -27,8 +27,8 @@ rf_rope(float* out, const float* x, const float* cos, const float* sin, u32 toke
 
 // Queries are normalized, rotated and spread as keys are into q_out (tokens, heads, RF_HEAD_DIM); keys likewise, into
 // the cache, with the values, which with `values_normed` are normalized without a weight. Without kv_heads there are
-// queries alone. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token whose slot is
-// negative is not stored.
+// queries alone. Rows of q, k and v are strides apart, in floats. Norm weights are (RF_HEAD_DIM,). A token whose slot
+// is negative is not stored.
 struct RopeStoreParams {
     float* q_out;
     void *keys, *values;

@@ -10,8 +10,8 @@ constexpr u32 MOST_EXPERTS = 1024, MOST_USED = 32, MOST_GROUPS = 64;
 // How many of how many experts a token goes to, and what their weights are: softmax_before, over all experts, then,
 // with `normalize`, over the chosen ones' sum; else over the chosen ones alone; then times `scale`. With `sigmoid` an
 // expert's weight is that of its logit. Experts are chosen by their logits, or, with a bias, by weight plus bias; of
-// `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two. In the
-// end each weight is times its expert's of expert_scales.
+// `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two. In
+// the end each weight is times its expert's of expert_scales.
 struct Routing {
     i32 experts, used, softmax_before, normalize;
     float scale;
@@ -122,9 +122,9 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
         float sum = 0.0f;
         for (i32 i = 0; i < r.used; ++i) sum += choice.logits[i];
         if (thread_x() < u32(r.used))
-            choice.weights[thread_x()] =
-                choice.logits[thread_x()] / (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) *
-                scale_of(r, choice.ids[thread_x()]);
+            choice.weights[thread_x()] = choice.logits[thread_x()] /
+                                         (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) *
+                                         scale_of(r, choice.ids[thread_x()]);
         barrier();
         return;
     }

@@ -268,8 +268,8 @@ RF_DEVICE void device_fence() {
 #endif
 }
 
-// A word that threads of other cards read, or write, in memory that they share: writes of the block before a barrier, and
-// before the word is told, are seen by who has heard it, and by its block after a barrier.
+// A word that threads of other cards read, or write, in memory that they share: writes of the block before a barrier,
+// and before the word is told, are seen by who has heard it, and by its block after a barrier.
 RF_DEVICE void tell_cards(u32* word, u32 value) {
 #if defined(RF_PLATFORM_AMD)
     __hip_atomic_store(word, value, __ATOMIC_RELEASE, __HIP_MEMORY_SCOPE_SYSTEM);
