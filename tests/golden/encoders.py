@@ -6,7 +6,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as T
 
 from golden import families
-from golden.families import AFTER, FULL, LAYER, NO_BIAS, QKV, RMS, Family
+from golden.family_parts import AFTER, FULL, LAYER, NO_BIAS, QKV, RMS, Family
 
 BERT = {**LAYER, "pooling_type": 1}
 RANK = ("norm.weight", "norm.bias")
