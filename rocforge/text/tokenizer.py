@@ -173,7 +173,7 @@ class Tokenizer:
         for part in (self._all_special if parse_special_tokens else self._user_defined).split(text, literal):
             if isinstance(part, int):
                 ids.append(part)
-            elif self._model != "gpt2":
+            elif self._model in ("llama", "gemma4"):
                 ids += self._encode_text(self._escape(part, after_special))
             else:
                 ids += self._encode_text(part)
