@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -398,4 +399,4 @@ def _embedding_rows(file: Mapping[str, Any]) -> int:
 def _blocks(file: Mapping[str, Any]) -> int:
     """How many blocks there are up to the last one with tensors."""
     numbers = (name.split(".", 2)[1] for name in file if name.startswith("blk."))
-    return 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 6), default=-1)
+    return 1 + max((int(number) for number in numbers if re.fullmatch("[0-9]{1,5}", number)), default=-1)
