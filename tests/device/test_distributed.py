@@ -14,6 +14,8 @@ from golden import models, relative_error
 import rocforge as rf
 from rocforge.device.distributed import NcclGroup
 
+pytestmark = pytest.mark.any_wave
+
 PROGRAM = """
 import sys, time
 import cupy

@@ -18,7 +18,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops.device.plan import MAX_TILE_TOKENS
 from rocforge.ops.state import BLOCK_SIZE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
 
 HALF, INT8 = 8e-3, 3e-2
 """Products of many tokens round to float16; those of up to FEW round x to int8, as llama.cpp does."""

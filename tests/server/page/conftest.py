@@ -4,7 +4,7 @@ import pytest
 from server.page_server import serving
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium, with a profile of its own, for which plain.example is this machine, by HTTP."""
     from server.page.steps import CHROMIUM, OPTIONS, playwright
