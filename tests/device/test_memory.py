@@ -97,6 +97,7 @@ with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64)
     wanted = run(engine, few)
 with rf.Engine(model, cache_tokens=8192, max_batch_tokens=2048, max_requests=64) as engine:
     run(engine, [[5 + i] * 120 for i in range(3)])
+    cp.empty(8 << 20, cp.uint8)
     gc.collect()
     hog = cp.cuda.runtime.malloc(free() - (64 << 10))
     hoarded = cp.get_default_memory_pool().free_bytes()
@@ -125,7 +126,7 @@ with rf.Engine(model, cache_tokens=4096, max_batch_tokens=2048) as engine:
 
 @only_simulated
 def test_a_pool_that_keeps_what_another_needs(path):
-    """What prompts have left in CuPy's pool goes to decode steps, which have a pool of their own."""
+    """What others have left in CuPy's pool goes to decode steps, which have a pool of their own."""
     assert on_the_simulator(BEGIN + HOARDED, path, MEMORY=little_memory(96 << 20)) == "True True\n"
 
 
