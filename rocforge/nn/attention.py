@@ -88,9 +88,8 @@ class Attention(Module):
         self.temperature, self.clip = temperature, clip
         value_dim = value_dim or head_dim
         self.shares = shares is not None
-        self.state: PagedKV | SharedKV = PagedKV(kv_heads, head_dim, value_dim, None, None, window, chunked, causal)
-        if shares is not None:
-            self.state = SharedKV(shares)
+        own = PagedKV(kv_heads, head_dim, value_dim, window=window, chunked=chunked, causal=causal)
+        self.state: PagedKV | SharedKV = own if shares is None else SharedKV(shares)
         self.options: dict[str, Any] = {"softcap": softcap, "scale": scale}
         self.value_eps = eps if normalizes_values else None
         rows, kv_rows, self.splits_q = heads * head_dim, kv_heads * head_dim, gate == "in attn_q"
