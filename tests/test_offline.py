@@ -249,8 +249,10 @@ def print_page() -> None:
     print(PAGE.format(rocm=amd_compiler.ROCM, vgpr=VGPR_LIMIT, lds=LDS_LIMIT, others=others))
     every: dict[str, list[code_objects.Kernel]] = {target: [] for target in REPRESENTATIVES}
     for source in SOURCES:
-        print(f"## {source}\n\n{table_head('kernel')}")
         chosen = [target for target in REPRESENTATIVES if target in targets(source)]
+        if not chosen:
+            continue
+        print(f"## {source}\n\n{table_head('kernel')}")
         under_way = {
             defines: [compilation(source, defines, target) for target in chosen] for defines in variants(source)
         }
