@@ -8,6 +8,7 @@ from typing import Any
 from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
 from rocforge.ops import activation as activations
+from rocforge.ops.moe import halves
 
 
 class MLP(Module):
@@ -60,7 +61,7 @@ class MergedMLP(Module):
     def __init__(self, dim: int, ffn: int, activation: str = "swiglu", *, bias: bool | str = False):
         self.ffn_up = Linear(dim, 2 * ffn, bias=bias)
         self.ffn_down = Linear(ffn, dim, bias=bias)
-        self.activation, self.ffn = activation, ffn
+        self.activation = activation
 
     @property
     def projections(self) -> list[Module]:
@@ -72,5 +73,4 @@ class MergedMLP(Module):
 
     def activate(self, projected: list[Any]) -> Any:
         """The hidden layer from what ffn_up gives."""
-        (y,) = projected
-        return getattr(activations, self.activation)(y[:, : self.ffn], y[:, self.ffn :])
+        return getattr(activations, self.activation)(*halves(*projected))

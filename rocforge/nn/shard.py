@@ -142,7 +142,7 @@ class _Pass:
         cuts: dict[type[Module], Any] = {
             Attention: self._attention,
             MLP: self._mlp,
-            MergedMLP: self._merged,
+            MergedMLP: self._mlp,
             MoE: self._experts,
             SharedExpert: self._shared,
             SharedMoE: self._shared_experts,
@@ -189,27 +189,19 @@ class _Pass:
         attn.ends = own * key, (own + own_kv) * key
         return True
 
-    def _mlp(self, mlp: MLP) -> bool:
+    def _mlp(self, mlp: MLP | MergedMLP) -> bool:
         return self._feed_forward(mlp.projections, mlp.ffn_down)
 
     def _shared(self, shared: SharedExpert) -> bool:
-        return self._feed_forward([shared.ffn_gate_shexp, shared.ffn_up_shexp], shared.ffn_down_shexp)
-
-    def _merged(self, mlp: MergedMLP) -> bool:
-        span, ffn = self._dealt(mlp.ffn_down), mlp.ffn
-        if span is None:
-            return False
-        _cut_rows(mlp.ffn_up, [span, _moved(span, ffn)])
-        self._cut_columns(mlp.ffn_down, span)
-        mlp.ffn = span.stop - span.start
-        return True
+        return self._feed_forward(shared.projections, shared.ffn_down_shexp)
 
     def _feed_forward(self, first: Sequence[Any], last: Linear) -> bool:
-        span = self._dealt(last)
+        """Cut the layers that x goes through, of which one may have the rows of several, and the last one."""
+        span, ffn = self._dealt(last), last.weight.shape[1]
         if span is None:
             return False
         for layer in first:
-            _cut_rows(layer, [span])
+            _cut_rows(layer, [_moved(span, base) for base in range(0, layer.weight.shape[0], ffn)])
         self._cut_columns(last, span)
         return True
 

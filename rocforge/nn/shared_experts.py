@@ -55,9 +55,13 @@ class SharedExpert(Module):
         self.ffn_down_shexp = Linear(ffn, dim)
         self.activation, self.constants = activation, tuple(constants)
 
+    @property
+    def projections(self) -> list[Module]:
+        """What multiplies x."""
+        return [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
+
     def forward(self, x: Any) -> Any:
-        layers = [self.ffn_up_shexp] if self.ffn_gate_shexp is None else [self.ffn_gate_shexp, self.ffn_up_shexp]
-        projected = [layer(x) for layer in layers]
+        projected = [layer(x) for layer in self.projections]
         if self.merged:
             projected = [*halves(*projected)]
         hidden = getattr(activations, self.activation)(*projected, *self.constants)

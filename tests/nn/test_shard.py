@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from golden import demo, families, models, relative_error
+from golden.family_models import FAMILIES
 from groups import run_together
 
 import rocforge as rf
@@ -24,6 +25,13 @@ BUILDERS = {
     "gpt-oss": lambda path: models.build(path, "gpt-oss", "F32"),  # sinks, biases of experts
     "llama": lambda path: models.build(path, "llama", "Q4_K_M"),  # blocks of 256
 }
+
+REFUSED = {
+    **dict.fromkeys(["baichuan", "deci", "exaone4-window"], "2 cards do not divide"),
+    **dict.fromkeys(["mamba", "mamba-falcon", "mamba2"], "cannot be cut for several cards"),
+    **dict.fromkeys(["gemma3n", "gemma3n-few"], "of several streams"),
+}
+"""Families whose reference models are not for two cards, and what is said of them."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,24 @@ def test_logits(files, name, cards):
     results = together(file, cards, lambda part: part(TOKENS))
     assert all((logits == results[0]).all() for logits in results)
     assert relative_error(results[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family(tmp_path, name):
+    """Each one gives on two cards what it gives on one, or is refused in a sentence."""
+
+    def called(model):
+        return model(TOKENS) if model.generates else model.hidden(TOKENS)
+
+    families.build(tmp_path / "model.gguf", name)
+    with rf.open_gguf(tmp_path / "model.gguf") as file:
+        if name in REFUSED:
+            with pytest.raises((ValueError, UnsupportedModelError), match=REFUSED[name]):
+                together(file, 2)
+            return
+        results = together(file, 2, called)
+        assert (results[0] == results[1]).all()
+        assert relative_error(results[0], called(load_model(file, device="cpu"))) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "shares"), [("demo", [3, 1]), ("demo", [1, 1, 2]), ("qwen35", [24, 16])])
