@@ -10,13 +10,13 @@ from typing import Any
 
 from rocforge.nn.attention import Attention
 from rocforge.nn.batch import Batch
-from rocforge.nn.layers import Linear, RMSNorm
+from rocforge.nn.layers import Factors, Linear, RMSNorm
 from rocforge.nn.mlp import MLP
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.per_layer import PerLayerInput
 from rocforge.ops import altup
-from rocforge.ops.activation import add, geglu, scale, scale_columns, softcap, sparsify
+from rocforge.ops.activation import add, geglu, scale, softcap, sparsify
 from rocforge.ops.linear import linear
 
 
@@ -46,16 +46,6 @@ class Laurel(Module):
 
     def forward(self, x: Any) -> Any:
         return add(x, self.laurel_post_norm(self.laurel_r(self.laurel_l(x))))
-
-
-class Factors(Module):
-    """x times weight (dim,)."""
-
-    def __init__(self, dim: int):
-        self.weight: Any = Parameter(dim)
-
-    def forward(self, x: Any) -> Any:
-        return scale_columns(x, self.weight)
 
 
 class AltUpBlock(Module):

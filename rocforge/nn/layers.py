@@ -7,7 +7,7 @@ from typing import Any
 from rocforge.nn.low_rank import add_updates
 from rocforge.nn.module import Module
 from rocforge.nn.parameter import Parameter
-from rocforge.ops.activation import gelu, scale, softcap, softmax
+from rocforge.ops.activation import gelu, scale, scale_columns, softcap, softmax
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import layer_norm, rms_norm
@@ -113,6 +113,16 @@ class Scale(Module):
 
     def forward(self, x: Any) -> Any:
         return scale(x, self.factor)
+
+
+class Factors(Module):
+    """x (..., columns) times weight: (columns,), or (1,) for all; with `optional`, where the file has one."""
+
+    def __init__(self, size: int, *, optional: bool = False):
+        self.weight: Any = Parameter(size, optional=optional)
+
+    def forward(self, x: Any) -> Any:
+        return x if self.weight is None else scale_columns(x, self.weight)
 
 
 class Scores(Module):

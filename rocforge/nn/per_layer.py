@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.nn.batch import Batch
-from rocforge.nn.layers import Embedding, Linear, RMSNorm
+from rocforge.nn.layers import Embedding, Factors, Linear, RMSNorm
 from rocforge.nn.module import Module
-from rocforge.nn.parameter import Parameter
-from rocforge.ops.activation import add, geglu, scale, scale_columns
+from rocforge.ops.activation import add, geglu, scale
 
 
 class LayerInputs(Module):
@@ -35,16 +34,6 @@ class LayerInputs(Module):
         projected = scale(self.per_layer_model_proj(x), dim**-0.5).reshape(count, *self.sizes)
         embedded = scale(self.per_layer_token_embd(tokens), inner**0.5).reshape(count, *self.sizes)
         return scale(add(self.per_layer_proj_norm(projected), embedded), 2**-0.5)
-
-
-class StreamScale(Module):
-    """x times weight (1,), where the file has one."""
-
-    def __init__(self) -> None:
-        self.weight: Any = Parameter(1, optional=True)
-
-    def forward(self, x: Any) -> Any:
-        return x if self.weight is None else scale_columns(x, self.weight)
 
 
 class PerLayerInput(Module):
@@ -81,7 +70,7 @@ class LayerEnd(Module):
     inline = True
 
     def __init__(self, per_layer: PerLayerInput | None):
-        self.per_layer, self.layer_output_scale = per_layer, StreamScale()
+        self.per_layer, self.layer_output_scale = per_layer, Factors(1, optional=True)
 
     def forward(self, x: Any, batch: Batch) -> Any:
         return self.layer_output_scale(x if self.per_layer is None else add(x, self.per_layer(x, batch)))
