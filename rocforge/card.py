@@ -28,7 +28,7 @@ from rocforge.load import load_model
 from rocforge.loading.files import open_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
-from rocforge.nn.state import states_of, typed
+from rocforge.nn.state import kept_of, typed
 
 IDLE = 0.02
 """Seconds without a message after which a card looks whether its device has done its work, and done it well."""
@@ -58,7 +58,7 @@ class Card:
 
     def room(self, types: tuple[str | None, str | None], tokens: int | None, step: int, requests: int) -> Any:
         """Tokens and sequences that this card has room for, as `CacheSizes.room` gives them for an engine."""
-        sizes = CacheSizes(typed(states_of(self._model), *types).values(), self._model.device, step)
+        sizes = CacheSizes(typed(kept_of(self._model), *types).values(), self._model.device, step)
         return sizes.room(tokens, self._model.config.context, requests)
 
     def open(
@@ -66,7 +66,7 @@ class Card:
     ) -> None:
         """Make this card's part of an engine's cache; `step` is what a StepRunner takes after that, on a GPU."""
         with self._stream:
-            states = typed(states_of(self._model), *types)
+            states = typed(kept_of(self._model), *types)
             self._cache = KVCache(states, blocks, slots=slots, device=self._model.device)
             self._runner = StepRunner(self._stream, self._model, self._cache, *step) if step else None
 

@@ -265,11 +265,10 @@ class _ParallelExperts(_Step):
     """The experts' products and sums are one op."""
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        both: Any = self.mixer
-        x, moe = self.enter(stream), both.routed
-        ids, weights = moe.route(x, moe.ffn_down_exps.scale)
-        gate, up, down = moe.matrices
-        mixed = experts(both.pre_ffw_norm_2(x), ids, weights, gate, up, down, moe.activation)
+        x, both = self.enter(stream), self.mixer
+        moe: MoE = both.routed
+        y, ids, weights = moe.choose(both.pre_ffw_norm_2(x), x, moe.ffn_down_exps.scale)
+        mixed = experts(y, ids, weights, *moe.matrices, moe.activation)
         return self.leave(stream.x, both.observed(both.join(x, moe.observed(mixed))))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
-from rocforge.device.libraries import cupy_module
 from rocforge.nn.batch import Batch
 from rocforge.nn.delta_net import TimeStep
 from rocforge.nn.layers import Linear, RMSNorm
@@ -68,8 +67,8 @@ class KimiDeltaNet(Module):
     def mix(self, projected: list[Any], batch: Batch) -> Any:
         """What the output product takes, (tokens, heads * head_dim), of what the projections give."""
         *qkv, forgets, gate, beta = projected
-        state, xp = batch.state_of(self), np if get_array_module(beta) is np else cupy_module()
-        joined = xp.empty((len(beta), 3 * self.inner), np.float32)
+        state = batch.state_of(self)
+        joined = get_array_module(beta).empty((len(beta), 3 * self.inner), np.float32)
         convs = self.ssm_conv1d_q, self.ssm_conv1d_k, self.ssm_conv1d_v
         for i, (conv, x) in enumerate(zip(convs, qkv, strict=True)):
             conv(x, state, joined[:, i * self.inner : (i + 1) * self.inner])
