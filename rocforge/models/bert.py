@@ -101,9 +101,8 @@ class JinaBertV2(JinaBertV3):
         return block
 
     def feed_forward(self, layer: int, read: Reader) -> Module:
-        up = read.tensors.get(f"blk.{layer}.ffn_up.weight")
         sizes, gate = read.mlp(layer), read.has(layer, "ffn_gate")
-        if not gate and up is not None and up.shape[0] == 2 * sizes["ffn"]:
+        if not gate and read.rows(layer, "ffn_up") == 2 * sizes["ffn"]:
             return MergedMLP(**sizes, activation="geglu", bias="optional")
         return MLP(**sizes, activation="geglu" if gate else "gelu", gate=gate)
 

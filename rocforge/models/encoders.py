@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from rocforge.models.gemma import NORMS
+from rocforge.models.llama import Llama
 from rocforge.nn import MLP, Attention, Block, LayerNorm, MergedMLP, Transformer
 from rocforge.nn.batch import Batch
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.layers import Linear
 from rocforge.nn.reader import ENCODER, Reader
 
@@ -15,25 +16,21 @@ MEAN = 1
 """llama.cpp's pooling_type of means."""
 
 
-class LlamaEmbed(Transformer):
+class LlamaEmbed(Llama):
     """Source: Babakhin et al., https://arxiv.org/abs/2511.07025."""
 
-    architectures: tuple[str, ...] = ("llama-embed",)
+    architectures = ("llama-embed",)
     models = "Llama Embed Nemotron"
     defaults = ENCODER
-    rope_neox = False
-
-    def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=read.rope(self.rope_neox))
-        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm)
 
 
-class EuroBert(LlamaEmbed):
+class EuroBert(Llama):
     """Source: Boizard et al., https://arxiv.org/abs/2503.05500."""
 
     architectures = ("eurobert",)
     models = "EuroBERT"
-    rope_neox = True
+    defaults = ENCODER
+    neox = True
 
 
 class NeoBert(Transformer):
@@ -100,7 +97,7 @@ class GemmaEmbedding(Transformer):
         window = read.window(layer, every=6, around=True)
         rope = read.window_rope(True) if window else read.rope(True)
         attn = Attention(**read.attention(layer), rope=rope, window=window, norms="head")
-        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=NORMS)
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=POST_NORMS)
 
     def project(self, pooled: Any) -> Any:
         """Through both dense layers, where the file has them."""

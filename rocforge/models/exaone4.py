@@ -1,6 +1,7 @@
 """exaone4: EXAONE 4, whose norms stand behind attention and feed-forward."""
 
 from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.reader import Reader
 
 WITH_WINDOWS = 64
@@ -18,5 +19,4 @@ class Exaone4(Transformer):
         window = read.window(layer, every=4, default=4096) if windows else None
         rope = None if windows and window is None else read.rope(True)
         attn = Attention(**read.attention(layer), rope=rope, window=window, norms="head")
-        post = ("post_attention_norm", "post_ffw_norm")
-        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm, pre=(None, None), post=post)
+        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm, pre=(None, None), post=POST_NORMS)

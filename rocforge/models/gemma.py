@@ -4,10 +4,9 @@ import math
 from types import MappingProxyType
 
 from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.module import Module
 from rocforge.nn.reader import Reader
-
-NORMS = ("post_attention_norm", "post_ffw_norm")
 
 
 class Gemma(Transformer):
@@ -37,7 +36,7 @@ class Gemma2(Gemma):
 
     def __init__(self, read: Reader):
         super().__init__(read)
-        self.softcap = read.softcap("final_logit_softcapping")
+        self.softcap = read.factor("final_logit_softcapping")
 
     def block(self, layer: int, read: Reader) -> Module:
         attn = Attention(
@@ -45,9 +44,9 @@ class Gemma2(Gemma):
             rope=read.rope(True),
             window=read.window(layer, every=2),
             scale=self.score_scale(layer, read),
-            softcap=read.softcap("attn_logit_softcapping"),
+            softcap=read.factor("attn_logit_softcapping"),
         )
-        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=NORMS)
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=POST_NORMS)
 
     def score_scale(self, layer: int, read: Reader) -> float | None:
         """The 27B models, known by their number of layers, scale scores by the share of the width that a head has."""
@@ -71,7 +70,7 @@ class Gemma3(Gemma2):
             rope=read.window_rope(True, base=10000.0) if window else read.rope(True),
             window=window,
             scale=self.score_scale(layer, read),
-            softcap=read.softcap("attn_logit_softcapping"),
+            softcap=read.factor("attn_logit_softcapping"),
             norms="head",
         )
-        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=NORMS)
+        return Block(attn, MLP(**read.mlp(layer), activation="geglu"), read.rms_norm, post=POST_NORMS)

@@ -5,9 +5,10 @@ from typing import Any
 
 from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import MOST, REQUIRED
-from rocforge.models.gemma import NORMS, Gemma2
+from rocforge.models.gemma import Gemma2
 from rocforge.nn import MLP, Attention, Block, MoE
 from rocforge.nn.batch import Batch
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.module import Module
 from rocforge.nn.moe import NormedRouter
 from rocforge.nn.parallel_experts import ParallelExperts
@@ -50,12 +51,11 @@ class Gemma4(Gemma2):
         end = LayerEnd(PerLayerInput(dim, inner, layer, read.eps) if inner else None)
         attn, dense = self.attention(layer, read), MLP(**read.mlp(layer), activation="geglu")
         if not read.has(layer, "ffn_gate_inp"):
-            return Block(attn, dense, read.rms_norm, post=NORMS, after=end)
-        sizes = {key: read.moe(layer)[key] for key in ("dim", "ffn", "experts", "used")}
-        router, merged = NormedRouter(dim, read.experts, read.eps), read.has(layer, "ffn_gate_up_exps")
-        routed = MoE(**sizes, activation="geglu", merged=merged, scaled=True, router=router)
+            return Block(attn, dense, read.rms_norm, post=POST_NORMS, after=end)
+        router = NormedRouter(dim, read.experts, read.eps)
+        routed = MoE(**read.moe(layer), activation="geglu", scaled=True, router=router)
         both = ParallelExperts(dense, routed, read.rms_norm)
-        return Block(attn, both, read.rms_norm, pre=("attn_norm", None), post=NORMS, after=end)
+        return Block(attn, both, read.rms_norm, pre=("attn_norm", None), post=POST_NORMS, after=end)
 
     def attention(self, layer: int, read: Reader) -> Attention:
         """A layer's attention; of its rope only the layers that see everything have factors."""

@@ -1,6 +1,7 @@
 """chatglm and glm4: ChatGLM 3, GLM-4, GLM-4-0414 and GLM-Z1, whose ffn_up holds the rows of gate and up."""
 
 from rocforge.nn import Attention, Block, MergedMLP, Transformer
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.reader import Reader
 
 
@@ -25,7 +26,7 @@ class Glm4(ChatGLM):
 
     architectures = ("glm4",)
     models = "GLM 4 0414, GLM Z1"
-    post = ("post_attention_norm", "post_ffw_norm")
+    post = POST_NORMS
 
     def neox(self, read: Reader) -> bool:
         return any(read.value("rope.dimension_sections", ()))  # files of vision models have them, and pair so

@@ -39,14 +39,14 @@ class Grok(Transformer):
     def __init__(self, read: Reader):
         super().__init__(read)
         self.embedding_scale, self.logit_scale = read.factor("embedding_scale"), read.factor("logit_scale")
-        self.softcap = read.softcap("final_logit_softcapping")
+        self.softcap = read.factor("final_logit_softcapping")
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(
             **read.attention(layer),
             rope=read.rope(True),
             scale=read.factor("attention.output_scale"),
-            softcap=read.softcap("attn_logit_softcapping"),
+            softcap=read.factor("attn_logit_softcapping"),
         )
         experts = MoE(**read.moe(layer), activation="geglu")
         dense = MLP(**read.mlp(layer), activation="geglu") if read.has(layer, "ffn_up") else None

@@ -9,6 +9,7 @@ from rocforge.models.cohere import CommandR
 from rocforge.models.mixtures import Dots1
 from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.batch import Batch
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.layers import Scale
 from rocforge.nn.reader import Reader
 from rocforge.nn.shared_experts import with_shared
@@ -32,15 +33,11 @@ class AFMoE(ExaoneMoE):
 
     architectures = ("afmoe",)
     models = "Trinity Nano, Mini, Large"
+    post = POST_NORMS
 
     def __init__(self, read: Reader):
         super().__init__(read)
         self.embedding_scale = math.sqrt(self.config.dim)
-
-    def block(self, layer: int, read: Reader) -> Block:
-        ffn = self.mixture(layer, read) if read.has_experts(layer) else MLP(**read.mlp(layer))
-        post = ("post_attention_norm", "post_ffw_norm")
-        return Block(self.attention(layer, read), ffn, read.rms_norm, post=post)
 
     def attention(self, layer: int, read: Reader) -> Attention:
         rope = None if (layer + 1) % 4 == 0 else read.window_rope(True)

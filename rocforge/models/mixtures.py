@@ -17,10 +17,11 @@ class DeepSeek(Transformer):
     architectures: tuple[str, ...] = ("deepseek",)
     models = "DeepSeek MoE"
     pre: tuple[str, str] = ("attn_norm", "ffn_norm")
+    post: tuple[str | None, str | None] = (None, None)
 
     def block(self, layer: int, read: Reader) -> Block:
         ffn = self.mixture(layer, read) if read.has_experts(layer) else MLP(**read.mlp(layer))
-        return Block(self.attention(layer, read), ffn, read.rms_norm, pre=self.pre)
+        return Block(self.attention(layer, read), ffn, read.rms_norm, pre=self.pre, post=self.post)
 
     def attention(self, layer: int, read: Reader) -> Module:
         """A layer's."""

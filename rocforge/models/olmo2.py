@@ -1,6 +1,7 @@
 """olmo2: OLMo 2, whose norms stand behind attention and feed-forward, and on whole queries and keys."""
 
 from rocforge.nn import MLP, Attention, Block, Transformer
+from rocforge.nn.block import POST_NORMS
 from rocforge.nn.reader import Reader
 
 
@@ -12,5 +13,4 @@ class Olmo2(Transformer):
 
     def block(self, layer: int, read: Reader) -> Block:
         attn = Attention(**read.attention(layer), rope=read.rope(True), norms="whole")
-        post = ("post_attention_norm", "post_ffw_norm")
-        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm, pre=(None, None), post=post)
+        return Block(attn, MLP(**read.mlp(layer)), read.rms_norm, pre=(None, None), post=POST_NORMS)

@@ -10,6 +10,9 @@ from rocforge.nn.layers import Scale
 from rocforge.nn.module import Module
 from rocforge.ops.activation import add
 
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+"""GGUF's names of the norms behind attention and feed-forward."""
+
 
 class MixerBlock(Module):
     """A layer with one mixer: `x + mixer(norm(x))`; x (tokens, dim).

@@ -264,7 +264,7 @@ class Reader(Metadata):
         return window if not pattern or (layer if first else layer + 1) % pattern else None
 
     def factor(self, key: str, default: float | None = None) -> float | None:
-        """A constant that something is multiplied with; None for one."""
+        """A factor, or a cap on scores or logits, over 0; None where there is none."""
         return self.number(key, 0.0, LARGEST, default=default) or None
 
     def recurrent(self, layer: int, every: int) -> bool:
@@ -277,10 +277,6 @@ class Reader(Metadata):
         if self.value(key, None) is not None:
             return bool(self.per_layer(key)[layer])
         return (layer + 1) % self.integer("full_attention_interval", 1, MOST, default=every) != 0
-
-    def softcap(self, key: str) -> float | None:
-        """A cap on scores or logits; None for none."""
-        return self.factor(key)
 
     def rope(self, neox: bool, share: int = 1, magnitude: float | None = None) -> RopeFrequencies:
         """The rotary embedding, scaled as the file says. Layers share it.

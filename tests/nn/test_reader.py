@@ -105,10 +105,10 @@ def test_defaults_of_architectures(architecture, expected):
     """What old files lack is what their models were made with; what a file has is its own."""
     defaults = ARCHITECTURES[architecture].defaults
     read = reader({}, architecture, defaults=defaults)
-    caps = read.softcap("attn_logit_softcapping"), read.softcap("final_logit_softcapping")
+    caps = read.factor("attn_logit_softcapping"), read.factor("final_logit_softcapping")
     assert (read.window(0), *caps) == expected
     own = reader({"attention.sliding_window": 7, "final_logit_softcapping": 5.0}, architecture, defaults=defaults)
-    assert (own.window(0), own.softcap("final_logit_softcapping")) == (7, 5.0)
+    assert (own.window(0), own.factor("final_logit_softcapping")) == (7, 5.0)
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
