@@ -28,9 +28,10 @@ RF_DEVICE float rotated_element(const float* x, u32 i, const float* cos, const f
     return x[i] * cos[pair] + (second ? other : -other);
 }
 
-// Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED);
-// latents (RF_RANK,) and shared keys (SHARED,) a token go to the cache, the latents normalized where there is a norm.
-// Rows of tokens are strides apart. What has a negative slot is not stored.
+// Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED), times
+// a factor of each token where there are some; latents (RF_RANK,) and shared keys (SHARED,) a token go to the cache,
+// the latents normalized where there is a norm. Rows of tokens are strides apart. What has a negative slot is not
+// stored.
 struct LatentStoreParams {
     float *own, *rotated;
     void* keys;
@@ -38,7 +39,7 @@ struct LatentStoreParams {
     u64 q_stride, latent_stride, key_stride;
     const i32* slots;
     RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
-    RF_NULLABLE const float* norm;
+    RF_NULLABLE const float *norm, *factors;
     float eps;
     u32 tokens, heads, own_dim;
     i32 neox;
@@ -55,9 +56,10 @@ rf_latent_store(LatentStoreParams p) {
     if (head < p.heads) {
         const float* q = p.q + token * p.q_stride + u64(head) * (p.own_dim + SHARED);
         u64 at = u64(token) * p.heads + head;
-        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) p.own[at * p.own_dim + i] = q[i];
+        float factor = p.factors ? p.factors[token] : 1.0f;
+        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) p.own[at * p.own_dim + i] = factor * q[i];
         for (u32 i = lane(); i < SHARED; i += RF_WAVE)
-            p.rotated[at * SHARED + i] = rotated_element(q + p.own_dim, i, cos, sin, p.neox);
+            p.rotated[at * SHARED + i] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
         return;
     }
     i32 slot = p.slots[token];
@@ -114,10 +116,9 @@ struct Shared {
     u32 last;
 };
 
-// From absorbed (tokens, heads, RF_RANK) and rotated (tokens, heads, SHARED) to out (tokens, heads, RF_RANK). Scores of
-// a token at position p are multiplied by `scale * (1 + temperature * ln(1 + p / temperature_length))`. A split takes
-// an equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero before
-// and after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
+// From absorbed (tokens, heads, RF_RANK) and rotated (tokens, heads, SHARED) to out (tokens, heads, RF_RANK). A split
+// takes an equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero
+// before and after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
 struct LatentAttentionParams {
     float* out;
     const float *absorbed, *rotated;
@@ -126,8 +127,8 @@ struct LatentAttentionParams {
     float* partials;
     i32* counters;
     u32 table_stride, sequences, heads;
-    i32 splits, temperature_length;
-    float scale, temperature;
+    i32 splits;
+    float scale;
 };
 
 // A token's sequence: its table, and how many of its rows the token sees: none where it fills up a step.
@@ -149,9 +150,8 @@ RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
     return {p.tables + u64(sequence) * p.table_stride, maximum(p.lengths[sequence] - after, 0)};
 }
 
-RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token, i32 rows) {
-    float position = float(maximum(rows - 1, 0) / p.temperature_length);
-    float scale = p.scale * LOG2E * (1 + p.temperature * fast_log(1 + position));
+RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token) {
+    float scale = p.scale * LOG2E;
     RF_NO_UNROLL
     for (u32 i = thread_x(); i < HEADS * RF_HEAD_DIM; i += THREADS) {
         u32 head = block_y() * HEADS + i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
@@ -333,7 +333,7 @@ rf_latent_attention(LatentAttentionParams p) {
     if (split >= active) return;
     u32 start = split * share, end = minimum(i32(start) + share, seen.rows);
 
-    store_queries(shared, p, token, seen.rows);
+    store_queries(shared, p, token);
     Accumulator sums[OWN_TILES];
     RF_UNROLL
     for (u32 n = 0; n < OWN_TILES; ++n) clear(sums[n]);

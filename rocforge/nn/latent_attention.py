@@ -44,7 +44,7 @@ class LatentAttention(Module):
         query_rank: queries are made of a latent of so many elements (attn_q_a, attn_q_a_norm, attn_q_b); None: of x
             (attn_q).
         scale: factor on the scores; None for `1 / sqrt(own + shared)`.
-        temperature: a further one, by position; or None.
+        temperature: scales the queries by their positions, or None.
 
     Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434.
     """
@@ -99,6 +99,7 @@ class LatentAttention(Module):
             fused = {"norm": norm.weight, "eps": norm.eps}
         else:
             latents = norm(latents)
-        own, rotated = store_latents(q, latents, keys, layer, rotation, **fused)
-        seen = latent_attention(self.attn_k_b(own), rotated, layer, self.scale, self.temperature)
+        factors = None if self.temperature is None else batch.temperatures(self.temperature)
+        own, rotated = store_latents(q, latents, keys, layer, rotation, **fused, factors=factors)
+        seen = latent_attention(self.attn_k_b(own), rotated, layer, self.scale)
         return self.attn_v_b(seen).reshape(len(q), -1)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
+from rocforge.ops.activation import scale_rows
 from rocforge.ops.arguments import check_shape
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.device import latent_attention as device
@@ -22,7 +23,6 @@ from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
 from rocforge.ops.state import PackedRows, PagedLayer
-from rocforge.ops.temperature import Temperature
 from rocforge.ops.types import Array, HostArray, Weight
 
 
@@ -34,6 +34,7 @@ def store_latents(
     rotation: Rotation | None,
     norm: Array = None,
     eps: float = 1e-6,
+    factors: Array = None,
 ) -> tuple[Array, Array]:
     """Normalize latents, rotate the shared keys and the queries' parts for them, and put the rows into the cache.
 
@@ -47,6 +48,7 @@ def store_latents(
         rotation: of the tokens' positions, of all shared elements; None: nothing is rotated.
         norm: weight (rank,) of an RMS norm of the latents, or None.
         eps: of that.
+        factors: float32, shape (tokens,): what queries are multiplied with; or None.
 
     Returns:
         float32 (tokens, heads, own) and (tokens, heads, shared): both parts of the queries.
@@ -61,7 +63,9 @@ def store_latents(
             f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
         )
     if get_array_module(q) is not np:
-        return device.store_latents(q, latents, keys, layer, rotation, norm, eps)
+        return device.store_latents(q, latents, keys, layer, rotation, norm, eps, factors)
+    if factors is not None:
+        q = scale_rows(q, factors)
     own, rotated, keys = q[..., :-shared], q[..., -shared:], keys[:, None]
     if norm is not None:
         latents = rms_norm(latents, norm, eps)
@@ -71,9 +75,7 @@ def store_latents(
     return own, rotated
 
 
-def latent_attention(
-    absorbed: Array, rotated: Array, layer: PagedLayer, scale: float, temperature: Temperature | None = None
-) -> Array:
+def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: float) -> Array:
     """Softmax-weighted means of latents, for each sequence of a batch.
 
     Args:
@@ -81,7 +83,6 @@ def latent_attention(
         rotated: float32, shape (tokens, heads, shared): as they are multiplied with the shared keys.
         layer: its keys are the rows, the batch's stored already; it has no window.
         scale: factor on the scores.
-        temperature: a further one, by the query's position; or None.
 
     Returns:
         float32, shape (tokens, heads, rank).
@@ -90,22 +91,10 @@ def latent_attention(
         ValueError: on a device, rank or shared elements that are no multiples of 16, or more than 576 of both.
     """
     if get_array_module(absorbed) is not np:
-        return device.latent_attention(
-            absorbed, rotated, layer, scale, (temperature.scale, temperature.length) if temperature else (0.0, 1)
-        )
+        return device.latent_attention(absorbed, rotated, layer, scale)
     q = np.concatenate([absorbed, rotated], axis=2)
-    if temperature is not None:
-        q = q * _temperatures(layer, temperature)[:, None, None]
     values: Any = _Latents(layer.keys, absorbed.shape[2])
     return paged_attention(q, replace(layer, values=values), scale=scale)
-
-
-def _temperatures(layer: PagedLayer, temperature: Temperature) -> HostArray:
-    """The factor of each of a batch's tokens."""
-    positions = np.concatenate(
-        [np.arange(span.tokens - (span.rows.stop - span.rows.start), span.tokens) for span in layer.spans]
-    )
-    return temperature.factors(positions)
 
 
 @dataclass(frozen=True)

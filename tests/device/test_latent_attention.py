@@ -44,11 +44,13 @@ def filled(rng, rank: int, shared: int, blocks: int) -> KVCache:
 
 def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, rank: int, temperature=None) -> None:
     """latent_attention of the chunks against each sequence alone."""
-    layer = Batch.of(cache, chunks).state_of(0)
+    batch = Batch.of(cache, chunks)
+    layer = batch.state_of(0)
     rows, dim = layer.keys.get()[:, 0], layer.keys.shape[-1]
     q, scale = rng.standard_normal((sum(c.count for c in chunks), heads, dim), np.float32), 1.5 / np.sqrt(dim)
-    parts = cp.asarray(np.ascontiguousarray(q[..., :rank])), cp.asarray(np.ascontiguousarray(q[..., rank:]))
-    y = latent_attention(*parts, layer, scale, temperature)
+    scaled = q if temperature is None else q * batch.temperatures(temperature).get()[:, None, None]
+    parts = cp.asarray(np.ascontiguousarray(scaled[..., :rank])), cp.asarray(np.ascontiguousarray(scaled[..., rank:]))
+    y = latent_attention(*parts, layer, scale)
     expected, first = [], 0
     for chunk in chunks:
         slots = [chunk.table[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for t in range(chunk.length)]
@@ -89,7 +91,8 @@ def test_splits(splits: int, monkeypatch):
 @pytest.mark.any_wave
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize("rotates", [True, False])
-def test_storing(rng, neox: bool, rotates: bool):
+@pytest.mark.parametrize("temperature", [None, Temperature(0.4, 16)])
+def test_storing(rng, neox: bool, rotates: bool, temperature: Temperature | None):
     """As on the CPU, where rows are parts of wider ones; a token without a slot is not stored."""
     tokens, heads, own, rank, shared = 5, 3, 24, 80, 16
     q = rng.standard_normal((tokens, heads, own + shared), np.float32)
@@ -100,7 +103,8 @@ def test_storing(rng, neox: bool, rotates: bool):
         batch = Batch.of(cache, [chunk])
         layer, (x, wide, weight) = batch.state_of(0), (rf.to_device(a, device) for a in (q, rows, norm))
         rotation = Rotation(*frequencies.cos_sin(batch.positions), neox) if rotates else None
-        parts = store_latents(x, wide[:, :rank], wide[:, rank:], layer, rotation, weight, 1e-5)
+        factors = None if temperature is None else batch.temperatures(temperature)
+        parts = store_latents(x, wide[:, :rank], wide[:, rank:], layer, rotation, weight, 1e-5, factors)
         stored[device] = [*map(rf.asnumpy, parts), rf.asnumpy(layer.keys)]
     for got, expected in zip(stored["gpu"], stored["cpu"], strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-3)

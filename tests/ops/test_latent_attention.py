@@ -48,10 +48,12 @@ def test_matches_definition(rng, temperature):
     v_b = rng.standard_normal((HEADS, VALUES, RANK), np.float32)
     q = [rng.standard_normal((len(part), HEADS, OWN + SHARED), np.float32) for part in rows]
     expected = [by_definition(*pair, k_b, v_b, 0.2, temperature) for pair in zip(q, rows, strict=True)]
+    if temperature is not None:
+        q = [part * temperature.factors(np.arange(len(part)))[:, None, None] for part in q]
 
     def attend(q, layer):
         absorbed = head_linear(q[..., :OWN], k_b)
-        return head_linear(latent_attention(absorbed, q[..., OWN:], layer, 0.2, temperature), v_b)
+        return head_linear(latent_attention(absorbed, q[..., OWN:], layer, 0.2), v_b)
 
     np.testing.assert_allclose(attend(np.concatenate(q), layer), np.concatenate(expected), rtol=1e-4, atol=1e-4)
     last = [Chunk(chunk.count - 1, 1, chunk.table) for chunk in CHUNKS]
@@ -71,6 +73,9 @@ def test_storing(rng):
     own, rotated = store_latents(q, latents, keys, layer, rotation, norm, 1e-5)
     np.testing.assert_array_equal(own, q[..., :OWN])
     np.testing.assert_allclose(rotated, rf.rope(q[..., OWN:], batch.positions, frequencies), rtol=1e-6)
+    scaled = store_latents(q, latents, keys, layer, rotation, norm, 1e-5, np.array([1, 2, 0.5, -1], np.float32))
+    for part, plain in zip(scaled, (own, rotated), strict=True):
+        np.testing.assert_allclose(part, plain * np.array([1, 2, 0.5, -1])[:, None, None], rtol=1e-6)
     rows = layer.keys[[62, 63, 0, 1], 0]
     np.testing.assert_allclose(rows[:, :RANK], rf.rms_norm(latents, norm, 1e-5), rtol=1e-6)
     np.testing.assert_allclose(rows[:, None, RANK:], rf.rope(keys[:, None], batch.positions, frequencies), rtol=1e-6)

@@ -37,6 +37,7 @@ def store_latents(
     rotation: tuple[Array, Array, bool] | None,
     norm: Array,
     eps: float,
+    factors: Array,
 ) -> tuple[Array, Array]:
     """As rocforge.ops.latent_attention.store_latents."""
     (tokens, heads, dim), (rank, shared), empty = q.shape, (latents.shape[1], keys.shape[1]), cupy_module().empty
@@ -48,15 +49,13 @@ def store_latents(
     args = {"own": own, "rotated": rotated, "keys": cache_arrays(layer)["keys"], "slots": layer.slots}
     args |= {"q": q, "latents": latents, "shared_keys": keys, "q_stride": q_stride, "latent_stride": latent_stride}
     args |= {"key_stride": key_stride, "cos": cos, "sin": sin, "neox": int(neox), "norm": float32(norm), "eps": eps}
-    args |= {"tokens": tokens, "heads": heads, "own_dim": dim - shared}
+    args |= {"factors": factors, "tokens": tokens, "heads": heads, "own_dim": dim - shared}
     grid, block = a_thread_each(tokens * (heads + 1) * card_of(own.device.id).wave)
     _kernel("latent_store", rank, shared, layer)(grid, block, args)
     return own, rotated
 
 
-def latent_attention(
-    absorbed: Array, rotated: Array, layer: PagedLayer, scale: float, temperature: tuple[float, int]
-) -> Array:
+def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: float) -> Array:
     """As rocforge.ops.latent_attention.latent_attention."""
     tokens, heads, rank = absorbed.shape
     out = cupy_module().empty(absorbed.shape, np.float32)
@@ -70,7 +69,6 @@ def latent_attention(
     args |= {"keys": cache_arrays(layer)["keys"], "tables": layer.tables, "lengths": layer.lengths}
     args |= {"query_starts": layer.query_starts, "partials": partials, "counters": layer.counters}
     args |= {"table_stride": stride, "sequences": sequences, "heads": heads, "splits": splits, "scale": scale}
-    args |= {"temperature": temperature[0], "temperature_length": temperature[1]}
     kernel = _kernel("latent_attention", rank, rotated.shape[2], layer)
     kernel((tokens, tiles, splits), (WAVES * card.wave,), args)
     return out
