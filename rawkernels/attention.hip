@@ -5,9 +5,9 @@
 // (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device,
 // so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+#include "attention.h"
 #include "cached_heads.h"
 #include "formats/quants.h"
-#include "window.h"
 
 namespace rocforge {
 
@@ -39,9 +39,6 @@ constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a multiple of 8 up to 512");
 static_assert(THREADS <= 1024, "");
-
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
 // highest score (in units of log 2), by which both are scaled.

@@ -3,8 +3,8 @@
 // Compiled for RF_HEAD_DIM, RF_BLOCK_SIZE (tokens of a cache block) and the cache's types. A pattern is (heads, tokens,
 // columns): what each token's query sees of the tokens of its own sequence, by their positions; it is zero where there
 // is none to see.
+#include "attention.h"
 #include "formats/kv_cache.h"
-#include "window.h"
 
 namespace rocforge {
 
@@ -20,21 +20,13 @@ struct Seen {
 
 // Of `window` tokens that a query sees, 0 for all, its own is the last, or if not `causal` that in the middle. Tokens
 // that fill up a step, whose sequence has the length zero, see none.
-RF_DEVICE Seen seen_by(const i32* query_starts, const i32* lengths, const i32* tables, u32 table_stride, u32 sequences,
-                       i32 token, i32 window, i32 chunked, i32 causal) {
-    u32 sequence = 0, count = sequences;
-    while (count > 1) {  // the last one that does not begin after the token
-        u32 half = count / 2;
-        if (query_starts[sequence + half] <= token) {
-            sequence += half, count -= half;
-        } else {
-            count = half;
-        }
-    }
-    i32 length = lengths[sequence], position = length - (query_starts[sequence + 1] - token);
-    i32 last = causal ? position : window ? minimum(position + window / 2, length - 1) : length - 1;
-    i32 first = causal ? first_seen(position, window, chunked) : window ? maximum(position - window / 2, 0) : 0;
-    return {tables + u64(sequence) * table_stride, length, position, first, length ? last + 1 : 0};
+template <class Params>
+RF_DEVICE Seen seen_by(const Params& p, i32 token) {
+    u32 sequence = sequence_of(p.query_starts, p.sequences, token);
+    i32 length = p.lengths[sequence], position = length - (p.query_starts[sequence + 1] - token), half = p.window / 2;
+    i32 last = p.causal ? position : p.window ? minimum(position + half, length - 1) : length - 1;
+    i32 first = p.causal ? first_seen(position, p.window, p.chunked) : p.window ? maximum(position - half, 0) : 0;
+    return {p.tables + u64(sequence) * p.table_stride, length, position, first, length ? last + 1 : 0};
 }
 
 // From q (tokens, heads, RF_HEAD_DIM).
@@ -55,8 +47,7 @@ rf_attention_pattern(PatternParams p) {
     wait_for_previous();
     RF_SHARED float query[RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen =
-        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked, p.causal);
+    Seen seen = seen_by(p, token);
     float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     const float* q = p.q + (u64(token) * p.heads + head) * RF_HEAD_DIM;
     for (u32 i = thread_x(); i < RF_HEAD_DIM; i += THREADS) query[i] = q[i] * p.scale;
@@ -111,8 +102,7 @@ rf_attention_heads(HeadsParams p) {
     wait_for_previous();
     RF_SHARED float sums[PARTS][RF_HEAD_DIM];
     u32 token = block_x(), head = block_y();
-    Seen seen =
-        seen_by(p.query_starts, p.lengths, p.tables, p.table_stride, p.sequences, token, p.window, p.chunked, p.causal);
+    Seen seen = seen_by(p, token);
     const float* row = p.pattern + (u64(head) * p.tokens + token) * p.columns;
     u32 kv_head = head / (p.heads / p.kv_heads);
     i32 end = minimum(seen.length, i32(p.columns));

@@ -3,9 +3,9 @@
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and the cache's types,
 // and, by the card's tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and
 // float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+#include "attention.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
-#include "window.h"
 
 namespace rocforge {
 
@@ -13,9 +13,6 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
-
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
 // sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
@@ -63,20 +60,6 @@ struct BlockRows {
     RF_MEMBER i32 seen_by_all(i32 r) const { return !causal && window ? -1 : position(r); }
 };
 
-// The sequence that a token is of, by query_starts. All lanes of the wave take part: each looks at one of as many
-// sequences as there are lanes, evenly spaced, and then at those between two of them.
-RF_DEVICE u32 sequence_of(const PrefillParams& p, i32 token) {
-    u32 first = 0, count = p.sequences;
-    while (count > 1) {
-        u32 step = (count + RF_WAVE - 1) / RF_WAVE, offset = lane() * step;
-        bool begun = offset < count && p.query_starts[first + offset] <= token;
-        u32 passed = (set_bits(wave_ballot(begun)) - 1) * step;
-        first += passed;
-        count = step < count - passed ? step : count - passed;
-    }
-    return first;
-}
-
 // Calls attend(BlockRows) for each sequence with several queries in the block's tile: ROWS of the rows of all
 // sequences, one after another. Tiles go from the last to the first, since of a sequence the last have most keys to
 // see.
@@ -85,7 +68,7 @@ RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
     i32 start = i32((p.tiles - 1 - block_x()) * ROWS), end = start + i32(ROWS), token = start / RF_GROUP;
     u64 query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
     while (token < minimum((end + RF_GROUP - 1) / RF_GROUP, p.query_starts[p.sequences])) {
-        u32 sequence = sequence_of(p, token), each = sequence + lane();
+        u32 sequence = sequence_of(p.query_starts, p.sequences, token), each = sequence + lane();
         bool several = each < p.sequences && p.query_starts[each + 1] > p.query_starts[each] + 1;
         u64 found = wave_ballot(several && p.query_starts[each < p.sequences ? each : 0] * RF_GROUP < end);
         if (!found) {

@@ -5,6 +5,7 @@
 // Lengths are read on the device, so that a launch can be replayed while they grow. Source: DeepSeek-V2,
 // https://arxiv.org/abs/2405.04434; split along the tokens as Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+#include "attention.h"
 #include "cached_heads.h"
 #include "target/fragments.h"
 
@@ -97,9 +98,6 @@ constexpr u32 STRIDE = RF_HEAD_DIM + 8, WEIGHT_STRIDE = KEYS + 8;  // rows of a 
 constexpr u32 MOST_SPLITS = RF_TUNE_MOST_SPLITS;
 constexpr u32 SIZE = HEADS * RF_RANK, RECORD = SIZE + 2 * HEADS;  // of what a split leaves
 
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float LOWEST = -1e30f;  // below any score, and finite: the difference of two is not NaN
-
 static_assert(DEPTH * 16 == RF_HEAD_DIM && TILES * 16 == RF_RANK && RF_HEAD_DIM <= 576, "");
 static_assert(RF_BLOCK_SIZE % KEYS == 0, "a step's rows lie in one block of the cache");
 static_assert(HEADS * KEYS <= THREADS, "a score for each thread");
@@ -137,15 +135,7 @@ struct Seen {
     i32 rows;
 };
 RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
-    u32 sequence = 0, count = p.sequences;
-    while (count > 1) {  // the last one that does not begin after the token
-        u32 half = count / 2;
-        if (p.query_starts[sequence + half] <= token) {
-            sequence += half, count -= half;
-        } else {
-            count = half;
-        }
-    }
+    u32 sequence = sequence_of(p.query_starts, p.sequences, token);
     i32 after = p.query_starts[sequence + 1] - token - 1;
     return {p.tables + u64(sequence) * p.table_stride, maximum(p.lengths[sequence] - after, 0)};
 }
