@@ -116,7 +116,8 @@ def alone(options: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> I
     import rocforge as rf
     from rocforge.text.grammar import GrammarCompiler
 
-    model, tokenizer = rf.load(options.gguf, device=options.device)
+    where = {"device": options.device} if options.tensor_parallel == 1 else {"devices": options.tensor_parallel}
+    model, tokenizer = rf.load(options.gguf, **where)
     for name, chosen in settings.items():
         with rf.Engine(model, tokenizer.eog_token_ids, **chosen) as engine, ExitStack() as stack:
             engine.prepare()
@@ -133,6 +134,7 @@ def through_http(options: argparse.Namespace, name: str, settings: dict[str, Any
     import rocforge as rf
 
     settings = {"max_queue": 1024, **settings, **({"device": options.device} if options.device else {})}
+    settings |= {"tensor_parallel": options.tensor_parallel} if options.tensor_parallel > 1 else {}
     flags = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     with rf.open_gguf(options.gguf) as file:
         vocabulary = len(file.metadata["tokenizer.ggml.tokens"])
@@ -186,6 +188,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache-tokens", type=int, help="of the engine")
     parser.add_argument("--inter-token-ms", type=float, nargs="+", help="of the engine; of several, each is measured")
     parser.add_argument("--device", help="of the engine: cpu, gpu, gpu:N")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="cards that compute together")
     clients = max(1, min(4, (os.cpu_count() or 1) // 4))
     parser.add_argument("--clients", type=int, default=clients, help="client processes, with --serve and --url")
     parser.add_argument("--json", type=Path, help="write all figures there")

@@ -1,9 +1,10 @@
-"""Times decode steps over the length of the context: one request's, or a batch's.
+"""Times decode steps over the length of the context: one request's, or a batch's; on one card, or several.
 
     python benches/bench_steps.py MODEL.gguf
     python benches/bench_steps.py MODEL.gguf --batch 8 --contexts 1,1000
     python benches/bench_steps.py MODEL.gguf --batch 32 --contexts 1 --constrained
     python benches/bench_steps.py MODEL.gguf --contexts 16384,32768 -ctk q8_0 -ctv q4_0
+    python benches/bench_steps.py MODEL.gguf --batch 1 8 64 --contexts 1 --tensor-parallel 2
 
 Microseconds of a step, the median over rounds of new random prompts, and tokens a second. A prompt of the given length
 comes first, and a few steps in which the graph is captured; the next steps are timed, which lengthen the context.
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,9 +64,11 @@ def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, g
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a GGUF file")
-    parser.add_argument("--batch", type=int, default=1, help="requests at a time")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time")
     parser.add_argument("--contexts", default=CONTEXTS, help="tokens of the prompts, separated by commas")
     parser.add_argument("--constrained", action="store_true", help="one of the requests obeys a regular expression")
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", default=1, help="cards that compute together")
+    parser.add_argument("--split", choices=["rows", "layers"], default="rows", help="what each card has of a model")
     parser.add_argument("--steps", type=int, default=24, help="timed steps of a round")
     for letter, of in (("k", "keys"), ("v", "values")):
         options = {"choices": CACHE_TYPES, "help": f"type of the {of} in the KV cache"}
@@ -73,15 +77,18 @@ def main() -> None:
     contexts = [int(context) for context in options.contexts.split(",")]
     types = {"cache_type_k": options.cache_type_k, "cache_type_v": options.cache_type_v}
     longest = max(contexts) + options.steps + 64
-    model, tokenizer = rf.load(options.model, "gpu", context=longest, **types)
+    cards = options.tensor_parallel
+    where: dict[str, Any] = {"devices": cards, "shares": [1] * cards if options.split == "layers" else None}
+    where = where if cards > 1 else {"device": "gpu"}
+    model, tokenizer = rf.load(options.model, context=longest, **where, **types)
     grammar = GrammarCompiler(tokenizer).regex(PATTERN) if options.constrained else None
-    with rf.Engine(model, cache_tokens=options.batch * longest, max_batch_tokens=2048) as engine:
-        for context in contexts:
-            rounds = [seconds_of_a_step(engine, options.batch, context, options.steps, grammar) for _ in range(ROUNDS)]
-            step = statistics.median(rounds[1:])  # the first may compile
-            rate = options.batch / step
-            took = f"{step * 1e6:9.1f} us a step {rate:9.1f} tokens/s"
-            print(f"batch {options.batch} context {context:6} {took}", flush=True)
+    for batch in options.batch:
+        with rf.Engine(model, cache_tokens=batch * longest, max_batch_tokens=2048) as engine:
+            for context in contexts:
+                rounds = [seconds_of_a_step(engine, batch, context, options.steps, grammar) for _ in range(ROUNDS)]
+                step = statistics.median(rounds[1:])  # the first may compile
+                took = f"{step * 1e6:9.1f} us a step {batch / step:9.1f} tokens/s"
+                print(f"batch {batch} context {context:6} {took}", flush=True)
 
 
 if __name__ == "__main__":
