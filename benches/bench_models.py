@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from history import note_rate
 from measure import cp
-from random_gguf import SHAPES, write
+from published import PUBLISHED
+from random_gguf import ALL, write
 
 import rocforge as rf
 from rocforge.device.arrays import available_memory
@@ -39,8 +40,10 @@ MODELS = [
     ("qwen3-30b-a3b", "Q4_K_M"),
     ("gpt-oss-20b", "MXFP4_MOE"),
     ("gpt-oss-120b", "MXFP4_MOE"),
+    *((name, "Q4_K_M") for name in PUBLISHED),
 ]
 ROOM = {"llama-3.1-8b": 30e9, "llama-3.2-1b": 6e9, "qwen3-30b-a3b": 30e9, "gpt-oss-20b": 20e9, "gpt-oss-120b": 75e9}
+ROOM |= {"qwen3.6-35b-a3b": 35e9, "qwen3.6-27b": 80e9, "gemma-4-26b-a4b": 30e9, "deepseek-v2-lite": 20e9}
 """Device memory in bytes that a model takes with float16 copies, its KV cache and graphs."""
 TOKENS = 128
 """Decode steps that are measured."""
@@ -78,14 +81,14 @@ def path(request, tmp_path_factory) -> Path:
     folder = os.environ.get("ROCFORGE_BENCH_DIR") or tmp_path_factory.getbasetemp()
     path = Path(folder) / f"{name}-{recipe}.gguf"
     if not path.exists():
-        write(path, SHAPES[name], recipe)
+        write(path, ALL[name], recipe)
     return path
 
 
 def weights_read(path: Path, tokens: int, unit: str) -> float:
     """What a step of so many tokens reads of the layers' matrices, in `size` or `nbytes`: of experts those that such a
     number of tokens choose, if each is as likely."""
-    shape = SHAPES[path.stem.rpartition("-")[0]]
+    shape = ALL[path.stem.rpartition("-")[0]]
     chosen = 1 - (1 - shape.used / shape.experts) ** tokens if shape.experts else 1.0
     with rf.open_gguf(path) as file:
         matrices = [file[name] for name in file if name.startswith("blk.") and file[name].ndim > 1]

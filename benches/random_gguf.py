@@ -2,8 +2,8 @@
 
     python benches/random_gguf.py llama-3.1-8b Q4_K_M model.gguf
 
-Tensors are those of rocforge.selftest.synthetic. The tokenizer is byte-level BPE with random merges, of the published
-number of tokens.
+Tensors are those of rocforge.selftest.synthetic, or of published.py. The tokenizer is byte-level BPE with random
+merges, of the published number of tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from published import PUBLISHED, Published
 
 from rocforge.quant import QuantizedArray
 from rocforge.selftest.synthetic import RECIPES, SHAPES, Shape, metadata, random_tensors
 from rocforge.text.bpe import byte_of_char
+
+ALL: dict[str, Shape | Published] = {**SHAPES, **PUBLISHED}
 
 
 def random_merges(count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
@@ -33,12 +36,14 @@ def random_merges(count: int, rng: np.random.Generator) -> tuple[list[str], list
     return tokens, merges
 
 
-def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
+def write(path: Path, shape: Shape | Published, recipe: str, context: int = 8192) -> None:
     """Write the file of a shape and a recipe."""
     w = gguf.GGUFWriter(path, shape.arch)
-    for key, value in metadata(shape, context).items():
+    add = {float: w.add_float32, int: w.add_uint32, str: w.add_string, list: w.add_array}
+    is_published = isinstance(shape, Published)
+    for key, value in (shape.metadata(context) if is_published else metadata(shape, context)).items():
         if key != "general.architecture":
-            (w.add_float32 if isinstance(value, float) else w.add_uint32)(key, value)
+            add[type(value)](key, value)
     tokens, merges = random_merges(shape.vocabulary, np.random.default_rng(0))
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("llama-bpe")
@@ -47,7 +52,7 @@ def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
     w.add_token_merges(merges)
     w.add_eos_token_id(len(tokens) - 1)  # what structured output needs
     w.add_add_bos_token(False)
-    for name, values in random_tensors(shape, recipe):
+    for name, values in shape.random_tensors(recipe) if is_published else random_tensors(shape, recipe):
         if isinstance(values, QuantizedArray):
             w.add_tensor(name, values.data, raw_shape=values.data.shape, raw_dtype=values.qtype)
         else:
@@ -60,11 +65,11 @@ def write(path: Path, shape: Shape, recipe: str, context: int = 8192) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=ALL)
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
-    write(options.path, SHAPES[options.shape], options.recipe)
+    write(options.path, ALL[options.shape], options.recipe)
 
 
 if __name__ == "__main__":

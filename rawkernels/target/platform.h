@@ -290,11 +290,12 @@ RF_DEVICE u32 hear_cards(const u32* word) {
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 #endif
 }
+// Before that barrier, on the threads that have written. PTX orders what is before a barrier before what is told after.
 RF_DEVICE void fence_for_cards() {
 #if defined(RF_PLATFORM_AMD)
     __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "");
-#else
-    __threadfence_system();
+#elif defined(RF_PLATFORM_HOST)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 #endif
 }
 

@@ -9,8 +9,11 @@ Source of the collectives: the NCCL user guide, https://docs.nvidia.com/deeplear
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,6 +27,8 @@ from rocforge.errors import DeviceError
 
 FAILED = "failed"
 """What rank 0 sends in place of a result: the text of an error follows."""
+FIRST_SIZES = (1 << 10, 1 << 20)
+"""Numbers of the first all-reduces between GPUs, for which NCCL has different ways."""
 
 
 class Group:
@@ -51,9 +56,18 @@ class Group:
         """A float32 array where the group's are, of any values."""
         return np.zeros(shape, np.float32)
 
-    def all_reduce(self, x: Any) -> Any:
-        """The sum of all members' arrays, of one shape and dtype; written to `x`, where that is a device's."""
+    def all_reduce(self, x: Any, norm: Mapping[str, Any] | None = None) -> Any:
+        """The sum of all members' arrays, of one shape and dtype; written to `x`, where that is a device's.
+
+        Args:
+            x: contiguous.
+            norm: as in PeerMemory.all_reduce, where the group `gives_norm`.
+        """
         return x
+
+    def gives_norm(self, x: Any) -> bool:
+        """Whether `all_reduce` of x (rows, n) can give the norm of its rows too."""
+        return False
 
     def all_gather(self, x: Any) -> Any:
         """All members' arrays, (size, *x.shape)."""
@@ -86,7 +100,7 @@ class HostGroup(Group):
         super().__init__(rank, devices)
         self._links = links
 
-    def all_reduce(self, x: np.ndarray) -> np.ndarray:
+    def all_reduce(self, x: np.ndarray, norm: Mapping[str, Any] | None = None) -> np.ndarray:
         """Summed in the order of ranks."""
         return self._at_rank_0("all-reduce", x, lambda parts: np.add.reduce(parts, dtype=x.dtype), x.shape)
 
@@ -176,12 +190,21 @@ class NcclGroup(Group):
     def connect(self, unique: bytes) -> None:
         """Meet the other members, on the current device and stream; waits for all of them.
 
-        With ROCFORGE_PEER_MEMORY=1, and where all of them see each other's memory, small sums go over that.
+        Where all of them see each other's memory, small sums go over that: unless ROCFORGE_PEER_MEMORY=0, and on AMD
+        only with ROCFORGE_PEER_MEMORY=1.
         """
-        self._communicator = _nccl().NcclCommunicator(self.size, unique, self.rank)
-        if os.environ.get("ROCFORGE_PEER_MEMORY", "0") != "0":
+        self._communicator = communicator = _nccl().NcclCommunicator(self.size, unique, self.rank)
+        # To end one NCCL waits until no graph has collectives of it. So Python never does that by the way, and a thread
+        # does when the group has gone, whose graphs may still be going.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(communicator))
+        weakref.finalize(self, _end_in_time, communicator).atexit = False
+        cupy = cupy_module()
+        for size in FIRST_SIZES:  # what they take memory for at their first call, while there is some
+            self.all_gather(self.all_reduce(cupy.zeros(size, np.float32)))
+        default = "0" if cupy.cuda.runtime.is_hip else "1"
+        if os.environ.get("ROCFORGE_PEER_MEMORY", default) != "0":
             self._see_each_other()
-        cupy_module().cuda.get_current_stream().synchronize()  # the group is for other streams too
+        cupy.cuda.get_current_stream().synchronize()  # the group is for other streams too
 
     def _see_each_other(self) -> None:
         cupy, own = cupy_module(), int(self.devices[self.rank][4:])
@@ -205,10 +228,14 @@ class NcclGroup(Group):
         """As in Group."""
         return cupy_module().empty(shape, np.float32)
 
-    def all_reduce(self, x: Any) -> Any:
+    def gives_norm(self, x: Any) -> bool:
         """As in Group."""
-        if self._peers is not None and self._peers.takes(x):
-            self._peers.all_reduce(x)
+        return self._peers is not None and self._peers.takes(x, rows=True)
+
+    def all_reduce(self, x: Any, norm: Mapping[str, Any] | None = None) -> Any:
+        """As in Group."""
+        if self._peers is not None and self._peers.takes(x, rows=norm is not None):
+            self._peers.all_reduce(x, norm)
             return x
         self._queue("allReduce", x.data.ptr, x.data.ptr, x.size, _kind(x), _nccl().NCCL_SUM)
         return x
@@ -234,6 +261,10 @@ class NcclGroup(Group):
     def _queue(self, call: str, *args: Any) -> None:
         if not is_recording():
             getattr(self._communicator, call)(*args, cupy_module().cuda.get_current_stream().ptr)
+
+
+def _end_in_time(communicator: Any) -> None:
+    threading.Thread(target=communicator.abort, daemon=True).start()
 
 
 def _nccl() -> Any:

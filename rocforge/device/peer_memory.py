@@ -1,25 +1,28 @@
-"""PeerMemory: all-reduce of few numbers over memory that cards see of each other, for groups of GPUs; see peers.hip."""
+"""PeerMemory: all-reduce over memory that cards see of each other, for groups of GPUs; see peers.hip."""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.device.streams import shared_array
 from rocforge.errors import OutOfMemoryError
 
-_tell_peers = Kernel("peers.hip", "tell_peers", "float32* uint64* uint32* uint32 uint32 uint32")
-_sum_of_peers = Kernel("peers.hip", "sum_of_peers", "float32* uint64* uint32* uint32* uint32 uint32 uint32")
+_sum_over_cards = Kernel("peers.hip", "sum_over_cards")
 
-THREADS, BLOCKS = 256, 64
-SEGMENT = 4 * THREADS
-"""As in peers.hip: floats of a block."""
+BLOCKS, WIDTH = 64, 16384
+"""As in peers.hip: rows, and numbers of one, at most."""
+SEGMENT = 1024
+"""The fewest numbers of a block, of an array whose rows do not matter."""
+MOST_NUMBERS = 1 << 20
+"""That a card may write to the others: beyond that RCCL and NCCL, which divide the work, are faster."""
 UNCACHED = 3
 """hipDeviceMallocUncached: what other cards write is seen at once."""
 
@@ -36,7 +39,7 @@ class PeerMemory:
 
     def __init__(self, rank: int, cards: int):
         cupy, self._rank, self._cards = cupy_module(), rank, cards
-        self._own = _allocated(2 * cards * BLOCKS * 4 * (1 + SEGMENT))
+        self._own = _allocated(2 * cards * BLOCKS * 4 * (1 + WIDTH))
         self.handle: bytes = cupy.cuda.runtime.ipcGetMemHandle(self._own)
         self._counters = cupy.zeros(BLOCKS, np.uint32)
         self._inboxes: Any = None
@@ -51,17 +54,25 @@ class PeerMemory:
         )
         weakref.finalize(self, _close, list(theirs.values()), self._own).atexit = False
 
-    def takes(self, x: Any) -> bool:
-        """Whether an array is one that `all_reduce` is for."""
-        return bool(
-            x.dtype == np.float32 and 0 < x.size <= BLOCKS * SEGMENT and x.size % 4 == 0 and x.data.ptr % 16 == 0
-        )
+    def takes(self, x: Any, rows: bool = False) -> bool:
+        """Whether an array is one that `all_reduce` is for; with `rows` (rows, n), of which it makes the norm too."""
+        count, n = (len(x), x.shape[1]) if rows else (1, x.size)
+        fits = 0 < count <= BLOCKS and n <= WIDTH if rows else 0 < n <= BLOCKS * WIDTH
+        aligned = n % 4 == 0 and x.data.ptr % 16 == 0 and x.flags.c_contiguous
+        return bool(x.dtype == np.float32 and fits and aligned and x.size * (self._cards - 1) <= MOST_NUMBERS)
 
-    def all_reduce(self, x: Any) -> None:
-        """Queue that `x` becomes the sum over the cards."""
-        grid, sizes = ((-(-x.size // SEGMENT),), (THREADS,)), (self._rank, self._cards, x.size)
-        _tell_peers(*grid, (x, self._inboxes, self._counters, *sizes))
-        _sum_of_peers(*grid, (x, self._inboxes, self._counters, self._stop_there, *sizes))
+    def all_reduce(self, x: Any, norm: Mapping[str, Any] | None = None) -> None:
+        """Queue that `x` becomes the sum over the cards.
+
+        Args:
+            x: that it `takes`.
+            norm: of x (rows, n), the arguments of the kernel that say where the norm of each row goes.
+        """
+        n = x.shape[1] if norm else max(SEGMENT, 4 * -(-x.size // (4 * BLOCKS)))
+        args = {"x": x, "inboxes": self._inboxes, "counters": self._counters, "stop": self._stop_there}
+        args |= {"rank": self._rank, "cards": self._cards, "count": x.size, "n": n}
+        args |= norm or {"weight": None, "floats": None, "fp16": None, "quantized": None, "width": 0, "eps": 0.0}
+        _sum_over_cards((-(-x.size // n),), (tuning.current().norm_threads,), args)
 
     def abort(self) -> None:
         """End what waits for a card that has ended."""

@@ -31,7 +31,7 @@ from rocforge.ops.activation import add
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import UNITS, experts, mixture
-from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for
+from rocforge.ops.norm import rms_norm, rms_norm_both_for, rms_norm_for, summed_then_norm
 from rocforge.ops.types import Matrices, NextNorm
 
 
@@ -92,6 +92,13 @@ class _Step:
         if is_hidden(self.post, RMSNorm):
             return Stream(rms_norm(y, self.post.weight, self.post.eps, residual=x))
         return Stream(add(x, y if self.post is None else self.post(y)))
+
+    def summed(self, x: Any, following: FusedNorm | None) -> Stream:
+        """The stream of which x is the card's part."""
+        if following is None:
+            return Stream(self.group.all_reduce(x))
+        norm = following.norm
+        return Stream(*summed_then_norm(self.group, x, norm.weight, norm.eps, following.weights))
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         """The stream past this step; `following` is the next one's norm, where that is fused."""
@@ -160,7 +167,7 @@ class _Projected(_Step):
         if following is None or self.last_adapted or self.group.size > 1:
             total = linear(y, weight, bias, x if self.group.rank == 0 else None)
             add_updates([self.last], [total], y)
-            return Stream(self.group.all_reduce(total))
+            return self.summed(total, following)
         norm = following.norm
         return Stream(*linear_then_norm(y, weight, bias, x, norm.weight, norm.eps, following.weights))
 
@@ -239,7 +246,7 @@ class _MoE(_Step):
         if self.post is None and not self.mixer.observers:
             residual = more if self.group.rank else x if more is None else add(x, more)
             if self.group.size > 1:
-                return Stream(self.group.all_reduce(self.products(x, y, residual, None)[0]))
+                return self.summed(self.products(x, y, residual, None)[0], following)
             return Stream(*self.products(x, y, residual, None if following is None else following.next_norm))
         return self.leave(x, self.mixer.observed(self.products(x, y, more, None)[0]))
 

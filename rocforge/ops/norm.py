@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rocforge.device.arrays import get_array_module
+from rocforge.device.distributed import Group
 from rocforge.ops.arguments import check_row, check_shape, float32_of, operands
 from rocforge.ops.device import norm as device
 from rocforge.ops.device.operands import PackedOperand
@@ -67,6 +68,17 @@ def rms_norm_both_for(
         return y, y
     check_row("rms_norm_both_for", x, weight=weight)
     return device.rms_norm_both(x, weight, eps, form_for(weights, len(x)))
+
+
+def summed_then_norm(
+    group: Group, x: Array, weight: Array, eps: float, weights: Sequence[Weight]
+) -> tuple[Array, Array | PackedOperand | None]:
+    """The sum of x (tokens, n) over a group's cards, which may be written to x; and `rms_norm_for` of it, where one
+    launch gives both, else None."""
+    if not group.gives_norm(x):
+        return group.all_reduce(x), None
+    check_row("summed_then_norm", x, weight=weight)
+    return device.rms_norm_of_cards(group, x, weight, eps, form_for(weights, len(x)))
 
 
 def layer_norm(x: Array, weight: Array = None, bias: Array = None, eps: float = 1e-5) -> Array:

@@ -68,17 +68,30 @@ import sys
 import cupy
 import numpy as np
 from rocforge.device.distributed import NcclGroup
+from rocforge.ops.device.norm import rms_norm, rms_norm_of_cards
+from rocforge.ops.device.plan import OperandForm
 rank, unique = int(sys.argv[1]), bytes.fromhex(sys.argv[2])
 with cupy.cuda.Device(rank), cupy.cuda.Stream(non_blocking=True) as stream:
     group = NcclGroup(rank, ["gpu:0", "gpu:1"])
     group.connect(unique)
     assert group._peers is not None
-    assert not group._peers.takes(cupy.zeros(1 << 17, "float32")) and not group._peers.takes(cupy.zeros(3, "float32"))
-    for size in (4, 1028, 4100):
+    takes = group._peers.takes
+    assert not takes(cupy.zeros((1 << 20) + 4, "float32")) and not takes(cupy.zeros(3, "float32"))
+    assert not takes(cupy.zeros((65, 8), "float32"), rows=True) and takes(cupy.zeros((65, 8), "float32"))
+    for size in (4, 1028, 4100, 70000):
         x = cupy.asarray(np.arange(size, dtype="float32") * (rank + 1))
         for time in range(3):
             group.all_reduce(x)
         assert (x.get() == np.arange(size) * 3 * 4).all(), size
+    for tokens, n, form in ((1, 4100, "FLOAT32"), (3, 1028, "FP16"), (2, 9000, "INT8"), (64, 96, "FLOAT32")):
+        both = np.random.default_rng(0).normal(size=(2, tokens, n)).astype("float32")
+        weight, form = cupy.asarray(both[0, 0]), OperandForm[form]
+        for time in range(2):
+            x, y = rms_norm_of_cards(group, cupy.asarray(both[rank]), weight, 1e-5, form)
+            assert (x.get() == both[0] + both[1]).all(), (tokens, n)
+            wanted = rms_norm(cupy.asarray(both[0] + both[1]), weight, 1e-5, form=form)
+            bits = [cupy.asarray(getattr(each, "data", each) if form.packed else each) for each in (y, wanted)]
+            assert (bits[0] == bits[1]).all(), (tokens, n, form)
     x = cupy.asarray(np.ones(8, "float32"))
     group.all_reduce(x)
     stream.synchronize()
@@ -139,11 +152,14 @@ def texts(model):
 
 
 @needs_two
-@pytest.mark.parametrize("shares", [None, [2, 1]])
-def test_a_model_on_two_cards(one, shares):
+@pytest.mark.parametrize(("shares", "peers"), [(None, "0"), (None, "1"), ([2, 1], "0")])
+def test_a_model_on_two_cards(one, shares, peers, monkeypatch):
+    """Sums go by RCCL or NCCL, and over peer memory, with the norms that follow them."""
+    monkeypatch.setenv("ROCFORGE_PEER_MEMORY", peers)
     path, whole = one
     model, _ = rf.load(path, devices=2, shares=shares)
     for prompt in PROMPTS:  # sums that differ in the last bit are rounded to other float16 and int8 values now and then
         assert relative_error(model(prompt).get(), whole(prompt).get()) < (1e-3 if shares is None else 1e-7)
+    assert (model.group._peers is None) == (peers == "0")
     assert texts(model) == texts(whole)  # captured from the second step of a shape on
     model.cards.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rocforge.device import tuning
+from rocforge.device.distributed import Group
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
 from rocforge.ops.arguments import check_row
@@ -81,6 +82,16 @@ def rms_norm_of_sum(
         parts = len(y) if y.ndim == 3 else 1
         _rms_norm_of_sum(*_a_block_each(len(x)), (*arrays, parts, x.size, width, x.shape[1], eps))
     return total, out
+
+
+def rms_norm_of_cards(
+    group: Group, x: Array, weight: Array, eps: float, form: OperandForm
+) -> tuple[Array, Array | PackedOperand]:
+    """The sum of x (tokens, n) over a group's cards, written to x, and the norm of it, of one launch."""
+    out = empty_operand(x.shape, form)
+    floats, fp16, packed, width = output_arguments(out)
+    norm = {"weight": float32(weight), "floats": floats, "fp16": fp16, "quantized": packed, "width": width, "eps": eps}
+    return group.all_reduce(x, norm), out
 
 
 def rms_norm_of_experts(
