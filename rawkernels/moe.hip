@@ -130,6 +130,9 @@ RF_DEVICE void each_id(const i32* ids, i32 begin, i32 end, Each f) {
     }
 }
 
+// Of up to `height` pairs each, which may be the largest number there is.
+RF_DEVICE i32 tiles_of(i32 pairs, i32 height) { return pairs ? (pairs - 1) / height + 1 : 0; }
+
 // Sorts pairs (token, choice), i = token * used + choice, by expert, keeping their order within each: order[k] is the
 // k-th pair, rank its inverse, offsets (experts + 1,) where each expert begins: at multiples of `unit`, between which
 // nothing is written. Each expert's pairs are cut in tiles of up to `height`, a multiple of `unit`, which are listed,
@@ -149,9 +152,9 @@ rf_group_by_expert(i32* order, i32* rank, i32* offsets, i32* tiles, const i32* i
     barrier();
     i32 before = 0, tiles_before = 0;
     for (i32 e = thread_x(); e < expert; e += THREADS)
-        before += (counts[e] + unit - 1) / unit * unit, tiles_before += (counts[e] + height - 1) / height;
+        before += (counts[e] + unit - 1) / unit * unit, tiles_before += tiles_of(counts[e], height);
     before = block_sum<THREADS>(before), tiles_before = block_sum<THREADS>(tiles_before);
-    i32 count = counts[expert], own_tiles = (count + height - 1) / height;
+    i32 count = counts[expert], own_tiles = tiles_of(count, height);
     for (i32 t = thread_x(); t < own_tiles; t += THREADS) {
         i32* tile = tiles + 4 * (1 + tiles_before + t);
         tile[0] = expert, tile[1] = before + t * height, tile[2] = minimum(count - t * height, height), tile[3] = 0;

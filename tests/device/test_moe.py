@@ -10,6 +10,7 @@ from golden import build, load, relative_error
 import rocforge as rf
 from rocforge.device import tuning
 from rocforge.load import load_model
+from rocforge.ops.device import moe as device_moe
 from rocforge.ops.device.experts import operand_form
 from rocforge.ops.device.operands import quantized
 from rocforge.ops.device.plan import OperandForm
@@ -51,6 +52,18 @@ def test_groups(tokens: int, used: int, count: int):
     flat = ids.reshape(-1)[on_host.order]
     assert all((flat[on_host.offsets[e] : on_host.offsets[e + 1]] == e).all() for e in range(count))
     assert (on_host.order[on_host.rank] == np.arange(ids.size)).all()
+
+
+@pytest.mark.parametrize("height", [4, 64, device_moe.MOST_PAIRS])
+def test_tiles_of_groups(height: int):
+    """Each expert's pairs in tiles of up to a height, that of all pairs too: experts of no pair, of one and of more."""
+    ids = np.array([0, 2, 3, 3, 5, *[6] * 70, 7, 7, 7], np.int32)[:, None]
+    tiles = device_moe.sorted_pairs(cp.asarray(ids), 9, height)[1].listed.get()
+    wanted, begin = [], 0
+    for expert, count in enumerate(np.bincount(ids[:, 0], minlength=9).tolist()):
+        wanted += [[expert, begin + at, min(count - at, height), 0] for at in range(0, count, height)]
+        begin += count
+    assert tiles[0, 0] == len(wanted) and tiles[1 : 1 + len(wanted)].tolist() == wanted
 
 
 def test_route_scales():
