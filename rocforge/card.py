@@ -58,7 +58,8 @@ class Card:
 
     def room(self, types: tuple[str | None, str | None], tokens: int | None, step: int, requests: int) -> Any:
         """Tokens and sequences that this card has room for, as `CacheSizes.room` gives them for an engine."""
-        sizes = CacheSizes(typed(kept_of(self._model), *types).values(), self._model.device, step)
+        states = typed(kept_of(self._model), *types)
+        sizes = CacheSizes(states.values(), self._model.device, step, self._group.size)
         return sizes.room(tokens, self._model.config.context, requests)
 
     def open(

@@ -20,7 +20,8 @@ MAX_REQUESTS = 256
 CPU_CACHE_TOKENS = 16384
 """The default size of the cache on the CPU."""
 MARGIN = 2 << 30
-"""The most of it, in bytes; an eighth of what is free, where that is less."""
+"""The most that a cache leaves of a card alone, in bytes; an eighth of what is free, where that is less. Of one of
+several cards twice as much: sums and logits come in parts, and collectives have buffers."""
 
 
 def batch_tokens(device: str) -> int:
@@ -38,10 +39,11 @@ class CacheSizes:
         states: what each layer declares.
         device: "cpu" or "gpu:N".
         max_batch_tokens: tokens of a step, at most; None: the device's default.
+        cards: that compute together.
     """
 
-    def __init__(self, states: Iterable[Declared], device: str, max_batch_tokens: int | None = None):
-        self._groups, self.device = groups_of(states), device
+    def __init__(self, states: Iterable[Declared], device: str, max_batch_tokens: int | None = None, cards: int = 1):
+        self._groups, self.device, self._cards = groups_of(states), device, cards
         self._max_batch_tokens = max_batch_tokens or batch_tokens(device)
 
     def blocks(self, tokens: int, sequences: int) -> list[int]:
@@ -88,7 +90,7 @@ class CacheSizes:
             OutOfMemoryError: not even one block fits.
         """
         free = available_memory(self.device)
-        room, most = free - margin(free), sequences * context
+        room, most = free - margin(free, self._cards), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
@@ -116,9 +118,10 @@ class CacheSizes:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""
         free = available_memory(self.device)
         counts = range(1, most + 1)
-        return max(1, bisect.bisect_right(counts, free - margin(free), key=lambda n: self.nbytes(tokens, n)))
+        return max(1, bisect.bisect_right(counts, free - margin(free, self._cards), key=lambda n: self.nbytes(tokens, n)))
 
 
-def margin(free: int) -> int:
-    """Bytes of what is free that a cache leaves for activations and libraries."""
-    return min(MARGIN, max(free, 0) // 8)
+def margin(free: int, cards: int = 1) -> int:
+    """Bytes of what is free that a cache leaves for activations and libraries, on one of so many cards."""
+    times = 1 if cards == 1 else 2
+    return times * min(MARGIN, max(free, 0) // 8)

@@ -173,8 +173,9 @@ class Engine:
             raise ValueError(f"inter_token_ms is {inter_token_ms}; allowed is more than 0")
         self.model, self.eog_token_ids = model, frozenset(eog_token_ids)
         states = typed(kept_of(model), cache_type_k, cache_type_v)
-        sizes = CacheSizes(states.values(), model.device, max_batch_tokens)
         self._cards: Cards | None = getattr(model, "cards", None)
+        count = 1 if self._cards is None else self._cards.group.size
+        sizes = CacheSizes(states.values(), model.device, max_batch_tokens, count)
         types, rooms = (cache_type_k, cache_type_v), [sizes.room(cache_tokens, model.config.context, max_requests)]
         if self._cards is not None:
             rooms += self._cards.ask("room", types, cache_tokens, max_batch_tokens, max_requests)

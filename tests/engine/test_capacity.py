@@ -81,12 +81,13 @@ def test_shared_keys_take_nothing():
     st.integers(0, 1 << 36),
     st.integers(1, 1 << 20),
     st.integers(1, 300),
+    st.sampled_from([1, 4]),
 )
-def test_what_fits(states, free_bytes, context, sequences):
+def test_what_fits(states, free_bytes, context, sequences, cards):
     """A cache takes no more than is free but a margin; of fewer sequences, if else not one context would fit; and one
     block more, or a sequence more, would not fit."""
-    sizes = CacheSizes(states, "gpu:0")
-    room = free_bytes - margin(free_bytes)
+    sizes = CacheSizes(states, "gpu:0", cards=cards)
+    room = free_bytes - margin(free_bytes, cards)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capacity, "available_memory", lambda device: free_bytes)
         try:
