@@ -2,6 +2,7 @@
 // Mamba's selective scan.
 //
 // A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
+#include "attention.h"
 #include "gates.h"
 #include "target/platform.h"
 
@@ -28,9 +29,9 @@ struct Sequence {
     bool fresh;
 };
 
-// Of block_y; without tokens or a slot it has no rows.
-RF_DEVICE Sequence sequence_of(const Sequences& all) {
-    i32 begin = all.query_starts[block_y()], end = all.query_starts[block_y() + 1], slot = all.slots[block_y()];
+// The one of a number; without tokens or a slot it has no rows.
+RF_DEVICE Sequence sequence_at(const Sequences& all, u32 number) {
+    i32 begin = all.query_starts[number], end = all.query_starts[number + 1], slot = all.slots[number];
     if (slot < 0 || begin >= end) return {0, 0, 0, true};
     return {begin, end, slot * all.slot_stride, all.positions[begin] == 0};
 }
@@ -50,39 +51,83 @@ struct CausalConvParams {
     float* state;
     Sequences sequences;
     u64 x_stride, y_stride;
-    u32 channels, width, silu;
+    u32 channels, width, silu, count, height;
 };
 
-// Grid: (channels / CONV_THREADS, sequences).
+// A channel of a convolution.
+struct Channel {
+    const CausalConvParams& p;
+    u32 channel;
+    float weight[WIDTH], bias;  // the last place is the token's own; those that a narrower window lacks are zero
+
+    RF_MEMBER Channel(const CausalConvParams& p, u32 channel) : p(p), channel(channel) {
+        bias = p.bias ? p.bias[channel] : 0.0f;
+        RF_UNROLL
+        for (u32 i = 0; i < WIDTH; ++i) weight[i] = i < lacking() ? 0.0f : p.weight[channel * p.width + i - lacking()];
+    }
+    RF_MEMBER u32 lacking() const { return WIDTH - p.width; }
+    RF_MEMBER float* kept(const Sequence& s, u32 place) const {
+        return p.state + s.state + u64(place) * p.channels + channel;
+    }
+    // A token's; that of one of the width - 1 before the sequence's first one here is kept.
+    RF_MEMBER float value(const Sequence& s, i32 row) const {
+        u64 at = row * p.x_stride + channel;
+        if (row >= s.begin) return p.before ? p.x[at] * p.before[at] : p.x[at];
+        i32 place = row - s.begin + i32(p.width) - 1;
+        return s.fresh || place < 0 ? 0.0f : *kept(s, place);
+    }
+    // Those of the WIDTH - 1 tokens before one.
+    RF_MEMBER void values_before(float (&values)[WIDTH], const Sequence& s, i32 row) const {
+        RF_UNROLL
+        for (u32 i = 0; i + 1 < WIDTH; ++i) values[i] = value(s, row + i32(i) - i32(WIDTH - 1));
+    }
+    // Of a sequence's tokens from `row` to `end`; with its first one, what is to be kept of it.
+    RF_MEMBER void run(const Sequence& s, i32 row, i32 end) const {
+        float values[WIDTH];
+        values_before(values, s, row);
+        if (row == s.begin) {
+            float last[WIDTH];
+            values_before(last, s, s.end);
+            RF_UNROLL
+            for (u32 i = 0; i + 1 < WIDTH; ++i)
+                if (i >= lacking()) *kept(s, i - lacking()) = last[i];
+        }
+        for (; row < end; ++row) {
+            values[WIDTH - 1] = value(s, row);
+            float sum = bias;
+            RF_UNROLL
+            for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * values[i];
+            if (p.silu) sum = silu_of(sum);
+            p.y[row * p.y_stride + channel] = p.after ? sum * p.after[row * p.x_stride + channel] : sum;
+            RF_UNROLL
+            for (u32 i = 0; i + 1 < WIDTH; ++i) values[i] = values[i + 1];
+        }
+    }
+};
+
+// A block has `height` tokens. Those that need what is kept of a sequence, its first WIDTH - 1, are all of the block
+// that has the first one, which alone reads and writes that. Grid: (channels / CONV_THREADS, tokens / height).
 RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
     wait_for_previous();
+    const i32 HEAD = WIDTH - 1, *starts = p.sequences.query_starts;
+    i32 first = block_y() * p.height, end = minimum(first + i32(p.height), starts[p.count]);
+    if (first >= end) return;
+    // where every sequence has a token, it is the one of that number
+    bool one_each = first < i32(p.count) && starts[first] == first && starts[first + 1] > first;
+    u32 sequence = one_each ? u32(first) : sequence_of(starts, p.count, first);
     u32 channel = block_x() * CONV_THREADS + thread_x();
     if (channel >= p.channels) return;
-    Sequence s = sequence_of(p.sequences);
-    float* state = p.state + s.state + channel;
-    // the window's last place is the token's own; what a narrower one lacks is multiplied with zero
-    float weight[WIDTH], kept[WIDTH] = {}, bias = p.bias ? p.bias[channel] : 0.0f;
-    u32 lacking = WIDTH - p.width;
-    RF_UNROLL
-    for (u32 i = 0; i < WIDTH; ++i) weight[i] = i < lacking ? 0.0f : p.weight[channel * p.width + i - lacking];
-    RF_UNROLL
-    for (u32 i = 0; i + 1 < WIDTH; ++i)
-        if (i >= lacking && !s.fresh) kept[i] = state[u64(i - lacking) * p.channels];
-    for (i32 row = s.begin; row < s.end; ++row) {
-        u64 at = row * p.x_stride + channel;
-        kept[WIDTH - 1] = p.before ? p.x[at] * p.before[at] : p.x[at];
-        float sum = bias;
-        RF_UNROLL
-        for (u32 i = 0; i < WIDTH; ++i) sum += weight[i] * kept[i];
-        if (p.silu) sum = silu_of(sum);
-        p.y[row * p.y_stride + channel] = p.after ? sum * p.after[at] : sum;
-        RF_UNROLL
-        for (u32 i = 0; i + 1 < WIDTH; ++i) kept[i] = kept[i + 1];
+    Channel own(p, channel);
+    for (;;) {
+        Sequence s = sequence_at(p.sequences, sequence);
+        bool begins = s.begin >= first;
+        i32 row = begins ? s.begin : maximum(first, s.begin + HEAD);
+        i32 until = minimum(s.end, begins ? maximum(end, s.begin + HEAD) : end);
+        if (row < until) own.run(s, row, until);
+        i32 next = starts[sequence + 1];
+        if (next >= end) return;
+        while (starts[++sequence + 1] <= next) {}
     }
-    if (s.begin == s.end) return;
-    RF_UNROLL
-    for (u32 i = 0; i + 1 < WIDTH; ++i)
-        if (i >= lacking) state[u64(i - lacking) * p.channels] = kept[i];
 }
 
 // The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes a column, each with KEYS of
@@ -124,26 +169,65 @@ RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
         for (u32 i = rank; i < KEY_DIM; i += NORM_LANES) row[i] *= factor;
 }
 
-// Tokens from `row` on, `count` of them, of the block's head and columns.
-RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
-    u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
-    for (u32 i = thread_x(); i < count * KEY_DIM; i += THREADS) {
-        u32 token = i / KEY_DIM, at = i % KEY_DIM;
-        const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + at;
-        tile.q[token][at] = from[p.q], tile.k[token][at] = from[p.k];
+// A thread's share of a tile on its way to LDS: of tokens from `row` on, `count` of them, of the block's head and
+// columns. It is loaded while the tile before is worked on.
+struct Share {
+    static constexpr u32 ROWS = (TILE * KEY_DIM + THREADS - 1) / THREADS, VALUES = TILE * COLUMNS / THREADS;
+    static constexpr u32 STEPS = (TILE * DECAYS + THREADS - 1) / THREADS;
+    float q[ROWS], k[ROWS], v[VALUES], alpha[STEPS], beta[STEPS];
+
+    RF_MEMBER void load(const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
+        u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
+        RF_UNROLL
+        for (u32 j = 0; j < ROWS; ++j) {
+            u32 i = j * THREADS + thread_x(), token = i / KEY_DIM;
+            if (token >= count) continue;
+            const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + i % KEY_DIM;
+            q[j] = from[p.q], k[j] = from[p.k];
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < VALUES; ++j) {
+            u32 i = j * THREADS + thread_x(), token = i / COLUMNS, column = first + i % COLUMNS;
+            if (token >= count) continue;
+            const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
+            v[j] = column < p.value_dim ? from[column] : 0.0f;
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < STEPS; ++j) {
+            u32 i = j * THREADS + thread_x(), token = i / DECAYS, at = head * DECAYS + i % DECAYS;
+            if (token >= count) continue;
+            alpha[j] = p.alpha[(row + token) * p.alpha_stride + at] + (p.bias ? p.bias[at] : 0.0f);
+            if (!RF_STATE_SPACE && i % DECAYS == 0) beta[j] = p.beta[(row + token) * p.beta_stride + head];
+        }
     }
-    for (u32 i = thread_x(); i < count * COLUMNS; i += THREADS) {
-        u32 token = i / COLUMNS, column = first + i % COLUMNS;
-        const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
-        tile.v[token][i % COLUMNS] = column < p.value_dim ? from[column] : 0.0f;
+
+    RF_MEMBER void store(Tile& tile, u32 count, float decay) const {
+        RF_UNROLL
+        for (u32 j = 0; j < ROWS; ++j) {
+            u32 i = j * THREADS + thread_x(), token = i / KEY_DIM;
+            if (token < count) tile.q[token][i % KEY_DIM] = q[j], tile.k[token][i % KEY_DIM] = k[j];
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < VALUES; ++j) {
+            u32 i = j * THREADS + thread_x();
+            if (i / COLUMNS < count) tile.v[i / COLUMNS][i % COLUMNS] = v[j];
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < STEPS; ++j) {
+            u32 i = j * THREADS + thread_x(), token = i / DECAYS;
+            if (token >= count) continue;
+            float step = softplus(alpha[j]);
+            tile.decay[token][i % DECAYS] = fast_exp(decay * step);
+            if (i % DECAYS == 0) tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(beta[j]);
+        }
     }
-    for (u32 i = thread_x(); i < count * DECAYS; i += THREADS) {
-        u32 token = i / DECAYS, at = head * DECAYS + i % DECAYS;
-        float step = softplus(p.alpha[(row + token) * p.alpha_stride + at] + (p.bias ? p.bias[at] : 0.0f));
-        tile.decay[token][i % DECAYS] = fast_exp(p.decay[head] * step);
-        if (i % DECAYS == 0)
-            tile.beta[token] = RF_STATE_SPACE ? step : sigmoid(p.beta[(row + token) * p.beta_stride + head]);
-    }
+};
+
+// A lane sums in several chains, none of which waits for another.
+constexpr u32 SUMS = 4;
+template <u32 LANES>
+RF_DEVICE float total(const float (&sums)[SUMS]) {
+    return reduce_lanes<LANES>((sums[0] + sums[1]) + (sums[2] + sums[3]), Add());
 }
 
 // The gated delta rule; with RF_STATE_SPACE, what is written does not depend on what is there, and queries and keys are
@@ -154,38 +238,43 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     u32 runs = (p.value_dim + COLUMNS - 1) / COLUMNS, head = block_x() / runs, first = block_x() % runs * COLUMNS;
     u32 rank = thread_x() % LANES, column = thread_x() / LANES;
     bool present = first + column < p.value_dim;
-    Sequence s = sequence_of(p.sequences);
+    Sequence s = sequence_at(p.sequences, block_y());
     float* state = p.state + s.state + u64(head) * KEY_DIM * p.value_dim + first + column;
     float own[KEYS];
     RF_UNROLL
     for (u32 i = 0; i < KEYS; ++i) own[i] = present && !s.fresh ? state[u64(i * LANES + rank) * p.value_dim] : 0.0f;
+    Share next;
+    next.load(p, s.begin, minimum(s.end - s.begin, i32(TILE)), head, first);
+    float head_decay = p.decay[head];
     for (i32 row = s.begin; row < s.end; row += TILE) {
         u32 count = minimum(s.end - row, i32(TILE));
         barrier();
-        load_tile(tile, p, row, count, head, first);
+        next.store(tile, count, head_decay);
+        next.load(p, row + TILE, maximum(minimum(s.end - row - i32(TILE), i32(TILE)), 0), head, first);
         barrier();
         if (!RF_STATE_SPACE) {
             normalize(tile, count, fast_rsqrt(float(KEY_DIM)), p.eps);
             barrier();
         }
         for (u32 t = 0; t < count; ++t) {
-            float read = 0, decay = RF_CHANNELS ? 1.0f : tile.decay[t][0], value = tile.v[t][column];
+            float decay = RF_CHANNELS ? 1.0f : tile.decay[t][0], value = tile.v[t][column];
             if (RF_CHANNELS) {
                 RF_UNROLL
                 for (u32 i = 0; i < KEYS; ++i) own[i] *= tile.decay[t][(i * LANES + rank) % DECAYS];
             }
+            float reads[SUMS] = {}, sums[SUMS] = {};
             if (!RF_STATE_SPACE) {
                 RF_UNROLL
-                for (u32 i = 0; i < KEYS; ++i) read += own[i] * tile.k[t][i * LANES + rank];
-                read = reduce_lanes<LANES>(read, Add());
+                for (u32 i = 0; i < KEYS; ++i) reads[i % SUMS] += own[i] * tile.k[t][i * LANES + rank];
             }
-            float written = (value - decay * read) * tile.beta[t], y = 0;
+            float read = RF_STATE_SPACE ? 0.0f : total<LANES>(reads);
+            float written = (value - decay * read) * tile.beta[t];
             RF_UNROLL
             for (u32 i = 0; i < KEYS; ++i) {
                 own[i] = decay * own[i] + tile.k[t][i * LANES + rank] * written;
-                y += own[i] * tile.q[t][i * LANES + rank];
+                sums[i % SUMS] += own[i] * tile.q[t][i * LANES + rank];
             }
-            y = reduce_lanes<LANES>(y, Add());
+            float y = total<LANES>(sums);
             if (p.skip) y += p.skip[head] * value;
             if (rank == 0 && present) p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
         }
@@ -216,7 +305,7 @@ RF_KERNEL(CONV_THREADS) rf_selective_scan(SelectiveScanParams p) {
     wait_for_previous();
     u32 channel = block_x() * CONV_THREADS + thread_x();
     if (channel >= p.channels) return;
-    Sequence s = sequence_of(p.sequences);
+    Sequence s = sequence_at(p.sequences, block_y());
     float* state = p.state + s.state + channel;
     float own[STATE_DIM], decay[STATE_DIM], skip = p.skip[channel];
     RF_UNROLL

@@ -118,7 +118,9 @@ class CacheSizes:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""
         free = available_memory(self.device)
         counts = range(1, most + 1)
-        return max(1, bisect.bisect_right(counts, free - margin(free, self._cards), key=lambda n: self.nbytes(tokens, n)))
+        return max(
+            1, bisect.bisect_right(counts, free - margin(free, self._cards), key=lambda n: self.nbytes(tokens, n))
+        )
 
 
 def margin(free: int, cards: int = 1) -> int:

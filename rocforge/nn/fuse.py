@@ -26,8 +26,8 @@ from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.shard import Summed
-from rocforge.nn.shared_experts import SharedMoE
-from rocforge.ops.activation import add
+from rocforge.nn.shared_experts import SharedExpert, SharedMoE, TokenGate
+from rocforge.ops.activation import add, sigmoid_gate_rows
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
 from rocforge.ops.moe import UNITS, experts, mixture
@@ -227,28 +227,58 @@ class _MLP(_Projected):
         return self.finish(stream.x, y, following)
 
 
+class _SharedExpert:
+    """Gate, up and activation are one op, that writes what the last product takes, which adds the residual."""
+
+    def __init__(self, expert: SharedExpert, norm: RMSNorm | None):
+        self.expert, self.norm = expert, norm
+        self.gate, self.up = expert.projections
+
+    def __call__(self, x: Any, y: Any, residual: Any) -> Any:
+        """What the expert gives of the stream x, which its norm makes y of, or of y; with the residual, if any."""
+        expert, operand = self.expert, y
+        token_gate = expert.ffn_gate_inp_shexp
+        if self.norm is not None:
+            how = [self.gate.weight, self.up.weight], x, self.norm.weight, self.norm.eps
+            y, operand = (None, rms_norm_for(*how)) if token_gate is None else rms_norm_both_for(*how)
+        gate, up, down = self.gate, self.up, expert.ffn_down_shexp
+        consumer = down.weight if token_gate is None else None
+        hidden = gated_linear(operand, gate.weight, up.weight, gate.bias, up.bias, expert.activation, consumer)
+        if token_gate is not None:
+            hidden = sigmoid_gate_rows(hidden, token_gate(y))
+        return linear(hidden, down.weight, down.bias, residual)
+
+
 class _MoE(_Step):
     """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
 
     def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post)
         self.routed: MoE = mixer.routed if isinstance(mixer, SharedMoE) else mixer
-        self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         router = self.routed.ffn_gate_inp
         alike = self.routed.part is None and not self.routed.weighs_input
         fuses = is_hidden(router, Linear) and router not in tables and alike
         self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
+        self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
+        self.fused_shared = None if self.shared is None else _shared_expert(self.shared, self.fused_norm, tables)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
-        x = stream.x
-        y = None if self.shared is None and self.fused_norm is not None else self.enter(stream)
-        more = None if self.shared is None else self.shared(y)
+        x, called = stream.x, self.shared is not None and self.fused_shared is None
+        y = None if self.fused_norm is not None and not called else self.enter(stream)
         if self.post is None and not self.mixer.observers:
-            residual = more if self.group.rank else x if more is None else add(x, more)
+            residual = self.with_shared(x, y, None if self.group.rank else x)
             if self.group.size > 1:
                 return self.summed(self.products(x, y, residual, None)[0], following)
             return Stream(*self.products(x, y, residual, None if following is None else following.next_norm))
-        return self.leave(x, self.mixer.observed(self.products(x, y, more, None)[0]))
+        return self.leave(x, self.mixer.observed(self.products(x, y, self.with_shared(x, y, None), None)[0]))
+
+    def with_shared(self, x: Any, y: Any, residual: Any) -> Any:
+        """The residual and what the shared expert gives, if there is one; None where there is neither."""
+        if self.fused_shared is not None:
+            return self.fused_shared(x, y, residual)
+        if self.shared is None:
+            return residual
+        return self.shared(y) if residual is None else add(residual, self.shared(y))
 
     def products(self, x: Any, y: Any, residual: Any, following: NextNorm | None) -> tuple[Any, Any]:
         """What the chosen experts give, with the residual, and the norm of that, if it is made with it.
@@ -277,6 +307,14 @@ class _ParallelExperts(_Step):
         y, ids, weights = moe.choose(both.pre_ffw_norm_2(x), x, moe.ffn_down_exps.scale)
         mixed = experts(y, ids, weights, *moe.matrices, moe.activation)
         return self.leave(stream.x, both.observed(both.join(x, moe.observed(mixed))))
+
+
+def _shared_expert(expert: SharedExpert, norm: RMSNorm | None, tables: Tables) -> _SharedExpert | None:
+    layers, gate = [*expert.projections, expert.ffn_down_shexp], expert.ffn_gate_inp_shexp
+    plain = is_hidden(expert, SharedExpert) and (gate is None or is_hidden(gate, TokenGate))
+    gated = len(layers) == 3 and expert.activation in UNITS and not expert.constants
+    hidden = all(is_hidden(layer, Linear) and layer not in tables for layer in layers)
+    return _SharedExpert(expert, norm) if plain and gated and hidden else None
 
 
 def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool, tables: Tables) -> _Step:

@@ -16,6 +16,8 @@ from rocforge.ops.types import Array
 
 CONV_THREADS, COLUMNS, LANES, NORM_THREADS = 64, 32, 4, 256
 """As recurrent.hip has them."""
+FEW_TOKENS, CONV_TOKENS = 256, 16
+"""A block of a convolution has one token where there are few, else several."""
 MAX_WIDTH = 4
 """Of a convolution."""
 MAX_STATE_DIM = 32
@@ -55,7 +57,7 @@ def causal_conv(
     y = cupy_module().empty(x.shape, np.float32) if out is None else out
     (to, y_stride), (data, stride), (kept, slot_stride) = map(rows_of, (y, x, state.arrays[which]))
     before, after = (None, None) if gates is None else (_with_stride(gate, stride) for gate in gates)
-    grid = blocks(channels, CONV_THREADS), len(state.slots)
+    height = 1 if len(x) <= FEW_TOKENS else CONV_TOKENS
     args = {
         "y": to,
         "y_stride": y_stride,
@@ -66,8 +68,8 @@ def causal_conv(
         "channels": channels,
     }
     args |= {"bias": float32(bias), "before": before, "after": after, "silu": int(silu)}
-    args |= {"width": width, "sequences": _sequences(state, slot_stride)}
-    _kernel("causal_conv")(grid, (CONV_THREADS,), args)
+    args |= {"width": width, "sequences": _sequences(state, slot_stride), "count": len(state.slots), "height": height}
+    _kernel("causal_conv")((blocks(channels, CONV_THREADS), blocks(len(x), height)), (CONV_THREADS,), args)
     return y
 
 

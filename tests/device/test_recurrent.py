@@ -1,0 +1,75 @@
+"""Layers with a state of fixed size: what a device computes of several sequences at a time is what the CPU does."""
+
+import cupy as cp
+import numpy as np
+import pytest
+from golden import relative_error
+
+from rocforge.ops.recurrent import causal_conv, gated_delta_rule, state_space
+from rocforge.ops.state import RecurrentLayer
+
+SLOTS = 9
+
+
+def steps(rng, lengths, shapes):
+    """The same state of SLOTS slots on the CPU and on the device, and a step of sequences of these lengths, of which
+    some, by chance, go on."""
+    slots = rng.permutation(SLOTS)[: len(lengths)].astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    fresh = rng.random(len(lengths)) < 0.5
+    positions = np.concatenate([np.arange(n) + (0 if new else 100) for n, new in zip(lengths, fresh, strict=True)])
+    arrays = [rng.normal(size=(SLOTS, *shape)).astype(np.float32) for shape in shapes]
+    parts = slots, positions.astype(np.int32), starts
+    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts))
+    return RecurrentLayer(tuple(arrays), *parts), there
+
+
+LENGTHS = [[1], [1, 1, 1, 1, 1], [2, 1, 3, 1], [40], [15, 2, 33, 1, 16], [300], [7, 250, 3, 1]]
+by_lengths = pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: "-".join(map(str, lengths)))
+
+
+@by_lengths
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("gated", [False, True])
+def test_causal_conv(rng, lengths, width, gated):
+    """Of any cut of the tokens into blocks; and what is kept, of slots that are not of the step too."""
+    channels, tokens = 70, sum(lengths)
+    here, there = steps(rng, lengths, [(width - 1, channels)])
+    x, before, after = rng.normal(size=(3, tokens, channels)).astype(np.float32)
+    weight, bias = rng.normal(size=(channels, width)).astype(np.float32), rng.normal(size=channels).astype(np.float32)
+    gates = (before, after) if gated else None
+    wanted = causal_conv(x, weight, here, bias, silu=not gated, gates=gates)
+    gates = gates and tuple(map(cp.asarray, gates))
+    got = causal_conv(*map(cp.asarray, (x, weight)), there, cp.asarray(bias), silu=not gated, gates=gates)
+    assert relative_error(got.get(), wanted) < 1e-6
+    assert (there.arrays[0].get() == here.arrays[0]).all()
+
+
+@by_lengths
+@pytest.mark.parametrize(("key_dim", "channels"), [(64, False), (128, True)])
+def test_gated_delta_rule(rng, lengths, key_dim, channels):
+    """With one decay a head, and one for each element of its key; and the state after it."""
+    key_heads, heads, dim, tokens = 2, 4, 40, sum(lengths)
+    here, there = steps(rng, lengths, [(3, 8), (heads, key_dim, dim)])
+    width = 2 * key_heads * key_dim + heads * dim
+    qkv, beta = (rng.normal(size=(tokens, n)).astype(np.float32) for n in (width, heads))
+    alpha = rng.normal(size=(tokens, heads * (key_dim if channels else 1))).astype(np.float32)
+    bias, decay = rng.normal(size=alpha.shape[1]).astype(np.float32), -rng.random(heads).astype(np.float32)
+    given = qkv, beta, alpha, decay, bias
+    wanted = gated_delta_rule(*given, here, (key_heads, heads), 1e-6)
+    got = gated_delta_rule(*map(cp.asarray, given), there, (key_heads, heads), 1e-6)
+    assert relative_error(got.get(), wanted) < 1e-5
+    assert relative_error(there.arrays[1].get(), here.arrays[1]) < 1e-5
+
+
+@by_lengths
+def test_state_space(rng, lengths):
+    groups, heads, dim, state_dim, tokens = 2, 4, 40, 128, sum(lengths)
+    here, there = steps(rng, lengths, [(3, 8), (heads, state_dim, dim)])
+    x, step = (rng.normal(size=(tokens, n)).astype(np.float32) for n in (heads * dim + 2 * groups * state_dim, heads))
+    decay, bias, skip = -rng.random(heads), rng.normal(size=heads), rng.normal(size=heads)
+    given = x, step, *(each.astype(np.float32) for each in (decay, bias, skip))
+    wanted = state_space(*given, here, groups)
+    got = state_space(*map(cp.asarray, given), there, groups)
+    assert relative_error(got.get(), wanted) < 1e-5
+    assert relative_error(there.arrays[1].get(), here.arrays[1]) < 1e-5
