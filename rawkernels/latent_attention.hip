@@ -110,20 +110,18 @@ struct Shared {
 #endif
     alignas(16) f16 weights[HEADS][WEIGHT_STRIDE];
     float rescale[HEADS], highest[HEADS], sum[HEADS];
-    float parts[at_least(WAVES * KEYS, MOST_SPLITS)][HEADS];  // of scores, by wave and row; later of splits
-    u32 last;
+    float parts[WAVES * KEYS][HEADS];  // of scores, by wave and row
 };
 
 // From absorbed (tokens, heads, RF_RANK) and rotated (tokens, heads, SHARED) to out (tokens, heads, RF_RANK). A split
-// takes an equal share of the rows. The last split of a block to finish, by `counters` (tokens * tiles of heads, zero
-// before and after), combines them all from `partials` (tokens * tiles of heads, splits, RECORD).
+// takes an equal share of the rows; several leave what they have in `partials` (tokens, tiles of heads, splits,
+// RECORD), of which rf_latent_combine makes the sum.
 struct LatentAttentionParams {
     float* out;
     const float *absorbed, *rotated;
     const void* keys;
     const i32 *tables, *lengths, *query_starts;
-    float* partials;
-    i32* counters;
+    RF_NULLABLE float* partials;
     u32 table_stride, sequences, heads;
     i32 splits;
     float scale;
@@ -138,6 +136,20 @@ RF_DEVICE Seen seen_by(const LatentAttentionParams& p, i32 token) {
     u32 sequence = sequence_of(p.query_starts, p.sequences, token);
     i32 after = p.query_starts[sequence + 1] - token - 1;
     return {p.tables + u64(sequence) * p.table_stride, maximum(p.lengths[sequence] - after, 0)};
+}
+
+// Rows of a split, and how many splits have some: one at least.
+struct Cut {
+    u32 share, active;
+};
+RF_DEVICE Cut cut_of(i32 rows, i32 splits) {
+    const u32 LEAST = 2 * KEYS;
+    u32 share = at_least((rows + splits - 1) / splits, 1);
+    share = (share + LEAST - 1) / LEAST * LEAST;
+    return {share, at_least((rows + share - 1) / share, 1)};
+}
+RF_DEVICE float* records_of(const LatentAttentionParams& p, u32 token, u32 tile) {
+    return p.partials + (u64(token) * ((p.heads + HEADS - 1) / HEADS) + tile) * p.splits * RECORD;
 }
 
 RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token) {
@@ -287,29 +299,6 @@ RF_DEVICE void each_sum(const Accumulator (&sums)[OWN_TILES], Each f) {
 
 RF_DEVICE float reciprocal_or_zero(float x) { return x > 0 ? 1 / x : 0.0f; }
 
-// What the last split does: the sum of all splits' records.
-RF_DEVICE void combine(Shared& shared, const LatentAttentionParams& p, const float* partials, u32 active, float* out) {
-    for (u32 head = thread_x(); head < HEADS; head += THREADS) {
-        float highest = LOWEST, sum = 0;
-        for (u32 s = 0; s < active; ++s) highest = maximum(highest, partials[s * RECORD + SIZE + head]);
-        for (u32 s = 0; s < active; ++s) {
-            const float* record = partials + s * RECORD + SIZE + head;
-            float factor = fast_exp2(record[0] - highest);
-            shared.parts[s][head] = factor, sum += factor * record[HEADS];
-        }
-        shared.sum[head] = sum;
-    }
-    barrier();
-    RF_NO_UNROLL
-    for (u32 i = thread_x(); i < SIZE; i += THREADS) {
-        u32 head = i / RF_RANK;
-        if (block_y() * HEADS + head >= p.heads) break;
-        float sum = 0;
-        for (u32 s = 0; s < active; ++s) sum += shared.parts[s][head] * partials[s * RECORD + i];
-        out[i] = sum * reciprocal_or_zero(shared.sum[head]);
-    }
-}
-
 // Grid: (tokens, tiles of heads, splits).
 RF_KERNEL(THREADS)
 rf_latent_attention(LatentAttentionParams p) {
@@ -317,11 +306,9 @@ rf_latent_attention(LatentAttentionParams p) {
     wait_for_previous();
     u32 token = block_x(), split = block_z();
     Seen seen = seen_by(p, token);
-    i32 share = maximum((seen.rows + p.splits - 1) / p.splits, 1);
-    share = (share + KEYS - 1) / KEYS * KEYS;
-    u32 active = maximum((seen.rows + share - 1) / share, 1);
-    if (split >= active) return;
-    u32 start = split * share, end = minimum(i32(start) + share, seen.rows);
+    Cut cut = cut_of(seen.rows, p.splits);
+    if (split >= cut.active) return;
+    u32 start = split * cut.share, end = minimum(i32(start + cut.share), seen.rows);
 
     store_queries(shared, p, token);
     Accumulator sums[OWN_TILES];
@@ -347,29 +334,66 @@ rf_latent_attention(LatentAttentionParams p) {
     if (Softmax::takes_part()) softmax.finish(shared);
     barrier();
 
-    u32 first = block_y() * HEADS;
-    float* out = p.out + (u64(token) * p.heads + first) * RF_RANK;
-    if (active == 1) {
+    if (p.splits == 1) {
+        u32 first = block_y() * HEADS;
+        float* out = p.out + (u64(token) * p.heads + first) * RF_RANK;
         each_sum(sums, [&](u32 head, u32 element, float value) {
             if (first + head < p.heads) out[head * RF_RANK + element] = value * reciprocal_or_zero(shared.sum[head]);
         });
         return;
     }
-    u64 block = u64(token) * ((p.heads + HEADS - 1) / HEADS) + block_y();
-    float *partials = p.partials + block * p.splits * RECORD, *record = partials + split * RECORD;
+    float* record = records_of(p, token, block_y()) + split * RECORD;
     each_sum(sums, [&](u32 head, u32 element, float value) { record[head * RF_RANK + element] = value; });
     if (thread_x() < HEADS) {
         record[SIZE + thread_x()] = shared.highest[thread_x()];
         record[SIZE + HEADS + thread_x()] = shared.sum[thread_x()];
     }
-    device_fence();
+}
+
+// A thread sums four elements of a head, of every GROUPS-th split, so many at a time. Grid: (tokens, heads).
+constexpr u32 FOURS = RF_RANK / 4, GROUPS = THREADS / FOURS, AHEAD = 4;
+RF_KERNEL(THREADS)
+rf_latent_combine(LatentAttentionParams p) {
+    RF_SHARED float factors[MOST_SPLITS];
+    alignas(16) RF_SHARED float parts[GROUPS][RF_RANK];
+    wait_for_previous();
+    u32 token = block_x(), head = block_y() % HEADS, active = cut_of(seen_by(p, token).rows, p.splits).active;
+    const float* records = records_of(p, token, block_y() / HEADS);
+    float highest = LOWEST, sum = 0;
+    for (u32 s = thread_x(); s < active; s += THREADS) highest = maximum(highest, records[s * RECORD + SIZE + head]);
+    highest = block_max<THREADS>(highest);
+    for (u32 s = thread_x(); s < active; s += THREADS) {
+        const float* softmax = records + s * RECORD + SIZE + head;
+        factors[s] = fast_exp2(softmax[0] - highest), sum += factors[s] * softmax[HEADS];
+    }
+    sum = block_sum<THREADS>(sum);
+    u32 group = thread_x() / FOURS, element = thread_x() % FOURS * 4;
+    f32x4 own = make_f32x4(0, 0, 0, 0);
+    RF_NO_UNROLL
+    for (u32 base = group; base < active && group < GROUPS; base += AHEAD * GROUPS) {
+        f32x4 some[AHEAD];
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) {
+            u32 s = minimum(i32(base + j * GROUPS), i32(active - 1));
+            some[j] = load<f32x4>(records + s * RECORD + head * RF_RANK + element);
+        }
+        RF_UNROLL
+        for (u32 j = 0; j < AHEAD; ++j) {
+            if (base + j * GROUPS >= active) continue;
+            float factor = factors[base + j * GROUPS];
+            own = make_f32x4(own.x + factor * some[j].x, own.y + factor * some[j].y, own.z + factor * some[j].z,
+                             own.w + factor * some[j].w);
+        }
+    }
+    if (group < GROUPS) *reinterpret_cast<f32x4*>(&parts[group][element]) = own;
     barrier();
-    if (thread_x() == 0) shared.last = atomic_add(p.counters + block, 1) == i32(active) - 1;
-    barrier();
-    if (!shared.last) return;
-    device_fence();
-    if (thread_x() == 0) p.counters[block] = 0;
-    combine(shared, p, partials, active, out);
+    float scale = reciprocal_or_zero(sum), *out = p.out + (u64(token) * p.heads + block_y()) * RF_RANK;
+    for (u32 i = thread_x(); i < RF_RANK; i += THREADS) {
+        float total = 0;
+        RF_UNROLL
+        for (u32 g = 0; g < GROUPS; ++g) total += parts[g][i];
+        out[i] = total * scale;
+    }
 }
 
 }  // namespace rocforge

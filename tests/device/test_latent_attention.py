@@ -57,7 +57,6 @@ def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, rank: int, tempe
         queries, first = q[first : first + chunk.count], first + chunk.count
         expected.append(latent_attention_64(queries, rows[slots], rank, scale, temperature))
     assert relative_error(y, np.concatenate(expected)) < 2e-3
-    assert not layer.counters.any()
 
 
 @pytest.mark.any_wave

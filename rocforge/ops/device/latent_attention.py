@@ -64,13 +64,16 @@ def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: 
     (sequences, stride), tiles, device = layer.tables.shape, blocks(heads, HEADS), out.device.id
     card, tuned = card_of(device), tuning.of(device)
     splits = splits_of(card.compute_units, tokens * tiles, stride * layer.block_size, tuned)
-    partials = cupy_module().empty(tokens * tiles * splits * HEADS * (rank + 2), np.float32)
+    numbers = tokens * tiles * splits * HEADS * (rank + 2)
+    partials = cupy_module().empty(numbers, np.float32) if splits > 1 else None
     args = {"out": out, "absorbed": float32(absorbed), "rotated": float32(rotated)}
     args |= {"keys": cache_arrays(layer)["keys"], "tables": layer.tables, "lengths": layer.lengths}
-    args |= {"query_starts": layer.query_starts, "partials": partials, "counters": layer.counters}
+    args |= {"query_starts": layer.query_starts, "partials": partials}
     args |= {"table_stride": stride, "sequences": sequences, "heads": heads, "splits": splits, "scale": scale}
-    kernel = _kernel("latent_attention", rank, rotated.shape[2], layer)
-    kernel((tokens, tiles, splits), (WAVES * card.wave,), args)
+    sizes, block = (rank, rotated.shape[2], layer), (WAVES * card.wave,)
+    _kernel("latent_attention", *sizes)((tokens, tiles, splits), block, args)
+    if splits > 1:
+        _kernel("latent_combine", *sizes)((tokens, heads), block, args)
     return out
 
 
@@ -93,7 +96,8 @@ def head_linear(x: Array, weight: Weight) -> Array:
     """As rocforge.ops.latent_attention.head_linear: each head's matrix is an expert that every token takes."""
     (tokens, heads, columns), kind = x.shape, format_of(weight)
     x, ids, matrices = x.reshape(-1, columns), _heads_of(tokens, heads, x.device.id), Matrices(weight)
-    if experts_product(kind, kind, kind, tokens, tuning.current()) is not Product.TILE:
+    product = experts_product(kind, kind, kind, tokens, tuning.current())
+    if product not in (Product.TILE, Product.WIDE):
         return expert_linear(x, ids, matrices).reshape(tokens, heads, -1)
     y, step = cupy_module().empty((tokens, heads, weight.shape[1]), np.float32), max(MAX_PAIRS // heads, 1)
     for start in range(0, tokens, step):
