@@ -43,7 +43,7 @@ class UnsupportedModelError(RocforgeError):
     ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "rwkv"}))
     ... except rf.UnsupportedModelError as error:
     ...     print(error)
-    tokenizer.ggml.model is 'rwkv'; supported are bert, gemma4, gpt2, llama, t5
+    tokenizer.ggml.model is 'rwkv'; supported are bert, gemma4, gpt2, llama, rwkv, t5
     """
 
 

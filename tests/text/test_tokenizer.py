@@ -456,8 +456,8 @@ def test_attributes(byte_level, sentencepiece):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "rwkv"}, UnsupportedModelError, "'rwkv'; supported are bert, gemma4, gpt2, llama, t5"),
-        ({"model": None}, UnsupportedModelError, "supported are bert, gemma4, gpt2, llama, t5"),
+        ({"model": "plamo2"}, UnsupportedModelError, "'plamo2'; supported are bert, gemma4, gpt2, llama, rwkv, t5"),
+        ({"model": None}, UnsupportedModelError, "supported are bert, gemma4, gpt2, llama, rwkv, t5"),
         ({"pre": "martian"}, UnsupportedModelError, r"'martian'; supported are .*llama-bpe.*qwen2"),
         ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),
