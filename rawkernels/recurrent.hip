@@ -1,9 +1,7 @@
 // Layers that keep a state of fixed size: a causal convolution, the gated delta rule, Mamba-2's state space, and
 // Mamba's selective scan.
-//
-// A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
 #include "gates.h"
-#include "target/platform.h"
+#include "sequences.h"
 
 namespace rocforge {
 
@@ -16,24 +14,6 @@ namespace rocforge {
 #ifndef RF_CHANNELS
 #define RF_CHANNELS 0
 #endif
-
-struct Sequences {
-    const i32 *slots, *positions, *query_starts;
-    u64 slot_stride;  // elements of the state between two slots
-};
-
-struct Sequence {
-    i32 begin, end;
-    u64 state;
-    bool fresh;
-};
-
-// Of block_y; without tokens or a slot it has no rows.
-RF_DEVICE Sequence sequence_of(const Sequences& all) {
-    i32 begin = all.query_starts[block_y()], end = all.query_starts[block_y() + 1], slot = all.slots[block_y()];
-    if (slot < 0 || begin >= end) return {0, 0, 0, true};
-    return {begin, end, slot * all.slot_stride, all.positions[begin] == 0};
-}
 
 constexpr u32 CONV_THREADS = 64, WIDTH = 4;
 

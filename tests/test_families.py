@@ -106,7 +106,7 @@ def test_quantized(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
+    ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear", "rwkv6", "rwkv7"]
     + ["gemma4-shared", "gemma3n"],
 )
 def test_engine(model_of, name):
@@ -146,6 +146,20 @@ def test_axes_of_kimi_linear():
     for name, axes, shape in (
         ("blk.0.ssm_conv1d_q.weight", (1, 384, 1, 4), (384, 1, 4)),
         ("blk.0.ssm_a", (1, 1, 6, 1), (6, 1)),
+    ):
+        assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
+
+
+def test_axes_of_rwkv6():
+    """Shares and decays of old files have axes of one; the shares of all mixtures are as they are."""
+    family = FAMILIES["rwkv6"]
+    model = build_model(families.Skeleton(family, families.metadata(family)))
+    for name, axes, shape in (
+        ("blk.0.time_mix_lerp_x.weight", (1, 1, 192), (192,)),
+        ("blk.0.channel_mix_lerp_r.weight", (1, 1, 192), (192,)),
+        ("blk.0.time_mix_decay.weight", (1, 1, 192), (192,)),
+        ("blk.0.time_mix_lerp_fused.weight", (5, 1, 1, 192), (5, 1, 1, 192)),
+        ("blk.0.time_mix_decay_w1.weight", (64, 192), (64, 192)),
     ):
         assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
 

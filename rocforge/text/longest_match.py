@@ -36,8 +36,9 @@ def longest_match(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
         GGUFError: there are bytes that are no tokens, and no unknown token.
     """
     known = sorted((id, text) for text, id in vocabulary.ids.items() if text not in vocabulary.markup)
-    tokens = {unescaped(text): id for id, text in known}
-    if unknown_id is None and (missing := [byte for byte in range(256) if bytes([byte]) not in tokens]):
+    unknown = {} if unknown_id is None else {bytes([byte]): unknown_id for byte in range(256)}
+    tokens = {**unknown, **{unescaped(text): id for id, text in known}}
+    if missing := [byte for byte in range(256) if bytes([byte]) not in tokens]:
         raise GGUFError(
             f"metadata tokenizer.ggml.tokens lacks the byte {missing[0]}, and there is no unknown_token_id for it"
         )
@@ -52,12 +53,10 @@ def longest_match(vocabulary: Vocabulary, unknown_id: int | None) -> Encode:
         while at < len(data):
             for size in tried.get(data[at : at + 2], (1,)):
                 id = tokens.get(data[at : at + size])
-                if id is not None:
+                if id is not None:  # at the latest that of a byte
+                    ids.append(id)
+                    at += size
                     break
-            else:
-                id, size = unknown_id, 1
-            ids.append(id)
-            at += size
         return ids
 
     return encode

@@ -28,7 +28,9 @@ BUILDERS = {
 
 REFUSED = {
     **dict.fromkeys(["baichuan", "deci", "exaone4-window"], "2 cards do not divide"),
-    **dict.fromkeys(["mamba", "mamba-falcon", "mamba2"], "cannot be cut for several cards"),
+    **dict.fromkeys(
+        ["mamba", "mamba-falcon", "mamba2", "rwkv6", "rwkv6-apart", "rwkv7"], "cannot be cut for several cards"
+    ),
     **dict.fromkeys(["gemma3n", "gemma3n-few"], "of several streams"),
 }
 """Families whose reference models are not for two cards, and what is said of them."""
@@ -116,6 +118,13 @@ def test_nothing_to_cut(tmp_path):
     file = rf.open_gguf(tmp_path / "mamba2.gguf")
     with pytest.raises(UnsupportedModelError, match="mamba2 cannot be cut for several cards: it has Mamba2"):
         together(file, 2)
+
+
+def test_layers_that_take_the_values_of_the_first_one(tmp_path):
+    families.build(tmp_path / "rwkv7.gguf", "rwkv7")
+    file = rf.open_gguf(tmp_path / "rwkv7.gguf")
+    with pytest.raises(UnsupportedModelError, match="rwkv7 cannot be cut by layers: layers take more than what the"):
+        together(file, 2, lambda part: part, [1, 1])
 
 
 def test_what_stays_whole_is_said(files):
