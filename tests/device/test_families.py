@@ -41,15 +41,15 @@ a token with the one before."""
 
 
 def test_values_of_the_first_layer(tmp_path):
-    """Captured steps have them too: the tokens of llama.cpp, of two requests in chunks."""
+    """Captured steps have them too: the tokens of llama.cpp, of a prompt in chunks."""
     path, tokens = tmp_path / "model.gguf", families.load("rwkv7")["tokens"].tolist()
     families.build(path, "rwkv7")
     prompt, expected = tokens[: families.PROMPT], tokens[families.PROMPT : families.PROMPT + 4]
     with rf.Engine(load_model(rf.open_gguf(path), "gpu"), cache_tokens=160, max_batch_tokens=32) as engine:
-        requests = [engine.add(prompt, rf.SamplingParams(max_tokens=4, temperature=0)) for _ in range(2)]
+        request = engine.add(prompt, rf.SamplingParams(max_tokens=4, temperature=0))
         while engine.busy:
             engine.step()
-    assert all(request.output == expected for request in requests)
+    assert request.output == expected
 
 
 ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]
