@@ -6,7 +6,7 @@
 namespace rocforge {
 
 // variants: RF_KEY_DIM=16,64,128
-// variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
+// variants: RF_KEY_DIM=64,128,256 RF_STATE_SPACE=1
 // variants: RF_KEY_DIM=128 RF_CHANNELS=1
 #ifndef RF_STATE_SPACE
 #define RF_STATE_SPACE 0
@@ -78,16 +78,16 @@ struct Tile {
 };
 
 struct RuleParams {
-    float* y;        // (tokens, value_heads, value_dim)
-    const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
+    float* y;  // (tokens, value_heads, value_dim)
+    const float *q, *k, *v;
     RF_NULLABLE const float* beta;
     const float *alpha, *decay;     // rows of (value_heads, DECAYS); (value_heads,)
     RF_NULLABLE const float* bias;  // as a row of alpha
     RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
     float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
     Sequences sequences;
-    u64 beta_stride, alpha_stride;  // elements between the rows of beta and alpha
-    u32 width, q, k, v, key_heads, value_heads, value_dim, repeated;
+    u64 q_stride, k_stride, v_stride, beta_stride, alpha_stride;  // elements between rows
+    u32 key_heads, value_heads, value_dim, repeated;
     float eps;
 };
 
@@ -109,12 +109,13 @@ RF_DEVICE void load_tile(Tile& tile, const RuleParams& p, i32 row, u32 count, u3
     u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
     for (u32 i = thread_x(); i < count * KEY_DIM; i += THREADS) {
         u32 token = i / KEY_DIM, at = i % KEY_DIM;
-        const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + at;
-        tile.q[token][at] = from[p.q], tile.k[token][at] = from[p.k];
+        u64 from = row + token;
+        tile.q[token][at] = p.q[from * p.q_stride + key_head * KEY_DIM + at];
+        tile.k[token][at] = p.k[from * p.k_stride + key_head * KEY_DIM + at];
     }
     for (u32 i = thread_x(); i < count * COLUMNS; i += THREADS) {
         u32 token = i / COLUMNS, column = first + i % COLUMNS;
-        const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
+        const float* from = p.v + u64(row + token) * p.v_stride + head * p.value_dim;
         tile.v[token][i % COLUMNS] = column < p.value_dim ? from[column] : 0.0f;
     }
     for (u32 i = thread_x(); i < count * DECAYS; i += THREADS) {

@@ -164,6 +164,16 @@ def test_axes_of_rwkv6():
         assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
 
 
+def test_layers_of_plamo2_without_heads():
+    """Files say that a layer with a state has no heads; and nothing of how much of a head is rotated, which is all."""
+    family = FAMILIES["plamo2"]
+    keys = {**families.metadata(family), "attention.head_count": [0, 6, 0]}
+    del keys["rope.dimension_count"]
+    model, other = (build_model(families.Skeleton(family, each)) for each in (keys, families.metadata(family)))
+    assert repr(model) == repr(other)
+    assert [len(each.blk[1].attn.rope.frequencies) for each in (model, other)] == [16, 16]
+
+
 def test_tokens_that_an_indexer_would_choose():
     """Sparse attention is computed as plain attention, which is told where a context is longer than what it chooses."""
     family = FAMILIES["glm-dsa"]

@@ -441,7 +441,8 @@ class Tokenizer:
         if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
         if self._model != "gpt2":
-            return text.replace("▁", " ").encode("utf-8", "surrogateescape")
+            text = text if self._model == "plamo2" else text.replace("▁", " ")
+            return text.encode("utf-8", "surrogateescape")
         table = byte_of_char()
         if all(char in table for char in text):
             return bytes(table[char] for char in text)

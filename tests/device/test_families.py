@@ -27,6 +27,7 @@ SHOWN = (
     "bailingmoe2",
     "deepseek2",
     "kimi-linear",
+    "plamo2",
     "rwkv6",
     "rwkv6qwen2",
     "rwkv7",

@@ -36,6 +36,7 @@ from golden.family_parts import (
     OPENELM,
     PARTIAL,
     PLAIN,
+    PLAMO2,
     QKV,
     RMS,
     RWKV6,
@@ -373,4 +374,5 @@ FAMILIES = {
         gains=SHIFTS,
     ),
     "rwkv6qwen2-plain": Family("rwkv6qwen2", {**RMS, **RWKV6, "token_shift_count": 1}, NO_BIAS, gains=SHIFTS),
+    "plamo2": Family("plamo2", {**RMS, **PLAMO2}, NO_BIAS, QKV),
 }

@@ -205,6 +205,15 @@ CALM = {
     **dict.fromkeys(("post_norm", "laurel_post_norm", "post_attention_norm", "post_ffw_norm"), 0.2),
 }
 """For many layers."""
+PLAMO2 = {
+    **HEAD_DIM,
+    "attention.head_count_kv": [0, 2, 0],
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 64,
+    "ssm.group_count": 0,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 32,
+}
 RWKV = {"attention.head_count": 0, "attention.head_count_kv": 0, "wkv.head_size": 64}
 RWKV6 = {**RWKV, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64}
 RWKV7 = {
