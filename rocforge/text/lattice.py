@@ -30,9 +30,8 @@ def highest_sum(vocabulary: Vocabulary) -> Encode:
         GGUFError: a byte has no token, or tokens are too long for a list of all that they begin with.
     """
     if sum(len(text) ** 2 for text in vocabulary.pieces) > _MOST_COST:
-        raise GGUFError(
-            f"metadata tokenizer.ggml.tokens has tokens of up to {max(map(len, vocabulary.pieces))} characters"
-        )
+        longest = max(map(len, vocabulary.pieces))
+        raise GGUFError(f"metadata tokenizer.ggml.tokens has texts of up to {longest} characters: too many prefixes")
     of_byte, prefixes = _byte_ids(vocabulary), dict[str, tuple[int, int]]()  # what tokens begin with: score and id
     for text, id in vocabulary.pieces.items():
         score = _in_units(vocabulary.scores[id])

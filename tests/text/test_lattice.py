@@ -97,5 +97,5 @@ def test_vocabularies_that_are_refused():
     """A byte without a token, and tokens that are too long."""
     with pytest.raises(GGUFError, match="lacks a token of kind byte, <0xFF>"):
         made(bytes_=BYTES[:-1])
-    with pytest.raises(GGUFError, match="has tokens of up to 20000 characters"):
+    with pytest.raises(GGUFError, match="texts of up to 20000 characters: too many prefixes"):
         made({"a" * 20_000: 0.0})
