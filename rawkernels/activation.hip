@@ -17,6 +17,7 @@ constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 RF_ELEMENTWISE(silu, silu_of(x[i]), u64 size)
 RF_ELEMENTWISE(gelu, gelu_of(x[i]), u64 size)
 RF_ELEMENTWISE(softplus, softplus(x[i]), u64 size)
+RF_ELEMENTWISE(sigmoid, sigmoid(x[i]), u64 size)
 RF_ELEMENTWISE(relu_squared, maximum(x[i], 0.0f) * maximum(x[i], 0.0f), u64 size)
 // fast_exp(x) - 1 has no digits left near zero, where the first terms of its series are exact
 RF_DEVICE float exp_less_one(float x) {

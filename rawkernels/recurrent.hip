@@ -1,15 +1,13 @@
 // Layers that keep a state of fixed size: a causal convolution, the gated delta rule, Mamba-2's state space, and
 // Mamba's selective scan.
-//
-// A sequence has its state in the slot of its number; one whose first token here is at position 0 begins with zeros.
 #include "attention.h"
 #include "gates.h"
-#include "target/platform.h"
+#include "sequences.h"
 
 namespace rocforge {
 
 // variants: RF_KEY_DIM=16,64,128
-// variants: RF_KEY_DIM=128,256 RF_STATE_SPACE=1
+// variants: RF_KEY_DIM=64,128,256 RF_STATE_SPACE=1
 // variants: RF_KEY_DIM=128 RF_CHANNELS=1
 #ifndef RF_STATE_SPACE
 #define RF_STATE_SPACE 0
@@ -17,24 +15,6 @@ namespace rocforge {
 #ifndef RF_CHANNELS
 #define RF_CHANNELS 0
 #endif
-
-struct Sequences {
-    const i32 *slots, *positions, *query_starts;
-    u64 slot_stride;  // elements of the state between two slots
-};
-
-struct Sequence {
-    i32 begin, end;
-    u64 state;
-    bool fresh;
-};
-
-// The one of a number; without tokens or a slot it has no rows.
-RF_DEVICE Sequence sequence_at(const Sequences& all, u32 number) {
-    i32 begin = all.query_starts[number], end = all.query_starts[number + 1], slot = all.slots[number];
-    if (slot < 0 || begin >= end) return {0, 0, 0, true};
-    return {begin, end, slot * all.slot_stride, all.positions[begin] == 0};
-}
 
 constexpr u32 CONV_THREADS = 64, WIDTH = 4;
 
@@ -143,16 +123,16 @@ struct Tile {
 };
 
 struct RuleParams {
-    float* y;        // (tokens, value_heads, value_dim)
-    const float* x;  // rows of `width`, in which queries, keys and values begin at q, k, v
+    float* y;  // (tokens, value_heads, value_dim)
+    const float *q, *k, *v;
     RF_NULLABLE const float* beta;
     const float *alpha, *decay;     // rows of (value_heads, DECAYS); (value_heads,)
     RF_NULLABLE const float* bias;  // as a row of alpha
     RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
     float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
     Sequences sequences;
-    u64 beta_stride, alpha_stride;  // elements between the rows of beta and alpha
-    u32 width, q, k, v, key_heads, value_heads, value_dim, repeated;
+    u64 q_stride, k_stride, v_stride, beta_stride, alpha_stride;  // elements between rows
+    u32 key_heads, value_heads, value_dim, repeated;
     float eps;
 };
 
@@ -182,14 +162,14 @@ struct Share {
         for (u32 j = 0; j < ROWS; ++j) {
             u32 i = j * THREADS + thread_x(), token = i / KEY_DIM;
             if (token >= count) continue;
-            const float* from = p.x + u64(row + token) * p.width + key_head * KEY_DIM + i % KEY_DIM;
-            q[j] = from[p.q], k[j] = from[p.k];
+            u64 from = row + token, at = key_head * KEY_DIM + i % KEY_DIM;
+            q[j] = p.q[from * p.q_stride + at], k[j] = p.k[from * p.k_stride + at];
         }
         RF_UNROLL
         for (u32 j = 0; j < VALUES; ++j) {
             u32 i = j * THREADS + thread_x(), token = i / COLUMNS, column = first + i % COLUMNS;
             if (token >= count) continue;
-            const float* from = p.x + u64(row + token) * p.width + p.v + head * p.value_dim;
+            const float* from = p.v + u64(row + token) * p.v_stride + head * p.value_dim;
             v[j] = column < p.value_dim ? from[column] : 0.0f;
         }
         RF_UNROLL

@@ -40,10 +40,10 @@ class UnsupportedModelError(RocforgeError):
     """An architecture, tokenizer, tensor type or card that rocforge does not know; the message lists those it does.
 
     >>> try:
-    ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "rwkv"}))
+    ...     rf.Tokenizer(SimpleNamespace(metadata={"tokenizer.ggml.model": "hybriddna"}))
     ... except rf.UnsupportedModelError as error:
     ...     print(error)
-    tokenizer.ggml.model is 'rwkv'; supported are bert, gemma4, gpt2, llama, t5
+    tokenizer.ggml.model is 'hybriddna'; supported are bert, gemma4, gpt2, llama, plamo2, rwkv, t5
     """
 
 

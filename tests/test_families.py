@@ -106,7 +106,7 @@ def test_quantized(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
+    ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear", "rwkv6", "rwkv7"]
     + ["gemma4-shared", "gemma3n"],
 )
 def test_engine(model_of, name):
@@ -148,6 +148,30 @@ def test_axes_of_kimi_linear():
         ("blk.0.ssm_a", (1, 1, 6, 1), (6, 1)),
     ):
         assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
+
+
+def test_axes_of_rwkv6():
+    """Shares and decays of old files have axes of one; the shares of all mixtures are as they are."""
+    family = FAMILIES["rwkv6"]
+    model = build_model(families.Skeleton(family, families.metadata(family)))
+    for name, axes, shape in (
+        ("blk.0.time_mix_lerp_x.weight", (1, 1, 192), (192,)),
+        ("blk.0.channel_mix_lerp_r.weight", (1, 1, 192), (192,)),
+        ("blk.0.time_mix_decay.weight", (1, 1, 192), (192,)),
+        ("blk.0.time_mix_lerp_fused.weight", (5, 1, 1, 192), (5, 1, 1, 192)),
+        ("blk.0.time_mix_decay_w1.weight", (64, 192), (64, 192)),
+    ):
+        assert model.arrays_of(name, np.zeros(axes, np.float32))[name].shape == shape
+
+
+def test_layers_of_plamo2_without_heads():
+    """Files say that a layer with a state has no heads; and nothing of how much of a head is rotated, which is all."""
+    family = FAMILIES["plamo2"]
+    keys = {**families.metadata(family), "attention.head_count": [0, 6, 0]}
+    del keys["rope.dimension_count"]
+    model, other = (build_model(families.Skeleton(family, each)) for each in (keys, families.metadata(family)))
+    assert repr(model) == repr(other)
+    assert [len(each.blk[1].attn.rope.frequencies) for each in (model, other)] == [16, 16]
 
 
 def test_tokens_that_an_indexer_would_choose():

@@ -36,6 +36,9 @@ as plain attention: it is the same up to as many tokens as the indexer chooses, 
 `model.save` leaves the indexer out. Files with `attn_kv_b` (deepseek2 of before April 2025, minicpm3, plm) are saved
 in the form that files have today, with `attn_k_b` and `attn_v_b`, which llama.cpp reads of deepseek2 alone.
 
+Of plamo2 the small model's file gives heads to all layers: with none in the first one, as the converter writes,
+llama.cpp of October 2026 does not come to an end.
+
 Encoders (bert, modern-bert and others, and any file with `attention.causal` false) give
 [embeddings](serving.md#embeddings) or [rank](serving.md#reranking), and generate nothing: each text takes one pass, in
 which a token sees all others, with nothing cached. Their error is that of pooled vectors (`tests/test_encoders.py`);

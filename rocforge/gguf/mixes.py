@@ -54,7 +54,7 @@ _FALLBACKS = {
 _NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 _KEPT = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|^position_embd|^token_types|ssm_conv1d|shortconv\.conv|altup|laurel|"
-    r"per_layer_model_proj"
+    r"per_layer_model_proj|time_mix_(?:first|lerp_fused|[wvag]\d|decay_w\d)\.weight"
 )
 """Matrices that are small, and stay as they are."""
 _ROLES = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from rocforge.device.arrays import get_array_module
 from rocforge.nn.batch import Batch
-from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Scores
+from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Vector
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
@@ -108,7 +108,7 @@ class Attention(Module):
         affine, widths = norms != "head, no weight", (rows, kv_rows) if norms == "whole" else (head_dim, head_dim)
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
         self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms and not self.shares else None
-        self.attn_sinks = Scores(heads) if sinks else None
+        self.attn_sinks = Vector(heads) if sinks else None
         self.alibi, self._slopes = alibi, None if alibi is None else slopes(heads, alibi)
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)

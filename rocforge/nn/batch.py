@@ -81,7 +81,8 @@ class Batch:
         state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
         adapters: which adapters the tokens have; None: none of them has one.
-        layer_inputs: what a model that is running has made for each layer beside the stream, (tokens, layers, ...).
+        layer_inputs: what layers of a model that is running take beside the stream: what it has made for each, (tokens,
+            layers, ...), or the first one's values, (tokens, dim).
 
     With a cache on a device, all other arrays are there. A launch reads them when it runs, so a captured one
     can be replayed after their contents have changed.

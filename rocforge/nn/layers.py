@@ -125,11 +125,11 @@ class Factors(Module):
         return x if self.weight is None else scale_columns(x, self.weight)
 
 
-class Scores(Module):
-    """One number a head: weight (heads,), which a call gives."""
+class Vector(Module):
+    """Numbers, one a head or an element: a weight of that shape, which a call gives."""
 
-    def __init__(self, heads: int):
-        self.weight = Parameter(heads)
+    def __init__(self, *shape: int):
+        self.weight: Any = Parameter(*shape, matrix=False)
 
     def forward(self) -> Any:
         return self.weight

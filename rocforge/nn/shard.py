@@ -28,6 +28,8 @@ from rocforge.nn.mlp import MLP, MergedMLP
 from rocforge.nn.module import Module
 from rocforge.nn.moe import MoE
 from rocforge.nn.parameter import Parameter
+from rocforge.nn.rwkv6 import ChannelMix6
+from rocforge.nn.rwkv7 import ChannelMix7
 from rocforge.nn.shared_experts import SharedExpert, SharedMoE
 from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.linear import linear
@@ -143,6 +145,8 @@ class _Pass:
             Attention: self._attention,
             MLP: self._mlp,
             MergedMLP: self._mlp,
+            ChannelMix6: self._channel_mix,
+            ChannelMix7: self._channel_mix,
             MoE: self._experts,
             SharedExpert: self._shared,
             SharedMoE: self._shared_experts,
@@ -191,6 +195,9 @@ class _Pass:
 
     def _mlp(self, mlp: MLP | MergedMLP) -> bool:
         return self._feed_forward(mlp.projections, mlp.ffn_down)
+
+    def _channel_mix(self, mix: ChannelMix6 | ChannelMix7) -> bool:
+        return self._feed_forward([mix.channel_mix_key], mix.channel_mix_value)
 
     def _shared(self, shared: SharedExpert) -> bool:
         return self._feed_forward(shared.projections, shared.ffn_down_shexp)

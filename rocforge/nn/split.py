@@ -113,7 +113,7 @@ def split(model: Any, group: Group, tensors: Container[str], shares: Sequence[fl
         UnsupportedModelError: layers take more than what the one before gives.
     """
     shared = any(isinstance(state, SharedKV) for state in states_of(model).values())
-    if shared or model.layers is not model.blk or vars(model).get("layer_inputs"):
+    if shared or model.layers is not model.blk or model.passes_values or vars(model).get("layer_inputs"):
         problem = "layers take more than what the one before gives"
         raise UnsupportedModelError(f"{model.config.architecture} cannot be cut by layers: {problem}")
     before = {path for path, _ in model.named_parameters()}

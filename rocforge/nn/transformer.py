@@ -60,6 +60,7 @@ class Transformer(Module):
         output_norm_name: the name of the norm before the output.
         classifier_activation: of a classifier's hidden layer, "tanh" or "gelu".
         defaults: values of the architecture's metadata keys that old files lack.
+        passes_values: whether later layers take the first one's values.
 
     >>> model(tokenizer.encode("import os")).shape
     (3, 4096)
@@ -70,6 +71,7 @@ class Transformer(Module):
     output_norm_name = "output_norm"
     classifier_activation = "tanh"
     unread: frozenset[str] = frozenset()
+    passes_values = False
     _fused: tuple[Snapshot, Fused] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
     group: Group = ALONE

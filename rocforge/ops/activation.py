@@ -12,7 +12,7 @@ from rocforge.ops.arguments import check_out, float32_of, operands
 from rocforge.ops.device import activation as device
 from rocforge.ops.device.activation import ALPHA, LIMIT
 from rocforge.ops.device.strided import float32
-from rocforge.ops.types import Array, HostArray
+from rocforge.ops.types import Array
 
 
 def _pair(name: str, gate: Array, up: Array) -> tuple[Any, Array, Array]:
@@ -23,8 +23,12 @@ def _pair(name: str, gate: Array, up: Array) -> tuple[Any, Array, Array]:
     return module, gate, up
 
 
-def _sigmoid(x: HostArray) -> HostArray:
-    return np.float32(0.5) * (np.tanh(x * np.float32(0.5)) + np.float32(1))
+def sigmoid(x: Array) -> Array:
+    """`1 / (1 + exp(-x))`, float32, the shape of x."""
+    module, x = operands("sigmoid", x=x)
+    if module is not np:
+        return device.elementwise("sigmoid", x)
+    return np.float32(0.5) * (np.tanh(x.astype(np.float32, copy=False) * np.float32(0.5)) + np.float32(1))
 
 
 def silu(x: Array) -> Array:
@@ -37,7 +41,7 @@ def silu(x: Array) -> Array:
     if module is not np:
         return device.elementwise("silu", x)
     x = x.astype(np.float32, copy=False)
-    return x * _sigmoid(x)
+    return x * sigmoid(x)
 
 
 def gelu(x: Array) -> Array:
@@ -112,7 +116,7 @@ def swiglu_oai(gate: Array, up: Array, alpha: float = ALPHA, limit: float = LIMI
         return device.gated_unit("swiglu_oai", gate, up, alpha, limit)
     gate = np.minimum(gate.astype(np.float32, copy=False), np.float32(limit))
     up = np.clip(up.astype(np.float32, copy=False), np.float32(-limit), np.float32(limit))
-    return gate * _sigmoid(np.float32(alpha) * gate) * (up + np.float32(1))
+    return gate * sigmoid(np.float32(alpha) * gate) * (up + np.float32(1))
 
 
 def relu_squared(x: Array) -> Array:
@@ -236,7 +240,7 @@ def sigmoid_gate(x: Array, gate: Array) -> Array:
     module, gate, x = _pair("sigmoid_gate", gate, x)
     if module is not np:
         return device.elementwise("sigmoid_gate", x, float32(gate))
-    return x * _sigmoid(gate.astype(np.float32, copy=False))
+    return x * sigmoid(gate.astype(np.float32, copy=False))
 
 
 def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
@@ -246,7 +250,7 @@ def sigmoid_gate_rows(x: Array, gate: Array) -> Array:
         raise ValueError(f"sigmoid_gate_rows: gate has the shape {gate.shape}; allowed is ({len(x)},), a number a row")
     if module is not np:
         return device.sigmoid_gate_rows(x, gate)
-    return x * _sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
+    return x * sigmoid(gate.astype(np.float32, copy=False)).reshape(-1, 1)
 
 
 def scale_rows(x: Array, factors: Array) -> Array:

@@ -120,7 +120,7 @@ def gated_delta_rule(
 
 
 def state_space(
-    x: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer, groups: int
+    x: Array, keys: Array, queries: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer
 ) -> Array:
     """Mamba-2's state space: what each head reads from its state S, after a token's value has been added to it.
 
@@ -128,22 +128,23 @@ def state_space(
     `S = exp(decay * t) S + t v k.T; y = S q + skip v`.
 
     Args:
-        x: float32, shape (tokens, heads * dim + 2 * groups * state_dim): values, keys, queries.
+        x: float32, shape (tokens, heads * dim): values; on a device its rows, like those of keys, queries and step,
+            may be parts of wider ones.
+        keys, queries: float32, shape (tokens, groups * state_dim): groups of heads, one after another, share them.
         step: float32, shape (tokens, heads).
-        decay, bias, skip: float32, shape (heads,); decay below zero.
+        decay, bias, skip: float32, shape (heads,); decay below zero; bias may be None.
         state: its second array, (slots, heads, state_dim, dim), is S transposed, and is updated.
-        groups: of heads, one after another, that share a key and a query.
 
     Returns:
         float32, shape (tokens, heads, dim).
     """
     if get_array_module(x) is not np:
-        return device.state_space(x, step, decay, bias, skip, state, groups)
+        return device.state_space(x, keys, queries, step, decay, bias, skip, state)
     heads, state_dim, dim = state.arrays[1].shape[-3:]
-    values, keys, queries = np.split(x, [heads * dim, heads * dim + groups * state_dim], axis=1)
-    v, shared = values.reshape(len(x), heads, dim), np.arange(heads) // (heads // groups)
+    groups = keys.shape[1] // state_dim
+    v, shared = x.reshape(len(x), heads, dim), np.arange(heads) // (heads // groups)
     k, q = (part.reshape(len(x), groups, state_dim)[:, shared] for part in (keys, queries))
-    t = np.logaddexp(step + bias, np.float32(0))
+    t = np.logaddexp(step if bias is None else step + bias, np.float32(0))
     log_g, written = decay * t, v * t[..., None]
     y, before = skip[:, None] * v, state.read(1)
     for rows, s in zip(sequences(state), before, strict=True):

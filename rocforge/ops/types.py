@@ -57,6 +57,19 @@ class Groups(NamedTuple):
     offsets: Array
 
 
+class HeadNorm(NamedTuple):
+    """A layer norm of each head, with a weight and a bias for each element of all.
+
+    Attributes:
+        weight, bias: float32, shape (heads * dim,).
+        eps: is added to the variance.
+    """
+
+    weight: Array
+    bias: Array
+    eps: float
+
+
 class NextNorm(NamedTuple):
     """The rms_norm that follows on a residual stream, and the weights that its result is multiplied with.
 

@@ -10,6 +10,8 @@ import numpy as np
 from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import Metadata
 from rocforge.text.bpe import Encode, byte_level_bpe, character_bpe, sentencepiece_bpe
+from rocforge.text.lattice import highest_sum
+from rocforge.text.longest_match import longest_match
 from rocforge.text.pieces import unigram, wordpiece
 from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.vocabulary import Vocabulary
@@ -67,6 +69,14 @@ def _t5(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> E
     return Encoding(unigram(vocabulary, _needed(unknown_id), charsmap, prefix, merge), False)
 
 
+def _plamo2(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> Encoding:
+    return Encoding(highest_sum(vocabulary), False)
+
+
+def _rwkv(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> Encoding:
+    return Encoding(longest_match(vocabulary, unknown_id), False)
+
+
 def _needed(unknown_id: int | None) -> int:
     if unknown_id is None:
         raise GGUFError("metadata tokenizer.ggml.unknown_token_id is missing, or outside the vocabulary")
@@ -78,6 +88,9 @@ KINDS = {
     "gemma4": Kind(_gemma4),
     "gpt2": Kind(_gpt2),
     "llama": Kind(_llama, unk=0, bos=1, eos=2),  # by SentencePiece's trainer; files written early rely on it
+    "plamo2": Kind(_plamo2, unk=0, bos=1, eos=2, pad=3),
+    "rwkv": Kind(_rwkv),
     "t5": Kind(_t5, unk=2, eos=1, pad=0, add_end=True),
 }
-"""WordPiece, BPE over characters, byte-level BPE, SentencePiece's BPE, and its unigram model."""
+"""WordPiece, BPE over characters, byte-level BPE, SentencePiece's BPE, PLaMo's, RWKV World's, and
+SentencePiece's unigram model."""

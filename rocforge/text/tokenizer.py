@@ -14,6 +14,7 @@ from rocforge.text.bpe import byte_of_char
 from rocforge.text.detokenizer import Detokenizer
 from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
 from rocforge.text.kinds import KINDS
+from rocforge.text.longest_match import unescaped
 from rocforge.text.marks import without_surrogates
 from rocforge.text.recommended import recommended_sampling
 from rocforge.text.special_tokens import Span, SpecialTokens
@@ -433,12 +434,15 @@ class Tokenizer:
         return self._vocabulary.texts[id]
 
     def _make_bytes(self, text: str, kind: int) -> bytes:
+        if self._model == "rwkv":
+            return unescaped(text)
         if kind in _SPECIAL:
             return text.encode("utf-8", "surrogateescape")
         if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
         if self._model != "gpt2":
-            return text.replace("▁", " ").encode("utf-8", "surrogateescape")
+            text = text if self._model == "plamo2" else text.replace("▁", " ")
+            return text.encode("utf-8", "surrogateescape")
         table = byte_of_char()
         if all(char in table for char in text):
             return bytes(table[char] for char in text)

@@ -30,6 +30,7 @@ ELEMENTWISE = {
     "clip": (lambda x: np.clip(x, -2.5, 2.5), (2.5,)),
     "xielu": (xielu, XIELU),
     "softplus": (lambda x: np.logaddexp(x, 0), ()),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), ()),
 }
 UNITS = {
     **{name: (function, ()) for name, function in GATED.items()},

@@ -27,13 +27,30 @@ SHOWN = (
     "bailingmoe2",
     "deepseek2",
     "kimi-linear",
+    "plamo2",
+    "rwkv6",
+    "rwkv6qwen2",
+    "rwkv7",
     "gemma4-wide",
     "gemma4-experts",
     "gemma4-shared",
     "gemma3n-few",
 )
 """What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups
-of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams."""
+of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams, and mixtures of
+a token with the one before."""
+
+
+def test_values_of_the_first_layer(tmp_path):
+    """Captured steps have them too: the tokens of llama.cpp, of a prompt in chunks."""
+    path, tokens = tmp_path / "model.gguf", families.load("rwkv7")["tokens"].tolist()
+    families.build(path, "rwkv7")
+    prompt, expected = tokens[: families.PROMPT], tokens[families.PROMPT : families.PROMPT + 4]
+    with rf.Engine(load_model(rf.open_gguf(path), "gpu"), cache_tokens=160, max_batch_tokens=32) as engine:
+        request = engine.add(prompt, rf.SamplingParams(max_tokens=4, temperature=0))
+        while engine.busy:
+            engine.step()
+    assert request.output == expected
 
 
 ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]

@@ -66,10 +66,10 @@ def test_gated_delta_rule(rng, lengths, key_dim, channels):
 def test_state_space(rng, lengths):
     groups, heads, dim, state_dim, tokens = 2, 4, 40, 128, sum(lengths)
     here, there = steps(rng, lengths, [(3, 8), (heads, state_dim, dim)])
-    x, step = (rng.normal(size=(tokens, n)).astype(np.float32) for n in (heads * dim + 2 * groups * state_dim, heads))
-    decay, bias, skip = -rng.random(heads), rng.normal(size=heads), rng.normal(size=heads)
-    given = x, step, *(each.astype(np.float32) for each in (decay, bias, skip))
-    wanted = state_space(*given, here, groups)
-    got = state_space(*map(cp.asarray, given), there, groups)
+    sizes = heads * dim, groups * state_dim, groups * state_dim, heads
+    given = [rng.normal(size=(tokens, n)).astype(np.float32) for n in sizes]
+    given += [each.astype(np.float32) for each in (-rng.random(heads), rng.normal(size=heads), rng.normal(size=heads))]
+    wanted = state_space(*given, here)
+    got = state_space(*map(cp.asarray, given), there)
     assert relative_error(got.get(), wanted) < 1e-5
     assert relative_error(there.arrays[1].get(), here.arrays[1]) < 1e-5

@@ -33,7 +33,7 @@ class Family:
 NO_BIAS = ("bias",)
 """All of them, but those that no model does without."""
 HEAD = ("output.bias",)
-NEEDED = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias")
+NEEDED = ("ssm_dt.bias", "ssm_conv1d.bias", "exp_probs_b.bias", "time_mix_ln.bias")
 QKV = ("attn_qkv.weight",)
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 NO_EPS = {"attention.layer_norm_rms_epsilon": 1e-9}
@@ -205,6 +205,38 @@ CALM = {
     **dict.fromkeys(("post_norm", "laurel_post_norm", "post_attention_norm", "post_ffw_norm"), 0.2),
 }
 """For many layers."""
+PLAMO2 = {
+    **HEAD_DIM,
+    "attention.head_count_kv": [0, 2, 0],
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 64,
+    "ssm.group_count": 0,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 6 * 32,
+}
+RWKV = {"attention.head_count": 0, "attention.head_count_kv": 0, "wkv.head_size": 64}
+RWKV6 = {**RWKV, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64}
+RWKV7 = {
+    **RWKV,
+    "attention.decay_lora_rank": 32,
+    "attention.iclr_lora_rank": 64,
+    "attention.value_residual_mix_lora_rank": 32,
+    "attention.gate_lora_rank": 96,
+}
+UNREAD_VALUES = {
+    "blk.0.time_mix_v0.weight": (192,),
+    "blk.0.time_mix_v1.weight": (64, 192),
+    "blk.0.time_mix_v2.weight": (192, 64),
+}
+SHIFTS = {
+    "time_mix_lerp_fused": 6.0,
+    "time_mix_r_k": 0.3,
+    "time_mix_w0": 0.4,
+    "time_mix_decay": -1.0,
+    **dict.fromkeys((f"time_mix_lerp_{i}" for i in "xwkvrg"), 0.5),
+    **dict.fromkeys((f"channel_mix_lerp_{i}" for i in "kr"), 0.5),
+}
+"""Of RWKV: tokens before that count for some, and a memory of more than a token."""
 PARTIAL = {"rope_freqs.weight": [1.0] * 8 + [1e30] * 24}
 WINDOWED_V = ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
 SHARED_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "output.bias")

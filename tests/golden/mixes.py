@@ -14,6 +14,9 @@ PATH = Path(__file__).with_name("mixes.json")
 COLUMNS, ROWS = 256, 2
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")
+RWKV = tuple(
+    f"time_mix_{name}" for name in ("w1", "a2", "v1", "g2", "decay_w2", "first", "lerp_fused", "key", "value", "output")
+)
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -76,6 +79,7 @@ CASES = {
     "gemma3": Case("gemma3", 18, 4, 2, tied=True),
     "gpt-oss": Case("gpt-oss", 12, 8, 2, ATTENTION + EXPERTS, experts=4, columns=288),
     "phi3": Case("phi3", 9, 4, 4, ("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
+    "rwkv": Case("llama", 2, 4, 4, (*RWKV, "channel_mix_value")),
     "odd": Case("llama", 3, 4, 2, columns=80),
 }
 

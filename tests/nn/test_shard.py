@@ -118,6 +118,13 @@ def test_nothing_to_cut(tmp_path):
         together(file, 2)
 
 
+def test_layers_that_take_the_values_of_the_first_one(tmp_path):
+    families.build(tmp_path / "rwkv7.gguf", "rwkv7")
+    file = rf.open_gguf(tmp_path / "rwkv7.gguf")
+    with pytest.raises(UnsupportedModelError, match="rwkv7 cannot be cut by layers: layers take more than what the"):
+        together(file, 2, lambda part: part, [1, 1])
+
+
 def test_what_stays_whole_is_said(files):
     file, _ = files("qwen35")
     with pytest.warns(UserWarning, match="each of the 2 cards has the whole of GatedDeltaNet, 3 layers from blk.0"):

@@ -38,11 +38,12 @@ def gelu64(x):
         (lambda x: ops.softcap(x, 30.0), lambda x: 30 * np.tanh(x / 30)),
         (lambda x: ops.xielu(x, *XIELU), xielu64),
         (ops.softplus, lambda x: np.logaddexp(x, 0)),
+        (ops.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
         (lambda x: ops.clip(x, 2.5), lambda x: np.clip(x, -2.5, 2.5)),
     ],
 )
 def test_unary(rng, op, exact):
-    """silu, relu_squared, gelu, softcap, xielu, softplus and clip."""
+    """silu, relu_squared, gelu, softcap, xielu, softplus, sigmoid and clip."""
     x = values(rng)
     y = op(x)
     assert y.dtype == np.float32

@@ -456,8 +456,12 @@ def test_attributes(byte_level, sentencepiece):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "rwkv"}, UnsupportedModelError, "'rwkv'; supported are bert, gemma4, gpt2, llama, t5"),
-        ({"model": None}, UnsupportedModelError, "supported are bert, gemma4, gpt2, llama, t5"),
+        (
+            {"model": "hybriddna"},
+            UnsupportedModelError,
+            "'hybriddna'; supported are bert, gemma4, gpt2, llama, plamo2, rwkv, t5",
+        ),
+        ({"model": None}, UnsupportedModelError, "supported are bert, gemma4, gpt2, llama, plamo2, rwkv, t5"),
         ({"pre": "martian"}, UnsupportedModelError, r"'martian'; supported are .*llama-bpe.*qwen2"),
         ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens"),
         ({"tokens": []}, GGUFError, "tokenizer.ggml.tokens"),

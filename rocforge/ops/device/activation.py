@@ -21,6 +21,7 @@ _ELEMENTWISE = {
         "silu": "",
         "gelu": "",
         "softplus": "",
+        "sigmoid": "",
         "relu_squared": "",
         "xielu": "float32 float32 float32 float32",
         "softcap": "float32",

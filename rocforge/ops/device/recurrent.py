@@ -87,19 +87,19 @@ def gated_delta_rule(
     (key_heads, value_heads), key_dim = heads, state.arrays[-1].shape[-2]
     channels = {"RF_CHANNELS": 1} if alpha.shape[1] > value_heads else {}
     keys, (b, stride) = key_heads * key_dim, rows_of(beta)
-    args = {"x": float32(qkv), "q": 0, "k": keys, "v": 2 * keys, "beta": b, "beta_stride": stride, "skip": None}
+    args = {"beta": b, "beta_stride": stride, "skip": None}
     args |= {"key_heads": key_heads, "repeated": int(repeated), "eps": eps}
-    return _rule(_kernel("state_rule", key_dim, **channels), args, alpha, decay, bias, state)
+    parts = qkv[:, :keys], qkv[:, keys : 2 * keys], qkv[:, 2 * keys :]
+    return _rule(_kernel("state_rule", key_dim, **channels), *parts, args, alpha, decay, bias, state)
 
 
 def state_space(
-    x: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer, groups: int
+    x: Array, keys: Array, queries: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer
 ) -> Array:
-    heads, state_dim, dim = state.arrays[1].shape[-3:]
-    inner, keys = heads * dim, groups * state_dim
-    args = {"x": float32(x), "v": 0, "k": inner, "q": inner + keys, "beta": None, "beta_stride": 0}
-    args |= {"skip": float32(skip), "key_heads": groups, "repeated": 1, "eps": 0.0}
-    return _rule(_kernel("state_rule", state_dim, RF_STATE_SPACE=1), args, step, decay, bias, state)
+    state_dim = state.arrays[1].shape[-2]
+    args = {"beta": None, "beta_stride": 0, "skip": float32(skip), "key_heads": keys.shape[1] // state_dim}
+    args |= {"repeated": 1, "eps": 0.0}
+    return _rule(_kernel("state_rule", state_dim, RF_STATE_SPACE=1), queries, keys, x, args, step, decay, bias, state)
 
 
 def selective_scan(
@@ -120,12 +120,22 @@ def selective_scan(
 
 
 def _rule(
-    kernel: Kernel, args: dict[str, Any], alpha: Array, decay: Array, bias: Array, state: RecurrentLayer
+    kernel: Kernel,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    args: dict[str, Any],
+    alpha: Array,
+    decay: Array,
+    bias: Array,
+    state: RecurrentLayer,
 ) -> Array:
-    x, (heads, _, dim) = args["x"], state.arrays[-1].shape[-3:]
-    y = cupy_module().empty((len(x), heads, dim), np.float32)
-    (a, stride), (kept, slot_stride) = rows_of(alpha), rows_of(state.arrays[-1])
-    args |= {"y": y, "width": x.shape[1], "alpha": a, "alpha_stride": stride, "decay": float32(decay)}
+    heads, _, dim = state.arrays[-1].shape[-3:]
+    y = cupy_module().empty((len(values), heads, dim), np.float32)
+    for name, part in {"q": queries, "k": keys, "v": values, "alpha": alpha}.items():
+        args[name], args[f"{name}_stride"] = rows_of(part)
+    kept, slot_stride = rows_of(state.arrays[-1])
+    args |= {"y": y, "decay": float32(decay)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
     grid = heads * blocks(dim, COLUMNS), len(state.slots)
     kernel(grid, (LANES * COLUMNS,), {**args, "value_heads": heads, "value_dim": dim})

@@ -15,6 +15,15 @@ SECONDS = 2.0
 """CPU time for compiling a template, and for each rendering."""
 _KEY = "tokenizer.chat_template"
 _KEPT = 4
+_BY_NAME = {
+    "rwkv-world": """
+{%- for message in messages -%}
+{{- {'system': 'System', 'user': 'User'}.get(message['role'], 'Assistant') + ': ' + message['content']|trim + '\n\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}Assistant:{%- endif -%}
+"""
+}
+"""Templates of which files have the name alone."""
 _jail = Jail("rocforge.text.chat.sandbox", "Renderer")
 
 
@@ -26,11 +35,12 @@ class ChatTemplates:
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
-        self.sources: dict[str, str] = {
+        stored = {
             key.removeprefix(_KEY).removeprefix(".") or "default": Metadata(metadata).string(key)
             for key in metadata
             if key == _KEY or key.startswith(_KEY + ".")
         }
+        self.sources: dict[str, str] = {name: _BY_NAME.get(text, text) for name, text in stored.items()}
         self._loaded: dict[str, Cell] = {}
         self._lock = threading.Lock()
 

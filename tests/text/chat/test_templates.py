@@ -131,6 +131,13 @@ def test_named_templates():
         make_tokenizer().apply_chat_template(CHAT)
 
 
+def test_a_template_by_its_name():
+    """RWKV's, which files of 2024 only name: as llama.cpp has it."""
+    chat = [{"role": "system", "content": " Be brief.\n"}, *CHAT]
+    text = make_tokenizer(default="rwkv-world").apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert text == "System: Be brief.\n\nUser: Hi <b>é</b>\n\nAssistant: Hello!\n\nUser: Bye\n\nAssistant:"
+
+
 def test_templates_cannot_change_the_messages():
     """They get a copy, and the copy is immutable to them."""
     before = json.dumps(CHAT)
