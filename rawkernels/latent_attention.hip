@@ -7,6 +7,7 @@
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
+#include "formats/quants.h"
 #include "target/fragments.h"
 
 namespace rocforge {
@@ -152,16 +153,25 @@ RF_DEVICE float* records_of(const LatentAttentionParams& p, u32 token, u32 tile)
     return p.partials + (u64(token) * ((p.heads + HEADS - 1) / HEADS) + tile) * p.splits * RECORD;
 }
 
+// The queries of the block's heads, four elements a thread at a time; all loads come first.
 RF_DEVICE void store_queries(Shared& shared, const LatentAttentionParams& p, u32 token) {
+    const u32 FOURS_OF_A_HEAD = RF_HEAD_DIM / 4, ROUNDS = (HEADS * FOURS_OF_A_HEAD + THREADS - 1) / THREADS;
     float scale = p.scale * LOG2E;
-    RF_NO_UNROLL
-    for (u32 i = thread_x(); i < HEADS * RF_HEAD_DIM; i += THREADS) {
-        u32 head = block_y() * HEADS + i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
-        u64 at = u64(token) * p.heads + head;
-        float x = head >= p.heads     ? 0.0f
-                  : element < RF_RANK ? p.absorbed[at * RF_RANK + element]
-                                      : p.rotated[at * SHARED + element - RF_RANK];
-        shared.queries[i / RF_HEAD_DIM][element] = from_float<f16>(x * scale);
+    f32x4 fours[ROUNDS];
+    RF_UNROLL
+    for (u32 j = 0; j < ROUNDS; ++j) {
+        u32 i = j * THREADS + thread_x(), head = block_y() * HEADS + i / FOURS_OF_A_HEAD;
+        u32 element = i % FOURS_OF_A_HEAD * 4;
+        u64 at = u64(token) * p.heads + minimum(i32(head), i32(p.heads - 1));
+        fours[j] = load<f32x4>(element < RF_RANK ? p.absorbed + at * RF_RANK + element
+                                                 : p.rotated + at * SHARED + element - RF_RANK);
+        if (head >= p.heads) fours[j] = make_f32x4(0, 0, 0, 0);
+    }
+    RF_UNROLL
+    for (u32 j = 0; j < ROUNDS; ++j) {
+        u32 i = j * THREADS + thread_x();
+        f32x4 v = make_f32x4(fours[j].x * scale, fours[j].y * scale, fours[j].z * scale, fours[j].w * scale);
+        if (i < HEADS * FOURS_OF_A_HEAD) store_fp16(&shared.queries[i / FOURS_OF_A_HEAD][i % FOURS_OF_A_HEAD * 4], v);
     }
 }
 

@@ -1,6 +1,7 @@
 // Layers that keep a state of fixed size: a causal convolution, the gated delta rule, Mamba-2's state space, and
 // Mamba's selective scan.
 #include "attention.h"
+#include "fours.h"
 #include "gates.h"
 #include "sequences.h"
 
@@ -110,16 +111,37 @@ RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
     }
 }
 
-// The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes a column, each with KEYS of
-// its key_dim rows in registers. Tokens come to LDS in tiles.
-constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 4, COLUMNS = 32, KEYS = KEY_DIM / LANES, TILE = 8;
-constexpr u32 THREADS = LANES * COLUMNS, NORM_LANES = THREADS / (2 * TILE);
+// The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes for each OWN of them, each
+// with KEYS of their key_dim rows in registers. Tokens come to LDS in tiles.
+constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 16, COLUMNS = 32, OWN = 4, KEYS = KEY_DIM / LANES, TILE = 8;
+constexpr u32 THREADS = LANES * COLUMNS / OWN, NORM_LANES = THREADS / (2 * TILE), RUN = KEYS < 4 ? KEYS : 4;
+static_assert(KEY_DIM % LANES == 0 && KEYS % RUN == 0, "every lane has as many keys");
 
 // What decays by itself: with RF_CHANNELS each row of a head's state, else all of it.
 constexpr u32 DECAYS = RF_CHANNELS ? KEY_DIM : 1;
 
 struct Tile {
-    float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE][DECAYS], beta[TILE];
+    alignas(16) float q[TILE][KEY_DIM], k[TILE][KEY_DIM], v[TILE][COLUMNS], decay[TILE][DECAYS], beta[TILE];
+};
+
+// The row of a lane's key, of KEYS: runs of RUN lie side by side.
+RF_DEVICE u32 key_of(u32 i) { return i / RUN * (LANES * RUN) + thread_x() % LANES * RUN + i % RUN; }
+
+// A lane's numbers of a row of a tile.
+struct OwnKeys {
+    float x[KEYS];
+    RF_MEMBER explicit OwnKeys(const float* row) {
+        RF_UNROLL
+        for (u32 i = 0; i < KEYS; i += RUN) {
+            if constexpr (RUN == 4) {
+                f32x4 four = load<f32x4>(row + key_of(i));
+                x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
+            } else {
+                RF_UNROLL
+                for (u32 j = 0; j < RUN; ++j) x[i + j] = row[key_of(i + j)];
+            }
+        }
+    }
 };
 
 struct RuleParams {
@@ -203,11 +225,12 @@ struct Share {
     }
 };
 
-// A lane sums in several chains, none of which waits for another.
-constexpr u32 SUMS = 4;
-template <u32 LANES>
-RF_DEVICE float total(const float (&sums)[SUMS]) {
-    return reduce_lanes<LANES>((sums[0] + sums[1]) + (sums[2] + sums[3]), Add());
+RF_DEVICE f32x4 times(f32x4 v, float factor) {
+    return make_f32x4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+}
+RF_DEVICE f32x4 sum_over_lanes(f32x4 v) {
+    return make_f32x4(reduce_lanes<LANES>(v.x, Add()), reduce_lanes<LANES>(v.y, Add()), reduce_lanes<LANES>(v.z, Add()),
+                      reduce_lanes<LANES>(v.w, Add()));
 }
 
 // The gated delta rule; with RF_STATE_SPACE, what is written does not depend on what is there, and queries and keys are
@@ -216,16 +239,16 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     wait_for_previous();
     RF_SHARED Tile tile;
     u32 runs = (p.value_dim + COLUMNS - 1) / COLUMNS, head = block_x() / runs, first = block_x() % runs * COLUMNS;
-    u32 rank = thread_x() % LANES, column = thread_x() / LANES;
-    bool present = first + column < p.value_dim;
+    u32 column = thread_x() / LANES * OWN, n = p.value_dim;  // of the block's
     Sequence s = sequence_at(p.sequences, block_y());
-    float* state = p.state + s.state + u64(head) * KEY_DIM * p.value_dim + first + column;
-    float own[KEYS];
+    float* state = p.state + s.state + u64(head) * KEY_DIM * n;
+    f32x4 own[KEYS];
     RF_UNROLL
-    for (u32 i = 0; i < KEYS; ++i) own[i] = present && !s.fresh ? state[u64(i * LANES + rank) * p.value_dim] : 0.0f;
+    for (u32 i = 0; i < KEYS; ++i)
+        own[i] = s.fresh ? make_f32x4(0, 0, 0, 0) : load4(state + u64(key_of(i)) * n, first + column, n);
     Share next;
     next.load(p, s.begin, minimum(s.end - s.begin, i32(TILE)), head, first);
-    float head_decay = p.decay[head];
+    float head_decay = p.decay[head], skip = p.skip ? p.skip[head] : 0.0f;
     for (i32 row = s.begin; row < s.end; row += TILE) {
         u32 count = minimum(s.end - row, i32(TILE));
         barrier();
@@ -237,31 +260,32 @@ RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
             barrier();
         }
         for (u32 t = 0; t < count; ++t) {
-            float decay = RF_CHANNELS ? 1.0f : tile.decay[t][0], value = tile.v[t][column];
-            if (RF_CHANNELS) {
+            OwnKeys k(tile.k[t]), q(tile.q[t]);
+            f32x4 value = load<f32x4>(&tile.v[t][column]), read = make_f32x4(0, 0, 0, 0), y = read;
+            float decay = RF_CHANNELS ? 1.0f : tile.decay[t][0], beta = tile.beta[t];
+            if constexpr (RF_CHANNELS) {
+                OwnKeys decays(tile.decay[t]);
                 RF_UNROLL
-                for (u32 i = 0; i < KEYS; ++i) own[i] *= tile.decay[t][(i * LANES + rank) % DECAYS];
+                for (u32 i = 0; i < KEYS; ++i) own[i] = times(own[i], decays.x[i]);
             }
-            float reads[SUMS] = {}, sums[SUMS] = {};
             if (!RF_STATE_SPACE) {
                 RF_UNROLL
-                for (u32 i = 0; i < KEYS; ++i) reads[i % SUMS] += own[i] * tile.k[t][i * LANES + rank];
+                for (u32 i = 0; i < KEYS; ++i) read = plus(read, times(own[i], k.x[i]));
+                read = times(sum_over_lanes(read), decay);
             }
-            float read = RF_STATE_SPACE ? 0.0f : total<LANES>(reads);
-            float written = (value - decay * read) * tile.beta[t];
+            f32x4 written = times(plus(value, times(read, -1.0f)), beta);
             RF_UNROLL
             for (u32 i = 0; i < KEYS; ++i) {
-                own[i] = decay * own[i] + tile.k[t][i * LANES + rank] * written;
-                sums[i % SUMS] += own[i] * tile.q[t][i * LANES + rank];
+                own[i] = plus(times(own[i], decay), times(written, k.x[i]));
+                y = plus(y, times(own[i], q.x[i]));
             }
-            float y = total<LANES>(sums);
-            if (p.skip) y += p.skip[head] * value;
-            if (rank == 0 && present) p.y[(u64(row + t) * p.value_heads + head) * p.value_dim + first + column] = y;
+            y = plus(sum_over_lanes(y), times(value, skip));
+            if (thread_x() % LANES == 0) store4(p.y + (u64(row + t) * p.value_heads + head) * n, first + column, n, y);
         }
     }
-    if (!present || s.begin == s.end) return;
+    if (s.begin == s.end) return;
     RF_UNROLL
-    for (u32 i = 0; i < KEYS; ++i) state[u64(i * LANES + rank) * p.value_dim] = own[i];
+    for (u32 i = 0; i < KEYS; ++i) store4(state + u64(key_of(i)) * n, first + column, n, own[i]);
 }
 
 constexpr u32 STATE_DIM = KEY_DIM <= 32 ? KEY_DIM : 32;  // a channel has all in registers

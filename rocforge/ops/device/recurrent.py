@@ -14,7 +14,7 @@ from rocforge.ops.device.strided import blocks, float32, rows_of
 from rocforge.ops.state import RecurrentLayer
 from rocforge.ops.types import Array
 
-CONV_THREADS, COLUMNS, LANES, NORM_THREADS = 64, 32, 4, 256
+CONV_THREADS, COLUMNS, RULE_THREADS, NORM_THREADS = 64, 32, 128, 256
 """As recurrent.hip has them."""
 FEW_TOKENS, CONV_TOKENS = 256, 16
 """A block of a convolution has one token where there are few, else several."""
@@ -138,7 +138,7 @@ def _rule(
     args |= {"y": y, "decay": float32(decay)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
     grid = heads * blocks(dim, COLUMNS), len(state.slots)
-    kernel(grid, (LANES * COLUMNS,), {**args, "value_heads": heads, "value_dim": dim})
+    kernel(grid, (RULE_THREADS,), {**args, "value_heads": heads, "value_dim": dim})
     return y
 
 
