@@ -35,7 +35,7 @@ def mortal():
 
 
 def processes_of(model):
-    return [other.process for other in model.cards._others]
+    return [other.process.popen for other in model.cards._others]
 
 
 def assert_nothing_is_left(processes):
@@ -79,7 +79,7 @@ def test_processes_end_with_the_model():
 
 def test_processes_end_with_their_parent_however_that_ends():
     program = f"import rocforge as rf, time; m, _ = rf.load({str(demo.bundled())!r}, devices=['cpu'] * 2)\n"
-    program += "print(*[other.process.pid for other in m.cards._others], flush=True); time.sleep(60)"
+    program += "print(*[other.process.popen.pid for other in m.cards._others], flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(Path(rf.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
