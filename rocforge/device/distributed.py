@@ -1,8 +1,8 @@
 """Groups: several cards that work on one model, a process each, and the collectives by which their parts become whole.
 
-The members may be on several machines. All call the same collectives in the same order. Between CPUs the arrays go over
-sockets, and rank 0 sums: a member that has ended closes its sockets, so that nobody waits for it. Between GPUs they go by
-RCCL or NCCL, on the current stream, and may be captured in a graph.
+All members, on one machine or several, call the same collectives in the same order. Between CPUs the arrays go over
+sockets, and rank 0 sums: a member that has ended closes its sockets, so that nobody waits for it. Between GPUs they go
+by RCCL or NCCL, on the current stream, and may be captured in a graph.
 
 Source of the collectives: the NCCL user guide, https://docs.nvidia.com/deeplearning/nccl/user-guide.
 """
@@ -204,7 +204,8 @@ def _described(call: str, x: np.ndarray) -> str:
 
 
 class NcclGroup(Group):
-    """A group of GPUs, by RCCL or NCCL, which find the way from machine to machine themselves. What it does is queued on the current stream.
+    """A group of GPUs, by RCCL or NCCL, which also go from machine to machine. What it does is queued on the current
+    stream.
 
     `connect` comes before the first collective. Where launches are recorded in place of being made, nothing is sent.
     """

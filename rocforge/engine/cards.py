@@ -1,8 +1,8 @@
 """Cards: the processes of a model that several cards compute together, as the process of the first one sees them.
 
-This process is rank 0's: it schedules, samples, and says to the others what to run, each by a link of its own. They do
-the same with their parts of the model (rocforge.card), and meet this one in the collectives. An error in one of them, or
-its end, ends all; the others end with this process, however that ends, since their end of the link then closes.
+This process is rank 0's: it schedules, samples, and says to each of the others what to run, over a link. They do the
+same with their parts of the model (rocforge.card), and meet this one in the collectives. An error in one of them, or
+its end, ends all; the others end with this process, however that ends, since their links to it then close.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Cards:
         """Wait until the others have loaded their parts, and meet them in the group."""
         with self.together():
             doors = self._replies()
-            meeting = self.group.new_id() if isinstance(self.group, NcclGroup) else doors
+            meeting: Any = self.group.new_id() if isinstance(self.group, NcclGroup) else doors
             self.post("connect", meeting)
             with Stream(self.group.devices[0]):
                 self.group.connect(meeting)
@@ -289,7 +289,7 @@ class ThisMachine:
         devices: as in CardJob.
     """
 
-    hosts = ()
+    hosts: tuple[str, ...] = ()
 
     def __init__(self, devices: Sequence[str]):
         self.devices = tuple(devices)

@@ -1,0 +1,120 @@
+"""Replicas whose cards are on two machines, here Ray's nodes at different addresses of this machine, one processor each.
+
+    pip install -e '.[test,ray]' && pytest tests/server/test_ray_machines.py -s
+
+Every wait has an end.
+"""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from ray_server import CLUSTER, KEY, MODEL, NAME, processes_of, serving, states
+from server_process import gone, wait_for
+
+import rocforge as rf
+
+pytestmark = pytest.mark.slow
+
+ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+openai = pytest.importorskip("openai")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+OPTIONS = {"max_tokens": 40, "temperature": 0}
+PROMPT = "import numpy as"
+REPLICA, CARD = "ServeReplica:rocforge:Replica", "CardActor"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without processors, and four nodes with one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CLUSTER.items():
+            patch.setenv(name, value)
+        cluster = cluster_utils.Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for number in range(2, 6):
+                add_node(cluster, number)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def add_node(cluster, number):
+    return cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{number}")
+
+
+@pytest.fixture(scope="module")
+def server(cluster):
+    """Two replicas of two cards each."""
+    options = ["--ray", "--replicas", "2", "--device", "cpu", "--tensor-parallel", "2", "--port", "0", "--api-key", KEY]
+    with serving("-m", "rocforge", "serve", str(MODEL), *options, RAY_ADDRESS=cluster.address) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(trust_env=False) as http:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
+
+
+def both_are_ready(server):
+    return list(states(server).values()) == ["ready", "ready"]
+
+
+def found(name):
+    """Process id -> that of its node."""
+    parents = {}
+    for pid in processes_of(name, os.getpid()):
+        with open(f"/proc/{pid}/stat") as stat:
+            parents[pid] = int(stat.read().rpartition(")")[2].split()[1])
+    return parents
+
+
+def written(client, prompt=PROMPT, **more):
+    answer = client.completions.create(model=NAME, prompt=prompt, **{**OPTIONS, **more})
+    return answer.choices[0].text
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return rf.generate(*rf.load(MODEL, device="cpu"), PROMPT, **OPTIONS)
+
+
+def test_cards_on_two_machines_write_what_one_writes(server, client, expected):
+    replicas, cards = found(REPLICA), found(CARD)
+    assert len(replicas) == len(cards) == 2 and len({*replicas.values(), *cards.values()}) == 4
+    assert both_are_ready(server) and written(client) == expected
+
+
+def test_a_card_that_is_killed_ends_its_replica_alone(server, client, expected):
+    """Also where it has nothing to do; requests go on at the other one, and another one comes."""
+    before, cards, replicas = states(server), found(CARD), found(REPLICA)
+    with ThreadPoolExecutor(4) as pool:
+        texts = [pool.submit(written, client) for _ in range(12)]
+        time.sleep(1)
+        os.kill(next(iter(cards)), signal.SIGKILL)
+        assert {text.result(120) for text in texts} == {expected}
+    wait_for(lambda: both_are_ready(server), 120)
+    assert len({*before} - {*states(server)}) == 1
+    assert len(found(CARD)) == len(found(REPLICA)) == 2
+    assert len({*replicas} & {*found(REPLICA)}) == 1 and written(client) == expected
+    idle = next(iter(found(CARD)))
+    before = states(server)
+    os.kill(idle, signal.SIGKILL)
+    wait_for(lambda: len({*before} - {*states(server)}) == 1 and both_are_ready(server), 120)
+
+
+def test_a_machine_that_ends_is_replaced(cluster, server, client, expected):
+    """What was there comes back on another one, and nothing of it stays."""
+    before, processes = states(server), {*found(CARD), *found(REPLICA)}
+    (node,) = [node for node in cluster.worker_nodes if node.node_ip_address == "127.0.0.3"]
+    cluster.remove_node(node)
+    add_node(cluster, 6)
+    wait_for(lambda: len({*before} - {*states(server)}) == 1 and both_are_ready(server), 120)
+    left = {*found(CARD), *found(REPLICA)}
+    assert len(left) == 4 and len(processes - left) == 2 and gone(processes - left)
+    assert written(client) == expected
