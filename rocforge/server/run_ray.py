@@ -215,7 +215,14 @@ def _deploy(app: serve.Application, name: str, route: str) -> None:
     try:
         serve.run(app, name=name, route_prefix=route or "/", logging_config=_LOGS)
     except RuntimeError as error:
-        raise RocforgeError(f"the replicas do not start: {error}") from error
+        raise RocforgeError(f"the replicas do not start: {_reason(name) or error}") from error
+
+
+def _reason(name: str) -> str:
+    """The last line of what Ray Serve says of an application's replicas."""
+    application = serve.status().applications.get(name)
+    replicas = application.deployments.get(Replica.__name__) if application else None
+    return replicas.message.strip().rpartition("\n")[2] if replicas else ""
 
 
 def _stop(name: str, grace: float) -> None:

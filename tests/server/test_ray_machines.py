@@ -1,4 +1,4 @@
-"""Replicas whose cards are on two machines, here Ray's nodes at different addresses of this machine, one processor each.
+"""Replicas whose cards are on two machines: here Ray's nodes at several addresses of this one, a processor each.
 
     pip install -e '.[test,ray]' && pytest tests/server/test_ray_machines.py -s
 
