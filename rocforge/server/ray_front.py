@@ -154,9 +154,8 @@ class Answer:
 
     def __init__(self, scope: Scope, send: Send):
         self.scope, self.begun = scope, False
-        self._send, self._head = send, {}
-
-    _head: Message
+        self._send = send
+        self._head: Message = {}
 
     async def take(self, messages: list[Message]) -> None:
         """Pass messages on."""
