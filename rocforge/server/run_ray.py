@@ -22,6 +22,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.errors import RocforgeError
 from rocforge.server.engine_options import EngineOptions, LoadEngine
+from rocforge.server.listeners import http_url
 from rocforge.server.models import Model
 from rocforge.server.ray_cards import RayMachines
 from rocforge.server.ray_front import Front
@@ -203,7 +204,7 @@ def _listen(host: str, port: int) -> str:
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
             port = free.getsockname()[1]
     serve.start(http_options={"host": host, "port": port}, logging_config=_LOGS)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return http_url(host, port)
 
 
 def _deploy(app: serve.Application, name: str, route: str) -> None:
