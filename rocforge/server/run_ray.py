@@ -21,6 +21,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.errors import RocforgeError
+from rocforge.gguf.hub import is_on_hub
 from rocforge.server.engine_options import EngineOptions, LoadEngine
 from rocforge.server.listeners import http_url
 from rocforge.server.models import Model
@@ -192,8 +193,7 @@ def _placed(options: EngineOptions) -> tuple[EngineOptions, list[dict[str, float
 
 def _everywhere(path: str | os.PathLike[str]) -> str:
     """A path for processes that have other working directories; names of the Hub stay."""
-    path = os.fspath(path)
-    return path if path.startswith("hf:") else os.path.abspath(path)
+    return os.fspath(path) if is_on_hub(path) else os.path.abspath(path)
 
 
 def _listen(host: str, port: int) -> str:
