@@ -95,11 +95,7 @@ def place() -> Place:
 
 def seen_by_each(places: Sequence[Place]) -> list[tuple[str, str]]:
     """Of each card its device's name, and the numbers of the GPUs that its process is to see: those of all cards of its
-    machine, which reach each other only so.
-
-    >>> seen_by_each([("10.0.0.1", "2"), ("10.0.0.1", "0"), ("10.0.0.2", "7")])
-    [('gpu:0', '2,0'), ('gpu:1', '2,0'), ('gpu:0', '7')]
-    """
+    machine, since RCCL reaches another GPU's memory only where the process sees that GPU."""
     there = {host: [gpu for other, gpu in places if other == host and gpu] for host, _ in places}
     return [(f"gpu:{there[host].index(gpu)}" if gpu else "cpu", ",".join(there[host])) for host, gpu in places]
 

@@ -6,7 +6,10 @@ Every wait has an end.
 """
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +26,25 @@ ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 openai = pytest.importorskip("openai")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
+MISSING = """
+import sys
+from dataclasses import replace
+from rocforge.server.engine_options import EngineOptions
+from rocforge.server.models import find_models
+from rocforge.server.run_ray import serve_on_ray
+from rocforge.server.settings import Settings
+
+class Missing(EngineOptions):
+    def load(self, path, lora):
+        machines = self.machines()
+        start = machines.start
+        machines.start = lambda job: start(replace(job, path="/nowhere.gguf"))
+        return EngineOptions(machines=lambda: machines).load(path, lora)
+
+serve_on_ray(find_models(sys.argv[1:2])[0], port=0, options=Missing(devices=["cpu"] * 2),
+             settings=Settings(model_name="demo", root_path="/other"))
+"""
+"""The second card's machine does not have the model."""
 OPTIONS = {"max_tokens": 40, "temperature": 0}
 PROMPT = "import numpy as"
 REPLICA, CARD = "ServeReplica:rocforge:Replica", "CardActor"
@@ -99,6 +121,7 @@ def test_a_card_that_is_killed_ends_its_replica_alone(server, client, expected):
         os.kill(next(iter(cards)), signal.SIGKILL)
         assert {text.result(120) for text in texts} == {expected}
     wait_for(lambda: both_are_ready(server), 120)
+    assert re.search(r"CardFailedError: card 1 \(cpu on 127\.0\.0\.\d\) has ended", "".join(server.lines))
     assert len({*before} - {*states(server)}) == 1
     assert len(found(CARD)) == len(found(REPLICA)) == 2
     assert len({*replicas} & {*found(REPLICA)}) == 1 and written(client) == expected
@@ -118,3 +141,21 @@ def test_a_machine_that_ends_is_replaced(cluster, server, client, expected):
     left = {*found(CARD), *found(REPLICA)}
     assert len(left) == 4 and len(processes - left) == 2 and gone(processes - left)
     assert written(client) == expected
+
+
+def test_a_machine_without_the_model_is_named(cluster):
+    for number in (7, 8):
+        add_node(cluster, number)
+    command = [sys.executable, "-c", MISSING, str(MODEL)]
+    variables = {**os.environ, "RAY_ADDRESS": cluster.address}
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    reason = r"RocforgeError: the replicas do not start: .*card 1 \(cpu on 127\.0\.0\.[78]\) failed: .*/nowhere\.gguf"
+    assert re.fullmatch(reason, ended.stderr.splitlines()[-1].removeprefix("rocforge.errors.")), ended.stderr
+
+
+def test_cards_of_a_machine_see_each_other():
+    from rocforge.server.ray_cards import seen_by_each
+
+    places = [("10.0.0.1", "2"), ("10.0.0.1", "0"), ("10.0.0.2", "7")]
+    assert seen_by_each(places) == [("gpu:0", "2,0"), ("gpu:1", "2,0"), ("gpu:0", "7")]
+    assert seen_by_each([("10.0.0.1", None), ("10.0.0.2", None)]) == [("cpu", ""), ("cpu", "")]
