@@ -77,13 +77,17 @@ def test_a_door_that_is_closed(door):
         connect(door.address, KEY)
 
 
-def test_who_answers_and_does_not_know_the_key(monkeypatch):
+@pytest.mark.parametrize("says", [b"", b"\x00\x00\x00\x05hello", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_who_answers_and_does_not_know_the_key(says, monkeypatch):
     monkeypatch.setattr(links, "PATIENCE", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        started = time.monotonic()
+        answers = threading.Thread(target=lambda: kept.append(listener.accept()[0]) or kept[0].sendall(says))
+        kept, started = [], time.monotonic()
+        answers.start()
         with pytest.raises(ConnectionError, match="no connection"):
             connect(listener.getsockname(), KEY)
         assert time.monotonic() - started < 5
+        kept[0].close()
 
 
 def test_a_link_waits_for_messages_as_long_as_they_take(door, monkeypatch):

@@ -67,7 +67,7 @@ def connect(address: Address, key: bytes) -> Connection:
     """
     try:
         return _link(socket.create_connection(address, PATIENCE), key, answer_challenge, deliver_challenge)
-    except (AuthenticationError, EOFError, OSError) as error:
+    except (AssertionError, AuthenticationError, EOFError, OSError) as error:  # the first before Python 3.12
         host, port = address
         raise ConnectionError(f"no connection to {host}, port {port}: {error or type(error).__name__}") from error
 
