@@ -71,10 +71,11 @@ def add_node(cluster, number):
 
 @pytest.fixture(scope="module")
 def server(cluster):
-    """Two replicas of two cards each."""
+    """Two replicas of two cards each, of which nothing is left on the cluster in the end."""
     options = ["--ray", "--replicas", "2", "--device", "cpu", "--tensor-parallel", "2", "--port", "0", "--api-key", KEY]
     with serving("-m", "rocforge", "serve", str(MODEL), *options, RAY_ADDRESS=cluster.address) as server:
         yield server
+    wait_for(lambda: not found(CARD) and not found(REPLICA))
 
 
 @pytest.fixture
@@ -146,6 +147,17 @@ def test_a_machine_that_ends_is_replaced(cluster, server, client, expected):
     left = {*found(CARD), *found(REPLICA)}
     assert len(left) == 4 and len(processes - left) == 2 and gone(processes - left)
     assert written(client) == expected
+
+
+def test_a_rolling_restart_loses_nothing(server, client, expected):
+    """Nor does it need more machines."""
+    before, cards = states(server), found(CARD)
+    with ThreadPoolExecutor(2) as pool:
+        texts = [pool.submit(written, client) for _ in range(20)]
+        server.process.send_signal(signal.SIGUSR1)
+        assert {text.result(120) for text in texts} == {expected}
+    wait_for(lambda: both_are_ready(server) and not {*before} & {*states(server)}, 120)
+    assert gone(cards) and len(found(CARD)) == 2 and written(client) == expected
 
 
 def test_a_machine_without_the_model_is_named(cluster):
