@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ CacheTypes = tuple[str | None, str | None]
 StepSizes = tuple[int, int, int] | None
 
 GRACE = 5.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that processes have to end by themselves."""
 NOTICE = 2.0
 """Seconds in which a card's error comes after its collectives have failed."""
 
@@ -277,8 +278,9 @@ def _end(others: Sequence[_Other], group: HostGroup | NcclGroup) -> None:
     group.close()
     for other in others:
         hang_up(other.control)
+    until = time.monotonic() + GRACE
     for other in others:
-        if other.process.how_it_ended(GRACE) is None:
+        if other.process.how_it_ended(max(0.0, until - time.monotonic())) is None:
             other.process.kill()
 
 
