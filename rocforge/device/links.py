@@ -22,13 +22,6 @@ PATIENCE = 10
 """Seconds that the other end has to be there, and for each word until it has shown that it knows the key."""
 SILENCE = 20
 """Seconds without a sign of the other machine after which it is gone."""
-_OPTIONS = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000),
-)
 
 
 class Door:
@@ -75,8 +68,14 @@ def connect(address: Address, key: bytes) -> Connection:
 def _link(found: socket.socket, key: bytes, *challenges: Callable[[Connection, bytes], None]) -> Connection:
     with found:
         found.setblocking(True)
-        for option in _OPTIONS:
-            found.setsockopt(*option)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_NODELAY, 1),
+            (socket.TCP_KEEPIDLE, 5),
+            (socket.TCP_KEEPINTVL, 5),
+            (socket.TCP_USER_TIMEOUT, SILENCE * 1000),
+        ):
+            found.setsockopt(socket.IPPROTO_TCP, option, value)
         link = Connection(os.dup(found.fileno()))
         _set_patience(found, PATIENCE)
         try:

@@ -102,6 +102,16 @@ def written(client, prompt=PROMPT, **more):
     return answer.choices[0].text
 
 
+def streamed(client, prompt, tokens):
+    """How many tokens came as a stream, or the error that ended it."""
+    options = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}, "stream_options": {"include_usage": True}}
+    try:
+        chunks = list(client.completions.create(model=NAME, prompt=prompt, stream=True, **options))
+    except openai.APIError as error:
+        return error.message
+    return chunks[-1].usage.completion_tokens
+
+
 @pytest.fixture(scope="module")
 def expected():
     return rf.generate(*rf.load(MODEL, device="cpu"), PROMPT, **OPTIONS)
@@ -114,14 +124,17 @@ def test_cards_on_two_machines_write_what_one_writes(server, client, expected):
 
 
 def test_a_card_that_is_killed_ends_its_replica_alone(server, client, expected):
-    """Also where it has nothing to do; requests go on at the other one, and another one comes."""
+    """Also where it has nothing to do; requests and streams go on at the other one, and another one comes."""
     before, cards, replicas = states(server), found(CARD), found(REPLICA)
-    with ThreadPoolExecutor(4) as pool:
-        texts = [pool.submit(written, client) for _ in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        streams = [pool.submit(streamed, client, f"import {number}", 400) for number in range(8)]
         time.sleep(1)
+        texts = [pool.submit(written, client) for _ in range(12)]
         killed = time.monotonic()
         os.kill(next(iter(cards)), signal.SIGKILL)
         assert {text.result(120) for text in texts} == {expected}
+        ends = [stream.result(120) for stream in streams]
+        assert {*ends} == {400, "the replica that had the request has ended"}, ends
     wait_for(lambda: len({*before} - {*states(server)}) == 1 and both_are_ready(server), 120)
     print(f"\na card killed under 12 requests: its replica is back after {time.monotonic() - killed:.1f} s")
     assert re.search(r"CardFailedError: card 1 \(cpu on 127\.0\.0\.\d\) has ended", "".join(server.lines))
