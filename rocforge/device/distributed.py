@@ -239,15 +239,14 @@ class NcclGroup(Group):
         for size in FIRST_SIZES:  # what they take memory for at their first call, while there is some
             self.all_gather(self.all_reduce(cupy.zeros(size, np.float32)))
         default = "0" if cupy.cuda.runtime.is_hip else "1"
-        if os.environ.get("ROCFORGE_PEER_MEMORY", default) != "0":
+        if len(set(self.hosts)) < 2 and os.environ.get("ROCFORGE_PEER_MEMORY", default) != "0":
             self._see_each_other()
         cupy.cuda.get_current_stream().synchronize()  # the group is for other streams too
 
     def _see_each_other(self) -> None:
         cupy, own = cupy_module(), int(self.devices[self.rank][4:])
         others = [int(device[4:]) for rank, device in enumerate(self.devices) if rank != self.rank]
-        near = len(set(self.hosts)) < 2  # all on one machine
-        sees = near and all(cupy.cuda.runtime.deviceCanAccessPeer(own, other) for other in others)
+        sees = all(cupy.cuda.runtime.deviceCanAccessPeer(own, other) for other in others)
         if int(self.all_reduce(cupy.asarray(np.array([sees], np.int32))).get()[0]) < self.size:
             return
         peers = PeerMemory(self.rank, self.size)
