@@ -1,37 +1,35 @@
-"""Card: the process of one card of several that compute a model together; see rocforge.engine.cards.
-
-It is started as `python -c "from rocforge.card import main; main()"` with three descriptors: of the connection to rank
-0's process, of the memory in which that writes what to do, and of a pipe whose other end closes when that ends.
-"""
+"""Card: the process of one card of several that compute a model together; see rocforge.engine.cards."""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-import pickle
 import sys
 import threading
+import time
 import warnings
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from rocforge.device.distributed import NcclGroup
+from rocforge.device.distributed import HostGroup
+from rocforge.device.links import Address, wait_until_gone
 from rocforge.device.streams import Stream
 from rocforge.engine.capacity import CacheSizes
 from rocforge.engine.cards import CardJob
 from rocforge.engine.inputs import StepShape
 from rocforge.engine.step import StepRunner
 from rocforge.load import load_model
-from rocforge.loading.files import open_model
+from rocforge.loading.files import fingerprint, open_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import kept_of, typed
 
 IDLE = 0.02
 """Seconds without a message after which a card looks whether its device has done its work, and done it well."""
+GRACE = 1.0
+"""Seconds after the end of rank 0's process, or of its link, in which this one stops waiting for other things."""
 
 
 class Card:
@@ -39,22 +37,32 @@ class Card:
 
     Args:
         job: what it is to do.
-        links: connections to the other CPUs.
+
+    Attributes:
+        door: where it is met by others, between CPUs.
+
+    Raises:
+        ValueError: the model is another one than rank 0 has.
     """
 
-    def __init__(self, job: CardJob, links: dict[int, Connection]):
-        self._group = job.group(links)
+    def __init__(self, job: CardJob):
         with open_model(job.path) as file:
+            if fingerprint(file.paths) != job.fingerprint:
+                raise ValueError(f"{job.path} is another file there than card 0 has")
+            self._group = job.group()
             self._model = load_model(file, job.device, progress=False, group=self._group, **job.loading)
         self._stream = Stream(self._model.device)
         self._cache: KVCache | None = None
         self._runner: StepRunner | None = None
 
-    def connect(self, unique: bytes) -> None:
-        """Meet the other GPUs."""
-        assert isinstance(self._group, NcclGroup)
+    @property
+    def door(self) -> Address | None:
+        return self._group.door.address if isinstance(self._group, HostGroup) and self._group.door else None
+
+    def connect(self, meeting: Any) -> None:
+        """Meet the others, with what their kind of group connects with."""
         with self._stream:
-            self._group.connect(unique)
+            self._group.connect(meeting)
 
     def room(self, types: tuple[str | None, str | None], tokens: int | None, step: int, requests: int) -> Any:
         """Tokens and sequences that this card has room for, as `CacheSizes.room` gives them for an engine."""
@@ -114,39 +122,40 @@ class Card:
 
 
 def main() -> None:
-    """Do what rank 0's process says until that ends."""
-    control, memory, alive = (int(text) for text in sys.argv[1:])
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-    connection = Connection(control)
+    """Serve rank 0's process, which has started this one with the descriptor of its link."""
+    serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # nothing is to wait for a device that waits for others
+
+
+def serve(control: Connection) -> None:
+    """Do what rank 0's process says until that hangs up; an error is told to it, and ends this process.
+
+    Args:
+        control: the link to it, whose first message is a CardJob.
+    """
+    threading.Thread(target=_end_with, args=(control,), daemon=True).start()
     warnings.simplefilter("ignore")  # rank 0 says the same
     try:
-        job, descriptors = connection.recv()
-        _serve(job, {rank: Connection(link) for rank, link in descriptors.items()}, connection, memory)
+        card = Card(control.recv())
+        control.send(("reply", card.door))
+        while True:
+            if not control.poll(IDLE):
+                card.idle()
+            name, args, answers = control.recv()
+            result = getattr(card, name)(*args)
+            if answers:
+                control.send(("reply", result))
     except EOFError:
-        return  # rank 0's process has ended, or has no more to do
+        return
     except BaseException as error:
         with contextlib.suppress(OSError):
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
+            control.send(("failed", f"{type(error).__name__}: {error}"))
         sys.stderr.flush()
         os._exit(1)
 
 
-def _serve(job: CardJob, links: dict[int, Connection], connection: Connection, memory: int) -> None:
-    card = Card(job, links)
-    connection.send(("reply", None))
-    told = mmap.mmap(memory, 0, access=mmap.ACCESS_READ)
-    while True:
-        if not connection.poll(IDLE):
-            card.idle()
-        length = connection.recv()
-        name, args, answers = pickle.loads(told[:length])
-        connection.send(("read", None))
-        result = getattr(card, name)(*args)
-        if answers:
-            connection.send(("reply", result))
-
-
-def _end_with(alive: int) -> None:
+def _end_with(control: Connection) -> None:
     """End this process when rank 0's does, whatever else it waits for."""
-    os.read(alive, 1)
+    wait_until_gone(control)
+    time.sleep(GRACE)
     os._exit(1)

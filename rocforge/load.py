@@ -19,13 +19,13 @@ from rocforge.device.cards import card_of
 from rocforge.device.distributed import ALONE, Group
 from rocforge.device.memory import out_of_memory_explained
 from rocforge.engine.capacity import CacheSizes
-from rocforge.engine.cards import CardJob, Cards
+from rocforge.engine.cards import CardJob, Cards, Machines, ThisMachine
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.file import Tensors
 from rocforge.gguf.hub import resolve
 from rocforge.gguf.metadata import Metadata
 from rocforge.gguf.quantized import Quantized
-from rocforge.loading.files import open_model, quantized
+from rocforge.loading.files import fingerprint, open_model, quantized
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
 from rocforge.loading.upload import Uploader
@@ -98,11 +98,9 @@ def load(
         if device is not None or quantize is not None:
             raise ValueError(f"devices is {devices!r} beside a device or quantize; allowed is one of them")
         where = str(path if Path(path).is_dir() else resolve(path))
-        if shares is not None:
-            check_shares(shares, len(names))
         options: dict[str, Any] = {"context": context, "fp16_weights": fp16_weights, "shares": shares}
         options |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
-        return _load_on_cards(CardJob(where, names, 0, options), progress)
+        return load_on_cards(where, ThisMachine(names), progress, options)
     device = resolve_device(device if devices is None else names[0])
     with open_model(path) as opened:
         file = quantized(opened, quantize, device)
@@ -131,16 +129,30 @@ def _cards(devices: int | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _load_on_cards(job: CardJob, progress: bool | None) -> tuple[Transformer, Tokenizer]:
-    """The first card's part of a model, whose other parts are in processes of their own."""
-    cards = Cards(job)
-    try:
-        with open_model(job.path) as file:
-            model = load_model(file, job.device, progress=progress, group=cards.group, **job.loading)
+def load_on_cards(
+    path: str, machines: Machines, progress: bool | None, loading: dict[str, Any]
+) -> tuple[Transformer, Tokenizer]:
+    """The first card's part of a model, whose other parts are in processes of their own, and the tokenizer.
+
+    Args:
+        path, progress: as in `load`; every machine finds the same model under the path.
+        machines: where the cards are.
+        loading: other arguments of `load_model`.
+
+    Raises:
+        CardFailedError: a card has not loaded its part, by its name.
+    """
+    if loading["shares"] is not None:
+        check_shares(loading["shares"], len(machines.devices))
+    with open_model(path) as file:
+        job = CardJob(path, machines.devices, machines.hosts, loading, fingerprint(file.paths))
+        cards = Cards(job, machines)
+        try:
+            model = load_model(file, job.device, progress=progress, group=cards.group, **loading)
             model.tokenizer = tokenizer = Tokenizer(file, model.config.vocabulary)
-    except BaseException:
-        cards.close()
-        raise
+        except BaseException:
+            cards.close()
+            raise
     cards.connect()
     model.cards = cards
     cards.snapshot = model.snapshot()

@@ -1,20 +1,10 @@
 """Groups of CPUs whose members are threads of one process, for tests of what each of them does."""
 
 import threading
-from multiprocessing import Pipe
 
 from rocforge.device.distributed import HostGroup
 
 SECONDS = 20
-
-
-def members(size):
-    """The groups that the members of one have."""
-    links = [{} for _ in range(size)]
-    for rank in range(size):
-        for other in range(rank):
-            links[rank][other], links[other][rank] = Pipe()
-    return [HostGroup(rank, ["cpu"] * size, links[rank]) for rank in range(size)]
 
 
 def run_together(size, work):
@@ -22,17 +12,20 @@ def run_together(size, work):
 
     A member that fails closes its connections, as the end of its process would.
     """
+    groups = [HostGroup(rank, ["cpu"] * size, (), b"key") for rank in range(size)]
+    doors = [group.door.address for group in groups[1:]]
     results, errors = [None] * size, [None] * size
 
     def run(group):
         try:
+            group.connect(doors)
             results[group.rank] = work(group)
         except Exception as error:
             errors[group.rank] = error
-            for link in group._links.values():
-                link.close()
+        finally:
+            group.close()
 
-    threads = [threading.Thread(target=run, args=(group,), daemon=True) for group in members(size)]
+    threads = [threading.Thread(target=run, args=(group,), daemon=True) for group in groups]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -199,7 +199,7 @@ def serve(
         elif len(found) > 1:
             serve_models(found, options=options, models_max=models_max, **common)
         else:
-            engine = {name: value for name, value in vars(options).items() if name != "models"}
+            engine = {name: value for name, value in vars(options).items() if name not in ("models", "machines")}
             serve_one(found[0].path, lora=adapters, restart_engine=restart_engine, **engine, **common)
     except OSError as error:
         if error.errno != errno.EADDRINUSE or uds is not None:

@@ -1,8 +1,8 @@
 """Groups: several cards that work on one model, a process each, and the collectives by which their parts become whole.
 
-All members call the same collectives in the same order. Between CPUs the arrays go over sockets, and rank 0 sums: a
-member that has ended closes its sockets, so that nobody waits for it. Between GPUs they go by RCCL or NCCL, on the
-current stream, and may be captured in a graph.
+All members, on one machine or several, call the same collectives in the same order. Between CPUs the arrays go over
+sockets, and rank 0 sums: a member that has ended closes its sockets, so that nobody waits for it. Between GPUs they go
+by RCCL or NCCL, on the current stream, and may be captured in a graph.
 
 Source of the collectives: the NCCL user guide, https://docs.nvidia.com/deeplearning/nccl/user-guide.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from rocforge.device.kernels import is_recording
 from rocforge.device.libraries import cupy_module
+from rocforge.device.links import Address, Door, connect
 from rocforge.device.peer_memory import PeerMemory
 from rocforge.errors import DeviceError
 
@@ -37,20 +38,24 @@ class Group:
     Args:
         rank: the member's number, from 0.
         devices: of all members, in order: "cpu" or "gpu:N".
+        hosts: the addresses of their machines; none where all are on one.
 
     Attributes:
         size: how many there are.
     """
 
-    def __init__(self, rank: int = 0, devices: Sequence[str] = ("cpu",)):
-        self.rank, self.devices, self.size = rank, tuple(devices), len(devices)
+    def __init__(self, rank: int = 0, devices: Sequence[str] = ("cpu",), hosts: Sequence[str] = ()):
+        self.rank, self.devices, self.hosts, self.size = rank, tuple(devices), tuple(hosts), len(devices)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name(self.rank)} of {', '.join(self.devices)})"
 
     def name(self, rank: int) -> str:
         """What messages call a member."""
-        return f"card {rank} ({self.devices[rank]})"
+        return f"card {rank} ({self.devices[rank]}{f' on {self.hosts[rank]}' if self.hosts else ''})"
+
+    def close(self) -> None:
+        """Leave: members that wait for this one are told."""
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """A float32 array where the group's are, of any values."""
@@ -89,16 +94,47 @@ ALONE = Group()
 
 
 class HostGroup(Group):
-    """A group of CPUs.
+    """A group of CPUs. `connect` comes before the first collective.
 
     Args:
-        rank, devices: as in Group.
-        links: a connection to each other member, by its rank.
+        rank, devices, hosts: as in Group.
+        key: that all members know.
+
+    Attributes:
+        door: where members of lower ranks find this one; rank 0 has none.
     """
 
-    def __init__(self, rank: int, devices: Sequence[str], links: Mapping[int, Connection]):
-        super().__init__(rank, devices)
-        self._links = links
+    def __init__(self, rank: int, devices: Sequence[str], hosts: Sequence[str], key: bytes):
+        super().__init__(rank, devices, hosts)
+        self.door = Door(hosts[rank] if hosts else "127.0.0.1", key) if rank else None
+        self._key = key
+        self._links: dict[int, Connection] = {}
+
+    def connect(self, doors: Sequence[Address]) -> None:
+        """Meet the other members; waits for all of them.
+
+        Args:
+            doors: of ranks 1, 2, ...
+
+        Raises:
+            DeviceError: one of them is not reached.
+        """
+        if self.door is not None:
+            for _ in range(self.rank):
+                link = self.door.accept()
+                self._links[int(link.recv_bytes())] = link
+            self.door.close()
+        for rank in range(self.rank + 1, self.size):
+            try:
+                self._links[rank] = connect(doors[rank - 1], self._key)
+                self._links[rank].send_bytes(str(self.rank).encode())
+            except OSError as error:
+                raise DeviceError(f"{self.name(self.rank)} does not reach {self.name(rank)}: {error}") from error
+
+    def close(self) -> None:
+        """As in Group."""
+        for link in self._links.values():
+            link.close()
 
     def all_reduce(self, x: np.ndarray, norm: Mapping[str, Any] | None = None) -> np.ndarray:
         """Summed in the order of ranks."""
@@ -168,7 +204,8 @@ def _described(call: str, x: np.ndarray) -> str:
 
 
 class NcclGroup(Group):
-    """A group of GPUs, by RCCL or NCCL. What it does is queued on the current stream.
+    """A group of GPUs, by RCCL or NCCL, which also go from machine to machine. What it does is queued on the current
+    stream.
 
     `connect` comes before the first collective. Where launches are recorded in place of being made, nothing is sent.
     """
@@ -202,7 +239,7 @@ class NcclGroup(Group):
         for size in FIRST_SIZES:  # what they take memory for at their first call, while there is some
             self.all_gather(self.all_reduce(cupy.zeros(size, np.float32)))
         default = "0" if cupy.cuda.runtime.is_hip else "1"
-        if os.environ.get("ROCFORGE_PEER_MEMORY", default) != "0":
+        if len(set(self.hosts)) < 2 and os.environ.get("ROCFORGE_PEER_MEMORY", default) != "0":
             self._see_each_other()
         cupy.cuda.get_current_stream().synchronize()  # the group is for other streams too
 

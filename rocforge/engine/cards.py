@@ -1,28 +1,30 @@
 """Cards: the processes of a model that several cards compute together, as the process of the first one sees them.
 
-This process is rank 0's: it schedules, samples, and says to the others what to run, by shared memory. They do the same
-with their parts of the model (rocforge.card), and meet this one in the collectives. An error in one of them, or its
-end, ends all; the others end with this process, however that ends, since their end of a pipe to it then closes.
+This process is rank 0's: it schedules, samples, and says to each of the others what to run, over a link. They do the
+same with their parts of the model (rocforge.card), and meet this one in the collectives. An error in one of them, or
+its end, ends all; the others end with this process, however that ends, since their links to it then close.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import pickle
+import secrets
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
-from rocforge.device.distributed import Group, HostGroup, NcclGroup
+from rocforge.device.distributed import HostGroup, NcclGroup
+from rocforge.device.links import hang_up, wait_until_gone
 from rocforge.device.streams import Stream
 from rocforge.errors import CardFailedError, DeviceError
 from rocforge.nn.cache import KVCache
@@ -32,10 +34,8 @@ from rocforge.nn.tree import Snapshot
 CacheTypes = tuple[str | None, str | None]
 StepSizes = tuple[int, int, int] | None
 
-MESSAGE_NBYTES = 64 << 20
-"""Shared memory for what the others are told at a time; the system gives what is written of it."""
 GRACE = 5.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that processes have to end by themselves."""
 NOTICE = 2.0
 """Seconds in which a card's error comes after its collectives have failed."""
 
@@ -45,26 +45,63 @@ class CardJob:
     """What a card's process is to do.
 
     Attributes:
-        path: of the model.
+        path: of the model, on its machine.
         devices: of all cards, "cpu" or "gpu:N".
-        rank: of this one.
+        hosts: the addresses of their machines; none where all are on this one.
         loading: further arguments of loading.
+        fingerprint: of the model's files.
+        rank: of this card.
+        key: that all of them know.
     """
 
     path: str
     devices: tuple[str, ...]
-    rank: int
+    hosts: tuple[str, ...]
     loading: dict[str, Any]
+    fingerprint: str
+    rank: int = 0
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
     def device(self) -> str:
         """Of this card."""
         return self.devices[self.rank]
 
-    def group(self, links: dict[int, Connection]) -> Group:
-        """The group, not connected yet where it is of GPUs."""
-        host = self.devices[0] == "cpu"
-        return HostGroup(self.rank, self.devices, links) if host else NcclGroup(self.rank, self.devices)
+    def group(self) -> HostGroup | NcclGroup:
+        """The group, not connected yet."""
+        if self.device == "cpu":
+            return HostGroup(self.rank, self.devices, self.hosts, self.key)
+        return NcclGroup(self.rank, self.devices, self.hosts)
+
+
+class CardProcess(Protocol):
+    """The process of a card, which runs rocforge.card.serve.
+
+    Attributes:
+        control: the link to it.
+    """
+
+    control: Connection
+
+    def how_it_ended(self, seconds: float) -> str | None:
+        """In words, once it has ended; None where it has not in that time."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+class Machines(Protocol):
+    """Where cards are.
+
+    Attributes:
+        devices, hosts: as in CardJob.
+    """
+
+    devices: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+    def start(self, job: CardJob) -> CardProcess:
+        """Start the process of a card."""
 
 
 class Cards:
@@ -72,6 +109,7 @@ class Cards:
 
     Args:
         job: of rank 0.
+        machines: where they are.
 
     Attributes:
         group: of all cards.
@@ -80,44 +118,26 @@ class Cards:
         ended: why the cards no longer compute; None while they do.
     """
 
-    def __init__(self, job: CardJob):
-        size = len(job.devices)
-        links: list[dict[int, Connection]] = [{} for _ in range(size)]
-        for rank in range(size if job.devices[0] == "cpu" else 0):
-            for other in range(rank):
-                links[rank][other], links[other][rank] = Pipe()
-        self.group = job.group(links[0])
+    def __init__(self, job: CardJob, machines: Machines):
+        self.group = job.group()
         self.cache: KVCache | None = None
         self.snapshot: Snapshot | None = None
         self.ended: str | None = None
-        memory = os.memfd_create("rocforge-cards")
-        os.ftruncate(memory, MESSAGE_NBYTES)
-        self._memory = mmap.mmap(memory, MESSAGE_NBYTES)
-        alive, self._life = os.pipe()  # the others see its end close with this process
         self._others: list[_Other] = []
-        self._unread = False
-        try:
-            for rank in range(1, size):
-                theirs = replace(job, rank=rank)
-                self._others.append(_Other(theirs, memory, alive, links[rank]))
-        finally:
-            for descriptor in (memory, alive):
-                os.close(descriptor)
-            for connection in (connection for theirs in links[1:] for connection in theirs.values()):
-                connection.close()
-            self._end = weakref.finalize(self, _end, self._others, self._life, list(links[0].values()))
-        for process in self._others:
-            process.watch(self.group)
+        self._end = weakref.finalize(self, _end, self._others, self.group)
+        for rank in range(1, self.group.size):
+            self._others.append(_Other(self.group.name(rank), machines.start(replace(job, rank=rank))))
+        for other in self._others:
+            other.watch(self.group)
 
     def connect(self) -> None:
         """Wait until the others have loaded their parts, and meet them in the group."""
         with self.together():
-            self._replies()
-            if isinstance(self.group, NcclGroup):
-                unique = self.group.new_id()
-                self.post("connect", unique)
-                with Stream(self.group.devices[0]):
-                    self.group.connect(unique)
+            doors = self._replies()
+            meeting: Any = self.group.new_id() if isinstance(self.group, NcclGroup) else doors
+            self.post("connect", meeting)
+            with Stream(self.group.devices[0]):
+                self.group.connect(meeting)
 
     def post(self, name: str, *args: Any) -> None:
         """Have the others call one of the methods of rocforge.card.Card; this process does the same itself.
@@ -160,24 +180,11 @@ class Cards:
 
     def _write(self, message: Any) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        if len(data) > MESSAGE_NBYTES:
-            raise ValueError(f"a step of {len(data)} bytes; the cards are told {MESSAGE_NBYTES} at a time")
-        if self._unread:
-            for other in self._others:
-                other.expect("read")
-        self._memory[: len(data)] = data
-        self._unread = True
         for other in self._others:
-            other.tell(len(data))
+            other.tell(data)
 
     def _replies(self) -> list[Any]:
-        replies = []
-        for other in self._others:
-            if self._unread:
-                other.expect("read")
-            replies.append(other.expect("reply"))
-        self._unread = False
-        return replies
+        return [other.reply() for other in self._others]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -225,74 +232,99 @@ class Cards:
 
 
 class _Other:
-    """The process of another card."""
+    """Another card's process."""
 
-    def __init__(self, job: CardJob, memory: int, alive: int, links: dict[int, Connection]):
-        self.name, self.gone, self.closing = f"card {job.rank} ({job.devices[job.rank]})", False, False
-        self.control, theirs = Pipe()
-        descriptors = {rank: link.fileno() for rank, link in links.items()}
-        passed = (theirs.fileno(), memory, alive)
-        code = "from rocforge.card import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, passed)],
-            pass_fds=(*passed, *descriptors.values()),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
-        theirs.close()
-        self.control.send((job, descriptors))
+    def __init__(self, name: str, process: CardProcess):
+        self.name, self.process, self.control = name, process, process.control
+        self.gone, self.closing = False, False
 
-    def watch(self, group: Group) -> None:
+    def watch(self, group: HostGroup | NcclGroup) -> None:
         """Note when the process ends, and then end what waits for it on a GPU."""
 
         def until_it_ends() -> None:
-            self.process.wait()
+            wait_until_gone(self.control)
             self.gone = True
             if not self.closing and isinstance(group, NcclGroup):
                 group.abort()
 
         threading.Thread(target=until_it_ends, daemon=True).start()
 
-    def tell(self, length: int) -> None:
-        """Say that a message of that many bytes is there."""
+    def tell(self, data: bytes) -> None:
+        """Send a pickled message."""
         try:
-            self.control.send(length)
+            self.control.send_bytes(data)
         except OSError:
             raise DeviceError(f"{self.name} has ended") from None
 
-    def expect(self, kind: str) -> Any:
-        """Its next answer, which is to be of that kind."""
+    def reply(self) -> Any:
+        """Its next reply."""
         try:
-            answered, value = self.control.recv()
+            kind, value = self.control.recv()
         except (EOFError, OSError):
             raise CardFailedError(self.how_it_ended()) from None
-        if answered == kind:
-            return value
-        raise CardFailedError(f"{self.name} failed: {value}")
+        if kind == "failed":
+            raise CardFailedError(f"{self.name} failed: {value}")
+        return value
 
     def how_it_ended(self) -> str:
         """In words."""
-        try:
-            code = self.process.wait(NOTICE)
-        except subprocess.TimeoutExpired:
-            return f"{self.name} does not answer"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"{self.name} {how}"
+        return f"{self.name} {self.process.how_it_ended(NOTICE) or 'does not answer'}"
 
 
-def _end(others: Sequence[_Other], life: int, links: Sequence[Connection]) -> None:
-    """End processes: closed connections tell them to."""
+def _end(others: Sequence[_Other], group: HostGroup | NcclGroup) -> None:
+    """End processes: closed links tell them to."""
     for other in others:
         other.closing = True
-    os.close(life)
-    for link in links:
-        link.close()
+    group.close()
     for other in others:
-        other.control.close()
+        hang_up(other.control)
+    until = time.monotonic() + GRACE
     for other in others:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            other.process.wait(GRACE)
-            continue
-        other.process.kill()
-        other.process.wait()
+        if other.process.how_it_ended(max(0.0, until - time.monotonic())) is None:
+            other.process.kill()
+
+
+class ThisMachine:
+    """Several cards of this machine.
+
+    Args:
+        devices: as in CardJob.
+    """
+
+    hosts: tuple[str, ...] = ()
+
+    def __init__(self, devices: Sequence[str]):
+        self.devices = tuple(devices)
+
+    def start(self, job: CardJob) -> CardProcess:
+        """As in Machines."""
+        return _LocalProcess(job)
+
+
+class _LocalProcess:
+    """A process of a card on this machine."""
+
+    def __init__(self, job: CardJob):
+        self.control, theirs = Pipe()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", "from rocforge.card import main; main()", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        theirs.close()
+        self.control.send(job)
+
+    def how_it_ended(self, seconds: float) -> str | None:
+        """As in CardProcess."""
+        try:
+            code = self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def kill(self) -> None:
+        """As in CardProcess."""
+        self.popen.kill()
+        self.popen.wait()

@@ -418,7 +418,8 @@ class Engine:
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.finish(request)
         self._pending, self._previous, self._starved = None, None, False
-        self._stream.synchronize()
+        if self._cards is None or not self._cards.ended:  # else what is queued has failed with them
+            self._stream.synchronize()
 
     @property
     def memory_reserved(self) -> int:

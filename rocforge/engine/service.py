@@ -80,6 +80,7 @@ class Service:
         self._embedding: set[Future[np.ndarray]] = set()
         self._replies = Replies(observer)
         self._give_up_at = 0.0
+        self._looks = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Service:
@@ -205,6 +206,12 @@ class Service:
         done.add_done_callback(self._embedding.discard)
         return done
 
+    def look(self) -> None:
+        """Have the engine step, though it may have nothing to do: one whose cards have ended fails then."""
+        with self._changed:
+            self._looks = True
+            self._changed.notify_all()
+
     @property
     def queue_depth(self) -> int:
         """Requests that wait for their first step."""
@@ -262,8 +269,9 @@ class Service:
     def _take_in(self, core: EngineCore, tokenizer: Tokenizer) -> bool:
         """Wait for something to do; admit, cancel. False when it is time to end."""
         with self._changed:
-            while not (self._arrived or self._cancelled or self._to_embed or core.busy or self.state is State.STOPPING):
+            while not (self._something_to_do or core.busy or self.state is State.STOPPING):
                 self._changed.wait()
+            self._looks = False
             arrived, cancelled, to_embed = list(self._arrived), list(self._cancelled), list(self._to_embed)
             self._cancelled.clear()
             self._to_embed.clear()
@@ -280,6 +288,10 @@ class Service:
             core.cancel(reply.key)
             self._replies.end(reply, Progress.CANCELLED, CancelledError("the request was cancelled"))
         return not stopping or (core.busy and time.monotonic() < self._give_up_at)
+
+    @property
+    def _something_to_do(self) -> bool:
+        return bool(self._arrived or self._cancelled or self._to_embed or self._looks)
 
     def _admit(self, core: EngineCore, tokenizer: Tokenizer, reply: Reply) -> None:
         try:

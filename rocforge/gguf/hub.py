@@ -15,6 +15,11 @@ DEFAULT_QUANT = "Q4_K_M"
 _SECONDS = 10.0  # until the Hub counts as unreachable
 
 
+def is_on_hub(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a name of the Hub, "hf:...", and no file of this machine."""
+    return os.fspath(path).startswith("hf:")
+
+
 def resolve(path: str | os.PathLike[str]) -> Path:
     """The local file of a path, or of "hf:owner/repo[:quant]", which is downloaded into the Hub's cache if needed.
 
@@ -33,7 +38,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         ValueError: a Hub name that is not of the form "hf:owner/repo[:quant]".
     """
     text = os.fspath(path)
-    if not text.startswith("hf:"):
+    if not is_on_hub(text):
         if not Path(path).is_file():
             hub = "" if text.endswith(".gguf") else '; a model on the Hugging Face Hub is "hf:owner/repo[:quant]"'
             raise FileNotFoundError(f"no such file: {text}{hub}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,26 @@ from rocforge.gguf.quantized import Pack, Quantized
 from rocforge.ops.device.quantize import DEVICE_QTYPES
 from rocforge.ops.quantize import quantize
 
+_SAMPLES, _SAMPLE = 64, 4096
+"""Of each file what a fingerprint is of: so many places, with so many bytes."""
+
 
 def open_model(path: str | os.PathLike[str]) -> GGUFFile | Checkpoint:
     """Open a GGUF file, one of the Hugging Face Hub ("hf:owner/repo[:quant]"), or a folder with a checkpoint."""
     return Checkpoint(Path(path)) if Path(path).is_dir() else open_gguf(resolve(path))
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """What tells files from others, without reading all of them: their sizes, and samples of their bytes."""
+    found = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        found.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for sample in range(_SAMPLES):
+                file.seek(sample * size // _SAMPLES)
+                found.update(file.read(_SAMPLE))
+    return found.hexdigest()
 
 
 def quantized(file: GGUFFile | Checkpoint, mix: str | None, device: str) -> GGUFFile | Checkpoint | Quantized:

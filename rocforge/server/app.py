@@ -261,9 +261,14 @@ def add_common(app: FastAPI, numbers: Callable[[], bytes]) -> None:
     @app.get("/metrics")
     async def metrics_text() -> Response:
         """Counters, times and gauges, in Prometheus's text format."""
-        return Response(numbers(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return metrics_response(numbers())
 
     @app.get("/", include_in_schema=False)
     async def chat_page() -> Response:
         """The chat page."""
         return page()
+
+
+def metrics_response(text: bytes) -> Response:
+    """Numbers in Prometheus's text format."""
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

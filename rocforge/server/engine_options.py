@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from rocforge.engine.capacity import MAX_REQUESTS, CacheSizes
+from rocforge.engine.cards import Machines
 from rocforge.engine.core import StepEngine
 from rocforge.engine.engine import Engine
-from rocforge.load import load
+from rocforge.load import load, load_on_cards
 from rocforge.nn.state import kept_of
 from rocforge.nn.transformer import Transformer
 from rocforge.text.tokenizer import Tokenizer
@@ -28,6 +30,7 @@ class EngineOptions:
         cache_tokens, max_batch_tokens, max_requests, inter_token_ms: as in `rf.Engine`.
         models: that are to have room at a time: without cache_tokens, the cache on a GPU takes its share of what is
             free, where that is a whole context.
+        machines: finds the cards, in place of device and devices.
     """
 
     device: str | None = None
@@ -43,6 +46,7 @@ class EngineOptions:
     devices: int | Sequence[str] | None = None
     shares: Sequence[float] | None = None
     models: int = 1
+    machines: Callable[[], Machines] | None = None
 
     def load(
         self, path: str | os.PathLike[str], lora: Mapping[str, tuple[str | os.PathLike[str], float]]
@@ -52,17 +56,12 @@ class EngineOptions:
         Raises:
             RocforgeError, FileNotFoundError, ...: what `rf.load` and `rf.Engine` raise.
         """
-        model, tokenizer = load(
-            path,
-            self.device,
-            self.context,
-            self.progress,
-            self.fp16_weights,
-            cache_type_k=self.cache_type_k,
-            cache_type_v=self.cache_type_v,
-            devices=self.devices,
-            shares=self.shares,
-        )
+        loading: dict[str, Any] = {"context": self.context, "fp16_weights": self.fp16_weights, "shares": self.shares}
+        loading |= {"cache_type_k": self.cache_type_k, "cache_type_v": self.cache_type_v}
+        if self.machines is None:
+            model, tokenizer = load(path, self.device, progress=self.progress, devices=self.devices, **loading)
+        else:
+            model, tokenizer = load_on_cards(os.fspath(path), self.machines(), self.progress, loading)
         for name, (file, scale) in lora.items():
             model.adapters.load(name, file, scale)
         cache_tokens = self.cache_tokens_of(model)

@@ -49,7 +49,11 @@ def url_of(listener: socket.socket) -> str:
     """Where clients reach it: "http://127.0.0.1:8000", or "unix:/path" for a unix socket."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
+    return http_url(*listener.getsockname()[:2])
+
+
+def http_url(host: str, port: int) -> str:
+    """Of a host's name or address: "http://[::1]:8000"."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rocforge.gguf.hub import members, model_files
+from rocforge.gguf.hub import is_on_hub, members, model_files
 
 _FIRST = re.compile(r"-00001-of-\d{5}(?=\.gguf$)")
 """In the name of the first file of a split set."""
@@ -47,14 +47,14 @@ def find_models(places: Sequence[str]) -> list[Model]:
     for model in (model for place in places for model in _models_at(place)):
         if (other := found.setdefault(model.name, model)) is not model:
             raise ValueError(f"two models are named {model.name!r}: {other.path} and {model.path}")
-        if len(places) > 1 and not model.path.startswith("hf:") and not Path(model.path).exists():
+        if len(places) > 1 and not is_on_hub(model.path) and not Path(model.path).exists():
             raise FileNotFoundError(f"no such file: {model.path}")  # one alone says so when it is loaded
     return list(found.values())
 
 
 def _models_at(place: str) -> Iterator[Model]:
     folder = Path(place)
-    if place.startswith("hf:"):
+    if is_on_hub(place):
         yield Model(model_name(place), place, 0)
     elif not folder.is_dir() or (folder / "config.json").exists():
         yield Model(model_name(place), place, _nbytes(folder))

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rocforge.engine.core import StepEngine
 from rocforge.engine.reply import EngineDeadError, ServiceError
 from rocforge.engine.service import State
-from rocforge.server.app import add_requests, bare_app, endpoints, guard
+from rocforge.server.app import add_requests, bare_app, endpoints, guard, metrics_response
 from rocforge.server.backend import LocalBackend
 from rocforge.server.body import JSONRequest, dump_json
 from rocforge.server.errors import JSONResponse, as_api_error
@@ -92,8 +92,7 @@ class Front:
         @app.get("/metrics")
         async def metrics_text() -> Response:
             """Those of each replica, in Prometheus's text format."""
-            text = ReplicaTables(await ask_all(self._replicas, "numbers")).text()
-            return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+            return metrics_response(ReplicaTables(await ask_all(self._replicas, "numbers")).text())
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by a replica."""
@@ -154,9 +153,8 @@ class Answer:
 
     def __init__(self, scope: Scope, send: Send):
         self.scope, self.begun = scope, False
-        self._send, self._head = send, {}
-
-    _head: Message
+        self._send = send
+        self._head: Message = {}
 
     async def take(self, messages: list[Message]) -> None:
         """Pass messages on."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
+import ray
 from ray import serve
 from starlette.types import Message
 
@@ -49,7 +50,10 @@ class Replica:
         self._jobs, self._metrics, self._retried = Jobs(), metrics, 0
         self._endpoints = endpoints(self._backend, settings, metrics, self._jobs)
         self._service.start()
-        self._service.wait_until_ready()
+        try:
+            self._service.wait_until_ready()
+        except ServiceError as error:
+            raise ServiceError(f"on {ray.util.get_node_ip_address()}: {error}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
 
     def _end_with_engine(self) -> None:
@@ -87,6 +91,8 @@ class Replica:
         try:
             while not ended:
                 found = [await messages.get()]
+                if self._service.state is State.FAILED:
+                    await never.wait()  # the end of this actor says to the Front what to do
                 while not messages.empty():
                     found.append(messages.get_nowait())
                 ended = found[-1] is None
@@ -126,9 +132,8 @@ class Replica:
         return {"load": self._jobs.tokens_in_flight / engine.cache_tokens if engine else 0.0}
 
     async def check_health(self) -> None:
-        """Raises ServiceError where the engine has failed."""
-        if self._service.state is State.FAILED:
-            raise ServiceError(f"the engine has failed: {self._service.error}")
+        """Have an engine that has nothing to do find out whether its cards are there; Ray Serve calls it."""
+        self._service.look()
 
 
 def _merged(messages: list[Message]) -> list[Message]:

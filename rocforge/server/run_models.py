@@ -18,6 +18,7 @@ from rocforge.device.memory import amount
 from rocforge.engine.core import StepEngine
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.errors import OutOfMemoryError
+from rocforge.gguf.hub import is_on_hub
 from rocforge.loading.files import open_model
 from rocforge.ops.types import HostArray
 from rocforge.server.app import endpoints
@@ -131,7 +132,7 @@ def _run_engine(
 
 def check_file(path: str) -> None:
     """Raise what is wrong with the header of a model on this machine."""
-    if not path.startswith("hf:"):
+    if not is_on_hub(path):
         with open_model(path):
             pass
 

@@ -10,7 +10,7 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,11 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from rocforge.engine.service import MAX_QUEUE
 from rocforge.errors import RocforgeError
+from rocforge.gguf.hub import is_on_hub
 from rocforge.server.engine_options import EngineOptions, LoadEngine
+from rocforge.server.listeners import http_url
 from rocforge.server.models import Model
+from rocforge.server.ray_cards import RayMachines
 from rocforge.server.ray_front import Front
 from rocforge.server.ray_replica import Replica
 from rocforge.server.run_models import check_file
@@ -61,8 +64,9 @@ def serve_on_ray(
         model: every machine finds it under the same path.
         host, port: where Ray Serve listens on each machine that has a replica; port 0 takes a free one. Where it runs
             already, its own count.
-        replicas: the fewest and the most. Each takes a GPU, or as many as options.devices says, of one machine, where
-            options.device is "gpu", or None and the cluster has any; else as many processors.
+        replicas: the fewest and the most. Each takes a GPU, or as many as options.devices says, where options.device is
+            "gpu", or None and the cluster has any; else as many processors. Several are of one machine where one has
+            them free, else of several.
         options, lora, max_queue, settings: of each replica, as in `serve`. `settings.root_path` is the application's
             route, and tells several on one cluster apart.
         autoscaling: further fields of Ray Serve's AutoscalingConfig.
@@ -76,7 +80,7 @@ def serve_on_ray(
     settings = replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
     settings = replace(settings, adapters=(*settings.adapters, *(lora or {})))
     with contextlib.ExitStack() as ending, _cluster() as is_own:
-        options, resources = _placed(options)
+        options, bundles = _placed(options)
         name = "rocforge" + settings.root_path.replace("/", "-")
         if name in serve.status().applications:
             raise RocforgeError(
@@ -87,7 +91,7 @@ def serve_on_ray(
         adapters = {name: (_everywhere(file), scale) for name, (file, scale) in (lora or {}).items()}
         load = partial(options.load, _everywhere(model.path), adapters)
         scaling = {"min_replicas": replicas[0], "max_replicas": replicas[1], **(autoscaling or {})}
-        app = application(name, load, max_queue, settings, resources, scaling)
+        app = application(name, load, max_queue, settings, bundles, scaling)
         signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         try:
             _deploy(app, name, settings.root_path)
@@ -113,7 +117,7 @@ def application(
     load: LoadEngine,
     max_queue: int,
     settings: Settings,
-    resources: Mapping[str, float],
+    bundles: Sequence[dict[str, float]],
     autoscaling: Mapping[str, Any],
 ) -> serve.Application:
     """The application of Ray Serve: a Front before replicas.
@@ -121,7 +125,7 @@ def application(
     Args:
         name: the application's.
         load, max_queue, settings: as in Replica.
-        resources: of a replica, as options of its actor.
+        bundles: the resources of each of a replica's cards.
         autoscaling: fields of AutoscalingConfig.
     """
     common = {
@@ -132,7 +136,8 @@ def application(
     replicas = serve.deployment(Replica).options(
         autoscaling_config=AutoscalingConfig(policy=policy, **autoscaling),
         request_router_config=RequestRouterConfig(request_router_class="rocforge.server.ray_router:PrefixRouter"),
-        ray_actor_options=dict(resources),
+        ray_actor_options={"num_cpus": bundles[0]["CPU"], "num_gpus": bundles[0]["GPU"]},
+        **({"placement_group_bundles": bundles, "placement_group_strategy": "PACK"} if len(bundles) > 1 else {}),
         health_check_period_s=2,
         **common,
     )
@@ -172,21 +177,23 @@ def _cluster() -> Iterator[bool]:
         ray.shutdown()
 
 
-def _placed(options: EngineOptions) -> tuple[EngineOptions, dict[str, float]]:
-    """How the engine of a replica is made, and the resources that it takes, with which it has the first devices."""
+def _placed(options: EngineOptions) -> tuple[EngineOptions, list[dict[str, float]]]:
+    """How the engine of a replica is made, and the resources of its cards."""
     devices = options.devices
     cards = 1 if devices is None else devices if isinstance(devices, int) else len(devices)
     on_cpu = options.device == "cpu" or (not isinstance(devices, int) and "cpu" in (devices or ()))
     has_gpus = options.device == "gpu" or cards > 1 or ray.cluster_resources().get("GPU", 0) > 0
-    if devices is None:
-        options = replace(options, device="gpu" if has_gpus and not on_cpu else "cpu")
-    return options, {"num_cpus": cards} if on_cpu or not has_gpus else {"num_cpus": 1, "num_gpus": cards}
+    on_cpu = on_cpu or not has_gpus
+    if cards > 1:
+        options = replace(options, device=None, devices=None, machines=partial(RayMachines, cards, on_cpu))
+    else:
+        options = replace(options, device="cpu" if on_cpu else "gpu", devices=None)
+    return options, [{"CPU": 1, "GPU": 0 if on_cpu else 1}] * cards
 
 
 def _everywhere(path: str | os.PathLike[str]) -> str:
     """A path for processes that have other working directories; names of the Hub stay."""
-    path = os.fspath(path)
-    return path if path.startswith("hf:") else os.path.abspath(path)
+    return os.fspath(path) if is_on_hub(path) else os.path.abspath(path)
 
 
 def _listen(host: str, port: int) -> str:
@@ -197,7 +204,7 @@ def _listen(host: str, port: int) -> str:
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
             port = free.getsockname()[1]
     serve.start(http_options={"host": host, "port": port}, logging_config=_LOGS)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return http_url(host, port)
 
 
 def _deploy(app: serve.Application, name: str, route: str) -> None:
@@ -209,7 +216,14 @@ def _deploy(app: serve.Application, name: str, route: str) -> None:
     try:
         serve.run(app, name=name, route_prefix=route or "/", logging_config=_LOGS)
     except RuntimeError as error:
-        raise RocforgeError(f"the replicas do not start: {error}") from error
+        raise RocforgeError(f"the replicas do not start: {_reason(name) or error}") from error
+
+
+def _reason(name: str) -> str:
+    """The last line of what Ray Serve says of an application's replicas."""
+    application = serve.status().applications.get(name)
+    replicas = application.deployments.get(Replica.__name__) if application else None
+    return replicas.message.strip().rpartition("\n")[2] if replicas else ""
 
 
 def _stop(name: str, grace: float) -> None:

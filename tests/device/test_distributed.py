@@ -163,3 +163,28 @@ def test_a_model_on_two_cards(one, shares, peers, monkeypatch):
     assert (model.group._peers is None) == (peers == "0")
     assert texts(model) == texts(whole)  # captured from the second step of a shape on
     model.cards.close()
+
+
+KILLED = """
+import sys
+import rocforge as rf
+model, _ = rf.load(sys.argv[1], devices=2)
+try:
+    with rf.Engine(model, max_requests=4, max_batch_tokens=64, cache_tokens=512) as engine:
+        engine.add([5, 6, 7], rf.SamplingParams(max_tokens=16, temperature=0))
+        engine.step()
+        model.cards._others[0].process.kill()
+        while engine.busy:
+            engine.step()
+except rf.RocforgeError as error:
+    print(error)
+"""
+
+
+@needs_two
+def test_a_card_that_is_killed_is_named(one):
+    """Though collectives wait for it, and the engine is closed after that."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KILLED, str(one[0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "card 1 (gpu:1) was killed by SIGKILL\n", done.stderr

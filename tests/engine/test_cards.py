@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from golden import demo, relative_error
 
 import rocforge as rf
+from rocforge.engine.cards import ThisMachine
 from rocforge.errors import CardFailedError, DeviceError
+from rocforge.load import load_on_cards
+from rocforge.loading.files import fingerprint
 
 PROMPT = "import numpy as"
 OPTIONS = {"max_tokens": 12, "temperature": 0}
@@ -35,7 +39,7 @@ def mortal():
 
 
 def processes_of(model):
-    return [other.process for other in model.cards._others]
+    return [other.process.popen for other in model.cards._others]
 
 
 def assert_nothing_is_left(processes):
@@ -79,7 +83,7 @@ def test_processes_end_with_the_model():
 
 def test_processes_end_with_their_parent_however_that_ends():
     program = f"import rocforge as rf, time; m, _ = rf.load({str(demo.bundled())!r}, devices=['cpu'] * 2)\n"
-    program += "print(*[other.process.pid for other in m.cards._others], flush=True); time.sleep(60)"
+    program += "print(*[other.process.popen.pid for other in m.cards._others], flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(Path(rf.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
@@ -166,3 +170,60 @@ def test_what_is_for_one_card(two, tmp_path):
     with pytest.raises(ValueError, match="of one's own"):
         model([1, 2], model.trivial_batch(2))
     assert model([1, 2]).shape == (2, 4096)  # nothing of that has ended the cards
+
+
+class TwoMachines(ThisMachine):
+    """Cards of this machine, at two of its addresses.
+
+    Args:
+        more: what is other in the jobs of the second.
+    """
+
+    hosts = ("127.0.0.1", "127.0.0.2")
+
+    def __init__(self, **more):
+        super().__init__(["cpu", "cpu"])
+        self.more = more
+
+    def start(self, job):
+        return super().start(replace(job, **self.more))
+
+
+LOADING = {"context": None, "shares": None}
+
+
+def test_cards_of_several_machines_are_named_with_them(one):
+    model, tokenizer = load_on_cards(str(demo.bundled()), TwoMachines(), False, LOADING)
+    processes = processes_of(model)
+    assert rf.generate(model, tokenizer, PROMPT, **OPTIONS) == rf.generate(*one, PROMPT, **OPTIONS)
+    processes[0].kill()
+    with pytest.raises(CardFailedError, match=r"card 1 \(cpu on 127\.0\.0\.2\) was killed by SIGKILL"):
+        rf.generate(model, tokenizer, PROMPT, **OPTIONS)
+    assert_nothing_is_left(processes)
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"path": "/nowhere.gguf"}, "FileNotFoundError: no such file: /nowhere.gguf"),
+        ({"fingerprint": "another"}, r"ValueError: .*demo-11M-Q8_0\.gguf is another file there than card 0 has"),
+        ({"key": b"another"}, r"does not reach card 1 \(cpu on 127\.0\.0\.2\): no connection"),
+    ],
+)
+def test_what_another_machine_has_wrong_is_named(there, message):
+    with pytest.raises(DeviceError, match=message) as found:
+        load_on_cards(str(demo.bundled()), TwoMachines(**there), False, LOADING)
+    assert "card 1 (cpu on 127.0.0.2)" in str(found.value)
+
+
+def test_fingerprints(tmp_path):
+    """They differ where sizes do, and where much of the bytes does."""
+    first, same, longer, other = (tmp_path / name for name in ("a", "b", "c", "d"))
+    data = np.random.default_rng(1).bytes(1 << 20)
+    first.write_bytes(data)
+    same.write_bytes(data)
+    longer.write_bytes(data + b"\0")
+    other.write_bytes(data[: 1 << 19] + bytes(1 << 19))
+    assert fingerprint([first]) == fingerprint([same])
+    assert len({fingerprint([path]) for path in (first, longer, other)}) == 3
+    assert fingerprint([first, same]) != fingerprint([first])

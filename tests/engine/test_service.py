@@ -12,6 +12,7 @@ from counting_model import GREEDY, CountingModel
 from rocforge.engine.engine import Engine
 from rocforge.engine.reply import CancelledError, DeadlineError, Progress, QueueFullError, ServiceError, StepError
 from rocforge.engine.service import Service, State
+from rocforge.errors import CardFailedError
 from rocforge.ops.sampling import SamplingParams
 
 
@@ -197,6 +198,23 @@ def test_three_failing_steps_end_the_service():
             text(service.submit([1], GREEDY))
     assert service.wait(10) and service.state is State.FAILED and isinstance(service.error, MemoryError)
     assert_clean(service, engines)
+
+
+def test_an_idle_engine_whose_cards_have_ended_fails_when_it_looks():
+    service, engines = make()
+    service.start()
+    service.wait_until_ready(10)
+    service.look()
+    assert text(service.submit([1], GREEDY)) == "cdefghij" and service.state is State.READY
+
+    def step():
+        raise CardFailedError("card 1 (cpu) has ended")
+
+    engines[0].step = step
+    assert not service.wait(0.1) and service.state is State.READY
+    service.look()
+    assert_clean(service, engines)
+    assert service.state is State.FAILED and str(service.error) == "card 1 (cpu) has ended"
 
 
 def test_a_failing_constraint_fails_its_request_only():

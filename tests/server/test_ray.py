@@ -5,7 +5,6 @@
 Every wait has an end. `-s` shows the figures.
 """
 
-import contextlib
 import os
 import re
 import signal
@@ -14,21 +13,17 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
-from server_process import ROOT, descendants, gone, wait_for
+from ray_server import CLUSTER, KEY, MODEL, NAME, processes_of, serving, states
+from server_process import gone, wait_for
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
 openai = pytest.importorskip("openai")
 
-MODEL = ROOT / "examples" / "demo_model" / "demo-11M-Q8_0.gguf"
-NAME = "demo-11M-Q8_0"
-KEY = "secret"
 TOKENS = 40
 """Of a reply under load."""
 SCALED = """
@@ -59,46 +54,6 @@ serve_on_ray(find_models(sys.argv[1:2])[0], port=0, replicas=(1, 2), autoscaling
 """
 """Replicas follow the load within a second, and their engines break while there is a file."""
 ENDLESS = {"ignore_eos": True}
-CLUSTER = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT),
-    "RAY_ADDRESS": "local",
-    "RAY_raylet_start_wait_time_s": "120",
-}
-"""A cluster of its own, be there another one."""
-
-
-@contextlib.contextmanager
-def serving(*command):
-    """A cluster with a server: its process, URL, `client` of httpx with the key, and lines of stderr."""
-    process = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, **CLUSTER}, stderr=subprocess.PIPE, text=True
-    )
-    lines, ready = [], threading.Event()
-
-    def read():
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("ready at "):
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        assert ready.wait(120) and process.poll() is None, "".join(lines)
-        url = re.search(r"^ready at (\S+)", "".join(lines), re.MULTILINE)[1]
-        with httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60, trust_env=False
-        ) as http:
-            yield SimpleNamespace(process=process, url=url, get=http.get, post=http.post, lines=lines)
-        everything = descendants(process.pid)
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0, "".join(lines)
-        assert gone(everything, 20)
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +70,13 @@ def client(server):
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
 
 
-def states(server):
-    return server.get("/health").json()["replicas"]
-
-
 def both_are_ready(server):
     return list(states(server).values()) == ["ready", "ready"]
 
 
 def actors(server):
     """Process ids of the replicas."""
-    found = []
-    for pid in descendants(server.process.pid):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ServeReplica:rocforge:Replica"):
-                found.append(pid)
-    return found
+    return processes_of("ServeReplica:rocforge:Replica", server.process.pid)
 
 
 def metric(server, name):
@@ -401,15 +347,14 @@ def long_text(client, number, tokens):
 
 
 def test_replicas_of_two_cards(expected):
-    """They write what one card does; a killed one ends both its processes, and another one comes."""
+    """They write what one card does; one that is killed ends both its processes, and another one comes."""
     options = ["--ray", "--device", "cpu", "--tensor-parallel", "2", "--port", "0"]
     with serving("-m", "rocforge", "serve", str(MODEL), *options) as server, httpx.Client(trust_env=False) as http:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
-        (replica,) = actors(server)
-        processes = descendants(replica)
-        assert len(processes) > 1 and written(client) == expected[PROMPTS[0]]
+        (replica,), (card,) = actors(server), processes_of("CardActor", server.process.pid)
+        assert written(client) == expected[PROMPTS[0]]
         os.kill(replica, signal.SIGKILL)
-        assert gone(processes, 20) and written(client) == expected[PROMPTS[0]]
+        assert gone([replica, card], 20) and written(client) == expected[PROMPTS[0]]
 
 
 def written(client):
