@@ -72,40 +72,53 @@ RF_DEVICE void choose_groups(Choice& choice, const Routing& r) {
     barrier();
 }
 
-// The experts of the highest logits, the highest first and of equals the lowest id first. Each expert's place is the
-// number of those before it, so ids are those of experts whatever the logits are. All threads of the block of THREADS
-// call it together, and find the result once it returns.
+// A lane's best expert of those that come after one in the order of keys, and of equals in that of ids.
+struct Candidate {
+    u32 key;
+    i32 id;  // none: past all experts
+};
+RF_DEVICE Candidate best_after(const u32* keys, i32 count, Candidate last) {
+    Candidate best = {0, count};
+    for (i32 e = lane(); e < count; e += RF_WAVE) {
+        u32 key = keys[e];
+        bool after = key < last.key || (key == last.key && e > last.id);
+        if (after && (key > best.key || best.id == count)) best = {key, e};
+    }
+    return best;
+}
+
+// The experts of the highest logits, the highest first and of equals the lowest id first, so ids are those of experts
+// whatever the logits are. One wave looks for them, one after another. All threads of the block of THREADS call it
+// together, and find the result once it returns.
 template <u32 THREADS>
 RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
-    const u32 RUN = 16;  // experts that are compared with at a time, by two lanes in turn
-    u32 count = r.experts, runs = (count + RUN - 1) / RUN;
+    i32 count = r.experts;
     float highest = 0, all = 1;
     if (r.bias && !r.sigmoid) {
         highest = -infinity(), all = 0;
-        for (u32 e = thread_x(); e < count; e += THREADS) highest = maximum(highest, logits[e]);
+        for (i32 e = thread_x(); e < count; e += THREADS) highest = maximum(highest, logits[e]);
         highest = block_max<THREADS>(highest);
-        for (u32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
+        for (i32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
-    for (u32 e = thread_x(); e < RUN * runs; e += THREADS) {
-        float score = e < count ? score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f) : 0.0f;
-        choice.key[e] = e < count ? order_key(score) : 0;
-    }
+    for (i32 e = thread_x(); e < count; e += THREADS)
+        choice.key[e] = order_key(score_of(logits[e], r, highest, all) + (r.bias ? r.bias[e] : 0.0f));
     barrier();
     if (r.groups > 1) choose_groups<THREADS>(choice, r);
-    for (u32 first = 0; first < count; first += THREADS / 2) {
-        u32 e = first + thread_x() / 2, key = choice.key[minimum(i32(e), i32(count - 1))], place = 0;
-        RF_NO_UNROLL
-        for (u32 run = thread_x() % 2; run < runs; run += 2) {
-            RF_UNROLL
-            for (u32 i = 0; i < RUN; ++i) {
-                u32 other = element(load<u32x4>(choice.key + RUN * run + i / 4 * 4), i % 4);
-                place += other + (RUN * run + i < e) > key;  // of equals those before it
-            }
+    if (wave() == 0) {
+        Candidate own = best_after(choice.key, count, {~0u, -1});
+        i32 chosen = 0;
+        for (i32 place = 0; place < r.used; ++place) {
+            u32 best = wave_max_of(own.id < count ? own.key : 0);
+            // where several lanes have it, the lowest id counts
+            i32 id = count - i32(wave_max_of(own.key == best ? u32(count - own.id) : 0));
+            if (i32(lane()) == place) chosen = id;
+            if (own.id == id) own = best_after(choice.key, count, {best, id});
         }
-        place += shuffle_xor<1>(place);
-        if (e < count && place < u32(r.used) && thread_x() % 2 == 0)
-            choice.ids[place] = e, choice.logits[place] = score_of(logits[e], r, highest, all);
+        if (i32(lane()) < r.used) {
+            choice.ids[lane()] = chosen;
+            choice.logits[lane()] = score_of(logits[chosen], r, highest, all);
+        }
     }
     barrier();
 }

@@ -519,6 +519,17 @@ RF_DEVICE T wave_max(T value) {
     return reduce_lanes<RF_WAVE>(value, Maximum());
 }
 
+// Of numbers without a sign, and of whole ones.
+RF_DEVICE u32 wave_max_of(u32 value) {
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800
+    u32 highest;
+    asm("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(highest) : "r"(value));
+    return highest;
+#else
+    return u32(wave_max(i32(value ^ 0x80000000))) ^ 0x80000000;
+#endif
+}
+
 // Every thread of a block of THREADS (a multiple of RF_WAVE) gets the combined value; all must call it.
 template <u32 THREADS, class Combine, class T>
 RF_DEVICE T block_reduce(T value, Combine combine) {
