@@ -1,8 +1,9 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types and
-// RF_ALONE (whether there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS
-// (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device,
+// RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
+// and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves) and RF_STRIPES (waves that share out the tokens).
+// Sequence lengths are read on the device,
 // so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
@@ -20,6 +21,7 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
 // variants: RF_HEAD_DIM=64 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=FP8_E4M3 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_ALIBI=1
 
 RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
@@ -68,7 +70,7 @@ struct DecodeParams {
     const float* q;
     void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     float* partials;
     i32* counters;
     u32 table_stride;
@@ -120,10 +122,10 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     return queries;
 }
 
-// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`.
+// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`; and the query's position.
 struct Seen {
     const i32* table;
-    u32 first, end, kv_heads, kv_head;
+    u32 first, end, kv_heads, kv_head, position;
 
     // In its block, the token or the nearest that is seen.
     RF_MEMBER u32 nearest(u32 token) const {
@@ -272,7 +274,7 @@ rf_attention_decode(DecodeParams p) {
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
-    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head)};
+    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head), u32(length - 1)};
     Tokens tokens;
     Rotation rotation;
     if (wanted) {

@@ -1,8 +1,9 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and the cache's types,
-// and, by the card's tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and
-// float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// RF_ALIBI where scores are biased by distance, and, by the card's tuning, RF_PARTS (waves with the same rows) and
+// RF_KEYS (keys of a tile), or, for warpgroups and float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2,
+// https://arxiv.org/abs/2307.08691.
 #include "attention.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
@@ -13,6 +14,7 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALIBI=1
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
 // sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
@@ -23,7 +25,7 @@ struct PrefillParams {
     const float* q;
     const void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
     i32 window, chunked, causal;
@@ -45,10 +47,12 @@ struct BlockRows {
 
     // Where a row's elements begin in q and in the output.
     RF_MEMBER u64 offset(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM; }
-    // The last token that a row sees, if the sequence is as long; of rows past the sequence's, that of the last.
+    // Where a row's query is; of rows past the sequence's, the last one.
+    RF_MEMBER i32 own(i32 r) const { return before + minimum(r, total - 1) / RF_GROUP; }
+    // The last token that a row sees, if the sequence is as long.
     RF_MEMBER i32 position(i32 r) const {
         if (!causal && !window) return length - 1;
-        return before + minimum(r, total - 1) / RF_GROUP + (causal ? 0 : window / 2);
+        return own(r) + (causal ? 0 : window / 2);
     }
     // What ROWS rows see of the keys, from a multiple of STEP on.
     template <u32 ROWS, u32 STEP>
@@ -96,6 +100,23 @@ RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, con
     float top = maximum(highest, sink), factor = fast_exp2(highest - top);
     return factor / (sum * factor + fast_exp2(sink - top));
 }
+
+// Of the heads of a warp's or wave's rows, from `first` on: their slopes, in units of log 2, and where the queries are.
+struct Distances {
+    float slope[ROW_SLOTS];
+    i32 own[ROW_SLOTS];
+
+    RF_MEMBER void load_rows(const PrefillParams& p, const BlockRows& block, i32 first) {
+        RF_UNROLL
+        for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
+            i32 r = first + i32(fragment_row(slot));
+            slope[slot] = p.slopes[block.kv_head * RF_GROUP + r % RF_GROUP] * LOG2E, own[slot] = block.own(r);
+        }
+    }
+    RF_MEMBER float biased(float score, u32 slot, i32 key) const {
+        return rocforge::biased(score, slope[slot], own[slot] - key);
+    }
+};
 
 }  // namespace rocforge
 

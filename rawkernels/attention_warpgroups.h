@@ -139,6 +139,13 @@ RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
     for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
 }
 
+// Lowers scores by their keys' distances.
+RF_DEVICE void bias(WarpgroupTile& scores, const Distances& distances, i32 start) {
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i)
+        scores[i] = distances.biased(scores[i], row_slot(i), start + i32(fragment_column(i)));
+}
+
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
 RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
     i32 first[ROW_SLOTS];
@@ -286,6 +293,8 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
         rows.position[slot] = block.position(block.first_row + i32(first + fragment_row(slot)));
     }
+    Distances distances;
+    if constexpr (ALIBI) distances.load_rows(p, block, block.first_row + i32(first));
     WarpgroupTile scores;
     u32 weights[KEYS / 4];
     float rescale[ROW_SLOTS];
@@ -294,6 +303,7 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
 
     auto weights_of = [&](i32 start) {
         if (p.softcap > 0) cap(scores, p.softcap);
+        if constexpr (ALIBI) bias(scores, distances, start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(range.end - 1, p.window, p.chunked) > start)
             mask(scores, rows, start, range.end, p);
         return weigh(rows, scores, rescale);

@@ -173,6 +173,16 @@ RF_DEVICE void cap(Scores& scores, float softcap) {
     }
 }
 
+// Lowers scores by their keys' distances.
+RF_DEVICE void bias(Scores& scores, const Distances& distances, i32 start) {
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i)
+            scores[n].x[i] = distances.biased(scores[n].x[i], row_slot(i), start + i32(n * 16 + fragment_column(i)));
+    }
+}
+
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
 RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
     i32 first[ROW_SLOTS];
@@ -312,6 +322,8 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
         rows.position[slot] = block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
     }
+    Distances distances;
+    if constexpr (ALIBI) distances.load_rows(p, block, block.first_row + i32(wave_row()));
     i32 lowest = block.seen_by_all(block.first_row);
     auto [start, end] = block.keys<ROWS, KEYS>();
 
@@ -326,6 +338,7 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         Scores scores;
         scores_of(scores, queries, shared);
         if (p.softcap > 0) cap(scores, p.softcap);
+        if constexpr (ALIBI) bias(scores, distances, start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(end - 1, p.window, p.chunked) > start)
             mask(scores, rows, start, end, p);
         update(rows, scores);

@@ -184,6 +184,13 @@ struct LaneTokens {
         // the score that this lane keeps: of this load, of heads kept_head and on
         u32 place = lane() % TOKEN_LANES / COPIES;
         u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
+        float slopes[KEPT] = {};
+        if constexpr (ALIBI) {
+            const float* of_heads = p.slopes + seen.kv_head * RF_GROUP + slice * SLICE;
+            RF_UNROLL
+            for (u32 i = 0; i < KEPT; ++i)
+                slopes[i] = kept_head + i < SLICE ? of_heads[kept_head + i] * LOG2E : 0.0f;
+        }
 
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
             LaneTokens now = *this;
@@ -208,7 +215,7 @@ struct LaneTokens {
             for (u32 i = 0; i < KEPT; ++i) {
                 float score = scores[i] * p.scale;
                 if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
-                score = visible ? score * LOG2E : LOWEST;
+                score = visible ? biased(score * LOG2E, slopes[i], i32(seen.position - token)) : LOWEST;
                 float before = highest[i];
                 highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
                 float weight = visible ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);

@@ -20,6 +20,7 @@ from rocforge.ops import activation
 
 EXACT, BOUND = 1e-5, 5e-5
 GELUS = (
+    "bloom",
     "codeshell",
     "falcon",
     "gemma",
@@ -32,7 +33,7 @@ GELUS = (
     "starcoder",
     "starcoder2",
 )
-ROUNDED = dict.fromkeys(GELUS, 3e-4) | {"spark2_5": 5e-4}
+ROUNDED = dict.fromkeys(GELUS, 3e-4) | {"spark2_5": 5e-4, "mpt": 5e-4}
 """Of architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
@@ -107,7 +108,7 @@ def test_quantized(tmp_path, name):
 @pytest.mark.parametrize(
     "name",
     ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear"]
-    + ["gemma4-shared", "gemma3n"],
+    + ["gemma4-shared", "gemma3n", "bloom"],
 )
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
@@ -216,7 +217,12 @@ def test_what_a_file_lacks_is_named():
 @pytest.mark.parametrize(
     "arch, key, value, match",
     [
-        ("baichuan", "block_count", 40, "baichuan of 40 layers is not supported; 32 are"),
+        (
+            "baichuan",
+            "block_count",
+            36,
+            "baichuan of 36 layers is not supported; 32 are, with rope, and 40, with ALiBi",
+        ),
     ],
 )
 def test_refused(arch, key, value, match):

@@ -31,9 +31,11 @@ SHOWN = (
     "gemma4-experts",
     "gemma4-shared",
     "gemma3n-few",
+    "bloom",
 )
 """What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups
-of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams."""
+of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams, biases of
+distance."""
 
 
 ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]

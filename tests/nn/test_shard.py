@@ -27,7 +27,7 @@ BUILDERS = {
 }
 
 REFUSED = {
-    **dict.fromkeys(["baichuan", "deci", "exaone4-window"], "2 cards do not divide"),
+    **dict.fromkeys(["baichuan", "baichuan-13b", "deci", "exaone4-window"], "2 cards do not divide"),
     **dict.fromkeys(["mamba", "mamba-falcon", "mamba2"], "cannot be cut for several cards"),
     **dict.fromkeys(["gemma3n", "gemma3n-few"], "of several streams"),
 }

@@ -58,12 +58,13 @@ def attend(
     scale: float,
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
     consumer: Weight | None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query, and keys to store."""
     if layer.queries[1] > 1 or fresh.k is None:
-        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, consumer)
-    return paged_attention(q, layer, scale, softcap, sinks, consumer, fresh)
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, slopes, consumer)
+    return paged_attention(q, layer, scale, softcap, sinks, slopes, consumer, fresh)
 
 
 def paged_attention(
@@ -72,13 +73,14 @@ def paged_attention(
     scale: float,
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
     consumer: Weight | None,
     fresh: Fresh | None = None,
 ) -> Array:
     """As rocforge.ops.attention.paged_attention; `fresh` is stored before, where all sequences have one query."""
     _check_lengths(layer.keys, layer.values)
     out = _room_for(consumer, q, layer.queries[1] == 1)
-    _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
+    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0), fresh=fresh)
     return out if consumer is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
@@ -113,6 +115,7 @@ def attention(
     window: tuple[int | None, bool],
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
 ) -> Array:
     """One sequence, whose keys and values are taken for a cache with its blocks in order; `window` and `chunked`."""
     _check_lengths(k, v)
@@ -136,7 +139,7 @@ def attention(
         causal=causal,
         chunked=window[1],
     )
-    _attend(out, q, layer, sinks, (scale, softcap or 0.0))
+    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0))
     return out
 
 
@@ -144,38 +147,46 @@ def _attend(
     out: Array,
     q: Array,
     layer: PagedLayer,
-    sinks: Array,
+    of_heads: tuple[Array, Array],
     scale_and_cap: tuple[float, float],
     fresh: Fresh | None = None,
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
 
-    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone.
+    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone. `of_heads` are sinks and
+    slopes.
     """
     if q.size == 0:
         return
-    (kv_heads, head_dim), types = layer.keys.shape[-2:], types_of(layer)
+    sinks, slopes = (None if a is None else float32(a) for a in of_heads)
+    (kv_heads, head_dim), macros = layer.keys.shape[-2:], types_of(layer)
+    macros += () if slopes is None else (("RF_ALIBI", "1"),)
     group, device = q.shape[1] // kv_heads, q.device.id
     card, tuned = card_of(device), tuning.of(device)
     count, stride = layer.tables.shape
     q, before = _before(q, fresh)
-    sinks = None if sinks is None else float32(sinks)
     (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
     common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
-    common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
-    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0, "chunked": int(layer.chunked)}
+    common |= {"query_starts": layer.query_starts, "sinks": sinks, "slopes": slopes, "table_stride": stride}
+    common |= {
+        "kv_heads": kv_heads,
+        "scale": scale,
+        "softcap": softcap,
+        "window": layer.window or 0,
+        "chunked": int(layer.chunked),
+    }
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
         partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
-        decode = _decode_kernel(head_dim, group, count == 1, types)
+        decode = _decode_kernel(head_dim, group, count == 1, macros)
         threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
         cut = geometry.prefill(tuned, head_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
-        prefill = _prefill_kernel(head_dim, group, types)
+        prefill = _prefill_kernel(head_dim, group, macros)
         args = {
             **common,
             **window_arguments(layer),
@@ -235,12 +246,12 @@ def window_arguments(layer: PagedLayer) -> dict[str, int]:
     return {"window": window if layer.causal or not window else 2 * window - 1, "chunked": int(layer.chunked)}
 
 
-Types = tuple[tuple[str, str], ...]
-"""Macros that name the cache's types; none where both are float16."""
+Macros = tuple[tuple[str, str], ...]
+"""Names and values."""
 
 
-def types_of(layer: PagedLayer) -> Types:
-    """The types of a layer's keys and values."""
+def types_of(layer: PagedLayer) -> Macros:
+    """Macros that name the types of a layer's keys and values; none where both are float16."""
     pair = {"RF_KEY_TYPE": layer.keys, "RF_VALUE_TYPE": layer.values}
     return tuple((name, rows.type.name.upper()) for name, rows in pair.items() if isinstance(rows, PackedRows))
 
@@ -256,14 +267,14 @@ def _sizes(head_dim: int, group: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _decode_kernel(head_dim: int, group: int, alone: bool, types: Types) -> Kernel:
-    defines = {**_sizes(head_dim, group), **dict(types), "RF_ALONE": int(alone)}
+def _decode_kernel(head_dim: int, group: int, alone: bool, macros: Macros) -> Kernel:
+    defines = {**_sizes(head_dim, group), **dict(macros), "RF_ALONE": int(alone)}
     return Kernel("attention.hip", "attention_decode", **defines)
 
 
 @functools.cache
-def _prefill_kernel(head_dim: int, group: int, types: Types) -> Kernel:
-    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group), **dict(types))
+def _prefill_kernel(head_dim: int, group: int, macros: Macros) -> Kernel:
+    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group), **dict(macros))
 
 
 def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
@@ -286,5 +297,5 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
 
 
 @functools.cache
-def _store_kernel(head_dim: int, types: Types) -> Kernel:
+def _store_kernel(head_dim: int, types: Macros) -> Kernel:
     return Kernel("rope.hip", "rope_store", RF_HEAD_DIM=head_dim, RF_BLOCK_SIZE=BLOCK_SIZE, **dict(types))
