@@ -53,3 +53,21 @@ def test_logits(tmp_path, name):
     for start, stop in ((0, 26), (26, 27), (27, 28)):
         batch = Batch.of(cache, [Chunk(start, stop - start, [1, 0])], all_logits=True)
         assert relative_error(rf.asnumpy(gpu(tokens[start:stop], batch)), expected[start:stop]) < BOUND
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+@pytest.mark.parametrize("name", ["bloom"])
+def test_captured_steps(tmp_path, name, monkeypatch):
+    """Of a prompt in chunks and of decoding, bit for bit what the same kernels give one by one."""
+    families.build(tmp_path / "model.gguf", name)
+    model, prompt = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"), families.prompt(name)[:40].tolist()
+    params, found = rf.SamplingParams(max_tokens=6, temperature=0, logprobs=1), []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv("ROCFORGE_GRAPHS", graphs)
+        with rf.Engine(model, cache_tokens=128, max_batch_tokens=32) as engine:
+            request, tokens = engine.add(prompt, params), []
+            while engine.busy:
+                tokens += [(token.id, token.logprobs) for token in engine.step()]
+        assert [id for id, _ in tokens] == request.output
+        found.append(tokens)
+    assert len(found[0]) == 6 and found[0] == found[1]

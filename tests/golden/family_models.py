@@ -211,6 +211,7 @@ FAMILIES = {
     "pangu-embedded": Family("pangu-embedded", RMS, (*HEAD, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")),
     "paddleocr": Family("paddleocr", {**RMS, "rope.dimension_sections": [4, 6, 6, 0]}, NO_BIAS),
     "baichuan": Family("baichuan", {**RMS, **NARROW, "block_count": 32}, NO_BIAS),
+    "bitnet": Family("bitnet", RMS, ("output.weight", "output.bias", "attn_k.scale", "ffn_up.scale")),
     "baichuan-13b": Family("baichuan", {**RMS, **NARROW, "block_count": 40}, NO_BIAS),
     "refact": Family("refact", {**RMS, "attention.head_count_kv": 1}, NO_BIAS),
     "bloom": Family("bloom", LAYER, ("output.weight", "output.bias"), QKV),
