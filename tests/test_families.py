@@ -11,10 +11,11 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from golden import families, relative_error
 from golden.families import FAMILIES, ROWS
+from golden.family_parts import RMS, Family
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.models import ARCHITECTURES, build_model
+from rocforge.models import ARCHITECTURES, MISSING, build_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops import activation
 
@@ -212,6 +213,13 @@ def test_what_a_file_lacks_is_named():
     family = FAMILIES["gemma4"]
     with pytest.raises(rf.GGUFError, match=r"tensor rope_freqs\.weight is missing"):
         build_model(families.Skeleton(replace(family, constants={}), families.metadata(family)))
+
+
+@pytest.mark.parametrize("arch", MISSING)
+def test_what_an_architecture_would_need(arch):
+    """It is said of those that will not run."""
+    with pytest.raises(rf.UnsupportedModelError, match=f"'{arch}' is not supported: {MISSING[arch]}"):
+        build_model(families.Skeleton(Family(arch, RMS), families.metadata(Family(arch, RMS))))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,23 @@ class Refact(Llama):
         return Attention(**read.attention(layer), rope=None, alibi=8.0)
 
 
+class CogVLM(Llama):
+    """Tokens of text have weights of their own, and those of images others (vis_), which are not read.
+
+    Source: https://arxiv.org/abs/2311.03079.
+    """
+
+    architectures = ("cogvlm",)
+    models = "CogVLM's text part"
+
+    def __init__(self, read: Reader):
+        self.unread = frozenset(name for name in read.tensors if ".vis_" in name)
+        super().__init__(read)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        return Attention(**read.attention(layer), rope=read.plain_rope(True, 10000.0))
+
+
 class Plamo(Llama):
     """Attention and feed-forward side by side. Source: https://huggingface.co/pfnet/plamo-13b."""
 
