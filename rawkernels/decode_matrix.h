@@ -35,7 +35,7 @@ RF_DEVICE u32 turned(u32 pair) {
 template <class Type>
 struct KeyPart;
 template <>
-struct KeyPart<cached::Q8_0> {
+struct KeyPart<cached::Q8_0<RF_HEAD_DIM>> {
     u32x2 words[RUNS], scales;
 
     RF_MEMBER void load_from(CachedRow row, u32 part) {
@@ -48,7 +48,7 @@ struct KeyPart<cached::Q8_0> {
     static RF_MEMBER u32 first(u32 part, u32 word) { return 8 * part + 4 * word; }
 };
 template <>
-struct KeyPart<cached::Q4_0> {
+struct KeyPart<cached::Q4_0<RF_HEAD_DIM>> {
     u32 words[RUNS];
     u32x2 scales;
 
@@ -65,7 +65,7 @@ struct KeyPart<cached::Q4_0> {
 template <class Type>
 struct ValuePart;
 template <>
-struct ValuePart<cached::Q8_0> : cached::Q8_0::Piece<16> {
+struct ValuePart<cached::Q8_0<RF_VALUE_DIM>> : cached::Q8_0<RF_VALUE_DIM>::Piece<16> {
     // Calls each(element, pair), the pair of two tokens' elements with their scales.
     template <class Each>
     static RF_MEMBER void pairs(const ValuePart& a, const ValuePart& b, Each each) {
@@ -85,7 +85,7 @@ struct ValuePart<cached::Q8_0> : cached::Q8_0::Piece<16> {
     }
 };
 template <>
-struct ValuePart<cached::Q4_0> : cached::Q4_0::Piece<16> {
+struct ValuePart<cached::Q4_0<RF_VALUE_DIM>> : cached::Q4_0<RF_VALUE_DIM>::Piece<16> {
     template <class Each>
     static RF_MEMBER void pairs(const ValuePart& a, const ValuePart& b, Each each) {
         u32 scales = a.scale_bits | b.scale_bits << 16;

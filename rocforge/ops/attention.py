@@ -47,7 +47,7 @@ def attention(
         q: floats, shape (queries, heads, head_dim); the queries are the last tokens of the sequence.
         k: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads. On a device keys and values are
             rounded to float16, as the cache holds them.
-        v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is head_dim.
+        v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is at most head_dim.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         causal: a query sees no later token.
         window: a query sees itself and the window - 1 tokens before it, and if not causal as many after it; at least
@@ -64,7 +64,7 @@ def attention(
     Raises:
         ValueError: the shapes do not fit, or a window under 1.
         TypeError: arrays on both the host and a device.
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
 
     >>> rng = np.random.default_rng(0)
     >>> q = rng.standard_normal((5, 8, 64), np.float32)
@@ -203,7 +203,7 @@ def paged_attention(
         in which a product with that takes it, where the kernels can write it.
 
     Raises:
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
     """
     check_of_heads(q, sinks, slopes)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -328,7 +328,7 @@ def rotate_and_store(
 
     Raises:
         ValueError: more elements are rotated than a head has.
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
     """
     if get_array_module(q) is not np:
         fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
