@@ -139,8 +139,12 @@ RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
     for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
 }
 
-// Lowers scores by the distances of the keys from `start` on.
-RF_DEVICE void bias(WarpgroupTile& scores, const Rows& rows, const float (&slopes)[ROW_SLOTS], i32 start) {
+// Lowers scores of a warp's rows, from `first` on, by the distances of the keys from `start` on.
+RF_DEVICE void bias(WarpgroupTile& scores, const Rows& rows, const PrefillParams& p, const BlockRows& block, i32 first,
+                    i32 start) {
+    float slopes[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) slopes[slot] = slope_of(p, block, first + i32(fragment_row(slot)));
     RF_UNROLL
     for (u32 i = 0; i < 64; ++i) {
         i32 distance = rows.position[row_slot(i)] - start - i32(fragment_column(i));
@@ -297,12 +301,6 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
         rows.position[slot] = block.position(block.first_row + i32(first + fragment_row(slot)));
     }
-    float slopes[ROW_SLOTS] = {};
-    if constexpr (ALIBI) {
-        RF_UNROLL
-        for (u32 slot = 0; slot < ROW_SLOTS; ++slot)
-            slopes[slot] = slope_of(p, block, block.first_row + i32(first + fragment_row(slot)));
-    }
     WarpgroupTile scores;
     u32 weights[KEYS / 4];
     float rescale[ROW_SLOTS];
@@ -311,7 +309,7 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
 
     auto weights_of = [&](i32 start) {
         if (p.softcap > 0) cap(scores, p.softcap);
-        if constexpr (ALIBI) bias(scores, rows, slopes, start);
+        if constexpr (ALIBI) bias(scores, rows, p, block, block.first_row + i32(first), start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(range.end - 1, p.window, p.chunked) > start)
             mask(scores, rows, start, range.end, block);
         return weigh(rows, scores, rescale);
