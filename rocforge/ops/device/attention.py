@@ -297,5 +297,5 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
 
 @functools.cache
 def _store_kernel(head_dim: int, value_dim: int, types: Macros) -> Kernel:
-    sizes = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **_shorter(head_dim, value_dim)}
+    sizes: dict[str, Any] = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **_shorter(head_dim, value_dim)}
     return Kernel("rope.hip", "rope_store", **sizes, **dict(types))
