@@ -1,10 +1,10 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types and
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
 // RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
-// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves) and RF_STRIPES (waves that share out the tokens).
-// Sequence lengths are read on the device,
-// so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves)
+// and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device, so that a launch can be
+// replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
@@ -41,7 +41,8 @@ constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a multiple of 8 up to 512");
-static_assert(RF_VALUE_DIM % 8 == 0 && RF_VALUE_DIM <= RF_HEAD_DIM, "RF_VALUE_DIM is a multiple of 8 up to RF_HEAD_DIM");
+static_assert(RF_VALUE_DIM % 8 == 0 && RF_VALUE_DIM <= RF_HEAD_DIM,
+              "RF_VALUE_DIM is a multiple of 8 up to RF_HEAD_DIM");
 static_assert(THREADS <= 1024, "");
 
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
@@ -56,14 +57,14 @@ struct Shared {
     u32 last;
 };
 
-// From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` (tokens, heads, RF_VALUE_DIM), or activations for the product that follows, the
-// others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone; one of length
-// zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than `unsplit`
-// tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
-// after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)). With new_keys,
-// rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
-// queries' tokens are stored first, values normalized without a weight where they are `values_normed`; without, of what
-// follows it only q_stride counts, and the queries are spread as the keys are.
+// From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` (tokens, heads, RF_VALUE_DIM), or activations for the product
+// that follows, the others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
+// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
+// than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
+// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)).
+// With new_keys, rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and
+// values of the queries' tokens are stored first, values normalized without a weight where they are `values_normed`;
+// without, of what follows it only q_stride counts, and the queries are spread as the keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;

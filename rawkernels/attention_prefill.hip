@@ -1,9 +1,9 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and the cache's types,
-// RF_ALIBI where scores are biased by distance, RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_PARTS (waves with the same rows) and
-// RF_KEYS (keys of a tile), or, for warpgroups and float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2,
-// https://arxiv.org/abs/2307.08691.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
+// RF_ALIBI where scores are biased by distance, RF_VALUE_DIM where values are shorter than keys, and, by the card's
+// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and float16, RF_STAGES
+// and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "attention.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
@@ -17,9 +17,10 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALIBI=1
 // variants: RF_HEAD_DIM=192 RF_GROUP=16 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null. Queries are the last of their
-// sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
-// Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to attention_decode.
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null. Queries are the
+// last of their sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in
+// the middle. Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to
+// attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;

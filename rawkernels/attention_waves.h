@@ -253,7 +253,8 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
         Fragment a = fragment_of_result(weights[k]);
         RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n)
-            multiply_add(rows.sums[n], a, load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], VALUE_STRIDE));
+            multiply_add(rows.sums[n], a,
+                         load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], VALUE_STRIDE));
     }
 }
 #else
@@ -285,7 +286,8 @@ RF_DEVICE void store_queries(f16 (&queries)[ROWS][STRIDE], const PrefillParams& 
     for (u32 i = thread_x(); i < ROWS * RF_HEAD_DIM; i += THREADS) {
         u32 row = i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
         i32 r = block.first_row + i32(row);
-        queries[row][element] = from_float<f16>(r < block.total ? p.q[block.place(r) * RF_HEAD_DIM + element] * scale : 0.0f);
+        queries[row][element] =
+            from_float<f16>(r < block.total ? p.q[block.place(r) * RF_HEAD_DIM + element] * scale : 0.0f);
     }
 }
 

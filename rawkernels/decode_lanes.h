@@ -189,8 +189,7 @@ struct LaneTokens {
         if constexpr (ALIBI) {
             const float* of_heads = p.slopes + seen.kv_head * RF_GROUP + slice * SLICE;
             RF_UNROLL
-            for (u32 i = 0; i < KEPT; ++i)
-                slopes[i] = kept_head + i < SLICE ? of_heads[kept_head + i] * LOG2E : 0.0f;
+            for (u32 i = 0; i < KEPT; ++i) slopes[i] = kept_head + i < SLICE ? of_heads[kept_head + i] * LOG2E : 0.0f;
         }
 
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {

@@ -6,8 +6,8 @@ namespace rocforge {
 
 constexpr u32 PER_LANE = (RF_HEAD_DIM + RF_WAVE - 1) / RF_WAVE;
 
-// A head's elements in the lanes of a wave: lane l has elements l, l + RF_WAVE, ... Of a head of DIM elements, which may
-// be fewer, those behind are zero.
+// A head's elements in the lanes of a wave: lane l has elements l, l + RF_WAVE, ... Of a head of DIM elements, which
+// may be fewer, those behind are zero.
 struct Head {
     float x[PER_LANE];
 };

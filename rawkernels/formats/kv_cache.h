@@ -1,10 +1,10 @@
-// The paged KV cache. For sources compiled for a RF_HEAD_DIM and a RF_BLOCK_SIZE; where values have other elements than
-// keys, their RF_VALUE_DIM; and, where they are not float16, the RF_KEY_TYPE and RF_VALUE_TYPE of keys and values.
+// The paged KV cache. For sources compiled for a RF_HEAD_DIM and a RF_BLOCK_SIZE; where values are shorter than
+// keys, RF_VALUE_DIM; and, where they are not float16, the RF_KEY_TYPE and RF_VALUE_TYPE of keys and values.
 //
 // A block is RF_BLOCK_SIZE consecutive slots, and token t of a sequence lies in block table[t / RF_BLOCK_SIZE] of its
-// table. Of float16 a layer's keys are (slots, kv_heads, RF_HEAD_DIM), and its values likewise. Packed ones are (blocks,
-// kv_heads, bytes): the rows of a block's tokens, one after another, and behind them their scales, which are float16,
-// one for 32 elements. So both are read in whole words.
+// table. Of float16 a layer's keys are (slots, kv_heads, RF_HEAD_DIM), and its values likewise. Packed ones are
+// (blocks, kv_heads, bytes): the rows of a block's tokens, one after another, and behind them their scales, which are
+// float16, one for 32 elements. So both are read in whole words.
 #pragma once
 #include "target/platform.h"
 

@@ -349,14 +349,15 @@ def test_one_sequence(queries: int, causal: bool, window: int | None):
     assert relative_error(y, attention_64(q, k, v, causal=causal, window=window)) < 1e-3
 
 
-@pytest.mark.parametrize("heads, kv_heads, head_dim", [(2, 2, 32), (4, 2, 64)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim, options", [(2, 2, 32, {}), (4, 2, 64, {"slopes": alibi_slopes(4)})]
+)
 @pytest.mark.parametrize("window", [None, 1, 20, 65])
-def test_not_causal(rng, heads: int, kv_heads: int, head_dim: int, window: int | None):
-    """Whole sequences, of which one has one token, and one ends with a tile of keys; with windows around each token."""
+def test_not_causal(rng, heads: int, kv_heads: int, head_dim: int, options: dict, window: int | None):
+    """Whole sequences, one of a single token, and one that ends with a tile of keys; windows around a token; slopes."""
     cache = filled(rng, kv_heads, head_dim, 12, window, causal=False)
     chunks = [Chunk(0, 45, [3, 9]), Chunk(0, 1, [0]), Chunk(0, 128, [4, 5, 7, 2]), Chunk(0, 7, [8])]
-    check(rng, cache, chunks, heads)
-    check(rng, cache, chunks, heads, slopes=alibi_slopes(heads))
+    check(rng, cache, chunks, heads, **options)
 
 
 def test_head_dim_that_has_no_kernel():
@@ -368,8 +369,7 @@ def test_head_dim_that_has_no_kernel():
         attention(q, k, k)
 
 
-@pytest.mark.parametrize("dims", [(2, 1, 32, 16), (6, 2, 96, 64), (8, 2, 128, 80), (8, 2, 192, 128)])
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dims, window", [((4, 2, 96, 64), None), ((8, 2, 192, 128), 40)])
 def test_values_shorter_than_keys(rng, dims: tuple[int, ...], window: int | None):
     """In both kernels, the caches' rows and the results are as long as the values."""
     heads, kv_heads, key_dim, value_dim = dims
