@@ -369,48 +369,6 @@ def test_head_dim_that_has_no_kernel():
         attention(q, k, k)
 
 
-@pytest.mark.parametrize("dims, window", [((4, 2, 96, 64), None), ((8, 2, 192, 128), 40)])
-def test_values_shorter_than_keys(rng, dims: tuple[int, ...], window: int | None):
-    """In both kernels, the caches' rows and the results are as long as the values."""
-    heads, kv_heads, key_dim, value_dim = dims
-    cache = filled(rng, kv_heads, key_dim, 22, window, value_dim=value_dim)
-    chunks = [Chunk(0, 37, [3, 9]), Chunk(31, 3, [5, 0]), Chunk(70, 1, [7, 2, 11]), Chunk(33, 20, [1, 14])]
-    check(rng, cache, [*chunks, Chunk(299, 1, [4, 6, 8, 10, 12, 13, 15, 16, 17, 18])], heads)
-
-
-@pytest.mark.parametrize("kind", [None, "q8_0", "q4_0"])
-def test_short_values_are_stored(rng, kind: str | None):
-    """By both kernels that store, from rows that lie apart: as on the host."""
-
-    def in_two(q, k, v, layer, *options, **norms):
-        return paged_attention(rotate_and_store(q, k, v, layer, *options, **norms), layer)
-
-    state, host = PagedKV(2, 96, 64, kind, kind), PagedKV(2, 96, 64, kind or "f16", kind or "f16")
-    chunks = [Chunk(33, 1, [1, 0]), Chunk(0, 1, [2])]
-    q, qkv = rng.standard_normal((2, 4, 96), np.float32), rng.standard_normal((2, 2 * 160), np.float32)
-    here, there = (Batch.of(KVCache([s], 3, device=d), chunks).state_of(0) for s, d in ((host, "cpu"), (state, "gpu")))
-    split = [(a, a[:, :192].reshape(2, 2, 96), a[:, 192:].reshape(2, 2, 64)) for a in (qkv, cp.asarray(qkv))]
-    expected = attend(q, *split[0][1:], here, None, v_eps=1e-5)
-    for run in (attend, in_two):
-        y = run(cp.asarray(q), *split[1][1:], there, None, v_eps=1e-5)
-        assert y.shape == (2, 4, 64) and relative_error(y, expected) < (2e-2 if kind else 2e-3)
-
-
-def test_values_longer_than_keys():
-    """No kernel takes them, and it is said."""
-    q, k, v = (cp.zeros((3, 2, dim), np.float32) for dim in (64, 64, 96))
-    batch = Batch.of(KVCache([PagedKV(2, 64, 96)], 1, device="gpu"), [Chunk(0, 3, [0])])
-    layer = batch.state_of(0)
-    runs = (
-        lambda: rf.attention(q, k, v),
-        lambda: attend(q, k, v, layer, None),
-        lambda: paged_attention(q, layer),
-    )
-    for run in runs:
-        with pytest.raises(rf.UnsupportedModelError, match=r"keys have 64 elements and values 96; allowed .* shorter"):
-            run()
-
-
 def test_what_a_window_has_left_behind_is_not_read(rng):
     """Tables may name anything for blocks before the window of a sequence's first query, in both kernels."""
     cache = filled(rng, 2, 64, 16, window=40)
