@@ -38,19 +38,20 @@ struct KeyRange {
     i32 start, end;
 };
 
+const i32 EVERY_TOKEN = 1 << 30;  // more than there are, of a sequence
+
 // What a block has of a sequence: rows from first_row up to `total`. A row is a query of one head: row r of a sequence
 // is head r % RF_GROUP of the group of query r / RF_GROUP, so that keys and values are read once for the whole group.
 struct BlockRows {
     const i32* table;
-    u64 base, query_step;
-    u32 kv_head;
+    u32 base, query_step, kv_head;
     i32 first_row, total, length, before;  // of the sequence: its tokens, and those before the first query
     i32 window, chunked, after;            // of the tokens behind a query, those that it sees
 
     // A row's place among all queries' heads, in q and in the output.
-    RF_MEMBER u64 place(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP; }
+    RF_MEMBER u64 place(i32 r) const { return base + u32(r) / RF_GROUP * query_step + u32(r) % RF_GROUP; }
     // Where a row's query is; of rows past the sequence's, the last one.
-    RF_MEMBER i32 position(i32 r) const { return before + minimum(r, total - 1) / RF_GROUP; }
+    RF_MEMBER i32 position(i32 r) const { return before + i32(u32(minimum(r, total - 1)) / RF_GROUP); }
     // What ROWS rows see of the keys, from a multiple of STEP on.
     template <u32 ROWS, u32 STEP>
     RF_MEMBER KeyRange keys() const {
@@ -67,7 +68,7 @@ struct BlockRows {
 template <u32 ROWS, class Attend>
 RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
     i32 start = i32((p.tiles - 1 - block_x()) * ROWS), end = start + i32(ROWS), token = start / RF_GROUP;
-    u64 query_step = u64(p.kv_heads) * RF_GROUP;
+    u32 query_step = p.kv_heads * RF_GROUP;
     while (token < minimum((end + RF_GROUP - 1) / RF_GROUP, p.query_starts[p.sequences])) {
         u32 sequence = sequence_of(p.query_starts, p.sequences, token), each = sequence + lane();
         bool several = each < p.sequences && p.query_starts[each + 1] > p.query_starts[each] + 1;
@@ -86,7 +87,7 @@ RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
         block.total = minimum(next * RF_GROUP, end) - query * RF_GROUP;
         block.length = length, block.before = length - (next - query);
         block.window = p.window, block.chunked = p.chunked;
-        block.after = p.causal ? 0 : p.window ? p.window / 2 : length;
+        block.after = p.causal ? 0 : p.window ? p.window / 2 : EVERY_TOKEN;
         attend(block);
         token = next;
     }

@@ -128,7 +128,6 @@ RF_DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
 struct Rows {
     Accumulator sums[DIMS];
     float highest[ROW_SLOTS], sum[ROW_SLOTS];
-    i32 position[ROW_SLOTS];
 };
 
 // A wave's queries: in registers, where they take few, else read again for each tile of keys.
@@ -175,8 +174,12 @@ RF_DEVICE void cap(Scores& scores, float softcap) {
     }
 }
 
+RF_DEVICE i32 position_of(const BlockRows& block, u32 slot) {
+    return block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
+}
+
 // Lowers scores by the distances of the keys from `start` on.
-RF_DEVICE void bias(Scores& scores, const Rows& rows, const float (&of_rows)[ROWS], i32 start) {
+RF_DEVICE void bias(Scores& scores, const BlockRows& block, const float (&of_rows)[ROWS], i32 start) {
     float slopes[ROW_SLOTS];
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) slopes[slot] = of_rows[wave_row() + fragment_row(slot)];
@@ -184,24 +187,24 @@ RF_DEVICE void bias(Scores& scores, const Rows& rows, const float (&of_rows)[ROW
     for (u32 n = 0; n < COLUMNS; ++n) {
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
-            i32 distance = rows.position[row_slot(i)] - start - i32(n * 16 + fragment_column(i));
+            i32 distance = position_of(block, row_slot(i)) - start - i32(n * 16 + fragment_column(i));
             scores[n].x[i] = biased(scores[n].x[i], slopes[row_slot(i)], distance);
         }
     }
 }
 
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const BlockRows& block) {
+RF_DEVICE void mask(Scores& scores, const BlockRows& block, i32 start, i32 end) {
     i32 first[ROW_SLOTS];
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot)
-        first[slot] = first_seen(rows.position[slot] + block.after, block.window, block.chunked);
+        first[slot] = first_seen(position_of(block, slot) + block.after, block.window, block.chunked);
     RF_UNROLL
     for (u32 n = 0; n < COLUMNS; ++n) {
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             i32 key = start + i32(n * 16 + fragment_column(i));
-            if (key > rows.position[row_slot(i)] + block.after || key < first[row_slot(i)] || key >= end)
+            if (key > position_of(block, row_slot(i)) + block.after || key < first[row_slot(i)] || key >= end)
                 scores[n].x[i] = -infinity();
         }
     }
@@ -337,7 +340,6 @@ RF_DEVICE void attend_to(Shared& shared, float (&slopes)[ROWS], const PrefillPar
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
-        rows.position[slot] = block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
     }
     i32 lowest = block.seen_by_all(block.first_row);
     auto [start, end] = block.keys<ROWS, KEYS>();
@@ -353,9 +355,9 @@ RF_DEVICE void attend_to(Shared& shared, float (&slopes)[ROWS], const PrefillPar
         Scores scores;
         scores_of(scores, queries, shared);
         if (p.softcap > 0) cap(scores, p.softcap);
-        if constexpr (ALIBI) bias(scores, rows, slopes, start);
+        if constexpr (ALIBI) bias(scores, block, slopes, start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(end - 1, p.window, p.chunked) > start)
-            mask(scores, rows, start, end, block);
+            mask(scores, block, start, end);
         update(rows, scores);
         add_values(rows, scores, shared);
     }
