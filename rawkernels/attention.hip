@@ -1,9 +1,10 @@
 // Attention of few queries over the paged cache: split-K decode.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types and
-// RF_ALONE (whether there is one sequence, for which tuning may differ), and, by the card's tuning, RF_WAVE_HEADS
-// (heads that a wave serves) and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device,
-// so that a launch can be replayed while they grow. Source: Dao et al., Flash-Decoding,
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
+// RF_ALONE (whether there is one sequence, for which tuning may differ), RF_ALIBI where scores are biased by distance,
+// RF_VALUE_DIM where values are shorter than keys, and, by the card's tuning, RF_WAVE_HEADS (heads that a wave serves)
+// and RF_STRIPES (waves that share out the tokens). Sequence lengths are read on the device, so that a launch can be
+// replayed while they grow. Source: Dao et al., Flash-Decoding,
 // https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 #include "attention.h"
 #include "cached_heads.h"
@@ -20,6 +21,8 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=128 RF_GROUP=8 RF_BLOCK_SIZE=32 RF_ALONE=1 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=Q4_0
 // variants: RF_HEAD_DIM=64 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_KEY_TYPE=FP8_E4M3 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_ALIBI=1
+// variants: RF_HEAD_DIM=192 RF_GROUP=16 RF_BLOCK_SIZE=32 RF_ALONE=0 RF_VALUE_DIM=128
 
 RF_COMPILE_TIME u32 power_of_two(u32 n) {
     u32 p = 1;
@@ -38,6 +41,8 @@ constexpr u32 MOST_PARTS = at_least(RF_TUNE_MOST_SPLITS, STRIPES);
 
 static_assert(SLICE * SLICES == RF_GROUP, "a slice of heads for each wave");
 static_assert(RF_HEAD_DIM % 8 == 0 && RF_HEAD_DIM <= 512, "RF_HEAD_DIM is a multiple of 8 up to 512");
+static_assert(RF_VALUE_DIM % 8 == 0 && RF_VALUE_DIM <= RF_HEAD_DIM,
+              "RF_VALUE_DIM is a multiple of 8 up to RF_HEAD_DIM");
 static_assert(THREADS <= 1024, "");
 
 // What the waves, and then the splits, have of the block's heads: softmax numerators times values, their sum, and the
@@ -52,14 +57,14 @@ struct Shared {
     u32 last;
 };
 
-// From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` of that shape, or activations for the product that follows, the
-// others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone; one of length
-// zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more than `unsplit`
-// tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero before and
-// after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_HEAD_DIM + 4)). With new_keys,
-// rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and values of the
-// queries' tokens are stored first, values normalized without a weight where they are `values_normed`; without, of what
-// follows it only q_stride counts, and the queries are spread as the keys are.
+// From q (tokens, heads, RF_HEAD_DIM): `out` or `fp16` (tokens, heads, RF_VALUE_DIM), or activations for the product
+// that follows, the others null. A sequence with other than one query, by query_starts (sequences + 1,), is left alone;
+// one of length zero gives zeros. A split takes an equal share of the tokens, in whole blocks of the cache; no more
+// than `unsplit` tokens are not split. The last split of a head to finish, by `counters` (sequences * kv_heads, zero
+// before and after), combines them all from `partials` (sequences, kv_heads, splits, RF_GROUP * (RF_VALUE_DIM + 4)).
+// With new_keys, rows of q, keys and values are strides apart and not yet normalized and rotated, and the keys and
+// values of the queries' tokens are stored first, values normalized without a weight where they are `values_normed`;
+// without, of what follows it only q_stride counts, and the queries are spread as the keys are.
 struct DecodeParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
@@ -68,7 +73,7 @@ struct DecodeParams {
     const float* q;
     void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     float* partials;
     i32* counters;
     u32 table_stride;
@@ -100,8 +105,8 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     u32 slot = newest ? p.slots[query] : 0;
     for (u32 row = wave(); row < (newest ? RF_GROUP + 2 : RF_GROUP); row += WAVES) {
         if (row == RF_GROUP + 1) {
-            Head head = load_head(p.new_values + query * p.v_stride + kv_head * RF_HEAD_DIM);
-            if (p.values_normed) rms_norm_head(head, nullptr, p.v_eps);
+            Head head = load_head<RF_VALUE_DIM>(p.new_values + query * p.v_stride + kv_head * RF_VALUE_DIM);
+            if (p.values_normed) rms_norm_head<RF_VALUE_DIM>(head, nullptr, p.v_eps);
             store_newest<Values>(shared.newest_value, p.values, slot, p.kv_heads, kv_head, head);
             continue;
         }
@@ -120,10 +125,10 @@ RF_DEVICE const float* prepare(Shared& shared, const DecodeParams& p, const Rota
     return queries;
 }
 
-// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`.
+// Whose tokens a wave reads: of a sequence those from `first` on, up to `end`; and the query's position.
 struct Seen {
     const i32* table;
-    u32 first, end, kv_heads, kv_head;
+    u32 first, end, kv_heads, kv_head, position;
 
     // In its block, the token or the nearest that is seen.
     RF_MEMBER u32 nearest(u32 token) const {
@@ -136,7 +141,7 @@ const u32 NO_TOKEN = ~0u;
 }  // namespace rocforge
 
 #include "decode_lanes.h"
-#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800 && RF_HEAD_DIM == 128
+#if defined(RF_PLATFORM_NVIDIA) && __CUDA_ARCH__ >= 800 && RF_HEAD_DIM == 128 && RF_VALUE_DIM == 128
 #define RF_DECODE_MATRIX
 #include "decode_matrix.h"
 #endif
@@ -168,7 +173,7 @@ RF_DEVICE void prefetch_rows(const void* cache, const i32* table, u32 begin, u32
     }
 }
 
-constexpr u32 SIZE = RF_GROUP * RF_HEAD_DIM, RECORD = RF_GROUP * (RF_HEAD_DIM + 4);
+constexpr u32 SIZE = RF_GROUP * RF_VALUE_DIM, RECORD = RF_GROUP * (RF_VALUE_DIM + 4);
 constexpr u32 ROUNDS = (SIZE / 4 + THREADS - 1) / THREADS;  // in which the block's threads take 4 elements each
 
 RF_DEVICE f32x4 add_scaled(f32x4 sum, f32x4 v, float factor) {
@@ -231,7 +236,7 @@ RF_DEVICE void combine(Shared& shared, const Output& output, const float* partia
     u32 combiner = COMBINERS > 1 ? thread_x() / QUADS : 0;
     for (u32 r = 0; r < ROUNDS; ++r) {
         u32 i = 4 * (COMBINERS > 1 ? thread_x() % QUADS : thread_x() + r * THREADS), at = i < SIZE ? i : 0;
-        u32 head = at / RF_HEAD_DIM;
+        u32 head = at / RF_VALUE_DIM;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
         // loads that depend on no branch are on their way together
         for (u32 s = combiner; s < (combiner < COMBINERS ? active : 0); s += TOGETHER * COMBINERS) {
@@ -272,7 +277,7 @@ rf_attention_decode(DecodeParams p) {
     i32 active = (range + share - 1) / share, begin = origin + split * share, end = minimum(begin + share, length);
     bool wanted = next == query + 1 && split < active;
     const i32* table = p.tables + u64(sequence) * p.table_stride;
-    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head)};
+    Seen seen = {table, u32(first), u32(end), u32(p.kv_heads), u32(kv_head), u32(length - 1)};
     Tokens tokens;
     Rotation rotation;
     if (wanted) {
@@ -303,11 +308,11 @@ rf_attention_decode(DecodeParams p) {
     float* partials = p.partials + pair * p.splits * RECORD;
     float* record = partials + split * RECORD;
     for (u32 r = 0; r < ROUNDS; ++r) {
-        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / RF_HEAD_DIM : 0;
+        u32 i = 4 * (thread_x() + r * THREADS), head = i < SIZE ? i / RF_VALUE_DIM : 0;
         f32x4 sum = make_f32x4(0, 0, 0, 0);
         RF_UNROLL
         for (u32 s = 0; s < STRIPES; ++s)
-            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_HEAD_DIM]), shared.highest[s][head]);
+            sum = add_scaled(sum, load<f32x4>(&shared.values[s][head][i % RF_VALUE_DIM]), shared.highest[s][head]);
         if (active == 1) {
             float factor = normalizer(shared, head, p.sinks, kv_head * RF_GROUP);
             output.write(i, add_scaled(make_f32x4(0, 0, 0, 0), sum, factor));

@@ -1,8 +1,9 @@
 // Attention of many queries over the paged cache: tiles of queries by tiles of keys, with an online softmax.
 //
-// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block) and the cache's types,
-// and, by the card's tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and
-// float16, RF_STAGES and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
+// RF_ALIBI where scores are biased by distance, RF_VALUE_DIM where values are shorter than keys, and, by the card's
+// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and float16, RF_STAGES
+// and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "attention.h"
 #include "formats/kv_cache.h"
 #include "target/fragments.h"
@@ -13,17 +14,20 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=1,7,8 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
+// variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALIBI=1
+// variants: RF_HEAD_DIM=192 RF_GROUP=16 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
 
-// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` of that shape, the other null. Queries are the last of their
-// sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in the middle.
-// Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to attention_decode.
+// From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null. Queries are the
+// last of their sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in
+// the middle. Rows of the queries of a sequence of length zero become zeros. A sequence with one query is left to
+// attention_decode.
 struct PrefillParams {
     RF_NULLABLE float* out;
     RF_NULLABLE f16* fp16;
     const float* q;
     const void *keys, *values;
     const i32 *tables, *lengths, *query_starts;
-    RF_NULLABLE const float* sinks;
+    RF_NULLABLE const float *sinks, *slopes;
     u32 table_stride, kv_heads, sequences, tiles;
     float scale, softcap;
     i32 window, chunked, causal;
@@ -34,30 +38,28 @@ struct KeyRange {
     i32 start, end;
 };
 
+const i32 EVERY_TOKEN = 1 << 30;  // more than there are, of a sequence
+
 // What a block has of a sequence: rows from first_row up to `total`. A row is a query of one head: row r of a sequence
 // is head r % RF_GROUP of the group of query r / RF_GROUP, so that keys and values are read once for the whole group.
 struct BlockRows {
     const i32* table;
-    u64 base, query_step;
-    u32 kv_head;
+    u32 base, query_step, kv_head;
     i32 first_row, total, length, before;  // of the sequence: its tokens, and those before the first query
-    i32 window, chunked, causal;
+    i32 window, chunked, after;            // of the tokens behind a query, those that it sees
 
-    // Where a row's elements begin in q and in the output.
-    RF_MEMBER u64 offset(i32 r) const { return base + r / RF_GROUP * query_step + r % RF_GROUP * RF_HEAD_DIM; }
-    // The last token that a row sees, if the sequence is as long; of rows past the sequence's, that of the last.
-    RF_MEMBER i32 position(i32 r) const {
-        if (!causal && !window) return length - 1;
-        return before + minimum(r, total - 1) / RF_GROUP + (causal ? 0 : window / 2);
-    }
+    // A row's place among all queries' heads, in q and in the output.
+    RF_MEMBER u64 place(i32 r) const { return base + u32(r) / RF_GROUP * query_step + u32(r) % RF_GROUP; }
+    // Where a row's query is; of rows past the sequence's, the last one.
+    RF_MEMBER i32 position(i32 r) const { return before + i32(u32(minimum(r, total - 1)) / RF_GROUP); }
     // What ROWS rows see of the keys, from a multiple of STEP on.
     template <u32 ROWS, u32 STEP>
     RF_MEMBER KeyRange keys() const {
-        i32 first = first_seen(position(first_row), window, chunked);
-        return {first / i32(STEP) * i32(STEP), minimum(position(first_row + i32(ROWS) - 1) + 1, length)};
+        i32 first = first_seen(position(first_row) + after, window, chunked);
+        return {first / i32(STEP) * i32(STEP), minimum(position(first_row + i32(ROWS) - 1) + after + 1, length)};
     }
     // The last token that row r and all after it see; -1, which has all tiles masked, in a window that is not causal.
-    RF_MEMBER i32 seen_by_all(i32 r) const { return !causal && window ? -1 : position(r); }
+    RF_MEMBER i32 seen_by_all(i32 r) const { return after && window ? -1 : minimum(position(r) + after, length - 1); }
 };
 
 // Calls attend(BlockRows) for each sequence with several queries in the block's tile: ROWS of the rows of all
@@ -66,7 +68,7 @@ struct BlockRows {
 template <u32 ROWS, class Attend>
 RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
     i32 start = i32((p.tiles - 1 - block_x()) * ROWS), end = start + i32(ROWS), token = start / RF_GROUP;
-    u64 query_step = u64(p.kv_heads) * RF_GROUP * RF_HEAD_DIM;
+    u32 query_step = p.kv_heads * RF_GROUP;
     while (token < minimum((end + RF_GROUP - 1) / RF_GROUP, p.query_starts[p.sequences])) {
         u32 sequence = sequence_of(p.query_starts, p.sequences, token), each = sequence + lane();
         bool several = each < p.sequences && p.query_starts[each + 1] > p.query_starts[each] + 1;
@@ -79,12 +81,13 @@ RF_DEVICE void each_sequence(const PrefillParams& p, Attend attend) {
         i32 query = p.query_starts[sequence], next = p.query_starts[sequence + 1], length = p.lengths[sequence];
         BlockRows block;
         block.table = p.tables + u64(sequence) * p.table_stride;
-        block.base = query * query_step + block_y() * RF_GROUP * RF_HEAD_DIM, block.query_step = query_step;
+        block.base = query * query_step + block_y() * RF_GROUP, block.query_step = query_step;
         block.kv_head = block_y();
         block.first_row = maximum(start - query * RF_GROUP, 0),
         block.total = minimum(next * RF_GROUP, end) - query * RF_GROUP;
         block.length = length, block.before = length - (next - query);
-        block.window = p.window, block.chunked = p.chunked, block.causal = p.causal;
+        block.window = p.window, block.chunked = p.chunked;
+        block.after = p.causal ? 0 : p.window ? p.window / 2 : EVERY_TOKEN;
         attend(block);
         token = next;
     }
@@ -95,6 +98,11 @@ RF_DEVICE float normalizer(float highest, float sum, const PrefillParams& p, con
     float sink = p.sinks && r < block.total ? p.sinks[block.kv_head * RF_GROUP + r % RF_GROUP] * LOG2E : LOWEST;
     float top = maximum(highest, sink), factor = fast_exp2(highest - top);
     return factor / (sum * factor + fast_exp2(sink - top));
+}
+
+// The slope of a row's head, in units of log 2.
+RF_DEVICE float slope_of(const PrefillParams& p, const BlockRows& block, i32 r) {
+    return p.slopes[block.kv_head * RF_GROUP + r % RF_GROUP] * LOG2E;
 }
 
 }  // namespace rocforge

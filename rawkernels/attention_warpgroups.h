@@ -12,12 +12,12 @@ constexpr u32 CONSUMERS = 2, ROWS = CONSUMERS * 64, KEYS = RF_KEYS, STAGES = RF_
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP, RESIDENT = THREADS;
 constexpr u32 PIECES = RF_HEAD_DIM / 8;  // of 16 bytes, of a head's row
 // Tiles of float16 are copied asynchronously; packed ones are unpacked on the way, which takes registers.
-constexpr bool COPIED = Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_HEAD_DIM;
+constexpr bool COPIED = Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_VALUE_DIM;
 constexpr u32 PRODUCER_REGISTERS = COPIED ? 40 : 104, CONSUMER_REGISTERS = COPIED ? 232 : 200;
 // A score higher than what the weights are scaled by rescales them only where they would leave float16's range soon.
 constexpr float SLACK = 8;
 
-static_assert(RF_HEAD_DIM == 128 && KEYS == 128, "the products are of 128 columns");
+static_assert(RF_HEAD_DIM == 128 && RF_VALUE_DIM == 128 && KEYS == 128, "the products are of 128 columns");
 
 // Tiles of keys and values take turns in a ring, in the order of their use: keys 0, keys 1, values 0, keys 2, ...
 struct Shared {
@@ -139,15 +139,30 @@ RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
     for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
 }
 
+// Lowers scores of a warp's rows, from `first` on, by the distances of the keys from `start` on.
+RF_DEVICE void bias(WarpgroupTile& scores, const Rows& rows, const PrefillParams& p, const BlockRows& block, i32 first,
+                    i32 start) {
+    float slopes[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) slopes[slot] = slope_of(p, block, first + i32(fragment_row(slot)));
+    RF_UNROLL
+    for (u32 i = 0; i < 64; ++i) {
+        i32 distance = rows.position[row_slot(i)] - start - i32(fragment_column(i));
+        scores[i] = biased(scores[i], slopes[row_slot(i)], distance);
+    }
+}
+
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
+RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, const BlockRows& block) {
     i32 first[ROW_SLOTS];
     RF_UNROLL
-    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) first[slot] = first_seen(rows.position[slot], p.window, p.chunked);
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot)
+        first[slot] = first_seen(rows.position[slot] + block.after, block.window, block.chunked);
     RF_UNROLL
     for (u32 i = 0; i < 64; ++i) {
         i32 key = start + i32(fragment_column(i));
-        if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end) scores[i] = -infinity();
+        if (key > rows.position[row_slot(i)] + block.after || key < first[row_slot(i)] || key >= end)
+            scores[i] = -infinity();
     }
 }
 
@@ -244,7 +259,7 @@ RF_DEVICE void store_queries(f16* queries, const PrefillParams& p, const BlockRo
         i32 r = block.first_row + i32(row);
         u32x4 packed = make_u32x4(0, 0, 0, 0);
         if (r < block.total) {
-            const float* q = p.q + block.offset(r) + piece * 8;
+            const float* q = p.q + block.place(r) * RF_HEAD_DIM + piece * 8;
             f32x4 a = load<f32x4>(q), b = load<f32x4>(q + 4);
             packed = make_u32x4(pack_fp16(a.x * scale, a.y * scale), pack_fp16(a.z * scale, a.w * scale),
                                 pack_fp16(b.x * scale, b.y * scale), pack_fp16(b.z * scale, b.w * scale));
@@ -259,7 +274,7 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
         i32 r = block.first_row + i32(first + fragment_row(slot));
         float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
         if (r >= block.total) continue;
-        u64 at = block.offset(r) + fragment_column(0);
+        u64 at = block.place(r) * RF_VALUE_DIM + fragment_column(0);
         RF_UNROLL
         for (u32 i = 2 * slot; i < 64; i += 4) {
             float x = rows.sums[i] * factor, y = rows.sums[i + 1] * factor;
@@ -294,8 +309,9 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
 
     auto weights_of = [&](i32 start) {
         if (p.softcap > 0) cap(scores, p.softcap);
+        if constexpr (ALIBI) bias(scores, rows, p, block, block.first_row + i32(first), start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(range.end - 1, p.window, p.chunked) > start)
-            mask(scores, rows, start, range.end, p);
+            mask(scores, rows, start, range.end, block);
         return weigh(rows, scores, rescale);
     };
 

@@ -10,11 +10,11 @@ constexpr u32 WAVES = RF_TUNE_PREFILL_WAVES, THREADS = WAVES * RF_WAVE, PARTS = 
 constexpr u32 RESIDENT = RF_TUNE_PREFILL_RESIDENT;
 constexpr u32 ROWS = WAVES / PARTS * 16;
 constexpr u32 KEYS = RF_KEYS;
-constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = DEPTH / PARTS;  // in tiles of fragments
-constexpr u32 CHUNKS = RF_HEAD_DIM / 8;                                             // 16-byte pieces of a head's row
+constexpr u32 COLUMNS = KEYS / 16, DEPTH = RF_HEAD_DIM / 16, DIMS = RF_VALUE_DIM / 16 / PARTS;  // in tiles of fragments
 
-static_assert(DEPTH * 16 == RF_HEAD_DIM && DIMS * PARTS == DEPTH && RF_HEAD_DIM <= 512,
+static_assert(DEPTH * 16 == RF_HEAD_DIM && DEPTH % PARTS == 0 && RF_HEAD_DIM <= 512,
               "RF_HEAD_DIM is 16 to 128, or 160 to 256, or 320 to 512, in steps of 16, 32 and 64");
+static_assert(DIMS * PARTS * 16 == RF_VALUE_DIM && RF_VALUE_DIM <= RF_HEAD_DIM, "RF_VALUE_DIM is less in such steps");
 static_assert(RF_BLOCK_SIZE % KEYS == 0, "a tile of keys lies in one block of the cache");
 
 // Tiles of keys and values on their way from the cache to LDS are in registers, so that their loads overlap arithmetic.
@@ -26,11 +26,12 @@ constexpr u32 PAD = RF_HEAD_DIM > 256 ? 0 : 8;
 #else
 constexpr u32 PAD = 8;
 #endif
-constexpr u32 STRIDE = RF_HEAD_DIM + PAD, KEY_STRIDE = KEYS + 8;
+constexpr u32 STRIDE = RF_HEAD_DIM + PAD, VALUE_STRIDE = RF_VALUE_DIM + PAD, KEY_STRIDE = KEYS + 8;
 template <class Type>
 struct TileRows {
+    static constexpr u32 CHUNKS = Type::ELEMENTS / 8;  // 16-byte pieces of a head's row
     static constexpr u32 LOADS = (KEYS * CHUNKS + THREADS - 1) / THREADS;
-    typedef f16 Stored[KEYS][STRIDE];
+    typedef f16 Stored[KEYS][Type::ELEMENTS + PAD];
     typename Type::template Piece<8> x[LOADS];
 
     // From a block's row `first` on.
@@ -53,8 +54,9 @@ struct TileRows {
 // The same, turned on the way: the depth of the second product, the keys, runs along rows.
 template <class Type>
 struct TileColumns {
+    static constexpr u32 CHUNKS = Type::ELEMENTS / 8;
     static constexpr u32 LOADS = (KEYS / 2 * CHUNKS + THREADS - 1) / THREADS;
-    typedef f16 Stored[RF_HEAD_DIM][KEY_STRIDE];
+    typedef f16 Stored[Type::ELEMENTS][KEY_STRIDE];
     typename Type::template Piece<8> x[LOADS][2];
 
     RF_MEMBER void load_rows(const HeadBlock<Type>& block, u32 first, u32 rows) {
@@ -126,7 +128,6 @@ RF_DEVICE u32 wave_column() { return wave() % PARTS * DIMS * 16; }
 struct Rows {
     Accumulator sums[DIMS];
     float highest[ROW_SLOTS], sum[ROW_SLOTS];
-    i32 position[ROW_SLOTS];
 };
 
 // A wave's queries: in registers, where they take few, else read again for each tile of keys.
@@ -173,17 +174,37 @@ RF_DEVICE void cap(Scores& scores, float softcap) {
     }
 }
 
+RF_DEVICE i32 position_of(const BlockRows& block, u32 slot) {
+    return block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
+}
+
+// Lowers scores by the distances of the keys from `start` on.
+RF_DEVICE void bias(Scores& scores, const BlockRows& block, const float (&of_rows)[ROWS], i32 start) {
+    float slopes[ROW_SLOTS];
+    RF_UNROLL
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) slopes[slot] = of_rows[wave_row() + fragment_row(slot)];
+    RF_UNROLL
+    for (u32 n = 0; n < COLUMNS; ++n) {
+        RF_UNROLL
+        for (u32 i = 0; i < ELEMENTS; ++i) {
+            i32 distance = position_of(block, row_slot(i)) - start - i32(n * 16 + fragment_column(i));
+            scores[n].x[i] = biased(scores[n].x[i], slopes[row_slot(i)], distance);
+        }
+    }
+}
+
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const PrefillParams& p) {
+RF_DEVICE void mask(Scores& scores, const BlockRows& block, i32 start, i32 end) {
     i32 first[ROW_SLOTS];
     RF_UNROLL
-    for (u32 slot = 0; slot < ROW_SLOTS; ++slot) first[slot] = first_seen(rows.position[slot], p.window, p.chunked);
+    for (u32 slot = 0; slot < ROW_SLOTS; ++slot)
+        first[slot] = first_seen(position_of(block, slot) + block.after, block.window, block.chunked);
     RF_UNROLL
     for (u32 n = 0; n < COLUMNS; ++n) {
         RF_UNROLL
         for (u32 i = 0; i < ELEMENTS; ++i) {
             i32 key = start + i32(n * 16 + fragment_column(i));
-            if (key > rows.position[row_slot(i)] || key < first[row_slot(i)] || key >= end)
+            if (key > position_of(block, row_slot(i)) + block.after || key < first[row_slot(i)] || key >= end)
                 scores[n].x[i] = -infinity();
         }
     }
@@ -235,7 +256,8 @@ RF_DEVICE void add_values(Rows& rows, const Scores& weights, Shared& shared) {
         Fragment a = fragment_of_result(weights[k]);
         RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n)
-            multiply_add(rows.sums[n], a, load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], STRIDE));
+            multiply_add(rows.sums[n], a,
+                         load_fragment_turned(&shared.values[k * 16][wave_column() + n * 16], VALUE_STRIDE));
     }
 }
 #else
@@ -267,8 +289,15 @@ RF_DEVICE void store_queries(f16 (&queries)[ROWS][STRIDE], const PrefillParams& 
     for (u32 i = thread_x(); i < ROWS * RF_HEAD_DIM; i += THREADS) {
         u32 row = i / RF_HEAD_DIM, element = i % RF_HEAD_DIM;
         i32 r = block.first_row + i32(row);
-        queries[row][element] = from_float<f16>(r < block.total ? p.q[block.offset(r) + element] * scale : 0.0f);
+        queries[row][element] =
+            from_float<f16>(r < block.total ? p.q[block.place(r) * RF_HEAD_DIM + element] * scale : 0.0f);
     }
+}
+
+// In LDS, where they take no registers from tile to tile.
+RF_DEVICE void store_slopes(float (&of_rows)[ROWS], const PrefillParams& p, const BlockRows& block) {
+    for (u32 row = thread_x(); row < ROWS; row += THREADS)
+        of_rows[row] = slope_of(p, block, block.first_row + i32(row));
 }
 
 RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const BlockRows& block) {
@@ -277,7 +306,7 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
         i32 r = block.first_row + i32(wave_row() + fragment_row(slot));
         float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
         if (r >= block.total) continue;
-        u64 at = block.offset(r) + wave_column();
+        u64 at = block.place(r) * RF_VALUE_DIM + wave_column();
         RF_UNROLL
         for (u32 n = 0; n < DIMS; ++n) {
             RF_UNROLL
@@ -294,9 +323,10 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
 }
 
 // The whole block takes part.
-RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows& block) {
+RF_DEVICE void attend_to(Shared& shared, float (&slopes)[ROWS], const PrefillParams& p, const BlockRows& block) {
     barrier();  // what lies there of the sequence before has been used
     store_queries(shared.queries, p, block);
+    if constexpr (ALIBI) store_slopes(slopes, p, block);
     barrier();
     Queries queries;
     queries.load_all(shared);
@@ -310,7 +340,6 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
-        rows.position[slot] = block.position(block.first_row + i32(wave_row() + fragment_row(slot)));
     }
     i32 lowest = block.seen_by_all(block.first_row);
     auto [start, end] = block.keys<ROWS, KEYS>();
@@ -326,8 +355,9 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
         Scores scores;
         scores_of(scores, queries, shared);
         if (p.softcap > 0) cap(scores, p.softcap);
+        if constexpr (ALIBI) bias(scores, block, slopes, start);
         if (start + i32(KEYS) > lowest + 1 || first_seen(end - 1, p.window, p.chunked) > start)
-            mask(scores, rows, start, end, p);
+            mask(scores, block, start, end);
         update(rows, scores);
         add_values(rows, scores, shared);
     }
@@ -336,7 +366,8 @@ RF_DEVICE void attend_to(Shared& shared, const PrefillParams& p, const BlockRows
 
 RF_DEVICE void attend(const PrefillParams& p) {
     RF_SHARED Shared shared;
-    each_sequence<ROWS>(p, [&](const BlockRows& block) { attend_to(shared, p, block); });
+    RF_SHARED float slopes[ROWS];
+    each_sequence<ROWS>(p, [&](const BlockRows& block) { attend_to(shared, slopes, p, block); });
 }
 
 }  // namespace rocforge

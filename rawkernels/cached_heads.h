@@ -38,41 +38,45 @@ RF_DEVICE void spread(Head& head) {
     if constexpr (Keys::SPREAD) multiply_hadamard(head);
 }
 
-RF_DEVICE void store_cached(cached::F16, CachedRow row, const Head& head) {
-    store_head(reinterpret_cast<f16*>(row.elements), head);
+template <u32 DIM>
+RF_DEVICE void store_cached(cached::F16<DIM>, CachedRow row, const Head& head) {
+    store_head<DIM>(reinterpret_cast<f16*>(row.elements), head);
 }
 
 // The runs of 32 elements that share a scale are in 32 lanes each.
-RF_DEVICE void store_cached(cached::Q8_0, CachedRow row, const Head& head) {
+template <u32 DIM>
+RF_DEVICE void store_cached(cached::Q8_0<DIM>, CachedRow row, const Head& head) {
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
         float x = head.x[i], largest = reduce_lanes<32>(absolute(x), Maximum());
         u32 element = lane() + i * RF_WAVE;
-        if (element >= RF_HEAD_DIM) continue;
+        if (element >= DIM) continue;
         row.elements[element] = u8(round_int(x * (largest > 0 ? 127 / largest : 0.0f)));
         if (lane() % 32 == 0) reinterpret_cast<f16*>(row.scales)[element / 32] = from_float<f16>(largest / 127);
     }
 }
 
 // What is largest in size becomes -8.
-RF_DEVICE void store_cached(cached::Q4_0, CachedRow row, const Head& head) {
+template <u32 DIM>
+RF_DEVICE void store_cached(cached::Q4_0<DIM>, CachedRow row, const Head& head) {
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
         float x = head.x[i], high = reduce_lanes<32>(x, Maximum()), low = -reduce_lanes<32>(-x, Maximum());
         float scale = (high > -low ? high : low) / -8;
         u32 code = minimum(i32(x * (scale != 0 ? 1 / scale : 0.0f) + 8.5f), 15), other = shuffle_xor<8>(code);
         u32 element = lane() + i * RF_WAVE;
-        if (element >= RF_HEAD_DIM) continue;
+        if (element >= DIM) continue;
         if (element % 16 < 8) row.elements[element / 16 * 8 + element % 8] = u8(code | other << 4);
         if (lane() % 32 == 0) reinterpret_cast<f16*>(row.scales)[element / 32] = from_float<f16>(scale);
     }
 }
 
-RF_DEVICE void store_cached(cached::FP8_E4M3, CachedRow row, const Head& head) {
+template <u32 DIM>
+RF_DEVICE void store_cached(cached::FP8_E4M3<DIM>, CachedRow row, const Head& head) {
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) {
         u32 element = lane() + i * RF_WAVE;
-        if (element < RF_HEAD_DIM) row.elements[element] = u8(to_fp8(head.x[i]));
+        if (element < DIM) row.elements[element] = u8(to_fp8(head.x[i]));
     }
 }
 

@@ -9,7 +9,7 @@ constexpr u32 PIECE = RF_HEAD_DIM > 8 * RF_WAVE ? 16 : 8;
 constexpr u32 TOKEN_LANES = power_of_two(RF_HEAD_DIM / PIECE);
 constexpr u32 ROWS = RF_WAVE / TOKEN_LANES;
 constexpr u32 PADDED = power_of_two(SLICE);
-constexpr bool PACKED = Keys::ROW < 2 * RF_HEAD_DIM && Values::ROW < 2 * RF_HEAD_DIM;
+constexpr bool PACKED = Keys::ROW < 2 * RF_HEAD_DIM && Values::ROW < 2 * RF_VALUE_DIM;
 constexpr u32 WANTED_LOADS = at_least(8 / PADDED, 2) * (PACKED && PIECE == 8 ? 2 : 1);
 constexpr u32 LOADS = at_most(at_most(WANTED_LOADS, RF_TUNE_DECODE_LOADS), RF_BLOCK_SIZE / ROWS);
 
@@ -63,7 +63,7 @@ struct StepRows {
         for (u32 l = 0; l < LOADS; ++l) {
             u32 token = start + l * ROWS + row;
             pieces[l].clear();
-            if (dim < RF_HEAD_DIM && token >= seen.first && token < seen.end)
+            if (dim < Type::ELEMENTS && token >= seen.first && token < seen.end)
                 pieces[l].load_from(rows.row(token % RF_BLOCK_SIZE), dim);
         }
     }
@@ -73,7 +73,7 @@ struct StepRows {
         u32 row = lane() / TOKEN_LANES, dim = lane() % TOKEN_LANES * PIECE;
         RF_UNROLL
         for (u32 l = 0; l < LOADS; ++l)
-            if (start + l * ROWS + row == token && dim < RF_HEAD_DIM)
+            if (start + l * ROWS + row == token && dim < Type::ELEMENTS)
                 pieces[l].load_from({newest, newest + Type::ROW}, dim);
     }
 };
@@ -169,6 +169,7 @@ struct LaneTokens {
         u32 slice = wave() % SLICES, stripe = wave() / SLICES, row = lane() / TOKEN_LANES;
         u32 dim = lane() % TOKEN_LANES * PIECE;
         bool inside = RF_HEAD_DIM / PIECE == TOKEN_LANES || dim < RF_HEAD_DIM;
+        bool inside_value = RF_VALUE_DIM / PIECE == TOKEN_LANES || dim < RF_VALUE_DIM;
         Query query[SLICE];
         float sums[SLICE][PIECE];
         RF_UNROLL
@@ -184,6 +185,12 @@ struct LaneTokens {
         // the score that this lane keeps: of this load, of heads kept_head and on
         u32 place = lane() % TOKEN_LANES / COPIES;
         u32 kept_load = place / (PADDED / KEPT), kept_head = place % (PADDED / KEPT) * KEPT;
+        float slopes[KEPT] = {};
+        if constexpr (ALIBI) {
+            const float* of_heads = p.slopes + seen.kv_head * RF_GROUP + slice * SLICE;
+            RF_UNROLL
+            for (u32 i = 0; i < KEPT; ++i) slopes[i] = kept_head + i < SLICE ? of_heads[kept_head + i] * LOG2E : 0.0f;
+        }
 
         for (u32 start = begin + stripe * STEP; start < seen.end; start += STRIPES * STEP) {
             LaneTokens now = *this;
@@ -208,7 +215,7 @@ struct LaneTokens {
             for (u32 i = 0; i < KEPT; ++i) {
                 float score = scores[i] * p.scale;
                 if (p.softcap > 0) score = p.softcap * fast_tanh(score / p.softcap);
-                score = visible ? score * LOG2E : LOWEST;
+                score = visible ? biased(score * LOG2E, slopes[i], i32(seen.position - token)) : LOWEST;
                 float before = highest[i];
                 highest[i] = maximum(before, reduce_strided<HEAD_LANES>(score, Maximum()));
                 float weight = visible ? fast_exp2(score - highest[i]) : 0.0f, rescale = fast_exp2(before - highest[i]);
@@ -254,7 +261,7 @@ struct LaneTokens {
             RF_UNROLL
             for (u32 i = 0; i < PIECE; ++i) {
                 float value = reduce_strided<TOKEN_LANES>(sums[h][i], Add());
-                if (row == 0 && inside) shared.values[stripe][slice * SLICE + h][dim + i] = value;
+                if (row == 0 && inside_value) shared.values[stripe][slice * SLICE + h][dim + i] = value;
             }
         }
     }

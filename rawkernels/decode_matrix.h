@@ -35,7 +35,7 @@ RF_DEVICE u32 turned(u32 pair) {
 template <class Type>
 struct KeyPart;
 template <>
-struct KeyPart<cached::Q8_0> {
+struct KeyPart<cached::Q8_0<RF_HEAD_DIM>> {
     u32x2 words[RUNS], scales;
 
     RF_MEMBER void load_from(CachedRow row, u32 part) {
@@ -48,7 +48,7 @@ struct KeyPart<cached::Q8_0> {
     static RF_MEMBER u32 first(u32 part, u32 word) { return 8 * part + 4 * word; }
 };
 template <>
-struct KeyPart<cached::Q4_0> {
+struct KeyPart<cached::Q4_0<RF_HEAD_DIM>> {
     u32 words[RUNS];
     u32x2 scales;
 
@@ -65,7 +65,7 @@ struct KeyPart<cached::Q4_0> {
 template <class Type>
 struct ValuePart;
 template <>
-struct ValuePart<cached::Q8_0> : cached::Q8_0::Piece<16> {
+struct ValuePart<cached::Q8_0<RF_VALUE_DIM>> : cached::Q8_0<RF_VALUE_DIM>::Piece<16> {
     // Calls each(element, pair), the pair of two tokens' elements with their scales.
     template <class Each>
     static RF_MEMBER void pairs(const ValuePart& a, const ValuePart& b, Each each) {
@@ -85,7 +85,7 @@ struct ValuePart<cached::Q8_0> : cached::Q8_0::Piece<16> {
     }
 };
 template <>
-struct ValuePart<cached::Q4_0> : cached::Q4_0::Piece<16> {
+struct ValuePart<cached::Q4_0<RF_VALUE_DIM>> : cached::Q4_0<RF_VALUE_DIM>::Piece<16> {
     template <class Each>
     static RF_MEMBER void pairs(const ValuePart& a, const ValuePart& b, Each each) {
         u32 scales = a.scale_bits | b.scale_bits << 16;
@@ -208,6 +208,13 @@ struct MatrixTokens {
         u32 first_head = wave() % SLICES * SLICE, stripe = wave() / SLICES;
         Queries queries(q + first_head * RF_HEAD_DIM, p.softcap > 0 ? p.scale : p.scale * LOG2E);
         barrier();  // q may lie where results go
+        float slopes[2] = {};
+        if constexpr (ALIBI) {
+            RF_UNROLL
+            for (u32 h = 0; h < 2; ++h)
+                if (2 * part() + h < SLICE)
+                    slopes[h] = p.slopes[seen.kv_head * RF_GROUP + first_head + 2 * part() + h] * LOG2E;
+        }
         float sums[TILES][4], highest[2] = {LOWEST, LOWEST}, sum[2] = {0, 0};
         RF_UNROLL
         for (u32 i = 0; i < TILES; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
@@ -223,6 +230,7 @@ struct MatrixTokens {
             for (u32 i = 0; i < 4; ++i) {
                 if (p.softcap > 0) scores[i] = p.softcap * LOG2E * fast_tanh(scores[i] / p.softcap);
                 u32 token = start + row() + i / 2 * 8;
+                scores[i] = biased(scores[i], slopes[i % 2], i32(seen.position - token));
                 if (token < seen.first || token >= seen.end) scores[i] = -infinity();
                 higher |= scores[i] > highest[i % 2] + SLACK;
             }

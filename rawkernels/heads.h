@@ -6,42 +6,43 @@ namespace rocforge {
 
 constexpr u32 PER_LANE = (RF_HEAD_DIM + RF_WAVE - 1) / RF_WAVE;
 
-// A head's elements in the lanes of a wave: lane l has elements l, l + RF_WAVE, ...
+// A head's elements in the lanes of a wave: lane l has elements l, l + RF_WAVE, ... Of a head of DIM elements, which
+// may be fewer, those behind are zero.
 struct Head {
     float x[PER_LANE];
 };
 
+// Whether a lane has an i-th element of DIM.
+template <u32 DIM>
+RF_DEVICE bool is_element(u32 i) {
+    return (i + 1) * RF_WAVE <= DIM || lane() + i * RF_WAVE < DIM;
+}
+
+template <u32 DIM = RF_HEAD_DIM>
 RF_DEVICE Head load_head(const float* p) {
     Head head;
     RF_UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * RF_WAVE;
-        head.x[i] = RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM ? p[element] : 0.0f;
-    }
+    for (u32 i = 0; i < PER_LANE; ++i) head.x[i] = is_element<DIM>(i) ? p[lane() + i * RF_WAVE] : 0.0f;
     return head;
 }
 
-template <class T>
+template <u32 DIM = RF_HEAD_DIM, class T>
 RF_DEVICE void store_head(T* p, const Head& head) {
     RF_UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * RF_WAVE;
-        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM) p[element] = from_float<T>(head.x[i]);
-    }
+    for (u32 i = 0; i < PER_LANE; ++i)
+        if (is_element<DIM>(i)) p[lane() + i * RF_WAVE] = from_float<T>(head.x[i]);
 }
 
 // A weight that is null is one.
+template <u32 DIM = RF_HEAD_DIM>
 RF_DEVICE void rms_norm_head(Head& head, const float* weight, float eps) {
     float squares = 0;
     RF_UNROLL
     for (u32 i = 0; i < PER_LANE; ++i) squares = add_rn(squares, mul_rn(head.x[i], head.x[i]));
-    float factor = fast_rsqrt(wave_sum(squares) / RF_HEAD_DIM + eps);
+    float factor = fast_rsqrt(wave_sum(squares) / DIM + eps);
     RF_UNROLL
-    for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 element = lane() + i * RF_WAVE;
-        if (RF_HEAD_DIM % RF_WAVE == 0 || element < RF_HEAD_DIM)
-            head.x[i] *= weight ? factor * weight[element] : factor;
-    }
+    for (u32 i = 0; i < PER_LANE; ++i)
+        if (is_element<DIM>(i)) head.x[i] *= weight ? factor * weight[lane() + i * RF_WAVE] : factor;
 }
 
 // The rotation of the first 2 * pairs elements; neox pairs element i with i + pairs, else 2i with 2i + 1. Of a lane's

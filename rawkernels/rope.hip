@@ -1,13 +1,14 @@
 // Rotary position embedding, and the store of keys and values into the paged cache.
 //
-// Compiled for a RF_HEAD_DIM, RF_BLOCK_SIZE (tokens of a cache block) and the cache's types. Cosines and sines are
-// those of angles.hip.
+// Compiled for a RF_HEAD_DIM, RF_BLOCK_SIZE (tokens of a cache block), the cache's types, and RF_VALUE_DIM of values
+// that are shorter than keys. Cosines and sines are those of angles.hip.
 #include "cached_heads.h"
 
 namespace rocforge {
 
 // variants: RF_HEAD_DIM=80,128,256,512 RF_BLOCK_SIZE=32
 // variants: RF_HEAD_DIM=96 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q4_0
+// variants: RF_HEAD_DIM=192 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
 // variants: RF_HEAD_DIM=256 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 constexpr u32 THREADS = RF_TUNE_ELEMENTWISE_THREADS;
 
@@ -71,8 +72,8 @@ rf_rope_store(RopeStoreParams p) {
         store_cached(Keys(), HeadBlock<Keys>(p.keys, block, p.kv_heads, row).row(offset), head);
     } else {
         row -= p.kv_heads;
-        Head head = load_head(p.v + token * p.v_stride + row * RF_HEAD_DIM);
-        if (p.values_normed) rms_norm_head(head, nullptr, p.v_eps);
+        Head head = load_head<RF_VALUE_DIM>(p.v + token * p.v_stride + row * RF_VALUE_DIM);
+        if (p.values_normed) rms_norm_head<RF_VALUE_DIM>(head, nullptr, p.v_eps);
         store_cached(Values(), HeadBlock<Values>(p.values, block, p.kv_heads, row).row(offset), head);
     }
 }

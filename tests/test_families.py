@@ -11,15 +11,17 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from golden import families, relative_error
 from golden.families import FAMILIES, ROWS
+from golden.family_parts import RMS, Family
 
 import rocforge as rf
 from rocforge.load import load_model
-from rocforge.models import ARCHITECTURES, build_model
+from rocforge.models import ARCHITECTURES, MISSING, build_model
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.ops import activation
 
 EXACT, BOUND = 1e-5, 5e-5
 GELUS = (
+    "bloom",
     "codeshell",
     "falcon",
     "gemma",
@@ -32,7 +34,7 @@ GELUS = (
     "starcoder",
     "starcoder2",
 )
-ROUNDED = dict.fromkeys(GELUS, 3e-4) | {"spark2_5": 5e-4}
+ROUNDED = dict.fromkeys(GELUS, 3e-4) | {"spark2_5": 5e-4, "mpt": 5e-4}
 """Of architectures with GELU, of which llama.cpp rounds argument and result to float16."""
 
 
@@ -107,7 +109,7 @@ def test_quantized(tmp_path, name):
 @pytest.mark.parametrize(
     "name",
     ["qwen35", "nemotron_h", "falcon-h1", "lfm2", "jamba", "llama4", "deepseek2", "kimi-linear", "rwkv6", "rwkv7"]
-    + ["gemma4-shared", "gemma3n"],
+    + ["gemma4-shared", "gemma3n", "bloom"],
 )
 def test_engine(model_of, name):
     """Requests that share a prefix, in a cache too small for all, which are chunked and preempted: as llama.cpp's."""
@@ -237,10 +239,22 @@ def test_what_a_file_lacks_is_named():
         build_model(families.Skeleton(replace(family, constants={}), families.metadata(family)))
 
 
+@pytest.mark.parametrize("arch", MISSING)
+def test_what_an_architecture_would_need(arch):
+    """It is said of those that will not run."""
+    with pytest.raises(rf.UnsupportedModelError, match=f"'{arch}' is not supported: {MISSING[arch]}"):
+        build_model(families.Skeleton(Family(arch, RMS), families.metadata(Family(arch, RMS))))
+
+
 @pytest.mark.parametrize(
     "arch, key, value, match",
     [
-        ("baichuan", "block_count", 40, "baichuan of 40 layers is not supported; 32 are"),
+        (
+            "baichuan",
+            "block_count",
+            36,
+            "baichuan of 36 layers is not supported; 32 are, with rope, and 40, with ALiBi",
+        ),
     ],
 )
 def test_refused(arch, key, value, match):

@@ -21,9 +21,9 @@ from rocforge.models import ARCHITECTURES
 HEAD = """# Models that run
 
 What a GGUF file's `general.architecture` may be. `rocforge models --supported` lists the same. Each runs in any
-quantization, on the CPU and, but for mimo2, on a device, with prefix reuse and captured steps. A model of another
-architecture is refused by its name; so is a part that is missing, such as the biases of distance (ALiBi) of Baichuan
-13B. Of vision models' files the text part runs.
+quantization, on the CPU and on a device, with prefix reuse and captured steps. A model of another architecture is
+refused by its name, with what it would take where that is known: diffusion (dream, llada, rnd1), an encoder beside the
+decoder (t5). Of vision models' files the text part runs.
 
 Each architecture is checked by small models with random weights: logits in F32 beside llama.cpp's (0.3.36 of
 llama-cpp-python; of newer ones, October 2026), over a prompt and 16 tokens that it chose, which are equal; the table

@@ -1,15 +1,18 @@
-// The paged KV cache. For sources compiled for a RF_HEAD_DIM and a RF_BLOCK_SIZE, and, where they are not float16, the
-// RF_KEY_TYPE and RF_VALUE_TYPE of its keys and values.
+// The paged KV cache. For sources compiled for a RF_HEAD_DIM and a RF_BLOCK_SIZE; where values are shorter than
+// keys, RF_VALUE_DIM; and, where they are not float16, the RF_KEY_TYPE and RF_VALUE_TYPE of keys and values.
 //
 // A block is RF_BLOCK_SIZE consecutive slots, and token t of a sequence lies in block table[t / RF_BLOCK_SIZE] of its
-// table. Of float16 a layer's keys, and its values, are (slots, kv_heads, RF_HEAD_DIM). Packed ones are (blocks,
-// kv_heads, bytes): the rows of a block's tokens, one after another, and behind them their scales, which are float16,
-// one for 32 elements. So both are read in whole words.
+// table. Of float16 a layer's keys are (slots, kv_heads, RF_HEAD_DIM), and its values likewise. Packed ones are
+// (blocks, kv_heads, bytes): the rows of a block's tokens, one after another, and behind them their scales, which are
+// float16, one for 32 elements. So both are read in whole words.
 #pragma once
 #include "target/platform.h"
 
 namespace rocforge {
 
+#ifndef RF_VALUE_DIM
+#define RF_VALUE_DIM RF_HEAD_DIM
+#endif
 #ifndef RF_KEY_TYPE
 #define RF_KEY_TYPE F16
 #endif
@@ -22,15 +25,17 @@ struct CachedRow {
     u8 *elements, *scales;
 };
 
-// Each type has its ROW in bytes and how many SCALES a row has, and a Piece: COUNT elements, 8 or 16, in registers.
+// Each type, of DIM elements, has its ROW in bytes and how many SCALES a row has, and a Piece: COUNT elements, 8 or 16,
+// in registers.
 // What `unpack` gives is to be multiplied by `scale`. Those that are INTEGER have four elements in a word of `bytes`,
 // as signed bytes once ZERO is subtracted. Of those that SPREAD, keys are multiplied with a Hadamard matrix
 // (cached_heads.h).
 namespace cached {
 
+template <u32 DIM>
 struct F16 {
     static constexpr bool INTEGER = false, SPREAD = false;
-    static constexpr u32 ROW = RF_HEAD_DIM * 2, SCALES = 0;
+    static constexpr u32 ELEMENTS = DIM, ROW = DIM * 2, SCALES = 0;
 
     static RF_MEMBER u64 block(u32 block, u32 kv_heads, u32 kv_head) {
         return (u64(block) * RF_BLOCK_SIZE * kv_heads + kv_head) * ROW;
@@ -65,9 +70,9 @@ struct F16 {
 };
 
 // BITS an element, and scales or none.
-template <u32 BITS, bool SCALED>
+template <u32 DIM, u32 BITS, bool SCALED>
 struct Packed {
-    static constexpr u32 ROW = RF_HEAD_DIM * BITS / 8, SCALES = SCALED ? RF_HEAD_DIM / 32 : 0;
+    static constexpr u32 ELEMENTS = DIM, ROW = DIM * BITS / 8, SCALES = SCALED ? DIM / 32 : 0;
     static constexpr u32 BLOCK = RF_BLOCK_SIZE * (ROW + 2 * SCALES);
 
     static RF_MEMBER u64 block(u32 block, u32 kv_heads, u32 kv_head) {
@@ -119,7 +124,8 @@ RF_DEVICE u32x4 scaled_fp16(u32 first, u32 second, u32 minus, u32 scale_bits) {
 }
 
 // A signed byte an element.
-struct Q8_0 : Packed<8, true> {
+template <u32 DIM>
+struct Q8_0 : Packed<DIM, 8, true> {
     static constexpr bool INTEGER = true, SPREAD = false;
     static constexpr i32 ZERO = 0;
 
@@ -144,7 +150,8 @@ struct Q8_0 : Packed<8, true> {
 };
 
 // Four bits an element. Byte b of 8 has element b of 16 in its low half and element b + 8 in its high half.
-struct Q4_0 : Packed<4, true> {
+template <u32 DIM>
+struct Q4_0 : Packed<DIM, 4, true> {
     static constexpr bool INTEGER = true, SPREAD = true;
     static constexpr i32 ZERO = 8;
 
@@ -169,7 +176,8 @@ struct Q4_0 : Packed<4, true> {
 };
 
 // OCP's float of 8 bits with 3 of mantissa, up to 448, without negative zero.
-struct FP8_E4M3 : Packed<8, false> {
+template <u32 DIM>
+struct FP8_E4M3 : Packed<DIM, 8, false> {
     static constexpr bool INTEGER = false, SPREAD = false;
 
     template <u32 COUNT>
@@ -198,8 +206,8 @@ struct FP8_E4M3 : Packed<8, false> {
 
 }  // namespace cached
 
-typedef cached::RF_KEY_TYPE Keys;
-typedef cached::RF_VALUE_TYPE Values;
+typedef cached::RF_KEY_TYPE<RF_HEAD_DIM> Keys;
+typedef cached::RF_VALUE_TYPE<RF_VALUE_DIM> Values;
 
 // A head's rows in one block of keys or values.
 template <class Type>

@@ -111,6 +111,27 @@ def copied(array: Any) -> Any:
     return copy
 
 
+class Constant:
+    """An array of the host, with a copy on each device that asks for it: as long as this lives, since captured launches
+    read them."""
+
+    def __init__(self, values: np.ndarray):
+        self.values, self._copies = values, dict[int, Any]()
+
+    def on_current_device(self) -> Any:
+        """The copy there. It is waited for when it is made, since later launches may be on other streams."""
+        cupy = cupy_module()
+        current = cupy.cuda.runtime.getDevice()
+        if current not in self._copies:
+            self._copies[current] = cupy.asarray(self.values)
+            cupy.cuda.get_current_stream().synchronize()
+        return self._copies[current]
+
+    def beside(self, array: Any) -> Any:
+        """The values where that array is, on the host or the current device."""
+        return self.values if get_array_module(array) is np else self.on_current_device()
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """Facts about a device, from `device_info`.

@@ -174,14 +174,14 @@ class Prefill(NamedTuple):
     macros: dict[str, int]
 
 
-def prefill(tuning: Tuning, head_dim: int, wave: int) -> Prefill:
-    """The geometry of attention_prefill.
+def prefill(tuning: Tuning, head_dim: int, value_dim: int, wave: int) -> Prefill:
+    """The geometry of attention_prefill, for elements of a head's keys and of its values.
 
     On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
     waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each, and of
     heads of more than 256 four.
     """
-    if tuning.prefill_stages and head_dim == 128:
+    if tuning.prefill_stages and head_dim == value_dim == 128:
         shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
         macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
         return Prefill(128, 384, shared, macros)
@@ -202,7 +202,8 @@ def _decode_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[
 
 
 def _prefill_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:
-    return prefill(tuning, int(given["RF_HEAD_DIM"]), wave).macros
+    head_dim = int(given["RF_HEAD_DIM"])
+    return prefill(tuning, head_dim, int(given.get("RF_VALUE_DIM", head_dim)), wave).macros
 
 
 def _tile_macros(tuning: Tuning, given: Mapping[str, Any], wave: int) -> dict[str, int]:

@@ -1,6 +1,9 @@
-"""The GPT line: gpt2, starcoder, gptneox, falcon, phi2."""
+"""The GPT line: gpt2, starcoder, bloom, mpt, gptneox, falcon, phi2."""
+
+from typing import Any
 
 from rocforge.nn import MLP, Attention, Block, Module, Transformer
+from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Embedding
 from rocforge.nn.reader import Reader
 
@@ -9,18 +12,62 @@ class Gpt2(Transformer):
     """GPT-2 and StarCoder, which learn an embedding of positions. Source: Radford et al., Language Models are
     Unsupervised Multitask Learners, 2019; Li et al., https://arxiv.org/abs/2305.06161."""
 
-    architectures = ("gpt2", "starcoder")
+    architectures: tuple[str, ...] = ("gpt2", "starcoder")
     models = "GPT-2, StarCoder"
 
-    def positions(self, read: Reader) -> Module:
+    def positions(self, read: Reader) -> Module | None:
         return Embedding(read.integer("context_length", 1), read.config.dim)
 
     def norm(self, read: Reader) -> Module:
         return read.layer_norm()
 
     def block(self, layer: int, read: Reader) -> Block:
-        attn = Attention(**read.attention(layer), rope=None)
-        return Block(attn, MLP(**read.mlp(layer), activation="gelu", gate=False), read.layer_norm)
+        mlp = MLP(**read.mlp(layer), activation="gelu", gate=False)
+        return Block(self.attention(layer, read), mlp, read.layer_norm)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        """A layer's."""
+        return Attention(**read.attention(layer), rope=None)
+
+
+class Bloom(Gpt2):
+    """Scores are biased by distance (ALiBi), and embeddings normalized. Source: https://arxiv.org/abs/2211.05100."""
+
+    architectures = ("bloom",)
+    models = "BLOOM, BLOOMZ"
+
+    def positions(self, read: Reader) -> None:
+        """There are none."""
+
+    def add_parts(self, read: Reader) -> None:
+        self.token_embd_norm = read.layer_norm()
+
+    def embed(self, tokens: Any, batch: Batch) -> Any:
+        return self.token_embd_norm(super().embed(tokens, batch))
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        return Attention(**read.attention(layer), rope=None, alibi=8.0)
+
+
+class Mpt(Gpt2):
+    """Scores are biased by distance (ALiBi), or positions are learnt; queries, keys and values may be clipped.
+
+    Source: https://www.databricks.com/blog/mpt-7b.
+    """
+
+    architectures = ("mpt",)
+    models = "MPT"
+
+    def positions(self, read: Reader) -> Module | None:
+        return super().positions(read) if self.alibi(read) is None else None
+
+    def alibi(self, read: Reader) -> float | None:
+        """The largest bias."""
+        return read.factor("attention.max_alibi_bias")
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        clip = read.factor("attention.clamp_kqv")
+        return Attention(**read.attention(layer), rope=None, alibi=self.alibi(read), clip=clip)
 
 
 class GptNeoX(Transformer):

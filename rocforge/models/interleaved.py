@@ -70,10 +70,13 @@ class ScaledAttention(Attention):
 
 
 class MiMo2(Transformer):
-    """Layers with a window have sinks; values are shorter than keys, which no kernel takes yet. Source: https://huggingface.co/XiaomiMiMo/MiMo-V2-Flash."""
+    """Layers with a window have sinks; values are shorter than keys.
+
+    Source: https://huggingface.co/XiaomiMiMo/MiMo-V2-Flash.
+    """
 
     architectures = ("mimo2",)
-    models = "MiMo V2 Flash, on the CPU"
+    models = "MiMo V2 Flash"
 
     def block(self, layer: int, read: Reader) -> Block:
         window = read.window(layer)

@@ -1,4 +1,4 @@
-"""Families with layer norms, around llama's attention: nemotron, orion, stablelm, starcoder2, codeshell, olmo, dbrx."""
+"""Families with layer norms: nemotron, starcoder2, codeshell, orion, jais, stablelm, olmo, dbrx."""
 
 from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
@@ -49,6 +49,21 @@ class StableLM(Orion):
             return super().block(layer, read)
         attn = Attention(**read.attention(layer), rope=read.rope(True))
         return Block(attn, MLP(**read.mlp(layer)), read.layer_norm, pre=("attn_norm", None), parallel=True)
+
+
+class Jais(Nemotron):
+    """Scores are biased by distance (ALiBi), and scaled by their heads' elements, not the root of these.
+
+    Source: Sengupta et al., https://arxiv.org/abs/2308.16149.
+    """
+
+    architectures = ("jais",)
+    models = "Jais 1"
+
+    def block(self, layer: int, read: Reader) -> Block:
+        alibi, scale = read.factor("attention.max_alibi_bias"), 1 / read.head_dim(layer)
+        attn = Attention(**read.attention(layer), rope=None, alibi=alibi, scale=scale)
+        return Block(attn, MLP(**read.mlp(layer)), read.layer_norm)
 
 
 class Olmo(Transformer):

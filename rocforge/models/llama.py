@@ -4,8 +4,8 @@ from rocforge.errors import UnsupportedModelError
 from rocforge.nn import MLP, Attention, Block, Module, MoE, Transformer
 from rocforge.nn.reader import Reader
 
-WITH_ROPE = 32
-"""Layers of the Baichuan models that rotate queries and keys."""
+ROTATED, BIASED = 32, 40
+"""Layers of the Baichuan models that rotate queries and keys, and of those whose scores are biased by distance."""
 
 
 class Llama(Transformer):
@@ -33,15 +33,52 @@ class Exaone(Llama):
 
 
 class Baichuan(Llama):
-    """The 7B models; those of 13B have biases of distance (ALiBi). Source: https://arxiv.org/abs/2309.10305."""
+    """The 7B models; those of 13B have no rope, but biases of distance (ALiBi), as the number of layers alone says.
+
+    Source: https://arxiv.org/abs/2309.10305.
+    """
 
     architectures = ("baichuan",)
-    models = "Baichuan 1, 2 7B"
+    models = "Baichuan 1, 2"
 
     def __init__(self, read: Reader):
-        if read.config.layers != WITH_ROPE:
-            raise UnsupportedModelError(f"baichuan of {read.config.layers} layers is not supported; {WITH_ROPE} are")
+        if (layers := read.config.layers) not in (ROTATED, BIASED):
+            raise UnsupportedModelError(
+                f"baichuan of {layers} layers is not supported; {ROTATED} are, with rope, and {BIASED}, with ALiBi"
+            )
         super().__init__(read)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        if read.config.layers == ROTATED:
+            return super().attention(layer, read)
+        return Attention(**read.attention(layer), rope=None, alibi=8.0)
+
+
+class Refact(Llama):
+    """Scores are biased by distance (ALiBi). Source: https://huggingface.co/refactai/Refact-1_6B-fim."""
+
+    architectures = ("refact",)
+    models = "Refact 1.6B"
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        return Attention(**read.attention(layer), rope=None, alibi=8.0)
+
+
+class CogVLM(Llama):
+    """Tokens of text have weights of their own, and those of images others (vis_), which are not read.
+
+    Source: https://arxiv.org/abs/2311.03079.
+    """
+
+    architectures = ("cogvlm",)
+    models = "CogVLM's text part"
+
+    def __init__(self, read: Reader):
+        self.unread = frozenset(name for name in read.tensors if ".vis_" in name)
+        super().__init__(read)
+
+    def attention(self, layer: int, read: Reader) -> Attention:
+        return Attention(**read.attention(layer), rope=read.plain_rope(True, 10000.0))
 
 
 class Plamo(Llama):

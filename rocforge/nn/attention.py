@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocforge.device.arrays import get_array_module
+from rocforge.device.arrays import Constant
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import HookPoint, Linear, RMSNorm, Vector
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.state import PagedKV, SharedKV
 from rocforge.ops.activation import clip, contiguous, scale_rows, sigmoid_gate, sigmoid_gate_rows, softplus
-from rocforge.ops.attention import attend, rotate_and_store
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
+from rocforge.ops.attention import alibi_slopes, attend, rotate_and_store
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.recurrent import split_gate
 from rocforge.ops.rope import RopeFrequencies, rotate
 from rocforge.ops.temperature import Temperature
@@ -48,6 +48,7 @@ class Attention(Module):
         shares: another layer's attention, to whose keys and values the queries go; this one then has none of its own.
 
     Attributes:
+        slopes: of the heads, ALiBi's, or None.
         attn_pattern: is given what each query sees of each key, (heads, tokens, keys), if somebody looks at it or edits
             it: rocforge.ops.attention_pattern has its shape. Else attention is one op, without it.
         attn_heads: is given what each head gives, (tokens, heads, value_dim), before the gate.
@@ -109,7 +110,7 @@ class Attention(Module):
         self.attn_q_norm: Any = RMSNorm(widths[0], eps, affine) if norms else None
         self.attn_k_norm: Any = RMSNorm(widths[1], eps, affine) if norms and not self.shares else None
         self.attn_sinks = Vector(heads) if sinks else None
-        self.alibi, self._slopes = alibi, None if alibi is None else slopes(heads, alibi)
+        self.slopes = None if alibi is None else Constant(alibi_slopes(heads, alibi))
         self.attn_pattern, self.attn_heads = HookPoint(), HookPoint()
         self.attn_output = Linear(heads * value_dim, dim, bias=output_bias)
 
@@ -196,12 +197,11 @@ class Attention(Module):
         rotation = None if self.rope is None or self.rotates_first else batch.rotation(self.rope)
         norms = {**norms, "v_eps": self.value_eps}
         options = {**self.options, "sinks": None if self.attn_sinks is None else self.attn_sinks()}
-        if not self.shows_pattern and self._slopes is None and is_hidden(self.attn_heads, HookPoint):
+        options["slopes"] = None if self.slopes is None else self.slopes.beside(q)
+        if not self.shows_pattern and is_hidden(self.attn_heads, HookPoint):
             return attend(q, k, v, state, rotation, consumer=consumer, **options, **norms)
-        if self.shows_pattern or self._slopes is not None:
+        if self.shows_pattern:
             q = rotate_and_store(q, k, v, state, rotation, **norms)
-            if self._slopes is not None:
-                options["slopes"] = get_array_module(q).asarray(self._slopes)
             y = attention_heads(self.attn_pattern(attention_pattern(q, state, **options)), state)
         else:
             y = attend(q, k, v, state, rotation, **options, **norms)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rocforge.device.arrays import get_array_module
+from rocforge.device.arrays import Constant, get_array_module
 from rocforge.device.distributed import Group
 from rocforge.errors import UnsupportedModelError
 from rocforge.formats.blocks import block_elements
@@ -162,7 +162,7 @@ class _Pass:
         if attn.norms is not None and (attn.norms != "head" or type(attn.attn_q_norm) is not RMSNorm):
             return False
         merged = "attn_qkv" in vars(attn)
-        if attn.alibi is not None or attn.gated_width > 1 or attn in self._kept_for_others:
+        if attn.gated_width > 1 or attn in self._kept_for_others:
             return False
         if not isinstance(attn.state, PagedKV) or not (merged or attn.attn_v):
             return False
@@ -188,6 +188,8 @@ class _Pass:
             _cut_rows(attn.attn_gate, [columns])
         if attn.attn_sinks is not None:
             attn.attn_sinks.weight = attn.attn_sinks.weight.cut(0, [slice(rank * own, (rank + 1) * own)])
+        if attn.slopes is not None:
+            attn.slopes = Constant(attn.slopes.values[rank * own : (rank + 1) * own])
         self._cut_columns(attn.attn_output, columns)
         attn.heads, attn.kv_heads, attn.state = own, own_kv, replace(attn.state, heads=own_kv)
         attn.ends = own * key, (own + own_kv) * key

@@ -1,8 +1,9 @@
-"""Attention: causal or not, grouped-query, with a sliding window, a cap on the scores and sinks.
+"""Attention: causal or not, grouped-query, with a sliding window, a cap on the scores, sinks and ALiBi.
 
 Sources: grouped queries: Ainslie et al., https://arxiv.org/abs/2305.13245; sliding window: Jiang et al.,
 https://arxiv.org/abs/2310.06825; score cap: Gemma 2, https://arxiv.org/abs/2408.00118; sinks (a learned score a head
-that takes part in the softmax and adds nothing): Xiao et al., https://arxiv.org/abs/2309.17453, and gpt-oss.
+that takes part in the softmax and adds nothing): Xiao et al., https://arxiv.org/abs/2309.17453, and gpt-oss; ALiBi
+(scores are less the further the key is from the query): Press et al., https://arxiv.org/abs/2108.12409.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def attention(
     chunked: bool = False,
     softcap: float | None = None,
     sinks: Array = None,
+    slopes: Array = None,
 ) -> Array:
     """Softmax-weighted mean of the values, for one sequence.
 
@@ -45,7 +47,7 @@ def attention(
         q: floats, shape (queries, heads, head_dim); the queries are the last tokens of the sequence.
         k: floats, shape (tokens, kv_heads, head_dim); heads is a multiple of kv_heads. On a device keys and values are
             rounded to float16, as the cache holds them.
-        v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is head_dim.
+        v: floats, shape (tokens, kv_heads, value_dim); on a device value_dim is at most head_dim.
         scale: factor on the scores; None for `1 / sqrt(head_dim)`.
         causal: a query sees no later token.
         window: a query sees itself and the window - 1 tokens before it, and if not causal as many after it; at least
@@ -53,6 +55,8 @@ def attention(
         chunked: a query sees, in place of a sliding window, its own run of `window` tokens up to itself.
         softcap: scores become `softcap * tanh(scores / softcap)`.
         sinks: shape (heads,), one more score for each head's softmax.
+        slopes: shape (heads,): scores are less by a head's slope times the distance of query and key in tokens, as
+            `alibi_slopes` has them; None: they are not.
 
     Returns:
         float32, shape (queries, heads, value_dim).
@@ -60,7 +64,7 @@ def attention(
     Raises:
         ValueError: the shapes do not fit, or a window under 1.
         TypeError: arrays on both the host and a device.
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
 
     >>> rng = np.random.default_rng(0)
     >>> q = rng.standard_normal((5, 8, 64), np.float32)
@@ -68,13 +72,13 @@ def attention(
     >>> rf.attention(q, k, v).shape
     (5, 8, 64)
     """
-    module, q, k, v, sinks = operands("attention", q=q, k=k, v=v, sinks=sinks)
+    module, q, k, v, sinks, slopes = operands("attention", q=q, k=k, v=v, sinks=sinks, slopes=slopes)
     _check_fit(q, k, v)
-    _check_options(q, window, sinks)
+    _check_options(q, window, sinks, slopes)
     (tokens, kv_heads, head_dim), (queries, heads, _) = k.shape, q.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if module is not np:
-        return attention_device.attention(q, k, v, scale, causal, (window, chunked), softcap, sinks)
+        return attention_device.attention(q, k, v, scale, causal, (window, chunked), softcap, sinks, slopes)
     k, v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
     # (kv_heads, group, queries, head_dim) against (kv_heads, 1, head_dim, tokens), by strides alone
     grouped = (q * np.float32(scale)).reshape(queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
@@ -85,6 +89,8 @@ def attention(
         scores = _product(grouped[:, :, rows], keys)
         if softcap:
             scores = cap_scores(scores, softcap)
+        if slopes is not None:
+            bias_scores(scores, slopes, tokens - queries + start)
         mask_scores(scores, tokens - queries + start, causal, window, chunked)
         weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(*scores.shape[:2], 1, 1))
         out[rows] = _product(weights, values).transpose(2, 0, 1, 3)
@@ -104,10 +110,16 @@ def _check_fit(q: Array, k: Array, v: Array) -> None:
         )
 
 
-def _check_options(q: Array, window: int | None, sinks: Array) -> None:
+def _check_options(q: Array, window: int | None, sinks: Array, slopes: Array) -> None:
     if window is not None and window < 1:
         raise ValueError(f"attention: window is {window}; allowed is at least 1, or None for all")
+    check_of_heads(q, sinks, slopes)
+
+
+def check_of_heads(q: Array, sinks: Array, slopes: Array) -> None:
+    """Raise a ValueError where there is not one sink, and one slope, for each head of q (tokens, heads, key_dim)."""
     check_shape("attention", "sinks", sinks, q.shape[1:2])
+    check_shape("attention", "slopes", slopes, q.shape[1:2])
 
 
 def _product(a: HostArray, b: HostArray) -> HostArray:
@@ -115,6 +127,27 @@ def _product(a: HostArray, b: HostArray) -> HostArray:
     kv_heads, group, queries, n = a.shape
     y = a.reshape(kv_heads, group * queries, n) @ b[:, 0]
     return y.reshape(kv_heads, group, queries, -1)
+
+
+def alibi_slopes(heads: int, largest: float = 8.0) -> HostArray:
+    """ALiBi's slopes of heads, float32 (heads,): 2 ** (-largest i / n) for i from 1 on, n being the last power of two
+    that is no more than heads; those of further heads lie between these.
+
+    >>> alibi_slopes(4)
+    array([0.25      , 0.0625    , 0.015625  , 0.00390625], dtype=float32)
+    """
+    power = 1 << (heads.bit_length() - 1)
+    found = [2.0 ** (-largest * (head + 1) / power) for head in range(power)]
+    between = [2.0 ** (-largest / 2 * (2 * head + 1) / power) for head in range(heads - power)]
+    return np.array(found + between, np.float32)
+
+
+def bias_scores(scores: HostArray, slopes: HostArray, first: int) -> None:
+    """Lower scores (..., queries, tokens), whose other axes are the heads', by the head's slope times the distance;
+    `first` is the position of the first query."""
+    queries, tokens = scores.shape[-2:]
+    distance = np.abs(np.arange(first, first + queries)[:, None] - np.arange(tokens)).astype(np.float32)
+    scores -= slopes.reshape(*scores.shape[:-2], 1, 1) * distance
 
 
 def mask_scores(scores: HostArray, first: int, causal: bool, window: int | None, chunked: bool) -> None:
@@ -154,6 +187,7 @@ def paged_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array = None,
+    slopes: Array = None,
     consumer: Weight | None = None,
 ) -> Array:
     """`attention` for each sequence of a batch, with keys and values from the cache.
@@ -161,7 +195,7 @@ def paged_attention(
     Args:
         q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys and values, the batch's stored already, its window, and which rows are whose.
-        scale, softcap, sinks: as in `attention`.
+        scale, softcap, sinks, slopes: as in `attention`.
         consumer: the weight that the result is to be multiplied with, if that is all it is for.
 
     Returns:
@@ -169,15 +203,15 @@ def paged_attention(
         in which a product with that takes it, where the kernels can write it.
 
     Raises:
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
     """
-    check_shape("attention", "sinks", sinks, q.shape[1:2])
+    check_of_heads(q, sinks, slopes)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
-        return attention_device.paged_attention(q, layer, scale, softcap, sinks, consumer)
+        return attention_device.paged_attention(q, layer, scale, softcap, sinks, slopes, consumer)
     keys, values, spans = layer.keys, layer.values, layer.spans
     out = np.empty((*q.shape[:2], values.shape[2]), np.float32)
-    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks, "slopes": slopes}
     options |= {"window": layer.window, "chunked": layer.chunked}
     single = [span for span in spans if span.rows.stop - span.rows.start == 1]
     if len(single) > 1:
@@ -198,6 +232,7 @@ def _attention_of_single_queries(
     scale: float,
     softcap: float | None,
     sinks: HostArray | None,
+    slopes: HostArray | None,
     window: int | None,
     chunked: bool,
 ) -> HostArray:
@@ -215,6 +250,8 @@ def _attention_of_single_queries(
     if softcap:
         scores = cap_scores(scores, softcap)
     last, tokens = lengths[:, None] - 1, np.arange(scores.shape[-1])
+    if slopes is not None:
+        scores -= slopes.reshape(kv_heads, -1, 1) * np.abs(last - tokens).astype(np.float32)[:, None, None]
     hidden = (tokens > last) | (tokens < first_seen(last, window, chunked))
     np.copyto(scores, -np.inf, where=hidden[:, None, None])
     weights = softmax_with_sinks(scores, None if sinks is None else sinks.reshape(kv_heads, -1, 1))
@@ -238,6 +275,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array = None,
+    slopes: Array = None,
     consumer: Weight | None = None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`; on a device in one launch where each sequence has one query, with its
@@ -245,18 +283,19 @@ def attend(
 
     Args:
         q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps: as in `rotate_and_store`.
-        scale, softcap, sinks, consumer: as in `paged_attention`.
+        scale, softcap, sinks, slopes, consumer: as in `paged_attention`.
 
     Returns:
         As `paged_attention`.
     """
     if get_array_module(q) is np:
         q = rotate_and_store(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
-        return paged_attention(q, layer, scale=scale, softcap=softcap, sinks=sinks, consumer=consumer)
-    check_shape("attention", "sinks", sinks, q.shape[1:2])
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks, "slopes": slopes}
+        return paged_attention(q, layer, consumer=consumer, **options)
+    check_of_heads(q, sinks, slopes)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)
-    return attention_device.attend(q, fresh, layer, scale, softcap, sinks, consumer)
+    return attention_device.attend(q, fresh, layer, scale, softcap, sinks, slopes, consumer)
 
 
 def rotate_and_store(
@@ -289,7 +328,7 @@ def rotate_and_store(
 
     Raises:
         ValueError: more elements are rotated than a head has.
-        UnsupportedModelError: on a device, values of another length than keys.
+        UnsupportedModelError: on a device, values longer than keys.
     """
     if get_array_module(q) is not np:
         fresh = _fresh(q, k, v, layer, rotation, q_norm, k_norm, eps, v_eps)

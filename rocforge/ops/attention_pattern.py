@@ -14,11 +14,10 @@ import numpy as np
 
 from rocforge.device.arrays import get_array_module
 from rocforge.ops.activation import softcap as cap_scores
-from rocforge.ops.arguments import check_shape
-from rocforge.ops.attention import mask_scores, softmax_with_sinks
+from rocforge.ops.attention import bias_scores, check_of_heads, mask_scores, softmax_with_sinks
 from rocforge.ops.device import attention_pattern as device
 from rocforge.ops.state import PagedLayer, Span, first_seen
-from rocforge.ops.types import Array, HostArray
+from rocforge.ops.types import Array
 
 
 def attention_pattern(
@@ -35,16 +34,12 @@ def attention_pattern(
     Args:
         q: floats, shape (tokens, heads, key_dim), as `rotate_and_store` gives them.
         layer: its keys, the batch's stored already.
-        scale, softcap, sinks: as in `attention`.
-        slopes: shape (heads,): scores are less by a head's slope times the distance of query and key.
+        scale, softcap, sinks, slopes: as in `attention`.
 
     Returns:
         float32, shape (heads, tokens, keys), `layer.longest` of them.
-
-    Source of slopes: Press et al., ALiBi, https://arxiv.org/abs/2108.12409.
     """
-    check_shape("attention", "sinks", sinks, q.shape[1:2])
-    check_shape("attention", "slopes", slopes, q.shape[1:2])
+    check_of_heads(q, sinks, slopes)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if get_array_module(q) is not np:
         return device.attention_pattern(q, layer, scale, softcap, sinks, slopes)
@@ -58,8 +53,7 @@ def attention_pattern(
         if softcap:
             scores = cap_scores(scores, softcap)
         if slopes is not None:
-            distance = np.arange(last - queries.shape[1], last)[:, None] - np.arange(first, last)
-            scores -= slopes.reshape(-1, 1, 1) * np.abs(distance).astype(np.float32)
+            bias_scores(scores, slopes, span.tokens - queries.shape[1])
         mask_scores(scores, span.tokens - queries.shape[1], layer.causal, layer.window, layer.chunked)
         sink = None if sinks is None else sinks.reshape(-1, 1, 1)
         pattern[:, span.rows, first:last] = softmax_with_sinks(scores, sink)
@@ -92,19 +86,6 @@ def attention_heads(pattern: Array, layer: PagedLayer) -> Array:
         values = layer.values[span.slots].transpose(1, 0, 2).astype(np.float32, copy=False)
         out[span.rows] = (weights @ np.repeat(values, group, axis=0)).transpose(1, 0, 2)
     return out
-
-
-def slopes(heads: int, largest: float) -> HostArray:
-    """ALiBi's slopes of heads, float32 (heads,): 2 ** (-largest i / n) for i from 1 on, n being the last power of two
-    that is no more than heads; those of further heads lie between these.
-
-    >>> slopes(4, 8.0)
-    array([0.25      , 0.0625    , 0.015625  , 0.00390625], dtype=float32)
-    """
-    power = 1 << (heads.bit_length() - 1)
-    found = [2.0 ** (-largest * (head + 1) / power) for head in range(power)]
-    between = [2.0 ** (-largest / 2 * (2 * head + 1) / power) for head in range(heads - power)]
-    return np.array(found + between, np.float32)
 
 
 def _spans(layer: PagedLayer) -> list[tuple[Span, int, int]]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from rocforge.device.arrays import get_array_module
-from rocforge.device.libraries import cupy_module
+from rocforge.device.arrays import Constant, get_array_module
 from rocforge.ops.arguments import check_axes, check_integers, operands
 from rocforge.ops.device import rope as device
 from rocforge.ops.types import Array, HostArray
@@ -42,24 +41,16 @@ class RopeFrequencies:
     frequencies: HostArray
     magnitude: float = 1.0
     neox: bool = False
-    _copies: dict[int, Array] = field(default_factory=dict, repr=False)
 
-    def on_current_device(self) -> Array:
-        """The frequencies there: as long as this lives, since captured launches read them.
-
-        Waited for when they are copied, since later launches may be on other streams.
-        """
-        cupy = cupy_module()
-        current = cupy.cuda.runtime.getDevice()
-        if current not in self._copies:
-            self._copies[current] = cupy.asarray(self.frequencies, dtype=np.float64)
-            cupy.cuda.get_current_stream().synchronize()
-        return self._copies[current]
+    @functools.cached_property
+    def constant(self) -> Constant:
+        """The frequencies, which launches read."""
+        return Constant(np.asarray(self.frequencies, np.float64))
 
     def cos_sin(self, positions: Array) -> tuple[Array, Array]:
         """float32 cosines and sines, each of shape (*positions.shape, pairs), times the magnitude."""
         if get_array_module(positions) is not np:
-            return device.cos_sin(self.on_current_device(), positions, self.magnitude)
+            return device.cos_sin(self.constant.on_current_device(), positions, self.magnitude)
         angles = positions[..., None] * self.frequencies
         return (
             (np.cos(angles) * self.magnitude).astype(np.float32),

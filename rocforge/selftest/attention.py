@@ -11,7 +11,7 @@ from rocforge.device.libraries import cupy_module
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, blocks_for
-from rocforge.ops.attention import attend, paged_attention
+from rocforge.ops.attention import alibi_slopes, attend, paged_attention
 from rocforge.ops.latent_attention import latent_attention
 from rocforge.ops.rope import rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
@@ -30,6 +30,7 @@ def checks(sizes: Sizes) -> list[Check]:
         "window": {"window": n // 3},
         "softcap": {"softcap": 20.0},
         "sinks": {"sinks": True},
+        "slopes": {"slopes": alibi_slopes(sizes.attention[0][0])},
         "all of these": {"window": n // 2, "softcap": 5.0, "scale": 0.2, "sinks": True},
     }
     whole = [(0, n), (0, 1), (0, n // 4)]
@@ -75,8 +76,7 @@ def _paged(shape: Shape, chunks: list[tuple[int, int]], options: dict[str, Any],
     q, asarray = floats(rng, len(here.positions), heads, head_dim), cupy_module().asarray
     given = {**options, "sinks": 2 * floats(rng, heads) if options.get("sinks") else None}
     expected = paged_attention(q, here.state_of(0), **given)
-    if given["sinks"] is not None:
-        given["sinks"] = asarray(given["sinks"])
+    given = {name: asarray(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
     y = paged_attention(asarray(q), there.state_of(0), **given).get()
     return _by_sequence(chunks, here, y, expected, HALF)
 

@@ -15,8 +15,8 @@ from rocforge.engine.capture import GraphRecorder
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.attention import attend, attention, paged_attention, rotate_and_store
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
+from rocforge.ops.attention import alibi_slopes, attend, attention, paged_attention, rotate_and_store
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 from rocforge.ops.rope import rope_frequencies
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.selftest.weights import relative_error
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.slow
 SHAPES = [(2, 1, 64), (4, 4, 80), (6, 2, 96), (8, 2, 128), (16, 1, 128), (8, 1, 256), (8, 1, 512)]
 
 
-def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False) -> np.ndarray:
+def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False, slopes=None):
     """The last len(q) tokens of a sequence, a head and a query at a time."""
     q, k, v = (a.astype(np.float64) for a in (q, k, v))
-    out = np.empty(q.shape)
+    out = np.empty((*q.shape[:2], v.shape[2]))
     group = q.shape[1] // k.shape[1]
     scale = 1 / np.sqrt(q.shape[2]) if scale is None else scale
     for i in range(len(q)):
@@ -40,15 +40,18 @@ def attention_64(q, k, v, scale=None, causal=True, window=None, softcap=None, si
             scores = k[first : position + 1, h // group] @ q[i, h] * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
+            if slopes is not None:
+                scores = scores - slopes[h] * np.abs(own - np.arange(first, position + 1))
             weights = np.exp(scores)
             weights /= weights.sum() + (0 if sinks is None else np.exp(np.float64(sinks[h])))
             out[i, h] = weights @ v[first : position + 1, h // group]
     return out
 
 
-def filled(rng, kv_heads: int, head_dim: int, blocks: int, window: int | None = None, **seen) -> KVCache:
+def filled(rng, kv_heads: int, head_dim: int, blocks: int, window=None, *, value_dim=None, **seen) -> KVCache:
     """A cache of one layer, full of random numbers: what lies beyond a sequence's end is no zero either."""
-    cache = KVCache([PagedKV(kv_heads, head_dim, head_dim, window=window, **seen)], blocks, device="gpu")
+    state = PagedKV(kv_heads, head_dim, value_dim or head_dim, window=window, **seen)
+    cache = KVCache([state], blocks, device="gpu")
     for array in (cache.paged[0].keys, cache.paged[0].values):
         array[...] = cp.asarray(rng.standard_normal(array.shape, np.float32).astype(np.float16))
     return cache
@@ -60,7 +63,7 @@ def check(rng, cache: KVCache, chunks: list[Chunk], heads: int, **options) -> No
     layer = batch.state_of(0)
     keys, values = layer.keys.get(), layer.values.get()
     q = rng.standard_normal((sum(c.count for c in chunks), heads, keys.shape[-1]), np.float32)
-    given = {**options, "sinks": cp.asarray(options["sinks"])} if "sinks" in options else options
+    given = {name: cp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
     y = paged_attention(cp.asarray(q), layer, **given)
     expected, rows = [], 0
     for chunk in chunks:
@@ -113,6 +116,8 @@ OPTIONS = [
     {"scale": 0.3},
     {"sinks": np.array([3.0, -20.0, 60.0, 0.5], np.float32)},
     {"window": 33, "softcap": 1.5, "scale": 0.2, "sinks": np.array([0.0, 1.0, -1.0, 2.0], np.float32)},
+    {"slopes": alibi_slopes(4)},
+    {"slopes": alibi_slopes(4), "window": 33, "softcap": 1.5, "sinks": np.array([0.0, 1.0, -1.0, 2.0], np.float32)},
 ]
 
 
@@ -344,26 +349,15 @@ def test_one_sequence(queries: int, causal: bool, window: int | None):
     assert relative_error(y, attention_64(q, k, v, causal=causal, window=window)) < 1e-3
 
 
-@pytest.mark.any_wave
-@pytest.mark.parametrize("causal", [True, False])
-def test_slopes(rng, causal: bool):
-    """Biases of the distance between tokens, against the host's."""
-    cache, host = filled(rng, 2, 64, 4, causal=causal), KVCache([PagedKV(2, 64, 64, causal=causal)], 4)
-    for array, other in ((host.paged[0].keys, cache.paged[0].keys), (host.paged[0].values, cache.paged[0].values)):
-        array[...] = other.get()
-    chunks, q = [Chunk(0, 45, [3, 1]), Chunk(0, 7, [0])], rng.standard_normal((52, 4, 64), np.float32)
-    device, layer = (Batch.of(of, chunks).state_of(0) for of in (cache, host))
-    pattern = attention_pattern(cp.asarray(q), device, slopes=cp.asarray(slopes(4, 8.0)))
-    assert relative_error(pattern, attention_pattern(q, layer, slopes=slopes(4, 8.0))) < 1e-3
-
-
-@pytest.mark.parametrize("heads, kv_heads, head_dim", [(2, 2, 32), (4, 2, 64)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim, options", [(2, 2, 32, {}), (4, 2, 64, {"slopes": alibi_slopes(4)})]
+)
 @pytest.mark.parametrize("window", [None, 1, 20, 65])
-def test_not_causal(rng, heads: int, kv_heads: int, head_dim: int, window: int | None):
-    """Whole sequences, of which one has one token, and one ends with a tile of keys; with windows around each token."""
+def test_not_causal(rng, heads: int, kv_heads: int, head_dim: int, options: dict, window: int | None):
+    """Whole sequences, one of a single token, and one that ends with a tile of keys; windows around a token; slopes."""
     cache = filled(rng, kv_heads, head_dim, 12, window, causal=False)
     chunks = [Chunk(0, 45, [3, 9]), Chunk(0, 1, [0]), Chunk(0, 128, [4, 5, 7, 2]), Chunk(0, 7, [8])]
-    check(rng, cache, chunks, heads)
+    check(rng, cache, chunks, heads, **options)
 
 
 def test_head_dim_that_has_no_kernel():
@@ -373,21 +367,6 @@ def test_head_dim_that_has_no_kernel():
     q, k = cp.zeros((1, 32, 512), np.float32), cp.zeros((1, 1, 512), np.float32)
     with pytest.raises(ValueError, match="32 heads of 512 share a key; allowed are 12288 elements"):
         attention(q, k, k)
-
-
-def test_values_of_another_length():
-    """The kernels have one length for both, and it is said."""
-    q, k, v = (cp.zeros((3, 2, dim), np.float32) for dim in (64, 64, 32))
-    batch = Batch.of(KVCache([PagedKV(2, 64, 32)], 1, device="gpu"), [Chunk(0, 3, [0])])
-    layer = batch.state_of(0)
-    runs = (
-        lambda: rf.attention(q, k, v),
-        lambda: attend(q, k, v, layer, None),
-        lambda: paged_attention(q, layer),
-    )
-    for run in runs:
-        with pytest.raises(rf.UnsupportedModelError, match="keys of 64 elements and values of 32"):
-            run()
 
 
 def test_what_a_window_has_left_behind_is_not_read(rng):

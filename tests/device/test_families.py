@@ -35,10 +35,12 @@ SHOWN = (
     "gemma4-experts",
     "gemma4-shared",
     "gemma3n-few",
+    "bloom",
+    "mimo2",
 )
 """What others lack: chunks of the text, blocks side by side, learned positions, scaled residuals, fixed states, groups
-of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams, and mixtures of
-a token with the one before."""
+of experts, latents, wide heads, experts beside a feed-forward, shared keys and values, several streams, mixtures of a
+token with the one before, biases of distance, values shorter than keys."""
 
 
 def test_values_of_the_first_layer(tmp_path):
@@ -53,11 +55,7 @@ def test_values_of_the_first_layer(tmp_path):
     assert request.output == expected
 
 
-ON_A_CARD = [name for name in FAMILIES if not name.startswith("mimo2")]
-"""Its values are shorter than its keys, which no kernel takes."""
-
-
-@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else ON_A_CARD)
+@pytest.mark.parametrize("name", SHOWN if "HIPSIM_ARCH" in os.environ else FAMILIES)
 def test_logits(tmp_path, name):
     """A prompt, and two tokens one by one."""
     path = tmp_path / "model.gguf"
@@ -68,3 +66,21 @@ def test_logits(tmp_path, name):
     for start, stop in ((0, 26), (26, 27), (27, 28)):
         batch = Batch.of(cache, [Chunk(start, stop - start, [1, 0])], all_logits=True)
         assert relative_error(rf.asnumpy(gpu(tokens[start:stop], batch)), expected[start:stop]) < BOUND
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+@pytest.mark.parametrize("name", ["bloom"])
+def test_captured_steps(tmp_path, name, monkeypatch):
+    """Of a prompt in chunks and of decoding, bit for bit what the same kernels give one by one."""
+    families.build(tmp_path / "model.gguf", name)
+    model, prompt = load_model(rf.open_gguf(tmp_path / "model.gguf"), "gpu"), families.prompt(name)[:40].tolist()
+    params, found = rf.SamplingParams(max_tokens=6, temperature=0, logprobs=1), []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv("ROCFORGE_GRAPHS", graphs)
+        with rf.Engine(model, cache_tokens=128, max_batch_tokens=32) as engine:
+            request, tokens = engine.add(prompt, params), []
+            while engine.busy:
+                tokens += [(token.id, token.logprobs) for token in engine.step()]
+        assert [id for id, _ in tokens] == request.output
+        found.append(tokens)
+    assert len(found[0]) == 6 and found[0] == found[1]

@@ -106,6 +106,13 @@ UNREAD = {
     "indexer.attn_k.weight": (64, 192),
     "indexer.attn_q_b.weight": (4 * 64, 56),
 }
+VISION = {
+    "vis_attn_qkv.weight": (576, 192),
+    "vis_attn_output.weight": (192, 192),
+    "vis_gate.weight": (320, 192),
+    "vis_up.weight": (320, 192),
+    "vis_down.weight": (192, 320),
+}
 LOG = {"rope.scaling.yarn_log_multiplier": 0.07}
 LATENT_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 MAMBA1 = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 12, "ssm.inner_size": 384}

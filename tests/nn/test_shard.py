@@ -27,8 +27,8 @@ BUILDERS = {
 }
 
 REFUSED = {
-    **dict.fromkeys(["baichuan", "deci", "exaone4-window"], "2 cards do not divide"),
-    **dict.fromkeys(["mamba", "mamba-falcon", "mamba2"], "cannot be cut for several cards"),
+    **dict.fromkeys(["baichuan", "baichuan-13b", "deci", "exaone4-window"], "2 cards do not divide"),
+    **dict.fromkeys(["bitnet", "mamba", "mamba-falcon", "mamba2"], "cannot be cut for several cards"),
     **dict.fromkeys(["gemma3n", "gemma3n-few"], "of several streams"),
 }
 """Families whose reference models are not for two cards, and what is said of them."""

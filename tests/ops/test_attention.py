@@ -11,10 +11,10 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops import attention as attention_module
-from rocforge.ops.attention import attend, attention, paged_attention, store_kv
+from rocforge.ops.attention import alibi_slopes, attend, attention, paged_attention, store_kv
 
 
-def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False):
+def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks=None, chunked=False, slopes=None):
     queries, heads, dim = q.shape
     tokens, kv_heads, _ = k.shape
     scale = scale or 1 / math.sqrt(dim)
@@ -26,6 +26,8 @@ def reference(q, k, v, scale=None, causal=True, window=None, softcap=None, sinks
             scores = k[:, h * kv_heads // heads].astype(np.float64) @ q[i, h].astype(np.float64) * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
+            if slopes is not None:
+                scores -= slopes[h] * np.abs(here - np.arange(tokens))
             for j in range(tokens):
                 behind = j < first if causal else window and abs(here - j) >= window
                 if (causal and j > here) or behind:
@@ -60,7 +62,7 @@ def draw(rng, queries, tokens, heads, kv_heads, dim):
     causal=st.booleans(),
 )
 def test_matches_definition(data, queries, before, kv_heads, group, dim, causal):
-    """Any shape, with any combination of mask, window, cap, sinks and scale."""
+    """Any shape, with any combination of mask, window, cap, sinks, slopes and scale."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     heads = kv_heads * group
     q, k, v = draw(rng, queries, queries + before, heads, kv_heads, dim)
@@ -70,6 +72,7 @@ def test_matches_definition(data, queries, before, kv_heads, group, dim, causal)
         "window": data.draw(st.sampled_from([None, 1, 4])),
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
+        "slopes": data.draw(st.sampled_from([None, alibi_slopes(heads)])),
     }
     expected, size = (reference(q, k, values, **options) for values in (v, np.abs(v)))
     assert error(attention(q, k, v, **options), expected, size) <= 1e-5
@@ -148,6 +151,7 @@ def test_many_single_queries(data, lengths, kv_heads, group):
     options = {
         "softcap": data.draw(st.sampled_from([None, 5.0])),
         "sinks": data.draw(st.sampled_from([None, rng.standard_normal(heads).astype(np.float32)])),
+        "slopes": data.draw(st.sampled_from([None, alibi_slopes(heads)])),
     }
     expected = np.concatenate([reference(*part, **seen, **options) for part in parts])
     size = np.concatenate([reference(q, k, np.abs(v), **seen, **options) for q, k, v in parts])

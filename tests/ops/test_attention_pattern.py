@@ -6,8 +6,8 @@ import pytest
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.attention import paged_attention
-from rocforge.ops.attention_pattern import attention_heads, attention_pattern, slopes
+from rocforge.ops.attention import alibi_slopes, paged_attention
+from rocforge.ops.attention_pattern import attention_heads, attention_pattern
 
 CHUNKS = [Chunk(0, 5, [2]), Chunk(9, 1, [0, 3], wants_logits=False), Chunk(6, 3, [5, 1])]
 """A prompt, a decode and a chunk of a prompt, in blocks of 8 tokens."""
@@ -24,7 +24,10 @@ def layer_and_queries(rng, window=None, chunked=False, causal=True):
 @pytest.mark.parametrize(
     "seen", [(None,), (1,), (4,), (4, True), (None, False, False), (1, False, False), (4, False, False)]
 )
-@pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.7}, {"sinks": np.arange(4, dtype=np.float32)}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"softcap": 2.0, "scale": 0.7}, {"sinks": np.arange(4, dtype=np.float32)}, {"slopes": alibi_slopes(4)}],
+)
 def test_equals_attention_in_one_op(rng, seen, options):
     """Of several sequences at once, with windows, caps and sinks, in chunks, and not causal."""
     layer, q = layer_and_queries(rng, *seen)
@@ -36,11 +39,11 @@ def test_equals_attention_in_one_op(rng, seen, options):
 def test_slopes(rng):
     """Scores are less by the distance times the head's slope, on both sides of a token."""
     layer, q = layer_and_queries(rng, causal=False)
-    pattern = attention_pattern(q, layer, slopes=slopes(4, 2.0))
-    assert slopes(4, 2.0).tolist() == pytest.approx([2**-0.5, 0.5, 2**-1.5, 0.25])
-    assert slopes(6, 8.0)[4:].tolist() == pytest.approx([2**-1, 2**-3])
+    pattern = attention_pattern(q, layer, slopes=alibi_slopes(4, 2.0))
+    assert alibi_slopes(4, 2.0).tolist() == pytest.approx([2**-0.5, 0.5, 2**-1.5, 0.25])
+    assert alibi_slopes(6, 8.0)[4:].tolist() == pytest.approx([2**-1, 2**-3])
     distance = np.abs(np.arange(5)[:, None] - np.arange(5))
-    expected = attention_pattern(q, layer)[:, :5] * np.exp(-slopes(4, 2.0)[:, None, None] * distance)
+    expected = attention_pattern(q, layer)[:, :5] * np.exp(-alibi_slopes(4, 2.0)[:, None, None] * distance)
     np.testing.assert_allclose(pattern[:, :5], expected / expected.sum(axis=-1, keepdims=True), atol=1e-6)
 
 

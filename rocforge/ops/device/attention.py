@@ -58,12 +58,13 @@ def attend(
     scale: float,
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
     consumer: Weight | None,
 ) -> Array:
     """`rotate_and_store`, then `paged_attention`: one launch where each sequence has one query, and keys to store."""
     if layer.queries[1] > 1 or fresh.k is None:
-        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, consumer)
-    return paged_attention(q, layer, scale, softcap, sinks, consumer, fresh)
+        return paged_attention(rotate_and_store(q, fresh, layer), layer, scale, softcap, sinks, slopes, consumer)
+    return paged_attention(q, layer, scale, softcap, sinks, slopes, consumer, fresh)
 
 
 def paged_attention(
@@ -72,36 +73,28 @@ def paged_attention(
     scale: float,
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
     consumer: Weight | None,
     fresh: Fresh | None = None,
 ) -> Array:
     """As rocforge.ops.attention.paged_attention; `fresh` is stored before, where all sequences have one query."""
-    _check_lengths(layer.keys, layer.values)
-    out = _room_for(consumer, q, layer.queries[1] == 1)
-    _attend(out, q, layer, sinks, (scale, softcap or 0.0), fresh=fresh)
+    out = _room_for(consumer, (*q.shape[:2], layer.values.shape[-1]), layer.queries[1] == 1)
+    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0), fresh=fresh)
     return out if consumer is None or isinstance(out, PackedOperand) else out.reshape(len(q), -1)
 
 
-def _check_lengths(k: Array, v: Array) -> None:
-    if k.shape[-1] != v.shape[-1]:
-        raise UnsupportedModelError(
-            f"keys of {k.shape[-1]} elements and values of {v.shape[-1]} are not supported on a GPU, where both have "
-            "one length"
-        )
-
-
-def _room_for(consumer: Weight | None, q: Array, single: bool) -> Array | PackedOperand:
+def _room_for(consumer: Weight | None, shape: tuple[int, int, int], single: bool) -> Array | PackedOperand:
     """Where to write what is to be multiplied with the weight `consumer`: in the form that this takes, or in float32.
 
     Packed forms are written where all sequences have one query, a head is whole runs of 32, and a row whole cells.
     """
-    form = OperandForm.FLOAT32 if consumer is None else form_for([consumer], len(q))
+    tokens, heads, value_dim = shape
+    form = OperandForm.FLOAT32 if consumer is None else form_for([consumer], tokens)
     if not form.packed:
-        return empty_operand(q.shape, form)
-    tokens, heads, head_dim = q.shape
-    if single and head_dim % 32 == 0 and heads * head_dim % CELL == 0:
-        return empty_operand((tokens, heads * head_dim), form)
-    return empty_operand(q.shape, OperandForm.FLOAT32)
+        return empty_operand(shape, form)
+    if single and value_dim % 32 == 0 and heads * value_dim % CELL == 0:
+        return empty_operand((tokens, heads * value_dim), form)
+    return empty_operand(shape, OperandForm.FLOAT32)
 
 
 def attention(
@@ -113,14 +106,14 @@ def attention(
     window: tuple[int | None, bool],
     softcap: float | None,
     sinks: Array,
+    slopes: Array,
 ) -> Array:
     """One sequence, whose keys and values are taken for a cache with its blocks in order; `window` and `chunked`."""
-    _check_lengths(k, v)
     cupy = cupy_module()
     tokens, queries = len(k), len(q)
     table = np.arange(blocks(tokens, BLOCK_SIZE))
     numbers = cupy.asarray(np.array([tokens, 0, queries, *table], np.int32))
-    out = cupy.empty(q.shape, np.float32)
+    out = cupy.empty((*q.shape[:2], v.shape[2]), np.float32)
     k, v = (aligned(cupy.ascontiguousarray(a, dtype=np.float16)) for a in (k, v))
     layer = PagedLayer(
         k,
@@ -136,7 +129,7 @@ def attention(
         causal=causal,
         chunked=window[1],
     )
-    _attend(out, q, layer, sinks, (scale, softcap or 0.0))
+    _attend(out, q, layer, (sinks, slopes), (scale, softcap or 0.0))
     return out
 
 
@@ -144,38 +137,46 @@ def _attend(
     out: Array,
     q: Array,
     layer: PagedLayer,
-    sinks: Array,
+    of_heads: tuple[Array, Array],
     scale_and_cap: tuple[float, float],
     fresh: Fresh | None = None,
 ) -> None:
     """Queries that are alone in their sequence go to the decode kernel, the others to the prefill kernel.
 
-    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone.
+    `out` is float32, float16, or, where all are alone, packed. With `fresh`, all are alone. `of_heads` are sinks and
+    slopes.
     """
     if q.size == 0:
         return
-    (kv_heads, head_dim), types = layer.keys.shape[-2:], types_of(layer)
+    sinks, slopes = (None if a is None else float32(a) for a in of_heads)
+    (kv_heads, head_dim), value_dim = layer.keys.shape[-2:], layer.values.shape[-1]
+    macros = types_of(layer) + (() if slopes is None else (("RF_ALIBI", "1"),))
     group, device = q.shape[1] // kv_heads, q.device.id
     card, tuned = card_of(device), tuning.of(device)
     count, stride = layer.tables.shape
     q, before = _before(q, fresh)
-    sinks = None if sinks is None else float32(sinks)
     (scale, softcap), (fewest, most) = scale_and_cap, layer.queries
     common = {"q": q, **cache_arrays(layer), "tables": layer.tables, "lengths": layer.lengths}
-    common |= {"query_starts": layer.query_starts, "sinks": sinks, "table_stride": stride, "kv_heads": kv_heads}
-    common |= {"scale": scale, "softcap": softcap, "window": layer.window or 0, "chunked": int(layer.chunked)}
+    common |= {"query_starts": layer.query_starts, "sinks": sinks, "slopes": slopes, "table_stride": stride}
+    common |= {
+        "kv_heads": kv_heads,
+        "scale": scale,
+        "softcap": softcap,
+        "window": layer.window or 0,
+        "chunked": int(layer.chunked),
+    }
     to = dict(zip(("out", "fp16", "activations", "activation_width"), output_arguments(out), strict=True))
     if fewest == 1:
         splits = splits_of(card.compute_units, count * kv_heads, stride * layer.block_size, tuned)
-        partials = cupy_module().empty(count * kv_heads * splits * group * (head_dim + 4), np.float32)
+        partials = cupy_module().empty(count * kv_heads * splits * group * (value_dim + 4), np.float32)
         work = {"partials": partials, "counters": layer.counters, "splits": splits, "unsplit": tuned.unsplit_tokens}
-        decode = _decode_kernel(head_dim, group, count == 1, types)
+        decode = _decode_kernel(head_dim, value_dim, group, count == 1, macros)
         threads = geometry.decode(tuned, head_dim, group, card.wave, count == 1).threads
         decode((splits, kv_heads, count), (threads,), {**common, **to, **work, **before})
     if most > 1:
-        cut = geometry.prefill(tuned, head_dim, card.wave)
+        cut = geometry.prefill(tuned, head_dim, value_dim, card.wave)
         tiles = blocks(len(q) * group, cut.rows)
-        prefill = _prefill_kernel(head_dim, group, types)
+        prefill = _prefill_kernel(head_dim, value_dim, group, macros)
         args = {
             **common,
             **window_arguments(layer),
@@ -235,35 +236,45 @@ def window_arguments(layer: PagedLayer) -> dict[str, int]:
     return {"window": window if layer.causal or not window else 2 * window - 1, "chunked": int(layer.chunked)}
 
 
-Types = tuple[tuple[str, str], ...]
-"""Macros that name the cache's types; none where both are float16."""
+Macros = tuple[tuple[str, str], ...]
+"""Names and values."""
 
 
-def types_of(layer: PagedLayer) -> Types:
-    """The types of a layer's keys and values."""
+def types_of(layer: PagedLayer) -> Macros:
+    """Macros that name the types of a layer's keys and values; none where both are float16."""
     pair = {"RF_KEY_TYPE": layer.keys, "RF_VALUE_TYPE": layer.values}
     return tuple((name, rows.type.name.upper()) for name, rows in pair.items() if isinstance(rows, PackedRows))
 
 
-def _sizes(head_dim: int, group: int) -> dict[str, Any]:
+def _sizes(head_dim: int, value_dim: int, group: int) -> dict[str, Any]:
     step = 16 if head_dim <= 128 else 32 if head_dim <= 256 else 64
     if head_dim % step or head_dim > 512:
         allowed = "allowed are multiples of 16 up to 128, of 32 up to 256 and of 64 up to 512"
         raise ValueError(f"head_dim is {head_dim}; {allowed}")
+    if value_dim % step:
+        raise ValueError(f"value_dim is {value_dim}; allowed are multiples of {step} with head_dim {head_dim}")
     if group * head_dim > MOST_GROUP:
         raise ValueError(f"{group} heads of {head_dim} share a key; allowed are {MOST_GROUP} elements, which LDS holds")
-    return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE}
+    return {"RF_HEAD_DIM": head_dim, "RF_GROUP": group, "RF_BLOCK_SIZE": BLOCK_SIZE, **_shorter(head_dim, value_dim)}
+
+
+def _shorter(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The macro of values that are shorter than keys."""
+    if value_dim > head_dim:
+        problem = f"keys have {head_dim} elements and values {value_dim}"
+        raise UnsupportedModelError(f"{problem}; allowed on a GPU are values as long as keys, or shorter")
+    return {} if value_dim == head_dim else {"RF_VALUE_DIM": value_dim}
 
 
 @functools.cache
-def _decode_kernel(head_dim: int, group: int, alone: bool, types: Types) -> Kernel:
-    defines = {**_sizes(head_dim, group), **dict(types), "RF_ALONE": int(alone)}
+def _decode_kernel(head_dim: int, value_dim: int, group: int, alone: bool, macros: Macros) -> Kernel:
+    defines = {**_sizes(head_dim, value_dim, group), **dict(macros), "RF_ALONE": int(alone)}
     return Kernel("attention.hip", "attention_decode", **defines)
 
 
 @functools.cache
-def _prefill_kernel(head_dim: int, group: int, types: Types) -> Kernel:
-    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, group), **dict(types))
+def _prefill_kernel(head_dim: int, value_dim: int, group: int, macros: Macros) -> Kernel:
+    return Kernel("attention_prefill.hip", "attention_prefill", **_sizes(head_dim, value_dim, group), **dict(macros))
 
 
 def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
@@ -273,7 +284,6 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
         return out
     kv_heads, (k, k_stride), (v, v_stride) = 0, (None, 0), (None, 0)
     if fresh.k is not None:
-        _check_lengths(fresh.k, fresh.v)
         kv_heads, (k, k_stride), (v, v_stride) = fresh.k.shape[1], rows_of(fresh.k), rows_of(fresh.v)
     q, q_stride = rows_of(q)
     args = {"q_out": out, **cache_arrays(layer), "q": q, "k": k, "v": v, "pairs": fresh.pairs}
@@ -281,10 +291,11 @@ def rotate_and_store(q: Array, fresh: Fresh, layer: PagedLayer) -> Array:
     args |= {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, **_angles_and_norms(fresh)}
     rows = tokens * (heads + 2 * kv_heads)
     grid, block = a_thread_each(rows * card_of(out.device.id).wave)
-    _store_kernel(head_dim, types_of(layer))(grid, block, args)
+    _store_kernel(head_dim, layer.values.shape[-1], types_of(layer))(grid, block, args)
     return out
 
 
 @functools.cache
-def _store_kernel(head_dim: int, types: Types) -> Kernel:
-    return Kernel("rope.hip", "rope_store", RF_HEAD_DIM=head_dim, RF_BLOCK_SIZE=BLOCK_SIZE, **dict(types))
+def _store_kernel(head_dim: int, value_dim: int, types: Macros) -> Kernel:
+    sizes: dict[str, Any] = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **_shorter(head_dim, value_dim)}
+    return Kernel("rope.hip", "rope_store", **sizes, **dict(types))

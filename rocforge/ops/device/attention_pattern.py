@@ -13,7 +13,7 @@ import numpy as np
 from rocforge.device import tuning
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.attention import Types, cache_arrays, types_of, window_arguments
+from rocforge.ops.device.attention import Macros, cache_arrays, types_of, window_arguments
 from rocforge.ops.device.strided import float32
 from rocforge.ops.state import BLOCK_SIZE, PagedLayer
 from rocforge.ops.types import Array
@@ -59,6 +59,6 @@ def _launch(name: str, head_dim: int, layer: PagedLayer, pattern: Array, args: d
 
 
 @functools.cache
-def _kernel(name: str, head_dim: int, types: Types) -> Kernel:
+def _kernel(name: str, head_dim: int, types: Macros) -> Kernel:
     defines: dict[str, Any] = {"RF_HEAD_DIM": head_dim, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
     return Kernel("attention_pattern.hip", name, **defines)

@@ -12,7 +12,7 @@ from rocforge.device.cards import card_of
 from rocforge.device.geometry import expert_tile_pairs
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.attention import Types, cache_arrays, splits_of, types_of
+from rocforge.ops.device.attention import Macros, cache_arrays, splits_of, types_of
 from rocforge.ops.device.dequantize import rows_by_id
 from rocforge.ops.device.experts import MAX_PAIRS, expert_linear, launch_tiles
 from rocforge.ops.device.moe import sorted_pairs
@@ -87,7 +87,7 @@ def _kernel(name: str, rank: int, shared: int, layer: PagedLayer) -> Kernel:
 
 
 @functools.cache
-def _compiled(name: str, rank: int, shared: int, types: Types) -> Kernel:
+def _compiled(name: str, rank: int, shared: int, types: Macros) -> Kernel:
     sizes: dict[str, Any] = {"RF_HEAD_DIM": rank + shared, "RF_RANK": rank, "RF_BLOCK_SIZE": BLOCK_SIZE, **dict(types)}
     return Kernel("latent_attention.hip", name, **sizes)
 
