@@ -48,7 +48,8 @@ def start(engine: rf.Engine, batch: int, context: int, steps: int, constraints: 
     pairs = itertools.zip_longest(prompts, constraints)
     requests = [engine.add(prompt, params, constraint) for prompt, constraint in pairs]
     while any(len(request.output) < WARM for request in requests):
-        engine.step()
+        if errors := [token.error for token in engine.step() if token.error]:
+            raise RuntimeError(f"a request has ended: {errors[0]}")
 
 
 def seconds_of_a_step(engine: rf.Engine, batch: int, context: int, steps: int, grammar: Grammar | None = None) -> float:

@@ -4,7 +4,8 @@
 
 A step is the bytes that each card reads, at the rate that its reads reach, the launches of a step, and the collectives:
 two all-reduces a layer, one of the embedding, a broadcast and an all-gather of the logits. Cards and launches are those
-of docs/amd.md; links are published, and what a small collective costs is assumed.
+of docs/amd.md; links are published, and what a small collective costs is assumed, but between two H200, where
+bench_collectives.py has measured it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from rocforge.selftest.synthetic import SHAPES, type_of
 
 SHAPE = SHAPES["llama-3.1-70b"]
 RECIPE = "Q4_K_M"
-LAUNCHES_A_LAYER = {True: 5, False: 7}
-"""By whether a card is alone: several cards' norms are launches of their own, behind the all-reduces."""
+LAUNCHES_A_LAYER = {"alone": 5, "NCCL": 7, "peer memory": 5}
+"""Beside the collectives: behind NCCL's norms are launches of their own."""
 LAUNCHES_A_STEP = 9
 """Beside the layers': inputs, angles, embedding, norm, output, joining, sampling."""
 COUNTS = (2, 4, 8)
@@ -33,7 +34,7 @@ class Link(NamedTuple):
         rate: bytes a second from a card to its neighbour.
         small: seconds that a collective of next to no bytes costs, for two cards: assumed.
         more: for each further card: assumed.
-        peer: seconds of a kernel that reads the others' memory instead: assumed.
+        peer: seconds of a sum over peer memory, with the norm after it: assumed.
         memory: bytes of a card.
     """
 
@@ -49,7 +50,7 @@ LINKS = {
     "MI300X": Link("xGMI, 64 GB/s", 64e9, 14e-6, 1.5e-6, 7e-6, 192e9),
     "RX 7900 XTX": Link("PCIe 4.0 x16, 25 GB/s", 25e9, 20e-6, 3e-6, 10e-6, 24e9),
     "PRO W7900": Link("PCIe 4.0 x16, 25 GB/s", 25e9, 20e-6, 3e-6, 10e-6, 48e9),
-    "H200": Link("NVLink 4, 450 GB/s", 450e9, 9e-6, 1e-6, 5e-6, 141e9),
+    "H200": Link("NVLink 4, 450 GB/s", 450e9, 7e-6, 1e-6, 4e-6, 141e9),
 }
 
 
@@ -77,7 +78,8 @@ def collectives(link: Link, cards: int, requests: int, small: float) -> float:
 def step(card: Card, cards: int, requests: int, *, peer: bool = False) -> float:
     """Seconds of a decode step of layers that are cut."""
     reading = weight_nbytes() / cards / card.read_rate
-    launching = (LAUNCHES_A_LAYER[cards == 1] * SHAPE.layers + LAUNCHES_A_STEP) * card.launch
+    sums = "alone" if cards == 1 else "peer memory" if peer else "NCCL"
+    launching = (LAUNCHES_A_LAYER[sums] * SHAPE.layers + LAUNCHES_A_STEP) * card.launch
     if cards == 1:
         return reading + launching
     link = LINKS[card.name]
