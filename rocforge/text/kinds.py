@@ -9,9 +9,9 @@ import numpy as np
 
 from rocforge.errors import GGUFError
 from rocforge.gguf.metadata import Metadata
-from rocforge.text.bpe import Encode, byte_level_bpe, character_bpe, sentencepiece_bpe
+from rocforge.text.bpe import Encode, byte_level_bpe, byte_of_char, character_bpe, sentencepiece_bpe
 from rocforge.text.lattice import highest_sum
-from rocforge.text.longest_match import longest_match
+from rocforge.text.longest_match import longest_match, unescaped
 from rocforge.text.pieces import unigram, wordpiece
 from rocforge.text.pretokenizers import find_pre_tokenizer
 from rocforge.text.vocabulary import Vocabulary
@@ -24,22 +24,49 @@ class Encoding(NamedTuple):
     add_bos: bool
 
 
+def as_written(text: str) -> bytes:
+    """The bytes of a token's text in the vocabulary, where they are those of the text that it stands for."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _marked(text: str) -> bytes:
+    """The same, where a mark stands for a space."""
+    return as_written(text.replace("▁", " "))
+
+
+def _byte_level(text: str) -> bytes:
+    """The same, where each character stands for a byte."""
+    table = byte_of_char()
+    return bytes(table[char] for char in text) if all(char in table for char in text) else as_written(text)
+
+
 class Kind(NamedTuple):
     """A kind of tokenizer.
 
     Attributes:
         encoding: of a vocabulary, its metadata, and the id of the unknown token.
+        piece, special_piece: the bytes that a token stands for, and a special one, by its text in the vocabulary.
+        marks_spaces: what is encoded has marks for spaces. Else `encoding` sees to them.
+        adds_space: whether a text gets a space in front, which decoding takes off; None: as the file says.
+        always_begins: the begin token comes first, also where the file says otherwise, as some do.
+        ends_with_sep: a text ends with sep, whatever the file says.
         unk, bos, eos, sep, pad: ids of special tokens, where the file does not say.
-        add_end: an end token comes last, where the file does not say: eos, of "bert" sep.
+        add_eos: eos comes last, where the file does not say.
     """
 
     encoding: Callable[[Vocabulary, Metadata, int | None], Encoding]
+    piece: Callable[[str], bytes] = _marked
+    special_piece: Callable[[str], bytes] = as_written
+    marks_spaces: bool = False
+    adds_space: bool | None = False
+    always_begins: bool = False
+    ends_with_sep: bool = False
     unk: int | None = None
     bos: int | None = None
     eos: int | None = None
     sep: int | None = None
     pad: int | None = None
-    add_end: bool = False
+    add_eos: bool = False
 
 
 def _gpt2(vocabulary: Vocabulary, metadata: Metadata, unknown_id: int | None) -> Encoding:
@@ -84,13 +111,14 @@ def _needed(unknown_id: int | None) -> int:
 
 
 KINDS = {
-    "bert": Kind(_bert, unk=100, bos=101, sep=102, pad=0, add_end=True),
-    "gemma4": Kind(_gemma4),
-    "gpt2": Kind(_gpt2),
-    "llama": Kind(_llama, unk=0, bos=1, eos=2),  # by SentencePiece's trainer; files written early rely on it
-    "plamo2": Kind(_plamo2, unk=0, bos=1, eos=2, pad=3),
-    "rwkv": Kind(_rwkv),
-    "t5": Kind(_t5, unk=2, eos=1, pad=0, add_end=True),
+    "bert": Kind(_bert, adds_space=True, ends_with_sep=True, unk=100, bos=101, sep=102, pad=0),
+    "gemma4": Kind(_gemma4, marks_spaces=True, always_begins=True),
+    "gpt2": Kind(_gpt2, _byte_level),
+    # ids by SentencePiece's trainer; files written early rely on them
+    "llama": Kind(_llama, marks_spaces=True, adds_space=None, unk=0, bos=1, eos=2),
+    "plamo2": Kind(_plamo2, as_written, unk=0, bos=1, eos=2, pad=3),
+    "rwkv": Kind(_rwkv, unescaped, unescaped),
+    "t5": Kind(_t5, adds_space=True, unk=2, eos=1, pad=0, add_eos=True),
 }
 """WordPiece, BPE over characters, byte-level BPE, SentencePiece's BPE, PLaMo's, RWKV World's, and
 SentencePiece's unigram model."""

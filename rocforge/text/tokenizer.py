@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rocforge.errors import GGUFError, UnsupportedModelError
 from rocforge.gguf.metadata import Metadata
-from rocforge.text.bpe import byte_of_char
 from rocforge.text.detokenizer import Detokenizer
 from rocforge.text.encoding import BatchEncoding, as_ids, batch_encoding
 from rocforge.text.kinds import KINDS
-from rocforge.text.longest_match import unescaped
 from rocforge.text.marks import without_surrogates
 from rocforge.text.recommended import recommended_sampling
 from rocforge.text.special_tokens import Span, SpecialTokens
@@ -60,7 +58,7 @@ class Tokenizer:
         model = metadata.string("model", default=None)
         if model not in KINDS:
             raise UnsupportedModelError(f"tokenizer.ggml.model is {model!r}; supported are {', '.join(KINDS)}")
-        self._model, self._sentencepiece, kind = model, model == "llama", KINDS[model]
+        self._model, self._kind = model, (kind := KINDS[model])
         self._vocabulary = Vocabulary(metadata, vocab_size)
         self.unk_token_id = self._vocabulary.special_id("unknown", kind.unk)
         self.bos_token_id = self._vocabulary.special_id("bos", self._vocabulary.special_id("cls", kind.bos))
@@ -73,18 +71,17 @@ class Tokenizer:
         eos_ids = () if self.eos_token_id is None else (self.eos_token_id,)
         self.eog_token_ids: frozenset[int] = self._vocabulary.end_of_generation.union(eos_ids)
         self._encode_text, add_bos = kind.encoding(self._vocabulary, metadata, self.unk_token_id)
-        spaces = {"add_space_prefix": True, "remove_extra_whitespaces": False}
-        self._add_space_prefix, self._remove_extra_whitespaces = (
-            metadata.flag(name, default) and self._sentencepiece for name, default in spaces.items()
-        )
-        if model == "gemma4":  # also where the file says otherwise, as some do
+        asked = kind.adds_space is None
+        self._adds_space = metadata.flag("add_space_prefix", True) if asked else bool(kind.adds_space)
+        self._merges_spaces = asked and metadata.flag("remove_extra_whitespaces", False)
+        if kind.always_begins:
             self._prefix_ids = _added(Metadata({}), "bos", True, self.bos_token_id)
         else:
             self._prefix_ids = _added(metadata, "bos", add_bos and self.bos_token_id is not None, self.bos_token_id)
-        if model == "bert":
+        if kind.ends_with_sep:
             self._suffix_ids = self.separator_ids = [] if sep is None else [sep]
         else:
-            self._suffix_ids = _added(metadata, "eos", kind.add_end, self.eos_token_id)
+            self._suffix_ids = _added(metadata, "eos", kind.add_eos, self.eos_token_id)
             self.separator_ids = [*self._suffix_ids, *_added(metadata, "sep", False, sep)]
         self._pieces: dict[int, bytes] = {}
         self.recommended_sampling = recommended_sampling(file.metadata)
@@ -174,10 +171,8 @@ class Tokenizer:
         for part in (self._all_special if parse_special_tokens else self._user_defined).split(text, literal):
             if isinstance(part, int):
                 ids.append(part)
-            elif self._model in ("llama", "gemma4"):
-                ids += self._encode_text(self._escape(part, after_special))
             else:
-                ids += self._encode_text(part)
+                ids += self._encode_text(self._marked(part, after_special) if self._kind.marks_spaces else part)
             after_special = isinstance(part, int)
         return ids + self._suffix_ids if add_special_tokens else ids
 
@@ -388,7 +383,7 @@ class Tokenizer:
     def _all_special(self) -> SpecialTokens:
         ids = self._ids_of(_SPECIAL)
         rstrip: list[int] = []
-        if self._sentencepiece and self._phi3:
+        if self._phi3 and self._model == "llama":
             # Phi-3's added tokens swallow white space after them; GGUF has no field that says so.
             rstrip = [id for text, id in ids.items() if text not in ("<unk>", "<s>", "<|endoftext|>")]
         return SpecialTokens(ids, rstrip)
@@ -401,14 +396,13 @@ class Tokenizer:
         types = self._vocabulary.types
         return {text: id for text, id in self._vocabulary.ids.items() if types[id] in kinds}
 
-    def _escape(self, text: str, after_special: bool) -> str:
-        if self._remove_extra_whitespaces:
+    def _marked(self, text: str, after_special: bool) -> str:
+        if self._merges_spaces:
             text = re.sub(" +", " ", text.strip(" "))
-        return (" " * (self._add_space_prefix and after_special) + text).replace(" ", "▁")
+        return (" " * (self._adds_space and after_special) + text).replace(" ", "▁")
 
     def _drops_space_after(self, id: int | None) -> bool:
-        adds = self._add_space_prefix or self._model in ("bert", "t5")
-        return adds and (id is None or self._vocabulary.types[id] in _SPECIAL)
+        return self._adds_space and (id is None or self._vocabulary.types[id] in _SPECIAL)
 
     def _text_bytes(self, id: int) -> bytes:
         piece = self.token_bytes(id)
@@ -434,19 +428,11 @@ class Tokenizer:
         return self._vocabulary.texts[id]
 
     def _make_bytes(self, text: str, kind: int) -> bytes:
-        if self._model == "rwkv":
-            return unescaped(text)
         if kind in _SPECIAL:
-            return text.encode("utf-8", "surrogateescape")
+            return self._kind.special_piece(text)
         if kind == BYTE and (match := BYTE_TOKEN.fullmatch(text)):
             return bytes.fromhex(match[1])
-        if self._model != "gpt2":
-            text = text if self._model == "plamo2" else text.replace("▁", " ")
-            return text.encode("utf-8", "surrogateescape")
-        table = byte_of_char()
-        if all(char in table for char in text):
-            return bytes(table[char] for char in text)
-        return text.encode("utf-8", "surrogateescape")
+        return self._kind.piece(text)
 
 
 def _added(metadata: Metadata, name: str, usual: bool, id: int | None) -> list[int]:
