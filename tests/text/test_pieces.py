@@ -1,7 +1,6 @@
 """WordPiece and unigram tokenizers: the ids of the library's own from the same vocabulary, and llama.cpp's."""
 
 import inspect
-import pathlib
 import string
 from types import SimpleNamespace
 
@@ -9,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_vocabularies import with_ids
 
 from rocforge.errors import GGUFError
-from rocforge.gguf.file import open_gguf
 from rocforge.text.tokenizer import Tokenizer
 from rocforge.text.vocabulary import CONTROL, NORMAL, UNKNOWN
 
-VOCAB_DIR = pathlib.Path(__file__).parents[3] / "shared" / "data" / "vocab"
 CORPUS = (inspect.getsource(inspect) + inspect.getsource(string)).split("\n\n")
 TEXTS = st.one_of(st.text("ab \n\t'sdefn0159.,_()=éË漢字🦙"), st.sampled_from(CORPUS))
 
@@ -123,12 +121,6 @@ def test_unigram_options(t5):
 
 def test_ids_are_llama_cpps():
     """Every text of llama.cpp's own test data, to the id."""
-    path = VOCAB_DIR / "ggml-vocab-bert-bge.gguf"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    tok = Tokenizer(open_gguf(path))
-    texts = (path.parent / f"{path.name}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
-    wanted = [[int(id) for id in line.split()] for line in (path.parent / f"{path.name}.out").open()]
-    assert len(texts) == len(wanted) > 40
-    for text, ids in zip(texts, wanted, strict=True):
+    tok, cases = with_ids("bert-bge")
+    for text, ids in cases:
         assert tok.encode(text, add_special_tokens=False, parse_special_tokens=False) == ids, text

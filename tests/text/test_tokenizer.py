@@ -2,7 +2,6 @@
 
 import heapq
 import inspect
-import pathlib
 import pickle
 import re
 import string
@@ -16,13 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_vocabularies import with_ids
 
 from rocforge.errors import GGUFError, UnsupportedModelError
-from rocforge.gguf.file import open_gguf
 from rocforge.text.tokenizer import Tokenizer
 from rocforge.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
-VOCAB_DIR = pathlib.Path(__file__).parents[3] / "shared" / "data" / "vocab"
 CORPUS = inspect.getsource(inspect) + inspect.getsource(string)
 TEXTS = st.one_of(st.text(), st.text("ab \n\t'sdefn0159.,_()=é▂漢🦙"), st.sampled_from(CORPUS.split("\n\n")))
 
@@ -154,14 +152,8 @@ def sentencepiece_reference(metadata, text):
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2"])
 def test_ids_are_llama_cpps(name):
     """Every text of llama.cpp's own test data, to the id; and back to the text."""
-    path = VOCAB_DIR / f"ggml-vocab-{name}.gguf"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    tok = Tokenizer(open_gguf(path))
-    texts = (path.parent / f"{path.name}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
-    wanted = [[int(id) for id in line.split()] for line in (path.parent / f"{path.name}.out").open()]
-    assert len(texts) == len(wanted) > 40
-    for text, ids in zip(texts, wanted, strict=True):
+    tok, cases = with_ids(name)
+    for text, ids in cases:
         assert tok.encode(text, add_special_tokens=False, parse_special_tokens=False) == ids, text
         assert tok.decode(ids) == text
 
