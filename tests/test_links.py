@@ -64,8 +64,9 @@ def test_strangers_are_turned_away(door, says, monkeypatch):
     """What they send is not unpickled, and who says nothing keeps nobody for long."""
     monkeypatch.setattr(links, "PATIENCE", 1)
     found, thread = accepted(door)
-    with socket.create_connection(door.address) as stranger:
+    with socket.create_connection(door.address) as stranger, socket.create_connection(door.address) as another:
         stranger.sendall(says)
+        another.sendall(says)
         connect(door.address, KEY)
         thread.join(5)
         assert len(found) == 1
@@ -80,6 +81,7 @@ def test_a_door_that_is_closed(door):
 @pytest.mark.parametrize("says", [b"", b"\x00\x00\x00\x05hello", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_who_answers_and_does_not_know_the_key(says, monkeypatch):
     monkeypatch.setattr(links, "PATIENCE", 1)
+    monkeypatch.setattr(links, "STRANGERS", 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         answers = threading.Thread(target=lambda: kept.append(listener.accept()[0]) or kept[0].sendall(says))
         kept, started = [], time.monotonic()

@@ -97,10 +97,10 @@ def test_unknown_architecture(tmp_path):
     """The architecture is named, with those that are supported."""
     import gguf
 
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "rwkv6")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "rwkv5")
     writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    with pytest.raises(rf.UnsupportedModelError, match=r"'rwkv6' is not supported; supported are afmoe, .*gpt-oss, "):
+    with pytest.raises(rf.UnsupportedModelError, match=r"'rwkv5' is not supported; supported are afmoe, .*gpt-oss, "):
         load_model(rf.open_gguf(tmp_path / "m.gguf"))
 
 

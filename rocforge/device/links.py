@@ -19,7 +19,9 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 
 Address = tuple[str, int]
 PATIENCE = 10
-"""Seconds that the other end has to be there, and for each word until it has shown that it knows the key."""
+"""Seconds that the other end has to be there, and a door waits for each word until it knows who it is."""
+STRANGERS = 6
+"""So many may be at a door before one who knows the key, who waits until they have been turned away."""
 SILENCE = 20
 """Seconds without a sign of the other machine after which it is gone."""
 
@@ -45,7 +47,7 @@ class Door:
         while True:
             found, _ = self._socket.accept()
             with contextlib.suppress(AuthenticationError, EOFError, OSError):
-                return _link(found, self._key, deliver_challenge, answer_challenge)
+                return _link(found, self._key, PATIENCE, deliver_challenge, answer_challenge)
 
     def close(self) -> None:
         """Take no more; links that there are stay."""
@@ -59,13 +61,16 @@ def connect(address: Address, key: bytes) -> Connection:
         ConnectionError: there is none, or it has another key.
     """
     try:
-        return _link(socket.create_connection(address, PATIENCE), key, answer_challenge, deliver_challenge)
+        found = socket.create_connection(address, PATIENCE)
+        return _link(found, key, (1 + STRANGERS) * PATIENCE, answer_challenge, deliver_challenge)
     except (AssertionError, AuthenticationError, EOFError, OSError) as error:  # the first before Python 3.12
         host, port = address
         raise ConnectionError(f"no connection to {host}, port {port}: {error or type(error).__name__}") from error
 
 
-def _link(found: socket.socket, key: bytes, *challenges: Callable[[Connection, bytes], None]) -> Connection:
+def _link(
+    found: socket.socket, key: bytes, patience: int, *challenges: Callable[[Connection, bytes], None]
+) -> Connection:
     with found:
         found.setblocking(True)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -77,7 +82,7 @@ def _link(found: socket.socket, key: bytes, *challenges: Callable[[Connection, b
         ):
             found.setsockopt(socket.IPPROTO_TCP, option, value)
         link = Connection(os.dup(found.fileno()))
-        _set_patience(found, PATIENCE)
+        _set_patience(found, patience)
         try:
             for challenge in challenges:
                 challenge(link, key)
