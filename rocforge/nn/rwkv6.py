@@ -66,6 +66,14 @@ class Mixed6(Module):
         return [token_shift(x, share, state, own[None], keep=i == len(MIXES))[0] for i, (share, own) in every]
 
 
+def _projected(mixer: Any, x: Any, state: Any) -> tuple[tuple[Any, Any, Any, Any, Any], Any]:
+    """Receptance, keys, values and decays of x, mixed with the tokens before, and the gate."""
+    w, k, v, r, g = mixer.mixed(x, state)
+    decays = mixer.time_mix_decay_w2(softcap(mixer.time_mix_decay_w1(w), 1.0))
+    parts = mixer.time_mix_receptance(r), mixer.time_mix_key(k), mixer.time_mix_value(v)
+    return (*parts, decays, mixer.time_mix_decay()), mixer.time_mix_gate(g)
+
+
 class TimeMix6(Module):
     """RWKV-6's mixer: x (tokens, dim) gives (tokens, dim).
 
@@ -89,17 +97,13 @@ class TimeMix6(Module):
 
     def forward(self, x: Any, batch: Batch) -> Any:
         state = batch.state_of(self)
-        w, k, v, r, g = self.mixed(x, state)
+        given, gate = _projected(self, x, state)
         y = wkv6(
-            self.time_mix_receptance(r),
-            self.time_mix_key(k),
-            self.time_mix_value(v),
-            self.time_mix_decay_w2(softcap(self.time_mix_decay_w1(w), 1.0)),
-            self.time_mix_decay(),
+            *given,
             state,
             bonus=self.time_mix_first().reshape(-1),
             norm=self.time_mix_ln(),
-            gate=self.time_mix_gate(g),
+            gate=gate,
         )
         return self.time_mix_output(y)
 
@@ -125,17 +129,8 @@ class LinearTimeMix6(Module):
 
     def forward(self, x: Any, batch: Batch) -> Any:
         state = batch.state_of(self)
-        w, k, v, r, g = self.mixed(x, state)
-        y = gated_linear_attention(
-            self.time_mix_receptance(r),
-            self.time_mix_key(k),
-            self.time_mix_value(v),
-            self.time_mix_decay_w2(softcap(self.time_mix_decay_w1(w), 1.0)),
-            self.time_mix_decay(),
-            state,
-            scale=self.scale,
-            gate=self.time_mix_gate(g),
-        )
+        given, gate = _projected(self, x, state)
+        y = gated_linear_attention(*given, state, scale=self.scale, gate=gate)
         return self.time_mix_output(y)
 
 
