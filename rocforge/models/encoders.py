@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from rocforge.models.llama import Llama
+from rocforge.models.normed_embedding import NormedEmbedding
 from rocforge.nn import MLP, Attention, Block, LayerNorm, MergedMLP, Transformer
-from rocforge.nn.batch import Batch
 from rocforge.nn.block import POST_NORMS
 from rocforge.nn.layers import Linear
 from rocforge.nn.reader import ENCODER, Reader
@@ -46,7 +46,7 @@ class NeoBert(Transformer):
         return Block(attn, MergedMLP(**read.mlp(layer)), read.rms_norm)
 
 
-class ModernBert(Transformer):
+class ModernBert(NormedEmbedding):
     """Two layers of three see a window around each token, with a rope base of their own.
 
     Source: Warner et al., https://arxiv.org/abs/2412.13663.
@@ -58,11 +58,8 @@ class ModernBert(Transformer):
     classifier_activation = "gelu"
 
     def add_parts(self, read: Reader) -> None:
-        self.token_embd_norm = read.layer_norm()
+        super().add_parts(read)
         self.ranks_by = "mean" if read.integer("classifier.pooling_type", default=MEAN) == MEAN else "cls"
-
-    def embed(self, tokens: Any, batch: Batch) -> Any:
-        return self.token_embd_norm(super().embed(tokens, batch))
 
     def norm(self, read: Reader) -> LayerNorm:
         return read.layer_norm()

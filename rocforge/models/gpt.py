@@ -1,9 +1,7 @@
 """The GPT line: gpt2, starcoder, bloom, mpt, gptneox, falcon, phi2."""
 
-from typing import Any
-
+from rocforge.models.normed_embedding import NormedEmbedding
 from rocforge.nn import MLP, Attention, Block, Module, Transformer
-from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Embedding
 from rocforge.nn.reader import Reader
 
@@ -30,7 +28,7 @@ class Gpt2(Transformer):
         return Attention(**read.attention(layer), rope=None)
 
 
-class Bloom(Gpt2):
+class Bloom(NormedEmbedding, Gpt2):
     """Scores are biased by distance (ALiBi), and embeddings normalized. Source: https://arxiv.org/abs/2211.05100."""
 
     architectures = ("bloom",)
@@ -38,12 +36,6 @@ class Bloom(Gpt2):
 
     def positions(self, read: Reader) -> None:
         """There are none."""
-
-    def add_parts(self, read: Reader) -> None:
-        self.token_embd_norm = read.layer_norm()
-
-    def embed(self, tokens: Any, batch: Batch) -> Any:
-        return self.token_embd_norm(super().embed(tokens, batch))
 
     def attention(self, layer: int, read: Reader) -> Attention:
         return Attention(**read.attention(layer), rope=None, alibi=8.0)

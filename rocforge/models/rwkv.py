@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rocforge.gguf.metadata import MOST
+from rocforge.models.normed_embedding import NormedEmbedding
 from rocforge.nn import MLP, Block, LayerNorm, Module, Transformer
 from rocforge.nn.batch import Batch
 from rocforge.nn.reader import Reader
@@ -35,14 +36,8 @@ class RwkvBlock(Module):
         return scale(x, 0.5) if self.halves else x
 
 
-class Rwkv(Transformer):
+class Rwkv(NormedEmbedding):
     """What RWKV's versions share: layer norms, one of them behind the embedding."""
-
-    def add_parts(self, read: Reader) -> None:
-        self.token_embd_norm = read.layer_norm()
-
-    def embed(self, tokens: Any, batch: Batch) -> Any:
-        return self.token_embd_norm(super().embed(tokens, batch))
 
     def norm(self, read: Reader) -> LayerNorm:
         return read.layer_norm()
