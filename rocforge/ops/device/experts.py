@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rocforge.device import tuning
+from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
 from rocforge.device.geometry import WIDE_LDS, expert_tile_pairs, gated_rows, tile_blocks, tile_row_tiles
 from rocforge.device.kernels import Kernel
@@ -258,7 +259,9 @@ def expert_linear(x: Array, ids: Array, matrices: Matrices) -> Array:
     cupy, rows = cupy_module(), matrices.weight.shape[1]
     ids, x, kind = cupy.ascontiguousarray(ids, dtype=np.int32), float32(x), kind_of(matrices)
     if len(x) != ids.size:
-        x = rows_by_id(x, _token_of_pair(ids.shape[1], 1 << (ids.size - 1).bit_length(), x.device.id)[: ids.size])
+        x = rows_by_id(
+            x, _token_of_pair(ids.shape[1], 1 << (ids.size - 1).bit_length()).on_current_device()[: ids.size]
+        )
     out, pairs = cupy.empty((ids.size, rows), np.float32), ids.reshape(-1)
     for start in range(0, ids.size, MAX_PAIRS):
         span = slice(start, start + MAX_PAIRS)
@@ -276,13 +279,9 @@ def _linear_of_pairs(out: Array, x: Array, ids: Array, matrices: Matrices) -> No
 
 
 @functools.cache
-def _token_of_pair(used: int, pairs: int, device: int) -> Array:
-    """int32 (pairs,): the token of each token-expert pair. It is kept, since graphs of steps read it."""
-    cupy = cupy_module()
-    with cupy.cuda.Device(device):
-        tokens = cupy.asarray(np.arange(pairs, dtype=np.int32) // used)
-        cupy.cuda.get_current_stream().synchronize()  # it may be used on another stream
-    return tokens
+def _token_of_pair(used: int, pairs: int) -> Constant:
+    """int32 (pairs,): the token of each token-expert pair."""
+    return Constant(np.arange(pairs, dtype=np.int32) // used)
 
 
 def _tile_products(x: PackedOperand, ids: Array, pair: Pair, down: Matrices, unit: str) -> tuple[Array, Array]:

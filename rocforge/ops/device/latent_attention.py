@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rocforge.device import tuning
+from rocforge.device.arrays import Constant
 from rocforge.device.cards import card_of
 from rocforge.device.geometry import expert_tile_pairs
 from rocforge.device.kernels import Kernel
@@ -95,7 +96,7 @@ def _compiled(name: str, rank: int, shared: int, types: Macros) -> Kernel:
 def head_linear(x: Array, weight: Weight) -> Array:
     """As rocforge.ops.latent_attention.head_linear: each head's matrix is an expert that every token takes."""
     (tokens, heads, columns), kind = x.shape, format_of(weight)
-    x, ids, matrices = x.reshape(-1, columns), _heads_of(tokens, heads, x.device.id), Matrices(weight)
+    x, ids, matrices = x.reshape(-1, columns), _heads_of(tokens, heads), Matrices(weight)
     product = experts_product(kind, kind, kind, tokens, tuning.current())
     if product not in (Product.TILE, Product.WIDE):
         return expert_linear(x, ids, matrices).reshape(tokens, heads, -1)
@@ -117,16 +118,11 @@ def _by_tiles(out: Array, x: Array, ids: Array, matrices: Matrices) -> None:
     rows_by_id(y, groups.rank, out)
 
 
-def _heads_of(tokens: int, heads: int, device: int) -> Array:
+def _heads_of(tokens: int, heads: int) -> Array:
     """int32 (tokens, heads): 0, 1, ... of each token."""
-    return _kept_heads(heads, 1 << max(tokens - 1, 0).bit_length(), device)[:tokens]
+    return _kept_heads(heads, 1 << max(tokens - 1, 0).bit_length()).on_current_device()[:tokens]
 
 
 @functools.cache
-def _kept_heads(heads: int, tokens: int, device: int) -> Array:
-    """They are kept, since graphs of steps read them."""
-    cupy = cupy_module()
-    with cupy.cuda.Device(device):
-        ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), (tokens, 1)))
-        cupy.cuda.get_current_stream().synchronize()  # they may be used on another stream
-    return ids
+def _kept_heads(heads: int, tokens: int) -> Constant:
+    return Constant(np.tile(np.arange(heads, dtype=np.int32), (tokens, 1)))
