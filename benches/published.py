@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType as T
 
 from rocforge.models import build_model
+from rocforge.nn import Transformer
 from rocforge.selftest.synthetic import Shape, random_matrix, type_of
 
 NEEDED = "ssm_dt.bias"
@@ -28,7 +29,7 @@ class Published(NamedTuple):
         keys: of the metadata, below the architecture's prefix.
         vocabulary: tokens.
         without: tensors that the file has not, by the ends of their names.
-        present: tensors of each layer that a reader asks for before it builds a module for them.
+        present: tensors that a reader asks for before it builds a module for them: of each layer, or by whole names.
         constants: tensors of these values.
     """
 
@@ -55,11 +56,15 @@ class Published(NamedTuple):
         own = {f"{self.arch}.{key}": value for key, value in keys.items()}
         return {"general.architecture": self.arch, **own}
 
+    def model(self) -> Transformer:
+        """The model of that metadata, its weights not loaded."""
+        return build_model(_Skeleton(self))
+
     def random_tensors(self, recipe: str) -> Iterator[tuple[str, Any]]:
         """Name and values of each tensor; matrices alike share their bytes here."""
         rng, shared = np.random.default_rng(0), dict[Any, Any]()
         layers = self.keys["block_count"]
-        named = dict(build_model(_Skeleton(self)).named_parameters())
+        named = dict(self.model().named_parameters())
         shape = Shape(self.arch, layers, 0, 0, 0, 0, 0, 0, 0.0, "output.weight" not in named)
         yield from self.constants.items()
         for name, parameter in named.items():
@@ -85,15 +90,9 @@ class _Skeleton(dict[str, Any]):
     def __init__(self, model: Published):
         keys = model.keys
         super().__init__({"token_embd.weight": np.empty((model.vocabulary, keys["embedding_length"]), np.float32)})
-        for layer in range(keys["block_count"]):
-            self.update(
-                {f"blk.{layer}.{name}": np.empty(0, np.float32) for name in ("attn_output.weight", *model.present)}
-            )
-        for layer, count in enumerate(np.atleast_1d(keys["attention.head_count_kv"]).tolist()):
-            if model.arch == "gemma4" and count == max(
-                keys["attention.head_count_kv"]
-            ):  # others' values are their keys
-                self[f"blk.{layer}.attn_v.weight"] = np.empty(0, np.float32)
+        for name in ("attn_output.weight", *model.present):
+            layers = [""] if name.startswith("blk.") else [f"blk.{layer}." for layer in range(keys["block_count"])]
+            self.update({layer + name: np.empty(0, np.float32) for layer in layers})
         self.update(model.constants)
         self.metadata = model.metadata(8192)
 
@@ -172,7 +171,12 @@ PUBLISHED = {
         },
         262144,
         without=(".bias", ".output.weight"),
-        present=("ffn_gate_inp.weight", "ffn_gate_up_exps.weight"),
+        present=(
+            "ffn_gate_inp.weight",
+            "ffn_gate_up_exps.weight",
+            # other layers' values are their keys
+            *(f"blk.{layer}.attn_v.weight" for layer, window in enumerate(_GEMMA_WINDOWS) if window),
+        ),
         constants={"rope_freqs.weight": np.repeat(np.array([1, 1e30], np.float32), [64, 192])},
     ),
     "deepseek-v2-lite": Published(

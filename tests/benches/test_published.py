@@ -13,7 +13,7 @@ BILLIONS = {"qwen3.6-35b-a3b": 35, "qwen3.6-27b": 27, "gemma-4-26b-a4b": 25.5, "
 
 @pytest.mark.parametrize("name", published.PUBLISHED)
 def test_parameters(name):
-    model = published.build_model(published._Skeleton(published.PUBLISHED[name]))
+    model = published.PUBLISHED[name].model()
     tied = "output.weight" if name.startswith("gemma") else None
     sizes = [math.prod(parameter.shape) for path, parameter in model.named_parameters() if path != tied]
     assert sum(sizes) / 1e9 == pytest.approx(BILLIONS[name], rel=0.03)
