@@ -59,9 +59,22 @@ def serving(*command, **variables):
         process.wait()
 
 
+@contextlib.contextmanager
+def openai_client(server):
+    """OpenAI's, which tries once."""
+    from openai import OpenAI
+
+    with httpx.Client(trust_env=False) as http:
+        yield OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
+
+
 def states(server):
     """Replica -> state."""
     return server.get("/health").json()["replicas"]
+
+
+def both_are_ready(server):
+    return list(states(server).values()) == ["ready", "ready"]
 
 
 def processes_of(name, parent):

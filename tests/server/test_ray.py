@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from ray_server import CLUSTER, KEY, MODEL, NAME, processes_of, serving, states
+from ray_server import CLUSTER, KEY, MODEL, NAME, both_are_ready, openai_client, processes_of, serving, states
 from server_process import gone, wait_for
 
 pytestmark = pytest.mark.slow
@@ -66,12 +66,8 @@ def server():
 
 @pytest.fixture
 def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
-
-
-def both_are_ready(server):
-    return list(states(server).values()) == ["ready", "ready"]
+    with openai_client(server) as client:
+        yield client
 
 
 def actors(server):
@@ -304,8 +300,7 @@ def test_replicas_follow_the_tokens_in_flight(expected, tmp_path):
     """One alone, two under load, one afterwards; no reply is lost or wrong on the way. An engine that breaks is
     replaced. At the end a stream in progress ends in good order."""
     broken = tmp_path / "broken"
-    with serving("-c", SCALED, str(MODEL), str(broken)) as server, httpx.Client(trust_env=False) as http:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
+    with serving("-c", SCALED, str(MODEL), str(broken)) as server, openai_client(server) as client:
         assert len(states(server)) == 1
         load = Load(client, expected, threads=4)
         time.sleep(10)
@@ -349,8 +344,7 @@ def long_text(client, number, tokens):
 def test_replicas_of_two_cards(expected):
     """They write what one card does; one that is killed ends both its processes, and another one comes."""
     options = ["--ray", "--device", "cpu", "--tensor-parallel", "2", "--port", "0"]
-    with serving("-m", "rocforge", "serve", str(MODEL), *options) as server, httpx.Client(trust_env=False) as http:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
+    with serving("-m", "rocforge", "serve", str(MODEL), *options) as server, openai_client(server) as client:
         (replica,), (card,) = actors(server), processes_of("CardActor", server.process.pid)
         assert written(client) == expected[PROMPTS[0]]
         os.kill(replica, signal.SIGKILL)

@@ -13,9 +13,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
-from ray_server import CLUSTER, KEY, MODEL, NAME, processes_of, serving, states
+from ray_server import CLUSTER, KEY, MODEL, NAME, both_are_ready, openai_client, processes_of, serving, states
 from server_process import gone, wait_for
 
 import rocforge as rf
@@ -80,12 +79,8 @@ def server(cluster):
 
 @pytest.fixture
 def client(server):
-    with httpx.Client(trust_env=False) as http:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, http_client=http, max_retries=0, timeout=120)
-
-
-def both_are_ready(server):
-    return list(states(server).values()) == ["ready", "ready"]
+    with openai_client(server) as client:
+        yield client
 
 
 def found(name):
