@@ -90,7 +90,7 @@ class CacheSizes:
             OutOfMemoryError: not even one block fits.
         """
         free = available_memory(self.device)
-        room, most = free - margin(free, self._cards), sequences * context
+        room, most = self._room(free), sequences * context
         tokens = max(self.tokens_in(room, most, sequences), self.tokens_in(room, context))
         if tokens < min(BLOCK_SIZE, context):
             least = amount(self.nbytes(BLOCK_SIZE))
@@ -118,9 +118,11 @@ class CacheSizes:
         """Sequences, up to `most`, of a cache of so many tokens that the device has room for; 1 where it has none."""
         free = available_memory(self.device)
         counts = range(1, most + 1)
-        return max(
-            1, bisect.bisect_right(counts, free - margin(free, self._cards), key=lambda n: self.nbytes(tokens, n))
-        )
+        return max(1, bisect.bisect_right(counts, self._room(free), key=lambda n: self.nbytes(tokens, n)))
+
+    def _room(self, free: int) -> int:
+        """Bytes of what is free that a cache may have."""
+        return free - margin(free, self._cards)
 
 
 def margin(free: int, cards: int = 1) -> int:

@@ -37,7 +37,7 @@ MISSING: Mapping[str, str] = MappingProxyType(
         "t5encoder": "biases of scores that are learnt, by buckets of distances, are missing",
         "clip": "such files see images for a model, and are none themselves; the model's own file runs, without images",
         "wavtokenizer-dec": "it makes sound of tokens, not text",
-        "chameleon": "norms of queries and keys that have a weight for each head are missing",
+        "chameleon": "layer norms of queries and keys that have a weight for each head are missing",
         "gptj": "there is no converter to GGUF, and no other program, which would say what a file of it means",
         "grovemoe": "its adjugate experts are missing, of which llama.cpp's are others than those of its authors",
     }

@@ -98,13 +98,7 @@ class TimeMix6(Module):
     def forward(self, x: Any, batch: Batch) -> Any:
         state = batch.state_of(self)
         given, gate = _projected(self, x, state)
-        y = wkv6(
-            *given,
-            state,
-            bonus=self.time_mix_first().reshape(-1),
-            norm=self.time_mix_ln(),
-            gate=gate,
-        )
+        y = wkv6(*given, state, bonus=self.time_mix_first().reshape(-1), norm=self.time_mix_ln(), gate=gate)
         return self.time_mix_output(y)
 
 
