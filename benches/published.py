@@ -68,7 +68,7 @@ class Published(NamedTuple):
         shape = Shape(self.arch, layers, 0, 0, 0, 0, 0, 0, 0.0, "output.weight" not in named)
         yield from self.constants.items()
         for name, parameter in named.items():
-            size, part = parameter.shape, name.split(".")[-2]
+            size, part = parameter.shape, name.removesuffix(".weight").rpartition(".")[2]
             if name in self.constants or (f".{name}".endswith(self.without) and not name.endswith(NEEDED)):
                 continue
             if part == "ssm_a":
