@@ -28,18 +28,4 @@ RF_DEVICE i32 first_seen(i32 position, i32 window, i32 chunked) {
     return chunked ? position / window * window : maximum(position - window + 1, 0);
 }
 
-// The sequence that a token is of: the last one that does not begin after it. All lanes of the wave take part: each
-// looks at one of as many sequences as there are lanes, evenly spaced, and then at those between two of them.
-RF_DEVICE u32 sequence_of(const i32* query_starts, u32 sequences, i32 token) {
-    u32 first = 0, count = sequences;
-    while (count > 1) {
-        u32 step = (count + RF_WAVE - 1) / RF_WAVE, offset = lane() * step;
-        bool begun = offset < count && query_starts[first + offset] <= token;
-        u32 passed = (set_bits(wave_ballot(begun)) - 1) * step;
-        first += passed;
-        count = step < count - passed ? step : count - passed;
-    }
-    return first;
-}
-
 }  // namespace rocforge

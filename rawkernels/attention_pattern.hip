@@ -5,6 +5,7 @@
 // is none to see.
 #include "attention.h"
 #include "formats/kv_cache.h"
+#include "sequences.h"
 
 namespace rocforge {
 

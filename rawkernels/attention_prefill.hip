@@ -6,6 +6,7 @@
 // and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 #include "attention.h"
 #include "formats/kv_cache.h"
+#include "sequences.h"
 #include "target/fragments.h"
 
 namespace rocforge {

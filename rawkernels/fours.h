@@ -39,5 +39,9 @@ const u32 PARTS_AHEAD = 1;
 #endif
 
 RF_DEVICE f32x4 plus(f32x4 a, f32x4 b) { return make_f32x4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+RF_DEVICE f32x4 times(f32x4 v, float factor) {
+    return make_f32x4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+}
+RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
 }  // namespace rocforge

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "cached_heads.h"
 #include "formats/quants.h"
+#include "sequences.h"
 #include "target/fragments.h"
 
 namespace rocforge {

@@ -1,4 +1,5 @@
 // Mixture of experts: routing, grouping of tokens by expert, and the weighted sum of what the experts give.
+#include "fours.h"
 #include "routing.h"
 
 namespace rocforge {
@@ -30,7 +31,6 @@ const u32 ROUTER_TOKENS = 2, ROUTER_CHUNK = 2048, ROUTER_LOADS = ROUTER_CHUNK / 
 RF_DEVICE f32x4 four_of(const float* row, u32 i, u32 n) {
     return i < n ? load<f32x4>(row + i) : make_f32x4(0, 0, 0, 0);
 }
-RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
 // The norm of x (tokens, n), x / sqrt(mean(x^2) + eps) * weight, as the products of experts take it, and the router's
 // logits (tokens, experts) of it: norm(x) @ w.T + bias; w is float32 (experts, n), bias may be null. n is a multiple

@@ -1,18 +1,13 @@
 // Layers that keep a state of fixed size: a causal convolution, the gated delta rule, Mamba-2's state space, and
 // Mamba's selective scan.
-#include "attention.h"
 #include "fours.h"
-#include "gates.h"
-#include "sequences.h"
+#include "state_rule.h"
 
 namespace rocforge {
 
 // variants: RF_KEY_DIM=16,64,128
 // variants: RF_KEY_DIM=64,128,256 RF_STATE_SPACE=1
 // variants: RF_KEY_DIM=128 RF_CHANNELS=1
-#ifndef RF_STATE_SPACE
-#define RF_STATE_SPACE 0
-#endif
 #ifndef RF_CHANNELS
 #define RF_CHANNELS 0
 #endif
@@ -111,9 +106,9 @@ RF_KERNEL(CONV_THREADS) rf_causal_conv(CausalConvParams p) {
     }
 }
 
-// The rules: a block has COLUMNS of the value_dim columns of a head's state, LANES lanes for each OWN of them, each
-// with KEYS of their key_dim rows in registers. Tokens come to LDS in tiles.
-constexpr u32 KEY_DIM = RF_KEY_DIM, LANES = 16, COLUMNS = 32, OWN = 4, KEYS = KEY_DIM / LANES, TILE = 8;
+// The rules, token by token: LANES lanes have OWN of a block's columns, each with KEYS of their key_dim rows in
+// registers. Tokens come to LDS in tiles.
+constexpr u32 LANES = 16, OWN = 4, KEYS = KEY_DIM / LANES, TILE = 8;
 constexpr u32 THREADS = LANES * COLUMNS / OWN, NORM_LANES = THREADS / (2 * TILE), RUN = KEYS < 4 ? KEYS : 4;
 static_assert(KEY_DIM % LANES == 0 && KEYS % RUN == 0, "every lane has as many keys");
 
@@ -144,20 +139,6 @@ struct OwnKeys {
     }
 };
 
-struct RuleParams {
-    float* y;  // (tokens, value_heads, value_dim)
-    const float *q, *k, *v;
-    RF_NULLABLE const float* beta;
-    const float *alpha, *decay;     // rows of (value_heads, DECAYS); (value_heads,)
-    RF_NULLABLE const float* bias;  // as a row of alpha
-    RF_NULLABLE const float* skip;  // (value_heads,): what a value adds to its y, times this
-    float* state;                   // (slots, value_heads, KEY_DIM, value_dim)
-    Sequences sequences;
-    u64 q_stride, k_stride, v_stride, beta_stride, alpha_stride;  // elements between rows
-    u32 key_heads, value_heads, value_dim, repeated;
-    float eps;
-};
-
 // A row of q or k in a tile, times one over its length: NORM_LANES lanes a row.
 RF_DEVICE void normalize(Tile& tile, u32 count, float scale, float eps) {
     u32 which = thread_x() / NORM_LANES, rank = thread_x() % NORM_LANES, token = which % TILE;
@@ -179,7 +160,7 @@ struct Share {
     float q[ROWS], k[ROWS], v[VALUES], alpha[STEPS], beta[STEPS];
 
     RF_MEMBER void load(const RuleParams& p, i32 row, u32 count, u32 head, u32 first) {
-        u32 key_head = p.repeated ? head / (p.value_heads / p.key_heads) : head % p.key_heads;
+        u32 key_head = key_head_of(p, head);
         RF_UNROLL
         for (u32 j = 0; j < ROWS; ++j) {
             u32 i = j * THREADS + thread_x(), token = i / KEY_DIM;
@@ -225,22 +206,19 @@ struct Share {
     }
 };
 
-RF_DEVICE f32x4 times(f32x4 v, float factor) {
-    return make_f32x4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-}
 RF_DEVICE f32x4 sum_over_lanes(f32x4 v) {
     return make_f32x4(reduce_lanes<LANES>(v.x, Add()), reduce_lanes<LANES>(v.y, Add()), reduce_lanes<LANES>(v.z, Add()),
                       reduce_lanes<LANES>(v.w, Add()));
 }
 
-// The gated delta rule; with RF_STATE_SPACE, what is written does not depend on what is there, and queries and keys are
-// as they are. Grid: (value_heads times value_dim / COLUMNS, sequences).
+// Of sequences of up to `few` tokens. Grid: (value_heads times value_dim / COLUMNS, sequences).
 RF_KERNEL(THREADS) rf_state_rule(RuleParams p) {
     wait_for_previous();
     RF_SHARED Tile tile;
-    u32 runs = (p.value_dim + COLUMNS - 1) / COLUMNS, head = block_x() / runs, first = block_x() % runs * COLUMNS;
+    u32 runs = runs_of(p), head = block_x() / runs, first = block_x() % runs * COLUMNS;
     u32 column = thread_x() / LANES * OWN, n = p.value_dim;  // of the block's
     Sequence s = sequence_at(p.sequences, block_y());
+    if (s.end - s.begin > p.few) return;
     float* state = p.state + s.state + u64(head) * KEY_DIM * n;
     f32x4 own[KEYS];
     RF_UNROLL

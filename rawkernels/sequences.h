@@ -1,9 +1,23 @@
-// Where sequences have their state of a fixed size: each in the slot of its number. One whose first token here is at
-// position 0 begins with zeros.
+// Sequences of a batch: which a token is of; and where each has its state of a fixed size, in the slot of its number.
+// One whose first token here is at position 0 begins with zeros.
 #pragma once
 #include "target/platform.h"
 
 namespace rocforge {
+
+// The sequence that a token is of: the last one that does not begin after it. All lanes of the wave take part: each
+// looks at one of as many sequences as there are lanes, evenly spaced, and then at those between two of them.
+RF_DEVICE u32 sequence_of(const i32* query_starts, u32 sequences, i32 token) {
+    u32 first = 0, count = sequences;
+    while (count > 1) {
+        u32 step = (count + RF_WAVE - 1) / RF_WAVE, offset = lane() * step;
+        bool begun = offset < count && query_starts[first + offset] <= token;
+        u32 passed = (set_bits(wave_ballot(begun)) - 1) * step;
+        first += passed;
+        count = step < count - passed ? step : count - passed;
+    }
+    return first;
+}
 
 struct Sequences {
     const i32 *slots, *positions, *query_starts;

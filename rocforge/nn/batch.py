@@ -191,7 +191,8 @@ class Batch:
         """
         group, index = self.cache.group_of(layer)
         if isinstance(group, RecurrentGroup):
-            return RecurrentLayer(group.layers[index], self.state_slots, self.positions, self.query_starts)
+            places = self.state_slots, self.positions, self.query_starts
+            return RecurrentLayer(group.layers[index], *places, self.queries[1])
         paging = self.paging[self.cache.paged.index(group)]
         return PagedLayer(
             *group.layers[index],

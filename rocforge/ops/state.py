@@ -140,12 +140,14 @@ class RecurrentLayer:
         slots: int32, shape (sequences,): where each sequence has its state; -1 for none.
         positions: int32, shape (tokens,): of the batch's tokens. A sequence whose first one is 0 is at its start.
         query_starts: int32, shape (sequences + 1,): the first row of each sequence, and the number of rows.
+        most: tokens of the batch that the sequence with the most has, or more.
     """
 
     arrays: tuple[Array, ...]
     slots: Array
     positions: Array
     query_starts: Array
+    most: int
 
     def read(self, which: int) -> HostArray:
         """One array of each sequence before the batch, on the CPU: (sequences, *shape), zeros at a sequence's start."""

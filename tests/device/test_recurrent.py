@@ -20,8 +20,8 @@ def steps(rng, lengths, shapes):
     positions = np.concatenate([np.arange(n) + (0 if new else 100) for n, new in zip(lengths, fresh, strict=True)])
     arrays = [rng.normal(size=(SLOTS, *shape)).astype(np.float32) for shape in shapes]
     parts = slots, positions.astype(np.int32), starts
-    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts))
-    return RecurrentLayer(tuple(arrays), *parts), there
+    there = RecurrentLayer(tuple(map(cp.asarray, arrays)), *map(cp.asarray, parts), max(lengths))
+    return RecurrentLayer(tuple(arrays), *parts, max(lengths)), there
 
 
 LENGTHS = [[1], [1, 1, 1, 1, 1], [2, 1, 3, 1], [40], [15, 2, 33, 1, 16], [300], [7, 250, 3, 1]]
@@ -46,9 +46,10 @@ def test_causal_conv(rng, lengths, width, gated):
 
 
 @by_lengths
-@pytest.mark.parametrize(("key_dim", "channels"), [(64, False), (128, True)])
+@pytest.mark.parametrize(("key_dim", "channels"), [(64, False), (128, False), (128, True)])
 def test_gated_delta_rule(rng, lengths, key_dim, channels):
-    """With one decay a head, and one for each element of its key; and the state after it."""
+    """With one decay a head, and one for each element of its key; and the state after it. Sequences of many tokens are
+    taken in chunks, which others share with them."""
     key_heads, heads, dim, tokens = 2, 4, 40, sum(lengths)
     here, there = steps(rng, lengths, [(3, 8), (heads, key_dim, dim)])
     width = 2 * key_heads * key_dim + heads * dim
@@ -63,8 +64,9 @@ def test_gated_delta_rule(rng, lengths, key_dim, channels):
 
 
 @by_lengths
-def test_state_space(rng, lengths):
-    groups, heads, dim, state_dim, tokens = 2, 4, 40, 128, sum(lengths)
+@pytest.mark.parametrize("state_dim", [64, 128, 256])
+def test_state_space(rng, lengths, state_dim):
+    groups, heads, dim, tokens = 2, 4, 40, sum(lengths)
     here, there = steps(rng, lengths, [(3, 8), (heads, state_dim, dim)])
     sizes = heads * dim, groups * state_dim, groups * state_dim, heads
     given = [rng.normal(size=(tokens, n)).astype(np.float32) for n in sizes]

@@ -24,7 +24,8 @@ POSITIONS, SLOTS = [*range(40, 52), *range(3)], 4
 def layer(xp: ModuleType, *arrays: np.ndarray) -> RecurrentLayer:
     """On a device there is a place without a sequence between the two, as in a step that is padded."""
     slots, starts = ([2, 0], [0, 12, 15]) if xp is np else ([2, -1, 0], [0, 12, 12, 15])
-    return RecurrentLayer(tuple(map(xp.array, arrays)), *(xp.array(x, np.int32) for x in (slots, POSITIONS, starts)))
+    places = (xp.array(x, np.int32) for x in (slots, POSITIONS, starts))
+    return RecurrentLayer(tuple(map(xp.array, arrays)), *places, most=12)
 
 
 def check(op: Any, given: dict[str, Any], *arrays: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
-from rocforge.ops.device.strided import blocks, float32, rows_of
+from rocforge.ops.device.strided import ALIGNMENT, blocks, float32, rows_of
 from rocforge.ops.state import RecurrentLayer
 from rocforge.ops.types import Array
 
@@ -18,6 +18,10 @@ CONV_THREADS, COLUMNS, RULE_THREADS, NORM_THREADS = 64, 32, 128, 256
 """As recurrent.hip has them."""
 FEW_TOKENS, CONV_TOKENS = 256, 16
 """A block of a convolution has one token where there are few, else several."""
+CHUNK, CHUNKED_KEY_DIMS = 16, (64, 128)
+"""As state_chunks.hip has them."""
+FEW_OF_A_SEQUENCE = 8
+"""Tokens up to which a rule takes those of a sequence one after another; in the chunks of state_chunks.hip more."""
 MAX_WIDTH = 4
 """Of a convolution."""
 MAX_STATE_DIM = 32
@@ -90,16 +94,16 @@ def gated_delta_rule(
     args = {"beta": b, "beta_stride": stride, "skip": None}
     args |= {"key_heads": key_heads, "repeated": int(repeated), "eps": eps}
     parts = qkv[:, :keys], qkv[:, keys : 2 * keys], qkv[:, 2 * keys :]
-    return _rule(_kernel("state_rule", key_dim, **channels), *parts, args, alpha, decay, bias, state)
+    return _rule(*parts, args, alpha, decay, bias, state, channels)
 
 
 def state_space(
     x: Array, keys: Array, queries: Array, step: Array, decay: Array, bias: Array, skip: Array, state: RecurrentLayer
 ) -> Array:
-    state_dim = state.arrays[1].shape[-2]
-    args = {"beta": None, "beta_stride": 0, "skip": float32(skip), "key_heads": keys.shape[1] // state_dim}
+    key_heads = keys.shape[1] // state.arrays[1].shape[-2]
+    args = {"beta": None, "beta_stride": 0, "skip": float32(skip), "key_heads": key_heads}
     args |= {"repeated": 1, "eps": 0.0}
-    return _rule(_kernel("state_rule", state_dim, RF_STATE_SPACE=1), queries, keys, x, args, step, decay, bias, state)
+    return _rule(queries, keys, x, args, step, decay, bias, state, {"RF_STATE_SPACE": 1})
 
 
 def selective_scan(
@@ -119,8 +123,12 @@ def selective_scan(
     return y
 
 
+@functools.cache
+def _chunk_kernel(name: str, key_dim: int, **defines: int) -> Kernel:
+    return Kernel("state_chunks.hip", name, RF_KEY_DIM=key_dim, **defines)
+
+
 def _rule(
-    kernel: Kernel,
     queries: Array,
     keys: Array,
     values: Array,
@@ -129,17 +137,37 @@ def _rule(
     decay: Array,
     bias: Array,
     state: RecurrentLayer,
+    defines: dict[str, int],
 ) -> Array:
-    heads, _, dim = state.arrays[-1].shape[-3:]
-    y = cupy_module().empty((len(values), heads, dim), np.float32)
+    """What a rule gives: of sequences with few tokens by one kernel, of others by those for chunks, where these are for
+    such keys; each leaves out the other's."""
+    (heads, key_dim, dim), tokens = state.arrays[-1].shape[-3:], len(values)
+    y = cupy_module().empty((tokens, heads, dim), np.float32)
     for name, part in {"q": queries, "k": keys, "v": values, "alpha": alpha}.items():
         args[name], args[f"{name}_stride"] = rows_of(part)
     kept, slot_stride = rows_of(state.arrays[-1])
-    args |= {"y": y, "decay": float32(decay)}
+    chunked = state.most > FEW_OF_A_SEQUENCE and key_dim in CHUNKED_KEY_DIMS and "RF_CHANNELS" not in defines
+    chunked = chunked and all(_in_fours(args[name], args[f"{name}_stride"]) for name in "qk")
+    runs, chunks = blocks(dim, COLUMNS), blocks(tokens, CHUNK)
+    args |= {"y": y, "decay": float32(decay), "count": len(state.slots)}
     args |= {"bias": float32(bias), "state": kept, "sequences": _sequences(state, slot_stride)}
-    grid = heads * blocks(dim, COLUMNS), len(state.slots)
-    kernel(grid, (RULE_THREADS,), {**args, "value_heads": heads, "value_dim": dim})
+    args |= {"value_heads": heads, "value_dim": dim, "chunks": None}
+    args |= {"few": FEW_OF_A_SEQUENCE if chunked else np.iinfo(np.int32).max}
+    grid = heads * runs, len(state.slots)
+    _kernel("state_rule", key_dim, **defines)(grid, (RULE_THREADS,), args)
+    if chunked:
+        factors = 1 if "RF_STATE_SPACE" in defines else 2
+        of_each = (factors + 1) * CHUNK * key_dim + CHUNK * CHUNK + CHUNK + runs * CHUNK * COLUMNS
+        args["chunks"] = cupy_module().empty(chunks * heads * of_each, np.float32)
+        threads = (2 * key_dim,)
+        _chunk_kernel("chunk_parts", key_dim, **defines)((chunks, heads), threads, args)
+        _chunk_kernel("chunk_scan", key_dim, **defines)(grid, threads, args)
     return y
+
+
+def _in_fours(x: Array, stride: int) -> bool:
+    """Whether four elements of each row can be loaded at a time."""
+    return x.data.ptr % ALIGNMENT == 0 and stride % 4 == 0
 
 
 def _with_stride(x: Array, stride: int) -> Array:
