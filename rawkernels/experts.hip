@@ -40,7 +40,7 @@ rf_experts_gated(ExpertsGatedParams p) {
     u32 pair = block_y(), used = p.chosen.routing.used, expert = p.chosen.ids ? p.chosen.ids[pair] : pair;
     if (p.chosen.logits) {
         RF_SHARED Choice choice;
-        choose<GATED_THREADS>(choice, p.chosen.logits + u64(pair / used) * p.chosen.routing.experts, p.chosen.routing);
+        choose<GATED_THREADS>(choice, logits_of(p.chosen.logits, p.chosen.routing, pair / used), p.chosen.routing);
         expert = choice.ids[pair % used];
     }
     u32 bias_at = expert * p.matrices.rows;
@@ -81,8 +81,7 @@ rf_experts_down(ExpertsDownParams p) {
     if (p.chosen.logits) {
         // they were there before the gated product began
         RF_SHARED Choice chosen;
-        choose_and_weigh<GATED_THREADS>(chosen, p.chosen.logits + u64(token) * p.chosen.routing.experts,
-                                        p.chosen.routing);
+        choose_and_weigh<GATED_THREADS>(chosen, logits_of(p.chosen.logits, p.chosen.routing, token), p.chosen.routing);
         expert = chosen.ids[choice], weight = chosen.weights[choice];
     } else {
         wait_for_previous();

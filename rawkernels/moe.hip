@@ -18,7 +18,7 @@ rf_route(RouteParams p) {
     wait_for_previous();
     RF_SHARED Choice choice;
     u32 used = p.routing.used;
-    choose_and_weigh<THREADS>(choice, p.logits + u64(block_x()) * p.routing.experts, p.routing);
+    choose_and_weigh<THREADS>(choice, logits_of(p.logits, p.routing, block_x()), p.routing);
     if (thread_x() >= used) return;
     p.ids[u64(block_x()) * used + thread_x()] = choice.ids[thread_x()];
     p.weights[u64(block_x()) * used + thread_x()] = choice.weights[thread_x()];

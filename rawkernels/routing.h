@@ -11,12 +11,14 @@ constexpr u32 MOST_EXPERTS = 1024, MOST_USED = 32, MOST_GROUPS = 64;
 // with `normalize`, over the chosen ones' sum; else over the chosen ones alone; then times `scale`. With `sigmoid` an
 // expert's weight is that of its logit. Experts are chosen by their logits, or, with a bias, by weight plus bias; of
 // `groups` equal runs of experts only those of groups_used groups, which have the highest sums of their best two. In
-// the end each weight is times its expert's of expert_scales.
+// the end each weight is times its expert's of expert_scales. The last `always` of the used ones are not chosen, but
+// those behind all experts, for each token: with `gates` by the sigmoid of a logit behind theirs, else by one.
 struct Routing {
     i32 experts, used, softmax_before, normalize;
     float scale;
     i32 sigmoid, groups, groups_used;
     RF_NULLABLE const float *bias, *expert_scales;
+    i32 always, gates;
 };
 
 struct Choice {
@@ -24,6 +26,13 @@ struct Choice {
     float logits[MOST_USED], weights[MOST_USED], groups[MOST_GROUPS];
     i32 ids[MOST_USED];
 };
+
+RF_DEVICE i32 chosen_of(const Routing& r) { return r.used - r.always; }
+
+// A token's, of all tokens' logits.
+RF_DEVICE const float* logits_of(const float* logits, const Routing& r, u32 token) {
+    return logits + u64(token) * (r.experts + (r.gates ? r.always : 0));
+}
 
 // Whether experts are known by their weights, and not by their logits.
 RF_DEVICE bool by_weight(const Routing& r) { return r.sigmoid || r.bias; }
@@ -107,8 +116,8 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
     if (r.groups > 1) choose_groups<THREADS>(choice, r);
     if (wave() == 0) {
         Candidate own = best_after(choice.key, count, {~0u, -1});
-        i32 chosen = 0;
-        for (i32 place = 0; place < r.used; ++place) {
+        i32 chosen = count + i32(lane()) - chosen_of(r);
+        for (i32 place = 0; place < chosen_of(r); ++place) {
             u32 best = wave_max_of(own.id < count ? own.key : 0);
             // where several lanes have it, the lowest id counts
             i32 id = count - i32(wave_max_of(own.key == best ? u32(count - own.id) : 0));
@@ -117,7 +126,7 @@ RF_DEVICE void choose(Choice& choice, const float* logits, const Routing& r) {
         }
         if (i32(lane()) < r.used) {
             choice.ids[lane()] = chosen;
-            choice.logits[lane()] = score_of(logits[chosen], r, highest, all);
+            if (chosen < count) choice.logits[lane()] = score_of(logits[chosen], r, highest, all);
         }
     }
     barrier();
@@ -131,10 +140,13 @@ RF_DEVICE float scale_of(const Routing& r, i32 expert) {
 template <u32 THREADS>
 RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routing& r) {
     choose<THREADS>(choice, logits, r);
+    i32 used = chosen_of(r), behind = i32(thread_x()) - used;
+    if (behind >= 0 && behind < r.always)
+        choice.weights[thread_x()] = r.gates ? sigmoid(logits[r.experts + behind]) : 1.0f;
     if (by_weight(r)) {
         float sum = 0.0f;
-        for (i32 i = 0; i < r.used; ++i) sum += choice.logits[i];
-        if (thread_x() < u32(r.used))
+        for (i32 i = 0; i < used; ++i) sum += choice.logits[i];
+        if (thread_x() < u32(used))
             choice.weights[thread_x()] = choice.logits[thread_x()] /
                                          (r.normalize ? maximum(sum, 6.103515625e-05f) : 1.0f) *
                                          scale_of(r, choice.ids[thread_x()]);
@@ -143,14 +155,14 @@ RF_DEVICE void choose_and_weigh(Choice& choice, const float* logits, const Routi
     }
     u32 count = r.experts;
     float highest = choice.logits[0], all = 0.0f, chosen = 0.0f;
-    for (i32 i = 0; i < r.used; ++i) chosen += fast_exp(choice.logits[i] - highest);
+    for (i32 i = 0; i < used; ++i) chosen += fast_exp(choice.logits[i] - highest);
     if (r.softmax_before) {
         for (u32 e = thread_x(); e < count; e += THREADS) all += fast_exp(logits[e] - highest);
         all = block_sum<THREADS>(all);
     }
     // the floor is the smallest normal float16, as the published implementations have it
     float sum = !r.softmax_before ? chosen : r.normalize ? maximum(chosen, all * 6.103515625e-05f) : all;
-    if (thread_x() < u32(r.used))
+    if (thread_x() < u32(used))
         choice.weights[thread_x()] =
             fast_exp(choice.logits[thread_x()] - highest) / sum * scale_of(r, choice.ids[thread_x()]);
     barrier();

@@ -28,7 +28,7 @@ from rocforge.gguf.quantized import Quantized
 from rocforge.loading.files import fingerprint, open_model, quantized
 from rocforge.loading.fit import check_fit
 from rocforge.loading.fp16_weights import keep_fp16_weights
-from rocforge.loading.upload import Uploader
+from rocforge.loading.upload import Uploader, in_upload_order
 from rocforge.loading.warmup import compile_for
 from rocforge.models import build_model
 from rocforge.names import LOADING, checked_names
@@ -277,6 +277,7 @@ def _filling_on_gpu(
 ) -> Iterator[None]:
     """Fills the model while its kernels compile, or load from the cache."""
     with out_of_memory_explained(device, "loading"), _emptied_on_error(model), contextlib.ExitStack() as undo:
+        weights = in_upload_order(weights)
         with Uploader(weights.values(), device, progress) as uploader:
             model.load_weights(weights, uploader.place)
             model.device = device

@@ -10,7 +10,7 @@ read the pinned buffers, and floats are copied from the file's pages.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
@@ -35,6 +35,8 @@ BUFFER_NBYTES = 8 << 20
 PARTS = 4
 """Buffers that a thread fills in one task: Python's lock serializes the overhead of each task."""
 ALIGNMENT = 256
+BEHIND = {"_exps.weight": "_shexp.weight", ".ffn_gate_inp.weight": ".ffn_gate_inp_shexp.weight"}
+"""Endings of the names of experts' matrices and routers, and those of what is placed right behind each."""
 
 
 def device_nbytes(weight: Any) -> int:
@@ -50,6 +52,19 @@ def _layout_nbytes(weight: Any) -> int:
 
 def _becomes_planar(weight: Any) -> bool:
     return isinstance(weight, QuantizedArray) and weight.qtype.name in PLANAR
+
+
+def in_upload_order(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights by name, in the order in which they lie in a file; but what all tokens' expert has of a layer comes right
+    behind what the others have, so that kernels can take both as one array."""
+    ordered: dict[str, Any] = {}
+    for name, weight in weights.items():
+        ordered.setdefault(name, weight)
+        for ending, shared in BEHIND.items():
+            if name.endswith(ending) and (behind := name.removesuffix(ending) + shared) in weights:
+                ordered.pop(behind, None)
+                ordered[behind] = weights[behind]
+    return ordered
 
 
 class Uploader:

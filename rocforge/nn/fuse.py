@@ -26,7 +26,7 @@ from rocforge.nn.module import Module, is_hidden, is_plain
 from rocforge.nn.moe import Experts, MoE
 from rocforge.nn.parallel_experts import ParallelExperts
 from rocforge.nn.shard import Summed
-from rocforge.nn.shared_experts import SharedExpert, SharedMoE, TokenGate
+from rocforge.nn.shared_experts import JoinedExperts, SharedExpert, SharedMoE, TokenGate
 from rocforge.ops.activation import add, sigmoid_gate_rows
 from rocforge.ops.embedding import embedding
 from rocforge.ops.linear import gated_linear, linear, linear_then_norm, linears
@@ -250,7 +250,8 @@ class _SharedExpert:
 
 
 class _MoE(_Step):
-    """The experts' products and sums are one op; with the norm and the router, where these are hidden."""
+    """The experts' products and sums are one op; with the norm, the router and the shared expert, where these are
+    hidden."""
 
     def __init__(self, mixer: MoE | SharedMoE, pre: Module | None, post: Module | None, tables: Tables):
         super().__init__(mixer, pre, post)
@@ -261,6 +262,9 @@ class _MoE(_Step):
         self.fused_norm = pre if fuses and is_hidden(pre, RMSNorm) else None
         self.shared = mixer.shared if isinstance(mixer, SharedMoE) else None
         self.fused_shared = None if self.shared is None else _shared_expert(self.shared, self.fused_norm, tables)
+        self.joined: JoinedExperts | None = None
+        if self.shared is not None and self.fused_shared is not None and self.fused_norm is not None:
+            self.joined = JoinedExperts.of(self.routed, self.shared)
 
     def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
         x, called = stream.x, self.shared is not None and self.fused_shared is None
@@ -274,6 +278,8 @@ class _MoE(_Step):
 
     def with_shared(self, x: Any, y: Any, residual: Any) -> Any:
         """The residual and what the shared expert gives, if there is one; None where there is neither."""
+        if self.joined is not None:
+            return residual
         if self.fused_shared is not None:
             return self.fused_shared(x, y, residual)
         if self.shared is None:
@@ -292,8 +298,10 @@ class _MoE(_Step):
         moe, norm, matrices = self.routed, self.fused_norm, self.routed.matrices
         if norm is not None:
             router = Matrices(moe.ffn_gate_inp.weight, moe.ffn_gate_inp.bias)
+            if self.joined is not None:
+                router, matrices = self.joined
             how = norm.weight, norm.eps, router, (*moe.routing, moe.ffn_down_exps.scale)
-            return mixture(x, *how, *matrices, moe.activation, residual, following)
+            return mixture(x, *how, *matrices, moe.activation, residual, following, self.joined is not None)
         y, ids, weights = moe.choose(y, expert_scales=moe.ffn_down_exps.scale)
         return experts(y, ids, weights, *matrices, moe.activation, residual), None
 

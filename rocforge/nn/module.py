@@ -273,7 +273,7 @@ class Module:
         Args:
             weights: path -> array, such as an open GGUF file. Optional parameters may be absent, and become None;
                 what is no matrix becomes float32.
-            convert: applied to each array: a copy to a device, say.
+            convert: applied to each array, in the order of weights: a copy to a device, say.
 
         Raises:
             UnsupportedModelError: arrays are missing, misshapen, or have no place in this model; all are named.
@@ -281,7 +281,7 @@ class Module:
         wanted = {path: value for path, value in self.named_parameters() if isinstance(value, Parameter)}
         missing = [path for path, place in wanted.items() if path not in weights and not place.optional]
         extra = [path for path in weights if path not in wanted]
-        found = {path: weights[path] for path in wanted if path in weights}
+        found = {path: weights[path] for path in weights if path in wanted}
         misshapen = [
             f"{path} is {array.shape} and should be {wanted[path].shape}"
             for path, array in found.items()
@@ -291,9 +291,8 @@ class Module:
         if any(names for _, names in faults):
             text = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults if names)
             raise UnsupportedModelError(f"the weights do not fit {type(self).__name__}: {text}")
-        self._fill(
-            {path: convert(place.cast(found[path])) if path in found else None for path, place in wanted.items()}
-        )
+        filled = {path: convert(wanted[path].cast(array)) for path, array in found.items()}
+        self._fill({path: filled.get(path) for path in wanted})
 
     def _fill(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         self._path = prefix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rocforge.nn.layers import Linear
 from rocforge.nn.module import Module
@@ -11,8 +11,10 @@ from rocforge.nn.moe import MoE
 from rocforge.nn.parameter import Parameter
 from rocforge.ops import activation as activations
 from rocforge.ops.activation import add, sigmoid_gate_rows
+from rocforge.ops.device.weights import with_last
 from rocforge.ops.linear import linear
 from rocforge.ops.moe import halves
+from rocforge.ops.types import Matrices
 
 
 class TokenGate(Module):
@@ -80,6 +82,28 @@ class SharedMoE(Module):
 
     def forward(self, x: Any) -> Any:
         return add(self.routed(x), self.shared(x))
+
+
+class JoinedExperts(NamedTuple):
+    """Router and matrices of a mixture whose last expert is the one that every token takes."""
+
+    router: Matrices
+    matrices: tuple[Matrices, Matrices, Matrices]
+
+    @classmethod
+    def of(cls, routed: MoE, shared: SharedExpert) -> JoinedExperts | None:
+        """Where the shared expert is as large as the others, and lies on the device right behind them; else None."""
+        own: tuple[Any, ...] = shared.ffn_gate_shexp, shared.ffn_up_shexp, shared.ffn_down_shexp
+        layers = [*routed.matrices, routed.ffn_gate_inp, *own]
+        if any(layer is None or layer.bias is not None for layer in layers) or routed.activation != shared.activation:
+            return None
+        joined = [with_last(many.weight, one.weight) for many, one in zip(routed.matrices, own, strict=True)]
+        router, token_gate = routed.ffn_gate_inp.weight, shared.ffn_gate_inp_shexp
+        router = router if token_gate is None else with_last(router, token_gate.weight)
+        if router is None or any(each is None for each in joined):
+            return None
+        gate, up, down = map(Matrices, joined)
+        return cls(Matrices(router), (gate, up, down))
 
 
 def with_shared(routed: MoE, sizes: dict[str, Any] | None, **options: Any) -> MoE | SharedMoE:

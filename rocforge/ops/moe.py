@@ -162,16 +162,19 @@ def mixture(
     activate: str,
     residual: Array = None,
     following: NextNorm | None = None,
+    always: bool = False,
 ) -> tuple[Array, Array | PackedOperand | None]:
     """A whole mixture: `experts(y, *route(linear(y, router), *routing), ...)` of y = `rms_norm(x, norm, eps)`.
 
     Args:
         x: float32, shape (tokens, dim).
         norm, eps: of the norm.
-        router: weight (experts, dim), bias (experts,) or None.
+        router: weight (experts, dim), bias (experts,) or None; with `always`, perhaps with one row more.
         routing: `used` and what follows it in `route`.
         gate, up, down, activate, residual: as in `experts`.
         following: the norm of the result that comes next, if any.
+        always: the last of gate's, up's and down's experts is not the router's to choose: every token takes it, times
+            the sigmoid of the router's logit for it, if that has one.
 
     Returns:
         float32, shape (tokens, dim); and the norm of that, as the products after it take it, where a launch could make
@@ -182,11 +185,16 @@ def mixture(
     """
     if get_array_module(x) is np:
         y = rms_norm(x, norm, eps)
-        ids, weights = route(linear(y, router.weight, router.bias), *routing)
+        logits, count = linear(y, router.weight, router.bias), len(down.weight) - always
+        ids, weights = route(logits[:, :count], *routing)
+        if always:
+            own = logits[:, count:] if len(router.weight) > count else np.full((len(x), 1), np.inf, np.float32)
+            ids = np.concatenate([ids, np.full_like(ids[:, :1], count)], axis=1)
+            weights = np.concatenate([weights, np.float32(1) / (np.float32(1) + np.exp(-own))], axis=1)
         return experts(y, ids, weights, gate, up, down, activate, residual), None
     check_row("mixture", x, weight=norm)
-    _check_used(routing[0], len(router.weight), on_host=False)
-    args = (x, norm, eps, router, routing, gate, up, down, activate, residual, following)
+    _check_used(routing[0] + always, len(down.weight), on_host=False)
+    args = (x, norm, eps, router, routing, gate, up, down, activate, residual, following, always)
     return device_experts.mixture(*args)
 
 

@@ -6,6 +6,7 @@ import cupy as cp
 import numpy as np
 import pytest
 from golden import build, load, relative_error
+from published import PUBLISHED
 
 import rocforge as rf
 from rocforge.device import tuning
@@ -264,6 +265,61 @@ def test_mixture(rng, tokens, routing):
         products = [linear(operand, following.consumers[0]).get() for operand in (after, expected)]
         assert relative_error(*products) < 1e-6
     assert (after is None) == (tokens <= 4)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20, 70])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_mixture_with_one_that_every_token_takes(rng, tokens, gated, sigmoid):
+    """The last expert, which the router does not choose, weighs one, or the sigmoid of a logit of its own."""
+    layer = Layer(rng, ["Q8_0"] * 3, count=40, dim=192)
+    x, norm = (cp.asarray(rng.standard_normal(n).astype(np.float32)) for n in ((tokens, 192), 192))
+    router = Matrices(cp.asarray(rng.standard_normal((39 + gated, 192)).astype(np.float32) / 4))
+    routing = 3, True, True, 1.5, sigmoid
+    y, _ = mixture(x, norm, 1e-6, router, routing, *layer.device, "swiglu", x, always=True)
+    weights = [Matrices(weight) for weight in layer.weights]
+    expected, _ = mixture(
+        x.get(), norm.get(), 1e-6, Matrices(router.weight.get()), routing, *weights, "swiglu", x.get(), always=True
+    )
+    assert relative_error((y - x).get(), expected - x.get()) < 3e-2  # of int8
+    normed = rms_norm(x, norm, 1e-6)
+    logits = linear(normed, router.weight)
+    ids, chosen = route(logits[:, :39], *routing)
+    ids = cp.concatenate([ids, cp.full((tokens, 1), 39, np.int32)], axis=1)
+    own = 1 / (1 + cp.exp(-logits[:, 39:])) if gated else cp.ones((tokens, 1), np.float32)
+    expected = experts(normed, ids, cp.concatenate([chosen, own], axis=1), *layer.device, "swiglu", x)
+    assert relative_error((y - x).get(), (expected - x).get()) < 1e-4
+
+
+@pytest.mark.any_wave
+def test_shared_expert_behind_the_others():
+    """Loaded, a shared expert as large as the others is one of them, and the model gives what it does on the CPU; with
+    weights of its own, which lie elsewhere, it is apart, and the same comes out."""
+    whole = PUBLISHED["qwen3.6-35b-a3b"]
+    few = {"block_count": 2, "expert_count": 8, "embedding_length": 256, "ssm.time_step_rank": 2, "ssm.group_count": 1}
+    short = whole._replace(keys={**whole.keys, **few, "ssm.inner_size": 256}, vocabulary=300)
+    weights = dict(short.random_tensors("Q8_0"))
+    rng = np.random.default_rng(0)
+    weights |= {
+        name: random_weight(rng, "Q8_0", w.shape) for name, w in weights.items() if "shexp" in name and w.ndim > 1
+    }
+
+    class File(dict):
+        metadata = short.metadata(64)
+
+    cpu, gpu = (load_model(File(weights), device) for device in ("cpu", "gpu"))
+    steps = [step for step in gpu.fused._steps if hasattr(step, "joined")]
+    assert len(steps) == 2 and all(step.joined is not None for step in steps)
+    tokens = rng.integers(0, 300, 20)
+    for some in (1, 3, 20):
+        logits = gpu(tokens[:some]).get()
+        assert relative_error(logits, cpu(tokens[:some])) < 2e-2
+    for layer in gpu.blk:
+        layer.ffn_down_shexp.weight = layer.ffn_down_shexp.weight.with_data(
+            layer.ffn_down_shexp.weight.data.copy(), True
+        )
+    assert all(step.joined is None for step in gpu.fused._steps if hasattr(step, "joined"))
+    assert relative_error(gpu(tokens).get(), logits) < 1e-3
 
 
 def test_rounded_already(rng):

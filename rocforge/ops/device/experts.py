@@ -151,6 +151,7 @@ def mixture(
     unit: str,
     residual: Array,
     following: NextNorm | None,
+    always: bool,
 ) -> tuple[Array, Array | PackedOperand | None]:
     """What `rocforge.ops.moe.mixture` gives, of arrays on a device.
 
@@ -158,7 +159,9 @@ def mixture(
     last two choose the experts by the logits themselves.
     """
     _check_rows(down)
-    tokens, residual, how = len(x), float32(residual), Routing.of(len(router.weight), *routing)
+    tokens, residual, count = len(x), float32(residual), len(down.weight) - always
+    how = Routing.of(count, *routing)
+    how = how._replace(used=how.used + always, always=int(always), gates=int(len(router.weight) > count))
     pair = _pair(gate, up)
     product = _product(tokens, pair, down)
     operand, logits = _routed(x, norm, eps, router, _form(product, tokens))

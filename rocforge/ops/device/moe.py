@@ -47,6 +47,8 @@ class Routing(NamedTuple):
     groups_used: int = 1
     bias: Array = None
     expert_scales: Array = None
+    always: int = 0
+    gates: int = 0
 
     @classmethod
     def of(

@@ -37,7 +37,7 @@ _SIGNATURES = {
 
 
 @functools.cache
-def _kernel(name: str, key_dim: int = 64, **defines: int) -> Kernel:
+def _kernel(name: str, key_dim: int = 64, **defines: Any) -> Kernel:
     return Kernel("recurrent.hip", name, _SIGNATURES.get(name), RF_KEY_DIM=key_dim, **defines)
 
 
@@ -137,7 +137,7 @@ def _rule(
     decay: Array,
     bias: Array,
     state: RecurrentLayer,
-    defines: dict[str, int],
+    defines: dict[str, Any],
 ) -> Array:
     """What a rule gives: of sequences with few tokens by one kernel, of others by those for chunks, where these are for
     such keys; each leaves out the other's."""

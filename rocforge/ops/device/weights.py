@@ -72,6 +72,26 @@ def format_of(weight: Weight) -> WeightFormat:
     return known if aligned else NO_KERNEL_FLOAT32 if known.float32 else NO_KERNEL
 
 
+def with_last(many: Weight, one: Weight) -> Weight | None:
+    """Both as one array (n + 1, ...), of many (n, ...) and one (...) that lies right behind them; None where it does not.
+
+    rf.load places experts' matrices so, and behind them that of the expert that every token takes.
+    """
+    packed = isinstance(many, QuantizedArray)
+    if packed != isinstance(one, QuantizedArray):
+        return None
+    if packed and (many.qtype, many.planar) != (one.qtype, one.planar):
+        return None
+    first, last = (many.data, one.data) if packed else (many, one)
+    if isinstance(first, np.ndarray) or first.dtype != last.dtype or first.shape[1:] != last.shape:
+        return None
+    contiguous = first.flags.c_contiguous and last.flags.c_contiguous and last.data.mem is first.data.mem
+    if not contiguous or last.data.ptr != first.data.ptr + first.nbytes:
+        return None
+    whole = cupy_module().ndarray((len(first) + 1, *last.shape), first.dtype, memptr=first.data)
+    return many.with_data(whole, many.planar) if packed else whole
+
+
 def memory_of(weight: Weight) -> Array:
     """The array that holds a weight, C-contiguous."""
     return cupy_module().ascontiguousarray(weight.data if isinstance(weight, QuantizedArray) else weight)
