@@ -11,6 +11,13 @@ RF_DEVICE float softplus(float x) {
     return x > 20.0f ? x : fast_log(1.0f + e);
 }
 RF_DEVICE float silu_of(float x) { return x * sigmoid(x); }
+// Of elements i to i + 3 of a row of n, which may lie at any address; of those past its end zeros.
+RF_DEVICE f32x4 silu_of_four(const float* row, u32 i, u32 n) {
+    float of[4];
+    RF_UNROLL
+    for (u32 j = 0; j < 4; ++j) of[j] = i + j < n ? silu_of(row[i + j]) : 0.0f;
+    return make_f32x4(of[0], of[1], of[2], of[3]);
+}
 RF_DEVICE float gelu_of(float x) {
     // 0.5 (1 + tanh(z)) is sigmoid(2 z)
     return x * sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));

@@ -311,39 +311,75 @@ RF_KERNEL(CONV_THREADS) rf_selective_scan(SelectiveScanParams p) {
     for (u32 i = 0; i < STATE_DIM; ++i) state[u64(i) * p.channels] = own[i];
 }
 
-// y (tokens, heads, value_dim): x normalized over the last axis, times weight, times silu of the gate, whose rows are
-// gate_stride apart. A wave a head. Grid: tokens * heads / (NORM_THREADS / RF_WAVE).
+// Of x (tokens, heads, dim) with a gate, whose rows are gate_stride apart: to one of y, fp16 and quantized, of rows of
+// heads times dim; dim is a multiple of 32 where it is the last.
+struct GatedNormParams {
+    RF_NULLABLE float* y;
+    RF_NULLABLE f16* fp16;
+    RF_NULLABLE u8* quantized;
+    const float *x, *gate, *weight;
+    u64 gate_stride;
+    u32 rows, heads, dim, width, cells;
+    float eps;
+};
+
+// A wave's head. Calls f(i, gate) for fours of its elements, all lanes together.
 constexpr u32 NORM_THREADS = 256;
+struct GatedHead {
+    const GatedNormParams& p;
+    u32 row, head;
+    const float *x, *gate;
+    RF_MEMBER explicit GatedHead(const GatedNormParams& p)
+        : p(p), row(block_x() * (NORM_THREADS / RF_WAVE) + wave()), head(row % p.heads) {
+        x = p.x + u64(row) * p.dim, gate = p.gate + row / p.heads * p.gate_stride + head * p.dim;
+    }
+    RF_MEMBER bool there() const { return row < p.rows; }
+    template <class Each>
+    RF_MEMBER void each_four(Each f) const {
+        for (u32 base = 0; base < p.dim; base += 4 * RF_WAVE) {
+            u32 i = base + 4 * lane();
+            f(i, silu_of_four(gate, i, p.dim));
+        }
+    }
+    RF_MEMBER f32x4 at(u32 i) const { return load4(x, i, p.dim); }
+    RF_MEMBER float factor(float squares) const { return fast_rsqrt(wave_sum(squares) / float(p.dim) + p.eps); }
+    RF_MEMBER void write(u32 i, f32x4 v) const {
+        Operand out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.heads * p.dim};
+        out.write(row / p.heads, head * p.dim, p.dim, i, v);
+    }
+};
+
+// x normalized over the last axis, times weight (dim,), times silu of the gate. A wave a head. Grid: tokens * heads /
+// (NORM_THREADS / RF_WAVE).
 RF_KERNEL(NORM_THREADS)
-rf_norm_then_gate(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
-                  u32 heads, u32 dim, float eps) {
+rf_norm_then_gate(GatedNormParams p) {
     wait_for_previous();
-    u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
-    if (row >= rows) return;
-    x += u64(row) * dim, y += u64(row) * dim, gate += row / heads * gate_stride + row % heads * dim;
+    GatedHead own(p);
+    if (!own.there()) return;
     float sum = 0;
-    for (u32 i = lane(); i < dim; i += RF_WAVE) sum += x[i] * x[i];
-    float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
-    for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] = x[i] * factor * weight[i] * silu_of(gate[i]);
+    own.each_four([&](u32 i, f32x4) { sum += dot(own.at(i), own.at(i)); });
+    float factor = own.factor(sum);
+    own.each_four([&](u32 i, f32x4 gate) {
+        own.write(i, product(times(product(own.at(i), gate), factor), load4(p.weight, i, p.dim)));
+    });
 }
 
-// y (tokens, groups, dim): x times silu of the gate, whose rows are gate_stride apart, normalized over the last axis,
-// times weight (groups, dim). A wave a group. Grid: tokens * groups / (NORM_THREADS / RF_WAVE).
+// x times silu of the gate, normalized over the last axis, times weight (heads, dim). A wave a head. Grid: as above.
 RF_KERNEL(NORM_THREADS)
-rf_gate_then_norm(float* y, const float* x, const float* gate, const float* weight, u64 gate_stride, u32 rows,
-                  u32 groups, u32 dim, float eps) {
+rf_gate_then_norm(GatedNormParams p) {
     wait_for_previous();
-    u32 row = block_x() * (NORM_THREADS / RF_WAVE) + wave();
-    if (row >= rows) return;
-    x += u64(row) * dim, y += u64(row) * dim, gate += row / groups * gate_stride + row % groups * dim;
-    weight += row % groups * dim;
+    GatedHead own(p);
+    if (!own.there()) return;
     float sum = 0;
-    for (u32 i = lane(); i < dim; i += RF_WAVE) {
-        float v = x[i] * silu_of(gate[i]);
-        y[i] = v, sum += v * v;
-    }
-    float factor = fast_rsqrt(wave_sum(sum) / float(dim) + eps);
-    for (u32 i = lane(); i < dim; i += RF_WAVE) y[i] *= factor * weight[i];
+    own.each_four([&](u32 i, f32x4 gate) {
+        f32x4 v = product(own.at(i), gate);
+        sum += dot(v, v);
+    });
+    float factor = own.factor(sum);
+    own.each_four([&](u32 i, f32x4 gate) {
+        f32x4 weight = load4(p.weight + own.head * p.dim, i, p.dim);
+        own.write(i, product(times(product(own.at(i), gate), factor), weight));
+    });
 }
 
 // Queries and gates that lie head by head, q then gate, in a row of x: both (tokens, heads, dim), contiguous.

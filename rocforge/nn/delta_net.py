@@ -9,11 +9,11 @@ from typing import Any
 
 from rocforge.nn.batch import Batch
 from rocforge.nn.layers import Linear, RMSNorm
-from rocforge.nn.module import Module
+from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import Recurrent
 from rocforge.ops.activation import add, swiglu
-from rocforge.ops.recurrent import causal_conv, gated_delta_rule, norm_then_gate, split_gate
+from rocforge.ops.recurrent import causal_conv, gated_delta_net, gated_delta_rule, norm_then_gate, split_gate
 
 
 class CausalConv(Module):
@@ -111,8 +111,17 @@ class GatedDeltaNet(Module):
         qkv = self.ssm_conv1d(qkv, state)
         return gated_delta_rule(qkv, beta, alpha, self.ssm_a, bias, state, self.heads, self.eps, **options)
 
-    def mix(self, projected: list[Any], batch: Batch) -> Any:
-        """What the output product takes, of what the projections give, where nobody looks at the norm and ssm_dt."""
+    def mix(self, projected: list[Any], batch: Batch, consumer: Any = None) -> Any:
+        """What the output product takes, of what the projections give, where nobody looks at the norm and ssm_dt.
+
+        Args:
+            projected, batch: as they are.
+            consumer: as in rocforge.ops.recurrent.gated_delta_net.
+        """
         qkv, gate, beta, alpha = self.split(projected)
-        y = self.read(qkv, beta, alpha, batch, self.ssm_dt.bias)
-        return norm_then_gate(y, gate, self.ssm_norm.weight, self.ssm_norm.eps)
+        conv, norm, bias = self.ssm_conv1d, self.ssm_norm, self.ssm_dt.bias
+        if is_hidden(conv, CausalConv):
+            weights, eps = (conv.weight, self.ssm_a, bias, norm.weight), (self.eps, norm.eps)
+            state = batch.state_of(self)
+            return gated_delta_net(qkv, gate, beta, alpha, *weights, state, self.heads, eps, self.repeated, consumer)
+        return norm_then_gate(self.read(qkv, beta, alpha, batch, bias), gate, norm.weight, norm.eps, consumer)

@@ -207,6 +207,15 @@ class _Mixer(_Projected):
         return self.finish(stream.x, self.mixer.mix(self.project(stream), batch), following)
 
 
+class _DeltaNet(_Projected):
+    """What is between the products is one op, that writes what the last product takes."""
+
+    stateful = True
+
+    def __call__(self, stream: Stream, batch: Batch, following: FusedNorm | None) -> Stream:
+        return self.finish(stream.x, self.mixer.mix(self.project(stream), batch, self.last_weight), following)
+
+
 class _MLP(_Projected):
     """Gate, up and activation are one op, that writes what the last product takes."""
 
@@ -333,7 +342,7 @@ def _step(mixer: Module, pre: Module | None, post: Module | None, stateful: bool
     if is_plain(mixer, Attention):
         return _Attention(mixer, pre, post, tables)
     if is_plain(mixer, GatedDeltaNet) and _is_plain_inside(mixer):
-        return _Mixer(mixer, pre, post, mixer.ssm_out, tables)
+        return _DeltaNet(mixer, pre, post, mixer.ssm_out, tables)
     if is_plain(mixer, LatentAttention) or is_plain(mixer, KimiDeltaNet):
         return _Mixer(mixer, pre, post, mixer.attn_output, tables)
     if is_plain(mixer, MLP) or is_plain(mixer, MergedMLP):

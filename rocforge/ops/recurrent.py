@@ -13,9 +13,10 @@ import numpy as np
 from rocforge.device.arrays import get_array_module
 from rocforge.ops import activation
 from rocforge.ops.device import recurrent as device
+from rocforge.ops.device.operands import PackedOperand
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.state import RecurrentLayer
-from rocforge.ops.types import Array, HostArray
+from rocforge.ops.types import Array, HostArray, Weight
 
 CHUNK = 32
 """Tokens that the chunked form takes at a time."""
@@ -213,7 +214,9 @@ def selective_scan(
     return y
 
 
-def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+def gate_then_norm(
+    x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None = None
+) -> Array | PackedOperand:
     """The RMS norm of x times the silu of the gate, a group of columns at a time, times weight.
 
     Args:
@@ -221,17 +224,20 @@ def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
         gate: float32, shape (tokens, groups * dim); on a device its rows may be parts of wider ones.
         weight: float32, shape (groups, dim).
         eps: of the norm.
+        consumer: as in `gated_delta_net`.
 
     Returns:
         float32, shape (tokens, groups * dim).
     """
     if get_array_module(x) is not np:
-        return device.gate_then_norm(x, gate, weight, eps)
+        return device.gate_then_norm(x, gate, weight, eps, consumer)
     y = x.reshape(len(x), -1) * activation.silu(gate)
     return (rms_norm(y.reshape(len(x), *weight.shape), None, eps) * weight).reshape(len(x), -1)
 
 
-def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+def norm_then_gate(
+    x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None = None
+) -> Array | PackedOperand:
     """The RMS norm of each head of x, times weight, times the silu of the gate.
 
     Args:
@@ -239,13 +245,53 @@ def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
         gate: float32, shape (tokens, heads * dim); on a device its rows may be parts of wider ones.
         weight: float32, shape (dim,).
         eps: of the norm.
+        consumer: as in `gated_delta_net`.
 
     Returns:
         float32, shape (tokens, heads * dim).
     """
     if get_array_module(x) is not np:
-        return device.norm_then_gate(x, gate, weight, eps)
+        return device.norm_then_gate(x, gate, weight, eps, consumer)
     return rms_norm(x, weight, eps).reshape(len(x), -1) * activation.silu(gate)
+
+
+def gated_delta_net(
+    qkv: Array,
+    gate: Array,
+    beta: Array,
+    alpha: Array,
+    conv: Array,
+    decay: Array,
+    bias: Array,
+    norm: Array,
+    state: RecurrentLayer,
+    heads: tuple[int, int],
+    eps: tuple[float, float],
+    repeated: bool = False,
+    consumer: Weight | None = None,
+) -> Array | PackedOperand:
+    """A Gated DeltaNet between its projections: `causal_conv`, `gated_delta_rule` and `norm_then_gate`.
+
+    On a device they are one launch where each sequence has one token.
+
+    Args:
+        qkv, gate, beta, alpha: what the projections give.
+        conv: weight of the convolution.
+        decay, bias, heads, repeated: of the rule.
+        norm: weight of the norm.
+        state: of the convolution and of the rule; both are updated.
+        eps: of the rule, and of the norm.
+        consumer: the weight that the result is multiplied with, if that is all it is for; the result may come in the
+            form in which the product takes it.
+
+    Returns:
+        float32, shape (tokens, value_heads * value_dim).
+    """
+    rule = decay, bias, state, heads, eps[0]
+    if get_array_module(qkv) is not np and device.takes_step(qkv, alpha, state, heads, conv):
+        return device.delta_step(qkv, gate, beta, alpha, conv, *rule, norm, eps[1], repeated, consumer)
+    y = gated_delta_rule(causal_conv(qkv, conv, state), beta, alpha, *rule, repeated=repeated)
+    return norm_then_gate(y, gate, norm, eps[1], consumer)
 
 
 def split_gate(x: Array, heads: int) -> tuple[Array, Array]:

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from golden import relative_error
 
-from rocforge.ops.recurrent import causal_conv, gated_delta_rule, state_space
+from rocforge.ops.linear import linear
+from rocforge.ops.recurrent import causal_conv, gated_delta_net, gated_delta_rule, state_space
 from rocforge.ops.state import RecurrentLayer
+from rocforge.selftest.weights import random_weight
 
 SLOTS = 9
 
@@ -75,3 +77,33 @@ def test_state_space(rng, lengths, state_dim):
     got = state_space(*map(cp.asarray, given), there)
     assert relative_error(got.get(), wanted) < 1e-5
     assert relative_error(there.arrays[1].get(), here.arrays[1]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1], [1, 1, 1], [1] * 7, [2, 1], [20]], ids=lambda lengths: "-".join(map(str, lengths))
+)
+@pytest.mark.parametrize(
+    ("key_dim", "dim", "repeated"), [(64, 64, False), (128, 128, True), (128, 36, False), (16, 32, True)]
+)
+@pytest.mark.parametrize("consumed", [False, True])
+def test_gated_delta_net(rng, lengths, key_dim, dim, repeated, consumed):
+    """All between the projections, in one launch where each sequence has one token, in the form that a product takes;
+    and the states of convolution and rule after it."""
+    key_heads, heads, tokens, width = 2, 6, sum(lengths), 4
+    channels = 2 * key_heads * key_dim + heads * dim
+    here, there = steps(rng, lengths, [(width - 1, channels), (heads, key_dim, dim)])
+    sizes = channels, heads * dim, heads, heads
+    projected = [rng.normal(size=(tokens, n)).astype(np.float32) for n in sizes]
+    weights = rng.normal(size=(channels, width)), -rng.random(heads), rng.normal(size=heads), rng.normal(size=dim)
+    given = [*projected, *(w.astype(np.float32) for w in weights)]
+    how = (key_heads, heads), (1e-6, 1e-5), repeated
+    weight = random_weight(rng, "Q8_0", (16, heads * dim)) if consumed and heads * dim % 32 == 0 else None
+    wanted = gated_delta_net(*given, here, *how)
+    consumer = None if weight is None else weight.to_device("gpu")
+    got = gated_delta_net(*map(cp.asarray, given), there, *how, consumer)
+    if consumer is None:
+        assert relative_error(got.get(), wanted) < 1e-5
+    else:
+        assert relative_error(linear(got, consumer).get(), wanted @ weight.dequantize().T) < 3e-2  # of int8
+    for ours, theirs in zip(there.arrays, here.arrays, strict=True):
+        assert relative_error(ours.get(), theirs) < 1e-5

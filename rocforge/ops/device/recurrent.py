@@ -10,9 +10,12 @@ import numpy as np
 from rocforge.device.cards import card_of
 from rocforge.device.kernels import Kernel
 from rocforge.device.libraries import cupy_module
+from rocforge.formats.planar import CELL, cells_of
+from rocforge.ops.device.operands import PackedOperand, empty_operand, output_arguments
+from rocforge.ops.device.plan import OperandForm, form_for
 from rocforge.ops.device.strided import ALIGNMENT, blocks, float32, rows_of
 from rocforge.ops.state import RecurrentLayer
-from rocforge.ops.types import Array
+from rocforge.ops.types import Array, Weight
 
 CONV_THREADS, COLUMNS, RULE_THREADS, NORM_THREADS = 64, 32, 128, 256
 """As recurrent.hip has them."""
@@ -28,12 +31,9 @@ MAX_STATE_DIM = 32
 """Of a selective scan."""
 
 
-_GATES = "float32* float32* float32* float32* uint64 uint32 uint32 uint32 float32"
-_SIGNATURES = {
-    "norm_then_gate": _GATES,
-    "gate_then_norm": _GATES,
-    "split_gate": "float32* float32* float32* uint64 uint32 uint32 uint32",
-}
+STEP_THREADS, MOST_SHARERS, MOST_VALUES = 512, 8, 128
+"""As delta_step.hip has them."""
+_SIGNATURES = {"split_gate": "float32* float32* float32* uint64 uint32 uint32 uint32"}
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def gated_delta_rule(
     repeated: bool,
 ) -> Array:
     (key_heads, value_heads), key_dim = heads, state.arrays[-1].shape[-2]
-    channels = {"RF_CHANNELS": 1} if alpha.shape[1] > value_heads else {}
+    channels: dict[str, Any] = {"RF_CHANNELS": 1} if alpha.shape[1] > value_heads else {}
     keys, (b, stride) = key_heads * key_dim, rows_of(beta)
     args = {"beta": b, "beta_stride": stride, "skip": None}
     args |= {"key_heads": key_heads, "repeated": int(repeated), "eps": eps}
@@ -124,7 +124,7 @@ def selective_scan(
 
 
 @functools.cache
-def _chunk_kernel(name: str, key_dim: int, **defines: int) -> Kernel:
+def _chunk_kernel(name: str, key_dim: int, **defines: Any) -> Kernel:
     return Kernel("state_chunks.hip", name, RF_KEY_DIM=key_dim, **defines)
 
 
@@ -178,22 +178,78 @@ def _with_stride(x: Array, stride: int) -> Array:
     return data
 
 
-def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float) -> Array:
+def takes_step(qkv: Array, alpha: Array, state: RecurrentLayer, heads: tuple[int, int], conv: Array) -> bool:
+    """Whether `delta_step` is for a batch."""
+    (key_heads, value_heads), (key_dim, value_dim) = heads, state.arrays[-1].shape[-2:]
+    sizes = key_dim in CHUNKED_KEY_DIMS and value_dim % 4 == 0 and value_dim <= MOST_VALUES
+    shared = value_heads // key_heads <= MOST_SHARERS and alpha.shape[1] == value_heads and conv.shape[1] <= MAX_WIDTH
+    return state.most == 1 and len(qkv) > 0 and sizes and shared
+
+
+def delta_step(
+    qkv: Array,
+    gate: Array,
+    beta: Array,
+    alpha: Array,
+    conv: Array,
+    decay: Array,
+    bias: Array,
+    state: RecurrentLayer,
+    heads: tuple[int, int],
+    eps: float,
+    norm: Array,
+    norm_eps: float,
+    repeated: bool,
+    consumer: Weight | None,
+) -> Array | PackedOperand:
+    """`gated_delta_net` of sequences with one token each, in one launch."""
+    (key_heads, value_heads), (key_dim, value_dim) = heads, state.arrays[-1].shape[-2:]
+    out, args = _operand((len(qkv), value_heads, value_dim), consumer)
+    for name, part in {"x": qkv, "beta": beta, "alpha": alpha, "gate": gate}.items():
+        args[name], args[f"{name}_stride"] = rows_of(part)
+    (args["conv_state"], args["conv_stride"]), (args["state"], stride) = map(rows_of, state.arrays)
+    args |= {"conv": float32(conv), "conv_width": conv.shape[1], "decay": float32(decay), "bias": float32(bias)}
+    args |= {"norm": float32(norm), "norm_eps": norm_eps, "eps": eps, "sequences": _sequences(state, stride)}
+    args |= {"key_heads": key_heads, "value_heads": value_heads, "value_dim": value_dim, "repeated": int(repeated)}
+    _step_kernel(key_dim)((key_heads, len(state.slots)), (STEP_THREADS,), args)
+    return out
+
+
+@functools.cache
+def _step_kernel(key_dim: int) -> Kernel:
+    return Kernel("delta_step.hip", "delta_step", RF_KEY_DIM=key_dim)
+
+
+def _operand(shape: tuple[int, int, int], consumer: Weight | None) -> tuple[Array | PackedOperand, dict[str, Any]]:
+    """Room for what heads (tokens, heads, dim) give, as a product with the consumer takes it; and a kernel's arguments
+    that say where it goes."""
+    tokens, heads, dim = shape
+    form = OperandForm.FLOAT32 if consumer is None else form_for([consumer], tokens)
+    if form.packed and (dim % 32 or heads * dim % CELL):
+        form = OperandForm.FLOAT32
+    out = empty_operand((tokens, heads * dim), form)
+    to = dict(zip(("y", "fp16", "quantized", "width"), output_arguments(out), strict=True))
+    return out, {**to, "cells": cells_of(heads * dim)}
+
+
+def gate_then_norm(x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None) -> Array | PackedOperand:
     groups, dim = weight.shape
-    return _gated("gate_then_norm", x.reshape(len(x), groups, dim), gate, weight, eps)
+    return _gated("gate_then_norm", x.reshape(len(x), groups, dim), gate, weight, eps, consumer)
 
 
-def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float) -> Array:
-    return _gated("norm_then_gate", x, gate, weight, eps)
+def norm_then_gate(x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None) -> Array | PackedOperand:
+    return _gated("norm_then_gate", x, gate, weight, eps, consumer)
 
 
-def _gated(name: str, x: Array, gate: Array, weight: Array, eps: float) -> Array:
-    tokens, heads, dim = x.shape
-    y, (g, stride) = cupy_module().empty((tokens, heads * dim), np.float32), rows_of(gate)
-    waves = NORM_THREADS // card_of(x.device.id).wave
-    args = (y, float32(x), g, float32(weight), stride, tokens * heads, heads, dim, eps)
+def _gated(
+    name: str, x: Array, gate: Array, weight: Array, eps: float, consumer: Weight | None
+) -> Array | PackedOperand:
+    (tokens, heads, dim), waves = x.shape, NORM_THREADS // card_of(x.device.id).wave
+    out, args = _operand(x.shape, consumer)
+    args["gate"], args["gate_stride"] = rows_of(gate)
+    args |= {"x": float32(x), "weight": float32(weight), "rows": tokens * heads, "heads": heads, "dim": dim, "eps": eps}
     _kernel(name)((blocks(tokens * heads, waves),), (NORM_THREADS,), args)
-    return y
+    return out
 
 
 def split_gate(x: Array, heads: int) -> tuple[Array, Array]:

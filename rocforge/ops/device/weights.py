@@ -73,7 +73,7 @@ def format_of(weight: Weight) -> WeightFormat:
 
 
 def with_last(many: Weight, one: Weight) -> Weight | None:
-    """Both as one array (n + 1, ...), of many (n, ...) and one (...) that lies right behind them; None where it does not.
+    """Both as one array (n + 1, ...), of many (n, ...) and one (...) that lies right behind them; else None.
 
     rf.load places experts' matrices so, and behind them that of the expert that every token takes.
     """
