@@ -2,8 +2,9 @@
 //
 // Compiled for RF_HEAD_DIM, RF_GROUP (heads / kv_heads), RF_BLOCK_SIZE (tokens of a cache block), the cache's types,
 // RF_ALIBI where scores are biased by distance, RF_VALUE_DIM where values are shorter than keys, and, by the card's
-// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile), or, for warpgroups and float16, RF_STAGES
-// and RF_KEYS. Source: Dao, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+// tuning, RF_PARTS (waves with the same rows) and RF_KEYS (keys of a tile); on warpgroups RF_PARTS is of blocks, and
+// there are RF_WIDTH (columns of a tile), RF_STAGES (tiles in LDS) and RF_LDS. Source: Dao, FlashAttention-2,
+// https://arxiv.org/abs/2307.08691.
 #include "attention.h"
 #include "formats/kv_cache.h"
 #include "sequences.h"
@@ -116,7 +117,8 @@ RF_DEVICE float slope_of(const PrefillParams& p, const BlockRows& block, i32 r) 
 
 namespace rocforge {
 
-// Grid: (tokens * RF_GROUP / ROWS, kv_heads), whatever the lengths, so that a launch can be replayed.
+// Grid: (tokens * RF_GROUP / ROWS, kv_heads, RF_PARTS, or 1 on waves), whatever the lengths, so that a launch can be
+// replayed.
 RF_KERNEL_BOUND(THREADS, RESIDENT)
 rf_attention_prefill(PrefillParams p) {
     wait_for_previous();

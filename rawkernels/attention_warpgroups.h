@@ -1,28 +1,34 @@
-// Tiles of queries by tiles of keys on Hopper's warpgroups, for heads of 128: one warpgroup brings tiles of keys and
-// values into LDS, two others multiply them. Those take turns: one works on a tile's softmax while the tensor cores
-// have the other's products, and its own of the tile before. Source: Shah et al., FlashAttention-3,
-// https://arxiv.org/abs/2407.08608.
+// Tiles of queries by tiles of keys on Hopper's warpgroups: one warpgroup brings tiles of keys and values into LDS, two
+// others multiply them. Those take turns: one works on a tile's softmax while the tensor cores have the other's
+// products, and its own of the tile before. Source: Shah et al., FlashAttention-3, https://arxiv.org/abs/2407.08608.
+//
+// A tile has KEYS tokens and WIDTH of their columns. The output of 64 rows takes a warpgroup's registers, so that of
+// values of more than 256 RF_PARTS blocks have the same rows, whose scores each of them computes.
 #pragma once
 #include "target/fragments.h"
 #include "target/warpgroup.h"
 
 namespace rocforge {
 
-constexpr u32 CONSUMERS = 2, ROWS = CONSUMERS * 64, KEYS = RF_KEYS, STAGES = RF_STAGES;
+constexpr u32 CONSUMERS = 2, ROWS = CONSUMERS * 64, KEYS = RF_KEYS, WIDTH = RF_WIDTH, STAGES = RF_STAGES;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP, RESIDENT = THREADS;
+constexpr u32 COLUMNS = RF_VALUE_DIM / RF_PARTS;  // of the output, those that a block has
+constexpr u32 KEY_TILES = RF_HEAD_DIM / WIDTH, VALUE_TILES = COLUMNS / WIDTH, PANELS = WIDTH / PANEL;
 constexpr u32 PIECES = RF_HEAD_DIM / 8;  // of 16 bytes, of a head's row
 // Tiles of float16 are copied asynchronously; packed ones are unpacked on the way, which takes registers.
 constexpr bool COPIED = Keys::ROW == 2 * RF_HEAD_DIM && Values::ROW == 2 * RF_VALUE_DIM;
-constexpr u32 PRODUCER_REGISTERS = COPIED ? 40 : 104, CONSUMER_REGISTERS = COPIED ? 232 : 200;
+constexpr u32 PRODUCER_REGISTERS = COPIED ? 56 : COLUMNS > 128 ? 72 : 104;
+constexpr u32 CONSUMER_REGISTERS = (504 - PRODUCER_REGISTERS) / CONSUMERS;
 // A score higher than what the weights are scaled by rescales them only where they would leave float16's range soon.
 constexpr float SLACK = 8;
 
-static_assert(RF_HEAD_DIM == 128 && RF_VALUE_DIM == 128 && KEYS == 128, "the products are of 128 columns");
+static_assert(KEY_TILES * WIDTH == RF_HEAD_DIM && VALUE_TILES * WIDTH * RF_PARTS == RF_VALUE_DIM, "tiles are whole");
+static_assert(STAGES >= KEY_TILES + VALUE_TILES, "those of keys, and of the values before, are in use together");
 
 // Tiles of keys and values take turns in a ring, in the order of their use: keys 0, keys 1, values 0, keys 2, ...
 struct Shared {
     f16 queries[ROWS * RF_HEAD_DIM];
-    f16 tiles[STAGES][KEYS * RF_HEAD_DIM];
+    f16 tiles[STAGES][KEYS * WIDTH];
     u64 full[STAGES], empty[STAGES];  // barriers
 };
 constexpr u32 ALIGNMENT = 1024;  // of panels
@@ -36,130 +42,130 @@ struct Place {
     }
 };
 
-// One warpgroup's lanes bring tiles. Of less than a tile of tokens the last is repeated: no query sees those.
+// One warpgroup's lanes bring tiles: eight lanes a row of a panel. Of less than a tile of tokens the last is repeated:
+// no query sees those.
 struct Producer {
-    static constexpr u32 ROWS_AT_ONCE = WARPGROUP / PIECES, LOADS = RF_BLOCK_SIZE / ROWS_AT_ONCE;
-    static constexpr u32 BLOCKS = KEYS / RF_BLOCK_SIZE;
+    static constexpr u32 LANES = PANEL / 8, ROWS_AT_ONCE = WARPGROUP / LANES, LOADS = KEYS / ROWS_AT_ONCE;
 
     Shared& shared;
     u32 kv_heads;
-    Place place, arriving;
-    u32 under_way = 0;
+    Place place;
 
-    // A block of the cache, the number `b` of a tile, and its last row that there is.
+    static RF_MEMBER u32 first_row() { return thread_x() / LANES; }
+    static RF_MEMBER u32 piece() { return thread_x() % LANES; }
+
+    // This lane's rows of a sequence's tokens from `start` on.
     template <class Type>
-    struct Source {
-        HeadBlock<Type> rows;
-        i32 last;
-
-        RF_MEMBER Source(const void* cache, const BlockRows& sequence, i32 start, u32 b, u32 kv_heads)
-            : Source(cache, sequence, minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE),
-                     kv_heads) {}
-        RF_MEMBER Source(const void* cache, const BlockRows& sequence, i32 block, u32 kv_heads)
-            : rows(cache, sequence.table[block], kv_heads, sequence.kv_head),
-              last(minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1) {}
-        RF_MEMBER CachedRow row(u32 i) const { return rows.row(minimum(i32(i), last)); }
-    };
-
-    // Of a sequence's tokens from `start` on.
+    RF_MEMBER void find_rows(CachedRow (&rows)[LOADS], const void* cache, const BlockRows& sequence, i32 start) const {
+        RF_UNROLL
+        for (u32 b = 0; b < KEYS / RF_BLOCK_SIZE; ++b) {
+            i32 block = minimum(start / RF_BLOCK_SIZE + i32(b), (sequence.length - 1) / RF_BLOCK_SIZE);
+            i32 last = minimum(sequence.length - block * RF_BLOCK_SIZE, RF_BLOCK_SIZE) - 1;
+            HeadBlock<Type> source(cache, sequence.table[block], kv_heads, sequence.kv_head);
+            RF_UNROLL
+            for (u32 i = 0; i < RF_BLOCK_SIZE / ROWS_AT_ONCE; ++i)
+                rows[b * (RF_BLOCK_SIZE / ROWS_AT_ONCE) + i] =
+                    source.row(minimum(i32(i * ROWS_AT_ONCE + first_row()), last));
+        }
+    }
+    // `tiles` of them side by side, from `column` on.
     template <class Type>
-    RF_MEMBER void bring_tile(const void* cache, const BlockRows& sequence, i32 start) {
-        if constexpr (COPIED)
-            copy_tile<Type>(cache, sequence, start);
-        else
-            unpack_tile<Type>(cache, sequence, start);
+    RF_MEMBER void bring_tiles(const void* cache, const BlockRows& sequence, i32 start, u32 column, u32 tiles) {
+        CachedRow rows[LOADS];
+        find_rows<Type>(rows, cache, sequence, start);
+        RF_NO_UNROLL
+        for (u32 t = 0; t < tiles; ++t, column += WIDTH) {
+            if constexpr (COPIED)
+                copy_tile(rows, column + piece() * 8);
+            else
+                unpack_tile<Type>(rows, column + piece() * 8);
+            place.next();
+        }
     }
     RF_MEMBER void wait_for_place() const { wait_phase(&shared.empty[place.stage], place.parity ^ 1); }
-    template <class Type>
-    RF_MEMBER void copy_tile(const void* cache, const BlockRows& sequence, i32 start) {
+    RF_MEMBER f16* at_place() const { return shared.tiles[place.stage] + piece_offset(KEYS, first_row(), piece()); }
+    RF_MEMBER void copy_tile(const CachedRow (&rows)[LOADS], u32 column) const {
         wait_for_place();
-        u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
-        u32 to = lds_address(shared.tiles[place.stage] + piece_offset(KEYS, row, piece));
+        u32 to = lds_address(at_place());
         RF_UNROLL
-        for (u32 b = 0; b < BLOCKS; ++b) {
-            Source<Type> source(cache, sequence, start, b, kv_heads);
+        for (u32 i = 0; i < LOADS; ++i) {
             RF_UNROLL
-            for (u32 i = 0; i < RF_BLOCK_SIZE; i += ROWS_AT_ONCE)
-                copy_async<16>(to + (b * RF_BLOCK_SIZE + i) * PANEL * sizeof(f16),
-                               source.row(i + row).elements + piece * 16);
+            for (u32 panel = 0; panel < PANELS; ++panel)
+                copy_async<16>(to + (panel * KEYS + i * ROWS_AT_ONCE) * PANEL * sizeof(f16),
+                               rows[i].elements + (column + panel * PANEL) * sizeof(f16));
         }
-        end_copy_group();
-        place.next();
-        if (under_way++) wait_for_copy_groups<1>(), publish();
+        arrive_with_copies(&shared.full[place.stage]);
     }
     // All of a tile's loads are on their way together.
     template <class Type>
-    RF_MEMBER void unpack_tile(const void* cache, const BlockRows& sequence, i32 start) {
-        typename Type::template Piece<8> pieces[BLOCKS][LOADS];
-        u32 piece = thread_x() % PIECES, row = thread_x() / PIECES;
+    RF_MEMBER void unpack_tile(const CachedRow (&rows)[LOADS], u32 column) const {
+        typename Type::template Piece<8> pieces[LOADS][PANELS];
         RF_UNROLL
-        for (u32 b = 0; b < BLOCKS; ++b) {
-            Source<Type> source(cache, sequence, start, b, kv_heads);
+        for (u32 i = 0; i < LOADS; ++i) {
             RF_UNROLL
-            for (u32 i = 0; i < LOADS; ++i) pieces[b][i].load_from(source.row(i * ROWS_AT_ONCE + row), piece * 8);
+            for (u32 panel = 0; panel < PANELS; ++panel) pieces[i][panel].load_from(rows[i], column + panel * PANEL);
         }
         wait_for_place();
-        f16* to = shared.tiles[place.stage] + piece_offset(KEYS, row, piece);
+        f16* to = at_place();
         RF_UNROLL
-        for (u32 i = 0; i < BLOCKS * LOADS; ++i)
-            *reinterpret_cast<u32x4*>(to + i * ROWS_AT_ONCE * PANEL) = pieces[i / LOADS][i % LOADS].fp16();
-        place.next();
-        publish();
-    }
-    RF_MEMBER void publish() {
+        for (u32 i = 0; i < LOADS; ++i) {
+            RF_UNROLL
+            for (u32 panel = 0; panel < PANELS; ++panel)
+                *reinterpret_cast<u32x4*>(to + (panel * KEYS + i * ROWS_AT_ONCE) * PANEL) = pieces[i][panel].fp16();
+        }
         publish_to_products();
-        arrive(&shared.full[arriving.stage]);
-        arriving.next();
+        arrive(&shared.full[place.stage]);
     }
     // All tiles that a sequence's queries see.
-    RF_MEMBER void bring_tiles(const PrefillParams& p, const BlockRows& sequence) {
+    RF_MEMBER void bring(const PrefillParams& p, const BlockRows& sequence) {
         auto [start, end] = sequence.keys<ROWS, RF_BLOCK_SIZE>();
         if (start >= end) return;
-        bring_tile<Keys>(p.keys, sequence, start);
+        u32 column = block_z() * COLUMNS;
+        bring_tiles<Keys>(p.keys, sequence, start, 0, KEY_TILES);
         for (; start + i32(KEYS) < end; start += KEYS) {
-            bring_tile<Keys>(p.keys, sequence, start + KEYS);
-            bring_tile<Values>(p.values, sequence, start);
+            bring_tiles<Keys>(p.keys, sequence, start + KEYS, 0, KEY_TILES);
+            bring_tiles<Values>(p.values, sequence, start, column, VALUE_TILES);
         }
-        bring_tile<Values>(p.values, sequence, start);
-        if (COPIED) wait_for_copy_groups<0>(), publish();
-        under_way = 0;
+        bring_tiles<Values>(p.values, sequence, start, column, VALUE_TILES);
     }
 };
 
 // What one warpgroup has of its 64 rows: softmax numerators times values, their sums, and what scores are scaled by (in
 // units of log 2).
 struct Rows {
-    WarpgroupTile sums;
+    WarpgroupTile<WIDTH> sums[VALUE_TILES];
     float highest[ROW_SLOTS], sum[ROW_SLOTS];
     i32 position[ROW_SLOTS];
 };
 
-RF_DEVICE void cap(WarpgroupTile& scores, float softcap) {
+typedef WarpgroupTile<KEYS> Scores;
+
+RF_DEVICE void cap(Scores& scores, float softcap) {
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
+    for (u32 i = 0; i < KEYS / 2; ++i) scores[i] = softcap * LOG2E * fast_tanh(scores[i] * fast_reciprocal(softcap));
 }
 
 // Lowers scores of a warp's rows, from `first` on, by the distances of the keys from `start` on.
-RF_DEVICE void bias(WarpgroupTile& scores, const Rows& rows, const PrefillParams& p, const BlockRows& block, i32 first,
+RF_DEVICE void bias(Scores& scores, const Rows& rows, const PrefillParams& p, const BlockRows& block, i32 first,
                     i32 start) {
     float slopes[ROW_SLOTS];
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) slopes[slot] = slope_of(p, block, first + i32(fragment_row(slot)));
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) {
+    for (u32 i = 0; i < KEYS / 2; ++i) {
         i32 distance = rows.position[row_slot(i)] - start - i32(fragment_column(i));
         scores[i] = biased(scores[i], slopes[row_slot(i)], distance);
     }
 }
 
 // Hides what a row does not see of the keys from `start` on, of which there are some up to `end`.
-RF_DEVICE void mask(WarpgroupTile& scores, const Rows& rows, i32 start, i32 end, const BlockRows& block) {
+RF_DEVICE void mask(Scores& scores, const Rows& rows, i32 start, i32 end, const BlockRows& block) {
     i32 first[ROW_SLOTS];
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot)
         first[slot] = first_seen(rows.position[slot] + block.after, block.window, block.chunked);
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) {
+    for (u32 i = 0; i < KEYS / 2; ++i) {
         i32 key = start + i32(fragment_column(i));
         if (key > rows.position[row_slot(i)] + block.after || key < first[row_slot(i)] || key >= end)
             scores[i] = -infinity();
@@ -172,9 +178,9 @@ template <class Combine>
 struct RowParts {
     float parts[ROW_SLOTS][4];
 
-    RF_MEMBER RowParts(const WarpgroupTile& scores, Combine combine) {
+    RF_MEMBER RowParts(const Scores& scores, Combine combine) {
         RF_UNROLL
-        for (u32 i = 0; i < 64; ++i) {
+        for (u32 i = 0; i < KEYS / 2; ++i) {
             float& part = parts[row_slot(i)][i / 4 % 2 * 2 + i % 2];
             part = i < 8 ? scores[i] : combine(part, scores[i]);
         }
@@ -186,7 +192,7 @@ struct RowParts {
 };
 
 // Turns scores into weights; what the rows have so far is to be multiplied by `rescale`, if any lane says so.
-RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLOTS]) {
+RF_DEVICE bool weigh(Rows& rows, Scores& scores, float (&rescale)[ROW_SLOTS]) {
     bool rescaled = false;
     RowParts highest(scores, Maximum());
     RF_UNROLL
@@ -199,7 +205,7 @@ RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLO
         rescaled |= higher;
     }
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) scores[i] = fast_exp2(scores[i] - rows.highest[row_slot(i)]);
+    for (u32 i = 0; i < KEYS / 2; ++i) scores[i] = fast_exp2(scores[i] - rows.highest[row_slot(i)]);
     RowParts sums(scores, Add());
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) rows.sum[slot] = rows.sum[slot] * rescale[slot] + sums.of(slot);
@@ -210,18 +216,23 @@ RF_DEVICE bool weigh(Rows& rows, WarpgroupTile& scores, float (&rescale)[ROW_SLO
 struct Consumer {
     Shared& shared;
     u32 number;
-    Place place;
+    Place place, used;  // of the next tile; and of the first one whose products may still read it
 
-    // The tile at the place, and until it is there.
-    RF_MEMBER const f16* tile() const { return shared.tiles[place.stage]; }
-    RF_MEMBER void wait_for_tile() const { wait_phase(&shared.full[place.stage], place.parity); }
-    // Gives a tile's place back; the second goes on to the next tile.
-    RF_MEMBER void release(u32 stage) const {
-        if (lane() == 0) arrive(&shared.empty[stage]);
-    }
-    RF_MEMBER void release() {
-        release(place.stage);
+    // The next tile, once it is there.
+    RF_MEMBER const f16* next_tile() {
+        wait_phase(&shared.full[place.stage], place.parity);
+        if (COPIED) publish_to_products();
+        const f16* tile = shared.tiles[place.stage];
         place.next();
+        return tile;
+    }
+    // Waits for the products of TILES tiles, behind which those of LATER have begun; gives the places back, one by one.
+    template <u32 TILES, u32 LATER>
+    RF_MEMBER void release() {
+        wait_for_products<TILES - 1 + LATER>();
+        if (lane() == 0) arrive(&shared.empty[used.stage]);
+        used.next();
+        if constexpr (TILES > 1) release<TILES - 1, LATER>();
     }
 
     // Until the other has begun its products, and the other's until this one has.
@@ -229,42 +240,61 @@ struct Consumer {
     RF_MEMBER void give_turn() const { arrive_at_barrier<CONSUMERS * WARPGROUP>(4 - number); }
 
     // Begins scores = queries keys^T.
-    RF_MEMBER void begin_scores(WarpgroupTile& scores, const Operands& queries, const Operands& keys) const {
+    RF_MEMBER void begin_scores(Scores& scores, const Operands& queries) {
         RF_UNROLL
-        for (u32 k = 0; k < RF_HEAD_DIM / 16; ++k) {
-            u32 panel = k / 4 * PANEL, column = k % 4 * 16;
-            multiply_rows(scores, queries.at(panel * ROWS + column), keys.at(panel * KEYS + column), k > 0);
+        for (u32 t = 0; t < KEY_TILES; ++t) {
+            Operands keys(next_tile(), 0);
+            RF_UNROLL
+            for (u32 k = 0; k < WIDTH / 16; ++k) {
+                u32 panel = k / 4, column = k % 4 * 16;
+                multiply_rows(scores, queries.at((t * PANELS + panel) * PANEL * ROWS + column),
+                              keys.at(panel * PANEL * KEYS + column), t + k > 0);
+            }
+            end_products();
         }
-        end_products();
     }
     // Begins sums += weights values.
-    RF_MEMBER void begin_sums(WarpgroupTile& sums, const u32 (&weights)[KEYS / 4], const Operands& values) const {
+    RF_MEMBER void begin_sums(Rows& rows, const u32 (&weights)[KEYS / 4]) {
         RF_UNROLL
-        for (u32 k = 0; k < KEYS / 16; ++k) multiply_columns(sums, weights + 4 * k, values.at(k * 16 * PANEL));
-        end_products();
+        for (u32 t = 0; t < VALUE_TILES; ++t) {
+            Operands values(next_tile(), KEYS * PANEL * sizeof(f16));
+            RF_UNROLL
+            for (u32 k = 0; k < KEYS / 16; ++k)
+                multiply_columns(rows.sums[t], weights + 4 * k, values.at(k * 16 * PANEL));
+            end_products();
+        }
     }
 };
 
-RF_DEVICE void pack_weights(u32 (&packed)[KEYS / 4], const WarpgroupTile& weights) {
+RF_DEVICE void pack_weights(u32 (&packed)[KEYS / 4], const Scores& weights) {
     RF_UNROLL
     for (u32 i = 0; i < KEYS / 4; ++i) packed[i] = pack_fp16(weights[2 * i], weights[2 * i + 1]);
 }
 
-// A warpgroup's rows of the queries, scaled, into LDS.
+// A warpgroup's rows of the queries, scaled, into LDS. Rows past the sequence's repeat its last one, so that no load
+// waits for a branch.
 RF_DEVICE void store_queries(f16* queries, const PrefillParams& p, const BlockRows& block, u32 first) {
+    constexpr u32 OF_LANE = 64 * PIECES / WARPGROUP, LOADS = OF_LANE > 16 ? OF_LANE / 2 : OF_LANE;  // at a time
     float scale = p.softcap == 0 ? p.scale * LOG2E : p.scale;
-    RF_UNROLL
-    for (u32 i = 0; i < 64 * PIECES / WARPGROUP; ++i) {
-        u32 unit = thread_x() % WARPGROUP + i * WARPGROUP, row = first + unit / PIECES, piece = unit % PIECES;
-        i32 r = block.first_row + i32(row);
-        u32x4 packed = make_u32x4(0, 0, 0, 0);
-        if (r < block.total) {
-            const float* q = p.q + block.place(r) * RF_HEAD_DIM + piece * 8;
-            f32x4 a = load<f32x4>(q), b = load<f32x4>(q + 4);
-            packed = make_u32x4(pack_fp16(a.x * scale, a.y * scale), pack_fp16(a.z * scale, a.w * scale),
-                                pack_fp16(b.x * scale, b.y * scale), pack_fp16(b.z * scale, b.w * scale));
+    RF_NO_UNROLL
+    for (u32 begun = 0; begun < OF_LANE; begun += LOADS) {
+        u32 first_unit = begun * WARPGROUP + unknown(thread_x() % WARPGROUP);
+        f32x4 x[LOADS][2];
+        RF_UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = first_unit + i * WARPGROUP;
+            i32 r = minimum(block.first_row + i32(first + unit / PIECES), block.total - 1);
+            const float* q = p.q + block.place(r) * RF_HEAD_DIM + unit % PIECES * 8;
+            x[i][0] = load<f32x4>(q), x[i][1] = load<f32x4>(q + 4);
         }
-        *reinterpret_cast<u32x4*>(queries + piece_offset(ROWS, row, piece)) = packed;
+        RF_UNROLL
+        for (u32 i = 0; i < LOADS; ++i) {
+            u32 unit = first_unit + i * WARPGROUP;
+            f32x4 a = x[i][0], b = x[i][1];
+            *reinterpret_cast<u32x4*>(queries + piece_offset(ROWS, first + unit / PIECES, unit % PIECES)) =
+                make_u32x4(pack_fp16(a.x * scale, a.y * scale), pack_fp16(a.z * scale, a.w * scale),
+                           pack_fp16(b.x * scale, b.y * scale), pack_fp16(b.z * scale, b.w * scale));
+        }
     }
 }
 
@@ -274,14 +304,17 @@ RF_DEVICE void store_results(const Rows& rows, const PrefillParams& p, const Blo
         i32 r = block.first_row + i32(first + fragment_row(slot));
         float factor = normalizer(rows.highest[slot], reduce_lanes<ROW_LANES>(rows.sum[slot], Add()), p, block, r);
         if (r >= block.total) continue;
-        u64 at = block.place(r) * RF_VALUE_DIM + fragment_column(0);
+        u64 at = block.place(r) * RF_VALUE_DIM + block_z() * COLUMNS + fragment_column(0);
         RF_UNROLL
-        for (u32 i = 2 * slot; i < 64; i += 4) {
-            float x = rows.sums[i] * factor, y = rows.sums[i + 1] * factor;
-            if (p.fp16)
-                *reinterpret_cast<u32*>(p.fp16 + at + i / 4 * 8) = pack_fp16(x, y);
-            else
-                p.out[at + i / 4 * 8] = x, p.out[at + i / 4 * 8 + 1] = y;
+        for (u32 t = 0; t < VALUE_TILES; ++t, at += WIDTH) {
+            RF_UNROLL
+            for (u32 i = 2 * slot; i < WIDTH / 2; i += 4) {
+                float x = rows.sums[t][i] * factor, y = rows.sums[t][i + 1] * factor;
+                if (p.fp16)
+                    *reinterpret_cast<u32*>(p.fp16 + at + i / 4 * 8) = pack_fp16(x, y);
+                else
+                    p.out[at + i / 4 * 8] = x, p.out[at + i / 4 * 8 + 1] = y;
+            }
         }
     }
 }
@@ -294,14 +327,24 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
     wait_at_barrier<WARPGROUP>(1 + number);
 
     Rows rows;
-    RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) rows.sums[i] = 0;
+    auto each_sum = [&](auto change) {
+        RF_UNROLL
+        for (u32 t = 0; t < VALUE_TILES; ++t) {
+            RF_UNROLL
+            for (u32 i = 0; i < WIDTH / 2; ++i) change(rows.sums[t][i], row_slot(i));
+        }
+    };
+    auto sums_in_place = [&] {
+        RF_UNROLL
+        for (u32 t = 0; t < VALUE_TILES; ++t) in_place(rows.sums[t]);
+    };
+    each_sum([](float& sum, u32) { sum = 0; });
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
         rows.position[slot] = block.position(block.first_row + i32(first + fragment_row(slot)));
     }
-    WarpgroupTile scores;
+    Scores scores;
     u32 weights[KEYS / 4];
     float rescale[ROW_SLOTS];
     KeyRange range = block.keys<ROWS, RF_BLOCK_SIZE>();
@@ -315,53 +358,37 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
         return weigh(rows, scores, rescale);
     };
 
-    const u32 PANELS = KEYS * PANEL * sizeof(f16);
     if (range.start < range.end) {
         Operands queries(consumer.shared.queries + number * 64 * PANEL, 0);
-        consumer.wait_for_tile();
         in_place(scores);
         consumer.wait_for_own_turn();
         begin_products();
-        consumer.begin_scores(scores, queries, Operands(consumer.tile(), 0));
+        consumer.begin_scores(scores, queries);
         consumer.give_turn();
-        wait_for_products<0>();
+        consumer.release<KEY_TILES, 0>();
         in_place(scores);
-        consumer.release();
         weights_of(range.start);  // there are no sums yet to rescale
         pack_weights(weights, scores);
         for (i32 start = range.start + i32(KEYS); start < range.end; start += KEYS) {
-            u32 keys_stage = consumer.place.stage;
-            consumer.wait_for_tile();
-            Operands keys(consumer.tile(), 0);
-            consumer.place.next();
-            Operands values(consumer.tile(), PANELS);
-            in_place(scores), in_place(rows.sums);
+            in_place(scores), sums_in_place();
             consumer.wait_for_own_turn();
             begin_products();
-            consumer.begin_scores(scores, queries, keys);
-            consumer.wait_for_tile();
-            consumer.begin_sums(rows.sums, weights, values);
+            consumer.begin_scores(scores, queries);
+            consumer.begin_sums(rows, weights);
             consumer.give_turn();
-            wait_for_products<1>();
+            consumer.release<KEY_TILES, VALUE_TILES>();
             in_place(scores);
-            consumer.release(keys_stage);
             bool rescaled = weights_of(start);
-            wait_for_products<0>();
-            in_place(rows.sums);
-            consumer.release();
-            if (wave_ballot(rescaled)) {
-                RF_UNROLL
-                for (u32 i = 0; i < 64; ++i) rows.sums[i] *= rescale[row_slot(i)];
-            }
+            consumer.release<VALUE_TILES, 0>();
+            sums_in_place();
+            if (wave_ballot(rescaled)) each_sum([&](float& sum, u32 slot) { sum *= rescale[slot]; });
             pack_weights(weights, scores);
         }
-        consumer.wait_for_tile();
-        in_place(rows.sums);
+        sums_in_place();
         begin_products();
-        consumer.begin_sums(rows.sums, weights, Operands(consumer.tile(), PANELS));
-        wait_for_products<0>();
-        in_place(rows.sums);
-        consumer.release();
+        consumer.begin_sums(rows, weights);
+        consumer.release<VALUE_TILES, 0>();
+        sums_in_place();
     }
     store_results(rows, p, block, first);
 }
@@ -380,11 +407,11 @@ RF_DEVICE void attend(const PrefillParams& p) {
     barrier();
     if (wave() < WARPGROUP / RF_WAVE) {
         give_registers_back<PRODUCER_REGISTERS>();
-        Producer producer = {shared, p.kv_heads, {}, {}};
-        each_sequence<ROWS>(p, [&](const BlockRows& block) { producer.bring_tiles(p, block); });
+        Producer producer = {shared, p.kv_heads, {}};
+        each_sequence<ROWS>(p, [&](const BlockRows& block) { producer.bring(p, block); });
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        Consumer consumer = {shared, thread_x() / WARPGROUP - 1, {}};
+        Consumer consumer = {shared, thread_x() / WARPGROUP - 1, {}, {}};
         if (consumer.number == 1) consumer.give_turn();  // the other's is the first
         each_sequence<ROWS>(p, [&](const BlockRows& block) { consume(consumer, p, block); });
     }

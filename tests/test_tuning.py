@@ -60,6 +60,24 @@ def test_decode_attention_fits(head_dim, group, wave):
     assert cut.stripes == 1 or cut.stripes * group * head_dim <= Tuning().decode_lds_floats
 
 
+def test_prefill_attention_fits():
+    """On warpgroups tiles are whole, LDS holds those in use together, and registers 256 columns; others have waves."""
+    sizes = [(keys, values) for keys in range(64, 513, 64) for values in range(64, keys + 1, 64)]
+    cuts = {size: geometry.prefill(shipped("sm_90"), *size, 32) for size in sizes}
+    assert {size for size, cut in cuts.items() if not cut.shared} == {(n, v) for n, v in sizes if v in (320, 448)}
+    for (keys, values), cut in cuts.items():
+        if not cut.shared:
+            continue
+        macros, columns = cut.macros, values // cut.parts
+        width, stages = macros["RF_WIDTH"], macros["RF_STAGES"]
+        assert columns <= 256 and not keys % width and not columns % width
+        assert stages >= (keys + columns) // width
+        tiles = 2 * (128 * keys + stages * macros["RF_KEYS"] * width)
+        assert tiles + geometry.PREFILL_SHARED_REST <= cut.shared == macros["RF_LDS"] <= 227 << 10
+        assert columns / 2 + macros["RF_KEYS"] * 3 / 4 <= 176  # a lane's sums, scores and weights
+    assert geometry.prefill(shipped("sm_90"), 96, 96, 32).parts == geometry.prefill(Tuning(), 512, 512, 64).parts == 1
+
+
 def test_a_gated_block_has_whole_runs():
     """Of 32 rows, which share a scale, for any number of tokens."""
     assert all(geometry.gated_rows(entry, tokens) % 32 == 0 for entry in TABLE.values() for tokens in range(1, 9))

@@ -7,7 +7,7 @@ namespace rocforge {
 // An address in the block's LDS, as these instructions take it.
 RF_DEVICE u32 lds_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
-// ---- Copies of 4, 8 or 16 bytes by lanes, in groups ----
+// ---- Copies of 4, 8 or 16 bytes by lanes ----
 
 template <u32 BYTES>
 RF_DEVICE void copy_async(u32 to, const u8* from) {
@@ -15,12 +15,6 @@ RF_DEVICE void copy_async(u32 to, const u8* from) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
-}
-RF_DEVICE void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for all but the last N of this thread's groups.
-template <u32 N>
-RF_DEVICE void wait_for_copy_groups() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // ---- Barriers in LDS, whose phases count up; a bulk copy arrives with its bytes ----

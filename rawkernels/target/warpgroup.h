@@ -15,11 +15,12 @@ RF_DEVICE u32 piece_offset(u32 rows, u32 row, u32 piece) {
     return piece / 8 * rows * PANEL + row * PANEL + (piece % 8 ^ row % 8) * 8;
 }
 
-// ---- Products: c (64, 128) float32 in registers, of a (64, 16) and b, 16 in depth, float16 ----
+// ---- Products: c (64, N) float32 in registers, of a (64, 16) and b, 16 in depth, float16 ----
 //
 // A lane has c's element i at row `warp % 4 * 16 + fragment_row(row_slot(i))`, column fragment_column(i).
 
-typedef float WarpgroupTile[64];
+template <u32 N>
+using WarpgroupTile = float[N / 2];
 
 // How the tensor cores find an operand: the one at a tile's beginning, plus a distance in it. A shuffle tells the
 // compiler that all lanes have the same, which it then computes in uniform registers, where products take it from.
@@ -36,28 +37,40 @@ struct Operands {
     RF_MEMBER u64 at(u32 distance) const { return rest | (first + distance / 8); }
 };
 
-#define RF_PRODUCT                                                                                       \
+#define RF_PRODUCT_64 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 "}, "
+#define RF_PRODUCT_128                                                                                   \
     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" RF_NAMES_0 ", " RF_NAMES_16 ", " RF_NAMES_32 \
     ", " RF_NAMES_48 "}, "
 
-// c = a b^T, or c += a b^T; both in LDS, the depth along their rows.
-RF_DEVICE void multiply_rows(WarpgroupTile& c, u64 a, u64 b, bool add) {
-    asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; " RF_PRODUCT "%64, %65, add, 1, 1, 0, 0;}"
+// c = a b^T, or c += a b^T; both in LDS, the depth along their rows. N is 64 or 128.
+RF_DEVICE void multiply_rows(WarpgroupTile<64>& c, u64 a, u64 b, bool add) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, %34, 0; " RF_PRODUCT_64 "%32, %33, add, 1, 1, 0, 0;}"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16)
+                 : "l"(a), "l"(b), "r"(i32(add)));
+}
+RF_DEVICE void multiply_rows(WarpgroupTile<128>& c, u64 a, u64 b, bool add) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; " RF_PRODUCT_128 "%64, %65, add, 1, 1, 0, 0;}"
                  : RF_SUMS_64(c, 0)
                  : "l"(a), "l"(b), "r"(i32(add)));
 }
 
-// c += a b; a in registers, b in LDS, its rows the depth.
-RF_DEVICE void multiply_columns(WarpgroupTile& c, const u32* a, u64 b) {
-    asm volatile("{.reg .pred add; setp.ne.b32 add, 1, 0; " RF_PRODUCT "{%64, %65, %66, %67}, %68, add, 1, 1, 1;}"
+// c += a b; a in registers, b in LDS, its rows the depth. N is 64 or 128.
+RF_DEVICE void multiply_columns(WarpgroupTile<64>& c, const u32* a, u64 b) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, 1, 0; " RF_PRODUCT_64 "{%32, %33, %34, %35}, %36, add, 1, 1, 1;}"
+                 : RF_SUMS_16(c, 0), RF_SUMS_16(c, 16)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+RF_DEVICE void multiply_columns(WarpgroupTile<128>& c, const u32* a, u64 b) {
+    asm volatile("{.reg .pred add; setp.ne.b32 add, 1, 0; " RF_PRODUCT_128 "{%64, %65, %66, %67}, %68, add, 1, 1, 1;}"
                  : RF_SUMS_64(c, 0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // The compiler moves no access to c across this.
-RF_DEVICE void in_place(WarpgroupTile& c) {
+template <u32 COUNT>
+RF_DEVICE void in_place(float (&c)[COUNT]) {
     RF_UNROLL
-    for (u32 i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
+    for (u32 i = 0; i < COUNT; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
 // The compiler takes it for another number: what follows from it is computed again, and takes no registers before.
@@ -68,7 +81,8 @@ RF_DEVICE u32 unknown(u32 x) {
 
 // ---- Barriers ----
 
-// What this thread has put into LDS is seen by products, once a barrier orders them.
+// What this thread has put into LDS is seen by products, once a barrier orders them; or, behind the barrier, what
+// others have put there.
 RF_DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Barriers 1 to 15 of a block, of THREADS threads each, some of which may only arrive.

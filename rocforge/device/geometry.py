@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -166,10 +167,12 @@ def decode(tuning: Tuning, head_dim: int, group: int, wave: int, alone: bool) ->
 
 
 class Prefill(NamedTuple):
-    """Of prefill attention: rows and threads of a block, its bytes of dynamic LDS, and macros of the source."""
+    """Of prefill attention: rows and threads of a block, blocks that have the same rows and a part of the output each,
+    bytes of dynamic LDS, and macros of the source."""
 
     rows: int
     threads: int
+    parts: int
     shared: int
     macros: dict[str, int]
 
@@ -177,18 +180,32 @@ class Prefill(NamedTuple):
 def prefill(tuning: Tuning, head_dim: int, value_dim: int, wave: int) -> Prefill:
     """The geometry of attention_prefill, for elements of a head's keys and of its values.
 
-    On warpgroups, one of which brings tiles of 128 keys or values to two others, the queries take as much as a tile. On
-    waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each, and of
+    On waves, the output of 16 rows of a wide head would fill a wave's registers, so two have a part of it each, and of
     heads of more than 256 four.
     """
-    if tuning.prefill_stages and head_dim == value_dim == 128:
-        shared = (1 + tuning.prefill_stages) * 128 * head_dim * 2 + PREFILL_SHARED_REST
-        macros = {"RF_KEYS": 128, "RF_STAGES": tuning.prefill_stages, "RF_LDS": shared}
-        return Prefill(128, 384, shared, macros)
+    warpgroups = _prefill_on_warpgroups(tuning.prefill_lds, head_dim, value_dim)
+    if warpgroups is not None:
+        return warpgroups
     parts = 1 if head_dim <= 128 else 2 if head_dim <= 256 else 4
     keys = tuning.prefill_keys if parts == 1 else tuning.prefill_keys_wide
     rows = tuning.prefill_waves // parts * 16
-    return Prefill(rows, tuning.prefill_waves * wave, 0, {"RF_PARTS": parts, "RF_KEYS": keys})
+    return Prefill(rows, tuning.prefill_waves * wave, 1, 0, {"RF_PARTS": parts, "RF_KEYS": keys})
+
+
+def _prefill_on_warpgroups(lds: int, head_dim: int, value_dim: int) -> Prefill | None:
+    """The same in so many bytes of LDS: queries, and tiles of keys and values of 64 or 128 columns that one warpgroup
+    brings to two others; or None.
+
+    Registers hold 256 columns of 64 rows' output, and with those, or queries that leave tiles little LDS, the scores of
+    64 keys, else of 128.
+    """
+    parts = -(-value_dim // 256)
+    width, keys = math.gcd(head_dim, value_dim // parts, 128), 64 if max(head_dim, 2 * value_dim) > 256 else 128
+    if not lds or width < 64:
+        return None
+    stages = (lds - PREFILL_SHARED_REST - 2 * 128 * head_dim) // (2 * keys * width)
+    macros = {"RF_PARTS": parts, "RF_KEYS": keys, "RF_WIDTH": width, "RF_STAGES": stages, "RF_LDS": lds}
+    return Prefill(128, 384, parts, lds, macros)
 
 
 def _gemv_macros(tuning: Tuning, given: Mapping[str, Any], _: int) -> dict[str, int]:

@@ -79,7 +79,8 @@ class Tuning:
         prefill_waves: of prefill attention.
         prefill_keys, prefill_keys_wide: keys of a tile; and for heads of more than 128.
         prefill_resident: as gemv_resident.
-        prefill_stages: tiles of keys and values in LDS, where heads of 128 are multiplied by warpgroups; 0: by waves.
+        prefill_lds: bytes of LDS of a block where it multiplies by warpgroups, as it does heads of whole 64 that tiles
+            fit; 0: by waves.
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
@@ -159,7 +160,7 @@ class Tuning:
     prefill_keys: int = 32
     prefill_keys_wide: int = 16
     prefill_resident: int = 256
-    prefill_stages: int = 0
+    prefill_lds: int = 0
 
     experts_int8_tokens: int = 4
     experts_wide_from: int = ANY
@@ -198,7 +199,7 @@ _H200 = replace(
     wide_tokens=64,
     experts_wide_from=129,
     decode_threads=128,
-    prefill_stages=5,
+    prefill_lds=227 << 10,
 )
 
 TABLE = {

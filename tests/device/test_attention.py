@@ -97,6 +97,14 @@ def test_prefill(heads: int, kv_heads: int, head_dim: int):
     check(rng, cache, chunks, heads)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 512])
+def test_prefill_behind_a_prefix(head_dim: int):
+    """Rows of several blocks and keys of several tiles, of two sequences; a window begins within a tile."""
+    rng = np.random.default_rng(head_dim)
+    cache = filled(rng, 1, head_dim, 16, window=170)
+    check(rng, cache, [Chunk(200, 24, [3, 9, 1, 14, 5, 0, 12]), Chunk(130, 5, [7, 2, 11, 4, 13])], heads=8)
+
+
 def test_sizes_at_random(rng):
     """Sequences, chunks of them and windows as nobody has thought of them, of some shapes of heads."""
     for heads, kv_heads, head_dim in rng.permutation(SHAPES[:5])[:3].tolist():

@@ -186,7 +186,7 @@ def _attend(
             "tiles": tiles,
             "causal": int(layer.causal),
         }
-        prefill((tiles, kv_heads), (cut.threads,), args, cut.shared)
+        prefill((tiles, kv_heads, cut.parts), (cut.threads,), args, cut.shared)
 
 
 _NOTHING_BEFORE = {
