@@ -136,6 +136,16 @@ struct Rows {
     WarpgroupTile<WIDTH> sums[VALUE_TILES];
     float highest[ROW_SLOTS], sum[ROW_SLOTS];
     i32 position[ROW_SLOTS];
+
+    // Calls change(sum, slot) for each of a lane's sums.
+    template <class Change>
+    RF_MEMBER void each_sum(Change change) {
+        RF_UNROLL
+        for (u32 t = 0; t < VALUE_TILES; ++t) {
+            RF_UNROLL
+            for (u32 i = 0; i < WIDTH / 2; ++i) change(sums[t][i], row_slot(i));
+        }
+    }
 };
 
 typedef WarpgroupTile<KEYS> Scores;
@@ -327,18 +337,11 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
     wait_at_barrier<WARPGROUP>(1 + number);
 
     Rows rows;
-    auto each_sum = [&](auto change) {
-        RF_UNROLL
-        for (u32 t = 0; t < VALUE_TILES; ++t) {
-            RF_UNROLL
-            for (u32 i = 0; i < WIDTH / 2; ++i) change(rows.sums[t][i], row_slot(i));
-        }
-    };
     auto sums_in_place = [&] {
         RF_UNROLL
         for (u32 t = 0; t < VALUE_TILES; ++t) in_place(rows.sums[t]);
     };
-    each_sum([](float& sum, u32) { sum = 0; });
+    rows.each_sum([](float& sum, u32) { sum = 0; });
     RF_UNROLL
     for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
         rows.highest[slot] = LOWEST, rows.sum[slot] = 0;
@@ -381,7 +384,7 @@ RF_DEVICE void consume(Consumer& consumer, const PrefillParams& p, const BlockRo
             bool rescaled = weights_of(start);
             consumer.release<VALUE_TILES, 0>();
             sums_in_place();
-            if (wave_ballot(rescaled)) each_sum([&](float& sum, u32 slot) { sum *= rescale[slot]; });
+            if (wave_ballot(rescaled)) rows.each_sum([&](float& sum, u32 slot) { sum *= rescale[slot]; });
             pack_weights(weights, scores);
         }
         sums_in_place();

@@ -131,7 +131,7 @@ RF_KERNEL_BOUND(THREADS, 2 * THREADS) rf_delta_step(DeltaStepParams p) {
             u32 head = head_of(i);
             float factor = fast_rsqrt(wave_sum(dot(y, y)) / float(n) + p.norm_eps);
             f32x4 gate = silu_of_four(p.gate + row * p.gate_stride + head * n, column, n);
-            Operand out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.value_heads * n};
+            RowsOut out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.value_heads * n};
             y = product(times(product(y, gate), factor), load4(p.norm, column, n));
             out.write(row, head * n, n, own_four ? column : n, y);
         }

@@ -46,7 +46,7 @@ RF_DEVICE f32x4 product(f32x4 a, f32x4 b) { return make_f32x4(a.x * b.x, a.y * b
 RF_DEVICE float dot(f32x4 a, f32x4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
 // Where rows of n elements go, in the form that what takes them does: one of the three is not null.
-struct Operand {
+struct RowsOut {
     float* floats;
     f16* fp16;
     Quantized quantized;

@@ -344,7 +344,7 @@ struct GatedHead {
     RF_MEMBER f32x4 at(u32 i) const { return load4(x, i, p.dim); }
     RF_MEMBER float factor(float squares) const { return fast_rsqrt(wave_sum(squares) / float(p.dim) + p.eps); }
     RF_MEMBER void write(u32 i, f32x4 v) const {
-        Operand out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.heads * p.dim};
+        RowsOut out = {p.y, p.fp16, {p.quantized, p.width, p.cells}, p.heads * p.dim};
         out.write(row / p.heads, head * p.dim, p.dim, i, v);
     }
 };
