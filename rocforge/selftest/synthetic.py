@@ -67,7 +67,7 @@ def type_of(recipe: str, name: str, layer: int, shape: Shape) -> T:
     if recipe != "Q4_K_M":
         return T[recipe]
     more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    return T.Q6_K if more and last in ("attn_v", "ffn_down", "ffn_down_exps") else T.Q4_K
+    return T.Q6_K if more and last in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp") else T.Q4_K
 
 
 def random_blocks(qtype: T, rng: np.random.Generator) -> np.ndarray:
