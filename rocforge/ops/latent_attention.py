@@ -59,14 +59,10 @@ def store_latents(
     Raises:
         ValueError: the rotation is of other than the shared elements, or a cache's rows are of another length.
     """
-    shared = keys.shape[1]
-    check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
-    if rotation is not None and 2 * rotation.cos.shape[1] != shared:
-        raise ValueError(
-            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
-        )
+    _check_rows(latents, keys, layer, rotation)
     if get_array_module(q) is not np:
         return device.store_latents(q, latents, keys, layer, rotation, norm, eps, factors)
+    shared = keys.shape[1]
     if factors is not None:
         q = scale_rows(q, factors)
     own, rotated, keys = q[..., :-shared], q[..., -shared:], keys[:, None]
@@ -76,6 +72,15 @@ def store_latents(
         rotated, keys = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (rotated, keys))
     layer.keys[layer.slots] = np.concatenate([latents[:, None], keys], axis=2)
     return own, rotated
+
+
+def _check_rows(latents: Array, keys: Array, layer: PagedLayer, rotation: Rotation | None) -> None:
+    shared = keys.shape[1]
+    check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
+    if rotation is not None and 2 * rotation.cos.shape[1] != shared:
+        raise ValueError(
+            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
+        )
 
 
 def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: float) -> Array:
@@ -127,8 +132,14 @@ def expanded_attention(
 
     Returns:
         float32, shape (tokens, heads, value_dim).
+
+    Raises:
+        ValueError: as `store_latents`; on a device, no plan.
     """
+    _check_rows(latents, keys, layer, rotation)
     if get_array_module(q) is not np:
+        if plan is None:
+            raise ValueError("expanded_attention: plan is None; allowed on a device is what plan_expansion gives")
         return device.expanded_attention(q, latents, keys, layer, rotation, weights, scale, plan, norm, eps, factors)
     own, rotated = store_latents(q, latents, keys, layer, rotation, norm, eps, factors)
     return head_linear(latent_attention(head_linear(own, weights[0]), rotated, layer, scale), weights[1])
