@@ -53,6 +53,7 @@ class StepShape:
         mixed: whether requests may have several tokens. Else each of the rows is a request's one token.
         longest: tokens of the longest sequence, at most, where attention patterns have as many keys; 0: of any length.
         expanded: blocks of latents that become keys and values, at most; 0: latents serve as they are.
+        fewest: tokens that each request has at least, and what fills up.
     """
 
     tokens: int
@@ -60,6 +61,7 @@ class StepShape:
     mixed: bool
     longest: int = 0
     expanded: int = 0
+    fewest: int = 1
 
     @property
     def sequences(self) -> int:
@@ -101,7 +103,7 @@ class StepInputs:
         slots = slots.reshape(self._groups, shape.tokens)
         tables = tables.reshape(self._groups, shape.sequences, self._width)
         paging = [Paging(*pair) for pair in zip(slots, tables, strict=True)]
-        queries = (1, shape.tokens if shape.mixed else 1)
+        queries = (shape.fewest, shape.tokens if shape.mixed else 1)
         wanted = rows if shape.mixed else None
         longest = shape.longest or self._width * self._cache.block_size
         sequences = (positions, query_starts, lengths, queries, longest, paging, state_slots)

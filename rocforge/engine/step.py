@@ -165,7 +165,9 @@ class StepRunner:
         shape = next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
         if mixed and (room := expansion_room(self._cache, shape.tokens)):
             needed = expanded_blocks(self._cache, [(chunk.start, chunk.stop) for chunk in chunks])
-            shape = replace(shape, expanded=room) if 0 < needed <= room else shape
+            if 0 < needed <= room:
+                alone = shape.tokens - tokens == 1 or any(chunk.tokens == 1 for chunk in chunks)
+                shape = replace(shape, expanded=room, fewest=1 if alone else 2)
         if not self._model.fused.shows_patterns:
             return shape
         longest = max(chunk.stop for chunk in chunks)
