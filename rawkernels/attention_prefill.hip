@@ -17,7 +17,7 @@ namespace rocforge {
 // variants: RF_HEAD_DIM=128 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q8_0 RF_VALUE_TYPE=Q8_0
 // variants: RF_HEAD_DIM=256 RF_GROUP=4 RF_BLOCK_SIZE=32 RF_KEY_TYPE=Q4_0 RF_VALUE_TYPE=FP8_E4M3
 // variants: RF_HEAD_DIM=128 RF_GROUP=1 RF_BLOCK_SIZE=32 RF_ALIBI=1
-// variants: RF_HEAD_DIM=192 RF_GROUP=16 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
+// variants: RF_HEAD_DIM=192 RF_GROUP=1,16 RF_BLOCK_SIZE=32 RF_VALUE_DIM=128
 
 // From q (tokens, heads, RF_HEAD_DIM), `out` or `fp16` (tokens, heads, RF_VALUE_DIM), the other null. Queries are the
 // last of their sequence. Of `window` keys that one sees, 0 for all, its own is the last, or without `causal` that in

@@ -34,17 +34,20 @@ RF_DEVICE float rotated_element(const float* x, u32 i, const float* cos, const f
 // Queries q, (heads, own + SHARED) a token, become own (tokens, heads, own) and rotated (tokens, heads, SHARED), times
 // a factor of each token where there are some; latents (RF_RANK,) and shared keys (SHARED,) a token go to the cache,
 // the latents normalized where there is a norm. Rows of tokens are strides apart. What has a negative slot is not
-// stored.
+// stored. With `whole` (tokens, heads, own + SHARED) it gets the queries of sequences with several tokens, and own and
+// rotated, which then have a row a sequence, those of the others.
 struct LatentStoreParams {
     float *own, *rotated;
+    RF_NULLABLE float* whole;
     void* keys;
     const float *q, *latents, *shared_keys;
     u64 q_stride, latent_stride, key_stride;
     const i32* slots;
-    RF_NULLABLE const float *cos, *sin;  // null where nothing is rotated
+    RF_NULLABLE const i32* query_starts;  // of `whole`
+    RF_NULLABLE const float *cos, *sin;   // null where nothing is rotated
     RF_NULLABLE const float *norm, *factors;
     float eps;
-    u32 tokens, heads, own_dim;
+    u32 tokens, heads, own_dim, sequences;
     i32 neox;
 };
 
@@ -57,12 +60,21 @@ rf_latent_store(LatentStoreParams p) {
     if (token >= p.tokens) return;
     const float *cos = p.cos ? p.cos + token * (SHARED / 2) : nullptr, *sin = p.sin + token * (SHARED / 2);
     if (head < p.heads) {
-        const float* q = p.q + token * p.q_stride + u64(head) * (p.own_dim + SHARED);
-        u64 at = u64(token) * p.heads + head;
+        u32 whole_dim = p.own_dim + SHARED, row = token;
+        const float* q = p.q + token * p.q_stride + u64(head) * whole_dim;
+        bool several = false;
+        if (p.whole) {
+            row = sequence_of(p.query_starts, p.sequences, token);
+            several = p.query_starts[row + 1] > p.query_starts[row] + 1;
+            if (several) row = token;
+        }
+        u64 at = u64(row) * p.heads + head;
+        float* own = several ? p.whole + at * whole_dim : p.own + at * p.own_dim;
+        float* rotated = several ? own + p.own_dim : p.rotated + at * SHARED;
         float factor = p.factors ? p.factors[token] : 1.0f;
-        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) p.own[at * p.own_dim + i] = factor * q[i];
+        for (u32 i = lane(); i < p.own_dim; i += RF_WAVE) own[i] = factor * q[i];
         for (u32 i = lane(); i < SHARED; i += RF_WAVE)
-            p.rotated[at * SHARED + i] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
+            rotated[i] = factor * rotated_element(q + p.own_dim, i, cos, sin, p.neox);
         return;
     }
     i32 slot = p.slots[token];

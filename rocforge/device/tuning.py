@@ -81,6 +81,9 @@ class Tuning:
         prefill_resident: as gemv_resident.
         prefill_lds: bytes of LDS of a block where it multiplies by warpgroups, as it does heads of whole 64 that tiles
             fit; 0: by waves.
+        expanded_queries: so many queries of a chunk, each of which sees all of a sequence, take as long over latents as
+            to make keys and values of them.
+        expanded_nbytes: keys and values that are made of latents at a time, for prompts.
 
         experts_int8_tokens: up to so many tokens, each token-expert pair is a product of its own, where the matrix unit
             could multiply all of an expert's together.
@@ -161,6 +164,8 @@ class Tuning:
     prefill_keys_wide: int = 16
     prefill_resident: int = 256
     prefill_lds: int = 0
+    expanded_queries: int = 32
+    expanded_nbytes: int = 256 << 20
 
     experts_int8_tokens: int = 4
     experts_wide_from: int = ANY

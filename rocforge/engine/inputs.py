@@ -52,12 +52,16 @@ class StepShape:
         rows: whose logits are computed, at most; as many as requests, at most.
         mixed: whether requests may have several tokens. Else each of the rows is a request's one token.
         longest: tokens of the longest sequence, at most, where attention patterns have as many keys; 0: of any length.
+        expanded: blocks of latents that become keys and values, at most; 0: latents serve as they are.
+        fewest: tokens that each request has at least, and what fills up.
     """
 
     tokens: int
     rows: int
     mixed: bool
     longest: int = 0
+    expanded: int = 0
+    fewest: int = 1
 
     @property
     def sequences(self) -> int:
@@ -99,11 +103,11 @@ class StepInputs:
         slots = slots.reshape(self._groups, shape.tokens)
         tables = tables.reshape(self._groups, shape.sequences, self._width)
         paging = [Paging(*pair) for pair in zip(slots, tables, strict=True)]
-        queries = (1, shape.tokens if shape.mixed else 1)
+        queries = (shape.fewest, shape.tokens if shape.mixed else 1)
         wanted = rows if shape.mixed else None
         longest = shape.longest or self._width * self._cache.block_size
         sequences = (positions, query_starts, lengths, queries, longest, paging, state_slots)
-        return ids, Batch(self._cache, *sequences, wanted, TokenAdapters(*adapters))
+        return ids, Batch(self._cache, *sequences, wanted, TokenAdapters(*adapters), shape.expanded)
 
     def begin(self, shape: StepShape, chunks: Sequence[ScheduledChunk], staged: Any, last_tokens: Any) -> None:
         """Queue what makes the inputs of an upload of what `stage` gives for the same chunks.

@@ -27,6 +27,7 @@ from rocforge.engine.request import Request
 from rocforge.engine.sampler import DeviceSampler, PendingTokens, SampledToken
 from rocforge.engine.scheduler import ScheduledChunk
 from rocforge.nn.cache import KVCache
+from rocforge.nn.expansion import expanded_blocks, expansion_room
 from rocforge.nn.observe import Observer, observations_recorded, replay
 from rocforge.nn.reach import same_reach
 from rocforge.nn.transformer import Transformer
@@ -97,7 +98,8 @@ class StepRunner:
         self.sizes = prompt_sizes(max_batch_tokens)
         decode = [StepShape(rows, rows, False) for rows in decode_sizes(max_requests)]
         mixed = [StepShape(tokens, min(tokens, max_requests), True) for tokens in self.sizes]
-        self.shapes = [*decode, *mixed]
+        expanded = [replace(shape, expanded=room) for shape in mixed if (room := expansion_room(cache, shape.tokens))]
+        self._cache, self.shapes = cache, [*decode, *mixed, *expanded]
         self._inputs = StepInputs(cache, self.shapes, max_requests, width)
         self._sampler = DeviceSampler(stream, model.config.vocabulary, max_requests)
         self._graphs = os.environ.get("ROCFORGE_GRAPHS", "1") != "0"
@@ -161,6 +163,11 @@ class StepRunner:
         tokens = sum(chunk.tokens for chunk in chunks)
         mixed = not all(chunk.decodes for chunk in chunks)
         shape = next(shape for shape in self.shapes if shape.mixed == mixed and shape.tokens >= tokens)
+        if mixed and (room := expansion_room(self._cache, shape.tokens)):
+            needed = expanded_blocks(self._cache, [(chunk.start, chunk.stop) for chunk in chunks])
+            if 0 < needed <= room:
+                alone = shape.tokens - tokens == 1 or any(chunk.tokens == 1 for chunk in chunks)
+                shape = replace(shape, expanded=room, fewest=1 if alone else 2)
         if not self._model.fused.shows_patterns:
             return shape
         longest = max(chunk.stop for chunk in chunks)

@@ -12,8 +12,10 @@ import numpy as np
 
 from rocforge.device.libraries import cupy_module
 from rocforge.nn.cache import KVCache, PagedGroup, RecurrentGroup
+from rocforge.nn.expansion import expanded_blocks, expansion_room
 from rocforge.nn.low_rank import PlacedLoRA, TokenAdapters
 from rocforge.nn.state import blocks_for
+from rocforge.ops.latent_attention import Expansion, plan_expansion
 from rocforge.ops.rope import RopeFrequencies, Rotation
 from rocforge.ops.state import PagedLayer, RecurrentLayer, Span
 from rocforge.ops.temperature import Temperature
@@ -81,6 +83,8 @@ class Batch:
         state_slots: int32, shape (sequences,): the slots of recurrent state.
         logits_rows: int32: the rows whose logits are wanted, on the host or where the cache is; or None for all.
         adapters: which adapters the tokens have; None: none of them has one.
+        expanded: where sequences with several tokens make keys and values of latents, blocks that there is room for; 0:
+            none does.
         layer_inputs: what layers of a model that is running take beside the stream: what it has made for each, (tokens,
             layers, ...), or the first one's values, (tokens, dim).
 
@@ -104,9 +108,11 @@ class Batch:
     state_slots: Any
     logits_rows: Any = None
     adapters: TokenAdapters | None = None
+    expanded: int = 0
     layer_inputs: Any = None
     _rotations: dict[int, Rotation] = field(default_factory=dict, repr=False)
     _temperatures: dict[Temperature, Any] = field(default_factory=dict, repr=False)
+    _expansions: dict[int, Expansion] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"Batch({len(self.positions)} tokens, {len(self.lengths)} sequences, {self.cache!r})"
@@ -159,6 +165,8 @@ class Batch:
         )
         if cache.device != "cpu":
             batch._move_to_device()
+            needed = expanded_blocks(cache, [(chunk.start, chunk.length) for chunk in chunks])
+            batch.expanded = needed if needed <= expansion_room(cache, int(starts[-1])) else 0
         return batch
 
     def _move_to_device(self) -> None:
@@ -232,6 +240,19 @@ class Batch:
         if temperature not in self._temperatures:
             self._temperatures[temperature] = temperature.factors(self.positions)
         return self._temperatures[temperature]
+
+    def expansion(self, layer: Hashable) -> Expansion | None:
+        """Where keys and values of a layer's latents go, computed once for all layers of its group; None: nowhere.
+
+        >>> rf.Batch.of(model.new_cache(1), [rf.Chunk(0, 3, [0])]).expansion(model.blk[0].attn) is None
+        True
+        """
+        group, _ = self.cache.group_of(layer)
+        if not self.expanded or not isinstance(group, PagedGroup) or not group.state.expanded:
+            return None
+        if id(group) not in self._expansions:
+            self._expansions[id(group)] = plan_expansion(self.state_of(layer), self.expanded)
+        return self._expansions[id(group)]
 
 
 def _paging(group: PagedGroup, chunks: Sequence[Chunk], index: int, device: str) -> Paging:

@@ -10,7 +10,8 @@ from rocforge.nn.layers import Linear, RMSNorm
 from rocforge.nn.module import Module, is_hidden
 from rocforge.nn.parameter import Parameter
 from rocforge.nn.state import PagedKV
-from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
+from rocforge.ops.device.attention import serves
+from rocforge.ops.latent_attention import expanded_attention, head_linear, latent_attention, store_latents
 from rocforge.ops.rope import RopeFrequencies
 from rocforge.ops.temperature import Temperature
 
@@ -31,7 +32,8 @@ class LatentAttention(Module):
     A token's latent is a product of x (the first rows of attn_kv_a_mqa), normalized (attn_kv_a_norm). Each head's keys
     are those of its own, attn_k_b's transpose times the latent, and one for all heads, which is rotated (the last rows
     of attn_kv_a_mqa); its values are attn_v_b times the latent. Queries are multiplied with attn_k_b in place of the
-    keys, and what a head sees of the latents with attn_v_b, so that neither keys nor values are ever made.
+    keys, and what a head sees of the latents with attn_v_b, so that neither keys nor values are made. Long prompts on a
+    device make them, where the batch says so (`Batch.expansion`), and nobody sees attn_k_b and attn_v_b.
 
     Args:
         dim: width of the residual stream.
@@ -68,7 +70,8 @@ class LatentAttention(Module):
     ):
         self.heads, self.rank, self.rope, self.query_rank = heads, rank, rope, query_rank
         self.scale, self.temperature = scale or 1 / math.sqrt(own + shared), temperature
-        self.state = PagedKV(1, rank + shared, 0)
+        elements = heads * (own + shared + value_dim) if serves(own + shared, value_dim) else 0
+        self.state = PagedKV(1, rank + shared, 0, expanded=elements)
         if query_rank is None:
             self.attn_q = Linear(dim, heads * (own + shared))
         else:
@@ -100,6 +103,13 @@ class LatentAttention(Module):
         else:
             latents = norm(latents)
         factors = None if self.temperature is None else batch.temperatures(self.temperature)
+        plan, matrices = batch.expansion(self), (self.attn_k_b, self.attn_v_b)
+        if plan is not None and all(is_hidden(each, HeadLinear) for each in matrices):
+            weights = self.attn_k_b.weight, self.attn_v_b.weight
+            seen = expanded_attention(
+                q, latents, keys, layer, rotation, weights, self.scale, plan, **fused, factors=factors
+            )
+            return seen.reshape(len(q), -1)
         own, rotated = store_latents(q, latents, keys, layer, rotation, **fused, factors=factors)
         seen = latent_attention(self.attn_k_b(own), rotated, layer, self.scale)
         return self.attn_v_b(seen).reshape(len(q), -1)

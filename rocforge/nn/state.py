@@ -30,6 +30,8 @@ class PagedKV:
         chunked: as in rocforge.ops.state.PagedLayer.
         causal: a token sees none after it. Else a sequence's tokens are all of one batch, nothing is kept for the next,
             and the layers of a group take turns with the same arrays.
+        expanded: elements of the keys and values of all heads that prompts on a device make of a token's row; 0: they
+            make none.
     """
 
     heads: int
@@ -40,6 +42,7 @@ class PagedKV:
     window: int | None = None
     chunked: bool = False
     causal: bool = True
+    expanded: int = 0
 
     def rows_on(self, device: str) -> list[tuple[str, int]]:
         """On "cpu" or "gpu:N", the type and the elements of a key, and those of a value."""

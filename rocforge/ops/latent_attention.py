@@ -19,11 +19,14 @@ from rocforge.ops.activation import scale_rows
 from rocforge.ops.arguments import check_shape
 from rocforge.ops.attention import paged_attention
 from rocforge.ops.device import latent_attention as device
+from rocforge.ops.device.latent_attention import Expansion, plan_expansion
 from rocforge.ops.linear import linear
 from rocforge.ops.norm import rms_norm
 from rocforge.ops.rope import Rotation, rotate
 from rocforge.ops.state import PackedRows, PagedLayer
 from rocforge.ops.types import Array, HostArray, Weight
+
+__all__ = ["Expansion", "expanded_attention", "head_linear", "latent_attention", "plan_expansion", "store_latents"]
 
 
 def store_latents(
@@ -56,14 +59,10 @@ def store_latents(
     Raises:
         ValueError: the rotation is of other than the shared elements, or a cache's rows are of another length.
     """
-    shared = keys.shape[1]
-    check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
-    if rotation is not None and 2 * rotation.cos.shape[1] != shared:
-        raise ValueError(
-            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
-        )
+    _check_rows(latents, keys, layer, rotation)
     if get_array_module(q) is not np:
         return device.store_latents(q, latents, keys, layer, rotation, norm, eps, factors)
+    shared = keys.shape[1]
     if factors is not None:
         q = scale_rows(q, factors)
     own, rotated, keys = q[..., :-shared], q[..., -shared:], keys[:, None]
@@ -73,6 +72,15 @@ def store_latents(
         rotated, keys = (rotate(x, rotation.cos, rotation.sin, rotation.neox) for x in (rotated, keys))
     layer.keys[layer.slots] = np.concatenate([latents[:, None], keys], axis=2)
     return own, rotated
+
+
+def _check_rows(latents: Array, keys: Array, layer: PagedLayer, rotation: Rotation | None) -> None:
+    shared = keys.shape[1]
+    check_shape("store_latents", "cache rows", layer.keys, (layer.keys.shape[0], 1, latents.shape[1] + shared))
+    if rotation is not None and 2 * rotation.cos.shape[1] != shared:
+        raise ValueError(
+            f"rope: {2 * rotation.cos.shape[1]} elements are rotated; allowed are all {shared} shared ones"
+        )
 
 
 def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: float) -> Array:
@@ -95,6 +103,46 @@ def latent_attention(absorbed: Array, rotated: Array, layer: PagedLayer, scale: 
     q = np.concatenate([absorbed, rotated], axis=2)
     values: Any = _Latents(layer.keys, absorbed.shape[2])
     return paged_attention(q, replace(layer, values=values), scale=scale)
+
+
+def expanded_attention(
+    q: Array,
+    latents: Array,
+    keys: Array,
+    layer: PagedLayer,
+    rotation: Rotation | None,
+    weights: tuple[Weight, Weight],
+    scale: float,
+    plan: Expansion | None = None,
+    norm: Array = None,
+    eps: float = 1e-6,
+    factors: Array = None,
+) -> Array:
+    """`store_latents`, and attention: what `latent_attention` of q times the first weight, times the second, gives.
+
+    On a device, where sequences have several tokens, keys and values of all heads are made of their latents, which for
+    many queries takes fewer products; what is alone in its sequence attends to latents.
+
+    Args:
+        q, latents, keys, layer, rotation, norm, eps, factors: as `store_latents` takes them.
+        weights: QuantizedArrays or floats, (heads, rank, own) and (heads, value_dim, rank): what makes a head's keys,
+            transposed, and values of latents.
+        scale: factor on the scores.
+        plan: on a device, as `plan_expansion` gives it for the batch.
+
+    Returns:
+        float32, shape (tokens, heads, value_dim).
+
+    Raises:
+        ValueError: as `store_latents`; on a device, no plan.
+    """
+    _check_rows(latents, keys, layer, rotation)
+    if get_array_module(q) is not np:
+        if plan is None:
+            raise ValueError("expanded_attention: plan is None; allowed on a device is what plan_expansion gives")
+        return device.expanded_attention(q, latents, keys, layer, rotation, weights, scale, plan, norm, eps, factors)
+    own, rotated = store_latents(q, latents, keys, layer, rotation, norm, eps, factors)
+    return head_linear(latent_attention(head_linear(own, weights[0]), rotated, layer, scale), weights[1])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV, blocks_for
 from rocforge.ops.attention import alibi_slopes, attend, paged_attention
-from rocforge.ops.latent_attention import latent_attention
+from rocforge.ops.latent_attention import expanded_attention, latent_attention, plan_expansion
 from rocforge.ops.rope import rope_frequencies
 from rocforge.selftest.check import Check, Error, Outcome, Sizes
 from rocforge.selftest.products import HALF, floats
@@ -51,6 +51,7 @@ def checks(sizes: Sizes) -> list[Check]:
             for name, shape in named.items()
         ),
         Check("latents", functools.partial(_latents, sizes.latents, [*decode, *prompts])),
+        Check("keys and values of latents", functools.partial(_expanded, sizes.latents, [*decode, *prompts])),
     ]
 
 
@@ -99,6 +100,21 @@ def _latents(shape: Shape, chunks: list[tuple[int, int]], rng: np.random.Generat
     asarray, scale = cupy_module().asarray, float(rank + shared) ** -0.5
     expected = latent_attention(absorbed, rotated, here.state_of(0), scale)
     y = latent_attention(asarray(absorbed), asarray(rotated), there.state_of(0), scale).get()
+    return _by_sequence(chunks, here, y, expected, 2 * HALF)
+
+
+def _expanded(shape: Shape, chunks: list[tuple[int, int]], rng: np.random.Generator) -> Outcome:
+    """Prompts make them, which rounds them to float16; the host attends to the latents themselves."""
+    heads, rank, shared = shape
+    here, there = batches(rng, PagedKV(1, rank + shared, 0), chunks)
+    own, value_dim, tokens = 2 * shared, 2 * shared, len(here.positions)
+    weights: Any = [floats(rng, heads, *size) / np.float32(rank**0.5) for size in ((rank, own), (value_dim, rank))]
+    q, latents, keys = (floats(rng, tokens, *size) for size in ((heads, own + shared), (rank,), (shared,)))
+    asarray, scale, layer = cupy_module().asarray, float(own + shared) ** -0.5, there.state_of(0)
+    expected = expanded_attention(q, latents, keys, here.state_of(0), None, weights, scale)
+    plan = plan_expansion(layer, sum(blocks_for(start + count) for start, count in chunks))
+    q, latents, keys, *weights = map(asarray, (q, latents, keys, *weights))
+    y = expanded_attention(q, latents, keys, layer, None, weights, scale, plan).get()
     return _by_sequence(chunks, here, y, expected, 2 * HALF)
 
 

@@ -1,13 +1,17 @@
 """Families on a device: logits of a prompt, and of steps after it, against the CPU's."""
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from golden import families, relative_error
 from golden.families import FAMILIES
 
 import rocforge as rf
+from rocforge.device import tuning
 from rocforge.load import load_model
+from rocforge.loading.warmup import record_kernels
 from rocforge.nn.batch import Batch, Chunk
 
 pytestmark = [pytest.mark.slow, pytest.mark.any_wave]
@@ -84,3 +88,48 @@ def test_captured_steps(tmp_path, name, monkeypatch):
         assert [id for id, _ in tokens] == request.output
         found.append(tokens)
     assert len(found[0]) == 6 and found[0] == found[1]
+
+
+def latents_model(path):
+    """A dense model with latents, on the device, whose heads have values of a length that kernels of prompts take."""
+    family = FAMILIES["plm"]
+    family = replace(family, metadata={**family.metadata, "attention.value_length": 32})
+    families.build(path, "plm", of={"plm": family})
+    return load_model(rf.open_gguf(path), "gpu")
+
+
+@pytest.mark.skipif("HIPSIM_MACHINE_CODE" in os.environ, reason="the emulator runs no captured launches")
+def test_prompts_make_keys_and_values_of_latents(tmp_path, monkeypatch):
+    """Chunks of prompts, one behind a prefix that is reused, beside requests that decode: as with latents alone, and
+    captured bit for bit as one by one."""
+    model, prompt = latents_model(tmp_path / "model.gguf"), families.prompt("plm").tolist()
+    prompts = [prompt, prompt[:33] + prompt[5:30], prompt[:45]]
+    params, found = rf.SamplingParams(max_tokens=4, temperature=0, logprobs=1), {}
+    for queries, graphs in ((1 << 20, "1"), (2, "1"), (2, "0")):
+        monkeypatch.setenv("ROCFORGE_GRAPHS", graphs)
+        with tuning.trying(expanded_queries=queries), rf.Engine(model, cache_tokens=256, max_batch_tokens=32) as engine:
+            requests = [engine.add(tokens, params) for tokens in prompts]
+            likely: dict[int, list[float]] = {id(request): [] for request in requests}
+            while engine.busy:
+                for token in engine.step():
+                    likely[id(token.request)].append(token.logprobs.token)
+            expanded = {shape.fewest for shape in engine._runner._plans if shape.expanded}
+            assert expanded == ({1, 2} if queries == 2 else set())
+            found[queries, graphs] = [request.output for request in requests], [*likely.values()]
+    assert found[2, "1"] == found[2, "0"]
+    assert found[2, "1"][0] == found[1 << 20, "1"][0]
+    np.testing.assert_allclose(found[2, "1"][1], found[1 << 20, "1"][1], atol=2e-2)
+
+
+def test_warmup_has_the_kernels_of_expanded_prompts(tmp_path):
+    """What prompts make keys and values with is compiled while weights load."""
+    names: set[str] = set()
+    record_kernels(latents_model(tmp_path / "model.gguf"), lambda kernel: names.add(kernel.name))
+    assert {
+        "latent_plan",
+        "latent_turn",
+        "latent_expand",
+        "latent_alone",
+        "attention_prefill",
+        "latent_attention",
+    } <= names

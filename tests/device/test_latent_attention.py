@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cupy as cp
 import numpy as np
 import pytest
 
 import rocforge as rf
+from rocforge.device import tuning
+from rocforge.nn import LatentAttention
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
 from rocforge.ops.device import latent_attention as latent_device
 from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
 from rocforge.ops.rope import Rotation, rope_frequencies
-from rocforge.ops.state import BLOCK_SIZE
+from rocforge.ops.state import BLOCK_SIZE, PackedRows
 from rocforge.ops.temperature import Temperature
 from rocforge.selftest.weights import relative_error
 
@@ -146,3 +150,54 @@ def test_packed_cache(rng):
         parts = (rf.to_device(np.ascontiguousarray(part), device) for part in (q[..., :rank], q[..., rank:]))
         rows[device] = rf.asnumpy(latent_attention(*parts, layer, 0.1))
     assert relative_error(rows["gpu"], rows["cpu"]) < 2e-3
+
+
+EXPANDED = [Chunk(0, 19, [3]), Chunk(31, 3, [5, 0]), Chunk(70, 1, [7, 2, 8]), Chunk(33, 150, [1, 4, 6, 9, 10, 11])]
+"""Chunks of prompts, at their start and later, one of more tokens than a block makes keys of; and a token alone."""
+
+
+def put_rows(to, rows: np.ndarray) -> None:
+    """Fill a layer's rows, of whatever type and device; of a packed type as the host packs them."""
+    if not isinstance(to, PackedRows):
+        to[...] = rf.to_device(rows.astype(to.dtype), "gpu" if isinstance(to, cp.ndarray) else "cpu")
+        return
+    packed = replace(to, data=np.zeros(to.data.shape, np.uint8))
+    packed[:] = rows
+    to.data[...] = rf.to_device(packed.data, "gpu" if isinstance(to.data, cp.ndarray) else "cpu")
+
+
+def attention_layer(rng, heads: int, sizes: tuple[int, int, int, int], kind: str, device: str) -> LatentAttention:
+    """A layer of random weights, whose heads' matrices have a format: F32, or a packed one."""
+    rank, own, shared, values = sizes
+    layer = LatentAttention(64, heads, rank, own, shared, values, rope_frequencies(shared))
+    weights = {
+        path: rng.standard_normal(p.shape, np.float32) / np.sqrt(p.shape[-1]) for path, p in layer.named_parameters()
+    }
+    for name in ("attn_k_b.weight", "attn_v_b.weight"):
+        weights[name] = weights[name] if kind == "F32" else rf.quantize(weights[name], kind)
+    layer.load_weights({path: rf.to_device(weight, device) for path, weight in weights.items()})
+    return layer
+
+
+@pytest.mark.any_wave
+@pytest.mark.parametrize(
+    "heads, sizes, kind, cached",
+    [(3, (80, 32, 16, 48), "F32", None), (5, (96, 64, 32, 32), "Q8_0", "q8_0")],
+)
+def test_expanded(rng, heads: int, sizes: tuple[int, int, int, int], kind: str, cached: str | None):
+    """Keys and values that prompts make of latents, those of chunks before included, give what latents do."""
+    seed, x = rng.integers(1 << 30), rng.standard_normal((sum(chunk.count for chunk in EXPANDED), 64), np.float32)
+    results = []
+    for device, expands in (("cpu", False), ("gpu", False), ("gpu", True)):
+        layer = attention_layer(np.random.default_rng(seed), heads, sizes, kind, device)
+        with tuning.trying(expanded_queries=1 if expands else 1 << 20):
+            cache = KVCache({layer: replace(layer.state, key_type=cached)}, 12, device=device)
+            rows, given = cache.paged[0].layers[0][0], np.random.default_rng(seed)
+            before = given.standard_normal((12 * BLOCK_SIZE, 1, sizes[0] + sizes[2]), np.float32)
+            put_rows(rows, before)
+            batch = Batch.of(cache, EXPANDED)
+        assert bool(batch.expanded) == expands and (batch.expansion(layer) is not None) == expands
+        results.append(rf.asnumpy(layer(rf.to_device(x, device), batch)))
+    exact, absorbed, expanded = results
+    assert relative_error(absorbed, exact) < 8e-3 and relative_error(expanded, exact) < 8e-3
+    assert (absorbed != expanded).any()

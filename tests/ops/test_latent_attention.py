@@ -8,7 +8,7 @@ from rocforge.nn import LatentAttention
 from rocforge.nn.batch import Batch, Chunk
 from rocforge.nn.cache import KVCache
 from rocforge.nn.state import PagedKV
-from rocforge.ops.latent_attention import head_linear, latent_attention, store_latents
+from rocforge.ops.latent_attention import expanded_attention, head_linear, latent_attention, store_latents
 from rocforge.ops.rope import Rotation, rope_frequencies
 from rocforge.ops.temperature import Temperature
 
@@ -61,6 +61,19 @@ def test_matches_definition(rng, temperature):
     cache.paged[0].keys[0].reshape(-1, 1, RANK + SHARED)[...] = layer.keys
     y = attend(np.stack([part[-1] for part in q]), Batch.of(cache, last).state_of(0))
     np.testing.assert_allclose(y, np.stack([part[-1] for part in expected]), rtol=1e-4, atol=1e-4)
+
+
+def test_expanded(rng):
+    """Keys and values of heads, from storing to their results: of the chunks' own tokens, by the definition."""
+    layer, rows = filled(rng)
+    k_b = rng.standard_normal((HEADS, RANK, OWN), np.float32)
+    v_b = rng.standard_normal((HEADS, VALUES, RANK), np.float32)
+    q = [rng.standard_normal((len(part), HEADS, OWN + SHARED), np.float32) for part in rows]
+    expected = [by_definition(*pair, k_b, v_b, 0.2, None) for pair in zip(q, rows, strict=True)]
+    given = np.concatenate(rows).astype(np.float32)
+    layer.keys[...] = 0
+    y = expanded_attention(np.concatenate(q), given[:, :RANK], given[:, RANK:], layer, None, (k_b, v_b), 0.2)
+    np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_storing(rng):

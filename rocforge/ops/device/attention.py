@@ -246,8 +246,18 @@ def types_of(layer: PagedLayer) -> Macros:
     return tuple((name, rows.type.name.upper()) for name, rows in pair.items() if isinstance(rows, PackedRows))
 
 
+def serves(head_dim: int, value_dim: int) -> bool:
+    """Whether the kernels have heads of such keys and values."""
+    step = _step(head_dim)
+    return head_dim % step == value_dim % step == 0 and value_dim <= head_dim <= 512
+
+
+def _step(head_dim: int) -> int:
+    return 16 if head_dim <= 128 else 32 if head_dim <= 256 else 64
+
+
 def _sizes(head_dim: int, value_dim: int, group: int) -> dict[str, Any]:
-    step = 16 if head_dim <= 128 else 32 if head_dim <= 256 else 64
+    step = _step(head_dim)
     if head_dim % step or head_dim > 512:
         allowed = "allowed are multiples of 16 up to 128, of 32 up to 256 and of 64 up to 512"
         raise ValueError(f"head_dim is {head_dim}; {allowed}")
